@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
+import { t } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourNodes } from "./nodes.js"
 import { bareHeight, fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal } from "./report/words.js"
@@ -43,7 +44,7 @@ function refuse(errors) {
     const node = nodeOf(key)
     if (!node) continue
     const words = refusal(reasons)
-    fill(node, "refused", `The run was refused: ${words}`)
+    fill(node, "refused", t("The run was refused: {words}", { words }))
     app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: words, life: 10_000 })
   }
   // The reports of the last run would look like those of this one.
@@ -122,7 +123,7 @@ function listen() {
     const node = nodeOf(detail.node_id)
     const kept = rescued.get(String(detail.node_id))
     // Who presses Stop and has lost nothing has met no error.
-    if (node) fill(node, kept ? "partly" : "error", kept ?? "Interrupted: the node did not finish.")
+    if (node) fill(node, kept ? "partly" : "error", kept ?? t("Interrupted: the node did not finish."))
   })
   api.addEventListener("execution_error", finish)
   api.addEventListener("execution_interrupted", finish)

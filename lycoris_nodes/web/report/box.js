@@ -5,6 +5,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
+import { t } from "../language.js"
 import { drawn, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../wheel.js"
 import { firstAndRest, freeBelow } from "./words.js"
@@ -96,7 +97,7 @@ export async function fill(node, state, report, whole) {
     make("pre", { class: "rest", textContent: rest }),
   ]
   if (whole) {
-    const summary = make("summary", { textContent: "everything that was left out" })
+    const summary = make("summary", { textContent: t("everything that was left out") })
     const text = make("pre", { class: "whole", textContent: whole })
     element.replaceChildren(...parts, make("details", { ontoggle: capture }, summary, text))
   } else element.replaceChildren(...parts)

@@ -1,6 +1,7 @@
 // What a file says of itself, in a panel. All of it is read from the file.
 
 import { badges, make, nameParts } from "../elements.js"
+import { t } from "../language.js"
 import { badgesOf, shownSize, splitName } from "./names.js"
 import { openPopup } from "./popup.js"
 import { aboutFile, previewOf } from "./server.js"
@@ -32,11 +33,11 @@ function table(pairs) {
 
 /** @param {string} text */
 function copyButton(text) {
-  const button = make("button", { type: "button", class: "lycoris-button", textContent: "Copy" })
+  const button = make("button", { type: "button", class: "lycoris-button", textContent: t("Copy") })
   button.onclick = async () => {
     // Only pages over https or on this machine have a clipboard.
     await navigator.clipboard?.writeText(text)
-    button.textContent = navigator.clipboard ? "Copied" : "No clipboard here: select the words"
+    button.textContent = navigator.clipboard ? t("Copied") : t("No clipboard here: select the words")
   }
   return button
 }
@@ -45,15 +46,15 @@ function copyButton(text) {
 function content(about) {
   const picture = make("img", { class: "lycoris-picture", src: previewOf(about.file), alt: "" })
   picture.onerror = () => picture.remove()
-  const words = about.stated ? "Trigger words" : "Tags of every training picture"
+  const words = about.stated ? t("Trigger words") : t("Tags of every training picture")
   /** @type {[string, string][]} */
   const facts = [
-    ["kind", `${about.kind}, rank ${about.rank}`],
-    ["base model", about.base],
-    ["family", about.family],
-    ["date", about.date],
-    ["names as in", about.dialect],
-    ["size", shownSize(about.size)],
+    [t("kind"), t("{kind}, rank {rank}", { kind: about.kind, rank: about.rank })],
+    [t("base model"), about.base],
+    [t("family"), about.family],
+    [t("date"), about.date],
+    [t("names as in"), about.dialect],
+    [t("size"), shownSize(about.size)],
     ...about.facts,
   ]
   const tags = about.tags.slice(0, TAGS).map(([tag, count]) => `${tag} ${count}`)
@@ -62,8 +63,8 @@ function content(about) {
     picture,
     ...part(words, ...(triggers.length ? [chips(triggers), copyButton(triggers.join(", "))] : [])),
     table(facts.filter(([, value]) => value)),
-    ...part("Notes", ...about.notes.map((note) => make("p", { textContent: note }))),
-    ...part("Tags", ...(tags.length ? [chips(tags)] : [])),
+    ...part(t("Notes"), ...about.notes.map((note) => make("p", { textContent: note }))),
+    ...part(t("Tags"), ...(tags.length ? [chips(tags)] : [])),
     ...about.problems.map((problem) => make("div", { class: "lycoris-problem", textContent: problem })),
   ]
 }
@@ -76,7 +77,7 @@ export async function openInfo(file, point) {
   const body = make("div", { class: "lycoris-info-body", textContent: "…" })
   const title = make("h3", {}, make("span", {}, ...nameParts(splitName(file))))
   const popup = openPopup(
-    make("div", { class: "lycoris-info", "aria-label": "about the file" }, title, body),
+    make("div", { class: "lycoris-info", "aria-label": t("About the file") }, title, body),
     point,
   )
   const about = await aboutFile(file)

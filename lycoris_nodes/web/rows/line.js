@@ -1,6 +1,7 @@
 // The line of one row.
 
 import { badges, make, nameParts } from "../elements.js"
+import { t } from "../language.js"
 import { openInfo } from "./info.js"
 import { badgesOf, splitName } from "./names.js"
 import { below } from "./popup.js"
@@ -35,15 +36,15 @@ export function createLine(acts, bounds) {
   /** @type {string | null} */
   let shownFile = null
   const change = (/** @type {Partial<Row>} */ part) => acts.change(index, { ...row, ...part })
-  const handle = make("span", { class: "lycoris-handle", textContent: "⠿", title: "Drag to move" })
-  const power = make("input", { type: "checkbox", class: "lycoris-switch", title: "Switch on or off" })
+  const handle = make("span", { class: "lycoris-handle", textContent: "⠿", title: t("Drag to move") })
+  const power = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch on or off") })
   const name = make("button", { type: "button", class: "lycoris-file" })
   const marks = make("span", { class: "lycoris-marks" })
   const rules = make("button", { type: "button", class: "lycoris-icon", textContent: "≡" })
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
-  info.title = "About the file"
-  const model = strengthField("strength of the model", bounds, (value) => change({ strength_model: value }))
-  const clip = strengthField("strength of the text encoder", bounds, (value) => change({ strength_clip: value }))
+  info.title = t("About the file")
+  const model = strengthField(t("strength of the model"), bounds, (value) => change({ strength_model: value }))
+  const clip = strengthField(t("strength of the text encoder"), bounds, (value) => change({ strength_clip: value }))
   const fields = [model.element, clip.element]
   const element = make("div", { class: "lycoris-row" }, handle, power, name, marks, rules, ...fields, info)
 
@@ -64,7 +65,7 @@ export function createLine(acts, bounds) {
     // Another file may have taken its place meanwhile.
     if (shownFile !== file) return
     element.classList.toggle("lycoris-missing", Boolean(about.error))
-    name.title = about.error ?? (about.file === file ? file : `${file}\nfound as ${about.file}`)
+    name.title = about.error ?? (about.file === file ? file : `${file}\n${t("found as {file}", { file: about.file })}`)
     const problem = make("span", { class: "lycoris-badge lycoris-bad", textContent: "!", title: about.error })
     marks.replaceChildren(...(about.error ? [problem] : badges(badgesOf(about))))
   }
@@ -86,7 +87,7 @@ export function createLine(acts, bounds) {
     rules.title = row.rules ?? ""
     if (shownFile !== row.file) {
       shownFile = row.file
-      name.replaceChildren(...nameParts(splitName(row.file || "no file")))
+      name.replaceChildren(...nameParts(splitName(row.file || t("no file"))))
       name.title = row.file
       marks.replaceChildren()
     }

@@ -1,6 +1,7 @@
 // The rows as a list that can be edited.
 
 import { make } from "../elements.js"
+import { t } from "../language.js"
 import { shareWheel } from "../wheel.js"
 import { dragLine } from "./drag.js"
 import { openInfo } from "./info.js"
@@ -15,10 +16,6 @@ import { askText } from "./textbox.js"
 
 /** How many rows are shown without scrolling. */
 const MOST = 16
-
-const RULES = "One rule per line: pattern = weight, as in Weight LyCORIS Blocks."
-const PASTE =
-  "Rows of this node, a node of rgthree's Power Lora Loader, a LORA_STACK, or <lora:name:strength> tags."
 
 /** @typedef {import("./state.js").Row} Row */
 /** @typedef {import("./popup.js").Point} Point */
@@ -37,14 +34,14 @@ const PASTE =
  */
 export function createList({ read, write, isLinked, resized, bounds }) {
   const line = 1.5 * LiteGraph.NODE_WIDGET_HEIGHT
-  const all = make("input", { type: "checkbox", class: "lycoris-switch", title: "Switch all on or off" })
+  const all = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch all on or off") })
   const count = make("span", { class: "lycoris-count" })
   const modelHead = make("span", { class: "lycoris-column" })
   const clipHead = make("span", { class: "lycoris-column", textContent: "CLIP" })
-  const more = make("button", { type: "button", class: "lycoris-icon", textContent: "⋯", title: "More" })
+  const more = make("button", { type: "button", class: "lycoris-icon", textContent: "⋯", title: t("More") })
   const head = make("div", { class: "lycoris-head" }, all, count, modelHead, clipHead, more)
   const body = make("div", { class: "lycoris-list" })
-  const add = make("button", { type: "button", class: "lycoris-button", textContent: "+ Add LoRA / LyCORIS" })
+  const add = make("button", { type: "button", class: "lycoris-button", textContent: t("+ Add LoRA / LyCORIS") })
   const foot = make("div", { class: "lycoris-foot" }, add)
   const element = make("div", { class: "lycoris-rows" }, head, body, foot)
   element.style.setProperty("--lycoris-line", `${line}px`)
@@ -68,23 +65,24 @@ export function createList({ read, write, isLinked, resized, bounds }) {
     editRules(index, point) {
       const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
       const text = rows[index].rules
-      askText({ title: "Block rules of this row", hint: RULES, text, button: "Set rules", done }, point)
+      const hint = t("One rule per line: pattern = weight, as in Weight LyCORIS Blocks.")
+      askText({ title: t("Block rules of this row"), hint, text, button: t("Set rules"), done }, point)
     },
     menu(index, point) {
       const row = rows[index]
       const move = (/** @type {number} */ to) => (to in rows ? () => set(moved(rows, index, to)) : null)
       openMenu(
         [
-          ["About the file", () => openInfo(row.file, point)],
-          ["Block rules…", () => acts.editRules(index, point)],
+          [t("About the file"), () => openInfo(row.file, point)],
+          [t("Block rules…"), () => acts.editRules(index, point)],
           null,
-          [isOn(row) ? "Switch off" : "Switch on", () => acts.change(index, { ...row, on: !isOn(row) })],
-          ["Only this one on", () => set(rows.map((one, at) => ({ ...one, on: at === index })))],
+          [isOn(row) ? t("Switch off") : t("Switch on"), () => acts.change(index, { ...row, on: !isOn(row) })],
+          [t("Only this one on"), () => set(rows.map((one, at) => ({ ...one, on: at === index })))],
           null,
-          ["Duplicate", () => set(rows.toSpliced(index, 0, row))],
-          ["Move up", move(index - 1)],
-          ["Move down", move(index + 1)],
-          ["Remove", () => set(rows.toSpliced(index, 1))],
+          [t("Duplicate"), () => set(rows.toSpliced(index, 0, row))],
+          [t("Move up"), move(index - 1)],
+          [t("Move down"), move(index + 1)],
+          [t("Remove"), () => set(rows.toSpliced(index, 1))],
           null,
           ...common(point),
         ],
@@ -103,11 +101,14 @@ export function createList({ read, write, isLinked, resized, bounds }) {
    */
   function common(point) {
     const separate = hasClip(rows)
-    const words = separate ? "One strength for both" : "Separate strength for CLIP"
+    const words = separate ? t("One strength for both") : t("Separate strength for CLIP")
+    const hint = t(
+      "Rows of this node, a node of rgthree's Power Lora Loader, a LORA_STACK, or <lora:name:strength> tags.",
+    )
     return [
       [words, rows.length ? () => set(withClip(rows, !separate)) : null],
-      ["Paste rows…", () => askText({ title: "Paste rows", hint: PASTE, button: "Add rows", done: paste }, point)],
-      ["Remove all", rows.length ? () => set([]) : null],
+      [t("Paste rows…"), () => askText({ title: t("Paste rows"), hint, button: t("Add rows"), done: paste }, point)],
+      [t("Remove all"), rows.length ? () => set([]) : null],
     ]
   }
 
@@ -115,10 +116,10 @@ export function createList({ read, write, isLinked, resized, bounds }) {
   async function paste(text) {
     try {
       const found = await readRows(text)
-      if (!found.length) return "There are no rows in this text"
+      if (!found.length) return t("There are no rows in this text")
       set([...rows, ...found])
     } catch (error) {
-      return `These rows cannot be used: ${/** @type {Error} */ (error).message}`
+      return t("These rows cannot be used: {error}", { error: /** @type {Error} */ (error).message })
     }
   }
 
@@ -134,7 +135,7 @@ export function createList({ read, write, isLinked, resized, bounds }) {
       (found) => unlessChanged(() => show(found)),
       ({ message }) =>
         unlessChanged(() =>
-          refuse(`The text of this node cannot be shown as rows: ${message}. Show Advanced shows it.`),
+          refuse(t("The text of this node cannot be shown as rows: {message}. Show Advanced shows it.", { message })),
         ),
     )
   }
@@ -163,12 +164,12 @@ export function createList({ read, write, isLinked, resized, bounds }) {
     all.checked = live > 0 && live === rows.length
     all.indeterminate = live > 0 && live < rows.length
     all.disabled = !rows.length
-    count.textContent = rows.length ? `${live} of ${rows.length} on` : ""
-    modelHead.textContent = separate ? "model" : "strength"
+    count.textContent = rows.length ? t("{live} of {all} on", { live, all: rows.length }) : ""
+    modelHead.textContent = separate ? t("model") : t("strength")
     modelHead.hidden = !rows.length
     clipHead.hidden = !separate
     if (rows.length) showLines(separate)
-    else say(linked ? "Another node gives the rows." : "No rows yet.")
+    else say(linked ? t("Another node gives the rows.") : t("No rows yet."))
     setHeight()
   }
 

@@ -1,6 +1,7 @@
 // The menu of a row.
 
 import { make } from "../elements.js"
+import { t } from "../language.js"
 import { closePopup, openPopup } from "./popup.js"
 
 /**
@@ -27,5 +28,5 @@ export function openMenu(items, point) {
       },
     })
   })
-  openPopup(make("div", { class: "lycoris-menu", "aria-label": "row menu" }, ...entries), point)
+  openPopup(make("div", { class: "lycoris-menu", "aria-label": t("row menu") }, ...entries), point)
 }

@@ -1,6 +1,7 @@
 // Chooses a file: typed words match anywhere in its path, and the marked file shows its picture.
 
 import { badges, make, nameParts } from "../elements.js"
+import { t } from "../language.js"
 import { badgesOf, matching, splitName } from "./names.js"
 import { closePopup, openPopup } from "./popup.js"
 import { aboutFile, listFiles, previewOf } from "./server.js"
@@ -16,15 +17,15 @@ const MOST = 400
 export async function openPicker({ current, many = false, pick }, point) {
   const search = make("input", {
     type: "search",
-    placeholder: "Search: words match anywhere in the path",
-    "aria-label": "search files",
+    placeholder: t("Search: words match anywhere in the path"),
+    "aria-label": t("search files"),
   })
   const results = make("div", { class: "lycoris-results" })
   const picture = make("img", { alt: "" })
   const words = make("div", { class: "lycoris-hint" })
   const hint = make("div", {
     class: "lycoris-hint lycoris-bottom",
-    textContent: many ? "Ctrl-click adds a file and stays open" : "",
+    textContent: many ? t("Ctrl-click adds a file and stays open") : "",
   })
   const side = make("div", { class: "lycoris-side" }, picture, words)
   picture.onload = () => (picture.hidden = false)
@@ -85,7 +86,8 @@ export async function openPicker({ current, many = false, pick }, point) {
     const found = matching(files, search.value)
     const items = found.slice(0, MOST).map(itemOf)
     const more = found.length - items.length
-    const rest = more > 0 ? `${more} more: type to narrow the list` : found.length ? "" : "No file matches"
+    const none = found.length ? "" : t("No file matches")
+    const rest = more > 0 ? t("{more} more: type to narrow the list", { more }) : none
     results.replaceChildren(...items, ...(rest ? [make("div", { class: "lycoris-hint", textContent: rest })] : []))
     results.scrollTop = 0
     const chosen = search.value.trim() ? null : items.find((item) => item.title === current)

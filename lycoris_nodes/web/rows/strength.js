@@ -1,6 +1,7 @@
 // A field for a strength.
 
 import { make } from "../elements.js"
+import { t } from "../language.js"
 import { readNumber, shownNumber } from "./typed.js"
 
 /**
@@ -23,7 +24,7 @@ export function strengthField(label, { min, max, step }, changed) {
     field.value = typeof given === "number" ? shownNumber(given) : given
     const wrong = Number.isNaN(read(String(given)))
     field.classList.toggle("lycoris-wrong", wrong)
-    field.title = wrong ? `${label}: a number from ${min} to ${max} is expected` : label
+    field.title = wrong ? t("{label}: a number from {min} to {max} is expected", { label, min, max }) : label
   }
   const set = (/** @type {number | string} */ given) => {
     show(given)
@@ -51,7 +52,7 @@ export function strengthField(label, { min, max, step }, changed) {
   /** @type {(sign: string, words: string, way: number) => HTMLButtonElement} */
   const arrow = (sign, words, way) =>
     make("button", { type: "button", tabIndex: -1, textContent: sign, title: words, onclick: () => move(way) })
-  const [up, down] = [arrow("▴", `${step} more`, 1), arrow("▾", `${step} less`, -1)]
+  const [up, down] = [arrow("▴", t("{step} more", { step }), 1), arrow("▾", t("{step} less", { step }), -1)]
   const arrows = make("span", { class: "lycoris-arrows" }, up, down)
   return { element: make("span", { class: "lycoris-strength" }, field, arrows), show }
 }
