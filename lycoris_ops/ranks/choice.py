@@ -27,10 +27,10 @@ def _energies(offer: Offer) -> Sequence[float]:
 def _roots(offer: Offer) -> Sequence[float]:
     """The sum of the square roots of the components' norms in the gradient, sum_{j<=r} sqrt(S_j) for LoRA.
 
-    The first gradient says less about later steps the further a training goes from its start. So large
-    components count for less than by their energy, and layers of few parameters get more of a budget. No
-    theory stands behind the root: of the powers 2, 1, 1/2 and 1/4 of S_j it is the one that trained well on
-    all tasks of docs/quality.md.
+    Between layers whose ranks cost the same every power of S_j gives the same order. The power decides how
+    far layers of few parameters come first: the lower it is, the more of a budget they get. No theory stands
+    behind the root: of the powers 2, 1, 1/2 and 1/4 of S_j it trained well on all tasks of docs/quality.md,
+    on which it was chosen.
     """
     steps = (max(0.0, after - before) for before, after in itertools.pairwise((0.0, *offer.gains)))
     return list(itertools.accumulate(energy**0.25 for energy in steps))
@@ -48,10 +48,11 @@ def plan_ranks(
     """Divide a size among the layers of a probe so that they gain most together.
 
     Each layer takes one rank of one of the `algorithms` (a name or several, "all" of the probe's, or "auto"
-    for lora), or is left out where `r_min` is 0. Ranks are from `r_min` to `r_max`; kinds without ranks are
-    exempt. Layers without any gradient are always left out. With a `Rank`, every layer takes the algorithm
-    that gains most at this rank. alpha is `scale` times the rank, so that the scale of all layers is equal
-    whatever their ranks. The plan tells gains in any case.
+    for lora, or for what the probe has where it has no lora), or is left out where `r_min` is 0. Ranks are
+    from `r_min` to `r_max`; kinds without ranks are exempt. Layers without any gradient are always left out.
+    With a `Rank`, every layer takes the algorithm that gains most at this rank. With a budget or a ratio, no
+    layer takes a rank at which it would hold more values than its weight has. alpha is `scale` times the
+    rank, so that the scale of all layers is equal whatever their ranks. The plan tells gains in any case.
 
     With a budget, a ratio or a rank, an offer is worth the sum of the square roots of its singular values. A
     share of the energy and the size "auto" (see `Size`) are judged by the energy.
@@ -71,9 +72,9 @@ def plan_ranks(
     known = probe.algorithms
     if not known:
         raise PlanError("no layer of the probe has a gradient")
-    kinds = chosen_algorithms(
-        tuple(k for k in AUTO if k in known) if algorithms == "auto" else algorithms, known
-    )
+    if algorithms == "auto":
+        algorithms = tuple(kind for kind in AUTO if kind in known) or "all"
+    kinds = chosen_algorithms(algorithms, known)
     exact = size.rank if isinstance(size, Rank) else None
     if exact is not None and not r_min <= exact <= (r_max or exact):
         raise PlanError(
@@ -147,7 +148,7 @@ def _by_size(
                 hint=("Lower r_min, leave layers out," if r_min else "Ask for more")
                 + " or allow lokr, which takes less",
             )
-        return allocate(candidates, within(most))
+        return allocate({path: _worthy(probe, path, each) for path, each in candidates.items()}, within(most))
     if isinstance(size, Energy):
         chosen = allocate(candidates, until(size.share * energy))
         gained = sum(one.gain for one in chosen.values())
@@ -160,6 +161,12 @@ def _by_size(
             )
         return chosen
     return allocate(candidates, above(energy / full))
+
+
+def _worthy(probe: Probe, path: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that hold no more values than the weight, or the cheapest one where all hold more."""
+    most = max(_full(probe, [path]), min(one.cost for one in candidates))
+    return [one for one in candidates if one.cost <= most]
 
 
 def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> PlanRow:

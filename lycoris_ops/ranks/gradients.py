@@ -61,10 +61,16 @@ def summed(
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """
     check_seen(module, sites)
-    sums = {site.path: _Sum(site) for site in sites}
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # What is made in inference mode cannot be added to outside of it.
+        return _summed(module, {site.path: _Sum(site) for site in sites}, batches, loss, seed)
+
+
+def _summed(
+    module: nn.Module, sums: Mapping[str, _Sum], batches: Iterable[Any], loss: Loss, seed: int
+) -> Sums:
     total, count = 0.0, 0
-    drawn = chance.Chance(seed).drawn()
-    with torch.inference_mode(mode=False), torch.enable_grad(), _tapped(module, sums), drawn:
+    with _tapped(module, sums), chance.Chance(seed).drawn():
         for batch in batches:
             states = chance.states()
             value = scalar(loss(module, batch))

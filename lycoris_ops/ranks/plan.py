@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -238,8 +239,27 @@ class Plan:
                 f"halves agree by {max(0.0, agreement):.0%}, and a probe of more batches would plan better"
             )
         if self.left_out:
-            lines.append(f"{number_of(len(self.left_out), 'layer')} left out: {', '.join(self.left_out)}")
+            groups = _grouped(self.left_out, [row.path for row in self.rows])
+            lines.append(f"{number_of(len(self.left_out), 'layer')} left out: {', '.join(groups)}")
         return lines
+
+
+def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Paths in few words: those that differ in numbers alone as one, such as `all 12 layers.*.mlp`."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(_starred(path), []).append(path)
+    rest = Counter(map(_starred, others))
+    words: list[str] = []
+    for name, group in groups.items():
+        share = f"{len(group)} of {len(group) + rest[name]}" if rest[name] else f"all {len(group)}"
+        words.append(group[0] if len(group) == 1 else f"{share} {name}")
+    return words
+
+
+def _starred(path: str) -> str:
+    """A path with `*` for each number that is a whole part of it."""
+    return ".".join("*" if part.isdecimal() else part for part in path.split("."))
 
 
 def count(layer: Layer) -> int:

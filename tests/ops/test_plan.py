@@ -158,6 +158,30 @@ def test_a_plan_is_edited_and_kept(probe: lyc.Probe) -> None:
     assert unknown["0"].gain is None and unknown["0"].parameters == 48
 
 
+def test_layers_that_are_left_out_are_told_in_few_words() -> None:
+    rows = tuple(
+        lyc.PlanRow(path, "lora", (8, 8), 1, 1.0, 16) for path in ("blocks.0.qkv", "blocks.1.up", "head")
+    )
+    out = ("blocks.1.qkv", "blocks.2.qkv", "blocks.0.down", "blocks.1.down", "blocks.2.up", "tail")
+    words = "2 of 3 blocks.*.qkv, all 2 blocks.*.down, blocks.2.up, tail"
+    assert str(lyc.Plan(rows, out)).endswith(f"6 layers left out: {words}")
+
+
+def test_no_layer_takes_more_numbers_than_its_weight_has(probe: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(probe, size=lyc.Budget("50MB"))
+    assert len(plan) == 3 and all(row.parameters <= math.prod(row.shape) for row in plan)
+    assert plan.parameters < plan.full
+
+
+def test_auto_takes_what_the_probe_has() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(16, 16)
+    probe = lyc.probe(
+        model, [torch.randn(4, 16)], lambda model, batch: model(batch).square().mean(), algorithms="lokr"
+    )
+    assert [row.algorithm for row in lyc.plan_ranks(probe, size=lyc.Ratio(2))] == ["lokr"]
+
+
 def test_a_plan_is_drawn(probe: lyc.Probe, tmp_path: Path) -> None:
     lyc.draw_plan(lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms="all"), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")

@@ -290,6 +290,15 @@ class Linear4bit(nn.Module):
         return functional.linear(x, self.values().to(x.dtype))
 
 
+def test_inference_mode_changes_nothing(net: Net) -> None:
+    seen = batches()
+    expected = lyc.probe(net, seen, loss)
+    with torch.inference_mode():
+        found = lyc.probe(net, seen, loss)
+    for path, layer in expected.layers.items():
+        assert torch.equal(layer.spectrum, found.layers[path].spectrum)
+
+
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
 def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> None:
     from torch.utils.checkpoint import checkpoint

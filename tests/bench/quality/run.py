@@ -117,9 +117,15 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether files differ from it."""
-    told = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(told, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    """The commit that is checked out. Ends the program where code differs from it."""
+
+    def told(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+
+    changed = told("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    if changed:
+        sys.exit(f"Commit these first, since a result names the commit that gave it:\n{changed}")
+    return told("describe", "--always").strip()
 
 
 def near(rates: dict[float, int], size: float, default: int) -> int:
