@@ -15,7 +15,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTIONS = (".txt", ".caption")
 """The endings of captions, as core's data set nodes and kohya-ss/sd-scripts have them."""
 MASKS = ("-masklabel", "_mask", ".mask")
-"""What the name of a mask has after its picture's. The first is OneTrainer's."""
+"""The end of a mask's name, after the name of its picture. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
 """The names of folders that hold the masks of the pictures beside them, under the pictures' own names."""
 REPEATED = re.compile(r"(\d+)_(.*)")
@@ -81,7 +81,8 @@ class PictureFolder:
 
 def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Path]]:
     """The pictures directly in a folder with their captions and masks, and the other files."""
-    # Windows wrote some names in capitals. Of two that differ in these alone, one is left out.
+    # Windows wrote some names in capitals, so case is ignored. Of two names that differ only in case, one is
+    # left out.
     known = {name.lower(): folder / name for name in sorted(names)}
     used: set[Path] = set()
     pictures = {name: path for name, path in known.items() if name.endswith(PICTURES)}

@@ -99,7 +99,7 @@ def picture_folders() -> list[str]:
     """
     home = folder_paths.get_input_directory()
     found: list[str] = []
-    # The real folders on the way to each one: a link to one of these would never end.
+    # For each folder, the real folders above it. Following a link back to one of them would never end.
     ways = {home: {os.path.realpath(home)}}
     for here, folders, _ in os.walk(home, followlinks=True):
         way = ways.pop(here)

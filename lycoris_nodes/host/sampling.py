@@ -109,7 +109,7 @@ def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
     """
     if isinstance(model_sampling, sampling.CONST):
         return time
-    # The host's class has this of another class than the one that is asked for here.
+    # The type checker knows `sigmas` from a base class that is not the one meant here.
     steps: Tensor = model_sampling.sigmas
     low, high = float(steps[0]), float(steps[-1])
     if isinstance(model_sampling, sampling.COSMOS_RFLOW):
@@ -129,4 +129,5 @@ def ends_in_noise(model_sampling: Any) -> bool:
 
 
 PURE = 1000.0
-"""No signal is left from this sigma on. Schedules with a rest of it end at 15 to 500, others at 4518."""
+"""From this sigma on no signal is left. Schedules that keep some signal end at a sigma of 15 to 500, the
+others at 4518."""

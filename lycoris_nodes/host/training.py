@@ -31,7 +31,7 @@ def loaded(patchers: Sequence[Any], memory: float) -> None:
 
 @contextmanager
 def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
-    """A time in which a model computes in a dtype, whatever its weights are kept in; None changes nothing.
+    """A context in which a model computes in a dtype, whatever its weights are kept in; None changes nothing.
 
     It is the way in which the host computes with weights in a dtype that a device cannot compute in.
     """
@@ -57,7 +57,7 @@ def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
 
 @contextmanager
 def running(patcher: Any) -> Generator[None]:
-    """A time in which the model runs outside of the host's sampler, which prepares it in the same way."""
+    """A context in which the model runs outside of the host's sampler, which prepares it in the same way."""
     if not hasattr(patcher, "pre_run"):
         yield
         return
@@ -86,7 +86,7 @@ def bypasses(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def marked_training(on: bool = True) -> Generator[None]:
-    """A time in which the host uses code that has a derivative, where it knows that its kernels have none."""
+    """A context in which the host replaces kernels that it knows to have no derivative."""
     manager: Any = comfy.model_management
     before = manager.in_training
     manager.in_training = on

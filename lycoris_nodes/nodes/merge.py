@@ -138,7 +138,7 @@ class LycorisMergeAdapters(io.ComfyNode):
 
 
 def _place(method: tuple[str, Any]) -> tuple[bool, str]:
-    """The place of a method in the list, of which a new node has the first."""
+    """The sort key of a method in the list. A new node starts with the first one."""
     return method[0] != SUM, method[0]
 
 

@@ -104,10 +104,10 @@ class Layer(ABC):
     constrained_by_alpha: ClassVar[bool] = False
     """Whether alpha bounds the norm of a rotation instead (OFT and BOFT of LyCORIS)."""
     bias_may_be_absent: ClassVar[bool] = False
-    """Whether the layer only multiplies an existing bias, so that it needs none."""
+    """Whether the layer works without a bias: it only multiplies one that is there."""
     dimensions: ClassVar[int | None] = None
-    """The number of dimensions of the first variant's only tensor, where nothing else tells two algorithms
-    apart."""
+    """The number of dimensions of the only tensor of the first variant. It tells algorithms apart that use
+    the same suffix."""
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Suffixes of tensors that may be empty."""
     numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})

@@ -44,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        # Told by what is there: the interrupt may have come when the file had just taken its name, which it
-        # does only when it is complete.
+        # Look at the disk: the interrupt may have come just after the file got its name. It gets it only when
+        # it is complete.
         unchanged = output_state(options) == before
         outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
         return interrupted(error, outcome)
 
 
 def interrupted(error: KeyboardInterrupt, outcome: str) -> int:
-    """Say how a command ended and what there is of it, and return the exit status."""
+    """Print how a command ended and what it has written, and return the exit status."""
     ended = "terminated" if isinstance(error, Terminated) else "interrupted"
     print(f"error: {ended}, {outcome}", file=sys.stderr)
     return status_of(error)

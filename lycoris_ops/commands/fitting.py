@@ -40,8 +40,8 @@ def add_kind(command: argparse.ArgumentParser, *, same: bool, size: str = "auto"
         "--algorithm",
         default="lora",
         choices=(*FITTED, "auto", *(["same"] if same else [])),
-        help="the kind of the layers; auto is for each the one that keeps most for its bytes"
-        + (", same is the one that it has" if same else ""),
+        help="the kind of the layers; auto chooses for each layer the kind that keeps most for its bytes"
+        + (", same keeps the kind of each layer" if same else ""),
     )
     command.add_argument("--factor", type=int, help="the factor of LoKr; several are tried by default")
     command.add_argument("--tucker", action="store_true", help="give convolutions a Tucker core")
@@ -74,7 +74,7 @@ def add_base(command: argparse.ArgumentParser, why: str) -> None:
 def check_place(options: argparse.Namespace, own: str | None) -> None:
     """Raise WriteError where the output cannot be written, before the work is done and not after it.
 
-    `own` is the dialect of what is written, where the arguments name none.
+    `own` is the dialect to write if the arguments name none.
     """
     check_output(options.out, _dialect(options, own) or KEPT, overwrite=options.overwrite)
 

@@ -25,8 +25,8 @@ from .. import (
 from .shared import DTYPES
 
 TABLES = ("entry", "arguments", "network", "plan", "train")
-"""What a file has: the function that makes the task, its arguments, and those of `create_lycoris`, of `probe`
-and `plan_ranks`, and of `TrainOptions`."""
+"""The tables of a file: the function that makes the task, the arguments of this function, of
+`create_lycoris`, and of `probe` and `plan_ranks`, and the options of `TrainOptions`."""
 PROBED = 32
 """How many batches a plan is made from unless [plan] says it."""
 GONE = {"reallocation": "Leave it out: ranks no longer move during a training; [plan] chooses them before"}
@@ -128,7 +128,7 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
         if not file.is_file() or spec is None or spec.loader is None:
             raise LycorisError("there is no such file", key=entry, got=str(file))
         module = importlib.util.module_from_spec(spec)
-        # As for an import, so that worker processes find what the file defines.
+        # Registered as an import would do it, so that worker processes find what the file defines.
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     else:
@@ -145,7 +145,7 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
 def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: str) -> Any:
     """A function's result. Raises LycorisError for arguments that it does not take."""
     try:
-        # Bound before it is called: a TypeError from inside of it is its own.
+        # Only the arguments are checked here: a TypeError from inside the function must pass through.
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise LycorisError("these are not the arguments", key=place, got=str(error)) from error
@@ -153,7 +153,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: s
 
 
 def _check(given: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    """Raise LycorisError for the first key that is not known, with those that are near."""
+    """Raise LycorisError for the first unknown key, naming the known keys that resemble it."""
     for key in given:
         if key not in known:
             raise unknown_name("an unknown key", key, known, key=place)

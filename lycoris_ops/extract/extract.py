@@ -62,13 +62,15 @@ def extract_adapter(
     `Adapter.report` says what was kept and how the layers of the models differ; with `strict` a difference is
     an error.
 
-    Raises MatchError where the models have no layer in common, or `strict` and any difference in their
-    layers; FileFormatError for a damaged file or a weight that is quantised in an unknown way; LayerError,
-    with the weight, for NaN; PlanError for a size that cannot be met.
+    Raises MatchError where the models have no layer in common, or, with `strict`, where their layers differ;
+    FileFormatError for a damaged file or a weight that is quantised in an unknown way; LayerError, with the
+    weight, for NaN; PlanError for a size that cannot be met.
     """
     if algorithm == SAME:
         raise LycorisError(
-            "a difference has no kind of its own", got=algorithm, expected="lora, lokr, full ..."
+            "a difference of two models is of no kind yet, so it cannot keep one",
+            got=algorithm,
+            expected="lora, lokr, full ...",
         )
     making["dtype"] = making.get("dtype") or DTYPE
     settings = FitSettings(size, algorithm, **making)

@@ -13,10 +13,10 @@ from .bounds import MAX_BRACKETS, MAX_COMMAS, MAX_JSON, MAX_QUOTES
 
 @contextmanager
 def collector_paused() -> Generator[None]:
-    """A time without Python's search for objects that refer to each other in circles.
+    """A context without Python's search for objects that refer to each other in circles.
 
-    It walks over all objects again whenever many new ones are there, and so takes most of the time in which
-    the many of a large file are made.
+    Python repeats this search whenever many new objects exist. For a large file it takes most of the time of
+    parsing.
     """
     was = gc.isenabled()
     gc.disable()
@@ -37,7 +37,7 @@ def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
     _check(len(text), "characters", MAX_JSON)
     # There are at most as many marks as characters, so short texts need no count.
     if len(text) > min(MAX_BRACKETS, MAX_COMMAS, MAX_QUOTES):
-        # Counted before the text is parsed, since that makes an object of each. A quotation mark inside of a
+        # Count before parsing, because parsing makes an object for each mark. A quotation mark inside of a
         # text has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
         _check(text.count("[") + text.count("{"), "brackets", MAX_BRACKETS)
         _check(text.count(","), "commas", MAX_COMMAS)

@@ -67,7 +67,7 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
     except its `bias`.
     """
     ordered = sorted(tensors)
-    # The weight of the same layer, for every tensor that is no weight or bias itself.
+    # For every tensor that is neither a weight nor a bias: the weight of its layer.
     weight_of = {
         name: f"{layer}.weight"
         for name in tensors
@@ -88,11 +88,13 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
 
 def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
-    """The names that begin with one of the heads, in a time that does not grow with names times heads."""
+    """The names that begin with one of the heads. Takes far less time than to compare each name with each
+    head."""
     ordered = sorted(names)
     found: set[str] = set()
     at = 0
-    # In this order the names of a head follow each other, and among them those of heads that begin like it.
+    # In sorted order the names that begin with one head are neighbours. A longer head that begins with this
+    # one has its names among them.
     for head in sorted(heads):
         at = max(at, bisect_left(ordered, head))
         while at < len(ordered) and ordered[at].startswith(head):

@@ -42,7 +42,7 @@ class Measured:
     """Whether higher ranks than those that were looked at would keep no more."""
     candidates: list[Candidate]
     sure: bool = False
-    """Whether all of the change that is no noise is known, so that the size "auto" takes just that."""
+    """Whether the noise is known, so that the size "auto" takes everything except the noise."""
     largest: int = 0
     """The highest rank that was looked at."""
     bias: Tensor | None = None
@@ -125,7 +125,8 @@ def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: in
 
 
 def _largest(measured: Measured) -> int:
-    """The cost of the largest candidate; of those with a rank where higher ranks would keep more."""
+    """The cost of the largest candidate. Candidates without a rank do not count while higher ranks would keep
+    more."""
     found = [one for one in measured.candidates if measured.complete or one.meant.rank is not None]
     return max((one.cost for one in found), default=0)
 
@@ -157,7 +158,7 @@ def _within(
 
 
 def _all_of_it(candidates: Sequence[Candidate]) -> Candidate:
-    """The largest layer of each kind; of these the smallest that keeps about as much as the best."""
+    """Compare the largest layer of each kind, and take the smallest that keeps about as much as the best."""
     largest = {(one.meant.kind, one.meant.fit): one for one in candidates}.values()
     best = max(one.gain for one in largest)
     return min((one for one in largest if one.gain >= NEAR * best), key=lambda one: one.cost)

@@ -37,7 +37,7 @@ ALPHA_BYTES = 4
 SHARE_ROUNDING = 3e-7
 """How exactly the share of the energy that is kept is known: squares of float32 numbers are summed."""
 OTHERS = 640
-"""Bytes for what else a file holds: the recipe of its saving, and the ends of its header."""
+"""Bytes for what else a file holds: the record of how it was saved, and the ends of its header."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Goal:
     own: Layer | None = None
     """The layer whose change it is exactly, where there is one."""
     bound: bool = False
-    """Whether the change of that layer depends on the weight or bias, so that it is this on these alone."""
+    """Whether the change of `own` depends on the weight or bias, so that it equals the goal only on this
+    model."""
     noise: float | None = 0.0
     """See `Delta`."""
     split: tuple[int, int] | None = None
@@ -62,7 +63,7 @@ class Goal:
 class Source:
     """A change that is to become a layer.
 
-    `read` is called once or twice, with what to call now and then meanwhile; nothing is kept in between.
+    `read` is called once or twice, and its result is not kept in between. It calls its argument now and then.
     """
 
     name: str
@@ -75,13 +76,13 @@ class Source:
     dtype: torch.dtype
     """The dtype of the new layer's tensors, where none is asked for."""
     kind: str | None = None
-    """The kind of the source, None where it is of none."""
+    """The algorithm of the source; None if it is no adapter's layer."""
     scale: float = 1.0
     """alpha / rank of the new layer."""
     norm: bool = False
-    """Whether a weight of one dimension is that of a norm, so that a file says so."""
+    """Whether a weight of one dimension belongs to a norm, which the file then states."""
     whole: bool = False
-    """Whether it stays a full difference whatever is asked for: a bare parameter is no matrix."""
+    """Whether it becomes a full difference whatever is asked for, because a bare parameter is no matrix."""
 
 
 Prepare = Callable[[Mapping[str, Expected]], object]
@@ -89,7 +90,8 @@ Prepare = Callable[[Mapping[str, Expected]], object]
 
 
 def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expected]:
-    """What layers are to be made. A kind that is chosen by its values counts as a full difference."""
+    """The kind and shape of each layer to be made. If the kind depends on the values, it counts as a full
+    difference."""
     found: dict[str, Expected] = {}
     for source in sources:
         kinds = kinds_of(source, settings)
@@ -182,7 +184,7 @@ class _Engine:
         return found
 
     def _look_further(self, measured: dict[str, Measured]) -> None:
-        """Look at twice as many ranks, as long as the size asks for more than those that were looked at."""
+        """Double the ranks that are looked at, until they suffice for the size."""
         if self.settings.largest is not None:
             return
         while is_short(measured, self.settings.size, self._full(), self._beside(measured)):
@@ -268,7 +270,7 @@ class _Engine:
                     choice = Choice(kind, place, index, kept, count, rank)
                     found.append(Candidate(self._cost(source, count, fit.tensors), gain, choice))
         if stays is not None and self.settings.never_larger:
-            # The layer itself, where what is asked for forbids it and has nothing that is as small.
+            # Keep the source's own layer if no candidate is as small, even if its kind was not asked for.
             found = [one for one in found if one.cost <= stays.cost] or [stays]
         return found
 
@@ -369,7 +371,7 @@ class _Engine:
             row = FitRow(source.name, source.before, layer.algorithm, None, count, 0.0, 0.0)
         else:
             lost = 0.0 if own else measured.energy - choice.kept
-            # What is less is the rounding of the two numbers themselves.
+            # A smaller loss is only the rounding of the two numbers.
             lost = lost if lost > SHARE_ROUNDING * measured.energy else 0.0
             row = FitRow(
                 source.name,

@@ -23,9 +23,11 @@ LONG = 3
 OVERSAMPLED = 10
 """The least number of vectors that a random basis has beyond those that are asked for."""
 POWERS = 4
-"""Power iterations of a random basis. Each makes small singular values smaller, relatively, by a square."""
+"""Power iterations of a random basis. Each multiplies the ratio of a small singular value to a large one by
+its square."""
 SETTLED = 1e-3
-"""A random basis is good enough where a power iteration gained less than this share of what it leaves out."""
+"""Stop where a power iteration lowered the energy that the random basis leaves out by less than this
+share."""
 
 Pause = Callable[[], None]
 """Called now and then in long computations. An exception that it raises ends them."""
@@ -186,9 +188,9 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[T
     """up (O, r), core (r, r, *kernel) and down (r, I) of a convolution (O, I, *kernel).
 
     Given the leading r singular triples of its matrix (O, K). up and down are orthonormal bases of outputs
-    and of inputs, the most important first, so that those of a lower rank are their beginnings, and what a
-    rank keeps is the energy of the beginning of the core. The singular values are in the core. With fewer
-    inputs than r, all ranks are I.
+    and of inputs, ordered by importance. The bases of a lower rank are their first vectors, and the energy
+    that it keeps is that of the core's first rows and columns. The singular values are in the core. With
+    fewer inputs than r, all ranks are I.
 
     Source: De Lathauwer, De Moor and Vandewalle, "A Multilinear Singular Value Decomposition" (2000).
     """
@@ -200,6 +202,6 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[T
 
 
 def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """U sqrt(S) and sqrt(S) V^T, two factors of one norm whose product the triples are."""
+    """U sqrt(S) and sqrt(S) V^T: two factors of equal norm, whose product is U S V^T."""
     root = values.sqrt()
     return left * root, root[:, None] * right

@@ -44,7 +44,7 @@ class AdapterChange:
 
     @property
     def source(self) -> tuple[int, str, float]:
-        """Its layer and strength. The changes of one layer for weight and bias share it."""
+        """Which layer, at which strength. Changes of the weight and the bias by one layer share it."""
         return self.entry, self.layer, self.strength
 
 
@@ -148,7 +148,9 @@ def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
     for number, entry in enumerate(entries):
         if entry.rules is not None:
             raise LycorisError(
-                "block rules are told by the blocks of the model", file=entry.adapter.name, hint=GIVE_BASE
+                "block rules need the model, because its keys say which blocks there are",
+                file=entry.adapter.name,
+                hint=GIVE_BASE,
             )
         own: set[str | None] = set()
         for name, info in entry.adapter.info.items():
@@ -174,7 +176,7 @@ def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
 
 
 def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedPlace:
-    """The place of layers of one name, one from each of some adapters."""
+    """The place of the layers that have one name in several adapters."""
     shape: Shape = ()
     bias: Shape = ()
     changes: list[AdapterChange] = []

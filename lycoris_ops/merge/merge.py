@@ -87,10 +87,10 @@ def merge_adapters(
     bases. `device` is where it is computed. `prepare` is called with the layers that are to be made, before
     the work, and may raise an error. `progress` is called with layers done.
 
-    Raises LycorisError for a method or option that does not exist, for too few or too many adapters, and
-    for adapters that nothing can be said of together (see `base`); MatchError where the adapters have no
-    layer in common or do not fit the base; LayerError for a layer that cannot be read or holds NaN, with file
-    and key; PlanError for a size that cannot be met.
+    Raises LycorisError for a method or option that does not exist, for too few or too many adapters, and for
+    adapters that can only be merged with a `base`; MatchError where the adapters have no layer in common or
+    do not fit the base; LayerError for a layer that cannot be read or holds NaN, with file and key; PlanError
+    for a size that cannot be met.
     """
     merging = _Merging(
         adapters, method, options, base, codec, norm_limit=norm_limit, seed=seed, device=device
@@ -98,7 +98,9 @@ def merge_adapters(
     settings = FitSettings(size or "auto", algorithm, dtype, factor, tucker, largest, seed, device)
     if settings.algorithm == SAME:
         raise LycorisError(
-            "what several adapters become has no kind of its own", got=SAME, expected="lora, lokr, full ..."
+            "merged adapters may be of several kinds, so no single one can be kept",
+            got=SAME,
+            expected="lora, lokr, full ...",
         )
     text = merging.metadata(size, algorithm)
     sources = [merging.source(place) for place in merging.places]

@@ -11,7 +11,7 @@ METHODS: dict[str, MergeMethod] = {found.METHOD.name: found.METHOD for found in 
 
 
 def merge_methods() -> dict[str, MergeMethod]:
-    """All merge methods by name: what they are from, their options, and what they take."""
+    """All merge methods by name, each with its source, its options and its inputs."""
     return dict(METHODS)
 
 

@@ -33,9 +33,11 @@ READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
 or on some devices, with the names of these modules."""
 
 KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
-"""Packages whose classes with the names of torch's linear layers and convolutions multiply as these do."""
+"""Packages that name classes like torch's linear layers and convolutions only if they multiply in the same
+way."""
 CLOSE = 0.05
-"""How far, relatively, a product may be from what its class's name says. Narrow dtypes round by less."""
+"""The largest relative difference between a module's output and that of torch's class of the same name.
+Rounding in narrow dtypes stays below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,7 @@ def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
 
 
 def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
-    """Whether a module whose class has the name of one of torch's does what these do, on one random input.
+    """Whether a module multiplies like torch's class of the same name. Tried on one random input.
 
     A class that takes no such input is believed: only its model knows what it takes.
     """

@@ -96,7 +96,7 @@ def _join(
     fusions: tuple[str, ...],
     found: dict[str, set[Places]],
 ) -> None:
-    """Enter the names that layers which the model has apart have as one layer."""
+    """Enter the fused names of layers that the model has separately."""
     places = tuple(Place(f"{parent}{part}") for part in parts)
     # In cross-attention keys and values can have other inputs than queries. Such layers cannot be one.
     columns = {shapes[place.path][1:] for place in places}

@@ -106,7 +106,8 @@ def plan_names(
         lokr.clear()
     planned: list[LayerToWrite] = []
     through: dict[str, tuple[Target, ...]] = {}
-    # Under which names diffusers reads LoKr depends on the whole file, even where it is diffusers' already.
+    # Which names diffusers reads LoKr under depends on the whole file, so even names in diffusers' dialect
+    # may change.
     same = {name: None if name in lokr else _as_it_is(name, dialect) for name in layers}
     others = [name for name, kept in same.items() if not kept]
     found: Mapping[str, tuple[Target, ...]] = {}
@@ -272,7 +273,7 @@ class _Names:
             first += segment.size
 
     def for_lokr(self) -> _Names | None:
-        """The dialect's names where a file holds LoKr; None where they are no others than these."""
+        """The dialect's names for a file that holds LoKr; None if they are the same as these."""
         if write_of(self._dialect).lokr is None:
             return None
         names = _Names(self._targets, self._dialect, lokr=True)
@@ -370,7 +371,7 @@ class _Names:
     def _check_found_again(self, name: str, means: Segments, file: str, layer: str) -> None:
         """Raise MatchError unless a reader finds the same rows of the model under the written name."""
         candidates = [tuple(self._segment(place) for place in places) for places in self._targets.find(name)]
-        # A file that does not say for which part of a model it is may have rivals in others.
+        # If the dialect does not name the part of the model, layers of other parts may share the name.
         if means not in candidates or (len(candidates) > 1 and _says_parts(self._dialect)):
             raise MatchError(
                 f"the name that the layer has in {self._dialect} would not lead back to it in the model",

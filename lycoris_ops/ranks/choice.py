@@ -47,17 +47,18 @@ def plan_ranks(
 ) -> Plan:
     """Divide a size among the layers of a probe so that they gain most together.
 
-    Each layer takes one rank of one of the `algorithms` (a name or several, "all" of the probe's, or "auto"
-    for lora, or for what the probe has where it has no lora), or is left out where `r_min` is 0. Ranks are
-    from `r_min` to `r_max`; kinds without ranks are exempt. Layers without any gradient are always left out.
-    With a `Rank`, every layer takes the algorithm that gains most at this rank. With a budget or a ratio, no
-    layer takes a rank at which it would hold more values than its weight has. alpha is `scale` times the
-    rank, so that the scale of all layers is equal whatever their ranks. The plan tells gains in any case.
+    Each layer gets one kind and one rank, or is left out where `r_min` is 0. `algorithms` are the kinds to
+    choose from: a name, several names, "all" that the probe knows, or "auto": lora, or all that the probe
+    knows if lora is not among them. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
+    without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
+    at this rank. With a budget or a ratio, no layer takes a rank at which it would hold more values than its
+    weight has. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
+    ranks. The plan states gains as shares of the energy whatever the size is.
 
     With a budget, a ratio or a rank, an offer is worth the sum of the square roots of its singular values. A
     share of the energy and the size "auto" (see `Size`) are judged by the energy.
 
-    Raises PlanError for a size that is none, for a budget below the smallest plan, for a share of the energy
+    Raises PlanError for an impossible size, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
     """
     size = check_size(size)
@@ -112,9 +113,9 @@ def _candidates(
     bounds: tuple[int, int | None],
     judge: Callable[[Offer], Sequence[float]],
 ) -> Iterable[Candidate]:
-    """The sizes of the offers of a layer, with what `judge` says that each is worth.
+    """The sizes that a layer could have, each with its gain, which `judge` tells.
 
-    Where all ranks are below the bounds, the highest stands in.
+    If all its ranks are below the bounds, the highest rank is used.
     """
     for offer in layer.offers:
         if offer.algorithm not in kinds:

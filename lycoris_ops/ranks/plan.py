@@ -26,8 +26,8 @@ KINDS = declaring(Trained)
 FORM = 1
 """The version of the JSON."""
 FIRM = 1 / 3
-"""The least cosine c between the gradients of two halves of a probe's batches that is not called chance. The
-signal's share of the mean's energy is 2 c / (1 + c): below a third, more than half is noise."""
+"""Below this cosine c between the gradients of two halves of a probe's batches, the gradient counts as
+chance. The signal's share of the mean's energy is 2 c / (1 + c): below a third, more than half is noise."""
 
 
 @dataclass(frozen=True)

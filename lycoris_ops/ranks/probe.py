@@ -193,11 +193,12 @@ def probe(
     the model's get gradients as by any `backward`.
 
     The model runs as it is: in the mode, the dtype and on the device that it has, with weights that hooks of
-    accelerate load within each pass too. What has running statistics uses them, as in a training. `progress`
-    is called with the number of layers that are done.
+    accelerate load within each pass too. Modules with running statistics use them, as in a training.
+    `progress` is called with the number of layers that are done.
 
     Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
-    finite, for batches that end, and as `check_seen` does; LycorisError where nothing is chosen.
+    finite, for batches that run out in a later pass, and as `check_seen` does; LycorisError where nothing is
+    chosen.
     """
     kinds = chosen_algorithms(algorithms, PLANNED)
     if type(largest) is not int or largest < 1:

@@ -12,8 +12,8 @@ from ..stack.resolve import PART_NAMES, EntryResolution
 from .words import counted, listed, paragraph, short
 
 SHOWN = 12
-"""How many metadata and keys are written out. It is more than `words.ITEMS`, because a file is inspected in a
-terminal and not on a node."""
+"""How many metadata entries and how many keys are written out. It is more than `words.ITEMS`, because a file
+is inspected in a terminal and not on a node."""
 FIRST = ("ss_", "modelspec.", "format", "lycoris_")
 """Starts of the metadata keys that say the most about an adapter. These are shown first."""
 

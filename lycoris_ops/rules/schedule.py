@@ -41,7 +41,7 @@ class Schedule:
             line = code.strip()
             try:
                 found = assigned(line)
-                # Spaces for all else, so that the places of errors are those in the text.
+                # All else becomes spaces, so that errors name the right columns of the text.
                 plain.append((code if found is None else "").ljust(len(raw)))
                 if found is None:
                     continue

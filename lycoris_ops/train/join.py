@@ -14,8 +14,8 @@ from .network import LycorisNetwork
 def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
     """One network that trains the members of several, such as those of a model and its text encoders.
 
-    `networks` are by the names of their models. The joined network is for a module that holds these models by
-    these names, so that a member's path is its model's name and the path there. With the names
+    The keys of `networks` are the names of their models. The joined network is for a module that holds these
+    models by these names, so that a member's path is its model's name and the path there. With the names
     `diffusion_model` and `text_encoders` its files are those that ComfyUI reads. The members are the same
     objects as before, and their own networks are not to be applied any more.
 

@@ -43,7 +43,7 @@ FORMED = 500
 one multiplication of a large matrix product, measured on a CPU: these steps wait for memory."""
 
 FEW = 1 << 17
-"""Up to this size of a weight, a change that depends on it costs less rebuilt than by operators.
+"""For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
 
 Measured on a CPU with DoRA, for layers of width 64 to 640 and 77 to 1024 tokens."""
 
@@ -148,11 +148,11 @@ class Member(nn.Module):
                 # A user who asks for a bypass has weights that cannot be read as the module uses them.
                 follows=self.settings.form == "bypass",
             )
-        # One call in each pass sets both hooks. If there are both, the layer is additive, so the bypass acts
-        # last.
+        # A single call in each pass prepares both hooks, so it belongs to the one that acts first. Only
+        # additive layers have both hooks, and there the bypass acts after the rebuilt weight.
         hooks = [hook for hook in (self._rebuilt, self._bypass) if hook is not None]
         hooks[0].before_pass = self._before_pass
-        # The bypass first: it alone may refuse.
+        # Attach the bypass first: only it can refuse.
         for hook in reversed(hooks):
             hook.attach()
         self._attached = True
@@ -167,7 +167,7 @@ class Member(nn.Module):
 
     @property
     def vectors(self) -> frozenset[str]:
-        """The tensors that are vectors by meaning: all of them where the weight itself is a vector."""
+        """The tensors to be treated as vectors: all of them if the weight itself is a vector."""
         layer = self.layer
         return layer.vectors if len(self.site.shape) > 1 else frozenset(layer.tensors())
 

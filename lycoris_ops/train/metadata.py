@@ -43,7 +43,7 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
     """The entries, from the trainer's present state."""
     options, net = trainer.options, trainer.net
     layers = [member.layer for member in net.members.values()]
-    # As the file holds them: how they were trained is ours alone, and in the recipe.
+    # The kinds that the file holds. Settings that only we have are in the recipe.
     kinds = sorted({layer.algorithm for layer in layers})
     title = Path(options.output).stem if options.output is not None else None
     first = trainer.optimiser.param_groups[0]
@@ -83,7 +83,7 @@ def _one_of(values: list[float | None]) -> float | str | None:
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:
-    """What of the options decides the weights, without what is written where."""
+    """The options that influence the weights, without those that say what is written where."""
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     plain = {name: value for name, value in given.items() if name not in ELSEWHERE}
     return plain | {"optimiser_options": {key: repr(v) for key, v in options.optimiser_options.items()}}

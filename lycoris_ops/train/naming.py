@@ -55,7 +55,7 @@ def model_shapes(module: nn.Module, prefix: str) -> dict[str, Shape]:
 
 
 def unread(adapter: Adapter) -> list[str]:
-    """In words, what of a file no layer has: it is neither trained nor written again."""
+    """The keys of a file that belong to no layer, in words. They are neither trained nor written again."""
     # `layers_for` has compared the weights of the base.
     keys = [key for key in adapter.left_out if key.removesuffix(BASE_WEIGHT) not in adapter.info]
     if not keys:
@@ -71,7 +71,8 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
     Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
     training goes on with whole layers.
     """
-    # diffusers writes a part of a model without a prefix: take the way that leaves fewer layers over.
+    # diffusers writes a part of a model without a prefix. Try both readings, and take the one that leaves
+    # fewer layers without a module.
     tried = [(one, _entry(adapter, module, one)) for one in dict.fromkeys((prefix, ""))]
     prefix, entry = min(tried, key=lambda found: len(found[1].unmatched))
     for unmatched in entry.unmatched:

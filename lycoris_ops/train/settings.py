@@ -82,7 +82,8 @@ class LayerSettings:
     lr: float = 1.0
     """The layer's learning rate, in multiples of that of the optimiser."""
     form: MemberForm = "auto"
-    """By the module's output (bypass) or by its weight (rebuilt); auto is by what costs less.
+    """What the layer changes: the module's output (bypass) or its weight (rebuilt). auto chooses what costs
+    less.
 
     Norms, embeddings and the projections of torch's attention are always rebuilt."""
 
@@ -125,7 +126,7 @@ class LayerSettings:
                 raise _wrong(name, getattr(self, name), "True or False", place)
 
     def given(self) -> dict[str, Any]:
-        """Those that are not the usual ones, by name."""
+        """The settings that differ from the defaults, by name."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)

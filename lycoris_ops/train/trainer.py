@@ -185,7 +185,7 @@ class Trainer:
 
     @contextmanager
     def evaluated(self) -> Generator[None]:
-        """A time in which the network is as it is saved: averaged weights, all modules in `eval` mode.
+        """A context in which the network is as it is saved: averaged weights, all modules in `eval` mode.
 
         Afterwards all is bitwise as before.
         """

@@ -129,7 +129,7 @@ def test_a_mixed_stack_merged_into_one_file_gives_its_latent(
 ) -> None:
     stack = host.stack(("lora", 0.6, 0.3), ("loha", 0.5, 0.5), ("lokr", -0.4, 0.4))
     weighted = host.run("LycorisWeightBlocks", stack, "in.* = 0.5")[0]
-    with pytest.raises(host.ops.LycorisError, match="block rules are told by the blocks of the model"):
+    with pytest.raises(host.ops.LycorisError, match="block rules need the model"):
         host.run("LycorisMergeAdapters", {"method": "sum"}, weighted)
     merged, report = host.run(
         "LycorisMergeAdapters", {"method": "sum"}, weighted, model=plain.model, clip=plain.clip

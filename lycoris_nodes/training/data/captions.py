@@ -56,9 +56,9 @@ class Caption:
 
 
 def sizes_told(size: Size, corner: Size = (0, 0), target: Size | None = None) -> dict[str, int]:
-    """What SDXL and its like are told in pixels: a picture's size, where it was cropped, and its size then.
-
-    Each is two numbers, first that along the width. Without `target` the picture was not cropped.
+    """The sizes in pixels that SDXL and its relatives are told: the picture's size, the corner of the crop,
+    and the size after it. Each is two numbers, the one along the width first. Without `target` the picture
+    was not cropped.
     """
     names = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
     return dict(zip(names, (*size, *corner, *(target or size)), strict=True))
@@ -80,11 +80,11 @@ def caption_of(
 ) -> Caption:
     """A conditioning of the host, encoded for one latent.
 
-    SDXL is told the sizes that the conditioning says, and without those that of the latent. A guidance
-    embedding gets the guidance at which the model's family is trained: the one of a conditioning is for
-    samplers. Where it says that there is none, there is none. Models that mix noise into what they are given
-    draw it from `seed`. `device` is where the model is, without it where the latent is. With `graph` the
-    tensors keep theirs: gradients reach the text encoders.
+    SDXL is told the sizes in the conditioning or, if there are none, the size of the latent. A guidance
+    embedding gets the guidance at which the model's family is trained, because the guidance in a conditioning
+    is meant for samplers. If the conditioning switches guidance off, it stays off. Models that mix noise into
+    what they are given draw it from `seed`. `device` is the model's device; the latent's by default. With
+    `graph` the tensors keep their autograd graph, so that gradients reach the text encoders.
 
     To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
     for one that only a sampler can follow, and for a text with values that are not finite.

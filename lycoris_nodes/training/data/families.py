@@ -20,7 +20,8 @@ class Family(Training):
 
 
 FAMILIES: dict[str, Family] = {one.host: Family(**vars(one)) for one in TRAINED}
-"""By the name of the host's class of the model, or of its configuration where that says more."""
+"""The families, by the name of the host's class for the model or, where this is more exact, for its
+configuration."""
 
 OTHER_FLOW = Family("", "other flow models", "what most trainers do")
 OTHER = Family("", "other models", "what most trainers do", "uniform")
@@ -30,7 +31,7 @@ NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of the host: that of the most special class that has one.
+    """The family of a model of the host. The model's most special class with a family decides.
 
     Raises TrainError for a model that does not denoise.
     """
@@ -48,7 +49,7 @@ def family_of(model: Any) -> Family:
     named = [kind.__name__ for kind in kinds]
     flow = "flow" in predicted
     for name in named:
-        # Nearly every model is one of these; only those that predict noise are like it.
+        # Nearly every model derives from BaseModel, but only models that predict noise train like it.
         if name in FAMILIES and not (name == "BaseModel" and (flow or type(model).__name__ != "BaseModel")):
             return FAMILIES[name]
     return OTHER_FLOW if flow else OTHER

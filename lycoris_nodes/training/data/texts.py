@@ -42,7 +42,7 @@ class TextEncoder:
 
     @contextmanager
     def one_pass(self) -> Generator[None]:
-        """A time in which a text that comes twice is encoded once."""
+        """A context in which a text that comes twice is encoded once."""
         self._made = {}
         try:
             yield

@@ -54,7 +54,7 @@ def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
 
 @contextmanager
 def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
-    """A time in which layers that get vectors of another width are noted: path, width, and what they take."""
+    """A context that notes layers which get vectors of another width: path, width, and what they take."""
     found: list[tuple[str, int, int]] = []
 
     def note(path: str, width: int) -> Callable[..., None]:

@@ -37,7 +37,7 @@ def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator
 
 @contextmanager
 def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Generator[int]:
-    """A time in which such layers keep no weight for the backward pass but fetch it again there.
+    """A context in which such layers keep no weight for the backward pass but fetch it again there.
 
     Their weights get no gradients. Yields how many layers there are.
     """

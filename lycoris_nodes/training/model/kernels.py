@@ -17,7 +17,7 @@ NAMESPACE = "comfy_kitchen"
 
 
 class Differentiable(TorchFunctionMode):
-    """A time in which calls of fused kernels compute the same in plain torch. Nothing is registered."""
+    """A context in which calls of fused kernels compute the same in plain torch. Nothing is registered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Differentiable(TorchFunctionMode):
 
 
 class NormsCopied(TorchFunctionMode):
-    """A time in which RMS norms that are called as functions read copies."""
+    """A context in which RMS norms that are called as functions read copies."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

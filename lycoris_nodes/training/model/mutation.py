@@ -65,7 +65,7 @@ class _Kept:
 
 
 class _Watch(TorchDispatchMode):
-    """A time in which what is kept of a storage is copied before an operation writes to it."""
+    """A context in which what is kept of a storage is copied before an operation writes to it."""
 
     def __init__(self, kept: WeakValueDictionary[int, _Storage]) -> None:
         super().__init__()

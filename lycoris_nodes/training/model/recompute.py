@@ -43,7 +43,7 @@ def _layers(module: nn.Module) -> int:
 
 @contextmanager
 def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]:
-    """A time in which the blocks of a model are checkpointed. Yields how many there are.
+    """A context in which the blocks of a model are checkpointed. Yields how many there are.
 
     The last one is left as it is: it is the first in the backward pass, and would run again at once.
     `within` makes the context that a block runs in again: torch leaves some of the modes that are on while a

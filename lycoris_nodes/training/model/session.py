@@ -71,7 +71,7 @@ class Session:
 
     @contextmanager
     def sampling(self) -> Generator[None]:
-        """A time in which the host's samplers run the model as ever, with the adapters as they are now."""
+        """A context in which the host's samplers run the model as ever, with the adapters as they are now."""
         model = self.model
         before = getattr(model, "current_patcher", None)
         with torch.no_grad(), host.marked_training(False):
@@ -95,7 +95,7 @@ class Session:
             "sigmas": sigma,
             "sample_sigmas": sigma,
             "cond_or_uncond": [0],
-            # For packs that keep something for each conditioning: another one in each pass.
+            # Some packs keep values for each conditioning by this id, so each pass gets a new id.
             "uuids": [uuid.uuid4()],
             "optimized_attention_override": host.attention,
         }
@@ -115,7 +115,7 @@ def opened(
     dtype: torch.dtype | None = None,
     beside: Sequence[Any] = (),
 ) -> Generator[Session]:
-    """A time in which a model, or the patcher of text encoders, can be trained beside.
+    """A context in which a model, or the patcher of text encoders, can be trained beside.
 
     The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Its weights
     are those that other nodes hold too: no copy is made, and afterwards every weight, flag, hook and method
@@ -135,7 +135,8 @@ def opened(
             got=type(patcher.model).__name__,
             hint="Wait for its end, or stop it",
         )
-    # In the mode of the caller: a weight that the host has made in inference mode is moved in it.
+    # Stay in the caller's mode here: weights that the host made in inference mode must be moved in inference
+    # mode.
     if memory is not None:
         host.loaded([patcher, *beside], memory)
     with ExitStack() as stack:
@@ -172,7 +173,7 @@ def _dtype(model: Any) -> torch.dtype:
 
 @contextmanager
 def _modes_kept(model: nn.Module) -> Generator[None]:
-    """A time in which the modules are in `eval` mode, and afterwards in the modes that they were in."""
+    """A context in which the modules are in `eval` mode, and afterwards in the modes that they were in."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

@@ -209,7 +209,7 @@ def _meant(run: Run) -> Generator[None]:
 
 @contextmanager
 def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
-    """A time in which the model, and the text encoders if they are trained, are open for training."""
+    """A context in which the model, and the text encoders if they are trained, are open for training."""
     for name in ("captions", "regularisation_captions", "validation_captions"):
         if getattr(asked, name) and asked.clip is None:
             raise TrainError(

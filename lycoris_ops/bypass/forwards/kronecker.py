@@ -23,13 +23,15 @@ from .forward import Item, Prepared, Strengths, plus_product, recorded
 FORMS = (Kronecker,)
 
 LEARNING = 1.5
-"""In training w2 comes first, unless that takes so many times the multiplications of w1 first.
+"""In training the input is multiplied by w2 first, unless this takes more than so many times the
+multiplications of the other order.
 
-It keeps the input alone for the backward pass, and on a CPU it is a tenth faster where both take as many."""
+With w2 first only the input is kept for the backward pass. On a CPU this is a tenth faster at equal numbers
+of multiplications."""
 PIECE = 1 << 18
 """How many values of the input are worked on at once in the backward pass.
 
-Of an input of fewer values the product with w2 is kept for the backward pass, which is twice as fast then."""
+For a smaller input the product with w2 is kept, which makes the backward pass twice as fast."""
 
 
 @dataclass(frozen=True)

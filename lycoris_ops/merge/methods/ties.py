@@ -32,7 +32,7 @@ METHOD = MergeMethod(
         Option(
             "density",
             0.2,
-            "The share of the values of each adapter that is kept. No value gives the sum.",
+            "The share of the values of each adapter that is kept. No density makes this a plain sum.",
             0,
             1,
         ),

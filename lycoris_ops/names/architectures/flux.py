@@ -186,7 +186,7 @@ ARCHITECTURE = Architecture(
         # LongCat-Image: a Flux without CLIP's pooled text.
         Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
     ),
-    # Of Chroma: it makes the modulation of all blocks from the time and their numbers.
+    # Chroma's: it makes the modulation of each block from the time and the block's number.
     aside={"distilled_guidance_layer": "what makes the modulation"},
     families=(
         Family("Flux 1", said=r"flux", like=LIKE, sizes=(Size(BLOCKS, "FLUX"),), lists=LISTS),

@@ -19,8 +19,8 @@ from .pipelines import Parts
 MEMBERS = ("weight", "bias")
 """Names of tensors inside of a module that PEFT adds to a layer, such as `lora_A.weight`.
 
-In the state dict of a live model the adapter's name stands before them. It stands after the name of a tensor
-that is in no such module.
+In the state dict of a live model the adapter's name stands before these names. Where a tensor is in no such
+module, the adapter's name stands after the tensor's.
 """
 
 Component = Literal["unet", "te"]
@@ -107,13 +107,13 @@ class Write:
     layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
     """The paths that it has in a diffusion model. In text encoders all tools write those of transformers."""
     lokr: Callable[[Mapping[str, Shape]], Mapping[str, Places]] | None = None
-    """The paths that it may have in place of these where a file holds LoKr; none for a model for which the
+    """The paths to use instead in a file that holds LoKr. There are no such paths for a model for which the
     tool does not read LoKr. None where LoKr layers are named like all others."""
     flat: bool = False
     """Whether underscores stand for the dots of a path."""
     renamed: Callable[[str | None, Prefix, str], str | None] = lambda spoken, prefix, path: None
-    """A name of another dialect, given by that dialect, its prefix and its path, if no model is needed for
-    it. Else None."""
+    """This dialect's name for a layer of another dialect, which is given by the other dialect, its prefix and
+    its path. None if that needs the model."""
     holds: Callable[[type[Layer], bool], bool] = lambda kind, takes_lokr: True
     """Whether it has a place for changes of a kind; the second argument is as in `Asked`."""
     spelled: Callable[[str, str], str] = "{}.{}".format

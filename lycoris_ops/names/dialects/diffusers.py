@@ -93,7 +93,7 @@ def _lora(layer: Layer, asked: Asked) -> Encoded:
     rank = int(layer.lora_up.shape[1])
     factor = scale(layer.alpha, rank)
     if layer.start == "olora" and factor != 1.0:
-        # What PEFT takes out of the base is scaled as well, and there the scale would be 1.
+        # PEFT also scales the part that it subtracts from the base. Without an alpha that scale would be 1.
         raise LayerError("holds no OLoRA of another scale than 1", got=f"alpha / rank = {factor:g}")
     up, down = times(layer.lora_up, factor), layer.lora_down
     if up.dtype != layer.lora_up.dtype and (scaled := times(down, factor)).dtype == down.dtype:

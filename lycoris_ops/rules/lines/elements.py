@@ -1,7 +1,7 @@
 """`IN05-OUT05:attn2 to_out:0.5`: the layers in some blocks that have some word in their names.
 
-The form is that of sd-webui-lora-block-weight: blocks and words are separated by spaces, a `NOT` before them
-turns them around, and an empty part means all. The value takes the place of the block's. Several of these can
+The form is that of sd-webui-lora-block-weight: blocks and words are separated by spaces, `NOT` before them
+means all others, and an empty part means all. The value takes the place of the block's. Several of these can
 be on one line, with commas between them.
 """
 
