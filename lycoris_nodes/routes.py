@@ -9,6 +9,7 @@ from typing import Any
 
 from ..lycoris_ops import LycorisError, about, peek_adapter
 from .files.loras import lora_name, lora_names, lora_path
+from .files.models import asked_models, told_model
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
 from .host.page import Answer, answer_get, answer_post
@@ -18,6 +19,7 @@ from .stacks.rows import parse_rows, row_table
 ROOT = "/lycoris/adapters"
 ROWS = "/lycoris/rows"
 CURVE = "/lycoris/curve"
+MODEL = "/lycoris/model"
 
 
 def add_routes() -> None:
@@ -26,6 +28,7 @@ def add_routes() -> None:
     answer_get(f"{ROOT}/preview", _preview)
     # A text may be longer than an address.
     answer_post(ROWS, _rows)
+    answer_post(MODEL, _model)
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
 
 
@@ -46,6 +49,15 @@ def _rows(text: str) -> Answer:
     except LycorisError as error:
         return _error(error)
     return _json({"rows": [row_table(row) for row in rows]})
+
+
+def _model(text: str) -> Answer:
+    """What is known of the model that some loaders load, by what their nodes name: `asked_models`."""
+    files = asked_models(text)
+    told = told_model(files) if files else None
+    blocks = [{"name": name, "layers": count} for name, count in told.counts.items()] if told else []
+    known = {"family": told.family if told else "", "families": told.families if told else ()}
+    return _json({"file": files[0] if files else "", **known, "blocks": blocks})
 
 
 def _name_here(name: str) -> str:

@@ -102,6 +102,8 @@ from .report.applied import verdict as verdict
 from .report.blocks import describe_blocks as describe_blocks
 from .report.fitted import describe_fit as describe_fit
 from .report.fitted import fit_verdict as fit_verdict
+from .report.model import AboutModel as AboutModel
+from .report.model import about_model as about_model
 from .report.saved import describe_saved as describe_saved
 from .report.summary import in_words as in_words
 from .report.summary import matched as matched

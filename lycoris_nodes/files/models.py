@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ...lycoris_ops import SAFETENSORS, LycorisError
-from ..host.files import file_names, file_path
+from collections.abc import Iterable
+from functools import lru_cache
+
+from ...lycoris_ops import SAFETENSORS, AboutModel, Fingerprint, LycorisError, about_model, parse_json
+from ..host.files import file_names, file_path, is_file
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 LOADED = "the connected model"
@@ -25,3 +28,42 @@ def model_path(model: str) -> str:
             expected=" or ".join(f"{known}/<file>" for known in FOLDERS),
         )
     return file_path(folder, name)
+
+
+def asked_models(text: str) -> list[str]:
+    """The files of the model that the page asks for, as `folder/name`, those of text encoders last.
+
+    The text is JSON: `{"model": [...], "clip": [...]}`, with what the loading nodes name among their choices.
+    Names that mean no file of a model are left out, and so is a text of another form.
+    """
+    try:
+        table = parse_json(text)
+        models, clips = (_known(table[name]) for name in ("model", "clip"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []
+    return list(dict.fromkeys([*models[:1], *clips]))
+
+
+def _known(names: Iterable[str]) -> list[str]:
+    """Those of some names that mean a model's file, as `folder/name`. They may begin with their folder."""
+    parts = ((name, *name.partition("/")[::2]) for name in names)
+    return [
+        f"{folder}/{file}"
+        for name, first, rest in parts
+        for folder, file in [(folder, rest if first == folder else name) for folder in FOLDERS]
+        if is_file(folder, file)
+    ]
+
+
+def told_model(models: Iterable[str]) -> AboutModel | None:
+    """What the files of a model tell of it; None where one is in no format that is read piece by piece."""
+    try:
+        return _told(tuple(Fingerprint.of(model_path(model)) for model in models))
+    except LycorisError:
+        # Such as GGUF: other packs load it, and nothing can be said of it here.
+        return None
+
+
+@lru_cache(maxsize=16)
+def _told(files: tuple[Fingerprint, ...]) -> AboutModel:
+    return about_model([file.path for file in files])

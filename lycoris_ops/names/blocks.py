@@ -80,7 +80,7 @@ class Blocks:
     """The blocks of a model, and the names of its layers in rules."""
 
     def __init__(self, targets: Targets) -> None:
-        self._targets = targets
+        self.targets = targets
         self._parts = {key: _Part(members) for key, members in targets.by_part.items()}
         self._numbers: dict[str, list[int]] = {}
         for number in range(1, 5):
@@ -101,7 +101,7 @@ class Blocks:
     @cached_property
     def layers(self) -> tuple[Named, ...]:
         """All layers of the model."""
-        return tuple(self.of(target) for target in self._targets.all)
+        return tuple(self.of(target) for target in self.targets.all)
 
     @cached_property
     def members(self) -> Mapping[str, list[Named]]:
@@ -111,7 +111,7 @@ class Blocks:
         """
         found: dict[str, list[Named]] = {}
         together: dict[str, tuple[bool, str]] = {}
-        for target, named in zip(self._targets.all, self.layers, strict=True):
+        for target, named in zip(self.targets.all, self.layers, strict=True):
             of_text = target.part == "te"
             group = named.block.partition(".")[0] if of_text else named.family or named.block
             together.setdefault(named.block, (of_text, group))
@@ -165,7 +165,7 @@ class Blocks:
             names.update(_counted(start, place.numbers))
         if family:
             names.update(_elements(place.rest))
-        names.update(_kinds(target, self._targets.shape_of(target)))
+        names.update(_kinds(target, self.targets.shape_of(target)))
         full = target.name if target.part == "te" else f"diffusion_model.{target.path}"
         paths = (full, target.path) if part.is_clear(place) else (full,)
         lower = (text.lower() for text in dict.fromkeys(paths))
@@ -174,7 +174,7 @@ class Blocks:
     def _alone(self, part: _Part, place: _Place) -> str:
         """The block of a diffusion model's layer that is in no family."""
         alone = part.alone(place.rest)
-        if alone in self._targets.encoders:
+        if alone in self.targets.encoders:
             # The host has single parameters beside its text encoders: `clip_l.logit_scale`.
             return ".".join(place.rest)
         return alone if part.is_clear(place) else f"diffusion_model.{alone}"

@@ -50,6 +50,8 @@ class About:
     """Their ranks in words; `full` where nothing is factored."""
     family: str
     """The model family that the metadata name or that has such layers; "" where unknown."""
+    families: tuple[str, ...]
+    """The same one by one, to be compared with those of a model."""
     base: str
     """The base model as the metadata name it; "" for none."""
     dialect: str
@@ -80,6 +82,7 @@ def about(adapter: Adapter) -> About:
         kind=counted(info.algorithm.algorithm for info in infos),
         rank=ranks(info.rank for info in infos),
         family=either(adapter.families),
+        families=adapter.families,
         base=next((text[key] for key in BASES if text.get(key)), ""),
         dialect=adapter.dialect,
         size=adapter.file.size,

@@ -241,7 +241,8 @@ def _resolve_entry(
         needs_bias = info.bias is not None and not info.algorithm.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
             unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
-    made_for, target_is = families(entry.adapter, targets) if unmatched or mismatches else ((), ())
+    told = bool(unmatched or mismatches)
+    made_for, target_is = (entry.adapter.families, families_of_model(targets)) if told else ((), ())
     copies = find_copies(entry.adapter, uses)
     if copies:
         matches = [match for match in matches if match.layer not in copies]
@@ -284,10 +285,11 @@ def _weights(
         )
 
 
-def families(adapter: Adapter, targets: Targets) -> tuple[Families, Families]:
-    """The model families that an adapter can be for, and those that the target can belong to."""
-    model = ((target.path, targets.shape_of(target)) for target in targets.all if target.part != "te")
-    return adapter.families, families_of_layers(model)
+def families_of_model(targets: Targets) -> Families:
+    """The model families that the target can belong to; () for none known."""
+    return families_of_layers(
+        (target.path, targets.shape_of(target)) for target in targets.all if target.part != "te"
+    )
 
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:

@@ -68,14 +68,8 @@ def survey(
     OFT, ...); without it, or where it gives None, such changes are only counted. `progress` gets the number
     of finished layers and the number of all layers.
     """
-    shapes = known_shapes(keys)
-    parts = Targets(shapes)
-    if parts.parts - {None}:
-        # Keys outside the parts of a loaded model are tables for sampling, not layers.
-        beside = {target.key for target in parts.all if target.part is None}
-        shapes = {key: shape for key, shape in shapes.items() if key not in beside}
-    blocks = Blocks(Targets(shapes))
-    resolution = resolve(stack, shapes)
+    blocks = blocks_of(known_shapes(keys))
+    resolution = resolve(stack, blocks.targets.shapes)
     total, done = sum(len(entry.matches) for entry in resolution.entries), 0
     found: list[AdapterSurvey] = []
     for each in resolution.entries:
@@ -93,6 +87,16 @@ def survey(
                 progress(done, total)
         found.append(AdapterSurvey(each.entry, each, effects, unmeasured))
     return Survey({name: len(members) for name, members in blocks.members.items()}, tuple(found))
+
+
+def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:
+    """The blocks of a model or checkpoint. What is in none of its parts is left out."""
+    targets = Targets(shapes)
+    if targets.parts - {None}:
+        # Keys outside the parts of a loaded model are tables for sampling, and in a file the VAE.
+        beside = {target.key for target in targets.all if target.part is None}
+        targets = Targets({key: shape for key, shape in shapes.items() if key not in beside})
+    return Blocks(targets)
 
 
 def _size(entry: Entry, match: Match, read: Callable[[str], Tensor | None] | None) -> float | None:

@@ -373,6 +373,32 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
     assert "output/in no list.safetensors" in said[-1]
 
 
+def test_the_page_is_told_what_a_model_is(host: Host) -> None:
+    """By the files among a loader's choices, with or without their folder; of others nothing is known."""
+    folder = host.base / "models" / "checkpoints"
+    (folder / "packed.gguf").write_bytes(b"GGUF")
+    made = {"model": ["auto", "base.safetensors"], "clip": ["checkpoints/base.safetensors"]}
+    try:
+        found, *others = (
+            json.loads(ask("/lycoris/model", body)[2])
+            for body in (
+                json.dumps(made),
+                json.dumps({"model": ["packed.gguf"], "clip": []}),
+                json.dumps({"model": ["../checkpoints/base.safetensors", "/etc/passwd", ""], "clip": []}),
+                json.dumps({"model": 5}),
+                "no JSON",
+            )
+        )
+    finally:
+        (folder / "packed.gguf").unlink()
+    assert found["file"] == "checkpoints/base.safetensors"
+    assert (found["family"], found["families"]) == ("SD 1.5", ["SD 1.5"])
+    names = [block["name"] for block in found["blocks"]]
+    assert names[:2] == ["time_embed", "in.0"] and names[-1] == "clip_l.11"
+    assert [other["file"] for other in others] == ["checkpoints/packed.gguf", "", "", ""]
+    assert not any(other["blocks"] or other["families"] for other in others)
+
+
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
     """Lists, headers and previews, by GET alone. No answer says where the host's folders are."""
     assert ask("/lycoris/adapters", "")[0] == 405

@@ -8,7 +8,7 @@ const ROOT = "/lycoris/adapters"
  * What a file says of itself, as `lycoris_nodes/routes.py` answers; `error` alone where it cannot be read.
  *
  * @typedef {{
- *   error?: string, file: string, kind: string, rank: string, family: string, base: string, date: string,
+ *   error?: string, file: string, kind: string, rank: string, family: string, families: string[], base: string, date: string,
  *   dialect: string, size: number, facts: [string, string][], stated: boolean, triggers: string[],
  *   tags: [string, number][], notes: string[], problems: string[],
  * }} About

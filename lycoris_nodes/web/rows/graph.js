@@ -1,0 +1,222 @@
+// Where a node's output goes and where a node's input comes from: through reroutes and other virtual nodes, bypassed
+// nodes and subgraphs. It asks the nodes that it is given and nothing of the page.
+
+/**
+ * What is asked of a node here. Some hold a subgraph, and virtual ones only hand on what another node gives.
+ *
+ * @typedef {{
+ *   id: any, type?: string | null, mode?: number, isVirtualNode?: boolean, graph?: any, subgraph?: any,
+ *   inputs?: {name: string, type: any, link?: any, widget?: {name: string}}[],
+ *   outputs?: {type: any}[],
+ *   widgets?: {name: string, value?: any, options?: any}[],
+ *   getInputLink?: (slot: number) => any,
+ *   resolveVirtualOutput?: (slot: number) => {node: any, slot: number} | undefined,
+ * }} Node
+ */
+
+/**
+ * A node, and the nodes with subgraphs on the way to it: a subgraph that is there twice has its nodes twice.
+ *
+ * @typedef {{node: Node, way: Node[]}} Place
+ */
+
+const [NEVER, BYPASSED] = [2, 4]
+/** The id by which links know the inputs of the subgraph that they are in. */
+const INPUTS = -10
+const STACKS = ["LYCORIS_STACK", "LORA_STACK"]
+const ENDING = /\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf)$/iu
+
+/**
+ * All nodes of a workflow that run, those in subgraphs among them.
+ *
+ * @param {any} graph
+ * @param {Node[]} way
+ * @returns {Generator<Place>}
+ */
+export function* places(graph, way = []) {
+  for (const node of graph.nodes) {
+    if (node.mode === NEVER || node.mode === BYPASSED) continue
+    if (node.subgraph) yield* places(node.subgraph, [...way, node])
+    else if (!node.isVirtualNode) yield { node, way }
+  }
+}
+
+/** @param {any} type */
+const typesOf = (type) => String(type).split(",")
+
+/**
+ * Whether a slot is of one of these types.
+ *
+ * @param {{type: any}} slot
+ * @param {string[]} types
+ */
+const isOf = (slot, types) => typesOf(slot.type).some((type) => types.includes(type))
+
+/**
+ * What an input is linked to; the open end of the link where nothing is, with `input` in place of `output`. Null for
+ * what does not run.
+ *
+ * @param {Place} place
+ * @param {number} input
+ * @returns {Place & {output?: number, input?: number} | null}
+ */
+export function sourceOf({ node, way }, input) {
+  const link = node.inputs?.[input]?.link
+  const found = link == null ? null : node.graph.getLink(link)
+  return found ? origin(node.graph, found, way) : { node, way, input }
+}
+
+/**
+ * @param {any} graph
+ * @param {any} link
+ * @param {Node[]} way
+ */
+function origin(graph, link, way) {
+  if (link.origin_id === INPUTS) {
+    const outer = way.at(-1)
+    return outer ? sourceOf({ node: outer, way: way.slice(0, -1) }, link.origin_slot) : null
+  }
+  const node = graph.getNodeById(link.origin_id)
+  return node ? through({ node, way }, link.origin_slot) : null
+}
+
+/**
+ * @param {Place} place
+ * @param {number} output
+ * @returns {ReturnType<typeof sourceOf>}
+ */
+function through(place, output) {
+  const { node, way } = place
+  if (node.mode === NEVER) return null
+  if (node.mode === BYPASSED) {
+    const types = typesOf(node.outputs?.[output]?.type)
+    const inputs = node.inputs ?? []
+    const same = inputs[output] && isOf(inputs[output], types) ? output : inputs.findIndex((one) => isOf(one, types))
+    return same < 0 ? null : sourceOf(place, same)
+  }
+  if (node.subgraph) {
+    const link = node.subgraph.getLink(node.subgraph.outputs[output]?.linkIds?.[0])
+    return link ? origin(node.subgraph, link, [...way, node]) : null
+  }
+  if (node.isVirtualNode) {
+    const told = node.resolveVirtualOutput?.(output)
+    if (told) return through({ node: told.node, way }, told.slot)
+    const link = node.getInputLink?.(output)
+    if (link) return origin(node.graph, link, way)
+    // A reroute that nothing is linked to hands on nothing; a primitive has a value of its own.
+    if (node.inputs?.length) return null
+  }
+  return { node, way, output }
+}
+
+/**
+ * The inputs of a node that have one of these types; those of any type where it has no others.
+ *
+ * @param {Node} node
+ * @param {string[]} types
+ */
+function inputsOf(node, types) {
+  const numbers = (node.inputs ?? []).map((_, number) => number)
+  const are = (/** @type {string[]} */ wanted) => numbers.filter((at) => isOf(node.inputs?.[at] ?? { type: "" }, wanted))
+  const found = are(types)
+  return found.length ? found : are(["*"])
+}
+
+/**
+ * Whether a node's output reaches the stack inputs of another.
+ *
+ * @param {Node} node
+ * @param {Place} place
+ * @param {Set<string>} seen
+ * @returns {boolean}
+ */
+function reaches(node, place, seen = new Set()) {
+  return inputsOf(place.node, STACKS).some((input) => {
+    const source = sourceOf(place, input)
+    if (source?.output === undefined) return false
+    if (source.node === node) return true
+    const key = [...source.way, source.node].map(({ id }) => id).join(":")
+    if (seen.has(key)) return false
+    seen.add(key)
+    return reaches(node, source, seen)
+  })
+}
+
+const hasInput = (/** @type {Node} */ node, /** @type {string[]} */ types) =>
+  (node.inputs ?? []).some((input) => isOf(input, types))
+const gives = (/** @type {Node} */ node, /** @type {string} */ type) =>
+  (node.outputs ?? []).some((output) => isOf(output, [type]))
+
+/**
+ * The nodes that take what a node's stack goes into together with a model: those that give a model first.
+ *
+ * @param {any} root the graph of the whole workflow
+ * @param {Node} node
+ * @returns {Place[]}
+ */
+export function takersOf(root, node) {
+  const found = [...places(root)].filter(
+    (place) =>
+      place.node !== node &&
+      hasInput(place.node, STACKS) &&
+      (hasInput(place.node, ["MODEL"]) || !STACKS.some((type) => gives(place.node, type))) &&
+      reaches(node, place),
+  )
+  const applies = found.filter((place) => gives(place.node, "MODEL"))
+  return applies.length ? applies : found
+}
+
+/**
+ * What a node's own choices name that may be a file, in their order. What another node gives counts where that is a
+ * value on the page.
+ *
+ * @param {Place} place
+ * @returns {string[]}
+ */
+function choicesOf(place) {
+  const { node } = place
+  const values = (node.widgets ?? []).map((widget) => {
+    const input = (node.inputs ?? []).findIndex((one) => one.widget?.name === widget.name)
+    const linked = input >= 0 && node.inputs?.[input].link != null
+    const value = linked ? valueOf(sourceOf(place, input)) : widget.value
+    const name = value?.content ?? value
+    return typeof name === "string" && (widget.options?.values || ENDING.test(name)) ? name : ""
+  })
+  return values.filter(Boolean)
+}
+
+/** @param {ReturnType<typeof sourceOf>} source */
+function valueOf(source) {
+  if (!source) return undefined
+  const { node, input } = source
+  if (input === undefined) return node.isVirtualNode ? node.widgets?.[0]?.value : undefined
+  const name = node.inputs?.[input].widget?.name ?? node.inputs?.[input].name
+  return node.widgets?.find((widget) => widget.name === name)?.value
+}
+
+/**
+ * What is named by the node that loads what an input gets, through all that changes it on the way. The loader is the
+ * first node that gets nothing of the same type itself.
+ *
+ * @param {Place} place
+ * @param {string} type `MODEL` or `CLIP`
+ * @returns {string[]}
+ */
+export function loadedBy(place, type) {
+  /** @type {Set<Node>} */
+  const seen = new Set()
+  /** @type {(place: Place) => string[]} */
+  const search = (place) => {
+    if (seen.has(place.node)) return []
+    seen.add(place.node)
+    const sources = inputsOf(place.node, [type]).map((input) => sourceOf(place, input))
+    const linked = sources.filter((source) => source?.output !== undefined)
+    if (!linked.length) return choicesOf(place)
+    for (const source of linked) {
+      const found = source ? search(source) : []
+      if (found.length) return found
+    }
+    return []
+  }
+  return search(place)
+}

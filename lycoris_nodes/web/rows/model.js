@@ -1,0 +1,130 @@
+// Which model the stack of a node reaches, and what that model is.
+//
+//   const model = await modelOf(node)
+//   model.file              "checkpoints/sdxl.safetensors"; "" where no model is connected or its file is not known
+//   model.family            "SDXL", "SD1.5 or SD2"; "" where it is not known
+//   model.blocks            [{name: "in.0", layers: 12}, ...] in the order of the model, text encoders last; []
+//   model.suits(about)      null where a file suits or nothing is known, else the reason in words. `about` is what
+//                           `aboutFile` of server.js gives
+//   model.key               the same text for the same model: what is worked out for a model can be kept by it
+//
+//   const stop = followModel(node, (model) => ...)
+//                           calls with the model now, and again whenever the workflow changes so that it is another
+//
+// The way: from the stack that a node gives on to the nodes that take it together with a model (through Combine,
+// Weight Blocks, Schedule and whatever else takes and gives stacks), and from their model back to the node that loads
+// it. Its choices are sent to the server, which knows the files of models by their names. Nothing of this throws:
+// where a step leads nowhere, or the server does not answer, the model is one of which nothing is known. Where a
+// stack reaches several models, it is the first; a file suits where it suits one of them.
+
+import { app } from "../../../scripts/app.js"
+import { t } from "../language.js"
+import { loadedBy, takersOf } from "./graph.js"
+
+/**
+ * What the server says of the files of a model, as `lycoris_nodes/routes.py` answers.
+ *
+ * @typedef {{
+ *   file: string, family: string, families: string[], blocks: {name: string, layers: number}[],
+ * }} Facts
+ * @typedef {Facts & {
+ *   key: string, suits: (about: import("./server.js").About) => string | null,
+ * }} Model
+ */
+
+/** @type {Facts} */
+const UNKNOWN = { file: "", family: "", families: [], blocks: [] }
+/** @type {Map<string, Promise<Facts>>} */
+const known = new Map()
+/** @type {Set<() => void>} */
+const followers = new Set()
+const lookAgain = () => followers.forEach((look) => look())
+
+/**
+ * @param {string} question
+ * @returns {Promise<Facts>}
+ */
+function ask(question) {
+  const asked =
+    known.get(question) ??
+    app.api
+      .fetchApi("/lycoris/model", { method: "POST", body: question })
+      .then((answer) => answer.json())
+      .catch(() => UNKNOWN)
+  known.set(question, asked)
+  return asked
+}
+
+/** @param {GraphNode} node */
+function questionsOf(node) {
+  const takers = takersOf(app.rootGraph, /** @type {any} */ (node))
+  const questions = takers.map((place) =>
+    JSON.stringify({ model: loadedBy(place, "MODEL"), clip: loadedBy(place, "CLIP") }),
+  )
+  return [...new Set(questions)]
+}
+
+/**
+ * @param {string[]} questions
+ * @returns {Promise<Model>}
+ */
+async function answered(questions) {
+  const found = (await Promise.all(questions.map(ask))).filter(({ file }) => file)
+  const told = found.filter(({ families }) => families.length)
+  /** @type {Model["suits"]} */
+  const suits = ({ families, family: made }) => {
+    if (!families?.length || !told.length || told.length < found.length) return null
+    const fits = told.some((one) => one.families.some((family) => families.includes(family)))
+    return fits ? null : t("made for {made}; this model is {family}", { made, family: told[0].family })
+  }
+  return { ...(found[0] ?? UNKNOWN), key: questions.join(), suits }
+}
+
+/**
+ * @param {GraphNode} node
+ * @returns {Promise<Model>}
+ */
+export async function modelOf(node) {
+  return answered(questionsOf(node))
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {(model: Model) => void} act
+ * @returns {() => void} ends it
+ */
+export function followModel(node, act) {
+  let key = "not asked"
+  let live = true
+  const look = async () => {
+    if (!node.graph) return
+    const questions = questionsOf(node)
+    if (`${questions}` === key) return
+    key = `${questions}`
+    const model = await answered(questions)
+    if (live && model.key === key) act(model)
+  }
+  followers.add(look)
+  look()
+  return () => {
+    live = false
+    followers.delete(look)
+  }
+}
+
+app.registerExtension({
+  name: "lycoris.model",
+
+  setup() {
+    app.api.addEventListener("graphChanged", lookAgain)
+  },
+
+  // Links are made after nodes.
+  afterConfigureGraph: lookAgain,
+
+  // Called when the user refreshes the lists of files.
+  refreshComboInNodes() {
+    known.clear()
+    lookAgain()
+  },
+})

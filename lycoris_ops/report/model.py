@@ -1,0 +1,45 @@
+"""What a model is, by the headers of its files: its family and its blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import MatchError, either
+from ..names.blocks import Blocks
+from ..names.families import Families
+from ..names.model_files import read_shapes
+from ..stack.resolve import families_of_model
+from ..stack.survey import blocks_of
+
+
+@dataclass(frozen=True)
+class AboutModel:
+    """What the keys and shapes of a model tell of it."""
+
+    families: Families
+    """The families that it can be of, to be compared with those of an adapter; () for none known."""
+    family: str
+    """The families in words; "" for none known."""
+    blocks: Blocks
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of weights in each block, in the order of the model."""
+        return {block: len(members) for block, members in self.blocks.members.items()}
+
+
+def about_model(paths: Sequence[str | os.PathLike[str]]) -> AboutModel:
+    """What the files of a model tell of it: the diffusion model or checkpoint, then text encoders.
+
+    Only the headers are read. Text encoders that the first file holds too are taken from there. Raises
+    FileFormatError for a file that is not safetensors.
+    """
+    try:
+        shapes = read_shapes(paths)
+    except MatchError:
+        shapes = read_shapes(paths[:1])
+    blocks = blocks_of(shapes)
+    families = families_of_model(blocks.targets)
+    return AboutModel(families, either(families), blocks)
