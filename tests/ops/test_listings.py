@@ -19,7 +19,7 @@ from lycoris_ops.names.blocks import Blocks
 from lycoris_ops.names.targets import Targets
 from lycoris_ops.rules.patterns import Pattern
 from lycoris_ops.rules.scene import Scene
-from lycoris_ops.stack.resolve import EntryResolution, families
+from lycoris_ops.stack.resolve import EntryResolution, families_of_model
 from tests.harness.listings import Listing, listings, target, thin, write_hollow, write_random
 
 NAMELESS = "cascade_stability_positional"
@@ -124,7 +124,7 @@ def test_a_file_is_never_said_to_be_for_another_family(name: str, tmp_path: Path
     """By its names or its metadata a file is for the family of its model, or for none that is known."""
     adapter = opened(LISTINGS[name], tmp_path)
     targets = Targets(target(LISTINGS[name].architecture))
-    made_for, model = families(adapter, targets)
+    made_for, model = adapter.families, families_of_model(targets)
     assert not made_for or not model or {*made_for} & {*model}
     if LISTINGS[name].architecture in ("sd15", "sdxl", "flux", "sd3_medium", "qwen_image", "wan21_t2v_14b"):
         assert model
