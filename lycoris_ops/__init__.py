@@ -137,6 +137,7 @@ from .train.loop import TrainResult as TrainResult
 from .train.loop import train_network as train_network
 from .train.network import LycorisNetwork as LycorisNetwork
 from .train.optimisers import optimisers as optimisers
+from .train.options import STATE as STATE
 from .train.options import TrainOptions as TrainOptions
 from .train.schedules import schedules as schedules
 from .train.settings import trainable as trainable

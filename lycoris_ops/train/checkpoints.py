@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
 from ..writing.place import has_folder, place_of
 from .options import STATE
+from .sketches import Sketch, check_data
 from .trainer import STATE_FORM, Trainer
 
 GOOD = "last-good"
@@ -39,6 +40,8 @@ class FoundState:
     """The number of steps planned."""
     settings: Mapping[str, Any]
     """The training's `TrainOptions.settings`."""
+    data: Mapping[str, Sequence[Sketch]]
+    """The training's `TrainOptions.data`."""
     why: str
     """Why this state was chosen, in words, and the damaged states that were passed over."""
 
@@ -46,6 +49,14 @@ class FoundState:
     def finished(self) -> bool:
         """Whether all steps of the training are done."""
         return self.step >= self.of
+
+    def has_data(self, data: Mapping[str, Sequence[Sketch]]) -> bool:
+        """Whether a training on these data can go on from it."""
+        try:
+            check_data(self.data, data, None)
+        except TrainError:
+            return False
+        return True
 
     def __str__(self) -> str:
         return f"{self.path.name}, {self.why}"
@@ -70,7 +81,8 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     if damaged:
         why += f"; passed over: {', '.join(damaged)}"
     # States of earlier versions do not store the number of steps planned.
-    return FoundState(path, state["step"], state.get("of", state["step"]), state.get("settings", {}), why)
+    of, settings, data = state.get("of", state["step"]), state.get("settings", {}), state.get("data", {})
+    return FoundState(path, state["step"], of, settings, data, why)
 
 
 def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -96,7 +108,7 @@ def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, A
     damaged: list[str] = []
     for path in sorted(folder.glob(f"*{STATE}")):
         try:
-            state = STATE_FORM.peek(path, "step", "of", "returns", "settings")
+            state = STATE_FORM.peek(path, "step", "of", "returns", "settings", "data")
             whole.append(((state.get("returns", 0), state["step"]), path, state))
         except LycorisError as error:
             damaged.append(f"{path.name} ({error.problem})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     assert further["steps_done"] == 6 and further["path"] == whole["path"]
 
 
-def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_about(
+def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:
     import comfy.model_management
@@ -117,26 +118,66 @@ def test_a_training_that_was_broken_off_with_other_settings_or_data_is_asked_abo
         train(**settings)
     stop_after(100)
     other = [latent(seed) for seed in range(4, 8)]
-    for given, words in (
-        (
-            {"learning_rate": 1e-3, "steps": 4},
-            r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was "
-            r"0\.003 and is 0\.001.*turn on `resume`.*another `filename_prefix`",
-        ),
-        (
-            {"latents": other},
-            r"not those that the training began with.*style_00001_ stopped at step 1 of 3\. "
-            r".*another `filename_prefix`",
-        ),
+    with pytest.raises(
+        host.ops.TrainError,
+        match=r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was "
+        r"0\.003 and is 0\.001.*turn on `resume`.*another `filename_prefix`",
     ):
-        with pytest.raises(host.ops.TrainError, match=words):
-            train(**{**settings, **given})
+        train(**{**settings, "learning_rate": 1e-3, "steps": 4})
+    # With other data it is another training.
+    other = [latent(seed) for seed in range(4, 8)]
+    assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
     # What is written where, and how it is computed, may be another.
     assert train(**settings, dtype="bfloat16", checkpointing="on")["path"].endswith(
         "style_00001_.safetensors"
     )
-    # A finished one is asked about no more.
-    assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
+
+
+def test_a_stopped_training_is_found_whatever_ran_after_it(
+    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    """Others of its name and of other names have run and were stopped meanwhile: each goes on by itself."""
+    import comfy.model_management
+    import folder_paths
+
+    runs = host.module("lycoris_nodes.training.node.runs")
+    given: dict[str, Any] = {"preset": "attn-only", "warmup": 0, "steps": 4}
+    other = {"latents": [latent(seed) for seed in range(4, 8)]}
+
+    def stopped(steps: int, **more: Any) -> dict[str, Any]:
+        """Train until so many steps are done; the settings of the state that it leaves."""
+        stop_after(steps)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(**{**given, **more})
+        stop_after(100)
+        return runs.newest_state(max(tmp_path.glob("loras/*/"), key=os.path.getmtime)).settings
+
+    def anew(settings: dict[str, Any]) -> None:
+        before = folder_paths.get_output_directory()
+        folder_paths.set_output_directory(str(tmp_path))
+        runs.begin_anew("loras/style", "comfy", settings, ())
+        folder_paths.set_output_directory(before)
+
+    first = stopped(2)
+    stopped(1, filename_prefix="loras/other")
+    with pytest.raises(host.ops.TrainError, match=r"broken off after 2 steps.*seed was 5 and is 9"):
+        train(**given, seed=9)
+    anew({**first, "seed": 9})
+    assert stopped(1, seed=9) == {**first, "seed": 9}
+    assert "style_00003_" in train(**given, **other)["path"]
+    found = {
+        "style_00001_": train(**given),
+        "style_00002_": train(**given, seed=9),
+        "other_00001_": train(**given, filename_prefix="loras/other"),
+    }
+    for name, made in found.items():
+        assert name in made["path"] and "went on from step" in made["report"]
+    # What is set aside is gone on with only where it is asked for.
+    anew(stopped(2))
+    made = train(**given)
+    assert "style_00005_" in made["path"] and "went on" not in made["report"]
+    made = train(**given, filename_prefix="loras/style_00004_", resume=True)
+    assert "style_00004_" in made["path"] and "went on from step 2" in made["report"]
 
 
 def guidances_of_samples(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:

@@ -94,7 +94,8 @@ def train(
     Raises LycorisError for what cannot be trained, before the first step.
     """
     settings = settings_of(asked)
-    run = run_of(asked.filename_prefix, asked.dialect, settings, resume=asked.resume)
+    data = sketches_of(**{name: getattr(asked, name) for name in SAMPLED})
+    run = run_of(asked.filename_prefix, asked.dialect, settings, data, resume=asked.resume)
     output = run.output
     if run.state:
         begun(f"Goes on: {run.in_words}.")
@@ -143,7 +144,7 @@ def train(
             max_weight_norm=asked.max_weight_norm or None,
             ema=asked.ema or None,
             scaled=scaled,
-            data=sketches_of(**{name: getattr(asked, name) for name in SAMPLED}),
+            data=data,
             settings=settings,
             seed=asked.seed,
             validate_every=(asked.validate_every or max(1, asked.steps // 10)) if held else None,

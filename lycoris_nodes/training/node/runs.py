@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ....lycoris_ops import (
+    SAFETENSORS,
+    STATE,
     FoundState,
     LycorisNetwork,
+    Sketch,
     TrainError,
     check_room,
     newest_state,
@@ -28,6 +34,8 @@ ANEW = "To begin a new one, give another `filename_prefix`"
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""
+ASIDE = "set-aside.json"
+"""The file in a folder of checkpoints with the settings that have begun anew instead of going on."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,11 @@ class Run:
     state: FoundState | None = None
 
     @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return self.output.with_name(f"{self.output.name.removesuffix(SAFETENSORS[0])}-checkpoints")
+
+    @property
     def in_words(self) -> str:
         """How far the training got."""
         if self.state is None:
@@ -45,18 +58,36 @@ class Run:
         return f"{self.output.stem} stopped at step {self.state.step} of {self.state.of}"
 
 
-def run_of(prefix: str, dialect: str, settings: Mapping[str, Any], *, resume: bool) -> Run:
-    """Choose the training to run: the latest of this name if it was interrupted, else a new one.
+@dataclass(frozen=True)
+class Offer:
+    """A stopped training that Run would go on with, or ask about where its settings were others."""
 
-    Only the files on disk decide. With `resume` the latest one is continued whatever its settings were;
-    without, only if its settings were the same.
+    run: Run
+    state: FoundState
+    differences: list[str]
+    """The settings that were others, in words."""
 
-    Raises TrainError for `resume` if there is none. Without `resume`, raises it if the latest was interrupted
-    and had other settings: then the user must choose.
+
+def run_of(
+    prefix: str,
+    dialect: str,
+    settings: Mapping[str, Any],
+    data: Mapping[str, Sequence[Sketch]],
+    *,
+    resume: bool,
+) -> Run:
+    """Choose the training to run: the latest of this name that was stopped with these settings and data,
+    else a new one.
+
+    Only the files on disk decide. With `resume` the latest of this name is continued, whatever its settings
+    were.
+
+    Raises TrainError for `resume` if there is none. Without `resume`, raises it if the latest was stopped on
+    these data with other settings, and none with these: then the user must choose.
     """
     new = adapter_path(prefix, dialect)
-    latest = _latest(new, dialect)
     if resume:
+        latest = next(_runs(new, dialect), None)
         if latest is None:
             raise TrainError(
                 "there is no training of this name to go on with",
@@ -65,36 +96,80 @@ def run_of(prefix: str, dialect: str, settings: Mapping[str, Any], *, resume: bo
                 f"{shown_path(new.parent)}",
                 hint="Turn off `resume` to begin one",
             )
+        (latest.folder / ASIDE).unlink(missing_ok=True)
         return latest
-    if latest is None or latest.state is None:
+    offer = offer_of(prefix, dialect, settings, data)
+    if offer is None:
         return Run(new)
-    # If all steps are done and only the file is missing, resuming just writes it.
-    others = differences(latest.state.settings, settings)
-    if latest.state.finished and (others or latest.output.exists()):
-        return Run(new)
-    if not others:
-        return latest
-    if not latest.state.step:
-        # No step was done, so there is nothing to ask about.
-        return Run(new)
-    raise TrainError(
-        f"a training of this name was broken off after {number_of(latest.state.step, 'step')}, "
-        f"with other settings: {'; '.join(others)}",
-        file=shown_path(latest.output),
-        hint=f"To go on with it, restore its settings, or turn on `resume` to use the present ones. {ANEW}",
-    )
+    if offer.differences:
+        raise TrainError(
+            f"a training of this name was broken off after {number_of(offer.state.step, 'step')}, "
+            f"with other settings: {'; '.join(offer.differences)}",
+            file=shown_path(offer.run.output),
+            hint="To go on with it, restore its settings, or turn on `resume` to use the present ones. "
+            f"{ANEW}",
+        )
+    return offer.run
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def offer_of(
+    prefix: str,
+    dialect: str,
+    settings: Mapping[str, Any],
+    data: Mapping[str, Sequence[Sketch]] | None = None,
+    unknown: Container[str] = (),
+) -> Offer | None:
+    """The stopped training that Run would go on with or ask about; None where it begins a new one.
+
+    `unknown` are settings that may have any value, and without `data` the data may be any too.
+    """
+    offers = [
+        Offer(run, run.state, differences(run.state.settings, settings, unknown))
+        for run in _runs(adapter_path(prefix, dialect), dialect)
+        if run.state and not _is_aside(run, settings)
+    ]
+    # If all steps are done and only the file is missing, going on just writes it.
+    missing = [offer for offer in offers[:1] if not offer.run.output.exists()]
+    if data is not None:
+        offers = [offer for offer in offers if offer.state.has_data(data)]
+    for offer in offers:
+        if not offer.differences and (not offer.state.finished or offer in missing):
+            return offer
+    # Where no step was done, there is nothing to ask about.
+    return next((offer for offer in offers[:1] if offer.state.step and not offer.state.finished), None)
+
+
+def begin_anew(prefix: str, dialect: str, settings: Mapping[str, Any], unknown: Container[str]) -> None:
+    """Set aside what Run would go on with or ask about with these settings. All files stay for use."""
+    known = {name: value for name, value in settings.items() if name not in unknown}
+    while offer := offer_of(prefix, dialect, settings, unknown=unknown):
+        path = offer.run.folder / ASIDE
+        path.write_text(json.dumps([*_set_aside(path), known]), encoding="utf-8")
+
+
+def _is_aside(run: Run, settings: Mapping[str, Any]) -> bool:
+    return any(known.items() <= settings.items() for known in _set_aside(run.folder / ASIDE))
+
+
+def _set_aside(path: Path) -> list[dict[str, Any]]:
+    """The settings with which the user has begun anew instead of going on."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], unknown: Container[str] = ()
+) -> list[str]:
     """The settings that differ, in words."""
-    names = dict.fromkeys((*ours, *theirs))
+    names = [name for name in dict.fromkeys((*ours, *theirs)) if name not in unknown]
     pairs = [(name, theirs.get(name, ABSENT), ours.get(name, ABSENT)) for name in names]
     return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
 
 
-def _latest(new: Path, dialect: str) -> Run | None:
-    """The latest training of this name that has states. The name may also be the numbered one of a single
-    run. Raises TrainError if none of its states is whole.
+def _runs(new: Path, dialect: str) -> Iterator[Run]:
+    """The trainings of this name that have states, the latest first. The name may also be the numbered one
+    of a single run.
+
+    Raises TrainError if no state of the latest is whole. Earlier ones of which none is are left out.
     """
     numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?)-checkpoints")
     runs: list[tuple[int, Path, Path]] = []
@@ -102,10 +177,19 @@ def _latest(new: Path, dialect: str) -> Run | None:
         found = numbered.fullmatch(folder.name)
         if found:
             runs.append((int(found[2] or 0), folder, new.with_name(f"{found[1]}{ending_of(dialect)}")))
+    latest = True
     for _, folder, output in sorted(runs, reverse=True):
-        if (state := newest_state(folder)) is not None:
-            return Run(output, state)
-    return None
+        stamps = [(path.name, path.stat().st_mtime_ns) for path in folder.glob(f"*{STATE}")]
+        with nullcontext() if latest else suppress(TrainError):
+            if (state := _state(folder, tuple(sorted(stamps)))) is not None:
+                latest = False
+                yield Run(output, state)
+
+
+@lru_cache(maxsize=256)
+def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
+    """The state to go on from. The page asks often, and `stamps` change with what is in the folder."""
+    return newest_state(folder)
 
 
 def _name(path: Path, dialect: str) -> str:
