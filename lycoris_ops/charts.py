@@ -1,18 +1,21 @@
-"""Charts as pictures, drawn by Pillow: series in axes, tables of colours, and bars with names.
+"""Charts as pictures: series in axes, tables of colours, and bars with names, below each other.
 
-Everything is drawn larger than it is shown and made smaller at the end: Pillow does not smooth lines.
+They are as wide as a node of a graph. An image is drawn by Pillow on white paper, twice as large as it is
+shown; a drawing for a page (SVG) takes the colour of the page's text.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .errors import LycorisError
 
@@ -22,22 +25,39 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Stroke = Literal["line", "dashes", "dots", "line and dots", "boxes", "area"]
 
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22")
-"""Those of one thing after the other. A tenth has the colour of the first again."""
-INK, FAINT, PAPER = "#282828", "#dddddd", "#ffffff"
+COLOURS = ("#4a90d9", "#e0872f", "#43a76b", "#d9534f", "#9a72cf", "#a87b5f", "#d774b4", "#2fa5b5", "#a3a13a")
+"""Those of one thing after the other, on white or dark. A tenth has the colour of the first again."""
+OPPOSED, ALIKE = "#5b8ff0", "#e5655f"
+"""The colours of -1 and of 1."""
+INK, PAPER = "#282828", "#ffffff"
+FAINT = 0.18
+"""How much of the ink is in the lines of a grid."""
+WIDTH = 400
+"""The pixels of a picture from side to side, as it is shown."""
+PLOT = 96
+"""The height of what is drawn in axes."""
+SHARP = 2
+"""How much larger an image is than it is shown."""
 LARGER = 2
-"""How much larger all is drawn than it is shown."""
-SMALL, TEXT, TITLE = 11, 12, 14
-"""The sizes of letters in pixels: ticks and legends, labels, titles."""
-GAP = 6
-LONGEST = 28
-"""The most characters of a name that are shown."""
-NAMED = 40
-"""The most names along an axis."""
+"""How much larger again an image is drawn, because Pillow does not smooth lines."""
+SMALL, TITLE = 11, 13
+"""The sizes of letters in pixels: of all that stands in charts, and of titles."""
+EDGE, GAP = 10, 5
+LINE = 16
+"""The height of a line of a legend or of bars."""
+CELL = 40
+"""The least width of a bar with its words."""
 MANY = 500
 """From how many dots on they are small."""
-LEGEND = 3
-"""The most lines of a legend."""
+THIN = 1.5
+"""The least width of a bar that stands beside others."""
+WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "wqy-microhei.ttc",
+)
+"""Fonts of systems, for letters that Pillow's own font lacks."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +77,18 @@ class Axes:
     title: str
     series: Sequence[Series]
     across: str = ""
-    up: str = ""
     logarithmic: tuple[bool, bool] = (False, False)
     names: Sequence[str] = ()
+    ticks: Sequence[float] = ()
+    """Where numbers stand below the axis across; none for round ones."""
     marks: Sequence[tuple[float, Series]] = ()
     """Places across of upright lines, each in the colour and form of a series without points."""
     limits: Point | None = None
     """The ends of the vertical axis; None for the smallest and largest value."""
     span: Point | None = None
     """The ends of the axis across."""
+    percent: bool = False
+    """Whether the values are shares, written in per cent."""
 
 
 @dataclass(frozen=True)
@@ -79,65 +102,129 @@ class ColourTable:
 
 @dataclass(frozen=True)
 class Bars:
-    """A name with bars below each other."""
+    """A name with bars beside each other, each in a column of its own."""
 
     name: str
     bars: Sequence[tuple[float, str, str]]
-    """The length and the colour of each, and the words behind it."""
+    """The length and the colour of each, and the words on it."""
+
+
+Legend = Sequence[tuple[str, str]]
+"""Labels with their colours."""
+
+
+class Canvas(Protocol):
+    """What charts are drawn on, in the pixels that are shown."""
+
+    def text(
+        self,
+        at: Point,
+        text: str,
+        size: int = SMALL,
+        anchor: str = "lm",
+        whole: str = "",
+        *,
+        upright: bool = False,
+    ) -> None:
+        """A text whose `anchor` is at a place: `l`, `m` or `r`, and the top (`a`), middle or baseline (`s`).
+
+        `whole` is the text that it shortens. An upright one is read from below.
+        """
+        ...
+
+    def line(self, points: Sequence[Point], colour: str, width: float = 1.0, share: float = 1.0) -> None: ...
+
+    def dashes(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None: ...
+
+    def dot(self, at: Point, colour: str, radius: float) -> None: ...
+
+    def area(self, points: Sequence[Point], colour: str, share: float = 1.0) -> None:
+        """A closed form, with this share of the colour and the rest of what is below."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a picture from side to side: how high it is, and what draws it at a distance from the top."""
+
+    height: float
+    draw: Callable[[Canvas, float], None]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Parts below each other. Each of its forms needs Pillow, and raises LycorisError without it."""
+
+    verdict: str
+    """What the picture shows, in a sentence. An image begins with it; a page says it beside the drawing."""
+    parts: Sequence[Piece]
+    width: int = WIDTH
+
+    def image(self) -> Image:
+        parts = [_words(self.verdict, self.width), *self.parts] if self.verdict else self.parts
+        page = _Raster(self.width, _height(parts))
+        _draw(page, parts)
+        return page.shown()
+
+    def png(self) -> bytes:
+        held = io.BytesIO()
+        self.image().save(held, format="png")
+        return held.getvalue()
+
+    def svg(self) -> str:
+        """The picture for a page. Names in it are escaped: they hold no elements of their own."""
+        page = _Vector()
+        _draw(page, self.parts)
+        size = f'viewBox="0 0 {self.width} {_height(self.parts)}"'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(page.elements)}</svg>'
+
+
+def _height(parts: Sequence[Piece]) -> int:
+    return math.ceil(sum(part.height for part in parts)) + EDGE
+
+
+def _draw(page: Canvas, parts: Sequence[Piece]) -> None:
+    top = 0.0
+    for part in parts:
+        part.draw(page, top)
+        top += part.height
 
 
 def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def shortened(name: str, longest: int = LONGEST) -> str:
-    """A name, or its end where it is long: names of layers and files differ there."""
-    return name if len(name) <= longest else f"...{name[3 - longest :]}"
+def below_each_other(verdict: str, legend: Legend, charts: Sequence[Axes | ColourTable]) -> Picture:
+    """Charts with one legend for all of them, which may be empty."""
+    drawn = [_axes(chart) if isinstance(chart, Axes) else _table(chart) for chart in charts]
+    return Picture(verdict, [*_legends(legend, WIDTH), *drawn])
 
 
-def side_by_side(charts: Sequence[Axes | ColourTable], width: int = 1400, height: int = 420) -> Image:
-    """Charts in two columns, in rows of one height; one chart alone has the whole width."""
-    columns = min(2, len(charts))
-    page = _Page(width, height * -(-len(charts) // columns))
-    for number, chart in enumerate(charts):
-        row, column = divmod(number, columns)
-        cell = (width * column / columns, float(height * row), width / columns, float(height))
-        if isinstance(chart, Axes):
-            _draw_axes(page, chart, *cell)
-        else:
-            _draw_table(page, chart, *cell)
-    return page.shown()
+def in_rows(verdict: str, title: str, rows: Sequence[Bars], legend: Legend) -> Picture:
+    """Names below each other, with their bars. With many columns the picture is wider than others."""
+    columns = max((len(row.bars) for row in rows), default=0)
+    longest = max((length_of(row.name) for row in rows), default=0.0)
+    left = EDGE + min(longest, 0.45 * WIDTH) + 8
+    words = max((length_of(words) for row in rows for _, _, words in row.bars), default=0.0) + 2 * GAP
+    width = max(WIDTH, math.ceil(left + columns * max(CELL, words) + EDGE))
+    cell = (width - left - EDGE) / max(1, columns)
+    most = max((value for row in rows for value, _, _ in row.bars), default=0.0) or 1.0
 
+    def drawn(row: Bars) -> Piece:
+        def draw(page: Canvas, top: float) -> None:
+            middle = top + LINE / 2
+            name = fitted(row.name, left - EDGE - 8)
+            page.text((left - 8, middle), name, anchor="rm", whole=row.name)
+            for number, (value, colour, words) in enumerate(row.bars):
+                start = left + number * cell
+                end = start + max(1.0, (cell - 4) * max(0.0, value) / most)
+                page.area(_corners((start, top + 1), (end, top + LINE - 2)), colour, 0.6)
+                page.text((start + GAP, middle), words)
 
-def in_rows(title: str, rows: Sequence[Bars], legend: Sequence[tuple[str, str]], width: int = 800) -> Image:
-    """Rows below each other. `legend` has labels with their colours."""
-    measure = _Page(1, 1)
-    lines = _legend_lines(measure, [(shortened(label), colour) for label, colour in legend], width - 20)
-    high = [18 if len(row.bars) < 2 else 12 * len(row.bars) + 6 for row in rows]
-    top = 34.0 + 18 * len(lines)
-    page = _Page(width, round(top) + sum(high) + 10)
-    page.text((10, 8), title, TITLE, "la")
-    _draw_legend(page, lines, 10, 30)
-    left = 18 + max((page.length(shortened(row.name, 48), SMALL) for row in rows), default=0.0)
-    bars = [bar for row in rows for bar in row.bars]
-    right = 14 + max((page.length(words, SMALL) for _, _, words in bars), default=0.0)
-    most = max((value for value, _, _ in bars), default=0.0) or 1.0
-    for row, size in zip(rows, high, strict=True):
-        page.text((left - 8, top + size / 2), shortened(row.name, 48), SMALL, "rm")
-        each = (size - 6) / max(1, len(row.bars))
-        for number, (value, colour, words) in enumerate(row.bars):
-            end = left + (width - left - right) * max(0.0, value) / most
-            low = top + 3 + each * number
-            page.box((left, low), (max(end, left + 1), low + each - 2), colour)
-            page.text((end + GAP, low + each / 2 - 1), words, SMALL, "lm")
-        top += size
-    return page.shown()
+        return Piece(LINE, draw)
 
-
-def png_of(picture: Image) -> bytes:
-    held = io.BytesIO()
-    picture.save(held, format="png")
-    return held.getvalue()
+    head = [_words(title, width), *_legends(legend, width)]
+    return Picture(verdict, [*head, *(drawn(row) for row in rows)], width)
 
 
 def check_png(path: Path) -> None:
@@ -146,57 +233,91 @@ def check_png(path: Path) -> None:
         raise LycorisError("a picture cannot be written in this form", file=str(path), expected=".png")
 
 
-class _Page:
-    """A picture, in the pixels that are shown."""
+def length_of(text: str, size: int = SMALL) -> float:
+    """How long a text is. Letters that the font may lack are as wide as they are high."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    rest = "".join(letter for letter in text if unicodedata.east_asian_width(letter) not in "WF")
+    return _font(size).getlength(_letters(rest, _font(size))) / (LARGER * SHARP) + wide * size
+
+
+def fitted(text: str, width: float, size: int = SMALL) -> str:
+    """A text, without its middle where it is too long: names differ at their ends."""
+    if length_of(text, size) <= width:
+        return text
+    kept = len(text) - 1
+    while kept > 2 and length_of(shortened(text, kept), size) > width:
+        kept -= 1
+    return shortened(text, kept)
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text of no more letters than `longest`, without its middle where it has more."""
+    first = (longest - 1) // 3
+    return text if len(text) <= longest else f"{text[:first]}…{text[len(text) - (longest - 1 - first) :]}"
+
+
+def binned(points: Sequence[Point], most: int) -> Iterator[Point]:
+    """The mean of each of at most so many runs of points."""
+    width = max(1, -(-len(points) // most))
+    for start in range(0, len(points), width):
+        part = points[start : start + width]
+        yield sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)
+
+
+def _pillow(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"PIL.{name}")
+    except ImportError as error:
+        raise LycorisError(
+            "Pillow is not installed", expected="it, to draw pictures", hint="pip install pillow"
+        ) from error
+
+
+class _Raster:
+    """An image in the making."""
 
     def __init__(self, width: int, height: int) -> None:
-        try:
-            from PIL import Image, ImageDraw
-        except ImportError as error:
-            raise LycorisError(
-                "Pillow is not installed", expected="it, to draw pictures", hint="pip install pillow"
-            ) from error
-        self._pillow: Any = Image
-        self._image = Image.new("RGB", (width * LARGER, height * LARGER), PAPER)
-        self._draw: Any = ImageDraw.Draw(self._image, "RGBA")
+        size = (width * LARGER * SHARP, height * LARGER * SHARP)
+        self._image = _pillow("Image").new("RGB", size, PAPER)
+        self._draw = _pillow("ImageDraw").Draw(self._image, "RGBA")
 
     def shown(self) -> Image:
         width, height = self._image.size
-        return self._image.resize((width // LARGER, height // LARGER), self._pillow.Resampling.BOX)
+        return self._image.resize((width // LARGER, height // LARGER), _pillow("Image").Resampling.BOX)
 
-    def length(self, text: str, size: int) -> float:
-        font = _font(size)
-        return self._draw.textlength(_letters(text, font), font) / LARGER
-
-    def text(self, at: Point, text: str, size: int, anchor: str, colour: str = INK) -> None:
-        font = _font(size)
-        # Fonts of fixed size have no anchors.
-        self._draw.text(_larger(at), _letters(text, font), colour, font, anchor=anchor)
-
-    def upright(self, at: Point, text: str, size: int, *, above: bool) -> None:
-        """A text that is read from below, which ends at a place, or with `above` has its middle there."""
-        font = _font(size)
-        length, high = math.ceil(self.length(text, size) * LARGER), round(1.3 * size * LARGER)
-        if not text:
+    def text(
+        self,
+        at: Point,
+        text: str,
+        size: int = SMALL,
+        anchor: str = "lm",
+        whole: str = "",
+        *,
+        upright: bool = False,
+    ) -> None:
+        del whole
+        font = _font(size) if text.isascii() else _wide_font(size)
+        shown = _letters(text, font)
+        if not upright:
+            # Fonts of fixed size have no anchors.
+            self._draw.text(_larger(at), shown, INK, font, anchor=anchor)
             return
-        turned = self._pillow.new("L", (length, high))
-        drawing: Any = self._draw_on(turned)
-        drawing.text((0, high / 2), _letters(text, font), 255, font, anchor="lm")
-        turned = turned.transpose(self._pillow.Transpose.ROTATE_90)
+        length, high = math.ceil(font.getlength(shown)) or 1, round(1.3 * size * LARGER * SHARP)
+        images = _pillow("Image")
+        mask = images.new("L", (length, high))
+        _pillow("ImageDraw").Draw(mask).text((0, high / 2), shown, 255, font, anchor="lm")
+        mask = mask.transpose(images.Transpose.ROTATE_90)
         x, y = _larger(at)
-        place = (round(x - high / 2), round(y - length / 2 if above else y))
-        self._image.paste(self._pillow.new("RGB", turned.size, INK), place, turned)
+        self._image.paste(images.new("RGB", mask.size, INK), (round(x - high / 2), round(y)), mask)
 
-    @staticmethod
-    def _draw_on(image: Any) -> Any:
-        from PIL import ImageDraw
-
-        return ImageDraw.Draw(image)
-
-    def line(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
+    def line(self, points: Sequence[Point], colour: str, width: float = 1.0, share: float = 1.0) -> None:
         if len(points) > 1:
-            wide = max(1, round(width * LARGER))
-            self._draw.line([_larger(point) for point in points], fill=colour, width=wide, joint="curve")
+            wide = max(1, round(width * LARGER * SHARP))
+            self._draw.line(
+                [_larger(one) for one in points], fill=_of(colour, share), width=wide, joint="curve"
+            )
 
     def dashes(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
         """A line in parts of 4 pixels."""
@@ -215,27 +336,99 @@ class _Page:
                 at, done = at + rest, done + rest
 
     def dot(self, at: Point, colour: str, radius: float) -> None:
-        (x, y), r = _larger(at), radius * LARGER
+        (x, y), r = _larger(at), radius * LARGER * SHARP
         self._draw.ellipse([x - r, y - r, x + r, y + r], fill=colour)
 
-    def box(self, corner: Point, other: Point, colour: str) -> None:
-        (x, y), (to_x, to_y) = _larger(corner), _larger(other)
-        self._draw.rectangle([min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)], fill=colour)
-
-    def area(self, points: Sequence[Point], colour: str) -> None:
+    def area(self, points: Sequence[Point], colour: str, share: float = 1.0) -> None:
         if len(points) > 2:
-            self._draw.polygon([_larger(point) for point in points], fill=f"{colour}33")
+            self._draw.polygon([_larger(point) for point in points], fill=_of(colour, share))
+
+
+class _Vector:
+    """The elements of a drawing. What is ink on paper has the colour of the page's text."""
+
+    def __init__(self) -> None:
+        self.elements: list[str] = []
+
+    def text(
+        self,
+        at: Point,
+        text: str,
+        size: int = SMALL,
+        anchor: str = "lm",
+        whole: str = "",
+        *,
+        upright: bool = False,
+    ) -> None:
+        x, y = at
+        side, line = anchor
+        place = {"l": "start", "m": "middle", "r": "end"}["r" if upright else side]
+        down = {"a": 0.8, "m": 0.36, "s": 0.0}[line] * size
+        if upright:
+            where = f'transform="translate({x + down:.1f},{y:.1f}) rotate(-90)"'
+        else:
+            where = f'x="{x:.1f}" y="{y + down:.1f}"'
+        hint = f"<title>{escape(whole)}</title>" if whole not in ("", text) else ""
+        # The page's font may be wider than the one that was measured.
+        long = f'textLength="{length_of(text, size):.1f}" lengthAdjust="spacingAndGlyphs"'
+        style = f'font-size="{size}" text-anchor="{place}" fill="currentColor" {long}'
+        self.elements.append(f"<text {where} {style}>{hint}{escape(text)}</text>")
+
+    def line(self, points: Sequence[Point], colour: str, width: float = 1.0, share: float = 1.0) -> None:
+        self._line(points, colour, width, f' stroke-opacity="{share:.2f}"' if share < 1 else "")
+
+    def dashes(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
+        self._line(points, colour, width, ' stroke-dasharray="4"')
+
+    def _line(self, points: Sequence[Point], colour: str, width: float, more: str) -> None:
+        style = f'fill="none" stroke="{_themed(colour)}" stroke-width="{width}"{more}'
+        self.elements.append(f'<polyline points="{_places(points)}" {style}/>')
+
+    def dot(self, at: Point, colour: str, radius: float) -> None:
+        self.elements.append(
+            f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius}" fill="{_themed(colour)}"/>'
+        )
+
+    def area(self, points: Sequence[Point], colour: str, share: float = 1.0) -> None:
+        style = f'fill="{_themed(colour)}" fill-opacity="{share:.2f}"'
+        self.elements.append(f'<polygon points="{_places(points)}" {style}/>')
+
+
+def _themed(colour: str) -> str:
+    return "currentColor" if colour == INK else colour
+
+
+def _places(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _of(colour: str, share: float) -> str:
+    return f"{colour}{round(255 * share):02x}"
 
 
 def _larger(point: Point) -> Point:
-    return point[0] * LARGER, point[1] * LARGER
+    return point[0] * LARGER * SHARP, point[1] * LARGER * SHARP
+
+
+def _corners(one: Point, other: Point) -> list[Point]:
+    return [one, (other[0], one[1]), other, (one[0], other[1])]
 
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> Any:
-    from PIL import ImageFont
+    return _pillow("ImageFont").load_default(size * LARGER * SHARP)
 
-    return ImageFont.load_default(size * LARGER)
+
+@lru_cache(maxsize=8)
+def _wide_font(size: int) -> Any:
+    """The first of WIDE_FONTS that this machine has, and Pillow's own without any."""
+    fonts = _pillow("ImageFont")
+    for name in WIDE_FONTS:
+        try:
+            return fonts.truetype(name, size * LARGER * SHARP)
+        except OSError:
+            continue
+    return _font(size)
 
 
 def _letters(text: str, font: Any) -> str:
@@ -243,33 +436,45 @@ def _letters(text: str, font: Any) -> str:
     return text if hasattr(font, "getmask2") else text.encode("latin-1", "replace").decode("latin-1")
 
 
-def _legend_lines(
-    page: _Page, entries: Sequence[tuple[str, str]], width: float
-) -> list[list[tuple[float, str, str]]]:
-    """The lines of a legend: the place, label and colour of each entry, of as many as there is room for."""
-    lines: list[list[tuple[float, str, str]]] = [[]] if entries else []
-    x = 0.0
-    for number, (label, colour) in enumerate(entries):
-        needed = 14 + page.length(label, SMALL) + 12
-        if x and x + needed > width:
-            if len(lines) == LEGEND:
-                lines[-1].append((x, f"+ {len(entries) - number}", PAPER))
-                break
-            lines.append([])
-            x = 0.0
-        lines[-1].append((x, label, colour))
-        x += needed
-    return lines
+def _legends(entries: Legend, width: int) -> list[Piece]:
+    return [_legend(entries, width)] if entries else []
 
 
-def _draw_legend(
-    page: _Page, lines: Sequence[Sequence[tuple[float, str, str]]], left: float, top: float
-) -> None:
-    for number, line in enumerate(lines):
-        y = top + 18 * number + 8
-        for x, label, colour in line:
-            page.box((left + x, y - 4), (left + x + 9, y + 4), colour)
-            page.text((left + x + 14, y), label, SMALL, "lm")
+def _words(text: str, width: int) -> Piece:
+    """A text over as many lines as it takes."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and length_of(longer, TITLE) > width - 2 * EDGE:
+            lines.append(fitted(word, width - 2 * EDGE, TITLE))
+        else:
+            lines[-1] = fitted(longer, width - 2 * EDGE, TITLE)
+
+    def draw(page: Canvas, top: float) -> None:
+        for number, line in enumerate(lines):
+            page.text((EDGE, top + EDGE + 18 * number), line, TITLE, "la")
+
+    return Piece(EDGE + 18 * len(lines), draw)
+
+
+def _legend(entries: Legend, width: float) -> Piece:
+    """Labels with their colours, in as many lines as they take."""
+    placed: list[tuple[float, int, str, str]] = []
+    x, line = float(EDGE), 0
+    for label, colour in entries:
+        needed = 14 + min(length_of(label), width - 2 * EDGE - 14)
+        if x > EDGE and x + needed > width - EDGE:
+            x, line = float(EDGE), line + 1
+        placed.append((x, line, label, colour))
+        x += needed + 12
+
+    def draw(page: Canvas, top: float) -> None:
+        for x, line, label, colour in placed:
+            y = top + LINE * line + 10
+            page.area(_corners((x, y - 4), (x + 9, y + 4)), colour)
+            page.text((x + 14, y), fitted(label, width - 2 * EDGE - 14), whole=label)
+
+    return Piece(LINE * (line + 1) + 6, draw)
 
 
 @dataclass
@@ -301,7 +506,7 @@ class _Scale:
             return cls(low, high, logarithmic=True, ticks=inside or [low, high])
         if high <= low:
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-        whole = all(value == int(value) for value in found)
+        whole = all(value == int(value) for value in found) and limits is None
         return cls(low, high, logarithmic=False, ticks=_even(low, high, whole=whole))
 
     def at(self, value: float) -> float:
@@ -322,54 +527,67 @@ def _even(low: float, high: float, *, whole: bool) -> list[float]:
     return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
-    return "0" if value == 0 else f"{value:.4g}"
+def _number(value: float, *, percent: bool = False) -> str:
+    return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
 
 
-def _draw_axes(page: _Page, chart: Axes, left: float, top: float, width: float, height: float) -> None:
-    page.text((left + 12, top + 10), chart.title, TITLE, "la")
+def _axes(chart: Axes) -> Piece:
     # Of several series of one label, the first stands for all.
     labels = {one.label: one.colour for one in reversed(chart.series) if one.label}
     entries = [(label, labels.pop(label)) for one in chart.series if (label := one.label) in labels]
-    lines = _legend_lines(page, entries, width - 24)
-    _draw_legend(page, lines, left + 12, top + 30)
+    head = [_words(chart.title, WIDTH), *_legends(entries, WIDTH)]
     points = [point for one in chart.series for point in one.points]
     across = [x for x, _ in points] + [x for x, _ in chart.marks]
     span = (-0.5, len(chart.names) - 0.5) if chart.names else chart.span
     x = _Scale.over(across, logarithmic=chart.logarithmic[0], limits=span)
     y = _Scale.over([y for _, y in points], logarithmic=chart.logarithmic[1], limits=chart.limits)
-    names = [shortened(name, 20) for name in chart.names]
-    below = max((page.length(name, SMALL) for name in names), default=12.0) + 12 + (18 if chart.across else 0)
-    beside = max((page.length(_number(tick), SMALL) for tick in y.ticks), default=0.0)
-    x.first, x.last = left + beside + 38, left + width - 16
-    y.first, y.last = top + height - below - 6, top + 40 + 18 * len(lines)
-    page.upright((left + 14, (y.first + y.last) / 2), chart.up, TEXT, above=True)
-    page.text(((x.first + x.last) / 2, top + height - 4), chart.across, TEXT, "md")
-    for tick in y.ticks:
-        page.line([(x.first, y.at(tick)), (x.last, y.at(tick))], FAINT)
-        page.text((x.first - GAP, y.at(tick)), _number(tick), SMALL, "rm")
-    if names:
-        step = -(-len(names) // NAMED)
-        for place in range(0, len(names), step):
-            page.upright((x.at(place), y.first + GAP), names[place], SMALL, above=False)
-    else:
-        for tick in x.ticks:
-            page.line([(x.at(tick), y.first), (x.at(tick), y.first + 3)], INK)
-            page.text((x.at(tick), y.first + GAP), _number(tick), SMALL, "ma")
-    for place, style in chart.marks:
-        ways: dict[str, Callable[..., None]] = {"dashes": page.dashes}
-        ways.get(style.form, page.line)([(x.at(place), y.first), (x.at(place), y.last)], style.colour)
-    for one in chart.series:
-        _draw_series(page, one, [(x.at(a), y.at(b)) for a, b in one.points])
-    page.line([(x.first, y.last), (x.first, y.first), (x.last, y.first)], INK)
+    beside = max((length_of(_number(tick, percent=chart.percent)) for tick in y.ticks), default=0.0)
+    names = [fitted(name, 90) for name in chart.names]
+    below = max(map(length_of, names), default=10.0) + 2 * GAP + (15 if chart.across else 0)
+    x.first, x.last = EDGE + beside + GAP, WIDTH - EDGE - 6.0
+    over = sum(part.height for part in head) + 8
+
+    def draw(page: Canvas, top: float) -> None:
+        at = top
+        for part in head:
+            part.draw(page, at)
+            at += part.height
+        y.last, y.first = top + over, top + over + PLOT
+        for tick in y.ticks:
+            page.line([(x.first, y.at(tick)), (x.last, y.at(tick))], INK, share=FAINT)
+            page.text((x.first - GAP, y.at(tick)), _number(tick, percent=chart.percent), anchor="rm")
+        if names:
+            step = math.ceil(12 * len(names) / (x.last - x.first))
+            for place in range(0, len(names), step):
+                where = (x.at(place), y.first + GAP)
+                page.text(where, names[place], whole=chart.names[place], upright=True)
+        else:
+            last = -math.inf
+            for tick in chart.ticks or x.ticks:
+                words = _number(tick)
+                half = length_of(words) / 2
+                page.line([(x.at(tick), y.first), (x.at(tick), y.first + 3)], INK)
+                if x.at(tick) - half > last + GAP:
+                    page.text((min(x.at(tick), WIDTH - GAP - half), y.first + GAP), words, anchor="ma")
+                    last = x.at(tick) + half
+        if chart.across:
+            page.text(((x.first + x.last) / 2, y.first + below), chart.across, anchor="ms")
+        for place, style in chart.marks:
+            ways: dict[str, Callable[..., None]] = {"dashes": page.dashes}
+            ways.get(style.form, page.line)([(x.at(place), y.first), (x.at(place), y.last)], style.colour)
+        for one in chart.series:
+            _draw_series(page, one, [(x.at(a), y.at(b)) for a, b in one.points])
+        page.line([(x.first, y.last), (x.first, y.first), (x.last, y.first)], INK)
+
+    return Piece(over + PLOT + below + 6, draw)
 
 
-def _draw_series(page: _Page, one: Series, placed: Sequence[Point]) -> None:
+def _draw_series(page: Canvas, one: Series, placed: Sequence[Point]) -> None:
     if one.form == "boxes":
         for corner, other in zip(placed[::2], placed[1::2], strict=True):
-            page.box(corner, other, one.colour)
+            page.area(_corners(corner, other), one.colour)
     elif one.form == "area":
-        page.area(placed, one.colour)
+        page.area(placed, one.colour, 0.2)
     elif one.form == "dashes":
         page.dashes(placed, one.colour, 1.5)
     elif one.form != "dots":
@@ -380,37 +598,30 @@ def _draw_series(page: _Page, one: Series, placed: Sequence[Point]) -> None:
             page.dot(point, one.colour, radius)
 
 
-def _draw_table(
-    page: _Page, chart: ColourTable, left: float, top: float, width: float, height: float
-) -> None:
-    page.text((left + 12, top + 10), chart.title, TITLE, "la")
-    names = [shortened(name) for name in chart.names]
-    longest = max((page.length(name, SMALL) for name in names), default=0.0)
+def _table(chart: ColourTable) -> Piece:
+    title = _words(chart.title, WIDTH)
+    longest = max(map(length_of, chart.names), default=0.0)
+    count = max(1, len(chart.names))
     # Numbers stand for the names above the columns.
-    side = min((width - longest - 60) / max(1, len(names)), (height - 70) / max(1, len(names)), 80.0)
-    x, y = left + longest + 40, top + 54
-    for row, (name, values) in enumerate(zip(names, chart.values, strict=True)):
-        page.text((x - 8, y + (row + 0.5) * side), f"{name}  {row + 1}", SMALL, "rm")
-        page.text((x + (row + 0.5) * side, y - 8), str(row + 1), SMALL, "ms")
-        for column, value in enumerate(values):
-            corner = (x + column * side, y + row * side)
-            page.box(corner, (corner[0] + side - 1, corner[1] + side - 1), _diverging(value))
-            if side >= 26:
-                ink = PAPER if abs(value) > 0.65 else INK
-                page.text((corner[0] + side / 2, corner[1] + side / 2), f"{value:.2f}", SMALL, "mm", ink)
+    left = EDGE + min(longest, 0.4 * WIDTH) + 24
+    across = min((WIDTH - left - EDGE) / count, 64.0)
+    down = min(across, 20.0)
+    over = title.height + LINE + 4
 
+    def draw(page: Canvas, top: float) -> None:
+        title.draw(page, top)
+        for row, (name, values) in enumerate(zip(chart.names, chart.values, strict=True)):
+            middle = top + over + (row + 0.5) * down
+            page.text((left - 22, middle), fitted(name, left - EDGE - 24), anchor="rm", whole=name)
+            page.text((left - 8, middle), str(row + 1), anchor="rm")
+            page.text((left + (row + 0.5) * across, top + over - 4), str(row + 1), anchor="ms")
+            for column, value in enumerate(values):
+                corner = (left + column * across, top + over + row * down)
+                end = (corner[0] + across - 1, corner[1] + down - 1)
+                if math.isfinite(value):
+                    colour = ALIKE if value > 0 else OPPOSED
+                    page.area(_corners(corner, end), colour, max(0.06, min(1.0, abs(value))))
+                if across >= 26:
+                    page.text((corner[0] + across / 2, middle), f"{value:.2f}", anchor="mm")
 
-def _diverging(value: float) -> str:
-    """From blue at -1 over near white to red at 1; grey for what is no number."""
-    if not math.isfinite(value):
-        return FAINT
-    end, share = ((180, 4, 38) if value > 0 else (59, 76, 192)), min(1.0, abs(value))
-    return "#" + "".join(f"{round(240 + (one - 240) * share):02x}" for one in end)
-
-
-def binned(points: Sequence[Point], most: int) -> Iterator[Point]:
-    """The mean of each of at most so many runs of points."""
-    width = max(1, -(-len(points) // most))
-    for start in range(0, len(points), width):
-        part = points[start : start + width]
-        yield sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)
+    return Piece(over + count * down + 8, draw)

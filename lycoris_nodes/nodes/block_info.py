@@ -39,6 +39,6 @@ class LycorisBlockInfo(io.ComfyNode):
     def execute(cls, model: Any, clip: Any = None, stack: Stack | None = None) -> io.NodeOutput:
         weights = LoadedWeights("the connected model", model, clip)
         surveyed = survey(stack or Stack(), weights.shapes, read=weights.original, progress=progress(1))
-        picture = picture_tensor(blocks_picture(surveyed))
+        picture = picture_tensor(blocks_picture(surveyed).image())
         text = describe_blocks(surveyed)
         return io.NodeOutput(text, picture, ui={"text": (text,), **shown_pictures(picture, cls)})

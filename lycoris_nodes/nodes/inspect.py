@@ -71,5 +71,5 @@ class LycorisInspect(io.ComfyNode):
             progress=progress(1),
         )
         text = describe_examination(found)
-        shown = picture_tensor(examination_picture(found))
+        shown = picture_tensor(examination_picture(found).image())
         return io.NodeOutput(shown, text, ui={"text": (text,), **shown_pictures(shown, cls)})

@@ -137,10 +137,12 @@ class LycorisPlan(io.ComfyNode):
             plan = Plan.of_json(edited, probe=found)
         else:
             plan = plan_ranks(found, size=wanted, algorithms=kinds)
-        picture = picture_tensor(plan_picture(plan))
+        picture = picture_tensor(plan_picture(plan).image())
         notes = [
             f"loss {found.loss:.4g} over {found.batches} latents",
             *guidance_in_words(family, positive),
         ]
-        report = "\n".join([f"{plan}\n", *notes, *masks_in_words(latents, masks, "latents")])
+        report = "\n".join(
+            [f"{plan.verdict()}\n", f"{plan}\n", *notes, *masks_in_words(latents, masks, "latents")]
+        )
         return with_report(plan, picture, plan.json(), report=report, shown=shown_pictures(picture, cls))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ SPECTRUM = 256
 """How many singular values of a change are kept at most. Energies and norms count all of them."""
 KINDS = ("attn", "mlp", "conv", "norm")
 """Names for what a layer is in its block. Everything else is `other`."""
+ENOUGH = 0.99
+"""The share of the energy that a rank keeps which is enough."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,15 @@ class LayerMeasure:
         fourth = math.fsum(value * value for value in squares)
         return math.fsum(squares) ** 2 / fourth if fourth else 0.0
 
+    def kept(self, ranks: int) -> list[float]:
+        """The shares of the energy that rank 1 keeps, rank 2, and so on, of so many ranks."""
+        shares = list(accumulate(value * value for value in self.spectrum)) or [1.0]
+        return [shares[min(rank, len(shares) - 1)] / shares[-1] for rank in range(ranks)]
+
     def rank_of(self, share: float) -> int:
         """The lowest rank that keeps this share of the energy."""
-        squares = [value * value for value in self.spectrum]
-        wanted, total = share * math.fsum(squares) * (1 - 1e-9), 0.0
-        for count, square in enumerate(squares, 1):
-            total += square
-            if total >= wanted:
-                return count
-        return len(squares)
+        kept = self.kept(len(self.spectrum))
+        return next((rank for rank, one in enumerate(kept, 1) if one >= share * (1 - 1e-9)), len(kept))
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class Examination:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(entry.name for entry in self.entries)
+
+    def enough(self, entry: int) -> int | None:
+        """The lowest rank that keeps ENOUGH of nine in ten layers; None where no layer has one."""
+        ranks = sorted(one.rank_of(ENOUGH) for one in self.layers if one.entry == entry and one.spectrum)
+        return ranks[math.ceil(0.9 * len(ranks)) - 1] if ranks else None
 
     def total(self) -> Tensor:
         """<w_i D_i, w_j D_j> over all blocks, (T, T)."""

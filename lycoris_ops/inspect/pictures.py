@@ -1,40 +1,42 @@
-"""Draw an examination as charts in one picture, and the blocks of a model as bars."""
+"""Draw an examination as charts below each other, and the blocks of a model as bars."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..charts import (
     INK,
+    THIN,
+    WIDTH,
     Axes,
     Bars,
     ColourTable,
+    Picture,
     Point,
     Series,
+    below_each_other,
     check_png,
     colour_of,
     in_rows,
-    png_of,
-    shortened,
-    side_by_side,
 )
 from ..files.writing import new_files
+from ..report.blocks import blocks_verdict
+from ..report.words import plain_name
 from ..stack.survey import Survey
-from .measure import KINDS, Examination, LayerMeasure
+from .measure import ENOUGH, KINDS, Examination, LayerMeasure
+from .words import examination_verdict
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-COLOURS = {kind: colour_of(number) for number, kind in enumerate(KINDS)} | {"other": "#7f7f7f"}
+COLOURS = {kind: colour_of(number) for number, kind in enumerate(KINDS)} | {"other": "#8c8c8c"}
 TIMES = 60
 """How many points of the sampling a schedule's chart shows."""
 LEAST = 1e-6
 """The smallest value on a logarithmic axis."""
+PAIRS = 3
+"""The most pairs of adapters that are compared block by block."""
 
 
 def draw_examination(found: Examination, path: str | os.PathLike[str]) -> None:
@@ -44,33 +46,35 @@ def draw_examination(found: Examination, path: str | os.PathLike[str]) -> None:
     """
     file = Path(path)
     check_png(file)
-    picture = png_of(examination_picture(found))
+    picture = examination_picture(found).png()
     with new_files([file], len(picture)) as (out,):
         out.write(picture)
 
 
-def examination_picture(found: Examination) -> Image:
-    """The charts of an examination as one picture. Raises LycorisError where Pillow is not installed."""
-    return side_by_side(examination_charts(found))
+def examination_picture(found: Examination) -> Picture:
+    """The charts of an examination as one picture. Several adapters have a colour each, in all charts."""
+    several = len(found.entries) > 1
+    legend = [(name, colour_of(entry)) for entry, name in enumerate(_names(found))] if several else []
+    return below_each_other(examination_verdict(found), legend, examination_charts(found))
 
 
 def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     """The charts of an examination.
 
-    1. The norm of each adapter's change by block and kind of layer.
+    1. How large the change is in each block.
     2. The change of each layer beside its weight, in the order of the model; without a base its norm.
-    3. The spectra of the layers, with the ranks that keep 90 and 99 % of the energy.
+    3. What lower ranks would keep of the layers.
     4. The cosines of all pairs, over all and by block, where there are several adapters.
     5. What was lost in layers that were resized, merged or extracted, where the adapter says it.
     6. Strengths over the sampling, where they follow schedules.
     """
-    charts: list[Axes | ColourTable] = [_energy(found), _relative(found), _spectra(found)]
+    charts: list[Axes | ColourTable] = [_by_block(found), _relative(found)]
+    if ranked := _kept(found):
+        charts.append(ranked)
     if len(found.entries) > 1:
         cosines = [[float(value) for value in row] for row in found.cosines()]
-        charts += [
-            ColourTable("cosine of the changes", [_named(name) for name in found.names], cosines),
-            _by_block(found),
-        ]
+        title = "how alike: 1 the same, 0 unrelated, -1 opposed"
+        charts += [ColourTable(title, _names(found), cosines), _pairs(found)]
     if any(entry.adapter.report is not None for entry in found.entries):
         charts.append(_lost(found))
     if any(entry.schedule for entry in found.entries):
@@ -78,12 +82,12 @@ def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     return charts
 
 
-def blocks_picture(found: Survey) -> Image:
+def blocks_picture(found: Survey) -> Picture:
     """Bars for each block's share of each adapter's change; without adapters, for its share of the
     weights."""
-    title = "share of the squared norm of the change, by block" if found.adapters else "weights by block"
-    legend = [(_named(one.entry.name), colour_of(number)) for number, one in enumerate(found.adapters)]
-    return in_rows(title, block_rows(found), legend)
+    legend = [(plain_name(one.entry.name), colour_of(number)) for number, one in enumerate(found.adapters)]
+    title = "share of the change in each block" if found.adapters else "weights in each block"
+    return in_rows(blocks_verdict(found), title, block_rows(found), legend)
 
 
 def block_rows(found: Survey) -> list[Bars]:
@@ -96,118 +100,163 @@ def block_rows(found: Survey) -> list[Bars]:
     ]
 
 
-def _named(name: str) -> str:
-    """A name without the ending that all files have."""
-    return shortened(name.removesuffix(".safetensors"))
+def _names(found: Examination) -> list[str]:
+    return [plain_name(name) for name in found.names]
 
 
-def _energy(found: Examination) -> Axes:
-    places = {block: place for place, block in enumerate(found.blocks)}
-    squares: dict[tuple[str, int, int], float] = defaultdict(float)
-    for layer in found.layers:
-        squares[layer.kind, layer.entry, places[layer.block]] += layer.norm**2
-    width = 0.8 / len(found.entries)
-    bottoms: dict[tuple[int, int], float] = defaultdict(float)
-    series: list[Series] = []
+def _groups(found: Examination) -> Iterator[tuple[str, str, list[tuple[int, LayerMeasure]]]]:
+    """Layers with their places, by what has a colour: kinds of layers of one adapter, else adapters.
+
+    Adapters have no label: the legend of all charts names them.
+    """
+    layers = list(enumerate(found.layers))
+    if len(found.entries) > 1:
+        for entry in range(len(found.entries)):
+            yield "", colour_of(entry), [one for one in layers if one[1].entry == entry]
+        return
     for kind in (*KINDS, "other"):
-        corners: list[Point] = []
-        for (_, entry, place), value in ((key, value) for key, value in squares.items() if key[0] == kind):
-            left, bottom = place - 0.4 + entry * width, bottoms[entry, place]
-            bottoms[entry, place] += value
-            corners += [(left, bottom), (left + 0.9 * width, bottom + value)]
-        if corners:
-            series.append(Series(corners, COLOURS[kind], kind, "boxes"))
-    title = "energy by block" + (", adapters side by side" if len(found.entries) > 1 else "")
-    most = max(bottoms.values(), default=1.0)
-    return Axes(title, series, up="||w D||^2", names=found.blocks, limits=(0.0, most))
+        if own := [one for one in layers if one[1].kind == kind]:
+            yield kind, COLOURS[kind], own
+
+
+def _by_block(found: Examination) -> Axes:
+    """The norm in each block; of one adapter the shares of the squared norm, one kind upon the other."""
+    places = {block: place for place, block in enumerate(found.blocks)}
+    count = len(found.entries)
+    series: list[Series] = []
+    if count == 1:
+        total = sum(layer.norm**2 for layer in found.layers) or 1.0
+        bottoms: dict[int, float] = defaultdict(float)
+        for label, colour, own in _groups(found):
+            squares: dict[int, float] = defaultdict(float)
+            for _, layer in own:
+                squares[places[layer.block]] += layer.norm**2 / total
+            series.append(Series(_boxes(squares, -0.4, 0.8, bottoms), colour, label, "boxes"))
+            for place, value in squares.items():
+                bottoms[place] += value
+        most = max(bottoms.values(), default=0.0) or 1.0
+        title = "share of the change in each block, by kind of layer"
+        return Axes(title, series, names=found.blocks, limits=(0.0, most), percent=True)
+    width = 0.8 / count
+    thin = THIN * count * len(found.blocks) > WIDTH
+    for entry in range(count):
+        norms = {places[block]: norm for block, norm in found.norms(entry).items()}
+        if thin:
+            points = sorted((float(place), norm) for place, norm in norms.items())
+            series.append(Series(points, colour_of(entry), form="line and dots"))
+        else:
+            left = -0.4 + entry * width
+            series.append(Series(_boxes(norms, left, 0.9 * width, {}), colour_of(entry), form="boxes"))
+    most = max((y for one in series for _, y in one.points), default=0.0) or 1.0
+    title = "size of the change in each block, at the strengths"
+    return Axes(title, series, names=found.blocks, limits=(0.0, most))
+
+
+def _boxes(
+    heights: Mapping[int, float], left: float, width: float, bottoms: Mapping[int, float]
+) -> list[Point]:
+    """Two corners of a box at each place."""
+    corners: list[Point] = []
+    for place, height in heights.items():
+        bottom = bottoms.get(place, 0.0)
+        corners += [(place + left, bottom), (place + left + width, bottom + height)]
+    return corners
 
 
 def _relative(found: Examination) -> Axes:
     related = any(layer.weight for layer in found.layers)
-    series: list[Series] = []
-    for kind in (*KINDS, "other"):
-        points = [
-            (float(at), max(LEAST, (layer.relative or 0.0) if related else layer.norm))
-            for at, layer in enumerate(found.layers)
-            if layer.kind == kind
-        ]
-        if points:
-            series.append(Series(points, COLOURS[kind], kind, "dots"))
+    series = [
+        Series(
+            [
+                (float(at), max(LEAST, (layer.relative or 0.0) if related else layer.norm))
+                for at, layer in own
+            ],
+            colour,
+            label,
+            "dots",
+        )
+        for label, colour, own in _groups(found)
+    ]
     return Axes(
-        "change of each layer" + (" beside its weight" if related else ""),
+        "change of each layer, beside its weight" if related else "size of the change of each layer",
         series,
         across="layer, in the order of the model",
-        up="||w D|| / ||W||" if related else "||w D||",
         logarithmic=(False, True),
+        percent=related,
     )
 
 
-def _spectra(found: Examination) -> Axes:
+def _kept(found: Examination) -> Axes | None:
+    """What each rank keeps of the layers of each adapter; None where no adapter has a rank."""
     series: list[Series] = []
     marks: list[tuple[float, Series]] = []
-    for entry, name in enumerate(found.names):
+    most = 1
+    for entry, colour in enumerate(map(colour_of, range(len(found.entries)))):
         own = [layer for layer in found.layers if layer.entry == entry and len(layer.spectrum) > 1]
         if not own:
             continue
-        colour = colour_of(entry)
-        ranks = range(1, max(len(layer.spectrum) for layer in own) + 1)
-        ordered = [sorted(_value(layer, rank) for layer in own) for rank in ranks]
+        count = max(len(layer.spectrum) for layer in own)
+        most = max(most, count)
+        ordered = [sorted(each) for each in zip(*(layer.kept(count) for layer in own), strict=True)]
         low, middle, high = (
-            [
-                (float(rank), values[int(share * (len(values) - 1))])
-                for rank, values in zip(ranks, ordered, strict=True)
-            ]
+            [(float(rank), values[int(share * (len(values) - 1))]) for rank, values in enumerate(ordered, 1)]
             for share in (0.1, 0.5, 0.9)
         )
-        series += [Series([*low, *reversed(high)], colour, form="area"), Series(middle, colour, _named(name))]
-        for share, style in ((0.9, Series((), colour, form="dashes")), (0.99, Series((), colour))):
-            kept = sorted(layer.rank_of(share) for layer in own)[len(own) // 2]
-            marks.append((kept, style))
+        series += [Series([*low, *reversed(high)], colour, form="area"), Series(middle, colour)]
+        marks.append((float(found.enough(entry) or 1), Series((), colour, form="dashes")))
+    if not series:
+        return None
     return Axes(
-        "spectra: median, and 10 to 90 % of the layers",
+        "what a lower rank would keep: the middle layer, and 8 of 10",
         series,
-        across="rank; upright: where 90 % (dashed) and 99 % of the energy are kept",
-        up="singular value / largest",
-        logarithmic=(True, True),
+        across=f"rank; dashed: keeps {ENOUGH:.0%} of 9 in 10 layers",
+        logarithmic=(True, False),
+        ticks=[2.0**power for power in range(most.bit_length())],
         marks=marks,
+        limits=(0.0, 1.0),
+        percent=True,
     )
 
 
-def _value(layer: LayerMeasure, rank: int) -> float:
-    """The singular value of a rank as a share of the largest, no less than the end of the axis."""
-    return max(LEAST, layer.spectrum[rank - 1]) if rank <= len(layer.spectrum) else LEAST
-
-
-def _by_block(found: Examination) -> Axes:
-    found_by = [found.cosines(block) for block in found.blocks]
+def _pairs(found: Examination) -> Axes:
+    """The cosines by block of the pairs that are most alike or opposed somewhere."""
+    by_block = [found.cosines(block) for block in found.blocks]
+    pairs = list(combinations(range(len(found.entries)), 2))
+    strongest = sorted(pairs, key=lambda pair: -max(abs(float(one[pair])) for one in by_block))[:PAIRS]
     series = [Series([(-0.5, 0.0), (len(found.blocks) - 0.5, 0.0)], INK)]
-    for number, (one, other) in enumerate(combinations(range(len(found.entries)), 2)):
-        points = [(float(place), float(cosines[one, other])) for place, cosines in enumerate(found_by)]
-        label = f"{one + 1} and {other + 1}"
-        series.append(Series(points, colour_of(number), label, "line and dots"))
-    return Axes(
-        "cosine by block, by the numbers beside the names", series, names=found.blocks, limits=(-1.0, 1.0)
-    )
+    names = _names(found)
+    for number, pair in enumerate(sorted(strongest)):
+        points = [(float(place), float(cosines[pair])) for place, cosines in enumerate(by_block)]
+        label = " and ".join(names[entry] for entry in pair)
+        # Not the colours of the adapters themselves.
+        series.append(Series(points, colour_of(len(names) + number), label, "line and dots"))
+    more = f", the {PAIRS} strongest pairs" if len(pairs) > PAIRS else ""
+    return Axes(f"how alike in each block{more}", series, names=found.blocks, limits=(-1.0, 1.0))
 
 
 def _lost(found: Examination) -> Axes:
+    several = len(found.entries) > 1
     series = [
         Series(
             [(float(at), max(LEAST, row.error)) for at, row in enumerate(one.adapter.report.rows)],
             colour_of(entry),
-            _named(one.name),
+            "" if several else plain_name(one.name),
             "dots",
         )
         for entry, one in enumerate(found.entries)
         if one.adapter.report is not None
     ]
     return Axes(
-        "what was lost when it was made", series, "layer", "||D' - D|| / ||D||", logarithmic=(False, True)
+        "what each layer lost when the file was made",
+        series,
+        "layer",
+        logarithmic=(False, True),
+        percent=True,
     )
 
 
 def _schedules(found: Examination) -> Axes:
-    return Axes("strength over the sampling", list(_curves(found)), "share of the clock", "strength")
+    return Axes("strength over the sampling", list(_curves(found)), "share of the clock")
 
 
 def _curves(found: Examination) -> Iterator[Series]:
@@ -217,5 +266,5 @@ def _curves(found: Examination) -> Iterator[Series]:
         for number, track in enumerate(tracks):
             names = " ".join(pattern.text for pattern in track.patterns)
             points = [(time, one.strength * track.timing.curve.at(time)) for time in times]
-            label = f"{_named(one.name)} {names} ({track.timing.clock})"
+            label = f"{plain_name(one.name)} {names} ({track.timing.clock})"
             yield Series(points, colour_of(entry), label, "dashes" if number % 2 else "line")

@@ -3,29 +3,76 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 from statistics import median
 from typing import Any
 
 from torch import Tensor
 
 from ..algorithms.checks import of_rank
-from ..errors import number_of
-from ..report.words import paragraph
+from ..errors import number_of, printable
+from ..report.words import few, paragraph, plain_name
 from .measure import Examination, LayerMeasure
 
 STRONGEST = 5
 """How many of the strongest layers are named."""
+UNRELATED, SAME = 0.1, 0.5
+"""The cosine below which changes do not matter to each other, and that from which they do much the same."""
+NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def describe_examination(found: Examination) -> str:
-    """The examination as a report: each adapter with its blocks, then all pairs, then the sum."""
-    parts = [_adapter(found, entry) for entry in range(len(found.entries))]
+    """The examination as a report: what it shows, each adapter with its blocks, all pairs, and the sum."""
+    parts = [examination_verdict(found), *(_adapter(found, entry) for entry in range(len(found.entries)))]
     if len(found.entries) > 1:
         parts.append(_pairs(found))
     if found.left_out:
         left = number_of(len(found.left_out), "layer has", "layers have")
         parts.append(f"{left} no place in the model, and are not measured")
     return "\n\n".join(parts)
+
+
+def examination_verdict(found: Examination) -> str:
+    """What an examination shows: whether adapters meet each other, and which have more ranks than needed."""
+    first = _meeting(found) if len(found.entries) > 1 else _where(found)
+    spare: dict[int, list[str]] = {}
+    for entry, name in enumerate(found.names):
+        ranks = [layer.rank for layer in found.layers if layer.entry == entry and layer.rank]
+        enough = found.enough(entry)
+        if ranks and enough and 2 * enough <= median(ranks):
+            spare.setdefault(enough, []).append(plain_name(name))
+    return printable(
+        " ".join([first, *(f"Rank {rank} is enough for {few(names)}." for rank, names in spare.items())])
+    )
+
+
+def _meeting(found: Examination) -> str:
+    cosines = found.cosines()
+    pairs = list(combinations(range(len(found.entries)), 2))
+    strongest = max(pairs, key=lambda pair: abs(float(cosines[pair])))
+    value = float(cosines[strongest])
+    if abs(value) < UNRELATED:
+        count = len(found.entries)
+        number = NUMBERS[count - 2] if count - 2 < len(NUMBERS) else str(count)
+        return f"These {number} do not disturb each other."
+    names = " and ".join(plain_name(found.names[entry]) for entry in strongest)
+    near = _nearest(found, *strongest)
+    place = f", most in {near}" if near else ""
+    if value < 0:
+        return f"{names} work against each other: cosine {value:.2f}{place}."
+    if value < SAME:
+        return f"{names} overlap: cosine {value:.2f}{place}."
+    return f"{names} do much the same: cosine {value:.2f}. Together they need lower strengths."
+
+
+def _where(found: Examination) -> str:
+    norms = found.norms(0)
+    total = sum(norm**2 for norm in norms.values())
+    changed = f"{plain_name(found.names[0])} changes {number_of(len(found.layers), 'weight')}"
+    block = max(norms, key=lambda name: norms[name], default="")
+    if len(norms) < 2 or not total:
+        return f"{changed}."
+    return f"{changed}, most in {block} ({norms[block] ** 2 / total:.0%})."
 
 
 def _adapter(found: Examination, entry: int) -> str:

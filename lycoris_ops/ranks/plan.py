@@ -222,6 +222,15 @@ class Plan:
         lines = table((head, *(_cells(row, self.dtype) for row in self.rows)), texts=2)
         return "\n".join([*lines, "", *self._totals()])
 
+    def verdict(self) -> str:
+        """What the plan is, in a sentence."""
+        ranks = [row.rank for row in self if row.rank is not None]
+        low, high = min(ranks, default=0), max(ranks, default=0)
+        size = f"{self.parameters:,} parameters, {self.nbytes / 1e6:.3g} MB."
+        if not ranks:
+            return f"{number_of(len(self), 'layer')}: {size}"
+        return f"{number_of(len(self), 'layer')} of rank {low if low == high else f'{low} to {high}'}: {size}"
+
     def _totals(self) -> list[str]:
         share = f", 1 / {self.full / self.parameters:.3g} of the full weights" if self.parameters else ""
         lines = [

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from ..errors import number_of
+from ..errors import number_of, printable
 from ..stack.survey import AdapterSurvey, Effect, Survey
-from .words import paragraph
+from .words import few, paragraph, plain_name
 
 
 def describe_blocks(survey: Survey) -> str:
     """A table of the blocks of a model, with a line for each, and one of each adapter's."""
-    total = sum(survey.blocks.values())
     wide = max(map(len, survey.blocks), default=0)
-    text = [f"{number_of(len(survey.blocks), 'block')}, {number_of(total, 'weight')}"]
+    text = [blocks_verdict(survey)]
     if not survey.adapters:
         text += [f"  {name:{wide}}  {number_of(count, 'weight')}" for name, count in survey.blocks.items()]
     return "\n\n".join([paragraph(text), *(_table(survey, adapter, wide) for adapter in survey.adapters)])
+
+
+def blocks_verdict(survey: Survey) -> str:
+    """Where each adapter does most, in a sentence; without adapters, how much there is of the model."""
+    places: list[str] = []
+    for one in survey.adapters:
+        block = max(survey.blocks, key=one.share, default="")
+        name = plain_name(one.entry.name)
+        places.append(
+            f"{name} in {block} ({one.share(block):.0%})" if block in one.effects else f"{name} nowhere"
+        )
+    if not places:
+        return f"{number_of(len(survey.blocks), 'block')}, {number_of(sum(survey.blocks.values()), 'weight')}"
+    return printable(f"Most is changed by {few(places)}.")
 
 
 def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..charts import shortened
 from ..errors import number_of, printable
 
 VALUES = 4
@@ -13,6 +14,8 @@ ITEMS = 8
 """How many items of a list are written out. A node shows about as many lines without scrolling."""
 NAMES = 3
 """How many names are written out within a sentence."""
+NAME = 32
+"""The most letters of a file's name in a sentence."""
 LONG = 60
 """The most characters of a value that are written out."""
 LINE = 2000
@@ -57,6 +60,11 @@ def few(names: Sequence[str]) -> str:
     """The first names of several, for a sentence: `a, b, c and 2 more`."""
     more = len(names) - NAMES
     return ", ".join(names[:NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def plain_name(name: str) -> str:
+    """The name of a file for a sentence: no folder, no ending that all have, no middle of a long one."""
+    return shortened(name.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors"), NAME)
 
 
 def short(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..charts import Axes, Series, binned, colour_of, png_of, side_by_side
+from ..charts import Axes, Picture, Series, below_each_other, binned, colour_of
 from ..files.writing import new_files
 from .history import History
 
@@ -18,7 +18,7 @@ BINS = 50
 
 def draw_curves(history: History, path: Path) -> None:
     """Write the curves as PNG. Raises LycorisError where Pillow is not installed, and WriteError."""
-    picture = png_of(curves_picture(history))
+    picture = _curves(history, None, "loss").png()
     with new_files([path], len(picture)) as (file,):
         file.write(picture)
 
@@ -29,10 +29,14 @@ def curves_picture(history: History, steps: int | None = None, title: str = "los
     If `steps` is given, the axis has that length: the whole training. Raises LycorisError where Pillow is not
     installed.
     """
+    return _curves(history, steps, title).image()
+
+
+def _curves(history: History, steps: int | None, title: str) -> Picture:
     trained = list(binned([(float(step), loss) for step, loss in history.losses], BINS))
     held = [(float(step), loss) for step, loss in history.validation]
     series = [Series(trained, colour_of(0), "training")]
     if held:
         series.append(Series(held, colour_of(1), "held out", "line and dots"))
     end = steps or max((step for step, _ in (*history.losses, *history.validation)), default=1)
-    return side_by_side([Axes(title, series, across="step", span=(0.0, float(end)))], width=800, height=450)
+    return below_each_other("", [], [Axes(title, series, across="step", span=(0.0, float(end)))])

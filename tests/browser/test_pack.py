@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 PACK = "lycoris-nodes"
-LEGEND = 30
+LEGEND = 100
 """Rows at the top of a picture of losses, whose words have the colours of the curves."""
 READABLE = 8 / 14
 """The front end leaves out the words of nodes, which are 14 pixels high at zoom 1, where they are below 8."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
-from itertools import product
+from itertools import combinations
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from written import in_memory
 
 import lycoris_ops as lyc
 from lycoris_ops.__main__ import main
-from lycoris_ops.charts import Axes, Series, colour_of, side_by_side
+from lycoris_ops.algorithms.lora import Lora
+from lycoris_ops.charts import PLOT, Axes, Series, below_each_other, colour_of
 from lycoris_ops.inspect.pictures import block_rows, examination_charts
 from lycoris_ops.names.blocks import block_in_path
 
@@ -148,15 +151,14 @@ def test_words_pictures_and_the_command_line(
     found = lyc.examine(stack)
     words = lyc.describe_examination(found)
     assert "one: 3 weights changed" in words and "cosine" in words and "opposite directions" in words
+    assert words.startswith("These two do not disturb each other.")
     picture = lyc.examination_picture(found)
-    # Six charts in two columns, and something is drawn in each.
-    assert picture.size == (1400, 1260)
-    for row, column in product(range(3), range(2)):
-        cell = picture.crop((700 * column, 420 * row, 700 * column + 700, 420 * row + 420))
-        assert len(cell.getcolors(1 << 20) or ()) > 20, (row, column)
-    (spectra,) = (chart for chart in examination_charts(found) if chart.title.startswith("spectra"))
-    assert isinstance(spectra, Axes) and "90 % (dashed) and 99 %" in spectra.across
-    assert [style.form for _, style in spectra.marks] == ["dashes", "line"] * 2
+    # Six charts below each other, each drawn from side to side.
+    image = picture.image()
+    assert image.width == 800 and image.height > 6 * 2 * PLOT
+    titles = [chart.title for chart in examination_charts(found)]
+    shown = " ".join(text for text, _ in texts_of(picture.svg()))
+    assert len(titles) == 6 and all(title in shown for title in titles)
     files = [tmp_path / f"{one.name}.safetensors" for one in pair]
     for one, file in zip(pair, files, strict=True):
         lyc.save_adapter(one, file, dialect="kohya")
@@ -169,11 +171,114 @@ def test_words_pictures_and_the_command_line(
         patched.setattr("lycoris_ops.commands.verbs.inspect.examine", None)
         assert main(["inspect", str(files[0]), "--plot", str(tmp_path / "out.svg")]) == 2
     assert "cannot be written in this form" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(lyc.LycorisError, match=r"Pillow is not installed.*pip install pillow"):
-        lyc.examination_picture(found)
+        picture.image()
     with pytest.raises(lyc.LycorisError, match="nothing to inspect"):
         lyc.examine([(pair[0], 0.0)])
+
+
+NAMES = (
+    "lora.safetensors",
+    "styles/an_overlong_name_of_a_detailed_style_v12_epoch_000012.safetensors",
+    "水墨画风格_v2.safetensors",
+    "light & <b>film</b> grain",
+)
+BLOCKS = {
+    "SD": [f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)]
+    + ["middle_block.1", *(f"output_blocks.{n}.1" for n in range(3, 12))],
+    "Flux": [f"double_blocks.{n}" for n in range(19)] + [f"single_blocks.{n}" for n in range(38)],
+}
+
+Box = tuple[float, float, float, float]
+
+
+def texts_of(svg: str) -> list[tuple[str, Box]]:
+    """The texts of a drawing, with the left, top, right and bottom of each."""
+    found: list[tuple[str, Box]] = []
+    for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        length, size = float(one.attrib["textLength"]), float(one.attrib["font-size"])
+        before = {"start": 0.0, "middle": length / 2, "end": length}[one.attrib["text-anchor"]]
+        words = "".join(one.itertext()) if one.text else "".join(child.tail or "" for child in one)
+        if turned := re.match(r"translate\((.*?),(.*?)\)", one.get("transform", "")):
+            x, y = map(float, turned.groups())
+            box = (x - 0.7 * size, y - length + before, x, y + before)
+        else:
+            x, y = float(one.attrib["x"]), float(one.attrib["y"])
+            box = (x - before, y - 0.7 * size, x - before + length, y)
+        found.append((words, box))
+    return found
+
+
+def is_whole(svg: str) -> bool:
+    """Whether each text is in the drawing, and none is on another."""
+    _, _, width, height = map(float, ElementTree.fromstring(svg).attrib["viewBox"].split())
+    boxes = [box for _, box in texts_of(svg)]
+    inside = all(
+        min(left, top) >= 0 and right <= width and bottom <= height for left, top, right, bottom in boxes
+    )
+    return inside and not any(
+        one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+        for one, other in combinations(boxes, 2)
+    )
+
+
+def of_blocks(count: int, blocks: list[str]) -> tuple[lyc.Stack, dict[str, Tensor]]:
+    """Files that change one weight of each block, and the weights."""
+    weights = {f"diffusion_model.{block}.attn.to_q.weight": torch.randn(12, 18) for block in blocks}
+    stack: list[lyc.Entry] = []
+    for number in range(count):
+        name = NAMES[number % len(NAMES)].replace(".safe", f"{number}.safe")
+        layers = {key.removesuffix(".weight"): load("lora", "linear") for key in weights}
+        stack.append(lyc.Entry(lyc.Adapter.of(layers, name=name), 0.5 + number / 8))
+    return lyc.Stack(stack), weights
+
+
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_nothing_is_cut_in_any_picture(count: int, blocks: list[str]) -> None:
+    stack, weights = of_blocks(count, blocks)
+    found = lyc.examine(stack, base=weights, signs=False)
+    drawn = [lyc.examination_picture(found), lyc.blocks_picture(lyc.survey(stack, list(weights)))]
+    for picture in drawn:
+        svg = picture.svg()
+        assert is_whole(svg)
+        assert "<b>" not in svg and "#282828" not in svg
+        # A colour is of the same file everywhere.
+        if count > 1:
+            texts = [text for text, _ in texts_of(svg)]
+            assert {f"水墨画风格_v2{n}" for n in range(2, count, 4)} <= set(texts)
+        assert picture.image().width == 2 * float(re.findall(r'viewBox="0 0 (\d+)', svg)[0])
+
+
+def test_the_verdict_of_files_is_a_sentence() -> None:
+    """Whether they meet each other, and whether a lower rank would do."""
+    generator = torch.Generator().manual_seed(0)
+
+    def file(
+        name: str, rank: int, real: int, like: lyc.Adapter | None = None, sign: float = 1.0
+    ) -> lyc.Adapter:
+        if like is not None:
+            layer = like.layers["lora_unet_a"]
+            return lyc.Adapter.of(
+                {"lora_unet_a": layer.with_tensors({"lora_up": sign * layer.tensors()["lora_up"]})}, name=name
+            )
+        up, down = torch.randn(64, rank, generator=generator), torch.randn(rank, 64, generator=generator)
+        up[:, real:] = 0
+        layer = Lora(lora_up=up, lora_down=down, alpha=float(rank))
+        return lyc.Adapter.of({"lora_unet_a": layer}, name=name)
+
+    one, two, three = file("lora.safetensors", 8, 4), file("b/two.safetensors", 8, 8), file("three", 8, 8)
+
+    def verdict(*given: lyc.Adapter) -> str:
+        return lyc.describe_examination(lyc.examine([(each, 1.0) for each in given])).split("\n")[0]
+
+    assert verdict(one, two, three) == "These three do not disturb each other. Rank 4 is enough for lora."
+    assert verdict(two) == "two changes 1 weight."
+    assert verdict(two, file("again", 8, 8, two)).startswith("two and again do much the same: cosine 1.00.")
+    assert "two and against work against each other: cosine -1.00" in verdict(
+        one, two, file("against", 8, 8, two, -1.0)
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
@@ -187,7 +292,7 @@ def test_the_share_of_each_of_any_number_of_files_is_in_the_chart_of_blocks(coun
     for row in rows:
         shares = [f"{one.share(row.name):.1%}" for one in found.adapters] or [str(found.blocks[row.name])]
         assert [words for _, _, words in row.bars] == shares
-    assert lyc.blocks_picture(found).width == 800
+    assert is_whole(lyc.blocks_picture(found).svg())
 
 
 @pytest.mark.parametrize(
@@ -199,6 +304,6 @@ def test_the_share_of_each_of_any_number_of_files_is_in_the_chart_of_blocks(coun
 def test_any_values_have_axes(values: list[float], logarithmic: bool) -> None:
     points = [(float(place), value) for place, value in enumerate(values)]
     series = [Series(points, colour_of(0), "x" * 200, form) for form in ("line and dots", "dashes")]
-    axes = Axes("title", series, "across", "up", (logarithmic, logarithmic))
-    picture = side_by_side([axes, Axes("named", series, names=[])])
-    assert picture.size == (1400, 420)
+    axes = Axes("title", series, "across", (logarithmic, logarithmic))
+    picture = below_each_other("", [], [axes, Axes("named", series, names=[])])
+    assert picture.image().width == 800

@@ -183,7 +183,9 @@ def test_auto_takes_what_the_probe_has() -> None:
 
 
 def test_a_plan_is_drawn(probe: lyc.Probe, tmp_path: Path) -> None:
-    lyc.draw_plan(lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms="all"), tmp_path / "plan.png")
+    plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms="all")
+    lyc.draw_plan(plan, tmp_path / "plan.png")
+    assert "rank 2" in lyc.plan_picture(plan).svg() and lyc.plan_picture(plan).verdict == plan.verdict()
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
