@@ -21,8 +21,8 @@
  */
 
 const [NEVER, BYPASSED] = [2, 4]
-/** The id by which links know the inputs of the subgraph that they are in. */
-const INPUTS = -10
+/** The id by which links know the inputs of the subgraph that they are in. In some front ends ids are texts. */
+const INPUTS = "-10"
 const STACKS = ["LYCORIS_STACK", "LORA_STACK"]
 const ENDING = /\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf)$/iu
 
@@ -72,7 +72,7 @@ export function sourceOf({ node, way }, input) {
  * @param {Node[]} way
  */
 function origin(graph, link, way) {
-  if (link.origin_id === INPUTS) {
+  if (String(link.origin_id) === INPUTS) {
     const outer = way.at(-1)
     return outer ? sourceOf({ node: outer, way: way.slice(0, -1) }, link.origin_slot) : null
   }
