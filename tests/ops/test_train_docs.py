@@ -1,4 +1,4 @@
-"""The examples in docs/training.md and README.md run."""
+"""The examples in docs/training.md and docs/library.md run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 import train_task
-from safetensors.torch import save_file
-from torch import nn
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
@@ -38,37 +35,16 @@ def test_the_examples_in_python_run_one_after_another(
     assert (tmp_path / "style-curves.png").exists() and (tmp_path / "style-checkpoints").is_dir()
 
 
-def test_the_examples_of_the_readme_run_one_after_another(
+def test_the_page_of_the_library_runs_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder with the files that they load, and with a small model that has the layer they name."""
     monkeypatch.chdir(tmp_path)
-    path, model = "mid_block.attentions.0.proj_in", nn.Sequential()
-    for name in reversed(path.split(".")):
-        model = nn.ModuleDict({name: model if isinstance(model, nn.ModuleDict) else nn.Linear(8, 8)})
-    layer = model.get_submodule(path)
-    weight = layer.weight.detach().clone()
-    for number, name in enumerate(("base", "model", "tuned")):
-        values = weight + 0.01 * number * torch.randn(8, 8)
-        save_file({f"model.diffusion_model.{path}.weight": values}, f"{name}.safetensors")
-    factors = {"lora_up.weight": torch.randn(8, 2), "lora_down.weight": torch.randn(2, 8)}
-    flat = f"lora_unet_{path.replace('.', '_')}"
-    save_file({f"{flat}.{name}": value for name, value in factors.items()}, "style.safetensors")
-    style = lyc.load_adapter("style.safetensors")
-    given: dict[str, object] = {
-        **dict.fromkeys(("module", "model"), model),
-        **dict.fromkeys(("adapter", "oft", "style"), style),
-        "weight": weight,
-        "person": lyc.weighted(lyc.Entry(style, 0.5)),
-        "batches": [torch.randn(4, 8) for _ in range(3)],
-        "loss": lambda _, batch: layer(batch).square().mean(),
-    }
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        for block in blocks("python", (ROOT / "README.md").read_text(encoding="utf-8")):
-            exec(compile(block.replace("steps=1000", "steps=3"), "README.md", "exec"), given)
-    assert "applied" in shown.getvalue() and "cosine" in shown.getvalue()
-    written = {"merged", "learned", "half", "trained"}
+        exec(compile("\n".join(blocks("python", page)), "docs/library.md", "exec"), {})
+    assert "applied 2 of 2 layers" in shown.getvalue() and "cosine" in shown.getvalue()
+    written = {"base", "style", "person", "merged", "half"}
     assert {f"{name}.safetensors" for name in written} <= {file.name for file in tmp_path.iterdir()}
     assert (tmp_path / "style-peft" / "adapter_config.json").exists()
 
