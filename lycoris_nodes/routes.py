@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..lycoris_ops import LycorisError, about, peek_adapter
-from .files.loras import lora_name, lora_names, lora_path
+from ..lycoris_ops import LycorisError, about, parse_json, peek_adapter
+from .files.facts import facts_of
+from .files.loras import lora_files, lora_name, lora_names, lora_path
 from .files.models import asked_models, told_model
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
@@ -23,7 +24,8 @@ MODEL = "/lycoris/model"
 
 
 def add_routes() -> None:
-    answer_get(ROOT, lambda query: _json(lora_names()))
+    answer_get(ROOT, lambda query: _json(lora_files()))
+    answer_post(f"{ROOT}/facts", _facts)
     answer_get(f"{ROOT}/about", _about)
     answer_get(f"{ROOT}/preview", _preview)
     # A text may be longer than an address.
@@ -40,6 +42,18 @@ def _about(query: Mapping[str, str]) -> Answer:
         return _json({"file": name, **asdict(about(peek_adapter(lora_path(name))))})
     except LycorisError as error:
         return _error(error)
+
+
+def _facts(text: str) -> Answer:
+    """The facts of the files whose names are given as a list in JSON; nothing of what is no adapter file."""
+    try:
+        asked = parse_json(text)
+    except ValueError:
+        asked = []
+    names = {str(name) for name in asked} if isinstance(asked, list) else set[str]()
+    found = facts_of([name for name in lora_names() if name in names])
+    shown = {name: {**asdict(facts), "error": shown_text(facts.error)} for name, facts in found.items()}
+    return _json(shown)
 
 
 def _rows(text: str) -> Answer:
@@ -70,7 +84,7 @@ def _name_here(name: str) -> str:
 
 def _preview(query: Mapping[str, str]) -> Answer:
     try:
-        return Answer(200, "image/jpeg", thumbnail(lora_path(lora_name(query.get("file", "")))))
+        return Answer(200, *thumbnail(lora_path(lora_name(query.get("file", "")))))
     except LycorisError:
         return Answer(204, "image/jpeg", b"")
 

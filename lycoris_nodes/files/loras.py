@@ -21,6 +21,20 @@ def lora_names() -> list[str]:
     return file_names(FOLDER, ENDINGS)
 
 
+def lora_files() -> list[tuple[str, int, float]]:
+    """Every adapter file with its bytes and the time of its last change; 0 where the system tells none."""
+    found: list[tuple[str, int, float]] = []
+    for name in lora_names():
+        try:
+            known = os.stat(file_path(FOLDER, name))
+        except (OSError, LycorisError):
+            # Listed all the same, such as a link without its file: the page strikes it out.
+            found.append((name, 0, 0))
+        else:
+            found.append((name, known.st_size, known.st_mtime))
+    return found
+
+
 def lora_path(name: str) -> str:
     """The full path of the file that a name means.
 

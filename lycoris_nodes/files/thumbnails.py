@@ -1,4 +1,4 @@
-"""The preview picture of an adapter: a picture beside its file, or one in its metadata."""
+"""The preview of an adapter: a picture or a clip beside its file, or a picture in its metadata."""
 
 from __future__ import annotations
 
@@ -7,47 +7,63 @@ import binascii
 import io
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from ...lycoris_ops import LycorisError, peek_adapter
+from .beside import CLIPS, PICTURES, files_beside
 
-ENDINGS = tuple(
-    f"{mark}.{kind}" for mark in (".preview", "") for kind in ("png", "jpg", "jpeg", "webp", "gif")
-)
-"""What stands in place of the ending of the adapter's file, as other packs and model managers name
-previews."""
 THUMBNAIL = "modelspec.thumbnail"
 """ModelSpec's picture in the metadata: `data:image/jpeg;base64,` and the picture."""
 SIZE = 512
 """The most pixels of the longer side."""
+KEPT = 256
+"""How many small pictures are kept, of about 40 kB each."""
 UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, or too large a one."""
 
 
-def thumbnail(path: str) -> bytes:
-    """The preview of the adapter at this path as a JPEG. Raises LycorisError where there is none."""
-    for source in _sources(Path(path)):
+def thumbnail(path: str) -> tuple[str, bytes | Path]:
+    """The type of the preview of the adapter at this path, and a small JPEG or the clip's file.
+
+    Raises LycorisError where there is none.
+    """
+    for beside in files_beside(path, PICTURES):
         try:
-            with Image.open(source) as picture:
-                picture.thumbnail((SIZE, SIZE))
-                out = io.BytesIO()
-                picture.convert("RGB").save(out, "JPEG", quality=88)
+            found = os.stat(beside)
+            return "image/jpeg", _small_file(beside, found.st_size, found.st_mtime_ns)
         except UNREADABLE:
             # The next one may be a picture.
             continue
-        return out.getvalue()
+    for beside in files_beside(path, tuple(CLIPS)):
+        return next(kind for ending, kind in CLIPS.items() if beside.endswith(ending)), Path(beside)
+    for source in _within(path):
+        try:
+            return "image/jpeg", _small(source)
+        except UNREADABLE:
+            continue
     raise LycorisError("there is no preview picture", file=path, expected=f"{Path(path).stem}.preview.png")
 
 
-def _sources(path: Path) -> Iterator[Path | io.BytesIO]:
-    home = os.path.realpath(path.parent)
-    for ending in ENDINGS:
-        beside = path.with_name(path.stem + ending)
-        # A link could lead out of the model folders.
-        if beside.is_file() and Path(os.path.realpath(beside)).is_relative_to(home):
-            yield beside
+@lru_cache(maxsize=KEPT)
+def _small_file(path: str, size: int, changed: int) -> bytes:
+    # By size and time, so that a picture that changed is read again.
+    return _small(path)
+
+
+def _small(source: str | io.BytesIO) -> bytes:
+    with Image.open(source) as picture:
+        # Of a JPEG, no more is decoded than is shown.
+        picture.draft("RGB", (SIZE, SIZE))
+        picture.thumbnail((SIZE, SIZE))
+        out = io.BytesIO()
+        picture.convert("RGB").save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+def _within(path: str) -> Iterator[io.BytesIO]:
     mark, _, data = peek_adapter(path).metadata.get(THUMBNAIL, "").partition(";base64,")
     if mark.startswith("data:image/"):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import comfy.model_management
@@ -57,17 +58,17 @@ def shown_pictures(pictures: torch.Tensor, node: type[io.ComfyNode]) -> dict[str
 
 
 class Answer(NamedTuple):
-    """What a route answers: the status of HTTP, the type of the content, and the content."""
+    """What a route answers: the status of HTTP, the type of the content, and the content or its file."""
 
     status: int
     kind: str
-    content: bytes
+    content: bytes | Path
 
 
 def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None:
     """Answer GET requests of a path, given their query. `answer` runs in a thread and may read files."""
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.StreamResponse:
         return _response(await asyncio.to_thread(answer, request.query))
 
     _add_route(PromptServer.instance.routes.get, path, handle)
@@ -76,15 +77,18 @@ def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None
 def answer_post(path: str, answer: Callable[[str], Answer]) -> None:
     """Answer POST requests of a path, given the text that they send. `answer` runs in a thread."""
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.StreamResponse:
         text = (await request.read()).decode("utf-8", "replace")
         return _response(await asyncio.to_thread(answer, text))
 
     _add_route(PromptServer.instance.routes.post, path, handle)
 
 
-def _response(answer: Answer) -> web.Response:
+def _response(answer: Answer) -> web.StreamResponse:
     headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    if isinstance(answer.content, Path):
+        # In parts, as a browser asks for a clip.
+        return web.FileResponse(answer.content, headers={**headers, "Content-Type": answer.kind})
     return web.Response(status=answer.status, content_type=answer.kind, body=answer.content, headers=headers)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import json
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from safetensors.torch import load_file, save_file
 
 from tests.harness.adapters import RECIPES, Recipe
-from tests.harness.assets import adapter_file
+from tests.harness.assets import adapter_file, assets
 from tests.harness.launch import loaded_pack
 
 STEPS, SIZE, SEED = 2, 16, 7
@@ -192,3 +198,27 @@ def loaded_by_the_host(on: Patched, path: Path, strength: float = 1.0) -> Patche
 
     tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
     return Patched(*comfy.sd.load_lora_for_models(on.model, on.clip, tensors, strength, strength))
+
+
+def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, bytes]:
+    """The status, the type and the content that a route of ours answers, a GET or with a body a POST."""
+    from server import PromptServer
+
+    async def answer() -> tuple[int, str, bytes]:
+        app = web.Application()
+        # The host adds them to its own when it starts to listen.
+        app.add_routes(
+            [one for one in PromptServer.instance.routes if "/lycoris/" in getattr(one, "path", "")]
+        )
+        async with TestClient(TestServer(app)) as client:
+            method = "GET" if body is None else "POST"
+            found = await client.request(method, path, params=query, data=body)
+            return found.status, found.content_type, await found.read()
+
+    return asyncio.new_event_loop().run_until_complete(answer())
+
+
+def told(**metadata: Any) -> Callable[[Path], None]:
+    """Write an adapter with these metadata."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    return lambda path: save_file(load_file(assets() / "loras" / "lora.safetensors"), path, texts)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
 import json
 import os
 from collections.abc import Callable
@@ -13,10 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
-from hosting import Host, Patched
-from PIL import Image
+from hosting import Host, Patched, ask, told
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
@@ -35,39 +29,11 @@ def valid(host: Host, rows: Any) -> bool | str:
     return host.nodes.NODE_CLASS_MAPPINGS["LycorisAdapterRows"].validate_inputs(rows)
 
 
-def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, bytes]:
-    """The status, the type and the content that a route of ours answers, a GET or with a body a POST."""
-    from server import PromptServer
-
-    async def answer() -> tuple[int, str, bytes]:
-        app = web.Application()
-        # The host adds them to its own when it starts to listen.
-        app.add_routes(
-            [one for one in PromptServer.instance.routes if "/lycoris/" in getattr(one, "path", "")]
-        )
-        async with TestClient(TestServer(app)) as client:
-            method = "GET" if body is None else "POST"
-            found = await client.request(method, path, params=query, data=body)
-            return found.status, found.content_type, await found.read()
-
-    return asyncio.new_event_loop().run_until_complete(answer())
-
-
-def preview(file: str) -> tuple[int, str, bytes]:
-    return ask("/lycoris/adapters/preview", file=file)
-
-
 def rows_of(body: str) -> dict[str, Any]:
     """What the page is told of the rows of a text."""
     status, kind, content = ask("/lycoris/rows", body)
     assert (status, kind) == (200, "application/json")
     return json.loads(content)
-
-
-def told(**metadata: Any) -> Callable[[Path], None]:
-    """Write an adapter with these metadata."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    return lambda path: save_file(load_file(assets() / "loras" / LORA), path, texts)
 
 
 def test_rows_are_a_chain_of_loaders(host: Host, lora_file: Callable[[str, Any], str]) -> None:
@@ -371,85 +337,3 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
         "loras/far.safetensors: "
     )
     assert "output/in no list.safetensors" in said[-1]
-
-
-def test_the_page_is_told_what_a_model_is(host: Host) -> None:
-    """By the files among a loader's choices, with or without their folder; of others nothing is known."""
-    folder = host.base / "models" / "checkpoints"
-    (folder / "packed.gguf").write_bytes(b"GGUF")
-    made = {"model": ["auto", "base.safetensors"], "clip": ["checkpoints/base.safetensors"]}
-    try:
-        found, *others = (
-            json.loads(ask("/lycoris/model", body)[2])
-            for body in (
-                json.dumps(made),
-                json.dumps({"model": ["packed.gguf"], "clip": []}),
-                json.dumps({"model": ["../checkpoints/base.safetensors", "/etc/passwd", ""], "clip": []}),
-                json.dumps({"model": 5}),
-                "no JSON",
-            )
-        )
-    finally:
-        (folder / "packed.gguf").unlink()
-    assert found["file"] == "checkpoints/base.safetensors"
-    assert (found["family"], found["families"]) == ("SD 1.5", ["SD 1.5"])
-    names = [block["name"] for block in found["blocks"]]
-    assert names[:2] == ["time_embed", "in.0"] and names[-1] == "clip_l.11"
-    assert [other["file"] for other in others] == ["checkpoints/packed.gguf", "", "", ""]
-    assert not any(other["blocks"] or other["families"] for other in others)
-
-
-def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """Lists, headers and previews, by GET alone. No answer says where the host's folders are."""
-    assert ask("/lycoris/adapters", "")[0] == 405
-
-    def about(file: str) -> dict[str, Any]:
-        content = ask("/lycoris/adapters/about", file=file)[2].decode()
-        assert str(host.base) not in content.replace("\\\\", "\\"), content
-        return json.loads(content)
-
-    told_of = {"modelspec.trigger_phrase": "<b>ink</b>", "ss_tag_frequency": "{", "modelspec.title": "t"}
-    file = lora_file("told.safetensors", told(**told_of))
-    names = ask("/lycoris/adapters")[2]
-    assert file in json.loads(names) and str(host.base).encode() not in names
-    found = about("told")
-    assert found["file"] == file and found["triggers"] == ["<b>ink</b>"] and found["kind"] == "lora"
-    assert found["rank"] == "4" and "ss_tag_frequency cannot be read" in found["problems"][0]
-    broken = lora_file("broken.safetensors", b"no adapter")
-    assert about(broken)["error"].startswith("models/loras/broken.safetensors: ")
-    assert str(host.base) not in str(rows_of(f"<lora:{broken}:x>"))
-    secret = host.base / "secret.safetensors"
-    told()(secret)
-    for outside in ("../../../secret.safetensors", str(secret), "/etc/passwd", "", "\0", "gone", "x" * 5000):
-        told_back = ask("/lycoris/adapters/about", file=outside)[2].decode()
-        assert set(json.loads(told_back)) == {"error"} and str(host.base) not in told_back, outside
-        assert preview(outside)[::2] == (204, b"")
-    secret.unlink()
-
-
-def test_a_preview_is_a_picture_that_belongs_to_the_file(
-    host: Host, lora_file: Callable[[str, Any], str]
-) -> None:
-    """One that is no picture, or that a link leads to elsewhere, is none."""
-    file = lora_file("told.safetensors", told())
-
-    def picture(answer: tuple[int, str, bytes]) -> tuple[int, int]:
-        status, kind, content = answer
-        assert (status, kind) == (200, "image/jpeg")
-        return Image.open(io.BytesIO(content)).size
-
-    beside = host.base / "models" / "loras" / "told.preview.png"
-    lora_file(beside.name, b"<svg onload='alert(1)'>")
-    assert preview(file)[0] == 204
-    Image.new("RGBA", (2000, 1000)).save(beside)
-    assert picture(preview(file)) == (512, 256)
-    beside.unlink()
-    elsewhere = host.base / "elsewhere.png"
-    Image.new("RGB", (8, 8)).save(elsewhere)
-    beside.symlink_to(elsewhere)
-    assert preview(file)[0] == 204
-    within = io.BytesIO()
-    Image.new("RGB", (30, 20)).save(within, "PNG")
-    data = f"data:image/png;base64,{base64.b64encode(within.getvalue()).decode()}"
-    lora_file("inner.safetensors", told(**{"modelspec.thumbnail": data}))
-    assert picture(preview("inner")) == (30, 20)

@@ -1,0 +1,108 @@
+"""What lies beside an adapter's file: preview pictures and clips, and what model managers wrote of it.
+
+A file belongs to an adapter if its name is the adapter's with another ending. A link that leads out of the
+adapter's folder belongs to none: it may mean any file of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from ...lycoris_ops import parse_json
+
+_KINDS = ("png", "jpg", "jpeg", "webp", "gif", "avif")
+PICTURES = tuple(f"{mark}.{kind}" for mark in (".preview", "") for kind in _KINDS)
+"""What stands in place of the ending of the adapter's file, as model managers name previews."""
+CLIPS = {f"{mark}.{kind}": f"video/{kind}" for mark in (".preview", "") for kind in ("mp4", "webm")}
+"""The same of clips, each with its type."""
+NOTES = (".metadata.json", ".civitai.info", ".cm-info.json", ".json")
+"""The same of tables in JSON: of ComfyUI-Lora-Manager, Civitai Helper, Stability Matrix and A1111."""
+OWN_NOTES = ".rgthree-info.json"
+"""rgthree's, which follows the whole name."""
+MAX_NOTES = 4 << 20
+"""The most bytes of a table."""
+TITLES = ("model_name", "modelname", "usertitle")
+BASES = ("base_model", "basemodel", "sd version")
+WORDS = ("trainedwords", "activation text")
+TAGS = ("tags", "usertags")
+
+
+class Beside(NamedTuple):
+    """What the tables beside a file say of it; the first that says something of a kind counts for a text."""
+
+    title: str = ""
+    base: str = ""
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    favourite: bool = False
+    problems: tuple[str, ...] = ()
+    """Tables that cannot be read, in words."""
+
+
+def files_beside(
+    path: str, endings: Sequence[str], there: Callable[[str], bool] = os.path.isfile
+) -> Iterator[str]:
+    """The files beside an adapter with these endings; `there` says which files there are."""
+    stem = os.path.splitext(path)[0]
+    home = os.path.realpath(os.path.dirname(path))
+    for ending in endings:
+        beside = (path if ending == OWN_NOTES else stem) + ending
+        if there(beside) and Path(os.path.realpath(beside)).is_relative_to(home):
+            yield beside
+
+
+def notes_beside(path: str, there: Callable[[str], bool] = os.path.isfile) -> Beside:
+    """What the tables beside an adapter say of it."""
+    tables: list[Mapping[str, Any]] = []
+    problems: list[str] = []
+    for beside in files_beside(path, (*NOTES, OWN_NOTES), there):
+        try:
+            tables += _tables(beside)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            problems.append(f"{os.path.basename(beside)} cannot be read: {why}")
+    return Beside(
+        title=next(_texts(tables, TITLES), ""),
+        base=next(_texts(tables, BASES), ""),
+        words=tuple(dict.fromkeys(_texts(tables, WORDS))),
+        tags=tuple(dict.fromkeys(_texts(tables, TAGS))),
+        favourite=any(table.get("favorite") is True for table in tables),
+        problems=tuple(problems),
+    )
+
+
+def _tables(path: str) -> list[Mapping[str, Any]]:
+    """A table, and those in it that are of the same file, with their keys in small letters."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_NOTES + 1)
+    if len(data) > MAX_NOTES:
+        raise ValueError(f"it has more than {MAX_NOTES} bytes")
+    found = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
+    if not isinstance(found, dict):
+        raise ValueError("it is no table")
+    table = _small(found)
+    inner = [_small(table[key]) for key in ("civitai", "model") if isinstance(table.get(key), dict)]
+    deep = [_small(one["model"]) for one in inner if isinstance(one.get("model"), dict)]
+    # The name of a version or of a file says little; that of the model is its title.
+    for model in (*deep, *inner):
+        if "type" in model and "name" in model:
+            table.setdefault(TITLES[0], model["name"])
+    return [table, *inner, *deep]
+
+
+def _small(table: Any) -> dict[str, Any]:
+    return {str(key).lower(): value for key, value in cast("dict[Any, Any]", table).items()}
+
+
+def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator[str]:
+    """The texts under these keys, each in a text, in a list of texts or in a list of tables."""
+    for table in tables:
+        for key in keys:
+            value = table.get(key)
+            for one in value if isinstance(value, list) else [value]:
+                said = (one.get("word") or one.get("name")) if isinstance(one, dict) else one
+                if isinstance(said, str):
+                    yield from (part.strip() for part in said.split(",") if part.strip())

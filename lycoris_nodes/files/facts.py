@@ -1,0 +1,168 @@
+"""What the page's list of files shows of each one, kept on the disk as long as the file stays the same.
+
+To tell the kind of a file, all names of its tensors are read: minutes for thousands of files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from ...lycoris_ops import LycorisError, about, adapter_stamp, peek_adapter
+from ..host.files import kept_folder
+from .beside import CLIPS, PICTURES, files_beside, notes_beside
+from .loras import lora_path
+from .thumbnails import THUMBNAIL
+
+TAGS = 30
+"""The most tags of a file that are told: the rest are rare ones."""
+MOST = 1 << 15
+"""The most files of which facts are kept."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Few enough that those of thousands of files can be told at once."""
+
+    error: str = ""
+    """Why the file cannot be used; "" where it can."""
+    kind: str = ""
+    rank: str = ""
+    family: str = ""
+    families: Sequence[str] = ()
+    triggers: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    title: str = ""
+    base: str = ""
+    favourite: bool = False
+    """Whether it is one of ComfyUI-Lora-Manager's favourites."""
+    preview: str = ""
+    """`picture` or `clip`; "" where there is none."""
+    problems: Sequence[str] = ()
+
+
+def facts_of(names: Iterable[str]) -> dict[str, Facts]:
+    """The facts of files by their names."""
+    # A folder is listed once, and not asked for each of the names that may be in it.
+    listed: dict[str, frozenset[str]] = {}
+
+    def there(path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
+        return name in listed[folder]
+
+    found = {name: _facts(name, there) for name in names}
+    _KEPT.write()
+    return found
+
+
+def _facts(name: str, there: Callable[[str], bool]) -> Facts:
+    try:
+        path = lora_path(name)
+        own = _KEPT.of(path)
+    except LycorisError as error:
+        return Facts(error=str(error))
+    notes = notes_beside(path, there)
+    beside = {"picture": PICTURES, "clip": tuple(CLIPS)}
+    previews = (kind for kind, endings in beside.items() if any(files_beside(path, endings, there)))
+    return replace(
+        own,
+        triggers=tuple(dict.fromkeys((*own.triggers, *notes.words))),
+        tags=tuple(dict.fromkeys((*own.tags, *notes.tags))),
+        title=notes.title,
+        base=notes.base or own.base,
+        favourite=notes.favourite,
+        preview=next(previews, own.preview),
+        problems=notes.problems,
+    )
+
+
+class _Kept:
+    """What files say themselves, by their paths, each with the file's stamp."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[str, tuple[str, Facts]] | None = None
+        self._changed = False
+
+    def of(self, path: str) -> Facts:
+        stamp = adapter_stamp(path)
+        with self._lock:
+            if self._found is None:
+                self._found = _read()
+            known = self._found.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        facts = _own(path)
+        # What the system refuses today it may allow tomorrow.
+        if not facts.error:
+            with self._lock:
+                self._found[path] = stamp, facts
+                self._changed = True
+        return facts
+
+    def write(self) -> None:
+        """Write what is new, so that the host's next start has it."""
+        with self._lock:
+            if not self._changed or self._found is None:
+                return
+            self._changed = False
+            latest = list(self._found.items())[-MOST:]
+            kept = {path: [stamp, asdict(facts)] for path, (stamp, facts) in latest}
+            text = json.dumps({"pack": _pack(), "files": kept})
+            place = _place()
+            part = place.with_suffix(".part")
+            # Where nothing can be written, the next start reads the files again.
+            with suppress(OSError):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                part.write_text(text, encoding="utf-8")
+                part.replace(place)
+
+
+_KEPT = _Kept()
+
+
+def _place() -> Path:
+    return kept_folder().with_name("files.json")
+
+
+def _read() -> dict[str, tuple[str, Facts]]:
+    """What an earlier start has written; nothing of another version of the pack, which may say more."""
+    try:
+        said = json.loads(_place().read_bytes())
+        files = said["files"] if said["pack"] == _pack() else {}
+        return {path: (stamp, Facts(**told)) for path, (stamp, told) in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        # There is none, or not a whole one: the files themselves say it again.
+        return {}
+
+
+@cache
+def _pack() -> int:
+    """A number that changes with the pack."""
+    return max(file.stat().st_mtime_ns for file in Path(__file__).parents[2].glob("lycoris_*/**/*.py"))
+
+
+def _own(path: str) -> Facts:
+    try:
+        adapter = peek_adapter(path)
+    except LycorisError as error:
+        return Facts(error=str(error))
+    said = about(adapter)
+    return Facts(
+        kind=said.kind,
+        rank=said.rank,
+        family=said.family,
+        families=tuple(adapter.families),
+        base=said.base,
+        triggers=said.triggers,
+        tags=tuple(tag for tag, _ in said.tags[:TAGS]),
+        preview="picture" if adapter.metadata.get(THUMBNAIL, "").startswith("data:image/") else "",
+    )

@@ -1,0 +1,260 @@
+"""What the page asks of the adapter files: their list, what they say, their previews."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hosting import Host, ask, told
+from PIL import Image
+
+from tests.harness.assets import assets
+
+pytestmark = pytest.mark.host
+
+
+def preview(file: str) -> tuple[int, str, bytes]:
+    return ask("/lycoris/adapters/preview", file=file)
+
+
+def test_the_page_is_told_what_a_model_is(host: Host) -> None:
+    """By the files among a loader's choices, with or without their folder; of others nothing is known."""
+    folder = host.base / "models" / "checkpoints"
+    (folder / "packed.gguf").write_bytes(b"GGUF")
+    made = {"model": ["auto", "base.safetensors"], "clip": ["checkpoints/base.safetensors"]}
+    try:
+        found, *others = (
+            json.loads(ask("/lycoris/model", body)[2])
+            for body in (
+                json.dumps(made),
+                json.dumps({"model": ["packed.gguf"], "clip": []}),
+                json.dumps({"model": ["../checkpoints/base.safetensors", "/etc/passwd", ""], "clip": []}),
+                json.dumps({"model": 5}),
+                "no JSON",
+            )
+        )
+    finally:
+        (folder / "packed.gguf").unlink()
+    assert found["file"] == "checkpoints/base.safetensors"
+    assert (found["family"], found["families"]) == ("SD 1.5", ["SD 1.5"])
+    names = [block["name"] for block in found["blocks"]]
+    assert names[:2] == ["time_embed", "in.0"] and names[-1] == "clip_l.11"
+    assert [other["file"] for other in others] == ["checkpoints/packed.gguf", "", "", ""]
+    assert not any(other["blocks"] or other["families"] for other in others)
+
+
+def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
+    """Lists, headers and previews, by GET alone. No answer says where the host's folders are."""
+    assert ask("/lycoris/adapters", "")[0] == 405
+
+    def about(file: str) -> dict[str, Any]:
+        content = ask("/lycoris/adapters/about", file=file)[2].decode()
+        assert str(host.base) not in content.replace("\\\\", "\\"), content
+        return json.loads(content)
+
+    told_of = {"modelspec.trigger_phrase": "<b>ink</b>", "ss_tag_frequency": "{", "modelspec.title": "t"}
+    file = lora_file("told.safetensors", told(**told_of))
+    names = ask("/lycoris/adapters")[2]
+    listed = {name: (size, changed) for name, size, changed in json.loads(names)}
+    known = (host.base / "models" / "loras" / file).stat()
+    assert listed[file] == (known.st_size, known.st_mtime) and str(host.base).encode() not in names
+    found = about("told")
+    assert found["file"] == file and found["triggers"] == ["<b>ink</b>"] and found["kind"] == "lora"
+    assert found["rank"] == "4" and "ss_tag_frequency cannot be read" in found["problems"][0]
+    broken = lora_file("broken.safetensors", b"no adapter")
+    assert about(broken)["error"].startswith("models/loras/broken.safetensors: ")
+    assert str(host.base) not in str(ask("/lycoris/rows", f"<lora:{broken}:x>"))
+    secret = host.base / "secret.safetensors"
+    told()(secret)
+    for outside in ("../../../secret.safetensors", str(secret), "/etc/passwd", "", "\0", "gone", "x" * 5000):
+        told_back = ask("/lycoris/adapters/about", file=outside)[2].decode()
+        assert set(json.loads(told_back)) == {"error"} and str(host.base) not in told_back, outside
+        assert preview(outside)[::2] == (204, b"")
+    secret.unlink()
+
+
+def test_a_preview_is_a_picture_that_belongs_to_the_file(
+    host: Host, lora_file: Callable[[str, Any], str]
+) -> None:
+    """One that is no picture, or that a link leads to elsewhere, is none."""
+    file = lora_file("told.safetensors", told())
+
+    def picture(answer: tuple[int, str, bytes]) -> tuple[int, int]:
+        status, kind, content = answer
+        assert (status, kind) == (200, "image/jpeg")
+        return Image.open(io.BytesIO(content)).size
+
+    beside = host.base / "models" / "loras" / "told.preview.png"
+    lora_file(beside.name, b"<svg onload='alert(1)'>")
+    assert preview(file)[0] == 204
+    Image.new("RGBA", (2000, 1000)).save(beside)
+    assert picture(preview(file)) == (512, 256)
+    beside.unlink()
+    elsewhere = host.base / "elsewhere.png"
+    Image.new("RGB", (8, 8)).save(elsewhere)
+    beside.symlink_to(elsewhere)
+    assert preview(file)[0] == 204
+    within = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(within, "PNG")
+    data = f"data:image/png;base64,{base64.b64encode(within.getvalue()).decode()}"
+    lora_file("inner.safetensors", told(**{"modelspec.thumbnail": data}))
+    assert picture(preview("inner")) == (30, 20)
+
+
+def clip(path: Path) -> None:
+    """Write a clip of three frames."""
+    codec = "libvpx" if path.suffix == ".webm" else "mpeg4"
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream(codec, rate=3)
+        stream.width = stream.height = 64
+        for shade in (0, 120, 240):
+            picture = np.full((64, 64, 3), shade, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        file.mux(stream.encode())
+
+
+def test_a_clip_is_given_as_it_is_and_a_picture_comes_first(
+    host: Host, lora_file: Callable[[str, Any], str]
+) -> None:
+    file = lora_file("told.safetensors", told())
+    folder = host.base / "models" / "loras"
+    for name in ("told.webm", "told.preview.mp4"):
+        lora_file(name, clip)
+        content = (folder / name).read_bytes()
+        assert preview(file) == (200, f"video/{name[-4:].lstrip('.')}", content)
+    Image.new("RGB", (80, 60)).save(folder / "told.png")
+    assert preview(file)[1] == "image/jpeg"
+    # No clip of another folder, and none beside what is no adapter.
+    secret = host.base / "secret.mp4"
+    clip(secret)
+    lora_file("inner.safetensors", told())
+    (folder / "inner.mp4").symlink_to(secret)
+    lora_file("plain.mp4", clip)
+    for none in ("inner", "plain", "plain.mp4", "../../secret.mp4", "../../secret.safetensors"):
+        assert preview(none)[::2] == (204, b""), none
+    secret.unlink()
+
+
+def facts(host: Host, *names: str) -> dict[str, Any]:
+    content = ask("/lycoris/adapters/facts", json.dumps(names))[2].decode()
+    assert str(host.base) not in content.replace("\\\\", "\\"), content
+    return json.loads(content)
+
+
+def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
+    host: Host, lora_file: Callable[[str, Any], str]
+) -> None:
+    """In the forms of Civitai Helper, A1111, ComfyUI-Lora-Manager, rgthree and Stability Matrix."""
+    metadata = {"ss_tag_frequency": {"1_a": {"tree": 3}}, "modelspec.trigger_phrase": "ink wash"}
+    file = lora_file("told.safetensors", told(**metadata))
+    told_alone = facts(host, file)[file]
+    assert (told_alone["kind"], told_alone["rank"], told_alone["family"]) == ("lora", "4", "SD 1.5")
+    assert told_alone["families"] == ["SD 1.5"]
+    assert (told_alone["triggers"], told_alone["tags"], told_alone["preview"]) == (["ink wash"], ["tree"], "")
+
+    model = {"name": "Ink Wash", "type": "LORA", "tags": ["style", "ink"]}
+    beside: dict[str, Any] = {
+        "told.civitai.info": {
+            "name": "v2",
+            "baseModel": "SD 1.5",
+            "trainedWords": ["w1, w2"],
+            "model": model,
+        },
+        "told.json": {"sd version": "SD1", "activation text": "w3", "notes": "n", "preferred weight": 0.7},
+        "told.metadata.json": {
+            "file_name": "told",
+            "model_name": "Ink by hand",
+            "base_model": "SD 1.5 Hyper",
+            "favorite": True,
+            "tags": ["drawing"],
+            "civitai": {"trainedWords": ["w4"], "model": {"tags": ["brush"]}},
+        },
+        "told.safetensors.rgthree-info.json": {
+            "trainedWords": [{"word": "w5", "count": 3}],
+            "userTags": ["t"],
+        },
+        "told.cm-info.json": {"ModelName": "x", "TrainedWords": ["w6"], "Tags": ["six"], "BaseModel": "SD"},
+    }
+    for name, table in beside.items():
+        lora_file(name, json.dumps(table).encode())
+    Image.new("RGB", (8, 8)).save(host.base / "models" / "loras" / "told.preview.webp")
+    found = facts(host, file)[file]
+    assert found["triggers"] == ["ink wash", "w4", "w1", "w2", "w6", "w3", "w5"]
+    assert set(found["tags"]) == {"tree", "drawing", "brush", "style", "ink", "six", "t"}
+    assert (found["title"], found["base"], found["favourite"]) == ("Ink by hand", "SD 1.5 Hyper", True)
+    assert (found["preview"], found["problems"]) == ("picture", [])
+    # What is no table takes nothing else away, and is said.
+    lora_file("told.json", b"<html>")
+    lora_file("told.metadata.json", b"[5]")
+    found = facts(host, file)[file]
+    assert found["title"] == "Ink Wash" and found["error"] == ""
+    assert "told.metadata.json cannot be read: it is no table" in found["problems"]
+    assert len(found["problems"]) == 2
+
+
+def test_files_that_cannot_be_read_are_listed_with_the_reason(
+    host: Host, lora_file: Callable[[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = host.base / "models" / "loras"
+    whole = (assets() / "loras" / "lora.safetensors").read_bytes()
+    lora_file("page.safetensors", b"<!DOCTYPE html><html><body>Sign in to download</body></html>")
+    lora_file("cut.safetensors", whole[:-1000])
+    lora_file("short.safetensors", whole[:900])
+    lora_file("empty.safetensors", b"")
+    lora_file("pickle.pt", b"no pickle")
+    (folder / "link.safetensors").symlink_to(host.base / "gone.safetensors")
+    (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    names = {name for name, *_ in json.loads(ask("/lycoris/adapters")[2])}
+    broken = sorted(
+        names & {f"{one}.safetensors" for one in ("page", "cut", "short", "empty", "link", "loop")}
+    )
+    found = facts(host, *broken, "pickle.pt", "../../secret", "/etc/passwd", "gone")
+    assert set(found) == {*broken, "pickle.pt"}
+    assert all(one["error"].startswith("models/loras/") for one in found.values()), found
+    # One that may not be read now is read once it may.
+    late = lora_file("late.safetensors", told())
+    real = os.stat
+    with monkeypatch.context() as patched:
+
+        def refused(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path).endswith(late):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **options)
+
+        patched.setattr(os, "stat", refused)
+        assert [size for name, size, _ in json.loads(ask("/lycoris/adapters")[2]) if name == late] == [0]
+    assert facts(host, late)[late]["error"] == ""
+    for asked in ("", "5", "{}", '"told"', "[" * 5000, "[[5]]"):
+        assert ask("/lycoris/adapters/facts", asked)[2] == b"{}"
+
+
+def test_facts_are_kept_until_the_file_changes(
+    host: Host, lora_file: Callable[[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = host.module("lycoris_nodes.files.facts")
+    peeked: list[str] = []
+    peek = module.peek_adapter
+    monkeypatch.setattr(module, "peek_adapter", lambda path: (peeked.append(path), peek(path))[1])
+    file = lora_file("told.safetensors", told())
+    first = facts(host, file)
+    assert facts(host, file) == first and len(peeked) == 1
+    # Another start of the host.
+    monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
+    assert facts(host, file) == first and len(peeked) == 1
+    time.sleep(0.05)
+    lora_file(file, told(**{"modelspec.trigger_phrase": "new"}))
+    assert facts(host, file)[file]["triggers"] == ["new"] and len(peeked) == 2
+    # Half a file is none.
+    kept = host.base / "user" / "__lycoris" / "files.json"
+    kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
+    assert facts(host, file)[file]["triggers"] == ["new"] and len(peeked) == 3
