@@ -160,7 +160,7 @@ def _own(path: str) -> Facts:
         kind=said.kind,
         rank=said.rank,
         family=said.family,
-        families=tuple(adapter.families),
+        families=said.families,
         base=said.base,
         triggers=said.triggers,
         tags=tuple(tag for tag, _ in said.tags[:TAGS]),

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js"
 import { addStyle } from "./elements.js"
 import { after, drawn, onValue, ourNodes, showElement, widgetOf } from "./nodes.js"
 import { createList } from "./rows/list.js"
+import { modelOf } from "./rows/model.js"
 import { forgetFiles } from "./rows/server.js"
 import { fold } from "./sizes.js"
 
@@ -66,6 +67,7 @@ function addList(node) {
     isLinked: () => node.inputs.some((input) => input.widget?.name === TEXT && input.link != null),
     resized: () => setHeight(node, Math.max(node.size[1], node.computeSize()[1])),
     bounds,
+    model: () => modelOf(node),
   })
   lists.set(node, list)
   const getMinHeight = () => list.height() + 2 * MARGIN

@@ -219,7 +219,7 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(
     )
     found = facts(host, *broken, "pickle.pt", "../../secret", "/etc/passwd", "gone")
     assert set(found) == {*broken, "pickle.pt"}
-    assert all(one["error"].startswith("models/loras/") for one in found.values()), found
+    assert all(name in one["error"] for name, one in found.items()), found
     # One that may not be read now is read once it may.
     late = lora_file("late.safetensors", told())
     real = os.stat

@@ -4,7 +4,7 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
-import { badgesOf, matching, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { badgesOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
 import { formatRows, hasClip, moved, parseRows, withClip, withRules } from "../../lycoris_nodes/web/rows/state.js"
 import { readNumber, shownNumber } from "../../lycoris_nodes/web/rows/typed.js"
 
@@ -66,13 +66,6 @@ test("a name is shown apart from its folder and without its ending", () => {
   assert.deepEqual(splitName("a/b\\ink.wash.SafeTensors"), ["a/b\\", "ink.wash"])
   assert.deepEqual(splitName("line\nbreak.pt"), ["", "line\nbreak"])
   assert.deepEqual(splitName("folder.pt/name"), ["folder.pt/", "name"])
-})
-
-test("typed words match anywhere in the path", () => {
-  const files = ["rows/Ink wash.safetensors", "rows/alice.pt", "wash.pt"]
-  assert.deepEqual(matching(files, " wash  ROWS "), files.slice(0, 1))
-  assert.deepEqual(matching(files, "wash"), [files[0], files[2]])
-  assert.deepEqual(matching(files, ""), files)
 })
 
 test("a file is described in few words", () => {

@@ -29,10 +29,11 @@ const MOST = 16
  *   isLinked: () => boolean,
  *   resized: () => void,
  *   bounds: {min: number, max: number, step: number},
+ *   model: () => Promise<import("./model.js").Model>,
  * }} text `isLinked` says whether another node gives it, `resized` is called when the list has another height, and
  *   `bounds` are those of a strength
  */
-export function createList({ read, write, isLinked, resized, bounds }) {
+export function createList({ read, write, isLinked, resized, bounds, model }) {
   const line = 1.5 * LiteGraph.NODE_WIDGET_HEIGHT
   const all = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch all on or off") })
   const count = make("span", { class: "lycoris-count" })
@@ -60,7 +61,7 @@ export function createList({ read, write, isLinked, resized, bounds }) {
     change: (index, row) => set(rows.with(index, row)),
     replaceFile(index, point) {
       const { file: current } = rows[index]
-      openPicker({ current, pick: (file) => acts.change(index, { ...rows[index], file }) }, point)
+      openPicker({ current, model: model(), pick: (file) => acts.change(index, { ...rows[index], file }) }, point)
     },
     editRules(index, point) {
       const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
@@ -206,7 +207,7 @@ export function createList({ read, write, isLinked, resized, bounds }) {
 
   all.onchange = () => set(rows.map((row) => ({ ...row, on: all.checked })))
   more.onclick = () => openMenu(common(below(more)), below(more))
-  add.onclick = () => openPicker({ many: true, pick: (file) => set([...rows, newRow(file)]) }, below(add))
+  add.onclick = () => openPicker({ many: true, model: model(), pick: (file) => set([...rows, newRow(file)]) }, below(add))
   for (const part of [head, body, foot]) shareWheel(part)
   // Where Vue draws the node, only an element that has the focus gets the wheel.
   body.tabIndex = -1

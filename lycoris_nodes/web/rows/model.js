@@ -5,7 +5,7 @@
 //   model.family            "SDXL", "SD1.5 or SD2"; "" where it is not known
 //   model.blocks            [{name: "in.0", layers: 12}, ...] in the order of the model, text encoders last; []
 //   model.suits(about)      null where a file suits or nothing is known, else the reason in words. `about` is what
-//                           `aboutFile` of server.js gives
+//                           `aboutFile` or `askFacts` of server.js gives
 //   model.key               the same text for the same model: what is worked out for a model can be kept by it
 //
 //   const stop = followModel(node, (model) => ...)
@@ -28,7 +28,7 @@ import { loadedBy, takersOf } from "./graph.js"
  *   file: string, family: string, families: string[], blocks: {name: string, layers: number}[],
  * }} Facts
  * @typedef {Facts & {
- *   key: string, suits: (about: import("./server.js").About) => string | null,
+ *   key: string, suits: (about: {family: string, families: string[]}) => string | null,
  * }} Model
  */
 

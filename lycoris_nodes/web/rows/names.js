@@ -13,20 +13,9 @@ export function splitName(file) {
 }
 
 /**
- * The files in whose paths all typed words are.
- *
- * @param {string[]} files
- * @param {string} typed
- */
-export function matching(files, typed) {
-  const words = typed.toLowerCase().split(/\s+/u)
-  return files.filter((file) => words.every((word) => file.toLowerCase().includes(word)))
-}
-
-/**
  * Kind, rank and family of models of a file, in few words.
  *
- * @param {import("./server.js").About} about
+ * @param {import("./server.js").About | import("./server.js").Facts} about
  */
 export function badgesOf(about) {
   if (about.error) return []

@@ -14,17 +14,56 @@ const ROOT = "/lycoris/adapters"
  * }} About
  */
 
+/**
+ * What the picker shows of a file, as `lycoris_nodes/files/facts.py` has it; `preview` is "picture", "clip" or "".
+ *
+ * @typedef {{
+ *   error: string, kind: string, rank: string, family: string, families: string[], triggers: string[],
+ *   tags: string[], title: string, base: string, favourite: boolean, preview: string, problems: string[],
+ * }} Facts
+ * @typedef {[file: string, size: number, changed: number]} Listed with bytes and seconds since 1970
+ */
+
 /** @type {Map<string, Promise<About>>} */
 const known = new Map()
+/** @type {Map<string, {listed: string, facts: Facts}>} */
+const facts = new Map()
 
 /**
- * The names of all files, as they are now.
+ * All files as they are now.
  *
- * @returns {Promise<string[]>}
+ * @returns {Promise<Listed[]>}
  */
-export async function listFiles() {
+export async function listed() {
   const answer = await app.api.fetchApi(ROOT)
   return answer.json()
+}
+
+/** The names of all files, as they are now. */
+export async function listFiles() {
+  return (await listed()).map(([file]) => file)
+}
+
+/**
+ * What was asked of a file before, if it has not changed since.
+ *
+ * @param {Listed} file
+ */
+export function knownFacts(file) {
+  const found = facts.get(file[0])
+  return found?.listed === String(file) ? found.facts : null
+}
+
+/** @param {Listed[]} files */
+export async function askFacts(files) {
+  const body = JSON.stringify(files.map(([file]) => file))
+  const answer = await app.api.fetchApi(`${ROOT}/facts`, { method: "POST", body })
+  /** @type {Record<string, Facts>} */
+  const found = await answer.json()
+  for (const file of files) {
+    if (found[file[0]]) facts.set(file[0], { listed: String(file), facts: found[file[0]] })
+  }
+  return found
 }
 
 /**
@@ -49,9 +88,10 @@ export function aboutFile(file) {
 
 export function forgetFiles() {
   known.clear()
+  facts.clear()
 }
 
-/** @param {string} file */
+/** @param {string} file the address of its picture or clip */
 export function previewOf(file) {
   return app.api.apiURL(`${ROOT}/preview?file=${encodeURIComponent(file)}`)
 }
