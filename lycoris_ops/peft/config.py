@@ -127,18 +127,16 @@ KNOWN_RELEASE = (0, 21)
 class Config(ABC, Generic[W]):
     """A configuration of one kind. A module in `kinds` that defines a subclass registers it.
 
-    Each field of PEFT's is in one of `followed`, `without_effect` and `refused`. A field that is in none is
-    either another tool's, and then PEFT does not follow it either, or one of a newer release. See `check`.
+    Each field of PEFT's is a field here too, or is in `without_effect` or `refused`. Any other field is
+    another tool's, which PEFT does not follow either, or is one of a newer release. See `check`.
     """
 
     peft_type: ClassVar[str]
     algorithm: ClassVar[type[Layer]]
     read_only: ClassVar[bool] = False
     """Whether layers of the algorithm are written with another kind of configuration."""
-    followed: ClassVar[frozenset[str]] = frozenset()
-    """PEFT's fields that say how the tensors of the file are read."""
     without_effect: ClassVar[frozenset[str]] = NAMED_BY_KEYS | NOTES
-    """PEFT's fields that change nothing for a trained adapter, or nothing that the tensors do not tell."""
+    """PEFT's further fields, which change nothing for a trained adapter."""
     refused: ClassVar[Mapping[str, Refusal]] = {}
     """PEFT's fields that are refused at some of their values."""
 
@@ -163,7 +161,7 @@ class Config(ABC, Generic[W]):
         file. Then one that switches something on is refused: true, or a table or list that is not empty.
         Numbers and texts are ignored even there, because PEFT writes them for what is switched off, too.
         """
-        known = cls.followed | cls.without_effect
+        known = cls.without_effect.union(one.name for one in dataclasses.fields(cls))
         newer = release(fields) > KNOWN_RELEASE
         for name, value in fields.given.items():
             if name in cls.refused:
@@ -254,8 +252,6 @@ class BiasedConfig(Config[W]):
     name such as "lora_only".
     """
 
-    followed: ClassVar[frozenset[str]] = frozenset({"bias"})
-
     bias: str = "none"
 
     @property
@@ -276,8 +272,6 @@ class RankedConfig(Config[W]):
     `r` and `alpha` hold for every layer whose path matches no key of `rank_pattern` and `alpha_pattern`. The
     keys of these are regular expressions, see `patterns`.
     """
-
-    followed: ClassVar[frozenset[str]] = frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"})
 
     r: int
     alpha: float

@@ -31,13 +31,10 @@ class AdaLoraConfig(LoraConfig):
 
     peft_type: ClassVar[str] = "ADALORA"
     read_only: ClassVar[bool] = True
-    followed: ClassVar[frozenset[str]] = frozenset({"init_r", "lora_alpha", "bias"})
     without_effect: ClassVar[frozenset[str]] = LoraConfig.without_effect | {
         *("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
-        # Which singular values are left. The file does not hold the others.
-        "rank_pattern",
-        # LoRA's fields that AdaLoRA does not read.
-        *("r", "alpha_pattern", "use_rslora", "init_lora_weights", "use_qalora", "use_bdlora"),
+        # LoRA's fields that AdaLoRA does not read. The file holds only the singular values that are left.
+        *("use_qalora", "use_bdlora"),
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "target_parameters"),
     }
     refused: ClassVar[Mapping[str, Refusal]] = {

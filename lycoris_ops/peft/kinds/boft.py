@@ -42,11 +42,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
 
     peft_type: ClassVar[str] = "BOFT"
     algorithm: ClassVar[type[Layer]] = BoftPeft
-    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect | {
-        *("boft_dropout", "init_weights"),
-        # The tensors tell.
-        *("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
-    }
+    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect | {"boft_dropout", "init_weights"}
     refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 
     boft_block_size: int = 0

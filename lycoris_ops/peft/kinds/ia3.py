@@ -46,7 +46,6 @@ class Ia3Config(Config[WantedIa3]):
 
     peft_type: ClassVar[str] = "IA3"
     algorithm: ClassVar[type[Layer]] = Ia3
-    followed: ClassVar[frozenset[str]] = frozenset({"feedforward_modules"})
     without_effect: ClassVar[frozenset[str]] = Config.without_effect | {"init_ia3_weights"}
     refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 

@@ -26,8 +26,6 @@ class LohaConfig(RankedConfig[WantedCore]):
     algorithm: ClassVar[type[Layer]] = Loha
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
         *("rank_dropout", "module_dropout", "init_weights"),
-        # The tensors tell.
-        "use_effective_conv2d",
     }
 
     use_effective_conv2d: bool = False

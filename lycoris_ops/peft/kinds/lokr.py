@@ -49,8 +49,6 @@ class LokrConfig(RankedConfig[WantedLokr]):
     algorithm: ClassVar[type[Layer]] = Lokr
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
         *("rank_dropout", "rank_dropout_scale", "module_dropout", "init_weights"),
-        # The tensors tell.
-        *("use_effective_conv2d", "decompose_both", "decompose_factor"),
     }
 
     use_effective_conv2d: bool = False

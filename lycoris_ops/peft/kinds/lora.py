@@ -83,15 +83,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     peft_type: ClassVar[str] = "LORA"
     algorithm: ClassVar[type[Layer]] = Lora
     alpha_name: ClassVar[str] = "lora_alpha"
-    followed: ClassVar[frozenset[str]] = frozenset(
-        {
-            *(*RankedConfig.followed, *BiasedConfig.followed),
-            *("lora_alpha", "use_rslora", "init_lora_weights", "fan_in_fan_out"),
-        }
-    )
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
-        # The tensors tell.
-        *("use_dora", "lora_bias"),
         # For the computation in training alone; the tensors are those of any LoRA.
         *("lora_dropout", "megatron_config", "megatron_core", "runtime_config", "velora_config"),
         *("monteclora_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),

@@ -59,13 +59,8 @@ class OftConfig(BiasedConfig[WantedOft]):
 
     peft_type: ClassVar[str] = "OFT"
     algorithm: ClassVar[type[Layer]] = OftV2
-    followed: ClassVar[frozenset[str]] = BiasedConfig.followed | {
-        *("coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms", "peft_version"),
-    }
-    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect - {"peft_version"} | {
+    without_effect: ClassVar[frozenset[str]] = BiasedConfig.without_effect | {
         *("module_dropout", "init_weights"),
-        # The tensors tell.
-        *("r", "oft_block_size", "block_share"),
     }
     refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 
