@@ -14,7 +14,7 @@ from torch import Tensor
 from ..algorithms import Layer, detect
 from ..algorithms.base import ALPHA
 from ..algorithms.checks import number, of_rank
-from ..algorithms.lora import RESHAPE, check_enlargement
+from ..algorithms.lora import RESHAPE
 from ..errors import LayerError, LycorisError, located
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.dtypes import ITEM_BITS
@@ -67,8 +67,6 @@ class LayerInfo(NamedTuple):
     keys: Mapping[str, str]
     """The algorithm's own suffix of each tensor, to the tensor's key in the file."""
     outline: Outline
-    bias: Extent | None
-    """The shape (O,) of the change of the bias, see `Layer.bias_shape`; None where there is none."""
     options: Mapping[str, Any]
     """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
     enlarges: bool
@@ -78,24 +76,6 @@ class LayerInfo(NamedTuple):
     order: tuple[Rows, ...] = ()
     """Ranges of the layer's rows in the file, in the order that they have in the model; () where it is the
     same order."""
-
-    @classmethod
-    def of(
-        cls,
-        named: LayerName,
-        keys: Mapping[str, str],
-        outline: Outline,
-        options: Mapping[str, Any],
-        *,
-        enlarges: bool,
-        peft: Config[Any] | None = None,
-        order: tuple[Rows, ...] = (),
-    ) -> LayerInfo:
-        """The description with the bias' shape worked out; the arguments are the fields of that name."""
-        if enlarges:
-            check_enlargement(outline.shape)
-        bias = outline.algorithm.bias_shape(outline.shapes, options)
-        return cls(named, keys, outline, bias, options, enlarges, peft, order)
 
     @property
     def name(self) -> str:
@@ -113,6 +93,11 @@ class LayerInfo(NamedTuple):
     @property
     def shape(self) -> Extent:
         return self.outline.shape
+
+    @property
+    def bias(self) -> Extent | None:
+        """The shape (O,) of the change of the bias, see `Layer.bias_shape`; None where there is none."""
+        return self.algorithm.bias_shape(self.outline.shapes, self.options)
 
     @property
     def rank(self) -> int | None:
@@ -199,7 +184,7 @@ class Adapter:
                     got=outline.algorithm.algorithm if outline else ", ".join(sorted(held)),
                     expected=layer.algorithm,
                 )
-            info[path] = LayerInfo.of(LayerName.of(path), keys, outline, options, enlarges=RESHAPE in held)
+            info[path] = LayerInfo(LayerName.of(path), keys, outline, options, RESHAPE in held)
         # Without kohya's `split_qkv`, by which alphas would be corrected: those of layers are right already.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
-from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora
+from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
@@ -259,7 +259,9 @@ def _describe(
     named = LayerName.of(name)
     config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
-    return LayerInfo.of(named, keys, outline, options, enlarges=enlarges, peft=config, order=order)
+    if enlarges:
+        check_enlargement(outline.shape)
+    return LayerInfo(named, keys, outline, options, enlarges, config, order)
 
 
 def _order(name: str, outline: Outline, dialect: Dialect) -> tuple[Rows, ...]:
