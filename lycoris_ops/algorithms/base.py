@@ -35,10 +35,6 @@ ALPHA = "alpha"
 DIFF_B = "diff_b"
 SET_BIAS = "set_bias"
 
-DERIVED: Mapping[str, bool] = {"derived": True}
-"""Metadata of a field that only the library sets, when it makes one layer from another (`Lokr.window`). Such
-a field is neither a tensor of a file nor an option that a user may give."""
-
 
 def option(default: Any, suits: Callable[[Any], bool], expected: str) -> Any:
     """A field for an option that is not a choice among words.

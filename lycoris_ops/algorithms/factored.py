@@ -19,7 +19,7 @@ from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core, shaped
-from .base import Layer, Products, axis_of
+from .base import Layer, Products, axis_of, cut
 from .checks import agree, vector
 from .training import Trained
 
@@ -220,23 +220,15 @@ class Factored(Trained):
 
     def _sparse_rows(self, ranges: Sequence[Rows]) -> dict[str, Tensor]:
         """The tensors of the sparse remainder for these rows alone, by field."""
-        indices, values, size = self.bias_indices, self.bias_values, self.bias_size
-        assert indices is not None and values is not None and size is not None
-        places, first = _unwrapped(indices), 0
-        kept: list[tuple[Tensor, Tensor]] = []
-        for start, stop in ranges:
-            here = (places[0] >= start) & (places[0] < stop)
-            moved = places[:, here]
-            moved[0] += first - start
-            kept.append((moved, values[here]))
-            first += stop - start
-        found = torch.cat([moved for moved, _ in kept], 1)
-        shape = _unwrapped(size)
-        shape[0] = first
+        remainder, values, size = self._sparse(), self.bias_values, self.bias_size
+        assert remainder is not None and values is not None and size is not None
+        _, *rest = (int(n) for n in _unwrapped(size))
+        matrix = cut(remainder.values, 0, ranges)
+        matrix = matrix.reshape(len(matrix), *rest)
         return {
-            "bias_indices": _wrapped(found, indices.dtype),
-            "bias_values": torch.cat([part for _, part in kept]),
-            "bias_size": _wrapped(shape, size.dtype),
+            "bias_indices": matrix.nonzero().T.contiguous(),
+            "bias_values": matrix[matrix != 0].to(values.dtype),
+            "bias_size": torch.tensor(matrix.shape),
         }
 
     def _sparse(self) -> Dense | None:
@@ -310,9 +302,3 @@ def _unwrapped(numbers: Tensor) -> Tensor:
     """A copy as int64; places above 32767, which int16 has wrapped to negative numbers, are restored."""
     wide = numbers.to(torch.int64, copy=True)
     return wide % INT16 if numbers.dtype == torch.int16 else wide
-
-
-def _wrapped(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of `_unwrapped`: int64 numbers in `dtype`, wrapped where that is int16."""
-    half = INT16 // 2
-    return ((numbers + half) % INT16 - half if dtype == torch.int16 else numbers).to(dtype)

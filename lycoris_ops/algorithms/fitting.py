@@ -183,15 +183,9 @@ class Delta:
 
     @cached_property
     def _kronecker(self) -> tuple[Tensor, Tensor] | None:
-        """w1 (l, i) and w2 (k, j * prod(kernel)) if the change is a single Kronecker product of the whole
-        weight."""
+        """w1 (l, i) and w2 (k, j * prod(kernel)) if the change is a single Kronecker product."""
         form = self.forms[0] if len(self.forms) == 1 else None
-        if (
-            not isinstance(form, Kronecker)
-            or form.window
-            or form.rows is not None
-            or form.columns is not None
-        ):
+        if not isinstance(form, Kronecker) or form.rows is not None or form.columns is not None:
             return None
         w1, w2 = (product(one, torch.float32, self.device) for one in (form.w1, form.w2))
         return w1 * form.scale, w2

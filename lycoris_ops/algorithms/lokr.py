@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
-from ..errors import LayerError
 from ..maths.decompositions import balanced, leading_triples
-from ..maths.shapes import Extent, Rows, Shape, factorization, fits, shown
+from ..maths.shapes import Rows, Shape, factorization
 from ..maths.tensors import compute_dtype, energy_of
-from .base import DERIVED, IGNORED, Layer, Products, cut, in_blocks, kaiming
+from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
 from .fitting import Delta, Fit, cumulative
@@ -73,8 +72,6 @@ class Lokr(Factored, Planned):
     lokr_w2_b: Tensor | None = None
     lokr_t2: Tensor | None = None
     product_of: Literal["lycoris", "peft"] = "lycoris"
-    window: Rows | None = field(default=None, metadata=DERIVED)
-    """The rows of the product that the layer has; None for all."""
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
@@ -264,57 +261,28 @@ class Lokr(Factored, Planned):
             w1=_matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None),
             w2=_matrix(self.lokr_w2, self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2),
             scale=1.0 if rank is None else scale(self.alpha, rank),
-            window=self.window,
         )
-
-    @property
-    def extent(self) -> Extent:
-        if self.window is None:
-            return super().extent
-        return (self.window[1] - self.window[0], *self.plain_shape(self.shapes)[1:])
-
-    def check_fit(self, shape: Sequence[int]) -> None:
-        if self.window is None:
-            super().check_fit(shape)
-        elif not fits(self.extent, shape):
-            raise self.misfit(shape, shown(self.extent))
-
-    def dump(self) -> dict[str, Tensor]:
-        """As in `Layer`. Raises LayerError for a window, which no tensor of a file can hold."""
-        if self.window is not None:
-            raise LayerError(
-                "a lokr layer cut at these rows cannot be written to a file",
-                got=f"rows {self.window[0]} to {self.window[1]}",
-                expected=f"whole blocks of {self._block()} rows, those of the second Kronecker factor",
-            )
-        return super().dump()
-
-    def _block(self) -> int:
-        """k, the rows of the second factor."""
-        return self._kronecker().w2[0].shape[0]
 
     def factor_axes(self) -> Mapping[str, int]:
         """Empty: no factor has a vector for each output. `rows` cuts w1 by whole blocks of k rows."""
         return {}
 
     def rows(self, *ranges: Rows) -> Layer:
-        """As in `Layer`: w1 is cut where all ranges are whole blocks of k rows, else `window` says the rows.
+        """As in `Layer`: w1 is cut where all ranges are whole blocks of k rows.
 
-        Raises LayerError for several ranges where one cuts through a block or the layer is a window itself.
+        Other ranges have no small factors. Then w2 holds the rows as a full matrix, and w1 is a single 1.
         """
-        if self.of_peft:
-            # Each row of the product holds values of several rows of the factors.
-            raise self.inseparable(ranges)
         # `whole` has everything but the factors cut: biases, a DoRA magnitude, a sparse remainder.
-        blocks, whole = in_blocks(ranges, self._block()), super().rows(*ranges)
-        if blocks is not None and self.window is None:
-            outer = {name: tensor for name, tensor in self.tensors().items() if name in OUTER}
-            return whole.with_tensors({name: cut(tensor, 0, blocks) for name, tensor in outer.items()})
-        if len(ranges) != 1:
-            raise self.inseparable(ranges)
-        offset = self.window[0] if self.window else 0
-        ((start, stop),) = ranges
-        return replace(whole, window=(offset + start, offset + stop))
+        whole, held = super().rows(*ranges), self.tensors()
+        blocks = None if self.of_peft else in_blocks(ranges, len(self._kronecker().w2[0]))
+        if blocks is not None:
+            return whole.with_tensors({name: cut(held[name], 0, blocks) for name in OUTER if name in held})
+        one = next(held[name] for name in OUTER if name in held)
+        formed = cut(self.product().dense(compute_dtype(one.dtype), one.device), 0, ranges)
+        shape = (len(formed), *self.plain_shape(self.shapes)[1:])
+        own = dict.fromkeys(self.products[0])
+        own |= {W1: formed.new_ones(1, 1), W2: formed.reshape(shape)}
+        return replace(whole, **own, product_of="lycoris")
 
 
 def _matrix(

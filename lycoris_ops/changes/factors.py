@@ -31,10 +31,7 @@ def low_rank(form: Additive, most: int) -> LowRank | None:
         if _rank(form.w1) * _rank(form.w2) > most:
             return None
         (a, b), (c, d) = _pair(form.w1), _pair(form.w2)
-        up = kronecker(a, c)
-        if form.window is not None:
-            up = up[form.window[0] : form.window[1]]
-        return LowRank(up, kronecker(b, d), form.scale).scaled(form.rows, form.columns)
+        return LowRank(kronecker(a, c), kronecker(b, d), form.scale).scaled(form.rows, form.columns)
     return None
 
 

@@ -113,30 +113,20 @@ class Hadamard:
 class Kronecker:
     """scale * kron(w1, w2), with w1 (l, i), w2 (k, j * prod(kernel)), O = l * k and I = i * j.
 
-    `w1` and `w2` each hold the factor itself, or two matrices (a, b) whose product it is. `window` is the
-    range of the product's rows that the form consists of, None for all. Its bounds need not fall between the
-    blocks of k rows. `rows`, one value for each row of the window, and `columns` (I,) are what `scaled` has
-    multiplied the product by: w1 and w2 cannot absorb them.
+    `w1` and `w2` each hold the factor itself, or two matrices (a, b) whose product it is. `rows` (O,) and
+    `columns` (I,) are what `scaled` has multiplied the product by: w1 and w2 cannot absorb them.
     """
 
     w1: tuple[Tensor, ...]
     w2: tuple[Tensor, ...]
     scale: float
-    window: Rows | None = None
     rows: Tensor | None = None
     columns: Tensor | None = None
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         w1, w2 = self.scale * product(self.w1, dtype, device), product(self.w2, dtype, device)
-        if self.window is None:
-            matrix = kronecker(w1, w2)
-        else:
-            # Only the blocks of k rows that the window touches are formed.
-            (start, stop), k = self.window, len(w2)
-            first = start // k
-            matrix = kronecker(w1[first : -(-stop // k)], w2)[start - first * k : stop - first * k]
         around = (None if one is None else one.to(device, dtype) for one in (self.rows, self.columns))
-        return Dense(matrix).scaled(*around).values
+        return Dense(kronecker(w1, w2)).scaled(*around).values
 
     def scaled(self, rows: Tensor | None, columns: Tensor | None) -> Kronecker:
         return replace(self, rows=_times(self.rows, rows), columns=_times(self.columns, columns))

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.base import ALPHA, DERIVED, DIFF_B, SET_BIAS, field_of
+from ..algorithms.base import ALPHA, DIFF_B, SET_BIAS, field_of
 from ..errors import LycorisError
 
 Check = tuple[Callable[[Any], bool], str]
@@ -19,12 +19,11 @@ Check = tuple[Callable[[Any], bool], str]
 def options_of(algorithm: type[Layer]) -> dict[str, Check]:
     """The checks of an algorithm's options, by name: of the fields that no tensor of a file fills."""
     tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
-    # Derived fields are set on layers that are made from others, and not by a user.
     others = tensors | {ALPHA, DIFF_B, SET_BIAS}
     return {
         field.name: _check(algorithm, field)
         for field in dataclasses.fields(algorithm)
-        if field.metadata != DERIVED and field.name not in others
+        if field.name not in others
     }
 
 

@@ -254,7 +254,7 @@ def _plain(forms: tuple[Form, ...]) -> tuple[Additive, ...]:
 def _split(forms: tuple[Form, ...], shape: Shape) -> tuple[int, int] | None:
     """The shape of the first Kronecker factor, if the second one holds the kernel."""
     for form in forms:
-        if isinstance(form, Kronecker) and form.window is None:
+        if isinstance(form, Kronecker):
             rows, columns = form.w1[0].shape[0], form.w1[-1].shape[1]
             if shape[0] % rows == 0 and shape[1] % columns == 0:
                 return rows, columns

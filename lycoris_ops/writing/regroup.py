@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..errors import WriteError
+from ..algorithms.checks import a_layer
+from ..errors import LayerError, WriteError
 from ..layers.fuse import fuse
 from ..maths.shapes import Rows, Shape
 from ..names.targets import Targets
@@ -70,9 +71,14 @@ class Regrouper:
         ranges = [piece.rows for piece in planned.pieces if piece.rows is not None]
         if sum(stop - start for start, stop in ranges) != rows:
             return None
-        made = self._layer(planned.sources[0]).rows(*ranges)
-        # Raises LayerError for rows that tensors cannot state: a LoKr layer cut inside a block.
-        made.dump()
+        source = self._layer(planned.sources[0])
+        made = source.rows(*ranges)
+        if _values(made) > _values(source):
+            raise LayerError(
+                f"{a_layer(source.algorithm)} cut at these rows has no small factors",
+                got=", ".join(f"rows {start} to {stop}" for start, stop in ranges),
+                expected="rows at which a factor can be cut",
+            )
         return made
 
     def _fused(self, planned: LayerToWrite, rows: int) -> Layer:
@@ -125,6 +131,10 @@ class Regrouper:
             weight = torch.randn(shape, generator=torch.Generator().manual_seed(shape[0]))
         change = layer.change(weight)
         return weight, torch.zeros(shape) if change.delta is None else change.delta, change.bias
+
+
+def _values(layer: Layer) -> int:
+    return sum(tensor.numel() for tensor in layer.tensors().values())
 
 
 def _source_shapes(adapter: Adapter, targets: Targets) -> Mapping[str, Shape]:

@@ -307,7 +307,7 @@ def test_kinds_that_can_be_cut_are(tmp_path: Path, made: Factors) -> None:
 @pytest.mark.parametrize(
     ("made", "why"),
     [
-        ({"lokr_w1": rand(2, 2), "lokr_w2": rand(12, 4)}, "whole blocks of 12 rows"),
+        ({"lokr_w1": rand(2, 2), "lokr_w2": rand(12, 4)}, "lokr layer cut at these rows"),
         ({**lora((24, 8), 2), "dora_scale": 1 + torch.rand(1, 8)}, "lora layer"),
         ({"oft_blocks": rand(2, 12, 12)}, "oft layer"),
         ({"oft_blocks": rand(1, 12, 2, 2)}, "boft layer"),

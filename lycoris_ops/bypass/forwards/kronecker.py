@@ -38,8 +38,7 @@ For a smaller input the product with w2 is kept, which makes the backward pass t
 class _Factors:
     """One layer: w1 (l, i) in float32 or float64, w2 (k, j * prod(kernel)) as `right` or as left @ right.
 
-    w1 has only the rows that the layer's window needs. `rows` and `columns` are factors of the rows
-    and input channels around the product, None for ones.
+    `rows` and `columns` are factors of the rows and input channels around the product, None for ones.
     """
 
     w1: Tensor
@@ -47,8 +46,6 @@ class _Factors:
     right: Tensor
     scale: float
     slot: int
-    skipped: int
-    """Rows of the product before the first row of the layer's window."""
     rows: Tensor | None
     columns: Tensor | None
 
@@ -79,8 +76,8 @@ class KroneckerForward:
             met = x if one.columns is None else x * self.geometry.per_channel(one.columns)
             if self.geometry.kernel:
                 self._add(y, self._convolved(met, w1, one), one, alpha)
-            elif one.rows is None and not one.skipped and y.is_contiguous() and y.shape[1] == _size(one):
-                # y is all rows of the product, so that the last matrix product can add to it directly.
+            elif one.rows is None and y.is_contiguous():
+                # The last matrix product can add to y directly.
                 y = _plus_product(y, met, w1, one, alpha)
             else:
                 change = torch.zeros(len(y), _size(one), dtype=y.dtype, device=y.device)
@@ -100,9 +97,8 @@ class KroneckerForward:
         return torch.matmul(one.left, hidden).view(batch, _size(one), *places)
 
     def _add(self, y: Tensor, change: Tensor, one: _Factors, alpha: float) -> None:
-        """Add alpha times the rows of the window."""
-        kept = change[:, one.skipped : one.skipped + y.shape[1]]
-        y.add_(kept if one.rows is None else kept * self.geometry.per_channel(one.rows), alpha=alpha)
+        """Add alpha times the change, with the factors of its rows."""
+        y.add_(change if one.rows is None else change * self.geometry.per_channel(one.rows), alpha=alpha)
 
 
 def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> list[_Factors]:
@@ -112,21 +108,16 @@ def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]
 def _factors(item: Item, dtype: torch.dtype, device: torch.device) -> _Factors:
     form: Kronecker = item.form
     wide = compute_dtype(dtype)
-    w1 = product(form.w1, wide, device)
     k = len(form.w2[0])
-    start, stop = form.window or (0, len(w1) * k)
-    if form.window:
-        w1 = w1[start // k : -(-stop // k)]
     # With a rank of k or more, two factors take more multiplications than their product.
     split = len(form.w2) == 2 and len(form.w2[1]) < k
     right = form.w2[1].to(device, dtype) if split else product(form.w2, wide, device).to(dtype)
     return _Factors(
-        w1=w1,
+        w1=product(form.w1, wide, device),
         left=form.w2[0].to(device, dtype).contiguous() if split else None,
         right=right.contiguous(),
         scale=form.scale,
         slot=item.slot,
-        skipped=start % k,
         rows=None if form.rows is None else form.rows.to(device, dtype),
         columns=None if form.columns is None else form.columns.to(device, dtype),
     )

@@ -31,8 +31,6 @@ class KroneckerTerm:
     scale: float
     slot: int
     """The layer's index in the plan's strengths."""
-    offset: int
-    """Which row of kron(w1, w2) is added to the first row of the weight, or of the group's part of it."""
 
     def parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors of w1, then those of w2."""
@@ -65,25 +63,25 @@ class KroneckerGroup:
         sets = [_joined(terms, tensors, strengths, dtype) for terms in self.sets(tensors)]
 
         def add(rows: Tensor, first: int) -> None:
-            for w1, w2, offset in sets:
-                _add(rows, first + offset, w1, w2)
+            for w1, w2 in sets:
+                _add(rows, first, w1, w2)
 
         return Add(add, once=len(sets) == 1)
 
     def sets(self, tensors: Sequence[Tensor]) -> list[list[KroneckerTerm]]:
-        """Group the layers whose factors have the same shapes, dtypes and offset."""
+        """Group the layers whose factors have the same shapes and dtypes."""
         alike: dict[tuple[Any, ...], list[KroneckerTerm]] = {}
         for term in self.terms:
             parts = [(part.shape, part.dtype) for part in term.parts(tensors)]
-            alike.setdefault((term.w1_count, term.offset, *parts), []).append(term)
+            alike.setdefault((term.w1_count, *parts), []).append(term)
         return list(alike.values())
 
 
 def _joined(
     terms: Sequence[KroneckerTerm], tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, int]:
-    """Stack the N layers of one of the `sets`: w1 (N, l, i) times scales and strengths, w2 (N, k, j *
-    prod(kernel)), and their offset.
+) -> tuple[Tensor, Tensor]:
+    """Stack the N layers of one of the `sets`: w1 (N, l, i) times scales and strengths, and w2 (N, k, j *
+    prod(kernel)).
     """
     # Stack first, so that a few calls convert and multiply the small tensors of all layers.
     parts = [
@@ -92,7 +90,7 @@ def _joined(
     count = terms[0].w1_count
     w1, w2 = (one[0] if len(one) == 1 else torch.bmm(*one) for one in (parts[:count], parts[count:]))
     scales = w1.new_tensor([term.factor(strengths) for term in terms])
-    return w1 * scales[:, None, None], w2, terms[0].offset
+    return w1 * scales[:, None, None], w2
 
 
 def fuse(
@@ -105,8 +103,7 @@ def fuse(
         # Only bypass layers have scaled forms.
         assert form.rows is None and form.columns is None, "the form of a layer is not scaled"
         position = first + len(tensors)
-        offset = form.window[0] if form.window else 0
-        terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot, offset))
+        terms.append(KroneckerTerm(position, len(form.w1), len(form.w2), form.scale, slot))
         tensors += [*form.w1, *form.w2]
     return KroneckerGroup(tuple(terms)), tuple(tensors)
 

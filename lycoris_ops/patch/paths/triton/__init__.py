@@ -97,8 +97,6 @@ class Term:
     scale: float
     first: Factor
     second: Factor = ()
-    offset: int = 0
-    """The term's row that is added to the first of its rows of the weight."""
     block: tuple[int, int] = (1, 1)
     """The number of rows and of columns that share one value of the first factor."""
     period: tuple[int, int] = (ONCE, ONCE)
@@ -123,7 +121,7 @@ def _kronecker(group: KroneckerGroup, tensors: Sequence[Tensor], strengths: Sequ
         w1 = tuple(tensors[term.first : second])
         w2 = tuple(tensors[second : second + term.w2_count])
         size = (len(w2[0]), w2[-1].shape[1])
-        terms.append(Term(term.scale * strengths[term.slot], w1, w2, term.offset, size, size))
+        terms.append(Term(term.scale * strengths[term.slot], w1, w2, size, size))
     return terms
 
 
@@ -193,7 +191,7 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTa
         first, second = _readable(term.first), _readable(term.second)
         if any(tensor.numel() == 0 for tensor in first + second):
             continue
-        numbers += [start, stop, term.offset - start, *term.block, *term.period]
+        numbers += [start, stop, -start, *term.block, *term.period]
         numbers += [*_described(first), *_described(second)]
         scales.append(term.scale)
         kept += first + second
