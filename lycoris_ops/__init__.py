@@ -146,6 +146,7 @@ from .train.sketches import sketches as sketches
 from .train.trainer import Trainer as Trainer
 from .train.trials import Trials as Trials
 from .train.trials import try_plans as try_plans
+from .version import __version__ as __version__
 from .writing.place import check_output as check_output
 from .writing.place import has_folder as has_folder
 from .writing.save import Expected as Expected
@@ -153,5 +154,3 @@ from .writing.save import adapter_tensors as adapter_tensors
 from .writing.save import check_expected as check_expected
 from .writing.save import faults_in_comfy as faults_in_comfy
 from .writing.save import save_adapter as save_adapter
-
-__version__ = "0.2.0"
