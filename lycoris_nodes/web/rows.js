@@ -19,9 +19,9 @@ const WIDTH = 460
 const lists = new WeakMap()
 
 /**
- * The bounds and the step of a strength: those of the node that loads one file.
+ * The bounds of a strength: those of the node that loads one file.
  *
- * @type {{min: number, max: number, step: number}}
+ * @type {{min: number, max: number}}
  */
 let bounds
 
@@ -33,26 +33,45 @@ function setHeight(node, height) {
   if (height !== node.size[1]) node.setSize([node.size[0], height])
 }
 
+// Ends the step that waits until it has been drawn.
+let finish = () => {}
+
+/** Begin a step that can be undone. What it returns ends the step. */
+function begin() {
+  finish()
+  app.canvas.emitBeforeChange()
+  let open = true
+  return async () => {
+    finish()
+    const end = () => {
+      if (open) app.canvas.emitAfterChange()
+      open = false
+    }
+    finish = end
+    // A size that Vue measures later would be a step of its own.
+    await drawn()
+    end()
+  }
+}
+
 /**
- * Change a widget's value as one step that can be undone.
+ * Change a widget's value as one step that can be undone, or as a part of the one that has begun.
  *
  * @param {GraphNode} node
  * @param {Widget} widget
  * @param {string} value
  */
-async function write(node, widget, value) {
+function write(node, widget, value) {
   const before = widget.value
   if (value === before) return
-  app.canvas.emitBeforeChange()
+  const end = begin()
   // The node grows and shrinks with the list, and keeps what the user has added to its height.
   const added = node.size[1] - node.computeSize()[1]
   widget.value = value
   setHeight(node, node.computeSize()[1] + added)
   node.onWidgetChanged?.(widget.name, value, before, widget)
   node.graph?.setDirtyCanvas(true, true)
-  // A size that Vue measures later would be a step of its own.
-  await drawn()
-  app.canvas.emitAfterChange()
+  end()
 }
 
 /** @param {GraphNode} node */
@@ -64,6 +83,11 @@ function addList(node) {
   const list = createList({
     read: () => text.value,
     write: (value) => write(node, text, value),
+    begin,
+    undo(again) {
+      finish()
+      app.extensionManager.command.execute(again ? "Comfy.Redo" : "Comfy.Undo")
+    },
     isLinked: () => node.inputs.some((input) => input.widget?.name === TEXT && input.link != null),
     resized: () => setHeight(node, Math.max(node.size[1], node.computeSize()[1])),
     bounds,

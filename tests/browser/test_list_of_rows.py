@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
+from tests.harness.list_of_rows import Rows, start
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator
-
     from tests.harness.page import Ui
 
 pytestmark = pytest.mark.browser
@@ -52,78 +51,6 @@ def files(base: Path) -> Iterator[Path]:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-
-
-class Rows:
-    """The node on the page, and how many times the mouse was clicked."""
-
-    def __init__(self, ui: Ui) -> None:
-        self.ui = ui
-        self.page = ui.page
-        self.clicks = 0
-
-    def click(self, found: Locator, **options: Any) -> None:
-        self.clicks += 1
-        found.click(**options)
-
-    def add(self, file: str) -> None:
-        self.click(self.page.get_by_role("button", name="+ Add LoRA / LyCORIS"))
-        self.click(self.page.locator(".lycoris-picker").get_by_title(file, exact=True))
-
-    def line(self, index: int) -> Locator:
-        return self.page.locator(".lycoris-row").nth(index)
-
-    def menu(self, index: int, words: str) -> None:
-        self.click(self.line(index).locator(".lycoris-file"), button="right")
-        self.click(self.page.locator(".lycoris-menu").get_by_role("button", name=words, exact=True))
-
-    def drag(self, source: int, target: int) -> None:
-        start = self.line(source).locator(".lycoris-handle").bounding_box()
-        end = self.line(target).bounding_box()
-        assert start and end
-        mouse = self.page.mouse
-        mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
-        mouse.down()
-        mouse.move(end["x"] + 30, end["y"] + end["height"] / 2, steps=4)
-        mouse.up()
-
-    def said(self) -> list[list[dict[str, Any]]]:
-        """The rows of each such node as the prompt has them."""
-        nodes = self.ui.prompt().values()
-        texts = [node["inputs"]["rows"] for node in nodes if node["class_type"] == "LycorisAdapterRows"]
-        return [json.loads(text)["rows"] for text in texts]
-
-    def files(self) -> list[str]:
-        return [row["file"] for row in self.said()[0]]
-
-    def wait(self, files: list[str]) -> None:
-        """Wait until the list shows these files; undoing takes its time."""
-        self.page.wait_for_function(
-            """names => {
-                const shown = [...document.querySelectorAll('.lycoris-row .lycoris-file')]
-                return JSON.stringify(shown.map(name => name.textContent)) === JSON.stringify(names)
-            }""",
-            arg=[file.removesuffix(".safetensors") for file in files],
-        )
-        assert self.files() == files
-
-
-def start(ui: Ui, vue_nodes: bool, *files: str) -> Rows:
-    """The node alone, with a row for each file."""
-    ui.render_with_vue(vue_nodes)
-    ui.page.evaluate(
-        """text => {
-            app.graph.clear()
-            const node = LiteGraph.createNode('LycorisAdapterRows')
-            node.pos = [0, 0]
-            app.graph.add(node)
-            node.widgets.find(widget => widget.name === 'rows').value = text
-            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
-            app.canvas.setDirty(true, true)
-        }""",
-        json.dumps({"rows": [{"file": file} for file in files]}),
-    )
-    return Rows(ui)
 
 
 @pytest.mark.every_front_end(vue_nodes=True)
@@ -166,25 +93,6 @@ def test_rows_are_edited_with_the_mouse(
     rows.menu(0, "Remove")
     order = [FIVE[2], FIVE[3], INK, INK, FIVE[4]]
     rows.wait(order)
-
-    rows.menu(0, "Separate strength for CLIP")
-    model, clip = (rows.line(0).locator(".lycoris-number").nth(index) for index in (0, 1))
-    model.fill("0.7")
-    clip.fill("-0.25")
-    clip.press("Enter")
-    assert rows.said()[0][0] == {"file": LONG, "on": True, "strength_model": 0.7, "strength_clip": -0.25}
-    assert (model.input_value(), clip.input_value()) == ("0.70", "-0.25")
-    # The step is that of the node that loads one file.
-    model.press("ArrowUp")
-    assert rows.said()[0][0]["strength_model"] == 0.71
-    model.hover()
-    rows.click(rows.line(0).get_by_title("0.01 more").first)
-    assert rows.said()[0][0]["strength_model"] == 0.72
-    model.fill("0,7")
-    model.press("Enter")
-    model.fill("")
-    model.press("Enter")
-    assert model.input_value() == "0.70"
 
     rows.menu(1, "Block rules…")
     page.get_by_label("Block rules of this row").fill("mid = 0.5\nte = 0")
@@ -301,44 +209,9 @@ def test_rows_are_copied_and_kept(ui: Ui, vue_nodes: bool, screenshot: Callable[
     assert ui.errors == []
 
 
-def test_what_is_typed_is_never_taken_for_something_else(ui: Ui, base: Path, files: Path) -> None:
-    """Strengths in a row, and a file that is missing; no text says where the files are."""
-    page, rows = ui.page, Rows(ui)
-    page.evaluate(
-        """() => {
-            app.graph.clear()
-            const [node, shown] = ['LycorisAdapterRows', 'PreviewAny'].map(type => LiteGraph.createNode(type))
-            for (const each of [node, shown]) app.graph.add(each)
-            node.pos = [0, 0]
-            shown.pos = [600, 0]
-            node.connect(1, shown, 0)
-            node.widgets.find(widget => widget.name === 'rows').value =
-                '<lora:lora:0.5> <lora:lokr:0.5> <lora:gone:1>'
-            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
-            app.canvas.setDirty(true, true)
-        }"""
-    )
-    page.get_by_text("3 of 3 on").wait_for()
-    field = rows.line(1).locator(".lycoris-number").first
-    for typed, sent, shown in (
-        ("0,5", 0.5, "0.50"),
-        ("1000", "1000", "1000"),
-        ("abc", "abc", "abc"),
-    ):
-        field.fill(typed)
-        field.press("Enter")
-        assert (rows.said()[0][1]["strength_model"], field.input_value()) == (sent, shown)
-        wrong = "lycoris-wrong" in str(field.get_attribute("class"))
-        assert wrong == (sent == typed), typed
-    # What cannot be read stays after a reload, and stops the run.
-    ui.load(ui.serialized())
-    page.locator(".lycoris-wrong:visible").wait_for()
-    refused = page.evaluate(
-        "app.graphToPrompt().then(made => app.api.queuePrompt(0, made)).catch(error => error.response)"
-    )
-    assert 'row 2: the field `strength_model` cannot be used (found "abc"; expected' in str(refused)
-
-    # The missing file is replaced.
+def test_a_missing_file_is_replaced(ui: Ui, base: Path, files: Path) -> None:
+    """No text says where the files are."""
+    page, rows = ui.page, start(ui, False, "lora.safetensors", "lokr.safetensors", "gone")
     missing = page.locator(".lycoris-missing .lycoris-file")
     titles = [str(missing.get_attribute("title"))]
     rows.click(missing)

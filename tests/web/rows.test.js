@@ -5,7 +5,15 @@ import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
 import { badgesOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
-import { formatRows, hasClip, moved, parseRows, withClip, withRules } from "../../lycoris_nodes/web/rows/state.js"
+import {
+  formatRows,
+  hasClip,
+  parseRows,
+  withClip,
+  withRules,
+  withStrength,
+} from "../../lycoris_nodes/web/rows/state.js"
+import { chosenUpTo, moved, pieces, shifted, stepOf, toggled } from "../../lycoris_nodes/web/rows/steps.js"
 import { readNumber, shownNumber } from "../../lycoris_nodes/web/rows/typed.js"
 
 const TYPED = JSON.parse(readFileSync(new URL("../harness/typed.json", import.meta.url), "utf8"))
@@ -50,16 +58,51 @@ test("a text of another form is left to the server", () => {
   }
 })
 
-test("a row is moved, has a strength for text encoders or none, and rules or none", () => {
+test("a row has a strength for text encoders or none, and rules or none", () => {
   const [a, b, c] = ["a", "b", "c"].map((file) => ({ file }))
-  assert.deepEqual(moved([a, b, c], 0, 2), [b, c, a])
-  assert.deepEqual(moved([a, b, c], 2, 0), [c, a, b])
   const rows = [{ file: "a", strength_model: 0.5 }, { file: "b", strength_clip: "x" }, { file: "c" }]
   assert.ok(hasClip(rows) && !hasClip([a]))
   assert.deepEqual(withClip(rows, true).map((row) => row.strength_clip), [0.5, "x", 1])
   assert.deepEqual(withClip(rows, false), [{ file: "a", strength_model: 0.5 }, b, c])
   assert.deepEqual(withRules(a, "mid = 0"), { file: "a", rules: "mid = 0" })
   assert.deepEqual(withRules({ file: "a", rules: "mid = 0" }, " \n"), a)
+})
+
+test("rows are chosen by clicks and moved together", () => {
+  const [one, some] = [new Set([1]), new Set([0, 3])]
+  assert.deepEqual([toggled(one, 1), toggled(one, 0)], [new Set(), new Set([0, 1])])
+  assert.deepEqual(chosenUpTo(one, 4, 2), new Set([1, 2, 3, 4]))
+  const row = (/** @type {Set<number>} */ chosen, /** @type {number} */ from, /** @type {number} */ to) =>
+    moved([..."abcde"], chosen, from, to).join("")
+  assert.equal(row(new Set([0]), 0, 2), "bcade")
+  assert.equal(row(new Set([2]), 2, 0), "cabde")
+  assert.equal(row(some, 0, 4), "bcead")
+  assert.equal(row(some, 3, 1), "adbce")
+  assert.equal(row(some, 0, 3), "bcade")
+})
+
+test("strengths of several rows change by the same amount, in steps", () => {
+  const keys = { shiftKey: false, ctrlKey: false, metaKey: false }
+  assert.deepEqual([keys, { ...keys, shiftKey: true }, { ...keys, ctrlKey: true }].map(stepOf), [0.05, 0.01, 0.5])
+  const counted = pieces(4)
+  assert.deepEqual([3, 3, -1, -5, 12].map(counted), [0, 1, 0, -1, 3])
+  const bounds = { min: -100, max: 100 }
+  assert.deepEqual([shifted(0.1, 0.2, bounds), shifted(99.9, 1, bounds)], [0.3, 100])
+  const more = (/** @type {number | string} */ value) => (typeof value === "number" ? value + 1 : value)
+  const rows = [{ file: "a", strength_model: 0.5 }, { file: "b", strength_model: "x" }, { file: "c" }]
+  assert.deepEqual(withStrength(rows, new Set([0, 1]), "strength_model", more), [
+    { file: "a", strength_model: 1.5 },
+    rows[1],
+    rows[2],
+  ])
+  // What a strength of CLIP's own has followed so far it keeps.
+  const apart = [{ file: "a", strength_model: 0.5 }, { file: "b", strength_clip: 2 }]
+  assert.deepEqual(withStrength(apart, new Set([0]), "strength_model", more)[0], {
+    file: "a",
+    strength_model: 1.5,
+    strength_clip: 0.5,
+  })
+  assert.equal(withStrength(apart, new Set([1]), "strength_clip", more)[1].strength_clip, 3)
 })
 
 test("a name is shown apart from its folder and without its ending", () => {

@@ -1,35 +1,46 @@
-// Moves a line with the pointer: a mark shows where it would come to be.
+// Moves lines with the pointer: a mark shows where they would come to be. A press without a way is a click.
+
+/** How far the pointer goes before a press is a drag, in pixels. */
+const STILL = 3
 
 /**
- * @param {PointerEvent} event the press on the line's handle
+ * @param {PointerEvent} event the press on a line's handle
  * @param {HTMLElement[]} lines
+ * @param {Set<number>} chosen the lines that move, `from` among them
  * @param {number} from
- * @param {(to: number) => void} moved
+ * @param {{moved: (to: number) => void, clicked: (event: MouseEvent) => void}} acts
  */
-export function dragLine(event, lines, from, moved) {
+export function dragLines(event, lines, chosen, from, { moved, clicked }) {
   if (event.button !== 0) return
   event.preventDefault()
   const handle = /** @type {HTMLElement} */ (event.currentTarget)
   handle.setPointerCapture(event.pointerId)
+  const start = event.clientY
   let to = from
+  let dragged = false
   const mark = (/** @type {number} */ place) => {
     to = place
     for (const [at, line] of lines.entries()) {
       line.classList.toggle("lycoris-before", at === to && to < from)
       line.classList.toggle("lycoris-after", at === to && to > from)
+      line.classList.toggle("lycoris-dragged", dragged && chosen.has(at))
     }
   }
-  lines[from].classList.add("lycoris-dragged")
   handle.onpointermove = ({ clientY }) => {
+    dragged ||= Math.abs(clientY - start) > STILL
+    if (!dragged) return
     const below = lines.findIndex((line) => clientY < line.getBoundingClientRect().bottom)
     mark(below < 0 ? lines.length - 1 : below)
   }
-  const end = (/** @type {PointerEvent} */ { type }) => {
+  const end = (/** @type {PointerEvent} */ event) => {
     handle.onpointermove = handle.onpointerup = handle.onpointercancel = null
-    lines[from].classList.remove("lycoris-dragged")
     const target = to
+    const still = !dragged
+    dragged = false
     mark(from)
-    if (type === "pointerup" && target !== from) moved(target)
+    if (event.type !== "pointerup") return
+    if (still) clicked(event)
+    else if (target !== from) moved(target)
   }
   handle.onpointerup = handle.onpointercancel = end
 }

@@ -18,16 +18,29 @@ import { strengthField } from "./strength.js"
  *
  * @typedef {{
  *   change: (index: number, row: Row) => void,
+ *   turn: (index: number, on: boolean) => void,
  *   replaceFile: (index: number, point: Point) => void,
  *   editRules: (index: number, point: Point) => void,
  *   menu: (index: number, point: Point) => void,
  *   drag: (index: number, event: PointerEvent) => void,
+ *   choose: (index: number | null, event: MouseEvent) => void,
+ *   strength: (index: number, name: "strength_model" | "strength_clip") => import("./strength.js").Strength,
  * }} Acts
  */
 
 /**
+ * Give the focus back after a click of the mouse: the front end's keys, Undo among them, are not for the elements of a
+ * form that have it.
+ *
+ * @param {MouseEvent} event
+ */
+export function leave({ detail, currentTarget }) {
+  if (detail) /** @type {HTMLElement} */ (currentTarget).blur()
+}
+
+/**
  * @param {Acts} acts
- * @param {{min: number, max: number, step: number}} bounds those of a strength
+ * @param {{min: number, max: number}} bounds those of a strength
  */
 export function createLine(acts, bounds) {
   let index = 0
@@ -35,20 +48,29 @@ export function createLine(acts, bounds) {
   let row = { file: "" }
   /** @type {string | null} */
   let shownFile = null
-  const change = (/** @type {Partial<Row>} */ part) => acts.change(index, { ...row, ...part })
-  const handle = make("span", { class: "lycoris-handle", textContent: "⠿", title: t("Drag to move") })
+  const handle = make("span", { class: "lycoris-handle", textContent: "⠿" })
+  handle.title = t("Drag to move, click to select. Several: Ctrl-click on rows, or Shift-click up to a row")
   const power = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch on or off") })
   const name = make("button", { type: "button", class: "lycoris-file" })
   const marks = make("span", { class: "lycoris-marks" })
   const rules = make("button", { type: "button", class: "lycoris-icon", textContent: "≡" })
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
   info.title = t("About the file")
-  const model = strengthField(t("strength of the model"), bounds, (value) => change({ strength_model: value }))
-  const clip = strengthField(t("strength of the text encoder"), bounds, (value) => change({ strength_clip: value }))
+  /** @type {(label: string, name: "strength_model" | "strength_clip") => ReturnType<typeof strengthField>} */
+  const field = (label, name) =>
+    strengthField(label, bounds, {
+      type: (value) => acts.strength(index, name).type(value),
+      step: () => acts.strength(index, name).step(),
+      preview: () => acts.strength(index, name).preview(),
+      undo: (again) => acts.strength(index, name).undo(again),
+    })
+  const model = field(t("strength of the model"), "strength_model")
+  const clip = field(t("strength of the text encoder"), "strength_clip")
   const fields = [model.element, clip.element]
   const element = make("div", { class: "lycoris-row" }, handle, power, name, marks, rules, ...fields, info)
 
-  power.onchange = () => change({ on: power.checked })
+  power.onclick = leave
+  power.onchange = () => acts.turn(index, power.checked)
   name.onclick = () => acts.replaceFile(index, below(name))
   rules.onclick = () => acts.editRules(index, below(rules))
   info.onclick = () => openInfo(row.file, below(info))
@@ -58,6 +80,23 @@ export function createLine(acts, bounds) {
     event.stopPropagation()
     acts.menu(index, { x: event.clientX, y: event.clientY })
   }
+  // With a key held, a click on a row selects it, whatever is below the pointer; without, one beside all that is there
+  // gives the selection up.
+  element.addEventListener(
+    "click",
+    (event) => {
+      const { target } = event
+      if (!(target instanceof Element) || target.closest(".lycoris-strength, .lycoris-handle")) return
+      if (!event.ctrlKey && !event.metaKey && !event.shiftKey) {
+        if (!target.closest("button, input")) acts.choose(null, event)
+        return
+      }
+      event.preventDefault()
+      event.stopPropagation()
+      acts.choose(index, event)
+    },
+    { capture: true },
+  )
   previewOnHover(name, () => row.file)
 
   async function describe(/** @type {string} */ file) {
@@ -74,12 +113,14 @@ export function createLine(acts, bounds) {
    * @param {number} number
    * @param {Row} current
    * @param {boolean} separate whether text encoders have strengths of their own
+   * @param {boolean} chosen
    */
-  function update(number, current, separate) {
+  function update(number, current, separate, chosen) {
     index = number
     row = current
     power.checked = isOn(row)
     element.classList.toggle("lycoris-off", !power.checked)
+    element.classList.toggle("lycoris-chosen", chosen)
     model.show(modelStrength(row))
     clip.show(clipStrength(row))
     clip.element.hidden = !separate
@@ -94,5 +135,9 @@ export function createLine(acts, bounds) {
     describe(row.file)
   }
 
-  return { element, update }
+  const close = () => {
+    model.close()
+    clip.close()
+  }
+  return { element, update, close }
 }

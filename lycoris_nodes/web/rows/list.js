@@ -3,16 +3,18 @@
 import { make } from "../elements.js"
 import { t } from "../language.js"
 import { shareWheel } from "../wheel.js"
-import { dragLine } from "./drag.js"
+import { dragLines } from "./drag.js"
 import { openInfo } from "./info.js"
-import { createLine } from "./line.js"
+import { createLine, leave } from "./line.js"
 import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
 import { below, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
 import { readRows } from "./server.js"
-import { formatRows, hasClip, isOn, moved, newRow, parseRows, withClip, withRules } from "./state.js"
+import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
+import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
 import { askText } from "./textbox.js"
+import { readNumber } from "./typed.js"
 
 /** How many rows are shown without scrolling. */
 const MOST = 16
@@ -26,21 +28,26 @@ const MOST = 16
  * @param {{
  *   read: () => string,
  *   write: (text: string) => void,
+ *   begin: () => () => void,
+ *   undo: (again: boolean) => void,
  *   isLinked: () => boolean,
  *   resized: () => void,
- *   bounds: {min: number, max: number, step: number},
+ *   bounds: {min: number, max: number},
  *   model: () => Promise<import("./model.js").Model>,
- * }} text `isLinked` says whether another node gives it, `resized` is called when the list has another height, and
- *   `bounds` are those of a strength
+ * }} text `begin` begins a step that can be undone, and what it returns ends it; `undo` takes the last step back, or
+ *   does it again; `isLinked` says whether another node gives the text; `resized` is called when the list has another
+ *   height; `bounds` are those of a strength
  */
-export function createList({ read, write, isLinked, resized, bounds, model }) {
+export function createList({ read, write, begin, undo, isLinked, resized, bounds, model }) {
   const line = 1.5 * LiteGraph.NODE_WIDGET_HEIGHT
   const all = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch all on or off") })
   const count = make("span", { class: "lycoris-count" })
+  const chosenCount = make("button", { type: "button", class: "lycoris-badge lycoris-chosen-count" })
+  chosenCount.title = t("What you do with one of them, you do with all. Click to select none")
   const modelHead = make("span", { class: "lycoris-column" })
   const clipHead = make("span", { class: "lycoris-column", textContent: "CLIP" })
   const more = make("button", { type: "button", class: "lycoris-icon", textContent: "⋯", title: t("More") })
-  const head = make("div", { class: "lycoris-head" }, all, count, modelHead, clipHead, more)
+  const head = make("div", { class: "lycoris-head" }, all, count, chosenCount, modelHead, clipHead, more)
   const body = make("div", { class: "lycoris-list" })
   const add = make("button", { type: "button", class: "lycoris-button", textContent: t("+ Add LoRA / LyCORIS") })
   const foot = make("div", { class: "lycoris-foot" }, add)
@@ -52,13 +59,40 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
   const lines = []
   /** @type {Row[]} */
   let rows = []
+  /** @type {Set<number>} what is selected, and from where Shift selects */
+  let chosen = new Set()
+  let anchor = 0
   let height = 0
 
   const set = (/** @type {Row[]} */ changed) => void write(formatRows(changed))
+  /** The rows that are meant where one is: all that are selected with it. */
+  const meant = (/** @type {number} */ index) => (chosen.has(index) ? chosen : new Set([index]))
+  /** @type {(meant: Set<number>, change: (row: Row) => Row) => Row[]} */
+  const changed = (meant, change) => rows.map((row, index) => (meant.has(index) ? change(row) : row))
+
+  /** @param {Set<number>} selected */
+  function choose(selected) {
+    chosen = selected
+    show(rows)
+  }
+
+  /**
+   * @param {number} from
+   * @param {number} to
+   */
+  function move(from, to) {
+    const going = meant(from)
+    const order = moved([...rows.keys()], going, from, to)
+    // Where they are now, before the list is shown anew.
+    if (chosen.has(from)) chosen = new Set([...order.keys()].filter((place) => going.has(order[place])))
+    else chosen = new Set()
+    set(order.map((index) => rows[index]))
+  }
 
   /** @type {import("./line.js").Acts} */
   const acts = {
     change: (index, row) => set(rows.with(index, row)),
+    turn: (index, on) => set(changed(meant(index), (row) => ({ ...row, on }))),
     replaceFile(index, point) {
       const { file: current } = rows[index]
       openPicker({ current, model: model(), pick: (file) => acts.change(index, { ...rows[index], file }) }, point)
@@ -71,19 +105,38 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
     },
     menu(index, point) {
       const row = rows[index]
-      const move = (/** @type {number} */ to) => (to in rows ? () => set(moved(rows, index, to)) : null)
+      const these = meant(index)
+      const count = these.size
+      const several = count > 1
+      const step = (/** @type {number} */ to) => (!several && to in rows ? () => move(index, to) : null)
+      const on = !isOn(row)
+      const copies = [...these].sort((one, other) => one - other).map((at) => rows[at])
       openMenu(
         [
           [t("About the file"), () => openInfo(row.file, point)],
           [t("Block rules…"), () => acts.editRules(index, point)],
           null,
-          [isOn(row) ? t("Switch off") : t("Switch on"), () => acts.change(index, { ...row, on: !isOn(row) })],
-          [t("Only this one on"), () => set(rows.map((one, at) => ({ ...one, on: at === index })))],
+          [
+            on
+              ? several ? t("Switch {count} rows on", { count }) : t("Switch on")
+              : several ? t("Switch {count} rows off", { count }) : t("Switch off"),
+            () => acts.turn(index, on),
+          ],
+          [
+            several ? t("Only these {count} on", { count }) : t("Only this one on"),
+            () => set(rows.map((row, at) => ({ ...row, on: these.has(at) }))),
+          ],
           null,
-          [t("Duplicate"), () => set(rows.toSpliced(index, 0, row))],
-          [t("Move up"), move(index - 1)],
-          [t("Move down"), move(index + 1)],
-          [t("Remove"), () => set(rows.toSpliced(index, 1))],
+          [
+            several ? t("Duplicate {count} rows", { count }) : t("Duplicate"),
+            () => set(rows.toSpliced(Math.max(...these) + 1, 0, ...copies)),
+          ],
+          [t("Move up"), step(index - 1)],
+          [t("Move down"), step(index + 1)],
+          [
+            several ? t("Remove {count} rows", { count }) : t("Remove"),
+            () => set(rows.filter((_, at) => !these.has(at))),
+          ],
           null,
           ...common(point),
         ],
@@ -92,7 +145,37 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
     },
     drag(index, event) {
       const elements = lines.map(({ element }) => element)
-      dragLine(event, elements, index, (to) => set(moved(rows, index, to)))
+      dragLines(event, elements, meant(index), index, {
+        moved: (to) => move(index, to),
+        clicked: (event) => acts.choose(index, event),
+      })
+    },
+    choose(index, event) {
+      if (index === null) return choose(new Set())
+      if (event.shiftKey) return choose(chosenUpTo(chosen, Math.min(anchor, rows.length - 1), index))
+      anchor = index
+      choose(toggled(chosen, index))
+    },
+    strength(index, name) {
+      const from = rows
+      const these = meant(index)
+      const by = (/** @type {number} */ amount) =>
+        withStrength(from, these, name, (value) => {
+          const number = readNumber(String(value))
+          return Number.isNaN(number) ? value : shifted(number, amount, bounds)
+        })
+      return {
+        type: (value) => set(withStrength(from, these, name, () => value)),
+        step: () => ({ by: (amount) => set(by(amount)), end: begin() }),
+        preview() {
+          let made = from
+          return {
+            by: (amount) => show((made = amount ? by(amount) : from)),
+            end: () => void (made !== from && set(made)),
+          }
+        },
+        undo,
+      }
     },
   }
 
@@ -109,6 +192,7 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
     return [
       [words, rows.length ? () => set(withClip(rows, !separate)) : null],
       [t("Paste rows…"), () => askText({ title: t("Paste rows"), hint, button: t("Add rows"), done: paste }, point)],
+      [t("Select all"), rows.length ? () => choose(new Set(rows.keys())) : null],
       [t("Remove all"), rows.length ? () => set([]) : null],
     ]
   }
@@ -156,6 +240,8 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
 
   /** @param {Row[]} found */
   function show(found) {
+    // What is selected is so by its place.
+    if (found.length !== rows.length) chosen = new Set()
     rows = found
     const linked = isLinked()
     const separate = hasClip(rows)
@@ -166,6 +252,8 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
     all.indeterminate = live > 0 && live < rows.length
     all.disabled = !rows.length
     count.textContent = rows.length ? t("{live} of {all} on", { live, all: rows.length }) : ""
+    chosenCount.hidden = !chosen.size
+    chosenCount.textContent = `${t("{count} selected", { count: chosen.size })} ✕`
     modelHead.textContent = separate ? t("model") : t("strength")
     modelHead.hidden = !rows.length
     clipHead.hidden = !separate
@@ -178,19 +266,23 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
   function showLines(separate) {
     // In place of words.
     if (!lines.length) body.replaceChildren()
-    while (lines.length > rows.length) lines.pop()?.element.remove()
+    while (lines.length > rows.length) {
+      const line = lines.pop()
+      line?.close()
+      line?.element.remove()
+    }
     while (lines.length < rows.length) {
       const line = createLine(acts, bounds)
       lines.push(line)
       body.append(line.element)
     }
-    for (const [index, line] of lines.entries()) line.update(index, rows[index], separate)
+    for (const [index, line] of lines.entries()) line.update(index, rows[index], separate, chosen.has(index))
   }
 
   /** @param {string} words */
   function say(words) {
     body.replaceChildren(make("div", { class: "lycoris-hint", textContent: words }))
-    lines.length = 0
+    for (const line of lines.splice(0)) line.close()
   }
 
   function setHeight() {
@@ -205,7 +297,9 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
     resized()
   }
 
+  all.onclick = leave
   all.onchange = () => set(rows.map((row) => ({ ...row, on: all.checked })))
+  chosenCount.onclick = () => choose(new Set())
   more.onclick = () => openMenu(common(below(more)), below(more))
   add.onclick = () => openPicker({ many: true, model: model(), pick: (file) => set([...rows, newRow(file)]) }, below(add))
   for (const part of [head, body, foot]) shareWheel(part)
@@ -218,6 +312,7 @@ export function createList({ read, write, isLinked, resized, bounds, model }) {
   body.onpointerleave = () => body.blur()
 
   const close = () => {
+    for (const line of lines) line.close()
     closePopup()
     hidePreview()
   }

@@ -82,6 +82,25 @@ export function withClip(rows, separate) {
 }
 
 /**
+ * The rows with another strength in some of them: what `change` makes of the one that is there. Where text encoders
+ * have strengths of their own, that of such a row no longer follows the model's.
+ *
+ * @param {Row[]} rows
+ * @param {Set<number>} chosen
+ * @param {"strength_model" | "strength_clip"} name
+ * @param {(value: number | string) => number | string} change
+ */
+export function withStrength(rows, chosen, name, change) {
+  const separate = hasClip(rows)
+  return rows.map((row, index) => {
+    if (!chosen.has(index)) return row
+    const strengths = { strength_model: modelStrength(row), strength_clip: clipStrength(row) }
+    const { strength_clip } = strengths
+    return { ...row, ...(separate && { strength_clip }), [name]: change(strengths[name]) }
+  })
+}
+
+/**
  * A row with block rules, or without any.
  *
  * @param {Row} row
@@ -90,13 +109,4 @@ export function withClip(rows, separate) {
 export function withRules(row, rules) {
   const { rules: _, ...rest } = row
   return rules.trim() ? { ...rest, rules } : rest
-}
-
-/**
- * @param {Row[]} rows
- * @param {number} from
- * @param {number} to
- */
-export function moved(rows, from, to) {
-  return rows.toSpliced(from, 1).toSpliced(to, 0, rows[from])
 }

@@ -1,58 +1,211 @@
-// A field for a strength.
+// A field for a strength: it is dragged to the left and to the right, or clicked to type.
 
 import { make } from "../elements.js"
 import { t } from "../language.js"
+import { STEPS, pieces, shifted, stepOf } from "./steps.js"
 import { readNumber, shownNumber } from "./typed.js"
 
+/** How far the pointer goes for a step, and how far before a press is a drag, in pixels. */
+const WAY = 4
+const STILL = 3
+/** How far a wheel turns for a step: wheels report 100 or more a notch, touch pads a little at a time. */
+const NOTCH = 40
+/** How long after the last turn or key the next one is a step of its own for Undo, in milliseconds. */
+const PAUSE = 600
+
 /**
- * A field for a strength. What cannot be read as one stays as it was typed, in red, and `changed` gets it as a text.
+ * A change that goes on: `by` makes it an amount from where the strength was.
+ *
+ * @typedef {{by: (amount: number) => void, end: () => void}} Change
+ */
+
+/**
+ * What a field changes. Both changes are one step for Undo: a `step` counts at once, and a `preview` at its end.
+ *
+ * @typedef {{
+ *   type: (value: number | string) => void,
+ *   step: () => Change,
+ *   preview: () => Change,
+ *   undo: (again: boolean) => void,
+ * }} Strength
+ */
+
+/**
+ * A field for a strength. What cannot be read as one stays as it was typed, in red.
  *
  * @param {string} label
- * @param {{min: number, max: number, step: number}} bounds
- * @param {(value: number | string) => void} changed
+ * @param {{min: number, max: number}} bounds
+ * @param {Strength} strength
  */
-export function strengthField(label, { min, max, step }, changed) {
+export function strengthField(label, bounds, strength) {
+  const { min, max } = bounds
   const field = make("input", { type: "text", inputMode: "decimal", class: "lycoris-number", "aria-label": label })
+  const less = make("button", { type: "button", tabIndex: -1, textContent: "◂" })
+  const more = make("button", { type: "button", tabIndex: -1, textContent: "▸" })
+  less.title = t("{step} less", { step: STEPS.usual })
+  more.title = t("{step} more", { step: STEPS.usual })
+  const element = make("span", { class: "lycoris-strength" }, less, field, more)
   /** @type {number | string} */
   let value = 0
+  /** @type {Change & {start: number, amount: number} | null} */
+  let change = null
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let pause
+  // Gives up the drag that goes on, if one does.
+  let drop = () => {}
+
   const read = (/** @type {string} */ text) => {
     const number = readNumber(text)
     return number >= min && number <= max ? number : NaN
   }
+  const shown = () => (typeof value === "number" ? shownNumber(value) : value)
+  const isTyped = () => document.activeElement === field && field.value !== shown()
+
   const show = (/** @type {number | string} */ given) => {
+    const typing = isTyped()
     value = given
-    field.value = typeof given === "number" ? shownNumber(given) : given
+    if (!typing) field.value = shown()
     const wrong = Number.isNaN(read(String(given)))
     field.classList.toggle("lycoris-wrong", wrong)
-    field.title = wrong ? t("{label}: a number from {min} to {max} is expected", { label, min, max }) : label
+    field.title = wrong
+      ? t("{label}: a number from {min} to {max} is expected", { label, min, max })
+      : t("{label}: drag, or click to type. Arrow keys and wheel: {usual} a step, Shift {fine}, Ctrl {coarse}", {
+          label,
+          ...STEPS,
+        })
   }
-  const set = (/** @type {number | string} */ given) => {
-    show(given)
-    changed(given)
+
+  const end = () => {
+    clearTimeout(pause)
+    change?.end()
+    change = null
   }
-  const move = (/** @type {number} */ way) => {
-    const number = read(field.value)
-    if (!Number.isNaN(number)) set(Math.min(max, Math.max(min, Number((number + way * step).toFixed(2)))))
+
+  /** @type {(amount: number, begin: () => Change) => void} `begin` is called where no change goes on */
+  const move = (amount, begin) => {
+    const start = change?.start ?? read(String(value))
+    if (Number.isNaN(start)) return
+    change ??= { start, amount: 0, ...begin() }
+    change.amount = shifted(start, change.amount + amount, bounds) - start
+    change.by(change.amount)
   }
-  field.onchange = () => {
+
+  /** Change it by a key or the wheel: a few in a row are one step for Undo. */
+  const nudge = (/** @type {number} */ amount) => {
+    if (isTyped()) commit()
+    move(amount, strength.step)
+    clearTimeout(pause)
+    pause = setTimeout(end, PAUSE)
+  }
+
+  const commit = () => {
+    end()
     const typed = field.value.trim()
     const number = read(typed)
-    if (typed) set(Number.isNaN(number) ? typed : number)
-    else show(value)
+    if (!typed) field.value = shown()
+    else if (typed !== shown()) strength.type(Number.isNaN(number) ? typed : number)
   }
+
+  const edit = () => {
+    field.focus()
+    field.select()
+  }
+
+  field.onchange = commit
+  field.onfocus = () => (field.dataset.captureWheel = "true")
+  field.onblur = () => {
+    delete field.dataset.captureWheel
+    end()
+  }
+  field.ondblclick = () => field.select()
   field.onkeydown = (event) => {
-    const way = event.key === "ArrowUp" ? 1 : event.key === "ArrowDown" ? -1 : 0
-    if (way) {
-      event.preventDefault()
-      move(way)
-    }
-    if (event.key === "Enter") field.blur()
+    const { key } = event
+    const way = key === "ArrowUp" ? 1 : key === "ArrowDown" ? -1 : 0
+    if (way) nudge(way * stepOf(event))
+    else if (key === "Enter") field.blur()
+    else if (key === "Escape") {
+      field.value = shown()
+      field.blur()
+    } else if ((event.ctrlKey || event.metaKey) && /^[zy]$/iu.test(key) && !isTyped()) {
+      field.blur()
+      strength.undo(key.toLowerCase() === "y" || event.shiftKey)
+    } else return event.stopPropagation()
+    event.preventDefault()
     event.stopPropagation()
   }
-  /** @type {(sign: string, words: string, way: number) => HTMLButtonElement} */
-  const arrow = (sign, words, way) =>
-    make("button", { type: "button", tabIndex: -1, textContent: sign, title: words, onclick: () => move(way) })
-  const [up, down] = [arrow("▴", t("{step} more", { step }), 1), arrow("▾", t("{step} less", { step }), -1)]
-  const arrows = make("span", { class: "lycoris-arrows" }, up, down)
-  return { element: make("span", { class: "lycoris-strength" }, field, arrows), show }
+
+  const turned = pieces(NOTCH)
+  field.addEventListener("wheel", (event) => {
+    if (document.activeElement !== field) return
+    event.preventDefault()
+    event.stopPropagation()
+    // With Shift, browsers turn the wheel sideways.
+    const way = event.deltaY || event.deltaX
+    const notches = turned(event.deltaMode ? way * NOTCH : way)
+    if (notches) nudge(-Math.sign(notches) * stepOf(event))
+  })
+
+  element.onpointerdown = (event) => {
+    const { target, clientX: from, pointerId } = event
+    // What is being typed has the pointer to itself.
+    if (event.button !== 0 || !event.isPrimary || isTyped()) return
+    if (document.activeElement !== field) {
+      event.preventDefault()
+      if (document.activeElement instanceof HTMLElement) document.activeElement.blur()
+    }
+    const gone = pieces(WAY)
+    let last = from
+    let dragged = false
+    element.setPointerCapture(pointerId)
+    element.onpointermove = (event) => {
+      if (!dragged && Math.abs(event.clientX - from) < STILL) return
+      if (!dragged) {
+        dragged = true
+        end()
+        field.blur()
+        element.classList.add("lycoris-dragging")
+      }
+      const steps = gone(event.clientX - last)
+      last = event.clientX
+      if (steps) move(steps * stepOf(event), strength.preview)
+    }
+    const release = () => {
+      element.onpointermove = element.onpointerup = element.onlostpointercapture = null
+      removeEventListener("keydown", onEscape, true)
+      element.classList.remove("lycoris-dragging")
+      drop = () => {}
+      end()
+    }
+    drop = () => {
+      change?.by(0)
+      release()
+    }
+    const onEscape = (/** @type {KeyboardEvent} */ event) => {
+      if (event.key !== "Escape") return
+      event.preventDefault()
+      event.stopPropagation()
+      drop()
+    }
+    addEventListener("keydown", onEscape, true)
+    element.onlostpointercapture = drop
+    element.onpointerup = () => {
+      release()
+      if (dragged) return
+      if (target === field) {
+        if (document.activeElement !== field) edit()
+      } else if (target === less || target === more) {
+        move((target === more ? 1 : -1) * stepOf(event), strength.step)
+        end()
+      }
+    }
+  }
+  // A press that is not for the text must not begin to mark it.
+  element.onmousedown = (event) => {
+    if (document.activeElement !== field) event.preventDefault()
+  }
+  const close = () => {
+    drop()
+    end()
+  }
+  return { element, show, close }
 }
