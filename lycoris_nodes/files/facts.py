@@ -24,6 +24,8 @@ TAGS = 30
 """The most tags of a file that are told: the rest are rare ones."""
 MOST = 1 << 15
 """The most files of which facts are kept."""
+PAUSE = 5
+"""The seconds for which what is new is collected before it is written."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,7 @@ def facts_of(names: Iterable[str]) -> dict[str, Facts]:
             listed[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
         return name in listed[folder]
 
-    found = {name: _facts(name, there) for name in names}
-    _KEPT.write()
-    return found
+    return {name: _facts(name, there) for name in names}
 
 
 def _facts(name: str, there: Callable[[str], bool]) -> Facts:
@@ -90,7 +90,7 @@ class _Kept:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, Facts]] | None = None
-        self._changed = False
+        self._later: threading.Timer | None = None
 
     def of(self, path: str) -> Facts:
         stamp = adapter_stamp(path)
@@ -105,16 +105,17 @@ class _Kept:
         if not facts.error:
             with self._lock:
                 self._found[path] = stamp, facts
-                self._changed = True
+                if self._later is None:
+                    self._later = threading.Timer(PAUSE, self.write)
+                    self._later.daemon = True
+                    self._later.start()
         return facts
 
     def write(self) -> None:
-        """Write what is new, so that the host's next start has it."""
+        """Write them, so that the host's next start has them."""
         with self._lock:
-            if not self._changed or self._found is None:
-                return
-            self._changed = False
-            latest = list(self._found.items())[-MOST:]
+            self._later = None
+            latest = list((self._found or {}).items())[-MOST:]
             kept = {path: [stamp, asdict(facts)] for path, (stamp, facts) in latest}
             text = json.dumps({"pack": _pack(), "files": kept})
             place = _place()

@@ -166,7 +166,8 @@ def _folder_names() -> dict[str, str]:
         elsewhere = [one for one in folders if not any(Path(one).is_relative_to(home) for home in named)]
         named |= dict.fromkeys(elsewhere, kind)
     real = {os.path.realpath(place): name for place, name in named.items()}
-    found = {**real, **named}
+    # Some are given with a slash at the end.
+    found = {place.rstrip("/\\"): name for place, name in {**real, **named}.items()}
     # In what Python quotes, backslashes are twice.
     return {**{place.replace("\\", "\\\\"): name for place, name in found.items()}, **found}
 

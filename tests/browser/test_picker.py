@@ -262,7 +262,7 @@ def test_pictures_and_clips_are_cards_in_both_palettes(
     screenshot(f"{name}-cards")
     picker.search.fill("")
     sizes = {path.stem: path.stat().st_size for path in (base / "models" / "loras").rglob("*.safetensors")}
-    for order, best in (("size", max(sizes, key=sizes.__getitem__)), ("date", "picked/cut")):
+    for order, best in (("size", max(sizes, key=sizes.__getitem__)), ("date", "cut")):
         page.get_by_label("order").select_option(order)
         assert picker.shown()[0] == best
     page.get_by_label("order").select_option("name")

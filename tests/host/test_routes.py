@@ -245,9 +245,11 @@ def test_facts_are_kept_until_the_file_changes(
     peek = module.peek_adapter
     monkeypatch.setattr(module, "peek_adapter", lambda path: (peeked.append(path), peek(path))[1])
     file = lora_file("told.safetensors", told())
+    monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
     first = facts(host, file)
     assert facts(host, file) == first and len(peeked) == 1
     # Another start of the host.
+    module._KEPT.write()
     monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
     assert facts(host, file) == first and len(peeked) == 1
     time.sleep(0.05)

@@ -313,7 +313,8 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
     elsewhere = tmp_path / "my loras"
     elsewhere.mkdir()
     (elsewhere / "far.safetensors").write_bytes(b"no adapter")
-    folder_paths.add_model_folder_path("loras", str(elsewhere))
+    # With a slash at the end, as some write it.
+    folder_paths.add_model_folder_path("loras", f"{elsewhere}/")
     said = [str(valid(host, text({"file": "gone"})))]
     try:
         for node, inputs in (
@@ -327,7 +328,7 @@ def test_no_error_and_no_report_says_where_the_hosts_folders_are(
                 host.run(node, *inputs)
             said.append(str(caught.value))
     finally:
-        folder_paths.folder_names_and_paths["loras"][0].remove(str(elsewhere))
+        folder_paths.folder_names_and_paths["loras"][0].remove(f"{elsewhere}/")
     told()(host.base / "output" / "in no list.safetensors")
     adapter = host.ops.load_adapter(host.base / "output" / "in no list.safetensors")
     held = host.ops.Stack([host.ops.Entry(adapter)])

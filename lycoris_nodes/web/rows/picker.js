@@ -11,9 +11,10 @@ import { createScroll } from "./picker/scroll.js"
 import { closePopup, openPopup } from "./popup.js"
 import { askFacts, knownFacts, listed } from "./server.js"
 
-/** How many files are asked for at once: first few, so that what is seen is there soon. */
+/** How many files are asked for at once: first few, and then as many as take about this long. */
 const FIRST = 30
-const MORE = 150
+const MOST = 500
+const MILLISECONDS = 700
 const PAGE = 10
 const TAGS = 24
 
@@ -131,7 +132,8 @@ export async function openPicker({ current, many = false, pick, model }, point) 
 
   /** @param {Item} item */
   function makeItem(item) {
-    const element = make("div", { role: "option", class: "lycoris-item", data: { key: item.key } })
+    const data = { key: item.key }
+    const element = make("div", { role: "option", id: `lycoris-item-${item.key}`, class: "lycoris-item", data })
     if (item.item === "folder") {
       element.classList.add("lycoris-heading")
       element.append(make("span", { class: "lycoris-fold" }), make("bdi", { textContent: item.words }), make("small"))
@@ -226,6 +228,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       const element = scroll.elementOf(one)
       if (item && element) dress(element, item)
     }
+    search.setAttribute("aria-activedescendant", `lycoris-item-${key}`)
     tell()
   }
 
@@ -274,9 +277,10 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       const now = scroll.seen().flatMap((item) => (item.item === "file" && !item.entry.facts ? [item.entry] : []))
       const next = [...new Set([...now, ...entries.filter(({ facts }) => !facts)])].slice(0, most)
       if (!next.length) return
-      most = MORE
+      const start = performance.now()
       const found = await askFacts(next.map((entry) => entry.listed))
       if (!open) return
+      most = Math.round(Math.min(MOST, 1 + (next.length * MILLISECONDS) / (performance.now() - start)))
       for (const entry of next) learn(entry, found[entry.file] ?? GONE, suits)
       // What is typed may be found in what is known now, and a favourite of another pack too.
       arrange()
@@ -372,6 +376,9 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     const facts = knownFacts(entry.listed)
     if (facts) learn(entry, facts, suits)
   }
+  // The folders of the row's own file are open for now.
+  const own = current?.replaceAll("\\", "/") ?? ""
+  kept = { ...kept, closed: kept.closed.filter((folder) => !own.startsWith(folder)) }
   sort.value = kept.sort
   arrange(true)
   popup.moved()

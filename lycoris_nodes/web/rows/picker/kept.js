@@ -10,13 +10,19 @@ const MOST = 300
 /** @type {Kept} */
 const NOTHING = { view: "list", sort: "name", closed: [], favourites: {}, used: {} }
 
+/** What was changed last. @type {Promise<unknown>} */
+let last = Promise.resolve()
+
 /** @returns {Promise<Kept>} */
-export async function readKept() {
+async function stored() {
   return { ...NOTHING, .../** @type {any} */ (await app.api.getSetting(/** @type {any} */ (ID))) }
 }
 
-/** @type {Promise<unknown>} */
-let last = Promise.resolve()
+/** @returns {Promise<Kept>} */
+export async function readKept() {
+  await last
+  return stored()
+}
 
 /**
  * Change what stays, as it is now: another page may have changed it.
@@ -24,9 +30,9 @@ let last = Promise.resolve()
  * @param {(kept: Kept) => Kept} change
  */
 export function changeKept(change) {
-  const done = last.then(async () => app.api.storeSetting(/** @type {any} */ (ID), /** @type {any} */ (change(await readKept()))))
-  last = done.catch(() => {})
-  return done
+  const write = async () => app.api.storeSetting(/** @type {any} */ (ID), /** @type {any} */ (change(await stored())))
+  // Where the server does not answer, the next change tries again, and the picker says so.
+  last = last.then(write).catch(() => {})
 }
 
 /**
@@ -37,5 +43,6 @@ export function changeKept(change) {
 export function withUse(kept, file) {
   const { [file]: before, ...others } = kept.used
   const latest = Object.entries(others).sort(([, one], [, other]) => other[1] - one[1])
-  return { ...kept, used: { [file]: [(before?.[0] ?? 0) + 1, Date.now()], ...Object.fromEntries(latest.slice(0, MOST - 1)) } }
+  const used = { [file]: [(before?.[0] ?? 0) + 1, Date.now()], ...Object.fromEntries(latest.slice(0, MOST - 1)) }
+  return { ...kept, used: /** @type {Kept["used"]} */ (used) }
 }
