@@ -271,9 +271,7 @@ def _changes(
     partial = [layer for layer in made if layer.planned.shape and len(layer.planned.sources) == 1]
     cut = {layer.planned.sources[0] for layer in partial}
     remarks = Counter(remark for layer in made for remark in layer.encoded.remarks)
-    given = [
-        m for m in made if m.source_alpha is None and ALPHA in m.encoded.tensors and m.layer.scaled_by_alpha
-    ]
+    given = [layer for layer in made if layer.source_alpha is None and ALPHA in layer.encoded.tensors]
     # Files with a configuration in the metadata have the scale in a factor instead.
     within = dialect in WRITES and WRITES[dialect].configuration == "within"
     corrected = [layer for layer in made if not within and alpha_changed(layer)]

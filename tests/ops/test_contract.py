@@ -93,6 +93,8 @@ def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
     spec = KINDS[kind]
     plain = factors(kind, weight, rank=4, alpha=None)
     algorithm = ALGORITHMS[spec.algorithm]
+    # A LoKr of two full factors is the one layer of its kind that alpha does not scale.
+    assert algorithm.scaled_by_alpha == (spec.scaled or spec.algorithm == "lokr")
     whole = algorithm.load(plain, spec.options).delta(base(weight))
     # Where alpha bounds a rotation, it is far above any norm, so that it bounds nothing.
     alpha = 1.0 if spec.scaled else 1e6

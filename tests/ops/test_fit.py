@@ -62,6 +62,18 @@ def test_a_lora_is_as_near_as_the_decomposition_in_float64(shape: tuple[int, ...
         assert math.sqrt(kept) == pytest.approx(found, rel=1e-3)
 
 
+@pytest.mark.parametrize(("shape", "edge"), [((4, 4), 4 / math.sqrt(3) * 2), ((4, 2), 3.957198)], ids=str)
+def test_singular_values_that_noise_could_have_are_left_out(shape: tuple[int, int], edge: float) -> None:
+    """For a square matrix the edge is the 4 / sqrt(3) of the paper, times sqrt(n) and the noise."""
+    for second, count in ((1.001 * edge, 2), (0.999 * edge, 1)):
+        values = torch.zeros(shape)
+        values[0, 0], values[1, 1] = 100.0, second
+        delta = Delta((Dense(values),), shape, noise=1.0)
+        assert delta.significant == count
+        left = (shape[0] - count) * (shape[1] - count)
+        assert delta.variance == pytest.approx(min(1.0, (second**2 if count == 1 else 0.0) / max(1, left)))
+
+
 @pytest.mark.parametrize("tucker", [False, True])
 @pytest.mark.parametrize("kind", lyc.FITTED)
 def test_what_is_kept_of_a_fit_is_as_large_as_it_says(kind: str, tucker: bool) -> None:

@@ -279,7 +279,9 @@ def test_modules_of_any_name() -> None:
     assert len(network.state_dict()) == 14
 
 
-@pytest.mark.parametrize(("outputs", "rank", "size"), [(16, 16, 16), (4, 16, 4), (64, 16, 16), (12, 5, 4)])
+@pytest.mark.parametrize(
+    ("outputs", "rank", "size"), [(16, 16, 16), (4, 16, 4), (64, 16, 16), (12, 5, 4), (9, 4, 3), (16, 1, 2)]
+)
 def test_blocks_of_oft_are_as_large_as_the_rank_allows(outputs: int, rank: int, size: int) -> None:
     model = nn.Sequential(nn.Linear(8, outputs))
     network = lyc.create_lycoris(model, algorithm="oft", rank=rank)
@@ -295,8 +297,9 @@ def test_layers_that_a_kind_does_not_suit_are_left_out_unless_they_are_named() -
     for chosen in ({"include": "1"}, {"overrides": {"1": {"rank": 5}}}):
         with pytest.raises(lyc.LayerError, match="no block divides the outputs"):
             lyc.create_lycoris(model, algorithm="oft", rank=4, **chosen)
-    with pytest.raises(lyc.LayerError, match="no block divides"):
-        lyc.create_lycoris(nn.Sequential(nn.Linear(8, 7)), algorithm="oft", rank=4)
+    for outputs, rank in ((7, 4), (9, 1)):
+        with pytest.raises(lyc.LayerError, match="no block divides"):
+            lyc.create_lycoris(nn.Sequential(nn.Linear(8, outputs)), algorithm="oft", rank=rank)
 
 
 def test_the_report_tells_of_modules_in_no_pass() -> None:

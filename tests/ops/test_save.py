@@ -460,6 +460,11 @@ def test_what_nothing_reads_stays_with_its_dialect(tmp_path: Path) -> None:
     result = lyc.save_adapter(adapter, out(tmp_path, "comfy"), "comfy", model=model(), drop_unread=True)
     assert set(lyc.load_adapter(result.path).unused_keys) == set()
     assert "2 keys that nothing reads left out" in lyc.describe_saved(result)
+    # Names that no tool uses stay as they are, and so does what is beside them.
+    tensors = {f"part.x.{suffix}": tensor for suffix, tensor in lora((12, 18), 3).items()}
+    save_file({**tensors, "_aux.note": torch.ones(2)}, tmp_path / "bare.safetensors")
+    kept = lyc.save_adapter(lyc.load_adapter(tmp_path / "bare.safetensors"), tmp_path / "kept.safetensors")
+    assert "_aux.note" in load_file(kept.path)
 
 
 def test_embeddings_go_along_where_there_is_a_place_for_them(tmp_path: Path) -> None:
