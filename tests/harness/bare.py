@@ -1,0 +1,54 @@
+"""Run the library's tests that need no other package than torch, numpy, safetensors and pytest.
+
+    python -m tests.harness.bare [arguments of pytest ...]
+
+The running Python needs no more than these. Where `lycoris_ops` does not lie beside the tests, the installed
+one is tested.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1] / "ops"
+BARE = ("torch", "numpy", "safetensors", "pytest")
+REPOSITORY = ("test_rooms.py", "test_serving.py", "test_pages.py", "test_docs_code.py")
+"""Tests of the library that look at the repository."""
+
+
+def unsuited(folder: Path) -> Iterator[str]:
+    """The test files that need another package, or the repository."""
+    helpers = {file.stem: modules(file) for file in folder.glob("*.py")}
+    known = {*sys.stdlib_module_names, *BARE, *helpers, "lycoris_ops", "tests", "__future__"}
+
+    def needs(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        inner = helpers[name] & helpers.keys() - seen - {name}
+        return (helpers[name] - known).union(*(needs(one, seen | {name}) for one in inner))
+
+    for name in sorted(helpers):
+        if name.startswith("test_") and (f"{name}.py" in REPOSITORY or needs(name)):
+            yield f"{name}.py"
+
+
+def modules(file: Path) -> set[str]:
+    """The packages that a file imports anywhere, but for those that it asks for by `importorskip`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+if __name__ == "__main__":
+    left = [f"--ignore=tests/ops/{name}" for name in unsuited(TESTS)]
+    print(f"{len(left)} files of tests need other packages and are left out", flush=True)
+    home = TESTS.parents[1]
+    sys.exit(
+        subprocess.call([sys.executable, "-m", "pytest", "-q", "tests/ops", *left, *sys.argv[1:]], cwd=home)
+    )
