@@ -1,4 +1,7 @@
-"""What the front end asks: about files in the loras folders, and what a text means. Nothing is changed."""
+"""What the front end asks: about files and trainings, and what a text means.
+
+Nothing is changed, but for a stopped training that the user sets aside.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from .host.files import shown_text
 from .host.page import Answer, answer_get, answer_post
 from .stacks.curves import drawn
 from .stacks.rows import parse_rows, row_table
+from .training.node.told import told
 
 ROOT = "/lycoris/adapters"
 ROWS = "/lycoris/rows"
 CURVE = "/lycoris/curve"
 MODEL = "/lycoris/model"
+TRAINING = "/lycoris/training"
 
 
 def add_routes() -> None:
@@ -31,6 +36,7 @@ def add_routes() -> None:
     # A text may be longer than an address.
     answer_post(ROWS, _rows)
     answer_post(MODEL, _model)
+    answer_post(TRAINING, _training)
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
 
 
@@ -72,6 +78,13 @@ def _model(text: str) -> Answer:
     blocks = [{"name": name, "layers": count} for name, count in told.counts.items()] if told else []
     known = {"family": told.family if told else "", "families": told.families if told else ()}
     return _json({"file": files[0] if files else "", **known, "blocks": blocks})
+
+
+def _training(text: str) -> Answer:
+    try:
+        return _json(told(text))
+    except LycorisError as error:
+        return _error(error)
 
 
 def _name_here(name: str) -> str:

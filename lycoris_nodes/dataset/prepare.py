@@ -130,30 +130,34 @@ def prepared(
     kept: Kept,
     progress: Callable[[int], Progress],
     check: Callable[[Tensor], object],
+    stage: Callable[[str, int, int], None],
 ) -> DataSet:
     """Encode the pictures and captions of a folder, or find them where they were kept.
 
     `check` raises LycorisError for a latent that the model cannot be trained on. `progress(total)` gives what
-    is called after each picture and caption, which may end the work.
+    is called after each picture and caption, which may end the work, and `stage` before each of them.
 
     Raises TrainError, with the file, for pictures, captions and masks that cannot be used, and for pictures
     without a caption.
     """
     planned = _planned(folder, settings, progress(len(folder.pictures)))
     texts = sorted({text for one in planned for text in one.texts(settings)} | {""})
-    total = sum(len(one.mirrored) for one in planned) + len(texts)
+    count = sum(len(one.mirrored) for one in planned)
+    total = count + len(texts)
     update, done = progress(total), 0
     pictures = _Pictures(settings, vae, kept, check)
     latents: list[list[_Encoded]] = []
     for one in planned:
         latents.append([])
         for mirrored in one.mirrored:
+            stage("pictures", done + 1, count)
             latents[-1].append(pictures.encoded(one, mirrored, partial(update, done, total)))
             done += 1
             update(done, total)
     pictures_made = kept.made
     conditionings: dict[str, Conditioning] = {}
     for text in texts:
+        stage("captions", done - count + 1, len(texts))
         # The text may name a file of an embedding, which can change.
         key = None if "embedding:" in text or clip.identity is None else key_of("text", clip.identity, text)
         conditionings[text] = kept.fetch(key, lambda text=text: clip.encode(text))

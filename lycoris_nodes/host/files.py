@@ -91,6 +91,11 @@ def output_path(prefix: str, ending: str) -> Path:
     return Path(folder) / f"{name}_{counter:05}_{ending}"
 
 
+def output_name(path: Path) -> str:
+    """A path in the output folder, as it is seen from there."""
+    return path.relative_to(os.path.realpath(folder_paths.get_output_directory())).as_posix()
+
+
 def picture_folders() -> list[str]:
     """The folders in the host's input folder, by their paths there.
 

@@ -27,6 +27,11 @@ def tell_page(event: str, hidden: Any, **data: Any) -> None:
         PromptServer.instance.send_sync(event, {"node": hidden.unique_id, **data}, client)
 
 
+def asking_page() -> str | None:
+    """The page that has queued what runs now; None if it was none."""
+    return PromptServer.instance.client_id
+
+
 class Progress(Protocol):
     """Shows how much of all is done, with a picture if there is one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -26,9 +26,20 @@ def encoded_text(clip: Any, text: str) -> list[Any]:
 
 
 def sampled(
-    patcher: Any, latent: torch.Tensor, positive: Any, negative: Any, *, cfg: float, steps: int, seed: int
+    patcher: Any,
+    latent: torch.Tensor,
+    positive: Any,
+    negative: Any,
+    *,
+    cfg: float,
+    steps: int,
+    seed: int,
+    told: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...)."""
+    """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...).
+
+    `told` is called after each step with the number of steps done, and with that of all.
+    """
     noise = comfy.sample.prepare_noise(latent, seed)
     return comfy.sample.sample(
         patcher,
@@ -42,6 +53,7 @@ def sampled(
         torch.zeros_like(latent),
         disable_pbar=True,
         seed=seed,
+        callback=lambda step, denoised, noised, total: told(step + 1, total),
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_base as model_base
+import comfy.model_detection as model_detection
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
@@ -198,6 +200,30 @@ def _patch_of(model: Any) -> Sequence[int]:
     )
     patch: Any = next((found for holder, name in holders if (found := getattr(holder, name, None))), 2)
     return [int(side) for side in (patch if isinstance(patch, tuple | list) else (patch, patch))]
+
+
+def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:
+    """The names of the host's classes for a model with weights of these shapes, the most special first, and
+    that of the model itself; nothing where the host knows no such model.
+
+    The model is not made: the class is the one that the method of its configuration names.
+    """
+    weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):
+        try:
+            config: Any = model_detection.model_config_from_unet(weights, prefix)
+        except NotImplementedError:
+            # It asks for values, which a header does not have.
+            continue
+        if config is not None:
+            named = type(config).get_model.__code__.co_names
+            made = [getattr(model_base, name, None) for name in named]
+            kinds = [
+                kind for kind in made if isinstance(kind, type) and issubclass(kind, model_base.BaseModel)
+            ]
+            names = [kind.__name__ for one in (type(config), *kinds[:1]) for kind in one.__mro__]
+            return names, kinds[0].__name__ if kinds else ""
+    return [], ""
 
 
 def ratios_of(model: Any) -> tuple[int, int, int]:

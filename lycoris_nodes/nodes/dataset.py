@@ -19,8 +19,8 @@ from ..host.sampling import encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import TRAIN, advanced, count_input, output
-from ..schema.report import report_output, with_report
+from ..schema.inputs import TRAIN, advanced, count_input, output, usual_input
+from ..schema.report import report_output, stages, with_report
 from ..training.data.families import family_of
 from ..training.data.latents import latent_of
 
@@ -62,15 +62,7 @@ class LycorisDataset(io.ComfyNode):
                     tooltip="A word of your own that is put in front of each caption, or in the place of "
                     "[trigger] there. It will call up what was learned.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=0,
-                    min=0,
-                    max=8192,
-                    step=64,
-                    tooltip="Pictures get about as many pixels as a square of this side has. 0: as is usual "
-                    "for the model.",
-                ),
+                usual_input("resolution", "Pictures get about as many pixels as a square of this side has."),
                 count_input(
                     "held_out",
                     "How many pictures are not trained on but given out by `validation_latents`. "
@@ -140,6 +132,7 @@ class LycorisDataset(io.ComfyNode):
                 output(io.String, "validation_captions", "Their captions as texts.", many=True),
                 report_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -192,6 +185,7 @@ class LycorisDataset(io.ComfyNode):
             Kept(kept_folder() if keep else None),
             progress,
             lambda latent: latent_of(network, latent, cpu),
+            stages(cls.hidden),
         )
         return with_report(
             _latents(found.training),

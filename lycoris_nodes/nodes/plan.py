@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..schema.inputs import (
     seed_input,
     training_inputs,
 )
-from ..schema.report import report_output, with_report
+from ..schema.report import report_output, stages, with_report
 from ..training.data.families import family_of
 from ..training.data.loss import DiffusionLoss
 from ..training.data.samples import guidance_in_words, masks_in_words, samples_of
@@ -90,6 +91,7 @@ class LycorisPlan(io.ComfyNode):
                 output(io.String, "text", "The plan as JSON, to be kept, edited and given back."),
                 report_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -121,10 +123,18 @@ class LycorisPlan(io.ComfyNode):
             loss = DiffusionLoss(session=session, times=family.times)
             samples = samples_of(session, latents, positive, masks=masks, seed=seed)
             each = [samples[index % len(samples)] for index in range(batches)]
+            tell = stages(cls.hidden)
+
+            def counted(module: Any, batch: Any) -> Any:
+                # Each is measured at one noise.
+                tell("measuring", min(next(numbers), batches), batches)
+                return loss(module, batch)
+
+            numbers = itertools.count(1)
             found = probe(
                 session.network,
                 [[sample] for sample in each],
-                loss,
+                counted,
                 preset=family.preset if preset == AS_FAMILY else preset,
                 include=include.split(),
                 exclude=exclude.split(),

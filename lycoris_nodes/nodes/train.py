@@ -6,14 +6,17 @@ from typing import Any
 
 from ...lycoris_ops import Entry, Stack, curves_picture, load_adapter
 from ..host.files import file_tensors, workflow_metadata
-from ..host.page import io, picture_tensor, shown_pictures, tell_page
+from ..host.page import asking_page, io, picture_tensor, tell_page
 from ..schema.checks import checked
 from ..schema.inputs import TRAIN
-from ..schema.report import MEANWHILE, with_report
+from ..schema.report import with_report
+from ..training.node.live import running
 from ..training.node.run import train
 from ..training.node.schema import inputs, outputs
 from ..training.node.settings import Asked
 
+TRAINING = "lycoris.training"
+"""The event with how far a training is."""
 RESCUED = "lycoris.rescued"
 """The event with what remains of an interrupted training. The node's box shows it."""
 
@@ -42,12 +45,19 @@ class LycorisTrain(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, **asked: Any) -> io.NodeOutput:
-        made = train(
-            Asked(**asked),
-            workflow_metadata(cls.hidden),
-            lambda text: tell_page(MEANWHILE, cls.hidden, text=text),
-            lambda text: tell_page(RESCUED, cls.hidden, text=text),
-        )
+        key = str(getattr(cls.hidden, "unique_id", ""))
+
+        def tell(known: dict[str, Any]) -> None:
+            running[key] = {"page": asking_page(), **known}
+            tell_page(TRAINING, cls.hidden, shown=known)
+
+        def rescued(text: str) -> None:
+            tell_page(RESCUED, cls.hidden, text=text)
+
+        try:
+            made = train(Asked(**asked), workflow_metadata(cls.hidden), tell, rescued)
+        finally:
+            running.pop(key, None)
         history = made.result.history
         picture = picture_tensor(curves_picture(history, made.result.steps, made.name))
         # PEFT's output is a folder with the file in it.
@@ -61,5 +71,5 @@ class LycorisTrain(io.ComfyNode):
             made.result.steps,
             path,
             report=made.report,
-            shown=shown_pictures(picture, cls),
+            shown={"training": (made.shown,)},
         )

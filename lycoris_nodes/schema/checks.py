@@ -19,6 +19,7 @@ from ...lycoris_ops import LycorisError
 from ..host.files import shown_text
 from ..host.page import io
 from ..stacks.lora_stack import from_lora_stack, is_lora_stack
+from ..stacks.typed import read_number
 
 
 def _is_text(value: object) -> bool:
@@ -38,11 +39,29 @@ def _has_samples(value: object) -> bool:
     return isinstance(value, Mapping) and hasattr(value.get("samples"), "shape")
 
 
+AS_FAMILY = "auto"
+"""The choice of what is usual for the family of the model."""
+USUAL_NUMBER = "STRING,FLOAT,INT"
+"""The host's type of a number in place of which there may be `auto`, see `inputs.usual_input`."""
+
+
+def _usual_number(value: Any) -> float | None:
+    """The number that is typed or linked; 0 for what is usual for the model, and None for no number."""
+    if isinstance(value, str):
+        # The page shows what is usual, such as `auto: 16`.
+        text = value.strip()
+        value = 0 if not text or text.startswith(AS_FAMILY) else read_number(text)
+    if value is None or not _is_number(value) or value < 0:
+        return None
+    return int(value) if value == int(value) else float(value)
+
+
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "STRING": (_is_text, "a text"),
     "COMBO": (_is_text, "a text"),
     "FLOAT": (_is_number, "a finite number"),
     "INT": (_is_whole, "a whole number"),
+    USUAL_NUMBER: (lambda value: _usual_number(value) is not None, f"a number from 0 on, or {AS_FAMILY}"),
     "BOOLEAN": (lambda value: isinstance(value, bool), "true or false"),
     "MODEL": (lambda value: hasattr(value, "model_state_dict"), "a link to a loaded model"),
     "VAE": (lambda value: hasattr(value, "decode"), "a link to a loaded VAE"),
@@ -66,6 +85,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 READ: dict[str, Callable[[Any], Any]] = {
     "LYCORIS_STACK,LORA_STACK": lambda value: value if hasattr(value, "entries") else from_lora_stack(value),
+    USUAL_NUMBER: _usual_number,
 }
 """How a value is converted for the node, by the host's name of its type."""
 
@@ -105,7 +125,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
                 value = _alone(one, given[name]) if schema.is_input_list else given[name]
                 made[name] = _checked(one, value, signature.parameters, judged)
             elif one.optional and ((absent := _absent(one, schema)) is not None or takes_all):
-                made[name] = absent
+                made[name] = _read(one, absent)
         try:
             return execute(cls, **made)
         except LycorisError as error:
@@ -115,6 +135,36 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
             raise
 
     return run
+
+
+def places(inputs: Sequence[Any]) -> dict[str, str]:
+    """The names of a node's inputs in a prompt, by their own: those in groups begin with the group's."""
+    grouped = {
+        each.id: f"{one.id}.{each.id}"
+        for one in inputs
+        for choice in getattr(one, "options", None) or ()
+        for each in getattr(choice, "inputs", ())
+    }
+    return {**{one.id: one.id for one in inputs}, **grouped}
+
+
+def literals(inputs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a node's inputs by name as `checked` gives them, from its widgets by their names in a
+    prompt. What is not given has the schema's default. Raises LycorisError for a value that cannot be used.
+    """
+    inner = [
+        each
+        for one in inputs
+        for choice in getattr(one, "options", None) or ()
+        for each in getattr(choice, "inputs", ())
+    ]
+    named = places(inputs)
+    known = [(one, getattr(one, "default", None)) for one in (*inputs, *inner)]
+    return {
+        one.id: _checked(one, given.get(named[one.id], default), {}, (one.id,))
+        for one, default in known
+        if default is not None
+    }
 
 
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

@@ -8,6 +8,7 @@ from ...lycoris_ops import FITTED, PRESETS, WRITABLE, LycorisError, Stack
 from ..host.page import io, progress
 from ..host.weights import compute_device
 from ..stacks.rows import LARGEST, STRENGTHS
+from .checks import AS_FAMILY as AS_FAMILY
 from .checks import check
 
 LOAD, SHAPE, SAVE, TRAIN = "lycoris/load", "lycoris/shape", "lycoris/save", "lycoris/train"
@@ -71,8 +72,6 @@ def optional_model(model: str, clip: str) -> list[Any]:
 
 
 AS_IT_IS = "as in the file"
-AS_FAMILY = "auto"
-"""The choice of what is usual for the family of the model."""
 DTYPES = {AS_IT_IS: None, **WRITABLE}
 """The choices for the dtype of a written file; None keeps the dtype of each tensor."""
 
@@ -126,6 +125,21 @@ def number_input(
 def count_input(name: str, tooltip: str, *, most: int, default: int = 0, least: int = 0) -> Any:
     """A whole number."""
     return io.Int.Input(name, default=default, min=least, max=most, tooltip=tooltip)
+
+
+def usual_input(name: str, tooltip: str) -> Any:
+    """A number from 0 on, or `auto` for what is usual for the model. The node gets 0 for that.
+
+    It is a text, so that the page can say what is usual. Numbers and links to numbers are taken as well.
+    """
+    made: Any = io.MultiType.Input(
+        io.String.Input(
+            name, default=AS_FAMILY, tooltip=f"{tooltip} {AS_FAMILY}: as is usual for the model."
+        ),
+        types=[io.Float, io.Int],
+    )
+    made.default = AS_FAMILY
+    return made
 
 
 def fit_inputs() -> list[Any]:
@@ -203,12 +217,14 @@ USUAL, OWN = "usual", "own"
 
 def group_input(name: str, tooltip: str, inputs: list[Any]) -> Any:
     """Inputs that the front end shows only where the user wants settings of their own; none must be there."""
-    return io.DynamicCombo.Input(
-        name,
-        options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, optional(*inputs))],
-        optional=True,
-        tooltip=f"{tooltip} {USUAL}: as is usual for the model. {OWN}: as set below.",
+    (made,) = advanced(
+        io.DynamicCombo.Input(
+            name,
+            options=[io.DynamicCombo.Option(USUAL, []), io.DynamicCombo.Option(OWN, advanced(*inputs))],
+            tooltip=f"{tooltip} {USUAL}: as is usual for the model. {OWN}: as set below.",
+        )
     )
+    return made
 
 
 def mask_input() -> Any:

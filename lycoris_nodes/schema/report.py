@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...lycoris_ops import LycorisError, Stack, describe_fit, fit_verdict
 from ..host.files import shown_text
-from ..host.page import io
+from ..host.page import io, tell_page
 from .inputs import output
 
 MEANWHILE = "lycoris.meanwhile"
 """The event whose text a node's box shows while the node runs."""
+STAGE = "lycoris.stage"
+"""The event with what a node does now, and how much of it is done."""
+PAUSE = 0.25
+"""Seconds between two such events."""
+
+
+def stages(hidden: Any) -> Callable[[str, int, int], None]:
+    """Tells the page what the running node does: the name of a stage, which `web/training/words.js` puts into
+    words, and its count."""
+    told = 0.0
+
+    def tell(stage: str, done: int, of: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if done in (0, of) or now - told >= PAUSE:
+            told = now
+            tell_page(STAGE, hidden, stage=stage, done=done, of=of)
+
+    return tell
 
 
 def report_output() -> Any:

@@ -1,7 +1,8 @@
 // Curves of strengths as a drawing.
 
+import { label, shape } from "./svg.js"
+
 const COLOURS = ["#5fa8d3", "#e0a030", "#3a9d5d", "#c678dd", "#e06c75", "#56b6c2"]
-const SVG = "http://www.w3.org/2000/svg"
 const MARGIN = { left: 30, right: 8, top: 8, bottom: 16 }
 const WIDTH = 320
 export const HEIGHT = 110
@@ -25,28 +26,6 @@ export function layout(curves) {
     values.map((value, place) => `${x(place / (values.length - 1)).toFixed(1)},${y(value).toFixed(1)}`).join(" "),
   )
   return { low, high, x, y, lines }
-}
-
-/**
- * @param {string} tag
- * @param {Record<string, string | number>} attributes
- * @param {string} [text]
- */
-function shape(tag, attributes, text) {
-  const element = document.createElementNS(SVG, tag)
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value))
-  // As text, never as markup.
-  if (text !== undefined) element.textContent = text
-  return element
-}
-
-/**
- * @param {number} x
- * @param {number} y
- * @param {string} text
- */
-function label(x, y, text, attributes = {}) {
-  return shape("text", { x, y, "font-size": 9, fill: "var(--descrip-text, #999)", ...attributes }, text)
 }
 
 /**

@@ -55,6 +55,28 @@ export function onPrompt({ ask, refuse }) {
   }
 }
 
+/**
+ * Call `act` whenever the advanced widgets of a node are shown or folded. The front end tells it to its own Vue nodes
+ * alone: the property has a setter of its own on each node.
+ *
+ * @param {GraphNode} node
+ * @param {() => void} act
+ */
+export function onShowAdvanced(node, act) {
+  const own = Object.getOwnPropertyDescriptor(node, "showAdvanced")
+  let value = node.showAdvanced
+  Object.defineProperty(node, "showAdvanced", {
+    configurable: true,
+    enumerable: true,
+    get: () => (own?.get ? own.get.call(node) : value),
+    set(shown) {
+      value = shown
+      own?.set?.call(node, shown)
+      act()
+    },
+  })
+}
+
 app.registerExtension({
   name: "lycoris.frontend",
 

@@ -53,12 +53,14 @@ class TreeForm:
         )
 
     def peek(self, path: Path, *names: str) -> dict[str, Any]:
-        """Read some entries of a table that `write` wrote, without reading tensors. They must not contain
-        any. Missing entries are left out. Raises FileFormatError as `read` does.
+        """Read some entries of a table that `write` wrote, with no other tensors than theirs. Missing entries
+        are left out. Raises FileFormatError as `read` does.
         """
-        return self._read(
-            path, lambda tree, _: {name: _unpacked(item, {}) for name, item in tree["dict"] if name in names}
-        )
+
+        def unpacked(tree: Any, file: SafetensorsFile) -> dict[str, Any]:
+            return {name: _unpacked(item, _OnDemand(file)) for name, item in tree["dict"] if name in names}
+
+        return self._read(path, unpacked)
 
     def _read(self, path: Path, unpacked: Callable[[Any, SafetensorsFile], Any]) -> Any:
         file = SafetensorsFile.open(path)
@@ -107,6 +109,16 @@ class TreeForm:
             got=type(value).__name__,
             expected="tensors, numbers, texts, and lists and tables of these",
         )
+
+
+class _OnDemand:
+    """The tensors of a file by name, each read when it is asked for."""
+
+    def __init__(self, file: SafetensorsFile) -> None:
+        self.file = file
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.read([name], TensorCache(0), keep=False)[name]
 
 
 def _unpacked(tree: Any, tensors: Any) -> Any:

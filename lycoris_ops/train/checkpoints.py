@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
 from ..writing.place import has_folder, place_of
+from .history import History
 from .options import STATE
 from .sketches import Sketch, check_data
 from .trainer import STATE_FORM, Trainer
@@ -49,6 +50,10 @@ class FoundState:
     def finished(self) -> bool:
         """Whether all steps of the training are done."""
         return self.step >= self.of
+
+    def history(self) -> History:
+        """The losses up to it. It is read from the file."""
+        return History.of(STATE_FORM.peek(self.path, "history")["history"])
 
     def has_data(self, data: Mapping[str, Sequence[Sketch]]) -> bool:
         """Whether a training on these data can go on from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ....lycoris_ops import TRAINED, TrainError, Training, located
@@ -45,11 +46,18 @@ def family_of(model: Any) -> Family:
         )
     with located(key=own):
         predicted = parametrisation_of(model.model_sampling).name
-    kinds = [*type(getattr(model, "model_config", None)).__mro__, *type(model).__mro__]
-    named = [kind.__name__ for kind in kinds]
-    flow = "flow" in predicted
-    for name in named:
-        # Nearly every model derives from BaseModel, but only models that predict noise train like it.
-        if name in FAMILIES and not (name == "BaseModel" and (flow or type(model).__name__ != "BaseModel")):
+    configured = [kind.__name__ for kind in type(getattr(model, "model_config", None)).__mro__]
+    named = [kind.__name__ for kind in type(model).__mro__]
+    return family_named([*configured, *named], own, flow="flow" in predicted)
+
+
+def family_named(kinds: Sequence[str], own: str = "", *, flow: bool = False) -> Family:
+    """The family by the names of the host's classes of a model, the most special first.
+
+    `own` is the class of the model itself, and `flow` says whether it is trained as a flow.
+    """
+    for name in kinds:
+        # Nearly every model is one of these; only those that predict noise are like it.
+        if name in FAMILIES and not (name == "BaseModel" and (flow or own != "BaseModel")):
             return FAMILIES[name]
     return OTHER_FLOW if flow else OTHER

@@ -46,12 +46,14 @@ def samples_of(
     weight: float = 1.0,
     seed: int = 0,
     name: str = "latents",
+    told: Callable[[int, int], None] = lambda number, count: None,
 ) -> list[Sample]:
     """A sample for each latent, with its caption and mask; one caption or mask for all is used for all.
 
     They are on the CPU. With `encoder`, which is trained, the captions are those of `texts`, and `captions`
     say what is beside the encoded text. `empty` is the caption of no text, which takes the place of others
-    where captions are dropped; an encoder has its own. Without `masks` the `noise_mask` of a latent is its
+    where captions are dropped; an encoder has its own. `told` is called with the number of each sample, and
+    with that of all. Without `masks` the `noise_mask` of a latent is its
     mask. `name` is what the latents are called in errors.
 
     Raises TrainError where there is no latent, where the numbers differ, and for what cannot be trained on,
@@ -94,6 +96,7 @@ def samples_of(
     for number, ((place, single), text, word, mask) in enumerate(
         zip(singles, conditionings, words, weights, strict=True), 1
     ):
+        told(number, count)
         with _numbered(name, number, count):
             if place not in known:
                 latent = latent_of(session.model, single, CPU)

@@ -1,63 +1,90 @@
-"""What the node shows while it trains."""
+"""What the page shows of a training: its stage, the curves, and the pictures that were sampled."""
 
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
-from PIL import Image
+from ....lycoris_ops import History, StepReport
+from ...host.files import output_name
+from ...host.page import end_if_interrupted, progress
 
-from ....lycoris_ops import History, StepReport, curves_picture
-from ...host.page import progress
-from .previews import Previews
+T = TypeVar("T")
 
-PREVIEW = 1.0
-"""Seconds between two pictures of the curves on the node."""
+PAUSE = 0.25
+"""Seconds between two messages to the page."""
+POINTS = 240
+"""The most points of a curve."""
+
+running: dict[str, dict[str, Any]] = {}
+"""What was told last of each training that runs, by its node: a page that is opened meanwhile asks for it."""
 
 
 class Live:
-    """What the node shows while it trains: how far it is, the curves, and the latest sample."""
+    """Tells the page how far a training is.
 
-    def __init__(self, steps: int, previews: Previews) -> None:
+    `tell` sends a message, whose form is that of `shown`, with the present stage and its count.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None], steps: int) -> None:
+        self.tell = tell
         self.steps = steps
-        self.previews = previews
-        self.sample: Image.Image | None = None
         self.history = History()
+        self.folder: Path | None = None
+        self.resumed = 0
         self._update = progress(steps)
         self._first: int | None = None
-        self._began = self._drawn = time.monotonic()
+        self._began = self._told = 0.0
+
+    def stage(self, name: str, done: int, of: int, **more: Any) -> None:
+        """Tell what is done now, and end the work if the user has interrupted the run."""
+        end_if_interrupted()
+        now = time.monotonic()
+        if done in (0, of) or now - self._told >= PAUSE:
+            self._told = now
+            step = self.history.losses[-1][0] if self.history.losses else self.resumed
+            known = {} if self.folder is None else shown(self.history, self.folder)
+            count = {"stage": name, "done": done, "of": of, "step": step, "steps": self.steps}
+            self.tell({**count, "resumed": self.resumed, **known, **more})
+
+    def counted(self, name: str, values: Sequence[T]) -> Iterator[T]:
+        """The values, each told when it is taken."""
+        for number, value in enumerate(values, 1):
+            self.stage(name, number, len(values))
+            yield value
 
     def stepped(self, report: StepReport) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first, self._began = report.step, now
         self.history.losses.append((report.step, report.loss))
-        picture = None
-        due = self.previews.due(report.step)
-        if due:
-            self.sample = self.previews.make(report.step)
-        if due or now - self._drawn >= PREVIEW:
-            self._drawn = now
-            picture = curves_picture(self.history, self.steps, self._title(report.step, now))
-            picture = picture if self.sample is None else beside(picture, self.sample)
-        self._update(report.step, self.steps, picture)
+        made = report.step - self._first
+        pace = (now - self._began) / made if made else None
+        self._update(report.step, self.steps)
+        self.stage("training", report.step, self.steps, loss=report.loss, pace=pace)
 
     def validated(self, step: int, loss: float) -> None:
         self.history.validation.append((step, loss))
 
-    def _title(self, step: int, now: float) -> str:
-        made = step - (self._first or 0)
-        if not made:
-            return f"step {step} of {self.steps}"
-        seconds = (now - self._began) / made
-        left = timedelta(seconds=round((self.steps - step) * seconds))
-        return f"step {step} of {self.steps}, {seconds:.2f} s a step, {left} left"
+
+def shown(history: History, folder: Path) -> dict[str, Any]:
+    """The curves and the sampled pictures of a training, as the page draws them."""
+    samples = sorted(folder.glob("sample-*.png"))
+    return {
+        "name": folder.name.removesuffix("-checkpoints"),
+        "folder": output_name(folder),
+        "losses": thinned(history.losses),
+        "validation": thinned(history.validation),
+        "samples": [[int(path.stem.removeprefix("sample-")), path.stat().st_mtime] for path in samples],
+    }
 
 
-def beside(first: Image.Image, second: Image.Image) -> Image.Image:
-    """Two pictures beside each other, the second in the height of the first."""
-    width = round(second.width * first.height / second.height)
-    both = Image.new("RGB", (first.width + width, first.height), "white")
-    both.paste(first, (0, 0))
-    both.paste(second.resize((width, first.height)), (first.width, 0))
-    return both
+def thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
+    """Points of a curve, not too many: the means of several neighbours."""
+    size = -(-len(points) // POINTS) or 1
+    groups: Iterable[Sequence[tuple[int, float]]] = (
+        points[at : at + size] for at in range(0, len(points), size)
+    )
+    return [[group[-1][0], sum(loss for _, loss in group) / len(group)] for group in groups]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 
 from ....lycoris_ops import LycorisNetwork
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
@@ -25,7 +24,8 @@ Conditioning = list[Any]
 
 @dataclass
 class Previews:
-    """Samples a caption every so many steps, always from the same noise, and keeps the pictures.
+    """Samples a caption before the first step, every so many steps and after the last, always from the same
+    noise, and keeps the pictures.
 
     They are decoded by `vae` where there is one and it has room beside the models in training, else roughly.
     """
@@ -33,6 +33,10 @@ class Previews:
     session: Session
     network: LycorisNetwork
     every: int
+    """0 for no pictures."""
+    steps: int
+    told: Callable[[int, int], None]
+    """Is told of each step of the sampler, and of their number."""
     folder: Path
     like: Latent
     """The latent whose size the pictures have."""
@@ -47,10 +51,14 @@ class Previews:
 
     def due(self, step: int) -> bool:
         # Of several parts, such as video and sound, none is a picture.
-        return self.every > 0 and step % self.every == 0 and len(self.like.shapes) == 1
+        possible = self.every > 0 and len(self.like.shapes) == 1
+        return possible and (step % self.every == 0 or step == self.steps) and not self._path(step).exists()
 
-    def make(self, step: int) -> Image | None:
-        """The picture after a step, which is kept as a file too; None where latents cannot be shown."""
+    def _path(self, step: int) -> Path:
+        return self.folder / f"sample-{step:06d}.png"
+
+    def make(self, step: int) -> None:
+        """Sample the picture after a step, and keep it as a file. Latents that cannot be shown leave none."""
         patcher = self.session.patcher
         built_in = bool(family_of(self.session.model).guidance)
         self.network.eval()
@@ -66,6 +74,7 @@ class Previews:
                 cfg=CFG if self.negative and not built_in else 1.0,
                 steps=STEPS,
                 seed=self.seed,
+                told=self.told,
             )
             if self.vae is not None and has_room_to_decode(self.vae, made.shape):
                 picture = decoded_picture(self.vae, made)
@@ -74,5 +83,4 @@ class Previews:
                 picture = rough_picture(patcher, made)
         if picture is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            picture.save(self.folder / f"sample-{step:06d}.png")
-        return picture
+            picture.save(self._path(step))

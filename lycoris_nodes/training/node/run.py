@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ....lycoris_ops import (
     WRITABLE,
     LycorisNetwork,
     MatchError,
+    StepReport,
     TrainError,
     TrainOptions,
     TrainResult,
@@ -38,7 +40,7 @@ from ..data.samples import (
 )
 from ..data.texts import TextEncoder
 from ..model.session import Session, opened
-from .live import Live
+from .live import Live, shown
 from .memory import is_checkpointed, memory_for
 from .overrides import overrides_of
 from .previews import Previews
@@ -60,6 +62,9 @@ DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
 KEEP = 3
 """How many of the checkpoints of every so many steps are kept."""
+SAMPLES, APART = 10, 50
+"""How many pictures are sampled where a VAE is linked, and the fewest steps between two: a picture takes as
+long as about 13 steps."""
 SAMPLED = (
     *("latents", "positive", "captions", "masks", "empty_caption"),
     *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
@@ -78,17 +83,19 @@ class FinishedTraining:
     result: TrainResult
     name: str
     report: str
+    shown: Mapping[str, Any]
+    """What the page draws of it."""
 
 
 def train(
     asked: Asked,
     metadata: Mapping[str, str],
-    begun: Callable[[str], None],
+    tell: Callable[[dict[str, Any]], None],
     rescued: Callable[[str], None],
 ) -> FinishedTraining:
     """Train as it is asked, or go on with the training that was broken off, see `run_of`.
 
-    `begun` is told of a training that goes on, and `rescued` of what an exception has left, in words. An
+    `tell` is told how far it is, see `Live`, and `rescued` of what an exception has left, in words. An
     interrupt by the user is one: there is no result before the end, so that the host can keep none.
 
     Raises LycorisError for what cannot be trained, before the first step.
@@ -97,8 +104,10 @@ def train(
     data = sketches_of(**{name: getattr(asked, name) for name in SAMPLED})
     run = run_of(asked.filename_prefix, asked.dialect, settings, data, resume=asked.resume)
     output = run.output
+    live = Live(tell, asked.steps)
     if run.state:
-        begun(f"Goes on: {run.in_words}.")
+        live.resumed, live.history = run.state.step, run.state.history()
+    live.stage("loading", 0, 0)
 
     def kept(path: Path, steps: int) -> None:
         if steps:
@@ -123,6 +132,7 @@ def train(
             masks=asked.masks,
             empty=asked.empty_caption,
             seed=asked.seed,
+            told=partial(live.stage, "captions"),
         )
         knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
         prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
@@ -157,17 +167,32 @@ def train(
             bar=False,
             picture=False,
         )
-        previews = _previews(asked, session, encoder, network, samples, Path(str(options.folder)))
-        live = Live(asked.steps, previews)
+        live.folder = run.folder
+        previews = _previews(asked, session, encoder, network, samples, live, run.folder)
+
+        def stepped(report: StepReport) -> None:
+            live.stepped(report)
+            if previews.due(report.step):
+                previews.make(report.step)
+
+        def batches(epoch: int) -> list[list[Sample]]:
+            # The first one is asked for when the network is in place.
+            if previews.due(0) and not live.history.losses:
+                with torch.random.fork_rng():
+                    previews.make(0)
+            return epochs(epoch)
+
+        epochs = epochs_of(samples, asked.batch_size, prior)
+        held_out = judged(held, asked.batch_size, DRAWS)
         with _meant(run):
             result = train_network(
                 network,
-                epochs_of(samples, asked.batch_size, prior),
+                batches,
                 loss,
                 options,
-                validation=judged(held, asked.batch_size, DRAWS) if held else None,
+                validation=(lambda epoch: live.counted("measuring", held_out)) if held else None,
                 resume=options.folder if run.state else None,
-                progress=live.stepped,
+                progress=stepped,
                 validated=live.validated,
                 rescued=kept,
             )
@@ -194,7 +219,7 @@ def train(
                 *network.report.splitlines(),
             ]
         )
-    return FinishedTraining(result, output.stem, report)
+    return FinishedTraining(result, output.stem, report, shown(result.history, run.folder))
 
 
 @contextmanager
@@ -307,6 +332,7 @@ def _previews(
     encoder: TextEncoder | None,
     network: LycorisNetwork,
     samples: Sequence[Sample],
+    live: Live,
     folder: Path,
 ) -> Previews:
     # Of several captions in one conditioning, the first.
@@ -322,7 +348,9 @@ def _previews(
     return Previews(
         session=session,
         network=network,
-        every=asked.sample_every,
+        every=asked.sample_every or (max(asked.steps // SAMPLES, APART) if asked.vae is not None else 0),
+        steps=asked.steps,
+        told=partial(live.stage, "sampling"),
         folder=folder,
         like=samples[0].latent,
         positive=said,

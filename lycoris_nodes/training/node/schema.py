@@ -14,6 +14,7 @@ from ...host.page import io
 from ...schema.inputs import (
     AS_FAMILY,
     PLAN,
+    advanced,
     choice_inputs,
     count_input,
     group_input,
@@ -25,6 +26,7 @@ from ...schema.inputs import (
     stack_input,
     stack_output,
     training_inputs,
+    usual_input,
 )
 from ...schema.report import report_output
 from ..data.targets import WEIGHTINGS
@@ -36,7 +38,6 @@ from .settings import PRECISIONS
 
 _every = partial(count_input, most=1_000_000)
 _dropout = partial(number_input, most=0.99)
-_rate = partial(number_input, most=10.0, step=0.000001)
 _texts = partial(io.String.Input, force_input=True)
 
 
@@ -70,10 +71,10 @@ def _usual() -> list[Any]:
             default=1000,
             least=1,
         ),
-        _rate(
+        usual_input(
             "learning_rate",
-            "How far each step goes. 0: as is usual for the model, the algorithm and the optimiser. "
-            "Too high a rate spoils pictures or ends in an error, too low a rate learns little.",
+            "How far each step goes, such as 1e-4. Too high a rate spoils pictures or ends in an error, too "
+            "low a rate learns little.",
         ),
         io.Combo.Input(
             "algorithm",
@@ -83,11 +84,10 @@ def _usual() -> list[Any]:
             tooltip="The kind of adapter. lora is read by every tool; lokr is the smallest; loha, oft, boft "
             "and others behave differently. A plan or a stack has its own.",
         ),
-        count_input(
+        usual_input(
             "rank",
-            "The size of each layer: more can hold more detail and makes a larger file. 0: as is "
-            "usual for the model. alpha is always the rank.",
-            most=4096,
+            "The size of each layer: more can hold more detail and makes a larger file. alpha is always the "
+            "rank.",
         ),
         io.String.Input(
             "filename_prefix",
@@ -95,14 +95,16 @@ def _usual() -> list[Any]:
             tooltip="The name of the training in the output folder; a number is added, and no file is "
             "overwritten. Its checkpoints are in a folder beside the file.",
         ),
-        io.Boolean.Input(
-            "resume",
-            default=False,
-            tooltip="Off: a training of this name that was stopped goes on by itself where all settings and "
-            "data are as before, exactly as if it had not been. On: the latest one goes on with the settings "
-            "of now, also a finished one, for more steps.",
+        *advanced(
+            io.Boolean.Input(
+                "resume",
+                default=False,
+                tooltip="Off: a training of this name that was stopped goes on by itself where all settings "
+                "and data are as before, exactly as if it had not been. On: the latest one goes on with the "
+                "settings of now, also a finished one, for more steps.",
+            ),
+            seed_input("What all chance is made of: the same seed and inputs give the same file."),
         ),
-        seed_input("What all chance is made of: the same seed and inputs give the same file."),
     ]
 
 
@@ -135,8 +137,8 @@ def _links() -> list[Any]:
         ),
         io.Vae.Input(
             "vae",
-            tooltip="Decodes the pictures that are sampled every `sample_every` steps. Without it they are "
-            "rough.",
+            tooltip="With it, pictures are sampled on the way and shown on the node: at the start, and ten "
+            "more times or every `sample_every` steps.",
         ),
         io.Latent.Input(
             "regularisation_latents",
@@ -221,9 +223,10 @@ def _optimisation() -> list[Any]:
             default=1,
             least=1,
         ),
-        _rate(
+        usual_input(
             "text_learning_rate",
-            "The learning rate of the text encoders, if `clip` is linked. 0: a tenth of that of the model.",
+            "The learning rate of the text encoders, if `clip` is linked: usually a tenth of that of the "
+            "model.",
         ),
     ]
 
@@ -237,12 +240,7 @@ def _noise() -> list[Any]:
             tooltip="How much noise is trained at. auto: as is usual for the model. uniform: all amounts "
             "equally. logit-normal: mostly those in the middle.",
         ),
-        number_input(
-            "shift",
-            "Moves training towards more noise where above 1. 0: as is usual for the model.",
-            most=100.0,
-            step=0.1,
-        ),
+        usual_input("shift", "Moves training towards more noise where above 1."),
         io.Combo.Input(
             "weighting",
             options=list(WEIGHTINGS),
@@ -320,7 +318,8 @@ def _output() -> list[Any]:
         _every(
             "sample_every",
             "Steps between two pictures that are sampled with the first caption, always from one "
-            "noise. They are shown on the node and kept beside the checkpoints. 0: none.",
+            "noise. They are shown on the node and kept beside the checkpoints. 0: ten in all if `vae` is "
+            "linked, else none. Without a VAE they are rough.",
         ),
         io.Combo.Input(
             "dialect",

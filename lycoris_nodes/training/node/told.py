@@ -1,0 +1,87 @@
+"""What the page is told of a training before it runs: what is usual for the model, and what was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ....lycoris_ops import LycorisError, parse_json, read_shapes
+from ...files.models import asked_models, model_path
+from ...host.training import classes_of_file
+from ...schema.checks import literals, places
+from ..data.families import Family, family_named
+from .live import running, shown
+from .runs import begin_anew, offer_of
+from .schema import inputs
+from .settings import Asked, rate_of, settings_of, text_rate_of
+
+
+def told(text: str) -> dict[str, Any]:
+    """What the page shows on a node, see the keys below.
+
+    The text is JSON: `node` and `page` are their keys, `model` is as in `asked_models`, `values` are those of
+    the node's widgets by their names in a prompt, `linked` are the inputs that another node gives, and `anew`
+    says whether to set aside the stopped training that would be gone on with. Without `values` only what is
+    usual is told.
+    """
+    asked = parse_json(text)
+    linked = (*asked["linked"], "stack")
+    known = Asked(stack=None, **literals(inputs(), asked.get("values", {})))
+    found: dict[str, Any] = {"usual": _usual(known, family_of_files(asked_models(text)), linked)}
+    if "values" not in asked:
+        return found
+    live = running.get(str(asked["node"]))
+    if live and live["page"] == asked["page"]:
+        return {**found, "running": live}
+    named = (known.filename_prefix, known.dialect, settings_of(known))
+    if asked.get("anew"):
+        begin_anew(*named, unknown=linked)
+    return {**found, "stopped": _stopped(*named, linked)}
+
+
+def family_of_files(files: Sequence[str]) -> Family | None:
+    """The family of a model by the header of its file; None where it is not known."""
+    if not files:
+        return None
+    try:
+        kinds, own = classes_of_file(read_shapes([model_path(files[0])]))
+    except LycorisError:
+        # Such as GGUF: other packs load it.
+        return None
+    return family_named(kinds, own) if kinds else None
+
+
+def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[str, str]:
+    """What `auto` stands for, by the names of inputs."""
+    if family is None:
+        return {}
+    from_file = "plan" in linked
+    given = {} if from_file else {"algorithm": known.algorithm}
+    rate = rate_of(known, family, given)
+    usual: dict[str, Any] = {"shift": family.shift if isinstance(family.shift, float | int) else None}
+    usual["resolution"] = family.resolution
+    usual["rank"] = None if from_file else family.rank
+    usual["learning_rate"] = rate
+    usual["text_learning_rate"] = rate and rate * text_rate_of(known, rate)
+    return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
+
+
+def _stopped(prefix: str, dialect: str, settings: Mapping[str, Any], linked: Sequence[str]) -> Any:
+    offer = offer_of(prefix, dialect, settings, unknown=linked)
+    if offer is None:
+        return None
+    drawn = shown(offer.state.history(), offer.run.folder)
+    theirs = offer.state.settings
+    others = {name: value for name, value in theirs.items() if settings.get(name, value) != value}
+    return {
+        **drawn,
+        "step": offer.state.step,
+        "steps": offer.state.of,
+        "differences": offer.differences,
+        "others": {place: others[name] for name, place in places(inputs()).items() if name in others},
+    }
+
+
+def decimal(value: float) -> str:
+    """A number in plain decimals: 0.00005 and not 5e-05."""
+    return f"{value:.8f}".rstrip("0").rstrip(".")

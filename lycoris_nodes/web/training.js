@@ -1,0 +1,250 @@
+// What the nodes of training show beside their reports: how far they are, what was stopped, and what is usual for the
+// model that is linked.
+
+import { app } from "../../scripts/app.js"
+import { onPrompt, onShowAdvanced } from "./frontend.js"
+import { after, drawn, nodeOf, onValue, ourNodes, widgetOf } from "./nodes.js"
+// First, so that its size of a node is known when the panel's is taken off.
+import "./report.js"
+import { fill, remove, stateOf } from "./report/box.js"
+import { loadedBy } from "./rows/graph.js"
+import { foldInputs } from "./training/fold.js"
+import { addedHeight, removeTraining, showTraining, stageOf } from "./training/panel.js"
+import { plain, shownValue } from "./training/usual.js"
+import { inWords } from "./training/words.js"
+
+const TRAIN = "LycorisTrain"
+// Inputs where `auto` stands for what is usual.
+const USUAL = ["learning_rate", "rank", "text_learning_rate", "shift", "resolution"]
+const WITH_USUAL = [TRAIN, "LycorisDataset"]
+// Milliseconds without a change after which the server is asked.
+const PAUSE = 300
+
+const isTrain = (/** @type {GraphNode} */ node) => node.comfyClass === TRAIN
+/** The name of an input without that of its group. */
+const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".") + 1)
+
+/**
+ * What was asked about a node, and of the answer what `auto` stands for and the settings of a stopped training.
+ *
+ * @type {WeakMap<GraphNode, {asked: string, usual: Record<string, string>, others: Record<string, any>}>}
+ */
+const known = new WeakMap()
+/** Prompts that this page has sent and that have not begun. */
+let queued = 0
+/** Whether a run of this page goes on. */
+let running = false
+
+/**
+ * The nodes of a workflow with the nodes that hold the subgraphs that they are in.
+ *
+ * @returns {Generator<{node: GraphNode, way: GraphNode[]}>}
+ */
+function* placed(graph = app.rootGraph, way = /** @type {GraphNode[]} */ ([])) {
+  for (const node of /** @type {GraphNode[]} */ (graph.nodes)) {
+    yield { node, way }
+    if (node.subgraph) yield* placed(node.subgraph, [...way, node])
+  }
+}
+
+/** @param {GraphNode} node */
+function valuesOf(node) {
+  const widgets = /** @type {Widget[]} */ (node.widgets ?? []).filter((widget) => widget.serialize !== false)
+  return Object.fromEntries(widgets.map((widget) => [widget.name, widget.serializeValue?.() ?? widget.value]))
+}
+
+/**
+ * @param {{node: GraphNode, way: GraphNode[]}} place
+ * @param {boolean} anew
+ */
+async function ask({ node, way }, anew = false, force = anew) {
+  const key = [...way, node].map(({ id }) => id).join(":")
+  const place = /** @type {any} */ ({ node, way })
+  const linked = (node.inputs ?? []).filter(({ link }) => link != null).map(({ name }) => ownName(name))
+  /** @type {any} */
+  const question = { node: key, page: app.api.clientId, model: loadedBy(place, "MODEL"), clip: [], linked, anew }
+  if (isTrain(node)) question.values = valuesOf(node)
+  const body = JSON.stringify(question)
+  const before = known.get(node)
+  if (before?.asked === body && !force) return
+  const now = { asked: body, usual: before?.usual ?? {}, others: {} }
+  known.set(node, now)
+  const answer = await app.api.fetchApi("/lycoris/training", { method: "POST", body })
+  const told = await answer.json()
+  if (known.get(node) !== now || told.error) return
+  showUsual(node, told.usual, now.usual)
+  now.usual = told.usual
+  now.others = told.stopped?.others ?? {}
+  if (!isTrain(node)) return
+  const { running: live, stopped } = told
+  if (live) showMeanwhile(node, live, actsOf(place))
+  else if (stopped && !running) {
+    showTraining(node, { stage: "stopped", done: stopped.step, of: stopped.steps, ...stopped }, actsOf(place))
+  }
+  else if (!running && stageOf(node) !== "done") removeTraining(node)
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {Record<string, string>} usual
+ * @param {Record<string, string>} before
+ */
+function showUsual(node, usual, before) {
+  for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
+    const name = ownName(widget.name)
+    if (!USUAL.includes(name)) continue
+    const value = shownValue(widget.value, usual[name], before[name])
+    if (value !== widget.value) widget.value = value
+    if (widget.serializeValue) continue
+    widget.serializeValue = () => plain(widget.value)
+    onValue(widget, () => {
+      const { usual: present = {} } = known.get(node) ?? {}
+      widget.value = shownValue(widget.value, present[name])
+    })
+  }
+}
+
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let waiting
+let forced = false
+/** Ask about all nodes once nothing changes any more; with `force` also where the question is as before. */
+function askSoon(force = false) {
+  forced ||= force
+  clearTimeout(waiting)
+  waiting = setTimeout(() => {
+    for (const place of placed()) {
+      if (WITH_USUAL.includes(place.node.comfyClass ?? "")) ask(place, false, forced)
+    }
+    forced = false
+  }, PAUSE)
+}
+
+/**
+ * @param {{node: GraphNode, way: GraphNode[]}} place
+ * @returns {import("./training/panel.js").Acts}
+ */
+function actsOf(place) {
+  const run = () => app.queuePrompt(0, 1)
+  return {
+    goOn: run,
+    async beginAnew() {
+      await ask(place, true)
+      await run()
+    },
+    async takeOver() {
+      takeOver(place.node)
+      await run()
+    },
+  }
+}
+
+/** Give a node the settings of the training that was stopped. */
+function takeOver(/** @type {GraphNode} */ node) {
+  for (const [name, value] of Object.entries(known.get(node)?.others ?? {})) {
+    const [group] = name.split(".")
+    const holder = name.includes(".") ? widgetOf(node, group) : undefined
+    if (holder && holder.value !== "own") holder.value = "own"
+    const widget = widgetOf(node, name)
+    if (!widget) continue
+    widget.value = USUAL.includes(ownName(name)) ? shownValue(value, known.get(node)?.usual[ownName(name)]) : value
+    widget.callback?.(widget.value)
+  }
+}
+
+/**
+ * Show how far a training is, in place of the report of the last run.
+ *
+ * @type {typeof showTraining}
+ */
+function showMeanwhile(node, shown, acts) {
+  if (stateOf(node) === "waiting") remove(node)
+  showTraining(node, shown, acts)
+}
+
+/** Say on each training node of the workflow that it waits. */
+function wait(/** @type {import("./training/words.js").Shown} */ shown) {
+  for (const { node, way } of placed()) {
+    if (isTrain(node) && node.mode === 0) showMeanwhile(node, shown, actsOf({ node, way }))
+  }
+}
+
+function listen() {
+  const { api } = app
+  api.addCustomEventListener("lycoris.training", (/** @type {CustomEvent} */ { detail }) => {
+    const key = String(detail.node)
+    const node = nodeOf(key)
+    if (!node || !isTrain(node)) return
+    const way = key.split(":").slice(0, -1)
+    showMeanwhile(node, detail.shown, actsOf({ node, way: /** @type {any} */ (way.map((_, at) => nodeAt(way.slice(0, at + 1)))) }))
+  })
+  api.addCustomEventListener("lycoris.stage", (/** @type {CustomEvent} */ { detail }) => {
+    const node = nodeOf(String(detail.node))
+    if (node) fill(node, "waiting", inWords(detail))
+  })
+  api.addEventListener("status", ({ detail }) => {
+    const before = (detail?.exec_info?.queue_remaining ?? 0) - 1
+    if (queued && !running && before > 0) wait({ stage: "waiting", done: before })
+  })
+  api.addEventListener("execution_start", () => {
+    running = true
+    queued = Math.max(0, queued - 1)
+    wait({ stage: "next" })
+  })
+  for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
+    api.addEventListener(end, () => {
+      running = false
+      for (const node of ourNodes()) if (["next", "waiting"].includes(stageOf(node) ?? "")) removeTraining(node)
+      askSoon(true)
+    })
+  }
+  api.addEventListener("graphChanged", () => askSoon())
+  onPrompt({ ask: () => (queued += 1), refuse: () => (queued = Math.max(0, queued - 1)) })
+}
+
+/** @param {string[]} keys */
+const nodeAt = (keys) => {
+  /** @type {any} */
+  let graph = app.rootGraph
+  let node
+  for (const id of keys) {
+    node = graph?.getNodeById(id)
+    graph = node?.subgraph
+  }
+  return node
+}
+
+app.registerExtension({
+  name: "lycoris.training",
+
+  setup: listen,
+
+  beforeRegisterNodeDef(nodeType, { name }) {
+    if (!WITH_USUAL.includes(name)) return
+    after(nodeType, "onSerialize", (node, data) => {
+      data.widgets_values = data.widgets_values?.map?.(plain)
+      data.size = [data.size[0], data.size[1] - addedHeight(node)]
+    })
+    if (name !== TRAIN) return
+    after(nodeType, "onExecuted", (node, output) => {
+      const [shown] = output?.training ?? []
+      const place = [...placed()].find((one) => one.node === node)
+      if (shown && place) showTraining(node, { stage: "done", ...shown, of: 0, resumed: 0 }, actsOf(place))
+    })
+  },
+
+  nodeCreated(/** @type {GraphNode} */ node) {
+    if (!WITH_USUAL.includes(node.comfyClass ?? "")) return
+    if (isTrain(node)) {
+      foldInputs(node)
+      node.setSize([node.size[0], node.computeSize()[1]])
+      onShowAdvanced(node, () => foldInputs(node))
+    }
+    askSoon()
+  },
+
+  async afterConfigureGraph() {
+    await drawn()
+    for (const { node } of placed()) if (isTrain(node)) foldInputs(node)
+    askSoon(true)
+  },
+})

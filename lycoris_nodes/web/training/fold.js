@@ -1,0 +1,49 @@
+// Inputs of Train LoRA / LyCORIS that few need are folded away with its advanced widgets. Those that are linked stay.
+
+const RARE = [
+  ...["plan", "stack", "masks", "empty_caption", "clip", "captions"],
+  ...["regularisation_latents", "regularisation_positive", "regularisation_captions"],
+  ...["validation_latents", "validation_positive", "validation_captions"],
+]
+
+/** @type {WeakMap<GraphNode, any[]>} */
+const folded = new WeakMap()
+
+/**
+ * The order in which inputs are shown: those that are always there, then the rare ones, then those of widgets.
+ *
+ * @param {{name: string, widget?: any}} input
+ */
+const orderOf = ({ name, widget }) => (widget ? RARE.length + 1 : RARE.indexOf(name) + 1)
+
+/**
+ * Fold the rare inputs of a node, or show them all where it shows its advanced widgets.
+ *
+ * @param {GraphNode} node
+ */
+export function foldInputs(node) {
+  const kept = folded.get(node) ?? []
+  const inputs = /** @type {any[]} */ (node.inputs)
+  if (node.showAdvanced) {
+    const missing = kept.filter(({ name }) => !inputs.some((input) => input.name === name))
+    folded.set(node, [])
+    for (const { name, type, ...rest } of missing) node.addInput(name, type, { ...rest, link: null })
+    if (missing.length) sort(node)
+    return
+  }
+  const rare = inputs.filter(({ name, link, widget }) => RARE.includes(name) && link == null && !widget)
+  folded.set(node, [...kept, ...rare])
+  for (const input of rare) node.removeInput(node.inputs.indexOf(input))
+}
+
+/** Put inputs that were added last where they belong. */
+function sort(/** @type {GraphNode} */ node) {
+  const inputs = /** @type {any[]} */ (node.inputs)
+  const sorted = [...inputs].sort((one, other) => orderOf(one) - orderOf(other))
+  inputs.splice(0, inputs.length, ...sorted)
+  sorted.forEach(({ link }, slot) => {
+    /** @type {any} */
+    const found = link == null ? null : node.graph?.getLink(link)
+    if (found) found.target_slot = slot
+  })
+}

@@ -1,0 +1,202 @@
+// What a node of training shows of it: what it does, a bar, the curve of the loss, and the pictures sampled so far.
+//
+// It is above the box with the report, and as that no part of the workflow: the node is saved in the size that it has
+// without it.
+
+import { app } from "../../../scripts/app.js"
+import { addStyle, make } from "../elements.js"
+import { t } from "../language.js"
+import { drawn, showElement } from "../nodes.js"
+import { curve } from "./curve.js"
+import { inWords } from "./words.js"
+
+addStyle("./style.css", import.meta.url)
+
+/** @typedef {import("./words.js").Shown} Shown */
+/**
+ * `height` is that of the element, `added` what the node has got by it. `large` is the step of the picture that is
+ * shown large.
+ *
+ * @typedef {{
+ *   widget: DomWidget, element: HTMLElement, inner: HTMLElement, height: number, added: number, shown: Shown,
+ *   large: number | null, acts: Acts,
+ * }} Panel
+ * @typedef {{goOn: () => void, beginAnew: () => void, takeOver: () => void}} Acts
+ */
+
+/** @type {WeakMap<GraphNode, Panel>} */
+const panels = new WeakMap()
+
+/** @param {GraphNode} node */
+export const stageOf = (node) => panels.get(node)?.shown.stage
+
+/** What the node has got in height by its panel. */
+export const addedHeight = (/** @type {GraphNode} */ node) => panels.get(node)?.added ?? 0
+
+/**
+ * @param {GraphNode} node
+ * @param {Acts} acts
+ * @returns {Panel}
+ */
+function addPanel(node, acts) {
+  const inner = make("div", { class: "inner" })
+  const element = make("div", { class: "lycoris-training" }, inner)
+  /** @type {Panel} */
+  const panel = { widget: /** @type {any} */ (null), element, inner, height: 0, added: 0, shown: {}, large: null, acts }
+  const size = () => panel.height
+  panel.widget = showElement(node, "training", element, { getMinHeight: size, getMaxHeight: size })
+  // Above the report.
+  const widgets = /** @type {Widget[]} */ (node.widgets)
+  const report = widgets.findIndex(({ name }) => name === "report")
+  if (report >= 0) widgets.splice(report, 0, ...widgets.splice(widgets.indexOf(panel.widget), 1))
+  panels.set(node, panel)
+  new ResizeObserver(() => fit(node, panel)).observe(inner)
+  return panel
+}
+
+/**
+ * Make the node as much higher as the panel has become.
+ *
+ * @param {GraphNode} node
+ * @param {Panel} panel
+ */
+async function fit(node, panel) {
+  const height = panel.inner.offsetHeight
+  if (!height || height === panel.height || panels.get(node) !== panel) return
+  const before = node.size[1]
+  const grown = height - panel.height
+  panel.height = height
+  panel.element.style.minHeight = `${height}px`
+  node.setSize([node.size[0], before + grown])
+  panel.added += grown
+  app.canvas.setDirty(true, true)
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {Shown} shown
+ * @param {Acts} acts
+ */
+export function showTraining(node, shown, acts) {
+  const panel = panels.get(node) ?? addPanel(node, acts)
+  // What one message leaves out is as it was: a stage before the first step knows no curve.
+  const same = shown.name && shown.name === panel.shown.name
+  panel.shown = same ? { ...panel.shown, loss: undefined, ...shown } : shown
+  panel.element.dataset.stage = shown.stage
+  draw(node, panel)
+  app.canvas.setDirty(true, true)
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {Panel} panel
+ */
+function draw(node, panel) {
+  const { shown } = panel
+  const strip = panel.inner.querySelector(".strip")
+  // Who has scrolled back goes on looking there.
+  const atEnd = !strip || strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 4
+  const kept = strip?.scrollLeft ?? 0
+  const words = inWords(shown)
+  /** @type {HTMLElement[]} */
+  const parts = []
+  if (words) parts.push(make("div", { class: "words", role: "status", textContent: words, title: shown.name ?? "" }))
+  if (shown.of && shown.stage !== "waiting") {
+    const part = Math.min(1, (shown.done ?? 0) / shown.of)
+    const filled = make("div")
+    filled.style.width = `${100 * part}%`
+    parts.push(make("div", { class: "bar" }, filled))
+  }
+  if (shown.stage === "stopped") parts.push(...offer(panel))
+  const large = (shown.samples ?? []).find(([step]) => step === panel.large)
+  const views = [
+    large ? largePicture(node, panel, large) : shown.losses?.length || shown.validation?.length ? curve(shown) : null,
+    shown.samples?.length ? pictures(node, panel) : null,
+  ].filter((view) => view !== null)
+  if (views.length) parts.push(make("div", { class: "views" }, ...views))
+  panel.inner.replaceChildren(...parts)
+  const made = panel.inner.querySelector(".strip")
+  if (made) made.scrollLeft = atEnd ? made.scrollWidth : kept
+}
+
+/** @param {Panel} panel */
+function offer({ shown, acts }) {
+  const differences = shown.differences ?? []
+  const button = (/** @type {string} */ name, /** @type {() => void} */ act, /** @type {string} */ title) =>
+    make("button", { type: "button", textContent: name, title, onclick: act })
+  const name = shown.name ?? ""
+  const buttons = [
+    differences.length
+      ? button(t("Take its settings and go on"), acts.takeOver, t("Sets the inputs to those of {name}, and runs", { name }))
+      : button(t("Go on"), acts.goOn, t("Runs, from where {name} was stopped", { name })),
+    button(t("Begin anew"), acts.beginAnew, t("Runs from the first step, in new files. {name} stays as it is", { name })),
+  ]
+  const line = make("div", { class: "buttons" }, ...buttons)
+  if (!differences.length) return [line]
+  const told = t("With other settings: {differences}", { differences: differences.join("; ") })
+  return [make("div", { class: "differences", textContent: told }), line]
+}
+
+/**
+ * @param {Shown} shown
+ * @param {[step: number, time: number]} sample
+ * @param {string} preview
+ */
+function address({ folder = "" }, [step, time], preview = "") {
+  const filename = `sample-${String(step).padStart(6, "0")}.png`
+  const query = new URLSearchParams({ filename, subfolder: folder, type: "output", t: String(time) })
+  if (preview) query.set("preview", preview)
+  return app.api.apiURL(`/view?${query}`)
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {Panel} panel
+ * @param {[step: number, time: number]} sample
+ */
+function largePicture(node, panel, sample) {
+  const alt = t("step {step}", { step: sample[0] })
+  const back = () => {
+    panel.large = null
+    draw(node, panel)
+  }
+  return make("button", { class: "large", type: "button", title: t("Back to the curve"), onclick: back },
+    make("img", { src: address(panel.shown, sample), alt }))
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {Panel} panel
+ */
+function pictures(node, panel) {
+  const items = (panel.shown.samples ?? []).map((sample) => {
+    const [step] = sample
+    const words = t("step {step}", { step })
+    const enlarge = () => {
+      panel.large = panel.large === step ? null : step
+      draw(node, panel)
+    }
+    const image = make("img", { src: address(panel.shown, sample, "webp;80"), alt: words, draggable: false })
+    const item = make("button", { type: "button", title: words, onclick: enlarge }, image, make("span", { textContent: words }))
+    item.classList.toggle("chosen", panel.large === step)
+    return item
+  })
+  const strip = make("div", { class: "strip" }, ...items)
+  strip.addEventListener("wheel", (event) => {
+    if (event.ctrlKey || strip.scrollWidth <= strip.clientWidth) return
+    event.preventDefault()
+    event.stopPropagation()
+    strip.scrollLeft += event.deltaY + event.deltaX
+  })
+  return strip
+}
+
+/** @param {GraphNode} node */
+export function removeTraining(node) {
+  const panel = panels.get(node)
+  if (!panel) return
+  panels.delete(node)
+  node.removeWidget(panel.widget)
+  node.setSize([node.size[0], node.size[1] - panel.added])
+  app.canvas.setDirty(true, true)
+}

@@ -1,0 +1,94 @@
+// What a training is at, in words, and its curve as points. It asks nothing of the page.
+
+import { t } from "../language.js"
+
+/**
+ * How far a training is, as `lycoris_nodes/training/node/live.py` and `told.py` say it.
+ *
+ * @typedef {{
+ *   stage?: string, done?: number, of?: number, step?: number, steps?: number, resumed?: number,
+ *   loss?: number, pace?: number | null, name?: string, folder?: string,
+ *   losses?: [number, number][], validation?: [number, number][], samples?: [number, number][],
+ *   differences?: string[], others?: Record<string, any>,
+ * }} Shown
+ */
+
+/** @param {number} seconds */
+export function duration(seconds) {
+  const whole = Math.round(seconds)
+  if (whole < 60) return t("{count} s", { count: whole })
+  const minutes = Math.round(seconds / 60)
+  if (minutes < 60) return t("{count} min", { count: minutes })
+  return t("{hours} h {minutes} min", { hours: Math.floor(minutes / 60), minutes: minutes % 60 })
+}
+
+/**
+ * A number with so many digits that count, without an exponent.
+ *
+ * @param {number} value
+ */
+export const digits = (value, count = 3) => String(Number(value.toPrecision(count)))
+
+/**
+ * What a node does, by the names that the server has for it, see `stages` in `lycoris_nodes/schema/report.py`.
+ *
+ * @param {Shown} shown
+ */
+export function inWords(shown) {
+  const { stage = "", step = 0, steps = 0, done = 0, of = 0 } = shown
+  if (stage === "waiting") return t("Waiting: runs before this one: {count}", { count: done })
+  if (stage === "next") return t("Waiting for the nodes before it")
+  if (stage === "loading") return t("Loading the model")
+  if (stage === "pictures") return t("Encoding pictures {done} of {of}", { done, of })
+  if (stage === "captions") return t("Encoding captions {done} of {of}", { done, of })
+  if (stage === "measuring") return t("Measuring {done} of {of}", { done, of })
+  if (stage === "sampling") return t("Sampling at step {step}: {done} of {of}", { step, done, of })
+  if (stage === "stopped") return t("Stopped at {step} of {steps}", { step, steps })
+  if (stage === "done") return ""
+  const { pace, loss } = shown
+  return [
+    t("Step {done} of {of}", { done, of }),
+    pace ? t("{pace} s a step", { pace: digits(pace, 2) }) : "",
+    pace && done < of ? t("{time} left", { time: duration((of - done) * pace) }) : "",
+    loss === undefined ? "" : t("loss {loss}", { loss: digits(loss) }),
+  ]
+    .filter(Boolean)
+    .join(", ")
+}
+
+export const WIDTH = 260
+export const HEIGHT = 96
+export const EDGES = { left: 34, right: 6, top: 6, bottom: 14 }
+
+/**
+ * The bounds of some curves and their points in a drawing of `WIDTH` by `HEIGHT`.
+ *
+ * @param {[number, number][][]} curves of steps and losses
+ * @param {number} steps
+ */
+export function layout(curves, steps) {
+  const all = curves.flatMap((curve) => curve.map(([, loss]) => loss))
+  const [low, high] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1]
+  const last = Math.max(steps, 1, ...curves.flatMap((curve) => curve.map(([step]) => step)))
+  const [right, bottom] = [WIDTH - EDGES.right, HEIGHT - EDGES.bottom]
+  const x = (/** @type {number} */ step) => EDGES.left + (step / last) * (right - EDGES.left)
+  // A flat curve is in the middle.
+  const y = (/** @type {number} */ loss) =>
+    high > low ? bottom - ((loss - low) / (high - low)) * (bottom - EDGES.top) : (EDGES.top + bottom) / 2
+  const lines = curves.map((curve) => curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" "))
+  return { low, high, last, x, y, lines }
+}
+
+/**
+ * A curve that is smoother the more points it has.
+ *
+ * @param {[number, number][]} points
+ * @returns {[number, number][]}
+ */
+export function smooth(points) {
+  const reach = Math.floor(points.length / 24)
+  return points.map(([step], at) => {
+    const near = points.slice(Math.max(0, at - reach), at + reach + 1)
+    return [step, near.reduce((sum, [, loss]) => sum + loss, 0) / near.length]
+  })
+}

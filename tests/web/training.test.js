@@ -1,0 +1,46 @@
+// What a training is at in words, its curve, and the values that stand for what is usual.
+
+import assert from "node:assert/strict"
+import { test } from "node:test"
+
+import { plain, shownValue } from "../../lycoris_nodes/web/training/usual.js"
+import { duration, inWords, layout, smooth } from "../../lycoris_nodes/web/training/words.js"
+
+test("each stage says its count", () => {
+  const training = { stage: "training", done: 120, of: 1500, loss: 0.08412, pace: 2.1 }
+  assert.equal(inWords(training), "Step 120 of 1500, 2.1 s a step, 48 min left, loss 0.0841")
+  // The first step knows no pace, and the last has nothing left.
+  assert.equal(inWords({ ...training, done: 1, pace: null }), "Step 1 of 1500, loss 0.0841")
+  assert.equal(inWords({ ...training, done: 1500 }), "Step 1500 of 1500, 2.1 s a step, loss 0.0841")
+  assert.equal(inWords({ stage: "captions", done: 12, of: 40 }), "Encoding captions 12 of 40")
+  assert.equal(inWords({ stage: "sampling", step: 100, done: 3, of: 20 }), "Sampling at step 100: 3 of 20")
+  assert.equal(inWords({ stage: "stopped", step: 3, steps: 60 }), "Stopped at 3 of 60")
+  assert.deepEqual([4, 59.7, 3599, 7500].map(duration), ["4 s", "1 min", "1 h 0 min", "2 h 5 min"])
+})
+
+test("a curve fills its drawing, also a flat one and one of a single point", () => {
+  const { low, high, lines, x } = layout([[[0, 2], [10, 1]], []], 20)
+  assert.deepEqual([low, high, lines[1]], [1, 2, ""])
+  assert.equal(lines[0], `${x(0).toFixed(1)},6.0 ${x(10).toFixed(1)},82.0`)
+  assert.ok(layout([[[1, 5]]], 1).lines[0].endsWith(",44.0"))
+  assert.ok(!layout([[], []], 0).lines.join("").includes("NaN"))
+  const noisy = /** @type {[number, number][]} */ (Array.from({ length: 96 }, (_, step) => [step, step % 2]))
+  assert.ok(Math.abs(smooth(noisy)[48][1] - 0.5) < 0.1)
+  assert.deepEqual(smooth([[1, 3]]), [[1, 3]])
+})
+
+test("what is usual is shown, and neither saved nor sent", () => {
+  assert.equal(shownValue("auto", "0.0001"), "auto: 0.0001")
+  for (const value of ["", 0, "0", "auto: 16", " auto "]) assert.equal(shownValue(value, "16"), "auto: 16")
+  // Another model, and one that is not known.
+  assert.equal(shownValue("auto: 16", "32", "16"), "auto: 32")
+  assert.equal(shownValue("auto: 16", undefined, "16"), "auto")
+  assert.equal(plain("auto: 16"), "auto")
+  // A number that is typed, and one of a workflow of an earlier version.
+  for (const [value, shown] of /** @type {[any, string][]} */ ([["8", "8"], [8, "8"], ["1e-4", "1e-4"], [1e-7, "0.0000001"]])) {
+    assert.equal(shownValue(value, "16"), shown)
+    assert.equal(plain(shown), shown)
+  }
+  // Who changes the number behind the word means it.
+  assert.equal(shownValue("auto: 0.0005", "0.0001"), "0.0005")
+})
