@@ -45,7 +45,16 @@ def add_routes() -> None:
 def _about(query: Mapping[str, str]) -> Answer:
     try:
         name = lora_name(query.get("file", ""))
-        return _json({"file": name, **asdict(about(peek_adapter(lora_path(name))))})
+        said = about(peek_adapter(lora_path(name)))
+        facts = facts_of([name])[name]
+        words = {
+            "triggers": facts.triggers,
+            "stated": facts.stated,
+            "problems": [*said.problems, *facts.problems],
+        }
+        more = [tag for tag in facts.tags if tag not in dict(said.tags)]
+        beside = {"title": facts.title, "preview": facts.preview, "tags_beside": more}
+        return _json({"file": name, **asdict(said), **words, **beside})
     except LycorisError as error:
         return _error(error)
 

@@ -74,6 +74,11 @@ def notes_beside(path: str, there: Callable[[str], bool] = os.path.isfile) -> Be
     )
 
 
+def trigger_words(said: Sequence[str], stated: bool, notes: Beside) -> tuple[str, ...]:
+    """The trigger words that an adapter or a table beside it states; else what the adapter says."""
+    return tuple(dict.fromkeys((*(said if stated else ()), *notes.words) or said))
+
+
 def _tables(path: str) -> list[Mapping[str, Any]]:
     """A table, and those in it that are of the same file, with their keys in small letters."""
     with open(path, "rb") as file:

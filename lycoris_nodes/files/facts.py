@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...lycoris_ops import LycorisError, about, adapter_stamp, peek_adapter
 from ..host.files import kept_folder
-from .beside import CLIPS, PICTURES, files_beside, notes_beside
+from .beside import CLIPS, PICTURES, files_beside, notes_beside, trigger_words
 from .loras import lora_path
 from .thumbnails import THUMBNAIL
 
@@ -39,6 +39,8 @@ class Facts:
     family: str = ""
     families: Sequence[str] = ()
     triggers: Sequence[str] = ()
+    stated: bool = False
+    """Whether the trigger words are stated, and not found in the tags of the training pictures."""
     tags: Sequence[str] = ()
     title: str = ""
     base: str = ""
@@ -74,7 +76,8 @@ def _facts(name: str, there: Callable[[str], bool]) -> Facts:
     previews = (kind for kind, endings in beside.items() if any(files_beside(path, endings, there)))
     return replace(
         own,
-        triggers=tuple(dict.fromkeys((*own.triggers, *notes.words))),
+        triggers=trigger_words(own.triggers, own.stated, notes),
+        stated=own.stated or bool(notes.words),
         tags=tuple(dict.fromkeys((*own.tags, *notes.tags))),
         title=notes.title,
         base=notes.base or own.base,
@@ -164,6 +167,7 @@ def _own(path: str) -> Facts:
         families=said.families,
         base=said.base,
         triggers=said.triggers,
+        stated=said.stated,
         tags=tuple(tag for tag, _ in said.tags[:TAGS]),
         preview="picture" if adapter.metadata.get(THUMBNAIL, "").startswith("data:image/") else "",
     )

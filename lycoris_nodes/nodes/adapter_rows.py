@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...lycoris_ops import Entry, PresetFile, Stack, about, adapter_stamp, load_adapter, located
+from ...lycoris_ops import About, Entry, PresetFile, Stack, about, adapter_stamp, load_adapter, located
+from ..files.beside import notes_beside, trigger_words
 from ..files.loras import lora_path
 from ..host.page import io
 from ..schema.checks import check, checked
@@ -58,8 +59,13 @@ class LycorisAdapterRows(io.ComfyNode):
     @checked
     def execute(cls, rows: str, stack: Stack | None = None) -> io.NodeOutput:
         own = own_presets()
-        added = [_entry(where, row, own) for where, row in live(parse_rows(rows))]
-        words = dict.fromkeys(word for entry in added for word in about(entry.adapter).triggers)
+        on = live(parse_rows(rows))
+        added = [_entry(where, row, own) for where, row in on]
+        words = dict.fromkeys(
+            word
+            for entry, (_, row) in zip(added, on, strict=True)
+            for word in _words(about(entry.adapter), row)
+        )
         return io.NodeOutput((stack or Stack()) + Stack(added), ", ".join(words))
 
 
@@ -76,10 +82,17 @@ def _check(rows: str | None) -> None:
 
 
 def _stamp(rows: str) -> str:
-    """A text that changes with the file of any active row, and with the presets that its rules may name."""
+    """A text that changes with the file of any active row, with the trigger words beside it, and with
+    the presets that its rules may name."""
     on = [row for _, row in live(parse_rows(rows))]
     presets = repr(own_presets().presets) if any(row.rules.strip() for row in on) else ""
-    return ";".join([*(adapter_stamp(lora_path(row.file)) for row in on), presets])
+    paths = [lora_path(row.file) for row in on]
+    words = repr([notes_beside(path).words for path in paths])
+    return ";".join([*(adapter_stamp(path) for path in paths), presets, words])
+
+
+def _words(said: About, row: Row) -> tuple[str, ...]:
+    return trigger_words(said.triggers, said.stated, notes_beside(lora_path(row.file)))
 
 
 def _entry(where: str, row: Row, own: PresetFile) -> Entry:

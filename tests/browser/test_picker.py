@@ -183,6 +183,12 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     picker.press("ArrowDown", "Control+Enter", "Control+Enter")
     picker.items.nth(2).click(modifiers=["Control"])
     assert picker.items.locator(".lycoris-chosen").all_inner_texts()[:4] == ["", "✓ 2", "✓ 1", ""]
+    # What is typed next is for the picker, wherever in it the mouse was last.
+    assert page.evaluate("document.activeElement.type") == "search"
+    picker.side.click(position={"x": 5, "y": 5})
+    picker.press("_")
+    assert picker.search.input_value() == "lokr_"
+    picker.press("Backspace")
     page.locator(".lycoris-bottom").get_by_text("3 added").wait_for()
     screenshot(f"{name}-ticks")
     picker.press("Escape")
@@ -216,11 +222,14 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
 
     # All of it is kept for the user, on a page that is new.
     picker.press("Escape")
+    kept = "app.api.getSetting('lycoris.picker').then(kept => kept.favourites[name])"
+    page.wait_for_function(f"name => {kept}", arg=NEON)
     page.evaluate("localStorage.clear()")
     ui.reload()
     picker = Picker(ui, vue_nodes, "lora.safetensors")
     page.locator(".lycoris-row .lycoris-file").click()
     picker.items.first.wait_for()
+    picker.read()
     assert picker.active.get_attribute("title") == "lora.safetensors"
     assert picker.shown()[:5] == ["picked/bob", "picked/styles/neon", "lokr_full", "lokr_both", "lokr"]
     picker.search.fill("ink wash")
@@ -274,6 +283,18 @@ def test_pictures_and_clips_are_cards_in_both_palettes(
     picker.search.fill("")
     picker.item(ALICE).hover()
     screenshot(f"{name}-list-light")
+    # It plays beside a row too, and in what is told of the file.
+    picker.search.fill("b0b")
+    picker.press("Enter")
+    row = page.locator(".lycoris-row")
+    row.locator(".lycoris-file").hover()
+    page.wait_for_function("document.querySelector('video.lycoris-preview')?.currentTime > 0")
+    screenshot(f"{name}-hover-light")
+    row.get_by_title("About the file").click()
+    page.wait_for_function("document.querySelector('.lycoris-info video')?.currentTime > 0")
+    for words in ("Bob the Builder", "b0b man", "person"):
+        page.locator(".lycoris-info").get_by_text(words).first.wait_for()
+    screenshot(f"{name}-about-light")
     assert ui.errors == []
 
 

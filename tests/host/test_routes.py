@@ -191,7 +191,17 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     assert found["triggers"] == ["ink wash", "w4", "w1", "w2", "w6", "w3", "w5"]
     assert set(found["tags"]) == {"tree", "drawing", "brush", "style", "ink", "six", "t"}
     assert (found["title"], found["base"], found["favourite"]) == ("Ink by hand", "SD 1.5 Hyper", True)
-    assert (found["preview"], found["problems"]) == ("picture", [])
+    assert (found["preview"], found["problems"], found["stated"]) == ("picture", [], True)
+    # The panel of a file has the same, and the node gives the words.
+    panel = json.loads(ask("/lycoris/adapters/about", file=file)[2])
+    assert all(panel[key] == found[key] for key in ("triggers", "title", "preview", "stated", "family"))
+    assert panel["tags"] == [["tree", 3]] and panel["tags_beside"] == found["tags"][1:]
+    rows = json.dumps([{"file": file}])
+    assert host.run("LycorisAdapterRows", rows)[1] == ", ".join(found["triggers"])
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisAdapterRows"]
+    stamp = node.fingerprint_inputs(rows)
+    lora_file("told.cm-info.json", b"{}")
+    assert node.fingerprint_inputs(rows) != stamp
     # What is no table takes nothing else away, and is said.
     lora_file("told.json", b"<html>")
     lora_file("told.metadata.json", b"[5]")

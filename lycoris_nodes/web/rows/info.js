@@ -1,10 +1,11 @@
-// What a file says of itself, in a panel. All of it is read from the file.
+// What a file says of itself, in a panel. All of it is read from the file and from what lies beside it.
 
 import { badges, make, nameParts } from "../elements.js"
 import { t } from "../language.js"
 import { badgesOf, shownSize, splitName } from "./names.js"
+import { mediaOf } from "./picker/media.js"
 import { openPopup } from "./popup.js"
-import { aboutFile, previewOf } from "./server.js"
+import { aboutFile } from "./server.js"
 
 const TAGS = 40
 
@@ -44,11 +45,10 @@ function copyButton(text) {
 
 /** @param {import("./server.js").About} about */
 function content(about) {
-  const picture = make("img", { class: "lycoris-picture", src: previewOf(about.file), alt: "" })
-  picture.onerror = () => picture.remove()
   const words = about.stated ? t("Trigger words") : t("Tags of every training picture")
   /** @type {[string, string][]} */
   const facts = [
+    [t("title"), about.title],
     [t("kind"), t("{kind}, rank {rank}", { kind: about.kind, rank: about.rank })],
     [t("base model"), about.base],
     [t("family"), about.family],
@@ -57,10 +57,11 @@ function content(about) {
     [t("size"), shownSize(about.size)],
     ...about.facts,
   ]
-  const tags = about.tags.slice(0, TAGS).map(([tag, count]) => `${tag} ${count}`)
+  const counted = about.tags.slice(0, TAGS).map(([tag, count]) => `${tag} ${count}`)
+  const tags = [...counted, ...about.tags_beside.slice(0, TAGS)]
   const triggers = about.triggers
   return [
-    picture,
+    ...(about.preview ? [make("div", { class: "lycoris-picture" }, mediaOf(about.file, about.preview, true))] : []),
     ...part(words, ...(triggers.length ? [chips(triggers), copyButton(triggers.join(", "))] : [])),
     table(facts.filter(([, value]) => value)),
     ...part(t("Notes"), ...about.notes.map((note) => make("p", { textContent: note }))),

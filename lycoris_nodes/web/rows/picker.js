@@ -22,6 +22,13 @@ const TAGS = 24
 /** @typedef {import("./picker/find.js").Item} Item */
 
 /**
+ * What was shown last.
+ *
+ * @type {{files: import("./server.js").Listed[], kept: import("./picker/find.js").Kept} | null}
+ */
+let latest = null
+
+/**
  * Ask for a file. `pick` gets each one that is chosen; with `many`, Ctrl-click leaves the picker open.
  *
  * @param {{
@@ -93,6 +100,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   /** @param {(kept: import("./picker/find.js").Kept) => import("./picker/find.js").Kept} change */
   function keep(change) {
     kept = change(kept)
+    if (latest) latest.kept = change(latest.kept)
     changeKept(change)
   }
 
@@ -101,7 +109,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
    * @param {boolean} stay
    */
   function choose(file, stay) {
-    keep((before) => withUse(before, file))
+    keep((now) => withUse(now, file))
     if (!stay) closePopup()
     else {
       chosen.set(file, (chosen.get(file) ?? 0) + 1)
@@ -114,7 +122,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   /** @param {Entry} entry */
   function star(entry) {
     const on = !isFavourite(kept, entry)
-    keep((before) => ({ ...before, favourites: { ...before.favourites, [entry.file]: on } }))
+    keep((now) => ({ ...now, favourites: { ...now.favourites, [entry.file]: on } }))
     arrange()
   }
 
@@ -123,9 +131,9 @@ export async function openPicker({ current, many = false, pick, model }, point) 
    * @param {boolean} closed
    */
   function fold(folder, closed) {
-    keep((before) => {
-      const others = before.closed.filter((one) => one !== folder)
-      return { ...before, closed: closed ? [...others, folder] : others }
+    keep((now) => {
+      const others = now.closed.filter((one) => one !== folder)
+      return { ...now, closed: closed ? [...others, folder] : others }
     })
     arrange()
   }
@@ -221,9 +229,9 @@ export async function openPicker({ current, many = false, pick, model }, point) 
 
   /** @param {string} key */
   function activate(key) {
-    const before = active
+    const last = active
     active = key
-    for (const one of [before, key]) {
+    for (const one of [last, key]) {
       const item = items.find((each) => each.key === one)
       const element = scroll.elementOf(one)
       if (item && element) dress(element, item)
@@ -270,6 +278,15 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     say()
   }
 
+  /** @param {import("./server.js").Listed[]} files */
+  function take(files) {
+    entries = entriesOf(files)
+    for (const entry of entries) {
+      const facts = knownFacts(entry.listed)
+      if (facts) learn(entry, facts, suits)
+    }
+  }
+
   /** Ask for what is not known of the files, those first that are seen. */
   async function read() {
     let most = FIRST
@@ -291,6 +308,8 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   function onKey(event) {
     // With an input method, Enter and arrows belong to the word that is typed.
     if (event.isComposing || !(event.target === search || event.target === panel)) return
+    if (event.target === panel && event.key.length === 1 && !event.ctrlKey && !event.metaKey) search.focus()
+    if (!kept) return
     const item = items.find(({ key }) => key === active)
     const cards = kept.view === "grid"
     const empty = !search.value
@@ -340,19 +359,22 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     return items.slice(0, items.indexOf(item)).findLast((one) => one.item === "folder" && one.depth < item.depth)
   }
 
-  search.oninput = () => arrange(true)
+  search.oninput = () => kept && arrange(true)
   panel.onkeydown = onKey
+  // A click keeps the keys in the picker: those of the front end delete and move nodes.
+  panel.tabIndex = -1
+  results.onmousedown = (event) => event.preventDefault()
   list.onclick = () => view("list")
   grid.onclick = () => view("grid")
   /** @param {"list" | "grid"} wanted */
   function view(wanted) {
-    keep((before) => ({ ...before, view: wanted }))
+    keep((now) => ({ ...now, view: wanted }))
     arrange()
     scroll.reveal(active)
     search.focus()
   }
   sort.onchange = () => {
-    keep((before) => ({ ...before, sort: sort.value }))
+    keep((now) => ({ ...now, sort: sort.value }))
     arrange(true)
     search.focus()
   }
@@ -363,23 +385,23 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     seen.disconnect()
   })
   search.focus()
-  let files
+  const anew = listed()
+  /** @type {NonNullable<typeof latest>} */
+  let known
   try {
-    ;[files, kept] = await Promise.all([listed(), readKept()])
+    // The list that was there last is shown until the new one is here.
+    known = latest ?? (await Promise.all([anew, readKept()]).then(([files, kept]) => ({ files, kept })))
   } catch (error) {
     results.dataset.empty = t("The server does not answer: {error}", { error: String(error) })
     return
   }
   if (!open) return
-  entries = entriesOf(files)
-  for (const entry of entries) {
-    const facts = knownFacts(entry.listed)
-    if (facts) learn(entry, facts, suits)
-  }
+  latest = known
   // The folders of the row's own file are open for now.
   const own = current?.replaceAll("\\", "/") ?? ""
-  kept = { ...kept, closed: kept.closed.filter((folder) => !own.startsWith(folder)) }
+  kept = { ...known.kept, closed: known.kept.closed.filter((folder) => !own.startsWith(folder)) }
   sort.value = kept.sort
+  take(known.files)
   arrange(true)
   popup.moved()
   model?.then((found) => {
@@ -388,9 +410,17 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     for (const entry of entries) if (entry.facts) learn(entry, entry.facts, suits)
     arrange()
   })
-  read().catch((error) => {
+  try {
+    const files = await anew
+    if (String(files) !== String(known.files)) {
+      known.files = files
+      take(files)
+      arrange()
+    }
+    await read()
+  } catch (error) {
     hint.textContent = t("The server does not answer: {error}", { error: String(error) })
-  })
+  }
 }
 
 /** Of a file that was taken away while the picker was open. */

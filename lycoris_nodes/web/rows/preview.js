@@ -1,19 +1,35 @@
-// The picture of a file while the pointer is on its name.
+// The picture or the clip of a file while the pointer is on its name.
 
-import { make } from "../elements.js"
-import { previewOf } from "./server.js"
+import { mediaOf } from "./picker/media.js"
+import { aboutFile } from "./server.js"
 
 const DELAY = 250
 const GAP = 8
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer
-/** @type {HTMLImageElement | null} */
+/** What the pointer is on. @type {HTMLElement | null} */
+let under = null
+/** @type {HTMLElement | null} */
 let shown = null
 
 export function hidePreview() {
   clearTimeout(timer)
   shown?.remove()
-  shown = null
+  under = shown = null
+}
+
+/**
+ * @param {HTMLElement} media
+ * @param {HTMLElement} element
+ */
+function place(media, element) {
+  if (shown !== media || !element.isConnected) return
+  const { left, right, top } = element.getBoundingClientRect()
+  document.body.append(media)
+  const { width, height } = media.getBoundingClientRect()
+  const fits = right + GAP + width < innerWidth
+  media.style.left = `${fits ? right + GAP : Math.max(0, left - GAP - width)}px`
+  media.style.top = `${Math.max(0, Math.min(top, innerHeight - height - GAP))}px`
 }
 
 /**
@@ -27,18 +43,15 @@ export function previewOnHover(element, fileOf) {
   element.addEventListener("pointerdown", hidePreview)
   element.addEventListener("pointerenter", () => {
     hidePreview()
-    timer = setTimeout(() => {
-      const picture = make("img", { class: "lycoris-preview", src: previewOf(fileOf()), alt: "" })
-      picture.onload = () => {
-        if (shown !== picture || !element.isConnected) return
-        const { left, right, top } = element.getBoundingClientRect()
-        document.body.append(picture)
-        const { width, height } = picture.getBoundingClientRect()
-        const fits = right + GAP + width < innerWidth
-        picture.style.left = `${fits ? right + GAP : Math.max(0, left - GAP - width)}px`
-        picture.style.top = `${Math.max(0, Math.min(top, innerHeight - height - GAP))}px`
-      }
-      shown = picture
+    under = element
+    timer = setTimeout(async () => {
+      const file = fileOf()
+      const { preview } = await aboutFile(file)
+      if (!preview || under !== element) return
+      const media = mediaOf(file, preview, true)
+      media.className = "lycoris-preview"
+      media.onload = media.onloadeddata = () => place(media, element)
+      shown = media
     }, DELAY)
   })
 }

@@ -10,7 +10,8 @@ const ROOT = "/lycoris/adapters"
  * @typedef {{
  *   error?: string, file: string, kind: string, rank: string, family: string, families: string[], base: string, date: string,
  *   dialect: string, size: number, facts: [string, string][], stated: boolean, triggers: string[],
- *   tags: [string, number][], notes: string[], problems: string[],
+ *   tags: [string, number][], notes: string[], problems: string[], title: string, preview: string,
+ *   tags_beside: string[],
  * }} About
  */
 

@@ -10,8 +10,10 @@ const MOST = 300
 /** @type {Kept} */
 const NOTHING = { view: "list", sort: "name", closed: [], favourites: {}, used: {} }
 
-/** What was changed last. @type {Promise<unknown>} */
-let last = Promise.resolve()
+/** Changes that are not written yet. @type {((kept: Kept) => Kept)[]} */
+const waiting = []
+/** What is being written. @type {Promise<unknown>} */
+let writing = Promise.resolve()
 
 /** @returns {Promise<Kept>} */
 async function stored() {
@@ -20,19 +22,22 @@ async function stored() {
 
 /** @returns {Promise<Kept>} */
 export async function readKept() {
-  await last
+  await writing
   return stored()
 }
 
-/**
- * Change what stays, as it is now: another page may have changed it.
- *
- * @param {(kept: Kept) => Kept} change
- */
+async function write() {
+  // As it is now: another page may have changed it.
+  const before = await stored()
+  const kept = waiting.splice(0).reduce((found, change) => change(found), before)
+  await app.api.storeSetting(/** @type {any} */ (ID), /** @type {any} */ (kept))
+}
+
+/** @param {(kept: Kept) => Kept} change */
 export function changeKept(change) {
-  const write = async () => app.api.storeSetting(/** @type {any} */ (ID), /** @type {any} */ (change(await stored())))
-  // Where the server does not answer, the next change tries again, and the picker says so.
-  last = last.then(write).catch(() => {})
+  waiting.push(change)
+  // Where the server does not answer, the next change is written with this one.
+  if (waiting.length === 1) writing = writing.then(write).catch(() => {})
 }
 
 /**
