@@ -2,10 +2,12 @@
 
     python -m tests.bench.clicks [--rgthree FOLDER] [--only TASK ...] [--side SIDE ...]
 
-runs in the environment of the tests, on one page of the real front end. FOLDER is a copy of rgthree-comfy's
-repository. A click counts 1, with the right button and with a modifier held too; a double click 2; a drag 1;
-a typed text 1, of any length; any other key 1. Every task begins with a workflow that runs, nothing selected and
-nothing open, and ends with a check of the prompt that would be sent, of a file, or of what the page shows.
+runs in the environment of the tests, in the real front end. FOLDER is a copy of rgthree-comfy's repository.
+
+A click counts 1, with the right button and with a modifier held too; a double click 2; a drag 1, and it
+ends at once where it should; a typed text 1, of any length; any other key 1. Every task begins with a
+workflow that runs, nothing selected and nothing open, and ends with a check of the prompt that is sent
+or of what the page shows.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from tests.harness.assets import assets, install
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Server, base_directory
 from tests.harness.page import Ui, chromium, page
-from tests.harness.templates import TRAIN, ready
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
@@ -38,11 +39,14 @@ FIVE = ("loha", "loha_tucker", "lokr", "lora", "lora_tucker")
 HIDDEN, BROKEN = "sumi", "page"
 """A file whose trigger words are not in its name, and one that is a page of HTML."""
 TRIGGER = "ink wash"
+STEP = 80
+"""How far a drag of ours goes for a strength of 1, in pixels."""
 CHANGED = (0.7, 0.5, 1.2)
 BLOCK = "input_blocks.1."
 Rows = list[tuple[str, float]]
 BUILD = """([nodes, links]) => {
-    const made = Object.fromEntries(Object.entries(nodes).map(([key, {type, pos, values = {}, loras = []}]) => {
+    const made = Object.fromEntries(Object.entries(nodes).map(([key, given]) => {
+        const {type, pos, values = {}, loras = []} = given
         const node = LiteGraph.createNode(type)
         node.pos = pos
         app.graph.add(node)
@@ -81,7 +85,7 @@ class Hand:
 
     def drag(self, start: Place, end: tuple[float, float]) -> None:
         self.count += 1
-        x, y = self._at(start)
+        x, y = self.middle(start)
         self.page.mouse.move(x, y)
         self.page.mouse.down()
         # Whole pixels, where it is short.
@@ -101,14 +105,13 @@ class Hand:
         self.count += 1
         self.ui.run()
 
-    def send(self) -> dict[str, Any]:
-        """Press Run, and return the prompt, which is not run."""
+    def send(self, *, blocked: bool = True) -> None:
+        """Press Run, and wait until the prompt is sent; where it is blocked, the host never gets it."""
         self.count += 1
-        with self.page.expect_request("**/api/prompt") as sent:
+        if blocked:
             self.page.route("**/api/prompt", lambda route: route.abort(), times=1)
+        with self.page.expect_request("**/api/prompt"):
             self.ui.press_run()
-        assert sent.value.post_data
-        return json.loads(sent.value.post_data)["prompt"]
 
     def _press(self, place: Place, *, right: bool = False, control: bool = False, clicks: int = 1) -> None:
         options: dict[str, Any] = {"button": "right" if right else "left", "click_count": clicks}
@@ -123,7 +126,7 @@ class Hand:
         # A second click at the same place would be a double click.
         self.page.wait_for_timeout(350)
 
-    def _at(self, place: Place) -> tuple[float, float]:
+    def middle(self, place: Place) -> tuple[float, float]:
         if isinstance(place, tuple):
             return place
         box = place.bounding_box()
@@ -183,11 +186,11 @@ class Side:
 
     # Places on the canvas.
 
-    def place(self, type: str, point: str, index: int = 0) -> tuple[float, float]:
+    def place(self, kind: str, point: str, index: int = 0) -> tuple[float, float]:
         """The place in the window of a point of the `index`-th node of a type."""
         x, y = self.page.evaluate(
             f"""async ([type, index]) => {{
-                // A node has its places once it is drawn, and those that are pressed come to the end of the list.
+                // A node has its places once it is drawn. One that is pressed comes to the end of the list.
                 app.canvas.setDirty(true, true)
                 await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))
                 const of = app.graph.nodes.filter(node => node.type === type)
@@ -198,27 +201,41 @@ class Side:
                 const [x, y] = app.canvas.ds.convertOffsetToCanvas({point})
                 return [left + x, top + y]
             }}""",
-            [type, index],
+            [kind, index],
         )
         return round(x), round(y)
 
-    def output(self, type: str, name: str, index: int = 0) -> tuple[float, float]:
-        return self.place(type, f"node.getConnectionPos(false, slot(node.outputs, '{name}'))", index)
+    def output(self, kind: str, name: str, index: int = 0) -> tuple[float, float]:
+        return self.place(kind, f"node.getConnectionPos(false, slot(node.outputs, '{name}'))", index)
 
-    def input(self, type: str, name: str, index: int = 0) -> tuple[float, float]:
-        return self.place(type, f"node.getConnectionPos(true, slot(node.inputs, '{name}'))", index)
+    def input(self, kind: str, name: str, index: int = 0) -> tuple[float, float]:
+        return self.place(kind, f"node.getConnectionPos(true, slot(node.inputs, '{name}'))", index)
 
-    def widget(self, type: str, name: str, index: int = 0) -> tuple[float, float]:
+    def widget(self, kind: str, name: str, index: int = 0) -> tuple[float, float]:
         middle = f"[node.pos[0] + node.size[0] / 2, node.pos[1] + widget('{name}').last_y + 10]"
-        return self.place(type, middle, index)
+        return self.place(kind, middle, index)
 
-    def title(self, type: str, index: int = 0) -> tuple[float, float]:
-        return self.place(type, "[node.pos[0] + 60, node.pos[1] - 15]", index)
+    def title(self, kind: str, index: int = 0) -> tuple[float, float]:
+        return self.place(kind, "[node.pos[0] + 60, node.pos[1] - 15]", index)
 
     def free(self, index: int) -> tuple[float, float]:
         """A free place for the `index`-th new node."""
         column, line = divmod(index, 3)
         return self.place("CheckpointLoaderSimple", f"[{420 + 300 * column}, {250 + 190 * line}]")
+
+    def new_node(self, start: Place, words: str, title: str, at: tuple[float, float], hand: Hand) -> None:
+        """Drag a link from an output to a free place, and choose a node in the search that opens."""
+        hand.drag(start, at)
+        if words:
+            self.page.get_by_placeholder("Add a node...").wait_for()
+            hand.type(words)
+        nodes = self.page.evaluate("app.graph.nodes.length")
+        hand.click(self.page.get_by_role("dialog").get_by_text(title, exact=True).first)
+        # It follows the mouse until the next press.
+        self.page.wait_for_function(f"app.graph.nodes.length > {nodes}")
+        self.page.mouse.move(*at, steps=4)
+        self.page.wait_for_timeout(300)
+        hand.click(at)
 
     # What is checked.
 
@@ -286,20 +303,6 @@ class Core(Side):
         for name in ("strength_model", "strength_clip"):
             x, y = self.widget(self.loader, name, index)
             hand.drag((x, y), (x + round(100 * (strength - 1)), y))
-
-    def new_node(self, start: Place, words: str, title: str, at: tuple[float, float], hand: Hand) -> None:
-        """Drag a link from an output to a free place, and choose a node in the search that opens."""
-        hand.drag(start, at)
-        if words:
-            self.page.get_by_placeholder("Add a node...").wait_for()
-            hand.type(words)
-        nodes = self.page.evaluate("app.graph.nodes.length")
-        hand.click(self.page.get_by_role("dialog").get_by_text(title, exact=True).first)
-        # It follows the mouse until the next press.
-        self.page.wait_for_function(f"app.graph.nodes.length > {nodes}")
-        self.page.mouse.move(*at, steps=4)
-        self.page.wait_for_timeout(300)
-        hand.click(at)
 
     def link(self, kind: str, start: tuple[str, int], end: tuple[str, str, int], hand: Hand) -> None:
         hand.drag(self.output(start[0], kind, start[1]), self.input(*end))
@@ -503,6 +506,9 @@ class Ours(Side):
             "apply": {"type": "LycorisApplyStack", "pos": [550, 0]},
         }, "apply"
 
+    def free(self, index: int) -> tuple[float, float]:
+        return self.place(self.loader, f"[700, {350 + 190 * index}]")
+
     def line(self, index: int) -> Locator:
         return self.page.locator(".lycoris-row").nth(index)
 
@@ -520,6 +526,37 @@ class Ours(Side):
         end = self.line(0).bounding_box()
         assert end
         hand.drag(self.line(2).locator(".lycoris-handle"), (end["x"] + 30, end["y"] + end["height"] / 2))
+
+    def change_three(self, hand: Hand) -> None:
+        for index, strength in enumerate(CHANGED):
+            field = self.line(index).get_by_label("strength of the model")
+            x, y = hand.middle(field)
+            hand.drag(field, (x + round(STEP * (strength - 1)), y))
+
+    def find(self, hand: Hand) -> None:
+        hand.click(self.page.get_by_role("button", name="+ Add LoRA / LyCORIS"))
+        hand.type(TRIGGER)
+        self.page.wait_for_timeout(1000)
+        hand.key("Enter")
+
+    def read_why(self, hand: Hand) -> None:
+        hand.send(blocked=False)
+        box = self.page.locator(".lycoris-report")
+        box.get_by_text(BROKEN).first.wait_for()
+
+    def compare(self, hand: Hand) -> None:
+        hand.run()
+        field = self.line(0).get_by_label("strength of the model")
+        x, y = hand.middle(field)
+        hand.drag(field, (x - round(STEP / 2), y))
+        hand.run()
+        hand.key("a")
+
+    def smaller(self, hand: Hand) -> None:
+        self.new_node(self.output(self.loader, "stack"), "", "Resize / Convert LoRA", self.free(0), hand)
+        resize = self.output("LycorisResizeAdapter", "stack")
+        self.new_node(resize, "", "Save LoRA / LyCORIS", self.free(2), hand)
+        hand.send()
 
     def swap(self, hand: Hand) -> None:
         hand.click(self.line(1).locator(".lycoris-file"))
