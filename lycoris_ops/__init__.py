@@ -19,6 +19,7 @@ from .changes.timing import CLOCKS as CLOCKS
 from .changes.timing import CURVES as CURVES
 from .changes.timing import Curve as Curve
 from .changes.timing import Moment as Moment
+from .charts import Picture as Picture
 from .charts import check_png as check_png
 from .discovery import discover as discover
 from .errors import DivergedError as DivergedError

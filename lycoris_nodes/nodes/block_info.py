@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Stack, blocks_picture, describe_blocks, survey
-from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.page import io, picture_tensor, progress
 from ..host.weights import LoadedWeights
 from ..schema.checks import checked
 from ..schema.inputs import SHAPE, output, stack_input
-from ..schema.report import report_output
+from ..schema.report import report_output, with_report
 
 
 class LycorisBlockInfo(io.ComfyNode):
@@ -39,6 +39,7 @@ class LycorisBlockInfo(io.ComfyNode):
     def execute(cls, model: Any, clip: Any = None, stack: Stack | None = None) -> io.NodeOutput:
         weights = LoadedWeights("the connected model", model, clip)
         surveyed = survey(stack or Stack(), weights.shapes, read=weights.original, progress=progress(1))
-        picture = picture_tensor(blocks_picture(surveyed).image())
-        text = describe_blocks(surveyed)
-        return io.NodeOutput(text, picture, ui={"text": (text,), **shown_pictures(picture, cls)})
+        picture = blocks_picture(surveyed)
+        report, shown = describe_blocks(surveyed), picture_tensor(picture.image())
+        told = with_report(report=report, picture=picture)
+        return io.NodeOutput(report, shown, ui=told.ui)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...lycoris_ops import Stack, describe_examination, examination_picture, examine
-from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.page import io, picture_tensor, progress
 from ..host.weights import compute_device, connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import SHAPE, no_stack, optional_model, output, stack_input
-from ..schema.report import report_output
+from ..schema.report import report_output, with_report
 
 
 class LycorisInspect(io.ComfyNode):
@@ -70,6 +70,7 @@ class LycorisInspect(io.ComfyNode):
             device=compute_device(),
             progress=progress(1),
         )
-        text = describe_examination(found)
-        shown = picture_tensor(examination_picture(found).image())
-        return io.NodeOutput(shown, text, ui={"text": (text,), **shown_pictures(shown, cls)})
+        picture = examination_picture(found)
+        return with_report(
+            picture_tensor(picture.image()), report=describe_examination(found), picture=picture
+        )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...lycoris_ops import Plan, parse_size, plan_picture, plan_ranks, probe
-from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.page import io, picture_tensor, progress
 from ..schema.checks import checked
 from ..schema.inputs import (
     AS_FAMILY,
@@ -147,7 +147,7 @@ class LycorisPlan(io.ComfyNode):
             plan = Plan.of_json(edited, probe=found)
         else:
             plan = plan_ranks(found, size=wanted, algorithms=kinds)
-        picture = picture_tensor(plan_picture(plan).image())
+        picture = plan_picture(plan)
         notes = [
             f"loss {found.loss:.4g} over {found.batches} latents",
             *guidance_in_words(family, positive),
@@ -155,4 +155,5 @@ class LycorisPlan(io.ComfyNode):
         report = "\n".join(
             [f"{plan.verdict()}\n", f"{plan}\n", *notes, *masks_in_words(latents, masks, "latents")]
         )
-        return with_report(plan, picture, plan.json(), report=report, shown=shown_pictures(picture, cls))
+        shown = picture_tensor(picture.image())
+        return with_report(plan, shown, plan.json(), report=report, picture=picture)

@@ -42,6 +42,7 @@ class LycorisSaveAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dialect",
+                    display_name="names of",
                     options=[AS_IT_IS, *WRITTEN_DIALECTS],
                     default=AS_IT_IS,
                     tooltip="The tool whose layer names and tensors to write: kohya (sd-scripts, most web "

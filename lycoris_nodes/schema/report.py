@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...lycoris_ops import LycorisError, Stack, describe_fit, fit_verdict
+from ...lycoris_ops import LycorisError, Picture, Stack, describe_fit, fit_verdict
 from ..host.files import shown_text
 from ..host.page import io, tell_page
 from .inputs import output
@@ -55,20 +55,19 @@ def with_report(
     brief: str | None = None,
     state: str = "all",
     shown: Mapping[str, Any] | None = None,
+    picture: Picture | None = None,
 ) -> io.NodeOutput:
     """A node's results, then its report.
 
     The front end gets `shown` and, as `text`, the report for the node's box. If there is a `brief` report,
-    the box shows it with the whole one folded below. `state` is as in `lyc.verdict`, or `all`.
+    the box shows it with the whole one folded below. `state` is as in `lyc.verdict`, or `all`. The box draws
+    the `picture` in the colours of the page.
     """
     report = shown_text(report)
     text = report if brief is None else shown_text(brief)
     whole = (report,) if text != report else ()
-    return io.NodeOutput(
-        *results,
-        report,
-        ui={"text": (text,), "lycoris": ({"state": state, "whole": whole},), **(shown or {})},
-    )
+    about = {"state": state, "whole": whole, **({"drawing": picture.svg()} if picture else {})}
+    return io.NodeOutput(*results, report, ui={"text": (text,), "lycoris": (about,), **(shown or {})})
 
 
 def with_fit(stack: Stack) -> io.NodeOutput:

@@ -4,6 +4,7 @@
 import { app } from "../../scripts/app.js"
 import { make } from "./elements.js"
 import { drawn, isOurs } from "./nodes.js"
+import { isMet } from "./search.js"
 
 /** @type {Record<string, string>} */
 const COLOURS = { LYCORIS_STACK: "#58c7a8", LYCORIS_PLAN: "#c792e0", LORA_STACK: "#a0c75c" }
@@ -77,8 +78,24 @@ export function onShowAdvanced(node, act) {
   })
 }
 
+/**
+ * Put the rows before all other nodes where the search is for "lora" or "lycoris". The front end's own order follows
+ * how often nodes of its list are used, and looks at names alone, not at aliases.
+ *
+ * @param {Record<string, any>} definitions
+ */
+function putFirst({ LycorisAdapterRows: rows }) {
+  if (!rows) return
+  // The search calls it on its entry for the node, which has all that a definition has.
+  rows.postProcessSearchScores = function (/** @type {number[]} */ [way, ...score]) {
+    return isMet([this.name, this.display_name], [way, ...score]) ? [-1, 0, ...score] : [way, 0, ...score]
+  }
+}
+
 app.registerExtension({
   name: "lycoris.frontend",
+
+  addCustomNodeDefs: putFirst,
 
   setup() {
     // Links and slots that Vue draws. A palette sets the same on the element, which takes precedence.

@@ -30,8 +30,8 @@ function removeAll(state) {
  */
 function show(node, output) {
   if (!output?.text) return
-  const [{ state, whole } = /** @type {any} */ ({})] = output.lycoris ?? []
-  fill(node, state ?? "all", output.text.join("\n"), whole?.[0])
+  const [{ state, whole, drawing } = /** @type {any} */ ({})] = output.lycoris ?? []
+  fill(node, state ?? "all", output.text.join("\n"), whole?.[0], drawing)
 }
 
 /**

@@ -72,7 +72,7 @@ def _stray(resolution: EntryResolution) -> list[str]:
 def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     entry, adapter = resolution.entry, resolution.entry.adapter
     most = None if whole else ITEMS
-    lines = [entry.name, f"  dialect {adapter.dialect}; {_kinds(resolution)}"]
+    lines = [entry.name, f"  names of {adapter.dialect}; {_kinds(resolution)}"]
     strengths = f"  strength {entry.strength:g}"
     if entry.strength_clip is not None:
         strengths += f", text encoder {entry.strength_clip:g}"

@@ -16,6 +16,6 @@ def describe_saved(result: SaveResult) -> str:
     # All of PEFT's files have the same name, so show the folder's too.
     shown = f"{name.parent.name}/{name.name}" if name.name == PEFT_FILE else name.name
     layers = number_of(result.layers, "layer")
-    lines = [f"{shown}: {layers} in the dialect {result.dialect}, {result.size / 1e6:.2f} MB"]
+    lines = [f"{shown}: {layers} with the names of {result.dialect}, {result.size / 1e6:.2f} MB"]
     lines += [f"  {change}" for change in (*result.changes, *result.in_comfy)]
     return paragraph([*lines, "  read back: every layer is in the file as it should be", result.path])

@@ -62,7 +62,7 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
 
 def in_words(found: Mapping[str, Any]) -> str:
     """The `summary` of an adapter as lines of text."""
-    lines = [f"{found['file']}", f"  dialect {found['dialect']}, {found['size'] / 1e6:.2f} MB"]
+    lines = [f"{found['file']}", f"  names of {found['dialect']}, {found['size'] / 1e6:.2f} MB"]
     for name, kind in found["kinds"].items():
         ranks, alphas = counted(kind["ranks"]), counted(kind["alphas"])
         lines.append(f"  {kind['layers']} {name}: rank {ranks}; alpha {alphas}")

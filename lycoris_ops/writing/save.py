@@ -278,7 +278,7 @@ def _changes(
     joined = sum(len(m.planned.sources) for m in from_many)
     dropped = _dropped(adapter, loose)
     lines = [
-        (adapter.dialect != dialect, f"dialect {adapter.dialect} to {dialect}"),
+        (adapter.dialect != dialect, f"names of {adapter.dialect} to {dialect}"),
         (dtype is not None, f"factors in {str(dtype).removeprefix('torch.')}"),
         (
             bool(partial),

@@ -15,11 +15,11 @@ from .workflow import with_values
 
 FOLDER = ROOT / "workflows"
 TEMPLATES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
-BLEND = "blend_lora_lycoris"
-EXPORT = "export_checkpoint_lora_lycoris"
-CONVERT = "convert_lora_lycoris"
-EXTRACT = "extract_and_resize_lora_lycoris"
-TRAIN = "train_a_style_lora_lycoris"
+BLEND = "01 Blend LoRA and LyCORIS files"
+EXPORT = "08 Export a checkpoint with LoRA and LyCORIS files"
+CONVERT = "07 Convert LoRA and LyCORIS files"
+EXTRACT = "06 Shrink and extract LoRA and LyCORIS files"
+TRAIN = "10 Train a LoRA or LyCORIS file"
 WRITING = {EXPORT: "LycorisSaveCheckpoint", CONVERT: "LycorisSaveAdapter"}
 """Templates that are there to write a file, with the node that does. In others such nodes are muted."""
 

@@ -1,7 +1,7 @@
 """Draws the thumbnails of the templates: `python -m tests.harness.thumbnails [NAME ...]`, in the environment.
 
-Each template is run in the real front end with the models of `assets`, and the picture is of the node that
-says most of it, as it is then.
+Each template is run in the real front end with the models of `assets`. The picture has the whole graph above,
+and below it the node that says most of the result.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from .templates import FOLDER, SMALL, TEMPLATES, TRAIN, Values, ready
 
 SIDE = 600
 """Pixels of a thumbnail."""
+GRAPH = 220
+"""How high the graph is in it."""
 MARGIN = 14
-"""Around the node, in the units of the canvas."""
+"""Around the graph and the node, in the units of the canvas."""
 SHOWN = {
-    "blend": "LycorisAdapterRows",
-    "block_weights": "LycorisBlockInfo",
-    "bypass_quantised": "LycorisApplyStack",
-    "convert": "LycorisSaveAdapter",
-    "export_checkpoint": "LycorisSaveCheckpoint",
-    "extract_and_resize": "LycorisResizeAdapter",
-    "inspect": "PreviewImage",
-    "merge": "LycorisMergeAdapters",
-    "schedule": "LycorisSchedule",
-    "train": "LycorisTrain",
+    "01": "LycorisAdapterRows",
+    "02": "LycorisBlockInfo",
+    "03": "LycorisSchedule",
+    "04": "LycorisInspect",
+    "05": "LycorisMergeAdapters",
+    "06": "LycorisResizeAdapter",
+    "07": "LycorisSaveAdapter",
+    "08": "LycorisSaveCheckpoint",
+    "09": "LycorisApplyStack",
+    "10": "LycorisTrain",
 }
-"""The node in the picture of each template, by the part of its name before `_lora_lycoris`."""
+"""The node in the picture of each template, by its number."""
 LONGER: Values = {"LycorisDataset": {"held_out": 2}, "LycorisTrain": {"steps": 24, "rank": 4}}
 """Enough steps for a curve."""
 
@@ -65,25 +67,6 @@ def draw(ui: Ui, name: str) -> None:
     ui.page.wait_for_timeout(4000)
     if over := ui.overlaps(vue_nodes=False):
         raise RuntimeError(f"{name}: nodes are over each other after the run: {over}")
-    box = ui.page.evaluate(
-        """([type, side, margin]) => {
-            const node = app.graph.nodes.find(node => node.type === type)
-            const [left, top, width, height] = node.getBounding()
-            // Of a tall node the lower part, where its picture is.
-            const scale = side / (Math.min(Math.max(width, height), 1.3 * width) + 2 * margin)
-            // Where the square is on the canvas, and how far in it the node begins.
-            const [x, y] = [400, 200]
-            const across = (side - width * scale) / 2
-            const room = side - height * scale
-            const down = room < 0 ? room - margin * scale : room / 2
-            const offset = [(x + across) / scale - left, (y + down) / scale - top]
-            Object.assign(app.canvas.ds, {scale, offset})
-            app.canvas.setDirty(true, true)
-            const canvas = app.canvas.canvas.getBoundingClientRect()
-            return {x: canvas.left + x, y: canvas.top + y, width: side, height: side}
-        }""",
-        [SHOWN[name.removesuffix("_lora_lycoris")], SIDE, MARGIN],
-    )
     # The picture is for everyone, and no folder of one machine belongs in it.
     ui.page.evaluate(
         """base => {
@@ -95,10 +78,42 @@ def draw(ui: Ui, name: str) -> None:
         }""",
         str(ui.server.base),
     )
-    ui.page.wait_for_timeout(1000)
-    picture = Image.open(io.BytesIO(ui.page.screenshot(clip=box))).convert("RGB")
+    whole, node = (taken(ui, of, high) for of, high in ((None, GRAPH), (SHOWN[name[:2]], SIDE - GRAPH)))
+    picture = Image.new("RGB", (SIDE, SIDE))
+    picture.paste(whole, (0, 0))
+    picture.paste(node, (0, GRAPH))
     picture.save(FOLDER / f"{name}.jpg", quality=85, optimize=True)
     print(f"{name}.jpg", flush=True)
+
+
+def taken(ui: Ui, of: str | None, high: int) -> Image.Image:
+    """What the canvas shows of the node of a type, or of all nodes, in SIDE by `high` pixels.
+
+    Of a tall node it is the lower part, where its result is.
+    """
+    box = ui.page.evaluate(
+        """([type, side, high, margin]) => {
+            const boxes = app.graph.nodes.filter(node => !type || node.type === type)
+                .map(node => node.getBounding())
+            const left = Math.min(...boxes.map(box => box[0])), top = Math.min(...boxes.map(box => box[1]))
+            const width = Math.max(...boxes.map(box => box[0] + box[2])) - left
+            const height = Math.max(...boxes.map(box => box[1] + box[3])) - top
+            const scale = Math.min(side / (width + 2 * margin), 1.6)
+            // Where the cut is on the canvas, and how far in it the nodes begin.
+            const [x, y] = [300, 100]
+            const across = (side - width * scale) / 2
+            const room = high - height * scale
+            const down = room < 0 ? room - margin * scale : room / 2
+            const offset = [(x + across) / scale - left, (y + down) / scale - top]
+            Object.assign(app.canvas.ds, {scale, offset})
+            app.canvas.setDirty(true, true)
+            const canvas = app.canvas.canvas.getBoundingClientRect()
+            return {x: canvas.left + x, y: canvas.top + y, width: side, height: high}
+        }""",
+        [of, SIDE, high, MARGIN],
+    )
+    ui.page.wait_for_timeout(1000)
+    return Image.open(io.BytesIO(ui.page.screenshot(clip=box))).convert("RGB")
 
 
 def main(names: list[str]) -> int:

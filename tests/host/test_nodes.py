@@ -48,7 +48,7 @@ def test_the_report_tells_what_was_applied(host: Host, plain: Patched) -> None:
     for part in (
         "lora.safetensors",
         "lokr.safetensors",
-        "dialect kohya; 191 lora (rank 4; alpha 2 x171, 3 x20)",
+        "names of kohya; 191 lora (rank 4; alpha 2 x171, 3 x20)",
         "strength 0.8, text encoder 0.7; rules: mid = 0.5; in.99 = 2",
         "applied 191 of 191 layers",
         "1 pattern of the rules matches nothing:\n"

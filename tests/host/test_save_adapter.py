@@ -286,8 +286,8 @@ def test_the_node_writes_numbered_files_and_says_what_it_did(
     # Without where the output folder is on this machine.
     assert report.splitlines()[-1] == "output/loras/written_00001_.safetensors"
     assert (first.name, second.name) == ("written_00001_.safetensors", "written_00002_.safetensors")
-    assert report.startswith("written_00001_.safetensors: 191 layers in the dialect comfy")
-    assert "dialect kohya to comfy" in report and "factors in float32" in report
+    assert report.startswith("written_00001_.safetensors: 191 layers with the names of comfy")
+    assert "names of kohya to comfy" in report and "factors in float32" in report
     live = host.apply(plain, stack)
     again = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(first))]))
     assert set(again.patches) == set(live.patches)

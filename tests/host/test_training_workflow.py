@@ -97,7 +97,7 @@ def of_type(prompt: dict[str, Any], kind: str) -> str:
 def test_templates_are_named_where_users_read() -> None:
     """The README lists them all, and the help pages name none that is not there."""
     pages = [ROOT / "README.md", *(ROOT / "lycoris_nodes" / "web" / "docs").glob("*.md")]
-    listed, *named = (set(re.findall(r"`(\w+_lora_lycoris)`", page.read_text("utf-8"))) for page in pages)
+    listed, *named = (set(re.findall(r"`(\d\d [^`]+)`", page.read_text("utf-8"))) for page in pages)
     assert listed == set().union(*named) == set(TEMPLATES)
     assert all((FOLDER / f"{name}.jpg").is_file() for name in TEMPLATES)
 

@@ -83,7 +83,7 @@ def test_inspect_says_what_a_file_holds(file: Path, model: Path) -> None:
     done = run("inspect", file)
     assert done.returncode == 0 and not done.stderr
     for part in (
-        "dialect kohya, 0.20 MB",
+        "names of kohya, 0.20 MB",
         "1 lora: rank 2; alpha 1",
         "parts: diffusion model x1",
         "dtypes: F32 x4",
@@ -220,7 +220,7 @@ def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> 
     arguments = ("convert", file, "-o", out, "--dialect", "comfy", "--model", model, "--drop-unread")
     done = run(*arguments, "--dtype", "bf16", "--metadata", "note=a=b", "--metadata", "ss_tag_frequency=")
     assert done.returncode == 0, done.stderr
-    assert "1 layer in the dialect comfy" in done.stdout and "read back" in done.stdout
+    assert "1 layer with the names of comfy" in done.stdout and "read back" in done.stdout
     assert done.stderr == "1 layers made\n"
     tensors = load_file(out)
     assert tensors["diffusion_model.input_blocks.1.1.proj_in.lora_up.weight"].dtype == torch.bfloat16
@@ -232,7 +232,7 @@ def test_convert_writes_and_reports(file: Path, model: Path, tmp_path: Path) -> 
     assert out.read_bytes() == before
     report = json.loads(run(*arguments, "--json", "--overwrite").stdout)
     assert report["path"] == str(out) and report["layers"] == 1
-    assert "dialect kohya to comfy" in report["changes"]
+    assert "names of kohya to comfy" in report["changes"]
 
 
 def test_convert_to_peft_writes_a_folder(file: Path, model: Path, tmp_path: Path) -> None:

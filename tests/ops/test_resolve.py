@@ -252,7 +252,7 @@ def test_the_report_tells_kinds_ranks_alphas_and_stays_short(tmp_path: Path) -> 
     text = lyc.describe(lyc.resolve(stack, HOST))
     for part in (
         "mixed.safetensors",
-        "dialect kohya",
+        "names of kohya",
         "500 loha (rank 3; alpha 2)",
         "1 lora (rank 2; alpha none)",
         "strength 0.7",

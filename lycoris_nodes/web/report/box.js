@@ -8,9 +8,13 @@ import { addStyle, make } from "../elements.js"
 import { t } from "../language.js"
 import { drawn, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../wheel.js"
+import { pictureOf } from "./picture.js"
 import { firstAndRest, freeBelow } from "./words.js"
 
 addStyle("./style.css", import.meta.url)
+
+// The most lines that a box with a picture has.
+const DRAWN = 36
 
 /**
  * `bare` is the height of the node without its box. `drawn` is the one with it, once the latest of its `fills` has
@@ -39,8 +43,9 @@ export function bareHeight(node) {
  * How high a box can be: down to the next node below, but never less than its first line needs.
  *
  * @param {GraphNode} node
+ * @param {number} lines that it has at most
  */
-function heightFor(node) {
+function heightFor(node, lines) {
   const { NODE_SLOT_HEIGHT: gap, NODE_TITLE_HEIGHT: title, NODE_WIDGET_HEIGHT: line } = LiteGraph
   const [x, y] = node.pos
   const [width, height] = node.size
@@ -51,15 +56,18 @@ function heightFor(node) {
   const free = freeBelow({ left: x, right: x + width, bottom: y + Math.max(height, needed) }, others)
   // What the node has below its widgets is free too.
   const spare = Math.max(0, height - needed)
-  return Math.round(Math.max(2.5 * line, Math.min(10 * line, free - gap + spare)))
+  return Math.round(Math.max(2.5 * line, Math.min(lines * line, free - gap + spare)))
 }
 
-/** @param {GraphNode} node */
-function addBox(node) {
+/**
+ * @param {GraphNode} node
+ * @param {number} lines
+ */
+function addBox(node, lines) {
   const element = make("div", { class: "lycoris-report", tabIndex: 0 })
   shareWheel(element)
   const bare = node.size[1]
-  const room = heightFor(node)
+  const room = heightFor(node, lines)
   // Vue makes a node as high as what is in it.
   if (LiteGraph.vueNodesMode) element.style.maxHeight = `${room}px`
   const widget = showElement(node, "report", element, {
@@ -81,9 +89,13 @@ function addBox(node) {
  * @param {string} state
  * @param {string} report
  * @param {string} [whole] what the report leaves out, folded
+ * @param {string} [drawing] a picture, as SVG
  */
-export async function fill(node, state, report, whole) {
-  const box = boxes.get(node) ?? addBox(node)
+export async function fill(node, state, report, whole, drawing) {
+  const lines = drawing ? DRAWN : 10
+  // A box of a text alone has no room for a picture.
+  if (drawing && boxes.get(node)?.widget.element.dataset.drawn !== "true") remove(node)
+  const box = boxes.get(node) ?? addBox(node, lines)
   const { element } = box.widget
   box.bare = bareHeight(node)
   box.drawn = null
@@ -92,8 +104,10 @@ export async function fill(node, state, report, whole) {
   // Where Vue draws nodes, its word for what keeps the wheel to itself.
   const capture = () => (element.dataset.captureWheel = String(canScroll(element)))
   const [first, rest] = firstAndRest(report)
+  element.dataset.drawn = String(Boolean(drawing))
   const parts = [
     make("pre", { class: "first", textContent: first }),
+    ...(drawing ? [pictureOf(drawing)] : []),
     make("pre", { class: "rest", textContent: rest }),
   ]
   if (whole) {
