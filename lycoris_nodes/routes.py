@@ -6,7 +6,7 @@ Nothing is changed, but for a stopped training that the user sets aside.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from .files.models import asked_models, told_model
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
 from .host.page import Answer, answer_get, answer_post
+from .stacks.bars import shown_bars, weighed_bars
 from .stacks.curves import drawn
 from .stacks.rows import parse_rows, row_table
 from .training.node.told import told
@@ -26,6 +27,8 @@ ROWS = "/lycoris/rows"
 CURVE = "/lycoris/curve"
 MODEL = "/lycoris/model"
 TRAINING = "/lycoris/training"
+BARS = "/lycoris/bars"
+RULES = "/lycoris/rules"
 
 
 def add_routes() -> None:
@@ -37,6 +40,8 @@ def add_routes() -> None:
     answer_post(ROWS, _rows)
     answer_post(MODEL, _model)
     answer_post(TRAINING, _training)
+    answer_post(BARS, lambda text: _answered(shown_bars, text))
+    answer_post(RULES, lambda text: _answered(weighed_bars, text))
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
 
 
@@ -109,6 +114,13 @@ def _preview(query: Mapping[str, str]) -> Answer:
         return Answer(200, *thumbnail(lora_path(lora_name(query.get("file", "")))))
     except LycorisError:
         return Answer(204, "image/jpeg", b"")
+
+
+def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Answer:
+    try:
+        return _json(act(json.loads(text)))
+    except LycorisError as error:
+        return _error(error)
 
 
 def _error(error: LycorisError) -> Answer:

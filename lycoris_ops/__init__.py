@@ -71,6 +71,7 @@ from .merge.registry import merge_methods as merge_methods
 from .modules.presets import PRESETS as PRESETS
 from .names.architectures import TRAINED as TRAINED
 from .names.architectures import Training as Training
+from .names.blocks import Blocks as Blocks
 from .names.dialects import KEPT as KEPT
 from .names.dialects import WRITTEN_DIALECTS as WRITTEN_DIALECTS
 from .names.dialects import own_dialect as own_dialect
@@ -118,6 +119,7 @@ from .rules.presets import read_presets as read_presets
 from .rules.rules import Rules as Rules
 from .rules.rules import without_comment as without_comment
 from .rules.schedule import Schedule as Schedule
+from .stack.bars import Bars as Bars
 from .stack.kept_plans import kept_plan as kept_plan
 from .stack.resolve import Match as Match
 from .stack.resolve import Resolution as Resolution

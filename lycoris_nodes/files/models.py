@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
+from typing import Any
 
 from ...lycoris_ops import SAFETENSORS, AboutModel, Fingerprint, LycorisError, about_model, parse_json
 from ..host.files import file_names, file_path, is_file
@@ -37,9 +38,16 @@ def asked_models(text: str) -> list[str]:
     Names that mean no file of a model are left out, and so is a text of another form.
     """
     try:
-        table = parse_json(text)
+        return known_files(parse_json(text))
+    except ValueError:
+        return []
+
+
+def known_files(table: Any) -> list[str]:
+    """The files that such a table names."""
+    try:
         models, clips = (_known(table[name]) for name in ("model", "clip"))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         return []
     return list(dict.fromkeys([*models[:1], *clips]))
 
@@ -67,3 +75,24 @@ def told_model(models: Iterable[str]) -> AboutModel | None:
 @lru_cache(maxsize=16)
 def _told(files: tuple[Fingerprint, ...]) -> AboutModel:
     return about_model([file.path for file in files])
+
+
+def model_like(families: Collection[str]) -> str | None:
+    """A file of a diffusion model that is of one of some families, as `folder/name`; None for none here."""
+    if not families:
+        return None
+    names = (name for name in model_names() if not name.startswith("text_encoders/"))
+    return next((name for name in names if not {*_families(name)}.isdisjoint(families)), None)
+
+
+def _families(model: str) -> Collection[str]:
+    try:
+        return _kept_families(Fingerprint.of(model_path(model)))
+    except LycorisError:
+        # A file that is gone or damaged is no such model.
+        return ()
+
+
+@lru_cache(maxsize=4096)
+def _kept_families(file: Fingerprint) -> tuple[str, ...]:
+    return about_model([file.path]).families

@@ -4,8 +4,9 @@
 import { app } from "../../scripts/app.js"
 import { addStyle } from "./elements.js"
 import { after, drawn, onValue, ourNodes, showElement, widgetOf } from "./nodes.js"
+import { forgetWeights } from "./rows/blocksserver.js"
 import { createList } from "./rows/list.js"
-import { modelOf } from "./rows/model.js"
+import { followModel, modelOf } from "./rows/model.js"
 import { forgetFiles } from "./rows/server.js"
 import { fold } from "./sizes.js"
 
@@ -17,6 +18,8 @@ const WIDTH = 460
 
 /** @type {WeakMap<GraphNode, ReturnType<typeof createList>>} */
 const lists = new WeakMap()
+/** @type {WeakMap<GraphNode, () => void>} */
+const ends = new WeakMap()
 
 /**
  * The bounds of a strength: those of the node that loads one file.
@@ -94,6 +97,7 @@ function addList(node) {
     model: () => modelOf(node),
   })
   lists.set(node, list)
+  ends.set(node, followModel(node, () => list.draw()))
   const getMinHeight = () => list.height() + 2 * MARGIN
   showElement(node, "list", list.element, { hideOnZoom: false, margin: MARGIN, getMinHeight })
   onValue(text, list.draw)
@@ -107,13 +111,17 @@ app.registerExtension({
 
   setup() {
     addStyle("./rows/style.css", import.meta.url)
+    addStyle("./rows/blocks.css", import.meta.url)
   },
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name === LOADER) bounds = /** @type {any} */ (nodeData.input?.required?.strength_model)[1]
     if (nodeData.name !== NODE) return
     after(nodeType, "onConnectionsChange", (node) => lists.get(node)?.draw())
-    after(nodeType, "onRemoved", (node) => lists.get(node)?.close())
+    after(nodeType, "onRemoved", (node) => {
+      lists.get(node)?.close()
+      ends.get(node)?.()
+    })
   },
 
   nodeCreated(/** @type {GraphNode} */ node) {
@@ -123,6 +131,7 @@ app.registerExtension({
   // Called when the user refreshes the lists of files.
   refreshComboInNodes() {
     forgetFiles()
+    forgetWeights()
     for (const node of ourNodes()) lists.get(node)?.draw()
   },
 })

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from ..maths.tensors import norm
-from .forms import Additive, LowRank, add_up
+from .forms import Additive, Kronecker, LowRank, add_up, product
 
 
 def norm_of(forms: Sequence[Additive]) -> float:
     """The Frobenius norm of the sum of at least one form, at strength 1.
 
-    Of products U D it is tr((U^T U)(D D^T)), which never forms the matrix (O, K).
+    Of products U D it is tr((U^T U)(D D^T)), and of a Kronecker product that of its factors: neither forms
+    the matrix (O, K).
     """
+    one = forms[0]
+    if len(forms) == 1 and isinstance(one, Kronecker) and one.window is one.rows is one.columns is None:
+        here = torch.device("cpu")
+        first, second = (product(factor, torch.float64, here) for factor in (one.w1, one.w2))
+        return abs(one.scale) * float(norm(first)) * float(norm(second))
     low = [form for form in forms if isinstance(form, LowRank)]
     if len(low) < len(forms):
         return float(norm(add_up(forms, torch.float32, torch.device("cpu")).double()))

@@ -79,7 +79,7 @@ def survey(
             effect = effects.setdefault(blocks.of(match.target).block, Effect())
             effect.layers.add(match.layer)
             effect.strengths.append(match.strength)
-            size = _size(each.entry, match, read)
+            size = size_of(each.entry, match, read)
             unmeasured += size is None
             effect.square += (size or 0.0) ** 2
             done += 1
@@ -99,7 +99,7 @@ def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:
     return Blocks(targets)
 
 
-def _size(entry: Entry, match: Match, read: Callable[[str], Tensor | None] | None) -> float | None:
+def size_of(entry: Entry, match: Match, read: Callable[[str], Tensor | None] | None = None) -> float | None:
     """The norm of a layer's change; None where it depends on a weight that cannot be read."""
     part = match.read(entry.adapter, keep=False)
     forms = part.forms()

@@ -2,6 +2,7 @@
 
 import { badges, make, nameParts } from "../elements.js"
 import { t } from "../language.js"
+import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
 import { badgesOf, splitName } from "./names.js"
 import { below } from "./popup.js"
@@ -22,6 +23,7 @@ import { strengthField } from "./strength.js"
  *   replaceFile: (index: number, point: Point) => void,
  *   editRules: (index: number, point: Point) => void,
  *   menu: (index: number, point: Point) => void,
+ *   model: () => Promise<import("./model.js").Model>,
  *   drag: (index: number, event: PointerEvent) => void,
  *   choose: (index: number | null, event: MouseEvent) => void,
  *   strength: (index: number, name: "strength_model" | "strength_clip") => import("./strength.js").Strength,
@@ -53,7 +55,7 @@ export function createLine(acts, bounds) {
   const power = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch on or off") })
   const name = make("button", { type: "button", class: "lycoris-file" })
   const marks = make("span", { class: "lycoris-marks" })
-  const rules = make("button", { type: "button", class: "lycoris-icon", textContent: "≡" })
+  const rules = rulesButton(() => acts.editRules(index, below(rules.element)))
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
   info.title = t("About the file")
   /** @type {(label: string, name: "strength_model" | "strength_clip") => ReturnType<typeof strengthField>} */
@@ -67,12 +69,11 @@ export function createLine(acts, bounds) {
   const model = field(t("strength of the model"), "strength_model")
   const clip = field(t("strength of the text encoder"), "strength_clip")
   const fields = [model.element, clip.element]
-  const element = make("div", { class: "lycoris-row" }, handle, power, name, marks, rules, ...fields, info)
+  const element = make("div", { class: "lycoris-row" }, handle, power, name, marks, rules.element, ...fields, info)
 
   power.onclick = leave
   power.onchange = () => acts.turn(index, power.checked)
   name.onclick = () => acts.replaceFile(index, below(name))
-  rules.onclick = () => acts.editRules(index, below(rules))
   info.onclick = () => openInfo(row.file, below(info))
   handle.onpointerdown = (event) => acts.drag(index, event)
   element.oncontextmenu = (event) => {
@@ -124,8 +125,7 @@ export function createLine(acts, bounds) {
     model.show(modelStrength(row))
     clip.show(clipStrength(row))
     clip.element.hidden = !separate
-    rules.hidden = !row.rules?.trim()
-    rules.title = row.rules ?? ""
+    rules.show(row, acts.model)
     if (shownFile !== row.file) {
       shownFile = row.file
       name.replaceChildren(...nameParts(splitName(row.file || t("no file"))))

@@ -3,6 +3,7 @@
 import { make } from "../elements.js"
 import { t } from "../language.js"
 import { shareWheel } from "../wheel.js"
+import { openBlocks } from "./blocksbox.js"
 import { dragLines } from "./drag.js"
 import { openInfo } from "./info.js"
 import { createLine, leave } from "./line.js"
@@ -10,7 +11,7 @@ import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
 import { below, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
-import { readRows } from "./server.js"
+import { aboutFile, readRows } from "./server.js"
 import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
 import { askText } from "./textbox.js"
@@ -36,7 +37,7 @@ const MOST = 16
  *   model: () => Promise<import("./model.js").Model>,
  * }} text `begin` begins a step that can be undone, and what it returns ends it; `undo` takes the last step back, or
  *   does it again; `isLinked` says whether another node gives the text; `resized` is called when the list has another
- *   height; `bounds` are those of a strength
+ *   height; `bounds` are those of a strength; `model` is the one that the stack reaches
  */
 export function createList({ read, write, begin, undo, isLinked, resized, bounds, model }) {
   const line = 1.5 * LiteGraph.NODE_WIDGET_HEIGHT
@@ -97,11 +98,12 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       const { file: current } = rows[index]
       openPicker({ current, model: model(), pick: (file) => acts.change(index, { ...rows[index], file }) }, point)
     },
-    editRules(index, point) {
+    model,
+    async editRules(index, point) {
+      const { file, rules: text = "" } = rows[index]
+      const [reached, about] = await Promise.all([model(), aboutFile(file)])
       const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
-      const text = rows[index].rules
-      const hint = t("One rule per line: pattern = weight, as in Weight LyCORIS Blocks.")
-      askText({ title: t("Block rules of this row"), hint, text, button: t("Set rules"), done }, point)
+      openBlocks({ file, text, model: reached, unsuited: about.error ? null : reached.suits(about), done }, point)
     },
     menu(index, point) {
       const row = rows[index]
@@ -114,7 +116,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       openMenu(
         [
           [t("About the file"), () => openInfo(row.file, point)],
-          [t("Block rules…"), () => acts.editRules(index, point)],
+          [t("Block weights…"), () => acts.editRules(index, point)],
           null,
           [
             on

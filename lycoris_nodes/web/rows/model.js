@@ -6,6 +6,7 @@
 //   model.blocks            [{name: "in.0", layers: 12}, ...] in the order of the model, text encoders last; []
 //   model.suits(about)      null where a file suits or nothing is known, else the reason in words. `about` is what
 //                           `aboutFile` or `askFacts` of server.js gives
+//   model.names             {model: [...], clip: [...]}: what the loaders name, by which the server knows the model
 //   model.key               the same text for the same model: what is worked out for a model can be kept by it
 //
 //   const stop = followModel(node, (model) => ...)
@@ -28,7 +29,7 @@ import { loadedBy, takersOf } from "./graph.js"
  *   file: string, family: string, families: string[], blocks: {name: string, layers: number}[],
  * }} Facts
  * @typedef {Facts & {
- *   key: string, suits: (about: {family: string, families: string[]}) => string | null,
+ *   key: string, names: {model: string[], clip: string[]}, suits: (about: {family: string, families: string[]}) => string | null,
  * }} Model
  */
 
@@ -69,7 +70,8 @@ function questionsOf(node) {
  * @returns {Promise<Model>}
  */
 async function answered(questions) {
-  const found = (await Promise.all(questions.map(ask))).filter(({ file }) => file)
+  const answers = await Promise.all(questions.map(ask))
+  const found = answers.filter(({ file }) => file)
   const told = found.filter(({ families }) => families.length)
   /** @type {Model["suits"]} */
   const suits = ({ families, family: made }) => {
@@ -77,7 +79,8 @@ async function answered(questions) {
     const fits = told.some((one) => one.families.some((family) => families.includes(family)))
     return fits ? null : t("made for {made}; this model is {family}", { made, family: told[0].family })
   }
-  return { ...(found[0] ?? UNKNOWN), key: questions.join(), suits }
+  const names = found[0] ? JSON.parse(questions[answers.indexOf(found[0])]) : { model: [], clip: [] }
+  return { ...(found[0] ?? UNKNOWN), names, key: questions.join(), suits }
 }
 
 /**

@@ -4,15 +4,16 @@ const GAP = 4
 
 /** @typedef {{x: number, y: number}} Point */
 
-/** @type {{panel: HTMLElement, controller: AbortController, closed?: () => void} | null} */
+/** @type {{panel: HTMLElement, controller: AbortController, closed?: (escaped: boolean) => void} | null} */
 let open = null
 
-export function closePopup() {
+/** @param {boolean} [escaped] whether by the key for it */
+export function closePopup(escaped = false) {
   const closing = open
   open = null
   closing?.panel.remove()
   closing?.controller.abort()
-  closing?.closed?.()
+  closing?.closed?.(escaped)
 }
 
 /**
@@ -32,7 +33,7 @@ function place(panel, { x, y }) {
  *
  * @param {HTMLElement} panel
  * @param {Point} point
- * @param {() => void} [closed] called when it is gone
+ * @param {(escaped: boolean) => void} [closed] called when it is gone, with whether the user has pressed Escape
  */
 export function openPopup(panel, point, closed) {
   closePopup()
@@ -48,7 +49,7 @@ export function openPopup(panel, point, closed) {
     (event) => {
       if (event.key !== "Escape") return
       event.stopPropagation()
-      closePopup()
+      closePopup(true)
     },
     options,
   )

@@ -1,0 +1,99 @@
+"""The bars by which the page sets the block weights of a row: `lycoris_ops.Bars`, by what the page asks.
+
+A question is a table: `file` is the row's, `model` and `clip` are what the loaders of the connected model
+name, as in `asked_models`. Where no model is connected whose file is known, another file of the same family
+stands for it, or else the file's own layers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from math import fsum
+from typing import Any
+
+from ...lycoris_ops import AboutModel, Bars, Fingerprint, MatchError, load_adapter
+from ..files.loras import is_lora, lora_path
+from ..files.models import known_files, model_like, told_model
+from .presets import known_presets, own_presets, parsed
+
+SECONDS = 0.4
+"""How long the changes of a file are measured before the page is told how far that is. It asks again, as long
+as it wants to know."""
+
+
+def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
+    """The bars of a row, each with the share that its file has there, as far as it is measured by now."""
+    bars, model, connected = _asked(question)
+    # To see which presets are for this model takes its time too.
+    whole = bars.measure(SECONDS)
+    presets = _fitting(bars, tuple(known_presets(own_presets()).items())) if whole else {}
+    groups = [
+        {
+            "name": group.name,
+            "sort": group.sort,
+            "bars": [
+                {
+                    "name": bar.name,
+                    "layers": len(bar.members),
+                    "mine": len(bar.layers),
+                    "share": bars.share(bar),
+                }
+                for bar in group.bars
+            ],
+        }
+        for group in bars.groups
+    ]
+    counts = {"done": bars.done, "of": len(bars.matches), "unmeasured": bars.unmeasured}
+    return {"model": model, "connected": connected, "groups": groups, "presets": presets, **counts}
+
+
+def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
+    """What the `rules` of the question do to the bars, and in a line to what the file changes.
+
+    The line has each block of the diffusion model, then what is beside them and each text encoder as one.
+
+    Raises LycorisError for rules that cannot be used.
+    """
+    rules = parsed(question["rules"], own_presets())
+    if not is_lora(question["file"]):
+        # The row says so itself.
+        return {"line": [], "weights": {}, "notes": [], "idle": []}
+    bars, *_ = _asked(question)
+    found = bars.weighed(rules)
+    line: list[float] = []
+    for group in bars.groups:
+        means = [found.weights[bar.name].mean for bar in group.bars if bar.layers]
+        if group.sort == "blocks":
+            line += means
+        elif group.sort != "kinds" and means:
+            line.append(fsum(means) / len(means))
+    return {"line": line, "weights": found.weights, "notes": found.notes, "idle": found.idle}
+
+
+def _asked(question: Mapping[str, Any]) -> tuple[Bars, str, bool]:
+    """The bars, the file of the model that they are of, and whether it is the connected one."""
+    path = lora_path(question["file"])
+    files = known_files(question)
+    told = told_model(files) if files else None
+    connected = told is not None
+    if told is None:
+        like = model_like(load_adapter(path).families)
+        files = [like] if like else []
+        told = told_model(files) if files else None
+    file = Fingerprint.of(path)
+    try:
+        return _bars(file, path, told), files[0] if files else "", connected
+    except MatchError:
+        # The file has names that mean several layers of this model.
+        return _bars(file, path, None), "", False
+
+
+@lru_cache(maxsize=16)
+def _bars(_: Fingerprint, path: str, told: AboutModel | None) -> Bars:
+    return Bars(load_adapter(path), told.blocks if told else None)
+
+
+@lru_cache(maxsize=16)
+def _fitting(bars: Bars, presets: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return bars.fitting(dict(presets))

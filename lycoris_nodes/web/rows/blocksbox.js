@@ -1,0 +1,426 @@
+// A panel in which the block weights of a row are painted as bars, beside the text of their rules. A press outside of
+// it keeps what the text says, also where that is not understood yet; Escape leaves the row as it was.
+
+import { make, nameParts } from "../elements.js"
+import { t } from "../language.js"
+import { labelOf, painted, partsOf, shownWeight, withoutKinds } from "./blocks.js"
+import { followBars, weighedBy } from "./blocksserver.js"
+import { splitName } from "./names.js"
+import { closePopup, openPopup } from "./popup.js"
+
+/** @typedef {import("./blocks.js").Bar} Bar */
+/** @typedef {import("./blocks.js").Group} Group */
+
+const STEP = 0.05
+const FINE = 0.01
+/** How much farther than a coarse one a fine movement goes for the same change. */
+const SLOWER = 5
+/** How near to 1 a drag stays at 1. */
+const SNAP = 0.03
+const HIGHEST = 1.5
+/** How long a pause in typing is, in milliseconds. */
+const PAUSE = 150
+/** How many blocks have a number each. */
+const NUMBERED = 24
+
+/** @param {string} sort */
+function titleOf(sort, /** @type {string} */ name) {
+  if (sort === "kinds") return t("kinds of layers")
+  if (sort === "beside") return t("beside the blocks")
+  return sort === "text" ? t("text encoder {name}", { name }) : name
+}
+
+/** @param {number} share */
+const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`
+
+/**
+ * @param {{
+ *   file: string, text: string, model: import("./model.js").Model, unsuited: string | null,
+ *   done: (text: string) => void,
+ * }} row `done` gets the new text, where it is another
+ * @param {import("./popup.js").Point} point
+ */
+export function openBlocks({ file, text: before, model, unsuited, done }, point) {
+  const question = { file, model: model.names.model, clip: model.names.clip }
+  const ended = new AbortController()
+  /** @type {Group[]} */
+  let groups = []
+  /** @type {Map<string, {bar: Bar, group: Group, element: HTMLElement, fill: HTMLElement, input: HTMLInputElement}>} */
+  const bars = new Map()
+  /** @type {Record<string, [number, number, number]>} */
+  let weights = {}
+  /** @type {string[]} */
+  const past = []
+  /** @type {string[]} */
+  let future = []
+  let shown = before
+  let [low, high] = [0, HIGHEST]
+
+  const source = make("div", { class: "lycoris-hint", textContent: "…" })
+  const presets = make("select", { "aria-label": t("Presets") })
+  const undo = make("button", { type: "button", class: "lycoris-button", textContent: "↶", title: t("Undo") })
+  const ones = make("button", { type: "button", class: "lycoris-button", textContent: t("All 1") })
+  ones.title = t("Take out all rules")
+  const field = make("div", { class: "lycoris-bar-groups" })
+  const legend = make("div", { class: "lycoris-bar-legend" })
+  const readout = make("div", { class: "lycoris-bar-readout" })
+  const area = make("textarea", { value: before, spellcheck: false, rows: 12, "aria-label": t("Block rules of this row") })
+  area.placeholder = t("No rules: every block has the weight 1.")
+  const problem = make("div", { class: "lycoris-problem" })
+  const remarks = make("div", { class: "lycoris-hint" })
+  const keep = make("button", { type: "button", class: "lycoris-button", textContent: t("Done") })
+  const title = make("b", {}, ...nameParts(splitName(file)))
+  const panel = make(
+    "div",
+    { class: "lycoris-blocks", role: "dialog", "aria-label": t("Block weights") },
+    make("div", { class: "lycoris-blocks-head" }, title, source, presets, ones, undo),
+    make("div", { class: "lycoris-blocks-bars" }, field, legend, readout),
+    make("div", { class: "lycoris-blocks-text" }, area, problem, remarks, keep),
+  )
+  const hint = t("Drag to paint, Shift for fine. Double click sets 1, right click 0. Escape leaves the row as it was.")
+
+  /** @param {{bar: Bar, group: Group}} one */
+  function valueOf({ bar, group }) {
+    if (group.sort === "kinds") return partsOf(area.value, groups).kinds.get(bar.name) ?? 1
+    return weights[bar.name]?.[0] ?? 1
+  }
+
+  /** @param {string} name */
+  function tell(name) {
+    const found = bars.get(name)
+    if (!found) return
+    const { bar, group } = found
+    const mixed = group.sort !== "kinds" && mixedIn(name)
+    const parts = [
+      mixed ? t("{least} to {most}", { least: mixed[0], most: mixed[1] }) : shownWeight(valueOf(found)),
+      bar.mine ? t("{share} of the change", { share: percent(bar.share) }) : t("the file has no layer here"),
+      bar.mine ? t("{mine} of {layers} layers", { mine: bar.mine, layers: bar.layers }) : "",
+    ]
+    readout.replaceChildren(make("b", { textContent: name }), ` ${parts.filter(Boolean).join(" · ")}`)
+  }
+
+  /** @param {string} name */
+  function mixedIn(name) {
+    const [, least, most] = weights[name] ?? [1, 1, 1]
+    return most - least > 1e-6 ? [shownWeight(least), shownWeight(most)] : null
+  }
+
+  /**
+   * The largest share of a kind, or else of a block.
+   *
+   * @param {"kinds" | "blocks"} sort
+   */
+  function topOf(sort) {
+    const some = groups.filter((group) => (group.sort === "kinds") === (sort === "kinds"))
+    return Math.max(...some.flatMap((group) => group.bars.map(({ share }) => share)), 1e-9)
+  }
+
+  /** Show the weights of all bars. */
+  function draw() {
+    const { kinds } = partsOf(area.value, groups)
+    // Kinds are larger parts than blocks.
+    const most = { kinds: topOf("kinds"), blocks: topOf("blocks") }
+    for (const { bar, group, element, fill, input } of bars.values()) {
+      const value = group.sort === "kinds" ? (kinds.get(bar.name) ?? 1) : (weights[bar.name]?.[0] ?? 1)
+      const place = (/** @type {number} */ at) => (100 * (Math.min(high, Math.max(low, at)) - low)) / (high - low)
+      const [from, to] = [place(Math.min(0, value)), place(Math.max(0, value))]
+      fill.style.bottom = `${from}%`
+      fill.style.height = `${Math.max(1.5, to - from)}%`
+      element.style.setProperty("--share", `${(100 * bar.share) / most[group.sort === "kinds" ? "kinds" : "blocks"]}%`)
+      element.style.setProperty("--one", `${place(1)}%`)
+      element.classList.toggle("lycoris-bar-empty", !bar.mine)
+      element.classList.toggle("lycoris-bar-mixed", group.sort !== "kinds" && mixedIn(bar.name) !== null)
+      element.dataset.weight = shownWeight(value)
+      Object.assign(input, { min: String(low), max: String(high), value: String(value) })
+    }
+  }
+
+  function fitScale() {
+    const values = Object.values(weights).map(([mean]) => mean)
+    low = Math.min(0, Math.floor(Math.min(0, ...values)))
+    high = Math.max(HIGHEST, Math.ceil(2 * Math.max(0, ...values)) / 2)
+  }
+
+  /** @param {Group} group */
+  function groupElement(group) {
+    const made = group.bars.map((bar) => {
+      const fill = make("i")
+      const track = make("span", { class: "lycoris-bar-track" }, fill)
+      const number = Number(bar.name.split(".").at(-1))
+      const plain = group.bars.length <= NUMBERED || Number.isNaN(number) || number % 5 === 0
+      const label = make("span", { class: "lycoris-bar-label", textContent: plain ? labelOf(bar, group) : "" })
+      // It has the focus: where an input has it, the front end leaves Ctrl+Z alone.
+      const input = make("input", { type: "range", tabIndex: -1, step: String(FINE), "aria-label": bar.name })
+      const element = make("div", { class: "lycoris-bar", data: { bar: bar.name } }, input, track, label)
+      element.onpointerenter = input.onfocus = () => tell(bar.name)
+      bars.set(bar.name, { bar, group, element, fill, input })
+      return element
+    })
+    const inner = make("div", { class: "lycoris-bars" }, ...made)
+    const words = titleOf(group.sort, group.name)
+    const whole = make("div", { class: `lycoris-bar-group lycoris-bar-${group.sort}` }, inner)
+    whole.append(make("div", { class: "lycoris-bar-title", textContent: words, title: words }))
+    whole.style.setProperty("--count", String(group.bars.length))
+    return whole
+  }
+
+  /** @param {import("./blocksserver.js").Bars} found */
+  function showBars(found) {
+    if (found.error) {
+      source.textContent = ""
+      problem.textContent = found.error
+      return
+    }
+    if (!groups.length) {
+      groups = found.groups
+      field.replaceChildren(...groups.map(groupElement))
+      const [first] = bars.values()
+      if (first) first.input.tabIndex = 0
+      readout.textContent = hint
+      check()
+    }
+    for (const group of found.groups) {
+      for (const bar of group.bars) Object.assign(bars.get(bar.name)?.bar ?? {}, bar)
+    }
+    source.textContent = sourceOf(found)
+    const top = topOf("blocks")
+    const measured = found.of ? t("measured: {part}", { part: percent(found.done / found.of) }) : ""
+    const rest = found.unmeasured
+      ? t("{count} changes depend on the weights of the model and are not counted", { count: found.unmeasured })
+      : ""
+    legend.replaceChildren(
+      make("span", { textContent: t("share of a block in the file's change: 0 %") }),
+      make("span", { class: "lycoris-bar-scale" }),
+      make("span", { textContent: percent(top) }),
+      make("span", { textContent: found.done < found.of ? measured : rest }),
+    )
+    legend.hidden = top < 1e-6
+    if (presets.options.length < 2) {
+      const names = Object.keys(found.presets)
+      const nothing = make("option", { value: "", textContent: t("Presets…") })
+      presets.replaceChildren(nothing, ...names.map((name) => make("option", { value: name, textContent: name })))
+    }
+    draw()
+    popup.moved()
+  }
+
+  /** @param {import("./blocksserver.js").Bars} found */
+  function sourceOf({ model: name, connected }) {
+    if (unsuited) return unsuited
+    const shortName = name.slice(name.indexOf("/") + 1)
+    if (connected) return t("Blocks of {name}", { name: shortName })
+    if (name) return t("No model is connected: blocks of {name}", { name: shortName })
+    return t("No model is connected: the blocks that the file names")
+  }
+
+  /** Ask what the text means, and show it. */
+  async function check() {
+    const text = area.value
+    const found = await weighedBy(question, withoutKinds(text, groups))
+    if (text !== area.value || ended.signal.aborted) return
+    problem.textContent = found.error ?? ""
+    remarks.replaceChildren()
+    area.classList.toggle("lycoris-wrong", Boolean(found.error))
+    panel.classList.toggle("lycoris-blocks-wrong", Boolean(found.error))
+    if (!found.error) {
+      // A copy: it is painted on.
+      weights = { ...found.weights }
+      if (!dragging) fitScale()
+      const mixed = [...bars.keys()].some((name) => bars.get(name)?.group.sort !== "kinds" && mixedIn(name))
+      const kept = t("Some lines weigh single layers: striped bars show the mean, and these lines stay as they are.")
+      remarks.replaceChildren(...[mixed ? kept : "", ...found.idle].filter(Boolean).map((words) => make("div", { textContent: words })))
+    }
+    draw()
+    if (!dragging) popup.moved()
+  }
+
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer
+  const checkSoon = () => {
+    clearTimeout(timer)
+    timer = setTimeout(check, PAUSE)
+  }
+
+  function remember() {
+    if (shown === area.value) return
+    past.push(shown)
+    future = []
+    shown = area.value
+    undo.disabled = false
+  }
+
+  /** @param {string} text */
+  function setText(text) {
+    area.value = text
+    remember()
+    check()
+  }
+
+  /**
+   * @param {string[]} from
+   * @param {string[]} to
+   */
+  function step(from, to) {
+    remember()
+    const text = from.pop()
+    if (text === undefined) return
+    to.push(shown)
+    shown = area.value = text
+    undo.disabled = !past.length
+    check()
+  }
+
+  /** @param {Map<string, number>} changes */
+  function paint(changes) {
+    area.value = painted(area.value, changes, groups)
+    for (const [name, value] of changes) weights[name] = [value, value, value]
+    problem.textContent = ""
+    draw()
+    checkSoon()
+  }
+
+  /** @type {{line: HTMLElement[], last: number, fixed: number | null, y: number, value: number, fine: boolean} | null} */
+  let dragging = null
+  const elements = () => [...bars.values()].map(({ element }) => element)
+  const nameOf = (/** @type {HTMLElement} */ element) => element.dataset.bar ?? ""
+  const barAt = (/** @type {Event} */ { target }) =>
+    /** @type {HTMLElement | null} */ (/** @type {Element} */ (target).closest?.(".lycoris-bar"))
+
+  /** @param {PointerEvent} event */
+  function valueAt({ clientY, shiftKey }) {
+    if (!dragging) return 1
+    if (dragging.fixed !== null) return dragging.fixed
+    const track = /** @type {Element} */ (dragging.line[0].querySelector(".lycoris-bar-track"))
+    const { top, height } = track.getBoundingClientRect()
+    const within = (/** @type {number} */ value) => Math.min(high, Math.max(low, value))
+    const rounded = (/** @type {number} */ value, /** @type {number} */ to) => Number((Math.round(value / to) * to).toFixed(3))
+    if (shiftKey !== dragging.fine) Object.assign(dragging, { fine: shiftKey, y: clientY })
+    if (shiftKey) {
+      const moved = ((dragging.y - clientY) / height) * (high - low)
+      return rounded(within(dragging.value + moved / SLOWER), FINE)
+    }
+    const value = rounded(within(high - ((clientY - top) / height) * (high - low)), STEP)
+    dragging.value = Math.abs(value - 1) < SNAP ? 1 : value
+    return dragging.value
+  }
+
+  /** @param {PointerEvent} event */
+  function drag(event) {
+    if (!dragging) return
+    const { line, last } = dragging
+    const { clientX } = event
+    const inside = line.findIndex((element) => clientX < element.getBoundingClientRect().right)
+    const here = inside < 0 ? line.length - 1 : inside
+    const value = valueAt(event)
+    // A fast pointer skips bars.
+    const [from, to] = [Math.min(last, here), Math.max(last, here)]
+    const passed = line.slice(last === here ? here : from, to + 1).filter((_, at) => last === here || from + at !== last)
+    paint(new Map((passed.length ? passed : [line[here]]).map((element) => [nameOf(element), value])))
+    dragging.last = here
+    tell(nameOf(line[here]))
+  }
+
+  field.onpointerdown = (event) => {
+    const element = barAt(event)
+    if (!element || event.button === 1) return
+    event.preventDefault()
+    bars.get(nameOf(element))?.input.focus({ preventScroll: true })
+    const { top } = element.getBoundingClientRect()
+    const line = elements().filter((one) => Math.abs(one.getBoundingClientRect().top - top) < 4)
+    const found = bars.get(nameOf(element))
+    const value = found ? valueOf(found) : 1
+    const fixed = event.button === 2 ? 0 : null
+    dragging = { line, last: line.indexOf(element), fixed, y: event.clientY, value, fine: event.shiftKey }
+    field.setPointerCapture(event.pointerId)
+    drag(event)
+  }
+  field.onpointermove = (event) => {
+    if (dragging) drag(event)
+  }
+  field.onpointerup = field.onpointercancel = () => {
+    if (!dragging) return
+    dragging = null
+    clearTimeout(timer)
+    remember()
+    check()
+  }
+  // The bar that was pressed: these events go to what has captured the pointer.
+  const pressed = () => /** @type {HTMLElement | null} */ (document.activeElement?.closest(".lycoris-bar") ?? null)
+  field.ondblclick = () => {
+    const element = pressed()
+    if (element) setBar(nameOf(element), 1)
+  }
+  field.oncontextmenu = (event) => {
+    event.preventDefault()
+    // A long press of a finger; a mouse has painted already.
+    const element = pressed()
+    if (element && /** @type {PointerEvent} */ (event).pointerType === "touch") setBar(nameOf(element), 0)
+  }
+
+  /**
+   * @param {string} name
+   * @param {number} value
+   */
+  function setBar(name, value) {
+    paint(new Map([[name, Number(Math.min(Math.max(value, Math.min(low, value)), 100).toFixed(3))]]))
+    remember()
+    tell(name)
+  }
+
+  field.onkeydown = (event) => {
+    const element = barAt(event)
+    const found = element && bars.get(nameOf(element))
+    if (!element || !found || event.ctrlKey || event.metaKey) return
+    const [value, by] = [valueOf(found), event.shiftKey ? FINE : STEP]
+    /** @type {Record<string, number>} */
+    const set = { ArrowUp: value + by, ArrowDown: value - by, PageUp: value + 0.25, PageDown: value - 0.25, Home: 0, End: 1 }
+    /** @type {Record<string, number>} */
+    const move = { ArrowLeft: -1, ArrowRight: 1 }
+    if (event.key in set) setBar(nameOf(element), Math.min(high, Math.max(low, set[event.key])))
+    else if (event.key in move) {
+      const all = elements()
+      const next = all[all.indexOf(element) + move[event.key]]
+      const input = next && bars.get(nameOf(next))?.input
+      if (input) {
+        found.input.tabIndex = -1
+        input.tabIndex = 0
+        input.focus()
+      }
+    } else return
+    event.preventDefault()
+  }
+
+  area.oninput = checkSoon
+  area.onchange = remember
+  panel.addEventListener("keydown", (event) => {
+    const undoes = event.ctrlKey || event.metaKey
+    const key = event.key.toLowerCase()
+    if (undoes && key === "enter") closePopup()
+    else if (undoes && key === "z" && !event.shiftKey) step(past, future)
+    else if (undoes && (key === "y" || key === "z")) step(future, past)
+    else return
+    event.preventDefault()
+  })
+  undo.disabled = true
+  undo.onclick = () => {
+    step(past, future)
+    area.focus()
+  }
+  ones.onclick = () => {
+    setText("")
+    area.focus()
+  }
+  keep.onclick = () => closePopup()
+  presets.onchange = () => {
+    if (presets.value) setText(presets.value)
+    presets.value = ""
+    area.focus()
+  }
+
+  const popup = openPopup(panel, point, (escaped) => {
+    ended.abort()
+    clearTimeout(timer)
+    if (!escaped && area.value.trim() !== before.trim()) done(area.value.trimEnd())
+  })
+  followBars(question, showBars, ended.signal)
+}

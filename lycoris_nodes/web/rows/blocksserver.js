@@ -1,0 +1,74 @@
+// What the server says of the bars of a row, and of rules for them.
+
+import { app } from "../../../scripts/app.js"
+
+/**
+ * Which bars: the file of the row, and what loads the model (`names` of model.js).
+ *
+ * @typedef {{file: string, model: string[], clip: string[]}} Question
+ * @typedef {{
+ *   error?: string, model: string, connected: boolean, groups: import("./blocks.js").Group[],
+ *   presets: Record<string, string>, done: number, of: number, unmeasured: number,
+ * }} Bars
+ * @typedef {{
+ *   error?: string, line: number[], weights: Record<string, [mean: number, least: number, most: number]>,
+ *   notes: string[], idle: string[],
+ * }} Weighed
+ */
+
+const KEPT = 200
+/** @type {Map<string, Promise<Weighed>>} */
+const known = new Map()
+
+/**
+ * @param {string} route
+ * @param {string} body
+ * @param {AbortSignal} [signal]
+ */
+async function ask(route, body, signal) {
+  const answer = await app.api.fetchApi(route, { method: "POST", body, signal })
+  return answer.json()
+}
+
+/**
+ * Ask for the bars until all shares are measured: `show` gets each answer. It ends with the signal.
+ *
+ * @param {Question} question
+ * @param {(bars: Bars) => void} show
+ * @param {AbortSignal} signal
+ */
+export async function followBars(question, show, signal) {
+  const body = JSON.stringify(question)
+  try {
+    for (;;) {
+      const bars = /** @type {Bars} */ (await ask("/lycoris/bars", body, signal))
+      if (signal.aborted) return
+      show(bars)
+      if (bars.error || bars.done >= bars.of) return
+    }
+  } catch (error) {
+    if (!signal.aborted) throw error
+  }
+}
+
+/**
+ * What rules do to the bars; `error` alone where they cannot be used. The same is asked once.
+ *
+ * @param {Question} question
+ * @param {string} rules
+ * @returns {Promise<Weighed>}
+ */
+export function weighedBy(question, rules) {
+  const body = JSON.stringify({ ...question, rules })
+  const asked =
+    known.get(body) ?? ask("/lycoris/rules", body).catch((error) => /** @type {any} */ ({ error: String(error) }))
+  known.delete(body)
+  known.set(body, asked)
+  if (known.size > KEPT) known.delete(/** @type {string} */ (known.keys().next().value))
+  return asked
+}
+
+/** Ask anew: files or presets may have changed. */
+export function forgetWeights() {
+  known.clear()
+}

@@ -1,0 +1,202 @@
+"""The blocks of a model as bars that can be set, and what one adapter does in each of them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import fsum
+from threading import Lock
+from typing import Literal, NamedTuple
+
+from ..errors import RuleError
+from ..maths.shapes import Shape
+from ..names.blocks import ATTENTION, BESIDE, FEED_FORWARD, Blocks, Named
+from ..names.targets import ENCODERS, HOST_ENCODER, WEIGHT
+from ..reading.adapter import Adapter
+from ..rules.rules import Rules
+from ..rules.scene import Scene
+from .resolve import Match, resolve
+from .stack import Entry, Stack
+from .survey import blocks_of, size_of
+
+KINDS = ("attn", "mlp", "conv", "norm")
+PARTS = ("attn.q", "attn.k", "attn.v", "attn.out")
+OWN, LONGEST = 10, 16
+"""How many of the model's own words for kinds of layers have bars at most, and their letters."""
+GLUED = re.compile(r"_(\d+)(?:_|$)")
+"""The number of a block in a name of kohya's kind."""
+
+Sort = Literal["blocks", "beside", "text", "kinds"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A name that rules may set, and the layers that it means."""
+
+    name: str
+    members: tuple[Named, ...]
+    """The model's layers."""
+    layers: tuple[str, ...]
+    """The adapter's layers, by their names in its file."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Bars that belong together: a list of blocks, a text encoder, what is in no list, or kinds of layers."""
+
+    name: str
+    sort: Sort
+    bars: tuple[Bar, ...]
+
+
+class Weight(NamedTuple):
+    """The weight that rules give the layers of a bar."""
+
+    mean: float
+    least: float
+    most: float
+
+
+class Weighed(NamedTuple):
+    """What rules do to the bars."""
+
+    weights: Mapping[str, Weight]
+    """By the name of the bar."""
+    notes: tuple[str, ...]
+    idle: tuple[str, ...]
+    """Patterns that mean nothing in the model."""
+
+
+class Bars:
+    """The bars of one adapter on one model.
+
+    `blocks` are the model's, see `blocks_of`; None for a model that has just the layers of the adapter's
+    file, under the names that they have there. Layers that the model lacks are left out. Raises MatchError
+    as `resolve` does.
+    """
+
+    def __init__(self, adapter: Adapter, blocks: Blocks | None) -> None:
+        self._known = blocks is not None
+        self.blocks = blocks or blocks_of(dict(_shapes(adapter)))
+        self._entry = Entry(adapter)
+        (found,) = resolve(Stack([self._entry]), self.blocks.targets.shapes).entries
+        self.matches = found.matches
+        self.mine = {one.layer: self.blocks.of(one.target, one.layer) for one in found.matches}
+        self.groups = tuple(self._blocks()) + self._kinds()
+        self.unmeasured = 0
+        """Changes that depend on the weights that they meet."""
+        self.done = 0
+        self._squares: dict[str, float] = {}
+        self._left: Iterator[Match] = iter(found.matches)
+        self._lock = Lock()
+
+    @property
+    def bars(self) -> Iterator[Bar]:
+        return (bar for group in self.groups for bar in group.bars)
+
+    def _blocks(self) -> Iterator[Group]:
+        own: dict[str, list[str]] = {}
+        for layer, named in self.mine.items():
+            own.setdefault(named.block, []).append(layer)
+        adapted = {block.partition(".")[0] for block in own}
+        found: dict[tuple[Sort, str], list[Bar]] = {}
+        for block, members in self.blocks.members.items():
+            bar = Bar(block, tuple(members), tuple(own.get(block, ())))
+            sort, name = _group(block, members[0])
+            # A list stays whole, but single layers and whole encoders that the file lacks are left out.
+            listed = sort == "blocks" or (members[0].family and name in adapted)
+            if listed or bar.layers or not self.mine:
+                found.setdefault((sort, name), []).append(bar)
+        order: tuple[Sort, ...] = ("blocks", "beside", "text")
+        for sort, name in sorted(found, key=lambda key: order.index(key[0])):
+            yield Group(name, sort, tuple(found[sort, name]))
+
+    def _kinds(self) -> tuple[Group, ...]:
+        words = dict.fromkeys(name for named in self.blocks.layers for name in sorted(named.names))
+        own = [word for word in words if word not in KINDS and "." not in word and _is_kind(word)]
+        found: list[Bar] = []
+        seen: set[tuple[int, ...]] = set()
+        # The file's own names need not be those of its model.
+        for name in (*KINDS, *PARTS, *own[:OWN]) if self._known else KINDS:
+            members = tuple(named for named in self.blocks.layers if name in named.names)
+            layers = tuple(layer for layer, named in self.mine.items() if name in named.names)
+            same = tuple(map(id, members))
+            if not members or same in seen or (name not in KINDS and not layers):
+                continue
+            seen.add(same)
+            found.append(Bar(name, members, layers))
+        return (Group("kinds", "kinds", tuple(found)),) if found else ()
+
+    def measure(self, seconds: float) -> bool:
+        """Go on measuring the adapter's changes for so long at least; whether all are measured."""
+        end = time.monotonic() + seconds
+        with self._lock:
+            for match in self._left:
+                size = size_of(self._entry, match)
+                self.unmeasured += size is None
+                self._squares[match.layer] = self._squares.get(match.layer, 0.0) + (size or 0.0) ** 2
+                self.done += 1
+                if time.monotonic() > end:
+                    break
+        return self.done == len(self.matches)
+
+    def share(self, bar: Bar) -> float:
+        """The share of a bar, from 0 to 1, in the squared norm of all that is measured so far."""
+        total = fsum(self._squares.values())
+        return fsum(self._squares.get(layer, 0.0) for layer in bar.layers) / total if total else 0.0
+
+    def weighed(self, rules: Rules) -> Weighed:
+        """What rules do to each bar: to the adapter's layers in it, or else to those of the model.
+
+        Raises RuleError for a line that fits neither the model nor the file.
+        """
+        mine = rules.on(Scene(self.blocks, self.mine))
+        without = {bar.name: bar.members for bar in self.bars if not bar.layers}
+        others = {f"{name}#{at}": one for name, held in without.items() for at, one in enumerate(held)}
+        rest = rules.on(Scene(self.blocks, others)).of
+        weights: dict[str, Weight] = {}
+        for bar in self.bars:
+            values = [mine.of[layer] for layer in bar.layers]
+            values = values or [rest[f"{bar.name}#{at}"] for at in range(len(bar.members))]
+            weights[bar.name] = Weight(fsum(values) / len(values), min(values), max(values))
+        return Weighed(weights, mine.notes, mine.idle)
+
+    def fitting(self, presets: Mapping[str, str]) -> dict[str, str]:
+        """Those of some presets, by name, all of whose blocks the model has."""
+        first = {block: members[0] for block, members in self.blocks.members.items()}
+        scene = Scene(self.blocks, first)
+
+        def fits(text: str) -> bool:
+            try:
+                return not Rules.parse(text, presets).on(scene).idle
+            except RuleError:
+                return False
+
+        return {name: text for name, text in presets.items() if fits(text)}
+
+
+def _is_kind(word: str) -> bool:
+    """Whether a name is the model's own for attention or feed-forward, and short enough for a label."""
+    said = ATTENTION.search(word) or FEED_FORWARD.fullmatch(word)
+    return said is not None and len(word) < LONGEST and not BESIDE.search(word)
+
+
+def _group(block: str, named: Named) -> tuple[Sort, str]:
+    if "te" in named.names:
+        return "text", block.partition(".")[0]
+    return ("blocks", named.family) if named.family else ("beside", "beside")
+
+
+def _shapes(adapter: Adapter) -> Iterable[tuple[str, Shape]]:
+    """Keys and shapes of a model that has just the layers of an adapter."""
+    for info in adapter.info.values():
+        named = info.named
+        # In names of kohya's kind the numbers of blocks stand between underscores.
+        path = named.path if "." in named.path else GLUED.sub(r".\1.", named.path).strip(".")
+        if named.part == "te":
+            path = f"{ENCODERS[named.encoder or 1][0]}.{HOST_ENCODER}{path}"
+        elif named.part == "unet":
+            path = f"diffusion_model.{path}"
+        yield f"{path}{WEIGHT}", tuple(size or 1 for size in info.shape or ())

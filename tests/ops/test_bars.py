@@ -1,0 +1,109 @@
+"""The blocks of models as bars: which there are, what a file has in each, and what rules do to them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import lycoris_ops as lyc
+from lycoris_ops.changes.forms import Kronecker
+from lycoris_ops.changes.size import norm_of
+from lycoris_ops.stack.survey import blocks_of
+from tests.harness.listings import listings, target, thin, write_hollow, write_random
+
+LISTS = {
+    "sd15_locon": {"in": 12, "mid": 1, "out": 12},
+    "sdxl_kohya_te": {"in": 9, "mid": 1, "out": 9, "clip_l": 12, "clip_g": 32},
+    "flux_kohya": {"double": 19, "single": 38},
+    "qwen_image_musubi": {"transformer": 60},
+    "wan21_musubi": {"blocks": 40},
+}
+"""Files, with the lists of blocks that have bars for them."""
+
+
+@cache
+def blocks(architecture: str) -> lyc.Blocks:
+    return blocks_of(target(architecture))
+
+
+def bars_of(name: str, folder: Path, *, alone: bool = False) -> lyc.Bars:
+    listing = thin(listings()[name]) if alone else listings()[name]
+    write = write_random if alone else write_hollow
+    adapter = lyc.load_adapter(write(listing, folder / f"{name}.safetensors"))
+    return lyc.Bars(adapter, None if alone else blocks(listing.architecture))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_each_block_has_a_bar_that_its_name_sets(name: str, tmp_path: Path) -> None:
+    bars = bars_of(name, tmp_path)
+    lists = {group.name: group for group in bars.groups if group.sort in ("blocks", "text")}
+    assert {key: len(group.bars) for key, group in lists.items()} == LISTS[name]
+    single = [bar for group in bars.groups if group.sort != "kinds" for bar in group.bars]
+    assert sorted(layer for bar in single for layer in bar.layers) == sorted(bars.mine)
+    for bar in (single[0], single[len(single) // 2], single[-1]):
+        weights = bars.weighed(lyc.Rules.parse(f"{bar.name} = 0.25")).weights
+        expected = {one.name: 0.25 if one == bar else 1.0 for one in single}
+        assert {one: weights[one].mean for one in expected} == expected
+        assert weights[bar.name].least == weights[bar.name].most
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_kinds_of_layers_have_bars_that_scale_them(name: str, tmp_path: Path) -> None:
+    bars = bars_of(name, tmp_path)
+    (kinds,) = (group for group in bars.groups if group.sort == "kinds")
+    assert {"attn", "mlp"} <= {bar.name for bar in kinds.bars}
+    for bar in kinds.bars:
+        found = bars.weighed(lyc.Rules.parse(f"{bar.name} = *0.5"))
+        assert found.weights[bar.name][:2] == (0.5, 0.5)
+        assert not found.idle
+
+
+def test_shares_are_measured_bit_by_bit_and_are_one_together(tmp_path: Path) -> None:
+    listing = thin(listings()["sdxl_kohya_te"])
+    adapter = lyc.load_adapter(write_random(listing, tmp_path / "x.safetensors"))
+    bars = lyc.Bars(adapter, blocks(listing.architecture))
+    steps = 0
+    while not bars.measure(0):
+        steps += 1
+        assert bars.done == steps
+    assert bars.done == len(bars.matches) and not bars.unmeasured
+    single = [bar for group in bars.groups if group.sort != "kinds" for bar in group.bars]
+    assert sum(map(bars.share, single)) == pytest.approx(1)
+    surveyed = lyc.survey(lyc.Stack([lyc.Entry(adapter)]), target(listing.architecture)).adapters[0]
+    assert {bar.name: bars.share(bar) for bar in single} == pytest.approx(
+        {bar.name: surveyed.share(bar.name) for bar in single}
+    )
+
+
+def test_a_file_alone_names_its_own_blocks(tmp_path: Path) -> None:
+    found = {
+        group.name: [bar.name for bar in group.bars]
+        for group in bars_of("flux_kohya", tmp_path, alone=True).groups
+    }
+    assert found["double"][:2] == ["double.0", "double.1"] and found["single"][:2] == ["single.0", "single.1"]
+
+
+def test_presets_are_those_whose_blocks_the_model_has(tmp_path: Path) -> None:
+    flux = bars_of("flux_kohya", tmp_path).fitting(lyc.BLOCK_PRESETS)
+    assert {"ALL", "FLUX-DBL-FRONT", "FLUX-SGL-TAIL"} <= flux.keys() and "SDXL-OUTALL" not in flux
+    sdxl = bars_of("sdxl_kohya_te", tmp_path).fitting(lyc.BLOCK_PRESETS)
+    assert {"ALL", "SDXL-OUTALL", "MIDD"} & sdxl.keys() and not [
+        name for name in sdxl if name.startswith("FLUX")
+    ]
+
+
+@pytest.mark.parametrize("ranks", [(None, None), (2, None), (None, 3)])
+def test_the_norm_of_a_kronecker_product_needs_only_its_factors(ranks: tuple[int | None, int | None]) -> None:
+    def factor(rows: int, columns: int, rank: int | None) -> tuple[torch.Tensor, ...]:
+        return (
+            (torch.randn(rows, columns),)
+            if rank is None
+            else (torch.randn(rows, rank), torch.randn(rank, columns))
+        )
+
+    form = Kronecker(factor(4, 6, ranks[0]), factor(5, 7, ranks[1]), -0.5)
+    dense = form.dense(torch.float64, torch.device("cpu"))
+    assert norm_of([form]) == pytest.approx(float(torch.linalg.vector_norm(dense)))
