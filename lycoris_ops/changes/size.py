@@ -17,7 +17,7 @@ def norm_of(forms: Sequence[Additive]) -> float:
     the matrix (O, K).
     """
     one = forms[0]
-    if len(forms) == 1 and isinstance(one, Kronecker) and one.window is one.rows is one.columns is None:
+    if len(forms) == 1 and isinstance(one, Kronecker) and one.rows is one.columns is None:
         here = torch.device("cpu")
         first, second = (product(factor, torch.float64, here) for factor in (one.w1, one.w2))
         return abs(one.scale) * float(norm(first)) * float(norm(second))

@@ -144,7 +144,7 @@ class Painter:
 
     def open(self, row: int = 0) -> None:
         self.page.locator(".lycoris-spark").nth(row).click()
-        self.page.locator(".lycoris-bar").first.wait_for()
+        self.page.locator(".lycoris-block").first.wait_for()
 
     def close(self) -> None:
         self.page.mouse.click(1500, 1000)
@@ -156,7 +156,7 @@ class Painter:
 
     def place(self, bar: str, weight: float) -> tuple[float, float]:
         """Where a weight is on a bar, from 0 to 1.5."""
-        box = self.page.locator(f"[data-bar='{bar}'] .lycoris-bar-track").bounding_box()
+        box = self.page.locator(f"[data-bar='{bar}'] .lycoris-block-track").bounding_box()
         assert box
         return box["x"] + box["width"] / 2, box["y"] + box["height"] * (1 - weight / 1.5)
 
@@ -196,7 +196,7 @@ def test_block_weights_are_painted(ui: Ui, vue_nodes: bool, screenshot: Callable
     page.get_by_text("Blocks of base.safetensors").wait_for()
     # It measures what the file changes where, and colours the bars by it.
     page.get_by_label("Presets").locator("option", has_text="OUTALL").first.wait_for(state="attached")
-    expect(page.locator(".lycoris-bar-legend")).not_to_contain_text("measured")
+    expect(page.locator(".lycoris-block-legend")).not_to_contain_text("measured")
     page.wait_for_function(
         "['in.3', 'in.0'].map(bar => parseFloat(document.querySelector(`[data-bar='${bar}']`)"
         ".style.getPropertyValue('--share'))).every((share, at) => at ? share < 10 : share > 50)"

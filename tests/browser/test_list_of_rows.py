@@ -94,9 +94,9 @@ def test_rows_are_edited_with_the_mouse(
     order = [FIVE[2], FIVE[3], INK, INK, FIVE[4]]
     rows.wait(order)
 
-    rows.menu(1, "Block rules…")
+    rows.menu(1, "Block weights…")
     page.get_by_label("Block rules of this row").fill("mid = 0.5\nte = 0")
-    rows.click(page.get_by_role("button", name="Set rules"))
+    rows.click(page.get_by_role("button", name="Done"))
     assert rows.said()[0][1]["rules"] == "mid = 0.5\nte = 0"
     assert ui.errors == []
 

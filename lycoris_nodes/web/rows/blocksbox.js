@@ -61,9 +61,9 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   const undo = make("button", { type: "button", class: "lycoris-button", textContent: "↶", title: t("Undo") })
   const ones = make("button", { type: "button", class: "lycoris-button", textContent: t("All 1") })
   ones.title = t("Take out all rules")
-  const field = make("div", { class: "lycoris-bar-groups" })
-  const legend = make("div", { class: "lycoris-bar-legend" })
-  const readout = make("div", { class: "lycoris-bar-readout" })
+  const field = make("div", { class: "lycoris-block-groups" })
+  const legend = make("div", { class: "lycoris-block-legend" })
+  const readout = make("div", { class: "lycoris-block-readout" })
   const area = make("textarea", { value: before, spellcheck: false, rows: 12, "aria-label": t("Block rules of this row") })
   area.placeholder = t("No rules: every block has the weight 1.")
   const problem = make("div", { class: "lycoris-problem" })
@@ -128,8 +128,8 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
       fill.style.height = `${Math.max(1.5, to - from)}%`
       element.style.setProperty("--share", `${(100 * bar.share) / most[group.sort === "kinds" ? "kinds" : "blocks"]}%`)
       element.style.setProperty("--one", `${place(1)}%`)
-      element.classList.toggle("lycoris-bar-empty", !bar.mine)
-      element.classList.toggle("lycoris-bar-mixed", group.sort !== "kinds" && mixedIn(bar.name) !== null)
+      element.classList.toggle("lycoris-block-empty", !bar.mine)
+      element.classList.toggle("lycoris-block-mixed", group.sort !== "kinds" && mixedIn(bar.name) !== null)
       element.dataset.weight = shownWeight(value)
       Object.assign(input, { min: String(low), max: String(high), value: String(value) })
     }
@@ -145,21 +145,21 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   function groupElement(group) {
     const made = group.bars.map((bar) => {
       const fill = make("i")
-      const track = make("span", { class: "lycoris-bar-track" }, fill)
+      const track = make("span", { class: "lycoris-block-track" }, fill)
       const number = Number(bar.name.split(".").at(-1))
       const plain = group.bars.length <= NUMBERED || Number.isNaN(number) || number % 5 === 0
-      const label = make("span", { class: "lycoris-bar-label", textContent: plain ? labelOf(bar, group) : "" })
+      const label = make("span", { class: "lycoris-block-label", textContent: plain ? labelOf(bar, group) : "" })
       // It has the focus: where an input has it, the front end leaves Ctrl+Z alone.
       const input = make("input", { type: "range", tabIndex: -1, step: String(FINE), "aria-label": bar.name })
-      const element = make("div", { class: "lycoris-bar", data: { bar: bar.name } }, input, track, label)
+      const element = make("div", { class: "lycoris-block", data: { bar: bar.name } }, input, track, label)
       element.onpointerenter = input.onfocus = () => tell(bar.name)
       bars.set(bar.name, { bar, group, element, fill, input })
       return element
     })
-    const inner = make("div", { class: "lycoris-bars" }, ...made)
+    const inner = make("div", { class: "lycoris-block-row" }, ...made)
     const words = titleOf(group.sort, group.name)
-    const whole = make("div", { class: `lycoris-bar-group lycoris-bar-${group.sort}` }, inner)
-    whole.append(make("div", { class: "lycoris-bar-title", textContent: words, title: words }))
+    const whole = make("div", { class: `lycoris-block-group lycoris-block-${group.sort}` }, inner)
+    whole.append(make("div", { class: "lycoris-block-title", textContent: words, title: words }))
     whole.style.setProperty("--count", String(group.bars.length))
     return whole
   }
@@ -190,7 +190,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
       : ""
     legend.replaceChildren(
       make("span", { textContent: t("share of a block in the file's change: 0 %") }),
-      make("span", { class: "lycoris-bar-scale" }),
+      make("span", { class: "lycoris-block-scale" }),
       make("span", { textContent: percent(top) }),
       make("span", { textContent: found.done < found.of ? measured : rest }),
     )
@@ -284,13 +284,13 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   const elements = () => [...bars.values()].map(({ element }) => element)
   const nameOf = (/** @type {HTMLElement} */ element) => element.dataset.bar ?? ""
   const barAt = (/** @type {Event} */ { target }) =>
-    /** @type {HTMLElement | null} */ (/** @type {Element} */ (target).closest?.(".lycoris-bar"))
+    /** @type {HTMLElement | null} */ (/** @type {Element} */ (target).closest?.(".lycoris-block"))
 
   /** @param {PointerEvent} event */
   function valueAt({ clientY, shiftKey }) {
     if (!dragging) return 1
     if (dragging.fixed !== null) return dragging.fixed
-    const track = /** @type {Element} */ (dragging.line[0].querySelector(".lycoris-bar-track"))
+    const track = /** @type {Element} */ (dragging.line[0].querySelector(".lycoris-block-track"))
     const { top, height } = track.getBoundingClientRect()
     const within = (/** @type {number} */ value) => Math.min(high, Math.max(low, value))
     const rounded = (/** @type {number} */ value, /** @type {number} */ to) => Number((Math.round(value / to) * to).toFixed(3))
@@ -345,7 +345,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     check()
   }
   // The bar that was pressed: these events go to what has captured the pointer.
-  const pressed = () => /** @type {HTMLElement | null} */ (document.activeElement?.closest(".lycoris-bar") ?? null)
+  const pressed = () => /** @type {HTMLElement | null} */ (document.activeElement?.closest(".lycoris-block") ?? null)
   field.ondblclick = () => {
     const element = pressed()
     if (element) setBar(nameOf(element), 1)

@@ -47,7 +47,7 @@ export async function followBars(question, show, signal) {
       if (bars.error || bars.done >= bars.of) return
     }
   } catch (error) {
-    if (!signal.aborted) throw error
+    if (!signal.aborted) show(/** @type {any} */ ({ error: String(error) }))
   }
 }
 
