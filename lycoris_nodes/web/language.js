@@ -3,10 +3,37 @@
 /** @type {Record<string, string>} */
 let words = {}
 
-/** @param {Record<string, string>} table from English */
-export function speak(table) {
+/**
+ * What the server says, as patterns of its English, those first that say most by themselves.
+ *
+ * @type {{pattern: RegExp, names: string[], plain: number, text: string}[]}
+ */
+let sentences = []
+
+const NAME = /\{(\w+)\}/gu
+
+/**
+ * @param {Record<string, string>} table from English: what the page says
+ * @param {Record<string, string>} [said] likewise: what the server says, with a `{name}` where it puts a value
+ */
+export function speak(table, said = {}) {
   words = table
+  sentences = Object.entries(said).map(([english, text]) => {
+    const plain = english.split(/\{\w+\}/u)
+    const pattern = plain.map((part) => part.replace(/[\\^$.*+?()[\]{}|/]/gu, "\\$&")).join("((?:(?!: ).)+?)")
+    const names = [...english.matchAll(NAME)].map(([, name]) => name)
+    return { pattern: new RegExp(`^${pattern}$`, "u"), names, plain: plain.join("").length, text }
+  })
+  sentences.sort((one, other) => other.plain - one.plain)
 }
+
+/**
+ * A text with a value in place of each `{name}`.
+ *
+ * @param {string} text
+ * @param {Record<string, string | number>} values
+ */
+const filled = (text, values) => text.replace(NAME, (whole, name) => String(values[name] ?? whole))
 
 /**
  * A text in the user's language, with a value in place of each `{name}`.
@@ -15,5 +42,48 @@ export function speak(table) {
  * @param {Record<string, string | number>} [values]
  */
 export function t(english, values = {}) {
-  return (words[english] ?? english).replace(/\{(\w+)\}/gu, (text, name) => String(values[name] ?? text))
+  return filled(words[english] ?? english, values)
+}
+
+/**
+ * What the server says in the user's language, line by line: it composes its sentences, so each is known by its form,
+ * and so are the parts of one.
+ *
+ * @param {string} english
+ */
+export function told(english) {
+  return sentences.length ? english.split("\n").map(said).join("\n") : english
+}
+
+/**
+ * @param {string} line
+ * @returns {string}
+ */
+function said(line) {
+  const [, before, body, after] = /** @type {RegExpExecArray} */ (/^(\s*)(.*?)(\.?)$/u.exec(line))
+  const own = inWhole(body) ?? inParts(body)
+  return own === undefined ? line : `${before}${own}${after && t(".")}`
+}
+
+/** @param {string} body */
+function inWhole(body) {
+  for (const { pattern, names, text } of sentences) {
+    const values = pattern.exec(body)?.slice(1)
+    if (values) return filled(text, Object.fromEntries(names.map((name, at) => [name, said(values[at])])))
+  }
+}
+
+/** @param {string} body */
+function inParts(body) {
+  for (const [mark, own] of [
+    [": ", t(": ")],
+    ["; ", t("; ")],
+    [". ", t(". ")],
+  ]) {
+    const at = body.indexOf(mark)
+    if (at < 0) continue
+    const parts = [body.slice(0, at), body.slice(at + mark.length)]
+    const [first, second] = parts.map(said)
+    if (first !== parts[0] || second !== parts[1]) return `${first}${own}${second}`
+  }
 }

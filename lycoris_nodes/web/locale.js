@@ -13,6 +13,7 @@ app.registerExtension({
     const language = String(app.ui.settings.getSettingValue("Comfy.Locale") ?? "en").split("-")[0]
     if (!LANGUAGES.includes(language)) return
     const answer = await fetch(new URL(`./words/${language}.json`, import.meta.url))
-    speak(await answer.json())
+    const { page, server } = await answer.json()
+    speak(page, server)
   },
 })
