@@ -50,7 +50,7 @@ def step_of(grid: int) -> int:
 def sizes_of(resolution: int, step: int) -> list[Pixels]:
     """Widths and heights in steps with no more than resolution^2 pixels, of all shapes up to 4 : 1.
 
-    With no room for a step there is the one size of a single step.
+    If not even one step fits, there is just the size of one step.
     """
     sides = range(step, max(step, LONGEST * resolution) + 1, step)
     found = [(width, height) for width in sides for height in sides if width * height <= resolution**2]

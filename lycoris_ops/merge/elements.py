@@ -95,7 +95,7 @@ def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
 
 
 def _reached(numbers: Iterator[Tensor], bits: int, count: int) -> tuple[int, int]:
-    """The largest number reached by `count` numbers, and how many numbers are above it."""
+    """The largest number that at least `count` numbers reach, and how many numbers are above it."""
     bins = sum(torch.bincount(each.flatten(), minlength=1 << bits).cpu() for each in numbers)
     assert isinstance(bins, Tensor)
     falling = bins.flip(0).cumsum(0)

@@ -185,7 +185,8 @@ class Adapter:
                     expected=layer.algorithm,
                 )
             info[path] = LayerInfo(LayerName.of(path), keys, outline, options, RESHAPE in held)
-        # Without kohya's `split_qkv`, by which alphas would be corrected: those of layers are right already.
+        # The alphas of layers are right already, so kohya's `split_qkv`, which would correct them, is left
+        # out.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(
             MemoryFile.of(name, tensors, said),
@@ -309,8 +310,8 @@ class Adapter:
     def _peft_alpha(self, info: LayerInfo) -> float | None:
         """The alpha that the layer's PEFT configuration gives; None where there is none.
 
-        The output layer of torch's attention has twice that of PEFT's configuration, and twice its rank
-        without one: PEFT adds the change of this layer twice, in training as well.
+        PEFT adds the change of the output layer of torch's attention twice, in training as well. So its alpha
+        counts twice there, or its rank if there is no configuration.
         """
         if info.rank is None or not info.algorithm.scaled_by_alpha:
             return None

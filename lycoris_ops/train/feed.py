@@ -78,7 +78,7 @@ class Feed:
         return batch
 
     def _end(self) -> None:
-        """Raise TrainError where an epoch that is over means that no further one can come."""
+        """Raise TrainError if the batches are used up after an epoch, so that there can be no further one."""
         if self._used == 0:
             raise TrainError(
                 "there are no batches",

@@ -73,10 +73,11 @@ class TrainOptions:
     """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
     the same data."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Numbers and texts by name that decide what is learned and are no options, such as the size of a batch.
-    The state holds them, see `FoundState`, and nothing else is done with them."""
+    """Further numbers and texts that influence what is learned but are not options, such as the size of a
+    batch. The state holds them, see `FoundState`, and nothing else is done with them."""
     seed: int = 0
-    """What all chance is derived from: that of step n is the same however the steps before were run."""
+    """The seed of all random numbers. Step n draws the same numbers, whether or not the training was resumed
+    before it."""
     device: str | torch.device | None = None
     """Where the model is moved, and each batch of tensors. None moves nothing."""
 
@@ -87,10 +88,10 @@ class TrainOptions:
     checkpoint_every: int | None = None
     """Steps between two checkpoints. The last and the best are always written where there is a folder."""
     keep: int = 3
-    """How many of the checkpoints of every so many steps are kept."""
+    """How many of the regular checkpoints are kept."""
     checkpoint_minutes: float | None = 10.0
-    """After how many minutes without a checkpoint `last` is written amid the training, so that a crash loses
-    no more than that. None or inf: only at the end, and after an error or an interrupt."""
+    """After how many minutes without a checkpoint `last` is written during the training, so that a crash
+    loses no more than that. None or inf: only at the end, and after an error or an interrupt."""
 
     output: str | os.PathLike[str] | None = None
     """The file of the finished adapter."""

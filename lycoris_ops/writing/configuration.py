@@ -53,7 +53,7 @@ def _table(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str
 def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredLayer[Any]]:
     members: list[ConfiguredLayer[Any]] = []
     for planned, encoded in layers:
-        # Every dialect that comes here states it.
+        # Dialects with a configuration always fill it in.
         assert encoded.configured is not None
         members.append(ConfiguredLayer(planned.name, LayerName.of(planned.name).path, *encoded.configured))
     return members

@@ -153,7 +153,7 @@ def save_adapter(
             file.flush()
         wanted = {one.planned.name: one.layer for one in made}
         check_written([Path(file.name) for file in files], wanted, loose, out)
-        # What was read before a change of the source does not belong to what was read after it.
+        # If the source changed meanwhile, tensors of two versions are mixed.
         adapter.file.check_unchanged()
     told = dialect if named else adapter.dialect
     changes = _changes(adapter, made, loose, dtype, told)
@@ -166,7 +166,7 @@ def save_adapter(
 
 
 def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
-    """What ComfyUI's own loader makes of layers where that is not their change, one line for each."""
+    """How ComfyUI's own loader misreads layers, one line for each fault."""
     if whole := write_of(dialect).in_comfy:
         return (whole,)
     found = Counter((layer.algorithm, layer.fault_in_comfy()) for layer in layers)
@@ -266,7 +266,7 @@ def _changes(
     adapter: Adapter, made: Sequence[Made], loose: Sequence[str], dtype: torch.dtype | None, dialect: str
 ) -> tuple[str, ...]:
     """`SaveResult.changes`, the most important first."""
-    # A plan has a shape only where the layer is not one of the adapter's as it is.
+    # `planned.shape` is set only for layers that were cut or joined.
     from_many = [layer for layer in made if len(layer.planned.sources) > 1]
     partial = [layer for layer in made if layer.planned.shape and len(layer.planned.sources) == 1]
     cut = {layer.planned.sources[0] for layer in partial}

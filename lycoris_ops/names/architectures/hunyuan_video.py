@@ -74,7 +74,7 @@ TENCENT_PARTS = {
     **under("double_blocks.*", "double_blocks.*", TENCENT_DOUBLE),
     **under("single_blocks.*", "single_blocks.*", TENCENT_SINGLE),
 }
-"""The parts of layers that the code of the later models has apart and the host has as one."""
+"""Layers that are separate in the code of the later models, and parts of one layer in the host."""
 
 
 def _stream(name: str) -> dict[str, str]:

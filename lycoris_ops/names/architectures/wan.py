@@ -85,7 +85,7 @@ DIFFUSERS = {
 ARCHITECTURE = Architecture(
     place=6,
     layouts=(Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS),),
-    # Of S2V: scales and shifts from the sound.
+    # S2V's scales and shifts, made from the sound.
     aside={"audio_injector.injector_adain_layers": "modulation"},
     families=(
         Family(

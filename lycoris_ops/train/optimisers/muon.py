@@ -19,7 +19,7 @@ class Several:
 
     def __init__(self, parts: Sequence[Optimiser]) -> None:
         self.parts = parts
-        # The groups themselves, so that a rate that is set here is set there.
+        # The very same group objects: a rate that is set on them reaches the optimisers inside.
         self.param_groups = [group for part in parts for group in part.param_groups]
 
     def step(self) -> Any:
