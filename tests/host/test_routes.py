@@ -209,6 +209,9 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     assert found["title"] == "Ink Wash" and found["error"] == ""
     assert "told.metadata.json cannot be read: it is no table" in found["problems"]
     assert len(found["problems"]) == 2
+    # Nor is one byte too many read as far as the bound goes.
+    lora_file("told.json", b"{}".ljust((4 << 20) + 1))
+    assert "told.json cannot be read: it has more than 4194304 bytes" in facts(host, file)[file]["problems"]
 
 
 def test_files_that_cannot_be_read_are_listed_with_the_reason(

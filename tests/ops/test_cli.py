@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
+from lycoris_ops.commands.shared import stack_of
 from tests.harness.facts import ROOT
 
 MODEL = unet((6, 6))
@@ -268,6 +270,10 @@ def test_a_model_in_several_files(file: Path, tmp_path: Path) -> None:
     assert twice.returncode == 2 and "two files of the model hold the same layer" in twice.stderr
 
 
+STRENGTHS = ((), ("2",), ("2", "0"))
+"""What may stand after the file of an adapter."""
+
+
 def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> None:
     """The base is zero, so a merged weight must be strength * up @ down, which is computed here in float64.
 
@@ -290,6 +296,10 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
     found = json.loads(run(*arguments, *again).stdout)
     assert found["merged"] == 1 and [entry["applied"] for entry in found["adapters"]] == [1, 1]
     torch.testing.assert_close(load_file(out)[key].double(), 1.5 * exact, rtol=1e-6, atol=0.0)
+    given = argparse.Namespace(
+        adapter=[(str(tmp_path / "a.safetensors"), *strengths) for strengths in STRENGTHS]
+    )
+    assert [(one.strength, one.strength_clip) for one in stack_of(given)] == [(1, None), (2, None), (2, 0)]
 
 
 @pytest.mark.parametrize(

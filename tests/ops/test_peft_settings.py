@@ -255,6 +255,7 @@ BAD = {
     "a rank that is not there": ("r", '{"lora_alpha": 4}'),
     "ranks of a pipeline's parts": ("r", '{"unet.r": 4, "unet.lora_alpha": 2}'),
     "no rank in a pattern": ("rank_pattern", '{"r": 4, "lora_alpha": 8, "rank_pattern": {"q": 0}}'),
+    "a flag for a rank": ("r", '{"r": true, "lora_alpha": 8}'),
     "a broken rank": ("r", '{"r": 4.5, "lora_alpha": 8}'),
     "a long rank": ("r", '{"r": 1' + "0" * 4000 + ', "lora_alpha": 8}'),
     "no alpha": ("lora_alpha", '{"r": 4}'),

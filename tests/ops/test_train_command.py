@@ -60,6 +60,7 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
         ("", "learning_rate = 1", r"\[train\]: an unknown key \(found learning_rate"),
         ("", "warm_up = 3", "Is it warmup"),
         ("", "warmup = -1", "warmup: a setting is out of its range"),
+        ("", "warmup = 'long'", "warmup: a setting is out of its range"),
         ("", "epochs = 1", "steps or of epochs"),
         ("", "dtype = 'int8'", "an unknown dtype"),
         ("", "lr = ", "the file is not TOML"),

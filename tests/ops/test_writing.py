@@ -291,6 +291,25 @@ def test_where_there_were_no_files_none_is_left(
         assert not list(out.iterdir())
 
 
+def test_the_earlier_files_come_back_where_another_program_has_removed_the_new_one(
+    sources: Path, out: Path, pair: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, count = os.replace, [0]
+
+    def rename(*given: Any) -> None:
+        count[0] += 1
+        if count[0] == 4:
+            (out / PAIR[0]).unlink()
+            raise Interrupt
+        replace(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", rename)
+        with pytest.raises(Interrupt):
+            write("peft", sources, out)
+    assert files_in(out) == pair
+
+
 def test_what_cannot_be_put_back_is_whole_and_is_named(
     sources: Path, out: Path, pair: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
