@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...lycoris_ops import LycorisError, peek_adapter
 from .beside import CLIPS, PICTURES, files_beside
@@ -59,7 +59,8 @@ def _small(source: str | io.BytesIO) -> bytes:
         picture.draft("RGB", (SIZE, SIZE))
         picture.thumbnail((SIZE, SIZE))
         out = io.BytesIO()
-        picture.convert("RGB").save(out, "JPEG", quality=88)
+        # As a browser turns it.
+        ImageOps.exif_transpose(picture).convert("RGB").save(out, "JPEG", quality=88)
     return out.getvalue()
 
 

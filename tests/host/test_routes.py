@@ -245,6 +245,17 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(
 
         patched.setattr(os, "stat", refused)
         assert [size for name, size, _ in json.loads(ask("/lycoris/adapters")[2]) if name == late] == [0]
+    opens = Path.open
+    with monkeypatch.context() as patched:
+
+        def denied(path: Path, *args: Any, **options: Any) -> Any:
+            if path.name == late:
+                raise PermissionError(13, "Permission denied", str(path))
+            return opens(path, *args, **options)
+
+        patched.setattr(Path, "open", denied)
+        error = facts(host, late)[late]["error"]
+        assert "models/loras/late.safetensors: the file cannot be read (found Permission denied)" in error
     assert facts(host, late)[late]["error"] == ""
     for asked in ("", "5", "{}", '"told"', "[" * 5000, "[[5]]"):
         assert ask("/lycoris/adapters/facts", asked)[2] == b"{}"

@@ -49,6 +49,9 @@ test("words are found in the path, the family, the kind, trigger words, tags and
     assert.deepEqual(shown(entries, typed), ["b.pt"], typed)
   }
   assert.deepEqual(shown(entries, "rows ink"), ["rows/Ink.safetensors"])
+  // All that is typed in one text comes before its words here and there.
+  const families = { "a.pt": { triggers: ["sd", "1 5"] }, "b.pt": { family: "SD 1.5" } }
+  assert.deepEqual(shown(entriesOf(["a.pt", "b.pt"], families), "sd 1.5"), ["b.pt", "a.pt"])
   const [hit] = arranged(entries, "wash b", /** @type {any} */ (KEPT))
   assert.deepEqual(hit.item === "file" && hit.found, ["ink wash"])
 })

@@ -298,7 +298,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       const found = await askFacts(next.map((entry) => entry.listed))
       if (!open) return
       most = Math.round(Math.min(MOST, 1 + (next.length * MILLISECONDS) / (performance.now() - start)))
-      for (const entry of next) learn(entry, found[entry.file] ?? GONE, suits)
+      for (const entry of next) learn(entry, found[entry.file] ?? gone(), suits)
       // What is typed may be found in what is known now, and a favourite of another pack too.
       arrange()
     }
@@ -424,10 +424,10 @@ export async function openPicker({ current, many = false, pick, model }, point) 
 }
 
 /** Of a file that was taken away while the picker was open. */
-const GONE = {
+const gone = () => ({
   ...{ error: t("the file is not there any more"), kind: "", rank: "", family: "", families: [], triggers: [] },
   ...{ tags: [], title: "", base: "", favourite: false, preview: "", problems: [] },
-}
+})
 
 /**
  * @param {unknown[] | undefined} one

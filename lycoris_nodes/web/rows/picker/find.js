@@ -12,7 +12,7 @@ import { splitName } from "../names.js"
  * }} Entry
  *
  * @typedef {{item: "file", key: string, entry: Entry, depth: number, found: string[], whole: boolean}} FileItem
- * `found`: trigger words and tags in which typed words are; `whole`: shown with its folder
+ * `found`: the title, trigger words and tags in which typed words are; `whole`: shown with its folder
  * @typedef {{item: "folder", key: string, words: string, count: number, depth: number, open: boolean}} FolderItem
  * @typedef {FileItem | FolderItem} Item
  *
@@ -79,7 +79,8 @@ function rankOf({ name, path, more }, typed, words) {
   if (words.every((word) => apart.includes(` ${word}`))) return 2
   if (words.every((word) => name.includes(word))) return 3
   if (words.every((word) => path.includes(word))) return 4
-  return words.every((word) => path.includes(word) || more.some((one) => one.includes(word))) ? 5 : -1
+  if (more.some((one) => one.includes(typed))) return 5
+  return words.every((word) => path.includes(word) || more.some((one) => one.includes(word))) ? 6 : -1
 }
 
 /**
@@ -125,7 +126,8 @@ function matching(sorted, text) {
   // Equal ones stay in their order.
   found.sort((one, other) => one.place - other.place)
   return found.map(({ entry }) => {
-    const texts = entry.facts ? [...entry.facts.triggers, ...entry.facts.tags] : []
+    const { title, triggers, tags } = entry.facts ?? { title: "", triggers: [], tags: [] }
+    const texts = [title, ...triggers, ...tags]
     const beyond = words.filter((word) => !entry.path.includes(word))
     const hits = texts.filter((one) => beyond.some((word) => plain(one).includes(word)))
     return { item: "file", key: entry.file, entry, depth: 0, found: hits, whole: true }
