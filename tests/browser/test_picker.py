@@ -191,6 +191,9 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     picker.press("Backspace")
     page.locator(".lycoris-bottom").get_by_text("3 added").wait_for()
     screenshot(f"{name}-ticks")
+    # The rows that were added are seen beside it.
+    listed, panel = (page.locator(place).bounding_box() for place in (".lycoris-rows", ".lycoris-picker"))
+    assert listed and panel and panel["x"] >= listed["x"] + listed["width"]
     picker.press("Escape")
     page.locator(".lycoris-picker").wait_for(state="detached")
     both, full = "lokr_both.safetensors", "lokr_full.safetensors"

@@ -9,7 +9,7 @@ import { openInfo } from "./info.js"
 import { createLine, leave } from "./line.js"
 import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
-import { below, closePopup } from "./popup.js"
+import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
 import { aboutFile, readRows } from "./server.js"
 import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
@@ -303,7 +303,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   all.onchange = () => set(rows.map((row) => ({ ...row, on: all.checked })))
   chosenCount.onclick = () => choose(new Set())
   more.onclick = () => openMenu(common(below(more)), below(more))
-  add.onclick = () => openPicker({ many: true, model: model(), pick: (file) => set([...rows, newRow(file)]) }, below(add))
+  add.onclick = () => openPicker({ many: true, model: model(), pick: (file) => set([...rows, newRow(file)]) }, beside(element, add))
   for (const part of [head, body, foot]) shareWheel(part)
   // Where Vue draws the node, only an element that has the focus gets the wheel.
   body.tabIndex = -1

@@ -35,7 +35,7 @@ let latest = null
  *   current?: string, many?: boolean, pick: (file: string) => void,
  *   model?: Promise<import("./model.js").Model>,
  * }} question `model` is the one that the file is for
- * @param {import("./popup.js").Point} point
+ * @param {import("./popup.js").Place} point
  */
 export async function openPicker({ current, many = false, pick, model }, point) {
   const search = make("input", {

@@ -1,8 +1,13 @@
 // A panel above everything else, one at a time. A press outside of it or Escape closes it.
 
 const GAP = 4
+/** Beside the list of a node: the node's own margin too. */
+const ASIDE = 20
 
-/** @typedef {{x: number, y: number}} Point */
+/**
+ * @typedef {{x: number, y: number}} Point
+ * @typedef {Point | ((size: DOMRect) => Point)} Place a point, or what gives it for a panel of this size
+ */
 
 /** @type {{panel: HTMLElement, controller: AbortController, closed?: (escaped: boolean) => void} | null} */
 let open = null
@@ -17,22 +22,24 @@ export function closePopup(escaped = false) {
 }
 
 /**
- * Show a panel at a point, but within the window.
+ * Show a panel at a place, but within the window.
  *
  * @param {HTMLElement} panel
- * @param {Point} point
+ * @param {Place} where
  */
-function place(panel, { x, y }) {
-  const { width, height } = panel.getBoundingClientRect()
+function place(panel, where) {
+  const size = panel.getBoundingClientRect()
+  const { width, height } = size
+  const { x, y } = typeof where === "function" ? where(size) : where
   panel.style.left = `${Math.max(GAP, Math.min(x, innerWidth - width - GAP))}px`
   panel.style.top = `${Math.max(GAP, Math.min(y, innerHeight - height - GAP))}px`
 }
 
 /**
- * Show a panel at a point of the window.
+ * Show a panel at a place in the window.
  *
  * @param {HTMLElement} panel
- * @param {Point} point
+ * @param {Place} point
  * @param {(escaped: boolean) => void} [closed] called when it is gone, with whether the user has pressed Escape
  */
 export function openPopup(panel, point, closed) {
@@ -69,4 +76,17 @@ export function openPopup(panel, point, closed) {
 export function below(element) {
   const { left, bottom } = element.getBoundingClientRect()
   return { x: left, y: bottom + GAP }
+}
+
+/**
+ * The place beside an element where there is room, else below another one.
+ *
+ * @param {Element} element
+ * @param {Element} other
+ * @returns {Place}
+ */
+export function beside(element, other) {
+  const { right, top } = element.getBoundingClientRect()
+  const under = below(other)
+  return ({ width }) => (right + ASIDE + width < innerWidth ? { x: right + ASIDE, y: top } : under)
 }
