@@ -64,6 +64,12 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   let chosen = new Set()
   let anchor = 0
   let height = 0
+  /**
+   * The model, asked for once each time that the list is drawn.
+   *
+   * @type {ReturnType<typeof model> | null}
+   */
+  let reached = null
 
   const set = (/** @type {Row[]} */ changed) => void write(formatRows(changed))
   /** The rows that are meant where one is: all that are selected with it. */
@@ -98,12 +104,12 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       const { file: current } = rows[index]
       openPicker({ current, model: model(), pick: (file) => acts.change(index, { ...rows[index], file }) }, point)
     },
-    model,
+    model: () => (reached ??= model()),
     async editRules(index, point) {
       const { file, rules: text = "" } = rows[index]
-      const [reached, about] = await Promise.all([model(), aboutFile(file)])
+      const [now, about] = await Promise.all([model(), aboutFile(file)])
       const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
-      openBlocks({ file, text, model: reached, unsuited: about.error ? null : reached.suits(about), done }, point)
+      openBlocks({ file, text, model: now, unsuited: about.error ? null : now.suits(about), done }, point)
     },
     menu(index, point) {
       const row = rows[index]
@@ -242,6 +248,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
 
   /** @param {Row[]} found */
   function show(found) {
+    reached = null
     // What is selected is so by its place.
     if (found.length !== rows.length) chosen = new Set()
     rows = found
