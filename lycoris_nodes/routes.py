@@ -17,6 +17,7 @@ from .files.models import asked_models, told_model
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
 from .host.page import Answer, answer_get, answer_post
+from .schema.kept import kept
 from .stacks.bars import shown_bars, weighed_bars
 from .stacks.curves import drawn
 from .stacks.rows import parse_rows, row_table
@@ -29,6 +30,7 @@ MODEL = "/lycoris/model"
 TRAINING = "/lycoris/training"
 BARS = "/lycoris/bars"
 RULES = "/lycoris/rules"
+REPORTS = "/lycoris/reports"
 
 
 def add_routes() -> None:
@@ -43,6 +45,7 @@ def add_routes() -> None:
     answer_post(BARS, lambda text: _answered(shown_bars, text))
     answer_post(RULES, lambda text: _answered(weighed_bars, text))
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
+    answer_get(REPORTS, lambda query: _json(kept(query.get("nodes", "").split(","))))
 
 
 # None of them answers with an error of HTTP, which a browser would log: files without a picture are common,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ class LycorisError(Exception):
 
     Every part is kept as an attribute as it is, and the message is composed of the parts that are known, each
     as `printable`: what a file says can neither begin a line of its own nor control a terminal. A caller
-    that knows more (the file, the layer) adds it with :meth:`within`. `key` is a key of the file, mostly the
-    name of a layer; `weight` is the model's weight that the layer was to be applied to.
+    that knows more (the file, the layer) adds it with :meth:`within`. `place` is where the user has put what
+    is wrong, such as `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the model's
+    weight that the layer was to be applied to.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LycorisError(Exception):
         problem: str,
         *,
         file: str | None = None,
+        place: str | None = None,
         key: str | None = None,
         weight: str | None = None,
         got: str | None = None,
@@ -56,6 +59,7 @@ class LycorisError(Exception):
     ) -> None:
         self.problem = problem
         self.file = file
+        self.place = place
         self.key = key
         self.weight = weight
         self.got = got
@@ -63,18 +67,25 @@ class LycorisError(Exception):
         self.hint = hint
         super().__init__(problem)
 
-    def within(self, *, file: str | None = None, key: str | None = None, weight: str | None = None) -> Self:
-        """Fill in file, key and weight where they are not known yet, and return this error."""
+    def within(
+        self,
+        *,
+        file: str | None = None,
+        place: str | None = None,
+        key: str | None = None,
+        weight: str | None = None,
+    ) -> Self:
+        """Fill in file, place, key and weight where they are not known yet, and return this error."""
         self.file = self.file or file
+        self.place = self.place or place
         self.key = self.key or key
         self.weight = self.weight or weight
         return self
 
     def __str__(self) -> str:
-        parts = (self.file, self.key, self.weight, self.got, self.expected, self.problem, self.hint)
-        file, key, weight, got, expected, problem, hint = (printable(part or "") for part in parts)
-        place = " on ".join(part for part in (key, weight) if part)
-        where = ": ".join(part for part in (file, place) if part)
+        file, place, key, weight, got, expected, problem, hint = self._printable()
+        layer = " on ".join(part for part in (key, weight) if part)
+        where = ": ".join(part for part in (file, place, layer) if part)
         found = "; ".join(
             f"{label} {part}" for label, part in (("found", got), ("expected", expected)) if part
         )
@@ -83,6 +94,26 @@ class LycorisError(Exception):
             text += f" ({found})"
         return f"{text}. {hint}" if hint else text
 
+    def told(self) -> str:
+        """The message in lines: what is wrong and what to do, then, after an empty line, the details."""
+        file, place, key, weight, got, expected, problem, hint = self._printable()
+        name = PurePath(file).name
+        if name and problem.startswith(PurePath(name).stem):
+            name = ""
+        lines = [": ".join(part for part in (place, name, problem) if part) + "."]
+        if hint:
+            lines.append(hint + ("" if hint.endswith("?") else "."))
+        elif expected:
+            lines.append(f"Expected: {expected}.")
+            expected = ""
+        labels = (("file", file), ("at", key), ("weight", weight), ("found", got), ("expected", expected))
+        details = [f"{label}: {part}" for label, part in labels if part]
+        return "\n".join([*lines, "", *details] if details else lines)
+
+    def _printable(self) -> Iterator[str]:
+        parts = (self.file, self.place, self.key, self.weight, self.got, self.expected, self.problem)
+        return (printable(part or "") for part in (*parts, self.hint))
+
 
 Problem = TypeVar("Problem", bound=LycorisError)
 
@@ -90,8 +121,15 @@ Problem = TypeVar("Problem", bound=LycorisError)
 class located:  # noqa: N801 - used as a function is
     """A context that adds these places to every LycorisError raised inside that does not name its own."""
 
-    def __init__(self, *, file: str | None = None, key: str | None = None, weight: str | None = None) -> None:
-        self._places = {"file": file, "key": key, "weight": weight}
+    def __init__(
+        self,
+        *,
+        file: str | None = None,
+        place: str | None = None,
+        key: str | None = None,
+        weight: str | None = None,
+    ) -> None:
+        self._places = {"file": file, "place": place, "key": key, "weight": weight}
 
     def __enter__(self) -> None:
         pass

@@ -16,6 +16,7 @@ from comfy_api.latest import ComfyExtension as ComfyExtension
 from comfy_api.latest import io as io
 from comfy_api.latest import ui
 from comfy_execution.graph_utils import ExecutionBlocker as ExecutionBlocker
+from comfy_execution.utils import get_executing_context
 from PIL.Image import Image
 from server import PromptServer
 from torch import Tensor
@@ -30,6 +31,12 @@ def tell_page(event: str, hidden: Any, **data: Any) -> None:
 def asking_page() -> str | None:
     """The page that has queued what runs now; None if it was none."""
     return PromptServer.instance.client_id
+
+
+def running_node() -> str | None:
+    """The host's key of the node that runs in this thread; None outside of a run."""
+    found = get_executing_context()
+    return None if found is None else found.node_id
 
 
 class Progress(Protocol):

@@ -76,7 +76,7 @@ def _check(rows: str | None) -> None:
     check("rows", "STRING", rows)
     own = own_presets()
     for where, row in live(parse_rows(rows)):
-        with located(key=where):
+        with located(place=where):
             adapter_stamp(lora_path(row.file))
             parsed(row.rules, own)
 
@@ -96,7 +96,7 @@ def _words(said: About, row: Row) -> tuple[str, ...]:
 
 
 def _entry(where: str, row: Row, own: PresetFile) -> Entry:
-    with located(key=where):
+    with located(place=where):
         rules = parsed(row.rules, own)
         return Entry(
             load_adapter(lora_path(row.file)),

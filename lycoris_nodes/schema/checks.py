@@ -17,9 +17,10 @@ from typing import Any, cast
 
 from ...lycoris_ops import LycorisError
 from ..host.files import shown_text
-from ..host.page import io
+from ..host.page import io, running_node
 from ..stacks.lora_stack import from_lora_stack, is_lora_stack
 from ..stacks.typed import read_number
+from .kept import keep
 
 
 def _is_text(value: object) -> bool:
@@ -100,6 +101,13 @@ def is_many(one: Any) -> bool:
     return kind in MANY or (kind == "STRING" and bool(one.force_input))
 
 
+class NodeError(LycorisError):
+    """An error in a run, as the host shows it: in lines, the verdict first."""
+
+    def __str__(self) -> str:
+        return self.problem
+
+
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
     """Wrap a node's `execute`: raise LycorisError for an input that the node's schema does not have or allow.
 
@@ -109,12 +117,30 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     To a node that takes lists the host gives every value as a list. Only inputs that are many stay so. The
     inputs of a group come one by one, as if there were no groups. A group that `execute` takes by its own
     name comes whole, and is the node's to judge.
+
+    What the node shows is kept for pages that are opened later, errors included.
     """
     signature = inspect.signature(execute)
     takes_all = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
+        hidden = getattr(cls, "hidden", None)
+        try:
+            found = execute(cls, **_made(cls, args, inputs))
+        except LycorisError as error:
+            for part, text in list(vars(error).items()):
+                if isinstance(text, str):
+                    setattr(error, part, shown_text(text))
+            if running_node() is None:
+                raise
+            told = error.told()
+            keep(hidden, {"text": (told,), "lycoris": ({"state": "error"},)})
+            raise NodeError(told) from error
+        keep(hidden, found.ui if isinstance(found.ui, Mapping) else None)
+        return found
+
+    def _made(cls: type[io.ComfyNode], args: Sequence[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         schema = cls.define_schema()
         by_place = dict(list(signature.bind_partial(cls, *args).arguments.items())[1:])
         known, given = _named(schema.inputs, {**by_place, **inputs}, signature.parameters, cls)
@@ -126,13 +152,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
                 made[name] = _checked(one, value, signature.parameters, judged)
             elif one.optional and ((absent := _absent(one, schema)) is not None or takes_all):
                 made[name] = _read(one, absent)
-        try:
-            return execute(cls, **made)
-        except LycorisError as error:
-            for part, text in list(vars(error).items()):
-                if isinstance(text, str):
-                    setattr(error, part, shown_text(text))
-            raise
+        return made
 
     return run
 
@@ -172,8 +192,8 @@ def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     The host hands over all values of a prompt, so that `checked` can refuse those that are no input, and the
     workflow, by which prompts of the page are told from others. It sends what the node shows in every run,
-    also where it takes the result from its cache. ComfyUI before 0.20 cannot: there the page looks into the
-    history.
+    also where it takes the result from its cache. ComfyUI before 0.20 cannot: there the page asks for what
+    is kept.
     """
     define = node.define_schema.__func__
 
@@ -181,8 +201,8 @@ def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         schema = define(cls)
         schema.accept_all_inputs = True
         schema.has_intermediate_output = True
-        if io.Hidden.extra_pnginfo not in (schema.hidden or ()):
-            schema.hidden = [*(schema.hidden or ()), io.Hidden.extra_pnginfo]
+        wanted = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
+        schema.hidden = [*dict.fromkeys((*(schema.hidden or ()), *wanted))]
         return schema
 
     node.define_schema = classmethod(define_schema)  # pyright: ignore[reportAttributeAccessIssue]

@@ -45,7 +45,7 @@ def valid(*checks: Callable[[], object]) -> bool | str:
         for each in checks:
             each()
     except LycorisError as error:
-        return shown_text(str(error))
+        return shown_text(error.told())
     return True
 
 

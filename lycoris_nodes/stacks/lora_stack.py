@@ -34,7 +34,7 @@ def from_lora_stack(value: Sequence[Any] | None) -> Stack:
 
 
 def _entry(where: str, row: Any) -> Entry | None:
-    with located(key=where):
+    with located(place=where):
         name, *strengths = _parts(row)
         if name in NOTHING:
             return None

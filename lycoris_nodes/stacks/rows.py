@@ -110,17 +110,17 @@ def _row(number: int, table: Any) -> Row:
     where = f"row {number}"
     if not isinstance(table, dict):
         raise LycorisError(
-            "a row is no table", key=where, got=type(table).__name__, expected='{"file": "..."}'
+            "a row is no table", place=where, got=type(table).__name__, expected='{"file": "..."}'
         )
     _check_names(table, FIELDS, where)
     if "file" not in table:
-        raise LycorisError("a row names no file", key=where, expected="the field `file`")
+        raise LycorisError("a row names no file", place=where, expected="the field `file`")
     values = {name: _typed(name, value) for name, value in table.items()}
     for name, value in values.items():
         fits, expected = KINDS[name]
         if not fits(value):
             got = json.dumps(table[name], ensure_ascii=False)
-            raise LycorisError(f"the field `{name}` cannot be used", key=where, got=got, expected=expected)
+            raise LycorisError(f"the field `{name}` cannot be used", place=where, got=got, expected=expected)
     return Row(**values)
 
 
@@ -133,7 +133,7 @@ def _typed(name: str, value: Any) -> Any:
 def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise LycorisError(f"the field `{unknown[0]}` is not known", key=where, expected=", ".join(known))
+        raise LycorisError(f"the field `{unknown[0]}` is not known", place=where, expected=", ".join(known))
 
 
 def row_table(row: Row) -> dict[str, Any]:

@@ -32,12 +32,17 @@ function showNewElements() {
 }
 
 /**
- * Call `ask` before each prompt that the page sends, and `refuse` with the errors of its nodes, by their keys, where
- * the host refuses some. The front end has an event only for prompts that are accepted.
+ * Call `ask` before each prompt that the page sends, `sent` with its id and that of its workflow where the host takes
+ * it, and `refuse` with the errors of its nodes, by their keys, where the host refuses some. The front end has an event
+ * only for prompts that are accepted, which does not say the workflow.
  *
- * @param {{ask: () => void, refuse: (errors: [key: string, error: any][]) => void}} listener
+ * @param {{
+ *   ask: () => void,
+ *   sent?: (prompt: string, workflow: string | undefined) => void,
+ *   refuse: (errors: [key: string, error: any][]) => void,
+ * }} listener
  */
-export function onPrompt({ ask, refuse }) {
+export function onPrompt({ ask, sent, refuse }) {
   const { queuePrompt } = app.api
   app.api.queuePrompt = async function (...options) {
     ask()
@@ -50,6 +55,7 @@ export function onPrompt({ ask, refuse }) {
       answer = /** @type {any} */ (error).response
       throw error
     } finally {
+      if (answer?.prompt_id) sent?.(answer.prompt_id, /** @type {any} */ (options[1])?.workflow?.id)
       const errors = Object.entries(answer?.node_errors ?? {})
       if (errors.length) refuse(errors)
     }

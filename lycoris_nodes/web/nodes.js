@@ -10,15 +10,21 @@ import { app } from "../../scripts/app.js"
 export const isOurs = (type) => type?.startsWith("Lycoris") ?? false
 
 /**
- * Our nodes of the workflow, those in subgraphs among them.
+ * Our nodes of the workflow, those in subgraphs among them, each with the host's key of it.
  *
- * @returns {Generator<GraphNode>}
+ * @returns {Generator<[key: string, node: GraphNode]>}
  */
-export function* ourNodes(graph = app.rootGraph) {
+export function* ourKeyedNodes(graph = app.rootGraph, within = "") {
   for (const node of /** @type {GraphNode[]} */ (graph.nodes)) {
-    if (isOurs(node.type)) yield node
-    if (node.subgraph) yield* ourNodes(node.subgraph)
+    const key = `${within}${node.id}`
+    if (isOurs(node.type)) yield [key, node]
+    if (node.subgraph) yield* ourKeyedNodes(node.subgraph, `${key}:`)
   }
+}
+
+/** Our nodes of the workflow, those in subgraphs among them. */
+export function* ourNodes() {
+  for (const [, node] of ourKeyedNodes()) yield node
 }
 
 /**

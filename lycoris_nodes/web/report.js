@@ -3,21 +3,31 @@
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
 import { t } from "./language.js"
-import { after, anyNodeOf, isOurs, nodeOf, ourNodes } from "./nodes.js"
+import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { bareHeight, fill, remove, stateOf } from "./report/box.js"
-import { isAsIn, refusal } from "./report/words.js"
+import { isAsIn, refusal, together } from "./report/words.js"
 
-// How many of the runs that the host remembers are looked through.
-const REMEMBERED = 32
+// The workflows, by their ids, of the prompts that this page has sent.
+/** @type {Map<string, string | undefined>} */
+const workflows = new Map()
 
-// Whether a run goes on, and the keys of the nodes whose results it took from the cache.
-let running = false
-/** @type {string[]} */
-let cached = []
+// The prompt that runs, and the keys of its nodes that have results so far.
+/** @type {string | null} */
+let running = null
+/** @type {Set<string>} */
+const done = new Set()
 
 // What nodes of this run have kept although they did not finish, in words.
 /** @type {Map<string, string>} */
 const rescued = new Map()
+
+/**
+ * Whether a prompt is of the workflow that is on the page: in another tab the same key is another node's. One that
+ * was sent before the page was loaded anew may be.
+ *
+ * @param {string | null} prompt
+ */
+const isHere = (prompt) => !workflows.has(prompt ?? "") || workflows.get(prompt ?? "") === app.rootGraph.id
 
 /** @param {string} state */
 function removeAll(state) {
@@ -45,37 +55,36 @@ function refuse(errors) {
     if (!node) continue
     const words = refusal(reasons)
     fill(node, "refused", t("The run was refused: {words}", { words }))
-    app.extensionManager.toast.add({ severity: "error", summary: node.title, detail: words, life: 10_000 })
+    const detail = words.split("\n\n")[0]
+    app.extensionManager.toast.add({ severity: "error", summary: node.title, detail, life: 10_000 })
   }
   // The reports of the last run would look like those of this one.
   if (!running) for (const node of ourNodes()) if (stateOf(node) !== "refused") remove(node)
 }
 
 /**
- * Shows reports of earlier runs of this workflow on nodes without one, where nothing before them has changed.
+ * Shows the reports that the server keeps on nodes without one, where nothing before them has changed since.
  *
- * @param {Iterable<GraphNode>} nodes
+ * @param {Iterable<[key: string, node: GraphNode]>} nodes
  */
 async function recall(nodes) {
-  const left = new Set(
-    [...nodes].filter(
-      (node) =>
-        node.outputs?.some(({ name }) => name === "report") && [undefined, "waiting"].includes(stateOf(node)),
-    ),
-  )
+  const left = new Map([...nodes].filter(([, node]) => [undefined, "waiting"].includes(stateOf(node))))
   if (!left.size) return
-  const answer = await app.api.fetchApi(`/history?max_items=${REMEMBERED}`)
-  /** @type {any[]} */
-  const runs = Object.values(await answer.json()).reverse()
-  const own = runs.filter(({ prompt }) => prompt[3]?.extra_pnginfo?.workflow?.id === app.rootGraph.id)
-  if (running) return
-  for (const { prompt, outputs } of own) {
-    for (const [key, output] of Object.entries(outputs)) {
-      const node = nodeOf(key)
-      if (!node || !left.has(node) || !isAsIn(prompt[2], key, anyNodeOf)) continue
-      show(node, output)
-      left.delete(node)
-    }
+  const graph = app.rootGraph
+  const answer = await app.api.fetchApi(`/lycoris/reports?nodes=${[...left.keys()].join(",")}`)
+  for (const { node: key, prompt, output } of await answer.json()) {
+    const node = left.get(key)
+    if (graph !== app.rootGraph || !node || !isAsIn(prompt, key, anyNodeOf)) continue
+    if ([undefined, "waiting"].includes(stateOf(node))) show(node, output)
+    left.delete(key)
+  }
+}
+
+/** @param {Iterable<string>} keys */
+function* nodesOf(keys) {
+  for (const key of keys) {
+    const node = nodeOf(key)
+    if (node) yield /** @type {[string, GraphNode]} */ ([key, node])
   }
 }
 
@@ -84,9 +93,11 @@ async function recall(nodes) {
  * older than 0.20. A box that has got no report goes.
  */
 async function finish() {
-  running = false
+  const here = isHere(running)
+  running = null
+  if (!here) return
   try {
-    await recall(cached.map(nodeOf).filter((node) => node != null))
+    await recall(nodesOf(done))
   } finally {
     // The next run may have begun, and the boxes are about that.
     if (!running) removeAll("waiting")
@@ -100,27 +111,38 @@ function listen() {
    * @param {(node: string, text: string) => void} act
    */
   const hear = (name, act) =>
-    api.addCustomEventListener(name, (/** @type {CustomEvent} */ { detail }) => act(String(detail.node), detail.text))
+    api.addCustomEventListener(name, (/** @type {CustomEvent} */ { detail }) => {
+      if (isHere(running)) act(String(detail.node), detail.text)
+    })
+  /** @param {any} detail */
+  const nodeIn = (detail) => (isHere(detail.prompt_id) ? nodeOf(detail.display_node ?? detail.node ?? detail.node_id) : null)
   hear("lycoris.meanwhile", (key, text) => {
     const node = nodeOf(key)
     if (node) fill(node, "waiting", text)
   })
   hear("lycoris.rescued", (key, text) => rescued.set(key, text))
-  api.addEventListener("execution_start", () => {
-    running = true
+  api.addEventListener("execution_start", ({ detail }) => {
+    running = detail.prompt_id
+    done.clear()
     rescued.clear()
+    if (!isHere(running)) return
     for (const node of ourNodes()) {
       if (![undefined, "refused"].includes(stateOf(node))) fill(node, "waiting", "...")
     }
   })
-  api.addEventListener("execution_cached", ({ detail }) => (cached = detail.nodes.map(String)))
+  api.addEventListener("execution_cached", ({ detail }) => detail.nodes.forEach((key) => done.add(String(key))))
+  api.addEventListener("executed", ({ detail }) => {
+    done.add(String(detail.node))
+    const node = nodeIn(detail)
+    if (node) show(node, detail.output)
+  })
   api.addEventListener("execution_error", ({ detail }) => {
-    const node = nodeOf(detail.node_id)
-    const text = [detail.exception_message.trim(), rescued.get(String(detail.node_id))]
-    if (node) fill(node, "error", text.filter(Boolean).join("\n"))
+    const node = nodeIn(detail)
+    const text = together([detail.exception_message.trim(), rescued.get(String(detail.node_id)) ?? ""])
+    if (node) fill(node, "error", text)
   })
   api.addEventListener("execution_interrupted", ({ detail }) => {
-    const node = nodeOf(detail.node_id)
+    const node = nodeIn(detail)
     const kept = rescued.get(String(detail.node_id))
     // Who presses Stop and has lost nothing has met no error.
     if (node) fill(node, kept ? "partly" : "error", kept ?? t("Interrupted: the node did not finish."))
@@ -135,28 +157,23 @@ app.registerExtension({
 
   setup() {
     listen()
-    onPrompt({ ask: () => removeAll("refused"), refuse })
+    onPrompt({
+      ask: () => removeAll("refused"),
+      sent: (prompt, workflow) => workflows.set(prompt, workflow),
+      refuse,
+    })
   },
 
   beforeRegisterNodeDef(nodeType, { name }) {
     if (!isOurs(name)) return
-    after(nodeType, "onExecuted", show)
     // Without what the box has added, so that a report is no change of the workflow.
     after(nodeType, "onSerialize", (node, data) => {
       if (stateOf(node)) data.size = [data.size[0], bareHeight(node)]
     })
   },
 
-  // The page is new, or another workflow is on it: what the host remembers of it comes back.
+  // The page is new, or another workflow is on it: what was said of it comes back. While it runs, of what has run.
   afterConfigureGraph() {
-    recall(ourNodes())
-  },
-
-  // Called when results come back together with a workflow: from another tab, or a run from the history.
-  onNodeOutputsUpdated(/** @type {Record<string, any>} */ outputs) {
-    for (const [key, output] of Object.entries(outputs ?? {})) {
-      const node = nodeOf(key)
-      if (node) show(node, output)
-    }
+    recall(running && isHere(running) ? nodesOf(done) : ourKeyedNodes())
   },
 })

@@ -25,7 +25,15 @@ from .bounds import MAX_MADE, MAX_MEMBERS, MAX_NESTED, MAX_PICKLE, MAX_SHARING, 
 from .cache import TensorCache
 from .dtypes import DTYPE_NAMES, dtype_name
 from .json_text import collector_paused
-from .tensor_file import DiskFile, Fingerprint, TensorInfo, check_names, open_file, stated_shape
+from .tensor_file import (
+    DiskFile,
+    Fingerprint,
+    TensorInfo,
+    check_names,
+    check_no_answer,
+    open_file,
+    stated_shape,
+)
 
 ZIP, END, LOCATOR = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
 """The first bytes of an archive, of its last record, and of what stands before that in a large archive."""
@@ -76,6 +84,7 @@ class PickleFile(DiskFile):
                 hint="Convert the file to .safetensors, or update torch",
             )
         with open_file(fingerprint.path) as file:
+            check_no_answer(file, fingerprint.path)
             start = file.read(9)
             try:
                 sizes = _check_archive(file, fingerprint.size, start)

@@ -32,6 +32,7 @@ from .tensor_file import (
     Fingerprint,
     TensorInfo,
     check_names,
+    check_no_answer,
     is_text,
     open_file,
     read_exactly,
@@ -61,6 +62,7 @@ class SafetensorsFile(DiskFile):
         """
         fingerprint = Fingerprint.of(path)
         with open_file(fingerprint.path) as file:
+            check_no_answer(file, fingerprint.path)
             size, header = _read_header(file, fingerprint)
         texts = _metadata(header.pop(METADATA, {}), fingerprint)
         check_names(header.keys(), fingerprint.path)
@@ -223,7 +225,7 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
         last = ordered[-1][0] if ordered else None
         raise _damaged(
             fingerprint,
-            "its header and its size disagree",
+            "it is cut off" if available < position else "it is longer than its header says",
             key=last,
             got=f"{available} bytes of data",
             expected=f"{position} bytes",

@@ -166,6 +166,32 @@ def open_file(path: str) -> BinaryIO:
         raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
 
 
+ANSWERS = {
+    b"<!doctype html": "this is a web page, not a model",
+    b"<html": "this is a web page, not a model",
+    b"version https://git-lfs": "this is Git LFS's pointer to a model, not the model",
+    b'{"error"': "this is a site's answer that it failed, not a model",
+}
+"""How files begin that were saved in place of what was to be downloaded, and what they are."""
+
+
+def check_no_answer(file: BinaryIO, path: str) -> None:
+    """Raise FileFormatError where a file is what a site answered in place of a model.
+
+    The file stands at its start, before and after.
+    """
+    start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    file.seek(0)
+    for begins, problem in ANSWERS.items():
+        if start.startswith(begins):
+            raise FileFormatError(
+                problem,
+                file=path,
+                got=f"a file that begins with {begins.decode()}",
+                hint="Download it again; a login may be needed",
+            )
+
+
 def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
     """Fill `view` from the file. Raises FileFormatError where the file ends before `view` is full."""
     done = 0

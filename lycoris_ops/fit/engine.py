@@ -150,6 +150,7 @@ class _Engine:
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, str] = {}
         self.stayed: list[str] = []
+        self.own = 0
         self.lost = 0.0
         self.held = 0
         self.steps = Steps(progress, len(sources) * (1 if settings.rank is not None else 2))
@@ -173,7 +174,13 @@ class _Engine:
                 "nothing is left of the changes",
                 got=f"{len(self.sources)} changes of weights, all of them zero or only rounding",
             )
-        report = FitReport(tuple(self.rows), self.left_out, self.lost, tuple(self._notes()))
+        stays = ""
+        if self.own == len(self.sources):
+            smaller = self.settings.never_larger
+            stays = "nothing smaller keeps as much" if smaller else "no layer is larger than was asked for"
+        report = FitReport(
+            tuple(self.rows), self.left_out, self.lost, notes=tuple(self._notes()), stays=stays
+        )
         return self.layers, report
 
     # Measuring.
@@ -269,15 +276,19 @@ class _Engine:
                     gain = max(0.0, kept - delta.variance * count)
                     choice = Choice(kind, place, index, kept, count, rank)
                     found.append(Candidate(self._cost(source, count, fit.tensors), gain, choice))
-        if stays is not None and self.settings.never_larger:
+        if stays is not None and change.own is not None and self.settings.never_larger:
             # Keep the source's own layer if no candidate is as small, even if its kind was not asked for.
-            found = [one for one in found if one.cost <= stays.cost] or [stays]
+            # Bytes count: a layer in 8 bits has fewer of them than a new one with as many parameters.
+            width = self._dtype(source).itemsize
+            most = stays.meant.parameters * width
+            if self.settings.dtype is None:
+                most = sum(tensor.nbytes for tensor in _factors_of(change.own))
+            found = [one for one in found if one is stays or one.meant.parameters * width <= most] or [stays]
         return found
 
     def _staying(self, source: Source, own: Layer, delta: Delta) -> Candidate:
         """The source's own layer, which keeps everything."""
-        beside = set(own.biases)
-        count = sum(t.numel() for name, t in own.tensors().items() if name in own.factors() - beside)
+        count = sum(tensor.numel() for tensor in _factors_of(own))
         choice = Choice(own.algorithm, -1, 0, delta.energy, count, own.rank)
         return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
 
@@ -363,6 +374,7 @@ class _Engine:
             elif self.settings.dtype is not None:
                 layer = cast_layer(layer, self.settings.dtype)
         self.layers[source.name] = layer
+        self.own += own and self.settings.dtype is None
         if own and self.settings.algorithm not in (layer.algorithm, ANY, SAME):
             self.stayed.append(source.before)
         count = 0 if measured.bias is None else measured.bias.numel()
@@ -399,6 +411,12 @@ class _Engine:
                 f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
                 "the change of each has no higher one"
             )
+
+
+def _factors_of(layer: Layer) -> list[Tensor]:
+    """The tensors of a layer that its size is about: all but biases and numbers."""
+    counted = layer.factors() - set(layer.biases)
+    return [tensor for name, tensor in layer.tensors().items() if name in counted]
 
 
 def _held(fits: Mapping[str, Sequence[Fit]]) -> int:

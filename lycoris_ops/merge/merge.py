@@ -145,7 +145,9 @@ def orthogonal_adapters(
         own = [place for place in merging.places if index in place.entries()]
         layers, report = _exactly(merging, own, partial(merging.part, index), settings, progress)
         made = merging.adapter(layers, report, text)
-        found.append(dataclasses.replace(made, name=f"{entry.adapter.name} ({method})"))
+        assert made.report is not None
+        report = replace(made.report, source_size=entry.adapter.size)
+        found.append(dataclasses.replace(made, name=f"{entry.adapter.name} ({method})", report=report))
     return found
 
 
@@ -286,7 +288,11 @@ class _Merging:
         dialect = self.entries[0].adapter.dialect if self.base is None else None
         found = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata)
         report = replace(
-            report, left_out={**self.left_out, **report.left_out}, notes=(*self._notes(), *report.notes)
+            report,
+            left_out={**self.left_out, **report.left_out},
+            notes=(*self._notes(), *report.notes),
+            stays="",
+            source_size=sum({entry.adapter.path: entry.adapter.size for entry in self.entries}.values()),
         )
         return dataclasses.replace(found, report=report)
 

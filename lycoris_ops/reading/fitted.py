@@ -49,6 +49,8 @@ class FitReport:
     """What else of the sources is missing from the new adapter, one line each."""
     notes: tuple[str, ...] = ()
     """What else differs, one line each."""
+    stays: str = ""
+    """Why the new adapter has nothing but its source's own layers; "" where it has others."""
     source_size: int | None = None
     """Bytes of the tensors that the new adapter replaces; None where there are none."""
 

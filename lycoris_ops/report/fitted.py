@@ -8,43 +8,54 @@ from ..errors import number_of
 from ..reading.adapter import Adapter
 from ..reading.fitted import UNCHANGED, FitReport
 from .applied import State
-from .words import counted, listed, paragraph, ranks
+from .words import counted, listed, paragraph, percent, ranks, sizes_in_words
 
 WORST = 5
 """How many of the layers with the largest errors are named."""
+LARGER = "larger"
 SMALL = 1e-4
 """Errors below this do not count: rounding to 16 bits is larger."""
 
 
 def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
-    """Whether adapters that were made by fits hold all of their sources, and a line that says so."""
-    states = [_verdict(adapter) for adapter in adapters]
-    short = [(adapter, lost) for adapter, lost in zip(adapters, states, strict=True) if lost]
-    if not short:
-        return "all", "All of it was kept."
-    if len(adapters) == 1:
-        return "partly", f"Not all of it was kept: {'; '.join(short[0][1])}."
-    named = "; ".join(f"{adapter.name}: {', '.join(lost)}" for adapter, lost in short)
-    return "partly", f"Not all was kept of {len(short)} of {len(adapters)} files. {named}."
+    """Whether adapters that were made by fits hold all of their sources, and a sentence that says so."""
+    reports = [_report(adapter) for adapter in adapters]
+    before = [report.source_size for report in reports if report.source_size is not None]
+    old = sum(before) if len(before) == len(reports) else None
+    sizes = sizes_in_words(old, sum(adapter.size for adapter in adapters))
+    files = f"{len(adapters)} files, " if len(adapters) > 1 else ""
+    worse = [(adapter, words) for adapter in adapters if (words := _worse(adapter))]
+    if all(report.stays for report in reports) and not worse:
+        (why, *_) = (report.stays for report in reports)
+        return (
+            "nothing",
+            f"{files}{sizes}: {'they stay as they were' if files else 'stays as it was'}, {why}.",
+        )
+    if not worse:
+        return "all", f"{files}{sizes}: nothing is lost."
+    if files:
+        named = "; ".join(f"{adapter.name} {', '.join(words)}" for adapter, words in worse)
+        return "all" if all(
+            words == [LARGER] for _, words in worse
+        ) else "partly", f"{files}{sizes}: {named}."
+    lost = worse[0][1]
+    if lost == [LARGER]:
+        return "all", f"{sizes}: larger, and nothing is lost."
+    return "partly", f"{sizes}: {', '.join(lost[:-1])}{', and ' if lost[:-1] else ''}{lost[-1]}."
 
 
-def _verdict(adapter: Adapter) -> list[str]:
-    """What is worse than in the sources, the worst first; [] for nothing."""
+def _worse(adapter: Adapter) -> list[str]:
+    """What is worse than in the sources; [] for nothing."""
     report = _report(adapter)
     found: list[str] = []
+    if report.source_size is not None and adapter.size > report.source_size:
+        found.append(LARGER)
     if report.loss >= SMALL:
-        found.append(f"error {report.error:.2%}")
+        found.append(f"loses {percent(report.loss)}")
     left = sum(reason != UNCHANGED for reason in report.left_out.values())
     if left:
         found.append(number_of(left, "layer is", "layers are") + " left out")
-    found += report.missing
-    if report.source_size is not None and adapter.size > report.source_size:
-        found.append(f"larger than before, {_megabytes(adapter.size)} for {_megabytes(report.source_size)}")
-    return found
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
+    return [*found, *report.missing]
 
 
 def _report(adapter: Adapter) -> FitReport:
@@ -61,7 +72,7 @@ def _described(adapter: Adapter) -> str:
     report = _report(adapter)
     lines = [
         f"{adapter.name}: {number_of(len(report.rows), 'layer')}, {report.parameters:,} parameters, "
-        f"{_megabytes(adapter.size)}"
+        f"{sizes_in_words(None, adapter.size)}"
     ]
     kinds = Counter(row.algorithm for row in report.rows)
     for kind, count in kinds.most_common():

@@ -20,6 +20,8 @@ LONG = 60
 """The most characters of a value that are written out."""
 LINE = 2000
 """The most characters of a line. Block rules can make a line long."""
+UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+"""Units of sizes in bytes."""
 
 
 def paragraph(lines: Iterable[str]) -> str:
@@ -72,3 +74,20 @@ def short(text: str) -> str:
     # Cut off before it is split too: a text out of a file can be long.
     line = " ".join(text[: LONG * LONG].split())
     return line if len(line) <= LONG else f"{line[: LONG - 3]}..."
+
+
+def sizes_in_words(before: int | None, after: int) -> str:
+    """A size in bytes, with the one before it where it is another: `0.55 → 13.5 MB`."""
+    largest = max(before or 0, after)
+    unit, name = next((one for one in UNITS if largest >= one[0] / 10), UNITS[-1])
+    old, new = ("" if size is None else _three_digits(size / unit) for size in (before, after))
+    return f"{old} → {new} {name}" if old and old != new else f"{new} {name}"
+
+
+def percent(share: float) -> str:
+    """A share with two or three digits: `31 %`, `4.2 %`, `0.05 %`."""
+    return f"{100 * share:.{0 if share >= 0.0995 else 1 if share >= 0.00995 else 2}f} %"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from ..reading.copies import Use, find_copies, uses_of
 from ..rules.scene import Outcome, Scene
 from .stack import Entry, Stack
 
-OTHER_MODEL = "Choose an adapter for this model, or the model that the adapter is for"
+OTHER_MODEL = "Choose another file or checkpoint"
 ReadWeight = Callable[[str], Tensor]
 """Returns the weight or bias of a model with this key."""
 NAMED_AT_MOST = 4
@@ -300,7 +301,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
         first = live[0]
         if resolution.elsewhere:
             raise MatchError(
-                f"the adapter is {resolution.elsewhere}",
+                f"{_stem(resolution)} is {resolution.elsewhere}",
                 file=file,
                 key=first.layer,
                 got=first.made_for,
@@ -340,6 +341,11 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
         )
 
 
+def _stem(resolution: EntryResolution) -> str:
+    """The name of an adapter's file as users say it."""
+    return PurePath(resolution.entry.name).stem
+
+
 def _all_absent(resolution: EntryResolution) -> bool:
     return bool(resolution.absent) and not resolution.unmatched and not resolution.mismatches
 
@@ -356,7 +362,7 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
     first = resolution.unmatched[0] if resolution.unmatched else None
     if resolution.elsewhere:
         return MatchError(
-            f"the adapter is {resolution.elsewhere}",
+            f"{_stem(resolution)} is {resolution.elsewhere}",
             file=file,
             key=first.layer if first else None,
             got=f"{resolution.layers} layers, none of them in the model",

@@ -79,7 +79,7 @@ def save_prompt(file: str = LORA, prefix: str = "checkpoints/merged", strength: 
 def refused(server: Server, prompt: Prompt) -> str:
     """The message with which the graph refuses this prompt, before or while it runs.
 
-    While it runs, the message must be one line, of an error of the library.
+    While it runs, the message must be of an error of the library, with a sentence first.
     """
     try:
         run = server.queue(prompt)
@@ -88,8 +88,8 @@ def refused(server: Server, prompt: Prompt) -> str:
         return str(error)
     assert run.error is not None, "the prompt ran without an error"
     message, kind = run.error.exception_message, run.error.exception_type
-    assert ".lycoris_ops.errors." in kind, f"{kind}: {message}"
-    assert "\n" not in message and "Traceback" not in message, message
+    assert kind.endswith(".NodeError"), f"{kind}: {message}"
+    assert message.splitlines()[0].endswith(".") and "Traceback" not in message, message
     return message
 
 
@@ -117,6 +117,11 @@ def lying_header(path: Path) -> None:
     header[name]["data_offsets"] = [value + 4 for value in header[name]["data_offsets"]]
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+def web_page(path: Path) -> None:
+    """Write what a site answers who is not logged in."""
+    path.write_text("\n<!DOCTYPE html><html><head><title>Log in</title></head></html>" + " " * 400)
 
 
 def bad_pickle(path: Path) -> None:
@@ -154,16 +159,20 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "truncated": ("cut.safetensors", cut(0.7), ("found", "expected", "bytes", "download")),
     "truncated-header": ("head.safetensors", cut(0.001), ("found", "expected", "download")),
     "lying-offsets": ("lying.safetensors", lying_header, ("lora_down.weight", "found", "expected")),
+    "web-page": ("page.safetensors", web_page, ("this is a web page, not a model", "login may be needed")),
     "pickle": ("evil.pt", bad_pickle, ("evil.pt", "not a pickle of plain tensors", ".safetensors")),
     "other-architecture": (
         "flux.safetensors",
         edited(flux),
-        ("double_blocks", "made for Flux 1", "this model is SD 1.5"),
+        (
+            "double_blocks",
+            "flux is made for Flux 1 or Chroma; this model is SD 1.5.\nChoose another file or ",
+        ),
     ),
     "same-names-other-widths": (
         "sdxl.safetensors",
         edited(sdxl),
-        ("attn2_to_k", "2048", "768", "made for SDXL; this model is SD 1.5"),
+        ("attn2_to_k", "2048", "768", "sdxl is made for SDXL; this model is SD 1.5.\nChoose another file"),
     ),
     "wrong-shape": (
         "shape.safetensors",
@@ -173,6 +182,14 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "nan": ("nan.safetensors", edited(poisoned), ("conv_in.lora_up.weight", "NaN", "finite")),
 }
 """Bad files: the name, what writes the file, and words of the error."""
+
+
+def test_a_file_of_a_row_that_is_cut_off_names_its_row(server: Server, loras: Path) -> None:
+    cut(0.7)(loras / "cut.safetensors")
+    rows = json.dumps({"rows": [{"file": LORA}, {"file": "cut.safetensors"}]})
+    prompt = apply_prompt(LORA)
+    prompt["load"] = node("LycorisAdapterRows", rows=rows)
+    assert refused(server, prompt).startswith("row 2: cut.safetensors: it is cut off.\n")
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -269,7 +286,7 @@ def test_a_literal_in_place_of_a_link(server: Server, value: Any) -> None:
                 # A list could be a LORA_STACK, so that its rows are looked at.
                 assert "row 1 of the LORA_STACK" in message
             else:
-                assert f"input `{name}`" in message and "expected a link to a" in message
+                assert f"input `{name}`" in message and "Expected: a link to a" in message
 
 
 def test_broken_files_break_nothing_but_themselves(server: Server, loras: Path) -> None:

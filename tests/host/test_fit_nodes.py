@@ -210,14 +210,14 @@ def test_a_loss_is_no_success_and_a_small_layer_stays(host: Host) -> None:
     node = host.nodes.NODE_CLASS_MAPPINGS["LycorisResizeAdapter"]
     stack = host.stack(("lokr", 1.0, 1.0))
     for inputs, state, first in (
-        ({}, "all", "All of it was kept."),
-        ({"size": "rank 2"}, "partly", r"Not all of it was kept: error \d.*; larger than before"),
+        ({}, "nothing", r"0\.45 MB: stays as it was, nothing smaller keeps as much\."),
+        ({"size": "rank 2"}, "partly", r"0\.45 → \d\.\d\d MB: larger, and loses \d\d %\."),
     ):
         found = node.execute(stack=stack, **inputs)
         assert found.ui["lycoris"][0]["state"] == state
         assert re.match(first, found.args[-1]) and re.match(first, found.ui["text"][0])
         kept = found.args[0].entries[0].adapter
-        assert (kept.size <= stack.entries[0].adapter.size) == (state == "all")
+        assert (kept.size <= stack.entries[0].adapter.size) == (state == "nothing")
 
 
 def test_a_merge_as_in_the_files_has_their_dtype(host: Host, few: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -114,8 +115,17 @@ def test_auto_makes_no_layer_larger_or_worse_than_it_is(kind: str, size: Any) ->
 
 def test_what_is_lost_comes_first_and_is_no_success() -> None:
     held = adapter(a=load("lokr-full-full", "linear"), b=load("lora", "linear"))
-    state, line = lyc.fit_verdict(kept := lyc.resize_adapter(held, lyc.Rank(12), "same"))
-    assert (state, line) == ("all", "All of it was kept.") == ("all", lyc.describe_fit(kept).splitlines()[0])
+    kept = lyc.resize_adapter(held, lyc.Rank(12), "same")
+    state, line = lyc.fit_verdict(kept)
+    assert state == "all" and line == lyc.describe_fit(kept).splitlines()[0]
+    assert re.fullmatch(r"\d\.\d\d kB: nothing is lost\.", line), line
+    own = adapter(a=load("lora", "linear"))
+    for size, words in (
+        ("auto", "nothing smaller keeps as much"),
+        (lyc.Rank(3), "no layer is larger than was asked for"),
+    ):
+        state, line = lyc.fit_verdict(lyc.resize_adapter(own, size))
+        assert state == "nothing" and line.endswith(f"kB: stays as it was, {words}."), line
     for words in ("  1 lokr (rank full), from lokr\n", "  1 lora (rank 3), from lora 3\n"):
         assert words in lyc.describe_fit(kept)
     assert kept.report is not None
@@ -126,13 +136,19 @@ def test_what_is_lost_comes_first_and_is_no_success() -> None:
     lossy = lyc.resize_adapter(held, lyc.Rank(2))
     state, line = lyc.fit_verdict(lossy)
     assert lossy.report is not None and state == "partly"
-    assert line.startswith(f"Not all of it was kept: error {lossy.report.error:.2%}")
+    assert re.fullmatch(r"(\S+ → )?\S+ kB: (larger, and )?loses \S+ %\.", line), line
     assert lyc.describe_fit(lossy).startswith(line)
-    grown = lyc.resize_adapter(adapter(a=load("lokr-full-full", "linear")), lyc.Rank(12), dtype=torch.float32)
-    state, line = lyc.fit_verdict(grown)
-    assert state == "partly" and "larger than before, 0.00 MB for 0.00 MB" in line
+    lokr = adapter(a=load("lokr-full-full", "linear"))
+    for grown, words in (
+        (lyc.resize_adapter(lokr, lyc.Rank(12), dtype=torch.float32), "larger, and nothing is lost."),
+        (lyc.resize_adapter(lokr, lyc.Rank(2), dtype=torch.float32), "larger, and loses"),
+    ):
+        state, line = lyc.fit_verdict(grown)
+        assert state == ("all" if "nothing" in words else "partly") and re.match(
+            rf"\S+ → \S+ kB: {words}", line
+        ), line
     both = lyc.describe_fit(kept, lossy).splitlines()[0]
-    assert both.startswith("Not all was kept of 1 of 2 files") and line not in both
+    assert both.startswith("2 files, ") and "test loses" in both.replace("larger, ", "")
 
 
 @pytest.mark.parametrize("size", [lyc.Rank(2), lyc.Rank(8), "auto", lyc.Energy(0.9)], ids=str)

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { firstAndRest, freeBelow, isAsIn, refusal } from "../../lycoris_nodes/web/report/words.js"
+import { freeBelow, isAsIn, partsOf, refusal, together } from "../../lycoris_nodes/web/report/words.js"
 
 test("a refusal says each reason once, and ours without the name of the input", () => {
   const own = { type: "custom_validation_failed", message: "Custom validation failed", details: "rules - line 2 - no" }
@@ -13,9 +13,13 @@ test("a refusal says each reason once, and ours without the name of the input", 
   assert.equal(refusal([bare, { type: "other", message: "Odd" }]), "Custom validation failed: rules\nOdd")
 })
 
-test("the first line stands apart", () => {
-  assert.deepEqual(firstAndRest("one"), ["one", ""])
-  assert.deepEqual(firstAndRest("one\n\ntwo\nthree"), ["one", "two\nthree"])
+test("the first line stands apart, what belongs to it follows, and all below an empty line is folded", () => {
+  assert.deepEqual(partsOf("one"), { first: "one", rest: "", folded: "" })
+  assert.deepEqual(partsOf("one\ntwo\n\nthree\n\nfour"), { first: "one", rest: "two", folded: "three\n\nfour" })
+})
+
+test("of several errors the verdicts come first", () => {
+  assert.equal(together(["one\ndo\n\nat: a", "two\n\nat: b", ""]), "one\ndo\ntwo\n\nat: a\n\nat: b")
 })
 
 test("a box ends above the next node below", () => {

@@ -1,4 +1,4 @@
-// The box with a report on a node, below its other widgets.
+// The box with a report on a node, below its other widgets: one sentence, and the rest folded below it.
 //
 // It takes no room that another node has, and is no part of the workflow: the node is saved in the size that it has
 // without the box.
@@ -6,25 +6,32 @@
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
 import { t } from "../language.js"
-import { drawn, showElement } from "../nodes.js"
+import { drawn, ourNodes, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../wheel.js"
 import { pictureOf } from "./picture.js"
-import { firstAndRest, freeBelow } from "./words.js"
+import { freeBelow, partsOf } from "./words.js"
 
 addStyle("./style.css", import.meta.url)
 
-// The most lines that a box with a picture has.
+// The most lines that a box has, and one with a picture.
+const LINES = 16
 const DRAWN = 36
 
 /**
- * `bare` is the height of the node without its box. `drawn` is the one with it, once the latest of its `fills` has
- * been drawn: what changes later is the user's doing.
+ * `bare` is the height of the node without its box, and `height` that of the box on the canvas. `open` says whether the
+ * user has unfolded the details, which the next report keeps. `fills` counts how often it has changed, and `lines` are
+ * the most that it has.
  *
- * @typedef {{widget: DomWidget, bare: number, drawn: number | null, fills: number}} Box
+ * @typedef {{widget: DomWidget, bare: number, fills: number, height: number, lines: number, open: boolean}} Box
  */
 
 /** @type {WeakMap<GraphNode, Box>} */
 const boxes = new WeakMap()
+
+// The heights of nodes whose boxes have just gone: Vue still measures some of them with the box.
+/** @type {WeakMap<GraphNode, number>} */
+const leaving = new WeakMap()
+const LEAVES = 500
 
 /** What the box of a node shows: `waiting`, `refused`, `error`, or the state of a report; undefined without a box. */
 export const stateOf = (/** @type {GraphNode} */ node) => boxes.get(node)?.widget.element.dataset.state
@@ -34,56 +41,97 @@ export const stateOf = (/** @type {GraphNode} */ node) => boxes.get(node)?.widge
  *
  * @param {GraphNode} node
  */
-export function bareHeight(node) {
-  const { bare = node.size[1], drawn = null } = boxes.get(node) ?? {}
-  return drawn === null ? bare : bare + (node.size[1] - drawn)
-}
+export const bareHeight = (node) => boxes.get(node)?.bare ?? node.size[1]
+
+// What a user drags at a node with a box changes its height without the box too. All else is the box's doing.
+addEventListener(
+  "pointerdown",
+  (event) => {
+    const target = /** @type {Element} */ (event.target)
+    if (target.closest?.(".lycoris-report") || !app.rootGraph) return
+    const onNode = /** @type {HTMLElement | null} */ (target.closest?.("[data-node-id]"))?.dataset.nodeId
+    const heights = [...ourNodes()].flatMap((node) => {
+      if (target !== app.canvas.canvas && onNode !== String(node.id)) return []
+      const box = boxes.get(node)
+      return box ? [{ node, box, fills: box.fills, height: node.size[1] }] : []
+    })
+    if (!heights.length) return
+    const dragged = async () => {
+      await drawn()
+      for (const { node, box, fills, height } of heights) {
+        if (boxes.get(node) === box && box.fills === fills) box.bare += node.size[1] - height
+      }
+    }
+    addEventListener("pointerup", dragged, { once: true, capture: true })
+  },
+  true,
+)
 
 /**
  * How high a box can be: down to the next node below, but never less than its first line needs.
  *
  * @param {GraphNode} node
- * @param {number} lines that it has at most
+ * @param {Box} box
+ * @param {number} needed by its other widgets
  */
-function heightFor(node, lines) {
+function roomFor(node, { bare: height, lines }, needed) {
   const { NODE_SLOT_HEIGHT: gap, NODE_TITLE_HEIGHT: title, NODE_WIDGET_HEIGHT: line } = LiteGraph
   const [x, y] = node.pos
-  const [width, height] = node.size
-  const needed = LiteGraph.vueNodesMode ? height : node.computeSize()[1]
   const others = (node.graph?.nodes ?? [])
     .filter((other) => other !== node)
     .map(({ pos, size }) => ({ left: pos[0], right: pos[0] + size[0], top: pos[1] - title }))
-  const free = freeBelow({ left: x, right: x + width, bottom: y + Math.max(height, needed) }, others)
+  const free = freeBelow({ left: x, right: x + node.size[0], bottom: y + Math.max(height, needed) }, others)
   // What the node has below its widgets is free too.
   const spare = Math.max(0, height - needed)
   return Math.round(Math.max(2.5 * line, Math.min(lines * line, free - gap + spare)))
 }
 
-/**
- * @param {GraphNode} node
- * @param {number} lines
- */
-function addBox(node, lines) {
+/** @param {GraphNode} node */
+function addBox(node) {
   const element = make("div", { class: "lycoris-report", tabIndex: 0 })
   shareWheel(element)
-  const bare = node.size[1]
-  const room = heightFor(node, lines)
-  // Vue makes a node as high as what is in it.
-  if (LiteGraph.vueNodesMode) element.style.maxHeight = `${room}px`
-  const widget = showElement(node, "report", element, {
-    getMinHeight: () => room,
+  const bare = leaving.get(node) ?? node.size[1]
+  /** @type {Box} */
+  const box = { widget: /** @type {any} */ (null), bare, fills: 0, height: 0, lines: LINES, open: false }
+  box.widget = showElement(node, "report", element, {
+    getMinHeight: () => box.height,
     getMaxHeight: () => 40 * LiteGraph.NODE_WIDGET_HEIGHT,
     getValue: () => element.innerText,
   })
-  const box = { widget, bare, drawn: null, fills: 0 }
   boxes.set(node, box)
-  const [, height] = node.computeSize()
-  if (height > node.size[1]) node.setSize([node.size[0], height])
   return box
 }
 
 /**
- * Show a report on a node.
+ * Make the box as high as what it shows, and the node with it.
+ *
+ * @param {GraphNode} node
+ * @param {Box} box
+ */
+async function fit(node, box) {
+  const { element } = box.widget
+  const fills = ++box.fills
+  const vue = LiteGraph.vueNodesMode
+  // Vue makes a node as high as what is in it.
+  if (vue) element.style.maxHeight = `${roomFor(node, box, box.bare)}px`
+  else await drawn()
+  if (fills !== box.fills || boxes.get(node) !== box) return
+  if (!vue) {
+    box.height = 0
+    const [, needed] = node.computeSize()
+    element.style.height = "auto"
+    box.height = Math.min(element.offsetHeight + 2, roomFor(node, box, needed))
+    element.style.height = ""
+    node.setSize([node.size[0], Math.max(box.bare, node.computeSize()[1])])
+  }
+  app.canvas.setDirty(true, true)
+  await drawn()
+  // Where Vue draws nodes, its word for what keeps the wheel to itself.
+  element.dataset.captureWheel = String(canScroll(element))
+}
+
+/**
+ * Show a report on a node: its first lines, and what follows an empty line folded. While the node runs, all.
  *
  * @param {GraphNode} node
  * @param {string} state
@@ -92,43 +140,55 @@ function addBox(node, lines) {
  * @param {string} [drawing] a picture, as SVG
  */
 export async function fill(node, state, report, whole, drawing) {
-  const lines = drawing ? DRAWN : 10
-  // A box of a text alone has no room for a picture.
-  if (drawing && boxes.get(node)?.widget.element.dataset.drawn !== "true") remove(node)
-  const box = boxes.get(node) ?? addBox(node, lines)
+  const box = boxes.get(node) ?? addBox(node)
   const { element } = box.widget
-  box.bare = bareHeight(node)
-  box.drawn = null
-  const fills = ++box.fills
+  const waits = state === "waiting"
   element.dataset.state = state
-  // Where Vue draws nodes, its word for what keeps the wheel to itself.
-  const capture = () => (element.dataset.captureWheel = String(canScroll(element)))
-  const [first, rest] = firstAndRest(report)
-  element.dataset.drawn = String(Boolean(drawing))
-  const parts = [
-    make("pre", { class: "first", textContent: first }),
-    ...(drawing ? [pictureOf(drawing)] : []),
-    make("pre", { class: "rest", textContent: rest }),
-  ]
-  if (whole) {
-    const summary = make("summary", { textContent: t("everything that was left out") })
-    const text = make("pre", { class: "whole", textContent: whole })
-    element.replaceChildren(...parts, make("details", { ontoggle: capture }, summary, text))
-  } else element.replaceChildren(...parts)
+  const { first, rest, folded } = partsOf(report)
+  /** @type {HTMLElement[]} */
+  const parts = [make("pre", { class: "first", textContent: first })]
+  box.lines = drawing ? DRAWN : LINES
+  if (drawing) parts.push(pictureOf(drawing))
+  if (rest) parts.push(make("pre", { class: "rest", textContent: rest }))
+  if (folded && waits) parts.push(make("pre", { class: "rest", textContent: folded }))
+  else if (folded || whole) {
+    /** @type {HTMLElement[]} */
+    const within = [make("pre", { class: "rest", textContent: folded })]
+    if (whole) {
+      const text = make("pre", { class: "whole", textContent: whole })
+      within.push(fold(t("everything that was left out"), [text], () => fit(node, box)))
+    }
+    const details = fold(t("details"), within, () => {
+      box.open = details.open
+      fit(node, box)
+    })
+    details.open = box.open
+    parts.push(details)
+  }
+  element.replaceChildren(...parts)
   element.scrollTop = 0
-  app.canvas.setDirty(true, true)
-  await drawn()
-  capture()
-  if (fills === box.fills) box.drawn = node.size[1]
+  await fit(node, box)
 }
 
+/**
+ * @param {string} title
+ * @param {HTMLElement[]} within
+ * @param {() => void} ontoggle
+ */
+const fold = (title, within, ontoggle) =>
+  make("details", { ontoggle }, make("summary", { textContent: title }), ...within)
+
 /** @param {GraphNode} node */
-export function remove(node) {
+export async function remove(node) {
   const box = boxes.get(node)
   if (!box) return
-  const height = bareHeight(node)
   boxes.delete(node)
   node.removeWidget(box.widget)
-  node.setSize([node.size[0], height])
+  node.setSize([node.size[0], box.bare])
   app.canvas.setDirty(true, true)
+  if (!LiteGraph.vueNodesMode) return
+  leaving.set(node, box.bare)
+  await new Promise((done) => setTimeout(done, LEAVES))
+  if (!boxes.has(node)) node.setSize([node.size[0], box.bare])
+  leaving.delete(node)
 }

@@ -10,17 +10,29 @@ export function refusal(reasons) {
     const ours = type === "custom_validation_failed" && details?.split(" - ").slice(1).join(" - ")
     return ours || [message, details].filter(Boolean).join(": ")
   })
-  return [...new Set(words)].join("\n")
+  return together([...new Set(words)])
 }
 
 /**
- * The first line of a report, and what follows it.
+ * A report in the parts that a box shows: the first line, what belongs to it, and what is folded below.
  *
  * @param {string} report
  */
-export function firstAndRest(report) {
-  const [first, ...rest] = report.split("\n")
-  return [first, rest.join("\n").replace(/^\n/, "")]
+export function partsOf(report) {
+  const [head, ...folded] = report.split(/\n\s*\n/u)
+  const [first, ...rest] = head.split("\n")
+  return { first, rest: rest.join("\n"), folded: folded.join("\n\n") }
+}
+
+/**
+ * Texts as one: what each begins with, then what each folds.
+ *
+ * @param {string[]} texts
+ */
+export function together(texts) {
+  const parts = texts.filter(Boolean).map((text) => text.split(/\n\s*\n/u))
+  const heads = parts.map(([head]) => head).join("\n")
+  return [heads, ...parts.flatMap(([, ...folded]) => folded)].join("\n\n")
 }
 
 /**

@@ -1,0 +1,51 @@
+"""The reports of nodes that have run, for pages that are opened or looked at later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from ..host.page import running_node
+
+MOST = 256
+"""How many reports are kept. The one that is given up is the one that was made longest ago."""
+
+Prompt = Mapping[str, Mapping[str, Any]]
+SHOWN = ("text", "lycoris")
+"""What of a node's output is its report."""
+_kept: dict[str, Mapping[str, Any]] = {}
+
+
+def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
+    """Keep what the running node shows, with the part of the prompt that it depends on.
+
+    Only of prompts of a page, which come with its workflow: no other can be asked for again. A node that
+    shows no report loses what it showed before.
+    """
+    node, prompt = running_node(), getattr(hidden, "prompt", None) or {}
+    if node is None or node not in prompt or "workflow" not in (getattr(hidden, "extra_pnginfo", None) or {}):
+        return
+    part = dict(_before(prompt, node, set()))
+    signature = json.dumps(part, sort_keys=True)
+    # The latest is the last.
+    _kept.pop(signature, None)
+    if shown and "text" in shown:
+        output = {name: shown[name] for name in SHOWN if name in shown}
+        _kept[signature] = {"node": node, "prompt": part, "output": output}
+    while len(_kept) > MOST:
+        del _kept[next(iter(_kept))]
+
+
+def kept(nodes: Collection[str]) -> list[Mapping[str, Any]]:
+    """The reports of nodes by the host's keys, the latest first, each with its part of the prompt."""
+    return [one for one in reversed(list(_kept.values())) if one["node"] in nodes]
+
+
+def _before(prompt: Prompt, node: str, done: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A node of a prompt and all before it, by their keys."""
+    done.add(node)
+    yield node, prompt[node]
+    for value in prompt[node]["inputs"].values():
+        if isinstance(value, list) and value and str(value[0]) in prompt.keys() - done:
+            yield from _before(prompt, str(value[0]), done)
