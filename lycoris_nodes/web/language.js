@@ -11,6 +11,9 @@ let words = {}
 let sentences = []
 
 const NAME = /\{(\w+)\}/gu
+// A name of one letter stands for a number. A text ends where the next part of the sentence begins.
+const NUMBER = String.raw`(\d[\d.,]*)`
+const TEXT = "((?:(?!: |; ).)+?)"
 
 /**
  * @param {Record<string, string>} table from English: what the page says
@@ -19,9 +22,10 @@ const NAME = /\{(\w+)\}/gu
 export function speak(table, said = {}) {
   words = table
   sentences = Object.entries(said).map(([english, text]) => {
-    const plain = english.split(/\{\w+\}/u)
-    const pattern = plain.map((part) => part.replace(/[\\^$.*+?()[\]{}|/]/gu, "\\$&")).join("((?:(?!: ).)+?)")
     const names = [...english.matchAll(NAME)].map(([, name]) => name)
+    const plain = english.split(/\{\w+\}/u)
+    const parts = plain.map((part) => part.replace(/[\\^$.*+?()[\]{}|/]/gu, "\\$&"))
+    const pattern = parts.reduce((found, part, at) => found + (names[at - 1].length > 1 ? TEXT : NUMBER) + part)
     return { pattern: new RegExp(`^${pattern}$`, "u"), names, plain: plain.join("").length, text }
   })
   sentences.sort((one, other) => other.plain - one.plain)
@@ -79,6 +83,8 @@ function inParts(body) {
     [": ", t(": ")],
     ["; ", t("; ")],
     [". ", t(". ")],
+    [", and ", t(", and ")],
+    [", ", t(", ")],
   ]) {
     const at = body.indexOf(mark)
     if (at < 0) continue
