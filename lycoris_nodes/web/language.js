@@ -60,6 +60,14 @@ export function told(english) {
 }
 
 /**
+ * An answer of the server with its error in the user's language, where it has one.
+ *
+ * @template {{error?: string}} Answer
+ * @param {Answer} answer
+ */
+export const answered = (answer) => (answer.error ? { ...answer, error: told(answer.error) } : answer)
+
+/**
  * @param {string} line
  * @returns {string}
  */

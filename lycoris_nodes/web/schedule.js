@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js"
 import { HEIGHT, picture } from "./curves.js"
 import { make } from "./elements.js"
+import { answered } from "./language.js"
 import { onValue, showElement, widgetOf } from "./nodes.js"
 // First, because it sets nodes to their least height.
 import "./sizes.js"
@@ -36,7 +37,7 @@ function addPicture(node) {
   async function draw() {
     const question = ++asked
     const answer = await app.api.fetchApi(`/lycoris/curve?text=${encodeURIComponent(text?.value ?? "")}`)
-    const found = await answer.json()
+    const found = answered(await answer.json())
     // The text may have changed while the server answered.
     if (question !== asked) return
     element.replaceChildren(found.error ? fault(found.error) : picture(found.curves))

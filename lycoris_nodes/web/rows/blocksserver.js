@@ -1,6 +1,7 @@
 // What the server says of the bars of a row, and of rules for them.
 
 import { app } from "../../../scripts/app.js"
+import { answered } from "../language.js"
 
 /**
  * Which bars: the file of the row, and what loads the model (`names` of model.js).
@@ -27,7 +28,7 @@ const known = new Map()
  */
 async function ask(route, body, signal) {
   const answer = await app.api.fetchApi(route, { method: "POST", body, signal })
-  return answer.json()
+  return answered(await answer.json())
 }
 
 /**

@@ -1,6 +1,7 @@
 // What the server says of the adapter files.
 
 import { app } from "../../../scripts/app.js"
+import { answered } from "../language.js"
 
 const ROOT = "/lycoris/adapters"
 
@@ -62,7 +63,9 @@ export async function askFacts(files) {
   /** @type {Record<string, Facts>} */
   const found = await answer.json()
   for (const file of files) {
-    if (found[file[0]]) facts.set(file[0], { listed: String(file), facts: found[file[0]] })
+    if (!found[file[0]]) continue
+    found[file[0]] = answered(found[file[0]])
+    facts.set(file[0], { listed: String(file), facts: found[file[0]] })
   }
   return found
 }
@@ -73,7 +76,7 @@ export async function askFacts(files) {
  */
 async function ask(file) {
   const answer = await app.api.fetchApi(`${ROOT}/about?file=${encodeURIComponent(file)}`)
-  return answer.json()
+  return answered(await answer.json())
 }
 
 /**
@@ -106,7 +109,7 @@ export function previewOf(file) {
  */
 export async function readRows(text) {
   const answer = await app.api.fetchApi("/lycoris/rows", { method: "POST", body: text })
-  const { rows, error } = await answer.json()
+  const { rows, error } = answered(await answer.json())
   if (error) throw new Error(error)
   return rows
 }
