@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...lycoris_ops import TrainError, few
+from .texts import LONGEST
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTIONS = (".txt", ".caption")
@@ -156,13 +159,14 @@ def _is_hidden(name: str) -> bool:
 
 
 def stamps(folder: Path) -> Iterator[str]:
-    """What changes when anything in a folder does: each file's path, size and time."""
+    """What changes when anything in a folder does: each file's path, size and time, and a caption's text."""
     for here, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             path = Path(here, name)
-            try:
+            with suppress(OSError):
                 state = path.stat()
-            except OSError:
-                continue
-            yield f"{path} {state.st_size} {state.st_mtime_ns}"
+                if name.lower().endswith(CAPTIONS) and state.st_size <= LONGEST:
+                    yield f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+                else:
+                    yield f"{path} {state.st_size} {state.st_mtime_ns}"

@@ -14,15 +14,19 @@ addStyle("./style.css", import.meta.url)
 
 /** @typedef {import("./words.js").Shown} Shown */
 /**
- * `height` is that of the element, `added` what the node has got by it. `large` is the step of the picture that is
- * shown large.
+ * `height` is that of the element, and `added` what the node has got by it. `bare` is the height of the node without
+ * it, and `drawn` that with it once it has been drawn: what changes later is the user's doing. `large` is the step of
+ * the picture that is shown large.
  *
  * @typedef {{
- *   widget: DomWidget, element: HTMLElement, inner: HTMLElement, height: number, added: number, shown: Shown,
- *   large: number | null, acts: Acts,
+ *   widget: DomWidget, element: HTMLElement, inner: HTMLElement, height: number, added: number, bare: number,
+ *   drawn: number | null, shown: Shown, large: number | null, acts: Acts,
  * }} Panel
  * @typedef {{goOn: () => void, beginAnew: () => void, takeOver: () => void}} Acts
  */
+
+// Around elements on the canvas: the front end's own.
+const MARGIN = 10
 
 /** @type {WeakMap<GraphNode, Panel>} */
 const panels = new WeakMap()
@@ -31,7 +35,10 @@ const panels = new WeakMap()
 export const stageOf = (node) => panels.get(node)?.shown.stage
 
 /** What the node has got in height by its panel. */
-export const addedHeight = (/** @type {GraphNode} */ node) => panels.get(node)?.added ?? 0
+export function addedHeight(/** @type {GraphNode} */ node) {
+  const panel = panels.get(node)
+  return panel ? node.size[1] - bareHeight(node, panel) : 0
+}
 
 /**
  * @param {GraphNode} node
@@ -42,9 +49,12 @@ function addPanel(node, acts) {
   const inner = make("div", { class: "inner" })
   const element = make("div", { class: "lycoris-training" }, inner)
   /** @type {Panel} */
-  const panel = { widget: /** @type {any} */ (null), element, inner, height: 0, added: 0, shown: {}, large: null, acts }
-  const size = () => panel.height
-  panel.widget = showElement(node, "training", element, { getMinHeight: size, getMaxHeight: size })
+  const panel = {
+    ...{ widget: /** @type {any} */ (null), element, inner, height: 0, added: 0, bare: node.size[1], drawn: null },
+    ...{ shown: {}, large: null, acts },
+  }
+  const size = () => panel.height + 2 * MARGIN
+  panel.widget = showElement(node, "training", element, { margin: MARGIN, getMinHeight: size, getMaxHeight: size })
   // Above the report.
   const widgets = /** @type {Widget[]} */ (node.widgets)
   const report = widgets.findIndex(({ name }) => name === "report")
@@ -55,6 +65,14 @@ function addPanel(node, acts) {
 }
 
 /**
+ * The height of a node without its panel.
+ *
+ * @param {GraphNode} node
+ * @param {Panel} panel
+ */
+const bareHeight = (node, { bare, drawn }) => (drawn === null ? bare : bare + (node.size[1] - drawn))
+
+/**
  * Make the node as much higher as the panel has become.
  *
  * @param {GraphNode} node
@@ -63,12 +81,22 @@ function addPanel(node, acts) {
 async function fit(node, panel) {
   const height = panel.inner.offsetHeight
   if (!height || height === panel.height || panels.get(node) !== panel) return
-  const before = node.size[1]
-  const grown = height - panel.height
+  const { bare } = panel
+  const shrinks = height < panel.height
+  panel.drawn = null
   panel.height = height
-  panel.element.style.minHeight = `${height}px`
-  node.setSize([node.size[0], before + grown])
-  panel.added += grown
+  if (LiteGraph.vueNodesMode) {
+    // Vue makes a node at least as high as what is in it, some time later.
+    if (shrinks) node.setSize([node.size[0], bare])
+    for (let still = 0, left = 60; still < 8 && left; left--) {
+      const [, before] = node.size
+      await drawn()
+      still = node.size[1] === before ? still + 1 : 0
+      if (panel.height !== height) return
+    }
+  } else node.setSize([node.size[0], Math.max(bare, node.computeSize()[1])])
+  panel.added = node.size[1] - bare
+  panel.drawn = node.size[1]
   app.canvas.setDirty(true, true)
 }
 
@@ -114,7 +142,11 @@ function draw(node, panel) {
     shown.samples?.length ? pictures(node, panel) : null,
   ].filter((view) => view !== null)
   if (views.length) parts.push(make("div", { class: "views" }, ...views))
+  panel.bare = bareHeight(node, panel)
+  panel.drawn = null
   panel.inner.replaceChildren(...parts)
+  // Else it is fitted, and drawn some time later.
+  if (panel.inner.offsetHeight === panel.height) panel.drawn = panel.bare + panel.added
   const made = panel.inner.querySelector(".strip")
   if (made) made.scrollLeft = atEnd ? made.scrollWidth : kept
 }
@@ -196,7 +228,8 @@ export function removeTraining(node) {
   const panel = panels.get(node)
   if (!panel) return
   panels.delete(node)
+  const height = bareHeight(node, panel)
   node.removeWidget(panel.widget)
-  node.setSize([node.size[0], node.size[1] - panel.added])
+  node.setSize([node.size[0], height])
   app.canvas.setDirty(true, true)
 }
