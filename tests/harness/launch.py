@@ -214,6 +214,10 @@ class Server:
         """The JSON that a GET of `path` answers."""
         return _request(f"{self.url}{path}")
 
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that a POST of JSON to `path` answers."""
+        return _request(f"{self.url}{path}", body)
+
     def object_info(self) -> dict[str, Any]:
         """Every registered node: id -> description, as the front end receives it."""
         return self.get("/object_info")

@@ -420,7 +420,17 @@ def test_the_host_runs_it_again_when_the_folder_changes(host: Host, photographs:
     first = node.fingerprint_inputs(folder="set")
     assert node.fingerprint_inputs(folder="set", resolution=3) == first
     (photographs / "chelsea.txt").write_text("a cat, asleep", encoding="utf-8")
-    assert node.fingerprint_inputs(folder="set") != first
+    second = node.fingerprint_inputs(folder="set")
+    assert second != first
+    # A caption is told by its text: another one of the same length and time is new, and a later time is not.
+    caption = photographs / "chelsea.txt"
+    times = caption.stat().st_atime_ns, caption.stat().st_mtime_ns
+    caption.write_text("a cat, awake!", encoding="utf-8")
+    os.utime(caption, ns=times)
+    assert node.fingerprint_inputs(folder="set") != second
+    caption.write_text("a cat, asleep", encoding="utf-8")
+    os.utime(caption, (1, 1))
+    assert node.fingerprint_inputs(folder="set") == second
     # A link in the input folder is a folder of it, and nothing else outside is.
     (photographs.parent / "link").symlink_to(photographs)
     (photographs / "round").symlink_to(photographs.parent)

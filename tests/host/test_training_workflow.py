@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,18 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     server.__exit__()
     server.__enter__()
 
+    # Before Run, and by the name of the file of the model, which is not loaded, what is usual for it.
+    found = told(server, prompt[train]["inputs"])
+    assert found["usual"]["family"] == "Stable Diffusion" and found["usual"]["rank"] == "16"
+    assert found["stopped"]["name"] == "stopped_00001_" and found["stopped"]["differences"] == []
+    steps = found["stopped"]["step"]
+    assert 0 < steps < 16 and [step for step, _ in found["stopped"]["losses"]] == list(range(1, steps + 1))
+    found = told(server, {**prompt[train]["inputs"], "rank": 3, "layers.exclude": "mid*"})
+    assert found["stopped"]["differences"] == ["rank was 2 and is 3", "exclude was '' and is 'mid*'"]
+    assert found["stopped"]["others"] == {"rank": 2, "layers.exclude": ""}
+    # Numbers that another node gives may be any.
+    assert not told(server, {**prompt[train]["inputs"], "rank": 3}, linked=["rank"])["stopped"]["differences"]
+
     run = server.queue(prompt)
     (encoded,) = run.outputs[data]["text"]
     assert "encoded: 0 pictures and 0 captions of " in encoded
@@ -230,6 +242,13 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     run = server.queue(prompt)
     assert run.error is None, run.error
     assert saved_steps(file) == 17
+
+
+def told(server: Server, inputs: dict[str, Any], linked: Sequence[str] = ()) -> dict[str, Any]:
+    """What the page is told of a training with these inputs."""
+    values = {name: value for name, value in inputs.items() if not isinstance(value, list)}
+    asked = {"node": "1", "page": "", "model": ["base.safetensors"], "clip": [], "linked": list(linked)}
+    return server.post("/lycoris/training", {**asked, "values": values})
 
 
 def saved_steps(file: Path) -> int:

@@ -88,7 +88,8 @@ async function fit(node, panel) {
   if (LiteGraph.vueNodesMode) {
     // Vue makes a node at least as high as what is in it, some time later.
     if (shrinks) node.setSize([node.size[0], bare])
-    for (let still = 0, left = 60; still < 8 && left; left--) {
+    const [, first] = node.size
+    for (let still = 0, left = 120; (still < 8 || node.size[1] === first) && left; left--) {
       const [, before] = node.size
       await drawn()
       still = node.size[1] === before ? still + 1 : 0
@@ -142,11 +143,12 @@ function draw(node, panel) {
     shown.samples?.length ? pictures(node, panel) : null,
   ].filter((view) => view !== null)
   if (views.length) parts.push(make("div", { class: "views" }, ...views))
+  const settled = panel.drawn !== null
   panel.bare = bareHeight(node, panel)
   panel.drawn = null
   panel.inner.replaceChildren(...parts)
   // Else it is fitted, and drawn some time later.
-  if (panel.inner.offsetHeight === panel.height) panel.drawn = panel.bare + panel.added
+  if (settled && panel.inner.offsetHeight === panel.height) panel.drawn = panel.bare + panel.added
   const made = panel.inner.querySelector(".strip")
   if (made) made.scrollLeft = atEnd ? made.scrollWidth : kept
 }

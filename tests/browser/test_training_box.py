@@ -1,0 +1,295 @@
+"""What a person sees of a training: before it, while it runs, where it was stopped, and after it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness.page import Ui
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"]),
+]
+
+BUILD = """([training, linked]) => {
+    app.graph.clear()
+    const make = (type, x, y, values) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, y]
+        app.graph.add(node)
+        for (const [name, value] of Object.entries(values))
+            node.widgets.find(widget => widget.name === name).value = value
+        return node
+    }
+    const join = (from, output, to, input) =>
+        from.connect(output, to, to.inputs.findIndex(({name}) => name === input))
+    const base = make("CheckpointLoaderSimple", 20, 60, {ckpt_name: "base.safetensors"})
+    const data = make("LycorisDataset", 20, 260, {folder: "discs", resolution: "64"})
+    const train = make("LycorisTrain", 480, 60, training)
+    for (const [output, input] of ["model", "clip", "vae"].entries()) join(base, output, data, input)
+    join(base, 0, train, "model")
+    join(data, 0, train, "latents")
+    join(data, 1, train, "positive")
+    if (linked) join(base, 2, train, "vae")
+}"""
+TRAIN = "app.graph.nodes.find(({type}) => type === 'LycorisTrain')"
+PANEL = ".lycoris-training"
+FIRST = ["steps", "learning_rate", "algorithm", "rank", "filename_prefix"]
+"""The widgets that are seen before anything is unfolded."""
+LINKS = ["model", "latents", "positive", "vae"]
+
+
+@pytest.fixture
+def base(base: Path) -> Path:
+    """The base directory with two small pictures and no training."""
+    folder = base / "input" / "discs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("crimson", "navy"):
+        picture = Image.new("RGB", (64, 64), "beige")
+        ImageDraw.Draw(picture).ellipse([16, 16, 48, 48], fill=name)
+        picture.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name} disc", encoding="utf-8")
+    shutil.rmtree(base / "output" / "loras", ignore_errors=True)
+    return base
+
+
+def build(ui: Ui, vue: bool, *, vae: bool = False, **training: Any) -> None:
+    ui.render_with_vue(vue)
+    ui.page.evaluate(BUILD, [{"algorithm": "lora", **training}, vae])
+    ui.page.wait_for_timeout(300)
+    show(ui, {**ui.serialized(), "id": str(uuid4())})
+
+
+def show(ui: Ui, workflow: dict[str, Any]) -> None:
+    """Open a workflow, and wait until the server has been asked about it."""
+    ui.load(workflow)
+    ui.page.evaluate(
+        "Object.assign(app.canvas.ds, {scale: 1, offset: [60, 60]}), app.canvas.setDirty(true, true)"
+    )
+    ui.page.wait_for_function(f"{TRAIN}.widgets.find(({{name}}) => name === 'rank').value === 'auto: 16'")
+    ui.page.wait_for_timeout(500)
+
+
+def inputs(ui: Ui) -> list[str]:
+    """The inputs of the training that have no widget."""
+    return ui.page.evaluate(f"{TRAIN}.inputs.filter(({{widget}}) => !widget).map(({{name}}) => name)")
+
+
+def linked(ui: Ui) -> list[str]:
+    return ui.page.evaluate(f"{TRAIN}.inputs.filter(({{link}}) => link != null).map(({{name}}) => name)")
+
+
+def values(ui: Ui) -> dict[str, Any]:
+    found = f"{TRAIN}.widgets.filter(({{type}}) => !type.startsWith('lycoris-'))"
+    return ui.page.evaluate(f"Object.fromEntries({found}.map(({{name, value}}) => [name, value]))")
+
+
+def sent(ui: Ui) -> dict[str, Any]:
+    """The inputs of the training as they would be sent."""
+    (found,) = (one["inputs"] for one in ui.prompt().values() if one["class_type"] == "LycorisTrain")
+    return found
+
+
+def kept(ui: Ui) -> dict[str, Any]:
+    (found,) = (one for one in ui.serialized()["nodes"] if one["type"] == "LycorisTrain")
+    return found
+
+
+def change(ui: Ui, name: str, value: Any) -> None:
+    """Give a widget a value as a user does."""
+    ui.page.evaluate(
+        f"""([name, value]) => {{
+            const widget = {TRAIN}.widgets.find(widget => widget.name === name)
+            widget.value = value
+            widget.callback?.(value)
+            app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()
+        }}""",
+        [name, value],
+    )
+    ui.page.wait_for_timeout(700)
+
+
+def words(ui: Ui) -> str:
+    found = ui.page.locator(f"{PANEL} .words")
+    return found.inner_text() if found.count() else ""
+
+
+def follow(ui: Ui, until: str) -> list[str]:
+    """What the panel says, until it says what matches."""
+    ui.page.evaluate(
+        f"""() => {{
+            window.said ??= []
+            window.seen ??= setInterval(() => {{
+                for (const box of document.querySelectorAll("{PANEL} .words, .lycoris-report .first"))
+                    if (!said.slice(-2).includes(box.textContent)) said.push(box.textContent)
+            }}, 20)
+        }}"""
+    )
+    ui.page.wait_for_function(f"said.some(text => /{until}/.test(text))", timeout=180_000)
+    return ui.page.evaluate("said.splice(0)")
+
+
+def stop(ui: Ui) -> None:
+    """Press Stop, and wait for the offer to go on."""
+    ui.page.evaluate("void app.api.interrupt()")
+    ui.page.locator(f"{PANEL}[data-stage=stopped]").wait_for()
+    ui.page.wait_for_timeout(700)
+
+
+def ended(ui: Ui) -> str:
+    ui.page.wait_for_function(
+        "heard.some(({name}) => ['execution_success', 'execution_error'].includes(name))", timeout=180_000
+    )
+    ui.page.wait_for_timeout(1000)
+    return ui.page.evaluate("heard.splice(0).at(-1).name")
+
+
+@pytest.mark.every_front_end
+def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
+    ui: Ui, vue: bool, screenshot: Callable[[str], None]
+) -> None:
+    build(ui, vue)
+    assert inputs(ui) == LINKS and not ui.page.locator(PANEL).count()
+    found = values(ui)
+    assert (found["learning_rate"], found["rank"]) == ("auto: 0.0001", "auto: 16")
+    shown = ui.page.evaluate(f"{TRAIN}.widgets.filter(one => !one.options.advanced).map(({{name}}) => name)")
+    assert shown == FIRST
+    screenshot(f"training-first-sight-{'vue' if vue else 'canvas'}")
+    # Neither saved nor sent: it depends on the model.
+    assert (sent(ui)["learning_rate"], sent(ui)["rank"]) == ("auto", "auto")
+    assert kept(ui)["widgets_values"][:4] == [1000, "auto", "lora", "auto"]
+    # It follows the kind, and a number that is typed stays.
+    change(ui, "algorithm", "lokr")
+    ui.page.wait_for_function(
+        f"{TRAIN}.widgets.find(({{name}}) => name === 'learning_rate').value === 'auto: 0.001'"
+    )
+    change(ui, "learning_rate", "auto: 0.0005")
+    change(ui, "rank", "")
+    assert (values(ui)["learning_rate"], values(ui)["rank"]) == ("0.0005", "auto: 16")
+    assert sent(ui)["learning_rate"] == "0.0005"
+
+    # A workflow of an earlier version: numbers by their places, and all inputs.
+    ui.page.evaluate(f"{TRAIN}.showAdvanced = true")
+    ui.page.wait_for_timeout(500)
+    rare = [name for name in inputs(ui) if name not in LINKS]
+    assert len(rare) == 12 and "validation_latents" in rare
+    screenshot(f"training-unfolded-{'vue' if vue else 'canvas'}")
+    ui.page.evaluate(
+        f"""() => {{
+            const data = app.graph.nodes.find(({{type}}) => type === "LycorisDataset")
+            const train = {TRAIN}
+            for (const [output, name] of [[4, "empty_caption"], [5, "validation_latents"]])
+                data.connect(output, train, train.inputs.findIndex(input => input.name === name))
+        }}"""
+    )
+    whole = ui.serialized()
+    links = ["model", "latents", "positive", "empty_caption", "validation_latents"]
+    assert linked(ui) == links
+    ui.page.evaluate(f"{TRAIN}.showAdvanced = false")
+    ui.page.wait_for_timeout(500)
+    assert linked(ui) == links and inputs(ui) == [*LINKS, "empty_caption", "validation_latents"]
+    screenshot(f"training-folded-{'vue' if vue else 'canvas'}")
+    (node,) = (one for one in whole["nodes"] if one["type"] == "LycorisTrain")
+    node["widgets_values"][:4] = [1000, 0.0002, "lora", 0]
+    node.pop("showAdvanced", None)
+    show(ui, whole)
+    assert linked(ui) == links and len(inputs(ui)) == 6
+    assert values(ui)["learning_rate"] == "0.0002" and sent(ui)["rank"] == "auto"
+    assert {name for name, value in sent(ui).items() if isinstance(value, list)} == set(links)
+    assert ui.errors == []
+
+
+@pytest.mark.every_front_end
+def test_a_stopped_training_is_offered_whatever_ran_in_between(
+    ui: Ui, vue: bool, screenshot: Callable[[str], None]
+) -> None:
+    page, name = ui.page, "vue" if vue else "canvas"
+    build(ui, vue, steps=40, filename_prefix="loras/mine")
+    before = kept(ui)["size"]
+    ui.press_run()
+    said = follow(ui, "^Step [3-9] of 40, ")
+    text = "\n".join(said)
+    for each in ("Waiting for the nodes before it", "Encoding captions 2 of 2", "Loading the model"):
+        assert each in text
+    assert re.search(r"^Step \d of 40, [\d.]+ s a step, \d+ (s|min) left, loss [\d.]+$", text, re.MULTILINE)
+    assert kept(ui)["size"] == before
+    screenshot(f"training-runs-{name}")
+    # F5 while it runs.
+    ui.reload()
+    follow(ui, "^Step 1?[4-9] of 40, ")
+    stop(ui)
+    at = int(re.findall(r"^Stopped at (\d+) of 40$", words(ui))[0])
+    assert page.locator(f"{PANEL} button").all_inner_texts() == ["Go on", "Begin anew"]
+    screenshot(f"training-stopped-{name}")
+
+    # Another name, other settings, F5: each has its own offer, or none.
+    change(ui, "filename_prefix", "loras/other")
+    assert not page.locator(PANEL).count()
+    change(ui, "steps", 1)
+    page.evaluate("heard.length = 0")
+    ui.press_run()
+    assert ended(ui) == "execution_success"
+    assert not page.locator(f"{PANEL} button").count() and page.locator(f"{PANEL} svg").count() == 1
+    screenshot(f"training-done-{name}")
+    change(ui, "filename_prefix", "loras/mine")
+    assert "steps was 40 and is 1" in page.locator(f"{PANEL} .differences").inner_text()
+    screenshot(f"training-other-settings-{name}")
+    change(ui, "steps", 40)
+    ui.reload()
+    page.locator(f"{PANEL}[data-stage=stopped]").wait_for()
+    assert words(ui) == f"Stopped at {at} of 40"
+
+    # Begin anew makes another one, and goes on with it.
+    page.get_by_role("button", name="Begin anew").click()
+    follow(ui, "^Step 2 of 40, ")
+    stop(ui)
+    folder = ui.server.base / "output" / "loras"
+    assert (folder / "mine_00002_-checkpoints" / "last.safetensors").exists()
+    assert int(re.findall(r"^Stopped at (\d+) of 40$", words(ui))[0]) < at
+    change(ui, "steps", 39)
+    page.evaluate("heard.length = 0")
+    page.get_by_role("button", name="Take its settings and go on").click()
+    assert ended(ui) == "execution_success"
+    assert values(ui)["steps"] == 40 and (folder / "mine_00002_.safetensors").exists()
+    assert page.locator(f"{PANEL}[data-stage=done] svg").count() == 1
+    assert ui.errors == []
+
+
+@pytest.mark.every_front_end
+def test_samples_are_in_a_strip_beside_the_curve(
+    ui: Ui, vue: bool, screenshot: Callable[[str], None]
+) -> None:
+    page, name = ui.page, "vue" if vue else "canvas"
+    build(ui, vue, vae=True, steps=2, filename_prefix="loras/sampled")
+    page.evaluate("heard.length = 0")
+    ui.press_run()
+    said = follow(ui, "^Sampling at step 2: 20 of 20")
+    assert any(one.startswith("Sampling at step 0: ") for one in said)
+    assert ended(ui) == "execution_success"
+    strip = page.locator(f"{PANEL} .strip button")
+    assert strip.all_inner_texts() == ["step 0", "step 2"]
+    assert page.evaluate(
+        f"[...document.querySelectorAll('{PANEL} .strip img')].every(image => image.naturalWidth > 0)"
+    )
+    screenshot(f"training-samples-{name}")
+    strip.last.click()
+    assert page.locator(f"{PANEL} .large img").get_attribute("alt") == "step 2"
+    page.wait_for_timeout(500)
+    screenshot(f"training-large-{name}")
+    # In the colours of the theme.
+    page.locator(f"{PANEL} .large").click()
+    page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', 'light')")
+    page.wait_for_timeout(1000)
+    screenshot(f"training-light-{name}")
+    page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', 'dark')")
+    assert ui.errors == []
