@@ -51,6 +51,7 @@ from .files.tensor_file import TensorFile as TensorFile
 from .files.tensor_file import TensorInfo as TensorInfo
 from .files.tree_file import TreeForm as TreeForm
 from .files.weights import Weights as Weights
+from .files.weights import weights_of as weights_of
 from .files.writing import Progress as Progress
 from .files.writing import check_name as check_name
 from .files.writing import check_room as check_room

@@ -7,14 +7,26 @@ stands for it, or else the file's own layers do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from math import fsum
 from typing import Any
 
-from ...lycoris_ops import AboutModel, Bars, Fingerprint, MatchError, load_adapter
+from torch import Tensor
+
+from ...lycoris_ops import (
+    AboutModel,
+    Bars,
+    Fingerprint,
+    LycorisError,
+    MatchError,
+    Weights,
+    load_adapter,
+    weights_of,
+)
+from ..files.codec import HostCodec
 from ..files.loras import is_lora, lora_path
-from ..files.models import known_files, model_like, told_model
+from ..files.models import known_files, model_like, model_path, told_model
 from .presets import known_presets, own_presets, parsed
 
 SECONDS = 0.4
@@ -83,15 +95,35 @@ def _asked(question: Mapping[str, Any]) -> tuple[Bars, str, bool]:
         told = told_model(files) if files else None
     file = Fingerprint.of(path)
     try:
-        return _bars(file, path, told), files[0] if files else "", connected
+        return _bars(file, path, told, files[0] if files else ""), files[0] if files else "", connected
     except MatchError:
         # The file has names that mean several layers of this model.
-        return _bars(file, path, None), "", False
+        return _bars(file, path, None, ""), "", False
 
 
 @lru_cache(maxsize=16)
-def _bars(_: Fingerprint, path: str, told: AboutModel | None) -> Bars:
-    return Bars(load_adapter(path), told.blocks if told else None)
+def _bars(_: Fingerprint, path: str, told: AboutModel | None, model: str) -> Bars:
+    return Bars(load_adapter(path), told.blocks if told else None, read=_reader(model) if told else None)
+
+
+def _reader(model: str) -> Callable[[str], Tensor | None]:
+    """Read weights of a model's file by their keys there or in the whole model; None for unreadable ones."""
+    live = "diffusion_model."
+
+    @cache
+    def weights() -> Weights:
+        return weights_of(model_path(model), HostCodec("" if model.startswith("checkpoints/") else live))
+
+    def read(key: str) -> Tensor | None:
+        try:
+            held = weights()
+            name = key if key in held.shapes else key.removeprefix(live)
+            return held.read(name).float() if name in held.shapes else None
+        except LycorisError:
+            # Of a form that nothing here reads: the bars say that it is not counted.
+            return None
+
+    return read
 
 
 @lru_cache(maxsize=16)

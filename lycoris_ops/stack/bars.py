@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import fsum
 from threading import Lock
 from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from ..errors import RuleError
 from ..maths.shapes import Shape
@@ -74,10 +76,17 @@ class Bars:
 
     `blocks` are the model's, see `blocks_of`; None for a model that has just the layers of the adapter's
     file, under the names that they have there. Layers that the model lacks are left out. Raises MatchError
-    as `resolve` does.
+    as `resolve` does. `read` reads weights for changes that depend on them, as in `survey`.
     """
 
-    def __init__(self, adapter: Adapter, blocks: Blocks | None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        blocks: Blocks | None,
+        *,
+        read: Callable[[str], Tensor | None] | None = None,
+    ) -> None:
+        self._read = read
         self._known = blocks is not None
         self.blocks = blocks or blocks_of(dict(_shapes(adapter)))
         self._entry = Entry(adapter)
@@ -86,7 +95,7 @@ class Bars:
         self.mine = {one.layer: self.blocks.of(one.target, one.layer) for one in found.matches}
         self.groups = tuple(self._blocks()) + self._kinds()
         self.unmeasured = 0
-        """Changes that depend on the weights that they meet."""
+        """Changes that depend on weights that could not be read."""
         self.done = 0
         self._squares: dict[str, float] = {}
         self._left: Iterator[Match] = iter(found.matches)
@@ -134,7 +143,7 @@ class Bars:
         end = time.monotonic() + seconds
         with self._lock:
             for match in self._left:
-                size = size_of(self._entry, match)
+                size = size_of(self._entry, match, self._read)
                 self.unmeasured += size is None
                 self._squares[match.layer] = self._squares.get(match.layer, 0.0) + (size or 0.0) ** 2
                 self.done += 1

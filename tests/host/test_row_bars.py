@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hosting import Host, ask, told
+from safetensors.torch import load_file, save_file
+
+from tests.harness.assets import assets
 
 pytestmark = pytest.mark.host
 LORA = "lora.safetensors"
@@ -41,6 +45,17 @@ def test_the_bars_of_a_row_are_those_of_its_model(host: Host, lora_file: Callabl
     alone = bars(file=other)
     assert (alone["model"], alone["connected"]) == ("", False) and alone["groups"]
     assert "not there" in bars(file="gone.safetensors")["error"]
+    # What depends on the weights is measured by those of the model's file.
+    tensors = load_file(assets() / "loras" / LORA)
+    ends = {key.removesuffix(".lora_up.weight"): up for key, up in tensors.items() if "lora_up" in key}
+    scales = {f"{name}.dora_scale": torch.ones(len(up), 1) for name, up in ends.items() if up.ndim == 2}
+    dora = lora_file("dora.safetensors", lambda path: save_file({**tensors, **scales}, path))
+    measured = bars(file=dora)
+    assert scales and not measured["unmeasured"]
+    shares = [
+        bar["share"] for group in measured["groups"] if group["sort"] != "kinds" for bar in group["bars"]
+    ]
+    assert sum(shares) == pytest.approx(1) and shares != [bar["share"] for bar in single]
 
     found = weights("in.1-2 = 0.5\nattn = *0.5")
     assert found["weights"]["in.2"] == [0.5, 0.5, 0.5] and found["weights"]["in.1"][1:] == [0.25, 0.5]
