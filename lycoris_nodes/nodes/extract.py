@@ -40,6 +40,7 @@ class LycorisExtractAdapter(io.ComfyNode):
                 "extract lycoris",
                 "extract locon",
             ],
+            is_output_node=True,
             inputs=[
                 _file("tuned_file", "The tuned model, as a file"),
                 _file("base_file", "The model that it was tuned from, as a file"),

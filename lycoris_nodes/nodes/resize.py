@@ -43,6 +43,7 @@ class LycorisResizeAdapter(io.ComfyNode):
                 "lycoris convert",
                 "compress lora",
             ],
+            is_output_node=True,
             inputs=[
                 stack_input(
                     "The adapters. Each becomes one of the new kind and size; strengths and block "
