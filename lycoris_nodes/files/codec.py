@@ -272,8 +272,8 @@ def _smoothing(weight: Quantised, stored: Mapping[str, Tensor]) -> Tensor | None
 
 def _like(tensor: Tensor, stored: Tensor) -> Tensor:
     """Convert a tensor from the host to the form of the stored one: to its shape if the sizes are equal, and
-    to its integer dtype if both have 8 bits.
+    to its dtype if both have 8 bits.
     """
-    if tensor.itemsize == 1 and stored.itemsize == 1 and not stored.is_floating_point():
+    if tensor.itemsize == stored.itemsize == 1:
         tensor = tensor.view(stored.dtype)
     return tensor.contiguous().reshape(stored.shape) if tensor.numel() == stored.numel() else tensor

@@ -95,6 +95,7 @@ def test_what_is_patched_on_a_model_is_extracted_from_it(host: Host, plain: Patc
         tuned_clip=tuned.clip,
     )
     assert "lora (rank 4)" in report and "error 0." in report
+    assert [entry.adapter.name for entry in made.entries] == ["extracted"]
     found = host.apply(plain, made).patches
     assert set(found) == set(tuned.patches)
     for key in sorted(found)[::20]:

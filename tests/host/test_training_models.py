@@ -34,6 +34,7 @@ def test_every_layer_gets_the_gradient_of_the_chain_rule(host: Host, architectur
             return session.Session(patcher(model)).prediction(x, sigma, conds)
 
     before = sampled()
+    model.current_patcher = held = patcher(model)
     with unchanged(model):
         for checkpointing in (False, True):
             with session.opened(patcher(model), checkpointing=checkpointing) as opened:
@@ -50,6 +51,7 @@ def test_every_layer_gets_the_gradient_of_the_chain_rule(host: Host, architectur
             net = opened.adapted(rank=2, preset="full", seed=0)
             fill(net)
             wanted = chained(net, lambda: opened.prediction(x, sigma, conds).square().mean())
+    assert model.current_patcher is held
     # Not bitwise: a sum over several uses of a tensor is made in another order.
     assert distance(found[1], found[0]) < 1e-6
     assert distance(found[0], wanted) < 1e-5
