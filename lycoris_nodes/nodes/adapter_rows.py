@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from ...lycoris_ops import About, Entry, PresetFile, Stack, about, adapter_stamp, load_adapter, located
 from ..files.beside import notes_beside, trigger_words
 from ..files.loras import lora_path
@@ -10,7 +13,7 @@ from ..schema.checks import check, checked
 from ..schema.inputs import LOAD, stack_input, stack_output
 from ..schema.report import valid
 from ..stacks.presets import own_presets, parsed
-from ..stacks.rows import EMPTY, Row, live, parse_rows
+from ..stacks.rows import EMPTY, Row, live, parse_rows, row_of, row_tables
 
 
 class LycorisAdapterRows(io.ComfyNode):
@@ -49,7 +52,8 @@ class LycorisAdapterRows(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, rows: str | None = None) -> bool | str:
-        return valid(lambda: _check(rows))
+        # None when another node gives the rows: that node has not run yet.
+        return True if rows is None else _check(rows)
 
     @classmethod
     def fingerprint_inputs(cls, rows: str | None = None, **_: object) -> str:
@@ -69,13 +73,19 @@ class LycorisAdapterRows(io.ComfyNode):
         return io.NodeOutput((stack or Stack()) + Stack(added), ", ".join(words))
 
 
-def _check(rows: str | None) -> None:
-    # None when another node gives the rows: that node has not run yet.
-    if rows is None:
-        return
-    check("rows", "STRING", rows)
+def _check(rows: str) -> bool | str:
+    """True, or what is wrong with each row, in lines of their own."""
+    whole = valid(lambda: check("rows", "STRING", rows), lambda: row_tables(rows))
+    if isinstance(whole, str):
+        return whole
     own = own_presets()
-    for where, row in live(parse_rows(rows)):
+    found = [valid(partial(_check_row, where, table, own)) for where, table in row_tables(rows)]
+    return "\n".join(text for text in found if isinstance(text, str)) or True
+
+
+def _check_row(where: str, table: Any, own: PresetFile) -> None:
+    row = row_of(where, table)
+    if row.on:
         with located(place=where):
             adapter_stamp(lora_path(row.file))
             parsed(row.rules, own)

@@ -67,8 +67,16 @@ def parse_rows(text: str) -> tuple[Row, ...]:
     Raises LycorisError, with the row number and the field, for a text in an unknown format or from a later
     version.
     """
+    return tuple(row_of(where, table) for where, table in row_tables(text))
+
+
+def row_tables(text: str) -> list[tuple[str, Any]]:
+    """The rows of a text, not yet checked, each with its name in errors.
+
+    Raises LycorisError for a text in an unknown format or from a later version.
+    """
     tables = _tables(text) if text.strip() else []
-    return tuple(_row(number, table) for number, table in enumerate(tables, start=1))
+    return [(f"row {number}", table) for number, table in enumerate(tables, start=1)]
 
 
 def _tables(text: str) -> list[Any]:
@@ -106,8 +114,8 @@ def _own(table: dict[str, Any]) -> list[Any]:
     return table["rows"]
 
 
-def _row(number: int, table: Any) -> Row:
-    where = f"row {number}"
+def row_of(where: str, table: Any) -> Row:
+    """The row of a table. Raises LycorisError, with its name, for one that is none."""
     if not isinstance(table, dict):
         raise LycorisError(
             "a row is no table", place=where, got=type(table).__name__, expected='{"file": "..."}'

@@ -6,6 +6,7 @@ import { t } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { bareHeight, fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
+import { showReasons } from "./rows/reasons.js"
 
 // The workflows, by their ids, of the prompts that this page has sent.
 /** @type {Map<string, string | undefined>} */
@@ -54,9 +55,8 @@ function refuse(errors) {
     const node = nodeOf(key)
     if (!node) continue
     const words = refusal(reasons)
-    fill(node, "refused", t("The run was refused: {words}", { words }))
-    const detail = words.split("\n\n")[0]
-    app.extensionManager.toast.add({ severity: "error", summary: node.title, detail, life: 10_000 })
+    if (showReasons(node, words)) remove(node)
+    else fill(node, "refused", t("The run was refused: {words}", { words }))
   }
   // The reports of the last run would look like those of this one.
   if (!running) for (const node of ourNodes()) if (stateOf(node) !== "refused") remove(node)
@@ -127,6 +127,7 @@ function listen() {
     rescued.clear()
     if (!isHere(running)) return
     for (const node of ourNodes()) {
+      showReasons(node, "")
       if (![undefined, "refused"].includes(stateOf(node))) fill(node, "waiting", "...")
     }
   })
@@ -139,7 +140,8 @@ function listen() {
   api.addEventListener("execution_error", ({ detail }) => {
     const node = nodeIn(detail)
     const text = together([detail.exception_message.trim(), rescued.get(String(detail.node_id)) ?? ""])
-    if (node) fill(node, "error", text)
+    if (node && showReasons(node, text)) remove(node)
+    else if (node) fill(node, "error", text)
   })
   api.addEventListener("execution_interrupted", ({ detail }) => {
     const node = nodeIn(detail)

@@ -7,6 +7,7 @@ import { after, drawn, onValue, ourNodes, showElement, widgetOf } from "./nodes.
 import { forgetWeights } from "./rows/blocksserver.js"
 import { createList } from "./rows/list.js"
 import { followModel, modelOf } from "./rows/model.js"
+import { onReasons } from "./rows/reasons.js"
 import { forgetFiles } from "./rows/server.js"
 import { fold } from "./sizes.js"
 
@@ -98,6 +99,7 @@ function addList(node) {
   })
   lists.set(node, list)
   ends.set(node, followModel(node, () => list.draw()))
+  onReasons(node, list.blame)
   const getMinHeight = () => list.height() + 2 * MARGIN
   showElement(node, "list", list.element, { hideOnZoom: false, margin: MARGIN, getMinHeight })
   onValue(text, list.draw)

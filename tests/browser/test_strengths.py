@@ -1,12 +1,17 @@
-"""Strengths of the rows: dragged, stepped and typed, one or several at once, in both renderers."""
+"""The rows' strengths, warnings and narrow nodes, in both renderers of the front end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from tests.harness.assets import assets
 from tests.harness.list_of_rows import Rows, start
 
 if TYPE_CHECKING:
@@ -18,6 +23,11 @@ pytestmark = pytest.mark.browser
 
 STEP = 4
 """How many pixels the pointer goes for one step."""
+INK, LONG, OTHER = (
+    "warned/old ones/ink wash v2.safetensors",
+    "warned/a name that is far too long for any node of any width at all.safetensors",
+    "warned/sdxl_style.safetensors",
+)
 FILES = ("lora.safetensors", "loha.safetensors", "lokr.safetensors")
 
 
@@ -274,3 +284,173 @@ def test_what_is_typed_is_never_taken_for_something_else(ui: Ui) -> None:
         "app.graphToPrompt().then(made => app.api.queuePrompt(0, made)).catch(error => error.response)"
     )
     assert 'row 2: the field `strength_model` cannot be used (found "abc"; expected' in str(refused)
+
+
+@pytest.fixture
+def files(base: Path) -> Iterator[Path]:
+    """Files in folders, one of another family, one with a high picture."""
+    folder = base / "models" / "loras" / "warned"
+    (folder / "old ones").mkdir(parents=True, exist_ok=True)
+    tensors = load_file(assets() / "loras" / "lora.safetensors")
+    for name in (INK, LONG):
+        save_file(tensors, folder.parent / name, {"modelspec.description": "a line\n" * 200})
+    save_file(tensors, folder.parent / OTHER, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"})
+    Image.new("RGB", (400, 900), "purple").save((folder.parent / INK).with_suffix(".png"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.every_front_end(vue_nodes=True)
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_rows_warn_before_a_run_and_say_why_it_was_refused(
+    ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
+) -> None:
+    page = ui.page
+    rows = start(
+        ui, vue_nodes, FILES[0], "lohaa.safetensors", "gone/ink_wash.safetensors", "qzx", "lora", OTHER
+    )
+    name = "vue" if vue_nodes else "canvas"
+    page.evaluate(
+        """() => {
+            const [rows] = app.graph.nodes
+            const types = ['LycorisApplyStack', 'CheckpointLoaderSimple', 'PreviewAny']
+            const [apply, model, shown] = types.map(type => LiteGraph.createNode(type))
+            for (const [index, node] of [apply, model, shown].entries()) {
+                app.graph.add(node)
+                node.pos = [560, 240 * index]
+            }
+            model.connect(0, apply, 'model')
+            rows.connect(1, shown, 0)
+        }"""
+    )
+    # The family is a warning as soon as a model is reached that is of another, and no longer than that.
+    wrong = rows.line(5).locator(".lycoris-bad:visible")
+    rows.line(5).get_by_text("SDXL", exact=True).last.wait_for()
+    assert wrong.count() == 0
+    connect = """on => {
+        const [rows, apply] = ['LycorisAdapterRows', 'LycorisApplyStack'].map(
+            type => app.graph.nodes.find(node => node.type === type))
+        app.canvas.emitBeforeChange()
+        if (on) rows.connect(0, apply, 'stack')
+        else rows.disconnectOutput(0)
+        app.canvas.emitAfterChange()
+    }"""
+    page.evaluate(connect, True)
+    wrong.wait_for()
+    assert wrong.text_content() == "SDXL"
+    assert "made for SDXL; this model is" in str(wrong.get_attribute("title"))
+    assert rows.line(0).locator(".lycoris-bad:visible").count() == 0
+    page.evaluate(connect, False)
+    wrong.wait_for(state="detached")
+    page.evaluate(connect, True)
+    wrong.wait_for()
+    # The same file by two names is twice; one that is off is not.
+    twice = page.locator(".lycoris-twice:visible")
+    page.wait_for_function("document.querySelectorAll('.lycoris-twice:not([hidden])').length === 2")
+    assert set(twice.all_text_contents()) == {"x2"}
+    field(rows, 0).fill("1/3")
+    field(rows, 0).press("Enter")
+    page.wait_for_timeout(500)
+    screenshot(f"warnings-{name}-before")
+
+    # Each row says why the run was refused, and nothing is in front of the button.
+    ui.press_run()
+    reasons = page.locator(".lycoris-reason:visible")
+    reasons.first.wait_for()
+    said = reasons.all_text_contents()
+    assert said[0].startswith("the field `strength_model` cannot be used")
+    assert len(said) == 4 and all("the file is not there any more" in each for each in said[1:])
+    assert page.locator(".lycoris-report").count() == 0
+    page.wait_for_timeout(1000)
+    assert page.locator(".p-toast-message", has_text="row").count() == 0
+    screenshot(f"warnings-{name}-refused")
+    ui.errors.clear()
+
+    # One click takes the nearest name in place of one that is missing. A reason goes with what it is about.
+    rows.line(1).get_by_text("→ loha", exact=True).click()
+    rows.line(2).get_by_text("→ ink wash v2").click()
+    page.wait_for_function("document.querySelectorAll('.lycoris-reason:not([hidden])').length === 2")
+    assert rows.files()[1:3] == [FILES[1], INK]
+    assert rows.line(3).locator(".lycoris-near").count() == 0
+    rows.menu(3, "Remove")
+    field(rows, 0).fill("1")
+    field(rows, 0).press("Enter")
+    assert reasons.count() == 0
+    # What goes wrong in the run stands on the row too.
+    page.evaluate(
+        """() => app.api.dispatchCustomEvent('execution_error', {
+            node_id: app.graph.nodes.find(node => node.type === 'LycorisAdapterRows').id,
+            exception_message: 'x.safetensors: row 3: it cannot be read',
+            traceback: [],
+        })"""
+    )
+    reasons.wait_for()
+    assert reasons.text_content() == "it cannot be read"
+    page.keyboard.press("Escape")
+    rows.click(rows.line(0).get_by_role("checkbox"))
+    page.wait_for_function("!document.querySelector('.lycoris-twice:not([hidden])')")
+    assert ui.errors == []
+
+
+@pytest.mark.every_front_end(vue_nodes=True)
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_a_narrow_node_and_panels_show_what_matters(
+    ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
+) -> None:
+    page, rows = ui.page, start(ui, vue_nodes, INK, LONG)
+    name = "vue" if vue_nodes else "canvas"
+    title, folder = (rows.line(0).locator(f".lycoris-file bdi:{place}-child") for place in ("last", "first"))
+    rows.line(0).get_by_text("lora 4").wait_for()
+    whole = title.bounding_box()
+    shown = folder.bounding_box()
+    line = rows.line(0).locator(".lycoris-file").bounding_box()
+    assert whole and shown and line and shown["y"] < line["y"] + line["height"]
+    # The picture is beside the node and not over it, on the side where there is room.
+    for offset, after in ((300, True), (1400, False)):
+        page.mouse.move(5, 900)
+        page.evaluate("x => { app.canvas.ds.offset[0] = x; app.canvas.setDirty(true, true) }", offset)
+        page.wait_for_timeout(400)
+        title.hover()
+        page.locator(".lycoris-preview").wait_for()
+        page.wait_for_timeout(200)
+        node = page.locator("[data-node-id]" if vue_nodes else ".lycoris-rows").first.bounding_box()
+        picture = page.locator(".lycoris-preview").bounding_box()
+        assert node and picture
+        assert (
+            picture["x"] >= node["x"] + node["width"]
+            if after
+            else picture["x"] + picture["width"] <= node["x"]
+        )
+        assert picture["y"] >= 0 and picture["y"] + picture["height"] <= 1080
+        screenshot(f"rows-{name}-preview-{'after' if after else 'before'}")
+    page.mouse.move(5, 900)
+    page.evaluate(
+        """() => {
+            app.canvas.ds.offset[0] = 300
+            app.graph.nodes[0].setSize([290, app.graph.nodes[0].size[1]])
+            app.canvas.setDirty(true, true)
+        }"""
+    )
+    page.wait_for_timeout(500)
+    kept, dropped = title.bounding_box(), folder.bounding_box()
+    line = rows.line(0).locator(".lycoris-file").bounding_box()
+    assert kept and dropped and line
+    assert (
+        kept["width"] == pytest.approx(whole["width"], abs=1) and dropped["y"] >= line["y"] + line["height"]
+    )
+    screenshot(f"rows-{name}-narrow")
+
+    # What a file says stays on the screen, with a picture that comes late and in a small window, and scrolls.
+    page.set_viewport_size({"width": 900, "height": 500})
+    rows.click(rows.line(0).get_by_title("About the file"))
+    panel = page.locator(".lycoris-info")
+    panel.locator("img").wait_for()
+    page.wait_for_timeout(300)
+    box = panel.bounding_box()
+    assert box and box["x"] >= 0 and box["y"] >= 0
+    assert box["x"] + box["width"] <= 900 and box["y"] + box["height"] <= 500
+    screenshot(f"rows-{name}-about")
+    panel.hover()
+    page.mouse.wheel(0, 300)
+    page.wait_for_function("document.querySelector('.lycoris-info').scrollTop > 100")
+    assert ui.errors == []

@@ -130,6 +130,18 @@ def test_rows_that_are_none_are_refused_when_they_are_queued(host: Host, rows: A
     assert words in str(caught.value)
 
 
+def test_every_row_says_what_is_wrong_with_it(host: Host) -> None:
+    rows = [
+        {"file": LORA, "strength_model": "1/3"},
+        {"file": LOKR},
+        {"file": "gone", "on": False},
+        {"file": LOKR, "rules": "x"},
+        {"file": "gone"},
+    ]
+    lines = str(valid(host, json.dumps({"rows": rows}))).splitlines()
+    assert [line[line.index("row ") :].partition(":")[0] for line in lines] == ["row 1", "row 4", "row 5"]
+
+
 def test_a_name_that_two_files_have_is_none(host: Host, lora_file: Callable[[str, Any], str]) -> None:
     for ending in ("safetensors", "pt"):
         lora_file(f"twice.{ending}", b"")

@@ -4,7 +4,8 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
-import { badgesOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { badgesOf, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
 import {
   formatRows,
   hasClip,
@@ -109,6 +110,21 @@ test("a name is shown apart from its folder and without its ending", () => {
   assert.deepEqual(splitName("a/b\\ink.wash.SafeTensors"), ["a/b\\", "ink.wash"])
   assert.deepEqual(splitName("line\nbreak.pt"), ["", "line\nbreak"])
   assert.deepEqual(splitName("folder.pt/name"), ["folder.pt/", "name"])
+})
+
+test("the nearest names to one that is gone are found", () => {
+  const files = ["a/Ink Wash v2.safetensors", "b/ink_wash.pt", "b/inkwash-old.safetensors", "neon.safetensors", "墨.pt"]
+  const near = nearestOf(files)
+  assert.deepEqual(near("gone/ink-wash.safetensors"), [files[1], files[0], files[2]])
+  assert.deepEqual(near("gone/ink-wash.safetensors", 1), [files[1]])
+  assert.deepEqual([near("x"), near(""), near("墨.safetensors")], [[], [], [files[4]]])
+})
+
+test("reasons are found by the rows that they name", () => {
+  const text = "a: b.safetensors: row 2: it is gone\nPut it back\nrow 10: what: ever\n"
+  assert.deepEqual(reasonsOf(text), { rows: new Map([[1, "it is gone\nPut it back"], [9, "what: ever"]]), rest: "" })
+  assert.deepEqual(reasonsOf("the rows are odd\nrow 1: x"), { rows: new Map([[0, "x"]]), rest: "the rows are odd" })
+  assert.deepEqual(reasonsOf(""), { rows: new Map(), rest: "" })
 })
 
 test("a file is described in few words", () => {

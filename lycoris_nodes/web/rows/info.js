@@ -81,11 +81,12 @@ export async function openInfo(file, point) {
     make("div", { class: "lycoris-info", "aria-label": t("About the file") }, title, body),
     point,
   )
+  // Its picture comes later.
+  new ResizeObserver(popup.moved).observe(body)
   const about = await aboutFile(file)
   if (about.error) body.replaceChildren(make("div", { class: "lycoris-problem", textContent: about.error }))
   else {
     body.replaceChildren(...content(about))
     title.append(...badges(badgesOf(about)))
   }
-  popup.moved()
 }

@@ -1,13 +1,13 @@
 // The line of one row.
 
 import { badges, make, nameParts } from "../elements.js"
-import { t } from "../language.js"
+import { t, told } from "../language.js"
 import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
 import { badgesOf, splitName } from "./names.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
-import { aboutFile } from "./server.js"
+import { aboutFile, fileNames } from "./server.js"
 import { clipStrength, isOn, modelStrength } from "./state.js"
 import { strengthField } from "./strength.js"
 
@@ -31,6 +31,16 @@ import { strengthField } from "./strength.js"
  */
 
 /**
+ * The names that are nearest to that of a file which is not there; none for one that is.
+ *
+ * @param {string} file
+ */
+async function nearTo(file) {
+  const { files, nearest } = await fileNames()
+  return files.has(file) ? [] : nearest(file)
+}
+
+/**
  * Give the focus back after a click of the mouse: the front end's keys, Undo among them, are not for the elements of a
  * form that have it.
  *
@@ -50,11 +60,15 @@ export function createLine(acts, bounds) {
   let row = { file: "" }
   /** @type {string | null} */
   let shownFile = null
+  // What is shown of the file now.
+  let shown = {}
   const handle = make("span", { class: "lycoris-handle", textContent: "⠿" })
   handle.title = t("Drag to move, click to select. Several: Ctrl-click on rows, or Shift-click up to a row")
   const power = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch on or off") })
   const name = make("button", { type: "button", class: "lycoris-file" })
   const marks = make("span", { class: "lycoris-marks" })
+  const twice = make("span", { class: "lycoris-badge lycoris-twice", hidden: true })
+  const warning = make("span", { class: "lycoris-badge lycoris-bad", hidden: true })
   const rules = rulesButton(() => acts.editRules(index, below(rules.element)))
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
   info.title = t("About the file")
@@ -69,7 +83,9 @@ export function createLine(acts, bounds) {
   const model = field(t("strength of the model"), "strength_model")
   const clip = field(t("strength of the text encoder"), "strength_clip")
   const fields = [model.element, clip.element]
-  const element = make("div", { class: "lycoris-row" }, handle, power, name, marks, rules.element, ...fields, info)
+  const parts = [handle, power, name, twice, warning, marks, rules.element, ...fields, info]
+  const element = make("div", { class: "lycoris-row" }, ...parts)
+  const reason = make("div", { class: "lycoris-reason", hidden: true })
 
   power.onclick = leave
   power.onchange = () => acts.turn(index, power.checked)
@@ -100,15 +116,34 @@ export function createLine(acts, bounds) {
   )
   previewOnHover(name, () => row.file)
 
-  async function describe(/** @type {string} */ file) {
+  /** @param {string} file */
+  async function describe(file) {
+    const shows = (shown = {})
     const about = await aboutFile(file)
+    const near = about.error ? await nearTo(file) : []
+    const unsuited = about.error ? null : (await acts.model()).suits(about)
     // Another file may have taken its place meanwhile.
-    if (shownFile !== file) return
+    if (shows !== shown) return
     element.classList.toggle("lycoris-missing", Boolean(about.error))
-    name.title = about.error ?? (about.file === file ? file : `${file}\n${t("found as {file}", { file: about.file })}`)
-    const problem = make("span", { class: "lycoris-badge lycoris-bad", textContent: "!", title: about.error })
-    marks.replaceChildren(...(about.error ? [problem] : badges(badgesOf(about))))
+    const found = about.error ?? (about.file === file ? file : `${file}\n${t("found as {file}", { file: about.file })}`)
+    name.title = [found, unsuited].filter(Boolean).join("\n")
+    const wrong = near.length ? null : (about.error ?? unsuited)
+    warning.hidden = !wrong
+    warning.textContent = about.error ? "!" : about.family
+    warning.title = wrong ?? ""
+    const words = badgesOf(about).filter((word) => !unsuited || word !== about.family)
+    marks.replaceChildren(...(about.error ? near.map(instead) : badges(words)))
   }
+
+  /** @param {string} file one that a click takes in place of that which is missing */
+  const instead = (file) =>
+    make("button", {
+      type: "button",
+      class: "lycoris-badge lycoris-near",
+      textContent: `→ ${splitName(file)[1]}`,
+      title: t("The file is not there any more. Take {file} instead", { file }),
+      onclick: () => acts.change(index, { ...row, file }),
+    })
 
   /**
    * @param {number} number
@@ -131,6 +166,7 @@ export function createLine(acts, bounds) {
       name.replaceChildren(...nameParts(splitName(row.file || t("no file"))))
       name.title = row.file
       marks.replaceChildren()
+      warning.hidden = true
     }
     describe(row.file)
   }
@@ -139,5 +175,19 @@ export function createLine(acts, bounds) {
     model.close()
     clip.close()
   }
-  return { element, update, close }
+  /** @param {number} times how often the file is on */
+  const showTimes = (times) => {
+    twice.hidden = times < 2
+    twice.textContent = `x${times}`
+    twice.title = t("This file is on in {times} rows: what they change adds up", { times })
+  }
+  /** @param {string | null} why in the server's words, with what is folded elsewhere after an empty line */
+  const blame = (why) => {
+    const words = told(why ?? "")
+    reason.hidden = !why
+    reason.textContent = words.split("\n\n")[0]
+    reason.title = words
+    element.classList.toggle("lycoris-blamed", Boolean(why))
+  }
+  return { element, reason, update, showTimes, blame, close }
 }

@@ -11,6 +11,7 @@ import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
 import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
+import { reasonsOf } from "./reasons.js"
 import { aboutFile, readRows } from "./server.js"
 import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
@@ -70,6 +71,8 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
    * @type {ReturnType<typeof model> | null}
    */
   let reached = null
+  /** @type {Map<number, {row: string, why: string}>} */
+  let refused = new Map()
 
   const set = (/** @type {Row[]} */ changed) => void write(formatRows(changed))
   /** The rows that are meant where one is: all that are selected with it. */
@@ -279,13 +282,51 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       const line = lines.pop()
       line?.close()
       line?.element.remove()
+      line?.reason.remove()
     }
     while (lines.length < rows.length) {
       const line = createLine(acts, bounds)
       lines.push(line)
-      body.append(line.element)
+      body.append(line.element, line.reason)
     }
-    for (const [index, line] of lines.entries()) line.update(index, rows[index], separate, chosen.has(index))
+    for (const [index, line] of lines.entries()) {
+      line.update(index, rows[index], separate, chosen.has(index))
+      line.blame(reasonOf(index))
+    }
+    countFiles()
+  }
+
+  /** Show on the rows of a file that is on in several that it is. */
+  async function countFiles() {
+    const counted = rows
+    const on = rows.map((row) => (isOn(row) && row.file ? aboutFile(row.file) : null))
+    const files = (await Promise.all(on)).map((about, index) => about && (about.file ?? rows[index].file))
+    if (counted !== rows) return
+    for (const [index, line] of lines.entries()) {
+      const file = files[index]
+      line.showTimes(file ? files.filter((other) => other === file).length : 0)
+    }
+  }
+
+  /** Why a row was refused, as long as it is what it was. */
+  function reasonOf(/** @type {number} */ index) {
+    const found = refused.get(index)
+    return found && found.row === JSON.stringify(rows[index]) ? found.why : null
+  }
+
+  /**
+   * Show on the rows what a text says of them, in place of what was said before. Returns whether that is all it says.
+   *
+   * @param {string} text
+   */
+  function blame(text) {
+    const { rows: reasons, rest } = reasonsOf(text)
+    refused = new Map([...reasons].map(([index, why]) => [index, { row: JSON.stringify(rows[index]), why }]))
+    for (const [index, line] of lines.entries()) line.blame(reasonOf(index))
+    setHeight()
+    const first = lines[Math.min(...refused.keys())]
+    if (first) body.scrollTop += first.element.getBoundingClientRect().top - body.getBoundingClientRect().top
+    return !rest && [...refused.keys()].every((index) => index in lines)
   }
 
   /** @param {string} words */
@@ -296,10 +337,11 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
 
   function setHeight() {
     // Where the list scrolls, it has the wheel, which else zooms the canvas.
-    if (rows.length > MOST) body.dataset.captureWheel = "true"
+    const shown = rows.length + rows.filter((_, index) => reasonOf(index)).length
+    if (shown > MOST) body.dataset.captureWheel = "true"
     else delete body.dataset.captureWheel
     // With its head and foot.
-    const needed = line * (2 + Math.min(Math.max(rows.length, 1), MOST))
+    const needed = line * (2 + Math.min(Math.max(shown, 1), MOST))
     if (needed === height) return
     height = needed
     element.style.minHeight = `${height}px`
@@ -325,5 +367,5 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     closePopup()
     hidePreview()
   }
-  return { element, height: () => height, draw, close }
+  return { element, height: () => height, draw, blame, close }
 }

@@ -27,3 +27,47 @@ export function badgesOf(about) {
 export function shownSize(bytes) {
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
 }
+
+/** @param {string} file */
+const lettersOf = (file) => splitName(file)[1].toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ").trim()
+
+/** @param {string} text its pairs of letters that follow each other, with its ends */
+function pairsOf(text) {
+  const whole = [..." ", ...text, " "]
+  return new Set(whole.slice(1).map((letter, index) => `${whole[index]}${letter}`))
+}
+
+/** How much of its pairs of letters a name shares at least with one that is near to it. */
+const NEAR = 0.5
+
+/**
+ * What finds the files whose names are nearest to one that is gone, the nearest first. A file in another folder is as
+ * near as can be.
+ *
+ * @param {string[]} files
+ */
+export function nearestOf(files) {
+  /** @type {Map<string, number[]>} */
+  const places = new Map()
+  const sizes = files.map((file, index) => {
+    const pairs = pairsOf(lettersOf(file))
+    for (const pair of pairs) {
+      const found = places.get(pair)
+      if (found) found.push(index)
+      else places.set(pair, [index])
+    }
+    return pairs.size
+  })
+  return (/** @type {string} */ name, most = 3) => {
+    const pairs = pairsOf(lettersOf(name))
+    /** @type {Map<number, number>} */
+    const shared = new Map()
+    for (const pair of pairs) for (const index of places.get(pair) ?? []) shared.set(index, (shared.get(index) ?? 0) + 1)
+    return [...shared]
+      .map(([index, count]) => ({ file: files[index], near: (2 * count) / (pairs.size + sizes[index]) }))
+      .filter(({ near }) => near >= NEAR)
+      .sort((one, other) => other.near - one.near)
+      .slice(0, most)
+      .map(({ file }) => file)
+  }
+}

@@ -50,6 +50,7 @@ export function openPopup(panel, point, closed) {
   document.body.append(panel)
   place(panel, point)
   const options = { capture: true, signal: controller.signal }
+  addEventListener("resize", () => place(panel, point), options)
   addEventListener("pointerdown", ({ target }) => panel.contains(/** @type {Node} */ (target)) || closePopup(), options)
   addEventListener(
     "keydown",

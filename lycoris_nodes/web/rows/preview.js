@@ -4,7 +4,8 @@ import { mediaOf } from "./picker/media.js"
 import { aboutFile } from "./server.js"
 
 const DELAY = 250
-const GAP = 8
+/** In pixels: the list is a little narrower than its node. */
+const GAP = 16
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer
 /** What the pointer is on. @type {HTMLElement | null} */
@@ -19,21 +20,26 @@ export function hidePreview() {
 }
 
 /**
+ * Show a preview on the side of a node that has room, at the height of an element in the node.
+ *
  * @param {HTMLElement} media
  * @param {HTMLElement} element
  */
 function place(media, element) {
   if (shown !== media || !element.isConnected) return
-  const { left, right, top } = element.getBoundingClientRect()
+  const node = element.closest("[data-node-id]") ?? element.closest(".lycoris-rows") ?? element
+  const { left, right } = node.getBoundingClientRect()
+  const { top } = element.getBoundingClientRect()
   document.body.append(media)
   const { width, height } = media.getBoundingClientRect()
-  const fits = right + GAP + width < innerWidth
-  media.style.left = `${fits ? right + GAP : Math.max(0, left - GAP - width)}px`
+  const after = right + GAP + width < innerWidth || innerWidth - right > left
+  const x = after ? right + GAP : left - GAP - width
+  media.style.left = `${Math.max(0, Math.min(x, innerWidth - width))}px`
   media.style.top = `${Math.max(0, Math.min(top, innerHeight - height - GAP))}px`
 }
 
 /**
- * Show the preview of `fileOf()` beside an element while the pointer is on it, if there is one.
+ * Show the preview of `fileOf()` beside the node of an element while the pointer is on it, if there is one.
  *
  * @param {HTMLElement} element
  * @param {() => string} fileOf

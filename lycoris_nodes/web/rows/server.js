@@ -2,6 +2,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { answered } from "../language.js"
+import { nearestOf } from "./names.js"
 
 const ROOT = "/lycoris/adapters"
 
@@ -41,10 +42,16 @@ export async function listed() {
   return answer.json()
 }
 
-/** The names of all files, as they are now. */
-export async function listFiles() {
-  return (await listed()).map(([file]) => file)
+/** @type {ReturnType<typeof askNames> | null} */
+let names = null
+
+async function askNames() {
+  const files = (await listed()).map(([file]) => file)
+  return { files: new Set(files), nearest: nearestOf(files) }
 }
+
+/** The names of all files, and what finds the nearest of them to a name; as they were when the lists were refreshed. */
+export const fileNames = () => (names ??= askNames())
 
 /**
  * What was asked of a file before, if it has not changed since.
@@ -93,6 +100,7 @@ export function aboutFile(file) {
 export function forgetFiles() {
   known.clear()
   facts.clear()
+  names = null
 }
 
 /** @param {string} file the address of its picture or clip */

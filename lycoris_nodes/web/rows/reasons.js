@@ -1,0 +1,44 @@
+// What errors say of rows: "row 2: the file is not there any more".
+
+const ROW = /^(?:(?<file>.*): )?row (?<number>[0-9]+): (?<what>.*)$/u
+
+/**
+ * The reasons of a text by the places of the rows that they are about, and the rest. What follows a line about a row
+ * belongs to it.
+ *
+ * @param {string} text
+ * @returns {{rows: Map<number, string>, rest: string}}
+ */
+export function reasonsOf(text) {
+  /** @type {Map<number, string>} */
+  const rows = new Map()
+  /** @type {string[]} */
+  const rest = []
+  let place = -1
+  for (const line of text.split("\n")) {
+    const { number, what } = ROW.exec(line)?.groups ?? {}
+    if (number) place = Number(number) - 1
+    if (place < 0) rest.push(line)
+    else rows.set(place, [rows.get(place), number ? what : line].filter((part) => part != null).join("\n").trim())
+  }
+  return { rows, rest: rest.join("\n").trim() }
+}
+
+/** @type {WeakMap<GraphNode, (text: string) => boolean>} */
+const takers = new WeakMap()
+
+/**
+ * Give a node what shows errors on its rows.
+ *
+ * @param {GraphNode} node
+ * @param {(text: string) => boolean} take returns whether it shows all that a text says
+ */
+export const onReasons = (node, take) => void takers.set(node, take)
+
+/**
+ * Show an error on the rows of a node, or none any more. Returns whether it needs no other place.
+ *
+ * @param {GraphNode} node
+ * @param {string} text
+ */
+export const showReasons = (node, text) => takers.get(node)?.(text) ?? false
