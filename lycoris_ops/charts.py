@@ -622,6 +622,6 @@ def _table(chart: ColourTable) -> Piece:
                     colour = ALIKE if value > 0 else OPPOSED
                     page.area(_corners(corner, end), colour, max(0.06, min(1.0, abs(value))))
                 if across >= 26:
-                    page.text((corner[0] + across / 2, middle), f"{value:.2f}", anchor="mm")
+                    page.text((corner[0] + across / 2, middle), f"{round(value, 2) + 0.0:.2f}", anchor="mm")
 
     return Piece(over + count * down + 8, draw)
