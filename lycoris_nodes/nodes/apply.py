@@ -35,6 +35,7 @@ class LycorisApplyStack(io.ComfyNode):
                 "merge lora",
                 "multi lora",
             ],
+            is_output_node=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The diffusion model to change; the original stays as it is."

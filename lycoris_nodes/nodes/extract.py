@@ -19,7 +19,7 @@ from ..schema.inputs import (
     size_input,
     stack_output,
 )
-from ..schema.report import report_output, valid, with_fit
+from ..schema.report import report_output, valid, with_fit, with_report
 
 
 class LycorisExtractAdapter(io.ComfyNode):
@@ -91,6 +91,10 @@ class LycorisExtractAdapter(io.ComfyNode):
         base_clip: Any = None,
         **fit: Any,
     ) -> io.NodeOutput:
+        loaded = (tuned_model, base_model, tuned_clip, base_clip)
+        if tuned_file == base_file == LOADED and all(one is None for one in loaded):
+            report = "Nothing was extracted: no models are chosen.\nChoose two files, or connect two models."
+            return with_report(None, report=report, state="nothing")
         made = extract_adapter(
             _source("base", base_file, base_model, base_clip),
             _source("tuned", tuned_file, tuned_model, tuned_clip),

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...lycoris_ops import (
+    Adapter,
     Entry,
     MergeMethod,
     Stack,
+    describe_fit,
+    fit_verdict,
     merge_adapters,
     merge_methods,
     orthogonal_adapters,
@@ -18,18 +21,18 @@ from ..host.page import io
 from ..host.weights import connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import (
+    NOTHING_MERGED,
     SHAPE,
     advanced,
     algorithm_input,
     fit_inputs,
     fit_options,
-    no_stack,
     number_input,
     optional_model,
     stack_input,
     stack_output,
 )
-from ..schema.report import report_output, with_fit
+from ..schema.report import report_output, with_fit, with_report
 
 EXACT = "exact"
 SUM = "sum"
@@ -56,6 +59,7 @@ class LycorisMergeAdapters(io.ComfyNode):
                 "merge lycoris",
                 "merge loras into one",
             ],
+            is_output_node=True,
             inputs=[
                 stack_input("The adapters, with their strengths and block rules, which go into the result."),
                 io.DynamicCombo.Input(
@@ -111,7 +115,8 @@ class LycorisMergeAdapters(io.ComfyNode):
         **fit: Any,
     ) -> io.NodeOutput:
         if not stack:
-            raise no_stack("merge", stack)
+            report = NOTHING_MERGED if stack is None else "Nothing was merged: the stack is empty."
+            return with_report(stack, report=report, state="nothing")
         name, options = _chosen(method)
         base, fitted = connected_weights(model, clip), fit_options(**fit)
         if options.pop("result", TOGETHER) == APART:
@@ -134,7 +139,20 @@ class LycorisMergeAdapters(io.ComfyNode):
             **fitted,
             **options,
         )
+        if size.strip().lower() == "auto" and (why := not_worth(merged)):
+            return with_report(stack, report=f"{why}\n\n{describe_fit(merged)}", state="partly")
         return with_fit(Stack([Entry(merged)]))
+
+
+def not_worth(merged: Adapter) -> str:
+    """Why adapters stay apart whose merged one would be larger than they are together; "" where it is not."""
+    report = merged.report
+    if report is None or report.source_size is None or merged.size <= report.source_size:
+        return ""
+    return (
+        f"Not merged, the adapters stay as they were: {fit_verdict(merged)[1]}\n"
+        f"For one adapter all the same write a size: {EXACT}, rank 16, 50MB or 90%."
+    )
 
 
 def _place(method: tuple[str, Any]) -> tuple[bool, str]:

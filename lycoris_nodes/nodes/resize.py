@@ -10,17 +10,17 @@ from ..host.page import io
 from ..host.weights import connected_weights
 from ..schema.checks import checked
 from ..schema.inputs import (
+    NOTHING_RESIZED,
     SHAPE,
     algorithm_input,
     fit_inputs,
     fit_options,
-    no_stack,
     optional_model,
     size_input,
     stack_input,
     stack_output,
 )
-from ..schema.report import report_output, with_fit
+from ..schema.report import report_output, with_fit, with_report
 
 
 class LycorisResizeAdapter(io.ComfyNode):
@@ -73,7 +73,8 @@ class LycorisResizeAdapter(io.ComfyNode):
         **fit: Any,
     ) -> io.NodeOutput:
         if not stack:
-            raise no_stack("resize", stack)
+            report = NOTHING_RESIZED if stack is None else "Nothing was resized: the stack is empty."
+            return with_report(stack, report=report, state="nothing")
         wanted = parse_size(size)
         base = connected_weights(model, clip)
         entries: list[Entry] = []

@@ -21,6 +21,7 @@ UNLINKED = "No node is connected to the input `stack`, or the one that is connec
 NO_STACK = f"no stack arrived.\n{UNLINKED}"
 NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
 NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"
+NOTHING_MERGED, NOTHING_RESIZED = f"Nothing was merged: {NO_STACK}", f"Nothing was resized: {NO_STACK}"
 
 
 def stack_input(tooltip: str) -> Any:

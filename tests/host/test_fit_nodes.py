@@ -158,8 +158,8 @@ def few(host: Host, lora_file: Callable[[str, Any], str]) -> Any:
 
 
 MUTED = {
-    "LycorisMergeAdapters": "there is nothing to merge.*no stack.*muted",
-    "LycorisResizeAdapter": "there is nothing to resize.*no stack.*muted",
+    "LycorisMergeAdapters": "Nothing was merged: no stack arrived",
+    "LycorisResizeAdapter": "Nothing was resized: no stack arrived",
     "LycorisInspect": "there is nothing to inspect.*no stack.*muted",
     "LycorisApplyStack": "Nothing was changed: no stack arrived",
     "LycorisSaveAdapter": "Nothing was saved: no stack arrived",
@@ -219,6 +219,37 @@ def test_a_loss_is_no_success_and_a_small_layer_stays(host: Host) -> None:
         assert re.match(first, found.args[-1]) and re.match(first, found.ui["text"][0])
         kept = found.args[0].entries[0].adapter
         assert (kept.size <= stack.entries[0].adapter.size) == (state == "nothing")
+
+
+def test_a_merge_that_would_be_larger_leaves_the_files_unless_a_size_is_asked_for(host: Host) -> None:
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisMergeAdapters"]
+    stack = host.stack(("lokr", 0.6, 0.6), ("lokr_tucker", 0.5, 0.5))
+    found = node.execute({"method": "sum"}, stack, "auto")
+    assert found.args[0] is stack and found.ui["lycoris"][0]["state"] == "partly"
+    first = r"Not merged, the adapters stay as they were: \S+ → \S+ MB: larger, (and )?loses "
+    assert re.match(first, found.ui["text"][0]), found.ui["text"][0]
+    asked = node.execute({"method": "sum"}, stack, "rank 2")
+    assert len(asked.args[0]) == 1
+
+
+def test_nodes_that_make_a_report_run_alone(host: Host) -> None:
+    for name in ("Apply", "Merge", "Resize", "Extract", "Inspect"):
+        found = [
+            kind for key, kind in host.nodes.NODE_CLASS_MAPPINGS.items() if key.startswith(f"Lycoris{name}")
+        ]
+        assert [kind.OUTPUT_NODE for kind in found] == [True], name
+    made = host.nodes.NODE_CLASS_MAPPINGS["LycorisExtractAdapter"].execute(
+        "the connected model", "the connected model", "auto", "lora", False
+    )
+    assert made.args[0] is None and made.ui["lycoris"][0]["state"] == "nothing"
+
+
+def test_a_file_that_is_saved_with_a_strength_keeps_its_dtype(host: Host) -> None:
+    stack = host.stack(("lora", 0.7, 0.7))
+    report = host.run("LycorisSaveAdapter", stack, filename_prefix="loras/scaled")[0]
+    saved = host.ops.load_adapter(host.written(report))
+    held = {info.dtype for key, info in saved.file.tensors.items() if not key.endswith(".alpha")}
+    assert held == {"F16"}
 
 
 def test_a_merge_as_in_the_files_has_their_dtype(host: Host, few: Any) -> None:

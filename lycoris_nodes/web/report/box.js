@@ -120,7 +120,7 @@ async function fit(node, box) {
     box.height = 0
     const [, needed] = node.computeSize()
     element.style.height = "auto"
-    box.height = Math.min(element.offsetHeight + 2, roomFor(node, box, needed))
+    box.height = Math.min(element.offsetHeight + 8, roomFor(node, box, needed))
     element.style.height = ""
     node.setSize([node.size[0], Math.max(box.bare, node.computeSize()[1])])
   }
