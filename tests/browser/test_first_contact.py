@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 INSPECT = "04 Inspect LoRA and LyCORIS files"
-EMPTY = 130
-"""The most pixels below the widgets of a node of ours that nothing has run on yet."""
+EMPTY = 170
+"""The most pixels below the widgets of a node of ours that nothing has run on yet: the training's box has 160."""
 BEHIND = """() => {
     // Each wire as it is drawn, on a canvas of its own, and points within each node.
     const context = document.createElement("canvas").getContext("2d")
