@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 INSPECT = "04 Inspect LoRA and LyCORIS files"
 EMPTY = 170
-"""The most pixels below the widgets of a node of ours that nothing has run on yet: the training's box has 160."""
+"""The most pixels below the widgets of a node of ours before the first run: the training's box has 160."""
 BEHIND = """() => {
     // Each wire as it is drawn, on a canvas of its own, and points within each node.
     const context = document.createElement("canvas").getContext("2d")
