@@ -121,8 +121,9 @@ test("the nearest names to one that is gone are found", () => {
 })
 
 test("reasons are found by the rows that they name", () => {
-  const text = "a: b.safetensors: row 2: it is gone\nPut it back\nrow 10: what: ever\n"
-  assert.deepEqual(reasonsOf(text), { rows: new Map([[1, "it is gone\nPut it back"], [9, "what: ever"]]), rest: "" })
+  const text = "row 2: b: it is gone\nPut it back\n\nfile: b\nrow 10: what: ever\n"
+  const rows = new Map([[1, "b: it is gone\nPut it back\n\nfile: b"], [9, "what: ever"]])
+  assert.deepEqual(reasonsOf(text), { rows, rest: "" })
   assert.deepEqual(reasonsOf("the rows are odd\nrow 1: x"), { rows: new Map([[0, "x"]]), rest: "the rows are odd" })
   assert.deepEqual(reasonsOf(""), { rows: new Map(), rest: "" })
 })

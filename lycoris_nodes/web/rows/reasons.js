@@ -19,8 +19,9 @@ export function reasonsOf(text) {
     const { number, what } = ROW.exec(line)?.groups ?? {}
     if (number) place = Number(number) - 1
     if (place < 0) rest.push(line)
-    else rows.set(place, [rows.get(place), number ? what : line].filter((part) => part != null).join("\n").trim())
+    else rows.set(place, number ? what : `${rows.get(place)}\n${line}`)
   }
+  for (const [index, words] of rows) rows.set(index, words.trim())
   return { rows, rest: rest.join("\n").trim() }
 }
 
