@@ -216,13 +216,10 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
             # It asks for values, which a header does not have.
             continue
         if config is not None:
-            named = type(config).get_model.__code__.co_names
-            made = [getattr(model_base, name, None) for name in named]
-            kinds = [
-                kind for kind in made if isinstance(kind, type) and issubclass(kind, model_base.BaseModel)
-            ]
-            names = [kind.__name__ for one in (type(config), *kinds[:1]) for kind in one.__mro__]
-            return names, kinds[0].__name__ if kinds else ""
+            named = (getattr(model_base, name, None) for name in type(config).get_model.__code__.co_names)
+            # Of several the last is the usual one.
+            *_, made = (one for one in named if isinstance(one, type) and hasattr(one, "extra_conds"))
+            return [kind.__name__ for one in (type(config), made) for kind in one.__mro__], made.__name__
     return [], ""
 
 

@@ -30,6 +30,17 @@ const rescued = new Map()
  */
 const isHere = (prompt) => !workflows.has(prompt ?? "") || workflows.get(prompt ?? "") === app.rootGraph.id
 
+/** @type {((node: GraphNode, output: any) => void)[]} */
+const listeners = []
+
+/**
+ * Call `listener` with each node whose report is shown, and with all that it put out: after a run, and when the page
+ * is opened anew.
+ *
+ * @param {(node: GraphNode, output: any) => void} listener
+ */
+export const onOutput = (listener) => listeners.push(listener)
+
 /** @param {string} state */
 function removeAll(state) {
   for (const node of ourNodes()) if (stateOf(node) === state) remove(node)
@@ -41,6 +52,7 @@ function removeAll(state) {
  */
 function show(node, output) {
   if (!output?.text) return
+  for (const listener of listeners) listener(node, output)
   const [{ state, whole, drawing } = /** @type {any} */ ({})] = output.lycoris ?? []
   fill(node, state ?? "all", output.text.join("\n"), whole?.[0], drawing)
 }

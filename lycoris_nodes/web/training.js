@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js"
 import { onPrompt, onShowAdvanced } from "./frontend.js"
 import { after, drawn, nodeOf, onValue, ourNodes, widgetOf } from "./nodes.js"
 // First, so that its size of a node is known when the panel's is taken off.
-import "./report.js"
+import { onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
 import { foldInputs } from "./training/fold.js"
@@ -197,6 +197,11 @@ function listen() {
       askSoon(true)
     })
   }
+  onOutput((node, output) => {
+    const [shown] = output.training ?? []
+    const place = shown && [...placed()].find((one) => one.node === node)
+    if (place) showTraining(node, { stage: "done", ...shown, of: 0, resumed: 0 }, actsOf(place))
+  })
   api.addEventListener("graphChanged", () => askSoon())
   onPrompt({ ask: () => (queued += 1), refuse: () => (queued = Math.max(0, queued - 1)) })
 }
@@ -223,12 +228,6 @@ app.registerExtension({
     after(nodeType, "onSerialize", (node, data) => {
       data.widgets_values = data.widgets_values?.map?.(plain)
       data.size = [data.size[0], data.size[1] - addedHeight(node)]
-    })
-    if (name !== TRAIN) return
-    after(nodeType, "onExecuted", (node, output) => {
-      const [shown] = output?.training ?? []
-      const place = [...placed()].find((one) => one.node === node)
-      if (shown && place) showTraining(node, { stage: "done", ...shown, of: 0, resumed: 0 }, actsOf(place))
     })
   },
 

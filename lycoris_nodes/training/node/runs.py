@@ -30,7 +30,7 @@ STATES = 4
 AdamW's two averages."""
 AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
-ANEW = "To begin a new one, give another `filename_prefix`"
+ANEW = "To begin a new one, press Begin anew on the node, or give another `filename_prefix`"
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""

@@ -1,5 +1,7 @@
 // What reports and refusals say, and whether they still hold.
 
+import { plain } from "../training/usual.js"
+
 /**
  * Why the host refused a node, in words. Its own checks name the input, and ours are repeated for each input.
  *
@@ -75,6 +77,6 @@ export function isAsIn(prompt, key, find, done = new Set()) {
     if (Array.isArray(value) && value[0] in prompt) {
       return linked.get(name) === find(value[0]) && isAsIn(prompt, value[0], find, done)
     }
-    return JSON.stringify(node.widgets?.find((widget) => widget.name === name)?.value) === JSON.stringify(value)
+    return JSON.stringify(plain(node.widgets?.find((widget) => widget.name === name)?.value)) === JSON.stringify(value)
   })
 }

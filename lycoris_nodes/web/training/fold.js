@@ -8,6 +8,9 @@ const RARE = [
 
 /** @type {WeakMap<GraphNode, any[]>} */
 const folded = new WeakMap()
+/** How high nodes were before they were unfolded. */
+/** @type {WeakMap<GraphNode, number>} */
+const heights = new WeakMap()
 
 /**
  * The order in which inputs are shown: those that are always there, then the rare ones, then those of widgets.
@@ -22,9 +25,14 @@ const orderOf = ({ name, widget }) => (widget ? RARE.length + 1 : RARE.indexOf(n
  * @param {GraphNode} node
  */
 export function foldInputs(node) {
+  // What a group has shown since the node was made is advanced too. Vue knows it by the options.
+  for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
+    if (widget.options?.advanced) widget.advanced = true
+  }
   const kept = folded.get(node) ?? []
   const inputs = /** @type {any[]} */ (node.inputs)
   if (node.showAdvanced) {
+    heights.set(node, node.size[1])
     const missing = kept.filter(({ name }) => !inputs.some((input) => input.name === name))
     folded.set(node, [])
     for (const { name, type, ...rest } of missing) node.addInput(name, type, { ...rest, link: null })
@@ -34,6 +42,9 @@ export function foldInputs(node) {
   const rare = inputs.filter(({ name, link, widget }) => RARE.includes(name) && link == null && !widget)
   folded.set(node, [...kept, ...rare])
   for (const input of rare) node.removeInput(node.inputs.indexOf(input))
+  const height = heights.get(node)
+  if (height !== undefined) node.setSize([node.size[0], Math.max(height, node.computeSize()[1])])
+  heights.delete(node)
 }
 
 /** Put inputs that were added last where they belong. */
