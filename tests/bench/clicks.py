@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +46,31 @@ STEP = 80
 CHANGED = (0.7, 0.5, 1.2)
 BLOCK = "input_blocks.1."
 Rows = list[tuple[str, float]]
+STEPS = 90
+LONG = 180_000
+"""Milliseconds that a step of a training may take to come."""
+TRAINING: tuple[dict[str, Any], list[list[str]]] = (
+    {
+        "base": {
+            "type": "CheckpointLoaderSimple",
+            "pos": [0, 0],
+            "values": {"ckpt_name": "base.safetensors"},
+        },
+        "data": {
+            "type": "LycorisDataset",
+            "pos": [0, 200],
+            "values": {"folder": "clicks", "resolution": "64"},
+        },
+        "train": {"type": "LycorisTrain", "pos": [500, 0], "values": {"steps": STEPS}},
+    },
+    [
+        *(["base", kind, "data", kind] for kind in ("model", "clip", "vae")),
+        ["base", "MODEL", "train", "model"],
+        ["data", "latents", "train", "latents"],
+        ["data", "positive", "train", "positive"],
+    ],
+)
+"""A training, as nodes and links."""
 BUILD = """([nodes, links]) => {
     const made = Object.fromEntries(Object.entries(nodes).map(([key, given]) => {
         const {type, pos, values = {}, loras = []} = given
@@ -161,7 +188,11 @@ class Side:
             },
             "text": {"type": "CLIPTextEncode", "pos": [1000, 0], "values": {"text": "a tree"}},
             "latent": {"type": "EmptyLatentImage", "pos": [1000, 300], "values": {"width": 64, "height": 64}},
-            "sampler": {"type": "KSampler", "pos": [1450, 0], "values": {"steps": 1}},
+            "sampler": {
+                "type": "KSampler",
+                "pos": [1450, 0],
+                "values": {"steps": 1, "seed": random.randrange(10**9)},
+            },
             "decode": {"type": "VAEDecode", "pos": [1450, 420]},
             "save": {"type": "SaveImage", "pos": [1450, 520]},
         }
@@ -236,6 +267,25 @@ class Side:
         self.page.mouse.move(*at, steps=4)
         self.page.wait_for_timeout(300)
         hand.click(at)
+
+    def open_earlier(self, hand: Hand) -> None:
+        """Open the workflow of the earlier picture in a tab of its own."""
+        hand.key("a")
+        hand.click(self.page.locator("img[src*='ComfyUI_00001_.png']").first, right=True)
+        hand.click(self.page.get_by_text("Open as workflow in new tab"))
+        # The list of pictures covers the workflow.
+        hand.key("a")
+        self.page.wait_for_function("app.graph.nodes.some(node => /lora|lycoris/i.test(node.type))")
+        self.ui.drawn(self.vue_nodes)
+
+    def paste_here(self, hand: Hand) -> None:
+        """Copy what is selected, and paste it into the workflow at hand."""
+        hand.key("Control+c")
+        hand.click(self.page.locator(".workflow-tabs").get_by_text("Unsaved Workflow").last)
+        self.ui.drawn(self.vue_nodes)
+        self.page.mouse.move(*self.free(0))
+        hand.key("Control+v")
+        self.ui.drawn(self.vue_nodes)
 
     # What is checked.
 
@@ -384,21 +434,9 @@ class Core(Side):
             raise NotPossible("the message names no file, and the node has several")
 
     def repeat(self, hand: Hand) -> None:
-        """Copy the node out of the workflow of an earlier picture, and link it here."""
-        hand.key("a")
-        hand.click(self.page.locator("img[src*='ComfyUI_00001_.png']").first, right=True)
-        hand.click(self.page.get_by_text("Open as workflow in new tab"))
-        self.page.wait_for_function(f"app.graph.nodes.some(node => node.type === '{self.loader}')")
-        self.ui.drawn(self.vue_nodes)
+        self.open_earlier(hand)
         self.copy(hand)
-        hand.key("Control+c")
-        hand.click(self.page.locator(".workflow-tabs").get_by_text("Unsaved Workflow").last)
-        self.page.wait_for_function("!app.graph.nodes.some(node => node.type === 'LoraLoader')")
-        self.page.mouse.move(*self.free(0))
-        hand.key("Control+v")
-        # The list of pictures covers the workflow.
-        hand.key("a")
-        self.ui.drawn(self.vue_nodes)
+        self.paste_here(hand)
         first, last = self.pasted
         for kind in ("model", "clip"):
             self.link(kind, ("CheckpointLoaderSimple", 0), (self.loader, kind, first), hand)
@@ -539,10 +577,46 @@ class Ours(Side):
         self.page.wait_for_timeout(1000)
         hand.key("Enter")
 
+    def half_block(self, hand: Hand) -> None:
+        hand.click(self.line(0).locator(".lycoris-spark"))
+        track = self.page.locator("[data-bar='in.1'] .lycoris-block-track")
+        track.wait_for()
+        self.page.wait_for_timeout(1000)
+        x, y = hand.middle(track)
+        box = track.bounding_box()
+        assert box
+        # A bar goes from 0 to 1.5.
+        hand.drag((x, y - box["height"] / 6), (x, y + box["height"] / 6))
+        hand.click(self.page.get_by_role("button", name="Done"))
+
+    def repeat(self, hand: Hand) -> None:
+        self.open_earlier(hand)
+        hand.click(self.title(self.loader))
+        self.paste_here(hand)
+        hand.drag(self.output(self.loader, "stack", 1), self.input("LycorisApplyStack", "stack"))
+
     def read_why(self, hand: Hand) -> None:
         hand.send(blocked=False)
         box = self.page.locator(".lycoris-report")
         box.get_by_text(BROKEN).first.wait_for()
+
+    def go_on(self, hand: Hand) -> None:
+        folder = self.base / "input" / "clicks"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("crimson", "navy"):
+            Image.new("RGB", (64, 64), name).save(folder / f"{name}.png")
+            (folder / f"{name}.txt").write_text(f"{name}", encoding="utf-8")
+        self.page.evaluate("app.graph.clear()")
+        self.page.evaluate(BUILD, list(TRAINING))
+        self.ui.drawn(self.vue_nodes)
+        self.ui.press_run()
+        told = self.page.locator(".lycoris-training .words")
+        told.get_by_text(re.compile(rf"^Step [3-9] of {STEPS}")).wait_for(timeout=LONG)
+        hand.click(self.page.get_by_role("button", name="Cancel current run"))
+        self.page.locator(".lycoris-training[data-stage=stopped]").wait_for(timeout=LONG)
+        hand.click(self.page.get_by_role("button", name="Go on"))
+        told.get_by_text(re.compile(rf"^Step ([4-9]|[1-9][0-9]) of {STEPS}")).wait_for(timeout=LONG)
+        self.page.evaluate("void app.api.interrupt()")
 
     def compare(self, hand: Hand) -> None:
         hand.run()
