@@ -5,7 +5,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
-import { t } from "../language.js"
+import { t, told } from "../language.js"
 import { drawn, ourNodes, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../wheel.js"
 import { pictureOf } from "./picture.js"
@@ -146,10 +146,10 @@ export async function fill(node, state, report, whole, drawing) {
   element.dataset.state = state
   const { first, rest, folded } = partsOf(report)
   /** @type {HTMLElement[]} */
-  const parts = [make("pre", { class: "first", textContent: first })]
+  const parts = [make("pre", { class: "first", textContent: told(first) })]
   box.lines = drawing ? DRAWN : LINES
   if (drawing) parts.push(pictureOf(drawing))
-  if (rest) parts.push(make("pre", { class: "rest", textContent: rest }))
+  if (rest) parts.push(make("pre", { class: "rest", textContent: told(rest) }))
   if (folded && waits) parts.push(make("pre", { class: "rest", textContent: folded }))
   else if (folded || whole) {
     /** @type {HTMLElement[]} */

@@ -1,0 +1,130 @@
+"""Rows, menus and reports in the user's language."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.harness.page import Ui
+
+pytestmark = pytest.mark.browser
+
+BUILD = """rows => {
+    app.graph.clear()
+    const make = (type, x, y) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, y]
+        app.graph.add(node)
+        return node
+    }
+    const base = make("CheckpointLoaderSimple", 0, 0)
+    const list = make("LycorisAdapterRows", 0, 250)
+    const apply = make("LycorisApplyStack", 600, 0)
+    base.widgets[0].value = "base.safetensors"
+    list.widgets.find(widget => widget.name === "rows").value = rows
+    base.connect(0, apply, 0)
+    list.connect(0, apply, apply.inputs.findIndex(input => input.name === "stack"))
+    Object.assign(app.canvas.ds, {scale: 1, offset: [150, 100]})
+    app.canvas.setDirty(true, true)
+}"""
+SHOWN = """selector => [...document.querySelectorAll(selector)].flatMap(root =>
+    [root, ...root.querySelectorAll("*")].flatMap(one => [
+        one.title, one.placeholder, one.ariaLabel,
+        ...[...one.childNodes].filter(({nodeType}) => nodeType === 3).map(({data}) => data),
+        ...(one.tagName === "INPUT" && one.type === "text" ? [one.value] : []),
+    ])).filter(Boolean).map(text => text.trim()).filter(Boolean)"""
+NAMES = re.compile(
+    r"[\w/ ]+\.safetensors|LoRA|LyCORIS|rgthree|Power Lora Loader|<lora:|nowhere = 0\.5|Ctrl|Shift"
+    r"|Alt|Enter|Esc|SD 1\.5|\b(loha|lora|lokr|loras|kohya|lycoris\.kohya|missing|base)\b|[A-Z]{2,}"
+)
+"""What has no translation: names, keys of the keyboard, and words of files."""
+
+
+def english(ui: Ui, selector: str) -> list[str]:
+    """What these elements say in English, once there are some."""
+    ui.page.locator(selector).first.wait_for()
+    ui.page.wait_for_timeout(400)
+    texts = ui.page.evaluate(SHOWN, selector)
+    assert texts
+    return [text for text in texts if re.search("[A-Za-z]{3}", NAMES.sub("", text))]
+
+
+def close(ui: Ui) -> None:
+    ui.page.keyboard.press("Escape")
+    ui.page.wait_for_timeout(200)
+
+
+@pytest.mark.every_front_end(vue_nodes=True)
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
+    page, kind = ui.page, "vue" if vue_nodes else "canvas"
+    page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.Locale', 'zh')")
+    page.wait_for_timeout(500)
+    ui.reload()
+    ui.render_with_vue(vue_nodes)
+    left: dict[str, list[str]] = {}
+
+    def look(selector: str) -> None:
+        if found := english(ui, selector):
+            left[selector] = found
+
+    rows = [
+        {"file": "loha.safetensors", "rules": "nowhere = 0.5"},
+        {"file": "missing.safetensors", "strength_model": "1/3", "strength_clip": 1},
+    ]
+    page.evaluate(BUILD, json.dumps({"rows": rows}))
+    ui.drawn(vue_nodes)
+    node = "app.graph.nodes.find(node => node.type === 'LycorisApplyStack')"
+    said = page.evaluate(
+        f"[{node}.title, ...[...{node}.inputs, ...{node}.outputs, ...{node}.widgets].map(one => one.label)]"
+    )
+    assert [text for text in said if text and re.search("[a-z]{3}", NAMES.sub("", text))] == []
+    page.locator(".lycoris-bad", has_text="!").wait_for()
+    look(".lycoris-rows")
+    screenshot(f"chinese-rows-{kind}")
+
+    page.locator(".lycoris-row .lycoris-file").first.click(button="right")
+    look(".lycoris-menu")
+    screenshot(f"chinese-menu-{kind}")
+    close(ui)
+    page.locator(".lycoris-head .lycoris-icon").click()
+    look(".lycoris-menu")
+    page.locator(".lycoris-menu button", has_text="粘贴").click()
+    look(".lycoris-textbox")
+    close(ui)
+    page.locator(".lycoris-about").first.click()
+    page.locator(".lycoris-info table").wait_for()
+    look(".lycoris-info")
+    screenshot(f"chinese-about-{kind}")
+    close(ui)
+    page.locator(".lycoris-foot .lycoris-button").click()
+    page.locator(".lycoris-picker .lycoris-item").first.wait_for()
+    look(".lycoris-bar")
+    look(".lycoris-star")
+    screenshot(f"chinese-picker-{kind}")
+    close(ui)
+    page.locator(".lycoris-spark").first.click()
+    page.locator(".lycoris-block").first.wait_for()
+    look(".lycoris-blocks-head")
+    look(".lycoris-block-readout")
+    look(".lycoris-blocks-text .lycoris-button")
+    screenshot(f"chinese-blocks-{kind}")
+    close(ui)
+
+    # The run is refused: no such file.
+    ui.press_run()
+    first = ".lycoris-report .first"
+    look(first)
+    screenshot(f"chinese-refused-{kind}")
+    page.locator(".lycoris-row .lycoris-switch").nth(1).click()
+    ui.run()
+    page.locator(first, has_text="没有全部").wait_for()
+    look(first)
+    look(".lycoris-report summary")
+    screenshot(f"chinese-report-{kind}")
+    assert left == {}
