@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
-import { t } from "./language.js"
+import { t, told } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { bareHeight, fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
@@ -68,7 +68,7 @@ function refuse(errors) {
     if (!node) continue
     const words = refusal(reasons)
     if (showReasons(node, words)) remove(node)
-    else fill(node, "refused", t("The run was refused: {words}", { words }))
+    else fill(node, "refused", t("The run was refused: {words}", { words: told(words) }))
   }
   // The reports of the last run would look like those of this one.
   if (!running) for (const node of ourNodes()) if (stateOf(node) !== "refused") remove(node)

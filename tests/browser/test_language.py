@@ -116,15 +116,14 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
     screenshot(f"chinese-blocks-{kind}")
     close(ui)
 
-    # The run is refused: no such file.
+    # The run is refused, and the row says why.
     ui.press_run()
-    first = ".lycoris-report .first"
-    look(first)
+    look(".lycoris-reason:not([hidden])")
     screenshot(f"chinese-refused-{kind}")
     page.locator(".lycoris-row .lycoris-switch").nth(1).click()
     ui.run()
-    page.locator(first, has_text="没有全部").wait_for()
-    look(first)
+    page.locator(".lycoris-report .first", has_text="没有全部").wait_for()
+    look(".lycoris-report .first")
     look(".lycoris-report summary")
     screenshot(f"chinese-report-{kind}")
     assert left == {}
