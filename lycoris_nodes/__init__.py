@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..lycoris_ops import discover
+from ..lycoris_ops import discover_classes
 from . import nodes
 from .host.page import ComfyExtension, io
 from .routes import add_routes
@@ -11,17 +11,7 @@ from .schema.checks import completed
 __all__ = ["NODES", "LycorisExtension"]
 
 
-def _discover() -> list[type[io.ComfyNode]]:
-    # Only classes that a module defines itself: those that it imports are not its nodes.
-    return [
-        completed(value)
-        for module in discover(nodes.__name__)
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, io.ComfyNode) and value.__module__ == module.__name__
-    ]
-
-
-NODES = _discover()
+NODES = [completed(node) for node in discover_classes(nodes.__name__, io.ComfyNode)]
 add_routes()
 
 

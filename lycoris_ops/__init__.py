@@ -22,6 +22,7 @@ from .changes.timing import Moment as Moment
 from .charts import Picture as Picture
 from .charts import check_png as check_png
 from .discovery import discover as discover
+from .discovery import discover_classes as discover_classes
 from .errors import DivergedError as DivergedError
 from .errors import FileFormatError as FileFormatError
 from .errors import LayerError as LayerError

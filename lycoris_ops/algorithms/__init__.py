@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..discovery import discover
+from ..discovery import discover_classes
 from ..maths.shapes import Shape
 from .base import Layer
 from .checks import a_layer
@@ -20,15 +20,12 @@ __all__ = ["ALGORITHMS", "Layer", "declaring", "detect", "explain"]
 
 def _discover() -> dict[str, type[Layer]]:
     found: dict[str, type[Layer]] = {}
-    for module in discover(__name__):
-        for value in vars(module).values():
-            if not isinstance(value, type) or not issubclass(value, Layer):
-                continue
-            if value.__module__ != module.__name__ or "algorithm" not in vars(value):
-                continue
-            if value.algorithm in found:
-                raise TypeError(f"two classes register the algorithm {value.algorithm!r}")
-            found[value.algorithm] = value
+    for kind in discover_classes(__name__, Layer):
+        if "algorithm" not in vars(kind):
+            continue
+        if kind.algorithm in found:
+            raise TypeError(f"two classes register the algorithm {kind.algorithm!r}")
+        found[kind.algorithm] = kind
     return found
 
 
