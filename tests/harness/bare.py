@@ -22,27 +22,32 @@ REPOSITORY = ("test_rooms.py", "test_serving.py", "test_pages.py", "test_docs_co
 
 def unsuited(folder: Path) -> Iterator[str]:
     """The test files that need another package, or the repository."""
-    helpers = {file.stem: modules(file) for file in folder.glob("*.py")}
-    known = {*sys.stdlib_module_names, *BARE, *helpers, "lycoris_ops", "tests", "__future__"}
+    files = {file.stem: file for file in folder.glob("*.py")}
+    files |= {f"tests.harness.{file.stem}": file for file in Path(__file__).parent.glob("*.py")}
+    needed = {name: modules(file) for name, file in files.items()}
+    known = {*sys.stdlib_module_names, *BARE, *files, "lycoris_ops", "tests.harness"}
 
     def needs(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
-        inner = helpers[name] & helpers.keys() - seen - {name}
-        return (helpers[name] - known).union(*(needs(one, seen | {name}) for one in inner))
+        inner = needed[name] & files.keys() - seen - {name}
+        return (needed[name] - known).union(*(needs(one, seen | {name}) for one in inner))
 
-    for name in sorted(helpers):
+    for name in sorted(files):
         if name.startswith("test_") and (f"{name}.py" in REPOSITORY or needs(name)):
             yield f"{name}.py"
 
 
 def modules(file: Path) -> set[str]:
-    """The packages that a file imports anywhere, but for those that it asks for by `importorskip`."""
+    """What a file imports anywhere, by the package or by the module of the harness."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
+            found |= {name.name for name in node.names}
+        if isinstance(node, ast.ImportFrom):
+            start = "tests.harness." if node.level else ""
+            found.add(f"{start}{node.module or ''}")
+            if node.module == "tests.harness":
+                found |= {f"tests.harness.{name.name}" for name in node.names}
+    return {name if name.startswith("tests.harness") else name.partition(".")[0] for name in found}
 
 
 if __name__ == "__main__":

@@ -470,7 +470,7 @@ class _Take:
                 # Those of dtypes that torch lacks are not read.
                 if key in before and containers.raw(tensor) != containers.raw(before[key]):
                     self.find("wrong", "a tensor that nothing changes", "", key)
-            elif not torch.isfinite(tensor.float()).all():
+            elif not torch.isfinite(tensor.double()).all():
                 self.find("not finite", "a merged weight", "", key)
             elif key in self.patched:
                 self.compared += 1
