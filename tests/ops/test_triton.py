@@ -95,7 +95,7 @@ def test_without_triton_the_next_path_runs_and_the_report_says_why() -> None:
 def test_a_triton_that_is_too_old_is_refused() -> None:
     old = "import triton\ntriton.__version__ = '2.3.1'\n"
     printed = python("-c", old + PATCHED, interpret=True)
-    assert "not triton: triton 2.3.1 is too old, 3.0 is needed" in printed
+    assert "not triton: triton 2.3.1 is too old, 3.4 is needed" in printed
 
 
 @needs_triton

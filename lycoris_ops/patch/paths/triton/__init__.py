@@ -28,8 +28,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton interprets kernels in Python, which works on the CPU too. Triton reads the variable when it
 is imported."""
 
-OLDEST = (3, 0)
-"""The first version of Triton whose `dot` takes `input_precision`."""
+OLDEST = (3, 4)
+"""The first version of Triton that compiles the kernel for all these cards. In earlier ones a function of a
+kernel must not call itself, and cards before Ampere cannot read bfloat16."""
 
 OLDEST_CARD = (7, 0)
 """The lowest NVIDIA compute capability that Triton compiles for."""
