@@ -12,7 +12,7 @@ let sentences = []
 
 const NAME = /\{(\w+)\}/gu
 // A name of one letter stands for a number. A text ends where the next part of the sentence begins.
-const NUMBER = String.raw`(\d[\d.,]*)`
+const NUMBER = String.raw`(-?\d[\d.,]*)`
 const TEXT = "((?:(?!: |; ).)+?)"
 
 /**

@@ -40,7 +40,7 @@ SHOWN = """selector => [...document.querySelectorAll(selector)].flatMap(root =>
     ])).filter(Boolean).map(text => text.trim()).filter(Boolean)"""
 NAMES = re.compile(
     r"[\w/ ]+\.safetensors|LoRA|LyCORIS|rgthree|Power Lora Loader|<lora:|nowhere = 0\.5|Ctrl|Shift"
-    r"|Alt|Enter|Esc|SD 1\.5|\b(loha|lora|lokr|loras|kohya|lycoris\.kohya|missing|base)\b|[A-Z]{2,}"
+    r"|Alt|Enter|Esc|`\w+`|SD 1\.5|\b(loha|lora|lokr|loras|kohya|lycoris\.kohya|missing|base)\b|[A-Z]{2,}"
 )
 """What has no translation: names, keys of the keyboard, and words of files."""
 
@@ -120,7 +120,8 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
     ui.press_run()
     look(".lycoris-reason:not([hidden])")
     screenshot(f"chinese-refused-{kind}")
-    page.locator(".lycoris-row .lycoris-switch").nth(1).click()
+    page.locator(".lycoris-row .lycoris-file").nth(1).click(button="right")
+    page.locator(".lycoris-menu button", has_text="删除").first.click()
     ui.run()
     page.locator(".lycoris-report .first", has_text="没有全部").wait_for()
     look(".lycoris-report .first")
