@@ -12,7 +12,7 @@ MOST = 256
 """How many reports are kept. The one that is given up is the one that was made longest ago."""
 
 Prompt = Mapping[str, Mapping[str, Any]]
-SHOWN = ("text", "lycoris")
+SHOWN = ("text", "lycoris", "training")
 """What of a node's output is its report."""
 _kept: dict[str, Mapping[str, Any]] = {}
 
