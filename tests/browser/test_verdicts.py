@@ -95,6 +95,7 @@ def test_nodes_run_alone_and_their_verdicts_stay(
     again = page.evaluate(SHOWN)
     assert again == said
     opened(second_tab)
+    page.locator(".lycoris-report[data-state=error]").wait_for()
     assert page.evaluate(SHOWN)["LycorisLoadAdapter"] == broken["LycorisLoadAdapter"]
     opened(first_tab)
     ui.reload()
