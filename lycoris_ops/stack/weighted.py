@@ -5,14 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
-
 from ..algorithms import Layer
 from ..errors import LycorisError, located
 from ..files.writing import metadata_of
-from ..layers.cast import cast_layer
 from ..maths.shapes import Shape
-from ..maths.tensors import largest
 from ..reading.adapter import Adapter
 from .resolve import resolve
 from .stack import Entry, Stack
@@ -21,11 +17,10 @@ from .stack import Entry, Stack
 def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None = None) -> Adapter:
     """An adapter in memory that has the entry's effect at strength 1.
 
-    The number is multiplied into one tensor of each product of a layer, which keeps the dtype of the layer in
-    its file, or becomes float32 where the result is too large for that. Layers at strength 0 are left out. An
-    entry at strength 1 without rules is its adapter itself. `model` is what the adapter is for, as keys and
-    shapes: rules are told by its names, and so is the part of a layer whose name does not say it, where the
-    strengths differ.
+    The number is multiplied into one tensor of each product of a layer, in float32 where its own dtype does
+    not hold the result exactly. Layers at strength 0 are left out. An entry at strength 1 without rules is
+    its adapter itself. `model` is what the adapter is for, as keys and shapes: rules are told by its names,
+    and so is the part of a layer whose name does not say it, where the strengths differ.
 
     Raises LycorisError where the model is needed and is not given, where a layer has no place in it, or
     nothing is left; LayerError for a layer whose effect is no product of its tensors (DoRA, OFT, BOFT).
@@ -41,7 +36,7 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
             continue
         layer = adapter.layer(name, keep=False)
         with located(file=adapter.path, key=name):
-            layers[name] = layer if strength == 1.0 else _multiplied(layer, strength, adapter.dtype_of(name))
+            layers[name] = layer if strength == 1.0 else layer.multiplied(strength)
     if not layers:
         raise LycorisError(
             "nothing of the adapter is left to save",
@@ -57,12 +52,6 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
     }
     text = metadata_of(adapter.metadata, {}, recipe, "source_recipe")
     return Adapter.of(layers, name=adapter.name, dialect=adapter.dialect, metadata=text)
-
-
-def _multiplied(layer: Layer, factor: float, dtype: torch.dtype) -> Layer:
-    made = layer.multiplied(factor)
-    most = max((largest(tensor) for tensor in made.tensors().values()), default=0.0)
-    return cast_layer(made, dtype) if most <= torch.finfo(dtype).max else made
 
 
 def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None) -> dict[str, float]:

@@ -244,14 +244,6 @@ def test_nodes_that_make_a_report_run_alone(host: Host) -> None:
     assert made.args[0] is None and made.ui["lycoris"][0]["state"] == "nothing"
 
 
-def test_a_file_that_is_saved_with_a_strength_keeps_its_dtype(host: Host) -> None:
-    stack = host.stack(("lora", 0.7, 0.7))
-    report = host.run("LycorisSaveAdapter", stack, filename_prefix="loras/scaled")[0]
-    saved = host.ops.load_adapter(host.written(report))
-    held = {info.dtype for key, info in saved.file.tensors.items() if not key.endswith(".alpha")}
-    assert held == {"F16"}
-
-
 def test_a_merge_as_in_the_files_has_their_dtype(host: Host, few: Any) -> None:
     assert {tensor.dtype for entry in few for tensor in entry.adapter.file.tensors.values()} == {"F16"}
     (merged, _) = host.run("LycorisMergeAdapters", {"method": "sum"}, few, dtype="as in the file")

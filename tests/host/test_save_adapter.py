@@ -351,8 +351,7 @@ def test_a_file_does_at_strength_1_what_the_weighted_entry_does(
     assert set(saved.patches) == set(live.patches)
     for key in sorted(live.patches)[::20]:
         found = change(saved.patches, plain, key)
-        # One factor of each product is rounded to the float16 of the file once more.
-        torch.testing.assert_close(found, change(live.patches, plain, key), rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(found, change(live.patches, plain, key), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
