@@ -101,7 +101,7 @@ class ColourTable:
 
 
 @dataclass(frozen=True)
-class Bars:
+class BarRow:
     """A name with bars beside each other, each in a column of its own."""
 
     name: str
@@ -144,7 +144,7 @@ class Canvas(Protocol):
 
 
 @dataclass(frozen=True)
-class Piece:
+class Panel:
     """A part of a picture from side to side: how high it is, and what draws it at a distance from the top."""
 
     height: float
@@ -157,7 +157,7 @@ class Picture:
 
     verdict: str
     """What the picture shows, in a sentence. An image begins with it; a page says it beside the drawing."""
-    parts: Sequence[Piece]
+    parts: Sequence[Panel]
     width: int = WIDTH
 
     def image(self) -> Image:
@@ -179,11 +179,11 @@ class Picture:
         return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(page.elements)}</svg>'
 
 
-def _height(parts: Sequence[Piece]) -> int:
+def _height(parts: Sequence[Panel]) -> int:
     return math.ceil(sum(part.height for part in parts)) + EDGE
 
 
-def _draw(page: Canvas, parts: Sequence[Piece]) -> None:
+def _draw(page: Canvas, parts: Sequence[Panel]) -> None:
     top = 0.0
     for part in parts:
         part.draw(page, top)
@@ -200,7 +200,7 @@ def below_each_other(verdict: str, legend: Legend, charts: Sequence[Axes | Colou
     return Picture(verdict, [*_legends(legend, WIDTH), *drawn])
 
 
-def in_rows(verdict: str, title: str, rows: Sequence[Bars], legend: Legend) -> Picture:
+def in_rows(verdict: str, title: str, rows: Sequence[BarRow], legend: Legend) -> Picture:
     """Names below each other, with their bars. With many columns the picture is wider than others."""
     columns = max((len(row.bars) for row in rows), default=0)
     longest = max((length_of(row.name) for row in rows), default=0.0)
@@ -210,7 +210,7 @@ def in_rows(verdict: str, title: str, rows: Sequence[Bars], legend: Legend) -> P
     cell = (width - left - EDGE) / max(1, columns)
     most = max((value for row in rows for value, _, _ in row.bars), default=0.0) or 1.0
 
-    def drawn(row: Bars) -> Piece:
+    def drawn(row: BarRow) -> Panel:
         def draw(page: Canvas, top: float) -> None:
             middle = top + LINE / 2
             name = fitted(row.name, left - EDGE - 8)
@@ -221,7 +221,7 @@ def in_rows(verdict: str, title: str, rows: Sequence[Bars], legend: Legend) -> P
                 page.area(_corners((start, top + 1), (end, top + LINE - 2)), colour, 0.6)
                 page.text((start + GAP, middle), words)
 
-        return Piece(LINE, draw)
+        return Panel(LINE, draw)
 
     head = [_words(title, width), *_legends(legend, width)]
     return Picture(verdict, [*head, *(drawn(row) for row in rows)], width)
@@ -436,11 +436,11 @@ def _letters(text: str, font: Any) -> str:
     return text if hasattr(font, "getmask2") else text.encode("latin-1", "replace").decode("latin-1")
 
 
-def _legends(entries: Legend, width: int) -> list[Piece]:
+def _legends(entries: Legend, width: int) -> list[Panel]:
     return [_legend(entries, width)] if entries else []
 
 
-def _words(text: str, width: int) -> Piece:
+def _words(text: str, width: int) -> Panel:
     """A text over as many lines as it takes."""
     lines = [""]
     for word in text.split():
@@ -454,10 +454,10 @@ def _words(text: str, width: int) -> Piece:
         for number, line in enumerate(lines):
             page.text((EDGE, top + EDGE + 18 * number), line, TITLE, "la")
 
-    return Piece(EDGE + 18 * len(lines), draw)
+    return Panel(EDGE + 18 * len(lines), draw)
 
 
-def _legend(entries: Legend, width: float) -> Piece:
+def _legend(entries: Legend, width: float) -> Panel:
     """Labels with their colours, in as many lines as they take."""
     placed: list[tuple[float, int, str, str]] = []
     x, line = float(EDGE), 0
@@ -474,7 +474,7 @@ def _legend(entries: Legend, width: float) -> Piece:
             page.area(_corners((x, y - 4), (x + 9, y + 4)), colour)
             page.text((x + 14, y), fitted(label, width - 2 * EDGE - 14), whole=label)
 
-    return Piece(LINE * (line + 1) + 6, draw)
+    return Panel(LINE * (line + 1) + 6, draw)
 
 
 @dataclass
@@ -531,7 +531,7 @@ def _number(value: float, *, percent: bool = False) -> str:
     return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
 
 
-def _axes(chart: Axes) -> Piece:
+def _axes(chart: Axes) -> Panel:
     # Of several series of one label, the first stands for all.
     labels = {one.label: one.colour for one in reversed(chart.series) if one.label}
     entries = [(label, labels.pop(label)) for one in chart.series if (label := one.label) in labels]
@@ -579,7 +579,7 @@ def _axes(chart: Axes) -> Piece:
             _draw_series(page, one, [(x.at(a), y.at(b)) for a, b in one.points])
         page.line([(x.first, y.last), (x.first, y.first), (x.last, y.first)], INK)
 
-    return Piece(over + PLOT + below + 6, draw)
+    return Panel(over + PLOT + below + 6, draw)
 
 
 def _draw_series(page: Canvas, one: Series, placed: Sequence[Point]) -> None:
@@ -598,7 +598,7 @@ def _draw_series(page: Canvas, one: Series, placed: Sequence[Point]) -> None:
             page.dot(point, one.colour, radius)
 
 
-def _table(chart: ColourTable) -> Piece:
+def _table(chart: ColourTable) -> Panel:
     title = _words(chart.title, WIDTH)
     longest = max(map(length_of, chart.names), default=0.0)
     count = max(1, len(chart.names))
@@ -624,4 +624,4 @@ def _table(chart: ColourTable) -> Piece:
                 if across >= 26:
                     page.text((corner[0] + across / 2, middle), f"{round(value, 2) + 0.0:.2f}", anchor="mm")
 
-    return Piece(over + count * down + 8, draw)
+    return Panel(over + count * down + 8, draw)

@@ -13,7 +13,7 @@ from ..charts import (
     THIN,
     WIDTH,
     Axes,
-    Bars,
+    BarRow,
     ColourTable,
     Picture,
     Point,
@@ -90,12 +90,12 @@ def blocks_picture(found: Survey) -> Picture:
     return in_rows(blocks_verdict(found), title, block_rows(found), legend)
 
 
-def block_rows(found: Survey) -> list[Bars]:
+def block_rows(found: Survey) -> list[BarRow]:
     if not found.adapters:
-        return [Bars(name, [(count, colour_of(0), str(count))]) for name, count in found.blocks.items()]
+        return [BarRow(name, [(count, colour_of(0), str(count))]) for name, count in found.blocks.items()]
     shares = {name: [one.share(name) for one in found.adapters] for name in found.blocks}
     return [
-        Bars(name, [(share, colour_of(number), f"{share:.1%}") for number, share in enumerate(each)])
+        BarRow(name, [(share, colour_of(number), f"{share:.1%}") for number, share in enumerate(each)])
         for name, each in shares.items()
     ]
 

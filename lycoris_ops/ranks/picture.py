@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..charts import Bars, Picture, check_png, colour_of, in_rows
+from ..charts import BarRow, Picture, check_png, colour_of, in_rows
 from ..files.writing import new_files
 from .plan import Plan
 
@@ -36,10 +36,10 @@ def plan_picture(plan: Plan) -> Picture:
         title += f", of the largest {SHOWN}"
     kinds = dict.fromkeys(row.algorithm for row in plan)
     colours = {kind: colour_of(number) for number, kind in enumerate(kinds)}
-    drawn: list[Bars] = []
+    drawn: list[BarRow] = []
     for row in rows:
         rank = "" if row.rank is None else f"rank {row.rank}"
         gain = "" if row.gain is None else f"{row.gain:.1%} of the gain"
         words = ", ".join(filter(None, (rank, gain)))
-        drawn.append(Bars(row.path, [(row.parameters, colours[row.algorithm], words)]))
+        drawn.append(BarRow(row.path, [(row.parameters, colours[row.algorithm], words)]))
     return in_rows(plan.verdict(), title, drawn, list(colours.items()))

@@ -45,7 +45,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Group:
+class BarGroup:
     """Bars that belong together: a list of blocks, a text encoder, what is in no list, or kinds of layers."""
 
     name: str
@@ -105,7 +105,7 @@ class Bars:
     def bars(self) -> Iterator[Bar]:
         return (bar for group in self.groups for bar in group.bars)
 
-    def _blocks(self) -> Iterator[Group]:
+    def _blocks(self) -> Iterator[BarGroup]:
         own: dict[str, list[str]] = {}
         for layer, named in self.mine.items():
             own.setdefault(named.block, []).append(layer)
@@ -120,9 +120,9 @@ class Bars:
                 found.setdefault((sort, name), []).append(bar)
         order: tuple[Sort, ...] = ("blocks", "beside", "text")
         for sort, name in sorted(found, key=lambda key: order.index(key[0])):
-            yield Group(name, sort, tuple(found[sort, name]))
+            yield BarGroup(name, sort, tuple(found[sort, name]))
 
-    def _kinds(self) -> tuple[Group, ...]:
+    def _kinds(self) -> tuple[BarGroup, ...]:
         words = dict.fromkeys(name for named in self.blocks.layers for name in sorted(named.names))
         own = [word for word in words if word not in KINDS and "." not in word and _is_kind(word)]
         found: list[Bar] = []
@@ -136,7 +136,7 @@ class Bars:
                 continue
             seen.add(same)
             found.append(Bar(name, members, layers))
-        return (Group("kinds", "kinds", tuple(found)),) if found else ()
+        return (BarGroup("kinds", "kinds", tuple(found)),) if found else ()
 
     def measure(self, seconds: float) -> bool:
         """Go on measuring the adapter's changes for so long at least; whether all are measured."""

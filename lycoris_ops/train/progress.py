@@ -29,11 +29,11 @@ def views(bar: bool, log: str | os.PathLike[str] | None, done: int, total: int) 
         if log is not None:
             found.append(Board(log))
         if bar:
-            found.append(Bar(done, total) if has("tqdm") else Lines(done, total))
+            found.append(ProgressBar(done, total) if has("tqdm") else Lines(done, total))
     return found
 
 
-class Bar:
+class ProgressBar:
     """tqdm's progress bar, with the loss, a running mean of it, and the latest validation."""
 
     def __init__(self, done: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in {one or other for one, other in targets}:
         if "://" in target:
             continue
-        path, _, anchor = target.partition("#")
+        path, _, anchor = unquote(target).partition("#")
         if page.parent.name == "docs" and path in BROUGHT:
             continue
         found = HELP / path.removeprefix("nodes/") if path.startswith("nodes/") else page.parent / path
