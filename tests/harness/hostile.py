@@ -65,10 +65,10 @@ WHOLE = safetensors(GOOD)
 DAMAGE: dict[str, tuple[Make, str]] = {
     "empty": (lambda: b"", "too short"),
     "garbage": (lambda: b"\x8d\x11\x00\xf3\x7e" + b"\xff" * 300, "header"),
-    "a page in HTML": (lambda: b"<html>not found</html>" * 9, "header"),
-    "cut data": (lambda: WHOLE[:-7], "size disagree"),
+    "a page in HTML": (lambda: b"<html>not found</html>" * 9, "a web page, not a model"),
+    "cut data": (lambda: WHOLE[:-7], "is cut off"),
     "a cut header": (lambda: WHOLE[:40], "does not fit"),
-    "bytes at the end": (lambda: WHOLE + bytes(3), "size disagree"),
+    "bytes at the end": (lambda: WHOLE + bytes(3), "longer than its header says"),
     "a header beyond the file": (lambda: b"\xff" * 7 + b"\x7f" + b"x" * 50, "does not fit"),
     "no JSON": (lambda: safetensors(b"{" * 200), "not valid JSON"),
     "a list": (lambda: safetensors(b"[]"), "not a table"),
