@@ -149,9 +149,18 @@ def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     page.mouse.click(700, 900)
     page.evaluate(f"{tracker}.checkState?.()")
     undo = page.evaluate(f"{tracker}.undoQueue.length")
+    # Far away, where the canvas hides what is on nodes.
+    lod = "LiteGraph.Canvas.MinFontSizeForLOD"
+    page.evaluate(f"app.ui.settings.setSettingValueAsync('{lod}', 8)")
+    page.evaluate("app.canvas.ds.scale = 0.3, app.canvas.setDirty(true, true)")
     assert ui.run()["name"] == "execution_success"
     page.wait_for_timeout(1200)
+    page.evaluate("app.canvas.ds.scale = 1, app.canvas.setDirty(true, true)")
+    page.wait_for_timeout(600)
     assert box(ui).startswith("All of it was applied: 382 of 382 layers of 2 files.")
+    summary = page.locator(f"{BOX} summary").bounding_box()
+    whole = page.locator(BOX).bounding_box()
+    assert summary and whole and summary["y"] + summary["height"] <= whole["y"] + whole["height"]
     assert page.locator(BOX).get_attribute("data-state") == "all"
     screenshot(f"report-{'vue' if vue else 'canvas'}")
     # It is on the node, and not on the one below.

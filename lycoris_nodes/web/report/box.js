@@ -103,13 +103,29 @@ function addBox(node) {
 }
 
 /**
+ * How high an element is in this width, measured in a copy: where the canvas is zoomed out, or the node is not in
+ * view, the front end hides the elements of nodes, and a hidden one has no height.
+ *
+ * @param {HTMLElement} element
+ * @param {number} width
+ */
+function heightOf(element, width) {
+  const copy = /** @type {HTMLElement} */ (element.cloneNode(true))
+  copy.style.cssText = `position: fixed; visibility: hidden; height: auto; width: ${width}px`
+  document.body.append(copy)
+  const { offsetHeight } = copy
+  copy.remove()
+  return offsetHeight
+}
+
+/**
  * Make the box as high as what it shows, and the node with it.
  *
  * @param {GraphNode} node
  * @param {Box} box
  */
 async function fit(node, box) {
-  const { element } = box.widget
+  const { element, margin } = box.widget
   const fills = ++box.fills
   const vue = LiteGraph.vueNodesMode
   // Vue makes a node as high as what is in it.
@@ -119,9 +135,7 @@ async function fit(node, box) {
   if (!vue) {
     box.height = 0
     const [, needed] = node.computeSize()
-    element.style.height = "auto"
-    box.height = Math.min(element.offsetHeight + 8, roomFor(node, box, needed))
-    element.style.height = ""
+    box.height = Math.min(heightOf(element, node.size[0] - 2 * margin) + 8, roomFor(node, box, needed))
     node.setSize([node.size[0], Math.max(box.bare, node.computeSize()[1])])
   }
   app.canvas.setDirty(true, true)

@@ -22,7 +22,7 @@ declare global {
     setValue?: (value: string) => void
   }
 
-  type DomWidget = Widget & { element: HTMLElement; serialize: boolean }
+  type DomWidget = Widget & { element: HTMLElement; margin: number; serialize: boolean }
 
   /** A node, of which some hold a subgraph. */
   type GraphNode = NodeClass["prototype"] & {
