@@ -10,6 +10,9 @@ test("a refusal says each reason once, and ours without the name of the input", 
   const host = { type: "required_input_missing", message: "Required input is missing", details: "model" }
   const bare = { type: "custom_validation_failed", message: "Custom validation failed", details: "rules" }
   assert.equal(refusal([own, host, own]), "line 2 - no\nRequired input is missing: model")
+  const gone = { type: "value_not_in_list", message: "Value not in list", details: "folder: 'a' not in []",
+    extra_info: { input_name: "folder", received_value: "a" } }
+  assert.equal(refusal([gone]), "folder: a is not in the list. Choose another, or press R if it is new")
   assert.equal(refusal([bare, { type: "other", message: "Odd" }]), "Custom validation failed: rules\nOdd")
 })
 

@@ -1,14 +1,18 @@
 // What reports and refusals say, and whether they still hold.
 
+import { t } from "../language.js"
 import { plain } from "../training/usual.js"
 
 /**
  * Why the host refused a node, in words. Its own checks name the input, and ours are repeated for each input.
  *
- * @param {{type: string, message: string, details?: string}[]} reasons
+ * @param {{type: string, message: string, details?: string, extra_info?: any}[]} reasons
  */
 export function refusal(reasons) {
-  const words = reasons.map(({ type, message, details }) => {
+  const words = reasons.map(({ type, message, details, extra_info: { input_name: input, received_value: value } = {} }) => {
+    if (type === "value_not_in_list" && input) {
+      return t("{input}: {value} is not in the list. Choose another, or press R if it is new", { input, value })
+    }
     const ours = type === "custom_validation_failed" && details?.split(" - ").slice(1).join(" - ")
     return ours || [message, details].filter(Boolean).join(": ")
   })
