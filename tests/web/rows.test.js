@@ -4,8 +4,8 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
-import { badgesOf, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
-import { reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
+import { badgesOf, nameInRow, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { heightOf, reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
 import {
   formatRows,
   hasClip,
@@ -110,6 +110,9 @@ test("a name is shown apart from its folder and without its ending", () => {
   assert.deepEqual(splitName("a/b\\ink.wash.SafeTensors"), ["a/b\\", "ink.wash"])
   assert.deepEqual(splitName("line\nbreak.pt"), ["", "line\nbreak"])
   assert.deepEqual(splitName("folder.pt/name"), ["folder.pt/", "name"])
+  assert.deepEqual(nameInRow("a/ink/adapter_model.safetensors"), ["a/", "ink"])
+  assert.deepEqual(nameInRow("adapter_model.bin"), ["", "adapter_model"])
+  assert.deepEqual(nameInRow("a/ink.pt"), ["a/", "ink"])
 })
 
 test("the nearest names to one that is gone are found", () => {
@@ -126,6 +129,9 @@ test("reasons are found by the rows that they name", () => {
   assert.deepEqual(reasonsOf(text), { rows, rest: "" })
   assert.deepEqual(reasonsOf("the rows are odd\nrow 1: x"), { rows: new Map([[0, "x"]]), rest: "the rows are odd" })
   assert.deepEqual(reasonsOf(""), { rows: new Map(), rest: "" })
+  // A long reason has the room of two rows. What is folded takes none.
+  assert.deepEqual([null, "short", `short\n\n${"x".repeat(200)}`, "x".repeat(200)].map(heightOf), [0, 1, 1, 2])
+  assert.equal(heightOf("\u5b57".repeat(60)), 2)
 })
 
 test("a file is described in few words", () => {

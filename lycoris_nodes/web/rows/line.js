@@ -4,7 +4,8 @@ import { badges, make, nameParts } from "../elements.js"
 import { t, told } from "../language.js"
 import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
-import { badgesOf, splitName } from "./names.js"
+import { badgesOf, nameInRow } from "./names.js"
+import { heightOf, shownOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
 import { aboutFile, fileNames } from "./server.js"
@@ -140,7 +141,7 @@ export function createLine(acts, bounds) {
     make("button", {
       type: "button",
       class: "lycoris-badge lycoris-near",
-      textContent: `→ ${splitName(file)[1]}`,
+      textContent: `→ ${nameInRow(file)[1]}`,
       title: t("The file is not there any more. Take {file} instead", { file }),
       onclick: () => acts.change(index, { ...row, file }),
     })
@@ -163,7 +164,7 @@ export function createLine(acts, bounds) {
     rules.show(row, acts.model)
     if (shownFile !== row.file) {
       shownFile = row.file
-      name.replaceChildren(...nameParts(splitName(row.file || t("no file"))))
+      name.replaceChildren(...nameParts(nameInRow(row.file || t("no file"))))
       name.title = row.file
       marks.replaceChildren()
       warning.hidden = true
@@ -183,10 +184,10 @@ export function createLine(acts, bounds) {
   }
   /** @param {string | null} why in the server's words, with what is folded elsewhere after an empty line */
   const blame = (why) => {
-    const words = told(why ?? "")
     reason.hidden = !why
-    reason.textContent = words.split("\n\n")[0]
-    reason.title = words
+    reason.textContent = shownOf(why ?? "")
+    reason.title = told(why ?? "")
+    reason.classList.toggle("lycoris-long", heightOf(why) > 1)
     element.classList.toggle("lycoris-blamed", Boolean(why))
   }
   return { element, reason, update, showTimes, blame, close }

@@ -11,7 +11,7 @@ import { openMenu } from "./menu.js"
 import { openPicker } from "./picker.js"
 import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
-import { reasonsOf } from "./reasons.js"
+import { heightOf, reasonsOf } from "./reasons.js"
 import { aboutFile, readRows } from "./server.js"
 import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
@@ -337,7 +337,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
 
   function setHeight() {
     // Where the list scrolls, it has the wheel, which else zooms the canvas.
-    const shown = rows.length + rows.filter((_, index) => reasonOf(index)).length
+    const shown = rows.reduce((sum, _, index) => sum + 1 + heightOf(reasonOf(index)), 0)
     if (shown > MOST) body.dataset.captureWheel = "true"
     else delete body.dataset.captureWheel
     // With its head and foot.

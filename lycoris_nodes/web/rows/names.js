@@ -13,6 +13,18 @@ export function splitName(file) {
 }
 
 /**
+ * As `splitName`, for where little room is left to the folder. PEFT calls each of its files `adapter_model`, in a folder
+ * that has the name.
+ *
+ * @param {string} file
+ * @returns {[folder: string, name: string]}
+ */
+export function nameInRow(file) {
+  const [folder, name] = splitName(file)
+  return name === "adapter_model" && folder ? splitName(folder.slice(0, -1)) : [folder, name]
+}
+
+/**
  * Kind, rank and family of models of a file, in few words.
  *
  * @param {import("./server.js").About | import("./server.js").Facts} about

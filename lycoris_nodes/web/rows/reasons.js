@@ -1,5 +1,7 @@
 // What errors say of rows: "row 2: the file is not there any more".
 
+import { told } from "../language.js"
+
 const ROW = /^(?:(?<file>.*): )?row (?<number>[0-9]+): (?<what>.*)$/u
 
 /**
@@ -23,6 +25,26 @@ export function reasonsOf(text) {
   }
   for (const [index, words] of rows) rows.set(index, words.trim())
   return { rows, rest: rest.join("\n").trim() }
+}
+
+/**
+ * What a row shows of a reason: in the user's language, without what is folded elsewhere after an empty line.
+ *
+ * @param {string} why
+ */
+export const shownOf = (why) => told(why).split("\n\n")[0]
+
+// About as much as two lines of text hold in a node of its first width, and in a row's height.
+const SHORT = 110
+
+/**
+ * How many rows high a reason is. A Chinese or Japanese letter is as wide as two others.
+ *
+ * @param {string | null} why
+ */
+export function heightOf(why) {
+  if (!why) return 0
+  return [...shownOf(why)].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1), 0) > SHORT ? 2 : 1
 }
 
 /** @type {WeakMap<GraphNode, (text: string) => boolean>} */
