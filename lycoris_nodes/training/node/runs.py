@@ -106,8 +106,8 @@ def run_of(
             f"a training of this name was broken off after {number_of(offer.state.step, 'step')}, "
             f"with other settings: {'; '.join(offer.differences)}",
             file=shown_path(offer.run.output),
-            hint="To go on with it, restore its settings, or turn on `resume` to use the present ones. "
-            f"{ANEW}",
+            hint="To go on with it, restore its settings, or turn on `resume` (an advanced input) "
+            f"to use the present ones. {ANEW}",
         )
     return offer.run
 
