@@ -3,7 +3,14 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 
-import { arranged, entriesOf as entriesBy, FAVOURITES, learn, RECENT } from "../../lycoris_nodes/web/rows/picker/find.js"
+import {
+  ALL,
+  arranged,
+  entriesOf as entriesBy,
+  FAVOURITES,
+  learn,
+  RECENT,
+} from "../../lycoris_nodes/web/rows/picker/find.js"
 
 const KEPT = { view: "list", sort: "name", closed: [], favourites: {}, used: {} }
 const NOTHING = {
@@ -76,9 +83,9 @@ test("favourites and what was used last come first", () => {
   const kept = { favourites: { "a.pt": true, "c.pt": false }, used: { "b.pt": [1, 5], "c.pt": [3, 9] } }
   const starred = ["0 Favourites 2 open", "a.pt", "b.pt"]
   const recent = ["0 Recently used 2 open", "c.pt", "b.pt"]
-  assert.deepEqual(shown(entries, "", kept), [...starred, ...recent, ...names])
-  const closed = shown(entries, "", { ...kept, closed: [FAVOURITES, RECENT] })
-  assert.deepEqual(closed, ["0 Favourites 2 closed", "0 Recently used 2 closed", ...names])
+  assert.deepEqual(shown(entries, "", kept), [...starred, ...recent, "0 All files 3 open", ...names])
+  const closed = shown(entries, "", { ...kept, closed: [FAVOURITES, RECENT, ALL] })
+  assert.deepEqual(closed, ["0 Favourites 2 closed", "0 Recently used 2 closed", "0 All files 3 closed"])
   const keys = arranged(entries, "", /** @type {any} */ ({ ...KEPT, ...kept })).map(({ key }) => key)
   assert.equal(new Set(keys).size, keys.length)
 })

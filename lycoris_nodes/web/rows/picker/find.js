@@ -24,6 +24,7 @@ import { splitName } from "../names.js"
 
 export const FAVOURITES = "*favourites"
 export const RECENT = "*recent"
+export const ALL = "*all"
 const RECENTS = 8
 /** Above all that is found in whole. */
 const LAST = 10
@@ -238,9 +239,13 @@ export function arranged(entries, typed, kept) {
   const favourites = sorted.filter((entry) => isFavourite(kept, entry))
   const recent = sorted.filter((entry) => lastOf(kept, entry))
   recent.sort((one, other) => lastOf(kept, other) - lastOf(kept, one))
-  return [
+  const above = [
     ...section(FAVOURITES, t("Favourites"), favourites, closed),
     ...section(RECENT, t("Recently used"), recent.slice(0, RECENTS), closed),
-    ...inFolder(treeOf(sorted), closed, 0),
   ]
+  const tree = treeOf(sorted)
+  if (!above.length) return inFolder(tree, closed, 0)
+  // Else files of no folder would seem to belong to what is above them.
+  const head = headOf(ALL, t("All files"), sorted.length, closed, 0)
+  return [...above, head, ...(head.open ? inFolder(tree, closed, 1) : [])]
 }
