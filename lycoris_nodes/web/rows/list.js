@@ -12,7 +12,7 @@ import { openPicker } from "./picker.js"
 import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
 import { heightOf, reasonsOf } from "./reasons.js"
-import { aboutFile, readRows } from "./server.js"
+import { aboutFile, forgetFile, readRows } from "./server.js"
 import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
 import { askText } from "./textbox.js"
@@ -202,10 +202,24 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     )
     return [
       [words, rows.length ? () => set(withClip(rows, !separate)) : null],
+      [t("Copy rows"), rows.length ? () => copy(point) : null],
       [t("Paste rows…"), () => askText({ title: t("Paste rows"), hint, button: t("Add rows"), done: paste }, point)],
       [t("Select all"), rows.length ? () => choose(new Set(rows.keys())) : null],
       [t("Remove all"), rows.length ? () => set([]) : null],
     ]
+  }
+
+  /**
+   * Copy the rows that are selected, or all, for *Paste rows…* here or elsewhere.
+   *
+   * @param {Point} point
+   */
+  async function copy(point) {
+    const text = formatRows(rows.filter((_, index) => !chosen.size || chosen.has(index)))
+    // Only pages over https or on this machine have a clipboard.
+    if (navigator.clipboard) return navigator.clipboard.writeText(text)
+    const hint = t("No clipboard here: select the words")
+    askText({ title: t("Copy rows"), hint, text, button: t("Done"), done: () => {} }, point)
   }
 
   /** @param {string} text */
@@ -322,8 +336,9 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   function blame(text) {
     const { rows: reasons, rest } = reasonsOf(text)
     refused = new Map([...reasons].map(([index, why]) => [index, { row: JSON.stringify(rows[index]), why }]))
-    for (const [index, line] of lines.entries()) line.blame(reasonOf(index))
-    setHeight()
+    // What was known of their files may be what was refused.
+    for (const index of refused.keys()) if (index in rows) forgetFile(rows[index].file)
+    if (rows.length) show(rows)
     const first = lines[Math.min(...refused.keys())]
     if (first) body.scrollTop += first.element.getBoundingClientRect().top - body.getBoundingClientRect().top
     return !rest && [...refused.keys()].every((index) => index in lines)

@@ -97,6 +97,13 @@ export function aboutFile(file) {
   return asked
 }
 
+/** @param {string} file */
+export function forgetFile(file) {
+  known.delete(file)
+  facts.delete(file)
+  names = null
+}
+
 export function forgetFiles() {
   known.clear()
   facts.clear()
