@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +150,7 @@ def prepared(
         latents.append([])
         for mirrored in one.mirrored:
             stage("pictures", done + 1, count)
-            latents[-1].append(pictures.encoded(one, mirrored, partial(update, done, total)))
+            latents[-1].append(pictures.encoded(one, mirrored))
             done += 1
             update(done, total)
     pictures_made = kept.made
@@ -177,8 +176,6 @@ def prepared(
     encoded = f"encoded: {made} of {total}"
     report = [*_described(folder, planned, masked, settings), encoded, _place(kept, kept.sweep())]
     shown = _side_by_side([both[0][2] for both in latents][:SHOWN])
-    # The front end goes on showing what it was given last.
-    update(total, total, shown)
     return DataSet(samples[False], samples[True], conditionings[""], shown, report)
 
 
@@ -229,8 +226,8 @@ class _Pictures:
     kept: Kept
     check: Callable[[Tensor], object]
 
-    def encoded(self, one: _Planned, mirrored: bool, shown: Callable[[Image.Image], None]) -> _Encoded:
-        """What comes of a picture. Where it is made, `shown` is called with the picture before."""
+    def encoded(self, one: _Planned, mirrored: bool) -> _Encoded:
+        """What comes of a picture."""
         paths = [path for path in (one.found.path, one.found.mask) if path]
         contents = [_content(path) for path in paths]
         key = None
@@ -239,7 +236,7 @@ class _Pictures:
             fitted = (list(one.fit.size), list(one.fit.box), mirrored, self.settings.background)
             key = key_of("picture", self.vae.identity, hashes, *fitted)
         try:
-            value = self.kept.fetch(key, lambda: self._made(one, mirrored, contents, shown))
+            value = self.kept.fetch(key, lambda: self._made(one, mirrored, contents))
             # What was kept was made with this VAE, but perhaps for another model.
             self.check(value["latent"])
         except LycorisError as error:
@@ -248,12 +245,9 @@ class _Pictures:
         mask = value["mask"]
         return value["latent"], None if mask is None else mask.float() / 255, value["shown"]
 
-    def _made(
-        self, one: _Planned, mirrored: bool, contents: list[bytes], shown: Callable[[Image.Image], None]
-    ) -> dict[str, Any]:
+    def _made(self, one: _Planned, mirrored: bool, contents: list[bytes]) -> dict[str, Any]:
         """The latent of a picture, its mask and a small picture, from the contents of its files."""
         picture, mask = pixels_of(one.found.path, contents[0], one.fit, self.settings.background)
-        shown(picture)
         if one.found.mask:
             drawn = mask_of(one.found.mask, contents[1], one.fit)
             mask = drawn if mask is None else mask * drawn

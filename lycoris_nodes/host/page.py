@@ -40,9 +40,9 @@ def running_node() -> str | None:
 
 
 class Progress(Protocol):
-    """Shows how much of all is done, with a picture if there is one."""
+    """Shows how much of all is done."""
 
-    def __call__(self, done: int, of: int, picture: Image | None = None, /) -> None: ...
+    def __call__(self, done: int, of: int, /) -> None: ...
 
 
 def end_if_interrupted() -> None:
@@ -57,9 +57,10 @@ def progress(total: int) -> Progress:
     """
     bar = comfy.utils.ProgressBar(total)
 
-    def update(done: int, of: int, picture: Image | None = None, /) -> None:
+    def update(done: int, of: int, /) -> None:
         end_if_interrupted()
-        bar.update_absolute(done, of, None if picture is None else ("JPEG", picture, max(picture.size)))
+        # Without a picture: where Vue draws the node, it would stay beside those that the node shows in the end.
+        bar.update_absolute(done, of)
 
     return update
 
