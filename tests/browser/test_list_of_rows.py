@@ -153,6 +153,18 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     rows.wait([*order, "loha.safetensors", "lokr.safetensors"])
     loha = {"on": True, "file": "loha.safetensors", "strength_model": 1, "strength_clip": 0.2, "rules": "INS"}
     assert rows.said()[0][3:] == [loha, {"on": True, "file": "lokr.safetensors", "strength_model": 0.5}]
+
+    # What is copied can be pasted: all rows, where none is selected.
+    page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Copy rows"))
+    before = rows.said()[0]
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Paste rows…"))
+    page.get_by_label("Paste rows").fill(page.evaluate("copied"))
+    rows.click(page.get_by_role("button", name="Add rows"))
+    rows.wait([row["file"] for row in before] * 2)
+    assert rows.said()[0] == before + [{"on": True, "strength_model": 1, **row} for row in before]
     assert ui.errors == []
 
 
