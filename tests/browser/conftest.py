@@ -29,12 +29,16 @@ FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {O
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to `make test-fronts` what is on another front end than the host's, but for what is marked.
 
-    `every_front_end(name=value)` marks the cases with this value alone.
+    That is tried on the newest one too. `every_front_end(name=value)` marks the cases with this value alone.
     """
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
         marked = item.get_closest_marker("every_front_end")
-        always = marked and all(values[name] == value for name, value in marked.kwargs.items())
+        always = (
+            marked
+            and values.get("front_end") == FRONT_ENDS[-1]
+            and all(values[name] == value for name, value in marked.kwargs.items())
+        )
         if values.get("front_end", OWN) != OWN and not always:
             item.add_marker("fronts")
 

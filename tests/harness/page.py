@@ -193,11 +193,12 @@ class Ui:
         return {**heard[-1], "cached": cached}
 
     def report(self, node: str) -> str:
-        """The text that a node of this type shows, once it does."""
+        """The whole report that a node of this type shows, once it does, with what is folded."""
         owner = f"app.graph.nodes.find(node => node.type === '{node}')"
         found = f"{owner}?.widgets.find(widget => widget.name === 'report')?.element"
         self.page.wait_for_function(f"!['waiting', undefined].includes({found}?.dataset.state)")
-        return self.page.evaluate(f"{found}.innerText")
+        parts = f"[...{found}.querySelectorAll('pre')].map(part => part.textContent)"
+        return self.page.evaluate(f"{parts}.filter(Boolean).join('\\n')")
 
     def _heard(self, message: ConsoleMessage) -> None:
         text = f"{message.text} ({message.location.get('url')})"
