@@ -16,7 +16,7 @@ from .workflow import with_values
 FOLDER = ROOT / "workflows"
 TEMPLATES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
 BLEND = "01 Blend LoRA and LyCORIS files"
-EXPORT = "08 Export a checkpoint with LoRA and LyCORIS files"
+EXPORT = "08 Merge LoRA and LyCORIS files into a checkpoint"
 CONVERT = "07 Convert LoRA and LyCORIS files"
 EXTRACT = "06 Shrink and extract LoRA and LyCORIS files"
 TRAIN = "10 Train a LoRA or LyCORIS file"
