@@ -63,28 +63,6 @@ export function onPrompt({ ask, sent, refuse }) {
 }
 
 /**
- * Call `act` whenever the advanced widgets of a node are shown or folded. The front end tells it to its own Vue nodes
- * alone: the property has a setter of its own on each node.
- *
- * @param {GraphNode} node
- * @param {() => void} act
- */
-export function onShowAdvanced(node, act) {
-  const own = Object.getOwnPropertyDescriptor(node, "showAdvanced")
-  let value = node.showAdvanced
-  Object.defineProperty(node, "showAdvanced", {
-    configurable: true,
-    enumerable: true,
-    get: () => (own?.get ? own.get.call(node) : value),
-    set(shown) {
-      value = shown
-      own?.set?.call(node, shown)
-      act()
-    },
-  })
-}
-
-/**
  * Put the rows before all other nodes where the search is for "lora" or "lycoris". The front end's own order follows
  * how often nodes of its list are used, and looks at names alone, not at aliases.
  *

@@ -2,7 +2,7 @@
 // model that is linked.
 
 import { app } from "../../scripts/app.js"
-import { onPrompt, onShowAdvanced } from "./frontend.js"
+import { onPrompt } from "./frontend.js"
 import { after, drawn, nodeOf, onValue, ourNodes, widgetOf } from "./nodes.js"
 // First, so that its size of a node is known when the panel's is taken off.
 import { onOutput } from "./report.js"
@@ -203,7 +203,25 @@ function listen() {
     if (place) showTraining(node, { stage: "done", ...shown, of: 0, resumed: 0 }, actsOf(place))
   })
   api.addEventListener("graphChanged", () => askSoon())
+  for (const event of ["click", "pointerup", "keyup"]) addEventListener(event, followFolding, { capture: true })
   onPrompt({ ask: () => (queued += 1), refuse: () => (queued = Math.max(0, queued - 1)) })
+}
+
+/**
+ * Whether the advanced inputs of a node were shown when it was looked at last.
+ *
+ * @type {WeakMap<GraphNode, unknown>}
+ */
+const unfolded = new WeakMap()
+
+/** Fold and unfold inputs with the widgets. The front end has no event for it, but a person clicks or types. */
+async function followFolding() {
+  await drawn()
+  for (const { node } of placed()) {
+    if (!isTrain(node) || unfolded.get(node) === node.showAdvanced) continue
+    unfolded.set(node, node.showAdvanced)
+    foldInputs(node)
+  }
 }
 
 /** @param {string[]} keys */
@@ -236,7 +254,7 @@ app.registerExtension({
     if (isTrain(node)) {
       foldInputs(node)
       node.setSize([node.size[0], node.computeSize()[1]])
-      onShowAdvanced(node, () => foldInputs(node))
+      unfolded.set(node, node.showAdvanced)
     }
     askSoon()
   },

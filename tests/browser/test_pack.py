@@ -127,8 +127,7 @@ def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str]
     assert all(name.startswith("regularisation.") for name in inside)
     (prompt,) = [one for one in ui.prompt().values() if one["class_type"] == "LycorisTrain"]
     assert prompt["inputs"]["regularisation.caption_dropout"] == 0.1
-    # In 1.58.1 Vue folds a node again whose choice brings other inputs.
-    if vue_nodes and ui.front_end != "1.58.1":
+    if vue_nodes:
         page.get_by_text("max_weight_norm").first.wait_for()
     screenshot(f"groups-{'vue' if vue_nodes else 'canvas'}")
     page.evaluate(choose, "usual")

@@ -179,7 +179,7 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     assert sent(ui)["learning_rate"] == "0.0005"
 
     # A workflow of an earlier version: numbers by their places, and all inputs.
-    ui.page.evaluate(f"{TRAIN}.showAdvanced = true")
+    ui.page.evaluate(f"{TRAIN}.showAdvanced = true; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
     rare = [name for name in inputs(ui) if name not in LINKS]
     assert len(rare) == 12 and "validation_latents" in rare
@@ -195,7 +195,7 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     whole = ui.serialized()
     links = ["model", "latents", "positive", "empty_caption", "validation_latents"]
     assert linked(ui) == links
-    ui.page.evaluate(f"{TRAIN}.showAdvanced = false")
+    ui.page.evaluate(f"{TRAIN}.showAdvanced = false; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
     assert linked(ui) == links and inputs(ui) == [*LINKS, "empty_caption", "validation_latents"]
     screenshot(f"training-folded-{'vue' if vue else 'canvas'}")
