@@ -24,8 +24,8 @@ help: ## list the targets
 demo: ## run the demo in the real ComfyUI
 	@$(IN) -- python -m tests.harness.demo
 
-test: ## all tests: library, host, scripts of the pages, browser
-	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(WEB) || status=1; $(BY_FILE) tests/browser tests/host || status=1; \
+test: ## library, host, scripts of the pages, and the pack as a whole in the browser
+	@$(IN) --browser -- sh -c 'status=0; $(OPS) || status=1; $(WEB) || status=1; $(BY_FILE) tests/browser/test_pack.py tests/host || status=1; \
 		python tests/harness/facts.py || status=1; exit $$status'
 
 test-ops: ## the library alone
