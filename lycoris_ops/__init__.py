@@ -56,6 +56,7 @@ from .files.weights import weights_of as weights_of
 from .files.writing import Progress as Progress
 from .files.writing import check_name as check_name
 from .files.writing import check_room as check_room
+from .files.writing import new_files as new_files
 from .fit.settings import FITTED as FITTED
 from .inspect.measure import examine as examine
 from .inspect.pictures import blocks_picture as blocks_picture

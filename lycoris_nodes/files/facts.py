@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ...lycoris_ops import LycorisError, about, adapter_stamp, peek_adapter
+from ...lycoris_ops import LycorisError, WriteError, about, adapter_stamp, new_files, peek_adapter
 from ..host.files import kept_folder
 from .beside import CLIPS, PICTURES, files_beside, notes_beside, trigger_words
 from .loras import lora_path
@@ -119,15 +119,11 @@ class _Kept:
         with self._lock:
             self._later = None
             latest = list((self._found or {}).items())[-MOST:]
-            kept = {path: [stamp, asdict(facts)] for path, (stamp, facts) in latest}
-            text = json.dumps({"pack": _pack(), "files": kept})
-            place = _place()
-            part = place.with_suffix(".part")
-            # Where nothing can be written, the next start reads the files again.
-            with suppress(OSError):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                part.write_text(text, encoding="utf-8")
-                part.replace(place)
+        kept = {path: [stamp, asdict(facts)] for path, (stamp, facts) in latest}
+        data = json.dumps({"pack": _pack(), "files": kept}).encode()
+        # Where nothing can be written, the next start reads the files again.
+        with suppress(WriteError), new_files([_place()], len(data), make_folder=True) as (file,):
+            file.write(data)
 
 
 _KEPT = _Kept()

@@ -19,6 +19,7 @@ from ....lycoris_ops import (
     Sketch,
     TrainError,
     check_room,
+    new_files,
     newest_state,
     number_of,
 )
@@ -144,7 +145,9 @@ def begin_anew(prefix: str, dialect: str, settings: Mapping[str, Any], unknown: 
     known = {name: value for name, value in settings.items() if name not in unknown}
     while offer := offer_of(prefix, dialect, settings, unknown=unknown):
         path = offer.run.folder / ASIDE
-        path.write_text(json.dumps([*_set_aside(path), known]), encoding="utf-8")
+        data = json.dumps([*_set_aside(path), known]).encode()
+        with new_files([path], len(data)) as (file,):
+            file.write(data)
 
 
 def _is_aside(run: Run, settings: Mapping[str, Any]) -> bool:
@@ -179,9 +182,8 @@ def _runs(new: Path, dialect: str) -> Iterator[Run]:
             runs.append((int(found[2] or 0), folder, new.with_name(f"{found[1]}{ending_of(dialect)}")))
     latest = True
     for _, folder, output in sorted(runs, reverse=True):
-        stamps = [(path.name, path.stat().st_mtime_ns) for path in folder.glob(f"*{STATE}")]
         with nullcontext() if latest else suppress(TrainError):
-            if (state := _state(folder, tuple(sorted(stamps)))) is not None:
+            if (state := _state(folder, tuple(_stamps(folder)))) is not None:
                 latest = False
                 yield Run(output, state)
 
@@ -189,6 +191,13 @@ def _runs(new: Path, dialect: str) -> Iterator[Run]:
 @lru_cache(maxsize=256)
 def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
     """The state to go on from. The page asks often, and `stamps` change with what is in the folder."""
+def _stamps(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted(folder.glob(f"*{STATE}")):
+        # A training that runs removes old states at any time.
+        with suppress(FileNotFoundError):
+            yield path.name, path.stat().st_mtime_ns
+
+
     return newest_state(folder)
 
 
