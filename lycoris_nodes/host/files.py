@@ -63,8 +63,31 @@ def output_path(prefix: str, ending: str) -> Path:
     """The path for a file in the output folder: the prefix, the next free number, the ending.
 
     The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. Raises
-    WriteError for a prefix that names no file, leaves the output folder or cannot be a name on the disk.
+    WriteError for a prefix that names no file, leaves the output folder or cannot be a name on the disk. The
+    host makes the folder where it is missing.
     """
+    root, _ = _root_and_place(prefix)
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    except OSError as error:
+        raise WriteError(
+            "there is no folder for the file, and none can be made",
+            file=prefix,
+            got=str(error.strerror),
+            hint="Use a relative name such as checkpoints/merged",
+        ) from error
+    return Path(folder) / f"{name}_{counter:05}_{ending}"
+
+
+def has_output_folder(prefix: str) -> bool:
+    """Whether the folder of `output_path` is there already. Raises WriteError as that does."""
+    _, wanted = _root_and_place(prefix)
+    # Which name the host makes of %date% and the like, only it knows.
+    return "%" in prefix or wanted.parent.is_dir()
+
+
+def _root_and_place(prefix: str) -> tuple[Path, Path]:
+    """The output folder, and where a prefix lies in it."""
     check_name(prefix)
     # The host checks this too, but its error does not say what to do.
     root = Path(os.path.realpath(folder_paths.get_output_directory()))
@@ -79,16 +102,7 @@ def output_path(prefix: str, ending: str) -> Path:
             expected=f"a name below {root}",
             hint="Use a relative name such as checkpoints/merged",
         )
-    try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    except OSError as error:
-        raise WriteError(
-            "there is no folder for the file, and none can be made",
-            file=prefix,
-            got=str(error.strerror),
-            hint="Use a relative name such as checkpoints/merged",
-        ) from error
-    return Path(folder) / f"{name}_{counter:05}_{ending}"
+    return root, wanted
 
 
 def output_name(path: Path) -> str:

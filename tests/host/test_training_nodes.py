@@ -162,6 +162,9 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
         runs.begin_anew("loras/style", "comfy", settings, ())
         folder_paths.set_output_directory(before)
 
+    # To ask makes no folder.
+    anew({})
+    assert not [*tmp_path.iterdir()]
     first = stopped(2)
     stopped(1, filename_prefix="loras/other")
     with pytest.raises(host.ops.TrainError, match=r"broken off after 2 steps.*seed was 5 and is 9"):

@@ -24,7 +24,7 @@ from ....lycoris_ops import (
     number_of,
 )
 from ...files.loras import adapter_path, ending_of
-from ...host.files import shown_path
+from ...host.files import has_output_folder, shown_path
 
 STATES = 4
 """How many tensors a checkpoint has for each trained one: the adapter's, and in the state the weight and
@@ -124,6 +124,9 @@ def offer_of(
 
     `unknown` are settings that may have any value, and without `data` the data may be any too.
     """
+    # The page asks while a name is typed, which must make no folders.
+    if not has_output_folder(prefix):
+        return None
     offers = [
         Offer(run, run.state, differences(run.state.settings, settings, unknown))
         for run in _runs(adapter_path(prefix, dialect), dialect)
@@ -188,9 +191,6 @@ def _runs(new: Path, dialect: str) -> Iterator[Run]:
                 yield Run(output, state)
 
 
-@lru_cache(maxsize=256)
-def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
-    """The state to go on from. The page asks often, and `stamps` change with what is in the folder."""
 def _stamps(folder: Path) -> Iterator[tuple[str, int]]:
     for path in sorted(folder.glob(f"*{STATE}")):
         # A training that runs removes old states at any time.
@@ -198,6 +198,9 @@ def _stamps(folder: Path) -> Iterator[tuple[str, int]]:
             yield path.name, path.stat().st_mtime_ns
 
 
+@lru_cache(maxsize=256)
+def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
+    """The state to go on from. The page asks often, and `stamps` change with what is in the folder."""
     return newest_state(folder)
 
 
