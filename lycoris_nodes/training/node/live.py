@@ -71,13 +71,14 @@ class Live:
 
 def shown(history: History, folder: Path) -> dict[str, Any]:
     """The curves and the sampled pictures of a training, as the page draws them."""
-    samples = sorted(folder.glob("sample-*.png"))
+    # Users copy pictures, which then have other names.
+    numbered = ((path.stem.removeprefix("sample-"), path) for path in sorted(folder.glob("sample-*.png")))
     return {
         "name": folder.name.removesuffix("-checkpoints"),
         "folder": output_name(folder),
         "losses": thinned(history.losses),
         "validation": thinned(history.validation),
-        "samples": [[int(path.stem.removeprefix("sample-")), path.stat().st_mtime] for path in samples],
+        "samples": [[int(step), path.stat().st_mtime] for step, path in numbered if step.isdecimal()],
     }
 
 
