@@ -41,7 +41,7 @@ def add_routes() -> None:
     # A text may be longer than an address.
     answer_post(ROWS, _rows)
     answer_post(MODEL, _model)
-    answer_post(TRAINING, _training)
+    answer_post(TRAINING, lambda text: _answered(told, text))
     answer_post(BARS, lambda text: _answered(shown_bars, text))
     answer_post(RULES, lambda text: _answered(weighed_bars, text))
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
@@ -97,13 +97,6 @@ def _model(text: str) -> Answer:
     return _json({"file": files[0] if files else "", **known, "blocks": blocks})
 
 
-def _training(text: str) -> Answer:
-    try:
-        return _json(told(text))
-    except LycorisError as error:
-        return _error(error)
-
-
 def _name_here(name: str) -> str:
     try:
         return lora_name(name)
@@ -121,7 +114,7 @@ def _preview(query: Mapping[str, str]) -> Answer:
 
 def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Answer:
     try:
-        return _json(act(json.loads(text)))
+        return _json(act(parse_json(text)))
     except LycorisError as error:
         return _error(error)
 

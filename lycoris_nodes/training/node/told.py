@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from ....lycoris_ops import LycorisError, parse_json, read_shapes
-from ...files.models import asked_models, model_path
+from ....lycoris_ops import Fingerprint, LycorisError, read_shapes
+from ...files.models import known_files, model_path
 from ...host.training import classes_of_file
 from ...schema.checks import literals, places
 from ..data.families import Family, family_named
@@ -16,18 +17,19 @@ from .schema import inputs
 from .settings import Asked, rate_of, settings_of, text_rate_of
 
 
-def told(text: str) -> dict[str, Any]:
+def told(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows on a node, see the keys below.
 
-    The text is JSON: `node` and `page` are their keys, `model` is as in `asked_models`, `values` are those of
-    the node's widgets by their names in a prompt, `linked` are the inputs that another node gives, and `anew`
-    says whether to set aside the stopped training that would be gone on with. Without `values` only what is
-    usual is told.
+    It asks with a table: `node` and `page` are their keys, `model` and `clip` are as in `asked_models`,
+    `values` are those of the node's widgets by their names in a prompt, `linked` are the inputs that another
+    node gives, and `anew` says whether to set aside the stopped training that would be gone on with. Without
+    `values` only what is usual is told.
+
+    Raises LycorisError for values that cannot be used.
     """
-    asked = parse_json(text)
     linked = (*asked["linked"], "stack")
     known = Asked(stack=None, **literals(inputs(), asked.get("values", {})))
-    found: dict[str, Any] = {"usual": _usual(known, family_of_files(asked_models(text)), linked)}
+    found: dict[str, Any] = {"usual": _usual(known, family_of_files(known_files(asked)), linked)}
     if "values" not in asked:
         return found
     live = running.get(str(asked["node"]))
@@ -44,10 +46,15 @@ def family_of_files(files: Sequence[str]) -> Family | None:
     if not files:
         return None
     try:
-        kinds, own = classes_of_file(read_shapes([model_path(files[0])]))
+        return _family(Fingerprint.of(model_path(files[0])))
     except LycorisError:
         # Such as GGUF: other packs load it.
         return None
+
+
+@lru_cache(maxsize=16)
+def _family(file: Fingerprint) -> Family | None:
+    kinds, own = classes_of_file(read_shapes([file.path]))
     return family_named(kinds, own) if kinds else None
 
 
