@@ -19,7 +19,7 @@ from ..names.targets import ENCODERS, HOST_ENCODER, WEIGHT
 from ..reading.adapter import Adapter
 from ..rules.rules import Rules
 from ..rules.scene import Scene
-from .resolve import Match, resolve
+from .resolve import resolve
 from .stack import Entry, Stack
 from .survey import blocks_of, size_of
 
@@ -98,7 +98,6 @@ class Bars:
         """Changes that depend on weights that could not be read."""
         self.done = 0
         self._squares: dict[str, float] = {}
-        self._left: Iterator[Match] = iter(found.matches)
         self._lock = Lock()
 
     @property
@@ -139,10 +138,14 @@ class Bars:
         return (BarGroup("kinds", "kinds", tuple(found)),) if found else ()
 
     def measure(self, seconds: float) -> bool:
-        """Go on measuring the adapter's changes for so long at least; whether all are measured."""
+        """Go on measuring the adapter's changes for so long at least; whether all are measured.
+
+        Raises LycorisError for a layer that cannot be read, whenever it is asked for.
+        """
         end = time.monotonic() + seconds
         with self._lock:
-            for match in self._left:
+            while self.done < len(self.matches):
+                match = self.matches[self.done]
                 size = size_of(self._entry, match, self._read)
                 self.unmeasured += size is None
                 self._squares[match.layer] = self._squares.get(match.layer, 0.0) + (size or 0.0) ** 2

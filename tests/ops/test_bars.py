@@ -78,6 +78,24 @@ def test_shares_are_measured_bit_by_bit_and_are_one_together(tmp_path: Path) -> 
     )
 
 
+def test_a_layer_that_cannot_be_read_is_an_error_whenever_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page asks until all is measured: an error that came only once would have it ask for ever."""
+
+    def size_of(entry: lyc.Entry, match: lyc.Match, read: object) -> float:
+        if match is bars.matches[1]:
+            raise lyc.LayerError("it holds no numbers")
+        return 1.0
+
+    bars = bars_of("flux_kohya", tmp_path)
+    monkeypatch.setattr("lycoris_ops.stack.bars.size_of", size_of)
+    for _ in range(3):
+        with pytest.raises(lyc.LayerError, match="no numbers"):
+            bars.measure(1)
+        assert bars.done == 1
+
+
 def test_a_file_alone_names_its_own_blocks(tmp_path: Path) -> None:
     found = {
         group.name: [bar.name for bar in group.bars]
