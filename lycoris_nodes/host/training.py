@@ -217,9 +217,10 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
             continue
         if config is not None:
             named = (getattr(model_base, name, None) for name in type(config).get_model.__code__.co_names)
-            # Of several the last is the usual one.
-            *_, made = (one for one in named if isinstance(one, type) and hasattr(one, "extra_conds"))
-            return [kind.__name__ for one in (type(config), made) for kind in one.__mro__], made.__name__
+            made = [one for one in named if isinstance(one, type) and hasattr(one, "extra_conds")]
+            # Of several the last is the usual one. A pack's own configuration may name none of the host's.
+            kinds = [type(config), *made[-1:]]
+            return [kind.__name__ for one in kinds for kind in one.__mro__], made[-1].__name__ if made else ""
     return [], ""
 
 
