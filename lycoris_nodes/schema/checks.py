@@ -159,12 +159,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
 def places(inputs: Sequence[Any]) -> dict[str, str]:
     """The names of a node's inputs in a prompt, by their own: those in groups begin with the group's."""
-    grouped = {
-        each.id: f"{one.id}.{each.id}"
-        for one in inputs
-        for choice in getattr(one, "options", None) or ()
-        for each in getattr(choice, "inputs", ())
-    }
+    grouped = {each.id: f"{group.id}.{each.id}" for group, each in _grouped(inputs)}
     return {**{one.id: one.id for one in inputs}, **grouped}
 
 
@@ -172,19 +167,22 @@ def literals(inputs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a node's inputs by name as `checked` gives them, from its widgets by their names in a
     prompt. What is not given has the schema's default. Raises LycorisError for a value that cannot be used.
     """
-    inner = [
-        each
-        for one in inputs
-        for choice in getattr(one, "options", None) or ()
-        for each in getattr(choice, "inputs", ())
-    ]
     named = places(inputs)
-    known = [(one, getattr(one, "default", None)) for one in (*inputs, *inner)]
+    every = (*inputs, *(each for _, each in _grouped(inputs)))
+    known = [(one, getattr(one, "default", None)) for one in every]
     return {
         one.id: _checked(one, given.get(named[one.id], default), {}, (one.id,))
         for one, default in known
         if default is not None
     }
+
+
+def _grouped(inputs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """The inputs that are in groups, each after its group."""
+    for one in inputs:
+        for choice in getattr(one, "options", None) or ():
+            for each in getattr(choice, "inputs", ()):
+                yield one, each
 
 
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

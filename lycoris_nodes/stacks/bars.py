@@ -95,15 +95,16 @@ def _asked(question: Mapping[str, Any]) -> tuple[Bars, str, bool]:
         told = told_model(files) if files else None
     file = Fingerprint.of(path)
     try:
-        return _bars(file, path, told, files[0] if files else ""), files[0] if files else "", connected
+        model = files[0] if files else ""
+        return _bars(file, told, model), model, connected
     except MatchError:
         # The file has names that mean several layers of this model.
-        return _bars(file, path, None, ""), "", False
+        return _bars(file, None, ""), "", False
 
 
 @lru_cache(maxsize=16)
-def _bars(_: Fingerprint, path: str, told: AboutModel | None, model: str) -> Bars:
-    return Bars(load_adapter(path), told.blocks if told else None, read=_reader(model) if told else None)
+def _bars(file: Fingerprint, told: AboutModel | None, model: str) -> Bars:
+    return Bars(load_adapter(file.path), told.blocks if told else None, read=_reader(model) if told else None)
 
 
 def _reader(model: str) -> Callable[[str], Tensor | None]:
