@@ -573,8 +573,8 @@ def _axes(chart: Axes) -> Panel:
         if chart.across:
             page.text(((x.first + x.last) / 2, y.first + below), chart.across, anchor="ms")
         for place, style in chart.marks:
-            ways: dict[str, Callable[..., None]] = {"dashes": page.dashes}
-            ways.get(style.form, page.line)([(x.at(place), y.first), (x.at(place), y.last)], style.colour)
+            stroke = page.dashes if style.form == "dashes" else page.line
+            stroke([(x.at(place), y.first), (x.at(place), y.last)], style.colour)
         for one in chart.series:
             _draw_series(page, one, [(x.at(a), y.at(b)) for a, b in one.points])
         page.line([(x.first, y.last), (x.first, y.first), (x.last, y.first)], INK)

@@ -26,22 +26,18 @@ def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
     files = f"{len(adapters)} files, " if len(adapters) > 1 else ""
     worse = [(adapter, words) for adapter in adapters if (words := _worse(adapter))]
     if all(report.stays for report in reports) and not worse:
-        (why, *_) = (report.stays for report in reports)
-        return (
-            "nothing",
-            f"{files}{sizes}: {'they stay as they were' if files else 'stays as it was'}, {why}.",
-        )
+        stay = "they stay as they were" if files else "stays as it was"
+        return "nothing", f"{files}{sizes}: {stay}, {reports[0].stays}."
     if not worse:
         return "all", f"{files}{sizes}: nothing is lost."
+    state: State = "all" if all(words == [LARGER] for _, words in worse) else "partly"
     if files:
         named = "; ".join(f"{adapter.name} {', '.join(words)}" for adapter, words in worse)
-        return "all" if all(
-            words == [LARGER] for _, words in worse
-        ) else "partly", f"{files}{sizes}: {named}."
-    lost = worse[0][1]
-    if lost == [LARGER]:
-        return "all", f"{sizes}: larger, and nothing is lost."
-    return "partly", f"{sizes}: {', '.join(lost[:-1])}{', and ' if lost[:-1] else ''}{lost[-1]}."
+        return state, f"{files}{sizes}: {named}."
+    if state == "all":
+        return state, f"{sizes}: larger, and nothing is lost."
+    *lost, last = worse[0][1]
+    return state, f"{sizes}: {', '.join(lost)}{', and ' if lost else ''}{last}."
 
 
 def _worse(adapter: Adapter) -> list[str]:
