@@ -130,7 +130,7 @@ export function createLine(acts, bounds) {
     name.title = [found, unsuited].filter(Boolean).join("\n")
     const wrong = near.length ? null : (about.error ?? unsuited)
     warning.hidden = !wrong
-    warning.textContent = about.error ? "!" : about.family
+    warning.textContent = !wrong ? "" : about.error ? "!" : about.family
     warning.title = wrong ?? ""
     const words = badgesOf(about).filter((word) => !unsuited || word !== about.family)
     marks.replaceChildren(...(about.error ? near.map(instead) : badges(words)))
