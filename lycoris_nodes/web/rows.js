@@ -15,7 +15,7 @@ const NODE = "LycorisAdapterRows"
 const LOADER = "LycorisLoadAdapter"
 const TEXT = "rows"
 const MARGIN = 6
-const WIDTH = 460
+const WIDTH = 500
 
 /** @type {WeakMap<GraphNode, ReturnType<typeof createList>>} */
 const lists = new WeakMap()
