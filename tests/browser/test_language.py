@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.page import building
+
 if TYPE_CHECKING:
     from tests.harness.page import Ui
 
 pytestmark = pytest.mark.browser
 
-BUILD = """rows => {
-    app.graph.clear()
-    const make = (type, x, y) => {
-        const node = LiteGraph.createNode(type)
-        node.pos = [x, y]
-        app.graph.add(node)
-        return node
-    }
+BUILD = building(
+    "rows",
+    """
     const base = make("CheckpointLoaderSimple", 0, 0)
     const list = make("LycorisAdapterRows", 0, 250)
     const apply = make("LycorisApplyStack", 600, 0)
@@ -31,7 +28,8 @@ BUILD = """rows => {
     list.connect(0, apply, apply.inputs.findIndex(input => input.name === "stack"))
     Object.assign(app.canvas.ds, {scale: 1, offset: [150, 100]})
     app.canvas.setDirty(true, true)
-}"""
+""",
+)
 SHOWN = """selector => [...document.querySelectorAll(selector)].flatMap(root =>
     [root, ...root.querySelectorAll("*")].flatMap(one => [
         one.title, one.placeholder, one.ariaLabel,

@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.harness.page import building
+
 if TYPE_CHECKING:
     from tests.harness.page import Ui
 
@@ -17,19 +19,9 @@ pytestmark = [
     pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"]),
 ]
 
-BUILD = """files => {
-    app.graph.clear()
-    const make = (type, x, y, values = {}) => {
-        const node = LiteGraph.createNode(type)
-        node.pos = [x, y]
-        app.graph.add(node)
-        for (const [name, value] of Object.entries(values))
-            node.widgets.find(widget => widget.name === name).value = value
-        return node
-    }
-    const join = (from, output, to, input) =>
-        from.connect(output, to,
-            to.inputs.findIndex(({name}) => name.split(".").at(-1) === input))
+BUILD = building(
+    "files",
+    """
     const base = make("CheckpointLoaderSimple", 20, 60, {ckpt_name: "base.safetensors"})
     const combine = make("LycorisCombineStacks", 460, 300)
     files.forEach((file, index) => {
@@ -44,7 +36,8 @@ BUILD = """files => {
     join(base, 0, apply, "model")
     join(base, 1, apply, "clip")
     join(apply, 2, show, "source")
-}"""
+""",
+)
 BOX = ".lycoris-report"
 # In the order in which they were made: a click moves a node to the end of the graph's list.
 SIZES = "[...app.graph.nodes].sort((a, b) => a.id - b.id).map(({size, pos}) => [...pos, ...size])"

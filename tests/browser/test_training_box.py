@@ -11,6 +11,8 @@ from uuid import uuid4
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.harness.page import building
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,18 +23,9 @@ pytestmark = [
     pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"]),
 ]
 
-BUILD = """([training, linked]) => {
-    app.graph.clear()
-    const make = (type, x, y, values) => {
-        const node = LiteGraph.createNode(type)
-        node.pos = [x, y]
-        app.graph.add(node)
-        for (const [name, value] of Object.entries(values))
-            node.widgets.find(widget => widget.name === name).value = value
-        return node
-    }
-    const join = (from, output, to, input) =>
-        from.connect(output, to, to.inputs.findIndex(({name}) => name === input))
+BUILD = building(
+    "([training, linked])",
+    """
     const base = make("CheckpointLoaderSimple", 20, 60, {ckpt_name: "base.safetensors"})
     const data = make("LycorisDataset", 20, 260, {folder: "discs", resolution: "64"})
     const train = make("LycorisTrain", 480, 60, training)
@@ -41,7 +34,8 @@ BUILD = """([training, linked]) => {
     join(data, 0, train, "latents")
     join(data, 1, train, "positive")
     if (linked) join(base, 2, train, "vae")
-}"""
+""",
+)
 TRAIN = "app.graph.nodes.find(({type}) => type === 'LycorisTrain')"
 PANEL = ".lycoris-training"
 FIRST = ["steps", "learning_rate", "algorithm", "rank", "filename_prefix"]

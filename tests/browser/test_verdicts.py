@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.harness.page import building
+
 if TYPE_CHECKING:
     from tests.harness.page import Ui
 
@@ -17,22 +19,16 @@ pytestmark = [
     pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"]),
 ]
 
-BUILD = """() => {
-    app.graph.clear()
-    const make = (type, x, y, values = {}) => {
-        const node = LiteGraph.createNode(type)
-        node.pos = [x, y]
-        app.graph.add(node)
-        for (const [name, value] of Object.entries(values))
-            node.widgets.find(widget => widget.name === name).value = value
-        return node
-    }
+BUILD = building(
+    "()",
+    """
     const load = make("LycorisLoadAdapter", 20, 60, {file: "lokr.safetensors"})
     const resize = make("LycorisResizeAdapter", 420, 60, {size: "rank 2"})
     load.connect(0, resize, resize.inputs.findIndex(({name}) => name === "stack"))
     make("LycorisExtractAdapter", 860, 60)
     make("LycorisMergeAdapters", 420, 560)
-}"""
+""",
+)
 SHOWN = """() => Object.fromEntries(app.graph.nodes.flatMap(({type, widgets}) => {
     const box = widgets?.find(({name}) => name === "report")?.element
     return box?.isConnected ? [[type, [box.dataset.state, ...box.innerText.trim().split("\\n")]]] : []

@@ -54,6 +54,26 @@ NOISE = (
 EVENTS = ("execution_cached", "execution_success", "execution_error", "execution_interrupted")
 
 
+BUILDING = """
+    app.graph.clear()
+    const make = (type, x, y, values = {}) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, y]
+        app.graph.add(node)
+        for (const [name, value] of Object.entries(values))
+            node.widgets.find(widget => widget.name === name).value = value
+        return node
+    }
+    const join = (from, output, to, input) =>
+        from.connect(output, to, to.inputs.findIndex(({name}) => name.split(".").at(-1) === input))
+"""
+
+
+def building(argument: str, body: str) -> str:
+    """A function for `Page.evaluate` that makes a new graph, where `body` calls `make` and `join`."""
+    return f"{argument} => {{{BUILDING}{body}}}"
+
+
 @dataclass
 class Ui:
     """A page with the front end, ready for input, and what went wrong on it so far."""
