@@ -56,7 +56,7 @@ export function t(english, values = {}) {
  * @param {string} english
  */
 export function told(english) {
-  return sentences.length ? english.split("\n").map(said).join("\n") : english
+  return sentences.length ? english.split("\n").map((line) => said(line)).join("\n") : english
 }
 
 /**
@@ -69,24 +69,35 @@ export const answered = (answer) => (answer.error ? { ...answer, error: told(ans
 
 /**
  * @param {string} line
+ * @param {Map<string, string>} [known] parts and what was found for them: each is met again within many others
  * @returns {string}
  */
-function said(line) {
+function said(line, known = new Map()) {
+  const found = known.get(line)
+  if (found !== undefined) return found
   const [, before, body, after] = /** @type {RegExpExecArray} */ (/^(\s*)(.*?)(\.?)$/u.exec(line))
-  const own = inWhole(body) ?? inParts(body)
-  return own === undefined ? line : `${before}${own}${after && t(".")}`
+  const own = inWhole(body, known) ?? inParts(body, known)
+  const text = own === undefined ? line : `${before}${own}${after && t(".")}`
+  known.set(line, text)
+  return text
 }
 
-/** @param {string} body */
-function inWhole(body) {
+/**
+ * @param {string} body
+ * @param {Map<string, string>} known
+ */
+function inWhole(body, known) {
   for (const { pattern, names, text } of sentences) {
     const values = pattern.exec(body)?.slice(1)
-    if (values) return filled(text, Object.fromEntries(names.map((name, at) => [name, said(values[at])])))
+    if (values) return filled(text, Object.fromEntries(names.map((name, at) => [name, said(values[at], known)])))
   }
 }
 
-/** @param {string} body */
-function inParts(body) {
+/**
+ * @param {string} body
+ * @param {Map<string, string>} known
+ */
+function inParts(body, known) {
   for (const [mark, own] of [
     [": ", t(": ")],
     ["; ", t("; ")],
@@ -97,7 +108,7 @@ function inParts(body) {
     const at = body.indexOf(mark)
     if (at < 0) continue
     const parts = [body.slice(0, at), body.slice(at + mark.length)]
-    const [first, second] = parts.map(said)
+    const [first, second] = parts.map((part) => said(part, known))
     if (first !== parts[0] || second !== parts[1]) return `${first}${own}${second}`
   }
 }
