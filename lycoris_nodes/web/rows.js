@@ -19,8 +19,6 @@ const WIDTH = 500
 
 /** @type {WeakMap<GraphNode, ReturnType<typeof createList>>} */
 const lists = new WeakMap()
-/** @type {WeakMap<GraphNode, () => void>} */
-const ends = new WeakMap()
 
 /**
  * The bounds of a strength: those of the node that loads one file.
@@ -98,7 +96,7 @@ function addList(node) {
     model: () => modelOf(node),
   })
   lists.set(node, list)
-  ends.set(node, followModel(node, () => list.draw()))
+  followModel(node, list.draw)
   onReasons(node, list.blame)
   const getMinHeight = () => list.height() + 2 * MARGIN
   showElement(node, "list", list.element, { hideOnZoom: false, margin: MARGIN, getMinHeight })
@@ -120,10 +118,7 @@ app.registerExtension({
     if (nodeData.name === LOADER) bounds = /** @type {any} */ (nodeData.input?.required?.strength_model)[1]
     if (nodeData.name !== NODE) return
     after(nodeType, "onConnectionsChange", (node) => lists.get(node)?.draw())
-    after(nodeType, "onRemoved", (node) => {
-      lists.get(node)?.close()
-      ends.get(node)?.()
-    })
+    after(nodeType, "onRemoved", (node) => lists.get(node)?.close())
   },
 
   nodeCreated(/** @type {GraphNode} */ node) {

@@ -9,8 +9,9 @@
 //   model.names             {model: [...], clip: [...]}: what the loaders name, by which the server knows the model
 //   model.key               the same text for the same model: what is worked out for a model can be kept by it
 //
-//   const stop = followModel(node, (model) => ...)
-//                           calls with the model now, and again whenever the workflow changes so that it is another
+//   followModel(node, (model) => ...)
+//                           calls with the model each time that the workflow has changed so that it is another, and
+//                           once the node is in a workflow
 //
 // The way: from the stack that a node gives on to the nodes that take it together with a model (through Combine,
 // Weight Blocks, Schedule and whatever else takes and gives stacks), and from their model back to the node that loads
@@ -20,6 +21,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { t } from "../language.js"
+import { ourNodes } from "../nodes.js"
 import { loadedBy, takersOf } from "./graph.js"
 
 /**
@@ -37,9 +39,17 @@ import { loadedBy, takersOf } from "./graph.js"
 const UNKNOWN = { file: "", family: "", families: [], blocks: [] }
 /** @type {Map<string, Promise<Facts>>} */
 const known = new Map()
-/** @type {Set<() => void>} */
-const followers = new Set()
-const lookAgain = () => followers.forEach((look) => look())
+/**
+ * What looks at the model of a node, by its node: of those in a subgraph the front end does not say that another
+ * workflow takes their place.
+ *
+ * @type {WeakMap<GraphNode, () => void>}
+ */
+const followers = new WeakMap()
+
+function lookAgain() {
+  for (const node of ourNodes()) followers.get(node)?.()
+}
 
 /**
  * @param {string} question
@@ -94,25 +104,16 @@ export async function modelOf(node) {
 /**
  * @param {GraphNode} node
  * @param {(model: Model) => void} act
- * @returns {() => void} ends it
  */
 export function followModel(node, act) {
   let key = "not asked"
-  let live = true
-  const look = async () => {
-    if (!node.graph) return
+  followers.set(node, async () => {
     const questions = questionsOf(node)
     if (`${questions}` === key) return
     key = `${questions}`
     const model = await answered(questions)
-    if (live && model.key === key) act(model)
-  }
-  followers.add(look)
-  look()
-  return () => {
-    live = false
-    followers.delete(look)
-  }
+    if (node.graph && model.key === key) act(model)
+  })
 }
 
 app.registerExtension({
