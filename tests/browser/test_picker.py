@@ -182,7 +182,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     picker.search.fill("lokr")
     picker.press("ArrowDown", "Control+Enter", "Control+Enter")
     picker.items.nth(2).click(modifiers=["Control"])
-    assert picker.items.locator(".lycoris-chosen").all_inner_texts()[:4] == ["", "✓ 2", "✓ 1", ""]
+    assert picker.items.locator(".lycoris-tick").all_inner_texts()[:4] == ["", "✓ 2", "✓ 1", ""]
     # What is typed next is for the picker, wherever in it the mouse was last.
     assert page.evaluate("document.activeElement.type") == "search"
     picker.side.click(position={"x": 5, "y": 5})

@@ -156,7 +156,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       make("span", { class: "lycoris-thumb" }),
       make("span", { class: "lycoris-name" }),
       make("span", { class: "lycoris-marks" }),
-      make("span", { class: "lycoris-chosen" }),
+      make("span", { class: "lycoris-tick" }),
       favourite,
     )
     favourite.onclick = (event) => {
