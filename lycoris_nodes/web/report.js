@@ -8,7 +8,7 @@ import { bareHeight, fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
 import { showReasons } from "./rows/reasons.js"
 
-// The workflows, by their ids, of the prompts that this page has sent.
+// The workflows, by their ids, of the prompts that this page has sent and that have not ended.
 /** @type {Map<string, string | undefined>} */
 const workflows = new Map()
 
@@ -23,12 +23,10 @@ const done = new Set()
 const rescued = new Map()
 
 /**
- * Whether a prompt is of the workflow that is on the page: in another tab the same key is another node's. One that
- * was sent before the page was loaded anew may be.
- *
- * @param {string | null} prompt
+ * Whether a prompt, or else the one that runs, is of the workflow that is on the page: in another tab the same key is
+ * another node's. One that was sent before the page was loaded anew may be.
  */
-const isHere = (prompt) => !workflows.has(prompt ?? "") || workflows.get(prompt ?? "") === app.rootGraph.id
+export const isHere = (prompt = running) => !workflows.has(prompt ?? "") || workflows.get(prompt ?? "") === app.rootGraph.id
 
 /** @type {((node: GraphNode, output: any) => void)[]} */
 const listeners = []
@@ -105,7 +103,8 @@ function* nodesOf(keys) {
  * older than 0.20. A box that has got no report goes.
  */
 async function finish() {
-  const here = isHere(running)
+  const here = isHere()
+  workflows.delete(running ?? "")
   running = null
   if (!here) return
   try {
@@ -124,7 +123,7 @@ function listen() {
    */
   const hear = (name, act) =>
     api.addCustomEventListener(name, (/** @type {CustomEvent} */ { detail }) => {
-      if (isHere(running)) act(String(detail.node), detail.text)
+      if (isHere()) act(String(detail.node), detail.text)
     })
   /** @param {any} detail */
   const nodeIn = (detail) => (isHere(detail.prompt_id) ? nodeOf(detail.display_node ?? detail.node ?? detail.node_id) : null)
@@ -137,7 +136,7 @@ function listen() {
     running = detail.prompt_id
     done.clear()
     rescued.clear()
-    if (!isHere(running)) return
+    if (!isHere()) return
     for (const node of ourNodes()) {
       showReasons(node, "")
       if (![undefined, "refused"].includes(stateOf(node))) fill(node, "waiting", "...")
@@ -188,6 +187,6 @@ app.registerExtension({
 
   // The page is new, or another workflow is on it: what was said of it comes back. While it runs, of what has run.
   afterConfigureGraph() {
-    recall(running && isHere(running) ? nodesOf(done) : ourKeyedNodes())
+    recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
   },
 })

@@ -3,9 +3,9 @@
 
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
-import { after, drawn, nodeOf, onValue, ourNodes, widgetOf } from "./nodes.js"
+import { after, anyNodeOf, drawn, nodeOf, onValue, ourKeyedNodes, widgetOf } from "./nodes.js"
 // First, so that its size of a node is known when the panel's is taken off.
-import { onOutput } from "./report.js"
+import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
 import { foldInputs } from "./training/fold.js"
@@ -30,21 +30,27 @@ const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".")
  * @type {WeakMap<GraphNode, {asked: string, usual: Record<string, string>, others: Record<string, any>}>}
  */
 const known = new WeakMap()
-/** Prompts that this page has sent and that have not begun. */
-let queued = 0
+/** Of the prompts that this page has sent and that have not begun, the ids of their workflows. @type {string[]} */
+const queued = []
 /** Whether a run of this page goes on. */
 let running = false
 
+/** @typedef {{key: string, node: GraphNode, way: GraphNode[]}} Place `way` has the nodes whose subgraphs a node is in */
+
 /**
- * The nodes of a workflow with the nodes that hold the subgraphs that they are in.
- *
- * @returns {Generator<{node: GraphNode, way: GraphNode[]}>}
+ * @param {string} key
+ * @returns {Place}
  */
-function* placed(graph = app.rootGraph, way = /** @type {GraphNode[]} */ ([])) {
-  for (const node of /** @type {GraphNode[]} */ (graph.nodes)) {
-    yield { node, way }
-    if (node.subgraph) yield* placed(node.subgraph, [...way, node])
-  }
+function placeOf(key) {
+  const ids = key.split(":")
+  /** @type {any[]} */
+  const nodes = ids.map((_, at) => anyNodeOf(ids.slice(0, at + 1).join(":")))
+  return { key, node: nodes.at(-1), way: nodes.slice(0, -1) }
+}
+
+/** The nodes of the workflow that are of training. */
+function* placed() {
+  for (const [key, node] of ourKeyedNodes()) if (WITH_USUAL.includes(node.comfyClass ?? "")) yield placeOf(key)
 }
 
 /** @param {GraphNode} node */
@@ -54,15 +60,14 @@ function valuesOf(node) {
 }
 
 /**
- * @param {{node: GraphNode, way: GraphNode[]}} place
+ * @param {Place} place
  * @param {boolean} anew
  */
-async function ask({ node, way }, anew = false, force = anew) {
-  const key = [...way, node].map(({ id }) => id).join(":")
-  const place = /** @type {any} */ ({ node, way })
+async function ask(place, anew = false, force = anew) {
+  const { key, node } = place
   const linked = (node.inputs ?? []).filter(({ link }) => link != null).map(({ name }) => ownName(name))
   /** @type {any} */
-  const question = { node: key, page: app.api.clientId, model: loadedBy(place, "MODEL"), clip: [], linked, anew }
+  const question = { node: key, page: app.api.clientId, model: loadedBy(/** @type {any} */ (place), "MODEL"), clip: [], linked, anew }
   if (isTrain(node)) question.values = valuesOf(node)
   const body = JSON.stringify(question)
   const before = known.get(node)
@@ -77,7 +82,7 @@ async function ask({ node, way }, anew = false, force = anew) {
   now.others = told.stopped?.others ?? {}
   if (!isTrain(node)) return
   const { running: live, stopped } = told
-  if (live) showMeanwhile(node, live, actsOf(place))
+  if (live && isHere()) showMeanwhile(node, live, actsOf(place))
   else if (stopped && !running) {
     showTraining(node, { stage: "stopped", done: stopped.step, of: stopped.steps, ...stopped }, actsOf(place))
   }
@@ -112,15 +117,13 @@ function askSoon(force = false) {
   forced ||= force
   clearTimeout(waiting)
   waiting = setTimeout(() => {
-    for (const place of placed()) {
-      if (WITH_USUAL.includes(place.node.comfyClass ?? "")) ask(place, false, forced)
-    }
+    for (const place of placed()) ask(place, false, forced)
     forced = false
   }, PAUSE)
 }
 
 /**
- * @param {{node: GraphNode, way: GraphNode[]}} place
+ * @param {Place} place
  * @returns {import("./training/panel.js").Acts}
  */
 function actsOf(place) {
@@ -163,37 +166,35 @@ function showMeanwhile(node, shown, acts) {
 
 /** Say on each training node of the workflow that it waits. */
 function wait(/** @type {import("./training/words.js").Shown} */ shown) {
-  for (const { node, way } of placed()) {
-    if (isTrain(node) && node.mode === 0) showMeanwhile(node, shown, actsOf({ node, way }))
+  for (const place of placed()) {
+    const { node } = place
+    if (isTrain(node) && node.mode === 0) showMeanwhile(node, shown, actsOf(place))
   }
 }
 
 function listen() {
   const { api } = app
   api.addCustomEventListener("lycoris.training", (/** @type {CustomEvent} */ { detail }) => {
-    const key = String(detail.node)
-    const node = nodeOf(key)
-    if (!node || !isTrain(node)) return
-    const way = key.split(":").slice(0, -1)
-    showMeanwhile(node, detail.shown, actsOf({ node, way: /** @type {any} */ (way.map((_, at) => nodeAt(way.slice(0, at + 1)))) }))
+    const place = placeOf(String(detail.node))
+    if (isHere() && place.node && isTrain(place.node)) showMeanwhile(place.node, detail.shown, actsOf(place))
   })
   api.addCustomEventListener("lycoris.stage", (/** @type {CustomEvent} */ { detail }) => {
     const node = nodeOf(String(detail.node))
-    if (node) fill(node, "waiting", inWords(detail))
+    if (isHere() && node) fill(node, "waiting", inWords(detail))
   })
   api.addEventListener("status", ({ detail }) => {
     const before = (detail?.exec_info?.queue_remaining ?? 0) - 1
-    if (queued && !running && before > 0) wait({ stage: "waiting", done: before })
+    if (queued.includes(app.rootGraph.id) && !running && before > 0) wait({ stage: "waiting", done: before })
   })
-  api.addEventListener("execution_start", () => {
+  api.addEventListener("execution_start", ({ detail }) => {
     running = true
-    queued = Math.max(0, queued - 1)
-    wait({ stage: "next" })
+    queued.shift()
+    if (isHere(detail.prompt_id)) wait({ stage: "next" })
   })
   for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
     api.addEventListener(end, () => {
       running = false
-      for (const node of ourNodes()) if (["next", "waiting"].includes(stageOf(node) ?? "")) removeTraining(node)
+      for (const { node } of placed()) if (["next", "waiting"].includes(stageOf(node) ?? "")) removeTraining(node)
       askSoon(true)
     })
   }
@@ -204,7 +205,7 @@ function listen() {
   })
   api.addEventListener("graphChanged", () => askSoon())
   for (const event of ["click", "pointerup", "keyup"]) addEventListener(event, followFolding, { capture: true })
-  onPrompt({ ask: () => (queued += 1), refuse: () => (queued = Math.max(0, queued - 1)) })
+  onPrompt({ ask: () => queued.push(app.rootGraph.id), refuse: () => queued.pop() })
 }
 
 /**
@@ -222,18 +223,6 @@ async function followFolding() {
     unfolded.set(node, node.showAdvanced)
     foldInputs(node)
   }
-}
-
-/** @param {string[]} keys */
-const nodeAt = (keys) => {
-  /** @type {any} */
-  let graph = app.rootGraph
-  let node
-  for (const id of keys) {
-    node = graph?.getNodeById(id)
-    graph = node?.subgraph
-  }
-  return node
 }
 
 app.registerExtension({

@@ -253,6 +253,12 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     change(ui, "steps", 39)
     page.evaluate("heard.length = 0")
     page.get_by_role("button", name="Take its settings and go on").click()
+    follow(ui, r"^Step \d+ of 40, ")
+    # In another tab the same key is another node's.
+    first_tab = ui.serialized()
+    show(ui, {**first_tab, "id": str(uuid4())})
+    assert not page.locator(PANEL).count()
+    show(ui, first_tab)
     assert ended(ui) == "execution_success"
     assert values(ui)["steps"] == 40 and (folder / "mine_00002_.safetensors").exists()
     assert page.locator(f"{PANEL}[data-stage=done] svg").count() == 1
