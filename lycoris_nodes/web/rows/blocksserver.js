@@ -53,7 +53,8 @@ export async function followBars(question, show, signal) {
 }
 
 /**
- * What rules do to the bars; `error` alone where they cannot be used. The same is asked once.
+ * What rules do to the bars; `error` alone where they cannot be used. The same is asked once, and again only where no
+ * answer came.
  *
  * @param {Question} question
  * @param {string} rules
@@ -62,7 +63,11 @@ export async function followBars(question, show, signal) {
 export function weighedBy(question, rules) {
   const body = JSON.stringify({ ...question, rules })
   const asked =
-    known.get(body) ?? ask("/lycoris/rules", body).catch((error) => /** @type {any} */ ({ error: String(error) }))
+    known.get(body) ??
+    ask("/lycoris/rules", body).catch((error) => {
+      known.delete(body)
+      return /** @type {any} */ ({ error: String(error) })
+    })
   known.delete(body)
   known.set(body, asked)
   if (known.size > KEPT) known.delete(/** @type {string} */ (known.keys().next().value))

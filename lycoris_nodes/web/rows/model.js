@@ -61,7 +61,11 @@ function ask(question) {
     app.api
       .fetchApi("/lycoris/model", { method: "POST", body: question })
       .then((answer) => answer.json())
-      .catch(() => UNKNOWN)
+      .catch(() => {
+        // The next one who wants to know asks again.
+        known.delete(question)
+        return UNKNOWN
+      })
   known.set(question, asked)
   return asked
 }

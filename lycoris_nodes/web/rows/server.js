@@ -51,7 +51,11 @@ async function askNames() {
 }
 
 /** The names of all files, and what finds the nearest of them to a name; as they were when the lists were refreshed. */
-export const fileNames = () => (names ??= askNames())
+export const fileNames = () =>
+  (names ??= askNames().catch((error) => {
+    names = null
+    throw error
+  }))
 
 /**
  * What was asked of a file before, if it has not changed since.
@@ -87,12 +91,17 @@ async function ask(file) {
 }
 
 /**
- * What a file says of itself. Each file is asked for once.
+ * What a file says of itself. Each file is asked for once, and again only where no answer came.
  *
  * @param {string} file
  */
 export function aboutFile(file) {
-  const asked = known.get(file) ?? ask(file).catch((error) => /** @type {any} */ ({ error: String(error) }))
+  const asked =
+    known.get(file) ??
+    ask(file).catch((error) => {
+      known.delete(file)
+      return /** @type {any} */ ({ error: String(error) })
+    })
   known.set(file, asked)
   return asked
 }
