@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ....lycoris_ops import LycorisNetwork
+from ....lycoris_ops import LycorisNetwork, new_files
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
 from ..data.families import family_of
 from ..data.latents import Latent
@@ -82,5 +82,6 @@ class Previews:
                 self.rough += self.vae is not None
                 picture = rough_picture(patcher, made)
         if picture is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            picture.save(self._path(step))
+            # A half one would count as made.
+            with new_files([self._path(step)], 3 * picture.width * picture.height, make_folder=True) as (file,):
+                picture.save(file, "png")
