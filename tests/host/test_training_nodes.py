@@ -261,6 +261,11 @@ def test_samples_on_the_way_change_nothing(
     pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in range(3)]
     assert pictures[0].shape == (8, 8, 3)
     assert all((one != other).any() for one, other in itertools.pairwise(pictures))
+    # A picture that the user has copied is none of a step.
+    (folder / "sample-000001 copy.png").touch()
+    live = host.module("lycoris_nodes.training.node.live")
+    monkeypatch.setattr(live, "output_name", str)
+    assert [step for step, _ in live.shown(host.ops.History(), folder)["samples"]] == [0, 1, 2]
     # Against a caption of no text, where there is one.
     train(sample_every=1, **{**settings, "steps": 1, "empty_caption": []})
     assert guidances == [5.0, 5.0, 5.0, 1.0, 1.0]

@@ -83,5 +83,6 @@ class Previews:
                 picture = rough_picture(patcher, made)
         if picture is not None:
             # A half one would count as made.
-            with new_files([self._path(step)], 3 * picture.width * picture.height, make_folder=True) as (file,):
+            size = 3 * picture.width * picture.height
+            with new_files([self._path(step)], size, make_folder=True) as (file,):
                 picture.save(file, "png")
