@@ -19,6 +19,11 @@ PROBE_BATCHES = 8
 MORE_BATCHES = 32
 """How many the default plan looks at: the mean gradient of few batches is mostly chance."""
 
+LARGE = ("text lines", "source code", "pictures")
+"""The tasks whose trainings take half a minute or more."""
+SMALL = ("characters", "series")
+"""Those whose trainings take some seconds. They have rows of fewer methods."""
+
 
 @dataclass(frozen=True)
 class Setting:

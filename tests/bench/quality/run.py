@@ -2,7 +2,7 @@
 
 `python -m tests.bench.quality.run` trains what is not trained yet and appends each result to `results.jsonl`
 beside this file: a run that ended for any reason is gone on with, and so is what others measured. Its options
-take some of the stages, or stop it after some minutes. From the file, `python -m
+take some of the stages, tasks and methods, or stop it after some minutes. From the file, `python -m
 tests.bench.quality.summary` writes tables and plots.
 
 Each method, at each size, has its own learning rate, found on the split "tune" with seed 0. Figures are of
@@ -34,7 +34,9 @@ from .methods import in_peft, ours, planned, whole
 from .results import Result, Results, Run
 from .search import best
 from .task import Task, digest
+from .tasks.characters import Characters
 from .tasks.pictures import Pictures
+from .tasks.series import Series
 from .tasks.source_code import SourceCode
 from .tasks.text_lines import TextLines
 from .training import train
@@ -42,7 +44,8 @@ from .training import train
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = Path(__file__).parent / "results.jsonl"
 """All trainings so far. They take hours, and are kept with the code that made them."""
-TASKS: tuple[Task, ...] = (TextLines(), SourceCode(), Pictures())
+TASKS: tuple[Task, ...] = (Characters(), Series(), TextLines(), SourceCode(), Pictures())
+"""Those on which nothing is tuned come first."""
 METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
 SEEDS = (0, 1, 2)
 COARSE, FINE = 2, 1
@@ -160,13 +163,23 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES)[:-1])
+    names = [task.name for task in TASKS]
+    parser.add_argument(
+        "--tasks", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
+    names = list(dict.fromkeys(method.name for method in METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
     options = parser.parse_args()
+    tasks = [task for task in TASKS if task.name in options.tasks]
+    methods = [method for method in METHODS if method.name in options.methods]
     results = Results(RESULTS)
     bench = Bench(results, time.monotonic() + 60 * options.minutes, commit())
     print(f"{len(results)} results in {results.file}; {torch.get_num_threads()} threads", flush=True)
     try:
         for name in options.stages:
-            stage(bench, name, TASKS, METHODS)
+            stage(bench, name, tasks, methods)
     except OutOfTimeError:
         print(f"stopped after {options.minutes:g} minutes; the same command goes on", file=sys.stderr)
 

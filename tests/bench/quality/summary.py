@@ -40,6 +40,13 @@ against the numbers that an adapter holds. It wrote this page.
 
 ## How it was measured
 
+Nothing of any method was chosen by figures of **characters** and **series** before their last run: what is
+said of methods is said of these first. On the other tasks criteria, defaults and candidates were chosen.
+
+- **characters**: a GPT on characters (0.2 M), trained by the benchmark on the English texts of Mercurial's
+  catalogues, on their German ones. Cross entropy per character.
+- **series**: a network of gated causal 1-D convolutions (0.1 M), trained by the benchmark to predict the next
+  sample of plucked strings, on bells and glides, all made by a seeded recipe. Cross entropy over 64 levels.
 - **text lines**: easyocr's reader of text lines (CRNN: convolutions, two LSTMs, linear layers; 3.8 M) on
   random letters and digits that are rendered upside down and slanted. CTC loss per character. The LSTMs stay
   as they are.
@@ -50,8 +57,9 @@ against the numbers that an adapter holds. It wrote this page.
   filter sees them. Mean square error of the velocity.
 
 Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
-of the base; alpha = rank. AdamW without weight decay, batches of 6 to 12, a warm-up over 5 % of the steps and
-a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long}.
+of the base; alpha = rank. AdamW without weight decay, small batches, a warm-up over 5 % of the steps and
+a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long};
+fewer methods are on the tasks that the benchmark trained itself, apart from the pictures.
 The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
 (then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
 does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
@@ -62,9 +70,21 @@ each other are compared as equal. Methods that look ahead do so on {probe} batch
 "the start" are in steps of {unit}, which was trained in turn with each method
 (`python -m tests.bench.quality.times`, {processors}).
 
-How a plan weighs the components of gradients was chosen on these very tasks, from four powers of their norms
-at one budget and one seed: what is said of that method here is to be confirmed on others.
+How a plan weighs the components of gradients was chosen on the text lines, the source code and the pictures,
+from four powers of their norms at one budget and one seed.
 """
+
+
+PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
+"""The parts of the page, by `Task.untuned`."""
+
+
+def of_steps(length: str) -> str:
+    """The steps of the trainings of a length, with the tasks that have so many."""
+    names: dict[int, list[str]] = {}
+    for task in TASKS:
+        names.setdefault(task.steps[length], []).append(task.name)
+    return " or ".join(f"{steps} ({', '.join(group)})" for steps, group in names.items())
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -238,14 +258,13 @@ def main() -> None:
         f"Commits: {', '.join(commits)}. Of {len(wanted)} rows (a task, a length, a method, a size) that the "
         f"benchmark has, {len(here)} are here, {complete} of them with all seeds."
     )
-    lengths = {
-        name: " / ".join(f"{task.steps[name]} ({task.name})" for task in TASKS) for name in ("short", "long")
-    }
+    lengths = {name: of_steps(name) for name in ("short", "long")}
     groups = {
         (task.name, length): by_method(e for e in found if e.task == task.name and e.length == length)
         for task in TASKS
         for length in ("short", "long")
     }
+    untuned = {task.name: task.untuned for task in TASKS}
     groups = {key: methods for key, methods in groups.items() if methods}
     about = ABOUT.format(
         state=state,
@@ -257,10 +276,14 @@ def main() -> None:
         **lengths,
     )
     parts = [about]
+    part = ""
     for (task, length), methods in groups.items():
+        if (title := PARTS[untuned[task]]) != part:
+            parts.append(f"## {title}\n")
+            part = title
         name = f"quality-{task.replace(' ', '-')}-{length}.png"
         plot(task, length, methods, DOCS / name)
-        parts.append(f"## {task[0].upper()}{task[1:]}, {length} training\n\n![]({name})\n")
+        parts.append(f"### {task[0].upper()}{task[1:]}, {length} training\n\n![]({name})\n")
         parts.append(losses(methods, times))
         if compared := auto(methods):
             parts.append(

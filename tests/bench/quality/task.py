@@ -45,6 +45,15 @@ class Task(Protocol):
     @property
     def exclude(self) -> tuple[str, ...]: ...
 
+    @property
+    def untuned(self) -> bool:
+        """Whether nothing of any method is chosen by figures of this task, before the last run.
+
+        Criteria, default rates and candidates are chosen on the others. What is said of methods in general is
+        said of these tasks first. (The learning rate of each row is searched for here as everywhere.)
+        """
+        ...
+
     def base(self) -> nn.Module:
         """A new copy of the trained model, frozen and in evaluation mode."""
         ...

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.bench.quality.curves import entries, loss_at, reached
-from tests.bench.quality.method import rank_one
-from tests.bench.quality.methods import in_peft, ours, planned, whole
+from tests.bench.quality.method import LARGE, SMALL, rank_one
+from tests.bench.quality.methods import ours, planned, whole
 from tests.bench.quality.results import Result, Results, Run
-from tests.bench.quality.run import Bench, OutOfTimeError, stage
+from tests.bench.quality.run import METHODS as ROWS
+from tests.bench.quality.run import TASKS, Bench, OutOfTimeError, stage
 from tests.bench.quality.search import best
-from tests.bench.quality.task import Split, digest, frozen, held_out, sites
+from tests.bench.quality.task import Split, Task, digest, frozen, held_out, sites
+from tests.bench.quality.tasks.characters import CHARACTERS
 
 # All in one process, since they share what is trained once.
 pytestmark = pytest.mark.xdist_group("bench quality")
@@ -34,6 +38,7 @@ class Tiny:
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 1, "test": 2}, hash=False)
     preset: str = "full"
     exclude: tuple[str, ...] = ()
+    untuned: ClassVar[bool] = False
 
     def network(self, seed: int) -> nn.Module:
         with torch.random.fork_rng():
@@ -60,9 +65,10 @@ class Tiny:
 
 TASK = Tiny()
 ALL = {
-    method.name: replace(method, sizes=method.sizes[-1:], long=method.sizes[-1:])
-    for method in (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
-    if method.tasks is None
+    method.name: replace(method, sizes=method.sizes[-1:], long=method.sizes[-1:], tasks=None)
+    for method in ROWS
+    # Some are for linear layers alone.
+    if method.tasks is None or method.tasks in (LARGE, SMALL)
 }
 METHODS = tuple(ALL[name] for name in ("LoRA", planned.LORA, "fine-tuning", "PEFT AdaLoRA"))
 """Methods whose learning rates are searched for."""
@@ -109,6 +115,8 @@ def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
         "LoRA, gradient": 4 * one,
         "fine-tuning": 6 * 18 + 12 * 24 + 5 * 12,
         "PEFT LoRA": 4 * one,
+        # Blocks of at most 12: one for each layer.
+        "OFT": 6 * 6 + 12 * 12 + 5 * 5,
     }
     assert {name: found[name] for name in expected} == expected
     # kron of (2, 1) and (3, 2, 3, 3), of (3, 4) and (4, 6), of (1, 3) and (5, 4).
@@ -201,3 +209,30 @@ def test_the_best_rate_is_chosen_on_the_split_for_it() -> None:
     assert found[0].loss == pytest.approx(0.5)
     assert found[0].spread == pytest.approx(0.02**0.5)
     assert found[0].curve == ((4, pytest.approx(1.0)), (8, pytest.approx(0.5)))
+
+
+def test_tasks_have_one_place_each() -> None:
+    names = [task.name for task in TASKS]
+    assert sorted(names) == sorted((*LARGE, *SMALL))
+    assert [task.name for task in TASKS if task.untuned] == ["characters", "series"]
+    assert len({digest(task) for task in TASKS}) == len(TASKS)
+
+
+UNSURE = {"characters": math.log(len(CHARACTERS)), "series": math.log(64)}
+"""The loss of what knows nothing, on each task of which the benchmark trains a small base."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in TASKS if task.name in SMALL], ids=lambda task: task.name)
+def test_a_base_is_trained_and_its_batches_are_those_of_their_seed(task: Task) -> None:
+    """Trains the base, a minute each, where no earlier run has."""
+    base = task.base()
+    known = list(islice(task.base_batches(), 4))
+    with torch.no_grad():
+        own = sum(float(task.loss(base, batch)) for batch in known) / len(known)
+    assert own < 0.8 * UNSURE[task.name]
+    assert own < held_out(task, base, "tune"), "the new domain is no other one"
+    first, same, other = (
+        [str(batch) for batch in islice(task.batches(seed, "train"), 3)] for seed in (0, 0, 1)
+    )
+    assert first == same and first != other

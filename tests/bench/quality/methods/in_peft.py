@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..method import PROBE_BATCHES, Method, Setting, trained
+from ..method import LARGE, PROBE_BATCHES, Method, Setting, trained
 from ..task import Batch
 from ..training import Adapted
 
@@ -125,8 +125,8 @@ def adalora(setting: Setting) -> Adapted:
 
 # EVA and LoRA-GA are for linear layers alone, which are all that is adapted in one of the tasks.
 METHODS = (
-    Method("PEFT LoRA", (4,), -10, lora),
-    Method("PEFT AdaLoRA", (4,), -8, adalora),
+    Method("PEFT LoRA", (4,), -10, lora, LARGE),
+    Method("PEFT AdaLoRA", (4,), -8, adalora, LARGE),
     Method("PEFT EVA", (4,), -10, eva, ("source code",)),
     Method("PEFT LoRA-GA", (4,), -12, lora_ga, ("source code",)),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import lycoris_ops as lyc
 from lycoris_ops.maths.shapes import Shape, factorization
 
-from ..method import Method, Setting
+from ..method import LARGE, SMALL, Method, Setting
 from ..training import Adapted
 
 
@@ -57,9 +57,24 @@ def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
     return total
 
 
+def oft(setting: Setting) -> Adapted:
+    """OFT of the size of block whose numbers are nearest to the budget."""
+    rows = [site.shape[0] for site in setting.sites.values()]
+    sizes = range(2, max(rows) + 1)
+    size = min(sizes, key=lambda size: abs(math.log(oft_numbers(rows, size) / setting.budget)))
+    return adapted(setting, algorithm="oft", rank=size)
+
+
+def oft_numbers(rows: Sequence[int], size: int) -> int:
+    """The numbers of OFT with square blocks of at most this size on layers of so many outputs."""
+    return sum(count * max(n for n in range(1, size + 1) if count % n == 0) for count in rows)
+
+
 METHODS = (
-    Method("LoRA", (1, 4, 16), -10, lora, long=(4, 16)),
+    Method("LoRA", (1, 4, 16), -10, lora, LARGE, long=(4, 16)),
+    Method("LoRA", (1, 4, 16), -8, lora, SMALL, long=(4,)),
     Method("DoRA", (4,), -10, dora),
-    Method("LoHa", (4,), -8, loha),
+    Method("LoHa", (4,), -8, loha, LARGE),
     Method("LoKr", (1, 4), -8, lokr, long=(4,)),
+    Method("OFT", (4,), -8, oft, SMALL),
 )

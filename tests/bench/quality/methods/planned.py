@@ -8,7 +8,7 @@ from dataclasses import replace
 import lycoris_ops as lyc
 from lycoris_ops.ranks import choice
 
-from ..method import MORE_BATCHES, PROBE_BATCHES, Method, Setting
+from ..method import LARGE, MORE_BATCHES, PROBE_BATCHES, SMALL, Method, Setting
 from ..training import Adapted
 from .ours import adapted
 
@@ -46,6 +46,10 @@ def planned(
     return adapted(setting, plan=plan if start else replace(plan, probe=None))
 
 
+def auto(setting: Setting) -> Adapted:
+    return planned(setting, "auto", batches=MORE_BATCHES)
+
+
 def uniform(setting: Setting) -> Adapted:
     """LoRA of one rank everywhere that begins at the gradient."""
     plan = lyc.plan_ranks(probed(setting, "lora"), size=lyc.Rank(int(setting.size)), algorithms="lora")
@@ -53,10 +57,13 @@ def uniform(setting: Setting) -> Adapted:
 
 
 METHODS = (
-    Method("LoRA, gradient", (1, 4), -8, uniform, long=(4,)),
-    Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False)),
-    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora")),
-    Method(AUTO, (1, 4, 6), -8, lambda setting: planned(setting, "auto", batches=MORE_BATCHES), long=(4, 6)),
-    Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr")),
-    Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS)),
+    Method("LoRA, gradient", (1, 4), -8, uniform, LARGE, long=(4,)),
+    Method("LoRA, gradient", (1, 4), -8, uniform, SMALL),
+    Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False), LARGE),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora"), LARGE),
+    Method(LORA, (1, 4), -8, lambda setting: planned(setting, "lora"), SMALL),
+    Method(AUTO, (1, 4, 6), -8, auto, LARGE, long=(4, 6)),
+    Method(AUTO, (1, 4), -8, auto, SMALL, long=(1, 4)),
+    Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr"), LARGE),
+    Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS), LARGE),
 )

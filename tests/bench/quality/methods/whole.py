@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..method import Method, Setting
+from ..method import LARGE, SMALL, Method, Setting
 from ..training import Adapted
 
 
@@ -15,4 +15,7 @@ def fine_tuning(setting: Setting) -> Adapted:
     )
 
 
-METHODS = (Method("fine-tuning", (0,), -14, fine_tuning),)
+METHODS = (
+    Method("fine-tuning", (0,), -14, fine_tuning, LARGE),
+    Method("fine-tuning", (0,), -10, fine_tuning, SMALL),
+)

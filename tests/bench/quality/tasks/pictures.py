@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import itertools
 import math
 import random
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..packages import FOLDER, Package
-from ..task import Split, frozen
+from ..bases import trained
+from ..packages import Package
+from ..task import Split
 
 PICTURES = {
     "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
@@ -152,6 +149,7 @@ class Pictures:
     base_batch: int = 16
     base_lr: float = 1e-3
     domain: str = "tissue through a Bayer filter"
+    untuned: ClassVar[bool] = False
 
     def base(self) -> nn.Module:
         return copy.deepcopy(_model(self))
@@ -246,7 +244,6 @@ def _shapes(size: int, draw: random.Random) -> Image.Image:
 
 @functools.cache
 def _model(task: Pictures) -> nn.Module:
-    model = UNet(task.widths)
     recipe = (
         task.size,
         task.widths,
@@ -256,44 +253,12 @@ def _model(task: Pictures) -> nn.Module:
         DATA.version,
         PHOTOGRAPHS,
     )
-    name = hashlib.sha256(repr(recipe).encode()).hexdigest()[:10]
-    file = FOLDER.parent / "quality" / f"pictures-{name}.safetensors"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        state = _train(task)
-        part = file.with_name(f"{file.name}.part")
-        save_file(state, part)
-        part.replace(file)
-    model.load_state_dict(load_file(file))
-    return frozen(model)
-
-
-def _train(task: Pictures) -> dict[str, Tensor]:
-    """Train the base; returns the mean of its weights over the last steps (an EMA)."""
-    torch.manual_seed(0)
-    model = UNet(task.widths)
-    mean = copy.deepcopy(model)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=task.base_lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, task.base_lr, total_steps=task.base_steps, pct_start=0.05
+    return trained(
+        task.name,
+        recipe,
+        lambda: UNet(task.widths),
+        lambda: task.base_batches(0),
+        task.loss,
+        steps=task.base_steps,
+        lr=task.base_lr,
     )
-    began, losses = time.monotonic(), []
-    for step, batch in enumerate(itertools.islice(task.base_batches(0), task.base_steps), start=1):
-        loss = task.loss(model, batch)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        with torch.no_grad():
-            keep = min(0.995, step / (step + 10))
-            for kept, new in zip(mean.parameters(), model.parameters(), strict=True):
-                kept.lerp_(new, 1 - keep)
-        if step % 250 == 0:
-            print(
-                f"base of {task.name}: step {step} of {task.base_steps}, loss {np.mean(losses[-250:]):.4f}, "
-                f"{time.monotonic() - began:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    return mean.state_dict()

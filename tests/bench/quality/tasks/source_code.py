@@ -16,6 +16,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,7 @@ class SourceCode:
     logits: float = 2.0
     """The norm of the classifier's weights for a class."""
     python: str = field(default_factory=platform.python_version)
+    untuned: ClassVar[bool] = False
 
     def base(self) -> nn.Module:
         return copy.deepcopy(_model(self))

@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ class TextLines:
     letters: tuple[int, int] = (3, 5)
     slant: float = 0.3
     """The largest shear in x, in pixels per pixel of height."""
+    untuned: ClassVar[bool] = False
 
     def base(self) -> nn.Module:
         return copy.deepcopy(_model())
