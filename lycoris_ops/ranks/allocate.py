@@ -1,9 +1,9 @@
 """Divide a budget among layers: a knapsack problem in which each layer takes one candidate.
 
-Where a layer's gains diminish with its size, as LoRA's always do, the best order of steps is by gain per
-parameter. Candidates below the upper concave hull of gain over cost are dropped first. What results is the
-best division at its own cost, and falls short of the best at a given budget by at most the gain of one step
-(Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979).
+Where a layer's gains diminish with its size, the best order of steps is by gain per parameter. The steps go
+along the upper concave hull of gain over cost. What they reach is the best division at its own cost. It falls
+short of the best at a given budget by at most the gain of one step (Sinha and Zoltners, "The Multiple-Choice
+Knapsack Problem", 1979). What a step that does not fit leaves free is then given to whatever fits.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def allocate(
     """Choose one candidate for each layer, by steps along the hulls in the order of gain per parameter.
 
     Each layer starts from its cheapest candidate. Pass NOTHING as one for a layer that may be left out.
-    `accept` says whether a step is taken. Where it refuses one, the layer takes no further step, and the
-    steps of other layers are still tried.
+    `accept` says whether a step is taken. Where it refuses one, the layer takes no further step along its
+    hull, and the steps of other layers are still tried. In the end every candidate that gains more than the
+    one its layer has is tried, on the hull or not, in the same order. So a step that is refused once must be
+    refused after any other too.
     """
     hulls = {path: hull(each) for path, each in candidates.items()}
     chosen = {path: each[0] for path, each in hulls.items()}
@@ -73,15 +75,22 @@ def allocate(
     while order:
         _, place, path, index = heapq.heappop(order)
         each = hulls[path]
-        step = Step(
-            cost, gain, each[index].cost - each[index - 1].cost, each[index].gain - each[index - 1].gain
-        )
+        step = _step(cost, gain, each[index - 1], each[index])
         if not accept(step):
             continue
         chosen[path] = each[index]
         cost, gain = cost + step.cost, gain + step.gain
         if index + 1 < len(each):
             heapq.heappush(order, (-_slope(each[index], each[index + 1]), place, path, index + 1))
+    rest = [(path, one) for path, each in candidates.items() for one in each]
+    while rest := [
+        (path, one)
+        for path, one in rest
+        if one.gain > chosen[path].gain and accept(_step(cost, gain, chosen[path], one))
+    ]:
+        path, one = max(rest, key=lambda each: _slope(chosen[each[0]], each[1]))
+        cost, gain = cost + one.cost - chosen[path].cost, gain + one.gain - chosen[path].gain
+        chosen[path] = one
     return chosen
 
 
@@ -98,6 +107,10 @@ def until(gain: float) -> Callable[[Step], bool]:
 def above(slope: float) -> Callable[[Step], bool]:
     """Accepts steps that gain more than `slope` for each parameter."""
     return lambda step: step.gain > slope * step.cost
+
+
+def _step(cost: int, gain: float, one: Candidate, other: Candidate) -> Step:
+    return Step(cost, gain, other.cost - one.cost, other.gain - one.gain)
 
 
 def _slope(one: Candidate, other: Candidate) -> float:
