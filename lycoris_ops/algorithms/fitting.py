@@ -234,6 +234,9 @@ class Fit:
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The nonzero factors of the start at which layers of this kind gain most from a gradient, see
     `Planned`."""
+    sums: tuple[float, ...] = ()
+    """For each of `ranks`, with D a gradient, the sum of the absolute values of the gradient of the factors
+    that are zero at `start`; empty for kinds that start from none."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 
@@ -254,8 +257,13 @@ class Fit:
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The energy that each rank keeps: sums of the first 1, 2, ... squared singular values."""
+    return running(spectrum.double().square())
+
+
+def running(values: Tensor) -> tuple[float, ...]:
+    """The sums of the first 1, 2, ... values, in float64."""
     # torch has no type for `tolist`.
-    return tuple(cast("list[float]", cast("Any", spectrum.double().square().cumsum(0)).tolist()))
+    return tuple(cast("list[float]", cast("Any", values.double().cumsum(0)).tolist()))
 
 
 class Fitted(Layer):

@@ -27,8 +27,8 @@ from .shared import DTYPES
 TABLES = ("entry", "arguments", "network", "plan", "train")
 """The tables of a file: the function that makes the task, the arguments of this function, of
 `create_lycoris`, and of `probe` and `plan_ranks`, and the options of `TrainOptions`."""
-PROBED = 32
-"""How many batches a plan is made from unless [plan] says it."""
+PROBED = {"least": 8, "batches": 32}
+"""How many batches a plan is made from, unless [plan] says it: the least, where they agree, and the most."""
 GONE = {"reallocation": "Leave it out: ranks no longer move during a training; [plan] chooses them before"}
 """Keys of [train] in earlier versions, with what to do."""
 
@@ -103,14 +103,14 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     """The plan that [plan] asks for, from the task's first batches; None without such a table."""
     if "plan" not in settings:
         return None
-    given = table(settings, "plan")
+    given: dict[str, Any] = {**PROBED, **table(settings, "plan")}
     probing = _names(probe) - {"module", "batches", "loss", "progress"}
     planning = _names(plan_ranks) - {"probe"}
     _check(given, [*sorted(probing | planning), "batches"], "[plan]")
     module, _, loss, *_ = task
     found = probe(
         module,
-        first_batches(task, given.get("batches", PROBED)),
+        first_batches(task, given["batches"]),
         loss,
         **{name: value for name, value in given.items() if name in probing and value != "auto"},
     )

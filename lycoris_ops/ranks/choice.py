@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,23 +17,10 @@ from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that `algorithms="auto"` stands for."""
-
-
-def _energies(offer: Offer) -> Sequence[float]:
-    """The gains themselves: the gradient's energy in the tangent space of the layer at its best start."""
-    return offer.gains
-
-
-def _roots(offer: Offer) -> Sequence[float]:
-    """The sum of the square roots of the components' norms in the gradient, sum_{j<=r} sqrt(S_j) for LoRA.
-
-    Between layers whose ranks cost the same every power of S_j gives the same order. The power decides how
-    far layers of few parameters come first: the lower it is, the more of a budget they get. No theory stands
-    behind the root: of the powers 2, 1, 1/2 and 1/4 of S_j it trained well on all tasks of docs/quality.md,
-    on which it was chosen.
-    """
-    steps = (max(0.0, after - before) for before, after in itertools.pairwise((0.0, *offer.gains)))
-    return list(itertools.accumulate(energy**0.25 for energy in steps))
+WORTH = 1.0
+"""A plan that captures no more than so many times the energy of a uniform LoRA of its size is made uniform.
+On four tasks that nothing was chosen on, plans captured 1.01 to 1.32 times as much where they were as good as
+a uniform LoRA or better, and 0.84 times where they were worse."""
 
 
 def plan_ranks(
@@ -51,12 +38,17 @@ def plan_ranks(
     choose from: a name, several names, "all" that the probe knows, or "auto": lora, or all that the probe
     knows if lora is not among them. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
     without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
-    at this rank. With a budget or a ratio, no layer takes a rank at which it would hold more values than its
-    weight has. alpha is `scale` times the rank, so that the scale of all layers is equal whatever their
-    ranks. The plan states gains as shares of the energy whatever the size is.
+    at this rank, or without a rank in no more parameters. With a budget or a ratio, no layer takes a rank at
+    which it would hold more values than its weight has. alpha is `scale` times the rank, so that the scale of
+    all layers is equal whatever their ranks. The plan states gains as shares of the energy whatever the size
+    is.
 
-    With a budget, a ratio or a rank, an offer is worth the sum of the square roots of its singular values. A
-    share of the energy and the size "auto" (see `Size`) are judged by the energy.
+    With a budget, a ratio or a rank, a layer is worth what Adam's first step gains with it (see
+    `ranks.offers`). A share of the energy and the size "auto" (see `Size`) are judged by the energy.
+
+    Where a budget or a ratio divided among LoRAs captures no more of the energy than one rank on all layers
+    would, every layer gets the highest rank that fits on all of them, and those that gain most by it get one
+    more. They start as without a plan then (`Plan.refused`). A size below rank 1 on all layers stays divided.
 
     Raises PlanError for an impossible size, for a budget below the smallest plan, for a share of the energy
     that no plan reaches, and where nothing is on offer.
@@ -69,7 +61,6 @@ def plan_ranks(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
         )
     of_energy = isinstance(size, Energy) or size == "auto"
-    judge = _energies if of_energy else _roots
     known = probe.algorithms
     if not known:
         raise PlanError("no layer of the probe has a gradient")
@@ -85,11 +76,24 @@ def plan_ranks(
     offered = {
         path: found
         for path, layer in probe.layers.items()
-        if (found := list(_candidates(layer, kinds, bounds, judge)))
+        if (found := list(_candidates(layer, kinds, bounds, of_energy=of_energy)))
     }
     if not offered:
         raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))
-    chosen = _by_rank(offered) if exact is not None else _by_size(probe, offered, size, r_min)
+    dtype = size.dtype if isinstance(size, Budget) else torch.bfloat16
+    if exact is not None:
+        return _planned(probe, _by_rank(offered), scale, dtype)
+    plan = _planned(probe, _by_size(probe, offered, size, r_min), scale, dtype)
+    if isinstance(size, (Budget, Ratio)) and kinds == ("lora",):
+        # Equal plans may differ in the last digits of their sums.
+        uniform = plan.uniform
+        even = _even(probe, offered, _most(probe, size))
+        if uniform is not None and even and plan.gain <= WORTH * uniform * (1 + 1e-9):
+            return replace(_planned(probe, even, scale, dtype), refused=plan.gain)
+    return plan
+
+
+def _planned(probe: Probe, chosen: Mapping[str, Candidate], scale: float, dtype: torch.dtype) -> Plan:
     rows = [
         _row(path, probe, offer, index, scale)
         for path, candidate in chosen.items()
@@ -102,7 +106,7 @@ def plan_ranks(
         left_out=tuple(path for path in probe.layers if path not in taken),
         full=_full(probe, probe.layers),
         energy=probe.energy,
-        dtype=size.dtype if isinstance(size, Budget) else torch.bfloat16,
+        dtype=dtype,
         probe=probe,
     )
 
@@ -111,9 +115,10 @@ def _candidates(
     layer: Probed,
     kinds: Sequence[str],
     bounds: tuple[int, int | None],
-    judge: Callable[[Offer], Sequence[float]],
+    *,
+    of_energy: bool,
 ) -> Iterable[Candidate]:
-    """The sizes that a layer could have, each with its gain, which `judge` tells.
+    """The sizes that a layer could have, each with its worth: its energy, or what the first step gains.
 
     If all its ranks are below the bounds, the highest rank is used.
     """
@@ -123,13 +128,20 @@ def _candidates(
         least, most = bounds
         ranked = [rank for rank in offer.ranks if rank is not None]
         least = min(least, max(ranked)) if ranked else least
-        for index, (rank, worth) in enumerate(zip(offer.ranks, judge(offer), strict=True)):
+        worths = offer.gains if of_energy else offer.first_steps
+        for index, (rank, worth) in enumerate(zip(offer.ranks, worths, strict=True)):
             if rank is None or least <= rank <= (most or rank) or rank == least:
                 yield Candidate(offer.parameters[index], worth, (offer, index))
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-    return {path: max(each, key=lambda one: (one.gain, -one.cost)) for path, each in offered.items()}
+    """For each layer what gains most, where nothing without a rank is larger than what has this rank."""
+    chosen: dict[str, Candidate] = {}
+    for path, each in offered.items():
+        most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)
+        fitting = [one for one in each if one.cost <= most]
+        chosen[path] = max(fitting, key=lambda one: (one.gain, -one.cost))
+    return chosen
 
 
 def _by_size(
@@ -138,9 +150,9 @@ def _by_size(
     cheapest = {path: min(one.cost for one in each) for path, each in offered.items()}
     smallest = sum(cheapest.values()) if r_min else min(cheapest.values())
     candidates = offered if r_min else {path: [NOTHING, *each] for path, each in offered.items()}
-    full, energy = _full(probe, probe.layers), probe.energy
+    energy = probe.energy
     if isinstance(size, (Budget, Ratio)):
-        most = size.most if isinstance(size, Budget) else int(full / size.ratio)
+        most = _most(probe, size)
         if most < smallest:
             raise PlanError(
                 "the budget is below the smallest plan",
@@ -161,7 +173,29 @@ def _by_size(
                 hint="Allow higher ranks, or ask for less",
             )
         return chosen
-    return allocate(candidates, above(energy / full))
+    return allocate(candidates, above(energy / _full(probe, probe.layers)))
+
+
+def _most(probe: Probe, size: Budget | Ratio) -> int:
+    """The largest number of parameters."""
+    return size.most if isinstance(size, Budget) else int(_full(probe, probe.layers) / size.ratio)
+
+
+def _even(probe: Probe, offered: Mapping[str, Sequence[Candidate]], most: int) -> dict[str, Candidate] | None:
+    """The highest rank that fits on all layers, and one more where that gains most; None where none fits."""
+    ranks = {path: _worthy(probe, path, each) for path, each in offered.items()}
+    # A layer that has no such rank stays at its highest.
+    fitting = [
+        place
+        for place in range(max(map(len, ranks.values())))
+        if sum(each[min(place, len(each) - 1)].cost for each in ranks.values()) <= most
+    ]
+    if not fitting:
+        return None
+    place = fitting[-1]
+    return allocate(
+        {path: each[place : place + 2] or each[-1:] for path, each in ranks.items()}, within(most)
+    )
 
 
 def _worthy(probe: Probe, path: str, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -6,6 +6,7 @@ weight is frozen or quantised.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,9 @@ from ..modules import Site, Statistics
 
 DIRECTIONS = 32
 """The number of random directions that compare the gradients of two halves of the batches."""
+FIRM = 1 / 3
+"""Below this cosine c between the gradients of two halves of the batches, their mean counts as chance. The
+signal's share of the mean's energy is 2 c / (1 + c): below a third, more than half is noise."""
 
 Loss = Callable[[Any, Any], Tensor]
 """Called with the model and a batch: the loss of the batch, a scalar with a graph."""
@@ -55,19 +59,28 @@ def summed(
     loss: Loss,
     *,
     seed: int,
+    least: int | None = None,
 ) -> Sums:
     """One pass over the batches for some sites.
+
+    With `least` it ends after so many batches, or twice as many, four times as many and so on, as soon as
+    their halves agree by FIRM.
 
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """
     check_seen(module, sites)
     with torch.inference_mode(mode=False), torch.enable_grad():
         # What is made in inference mode cannot be added to outside of it.
-        return _summed(module, {site.path: _Sum(site) for site in sites}, batches, loss, seed)
+        return _summed(module, {site.path: _Sum(site) for site in sites}, batches, loss, seed, least)
 
 
 def _summed(
-    module: nn.Module, sums: Mapping[str, _Sum], batches: Iterable[Any], loss: Loss, seed: int
+    module: nn.Module,
+    sums: Mapping[str, _Sum],
+    batches: Iterable[Any],
+    loss: Loss,
+    seed: int,
+    least: int | None,
 ) -> Sums:
     total, count = 0.0, 0
     with _tapped(module, sums), chance.Chance(seed).drawn():
@@ -88,6 +101,11 @@ def _summed(
                 for each in sums.values():
                     each.project(half=count % 2)
             total, count = total + float(value.detach()), count + 1
+            if least is not None and count == least:
+                agree = agreement(_halves(sums.values()))
+                if agree is not None and agree >= FIRM:
+                    break
+                least *= 2
     if not count:
         raise PlanError("there are no batches", expected="at least one")
     return Sums(
@@ -95,7 +113,7 @@ def _summed(
         loss=total / count,
         batches=count,
         reached=any(each.reached for each in sums.values()),
-        halves=_halves([each.projected for each in sums.values() if each.projected]),
+        halves=_halves(sums.values()),
     )
 
 
@@ -192,10 +210,16 @@ class _Sum:
         self.projected[half] += whole - self.projected[0] - self.projected[1]
 
 
-def _halves(projected: Sequence[Sequence[Tensor]]) -> tuple[float, float, float]:
+def agreement(halves: Sequence[float]) -> float | None:
+    """The cosine between the gradients of two halves, from `Sums.halves`; None where one of them is zero."""
+    product, one, other = halves
+    return product / math.sqrt(one * other) if one * other > 0 else None
+
+
+def _halves(sums: Iterable[_Sum]) -> tuple[float, float, float]:
     """A B, ||A||^2 and ||B||^2 as in `Sums`, from each site's projections of the two halves."""
     product = one_energy = other_energy = 0.0
-    for one, other in projected:
+    for one, other in (each.projected for each in sums if each.projected):
         product += float((one * other).sum()) / DIRECTIONS
         one_energy += float(one.square().sum()) / DIRECTIONS
         other_energy += float(other.square().sum()) / DIRECTIONS

@@ -16,6 +16,18 @@ G down^T, and no down of r orthonormal rows gives it more energy than the r lead
 For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1, and has most
 energy where w1 is that of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
 With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
+
+The **first step** is what an optimiser makes of it. In its first step Adam moves every value by the learning
+rate, against the sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first
+order the loss falls by the learning rate times the sum of the absolute values of the gradient. With
+G = U S V^T and down the first r rows of V^T, this sum is
+
+    || dL/dup ||_1 = || U_r S_r ||_1 = sum_{j<=r} s_j ||u_j||_1
+
+for LoRA. ||u_j||_1 is at most the root of the number of outputs, and about sqrt(2 / pi) of that for a u_j of
+no pattern. For LoKr with a full w2 it is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1, and with a
+low-rank w2 sum_{j<=r} s_j ||v_j||_1 of its triples. It means the same for every kind, because all of them
+train at one learning rate.
 """
 
 from __future__ import annotations
@@ -49,6 +61,8 @@ class Offer:
     ranks: tuple[int | None, ...]
     gains: tuple[float, ...]
     parameters: tuple[int, ...]
+    first_steps: tuple[float, ...]
+    """How much the loss falls in Adam's first step, per learning rate."""
     factor: int | None = None
     """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -63,6 +77,7 @@ def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer,
             ranks=fit.ranks,
             gains=fit.kept,
             parameters=fit.parameters,
+            first_steps=fit.sums,
             factor=fit.factor,
             start=fit.start,
         )

@@ -20,14 +20,12 @@ from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
 from ..maths.shapes import Shape, factorization
 from ..modules import Site
+from .gradients import FIRM
 from .probe import Probe, Probed, check_layers
 
 KINDS = declaring(Trained)
 FORM = 1
 """The version of the JSON."""
-FIRM = 1 / 3
-"""Below this cosine c between the gradients of two halves of a probe's batches, the gradient counts as
-chance. The signal's share of the mean's energy is 2 c / (1 + c): below a third, more than half is noise."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,9 @@ class Plan:
 
     `energy` is ||G||^2 of the layers that were probed. `left_out` names the layers that get nothing, and
     `full` counts the parameters of the full weights of all layers. `dtype` is that of the file, in which
-    sizes are told. `probe` is in memory only: with it the layers start from the gradient.
+    sizes are told. `probe` is in memory only: with it the layers start from the gradient, unless the plan is
+    uniform since dividing its size would gain no more. Then `refused` is the gain of the division, as a share
+    of ||G||^2.
     """
 
     rows: tuple[PlanRow, ...]
@@ -86,6 +86,7 @@ class Plan:
     full: int = 0
     energy: float = 0.0
     dtype: torch.dtype = torch.bfloat16
+    refused: float | None = None
     probe: Probe | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +121,26 @@ class Plan:
     def gain(self) -> float:
         """The gain of all layers together, as a share of ||G||^2."""
         return sum(row.gain or 0.0 for row in self.rows)
+
+    @property
+    def uniform(self) -> float | None:
+        """The gain of a LoRA of one rank everywhere with as many parameters, as a share of ||G||^2.
+
+        None where it is not known: without a probe, and for plans that have other kinds too.
+        """
+        if self.probe is None or not self.energy or any(row.algorithm != "lora" for row in self):
+            return None
+        gain = self.probe.uniform_gain(self.parameters)
+        return None if gain is None else gain / self.energy
+
+    @property
+    def origin(self) -> Probe | None:
+        """The probe from which the layers start; None where they start as without a plan.
+
+        A uniform LoRA is better off so: started from the gradient it had the higher loss on two of the three
+        tasks of docs/quality.md.
+        """
+        return None if self.refused is not None else self.probe
 
     def with_row(self, path: str, **changes: Any) -> Plan:
         """The plan with other values in one row: `algorithm`, `rank`, `factor`, `alpha` or `lr`.
@@ -184,6 +205,7 @@ class Plan:
             "full": self.full,
             "energy": self.energy,
             "left_out": list(self.left_out),
+            "refused": self.refused,
             "rows": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
         }
         return json.dumps(content, indent=1)
@@ -207,6 +229,8 @@ class Plan:
                 full=int(read["full"]),
                 energy=float(read["energy"]),
                 dtype=WRITABLE[read["dtype"]],
+                # Plans of earlier versions have none.
+                refused=None if read.get("refused") is None else float(read["refused"]),
                 probe=probe,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -229,7 +253,8 @@ class Plan:
         size = f"{self.parameters:,} parameters, {self.nbytes / 1e6:.3g} MB."
         if not ranks:
             return f"{number_of(len(self), 'layer')}: {size}"
-        return f"{number_of(len(self), 'layer')} of rank {low if low == high else f'{low} to {high}'}: {size}"
+        words = f"{low if low == high else f'{low} to {high}'}{'' if self.refused is None else ', uniform'}"
+        return f"{number_of(len(self), 'layer')} of rank {words}: {size}"
 
     def _totals(self) -> list[str]:
         share = f", 1 / {self.full / self.parameters:.3g} of the full weights" if self.parameters else ""
@@ -238,19 +263,32 @@ class Plan:
             f"{self.nbytes / 1e6:.3g} MB in {dtype_name(self.dtype)}"
         ]
         if self.gain:
-            lines.append(f"{self.gain:.1%} of the energy of the gradient")
+            uniform = "" if self.uniform is None else f"; a uniform rank of this size {self.uniform:.1%}"
+            lines.append(f"captures {self.gain:.1%} of the gradient's energy{uniform}")
+        if self.refused is not None:
+            lines.append(
+                f"uniform, and started as without a plan: the size divided among the layers captures "
+                f"{self.refused:.1%}"
+            )
+        if self.probe is not None:
+            lines.append(_measured(self.probe))
         if self.probe is not None and self.probe.left_out is not None:
             lines.append(f"not measured: {self.probe.left_out}")
-        agreement = None if self.probe is None else self.probe.agreement
-        if self.probe is not None and agreement is not None and agreement < FIRM:
-            lines.append(
-                f"the gradient of {number_of(self.probe.batches, 'batch', 'batches')} is mostly chance: its "
-                f"halves agree by {max(0.0, agreement):.0%}, and a probe of more batches would plan better"
-            )
         if self.left_out:
             groups = _grouped(self.left_out, [row.path for row in self.rows])
             lines.append(f"{number_of(len(self.left_out), 'layer')} left out: {', '.join(groups)}")
         return lines
+
+
+def _measured(probe: Probe) -> str:
+    """On how many batches a probe is, and how far they agree."""
+    batches = f"measured on {number_of(probe.batches, 'batch', 'batches')}"
+    if probe.agreement is None:
+        return batches
+    agree = f"{batches}, whose halves agree by {max(0.0, probe.agreement):.0%}"
+    if probe.agreement >= FIRM:
+        return agree
+    return f"{agree}: the gradient is mostly chance, and more batches would plan better"
 
 
 def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:

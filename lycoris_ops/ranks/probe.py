@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from ..files.writing import Progress, header_of, in_file_order, new_files, safet
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..modules import Site, left_out, select
-from .gradients import Loss, check_seen, summed
+from .gradients import Loss, agreement, check_seen, summed
 from .offers import Gradient, Offer, offers_of
 from .sizes import bytes_of
 
@@ -96,6 +97,26 @@ class Probe:
             return None
         # A rank above the highest measured one gains at least as much.
         return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
+
+    def uniform_gain(self, parameters: int) -> float | None:
+        """The gain of a LoRA of one rank on all layers with so many parameters.
+
+        Between two ranks, and below rank 1, it grows with the parameters in proportion. None where the probe
+        has no offer of LoRA.
+        """
+        offers = [
+            offer for layer in self.layers.values() for offer in layer.offers if offer.algorithm == "lora"
+        ]
+        size, gain = 0, 0.0
+        for index in range(max((len(offer.ranks) for offer in offers), default=0)):
+            # A layer that has no such rank stays at its highest.
+            places = [(offer, min(index, len(offer.ranks) - 1)) for offer in offers]
+            larger = sum(offer.parameters[place] for offer, place in places)
+            better = sum(offer.gains[place] for offer, place in places)
+            if larger > parameters:
+                return gain + (better - gain) * (parameters - size) / (larger - size)
+            size, gain = larger, better
+        return gain if offers else None
 
     def _offer(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> Offer | None:
         if path not in self.layers:
@@ -175,6 +196,7 @@ def probe(
     algorithms: str | Sequence[str] = "all",
     largest: int = 128,
     memory: int | str = "2GB",
+    least: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Probe:
@@ -192,6 +214,10 @@ def probe(
     gradients, flags, hooks and running statistics, also after an error. Parameters of the loss that are not
     the model's get gradients as by any `backward`.
 
+    All batches are used unless `least` is given. Then the probe ends after so many, or twice as many, four
+    times as many and so on, as soon as their halves agree by a third (see `Probe.agreement`), which the
+    layers of the first pass decide. The order of the batches must then mean nothing.
+
     The model runs as it is: in the mode, the dtype and on the device that it has, with weights that hooks of
     accelerate load within each pass too. Modules with running statistics use them, as in a training.
     `progress` is called with the number of layers that are done.
@@ -203,6 +229,8 @@ def probe(
     kinds = chosen_algorithms(algorithms, PLANNED)
     if type(largest) is not int or largest < 1:
         raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
+    if least is not None and (type(least) is not int or least < 2):
+        raise PlanError("two halves need two batches", got=repr(least), expected="least=8 or another from 2")
     sites = select(module, preset=preset, include=include, exclude=exclude)
     check_seen(module, sites.values())
     groups = list(_groups(sites, bytes_of(memory)))
@@ -216,7 +244,9 @@ def probe(
     mean, seen, reached = 0.0, 0, False
     halves = (0.0, 0.0, 0.0)
     for group in groups:
-        sums = summed(module, group, batches, loss, seed=seed)
+        # Every pass takes as many batches as the first did.
+        taken = itertools.islice(batches, seen) if least and seen else batches
+        sums = summed(module, group, taken, loss, seed=seed, least=None if seen else least)
         if seen and sums.batches != seen:
             raise PlanError(
                 "the batches changed between two passes", got=str(sums.batches), expected=str(seen)
@@ -235,9 +265,7 @@ def probe(
             "the loss has no graph to any of the layers",
             expected="a loss of the model's outputs, not detached and not under no_grad",
         )
-    product, one, other = halves
-    agreement = product / math.sqrt(one * other) if one * other > 0 else None
-    return Probe(found, mean, seen, agreement, left_out(module, found))
+    return Probe(found, mean, seen, agreement(halves), left_out(module, found))
 
 
 def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -328,9 +356,10 @@ def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
 
 
 def _sizes(offer: Offer) -> Tensor:
-    """Ranks, gains and parameters as float64 (3, n), which holds them exactly; 0 is for no rank."""
+    """Ranks, gains, parameters and first steps as float64 (4, n), which holds them exactly; 0 is for no
+    rank."""
     ranks = [rank or 0 for rank in offer.ranks]
-    return torch.tensor([ranks, offer.gains, offer.parameters], dtype=torch.float64)
+    return torch.tensor([ranks, offer.gains, offer.parameters, offer.first_steps], dtype=torch.float64)
 
 
 def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
@@ -341,13 +370,14 @@ def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
             continue
         # torch types no `tolist`.
         rows = cast("list[list[float]]", cast("Any", tensors[one["sizes"]]).tolist())
-        ranks, gains, parameters = rows
+        ranks, gains, parameters, first_steps = rows
         offers.append(
             Offer(
                 algorithm=one["algorithm"],
                 ranks=tuple(int(rank) or None for rank in ranks),
                 gains=tuple(gains),
                 parameters=tuple(map(int, parameters)),
+                first_steps=tuple(first_steps),
                 factor=one["factor"],
                 start={name: tensors[key] for name, key in one["start"].items()},
             )

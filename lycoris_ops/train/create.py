@@ -256,6 +256,6 @@ def _planned(
             factor=row.factor,
             lr=row.lr * one.settings.lr,
         )
-        layer = row.start(plan.probe, seed=layer_seed(seed, path))
+        layer = row.start(plan.origin, seed=layer_seed(seed, path))
         members[path] = Member(one.site, completed(layer, one.site, settings), settings)
     return members

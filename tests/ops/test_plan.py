@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.algorithms import ALGORITHMS, declaring
+from lycoris_ops.algorithms.planning import Planned
+from lycoris_ops.changes.forms import Dense
 from lycoris_ops.ranks.allocate import NOTHING, Candidate, allocate, within
+from lycoris_ops.ranks.offers import Gradient, offers_of
+from lycoris_ops.ranks.probe import Probed
 
 
 def random_candidates(random: np.random.Generator) -> list[Candidate]:
@@ -25,7 +29,7 @@ def random_candidates(random: np.random.Generator) -> list[Candidate]:
 
 
 def test_allocation_is_near_the_best_of_all() -> None:
-    """Against every combination of choices of any sizes."""
+    """Against every combination of choices of any sizes. Nothing that gains and would fit is left."""
     random = np.random.default_rng(0)
     ratios: list[float] = []
     for _ in range(60):
@@ -33,6 +37,10 @@ def test_allocation_is_near_the_best_of_all() -> None:
         most = int(random.integers(10, 60))
         chosen = allocate(candidates, within(most))
         assert sum(one.cost for one in chosen.values()) <= most
+        room = most - sum(one.cost for one in chosen.values())
+        for path, each in candidates.items():
+            taken = chosen[path]
+            assert not any(one.gain > taken.gain and one.cost - taken.cost <= room for one in each)
         gain = sum(one.gain for one in chosen.values())
         best = max(
             sum(one.gain for one in each)
@@ -41,7 +49,15 @@ def test_allocation_is_near_the_best_of_all() -> None:
         )
         assert gain <= best + 1e-9
         ratios.append(gain / best)
-    assert np.mean(ratios) > 0.95
+    assert np.mean(ratios) > 0.97
+
+
+def test_a_step_that_does_not_fit_leaves_its_room_to_smaller_ones() -> None:
+    """The large step of `a` goes past the smaller candidate, which is not on its hull."""
+    small, large = Candidate(3, 2.0), Candidate(10, 20.0)
+    candidates = {"a": [NOTHING, small, large], "b": [NOTHING, Candidate(4, 12.0)]}
+    assert allocate(candidates, within(13)) == {"a": small, "b": candidates["b"][1]}
+    assert allocate(candidates, within(14))["a"] == large
 
 
 def model() -> nn.Sequential:
@@ -112,20 +128,91 @@ def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: 
         assert kept == next((row.rank for row in plan if row.path == path), 0)
 
 
-def test_the_ranks_are_those_with_the_largest_singular_values(probe: lyc.Probe) -> None:
-    """Components are taken by the square roots of their norms, for each parameter."""
+def test_a_budget_goes_where_the_first_step_gains_most(probe: lyc.Probe) -> None:
+    """Against every combination of ranks."""
+    offers = {path: next(o for o in probe.layers[path].offers if o.algorithm == "lora") for path in "024"}
     plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500))
-    kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in probe.layers}
-    steps = [
-        (float(value) ** 0.5 / sum(layer.shape), path, place < kept[path])
-        for path, layer in probe.layers.items()
-        for place, value in enumerate(layer.spectrum)
-    ]
-    # None that was left out gains more for each parameter than one that was taken, but for want of room.
-    taken = [step for step, _, inside in steps if inside]
-    better = [path for step, path, inside in steps if not inside and step > min(taken)]
-    room = 500 - plan.parameters
-    assert all(sum(probe.layers[path].shape) > room for path in better) and sum(kept.values()) == len(taken)
+    kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in offers}
+    ranks = [range(len(offer.ranks) + 1) for offer in offers.values()]
+
+    def worth(chosen: Iterable[int]) -> float:
+        steps = zip(offers.values(), chosen, strict=True)
+        return sum(offer.first_steps[rank - 1] for offer, rank in steps if rank)
+
+    best = max(
+        worth(each)
+        for each in itertools.product(*ranks)
+        if sum(r * sum(probe.layers[path].shape) for path, r in zip(offers, each, strict=True)) <= 500
+    )
+    assert worth(kept.values()) == pytest.approx(best, rel=0.01)
+
+
+def measured(gradients: Mapping[str, Tensor]) -> lyc.Probe:
+    """A probe that found these gradients."""
+    layers: dict[str, Probed] = {}
+    for path, values in gradients.items():
+        shape = tuple(values.shape)
+        gradient = Gradient((Dense(values),), shape)
+        offers = offers_of([declaring(Planned)["lora"]], gradient)
+        layers[path] = Probed(shape, "linear", gradient.energy, gradient.spectrum, offers)
+    return lyc.Probe(layers, loss=1.0, batches=8)
+
+
+@pytest.fixture(scope="module")
+def costly() -> lyc.Probe:
+    """Most of the energy is one component of a layer, a rank of which takes as much as 20 of the others."""
+    draw = torch.Generator().manual_seed(0)
+    up, down = (torch.nn.functional.normalize(torch.randn(n, generator=draw), dim=0) for n in (4, 1276))
+    others = {f"cheap.{n}": torch.randn(32, 32, generator=draw) / 100 for n in range(4)}
+    return measured({"costly": torch.outer(up, down), **others})
+
+
+def test_a_plan_that_captures_no_more_than_one_rank_everywhere_is_uniform(costly: lyc.Probe) -> None:
+    one = 1280 + 4 * 64
+    plan = lyc.plan_ranks(costly, size=lyc.Budget(parameters=one))
+    assert [(row.path, row.rank) for row in plan] == [(path, 1) for path in costly.layers]
+    assert plan.refused is not None and plan.refused < 0.5 < plan.gain == pytest.approx(plan.uniform)
+    assert plan.verdict().startswith("5 layers of rank 1, uniform: 1,536 parameters")
+    words = "uniform, and started as without a plan: the size divided among the layers captures"
+    assert f"{words} {plan.refused:.1%}" in str(plan).splitlines()
+    # As without a plan, also when it comes back from its text.
+    read = lyc.Plan.of_json(plan.json(), probe=costly)
+    assert read == plan and read.probe is costly
+    cheap = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+    net = nn.ModuleDict({"costly": nn.Linear(1276, 4), "cheap": cheap})
+    planned = lyc.create_lycoris(net, seed=3, plan=read).members
+    fresh = lyc.create_lycoris(net, seed=3, rank=1, preset="full").members
+    assert planned.keys() == fresh.keys() == costly.layers.keys()
+    for path, member in planned.items():
+        other = fresh[path].layer.tensors()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in member.layer.tensors().items())
+
+
+def test_what_a_uniform_rank_leaves_is_given_out(costly: lyc.Probe) -> None:
+    plan = lyc.plan_ranks(costly, size=lyc.Budget(parameters=1280 + 7 * 64))
+    assert plan.refused is not None and [row.rank for row in plan].count(2) == 3 and plan["costly"].rank == 1
+    assert plan.verdict().startswith("5 layers of rank 1 to 2, uniform")
+    # A size below rank 1 cannot be uniform.
+    small = lyc.plan_ranks(costly, size=lyc.Budget(parameters=1280 + 3 * 64))
+    assert small.refused is None and small.origin is costly
+    # What was asked for stays: a rank, other kinds, a share of the energy.
+    assert lyc.plan_ranks(costly, size=lyc.Rank(1)).refused is None
+    assert lyc.plan_ranks(costly, size=lyc.Energy(0.9)).refused is None
+
+
+def test_the_text_says_what_a_uniform_rank_would_capture(probe: lyc.Probe) -> None:
+    """By closed form: between rank 2 and 3 as far as the parameters are."""
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=330))
+    squares = [layer.spectrum.double().square() for layer in probe.layers.values()]
+    two, three = (sum(float(each[:rank].sum()) for each in squares) for rank in (2, 3))
+    one = sum(sum(layer.shape) for layer in probe.layers.values())
+    share = (two + (three - two) * (plan.parameters - 2 * one) / one) / probe.energy
+    assert one == 132 and plan.uniform == pytest.approx(share, rel=1e-5) and plan.gain > share
+    words = f"captures {plan.gain:.1%} of the gradient's energy; a uniform rank of this size {share:.1%}"
+    assert words in str(plan).splitlines()
+    assert "measured on 2 batches, whose halves agree by" in str(plan)
+    assert lyc.Plan.of_json(plan.json()).uniform is None
+    assert lyc.plan_ranks(probe, size=lyc.Ratio(4), algorithms="lokr").uniform is None
 
 
 def test_a_rank_is_everywhere_though_few_batches_reach_few_directions() -> None:

@@ -146,8 +146,28 @@ def test_halves_of_the_batches_are_compared(net: Net) -> None:
     found = lyc.probe(net, data, loss, **chosen)
     assert found.agreement == pytest.approx(exact, abs=0.15)
     chance = replace(found, agreement=0.1)
-    assert "mostly chance: its halves agree by 10%" in str(lyc.plan_ranks(chance, size=lyc.Rank(1)))
+    words = "measured on 3 batches, whose halves agree by 10%: the gradient is mostly chance"
+    assert words in str(lyc.plan_ranks(chance, size=lyc.Rank(1)))
     assert "mostly chance" not in str(lyc.plan_ranks(alike, size=lyc.Rank(1)))
+
+
+def test_as_many_batches_as_agree(net: Net) -> None:
+    """Alike they do at once, also where each layer has a pass of its own; opposite they never do."""
+    data = batches()
+    chosen: dict[str, Any] = {"algorithms": "lora", "include": ("twice", "head"), "least": 2}
+    alike = [data[0]] * 12
+    for memory in ("2GB", 1):
+        found = lyc.probe(net, alike, loss, memory=memory, **chosen)
+        assert found.batches == 2 and found.loss == pytest.approx(loss(net, data[0]).item())
+    signs = [-1, 1] * 5
+
+    def opposite(module: Any, sign: int) -> Tensor:
+        return sign * loss(module, data[0])
+
+    assert lyc.probe(net, signs, opposite, **chosen).batches == 10
+    # After the first two, those that agree outweigh them: 4 batches do not, 8 do.
+    signs[2:] = [1] * 8
+    assert lyc.probe(net, signs, opposite, **chosen).batches == 8
 
 
 def gradient(values: Tensor, **options: Any) -> Delta:
@@ -160,13 +180,16 @@ SHAPES = [(24, 36), (24, 12, 3), (12, 8, 3, 3), (12, 8, 1, 2, 3)]
 @pytest.mark.parametrize("algorithm", ["lora", "lokr"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shape: tuple[int, ...]) -> None:
-    """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`."""
+    """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`, and the
+    first step the sum of its absolute values."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     offers = offers_of([declaring(Planned)[algorithm]], gradient(values, largest=5))
     assert offers and all(offer.algorithm == algorithm for offer in offers)
     for offer in offers:
-        for rank, gain, size in zip(offer.ranks, offer.gains, offer.parameters, strict=True):
+        for rank, gain, size, first in zip(
+            offer.ranks, offer.gains, offer.parameters, offer.first_steps, strict=True
+        ):
             layer = ALGORITHMS[algorithm].started(offer.start, shape, rank, 1.0, seed=0, factor=offer.factor)
             trained = {n: t for n, t in layer.tensors().items() if t.is_floating_point()}
             assert sum(tensor.numel() for tensor in trained.values()) == size
@@ -176,6 +199,8 @@ def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shap
             found = torch.autograd.grad((delta * values).sum(), list(leaves.values()), allow_unused=True)
             energy = sum(float(each.square().sum()) for each in found if each is not None)
             assert energy == pytest.approx(gain, rel=1e-4), (rank, offer.factor)
+            sums = sum(float(each.abs().sum()) for each in found if each is not None)
+            assert sums == pytest.approx(first, rel=1e-4), (rank, offer.factor)
 
 
 def test_the_start_of_lokr_is_the_best_first_factor() -> None:
@@ -258,6 +283,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "a kind of no plan": ("found loha; expected lokr or lora", {"algorithms": ("lora", "loha")}),
     "a rank": ("highest rank", {"largest": 0}),
     "memory": ("number of bytes", {"memory": "much"}),
+    "halves": ("two halves need two batches", {"least": 1}),
 }
 
 
