@@ -106,6 +106,7 @@ def create_lycoris(
     else:
         members, notes = _from_file(module, weights, start, base, overrides or {}, drawn)
     network = LycorisNetwork(module, members, seed=drawn, prefix=start, notes=notes)
+    network.origin = "fresh" if plan is None and weights is None else "file" if plan is None else "plan"
     network.set_multiplier(multiplier)
     return network
 

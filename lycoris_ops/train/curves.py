@@ -1,13 +1,16 @@
-"""Plot the losses of a training."""
+"""Plot the losses of a training, and those of the race before it."""
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..charts import Axes, Picture, Series, below_each_other, binned, colour_of
+from ..charts import INK, Axes, Picture, Series, below_each_other, binned, check_png, colour_of
 from ..files.writing import new_files
 from .history import History
+from .race import Race
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,3 +43,32 @@ def _curves(history: History, steps: int | None, title: str) -> Picture:
         series.append(Series(held, colour_of(1), "held out", "line and dots"))
     end = steps or max((step for step, _ in (*history.losses, *history.validation)), default=1)
     return below_each_other("", [], [Axes(title, series, across="step", span=(0.0, float(end)))])
+
+
+def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
+    """Write the picture of a race to a PNG file, see `race_picture`.
+
+    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
+    """
+    check_png(Path(path))
+    picture = race_picture(race).png()
+    with new_files([Path(path)], len(picture)) as (file,):
+        file.write(picture)
+
+
+def race_picture(race: Race) -> Picture:
+    """The held-out loss of the heats over the rate: a line for each entrant, the final heats as dark dots.
+
+    Heats that diverged are not drawn, and losses far above the start are cut off.
+    """
+    series: list[Series] = []
+    for number, name in enumerate(dict.fromkeys(heat.name for heat in race.heats)):
+        own = [heat for heat in race.heats if heat.name == name and math.isfinite(heat.loss)]
+        climbed, finals = (sorted((h.lr, h.loss) for h in own if h.final == final) for final in (False, True))
+        series.append(Series(climbed, colour_of(number), name, "line and dots"))
+        series += [Series(finals, INK, "final heats", "dots")] if finals else []
+    losses = [loss for one in series for _, loss in one.points]
+    limits = (min(losses), min(max(losses), max(race.start, min(losses)))) if losses else None
+    limits = None if limits is None or limits[0] >= limits[1] else limits
+    axes = [Axes("held-out loss", series, across="learning rate", logarithmic=(True, False), limits=limits)]
+    return below_each_other(race.verdict(), [], axes if series else [])

@@ -41,4 +41,6 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
         notes=[note for network in networks.values() for note in network.notes],
     )
     joined.set_multiplier(strengths.pop())
+    origins = {network.origin for network in networks.values()}
+    joined.origin = next(origin for origin in ("file", "plan", "fresh") if origin in origins)
     return joined

@@ -19,13 +19,15 @@ from ..ranks.gradients import Loss
 from ..writing.place import files_of, has_folder
 from . import processes
 from .checkpoints import Checkpoints, state_to_resume
-from .curves import draw_curves
+from .curves import draw_curves, draw_race
 from .extras import has
 from .feed import Batches, Feed, steps_of
 from .history import History, StepReport
 from .network import LycorisNetwork
 from .options import TrainOptions
-from .progress import views
+from .progress import searching, views
+from .race import RaceStep
+from .search import Searched, search_network
 from .trainer import Trainer
 
 
@@ -52,6 +54,8 @@ class TrainResult:
     """Trained tensors that never got a gradient: the loss does not use their modules."""
     unwritten: tuple[str, ...] = ()
     """The timed checkpoints that could not be written, with the reasons."""
+    searched: Searched | None = None
+    """What was found before it, see `search_network`. Its network is the one that was trained."""
     resumed: str | None = None
     """The step and state of an earlier run that this one continued from, and why that state."""
 
@@ -61,6 +65,7 @@ class TrainResult:
             f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}, "
             f"{self.seconds:.1f} s in this run" + (", stopped early" if self.stopped_early else "")
         ]
+        lines += [str(self.searched)] if self.searched and self.searched.race else []
         lines += [f"went on from {self.resumed}"] if self.resumed else []
         lines += [f"a checkpoint could not be written after {why}" for why in self.unwritten]
         if losses:
@@ -93,8 +98,13 @@ def train_network(
     progress: Callable[[StepReport], None] | None = None,
     validated: Callable[[int, float], None] | None = None,
     rescued: Callable[[Path, int], None] | None = None,
+    raced: Callable[[RaceStep], None] | None = None,
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
+
+    With `options.search` a race before it finds the learning rate, or the kind of the layers too, and may put
+    another network in the place of this one: the result says which, see `search_network`. `raced` is called
+    after each of its steps.
 
     `batches` is an iterable that each epoch goes through again, or a function from the epoch's number to an
     iterable. `loss(module, batch)` returns a scalar, using the model with the network applied. `validation`
@@ -130,6 +140,26 @@ def train_network(
         check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
     if options.folder is not None and first:
         net.check_dialect(options.dialect)
+    shown = searching() if options.bar and first else None
+
+    def told(step: RaceStep) -> None:
+        for tell in (shown, raced):
+            if tell:
+                tell(step)
+
+    searched = search_network(
+        net,
+        batches,
+        loss,
+        options,
+        steps=steps,
+        validation=validation,
+        resumed=resume is not None,
+        told=told,
+    )
+    if curves and first and searched.race and not searched.file:
+        draw_race(searched.race, curves.with_name(f"{curves.stem.removesuffix('-curves')}-race.png"))
+    net, options = searched.network, searched.options
     trainer = Trainer(net, loss, options, steps=steps, validation=validation)
     source: str | None = None
     if resume is not None:
@@ -151,7 +181,7 @@ def train_network(
                 trainer.returns = kept.returns_of(trainer)
         feed = Feed(batches, options.seed, trainer.place)
         try:
-            early = _run(trainer, feed, group, kept, stepped, judged)
+            early = _run(trainer, feed, kept, stepped, judged)
         except DivergedError as error:
             if kept:
                 error.file = str(kept.write_good(trainer))
@@ -181,6 +211,7 @@ def train_network(
         picture=str(curves) if curves and first else None,
         idle=tuple(name for name in trainer.names if name in trainer.idle),
         unwritten=tuple(kept.unwritten) if kept else (),
+        searched=searched,
         resumed=source,
     )
 
@@ -188,7 +219,6 @@ def train_network(
 def _run(
     trainer: Trainer,
     feed: Feed,
-    group: int,
     kept: Checkpoints | None,
     stepped: Sequence[Callable[[StepReport], None]],
     validated: Sequence[Callable[[int, float], None]],
@@ -213,11 +243,7 @@ def _run(
             return False
         if kept and done:
             kept.write_by_time(trainer)
-        batches = feed.take(group)
-        own = batches[processes.rank() :: processes.count()]
-        # Make as many passes as the other processes: with a sharded base they wait for each other.
-        beside = batches[:1] * (-(-len(batches) // processes.count()) - len(own))
-        report = trainer.step(*own, of=len(batches), place=feed.place, beside=beside)
+        report = trainer.step_of(feed)
         if kept:
             kept.clear()
         for tell in stepped:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class LycorisNetwork(nn.Module):
             {f"{path.replace('/', '//').replace('.', '/')}/": member for path, member in members.items()}
         )
         self.seed = seed
+        self.origin: Literal["fresh", "plan", "file"] = "fresh"
+        """What said of which kind and size the layers are: options, a plan or a file."""
         self.prefix = prefix
         """The prefix of the model's module paths in files: `diffusion_model.`, or ""."""
         self.notes = tuple(notes)

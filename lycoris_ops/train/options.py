@@ -24,6 +24,8 @@ AUTOCAST = {
     "float16": torch.float16,
 }
 """The dtypes that a model can compute in while it is trained, by name."""
+SEARCHES = ("off", "rate", "all")
+"""What a race before a training may find."""
 STATE = ".state.safetensors"
 """The ending of the files that a training can be resumed from."""
 
@@ -53,6 +55,12 @@ class TrainOptions:
     """A name out of `train.schedules`: how the rate goes from its full value to zero."""
     warmup: float = 0
     """Steps in which the rate rises to its full value; below 1 it is a share of all steps."""
+
+    search: str = "off"
+    """What is found by a race before the training, see `search_network`: nothing ("off"), the learning rate
+    ("rate"), or the kind of the network too ("all")."""
+    search_share: float = 0.4
+    """What the race may cost, as a share of the steps of the training. With 0 there is none."""
 
     accumulation: int = 1
     """Batches of one step. Their gradients are averaged."""
@@ -126,7 +134,8 @@ class TrainOptions:
         for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm"):
             self._check(name, lambda v: 0 < v < math.inf, "a number above 0")
         self._check("checkpoint_minutes", lambda v: v > 0, "a number above 0")
-        for name in ("weight_decay", "warmup"):
+        self._check("search", lambda v: v in SEARCHES, ", ".join(SEARCHES))
+        for name in ("weight_decay", "warmup", "search_share"):
             self._check(name, lambda v: 0 <= v < math.inf, "a number of at least 0")
         self._check("warmup", lambda v: v < 1 or v == int(v), "a share below 1, or a whole number of steps")
         self._check("ema", lambda v: 0 < v < 1, "a number between 0 and 1")
@@ -167,6 +176,12 @@ class TrainOptions:
         if not fine or isinstance(value, bool):
             raise TrainError("a setting is out of its range", key=name, got=repr(value), expected=expected)
 
+    def _beside(self, ending: str) -> Path:
+        out = Path(self.output or "")
+        # PEFT's output is a folder: what is after a dot in its name is no ending.
+        name = out.name if has_folder(self.dialect) else out.stem
+        return out.with_name(f"{name}{ending}")
+
     @property
     def folder(self) -> Path | None:
         """The folder of the checkpoints, if there is one."""
@@ -174,10 +189,14 @@ class TrainOptions:
             return Path(self.checkpoints)
         if self.output is None:
             return None
-        out = Path(self.output)
-        # PEFT's output is a folder: what is after a dot in its name is no ending.
-        name = out.name if has_folder(self.dialect) else out.stem
-        return out.with_name(f"{name}-checkpoints")
+        return self._beside("-checkpoints")
+
+    @property
+    def race_file(self) -> Path | None:
+        """The file of the outcome of a race: beside `output`, or else in the folder of the checkpoints."""
+        if self.output is None:
+            return None if self.folder is None else self.folder / "race.json"
+        return self._beside("-race.json")
 
     @property
     def last_state(self) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,10 @@ from ..files.writing import system_errors
 from . import processes
 from .extras import has, required
 from .history import StepReport
+from .race import RaceStep
+
+MEASURED = 2
+"""How many steps are measured to tell how long others take."""
 
 
 class View(Protocol):
@@ -101,6 +106,27 @@ class Board:
     def close(self) -> None:
         with system_errors(self._folder):
             self._writer.close()
+
+
+def searching() -> Callable[[RaceStep], None]:
+    """What tells of a race on stderr: its cost before it begins, in minutes too once steps were measured, and
+    each heat."""
+    began: list[float] = []
+
+    def told(now: RaceStep) -> None:
+        if now.heat == 1 and now.step == 0:
+            share = now.budget / now.total
+            print(f"searching: at most {now.budget:.0f} steps, {share:.0%} of the training", file=sys.stderr)
+        if now.heat == 1 and now.step == MEASURED:
+            # The first step takes longer than others.
+            began.append(time.monotonic())
+        if now.heat == 1 and now.step == 2 * MEASURED:
+            minutes = (time.monotonic() - began[0]) / MEASURED * (now.budget - now.spent) / 60
+            print(f"that takes about {minutes:.2g} minutes at most", file=sys.stderr)
+        if now.step == 0:
+            print(now, file=sys.stderr)
+
+    return told
 
 
 class Mean:

@@ -20,7 +20,7 @@ from ..maths.chance import Chance
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from . import processes
-from .feed import Batches, DataPlace, batches_of, moved
+from .feed import Batches, DataPlace, Feed, batches_of, moved
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
@@ -156,6 +156,15 @@ class Trainer:
         finally:
             self.optimiser.zero_grad(set_to_none=True)
         return report
+
+    def step_of(self, feed: Feed) -> StepReport:
+        """Make one step by the next batches of a feed, each process by its own of them, as `step`."""
+        count = processes.count()
+        batches = feed.take(self.options.accumulation * count)
+        own = batches[processes.rank() :: count]
+        # Make as many passes as the other processes: with a sharded base they wait for each other.
+        beside = batches[:1] * (-(-len(batches) // count) - len(own))
+        return self.step(*own, of=len(batches), place=feed.place, beside=beside)
 
     def validate(self) -> float:
         """The mean loss of the validation batches, as `evaluated`, always with the same chance."""

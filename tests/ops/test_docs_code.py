@@ -41,8 +41,8 @@ def test_the_page_of_the_library_runs_in_an_empty_folder(
 def test_the_page_of_ranks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = pages.run("ranks", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"probe.safetensors", "plan.png"}
-    assert names["trials"].best.loss <= min(trial.loss for trial in names["trials"].trials[:2])
+    assert {path.name for path in tmp_path.iterdir()} == {"probe.safetensors", "plan.png", "race.png"}
+    assert names["race"].winner.loss < names["race"].start and len(names["race"].heats) >= 3
     assert all(torch.isfinite(parameter).all() for parameter in names["network"].parameters())
 
 

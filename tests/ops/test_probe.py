@@ -388,6 +388,13 @@ def with_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), Running(), normed, nn.Linear(6, 3))
 
 
+def raced(net: nn.Module, plan: lyc.Plan, data: Any) -> None:
+    """A race on a model, with two heats."""
+    entrant = lyc.Entrant("one", lambda: lyc.create_lycoris(net, plan=plan, seed=0), 1e-3)
+    found = lyc.race([entrant], data, data[:1], loss, lyc.TrainOptions(steps=24), steps=24, share=1)
+    assert len(found.heats) == 2
+
+
 def test_running_statistics_stay_and_are_used() -> None:
     torch.manual_seed(0)
     net = with_statistics()
@@ -398,7 +405,7 @@ def test_running_statistics_stay_and_are_used() -> None:
     data = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(2)]
     found = lyc.probe(net, data, loss, include=("0", "4"))
     plan = lyc.plan_ranks(found, size=lyc.Rank(1), algorithms="lora")
-    lyc.try_plans(net, {"one": plan}, data, data, loss, rates=[1e-2], steps=2, rounds=1)
+    raced(net, plan, data)
     after = net.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(module.training for module in net.modules())
@@ -419,7 +426,7 @@ def test_weights_that_are_loaded_within_each_pass(net: Net) -> None:
     assert all(parameter.requires_grad for parameter in net.parameters())
     bypassed = replace(found, layers={p: layer for p, layer in found.layers.items() if p != "words"})
     plan = lyc.plan_ranks(bypassed, size=lyc.Rank(1), algorithms="lora")
-    lyc.try_plans(net, {"one": plan}, batches(), batches(), loss, rates=[1e-3], steps=1, rounds=1)
+    raced(net, plan, batches())
     unseen: list[int] = []
 
     def counted(module: nn.Module, batch: Any) -> Tensor:

@@ -174,3 +174,25 @@ def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
     assert main(["train", settings(tmp_path / "whole")]) == 0
     ours, wanted = ((tmp_path / name / "out.safetensors").read_bytes() for name in (".", "whole"))
     assert ours == wanted
+
+
+def test_a_race_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = settings(tmp_path, train="search = 'all'\nwarmup = 0.1")
+    text = (
+        Path(file).read_text(encoding="utf-8").replace("steps = 4", "steps = 60").replace("false", "true", 1)
+    )
+    Path(file).write_text(text, encoding="utf-8")
+    assert main(["train", file, "--search", "rate", "--search-share", "0.9", "--json"]) == 0
+    shown, errors = capsys.readouterr()
+    race = json.loads(shown)["searched"]
+    assert {heat["name"] for heat in race["heats"]} == {race["name"]} == {"loha as asked"}
+    assert race["spent"] <= race["budget"] == 54
+    assert "searching: at most 54 steps, 90% of the training" in errors
+    assert re.search(r"heat 2 of at most \d, loha as asked at 0\.03", errors)
+    assert re.search(r"that takes about [\d.e-]+ minutes at most", errors)
+    kept = json.loads((tmp_path / "out-race.json").read_text(encoding="utf-8"))
+    assert kept["lr"] == race["lr"] and kept["heats"] == race["heats"]
+    made = lyc.load_adapter(tmp_path / "out.safetensors").metadata
+    assert float(made["ss_learning_rate"]) == race["lr"]
+    assert main(["train", file, "--search", "rate", "--search-share", "0.9", "--overwrite"]) == 0
+    assert "(from out-race.json, not raced again)" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ... import LycorisError, Plan, TrainOptions, TrainResult, create_lycoris, train_network
+from ... import SEARCHES, LycorisError, Plan, TrainOptions, TrainResult, create_lycoris, train_network
 from .. import interrupted
 from ..shared import add_json, show
 from ..training import options_of, plan_of, read_settings, table, task_of
@@ -35,6 +35,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="STATE",
         help="go on with an earlier run: from a .state.safetensors file, or else from its newest whole state",
     )
+    command.add_argument(
+        "--search",
+        choices=SEARCHES,
+        help="what a race of small trainings finds before the training: the learning rate, or all, the kind "
+        "of the layers too; in place of `search` in [train]",
+    )
+    command.add_argument(
+        "--search-share",
+        type=float,
+        metavar="SHARE",
+        help="what the race may cost at most, as a share of the steps of the training (0.4)",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
     add_json(command)
 
@@ -42,7 +54,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     file = Path(options.settings)
     settings = read_settings(file)
-    training = options_of(settings, overwrite=options.overwrite)
+    given = {"search": options.search, "search_share": options.search_share}
+    given = {name: value for name, value in given.items() if value is not None}
+    training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **given)
     resume = _resumed(options.resume, training)
     _join_processes()
     task = task_of(settings, file)
@@ -117,6 +131,8 @@ def _plan(
 
 def _plain(result: TrainResult) -> dict[str, Any]:
     """The result for JSON."""
-    best = result.history.best
+    best, searched = result.history.best, result.searched
     found = {"step": best[0], "loss": best[1]} if best else None
-    return {**dataclasses.asdict(result), "best": found}
+    raced = dataclasses.asdict(searched.race) if searched and searched.race else None
+    plain = dataclasses.asdict(dataclasses.replace(result, searched=None))
+    return {**plain, "best": found, "searched": raced}

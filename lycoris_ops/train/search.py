@@ -1,0 +1,476 @@
+"""What a training begins with, found by a race before it and kept for the next one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..algorithms import ALGORITHMS
+from ..errors import FileFormatError, LycorisError, TrainError, UnsuitedError
+from ..files.writing import new_files
+from ..maths.chance import Chance
+from ..maths.shapes import Shape, factorization
+from ..modules import Site
+from ..ranks.choice import plan_ranks
+from ..ranks.gradients import Loss
+from ..ranks.plan import Plan
+from ..ranks.probe import probe
+from ..ranks.sizes import Budget
+from . import processes
+from .feed import Batches, batches_of, moved
+from .identity import identity_of
+from .member import Member, completed, layer_seed, make_layer
+from .network import LycorisNetwork
+from .optimisers import family_of
+from .options import AUTOCAST, TrainOptions
+from .race import Entrant, Race, RaceStep, check_repeatable, race, rate_at
+from .settings import LayerSettings
+from .sketches import Sketch, check_data, sketches
+
+ENDING = "-race.json"
+FIRST: Mapping[str, float] = dict.fromkeys(("adamw", "adamw8bit", "muon"), 3e-3)
+"""Where a climb begins whose rate is not given, by optimiser; others at their usual rate. It is for LoRA:
+other kinds begin at `_times` that. On the tasks of docs/quality.md the best rates of LoRA are 3e-3 and 1e-2,
+those of LoKr 1e-2 and 3e-2."""
+HELD = 6
+"""How many held-out batches judge a heat."""
+SEEN = 64
+"""Among how many of the batches for validation these are evenly spaced."""
+PROBED, PROBE_COST = 8, 1.6
+"""How many batches the plan looks at, and what each takes, in steps of one batch, see docs/quality.md."""
+ALIKE = 4
+"""How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md the
+best rate of a kind after 120 steps is on the average that after 480."""
+FACTORS = range(2, 129)
+WHOLE = 2**20
+"""A rank at which LoKr keeps its second factor whole."""
+DECIDING = (
+    *("optimiser", "optimiser_options", "lora_plus", "weight_decay", "schedule", "warmup"),
+    *("accumulation", "clip_norm", "max_weight_norm", "ema", "autocast", "settings"),
+)
+"""The options that a kept race must have in common with a training. Data and network are compared as well."""
+NOT_DECIDING = ("steps", "seed", "learning_rate", "text_learning_rate", "search", "search_share")
+"""Those of `TrainOptions.settings` that may differ."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a training begins with."""
+
+    network: LycorisNetwork
+    """The one that was given, or another one for the same modules."""
+    options: TrainOptions
+    """Those that were given, with the rate that was found."""
+    race: Race | None = None
+    file: Path | None = None
+    """Where the race was kept before, if it was not run now."""
+
+    def __str__(self) -> str:
+        if self.race is None:
+            return ""
+        before = f" (from {self.file.name}, not raced again)" if self.file else ""
+        return f"searched: {self.race.verdict()}{before}"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What entrants are made of."""
+
+    net: LycorisNetwork
+    batches: Batches
+    loss: Loss
+    options: TrainOptions
+    plan: str | None = None
+    """A plan in JSON that was kept."""
+    started: bool = True
+    """Whether a plan is to start from the gradient. A training that is gone on with has its weights."""
+
+    @property
+    def most(self) -> int:
+        """The number of parameters that an entrant may have."""
+        return sum(parameter.numel() for parameter in self.net.parameters())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    algorithm: str
+    make: Callable[[_Given], Callable[[], LycorisNetwork] | None]
+    """What makes the network, which has at most as many parameters; None where there is none of this kind."""
+    cost: float = 0.0
+
+
+class _Planned:
+    """LoRA with ranks by a plan. It is made when it is first asked for, and kept."""
+
+    def __init__(self, given: _Given, most: int) -> None:
+        self.given = given
+        self.most = most
+        self.plan: Plan | None = None
+        self._network: LycorisNetwork | None = None
+
+    def __call__(self) -> LycorisNetwork:
+        if self._network is None:
+            self.plan = self._planned()
+            self._network = self._made(self.plan)
+        return self._network
+
+    def _planned(self) -> Plan:
+        given = self.given
+        if given.plan is not None and not given.started:
+            return Plan.of_json(given.plan)
+        net, options = given.net, given.options
+        device = next(iter(net.parameters())).device
+        dtype = AUTOCAST.get(options.autocast or "")
+
+        def loss(module: Any, batch: Any) -> Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return given.loss(module, moved(batch, options.device))
+
+        with Chance(options.seed, "data", 0).drawn():
+            seen = list(islice(batches_of(given.batches, 0), PROBED))
+        found = probe(net.module, seen, loss, include=_plannable(net), algorithms="lora", seed=options.seed)
+        if given.plan is not None:
+            return Plan.of_json(given.plan, probe=found)
+        return plan_ranks(found, size=Budget(parameters=self.most), algorithms="lora")
+
+    def _made(self, plan: Plan) -> LycorisNetwork:
+        net, rows = self.given.net, {row.path: row for row in plan}
+        members: dict[str, Member] = {}
+        for path, member in net.members.items():
+            if path in rows:
+                row = rows[path]
+                settings = replace(_plain(member.settings), rank=row.rank or 1, alpha=row.alpha)
+                layer = completed(
+                    row.start(plan.probe, seed=layer_seed(net.seed, path)), member.site, settings
+                )
+                members[path] = Member(member.site, layer, settings)
+            elif not _is_factored(member.site):
+                members[path] = _remade(member, member.settings, net.seed)
+        return _like(net, members)
+
+
+def _planned(given: _Given) -> Callable[[], LycorisNetwork] | None:
+    net = given.net
+    kinds = {member.layer.algorithm for member in net.members.values()}
+    paths = _plannable(net)
+    rest = given.most - _others(net)
+    costs = [_lora_numbers(net.members[path].site.shape, 1) for path in paths]
+    if not costs or min(costs) > rest or (net.origin == "plan" and kinds == {"lora"}):
+        return None
+    return _Planned(given, rest)
+
+
+def _uniform(given: _Given) -> Callable[[], LycorisNetwork] | None:
+    net = given.net
+    kinds = {member.layer.algorithm for member in net.members.values()}
+    dora = any(member.settings.dora for member in net.members.values())
+    shapes = _shapes(net)
+    rest = given.most - _others(net)
+    rank = rest // max(1, sum(_lora_numbers(shape, 1) for shape in shapes))
+    if rank < 1 or (net.origin == "fresh" and kinds == {"lora"} and not dora):
+        return None
+    return lambda: _all_of(net, "lora", rank=rank)
+
+
+def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
+    net = given.net
+    rest = given.most - _others(net)
+    sizes = {factor: sum(_lokr_numbers(shape, factor) for shape in _shapes(net)) for factor in FACTORS}
+    fitting = [factor for factor, size in sizes.items() if size <= rest]
+    if not fitting or not _shapes(net):
+        return None
+    factor = max(fitting, key=lambda factor: sizes[factor])
+
+    def make() -> LycorisNetwork:
+        return _all_of(net, "lokr", rank=WHOLE, factor=factor)
+
+    # Better not at all than found at the end of a training that it cannot be written.
+    try:
+        make().check_dialect(given.options.dialect)
+    except LycorisError:
+        return None
+    return make
+
+
+KINDS: Mapping[str, _Kind] = {
+    "planned lora": _Kind("lora", _planned, PROBED * PROBE_COST),
+    "whole lokr": _Kind("lokr", _whole_lokr),
+    "uniform lora": _Kind("lora", _uniform),
+}
+"""What races beside the network that is asked for, in the order in which there is room for it."""
+
+
+# A host may call from within inference mode, whose tensors cannot be trained.
+@torch.inference_mode(mode=False)
+def search_network(
+    net: LycorisNetwork,
+    batches: Batches,
+    loss: Loss,
+    options: TrainOptions,
+    *,
+    steps: int,
+    validation: Batches | None = None,
+    resumed: bool = False,
+    told: Callable[[RaceStep], None] | None = None,
+) -> Searched:
+    """Find the rate, and with `options.search` "all" the kind, with which a network is best trained.
+
+    With "rate" the network climbs from `options.lr`, or from a usual rate. With "all" others for the same
+    modules race with it, each with at most as many parameters: LoRA with planned ranks that starts from the
+    gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. `options.search_share`
+    times `steps` is what it may cost. Where that is too little, all stays as it is given.
+
+    Heats are judged on some of the `validation` batches. Without them the first batches of each epoch are set
+    apart for that, at most a quarter, and the training itself has them again. Where an epoch has less than
+    four batches, they are judged on the trained ones, at other noise.
+
+    The outcome is written to `options.race_file`. A race that lies in the same folder is not run again if it
+    was for the same frozen weights, layers, options and data (`options.data`, or the first tensors of the
+    batches), at least as large a share, and a training at most four times longer or shorter. A training that
+    is gone on with (`resumed`) takes its own race, and none otherwise.
+
+    Afterwards the network that is not taken is as it was, and nothing is applied to the model.
+
+    Raises TrainError for "all" where the network's layers are from a file, and as `race` does;
+    FileFormatError where another file has the name of the outcome, and WriteError.
+    """
+    if options.search == "off" or not options.search_share:
+        return Searched(net, options)
+    if options.search == "all" and net.origin == "file":
+        raise TrainError(
+            "the layers are from a file, which says of which kind they are",
+            key="search",
+            got="all",
+            expected='"rate" or "off"',
+        )
+    check_repeatable(batches)
+    if options.device is not None:
+        net.module.to(options.device)
+        net.to(options.device)
+    net.restore()
+    held, rest = _held_out(validation, batches, options.seed)
+    about = _about(net, options, batches, held)
+    for file, kept in _kept(options):
+        own = file == options.race_file
+        if own if resumed else _serves(kept, about, options, steps):
+            given = _Given(net, rest, loss, options, kept.plan, started=not resumed)
+            entrant = next((one for one in _entrants(given) if one.name == kept.name), None)
+            if entrant is not None:
+                if not own and not resumed:
+                    _write(options, kept)
+                return Searched(entrant.make(), replace(options, lr=kept.lr), kept, file)
+    if resumed:
+        return Searched(net, options)
+    given = _Given(net, rest, loss, options)
+    entrants = _entrants(given)
+    found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
+    if not found.heats:
+        return Searched(net, options, found)
+    winner = next(one for one in entrants if one.name == found.name)
+    network = winner.make()
+    plan = winner.make.plan if isinstance(winner.make, _Planned) else None
+    found = replace(found, about=about, plan=plan.json() if plan else None)
+    _write(options, found)
+    return Searched(network, replace(options, lr=found.lr), found)
+
+
+def _entrants(given: _Given) -> list[Entrant]:
+    net, options = given.net, given.options
+    family = family_of(options.optimiser)
+    kinds = sorted({member.layer.algorithm for member in net.members.values()})
+    fresh = 1.0 if family.one_rate or net.origin != "fresh" else _times(kinds[0])
+    first = FIRST.get(options.optimiser, family.lr)
+    lora = first if options.lr is None else options.lr / fresh
+    if lora is None:
+        raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
+    dora = "dora " if any(member.settings.dora for member in net.members.values()) else ""
+    found = [Entrant(f"{dora}{' and '.join(kinds)} as asked", lambda: net, lora * fresh)]
+    if options.search == "all":
+        for name, kind in KINDS.items():
+            make = kind.make(given)
+            if make is not None:
+                rate = lora * (1.0 if family.one_rate else _times(kind.algorithm))
+                found.append(Entrant(name, make, rate, kind.cost / options.accumulation))
+    return found
+
+
+def _times(algorithm: str) -> float:
+    """How many times higher than LoRA's a climb begins: half the distance of the usual rates, in decades."""
+    return rate_at(1.0, round(math.log10(ALGORITHMS[algorithm].fresh_rate)))
+
+
+# Networks for the modules of another one.
+
+
+def _plain(settings: LayerSettings) -> LayerSettings:
+    """LoRA, with those settings that mean the same for every kind."""
+    kept = ("bias", "input_dropout", "rank_dropout", "module_dropout", "lr", "form")
+    return LayerSettings(**{name: getattr(settings, name) for name in kept})
+
+
+def _all_of(net: LycorisNetwork, algorithm: str, **options: Any) -> LycorisNetwork:
+    members: dict[str, Member] = {}
+    for path, member in net.members.items():
+        settings = member.settings
+        if _is_factored(member.site):
+            settings = replace(_plain(settings), algorithm=algorithm, **options)
+        members[path] = _remade(member, settings, net.seed)
+    return _like(net, members)
+
+
+def _remade(member: Member, settings: LayerSettings, seed: int) -> Member:
+    try:
+        layer, _ = make_layer(member.site, settings, seed)
+    except UnsuitedError:
+        # Such as a weight whose sizes LoKr cannot divide: it keeps the kind that was asked for.
+        settings = member.settings
+        layer, _ = make_layer(member.site, settings, seed)
+    return Member(member.site, layer, settings)
+
+
+def _like(net: LycorisNetwork, members: Mapping[str, Member]) -> LycorisNetwork:
+    made = LycorisNetwork(net.module, members, seed=net.seed, prefix=net.prefix, notes=net.notes)
+    made.set_multiplier(net.multiplier)
+    return made.to(next(iter(net.parameters())).device)
+
+
+def _is_factored(site: Site) -> bool:
+    """Whether the site is of a kind that all algorithms adapt."""
+    return site.kind in ("linear", "conv")
+
+
+def _plannable(net: LycorisNetwork) -> tuple[str, ...]:
+    return tuple(path for path, member in net.members.items() if _is_factored(member.site))
+
+
+def _shapes(net: LycorisNetwork) -> list[Shape]:
+    return [net.members[path].site.shape for path in _plannable(net)]
+
+
+def _others(net: LycorisNetwork) -> int:
+    """The parameters that every entrant has: layers of norms and embeddings, and biases."""
+    count = 0
+    for member in net.members.values():
+        if not _is_factored(member.site):
+            count += sum(parameter.numel() for parameter in member.parameters())
+        elif member.settings.bias and member.site.has_bias:
+            count += member.site.shape[0]
+    return count
+
+
+def _lora_numbers(shape: Shape, rank: int) -> int:
+    return rank * (shape[0] + math.prod(shape[1:]))
+
+
+def _lokr_numbers(shape: Shape, factor: int) -> int:
+    """The numbers of LoKr with two whole factors."""
+    rows, columns = factorization(shape[0], factor), factorization(shape[1], factor)
+    return rows[0] * columns[0] + rows[1] * columns[1] * math.prod(shape[2:])
+
+
+# Batches that judge.
+
+
+def _held_out(validation: Batches | None, batches: Batches, seed: int) -> tuple[list[Any], Batches]:
+    """The batches that judge heats, and those that heats are trained on."""
+    if validation is not None:
+        with Chance(seed, "validation").drawn():
+            seen = list(islice(batches_of(validation, 0), SEEN))
+        return seen[:: -(-len(seen) // HELD) or 1], batches
+    with Chance(seed, "data", 0).drawn():
+        first = list(islice(batches_of(batches, 0), 4 * HELD))
+    count = len(first) // 4
+    if not count:
+        return first, batches
+
+    def rest(epoch: int) -> Iterable[Any]:
+        return islice(batches_of(batches, epoch), count, None)
+
+    return first[:count], rest
+
+
+# The race of an earlier training.
+
+
+def _about(
+    net: LycorisNetwork, options: TrainOptions, batches: Batches, held: Sequence[Any]
+) -> dict[str, Any]:
+    net.apply_to()
+    identity = identity_of(net)
+    net.restore()
+    own = {name: getattr(options, name) for name in DECIDING}
+    own["settings"] = {name: value for name, value in options.settings.items() if name not in NOT_DECIDING}
+    data: Mapping[str, Sequence[Sketch]] = options.data
+    if not data:
+        with Chance(options.seed, "data", 0).drawn():
+            first = next(iter(batches_of(batches, 0)), None)
+        data = {"batches": sketches([_tensors(first)]), "held out": sketches(map(_tensors, held))}
+    return {
+        "search": options.search,
+        "share": options.search_share,
+        "network": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        "options": {name: repr(value) for name, value in own.items()},
+        "data": {name: [list(row) for row in rows] for name, rows in data.items()},
+    }
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in lists, tuples and mappings too."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        batch = list(cast("Mapping[Any, Any]", batch).values())
+    if isinstance(batch, (list, tuple)):
+        return [tensor for part in cast("Sequence[Any]", batch) for tensor in _tensors(part)]
+    return []
+
+
+def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
+    """The races in the folder of the outcome, its own first, then the newest.
+
+    Raises FileFormatError where its own is something else, which would be replaced.
+    """
+    own, found = options.race_file, list[tuple[Path, Race]]()
+    if own is None:
+        return []
+    if own.is_file():
+        found.append((own, Race.of_json(own.read_text(encoding="utf-8"), str(own))))
+    others = [file for file in own.parent.glob(f"*{ENDING}") if file != own]
+    for file in sorted(others, key=lambda file: -file.stat().st_mtime):
+        # A file of that name may be another program's.
+        with suppress(FileFormatError, OSError, UnicodeDecodeError):
+            found.append((file, Race.of_json(file.read_text(encoding="utf-8"))))
+    return found
+
+
+def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: int) -> bool:
+    """Whether a kept race decides a training too."""
+    theirs = kept.about
+    if any(theirs.get(name) != about[name] for name in ("search", "network", "options")):
+        return False
+    if theirs.get("share", 0) < options.search_share or not steps / ALIKE <= kept.steps <= steps * ALIKE:
+        return False
+    known = [row for rows in about["data"].values() for row in rows if row]
+    try:
+        check_data(theirs.get("data", {}), about["data"], None)
+    except TrainError:
+        return False
+    return bool(known)
+
+
+def _write(options: TrainOptions, found: Race) -> None:
+    path = options.race_file
+    if path is not None and processes.rank() == 0:
+        text = found.json().encode()
+        with new_files([path], len(text), make_folder=True) as (file,):
+            file.write(text)

@@ -1,0 +1,326 @@
+"""Races before a training: heats, climbs, what they cost, and what is kept of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops.train.race import VALIDATED, rate_at
+from lycoris_ops.train.search import KINDS
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Dropout(0.1), nn.Tanh(), nn.Linear(24, 4))
+
+
+class Loss:
+    """The mean square error, and how many batches went through the model, with a gradient and without."""
+
+    def __init__(self) -> None:
+        self.trained = self.judged = 0
+
+    def __call__(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.trained += torch.is_grad_enabled()
+        self.judged += not torch.is_grad_enabled()
+        return nn.functional.mse_loss(module(batch[0]), batch[1])
+
+    @property
+    def steps(self) -> float:
+        return self.trained + VALIDATED * self.judged
+
+
+def data(seed: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Outputs of another network, which the first is to be taught."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(9)
+    teacher = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 4))
+    inputs = [torch.randn(32, 12, generator=generator) for _ in range(count)]
+    return [(x, teacher(x).detach()) for x in inputs]
+
+
+BATCHES, HELD = data(1, 8), data(2, 2)
+OPTIONS = lyc.TrainOptions(steps=300, schedule="cosine", warmup=0.05, bar=False, search_share=1.0)
+
+
+def trained(rank: int, lr: float, steps: int) -> float:
+    """The held-out loss after a whole training, made by hand."""
+    net = lyc.create_lycoris(model(), rank=rank, seed=0)
+    given = replace(OPTIONS, steps=steps, lr=lr)
+    trainer = lyc.Trainer(net, Loss(), given, validation=HELD)
+    for number in range(steps):
+        trainer.step(BATCHES[number % len(BATCHES)])
+    return trainer.validate()
+
+
+def entrants(module: nn.Module, lr: float = 1e-3) -> list[lyc.Entrant]:
+    return [
+        lyc.Entrant(f"rank {rank}", lambda rank=rank: lyc.create_lycoris(module, rank=rank, seed=0), lr)
+        for rank in (1, 4)
+    ]
+
+
+def test_the_winner_is_the_one_whose_whole_training_is_best() -> None:
+    net = model()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    loss = Loss()
+    given: Any = (entrants(net), BATCHES, HELD, loss, OPTIONS)
+    found = lyc.race(*given, steps=300, share=1.0)
+    rates = [rate_at(1e-3, place) for place in range(2, 6)]
+    wanted = {(rank, lr): trained(rank, lr, 100) for rank in (1, 4) for lr in rates}
+    rank, lr = min(wanted, key=lambda one: wanted[one])
+    assert (found.name, found.lr) == (f"rank {rank}", lr)
+    # A heat is a whole training of its length: the rate has fallen at its end.
+    heat = found.heats[0]
+    assert heat.loss == pytest.approx(trained(1, heat.lr, heat.steps), rel=1e-6)
+    assert found.winner is not None and found.winner.final and found.winner.loss < found.start
+    assert found.winner.steps > heat.steps and found.winner.parameters == 4 * (36 + 28)
+    # All that went through the model is counted, and stays within the budget.
+    assert loss.steps == found.spent <= found.budget == 300
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
+    assert lyc.race(*given, steps=300, share=1.0) == found
+
+
+@pytest.mark.parametrize("first", [1e-5, 1.0])
+def test_a_rate_that_is_far_off_is_corrected(first: float) -> None:
+    module = model()
+    found = lyc.race(entrants(module, first)[1:], BATCHES, HELD, Loss(), OPTIONS, steps=300, share=2.0)
+    assert 3e-3 <= found.lr <= 1e-1
+    climbed = {heat.lr: heat.loss for heat in found.heats if not heat.final}
+    finals = [heat for heat in found.heats if heat.final]
+    # The final heats are those of the two best rates, and longer.
+    assert {heat.lr for heat in finals} == set(sorted(climbed, key=lambda lr: climbed[lr])[:2])
+    assert found.lr == min(finals, key=lambda heat: heat.loss).lr
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.2, 0.35, 0.6])
+def test_the_budget_is_never_exceeded(share: float) -> None:
+    loss, told = Loss(), list[lyc.RaceStep]()
+    found = lyc.race(
+        entrants(model()), BATCHES, HELD, loss, OPTIONS, steps=300, share=share, told=told.append
+    )
+    assert loss.steps == found.spent <= share * 300
+    assert all(step.heat <= step.of and step.spent <= step.budget for step in told)
+    assert [step.heat for step in told if step.step == 0] == list(range(1, len(found.heats) + 1))
+    if share == 0.03:
+        assert not found.heats and found.name == "rank 1" and found.winner is None
+        assert "too few" in found.verdict()
+    # A kind is left out rather than judged by less than three rates of each.
+    assert found.left_out == (() if share > 0.2 else ("rank 4",))
+
+
+def test_a_heat_that_diverges_ends() -> None:
+    loss = Loss()
+    found = lyc.race(entrants(model(), 1e30)[:1], BATCHES, HELD, loss, OPTIONS, steps=200, share=1)
+    first = found.heats[0]
+    assert first.lr == 1e30 and math.isinf(first.loss)
+    # It went down from there, and what was left of the heat went to others.
+    assert all(heat.lr < 1e30 for heat in found.heats[1:])
+    assert loss.steps <= found.spent <= found.budget and loss.trained < 200
+
+
+def test_a_race_is_told_kept_and_drawn(tmp_path: Path) -> None:
+    found = lyc.race(entrants(model()), BATCHES, HELD, Loss(), OPTIONS, steps=300, share=0.5)
+    won = found.winner
+    assert won
+    first = str(found).splitlines()[0]
+    assert first.startswith(f"{found.name} at {found.lr:g}: {won.loss:.4g} held out after {won.steps} steps")
+    assert "; rank " in first and first.endswith(f"{found.spent:.0f} steps spent of 150")
+    assert lyc.Race.of_json(found.json()) == found
+    lyc.draw_race(found, tmp_path / "race.png")
+    assert (tmp_path / "race.png").stat().st_size > 1000
+    drawn = lyc.race_picture(found).svg()
+    assert "rank 1" in drawn and "rank 4" in drawn and found.name in drawn
+    with pytest.raises(lyc.FileFormatError, match="not the outcome of a race"):
+        lyc.Race.of_json('{"form": 1}')
+
+
+def test_bad_use_is_an_error() -> None:
+    some = entrants(model())
+    with pytest.raises(lyc.TrainError, match="nothing to race"):
+        lyc.race([], BATCHES, HELD, Loss(), OPTIONS, steps=100, share=1)
+    with pytest.raises(lyc.TrainError, match="can be gone through only once"):
+        lyc.race(some, iter(BATCHES), HELD, Loss(), OPTIONS, steps=100, share=1)
+    with pytest.raises(lyc.TrainError, match="two entrants have one name"):
+        lyc.race([*some, *some], BATCHES, HELD, Loss(), OPTIONS, steps=100, share=1)
+    with pytest.raises(lyc.TrainError, match="the loss does not depend on the network"):
+        lyc.race(some, BATCHES, HELD, lambda *given: Loss()(*given).detach(), OPTIONS, steps=100, share=1)
+    with pytest.raises(lyc.TrainError, match="no heat has a finite loss"):
+        lyc.race(
+            entrants(model(), 1e35)[:1], BATCHES, HELD, lambda *given: Loss()(*given) * math.inf, OPTIONS,
+            steps=100, share=1,
+        )  # fmt: skip
+    with pytest.raises(lyc.TrainError, match="out of its range"):
+        lyc.TrainOptions(steps=1, search="kinds")
+
+
+# Before a training.
+
+
+def network(**options: Any) -> lyc.LycorisNetwork:
+    return lyc.create_lycoris(model(), seed=0, **{"rank": 4, **options})
+
+
+def test_off_and_a_share_of_nothing_change_nothing(tmp_path: Path) -> None:
+    ends: list[list[Tensor]] = []
+    for search, share in (("off", 0.4), ("all", 0.0)):
+        given = lyc.TrainOptions(steps=5, search=search, search_share=share, bar=False, picture=False)
+        net = network()
+        result = lyc.train_network(net, BATCHES, Loss(), given)
+        assert result.searched and result.searched.network is net and result.searched.race is None
+        ends.append(list(net.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("kind", [{}, {"algorithm": "lokr"}, {"dora": "output"}, {"algorithm": "oft"}])
+def test_the_rate_of_a_kind_is_found_and_the_training_begins_afresh(kind: dict[str, Any]) -> None:
+    options = replace(OPTIONS, steps=100, search="rate", search_share=0.9)
+    net = network(**kind)
+    result = lyc.train_network(net, BATCHES, Loss(), options, validation=HELD)
+    found = result.searched
+    assert found and found.race and found.network is net and found.options.lr == found.race.lr
+    assert {heat.name for heat in found.race.heats} == {found.race.name}
+    assert result.history.validation[0][1] == pytest.approx(found.race.start)
+    by_hand = network(**kind)
+    same = replace(OPTIONS, steps=100, lr=found.race.lr)
+    wanted = lyc.train_network(by_hand, BATCHES, Loss(), same, validation=HELD)
+    assert result.history.losses == wanted.history.losses
+    assert found.race.verdict() in str(result)
+
+
+def test_all_chooses_among_kinds_of_at_most_the_same_size(capsys: pytest.CaptureFixture[str]) -> None:
+    options = replace(OPTIONS, steps=400, search="all", search_share=1.0, bar=True)
+    net, loss, told = network(dora="output"), Loss(), list[lyc.RaceStep]()
+    most = sum(parameter.numel() for parameter in net.parameters())
+    found = lyc.search_network(net, BATCHES, loss, options, steps=400, validation=HELD, told=told.append)
+    assert found.race and not net.applied and not found.network.applied
+    assert {heat.name for heat in found.race.heats} == {"dora lora as asked", *KINDS}
+    assert all(heat.parameters <= most for heat in found.race.heats)
+    names = {step.name for step in told}
+    assert names == {heat.name for heat in found.race.heats}
+    # The probe of the plan is counted in: each of its batches at 1.6 steps.
+    assert found.race.spent <= 400 and loss.steps < found.race.spent < loss.steps + 8
+    count = sum(parameter.numel() for parameter in found.network.parameters())
+    assert found.race.winner and found.race.winner.parameters == count
+    assert found.network.module is net.module
+    # A dialect that cannot hold LoKr.
+    diffusers = replace(options, dialect="diffusers")
+    found = lyc.search_network(net, BATCHES, loss, diffusers, steps=400, validation=HELD)
+    assert found.race and {heat.name for heat in found.race.heats} == names - {"whole lokr"}
+    with pytest.raises(lyc.TrainError, match="the layers are from a file"):
+        lyc.search_network(
+            lyc.create_lycoris(model(), weights=net.to_adapter()), BATCHES, loss, options, steps=400
+        )
+
+
+def test_what_is_asked_for_is_not_raced_twice() -> None:
+    options = replace(OPTIONS, search="all", search_share=1.0)
+    plan = lyc.plan_ranks(lyc.probe(model(), BATCHES, Loss()), size=lyc.Budget(parameters=150))
+    for net, wanted in (
+        (network(), {"lora as asked", "planned lora", "whole lokr"}),
+        (lyc.create_lycoris(model(), plan=plan), {"lora as asked", "whole lokr", "uniform lora"}),
+        # A LoKr of as few numbers as there are, below a LoRA of rank 1 on every layer.
+        (network(algorithm="lokr", rank=1), {"lokr as asked", "planned lora"}),
+    ):
+        found = lyc.search_network(net, BATCHES, Loss(), options, steps=300)
+        assert found.race
+        raced = {heat.name for heat in found.race.heats} | set(found.race.left_out)
+        assert raced == wanted, raced
+
+
+def test_without_validation_the_first_batches_are_set_apart() -> None:
+    seen: list[tuple[bool, int]] = []
+    data = [(*batch, torch.tensor(number)) for number, batch in enumerate(BATCHES)]
+
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        seen.append((torch.is_grad_enabled(), int(batch[2])))
+        return Loss()(module, batch[:2])
+
+    lyc.search_network(network(), data, loss, replace(OPTIONS, search="rate"), steps=60)
+    assert {number for grad, number in seen if not grad} == {0, 1}
+    assert {number for grad, number in seen if grad} == {2, 3, 4, 5, 6, 7}
+    seen.clear()
+    lyc.search_network(network(), data[:2], loss, replace(OPTIONS, search="rate"), steps=60)
+    assert {number for _, number in seen} == {0, 1}
+    with pytest.raises(lyc.TrainError, match="can be gone through only once"):
+        lyc.search_network(network(), iter(data), loss, replace(OPTIONS, search="rate"), steps=60)
+
+
+def test_a_second_training_begins_with_what_the_first_found(tmp_path: Path) -> None:
+    def options(name: str, **more: Any) -> lyc.TrainOptions:
+        given: dict[str, Any] = {"steps": 120, "search": "all", "search_share": 0.9, "bar": False}
+        return lyc.TrainOptions(
+            **given | {"output": tmp_path / f"{name}.safetensors", "picture": False} | more
+        )
+
+    def searched(given: lyc.TrainOptions, batches: Any = BATCHES, **more: Any) -> lyc.Searched:
+        found = lyc.search_network(
+            network(**more), batches, Loss(), given, steps=given.steps or 0, validation=HELD
+        )
+        assert found.race
+        return found
+
+    first = searched(options("one"))
+    assert first.file is None and (tmp_path / "one-race.json").exists()
+    # Another name, seed and length, and a smaller share.
+    again = searched(options("two", seed=3, steps=200, search_share=0.5))
+    assert again.file == tmp_path / "one-race.json" and again.race == first.race
+    assert again.options.lr == first.options.lr and "not raced again" in str(again)
+    for one, other in zip(again.network.members.values(), first.network.members.values(), strict=True):
+        assert {n: t.shape for n, t in one.layer.tensors().items()} == {
+            n: t.shape for n, t in other.layer.tensors().items()
+        }
+    assert lyc.Race.of_json((tmp_path / "two-race.json").read_text()) == first.race
+    # What decides it is compared: data, network, options, the share and the length.
+    assert searched(options("three"), data(7, 8)).file is None
+    assert searched(options("three"), rank=3).file is None
+    assert searched(options("three", accumulation=2)).file is None
+    assert searched(options("three", steps=600)).file is None
+    assert searched(options("three", search_share=1.0)).file is None
+    (tmp_path / "four-race.json").write_text("[]", encoding="utf-8")
+    assert searched(options("three")).file is not None
+    with pytest.raises(lyc.FileFormatError, match=r"four-race\.json"):
+        searched(options("four"))
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-4])
+def test_a_training_that_is_gone_on_with_does_not_race_again(tmp_path: Path, lr: float) -> None:
+    given = lyc.TrainOptions(
+        steps=100, search="all", search_share=0.9, lr=lr, bar=False, picture=False,
+        output=tmp_path / "out.safetensors",
+    )  # fmt: skip
+
+    def halt(report: lyc.StepReport) -> None:
+        if report.step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lyc.train_network(network(), BATCHES, Loss(), given, validation=HELD, progress=halt)
+    loss = Loss()
+    result = lyc.train_network(network(), BATCHES, loss, given, validation=HELD, resume=given.folder)
+    assert result.searched and result.searched.file and result.steps == 100
+    assert loss.trained == 93
+    unbroken = lyc.train_network(network(), BATCHES, Loss(), replace(given, output=None), validation=HELD)
+    assert result.history.losses == unbroken.history.losses
+
+
+def test_an_interrupt_leaves_the_model_and_the_network_as_they_were() -> None:
+    net = network()
+    before = [parameter.clone() for parameter in net.parameters()]
+
+    def halt(step: lyc.RaceStep) -> None:
+        if step.heat == 2 and step.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lyc.search_network(net, BATCHES, Loss(), replace(OPTIONS, search="rate"), steps=300, told=halt)
+    assert not net.applied and all(parameter.requires_grad for parameter in net.module.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, net.parameters(), strict=True))
