@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .results import Result
+from .results import SEARCHED, Result
 
 Point = tuple[float, float]
 
@@ -75,7 +75,7 @@ def _entry(group: Sequence[Result]) -> Entry:
         loss=statistics.fmean(losses),
         spread=statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else 0.0,
         seeds=len(chosen),
-        edge=not (min(tuned) < step < max(tuned)),
+        edge=step != SEARCHED and not (min(tuned) < step < max(tuned)),
         curve=curve,
     )
 

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+SEARCHED = 0
+"""The step of a method that finds its rate itself: one times that rate."""
+
 
 @dataclass(frozen=True, order=True)
 class Run:
@@ -22,7 +25,7 @@ class Run:
     size: float
     """How much the adapter may hold: its parameters are about those of a LoRA of this rank."""
     step: int
-    """The learning rate, in quarters of a decade: 10 ** (step / 4)."""
+    """The learning rate, in quarters of a decade: 10 ** (step / 4). Of a method that finds it, SEARCHED."""
     seed: int
 
     @property

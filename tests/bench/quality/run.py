@@ -30,8 +30,8 @@ from pathlib import Path
 import torch
 
 from .method import Method, Setting
-from .methods import in_peft, ours, planned, whole
-from .results import Result, Results, Run
+from .methods import in_peft, ours, planned, searched, whole
+from .results import SEARCHED, Result, Results, Run
 from .search import best
 from .task import Task, digest
 from .tasks.characters import Characters
@@ -46,7 +46,13 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 """All trainings so far. They take hours, and are kept with the code that made them."""
 TASKS: tuple[Task, ...] = (Characters(), Series(), TextLines(), SourceCode(), Pictures())
 """Those on which nothing is tuned come first."""
-METHODS: tuple[Method, ...] = (*ours.METHODS, *planned.METHODS, *whole.METHODS, *in_peft.METHODS)
+METHODS: tuple[Method, ...] = (
+    *ours.METHODS,
+    *planned.METHODS,
+    *searched.METHODS,
+    *whole.METHODS,
+    *in_peft.METHODS,
+)
 SEEDS = (0, 1, 2)
 COARSE, FINE = 2, 1
 STAGES: dict[str, tuple[tuple[str, int], ...]] = {
@@ -89,6 +95,8 @@ class Bench:
 
     def rate(self, task: Task, method: Method, length: str, size: float, start: int, width: int) -> int:
         """The best learning rate, as `search.best` counts it."""
+        if method.start == SEARCHED:
+            return start
         return best(lambda step: self.result(task, method, length, size, step, SEEDS[0]).tune, start, width)
 
     def _train(self, task: Task, method: Method, run: Run) -> Result:

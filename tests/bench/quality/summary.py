@@ -116,7 +116,7 @@ def losses(methods: Mapping[str, list[Entry]], times: Times) -> str:
             count(entry.numbers),
             f"{entry.loss:.4f}" + (f" ± {entry.spread:.4f}" if entry.seeds > 1 else ""),
             str(entry.seeds),
-            f"{entry.lr:.1e}" + (" (edge)" if entry.edge else ""),
+            "its own" if entry.lr == 1 else f"{entry.lr:.1e}" + (" (edge)" if entry.edge else ""),
             *timed(times.get(entry.key)),
         ]
         for name, group in methods.items()

@@ -111,6 +111,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     expected = {
         "LoRA": 6 * (6 + 18) + 12 * (12 + 24) + 5 * (5 + 12),
         "DoRA": 4 * one + 6 + 12 + 5,
+        "DoRA, search rate": 4 * one + 6 + 12 + 5,
         "LoHa": 2 * 2 * one,
         "LoRA, gradient": 4 * one,
         "fine-tuning": 6 * 18 + 12 * 24 + 5 * 12,

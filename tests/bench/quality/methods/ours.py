@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lycoris_ops as lyc
@@ -25,27 +25,31 @@ def adapted(setting: Setting, **options: Any) -> Adapted:
     )
 
 
-def lora(setting: Setting) -> Adapted:
-    return adapted(setting, rank=int(setting.size))
+Made = Callable[..., Adapted]
+"""What makes a network of options, as `adapted` does."""
 
 
-def dora(setting: Setting) -> Adapted:
-    return adapted(setting, rank=int(setting.size), dora="output")
+def lora(setting: Setting, made: Made = adapted) -> Adapted:
+    return made(setting, rank=int(setting.size))
 
 
-def loha(setting: Setting) -> Adapted:
+def dora(setting: Setting, made: Made = adapted) -> Adapted:
+    return made(setting, rank=int(setting.size), dora="output")
+
+
+def loha(setting: Setting, made: Made = adapted) -> Adapted:
     """LoHa of a rank holds twice as many numbers as LoRA."""
-    return adapted(setting, algorithm="loha", rank=int(setting.size / 2))
+    return made(setting, algorithm="loha", rank=int(setting.size / 2))
 
 
-def lokr(setting: Setting) -> Adapted:
+def lokr(setting: Setting, made: Made = adapted) -> Adapted:
     """LoKr of two full factors, with the factor whose numbers are nearest to the budget."""
     shapes = [site.shape for site in setting.sites.values()]
     # One that divides some layer: others would only stand for a smaller one.
     factors = [n for n in range(2, 33) if any(size % n == 0 for shape in shapes for size in shape[:2])]
     factor = min(factors, key=lambda factor: abs(math.log(lokr_numbers(shapes, factor) / setting.budget)))
     # A rank that no layer falls short of: the second factor is full then.
-    return adapted(setting, algorithm="lokr", rank=2**20, factor=factor)
+    return made(setting, algorithm="lokr", rank=2**20, factor=factor)
 
 
 def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
@@ -57,12 +61,12 @@ def lokr_numbers(shapes: Sequence[Shape], factor: int) -> int:
     return total
 
 
-def oft(setting: Setting) -> Adapted:
+def oft(setting: Setting, made: Made = adapted) -> Adapted:
     """OFT of the size of block whose numbers are nearest to the budget."""
     rows = [site.shape[0] for site in setting.sites.values()]
     sizes = range(2, max(rows) + 1)
     size = min(sizes, key=lambda size: abs(math.log(oft_numbers(rows, size) / setting.budget)))
-    return adapted(setting, algorithm="oft", rank=size)
+    return made(setting, algorithm="oft", rank=size)
 
 
 def oft_numbers(rows: Sequence[int], size: int) -> int:
