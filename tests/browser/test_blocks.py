@@ -75,9 +75,12 @@ def test_the_model_of_a_stack_is_found_through_the_workflow(ui: Ui) -> None:
     follow = f"""async () => {{
         const {{followModel}} = await import({json.dumps(MODULE)})
         window.followed = []
-        window.stop = followModel(rows, ({{file}}) => followed.push(file))
+        followModel(rows, ({{file}}) => followed.push(file))
     }}"""
     page.evaluate(follow)
+    # Of what a script has changed the front end speaks when it looks next.
+    look = "() => void app.extensionManager.workflow.activeWorkflow?.changeTracker?.checkState?.()"
+    page.evaluate(look)
     page.wait_for_function("followed.length === 1")
     inside = """
         app.canvas.selectItems(app.graph.nodes.filter(node => ['LycorisSchedule', 'CheckpointLoaderSimple',
@@ -105,7 +108,7 @@ def test_the_model_of_a_stack_is_found_through_the_workflow(ui: Ui) -> None:
         loader.widgets[0].value = 'none.safetensors'
     """
     assert model(primitive) == known
-    page.evaluate("loader => app.extensionManager.workflow.activeWorkflow?.changeTracker?.checkState?.()")
+    page.evaluate(look)
     assert page.evaluate("followed") == [CHECKPOINT]
     # The front end itself looks for the link of an input that grows, when its node is in no graph any more.
     assert not [error for error in ui.errors if "LGraph reference" not in error]
