@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
 import { t, told } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
-import { bareHeight, fill, remove, stateOf } from "./report/box.js"
+import { fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
 import { showReasons } from "./rows/reasons.js"
 
@@ -174,14 +174,6 @@ app.registerExtension({
       ask: () => removeAll("refused"),
       sent: (prompt, workflow) => workflows.set(prompt, workflow),
       refuse,
-    })
-  },
-
-  beforeRegisterNodeDef(nodeType, { name }) {
-    if (!isOurs(name)) return
-    // Without what the box has added, so that a report is no change of the workflow.
-    after(nodeType, "onSerialize", (node, data) => {
-      if (stateOf(node)) data.size = [data.size[0], bareHeight(node)]
     })
   },
 

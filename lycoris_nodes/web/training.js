@@ -9,7 +9,7 @@ import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
 import { foldInputs } from "./training/fold.js"
-import { addedHeight, removeTraining, showTraining, stageOf } from "./training/panel.js"
+import { removeTraining, showTraining, stageOf } from "./training/panel.js"
 import { plain, shownValue } from "./training/usual.js"
 import { inWords } from "./training/words.js"
 
@@ -234,7 +234,6 @@ app.registerExtension({
     if (!WITH_USUAL.includes(name)) return
     after(nodeType, "onSerialize", (node, data) => {
       data.widgets_values = data.widgets_values?.map?.(plain)
-      data.size = [data.size[0], data.size[1] - addedHeight(node)]
     })
   },
 

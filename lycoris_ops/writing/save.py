@@ -125,7 +125,7 @@ def save_adapter(
             file=adapter.path,
             got=f"{len(adapter.unreadable)} layers that cannot be read",
             expected="at least one layer",
-            hint="`inspect` on the command line says why",
+            hint="The inspect command says why, and so do the reports of Load and Inspect in ComfyUI",
         )
     made: list[Made] = []
     for layer in planned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from collections.abc import Callable
@@ -208,7 +209,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     ui: Ui, vue: bool, screenshot: Callable[[str], None]
 ) -> None:
     page, name = ui.page, "vue" if vue else "canvas"
-    build(ui, vue, steps=40, filename_prefix="loras/mine")
+    build(ui, vue, steps=40, filename_prefix=f"loras/{name}")
     before = kept(ui)["size"]
     ui.press_run()
     said = follow(ui, "^Step [3-9] of 40, ")
@@ -235,7 +236,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     assert ended(ui) == "execution_success"
     assert not page.locator(f"{PANEL} button").count() and page.locator(f"{PANEL} svg").count() == 1
     screenshot(f"training-done-{name}")
-    change(ui, "filename_prefix", "loras/mine")
+    change(ui, "filename_prefix", f"loras/{name}")
     assert "steps was 40 and is 1" in page.locator(f"{PANEL} .differences").inner_text()
     screenshot(f"training-other-settings-{name}")
     change(ui, "steps", 40)
@@ -248,7 +249,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     follow(ui, "^Step 2 of 40, ")
     stop(ui)
     folder = ui.server.base / "output" / "loras"
-    assert (folder / "mine_00002_-checkpoints" / "last.safetensors").exists()
+    assert (folder / f"{name}_00002_-checkpoints" / "last.safetensors").exists()
     assert int(re.findall(r"^Stopped at (\d+) of 40$", words(ui))[0]) < at
     change(ui, "steps", 39)
     page.evaluate("heard.length = 0")
@@ -256,11 +257,14 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     follow(ui, r"^Step \d+ of 40, ")
     # In another tab the same key is another node's.
     first_tab = ui.serialized()
-    show(ui, {**first_tab, "id": str(uuid4())})
-    assert not page.locator(PANEL).count()
+    other = {**copy.deepcopy(first_tab), "id": str(uuid4())}
+    (node,) = (one for one in other["nodes"] if one["type"] == "LycorisTrain")
+    node["widgets_values"][4] = "loras/other"
+    show(ui, other)
+    assert values(ui)["filename_prefix"] == "loras/other" and not page.locator(PANEL).count()
     show(ui, first_tab)
     assert ended(ui) == "execution_success"
-    assert values(ui)["steps"] == 40 and (folder / "mine_00002_.safetensors").exists()
+    assert values(ui)["steps"] == 40 and (folder / f"{name}_00002_.safetensors").exists()
     assert page.locator(f"{PANEL}[data-stage=done] svg").count() == 1
     assert ui.errors == []
 
@@ -270,7 +274,7 @@ def test_samples_are_in_a_strip_beside_the_curve(
     ui: Ui, vue: bool, screenshot: Callable[[str], None]
 ) -> None:
     page, name = ui.page, "vue" if vue else "canvas"
-    build(ui, vue, vae=True, steps=2, filename_prefix="loras/sampled")
+    build(ui, vue, vae=True, steps=2, filename_prefix=f"loras/sampled-{name}")
     page.evaluate("heard.length = 0")
     ui.press_run()
     said = follow(ui, "^Sampling at step 2: 20 of 20")

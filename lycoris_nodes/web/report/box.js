@@ -1,12 +1,12 @@
 // The box with a report on a node, below its other widgets: one sentence, and the rest folded below it.
 //
-// It takes no room that another node has, and is no part of the workflow: the node is saved in the size that it has
-// without the box.
+// It takes no room that another node has, and is no part of the workflow.
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
+import { bareHeight, grow, hold, release } from "../height.js"
 import { t, told } from "../language.js"
-import { drawn, ourNodes, showElement } from "../nodes.js"
+import { drawn, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../wheel.js"
 import { pictureOf } from "./picture.js"
 import { freeBelow, partsOf } from "./words.js"
@@ -18,54 +18,17 @@ const LINES = 16
 const DRAWN = 36
 
 /**
- * `bare` is the height of the node without its box, and `height` that of the box on the canvas. `open` says whether the
- * user has unfolded the details, which the next report keeps. `fills` counts how often it has changed, and `lines` are
- * the most that it has.
+ * `height` is that of the box on the canvas. `open` says whether the user has unfolded the details, which the next
+ * report keeps. `fills` counts how often it has changed, and `lines` are the most that it has.
  *
- * @typedef {{widget: DomWidget, bare: number, fills: number, height: number, lines: number, open: boolean}} Box
+ * @typedef {{widget: DomWidget, fills: number, height: number, lines: number, open: boolean}} Box
  */
 
 /** @type {WeakMap<GraphNode, Box>} */
 const boxes = new WeakMap()
 
-// The heights of nodes whose boxes have just gone: Vue still measures some of them with the box.
-/** @type {WeakMap<GraphNode, number>} */
-const leaving = new WeakMap()
-const LEAVES = 500
-
 /** What the box of a node shows: `waiting`, `refused`, `error`, or the state of a report; undefined without a box. */
 export const stateOf = (/** @type {GraphNode} */ node) => boxes.get(node)?.widget.element.dataset.state
-
-/**
- * The height of a node without its box.
- *
- * @param {GraphNode} node
- */
-export const bareHeight = (node) => boxes.get(node)?.bare ?? node.size[1]
-
-// What a user drags at a node with a box changes its height without the box too. All else is the box's doing.
-addEventListener(
-  "pointerdown",
-  (event) => {
-    const target = /** @type {Element} */ (event.target)
-    if (target.closest?.(".lycoris-report") || !app.rootGraph) return
-    const onNode = /** @type {HTMLElement | null} */ (target.closest?.("[data-node-id]"))?.dataset.nodeId
-    const heights = [...ourNodes()].flatMap((node) => {
-      if (target !== app.canvas.canvas && onNode !== String(node.id)) return []
-      const box = boxes.get(node)
-      return box ? [{ node, box, fills: box.fills, height: node.size[1] }] : []
-    })
-    if (!heights.length) return
-    const dragged = async () => {
-      await drawn()
-      for (const { node, box, fills, height } of heights) {
-        if (boxes.get(node) === box && box.fills === fills) box.bare += node.size[1] - height
-      }
-    }
-    addEventListener("pointerup", dragged, { once: true, capture: true })
-  },
-  true,
-)
 
 /**
  * How high a box can be: down to the next node below, but never less than its first line needs.
@@ -74,7 +37,8 @@ addEventListener(
  * @param {Box} box
  * @param {number} needed by its other widgets
  */
-function roomFor(node, { bare: height, lines }, needed) {
+function roomFor(node, { lines }, needed) {
+  const height = bareHeight(node)
   const { NODE_SLOT_HEIGHT: gap, NODE_TITLE_HEIGHT: title, NODE_WIDGET_HEIGHT: line } = LiteGraph
   const [x, y] = node.pos
   const others = (node.graph?.nodes ?? [])
@@ -90,9 +54,9 @@ function roomFor(node, { bare: height, lines }, needed) {
 function addBox(node) {
   const element = make("div", { class: "lycoris-report", tabIndex: 0 })
   shareWheel(element)
-  const bare = leaving.get(node) ?? node.size[1]
   /** @type {Box} */
-  const box = { widget: /** @type {any} */ (null), bare, fills: 0, height: 0, lines: LINES, open: false }
+  const box = { widget: /** @type {any} */ (null), fills: 0, height: 0, lines: LINES, open: false }
+  hold(node, box)
   box.widget = showElement(node, "report", element, {
     getMinHeight: () => box.height,
     getMaxHeight: () => 40 * LiteGraph.NODE_WIDGET_HEIGHT,
@@ -129,14 +93,14 @@ async function fit(node, box) {
   const fills = ++box.fills
   const vue = LiteGraph.vueNodesMode
   // Vue makes a node as high as what is in it.
-  if (vue) element.style.maxHeight = `${roomFor(node, box, box.bare)}px`
+  if (vue) element.style.maxHeight = `${roomFor(node, box, bareHeight(node))}px`
   else await drawn()
   if (fills !== box.fills || boxes.get(node) !== box) return
   if (!vue) {
     box.height = 0
     const [, needed] = node.computeSize()
     box.height = Math.min(heightOf(element, node.size[0] - 2 * margin) + 8, roomFor(node, box, needed))
-    node.setSize([node.size[0], Math.max(box.bare, node.computeSize()[1])])
+    grow(node)
   }
   app.canvas.setDirty(true, true)
   await drawn()
@@ -193,16 +157,10 @@ const fold = (title, within, ontoggle) =>
   make("details", { ontoggle }, make("summary", { textContent: title }), ...within)
 
 /** @param {GraphNode} node */
-export async function remove(node) {
+export function remove(node) {
   const box = boxes.get(node)
   if (!box) return
   boxes.delete(node)
   node.removeWidget(box.widget)
-  node.setSize([node.size[0], box.bare])
-  app.canvas.setDirty(true, true)
-  if (!LiteGraph.vueNodesMode) return
-  leaving.set(node, box.bare)
-  await new Promise((done) => setTimeout(done, LEAVES))
-  if (!boxes.has(node)) node.setSize([node.size[0], box.bare])
-  leaving.delete(node)
+  release(node, box)
 }

@@ -1,12 +1,12 @@
 // What a node of training shows of it: what it does, a bar, the curve of the loss, and the pictures sampled so far.
 //
-// It is above the box with the report, and as that no part of the workflow: the node is saved in the size that it has
-// without it.
+// It is above the box with the report, and like that no part of the workflow.
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
+import { grow, hold, release } from "../height.js"
 import { t } from "../language.js"
-import { drawn, showElement } from "../nodes.js"
+import { showElement } from "../nodes.js"
 import { curve } from "./curve.js"
 import { inWords } from "./words.js"
 
@@ -14,13 +14,11 @@ addStyle("./style.css", import.meta.url)
 
 /** @typedef {import("./words.js").Shown} Shown */
 /**
- * `height` is that of the element, and `added` what the node has got by it. `bare` is the height of the node without
- * it, and `drawn` that with it once it has been drawn: what changes later is the user's doing. `large` is the step of
- * the picture that is shown large.
+ * `height` is that of the element, and `large` the step of the picture that is shown large.
  *
  * @typedef {{
- *   widget: DomWidget, element: HTMLElement, inner: HTMLElement, height: number, added: number, bare: number,
- *   drawn: number | null, shown: Shown, large: number | null, acts: Acts,
+ *   widget: DomWidget, element: HTMLElement, inner: HTMLElement, height: number, shown: Shown, large: number | null,
+ *   acts: Acts,
  * }} Panel
  * @typedef {{goOn: () => void, beginAnew: () => void, takeOver: () => void}} Acts
  */
@@ -34,12 +32,6 @@ const panels = new WeakMap()
 /** @param {GraphNode} node */
 export const stageOf = (node) => panels.get(node)?.shown.stage
 
-/** What the node has got in height by its panel. */
-export function addedHeight(/** @type {GraphNode} */ node) {
-  const panel = panels.get(node)
-  return panel ? node.size[1] - bareHeight(node, panel) : 0
-}
-
 /**
  * @param {GraphNode} node
  * @param {Acts} acts
@@ -49,10 +41,8 @@ function addPanel(node, acts) {
   const inner = make("div", { class: "inner" })
   const element = make("div", { class: "lycoris-training" }, inner)
   /** @type {Panel} */
-  const panel = {
-    ...{ widget: /** @type {any} */ (null), element, inner, height: 0, added: 0, bare: node.size[1], drawn: null },
-    ...{ shown: {}, large: null, acts },
-  }
+  const panel = { widget: /** @type {any} */ (null), element, inner, height: 0, shown: {}, large: null, acts }
+  hold(node, panel)
   const size = () => panel.height + 2 * MARGIN
   panel.widget = showElement(node, "training", element, { margin: MARGIN, getMinHeight: size, getMaxHeight: size })
   // Above the report.
@@ -65,40 +55,14 @@ function addPanel(node, acts) {
 }
 
 /**
- * The height of a node without its panel.
- *
  * @param {GraphNode} node
  * @param {Panel} panel
  */
-const bareHeight = (node, { bare, drawn }) => (drawn === null ? bare : bare + (node.size[1] - drawn))
-
-/**
- * Make the node as much higher as the panel has become.
- *
- * @param {GraphNode} node
- * @param {Panel} panel
- */
-async function fit(node, panel) {
+function fit(node, panel) {
   const height = panel.inner.offsetHeight
   if (!height || height === panel.height || panels.get(node) !== panel) return
-  const { bare } = panel
-  const shrinks = height < panel.height
-  panel.drawn = null
   panel.height = height
-  if (LiteGraph.vueNodesMode) {
-    // Vue makes a node at least as high as what is in it, some time later.
-    if (shrinks) node.setSize([node.size[0], bare])
-    const [, first] = node.size
-    for (let still = 0, left = 120; (still < 8 || node.size[1] === first) && left; left--) {
-      const [, before] = node.size
-      await drawn()
-      still = node.size[1] === before ? still + 1 : 0
-      if (panel.height !== height) return
-    }
-  } else node.setSize([node.size[0], Math.max(bare, node.computeSize()[1])])
-  panel.added = node.size[1] - bare
-  panel.drawn = node.size[1]
-  app.canvas.setDirty(true, true)
+  grow(node)
 }
 
 /**
@@ -143,12 +107,7 @@ function draw(node, panel) {
     shown.samples?.length ? pictures(node, panel) : null,
   ].filter((view) => view !== null)
   if (views.length) parts.push(make("div", { class: "views" }, ...views))
-  const settled = panel.drawn !== null
-  panel.bare = bareHeight(node, panel)
-  panel.drawn = null
   panel.inner.replaceChildren(...parts)
-  // Else it is fitted, and drawn some time later.
-  if (settled && panel.inner.offsetHeight === panel.height) panel.drawn = panel.bare + panel.added
   const made = panel.inner.querySelector(".strip")
   if (made) made.scrollLeft = atEnd ? made.scrollWidth : kept
 }
@@ -230,8 +189,6 @@ export function removeTraining(node) {
   const panel = panels.get(node)
   if (!panel) return
   panels.delete(node)
-  const height = bareHeight(node, panel)
   node.removeWidget(panel.widget)
-  node.setSize([node.size[0], height])
-  app.canvas.setDirty(true, true)
+  release(node, panel)
 }

@@ -1,0 +1,95 @@
+// The heights of nodes without what we show below their widgets for a while: they are saved in these heights, so that
+// what is shown is no change of the workflow.
+//
+//   hold(node, by)      before `by`, any value, makes the node higher
+//   grow(node)          what is shown has another height: the node is made as high as it needs
+//   release(node, by)   after the element of `by` has gone
+
+import { app } from "../../scripts/app.js"
+import { after, drawn, isOurs, ourNodes } from "./nodes.js"
+
+/** `grown` counts the changes of what is shown. @typedef {{bare: number, by: Set<any>, grown: number}} Held */
+/** @type {WeakMap<GraphNode, Held>} */
+const held = new WeakMap()
+
+// Milliseconds for which Vue still measures a node with what has gone.
+const LEAVES = 500
+
+/**
+ * The height of a node without what we show.
+ *
+ * @param {GraphNode} node
+ */
+export const bareHeight = (node) => held.get(node)?.bare ?? node.size[1]
+
+/**
+ * @param {GraphNode} node
+ * @param {any} by
+ */
+export function hold(node, by) {
+  const known = held.get(node) ?? { bare: node.size[1], by: new Set(), grown: 0 }
+  known.by.add(by)
+  held.set(node, known)
+}
+
+/** @param {GraphNode} node */
+export function grow(node) {
+  const known = /** @type {Held} */ (held.get(node))
+  known.grown++
+  // Vue makes a node at least as high as what is in it.
+  const needed = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]
+  node.setSize([node.size[0], Math.max(known.bare, needed)])
+  app.canvas.setDirty(true, true)
+}
+
+/**
+ * @param {GraphNode} node
+ * @param {any} by
+ */
+export async function release(node, by) {
+  const known = held.get(node)
+  if (!known?.by.delete(by)) return
+  grow(node)
+  if (known.by.size) return
+  if (LiteGraph.vueNodesMode) {
+    await new Promise((done) => setTimeout(done, LEAVES))
+    if (known.by.size || held.get(node) !== known) return
+    node.setSize([node.size[0], known.bare])
+  }
+  held.delete(node)
+}
+
+// A node that a user drags higher is higher without what we show too.
+addEventListener(
+  "pointerdown",
+  ({ target }) => {
+    const element = /** @type {Element} */ (target)
+    if (!app.rootGraph || !element.closest) return
+    const onNode = /** @type {HTMLElement | null} */ (element.closest("[data-node-id]"))?.dataset.nodeId
+    const heights = [...ourNodes()].flatMap((node) => {
+      if (element !== app.canvas.canvas && onNode !== String(node.id)) return []
+      const known = held.get(node)
+      return known ? [{ node, known, grown: known.grown, height: node.size[1] }] : []
+    })
+    if (!heights.length) return
+    const dragged = async () => {
+      await drawn()
+      for (const { node, known, grown, height } of heights) {
+        if (held.get(node) === known && known.grown === grown) known.bare += node.size[1] - height
+      }
+    }
+    addEventListener("pointerup", dragged, { once: true, capture: true })
+  },
+  true,
+)
+
+app.registerExtension({
+  name: "lycoris.height",
+
+  beforeRegisterNodeDef(nodeType, { name }) {
+    if (!isOurs(name)) return
+    after(nodeType, "onSerialize", (node, data) => {
+      if (held.has(node)) data.size = [data.size[0], bareHeight(node)]
+    })
+  },
+})
