@@ -21,7 +21,7 @@ MORE_BATCHES = 32
 
 LARGE = ("text lines", "source code", "pictures")
 """The tasks whose trainings take half a minute or more."""
-SMALL = ("characters", "series")
+SMALL = ("characters", "series", "digits", "flow", "table")
 """Those whose trainings take some seconds. They have rows of fewer methods."""
 
 

@@ -35,16 +35,28 @@ from .results import SEARCHED, Result, Results, Run
 from .search import best
 from .task import Task, digest
 from .tasks.characters import Characters
+from .tasks.digits import Digits
+from .tasks.flow import Flow
 from .tasks.pictures import Pictures
 from .tasks.series import Series
 from .tasks.source_code import SourceCode
+from .tasks.table import Table
 from .tasks.text_lines import TextLines
 from .training import train
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = Path(__file__).parent / "results.jsonl"
 """All trainings so far. They take hours, and are kept with the code that made them."""
-TASKS: tuple[Task, ...] = (Characters(), Series(), TextLines(), SourceCode(), Pictures())
+TASKS: tuple[Task, ...] = (
+    Characters(),
+    Series(),
+    Digits(),
+    Flow(),
+    Table(),
+    TextLines(),
+    SourceCode(),
+    Pictures(),
+)
 """Those on which nothing is tuned come first."""
 METHODS: tuple[Method, ...] = (
     *ours.METHODS,

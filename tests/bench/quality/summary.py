@@ -47,6 +47,12 @@ said of methods is said of these first. On the other tasks criteria, defaults an
   catalogues, on their German ones. Cross entropy per character.
 - **series**: a network of gated causal 1-D convolutions (0.1 M), trained by the benchmark to predict the next
   sample of plucked strings, on bells and glides, all made by a seeded recipe. Cross entropy over 64 levels.
+- **digits**: a vision transformer (0.2 M), trained by the benchmark on scikit-learn's digits, on digits that
+  are inverted and named otherwise. Cross entropy.
+- **flow**: a flow-matching diffusion transformer (0.3 M), trained by the benchmark on the digits 0 to 4, on
+  the digits 5 to 9, each turned, and inverted or mirrored. Mean square error of the velocity.
+- **table**: a transformer over the columns of a table (0.2 M), trained by the benchmark to fill in missing
+  cells of the lighter half of plotnine's diamonds, on the heavier half. Cross entropy per missing cell.
 - **text lines**: easyocr's reader of text lines (CRNN: convolutions, two LSTMs, linear layers; 3.8 M) on
   random letters and digits that are rendered upside down and slanted. CTC loss per character. The LSTMs stay
   as they are.

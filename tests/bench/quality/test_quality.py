@@ -219,7 +219,14 @@ def test_tasks_have_one_place_each() -> None:
     assert len({digest(task) for task in TASKS}) == len(TASKS)
 
 
-UNSURE = {"characters": math.log(len(CHARACTERS)), "series": math.log(64)}
+UNSURE = {
+    "characters": math.log(len(CHARACTERS)),
+    "series": math.log(64),
+    "digits": math.log(10),
+    # The velocity's mean square: that of the noise and that of the pictures.
+    "flow": 1.5,
+    "table": math.log(32),
+}
 """The loss of what knows nothing, on each task of which the benchmark trains a small base."""
 
 
