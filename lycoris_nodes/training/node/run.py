@@ -197,25 +197,30 @@ def train(
                 rescued=kept,
             )
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
+        notes = [
+            *guidance_in_words(
+                family,
+                [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],
+            ),
+            *masks_in_words(asked.latents, asked.masks, "latents"),
+            *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
+            *masks_in_words(asked.validation_latents, (), "validation_latents"),
+            *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
+            *([f"{previews.rough} samples are rough: the VAE had no room"] if previews.rough else []),
+        ]
         report = paragraph(
             [
                 *str(replace(result, **places)).splitlines(),
+                *notes,
+                # The box folds what follows an empty line.
+                "",
                 f"model: {family.name}; defaults of {family.source}",
                 f"data: {described(samples, asked.batch_size)}",
                 *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
                 *([f"held out: {described(held, asked.batch_size)}"] if held else []),
-                *guidance_in_words(
-                    family,
-                    [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],
-                ),
-                *masks_in_words(asked.latents, asked.masks, "latents"),
-                *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
-                *masks_in_words(asked.validation_latents, (), "validation_latents"),
-                *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
                 f"rate: {rate_in_words(options, text_rate)}",
                 f"loss: {loss_in_words(loss)}",
                 f"memory: {memory_in_words(session, scaled=scaled)}",
-                *([f"{previews.rough} samples are rough: the VAE had no room"] if previews.rough else []),
                 *network.report.splitlines(),
             ]
         )
