@@ -217,6 +217,7 @@ def test_several_rows_are_changed_as_one(ui: Ui, vue_nodes: bool, screenshot: Ca
     # A row that is not selected is alone.
     drag(rows, field(rows, 2), 2)
     assert strengths(rows) == [0.85, 0.15, 1.1, 0.85, 1]
+    page.wait_for_timeout(800)
     rows.click(rows.line(1).get_by_role("checkbox"))
     assert [row.get("on", True) for row in rows.said()[0]] == [False, False, True, False, True]
     page.mouse.move(1500, 900)

@@ -77,10 +77,16 @@ def start(ui: Ui, vue_nodes: bool, *files: str) -> Rows:
             node.widgets.find(widget => widget.name === 'rows').value = text
             Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
             app.canvas.setDirty(true, true)
-            // So that Undo comes back to this.
-            app.canvas.emitBeforeChange()
-            app.canvas.emitAfterChange()
         }""",
         json.dumps({"rows": [{"file": file} for file in files]}),
+    )
+    # So that Undo comes back to this.
+    ui.page.wait_for_function(
+        """() => {
+            app.canvas.emitBeforeChange()
+            app.canvas.emitAfterChange()
+            const { activeState } = app.extensionManager.workflow.activeWorkflow.changeTracker
+            return activeState.nodes.map(({ type }) => type).join() === 'LycorisAdapterRows'
+        }"""
     )
     return Rows(ui)

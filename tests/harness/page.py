@@ -98,7 +98,10 @@ class Ui:
     def _wait_until_ready(self) -> None:
         # The workflow comes last.
         self.page.wait_for_function(
-            "window.app?.vueAppReady && app.graph.nodes.length", polling=100, timeout=120_000
+            "window.app?.vueAppReady && app.graph.nodes.length"
+            " && app.extensionManager.workflow.activeWorkflow",
+            polling=100,
+            timeout=120_000,
         )
         self.page.evaluate(
             """names => {
