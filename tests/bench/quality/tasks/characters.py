@@ -123,7 +123,8 @@ def _english() -> Tensor:
 
 @functools.cache
 def _german() -> dict[Split, Tensor]:
-    texts = [german for english, german in _messages(GERMAN) if german != english]
+    # Some English texts have one German text in common, which is to be in one split alone.
+    texts = list(dict.fromkeys(german for english, german in _messages(GERMAN) if german != english))
     tune, test = (round(share * len(texts)) for share in SHARES.values())
     return {
         "tune": _ids(texts[:tune]),
