@@ -193,8 +193,9 @@ def race(
 
     First each entrant climbs: from its rate up by half decades while the loss falls (by whole ones while it
     hardly falls), and down where the first step up is worse, until the best rate lies between two others.
-    Then the best rates, of one entrant its two best, are compared in final heats that are as long as the
-    budget allows. So rates are found by short heats, which suffice for them, and kinds by longer ones.
+    Then the best rates of the two best entrants and the next best rate of the first are compared in final
+    heats that are as long as the budget allows. So rates are found by short heats, which suffice for them,
+    and kinds by longer ones.
 
     All of it costs at most `share` times `steps` steps: the steps of the heats, the held-out batches at half
     a step each, and what entrants cost to make. A heat that diverges costs its steps up to there. Where the
@@ -276,10 +277,9 @@ class _Race:
             # A rate that is not the best costs more than another kind: the one ahead climbs to its end.
             self._climb([finalists[0][0]], climbs, each, 0.0)
             finalists = self._finalists(racing, climbs)
+        count = 3 if self._final_length(3) >= LONGER * each else 2
+        finalists = finalists[:count]
         length = self._final_length(len(finalists))
-        if len(finalists) > 2 and length < LONGER * 2 * each:
-            finalists = finalists[:2]
-            length = self._final_length(2)
         if len(finalists) < 2 or length < LONGER * each:
             # What is left is of more use to the climbs.
             self._climb(racing, climbs, each, 0.0)
@@ -327,14 +327,21 @@ class _Race:
     def _finalists(
         self, racing: Sequence[Entrant], climbs: Mapping[str, dict[int, Heat]]
     ) -> list[tuple[Entrant, float]]:
-        """The best rate of each entrant, or the two best rates of the only one; the best first."""
-        found: list[tuple[float, Entrant, float]] = []
+        """The best rate of each entrant, the best first, and after two of them the next rate of the first.
+
+        Short heats sometimes take a rate for the best one that is too high for longer ones.
+        """
+        found: list[tuple[Entrant, list[Heat]]] = []
         for entrant in racing:
-            best = sorted(climbs[entrant.name].values(), key=lambda heat: heat.loss)
-            kept = best[: 1 if len(racing) > 1 else 2]
-            found += [(heat.loss, entrant, heat.lr) for heat in kept if math.isfinite(heat.loss)]
-        found.sort(key=lambda one: one[0])
-        return [(entrant, lr) for _, entrant, lr in found]
+            best = [heat for heat in climbs[entrant.name].values() if math.isfinite(heat.loss)]
+            found += [(entrant, sorted(best, key=lambda heat: heat.loss))] if best else []
+        found.sort(key=lambda one: one[1][0].loss)
+        order = [(entrant, heats[0].lr) for entrant, heats in found]
+        return [
+            *order[:2],
+            *((entrant, heats[1].lr) for entrant, heats in found[:1] if heats[1:]),
+            *order[2:],
+        ]
 
     def _final_length(self, count: int) -> int:
         # No longer than the training itself.

@@ -78,7 +78,8 @@ def test_the_winner_is_the_one_whose_whole_training_is_best() -> None:
     rank, lr = min(wanted, key=lambda one: wanted[one])
     assert (found.name, found.lr) == (f"rank {rank}", lr)
     # A heat is a whole training of its length: the rate has fallen at its end.
-    heat = found.heats[0]
+    heat, finals = found.heats[0], [heat for heat in found.heats if heat.final]
+    assert {heat.name for heat in finals} == {"rank 1", "rank 4"} and len(finals) == 3
     assert heat.loss == pytest.approx(trained(1, heat.lr, heat.steps), rel=1e-6)
     assert found.winner is not None and found.winner.final and found.winner.loss < found.start
     assert found.winner.steps > heat.steps and found.winner.parameters == 4 * (36 + 28)
