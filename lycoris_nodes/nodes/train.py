@@ -59,7 +59,7 @@ class LycorisTrain(io.ComfyNode):
         finally:
             running.pop(key, None)
         history = made.result.history
-        picture = picture_tensor(curves_picture(history, made.result.steps, made.name))
+        picture = picture_tensor(curves_picture(history, made.result.steps, made.name, made.race))
         # PEFT's output is a folder with the file in it.
         path = str(made.result.output)
         return with_report(

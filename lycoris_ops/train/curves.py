@@ -26,23 +26,26 @@ def draw_curves(history: History, path: Path) -> None:
         file.write(picture)
 
 
-def curves_picture(history: History, steps: int | None = None, title: str = "loss") -> Image:
-    """Plot the training losses, as means of several steps, and the held-out losses.
+def curves_picture(
+    history: History, steps: int | None = None, title: str = "loss", race: Race | None = None
+) -> Image:
+    """Plot the training losses, as means of several steps, and the held-out losses; below them a race.
 
     If `steps` is given, the axis has that length: the whole training. Raises LycorisError where Pillow is not
     installed.
     """
-    return _curves(history, steps, title).image()
+    return _curves(history, steps, title, race).image()
 
 
-def _curves(history: History, steps: int | None, title: str) -> Picture:
+def _curves(history: History, steps: int | None, title: str, race: Race | None = None) -> Picture:
     trained = list(binned([(float(step), loss) for step, loss in history.losses], BINS))
     held = [(float(step), loss) for step, loss in history.validation]
     series = [Series(trained, colour_of(0), "training")]
     if held:
         series.append(Series(held, colour_of(1), "held out", "line and dots"))
     end = steps or max((step for step, _ in (*history.losses, *history.validation)), default=1)
-    return below_each_other("", [], [Axes(title, series, across="step", span=(0.0, float(end)))])
+    charts = [Axes(title, series, across="step", span=(0.0, float(end))), *(_heats(race) if race else [])]
+    return below_each_other(race.verdict() if race else "", [], charts)
 
 
 def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
@@ -61,6 +64,10 @@ def race_picture(race: Race) -> Picture:
 
     Heats that diverged are not drawn, and losses far above the start are cut off.
     """
+    return below_each_other(race.verdict(), [], _heats(race))
+
+
+def _heats(race: Race) -> list[Axes]:
     series: list[Series] = []
     for number, name in enumerate(dict.fromkeys(heat.name for heat in race.heats)):
         own = [heat for heat in race.heats if heat.name == name and math.isfinite(heat.loss)]
@@ -68,7 +75,7 @@ def race_picture(race: Race) -> Picture:
         series.append(Series(climbed, colour_of(number), name, "line and dots"))
         series += [Series(finals, INK, "final heats", "dots")] if finals else []
     losses = [loss for one in series for _, loss in one.points]
-    limits = (min(losses), min(max(losses), max(race.start, min(losses)))) if losses else None
-    limits = None if limits is None or limits[0] >= limits[1] else limits
-    axes = [Axes("held-out loss", series, across="learning rate", logarithmic=(True, False), limits=limits)]
-    return below_each_other(race.verdict(), [], axes if series else [])
+    low, high = min(losses, default=0.0), min(max(losses, default=0.0), race.start)
+    limits = (low, high) if low < high else None
+    axes = Axes("held-out loss", series, across="learning rate", logarithmic=(True, False), limits=limits)
+    return [axes] if losses else []

@@ -250,8 +250,7 @@ class _Race:
         self.start = math.nan
         """The held-out loss before any step, once it was measured."""
         self.heats: list[Heat] = []
-        self.judging = VALIDATED * len(held_out) / options.accumulation
-        """What it costs to judge a heat."""
+        self.judging = judging(held_out, options)
         self.expected = 0
         """How many heats there may be at most."""
 
@@ -260,7 +259,7 @@ class _Race:
         return self.budget - self.spent
 
     def run(self) -> Race:
-        racing = self._affordable()
+        racing = affordable(self.entrants, self.budget, self.judging)
         if not racing:
             first = self.entrants[0]
             return self._outcome(first.name, first.lr, self.entrants[1:])
@@ -294,17 +293,6 @@ class _Race:
         winner, lr = best[0]
         left_out = [one for one in self.entrants if one not in racing]
         return self._outcome(winner.name, lr, left_out)
-
-    def _affordable(self) -> Sequence[Entrant]:
-        """The entrants for which there is enough, in their order; none where two heats are too much."""
-        least = SHORTEST + self.judging
-        for count in range(len(self.entrants), 0, -1):
-            racing = self.entrants[:count]
-            room = self.budget - self.judging - sum(entrant.cost for entrant in racing)
-            heats = FEWEST * count if count > 1 else 2
-            if room >= heats * least:
-                return racing
-        return ()
 
     def _climb(
         self,
@@ -419,6 +407,23 @@ class _Race:
     def _outcome(self, name: str, lr: float, left_out: Sequence[Entrant]) -> Race:
         names = tuple(entrant.name for entrant in left_out)
         return Race(tuple(self.heats), name, lr, self.start, self.spent, self.budget, self.steps, names)
+
+
+def judging(held_out: Sequence[Any], options: TrainOptions) -> float:
+    """What it costs to judge a heat, in steps."""
+    return VALIDATED * len(held_out) / options.accumulation
+
+
+def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:
+    """The first entrants, as many as can race for so many steps; none where two heats are too much.
+
+    `judged` is what it costs to judge a heat.
+    """
+    for count in range(len(entrants), 0, -1):
+        room = budget - judged - sum(entrant.cost for entrant in entrants[:count])
+        if room >= (FEWEST * count if count > 1 else 2) * (SHORTEST + judged):
+            return entrants[:count]
+    return ()
 
 
 def check_repeatable(batches: Batches) -> None:

@@ -33,7 +33,7 @@ from .member import Member, completed, layer_seed, make_layer
 from .network import LycorisNetwork
 from .optimisers import family_of
 from .options import AUTOCAST, TrainOptions
-from .race import Entrant, Race, RaceStep, check_repeatable, race, rate_at
+from .race import Entrant, Race, RaceStep, affordable, check_repeatable, judging, race, rate_at
 from .settings import LayerSettings
 from .sketches import Sketch, check_data, sketches
 
@@ -42,7 +42,7 @@ FIRST: Mapping[str, float] = dict.fromkeys(("adamw", "adamw8bit", "muon"), 3e-3)
 """Where a climb begins whose rate is not given, by optimiser; others at their usual rate. It is for LoRA:
 other kinds begin at `_times` that. On the tasks of docs/quality.md the best rates of LoRA are 3e-3 and 1e-2,
 those of LoKr 1e-2 and 3e-2."""
-HELD = 6
+HELD = 4
 """How many held-out batches judge a heat."""
 SEEN = 64
 """Among how many of the batches for validation these are evenly spaced."""
@@ -94,6 +94,9 @@ class _Given:
     """A plan in JSON that was kept."""
     started: bool = True
     """Whether a plan is to start from the gradient. A training that is gone on with has its weights."""
+
+    def asked(self) -> LycorisNetwork:
+        return self.net
 
     @property
     def most(self) -> int:
@@ -207,7 +210,8 @@ KINDS: Mapping[str, _Kind] = {
     "whole lokr": _Kind("lokr", _whole_lokr),
     "uniform lora": _Kind("lora", _uniform),
 }
-"""What races beside the network that is asked for, in the order in which there is room for it."""
+"""What races beside the network that is asked for, in the order in which there is room for it. On the tasks
+of docs/quality.md one of the first two is ahead of LoRA of one rank of as many numbers."""
 
 
 # A host may call from within inference mode, whose tensors cannot be trained.
@@ -228,7 +232,8 @@ def search_network(
     With "rate" the network climbs from `options.lr`, or from a usual rate. With "all" others for the same
     modules race with it, each with at most as many parameters: LoRA with planned ranks that starts from the
     gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. `options.search_share`
-    times `steps` is what it may cost. Where that is too little, all stays as it is given.
+    times `steps` is what it may cost. Where that is too little for all, the first of these race; where it is
+    too little for a race, all stays as it is given.
 
     Heats are judged on some of the `validation` batches. Without them the first batches of each epoch are set
     apart for that, at most a quarter, and the training itself has them again. Where an epoch has less than
@@ -273,6 +278,9 @@ def search_network(
         return Searched(net, options)
     given = _Given(net, rest, loss, options)
     entrants = _entrants(given)
+    if len(affordable(entrants, steps * options.search_share, judging(held, options))) < 2:
+        # Nothing takes the place of what was asked for without having been better.
+        entrants.sort(key=lambda entrant: entrant.make != given.asked)
     found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
     if not found.heats:
         return Searched(net, options, found)
@@ -294,13 +302,15 @@ def _entrants(given: _Given) -> list[Entrant]:
     if lora is None:
         raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
     dora = "dora " if any(member.settings.dora for member in net.members.values()) else ""
-    found = [Entrant(f"{dora}{' and '.join(kinds)} as asked", lambda: net, lora * fresh)]
-    if options.search == "all":
-        for name, kind in KINDS.items():
-            make = kind.make(given)
-            if make is not None:
-                rate = lora * (1.0 if family.one_rate else _times(kind.algorithm))
-                found.append(Entrant(name, make, rate, kind.cost / options.accumulation))
+    asked = Entrant(f"{dora}{' and '.join(kinds)} as asked", given.asked, lora * fresh)
+    found: list[Entrant] = []
+    for name, kind in KINDS.items() if options.search == "all" else ():
+        make = kind.make(given)
+        if make is not None:
+            rate = lora * (1.0 if family.one_rate else _times(kind.algorithm))
+            found.append(Entrant(name, make, rate, kind.cost / options.accumulation))
+    # A plan that was asked for is in the place of that of the race, and others come after the best two.
+    found.insert(0 if net.origin == "plan" else 2, asked)
     return found
 
 

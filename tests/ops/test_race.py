@@ -222,6 +222,15 @@ def test_all_chooses_among_kinds_of_at_most_the_same_size(capsys: pytest.Capture
         )
 
 
+def test_what_is_asked_for_is_not_replaced_without_a_race() -> None:
+    options = replace(OPTIONS, search="all", search_share=0.4)
+    net = network(dora="output")
+    found = lyc.search_network(net, BATCHES, Loss(), options, steps=120, validation=HELD)
+    assert found.network is net and found.race and found.race.heats
+    assert {heat.name for heat in found.race.heats} == {"dora lora as asked"}
+    assert set(found.race.left_out) == set(KINDS) and "not raced for want of steps" in str(found.race)
+
+
 def test_what_is_asked_for_is_not_raced_twice() -> None:
     options = replace(OPTIONS, search="all", search_share=1.0)
     plan = lyc.plan_ranks(lyc.probe(model(), BATCHES, Loss()), size=lyc.Budget(parameters=150))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ....lycoris_ops import History, StepReport
+from ....lycoris_ops import History, RaceStep, StepReport
 from ...host.files import output_name
 from ...host.page import end_if_interrupted, progress
 
@@ -36,6 +36,8 @@ class Live:
         self.resumed = 0
         self._update = progress(steps)
         self._first: int | None = None
+        self._raced: tuple[float, float] | None = None
+        """What the race had cost after its first step, and when that was."""
         self._began = self._told = 0.0
 
     def stage(self, name: str, done: int, of: int, **more: Any) -> None:
@@ -54,6 +56,16 @@ class Live:
         for number, value in enumerate(values, 1):
             self.stage(name, number, len(values))
             yield value
+
+    def raced(self, step: RaceStep) -> None:
+        now = time.monotonic()
+        if self._raced is None and step.step:
+            self._raced = (step.spent, now)
+        first, began = self._raced or (step.spent, now)
+        pace = (now - began) / (step.spent - first) if step.spent > first else None
+        self._update(round(step.spent), round(step.budget))
+        words = {"heat": step.heat, "heats": step.of, "entrant": step.name, "rate": f"{step.lr:g}"}
+        self.stage("searching", round(step.spent), round(step.budget), pace=pace, **words)
 
     def stepped(self, report: StepReport) -> None:
         now = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ....lycoris_ops import TrainOptions, dtype_name, number_of
+from ....lycoris_ops import Searched, TrainOptions, dtype_name, number_of
 from ...host.files import shown_path
 from ..data.loss import DiffusionLoss
 from ..model.session import Session
@@ -14,6 +14,14 @@ def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
     rate = "that of the optimiser" if options.lr is None else f"{options.lr:g}"
     texts = "" if text_rate is None else f", text encoders at {text_rate:g} of it"
     return f"{rate}{texts}, {options.optimiser}, {options.schedule} after a warm-up of {options.warmup:g}"
+
+
+def searched_in_words(searched: Searched, apart: int) -> list[str]:
+    """What was searched, and judged by what, if anything was."""
+    if searched.race is None:
+        return []
+    judges = f", judged on {number_of(apart, 'latent')} that took no part in it" if apart else ""
+    return [f"{searched}{judges}", *str(searched.race).splitlines()[1:]]
 
 
 def rescue_in_words(path: Path, steps: int, of: int) -> str:

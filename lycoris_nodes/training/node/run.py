@@ -15,6 +15,7 @@ from ....lycoris_ops import (
     WRITABLE,
     LycorisNetwork,
     MatchError,
+    Race,
     StepReport,
     TrainError,
     TrainOptions,
@@ -22,6 +23,7 @@ from ....lycoris_ops import (
     faults_in_comfy,
     join_networks,
     paragraph,
+    search_network,
     train_network,
 )
 from ...host.files import shown_path
@@ -44,7 +46,13 @@ from .live import Live, shown
 from .memory import is_checkpointed, memory_for
 from .overrides import overrides_of
 from .previews import Previews
-from .report import loss_in_words, memory_in_words, rate_in_words, rescue_in_words
+from .report import (
+    loss_in_words,
+    memory_in_words,
+    rate_in_words,
+    rescue_in_words,
+    searched_in_words,
+)
 from .runs import ANEW, Run, check_room_for, run_of
 from .settings import (
     PRECISIONS,
@@ -85,6 +93,8 @@ class FinishedTraining:
     report: str
     shown: Mapping[str, Any]
     """What the page draws of it."""
+    race: Race | None
+    """What was searched before it."""
 
 
 def train(
@@ -150,6 +160,8 @@ def train(
             lr=rate,
             schedule=asked.schedule,
             warmup=asked.warmup,
+            search=asked.search,
+            search_share=asked.search_share,
             accumulation=asked.accumulation,
             max_weight_norm=asked.max_weight_norm or None,
             ema=asked.ema or None,
@@ -167,6 +179,21 @@ def train(
             bar=False,
             picture=False,
         )
+        race_batches, judges, apart = _race_data(samples, held, prior, asked.batch_size)
+        searched = search_network(
+            network,
+            race_batches,
+            loss,
+            options,
+            steps=asked.steps,
+            validation=judges,
+            resumed=run.state is not None,
+            told=live.raced,
+        )
+        if searched.network is not network:
+            # Taken away at the end of its session too.
+            (encoder.session if encoder else session).networks.append(searched.network)
+        network, options = searched.network, replace(searched.options, search="off")
         live.folder = run.folder
         previews = _previews(asked, session, encoder, network, samples, live, run.folder)
 
@@ -208,12 +235,15 @@ def train(
             *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
             *([f"{previews.rough} samples are rough: the VAE had no room"] if previews.rough else []),
         ]
+        sought = searched_in_words(searched, apart)
         report = paragraph(
             [
                 *str(replace(result, **places)).splitlines(),
+                *sought[:1],
                 *notes,
                 # The box folds what follows an empty line.
                 "",
+                *sought[1:],
                 f"model: {family.name}; defaults of {family.source}",
                 f"data: {described(samples, asked.batch_size)}",
                 *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
@@ -224,7 +254,21 @@ def train(
                 *network.report.splitlines(),
             ]
         )
-    return FinishedTraining(result, output.stem, report, shown(result.history, run.folder))
+    return FinishedTraining(result, output.stem, report, shown(result.history, run.folder), searched.race)
+
+
+def _race_data(
+    samples: Sequence[Sample], held: Sequence[Sample], prior: Sequence[Sample], size: int
+) -> tuple[Callable[[int], list[list[Sample]]], list[list[Sample]], int]:
+    """The batches of a race, those that judge it, and how many samples are set apart for that.
+
+    Held-out samples judge. Without them an eighth of the samples, at least one, takes no part in the race
+    alone; of less than four all take part, and judge at other noise.
+    """
+    apart = 0 if held or len(samples) < 4 else max(1, len(samples) // 8)
+    trained = samples[: len(samples) - apart]
+    judges = held or samples[len(trained) :] or samples
+    return epochs_of(trained, size, prior), judged(judges, size, DRAWS), apart
 
 
 @contextmanager

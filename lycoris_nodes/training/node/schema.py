@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ....lycoris_ops import WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
+from ....lycoris_ops import SEARCHES, WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
 from ...host.page import io
 from ...schema.inputs import (
     AS_FAMILY,
@@ -50,7 +50,7 @@ def outputs() -> list[Any]:
         stack_output("The trained LoRA / LyCORIS at strength 1, for Apply LyCORIS Stack."),
         output(io.LoraModel, "lora", "The same for ComfyUI's own Load LoRA Model and Save LoRA Weights."),
         output(io.LossMap, "loss_map", "All losses, for ComfyUI's Plot Loss Graph."),
-        output(io.Image, "curves", "A picture of the losses over the steps."),
+        output(io.Image, "curves", "A picture of the losses over the steps, and of what a search tried."),
         io.Int.Output(
             "steps_done",
             display_name="steps",
@@ -222,6 +222,21 @@ def _optimisation() -> list[Any]:
             most=1024,
             default=1,
             least=1,
+        ),
+        io.Combo.Input(
+            "search",
+            options=list(SEARCHES),
+            default="off",
+            tooltip="What small trainings find before the training. rate: the best learning rate for what is "
+            "set here. all: the kind too, of at most this size: LoRA with planned ranks, LoKr, LoRA. What is "
+            "found is kept, and used again for the same data.",
+        ),
+        number_input(
+            "search_share",
+            "What the search may cost at most, as a share of the steps.",
+            most=10.0,
+            default=0.4,
+            step=0.05,
         ),
         usual_input(
             "text_learning_rate",

@@ -61,6 +61,10 @@ def settings_of(asked: Asked) -> dict[str, Any]:
         for name, value in vars(asked).items()
         if isinstance(value, str | int | float) and name not in ELSEWHERE
     }
+    if told.get("search") == "off":
+        # States of earlier versions know neither.
+        for name in ("search", "search_share"):
+            told.pop(name, None)
     for entry in asked.stack or ():
         rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
         told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
