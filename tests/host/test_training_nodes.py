@@ -453,3 +453,61 @@ def test_the_help_page_has_the_defaults_of_every_family(host: Host) -> None:
         words = f"shift {shift:g}" if isinstance(shift, int | float) else "shift by size"
         row = (family.name, str(family.rank), f"{family.lr:g}", f"{times}, {words}", family.source)
         assert f"| {' | '.join(row)} |" in page, row
+
+
+def test_a_search_finds_the_rate_and_the_kind_before_the_training(
+    host: Host, train: Callable[..., Any], tiny_unet: Any, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    import comfy.model_management
+
+    settings: dict[str, Any] = {"steps": 30, "preset": "full", "search_share": 4.0, **held_out()}
+    told: list[dict[str, Any]] = []
+    live = host.module("lycoris_nodes.training.node.live").Live
+    stage = live.stage
+    stop_after(1000)
+
+    def noted(self: Any, name: str, done: int, of: int, **more: Any) -> None:
+        if name == "searching":
+            told.append({"done": done, "of": of, **more})
+        stage(self, name, done, of, **more)
+
+    with pytest.MonkeyPatch.context() as patched, unchanged(tiny_unet.model):
+        patched.setattr(live, "stage", noted)
+        found = train(search="all", **settings)
+        assert {step["entrant"] for step in told} >= {"planned lora", "whole lokr"}
+        assert told[-1]["done"] <= told[-1]["of"] == 120 and told[-1]["heat"] <= told[-1]["heats"]
+        assert "searched: " in found["report"] and "before any step" in found["report"]
+        race = host.ops.Race.of_json((tmp_path / "loras/style_00001_-race.json").read_text("utf-8"))
+        assert race.verdict() in found["report"]
+        adapter = host.ops.load_adapter(found["path"])
+        assert {layer.algorithm for layer in adapter.layers.values()} == {race.name.split()[1]} or (
+            race.name == "lora as asked"
+        )
+        assert float(adapter.metadata["ss_learning_rate"]) == race.lr
+        assert found["curves"].shape[1] > train(steps=2, **held_out())["curves"].shape[1]
+        # Another training of the same data begins with it, and so does one that was stopped and goes on.
+        told.clear()
+        second = train(search="all", **{**settings, "seed": 6})
+        assert not told and "not raced again" in second["report"]
+        stop_after(20)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(search="all", **{**settings, "seed": 7})
+        stop_after(1000)
+        resumed = train(search="all", **{**settings, "seed": 7})
+        assert not told and "went on from step 20" in resumed["report"]
+        # Of the rate alone, and judged by what is set apart.
+        del settings["validation_latents"], settings["validation_positive"]
+        rate = train(search="rate", algorithm="oft", **settings | {"search_share": 1.0})
+    assert {step["entrant"] for step in told} == {"oft as asked"}
+    assert "judged on 1 latent that took no part in it" in rate["report"]
+
+
+def test_a_search_that_is_stopped_leaves_the_model_as_it_was(
+    host: Host, train: Callable[..., Any], tiny_unet: Any, tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    import comfy.model_management
+
+    stop_after(15)
+    with unchanged(tiny_unet.model), pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(search="rate", search_share=1.0, steps=60)
+    assert not (tmp_path / "loras").exists() or not list((tmp_path / "loras").glob("*race*"))

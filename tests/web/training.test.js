@@ -12,6 +12,11 @@ test("each stage says its count", () => {
   // The first step knows no pace, and the last has nothing left.
   assert.equal(inWords({ ...training, done: 1, pace: null }), "Step 1 of 1500, loss 0.0841")
   assert.equal(inWords({ ...training, done: 1500 }), "Step 1500 of 1500, 2.1 s a step, loss 0.0841")
+  const race = { heat: 3, heats: 9, entrant: "lora as asked", rate: "0.003", steps: 1500 }
+  assert.equal(
+    inWords({ stage: "searching", done: 100, of: 600, pace: 2.4, ...race }),
+    "Searching: heat 3 of at most 9, lora as asked at 0.003, 100 of at most 600 steps (40 % of the training), 20 min left",
+  )
   assert.equal(inWords({ stage: "captions", done: 12, of: 40 }), "Encoding captions 12 of 40")
   assert.equal(inWords({ stage: "sampling", step: 100, done: 3, of: 20 }), "Sampling at step 100: 3 of 20")
   assert.equal(inWords({ stage: "stopped", step: 3, steps: 60 }), "Stopped at 3 of 60")

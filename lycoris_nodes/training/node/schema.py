@@ -223,6 +223,11 @@ def _optimisation() -> list[Any]:
             default=1,
             least=1,
         ),
+        usual_input(
+            "text_learning_rate",
+            "The learning rate of the text encoders, if `clip` is linked: usually a tenth of that of the "
+            "model.",
+        ),
         io.Combo.Input(
             "search",
             options=list(SEARCHES),
@@ -237,11 +242,6 @@ def _optimisation() -> list[Any]:
             most=10.0,
             default=0.4,
             step=0.05,
-        ),
-        usual_input(
-            "text_learning_rate",
-            "The learning rate of the text encoders, if `clip` is linked: usually a tenth of that of the "
-            "model.",
         ),
     ]
 

@@ -1,6 +1,6 @@
 // What a training is at, in words, and its curve as points. It asks nothing of the page.
 
-import { t } from "../language.js"
+import { t, told } from "../language.js"
 
 /**
  * How far a training is, as `lycoris_nodes/training/node/live.py` and `told.py` say it.
@@ -10,6 +10,7 @@ import { t } from "../language.js"
  *   loss?: number, pace?: number | null, name?: string, folder?: string,
  *   losses?: [number, number][], validation?: [number, number][], samples?: [number, number][],
  *   differences?: string[], others?: Record<string, any>,
+ *   heat?: number, heats?: number, entrant?: string, rate?: string,
  * }} Shown
  */
 
@@ -43,6 +44,7 @@ export function inWords(shown) {
   if (stage === "captions") return t("Encoding captions {done} of {of}", { done, of })
   if (stage === "measuring") return t("Measuring {done} of {of}", { done, of })
   if (stage === "sampling") return t("Sampling at step {step}: {done} of {of}", { step, done, of })
+  if (stage === "searching") return searchInWords(shown)
   if (stage === "stopped") return t("Stopped at {step} of {steps}", { step, steps })
   if (stage === "done") return ""
   const { pace, loss } = shown
@@ -51,6 +53,21 @@ export function inWords(shown) {
     pace ? t("{pace} s a step", { pace: digits(pace, 2) }) : "",
     pace && done < of ? t("{time} left", { time: duration((of - done) * pace) }) : "",
     loss === undefined ? "" : t("loss {loss}", { loss: digits(loss) }),
+  ]
+    .filter(Boolean)
+    .join(", ")
+}
+
+/**
+ * What a race before a training is at, and what it costs at most.
+ *
+ * @param {Shown} shown
+ */
+function searchInWords({ heat = 0, heats = 0, entrant = "", rate = "", done = 0, of = 0, steps = 0, pace }) {
+  return [
+    t("Searching: heat {heat} of at most {heats}, {entrant} at {rate}", { heat, heats, entrant: told(entrant), rate }),
+    t("{done} of at most {of} steps ({share} % of the training)", { done, of, share: Math.round((100 * of) / steps) }),
+    pace && done < of ? t("{time} left", { time: duration((of - done) * pace) }) : "",
   ]
     .filter(Boolean)
     .join(", ")
