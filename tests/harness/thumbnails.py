@@ -98,7 +98,8 @@ def taken(ui: Ui, of: str | None, high: int) -> Image.Image:
             const left = Math.min(...boxes.map(box => box[0])), top = Math.min(...boxes.map(box => box[1]))
             const width = Math.max(...boxes.map(box => box[0] + box[2])) - left
             const height = Math.max(...boxes.map(box => box[1] + box[3])) - top
-            const scale = Math.min(side / (width + 2 * margin), 1.6)
+            const whole = type ? 1.6 : high / (height + 2 * margin)
+            const scale = Math.min(side / (width + 2 * margin), whole, 1.6)
             // Where the cut is on the canvas, and how far in it the nodes begin.
             const [x, y] = [300, 100]
             const across = (side - width * scale) / 2
