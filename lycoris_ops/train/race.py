@@ -135,6 +135,8 @@ class Race:
         if beaten:
             next_best = min(beaten, key=lambda heat: heat.loss)
             words.append(f"{next_best.name} came to {next_best.loss:.4g} at {next_best.lr:g}")
+        if not won.loss < self.start:
+            words.append(f"nothing came below the {self.start:.4g} before any step")
         return "; ".join([*words, cost])
 
     def __str__(self) -> str:
@@ -268,9 +270,9 @@ class _Race:
         each = int(CLIMB * self.left / (HEATS * len(racing)) - self.judging)
         each = min(max(each, SHORTEST), LONGEST)
         climbs = {entrant.name: dict[int, Heat]() for entrant in racing}
-        until = self.budget - max(CLIMB * self.left, FEWEST * len(racing) * (each + self.judging))
-        self.expected = int((self.left - max(0.0, until)) // (each + self.judging)) + 2
-        self._climb(racing, climbs, each, max(0.0, until))
+        climbing = min(self.left, max(CLIMB * self.left, FEWEST * len(racing) * (each + self.judging)))
+        self.expected = int(climbing // (each + self.judging)) + 3
+        self._climb(racing, climbs, each, self.left - climbing)
         finalists = self._finalists(racing, climbs)
         if finalists:
             # A rate that is not the best costs more than another kind: the one ahead climbs to its end.
@@ -284,10 +286,10 @@ class _Race:
             self._climb(racing, climbs, each, 0.0)
             best = self._finalists(racing, climbs)[:1]
         else:
-            finals = [(self._heat(entrant, lr, length, final=True), entrant) for entrant, lr in finalists]
-            best = [(entrant, heat.lr) for heat, entrant in finals if math.isfinite(heat.loss)]
-            best.sort(key=lambda one: self._loss_of(*one, final=True))
-        if not best or not math.isfinite(min(heat.loss for heat in self.heats)):
+            finals = [(self._heat(*one, length, final=True).loss, one) for one in finalists]
+            finals.sort(key=lambda final: final[0])
+            best = [one for loss, one in finals if math.isfinite(loss)]
+        if not best:
             lowest = min(heat.lr for heat in self.heats)
             raise TrainError("no heat has a finite loss", expected=f"a rate below {lowest:g}", key="lr")
         winner, lr = best[0]
@@ -334,11 +336,6 @@ class _Race:
     def _final_length(self, count: int) -> int:
         # No longer than the training itself.
         return min(self.steps, int(self.left / max(1, count) - self.judging))
-
-    def _loss_of(self, entrant: Entrant, lr: float, *, final: bool) -> float:
-        return next(
-            heat.loss for heat in self.heats if (heat.name, heat.lr, heat.final) == (entrant.name, lr, final)
-        )
 
     def _heat(self, entrant: Entrant, lr: float, steps: int, *, final: bool = False) -> Heat:
         loss, parameters = self._trained(entrant, lr, steps)

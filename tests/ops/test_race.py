@@ -128,6 +128,13 @@ def test_a_heat_that_diverges_ends() -> None:
     assert loss.steps <= found.spent <= found.budget and loss.trained < 200
 
 
+def test_it_says_where_nothing_was_learned() -> None:
+    untrained = model().eval()
+    wrong = [(x, untrained(x).detach()) for x, _ in HELD]
+    found = lyc.race(entrants(model()), BATCHES, wrong, Loss(), OPTIONS, steps=300, share=0.3)
+    assert f"nothing came below the {found.start:.4g} before any step" in found.verdict()
+
+
 def test_a_race_is_told_kept_and_drawn(tmp_path: Path) -> None:
     found = lyc.race(entrants(model()), BATCHES, HELD, Loss(), OPTIONS, steps=300, share=0.5)
     won = found.winner
