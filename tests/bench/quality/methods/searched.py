@@ -12,7 +12,7 @@ from typing import Any
 
 import lycoris_ops as lyc
 
-from ..method import Method, Setting
+from ..method import SMALL, Method, Setting
 from ..results import SEARCHED
 from ..task import Batch, fixed
 from ..training import WARM_UP, Adapted
@@ -68,5 +68,5 @@ METHODS = (
     Method("LoRA, search rate", (4, 16), SEARCHED, partial(of_kind, "rate", ours.lora), long=(4, 16)),
     Method("LoKr, search rate", (4,), SEARCHED, partial(of_kind, "rate", ours.lokr), long=(4,)),
     Method("DoRA, search rate", (4,), SEARCHED, partial(of_kind, "rate", ours.dora)),
-    Method("OFT, search rate", (4,), SEARCHED, partial(of_kind, "rate", ours.oft)),
+    Method("OFT, search rate", (4,), SEARCHED, partial(of_kind, "rate", ours.oft), SMALL),
 )
