@@ -20,9 +20,9 @@ from .trainer import Trainer
 
 FORM = 1
 """The version of the JSON."""
-SHORTEST = 10
-"""The fewest steps of a heat. On the source code of docs/quality.md heats of 10 steps order the rates of
-planned LoRA and of LoKr as trainings of 120 do."""
+SHORTEST = 8
+"""The fewest steps of a heat. On the source code of docs/quality.md heats of 8 and 10 steps have the best
+rate of planned LoRA as trainings of 120 have it, and that of LoKr nearly."""
 LONGEST = 40
 """The most steps of a heat of the climb: rates are found by short ones, and more heats find more."""
 MOVED = 0.97
@@ -34,8 +34,13 @@ HEATS = 4
 """How many heats a climb usually has."""
 FEWEST = 3
 """With fewer heats no rate lies between two others."""
-LONGER = 1.5
-"""How many times longer than the others a final heat has to be, to tell more."""
+LONGER, DECIDING = 1.25, 2
+"""How many times longer than the others a final heat has to be to tell more, and to tell of the kind. On the
+text lines of docs/quality.md heats of 10 steps take the wrong one, those of 20 the right one."""
+AS_GOOD = 0.8
+"""A rate is as good as the next higher one in a short heat if the loss has fallen by this share of its fall.
+As long as a rate is too low, the loss falls in proportion to it; one that is saturated in a short training is
+too high for a long one."""
 VALIDATED = 0.5
 """What a pass of a held-out batch costs, in steps of one batch: a step goes forth and back."""
 
@@ -194,10 +199,10 @@ def race(
     mislead.
 
     First each entrant climbs: from its rate up by half decades while the loss falls (by whole ones while it
-    hardly falls), and down where the first step up is worse, until the best rate lies between two others.
-    Then the best rates of the two best entrants and the next best rate of the first are compared in final
-    heats that are as long as the budget allows. So rates are found by short heats, which suffice for them,
-    and kinds by longer ones.
+    hardly falls), and down where the first step up is worse, until the best rate lies between two others. Of
+    two that are nearly as good it takes the lower one. Then the best rates of the two best entrants and the
+    next best rate of the first are compared in final heats that are as long as the budget allows. So rates
+    are found by short heats, which suffice for them, and kinds by longer ones.
 
     All of it costs at most `share` times `steps` steps: the steps of the heats, the held-out batches at half
     a step each, and what entrants cost to make. A heat that diverges costs its steps up to there. Where the
@@ -205,8 +210,7 @@ def race(
     for two heats the first entrant wins at its first rate.
 
     The same seed and batches give the same race. One entrant at a time is in training, and afterwards model
-    and networks are as they were. `told` is called before each heat and after each
-    step.
+    and networks are as they were. `told` is called before each heat and after each step.
 
     Source: successive halving (Jamieson and Talwalkar, 1502.07943), with a search in place of a grid, and
     heats that begin anew.
@@ -278,7 +282,7 @@ class _Race:
             # A rate that is not the best costs more than another kind: the one ahead climbs to its end.
             self._climb([finalists[0][0]], climbs, each, 0.0)
             finalists = self._finalists(racing, climbs)
-        count = 3 if self._final_length(3) >= LONGER * each else 2
+        count = 3 if self._final_length(3) >= DECIDING * each else 2
         finalists = finalists[:count]
         length = self._final_length(len(finalists))
         if len(finalists) < 2 or length < LONGER * each:
@@ -323,15 +327,21 @@ class _Race:
         """
         found: list[tuple[Entrant, list[Heat]]] = []
         for entrant in racing:
-            best = [heat for heat in climbs[entrant.name].values() if math.isfinite(heat.loss)]
-            found += [(entrant, sorted(best, key=lambda heat: heat.loss))] if best else []
+            order = [heat for heat in climbs[entrant.name].values() if math.isfinite(heat.loss)]
+            order.sort(key=lambda heat: heat.loss)
+            found += [(entrant, self._lowered(order))] if order else []
         found.sort(key=lambda one: one[1][0].loss)
-        order = [(entrant, heats[0].lr) for entrant, heats in found]
-        return [
-            *order[:2],
-            *((entrant, heats[1].lr) for entrant, heats in found[:1] if heats[1:]),
-            *order[2:],
-        ]
+        firsts = [(entrant, heats[0].lr) for entrant, heats in found]
+        seconds = [(entrant, heats[1].lr) for entrant, heats in found[:1] if heats[1:]]
+        return [*firsts[:2], *seconds, *firsts[2:]]
+
+    def _lowered(self, order: Sequence[Heat]) -> list[Heat]:
+        """Heats of one entrant, the best first, with the next lower rate before it where that is as good."""
+        best = order[0]
+        lower = max((heat for heat in order if heat.lr < best.lr), key=lambda heat: heat.lr, default=None)
+        if lower is None or self.start - lower.loss < AS_GOOD * (self.start - best.loss):
+            return [*order]
+        return [lower, *(heat for heat in order if heat is not lower)]
 
     def _final_length(self, count: int) -> int:
         # No longer than the training itself.
@@ -414,11 +424,14 @@ def judging(held_out: Sequence[Any], options: TrainOptions) -> float:
 def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:
     """The first entrants, as many as can race for so many steps; none where two heats are too much.
 
+    Several need final heats: short ones sometimes take the wrong kind.
+
     `judged` is what it costs to judge a heat.
     """
     for count in range(len(entrants), 0, -1):
         room = budget - judged - sum(entrant.cost for entrant in entrants[:count])
-        if room >= (FEWEST * count if count > 1 else 2) * (SHORTEST + judged):
+        heats, finals = (FEWEST * count, 2) if count > 1 else (2, 0)
+        if room >= heats * (SHORTEST + judged) + finals * (DECIDING * SHORTEST + judged):
             return entrants[:count]
     return ()
 
