@@ -44,6 +44,7 @@ class Full(Trained, Fitted):
 
     products: ClassVar[Products] = ((DIFF,),)
     whole: ClassVar[bool] = True
+    fresh_rate: ClassVar[float] = 0.1
     join: ClassVar[Join | None] = Join(rows=("diff",))
 
     diff: Tensor | None = None

@@ -47,7 +47,7 @@ class TrainOptions:
     optimiser_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further arguments of the optimiser, such as `betas`."""
     lr: float | None = None
-    """The learning rate; None is the optimiser's usual one."""
+    """The learning rate; None is the usual one, see `train.rates`."""
     lora_plus: float | None = None
     """How many times higher the rate of `up` is than that of `down` (LoRA+, arXiv 2402.12354)."""
     weight_decay: float = 0.0

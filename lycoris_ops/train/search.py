@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..algorithms import ALGORITHMS
 from ..errors import FileFormatError, LycorisError, TrainError, UnsuitedError
 from ..files.writing import new_files
 from ..maths.chance import Chance
@@ -33,15 +32,12 @@ from .member import Member, completed, layer_seed, make_layer
 from .network import LycorisNetwork
 from .optimisers import family_of
 from .options import AUTOCAST, TrainOptions
-from .race import Entrant, Race, RaceStep, affordable, check_repeatable, judging, race, rate_at
+from .race import Entrant, Race, RaceStep, affordable, check_repeatable, judging, race
+from .rates import rate_of, usual_rate
 from .settings import LayerSettings
 from .sketches import Sketch, check_data, sketches
 
 ENDING = "-race.json"
-FIRST: Mapping[str, float] = dict.fromkeys(("adamw", "adamw8bit", "muon"), 3e-3)
-"""Where a climb begins whose rate is not given, by optimiser; others at their usual rate. It is for LoRA:
-other kinds begin at `_times` that. On the tasks of docs/quality.md the best rates of LoRA are 3e-3 and 1e-2,
-those of LoKr 1e-2 and 3e-2."""
 HELD = 4
 """How many held-out batches judge a heat."""
 SEEN = 64
@@ -296,27 +292,22 @@ def _entrants(given: _Given) -> list[Entrant]:
     net, options = given.net, given.options
     family = family_of(options.optimiser)
     kinds = sorted({member.layer.algorithm for member in net.members.values()})
-    fresh = 1.0 if family.one_rate or net.origin != "fresh" else _times(kinds[0])
-    first = FIRST.get(options.optimiser, family.lr)
-    lora = first if options.lr is None else options.lr / fresh
-    if lora is None:
-        raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
+    lr = options.lr or usual_rate(net, family)
+    shapes = _shapes(net)
+    rank = max(1.0, given.most / max(1, sum(_lora_numbers(shape, 1) for shape in shapes)))
+    # A plan starts from the gradient, and then other kinds want LoRA's rate too.
+    own = rate_of(kinds[0] if net.origin == "fresh" else "lora", shapes, rank)
     dora = "dora " if any(member.settings.dora for member in net.members.values()) else ""
-    asked = Entrant(f"{dora}{' and '.join(kinds)} as asked", given.asked, lora * fresh)
+    asked = Entrant(f"{dora}{' and '.join(kinds)} as asked", given.asked, lr)
     found: list[Entrant] = []
     for name, kind in KINDS.items() if options.search == "all" else ():
         make = kind.make(given)
         if make is not None:
-            rate = lora * (1.0 if family.one_rate else _times(kind.algorithm))
+            rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
             found.append(Entrant(name, make, rate, kind.cost / options.accumulation))
     # A plan that was asked for is in the place of that of the race, and others come after the best two.
     found.insert(0 if net.origin == "plan" else 2, asked)
     return found
-
-
-def _times(algorithm: str) -> float:
-    """How many times higher than LoRA's a climb begins: half the distance of the usual rates, in decades."""
-    return rate_at(1.0, round(math.log10(ALGORITHMS[algorithm].fresh_rate)))
 
 
 # Networks for the modules of another one.

@@ -27,6 +27,7 @@ from .metadata import metadata_of_training
 from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser
 from .options import AUTOCAST, TrainOptions
+from .rates import usual_rate
 from .schedules import schedule
 from .sketches import check_data
 from .tensors import copies, copy_into, move_towards, norm_of, scale
@@ -93,9 +94,7 @@ class Trainer:
         self.idle = set(self.names)
         """The parameters that no gradient has reached yet."""
         self.family = family_of(options.optimiser)
-        lr = options.lr or self.family.lr
-        if lr is None:
-            raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
+        lr = options.lr or usual_rate(net, self.family)
         if self.family.averages and (options.ema is not None or options.schedule != "constant"):
             raise TrainError(
                 f"{options.optimiser} averages the weights in place of a schedule",
