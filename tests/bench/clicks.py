@@ -597,8 +597,7 @@ class Ours(Side):
 
     def read_why(self, hand: Hand) -> None:
         hand.send(blocked=False)
-        box = self.page.locator(".lycoris-report")
-        box.get_by_text(BROKEN).first.wait_for()
+        self.page.get_by_text(f"{BROKEN}.safetensors: this is a web page").first.wait_for()
 
     def go_on(self, hand: Hand) -> None:
         folder = self.base / "input" / "clicks"
