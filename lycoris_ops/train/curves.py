@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..charts import INK, Axes, Picture, Series, below_each_other, binned, check_png, colour_of
+from ..charts import Axes, Picture, Series, below_each_other, binned, check_png, colour_of
 from ..files.writing import new_files
 from .history import History
 from .race import Race
@@ -60,7 +60,7 @@ def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
 
 
 def race_picture(race: Race) -> Picture:
-    """The held-out loss of the heats over the rate: a line for each entrant, the final heats as dark dots.
+    """The held-out loss of the heats over the rate: a line for each entrant.
 
     Heats that diverged are not drawn, and losses far above the start are cut off.
     """
@@ -71,9 +71,8 @@ def _heats(race: Race) -> list[Axes]:
     series: list[Series] = []
     for number, name in enumerate(dict.fromkeys(heat.name for heat in race.heats)):
         own = [heat for heat in race.heats if heat.name == name and math.isfinite(heat.loss)]
-        climbed, finals = (sorted((h.lr, h.loss) for h in own if h.final == final) for final in (False, True))
-        series.append(Series(climbed, colour_of(number), name, "line and dots"))
-        series += [Series(finals, INK, "final heats", "dots")] if finals else []
+        points = sorted((heat.lr, heat.loss) for heat in own)
+        series.append(Series(points, colour_of(number), name, "line and dots"))
     losses = [loss for one in series for _, loss in one.points]
     low, high = min(losses, default=0.0), min(max(losses, default=0.0), race.start)
     limits = (low, high) if low < high else None

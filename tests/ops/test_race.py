@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops.train.race import VALIDATED, rate_at
+from lycoris_ops.train.race import VALIDATED
 from lycoris_ops.train.search import KINDS
 
 
@@ -71,18 +71,16 @@ def test_the_winner_is_the_one_whose_whole_training_is_best() -> None:
     net = model()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     loss = Loss()
-    given: Any = (entrants(net), BATCHES, HELD, loss, OPTIONS)
+    given: Any = (entrants(net, 1e-2), BATCHES, HELD, loss, OPTIONS)
     found = lyc.race(*given, steps=300, share=1.0)
-    rates = [rate_at(1e-3, place) for place in range(2, 6)]
-    wanted = {(rank, lr): trained(rank, lr, 100) for rank in (1, 4) for lr in rates}
-    rank, lr = min(wanted, key=lambda one: wanted[one])
-    assert (found.name, found.lr) == (f"rank {rank}", lr)
+    wanted = {rank: trained(rank, 1e-2, 300) for rank in (1, 4)}
+    assert found.name == f"rank {min(wanted, key=lambda rank: wanted[rank])}" == "rank 4"
     # A heat is a whole training of its length: the rate has fallen at its end.
-    heat, finals = found.heats[0], [heat for heat in found.heats if heat.final]
-    assert {heat.name for heat in finals} == {"rank 1", "rank 4"} and len(finals) == 3
+    heat = found.heats[0]
+    assert (heat.name, heat.lr) == ("rank 1", 1e-2) and len(found.heats) == 3
     assert heat.loss == pytest.approx(trained(1, heat.lr, heat.steps), rel=1e-6)
-    assert found.winner is not None and found.winner.final and found.winner.loss < found.start
-    assert found.winner.steps > heat.steps and found.winner.parameters == 4 * (36 + 28)
+    assert found.winner is not None and found.winner.loss < found.start
+    assert found.winner.steps == heat.steps > 90 and found.winner.parameters == 4 * (36 + 28)
     # All that went through the model is counted, and stays within the budget.
     assert loss.steps == found.spent <= found.budget == 300
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -94,12 +92,8 @@ def test_the_winner_is_the_one_whose_whole_training_is_best() -> None:
 def test_a_rate_that_is_far_off_is_corrected(first: float) -> None:
     module = model()
     found = lyc.race(entrants(module, first)[1:], BATCHES, HELD, Loss(), OPTIONS, steps=300, share=2.0)
-    assert 3e-3 <= found.lr <= 1e-1
-    climbed = {heat.lr: heat.loss for heat in found.heats if not heat.final}
-    finals = [heat for heat in found.heats if heat.final]
-    # The final heats are those of the two best rates, and longer.
-    assert {heat.lr for heat in finals} == set(sorted(climbed, key=lambda lr: climbed[lr])[:2])
-    assert found.lr == min(finals, key=lambda heat: heat.loss).lr
+    assert 1e-3 <= found.lr <= 1e-1
+    assert found.winner and found.winner.loss < 0.5 * found.start
 
 
 @pytest.mark.parametrize("share", [0.03, 0.1, 0.2, 0.35, 0.6])
@@ -114,8 +108,8 @@ def test_the_budget_is_never_exceeded(share: float) -> None:
     if share == 0.03:
         assert not found.heats and found.name == "rank 1" and found.winner is None
         assert "too few" in found.verdict()
-    # A kind is left out rather than judged by less than three rates of each.
-    assert found.left_out == (() if share > 0.2 else ("rank 4",))
+    # A kind is left out rather than judged by heats that are too short.
+    assert found.left_out == (() if share > 0.1 else ("rank 4",))
 
 
 def test_a_heat_that_diverges_ends() -> None:
