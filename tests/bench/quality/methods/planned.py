@@ -20,8 +20,10 @@ KINDS = ("lora", "lokr")
 BUDGETS = (0.25, 1, 4, 6)
 """Up to about 0.4 of the largest uniform LoRA, which is of rank 16."""
 LORA = "planned by roots, gradient"
-AUTO = f"auto, {MORE_BATCHES} batches"
+MORE = f"planned by roots, {MORE_BATCHES} batches"
 """What the default was before it divided by the first step: by roots, on more batches than the others."""
+AUTO = "auto"
+"""What the command line and the node plan unless they are told otherwise."""
 
 
 def _norms(offer: Offer) -> list[float]:
@@ -80,7 +82,7 @@ def planned(
     return adapted(setting, plan=plan if start else replace(plan, probe=None))
 
 
-def auto(setting: Setting) -> Adapted:
+def more(setting: Setting) -> Adapted:
     return planned(setting, "auto", batches=MORE_BATCHES)
 
 
@@ -111,11 +113,11 @@ METHODS = (
     Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False), LARGE),
     Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora"), LARGE),
     Method(LORA, (1, 4), -8, lambda setting: planned(setting, "lora"), SMALL),
-    Method(AUTO, (1, 4, 6), -8, auto, LARGE, long=(4, 6)),
-    Method(AUTO, (1, 4), -8, auto, SMALL, long=(1, 4)),
+    Method(MORE, (1, 4, 6), -8, more, LARGE, long=(4, 6)),
+    Method(MORE, (1, 4), -8, more, SMALL),
     Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr"), LARGE),
     Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS), LARGE),
-    Method("auto", (1, 4), -8, default, long=(1, 4)),
+    Method(AUTO, (1, 4), -8, default, long=(1, 4)),
     *(
         Method(
             f"planned by {criterion}, gradient",
