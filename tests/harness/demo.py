@@ -6,6 +6,7 @@ report of what was applied and written, how long each stage took, and what to do
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ def run_with_bar(server: Server, prompt: dict[str, Any]) -> Run:
 
 def prepared() -> None:
     """Make the models, with a bar where that takes a while."""
+    # The packages that make them miss others, which nothing here needs.
+    logging.disable(logging.WARNING)
     with tqdm(total=FILES, unit="file", delay=1, bar_format="  {n}/{total} |{bar:30}| {elapsed}") as bar:
         assets(bar.update)
 
