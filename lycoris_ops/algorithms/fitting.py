@@ -266,6 +266,12 @@ def running(values: Tensor) -> tuple[float, ...]:
     return tuple(cast("list[float]", cast("Any", values.double().cumsum(0)).tolist()))
 
 
+def absolute(values: Tensor, dim: int | None = None) -> Tensor:
+    """The sum of the absolute values along a dimension, or of all."""
+    # torch has no types for `linalg`.
+    return cast("Any", torch.linalg).vector_norm(values, 1, dim=dim)
+
+
 class Fitted(Layer):
     """A kind whose layers can approximate a given change."""
 

@@ -17,7 +17,7 @@ from ..maths.tensors import compute_dtype, energy_of
 from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
-from .fitting import Delta, Fit, cumulative, running
+from .fitting import Delta, Fit, absolute, cumulative, running
 from .planning import Planned, first
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Lokr(Factored, Planned):
             held=w1.nbytes + inner.nbytes,
             factor=factor,
             start={"lokr_w1": w1},
-            sums=(float(inner.abs().sum()),),
+            sums=(float(absolute(inner)),),
         )
         # A higher rank takes more than the full factor.
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
@@ -237,7 +237,7 @@ class Lokr(Factored, Planned):
             factor=factor,
             start={"lokr_w1": w1, "lokr_w2_a": left.T},
             # dL/dw2_b = w2_a^T w2 = S V^T.
-            sums=running(values * right.abs().sum(1)),
+            sums=running(values * absolute(right, 1)),
         )
 
     def product(self) -> Kronecker | Dense:

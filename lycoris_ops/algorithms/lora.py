@@ -18,7 +18,7 @@ from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
-from .fitting import Delta, Fit, cumulative, running
+from .fitting import Delta, Fit, absolute, cumulative, running
 from .planning import Planned, first
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Lora(Factored, Planned):
                 held=left.nbytes + right.nbytes,
                 start={"lora_down": right},
                 # dL/dup = D down^T = U S.
-                sums=running(values * left.abs().sum(0)),
+                sums=running(values * absolute(left, 0)),
                 complete=delta.complete,
             ),
         )
