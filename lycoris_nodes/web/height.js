@@ -2,7 +2,8 @@
 // what is shown is no change of the workflow.
 //
 //   hold(node, by)      before `by`, any value, makes the node higher
-//   grow(node)          what is shown has another height: the node is made as high as it needs
+//   changing(node)      what is shown gets another height, which is no drag of the user's
+//   grow(node)          it has got one: the node is made as high as it needs
 //   release(node, by)   after the element of `by` has gone
 
 import { app } from "../../scripts/app.js"
@@ -33,9 +34,15 @@ export function hold(node, by) {
 }
 
 /** @param {GraphNode} node */
+export function changing(node) {
+  const known = held.get(node)
+  if (known) known.grown++
+}
+
+/** @param {GraphNode} node */
 export function grow(node) {
   const known = /** @type {Held} */ (held.get(node))
-  known.grown++
+  changing(node)
   // Vue makes a node at least as high as what is in it.
   const needed = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]
   node.setSize([node.size[0], Math.max(known.bare, needed)])

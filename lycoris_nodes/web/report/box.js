@@ -4,7 +4,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
-import { bareHeight, grow, hold, release } from "../height.js"
+import { bareHeight, changing, grow, hold, release } from "../height.js"
 import { t, told } from "../language.js"
 import { drawn, showElement } from "../nodes.js"
 import { canScroll, shareWheel } from "../wheel.js"
@@ -91,6 +91,7 @@ function heightOf(element, width) {
 async function fit(node, box) {
   const { element, margin } = box.widget
   const fills = ++box.fills
+  changing(node)
   const vue = LiteGraph.vueNodesMode
   // Vue makes a node as high as what is in it.
   if (vue) element.style.maxHeight = `${roomFor(node, box, bareHeight(node))}px`
