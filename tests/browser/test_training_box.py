@@ -246,7 +246,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
 
     # Begin anew makes another one, and goes on with it.
     page.get_by_role("button", name="Begin anew").click()
-    follow(ui, "^Step 2 of 40, ")
+    follow(ui, "^Step [2-9] of 40, ")
     stop(ui)
     folder = ui.server.base / "output" / "loras"
     assert (folder / f"{name}_00002_-checkpoints" / "last.safetensors").exists()
@@ -266,7 +266,8 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     assert ended(ui) == "execution_success"
     assert values(ui)["steps"] == 40 and (folder / f"{name}_00002_.safetensors").exists()
     assert page.locator(f"{PANEL}[data-stage=done] svg").count() == 1
-    assert ui.errors == []
+    # While the page was loaded anew, messages came before anything listened.
+    assert not [error for error in ui.errors if "Unknown message type lycoris.training" not in error]
 
 
 @pytest.mark.every_front_end
