@@ -69,7 +69,7 @@ export async function release(node, by) {
 // A node that a user drags higher is higher without what we show too.
 addEventListener(
   "pointerdown",
-  ({ target }) => {
+  ({ target, clientY: from }) => {
     const element = /** @type {Element} */ (target)
     if (!app.rootGraph || !element.closest) return
     const onNode = /** @type {HTMLElement | null} */ (element.closest("[data-node-id]"))?.dataset.nodeId
@@ -79,7 +79,9 @@ addEventListener(
       return known ? [{ node, known, grown: known.grown, height: node.size[1] }] : []
     })
     if (!heights.length) return
-    const dragged = async () => {
+    const dragged = async (/** @type {PointerEvent} */ { clientY: to }) => {
+      // Vue may make a node higher, by what we show, while the user clicks somewhere.
+      if (to === from) return
       await drawn()
       for (const { node, known, grown, height } of heights) {
         if (held.get(node) === known && known.grown === grown) known.bare += node.size[1] - height
