@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .errors import LycorisError
+from .files.writing import new_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -231,6 +232,17 @@ def check_png(path: Path) -> None:
     """Raise LycorisError for a place that is not one of a PNG."""
     if path.suffix.lower() != ".png":
         raise LycorisError("a picture cannot be written in this form", file=str(path), expected=".png")
+
+
+def write_png(path: Path, draw: Callable[[], Picture]) -> None:
+    """Write the picture that `draw` makes as PNG. It is not drawn where the place is not one of a PNG.
+
+    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
+    """
+    check_png(path)
+    data = draw().png()
+    with new_files([path], len(data)) as (file,):
+        file.write(data)
 
 
 def length_of(text: str, size: int = SMALL) -> float:

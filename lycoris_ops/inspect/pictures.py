@@ -19,11 +19,10 @@ from ..charts import (
     Point,
     Series,
     below_each_other,
-    check_png,
     colour_of,
     in_rows,
+    write_png,
 )
-from ..files.writing import new_files
 from ..report.blocks import blocks_verdict
 from ..report.words import plain_name
 from ..stack.survey import Survey
@@ -44,11 +43,7 @@ def draw_examination(found: Examination, path: str | os.PathLike[str]) -> None:
 
     Raises LycorisError for another ending or without Pillow, and WriteError if it cannot be written.
     """
-    file = Path(path)
-    check_png(file)
-    picture = examination_picture(found).png()
-    with new_files([file], len(picture)) as (out,):
-        out.write(picture)
+    write_png(Path(path), lambda: examination_picture(found))
 
 
 def examination_picture(found: Examination) -> Picture:

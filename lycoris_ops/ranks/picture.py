@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..charts import BarRow, Picture, check_png, colour_of, in_rows
-from ..files.writing import new_files
+from ..charts import BarRow, Picture, colour_of, in_rows, write_png
 from .plan import Plan
 
 SHOWN = 60
@@ -18,10 +17,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
     Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
     """
-    check_png(Path(path))
-    picture = plan_picture(plan).png()
-    with new_files([Path(path)], len(picture)) as (out,):
-        out.write(picture)
+    write_png(Path(path), lambda: plan_picture(plan))
 
 
 def plan_picture(plan: Plan) -> Picture:

@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..charts import Axes, Picture, Series, below_each_other, binned, check_png, colour_of
-from ..files.writing import new_files
+from ..charts import Axes, Picture, Series, below_each_other, binned, colour_of, write_png
 from .history import History
 from .race import Race
 
@@ -21,9 +20,7 @@ BINS = 50
 
 def draw_curves(history: History, path: Path) -> None:
     """Write the curves as PNG. Raises LycorisError where Pillow is not installed, and WriteError."""
-    picture = _curves(history, None, "loss").png()
-    with new_files([path], len(picture)) as (file,):
-        file.write(picture)
+    write_png(path, lambda: _curves(history, None, "loss"))
 
 
 def curves_picture(
@@ -53,10 +50,7 @@ def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
 
     Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
     """
-    check_png(Path(path))
-    picture = race_picture(race).png()
-    with new_files([Path(path)], len(picture)) as (file,):
-        file.write(picture)
+    write_png(Path(path), lambda: race_picture(race))
 
 
 def race_picture(race: Race) -> Picture:
