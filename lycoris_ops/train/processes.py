@@ -7,7 +7,7 @@ before each step, so that all make the same step. Only the first process writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from ..errors import LycorisError
 from ..maths.tensors import is_divided
 
 _dist: Any = dist
+Value = TypeVar("Value")
 
 
 def count() -> int:
@@ -60,6 +61,15 @@ def shared(value: float, device: torch.device) -> float:
     tensor = torch.tensor([value], device=device)
     _dist.broadcast(tensor, src=0)
     return float(tensor)
+
+
+def of_first(value: Value) -> Value:
+    """The value of the first process, of any kind that can be pickled."""
+    if not _on():
+        return value
+    values = [value]
+    _dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def check_whole(module: nn.Module) -> None:

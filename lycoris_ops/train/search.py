@@ -261,19 +261,26 @@ def search_network(
     net.restore()
     held, rest = _held_out(validation, batches, options.seed)
     about = _about(net, options, batches, held)
-    for file, kept in _kept(options):
-        own = file == options.race_file
-        if own if resumed else _serves(kept, about, options, steps):
-            given = _Given(net, rest, loss, options, kept.plan, started=not resumed)
-            entrant = next((one for one in _entrants(given) if one.name == kept.name), None)
-            if entrant is not None:
-                if not own and not resumed:
-                    _write(options, kept)
-                return Searched(entrant.make(), replace(options, lr=kept.lr), kept, file)
-    if resumed:
-        return Searched(net, options)
     given = _Given(net, rest, loss, options)
     entrants = _entrants(given)
+    names = {entrant.name for entrant in entrants}
+    serving = (
+        (file, kept)
+        for file, kept in _kept(options)
+        if kept.name in names
+        and (file == options.race_file if resumed else _serves(kept, about, options, steps))
+    )
+    # Processes on machines without a common disk find different files, and would wait for each other.
+    raced = processes.of_first(next(serving, None))
+    if raced is not None:
+        file, kept = raced
+        given = replace(given, plan=kept.plan, started=not resumed)
+        entrant = next(one for one in _entrants(given) if one.name == kept.name)
+        if file != options.race_file:
+            _write(options, kept)
+        return Searched(entrant.make(), replace(options, lr=kept.lr), kept, file)
+    if resumed:
+        return Searched(net, options)
     if len(affordable(entrants, steps * options.search_share, judging(held, options))) < 2:
         # Nothing takes the place of what was asked for without having been better.
         entrants.sort(key=lambda entrant: entrant.make != given.asked)

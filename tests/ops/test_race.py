@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +184,9 @@ def test_off_and_a_share_of_nothing_change_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
-@pytest.mark.parametrize("kind", [{}, {"algorithm": "lokr"}, {"dora": "output"}, {"algorithm": "oft"}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"algorithm": "lokr"}, {"algorithm": "loha"}, {"dora": "output"}, {"algorithm": "oft"}]
+)
 def test_the_rate_of_a_kind_is_found_and_the_training_begins_afresh(kind: dict[str, Any]) -> None:
     options = replace(OPTIONS, steps=100, search="rate", search_share=0.9)
     net = network(**kind)
@@ -321,6 +325,42 @@ def test_a_training_that_is_gone_on_with_does_not_race_again(tmp_path: Path, lr:
     assert loss.trained == 93
     unbroken = lyc.train_network(network(), BATCHES, Loss(), replace(given, output=None), validation=HELD)
     assert result.history.losses == unbroken.history.losses
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("kept", [False, True], ids=["after a race", "of an earlier race"])
+def test_an_outcome_that_cannot_be_written_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, kept: bool
+) -> None:
+    def options(name: str) -> lyc.TrainOptions:
+        return replace(
+            OPTIONS, search="rate", steps=60, output=tmp_path / f"{name}.safetensors", picture=False
+        )
+
+    def searched(net: lyc.LycorisNetwork, name: str) -> lyc.Searched:
+        return lyc.search_network(net, BATCHES, Loss(), options(name), steps=60, validation=HELD)
+
+    if kept:
+        searched(network(), "earlier")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    net = network()
+    weights = [parameter.clone() for parameter in net.parameters()]
+
+    def full(handle: int) -> None:
+        raise fault
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((lyc.WriteError, KeyboardInterrupt)) as caught:
+        lyc.train_network(net, BATCHES, Loss(), options("new"), validation=HELD)
+    monkeypatch.undo()
+    if isinstance(caught.value, lyc.WriteError):
+        assert str(tmp_path / "new-race.json") in str(caught.value)
+        assert "the disk is full" in str(caught.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert not net.applied
+    assert all(torch.equal(one, other) for one, other in zip(weights, net.parameters(), strict=True))
+    assert (searched(net, "new").file is not None) is kept
+    assert lyc.Race.of_json((tmp_path / "new-race.json").read_text(encoding="utf-8")).heats
 
 
 def test_an_interrupt_leaves_the_model_and_the_network_as_they_were() -> None:

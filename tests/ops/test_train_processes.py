@@ -16,25 +16,66 @@ import lycoris_ops as lyc
 from lycoris_ops.commands import main
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-@pytest.mark.parametrize("base", ["whole", "sharded"])
-def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
-    """Broken off and resumed as well. Five batches leave the second process without one now and then."""
-    folder = tmp_path / "two"
+def in_two_processes(folder: Path, what: str) -> None:
+    """Run the task that has this name in two processes, in a new folder."""
     folder.mkdir()
-    command = [sys.executable, train_task.__file__]
     running = [
         subprocess.Popen(
-            [*command, str(rank), "2", str(folder), base],
+            [sys.executable, train_task.__file__, str(rank), str(folder), what],
             cwd=ROOT,
             env=child_environment(),
             stderr=subprocess.PIPE,
         )
         for rank in range(2)
     ]
-    for one in running:
-        _, errors = one.communicate(timeout=120)
-        assert one.returncode == 0, errors.decode()
+    try:
+        for one in running:
+            _, errors = one.communicate(timeout=120)
+            assert one.returncode == 0, errors.decode()
+    finally:
+        # The other one would wait for it.
+        for one in running:
+            one.kill()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
+def test_two_processes_race_as_one_and_write_the_outcome_once(tmp_path: Path) -> None:
+    """A second training takes it in both, also where the second process does not find the file."""
+    folder = tmp_path / "two"
+    in_two_processes(folder, "race")
+    one, two = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert one == two
+    assert len({found[:2] for found in one.values()}) == 1
+    text, lr, shapes, file = one["first"]
+    found = lyc.Race.of_json(text)
+    assert file == "None" and found.lr == lr and len(found.heats) > 3 and len(shapes) > 1
+    assert {one["again"][3], one["apart"][3]} <= {
+        str(folder / f"{name}-race.json") for name in ("first", "again")
+    }
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*-race.json*"))
+    assert written == [f"{name}-race.json" for name in ("again", "apart", "first")]
+    assert all((folder / name).read_text(encoding="utf-8") == text for name in written)
+    # By hand in one process: each heat is a whole training with two batches in a step.
+    heat = next(heat for heat in found.heats if heat.name.endswith("as asked"))
+    given = lyc.TrainOptions(steps=heat.steps, lr=heat.lr, bar=False)
+    trainer = lyc.Trainer(
+        train_task.network_of(train_task.model(), 0),
+        train_task.loss,
+        given,
+        validation=train_task.batches(2, 2),
+    )
+    data = train_task.batches(8, 1)
+    for step in range(heat.steps):
+        trainer.step(*(data[(2 * step + place) % 8] for place in (0, 1)))
+    assert trainer.validate() == pytest.approx(heat.loss, rel=1e-4)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
+@pytest.mark.parametrize("base", ["whole", "sharded"])
+def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
+    """Broken off and resumed as well. Five batches leave the second process without one now and then."""
+    folder = tmp_path / "two"
+    in_two_processes(folder, base)
     (tmp_path / "one").mkdir()
     net = train_task.network_of(train_task.model(), 0)
     lyc.train_network(

@@ -52,12 +52,36 @@ def options(folder: Path, accumulation: int, steps: int) -> lyc.TrainOptions:
     )  # fmt: skip
 
 
-def process(rank: int, count: int, folder: str, base: str) -> None:
-    """One of several processes: train, be broken off, and go on. With `base` "sharded" they share one."""
+def meet(rank: int, count: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
     )
+
+
+def race(rank: int, folder: str) -> None:
+    """One of two processes that race, with their outcomes in one folder or, as on two machines, in two.
+
+    All races are of one training, under the names "first", "again" (in one folder, which has the outcome),
+    and "apart": there only the first process finds it.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for name in ("first", "again", "apart"):
+        place = Path(folder) / f"{rank}" if name == "apart" and rank else Path(folder)
+        given = lyc.TrainOptions(
+            steps=150, search="all", search_share=1.0, bar=False, output=place / f"{name}.safetensors"
+        )
+        net = network_of(model(), rank)
+        searched = lyc.search_network(net, batches(8, 1), loss, given, steps=150, validation=batches(2, 2))
+        assert searched.race
+        shapes = [tuple(parameter.shape) for parameter in searched.network.parameters()]
+        found[name] = (searched.race.json(), searched.options.lr, shapes, str(searched.file))
+        torch.distributed.barrier()
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def process(rank: int, folder: str, base: str) -> None:
+    """One of two processes: train, be broken off, and go on. With `base` "sharded" they share one."""
     settings = options(Path(folder), 1, 6)
 
     def halt(report: lyc.StepReport) -> None:
@@ -89,8 +113,13 @@ def process(rank: int, count: int, folder: str, base: str) -> None:
     with torch.no_grad():
         merged = net.module(data[0][0])
     torch.save(([*net.parameters(), merged], trained), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    process(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    number, place, what = int(sys.argv[1]), *sys.argv[2:]
+    meet(number, 2, place)
+    if what == "race":
+        race(number, place)
+    else:
+        process(number, place, what)
+    torch.distributed.destroy_process_group()
