@@ -13,8 +13,13 @@ from .bake.checkpoint import merge_checkpoint as merge_checkpoint
 from .bypass import Bypass as Bypass
 from .bypass import BypassPlan as BypassPlan
 from .bypass import Met as Met
+from .bypass import Slot as Slot
 from .bypass import bypass_refusal as bypass_refusal
 from .bypass import geometry_of as geometry_of
+from .changes.place import Mask as Mask
+from .changes.place import Places as Places
+from .changes.place import Where as Where
+from .changes.place import parse_spans as parse_spans
 from .changes.timing import CLOCKS as CLOCKS
 from .changes.timing import CURVES as CURVES
 from .changes.timing import Curve as Curve

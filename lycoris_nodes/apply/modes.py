@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...lycoris_ops import BypassPlan, Entry, LycorisError, Match, bypass_refusal, few, geometry_of, paragraph
+from ...lycoris_ops import (
+    BypassPlan,
+    Entry,
+    LycorisError,
+    Match,
+    Slot,
+    bypass_refusal,
+    few,
+    geometry_of,
+    paragraph,
+)
 from ..host.patching import enlarged_by_patches, merge_loss, merges_in_every_pass
 from ..host.weights import layer_of, merge_obstacle
 from .bypass import plans_of
@@ -174,12 +184,12 @@ def _build(
     if enlarged_by_patches(patcher, key):
         return "an earlier node enlarges its weight"
     layers = [
-        (match.read(entry.adapter), match.strength, match.timings)
+        Slot(match.read(entry.adapter), match.strength, match.timings, match.where)
         for name in ("weight", "bias")
         for entry, match in pairs.get(f"{path}.{name}", ())
     ]
-    for part, *_ in layers:
-        if reason := bypass_refusal(part):
+    for layer in layers:
+        if reason := bypass_refusal(layer.part):
             return reason
     try:
         return BypassPlan.build(geometry, layers)

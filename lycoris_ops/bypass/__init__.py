@@ -2,7 +2,17 @@
 
 from .geometry import Geometry, geometry_of
 from .hook import Bypass, Reader
-from .plan import BypassPlan, Met, bypass_refusal
+from .plan import BypassPlan, Met, Slot, bypass_refusal
 from .rebuilt import Rebuilt
 
-__all__ = ["Bypass", "BypassPlan", "Geometry", "Met", "Reader", "Rebuilt", "bypass_refusal", "geometry_of"]
+__all__ = [
+    "Bypass",
+    "BypassPlan",
+    "Geometry",
+    "Met",
+    "Reader",
+    "Rebuilt",
+    "Slot",
+    "bypass_refusal",
+    "geometry_of",
+]

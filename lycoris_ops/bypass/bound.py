@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, shaped
 from . import forwards
 from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
+from .forwards.low_rank import LowRankForward
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
 from .rescaled import PlainOutput, rescaled, scaled
@@ -84,6 +86,12 @@ class BoundPlan:
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
         self.operates = bool(self.shifts or self.scales or self.others)
         """Whether there are operators on the input or the output."""
+        self.thin = not (self.operates or self.biases) and all(
+            isinstance(placed.forward, LowRankForward) for placed in self.forwards
+        )
+        """Whether `beside` takes factors of places."""
+        self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
+        """Whether nothing is left to do when the module is given the changed input."""
         # What torch.compile traces is not kept.
         self.follows = not torch.compiler.is_compiling() and self._reads_only(plan.tensors)
         """Whether passes see the present values of the layers' tensors, where these learn."""
@@ -139,14 +147,18 @@ class BoundPlan:
             self.geometry.part(total, rows).add_(change, alpha=strength)
         return self._finished(self._add(x, total, strengths), y, strengths)
 
-    def beside(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
-        """`finish` for a plan without operators: from the module's input x and its output y."""
+    def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
+        """`finish` for a plan without operators: from the module's input x and its output y.
+
+        `factors` multiply the change over the places of y, see `LowRankForward.add`. They are for a `thin`
+        plan.
+        """
         met, total = x.to(self.dtype), y.to(self.dtype)
         if self.geometry.kernel:
             met, total = self._batched(met), self._batched(total)
-        return self._finished(self._add(met, total, strengths), y, strengths)
+        return self._finished(self._add(met, total, strengths, factors), y, strengths)
 
-    def _add(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+    def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
         """y with what the forms add to it for the input x; y may be written over."""
         live = [placed for placed in self.forwards if any(strengths[slot] for slot in placed.slots)]
         if not live:
@@ -159,11 +171,14 @@ class BoundPlan:
             total, met = _rows(y), _rows(x)
         with in_own_dtypes(x.device):
             for placed in live:
+                add = placed.forward.add
+                if isinstance(placed.forward, LowRankForward):
+                    add = partial(placed.forward.add, factors=factors)
                 if placed.rows is None:
-                    total = placed.forward.add(total, met, strengths)
+                    total = add(total, met, strengths)
                     continue
                 part = self.geometry.part(total, placed.rows)
-                found = placed.forward.add(part, met, strengths)
+                found = add(part, met, strengths)
                 if found is not part:
                     part.copy_(found)
         return shaped(total, y.shape)

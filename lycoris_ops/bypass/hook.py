@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..changes.place import Places, Where
 from ..errors import LycorisError
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
 from .bound import BoundPlan
 from .forwards.forward import Strengths, outliving
 from .geometry import geometry_of
+from .placed import PlacedPlan
 from .plan import BypassPlan, Met
 
 _modules = cast("Any", torch.nn.modules.module)
@@ -110,6 +112,8 @@ class Bypass:
     called, or in the first pass. `met` holds what these layers learned from the weight, and can be handed to
     another `Bypass` of the same plan and weight. A plan of several stages reads the weight in each pass.
 
+    Where the strengths of the plan differ over places or samples, `places` says where these are.
+
     Where a tensor of a layer requires gradients, they flow to it. Nothing that was computed from it is then
     kept from one pass to the next, because an optimiser may have changed it in between. `before_pass` and
     `dropout` are for such plans alone.
@@ -137,13 +141,19 @@ class Bypass:
         """It may set `plan` and `strengths` for the pass."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
+        self.places: Places | None = None
+        """Where the module's tokens are, and of which pictures, for strengths that differ over them.
+
+        It must be there before a pass, at the latest after `before_pass`."""
+        self.apart: tuple[Where, ...] = ()
+        """Places whose outputs are not blended: as in `PlacedPlan`. To be set before the first pass."""
         self.strengths = plan.strengths
         """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
 
         They may be changed at any time."""
         self._reader = reader or PlainReader()
-        self._bound: BoundPlan | None = None
-        self._pass: tuple[BoundPlan, Tensor, Tensor] | None = None
+        self._bound: BoundPlan | PlacedPlan | None = None
+        self._pass: tuple[BoundPlan | PlacedPlan, Tensor, Tensor] | None = None
         """Held from the first hook of a pass to the second: the bound plan and the inputs that it gave."""
         self._alone = False
         """What `_is_alone` was at the start of the pass: a hook may take itself away."""
@@ -308,30 +318,35 @@ class Bypass:
             return None
         return weight.T if self.plan.geometry.transposed else weight
 
-    def _begun(self, x: Tensor) -> BoundPlan | None:
+    def _begun(self, x: Tensor) -> BoundPlan | PlacedPlan | None:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
         if self.before_pass is not None:
             self.before_pass(x)
-        return self._bind(x) if any(map(any, self.strengths)) else None
+        # The output has another form with places that stand apart.
+        return self._bind(x) if self.apart or any(map(any, self.strengths)) else None
 
-    def _stands_beside_another(self, bound: BoundPlan) -> bool:
+    def _stands_beside_another(self, bound: BoundPlan | PlacedPlan) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
 
         Operators on x or y would act on what the others add as well.
         """
         return bound.operates and self._reader.forward(self.module) != self.module.forward
 
-    def _bind(self, x: Tensor) -> BoundPlan:
+    def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
         bound, anew = self._bound, self.plan.anew
-        if bound is not None and bound.serves(x, self.dropout, anew=anew):
-            return bound
-        if anew:
-            self.met = None
-        met = self.meet(compute_dtype(x.dtype), x.device)
-        with outliving():
-            bound = BoundPlan(self.plan, met, x, self.dropout)
-        self._bound = None if anew and not bound.follows else bound
+        if bound is None or not bound.serves(x, self.dropout, anew=anew):
+            if anew:
+                self.met = None
+            met = self.meet(compute_dtype(x.dtype), x.device)
+            with outliving():
+                if self.plan.placed:
+                    bound = PlacedPlan(self.plan, met, x, self.dropout, apart=self.apart)
+                else:
+                    bound = BoundPlan(self.plan, met, x, self.dropout)
+            self._bound = None if anew and not bound.follows else bound
+        if isinstance(bound, PlacedPlan):
+            bound.places = self.places
         return bound
 
 

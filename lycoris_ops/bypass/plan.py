@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from ..algorithms import Layer
 from ..algorithms.base import Dependent, Parameter, checked
 from ..changes.forms import Additive, Dense
 from ..changes.operators import Diagonal, Operator, Sides, finite, moved
+from ..changes.place import Where
 from ..changes.timing import Moment, Timing, product
 from ..errors import LayerError
 from ..layers.part import Part, part_of
@@ -21,11 +22,14 @@ from .geometry import Geometry
 
 
 class Slot(NamedTuple):
-    """A layer of a stage with its strength, which `timings` multiply over the sampling."""
+    """A layer of a stage with its strength."""
 
     part: Part
     strength: float
     timings: tuple[Timing, ...] = ()
+    """Factors of the strength over the sampling."""
+    where: Where | None = None
+    """Its factors over places and samples; None for the same everywhere."""
 
     def at(self, moment: Moment) -> float:
         """The strength at a moment of the sampling."""
@@ -33,8 +37,8 @@ class Slot(NamedTuple):
 
 
 Slots = tuple[Slot, ...]
-GivenLayer = tuple[Layer | Part, float] | tuple[Layer | Part, float, tuple[Timing, ...]]
-"""A layer with its strength, and with timings where the strength follows some."""
+GivenLayer = Slot | tuple[Layer | Part, float]
+"""A layer with its strength."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,16 @@ class Met:
     bases: tuple[Base, ...]
     biases: tuple[tuple[Tensor, int], ...]
     bias: Tensor | None = None
+
+    def only(self, slots: Collection[int]) -> Met:
+        """What the layers in some slots add."""
+        bases = tuple(base for base in self.bases if base.slot in slots)
+        return Met(
+            tuple(form for form in self.forms if form[2] in slots),
+            bases,
+            tuple(change for change in self.biases if change[1] in slots),
+            self.bias if bases else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,8 +123,9 @@ class BypassPlan:
     def build(cls, geometry: Geometry, layers: Sequence[GivenLayer]) -> BypassPlan:
         """A plan of one stage, from layers for the weight and parts for the bias, with their strengths.
 
-        Behind a strength may stand the timings that it follows. Layers of strength 0 are left out.
-        Raises LayerError where a layer does not fit, or cannot be bypassed (see `bypass_refusal`).
+        A `Slot` is for a strength that changes over the sampling, or differs over places and samples. Layers
+        of strength 0 are left out. Raises LayerError where a layer does not fit, or cannot be bypassed (see
+        `bypass_refusal`).
         """
         stage = Stage(_live(layers, "weight"), _live(layers, "bias"))
         for part, *_ in stage.layers:
@@ -131,6 +146,8 @@ class BypassPlan:
         """This plan and then `later`.
 
         An additive stage of `later` joins the stage before it, because its changes depend on no weight.
+        Raises LayerError where one stage would follow another and a strength differs over places: no one
+        weight would be what the later stage sees.
         """
         stages = list(self.stages)
         for stage in later.stages:
@@ -138,7 +155,14 @@ class BypassPlan:
                 last = stages.pop()
                 stage = Stage(last.layers + stage.layers, last.biases + stage.biases)
             stages.append(stage)
-        return replace(self, stages=tuple(stages))
+        joined = replace(self, stages=tuple(stages))
+        if joined.formed and joined.placed:
+            raise LayerError(
+                "a layer whose strength differs over places cannot be bypassed before or after another stack",
+                got="a layer that depends on what the other stack makes of the weight",
+                hint="Join the two stacks into one, and apply them together",
+            )
+        return joined
 
     @property
     def strengths(self) -> tuple[tuple[float, ...], ...]:
@@ -161,6 +185,11 @@ class BypassPlan:
     def timed(self) -> bool:
         """Whether a strength follows timings."""
         return any(slot.timings for stage in self.stages for slot in stage.slots())
+
+    @property
+    def placed(self) -> bool:
+        """Whether a strength differs over places or samples."""
+        return any(slot.where is not None for stage in self.stages for slot in stage.slots())
 
     def strengths_at(self, moment: Moment) -> tuple[tuple[float, ...], ...]:
         """The strengths at a moment of the sampling."""
@@ -322,5 +351,5 @@ def _scaled(form: Additive, sides: Sides) -> Additive:
 
 
 def _live(layers: Sequence[GivenLayer], parameter: Parameter) -> Slots:
-    slots = (Slot(part_of(layer), float(strength), *timings) for layer, strength, *timings in layers)
+    slots = (one if isinstance(one, Slot) else Slot(part_of(one[0]), float(one[1])) for one in layers)
     return tuple(slot for slot in slots if slot.strength != 0.0 and slot.part.parameter == parameter)

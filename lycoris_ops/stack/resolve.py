@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..algorithms.base import Parameter
+from ..changes.place import Where
 from ..changes.timing import Timing, mean
 from ..errors import MatchError, either, located, number_of
 from ..files.json_text import collector_paused
@@ -47,6 +48,8 @@ class Match(NamedTuple):
     """The rows of the layer for this weight; None for all."""
     timings: tuple[Timing, ...] = ()
     """Factors of the strength over the sampling; () for a constant strength."""
+    where: Where | None = None
+    """Factors of the strength over places and pictures; None for the same everywhere."""
 
     @property
     def key(self) -> str:
@@ -206,6 +209,7 @@ def _resolve_entry(
     absent: dict[Component, list[str]] = {}
     found = targets.find_each(entry.adapter.names, entry.adapter.path)
     weights, timings = _weights(entry, found, blocks)
+    where = entry.where
     turned = entry.adapter.transposed and not oriented
     for name, info in entry.adapter.info.items():
         places = found.places[name]
@@ -236,9 +240,13 @@ def _resolve_entry(
             continue
         own = uses_of(info, places, targets)
         uses += own
-        # Text encoders run once, before the sampling.
-        over = () if part == "te" else timings.of.get(name, ())
-        matches += [Match(name, use.target, strength, use.parameter, use.window, over) for use in own]
+        # Text encoders run once, before the sampling, and for all places and pictures.
+        over, held = (), None
+        if part == "te":
+            strength *= entry.mask.at_no_place if entry.mask else 1.0
+        else:
+            over, held = timings.of.get(name, ()), where
+        matches += [Match(name, use.target, strength, use.parameter, use.window, over, held) for use in own]
         needs_bias = info.bias is not None and not info.algorithm.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
             unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from ..changes.place import Mask, Where
 from ..errors import LycorisError
 from ..names.dialects import Component
 from ..reading.adapter import Adapter
@@ -20,8 +21,8 @@ class Entry:
     `strength` multiplies its change to the diffusion model: 0 changes nothing, and a negative strength
     subtracts. `strength_clip` does the same for the text encoders; None means `strength`. `rules` multiply
     both in each layer. `schedule` multiplies the strength of the diffusion model over the sampling. Text
-    encoders run before that, so their strength is constant. Raises LycorisError for a strength that is not
-    finite.
+    encoders run before that, so their strength is constant. `mask` multiplies the strength over the places of
+    a picture, and `factors` for each picture of a batch. Raises LycorisError for a number that is not finite.
     """
 
     adapter: Adapter
@@ -29,6 +30,8 @@ class Entry:
     strength_clip: float | None = None
     rules: Rules | None = None
     schedule: Schedule | None = None
+    mask: Mask | None = None
+    factors: tuple[float, ...] | None = None
     label: str = ""
     """The name in reports, such as the file with its folder; "" for the file name alone."""
 
@@ -37,7 +40,7 @@ class Entry:
         return self.label or self.adapter.name
 
     def __post_init__(self) -> None:
-        for value in (self.strength, self.strength_of("te")):
+        for value in (self.strength, self.strength_of("te"), *(self.factors or ())):
             if not math.isfinite(value):
                 raise LycorisError(
                     "a strength must be a finite number", file=self.adapter.path, got=str(value)
@@ -48,6 +51,13 @@ class Entry:
         if part == "te" and self.strength_clip is not None:
             return self.strength_clip
         return self.strength
+
+    @property
+    def where(self) -> Where | None:
+        """Where, and for which pictures, the strength holds; None for the same everywhere."""
+        if self.mask is None and self.factors is None:
+            return None
+        return Where(self.mask, self.factors)
 
     @property
     def off(self) -> bool:
@@ -89,9 +99,17 @@ class Stack:
             for entry in self
         )
 
+    def with_mask(self, mask: Mask) -> Stack:
+        """The stack with this mask on every adapter. Masks that are there already multiply with it."""
+        # One object for the same masks, so that their adapters are computed together.
+        joined = {entry.mask: replace(mask, within=entry.mask) if entry.mask else mask for entry in self}
+        return Stack(replace(entry, mask=joined[entry.mask]) for entry in self)
+
     def check_constant(self, purpose: str) -> None:
-        """Raise LycorisError if a strength follows a schedule. The message says that such a stack cannot
-        `purpose`."""
+        """Raise LycorisError if a strength follows a schedule, or differs over places or pictures.
+
+        The message says that such a stack cannot `purpose`.
+        """
         for entry in self:
             if entry.schedule:
                 raise LycorisError(
@@ -100,4 +118,12 @@ class Stack:
                     got=str(entry.schedule),
                     expected="a constant strength",
                     hint="Take this stack from before Schedule LyCORIS Strength",
+                )
+            if entry.where:
+                raise LycorisError(
+                    f"an adapter whose strength differs over places or pictures cannot {purpose}",
+                    file=entry.name,
+                    got="a mask" if entry.mask else "a strength for each picture",
+                    expected="one strength",
+                    hint="Take this stack from before Mask LyCORIS Stack or LyCORIS Strength Grid",
                 )

@@ -203,7 +203,11 @@ def test_a_bypass_follows_its_timings_on_both_clocks() -> None:
     assert isinstance(geometry, bypass.Geometry)
     plan = bypass.BypassPlan.build(
         geometry,
-        [(one, 0.8, timings[0]), (other, 0.3), (dependent, -0.6, timings[1])],
+        [
+            lyc.Slot(lyc.Part(one), 0.8, timings[0]),
+            (other, 0.3),
+            lyc.Slot(lyc.Part(dependent), -0.6, timings[1]),
+        ],
     )
     assert plan.timed
     hook = bypass.Bypass(module, plan).attach()

@@ -26,22 +26,27 @@ class LowRankForward:
         self.geometry = geometry
         self.pair = Prepared(items, partial(_pair, geometry, dtype, device))
         self.reads = self.pair.reads
-        self.factors = [
+        self.scales = [
             (form.scale, item.slot, len(form.down)) for form, item in zip(forms, items, strict=True)
         ]
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
+        """As `Forward.add`. `factors`, in float32 or float64, multiply the change over the places of y:
+        (tokens, 1), or (samples, 1, *places) for a convolution. They do so in the rank, where it is thinnest.
+        """
         down, up = self.pair()
         hidden = self.geometry.product(x, down)
-        factors = [scale * strengths[slot] for scale, slot, _ in self.factors]
-        # A factor that all ranks share is given to the product itself, where it costs nothing. Else in
+        scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
+        # A scale that all ranks share is given to the product itself, where it costs nothing. Else in
         # float32: rounded to the dtype of the input, a factor would shift all values by the same share, an
         # error that does not average out as random ones do.
-        alpha = factors[0] if len(set(factors)) == 1 else 1.0
-        if len(set(factors)) > 1:
-            diagonal = self.geometry.per_channel(self._diagonal(factors, up))
+        alpha = scales[0] if len(set(scales)) == 1 else 1.0
+        if len(set(scales)) > 1:
+            diagonal = self.geometry.per_channel(self._diagonal(scales, up))
             hidden = (hidden * diagonal).to(hidden.dtype)
+        if factors is not None:
+            hidden = (hidden * factors).to(hidden.dtype)
         if not self.geometry.kernel:
             return plus_product(y, hidden, up.T, alpha)
         if self.geometry.groups > 1:
@@ -50,11 +55,11 @@ class LowRankForward:
         found = plus_product(total, up.expand(len(y), -1, -1), hidden.flatten(2), alpha)
         return y if found is total else found.view(y.shape)
 
-    def _diagonal(self, factors: Sequence[float], like: Tensor) -> Tensor:
+    def _diagonal(self, scales: Sequence[float], like: Tensor) -> Tensor:
         """A factor for each row of down, kept until the strengths change."""
-        key = tuple(factors)
+        key = tuple(scales)
         if self._held is None or self._held[0] != key:
-            ranks = [rank for _, _, rank in self.factors] * self.geometry.groups
+            ranks = [rank for _, _, rank in self.scales] * self.geometry.groups
             values = [
                 value
                 for value, rank in zip(key * self.geometry.groups, ranks, strict=True)

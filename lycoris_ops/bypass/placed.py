@@ -1,0 +1,168 @@
+"""A plan whose strengths differ over places and samples, on one device and in one dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..changes.place import Places, Where
+from ..errors import LycorisError
+from ..maths.tensors import compute_dtype
+from .bound import BoundPlan, Run
+from .forwards.forward import Strengths
+from .plan import BypassPlan, Met
+
+
+class PlacedPlan:
+    """A plan that is bound apart for the layers of each `Where`: y + sum of factor * (y' - y).
+
+    y' is what the layers of one `Where` alone make of the module's output y. Where all factors but one are 0
+    and that one is 1, the result is this y' in every bit; where all are 0, it is y.
+
+    It stands in for a `BoundPlan`, whose methods it has. `places` is set before each pass. `apart` is for a
+    module whose tokens are at no place, and whose output is used at all places, as keys and values made of a
+    text are: then these factors are not applied. The output holds the samples once as the other layers make
+    them, and behind that once for each of `apart`.
+    """
+
+    def __init__(
+        self, plan: BypassPlan, met: Met, x: Tensor, dropout: float = 0.0, *, apart: Sequence[Where] = ()
+    ) -> None:
+        (stage,) = plan.stages
+        slots: dict[Where | None, set[int]] = {None: set()}
+        for number, slot in enumerate(stage.slots()):
+            slots.setdefault(slot.where, set()).add(number)
+        self.geometry = plan.geometry
+        self.apart = tuple(apart)
+        self.places: Places | None = None
+        self.parts = [
+            (where, BoundPlan(plan, met.only(found), x, dropout), found) for where, found in slots.items()
+        ]
+        """Each `Where` with its layers and their slots; None, for the same everywhere, comes first."""
+        self.made_for = (x.dtype, x.device, dropout)
+        bounds = [bound for _, bound, _ in self.parts]
+        self.operates = any(bound.operates for bound in bounds)
+        self.follows = all(bound.follows for bound in bounds)
+        self.shares_shift = (
+            not (self.geometry.kernel or self.apart)
+            and any(bound.takes_shift for bound in bounds)
+            and all(bound.takes_shift or not bound.operates for bound in bounds)
+        )
+        """Whether the module is given the changed input of all places in its own pass. The changes of a
+        linear layer's input are as large as those of its output, token by token."""
+
+    def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
+        return all(bound.serves(x, dropout, anew=anew) for _, bound, _ in self.parts)
+
+    def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
+        """As `BoundPlan.given`."""
+        seen, first = self.parts[0][1].given(x, strengths)
+        if not self.shares_shift:
+            return seen, seen
+        total = first
+        for where, bound, _ in self.parts[1:]:
+            _, found = bound.given(x, strengths)
+            if found is not seen and where is not None:
+                total = _blended(total, seen, found, self._factors(where, seen))
+        return seen, total
+
+    def finish(
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
+    ) -> Tensor:
+        """As `BoundPlan.finish`."""
+        base, total = y, y
+        made: dict[Where, Tensor] = {}
+        for where, bound, slots in self.parts:
+            done = self.shares_shift and bound.shifts_alone
+            if done or not any(strengths[slot] for slot in slots):
+                continue
+            if not bound.operates and not self.apart:
+                total = self._beside(where, bound, x, total if total is not base else y.clone(), strengths)
+                continue
+            met = base.clone()
+            if bound.takes_shift and not self.shares_shift:
+                _, given = bound.given(x, strengths)
+                met = run(given.view(x.shape).to(self.made_for[0]))
+            found = bound.finish(x, met, strengths, run).view(base.shape)
+            if where is None:
+                total = found
+            elif where in self.apart:
+                made[where] = found
+            else:
+                total = _blended(total, base, found, self._factors(where, base))
+        if not self.apart:
+            return total
+        return torch.cat([total, *(_joined(total, base, made.get(where, base)) for where in self.apart)])
+
+    def beside(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+        """As `BoundPlan.beside`."""
+        if self.apart:
+            return self.finish(x, y, strengths, _never)
+        for where, bound, slots in self.parts:
+            if any(strengths[slot] for slot in slots):
+                y = self._beside(where, bound, x, y, strengths)
+        return y
+
+    def _beside(
+        self, where: Where | None, bound: BoundPlan, x: Tensor, y: Tensor, strengths: Strengths
+    ) -> Tensor:
+        """y with what the additive layers of a where add; y may be written over."""
+        if where is None:
+            return bound.beside(x, y, strengths)
+        if bound.thin:
+            factors = self._factors(where, y, compute_dtype(y.dtype))
+            return bound.beside(x, y, strengths, factors if self.geometry.kernel else factors.reshape(-1, 1))
+        return torch.lerp(y, bound.beside(x, y.clone(), strengths), self._factors(where, y))
+
+    def _factors(self, where: Where, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The factors of a where, shaped to be multiplied with an input or output y of the module.
+
+        Raises LycorisError where y has other tokens than the places says.
+        """
+        places = self.places
+        if places is None:
+            raise LycorisError(
+                "the strength of a layer differs over places, and nobody has said where they are",
+                expected="`Bypass.places` to be set before a pass",
+            )
+        kernel, samples = len(self.geometry.kernel), len(places.pictures)
+        grid = tuple(y.shape[-kernel:]) if kernel else places.grid
+        found = where.over(places, grid, dtype or y.dtype, y.device)
+        if kernel:
+            batch = y.shape[: -kernel - 1]
+            if math.prod(batch) != samples:
+                raise _other_count(f"{math.prod(batch)} samples", f"{samples}")
+            return found.view(*batch, 1, *(grid if found.shape[1] > 1 else (1,) * kernel))
+        rows = y.numel() // max(y.shape[-1], 1)
+        tokens = found.shape[1]
+        if where.mask is None and rows % samples == 0:
+            found = found.expand(-1, rows // samples)
+        elif rows != samples * tokens:
+            raise _other_count(f"{rows} tokens", f"{tokens} for each of {samples} samples: {places}")
+        return found.reshape(*y.shape[:-1], 1)
+
+
+def _blended(total: Tensor, base: Tensor, found: Tensor, factors: Tensor) -> Tensor:
+    """total + factors * (found - base), which is `found` in every bit at 1 where the total is the base."""
+    return torch.lerp(total, _joined(total, base, found), factors)
+
+
+def _joined(total: Tensor, base: Tensor, found: Tensor) -> Tensor:
+    """found + (total - base)."""
+    return found if total is base else found + (total - base)
+
+
+def _never(x: Tensor) -> Tensor:
+    raise AssertionError("only operators need a further pass")
+
+
+def _other_count(got: str, expected: str) -> LycorisError:
+    return LycorisError(
+        "a layer with a mask has another number of tokens than its places says",
+        got=got,
+        expected=expected,
+        hint="Take the mask away, or the layer out of the stack by a rule of weight 0",
+    )

@@ -1,0 +1,212 @@
+"""Strengths that differ over place and sample: masks, factors of pictures, and where a layer's places are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import LycorisError
+from ..maths.shapes import Shape
+
+Span = tuple[int, int | None]
+"""The first and the last frame of a span, counted from 0; None for no end."""
+
+SPANS = "frames from 0 such as 0-16, 40-"
+KEPT = 16
+"""How many forms of its weights a place keeps, the newest: one for each grid of a model."""
+
+
+def parse_spans(text: str) -> tuple[Span, ...]:
+    """The spans of a text such as `0-16, 40-`; () for an empty one, which is all frames.
+
+    Raises LycorisError for what is no span, and for one that ends before it begins.
+    """
+    found: list[Span] = []
+    for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
+        match = re.fullmatch(r"(\d+)\s*(?:(-)\s*(\d+)?)?", piece)
+        if match is None:
+            raise LycorisError("a span of frames is not understood", got=piece, expected=SPANS)
+        first, dash, last = match.groups()
+        end = int(last) if last else None if dash else int(first)
+        if end is not None and end < int(first):
+            raise LycorisError("a span of frames ends before it begins", got=piece, expected=SPANS)
+        found.append((int(first), end))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens of a layer are places, in one pass.
+
+    Each sample has `before` other tokens, then those of `grid`, (h, w) or (frames, h, w), row by row, then
+    `after` others. A convolution needs no grid, because its output has one.
+    """
+
+    pictures: tuple[int, ...]
+    """For each sample of the pass the number of its picture, from 0: one picture may have several samples, as
+    with classifier-free guidance."""
+    grid: Shape = ()
+    before: int = 0
+    after: int = 0
+    pace: int = 1
+    """How many frames of the video a frame of the grid stands for. The first one stands for one alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Factors of a strength over a plane, or over frames and a plane.
+
+    `weights` (n, h, w) are shares in [0, 1] at any size: n is 1, or the number of frames of the video or of
+    its latent. Frames outside `spans` have weight 0. A weight w stands for the factor
+    outside + w (1 - outside). `within` is a mask whose factors are multiplied with these.
+
+    `text` says that layers and tokens that are at no place, such as those of a text, have the factor 1; else
+    they have 0. Raises LycorisError for weights of another form or outside [0, 1], and for a factor that is
+    not finite.
+    """
+
+    weights: Tensor
+    spans: tuple[Span, ...] = ()
+    outside: float = 0.0
+    text: bool = False
+    within: Mask | None = None
+
+    def __post_init__(self) -> None:
+        values = self.weights
+        if values.ndim != 3 or not values.numel():
+            raise LycorisError(
+                "a mask has another form", got=str(list(values.shape)), expected="[frames, height, width]"
+            )
+        # NaN compares as false.
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            low, high = (float(value) for value in values.aminmax())
+            raise LycorisError(
+                "a mask has values that are no shares",
+                got=f"values from {low:g} to {high:g}",
+                expected="values from 0 to 1",
+            )
+        if not math.isfinite(self.outside):
+            raise LycorisError("the factor outside a mask must be a finite number", got=str(self.outside))
+
+    @property
+    def at_no_place(self) -> float:
+        """The factor of what is at no place."""
+        return float(self.text and (self.within is None or self.within.text))
+
+    def on(self, grid: Sequence[int], pace: int = 1) -> Tensor:
+        """The factors on a grid, (h, w) or (frames, h, w), in float32: means over what each place covers.
+
+        `pace` is as in `Places`. Raises LycorisError for no such grid, and where the frames do not agree.
+        """
+        if len(grid) not in (2, 3):
+            raise LycorisError(
+                "a mask is on a layer whose places are no plane",
+                got=f"a grid {list(grid)}",
+                expected="[height, width] or [frames, height, width]",
+            )
+        *frames, height, width = grid
+        count = frames[0] if frames else 1
+        wide = self.weights.to("cpu", torch.float32)
+        planes = self._in_frames(functional.adaptive_avg_pool2d(wide[None], (height, width))[0], count, pace)
+        shares = planes * self._shares(count, pace)[:, None, None]
+        # Exact at 0 and at 1.
+        factors = torch.lerp(torch.full_like(shares, self.outside), torch.ones_like(shares), shares)
+        if self.within is not None:
+            factors = factors * self.within.on((count, height, width), pace)
+        return factors.view(*grid)
+
+    def _in_frames(self, planes: Tensor, count: int, pace: int) -> Tensor:
+        """The planes for `count` frames of a latent."""
+        found, video = len(planes), _frames(count, pace)
+        if found in (1, count):
+            return planes.expand(count, -1, -1)
+        if found != video:
+            raise LycorisError(
+                "a mask has another number of frames than what is sampled",
+                got=str(found),
+                expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
+            )
+        return torch.cat([planes[:1], planes[1:].view(count - 1, pace, *planes.shape[1:]).mean(1)])
+
+    def _shares(self, count: int, pace: int) -> Tensor:
+        """The share of each of `count` frames of a latent that is in the spans."""
+        if not self.spans:
+            return torch.ones(count)
+        video = _frames(count, pace)
+        inside = torch.zeros(video)
+        for first, last in self.spans:
+            if first >= video:
+                raise LycorisError(
+                    "a span of frames begins behind the last frame",
+                    got=str(first),
+                    expected=f"up to {video - 1}: {video} frames are sampled",
+                )
+            inside[first : None if last is None else last + 1] = 1.0
+        return torch.cat([inside[:1], inside[1:].view(-1, pace).mean(1)])
+
+
+def _frames(count: int, pace: int) -> int:
+    """The frames of a video that `count` frames of its latent stand for."""
+    return 1 + (count - 1) * pace
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where, and for which pictures, a strength holds: its factor over places and samples."""
+
+    mask: Mask | None = None
+    factors: tuple[float, ...] | None = None
+    """A factor for each picture; None for 1."""
+    _kept: dict[tuple[object, ...], Tensor] = field(
+        default_factory=dict[tuple[object, ...], Tensor], init=False, repr=False, compare=False
+    )
+
+    def over(self, places: Places, grid: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The factors (samples, tokens) in a pass; (samples, 1) without a mask.
+
+        `grid` is that of the places, or a convolution's own. Raises LycorisError where the mask's frames, or
+        the number of pictures, do not agree.
+        """
+
+        def make() -> Tensor:
+            return self._over(places, grid).to(device, dtype)
+
+        return self._keep((places, grid, dtype, device), make)
+
+    def _keep(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._kept:
+            # A tensor of the inference mode could not be used where gradients are recorded.
+            with torch.inference_mode(False), torch.no_grad():
+                made = make()
+            while len(self._kept) >= KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = made
+        return self._kept[key]
+
+    def _over(self, places: Places, grid: Shape) -> Tensor:
+        if self.mask is None:
+            row = torch.ones(1)
+        else:
+            inner = self.mask.on(grid, places.pace).flatten()
+            apart = self.mask.at_no_place
+            before, after = (torch.full((count,), apart) for count in (places.before, places.after))
+            row = torch.cat([before, inner, after])
+        return self._of_pictures(places.pictures)[:, None] * row
+
+    def _of_pictures(self, pictures: Sequence[int]) -> Tensor:
+        """The factor of each sample."""
+        if self.factors is None:
+            return torch.ones(len(pictures))
+        if 1 + max(pictures, default=-1) != len(self.factors):
+            raise LycorisError(
+                "the strengths are for another number of pictures than what is sampled",
+                got=f"{1 + max(pictures, default=-1)} pictures",
+                expected=f"{len(self.factors)}, one for each strength",
+            )
+        return torch.tensor([self.factors[number] for number in pictures])
