@@ -29,8 +29,6 @@ TABLES = ("entry", "arguments", "network", "plan", "train")
 `create_lycoris`, and of `probe` and `plan_ranks`, and the options of `TrainOptions`."""
 PROBED = {"least": 8, "batches": 32}
 """How many batches a plan is made from, unless [plan] says it: the least, where they agree, and the most."""
-GONE = {"reallocation": "Leave it out: ranks no longer move during a training; [plan] chooses them before"}
-"""Keys of [train] in earlier versions, with what to do."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -63,8 +61,6 @@ def table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
     """[train] as options. Raises LycorisError for an unknown key or a value out of its range."""
     given = table(settings, "train")
-    for key in given.keys() & GONE.keys():
-        raise LycorisError("there is no such key any more", key="[train]", got=key, hint=GONE[key])
     _check(given, [field.name for field in dataclasses.fields(TrainOptions)], "[train]")
     if "dtype" in given:
         if given["dtype"] not in DTYPES:

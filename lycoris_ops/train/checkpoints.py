@@ -85,9 +85,7 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
     if damaged:
         why += f"; passed over: {', '.join(damaged)}"
-    # States of earlier versions do not store the number of steps planned.
-    of, settings, data = state.get("of", state["step"]), state.get("settings", {}), state.get("data", {})
-    return FoundState(path, state["step"], of, settings, data, why)
+    return FoundState(path, state["step"], state["of"], state["settings"], state["data"], why)
 
 
 def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -114,11 +112,11 @@ def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, A
     for path in sorted(folder.glob(f"*{STATE}")):
         try:
             state = STATE_FORM.peek(path, "step", "of", "returns", "settings", "data")
-            whole.append(((state.get("returns", 0), state["step"]), path, state))
+            whole.append(((state["returns"], state["step"]), path, state))
         except LycorisError as error:
             damaged.append(f"{path.name} ({error.problem})")
-        except KeyError:
-            damaged.append(f"{path.name} (it says no step)")
+        except KeyError as error:
+            damaged.append(f"{path.name} (nothing called {error})")
     return whole, damaged
 
 

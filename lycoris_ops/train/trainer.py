@@ -250,16 +250,8 @@ class Trainer:
         Raises MatchError where the state is for another model or network, and TrainError for another
         optimiser or seed, for other data, or where one of both has an average.
         """
-        if state.get("mover") is not None:
-            raise TrainError(
-                "the state is of a training whose ranks moved, which no training does any more",
-                file=file,
-                key="reallocation",
-                expected="a training that keeps its ranks",
-                hint="Begin anew from the adapter beside the state: create_lycoris(module, weights=...)",
-            )
         check_same(state["identity"], self.identity, file)
-        check_data(state.get("data", {}), self.options.data, file)
+        check_data(state["data"], self.options.data, file)
         for key, theirs, ours in (
             ("optimiser", state["optimiser"]["name"], self.options.optimiser),
             ("seed", state["seed"], self.options.seed),
@@ -288,7 +280,7 @@ class Trainer:
         self.scaler = self._new_scaler(state["scaler"])
         copy_into(self._proven, self.parameters)
         self.done, self.place = state["step"], tuple(state["place"])
-        self.returns = state.get("returns", 0)
+        self.returns = state["returns"]
         self.history = History.of(state["history"])
         self.idle = set(state["idle"])
 

@@ -64,7 +64,6 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
         ("", "epochs = 1", "steps or of epochs"),
         ("", "dtype = 'int8'", "an unknown dtype"),
         ("", "lr = ", "the file is not TOML"),
-        ("", "reallocation = {target = 3}", r"no such key any more \(found reallocation\).*Leave it out"),
         ("plan = {size = 'ranks 3'}", "", "the size cannot be understood"),
         ("plan = {size = {rank = 3}}", "", "the size cannot be understood"),
         ("plan = {rmax = 3}", "", "Is it r_max"),

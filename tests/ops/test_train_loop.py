@@ -827,9 +827,6 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
         resumed(network(), optimiser="sgd")
     with pytest.raises(lyc.TrainError, match=r"seed: .*other settings"):
         resumed(network(), seed=6)
-    trainer = lyc.Trainer(network(), plain, settings)
-    with pytest.raises(lyc.TrainError, match="reallocation: the state is of a training whose ranks moved"):
-        trainer.load_state_dict({**trainer.state_dict(), "mover": {"before": 100, "importance": {}}})
     with pytest.raises(lyc.FileFormatError, match="not the state of a training"):
         lyc.train_network(network(), batches(), plain, settings, resume=tmp_path / "out.safetensors")
     with pytest.raises(lyc.WriteError, match="already"):

@@ -62,7 +62,6 @@ def settings_of(asked: Asked) -> dict[str, Any]:
         if isinstance(value, str | int | float) and name not in ELSEWHERE
     }
     if told.get("search") == "off":
-        # States of earlier versions know neither.
         for name in ("search", "search_share"):
             told.pop(name, None)
     for entry in asked.stack or ():
