@@ -29,7 +29,7 @@ def of_schemas(registered: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_schema(schema: Any) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
-    for key, one in _inputs(schema.inputs):
+    for key, one in inputs_of(schema.inputs):
         # Where several choices bring an input of one name, the front end has one text for all: the first.
         inputs.setdefault(key, _part(one.display_name or one.id, one.tooltip))
     outputs = {
@@ -43,13 +43,13 @@ def _of_schema(schema: Any) -> dict[str, Any]:
     }
 
 
-def _inputs(inputs: Iterable[Any], start: str = "") -> Iterator[tuple[str, Any]]:
+def inputs_of(inputs: Iterable[Any], start: str = "") -> Iterator[tuple[str, Any]]:
     """The inputs by the keys that the front end looks up, with those that a choice brings along."""
     for one in inputs:
         yield start + one.id, one
         for option in getattr(one, "options", None) or ():
             # `<choice>.<input>` in the prompt; keys of texts have no dots.
-            yield from _inputs(getattr(option, "inputs", ()), f"{start}{one.id}_")
+            yield from inputs_of(getattr(option, "inputs", ()), f"{start}{one.id}_")
 
 
 def _part(name: str, tooltip: str) -> dict[str, str]:
