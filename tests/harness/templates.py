@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from PIL import Image, ImageDraw
 
 from .facts import ROOT
 from .workflow import with_values
@@ -22,6 +25,9 @@ EXTRACT = "06 Shrink and extract LoRA and LyCORIS files"
 TRAIN = "10 Train a LoRA or LyCORIS file"
 WRITING = {EXPORT: "LycorisSaveCheckpoint", CONVERT: "LycorisSaveAdapter"}
 """Templates that are there to write a file, with the node that does. In others such nodes are muted."""
+
+PICTURES = "my_style"
+"""The folder of pictures that TRAIN names."""
 
 Values = Mapping[str, Mapping[str, Any]]
 """Type of node -> input -> value."""
@@ -67,3 +73,13 @@ def ready(name: str, object_info: dict[str, Any], *values: Values) -> dict[str, 
     for each in (chosen(name), *values):
         graph = with_values(graph, object_info, each)
     return graph
+
+
+def draw_pictures(folder: Path) -> None:
+    """Two small pictures of different shapes, with their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, colour, size in (("red", "crimson", (96, 96)), ("blue", "navy", (128, 96))):
+        picture = Image.new("RGB", size, "beige")
+        ImageDraw.Draw(picture).ellipse([16, 16, size[0] - 16, size[1] - 16], fill=colour)
+        picture.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name} disc", encoding="utf-8")

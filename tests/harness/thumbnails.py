@@ -19,7 +19,7 @@ from .assets import install
 from .facts import ROOT, facts
 from .launch import Server, base_directory
 from .page import Ui, chromium, page
-from .templates import FOLDER, SMALL, TEMPLATES, TRAIN, Values, ready
+from .templates import FOLDER, PICTURES, SMALL, TEMPLATES, TRAIN, Values, ready
 
 SIDE = 600
 """Pixels of a thumbnail."""
@@ -124,7 +124,7 @@ def main(names: list[str]) -> int:
         return 1
     base = install(base_directory(ROOT / ".cache" / "thumbnails", ROOT))
     shutil.rmtree(base / "output", ignore_errors=True)
-    put_photographs(base / "input" / "my_style")
+    put_photographs(base / "input" / PICTURES)
     with chromium(found.chromium) as browser, Server(found.comfyui, base) as server:
         for name in names or TEMPLATES:
             with page(browser, server, base) as ui:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -24,27 +24,26 @@ from tests.harness.diffusion import write_model, write_tiny_vae
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, Server, base_directory
 from tests.harness.prompts import node, own
-from tests.harness.templates import FOLDER, SMALL, TEMPLATES, TRAIN, WRITING, ready, template
+from tests.harness.templates import (
+    FOLDER,
+    PICTURES,
+    SMALL,
+    TEMPLATES,
+    TRAIN,
+    WRITING,
+    draw_pictures,
+    ready,
+    template,
+)
 from tests.harness.workflow import ACTIVE, to_prompt
 
 pytestmark = pytest.mark.host
 
-PICTURES = "my_style"
 PHOTOGRAPHS = {"chelsea": "a cat", "coffee": "a cup of coffee", "astronaut": "a woman in orange"}
 """Pictures that come with scikit-image, and what they show."""
 HELD_OUT = {"rocket": "a rocket"}
 
 Nodes = dict[str, dict[str, Any]]
-
-
-def draw_pictures(folder: Path) -> None:
-    """Two small pictures of different shapes, with their captions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, colour, size in (("red", "crimson", (96, 96)), ("blue", "navy", (128, 96))):
-        picture = Image.new("RGB", size, "beige")
-        ImageDraw.Draw(picture).ellipse([16, 16, size[0] - 16, size[1] - 16], fill=colour)
-        picture.save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(f"a {name} disc", encoding="utf-8")
 
 
 def cut_photographs(folder: Path, captions: dict[str, str]) -> None:
