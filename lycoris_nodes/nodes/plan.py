@@ -56,6 +56,11 @@ class LycorisPlan(io.ComfyNode):
                     "file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. 90%: as much as "
                     "gains that share. 1/100: that share of the model's parameters.",
                 ),
+                io.String.Input(
+                    "algorithms",
+                    default="auto",
+                    tooltip="The kinds that a layer may get: lora, lokr or both; auto is lora, all is both.",
+                ),
                 count_input(
                     "batches",
                     "At most how many latents are measured, each at noise of its own. 8 or 16 are enough "
@@ -104,6 +109,7 @@ class LycorisPlan(io.ComfyNode):
         latents: Sequence[Mapping[str, Any]],
         positive: Sequence[Any],
         size: str,
+        algorithms: str,
         batches: int,
         seed: int,
         preset: str,
@@ -115,6 +121,7 @@ class LycorisPlan(io.ComfyNode):
         masks: Sequence[Any] = (),
     ) -> io.NodeOutput:
         wanted = parse_size(size)
+        kinds: Any = algorithms if algorithms in ("auto", "all") else algorithms.replace(",", " ").split()
         recompute = is_checkpointed(model, checkpointing)
         memory = memory_for(model, latents, 1, checkpointed=recompute)
         with opened(model, checkpointing=recompute, memory=memory) as session:
@@ -140,12 +147,16 @@ class LycorisPlan(io.ComfyNode):
                 preset=family.preset if preset == AS_FAMILY else preset,
                 include=include.split(),
                 exclude=exclude.split(),
+                algorithms="lora" if kinds == "auto" else kinds,
                 largest=largest_rank,
                 least=LEAST,
                 seed=seed,
                 progress=progress(1),
             )
-        plan = Plan.of_json(edited, probe=found) if edited.strip() else plan_ranks(found, size=wanted)
+        if edited.strip():
+            plan = Plan.of_json(edited, probe=found)
+        else:
+            plan = plan_ranks(found, size=wanted, algorithms=kinds)
         picture = plan_picture(plan)
         notes = [
             f"loss {found.loss:.4g} over {found.batches} latents",

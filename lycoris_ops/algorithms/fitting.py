@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -229,6 +229,14 @@ class Fit:
     """How many tensors each has in a file, including alpha."""
     held: int = 0
     """Bytes of the tensors that `make` needs."""
+    factor: int | None = None
+    """The LoKr factor for `Lokr.init`; None if no factor gives this split."""
+    start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """The nonzero factors of the start at which layers of this kind gain most from a gradient, see
+    `Planned`."""
+    sums: tuple[float, ...] = ()
+    """For each of `ranks`, with D a gradient, the sum of the absolute values of the gradient of the factors
+    that are zero at `start`; empty for kinds that start from none."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 
@@ -256,6 +264,12 @@ def running(values: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... values, in float64."""
     # torch has no type for `tolist`.
     return tuple(cast("list[float]", cast("Any", values.double().cumsum(0)).tolist()))
+
+
+def absolute(values: Tensor, dim: int | None = None) -> Tensor:
+    """The sum of the absolute values along a dimension, or of all."""
+    # torch has no types for `linalg`.
+    return cast("Any", torch.linalg).vector_norm(values, 1, dim=dim)
 
 
 class Fitted(Layer):

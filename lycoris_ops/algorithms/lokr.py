@@ -17,7 +17,8 @@ from ..maths.tensors import compute_dtype, energy_of
 from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
-from .fitting import Delta, Fit, Fitted, cumulative
+from .fitting import Delta, Fit, absolute, cumulative, running
+from .planning import Planned, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
 FACTORS = (2, 4, 8, 16, 32, 64, -1)
-"""The factors that are tried on a change."""
+"""The factors that are tried, on a change and on a gradient."""
 OUTER = (W1, W1_A)
 """The tensors of w1 that have a row for each block of k rows of the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lokr(Factored, Fitted):
+class Lokr(Factored, Planned):
     """delta = scale * kron(w1, w2), O = l * k, I = i * j.
 
     w1 (l, i), or w1_a (l, r) @ w1_b (r, i); w2 (k, j, *kernel), or w2_a (k, r) @ w2_b (r, j * prod(kernel)),
@@ -139,6 +140,31 @@ class Lokr(Factored, Fitted):
         return
 
     @classmethod
+    def started(
+        cls,
+        start: Mapping[str, Tensor],
+        shape: Shape,
+        rank: int | None,
+        scale: float,
+        *,
+        seed: int,
+        factor: int | None = None,
+    ) -> Self:
+        """As in `Planned`. A rank of None is for a full w2, whose scale is 1 always: w1 holds `scale`."""
+        generator = torch.Generator().manual_seed(seed)
+        (rows, k), (columns, j) = (factorization(size, factor or -1) for size in shape[:2])
+        w1 = start["lokr_w1"].clone() if "lokr_w1" in start else kaiming((rows, columns), generator)
+        if rank is None:
+            return cls(lokr_w1=w1 * scale, lokr_w2=torch.zeros(k, j, *shape[2:]), alpha=1.0)
+        left = start["lokr_w2_a"] if "lokr_w2_a" in start else kaiming((k, rank), generator).T
+        return cls(
+            lokr_w1=w1,
+            lokr_w2_a=first(left, rank, (k,), seed=seed).T.contiguous(),
+            lokr_w2_b=torch.zeros(rank, j * math.prod(shape[2:])),
+            alpha=scale * rank,
+        )
+
+    @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """The nearest Kronecker product for each factor in FACTORS, with a full w2 and with low-rank ones.
 
@@ -149,21 +175,21 @@ class Lokr(Factored, Fitted):
         shape = delta.shape
         if len(shape) < 2:
             return ()
-        splits = {
-            (factorization(shape[0], factor)[0], factorization(shape[1], factor)[0])
-            for factor in (FACTORS if delta.factor is None else (delta.factor,))
-        }
+        splits: dict[tuple[int, int], int | None] = {}
+        for factor in FACTORS if delta.factor is None else (delta.factor,):
+            split = factorization(shape[0], factor)[0], factorization(shape[1], factor)[0]
+            splits.setdefault(split, factor)
         if delta.factor is None and delta.split is not None:
-            splits.add(delta.split)
+            splits.setdefault(delta.split, None)
         return tuple(
             fit
-            for rows, columns in sorted(splits)
+            for (rows, columns), factor in sorted(splits.items())
             if rows * columns > 1 and shape[0] % rows == 0 and shape[1] % columns == 0
-            for fit in cls._fits_of(delta, rows, columns)
+            for fit in cls._fits_of(delta, rows, columns, factor)
         )
 
     @classmethod
-    def _fits_of(cls, delta: Delta, rows: int, columns: int) -> tuple[Fit, ...]:
+    def _fits_of(cls, delta: Delta, rows: int, columns: int, factor: int | None) -> tuple[Fit, ...]:
         delta.pause()
         w1, inner = delta.outer(rows, columns)
         flat = inner.flatten(1)
@@ -182,6 +208,9 @@ class Lokr(Factored, Fitted):
             make=full,
             tensors=3,
             held=w1.nbytes + inner.nbytes,
+            factor=factor,
+            start={"lokr_w1": w1},
+            sums=(float(absolute(inner)),),
         )
         # A higher rank takes more than the full factor.
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
@@ -205,6 +234,10 @@ class Lokr(Factored, Fitted):
             make=low,
             tensors=4,
             held=w1.nbytes + left.nbytes + right.nbytes,
+            factor=factor,
+            start={"lokr_w1": w1, "lokr_w2_a": left.T},
+            # dL/dw2_b = w2_a^T w2 = S V^T.
+            sums=running(values * absolute(right, 1)),
         )
 
     def product(self) -> Kronecker | Dense:

@@ -18,7 +18,8 @@ from ..maths.tensors import compute_dtype, energy_of, fold_core
 from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
-from .fitting import Delta, Fit, Fitted, cumulative
+from .fitting import Delta, Fit, absolute, cumulative, running
+from .planning import Planned, first
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +54,7 @@ weight."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lora(Factored, Fitted):
+class Lora(Factored, Planned):
     """delta = alpha / r * up @ down.
 
     Linear: up (O, r), down (r, I). Convolution: up (O, r, 1, ...), down (r, I, *kernel).
@@ -184,6 +185,23 @@ class Lora(Factored, Fitted):
         return cls(lora_up=up, lora_down=kaiming((rank, *shape[1:]), generator), alpha=alpha)
 
     @classmethod
+    def started(
+        cls,
+        start: Mapping[str, Tensor],
+        shape: Shape,
+        rank: int | None,
+        scale: float,
+        *,
+        seed: int,
+        factor: int | None = None,
+    ) -> Self:
+        assert rank is not None
+        usual = cls.init(shape, rank, scale * rank, seed=seed)
+        if "lora_down" not in start:
+            return usual
+        return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
+
+    @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """The leading singular triples, sqrt(S) in each factor; with `delta.tucker`, factors with a core.
 
@@ -218,6 +236,9 @@ class Lora(Factored, Fitted):
                 make=made,
                 tensors=3,
                 held=left.nbytes + right.nbytes,
+                start={"lora_down": right},
+                # dL/dup = D down^T = U S.
+                sums=running(values * absolute(left, 0)),
                 complete=delta.complete,
             ),
         )

@@ -1,4 +1,4 @@
-"""Choose ranks: from a probe and a size to a plan."""
+"""Choose ranks and kinds: from a probe and a size to a plan."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 
 from ..errors import PlanError
 from .allocate import NOTHING, Candidate, above, allocate, until, within
-from .gains import Probed
+from .offers import Offer
 from .plan import Plan, PlanRow
-from .probe import Probe
+from .probe import Probe, Probed, chosen_algorithms
 from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 
+AUTO: tuple[str, ...] = ("lora",)
+"""The kinds that `algorithms="auto"` stands for."""
 WORTH = 1.0
 """A plan that captures no more than so many times the energy of a uniform LoRA of its size is made uniform.
 On four tasks that nothing was chosen on, plans by another criterion captured 1.01 to 1.32 times as much where
@@ -27,27 +29,31 @@ def plan_ranks(
     probe: Probe,
     *,
     size: Size = "auto",
+    algorithms: str | Sequence[str] = "auto",
     scale: float = 1.0,
     r_min: int = 0,
     r_max: int | None = None,
 ) -> Plan:
     """Divide a size among the layers of a probe so that they gain most together.
 
-    Each layer gets a LoRA of a rank from `r_min` to `r_max`, or is left out where `r_min` is 0. Layers
-    without any gradient are always left out. With a `Rank`, every layer has this rank. With a budget or a
-    ratio, no layer takes a rank at which it would hold more values than its weight has. alpha is `scale`
-    times the rank, so that the scale of all layers is equal whatever their ranks. The plan states gains as
-    shares of the energy whatever the size is.
+    Each layer gets one kind and one rank, or is left out where `r_min` is 0. `algorithms` are the kinds to
+    choose from: a name, several names, "all" that the probe knows, or "auto": lora, or all that the probe
+    knows if lora is not among them. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
+    without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
+    at this rank, or without a rank in no more parameters. With a budget or a ratio, no layer takes a rank at
+    which it would hold more values than its weight has. alpha is `scale` times the rank, so that the scale of
+    all layers is equal whatever their ranks. The plan states gains as shares of the energy whatever the size
+    is.
 
-    With a budget or a ratio, a layer is worth what Adam's first step gains with it (see `ranks.gains`). A
-    share of the energy and the size "auto" (see `Size`) are judged by the energy.
+    With a budget, a ratio or a rank, a layer is worth what Adam's first step gains with it (see
+    `ranks.offers`). A share of the energy and the size "auto" (see `Size`) are judged by the energy.
 
-    Where a budget or a ratio divided among layers captures no more of the energy than one rank on all layers
+    Where a budget or a ratio divided among LoRAs captures no more of the energy than one rank on all layers
     would, every layer gets the highest rank that fits on all of them, and those that gain most by it get one
     more. They start as without a plan then (`Plan.refused`). A size below rank 1 on all layers stays divided.
 
     Raises PlanError for an impossible size, for a budget below the smallest plan, for a share of the energy
-    that no plan reaches, and where no layer has a gradient.
+    that no plan reaches, and where nothing is on offer.
     """
     size = check_size(size)
     if not 0 < scale < math.inf:
@@ -57,6 +63,12 @@ def plan_ranks(
             "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
         )
     of_energy = isinstance(size, Energy) or size == "auto"
+    known = probe.algorithms
+    if not known:
+        raise PlanError("no layer of the probe has a gradient")
+    if algorithms == "auto":
+        algorithms = tuple(kind for kind in AUTO if kind in known) or "all"
+    kinds = chosen_algorithms(algorithms, known)
     exact = size.rank if isinstance(size, Rank) else None
     if exact is not None and not r_min <= exact <= (r_max or exact):
         raise PlanError(
@@ -66,15 +78,15 @@ def plan_ranks(
     offered = {
         path: found
         for path, layer in probe.layers.items()
-        if (found := list(_candidates(layer, bounds, of_energy=of_energy)))
+        if (found := list(_candidates(layer, kinds, bounds, of_energy=of_energy)))
     }
     if not offered:
-        raise PlanError("no layer of the probe has a gradient")
+        raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))
     dtype = size.dtype if isinstance(size, Budget) else torch.bfloat16
     if exact is not None:
-        return _planned(probe, {path: one for path, (one,) in offered.items()}, scale, dtype)
+        return _planned(probe, _by_rank(offered), scale, dtype)
     plan = _planned(probe, _by_size(probe, offered, size, r_min), scale, dtype)
-    if isinstance(size, (Budget, Ratio)):
+    if isinstance(size, (Budget, Ratio)) and kinds == ("lora",):
         # Equal plans may differ in the last digits of their sums.
         uniform = plan.uniform
         even = _even(probe, offered, _most(probe, size))
@@ -84,21 +96,16 @@ def plan_ranks(
 
 
 def _planned(probe: Probe, chosen: Mapping[str, Candidate], scale: float, dtype: torch.dtype) -> Plan:
-    ranks: dict[str, int] = {path: one.meant for path, one in chosen.items() if one.meant}
     rows = [
-        PlanRow(
-            path=path,
-            shape=probe.layers[path].shape,
-            rank=rank,
-            alpha=scale * rank,
-            parameters=probe.layers[path].parameters(rank),
-            gain=probe.layers[path].gains[rank - 1] / probe.energy,
-        )
-        for path, rank in ranks.items()
+        _row(path, probe, offer, index, scale)
+        for path, candidate in chosen.items()
+        if candidate.meant is not None
+        for offer, index in (candidate.meant,)
     ]
+    taken = {row.path for row in rows}
     return Plan(
         rows=tuple(rows),
-        left_out=tuple(path for path in probe.layers if path not in ranks),
+        left_out=tuple(path for path in probe.layers if path not in taken),
         full=_full(probe, probe.layers),
         energy=probe.energy,
         dtype=dtype,
@@ -106,15 +113,37 @@ def _planned(probe: Probe, chosen: Mapping[str, Candidate], scale: float, dtype:
     )
 
 
-def _candidates(layer: Probed, bounds: tuple[int, int | None], *, of_energy: bool) -> Iterable[Candidate]:
-    """The ranks that a layer could have, each with its worth: its energy, or what the first step gains.
+def _candidates(
+    layer: Probed,
+    kinds: Sequence[str],
+    bounds: tuple[int, int | None],
+    *,
+    of_energy: bool,
+) -> Iterable[Candidate]:
+    """The sizes that a layer could have, each with its worth: its energy, or what the first step gains.
 
     If all its ranks are below the bounds, the highest rank is used.
     """
-    least, most = min(bounds[0], len(layer.gains)), bounds[1]
-    for rank, worth in enumerate(layer.gains if of_energy else layer.first_steps, 1):
-        if least <= rank <= max(least, most or rank):
-            yield Candidate(layer.parameters(rank), worth, rank)
+    for offer in layer.offers:
+        if offer.algorithm not in kinds:
+            continue
+        least, most = bounds
+        ranked = [rank for rank in offer.ranks if rank is not None]
+        least = min(least, max(ranked)) if ranked else least
+        worths = offer.gains if of_energy else offer.first_steps
+        for index, (rank, worth) in enumerate(zip(offer.ranks, worths, strict=True)):
+            if rank is None or least <= rank <= (most or rank) or rank == least:
+                yield Candidate(offer.parameters[index], worth, (offer, index))
+
+
+def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
+    """For each layer what gains most, where nothing without a rank is larger than what has this rank."""
+    chosen: dict[str, Candidate] = {}
+    for path, each in offered.items():
+        most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)
+        fitting = [one for one in each if one.cost <= most]
+        chosen[path] = max(fitting, key=lambda one: (one.gain, -one.cost))
+    return chosen
 
 
 def _by_size(
@@ -131,8 +160,8 @@ def _by_size(
                 "the budget is below the smallest plan",
                 got=f"{most:,} parameters",
                 expected=f"at least {smallest:,}",
-                hint=("Lower r_min or leave layers out" if r_min else "Ask for more")
-                + ", or train a LoKr without a plan, which takes less",
+                hint=("Lower r_min, leave layers out," if r_min else "Ask for more")
+                + " or allow lokr, which takes less",
             )
         return allocate({path: _worthy(probe, path, each) for path, each in candidates.items()}, within(most))
     if isinstance(size, Energy):
@@ -175,6 +204,20 @@ def _worthy(probe: Probe, path: str, candidates: Sequence[Candidate]) -> list[Ca
     """The candidates that hold no more values than the weight, or the cheapest one where all hold more."""
     most = max(_full(probe, [path]), min(one.cost for one in candidates))
     return [one for one in candidates if one.cost <= most]
+
+
+def _row(path: str, probe: Probe, offer: Offer, index: int, scale: float) -> PlanRow:
+    rank = offer.ranks[index]
+    return PlanRow(
+        path=path,
+        algorithm=offer.algorithm,
+        shape=probe.layers[path].shape,
+        rank=rank,
+        alpha=scale * (rank or 1),
+        parameters=offer.parameters[index],
+        gain=offer.gains[index] / probe.energy,
+        factor=offer.factor,
+    )
 
 
 def _full(probe: Probe, paths: Iterable[str]) -> int:

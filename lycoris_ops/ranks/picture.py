@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..charts import BarRow, Picture, colour_of, in_rows, write_png
-from .plan import Plan, PlanRow
+from .plan import Plan
 
 SHOWN = 60
 """The most layers that are drawn: those with the most parameters."""
@@ -21,7 +21,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def plan_picture(plan: Plan) -> Picture:
-    """The parameters of each layer as a bar, with its rank and its gain.
+    """The parameters of each layer as a bar, coloured by algorithm, with its rank and its gain.
 
     The gain is a share of the energy of the gradient.
     """
@@ -30,11 +30,12 @@ def plan_picture(plan: Plan) -> Picture:
     if len(rows) > SHOWN:
         rows = tuple(sorted(rows, key=lambda row: -row.parameters)[:SHOWN])
         title += f", of the largest {SHOWN}"
-    drawn = [
-        BarRow(row.path, [(row.parameters, colour_of(0), f"rank {row.rank}{_gained(row)}")]) for row in rows
-    ]
-    return in_rows(plan.verdict(), title, drawn, [])
-
-
-def _gained(row: PlanRow) -> str:
-    return "" if row.gain is None else f", {row.gain:.1%} of the gain"
+    kinds = dict.fromkeys(row.algorithm for row in plan)
+    colours = {kind: colour_of(number) for number, kind in enumerate(kinds)}
+    drawn: list[BarRow] = []
+    for row in rows:
+        rank = "" if row.rank is None else f"rank {row.rank}"
+        gain = "" if row.gain is None else f"{row.gain:.1%} of the gain"
+        words = ", ".join(filter(None, (rank, gain)))
+        drawn.append(BarRow(row.path, [(row.parameters, colours[row.algorithm], words)]))
+    return in_rows(plan.verdict(), title, drawn, list(colours.items()))

@@ -1,4 +1,4 @@
-"""Plans: the rank and alpha of each layer's LoRA, as data to read, edit and keep."""
+"""Plans: the algorithm, rank and alpha of each layer, as data to read, edit and keep."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithms.lora import Lora
-from ..errors import PlanError, number_of
+from ..algorithms import Layer, declaring
+from ..algorithms.planning import Planned
+from ..algorithms.training import Trained
+from ..errors import PlanError, number_of, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
-from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import norm
+from ..maths.shapes import Shape, factorization
 from ..modules import Site
-from .gains import Probed
 from .gradients import FIRM
-from .probe import Probe, check_layers
+from .probe import Probe, Probed, check_layers
 
-FORM = 2
+KINDS = declaring(Trained)
+FORM = 1
 """The version of the JSON."""
 
 
@@ -32,39 +33,41 @@ class PlanRow:
     """The plan for one layer."""
 
     path: str
+    algorithm: str
     shape: Shape
     """The shape of the weight."""
-    rank: int
-    alpha: float
-    """The scale times the rank."""
+    rank: int | None
+    """None for a layer without a rank: a LoKr with a full second factor, IA3, a norm, a full difference."""
+    alpha: float | None
+    """The scale times the rank, or the scale itself where there is no rank."""
     parameters: int
     """The number of its trained values, which the file holds."""
     gain: float | None = None
-    """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `ranks.gains`);
+    """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `ranks.offers`);
     None where it is not known."""
+    factor: int | None = None
+    """The factor of LoKr; None for kinds without one."""
     lr: float = 1.0
     """The learning rate, as a multiple of the training's."""
 
-    def start(self, probe: Probe | None = None, *, seed: int = 0) -> Lora:
-        """The LoRA of this row, whose change is zero: started from the probe's gradient where it has one.
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / (self.rank or 1)
+
+    def start(self, probe: Probe | None = None, *, seed: int = 0) -> Layer:
+        """The layer of this row, whose change is zero: started from the probe's gradient where it has one.
 
         Its tensors are float32. Raises PlanError where the probe does not know this layer.
         """
-        usual = Lora.init(self.shape, self.rank, self.alpha, seed=seed)
-        down = None if probe is None else probe.layer(self.path).down
-        if down is None:
-            return usual
-        return replace(usual, lora_down=_first(down, self.rank, seed).reshape(self.rank, *self.shape[1:]))
-
-
-def _first(vectors: Tensor, rank: int, seed: int) -> Tensor:
-    """The first `rank` of these vectors (r, n). Random ones of norm 1 make up for missing ones."""
-    held = vectors[:rank].clone()
-    if rank == len(held):
-        return held
-    generator = torch.Generator().manual_seed(seed)
-    extra = torch.randn(rank - len(held), held.shape[1], generator=generator)
-    return torch.cat([held, extra / norm(extra, 1)])
+        start: Mapping[str, Tensor] = {}
+        if probe is not None:
+            start = probe.start_of(self.path, self.algorithm, self.factor, self.rank)
+        kind = KINDS[self.algorithm]
+        if issubclass(kind, Planned):
+            return kind.started(start, self.shape, self.rank, self.scale, seed=seed, factor=self.factor)
+        rank = self.rank or 1
+        return kind.init(self.shape, rank, self.scale * rank, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ class Plan:
     def uniform(self) -> float | None:
         """The gain of a LoRA of one rank everywhere with as many parameters, as a share of ||G||^2.
 
-        None where it is not known: without a probe.
+        None where it is not known: without a probe, and for plans that have other kinds too.
         """
-        if self.probe is None or not self.energy:
+        if self.probe is None or not self.energy or any(row.algorithm != "lora" for row in self):
             return None
         gain = self.probe.uniform_gain(self.parameters)
         return None if gain is None else gain / self.energy
@@ -140,27 +143,36 @@ class Plan:
         return None if self.refused is not None else self.probe
 
     def with_row(self, path: str, **changes: Any) -> Plan:
-        """The plan with another `rank`, `alpha` or `lr` in one row.
+        """The plan with other values in one row: `algorithm`, `rank`, `factor`, `alpha` or `lr`.
 
         alpha follows the rank, so that the scale stays, unless it is given too. Parameters and gain are
         counted anew; without a probe the gain is not known. A layer that was left out gets a row by its path,
         if the plan has its probe. Raises PlanError for what cannot be.
         """
-        wrong = sorted(changes.keys() - {"rank", "alpha", "lr"})
+        wrong = sorted(changes.keys() - {"algorithm", "rank", "factor", "alpha", "lr"})
         if wrong:
             raise PlanError(
                 "a row has no such value to change",
                 key=path,
                 got=", ".join(wrong),
-                expected="rank, alpha or lr",
+                expected="algorithm, rank, factor, alpha or lr",
             )
         old = next((row for row in self.rows if row.path == path), None) or self._blank(path)
+        kind = KINDS.get(changes.get("algorithm", old.algorithm))
+        if kind is not None and "factor" not in kind.init_options():
+            # The old factor was for another kind.
+            changes.setdefault("factor", None)
         new = replace(old, **changes)
         _check_row(new)
-        alpha = changes.get("alpha", old.alpha / old.rank * new.rank)
-        known = None if self.probe is None else self.probe.gain_of(path, new.rank)
+        if "alpha" not in changes:
+            new = replace(new, alpha=old.scale * (new.rank or 1))
+        if "algorithm" in changes and "lr" not in changes:
+            # Started from an offer, every kind trains at LoRA's rate.
+            other = KINDS[new.algorithm]
+            new = replace(new, lr=1.0 if issubclass(other, Planned) else other.fresh_rate)
+        known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
         gain = None if known is None or not self.energy else known / self.energy
-        new = replace(new, alpha=alpha, parameters=_count(new), gain=gain)
+        new = replace(new, parameters=count(new.start()), gain=gain)
         rows = [row for row in self.rows if row.path != path]
         order = {each.path: place for place, each in enumerate(self.rows)}
         rows.insert(order.get(path, len(rows)), new)
@@ -170,8 +182,9 @@ class Plan:
         """A row for a layer that has none."""
         if self.probe is None or path not in self.probe.layers:
             raise PlanError("the plan has no such layer", key=path, expected=f"one of its {len(self)} layers")
-        scale = self.rows[0].alpha / self.rows[0].rank if self.rows else 1.0
-        return PlanRow(path, self.probe.layers[path].shape, rank=1, alpha=scale, parameters=0)
+        shape = self.probe.layers[path].shape
+        scale = self.rows[0].scale if self.rows else 1.0
+        return PlanRow(path=path, algorithm="lora", shape=shape, rank=1, alpha=scale, parameters=0)
 
     def without(self, *paths: str) -> Plan:
         """The plan without these layers."""
@@ -216,7 +229,8 @@ class Plan:
                 full=int(read["full"]),
                 energy=float(read["energy"]),
                 dtype=WRITABLE[read["dtype"]],
-                refused=None if read["refused"] is None else float(read["refused"]),
+                # Plans of earlier versions have none.
+                refused=None if read.get("refused") is None else float(read["refused"]),
                 probe=probe,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,15 +242,17 @@ class Plan:
 
     def __str__(self) -> str:
         """A table with a line for each layer, and what all of them take and gain."""
-        head = ("layer", "rank", "alpha", "parameters", "bytes", "gain", "lr")
-        lines = table((head, *(_cells(row, self.dtype) for row in self.rows)), texts=1)
+        head = ("layer", "kind", "rank", "alpha", "parameters", "bytes", "gain", "lr")
+        lines = table((head, *(_cells(row, self.dtype) for row in self.rows)), texts=2)
         return "\n".join([*lines, "", *self._totals()])
 
     def verdict(self) -> str:
         """What the plan is, in a sentence."""
-        ranks = [row.rank for row in self]
+        ranks = [row.rank for row in self if row.rank is not None]
         low, high = min(ranks, default=0), max(ranks, default=0)
         size = f"{self.parameters:,} parameters, {self.nbytes / 1e6:.3g} MB."
+        if not ranks:
+            return f"{number_of(len(self), 'layer')}: {size}"
         words = f"{low if low == high else f'{low} to {high}'}{'' if self.refused is None else ', uniform'}"
         return f"{number_of(len(self), 'layer')} of rank {words}: {size}"
 
@@ -293,40 +309,67 @@ def _starred(path: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in path.split("."))
 
 
-def _count(row: PlanRow) -> int:
-    return row.rank * sum(flat_shape(row.shape))
+def count(layer: Layer) -> int:
+    """The number of trained values of a layer."""
+    trained = layer.factors()
+    return sum(tensor.numel() for name, tensor in layer.tensors().items() if name in trained)
 
 
 def _check_row(row: PlanRow) -> None:
-    values: dict[str, Any] = {"alpha": row.alpha, "lr": row.lr}
-    for name, value in values.items():
+    if row.algorithm not in KINDS:
+        raise unknown_name("no such algorithm", row.algorithm, KINDS, error=PlanError, key=row.path)
+    if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
+        raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
+    for name, value in (("alpha", row.alpha), ("lr", row.lr)):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and 0 <= value < math.inf):
+        if value is not None and not (number and 0 <= value < math.inf):
             raise PlanError(f"{name} is not a finite number, 0 or more", key=row.path, got=repr(value))
-    most = min(flat_shape(row.shape))
-    if type(row.rank) is not int or not 1 <= row.rank <= most:
+    _check_sizes(row)
+
+
+def _check_sizes(row: PlanRow) -> None:
+    """Raise PlanError where the kind has no layer of this rank and factor on a weight of this shape."""
+    kind, shape = KINDS[row.algorithm], list(row.shape)
+    most = kind.most_rank(row.shape)
+    if most is not None and not 1 <= (row.rank or 0) <= most:
         raise PlanError(
             "no rank that the layer can have",
             key=row.path,
-            got=f"rank {row.rank!r} for {list(row.shape)}",
-            expected=f"a whole number from 1 to {most}",
+            got=f"rank {row.rank} of {row.algorithm} for {shape}",
+            expected=f"from 1 to {most}",
+        )
+    if row.factor is None:
+        return
+    if "factor" not in kind.init_options():
+        raise PlanError("a kind without a factor", key=row.path, got=f"{row.algorithm} {row.factor}")
+    valid = type(row.factor) is int and (row.factor > 0 or row.factor == -1)
+    if not valid or math.prod(factorization(size, row.factor)[0] for size in row.shape[:2]) == 1:
+        raise PlanError(
+            "a factor divides nothing",
+            key=row.path,
+            got=f"factor {row.factor!r} for {shape}",
+            expected="a divisor of the outputs or the inputs, or -1 for the most even split",
         )
 
 
 def _row(read: Any) -> PlanRow:
     values: dict[str, Any] = {**read, "shape": tuple(map(int, read["shape"]))}
+    # Plans of earlier versions have it.
+    values.pop("stored", None)
     row = PlanRow(**values)
     _check_row(row)
-    counted = _count(row)
+    counted = count(row.start())
     # The row was edited, so its gain is unknown.
     return row if counted == row.parameters else replace(row, parameters=counted, gain=None)
 
 
 def _cells(row: PlanRow, dtype: torch.dtype) -> tuple[str, ...]:
+    kind = row.algorithm if row.factor is None else f"{row.algorithm} {row.factor}"
     return (
         row.path,
-        str(row.rank),
-        f"{row.alpha:g}",
+        kind,
+        "-" if row.rank is None else str(row.rank),
+        "-" if row.alpha is None else f"{row.alpha:g}",
         f"{row.parameters:,}",
         f"{row.parameters * dtype.itemsize:,}",
         "-" if row.gain is None else f"{row.gain:.2%}",

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import os
-from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import FileFormatError, PlanError
-from ..files.tree_file import TreeForm
-from ..files.writing import Progress, safetensors_path
-from ..maths.shapes import Shape
+from ..algorithms import declaring
+from ..algorithms.planning import Planned
+from ..changes.forms import Dense
+from ..errors import PlanError, either
+from ..files.cache import TensorCache
+from ..files.json_text import parse_json
+from ..files.safetensors_file import SafetensorsFile, raw_bytes
+from ..files.writing import Progress, header_of, in_file_order, new_files, safetensors_path
+from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..modules import Site, left_out, select
-from .gains import Probed, measured
 from .gradients import Loss, agreement, check_seen, summed
+from .offers import Gradient, Offer, offers_of
 from .sizes import bytes_of
 
-FORM = TreeForm("lycoris_probe", 2, "a probe", "Probe the model again, and save the result by `Probe.save`")
+PLANNED = tuple(declaring(Planned))
+"""The kinds that plans choose from."""
+PROBE = "lycoris_probe"
+"""The metadata key of a probe's description, as JSON."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """The measurements of one layer."""
+
+    shape: Shape
+    kind: str
+    energy: float
+    """||G||^2 of the mean gradient over the batches."""
+    spectrum: Tensor
+    """The leading singular values of G as a matrix (O, K), in descending order."""
+    offers: tuple[Offer, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,65 +63,126 @@ class Probe:
     projections: 1 where batches say the same, near 0 where the mean gradient is mostly chance and more
     batches would say more. None for a single batch, and where no layer is linear or a convolution."""
     left_out: str | None = None
-    """Which share of the model's weights was not probed, in words."""
+    """Which share of the model's weights was not probed, in words; None where an earlier version probed."""
 
     @cached_property
     def energy(self) -> float:
         """||G||^2 of all layers together."""
         return sum(layer.energy for layer in self.layers.values())
 
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The kinds that some layer has an offer of."""
+        found = dict.fromkeys(offer.algorithm for layer in self.layers.values() for offer in layer.offers)
+        return tuple(found)
+
     def check_model(self, sites: Mapping[str, Site]) -> None:
         """Raise PlanError unless these sites of a model hold the probe's layers, in the same shapes."""
         check_layers({path: layer.shape for path, layer in self.layers.items()}, sites, "probe")
 
-    def gain_of(self, path: str, rank: int) -> float | None:
-        """The gain of a layer, None where it is not known. Raises PlanError for a layer not probed."""
-        gains = self.layer(path).gains
-        # A rank above the highest measured one gains at least as much.
-        return gains[min(rank, len(gains)) - 1] if gains else None
+    def start_of(
+        self, path: str, algorithm: str, factor: int | None, rank: int | None
+    ) -> Mapping[str, Tensor]:
+        """The factors that a layer starts from; empty where the kind starts from none.
 
-    def layer(self, path: str) -> Probed:
-        """The measurements of a layer. Raises PlanError for one that was not probed."""
-        if path not in self.layers:
-            raise PlanError(
-                "the probe does not know this layer", key=path, expected=f"one of {len(self.layers)} layers"
-            )
-        return self.layers[path]
+        Raises PlanError for a layer that was not probed.
+        """
+        found = self._offer(path, algorithm, factor, rank)
+        return {} if found is None else found.start
+
+    def gain_of(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> float | None:
+        """The gain of a layer, None where it is not known. Raises PlanError for a layer not probed."""
+        found = self._offer(path, algorithm, factor, rank)
+        if found is None:
+            return None
+        # A rank above the highest measured one gains at least as much.
+        return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
 
     def uniform_gain(self, parameters: int) -> float | None:
         """The gain of a LoRA of one rank on all layers with so many parameters.
 
-        Between two ranks, and below rank 1, it grows with the parameters in proportion. None where no layer
-        has a gain.
+        Between two ranks, and below rank 1, it grows with the parameters in proportion. None where the probe
+        has no offer of LoRA.
         """
-        layers = [layer for layer in self.layers.values() if layer.gains]
+        offers = [
+            offer for layer in self.layers.values() for offer in layer.offers if offer.algorithm == "lora"
+        ]
         size, gain = 0, 0.0
-        for rank in range(1, 1 + max((len(layer.gains) for layer in layers), default=0)):
+        for index in range(max((len(offer.ranks) for offer in offers), default=0)):
             # A layer that has no such rank stays at its highest.
-            ranks = [(layer, min(rank, len(layer.gains))) for layer in layers]
-            larger = sum(layer.parameters(own) for layer, own in ranks)
-            better = sum(layer.gains[own - 1] for layer, own in ranks)
+            places = [(offer, min(index, len(offer.ranks) - 1)) for offer in offers]
+            larger = sum(offer.parameters[place] for offer, place in places)
+            better = sum(offer.gains[place] for offer, place in places)
             if larger > parameters:
                 return gain + (better - gain) * (parameters - size) / (larger - size)
             size, gain = larger, better
-        return gain if layers else None
+        return gain if offers else None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def _offer(self, path: str, algorithm: str, factor: int | None, rank: int | None) -> Offer | None:
+        if path not in self.layers:
+            raise PlanError(
+                "the probe does not know this layer", key=path, expected=f"one of {len(self.layers)} layers"
+            )
+        for offer in self.layers[path].offers:
+            full = offer.ranks == (None,)
+            if offer.algorithm == algorithm and offer.factor == factor and full == (rank is None):
+                return offer
+        return None
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
         """Write the probe to a safetensors file, whole or not at all. Raises WriteError where it cannot."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        layers = {name: vars(layer) for name, layer in self.layers.items()}
-        FORM.write(safetensors_path(path), {**held, "layers": layers})
+        place = safetensors_path(path)
+        tensors: dict[str, Tensor] = {}
+        # With the tensors themselves, since the id of a freed tensor may be used again.
+        names: dict[int, tuple[str, Tensor]] = {}
+
+        def keep(tensor: Tensor) -> str:
+            # Offers that start from the same vectors hold the same tensor.
+            name, _ = names.setdefault(id(tensor), (str(len(names)), tensor))
+            tensors[name] = tensor.contiguous()
+            return name
+
+        layers = {name: _described(layer, keep) for name, layer in self.layers.items()}
+        text = json.dumps(
+            {
+                "form": 1,
+                "loss": self.loss,
+                "batches": self.batches,
+                "agreement": self.agreement,
+                "left_out": self.left_out,
+                "layers": layers,
+            }
+        )
+        ordered = in_file_order(tensors)
+        header = header_of(ordered, {"format": "pt", PROBE: text})
+        size = len(header) + sum(tensor.nbytes for tensor in ordered.values())
+        with new_files([place], size, overwrite=overwrite) as (file,):
+            file.write(header)
+            for tensor in ordered.values():
+                file.write(raw_bytes(tensor))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
-        """Read a probe that `save` wrote. Raises FileFormatError for another file."""
-        read = FORM.read(Path(path))
+        """Read a probe that `save` wrote.
+
+        Raises FileFormatError for a damaged file and PlanError for one that is no probe.
+        """
+        file = SafetensorsFile.open(path)
+        if PROBE not in file.metadata:
+            raise PlanError("the file is not a probe", file=file.path, expected=f"{PROBE} in its metadata")
+        read = file.read(list(file.tensors), TensorCache(0), keep=False)
         try:
-            layers = {name: Probed(**one) for name, one in read.pop("layers").items()}
-            return cls(layers, **read)
-        except (KeyError, TypeError, AttributeError) as error:
-            problem = "the probe in the file is damaged"
-            raise FileFormatError(problem, file=str(path), got=str(error)) from error
+            table: Any = parse_json(file.metadata[PROBE])
+            layers = {name: _undescribed(entry, read) for name, entry in table["layers"].items()}
+            # A probe of an earlier version has neither.
+            agreement, words = table.get("agreement"), table.get("left_out")
+            known = None if agreement is None else float(agreement)
+            left = None if words is None else str(words)
+            return cls(layers, float(table["loss"]), int(table["batches"]), known, left)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(
+                "the probe in the file is damaged, or of another version", file=file.path, got=str(error)
+            ) from error
 
 
 def probe(
@@ -110,6 +193,7 @@ def probe(
     preset: str | None = None,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    algorithms: str | Sequence[str] = "all",
     largest: int = 128,
     memory: int | str = "2GB",
     least: int | None = None,
@@ -120,8 +204,8 @@ def probe(
 
     `loss(module, batch)` gives the loss of a batch, a scalar. The gradients of the weights that `preset`,
     `include` and `exclude` choose (see `modules.select`) are averaged over the batches in float32, each as a
-    whole, and only their spectra and leading singular vectors are kept. `largest` is the highest rank that
-    is looked at.
+    whole, and only their spectra and leading singular vectors are kept. `algorithms` names the kinds that are
+    to make an offer, "all" or some of them, and `largest` the highest rank that is looked at.
 
     Gradients of at most `memory` bytes, a number or a text such as "2GB", are held at a time: where those of
     all layers take more, the batches are gone through again for the next layers, in the same order, so that
@@ -142,6 +226,7 @@ def probe(
     finite, for batches that run out in a later pass, and as `check_seen` does; LycorisError where nothing is
     chosen.
     """
+    kinds = chosen_algorithms(algorithms, PLANNED)
     if type(largest) is not int or largest < 1:
         raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
     if least is not None and (type(least) is not int or least < 2):
@@ -172,7 +257,7 @@ def probe(
             values = sums.gradients.pop(site.path)
             if not is_finite(values):
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
-            found[site.path] = measured(values, largest=largest, seed=seed)
+            found[site.path] = _probed(site, values, kinds, largest, seed)
             if progress:
                 progress(len(found), len(sites))
     if not reached:
@@ -181,6 +266,15 @@ def probe(
             expected="a loss of the model's outputs, not detached and not under no_grad",
         )
     return Probe(found, mean, seen, agreement(halves), left_out(module, found))
+
+
+def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The algorithms of these names, or all with "all". Raises PlanError for one that is not among them."""
+    given = tuple(known) if names == "all" else (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
+        raise PlanError("no such algorithm", got=", ".join(unknown) or "none", expected=either(sorted(known)))
+    return given
 
 
 def check_layers(
@@ -216,3 +310,82 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
         group.append(site)
         held += size
     yield group
+
+
+def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
+    planned = declaring(Planned)
+    flat = Dense(values.reshape(flat_shape(site.shape)))
+    gradient = Gradient((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
+    offers = offers_of((planned[kind] for kind in kinds), gradient)
+    spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
+    moved: dict[int, Tensor] = {}
+    return Probed(
+        shape=site.shape,
+        kind=site.kind,
+        energy=gradient.energy,
+        spectrum=spectrum.cpu(),
+        offers=tuple(_on_cpu(offer, moved) for offer in offers) if gradient.energy else (),
+    )
+
+
+def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
+    """The offer with its start on the CPU; a start that several offers have is moved once."""
+    for tensor in offer.start.values():
+        # Copied, since a view would keep the whole decomposition in memory.
+        moved.setdefault(id(tensor), tensor.to("cpu", copy=True).contiguous())
+    return replace(offer, start={name: moved[id(tensor)] for name, tensor in offer.start.items()})
+
+
+def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
+    """A layer as JSON, where `keep` gives each tensor a name in the file."""
+    return {
+        "shape": list(layer.shape),
+        "kind": layer.kind,
+        "energy": layer.energy,
+        "spectrum": keep(layer.spectrum),
+        "offers": [
+            {
+                "algorithm": offer.algorithm,
+                "factor": offer.factor,
+                "sizes": keep(_sizes(offer)),
+                "start": {name: keep(tensor) for name, tensor in offer.start.items()},
+            }
+            for offer in layer.offers
+        ],
+    }
+
+
+def _sizes(offer: Offer) -> Tensor:
+    """Ranks, gains, parameters and first steps as float64 (4, n), which holds them exactly; 0 is for no
+    rank."""
+    ranks = [rank or 0 for rank in offer.ranks]
+    return torch.tensor([ranks, offer.gains, offer.parameters, offer.first_steps], dtype=torch.float64)
+
+
+def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
+    offers: list[Offer] = []
+    for one in entry["offers"]:
+        if one["algorithm"] not in PLANNED:
+            # Probes of earlier versions have offers of further kinds.
+            continue
+        # torch types no `tolist`.
+        rows = cast("list[list[float]]", cast("Any", tensors[one["sizes"]]).tolist())
+        ranks, gains, parameters, first_steps = rows
+        offers.append(
+            Offer(
+                algorithm=one["algorithm"],
+                ranks=tuple(int(rank) or None for rank in ranks),
+                gains=tuple(gains),
+                parameters=tuple(map(int, parameters)),
+                first_steps=tuple(first_steps),
+                factor=one["factor"],
+                start={name: tensors[key] for name, key in one["start"].items()},
+            )
+        )
+    return Probed(
+        shape=tuple(map(int, entry["shape"])),
+        kind=str(entry["kind"]),
+        energy=float(entry["energy"]),
+        spectrum=tensors[entry["spectrum"]],
+        offers=tuple(offers),
+    )

@@ -68,7 +68,7 @@ def create_lycoris(
     Without `weights` every layer starts at a change of zero, from `seed`; without a seed a random one is
     drawn, which is `network.seed`.
 
-    With `plan`, modules, ranks, alphas and learning rates come from its rows, and the layers
+    With `plan`, modules, algorithms, ranks, alphas and learning rates come from its rows, and the layers
     start from the gradient if the plan has its probe. `options` and `overrides` add what a plan does not say,
     such as dropouts and DoRA.
 
@@ -249,8 +249,14 @@ def _planned(
     members: dict[str, Member] = {}
     for one in _overridden({row.path: sites[row.path] for row in plan}, base, overrides):
         row, path = plan[one.site.path], one.site.path
-        lr = row.lr * one.settings.lr
-        settings = replace(one.settings, algorithm="lora", rank=row.rank, alpha=row.alpha, lr=lr)
+        settings = replace(
+            one.settings,
+            algorithm=row.algorithm,
+            rank=row.rank or one.settings.rank,
+            alpha=row.alpha,
+            factor=row.factor,
+            lr=row.lr * one.settings.lr,
+        )
         layer = row.start(plan.origin, seed=layer_seed(seed, path))
         members[path] = Member(one.site, completed(layer, one.site, settings), settings)
     return members

@@ -18,7 +18,7 @@ from .options import TrainOptions
 from .tensors import copies, copy_into
 from .trainer import Trainer
 
-FORM = 2
+FORM = 1
 """The version of the JSON."""
 SHORTEST, OF_KINDS = 8, 15
 """The fewest steps of a heat, and of one that compares kinds. On the text lines of docs/quality.md heats of

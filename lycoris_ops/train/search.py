@@ -137,10 +137,10 @@ class _Planned:
 
         with Chance(options.seed, "data", 0).drawn():
             seen = list(islice(batches_of(given.batches, 0), PROBED))
-        found = probe(net.module, seen, loss, include=_plannable(net), seed=options.seed)
+        found = probe(net.module, seen, loss, include=_plannable(net), algorithms="lora", seed=options.seed)
         if given.plan is not None:
             return Plan.of_json(given.plan, probe=found)
-        return plan_ranks(found, size=Budget(parameters=self.most))
+        return plan_ranks(found, size=Budget(parameters=self.most), algorithms="lora")
 
     def _made(self, plan: Plan) -> LycorisNetwork:
         net, rows = self.given.net, {row.path: row for row in plan}
@@ -148,7 +148,7 @@ class _Planned:
         for path, member in net.members.items():
             if path in rows:
                 row = rows[path]
-                settings = replace(_plain(member.settings), rank=row.rank, alpha=row.alpha)
+                settings = replace(_plain(member.settings), rank=row.rank or 1, alpha=row.alpha)
                 layer = completed(
                     row.start(plan.probe, seed=layer_seed(net.seed, path)), member.site, settings
                 )

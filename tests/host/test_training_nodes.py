@@ -292,7 +292,7 @@ def test_a_plan_is_followed_edited_and_kept_as_text(
     def plan(**inputs: Any) -> dict[str, Any]:
         node = host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
         known = {"model": [tiny_unet], "latents": [latent(0), latent(1)], "positive": [caption(0)]}
-        known |= {"size": ["4000"], "batches": [3], "seed": [0]}
+        known |= {"size": ["4000"], "algorithms": ["lora"], "batches": [3], "seed": [0]}
         known |= {"preset": ["attn-only"], **{name: [value] for name, value in inputs.items()}}
         with torch.inference_mode():
             made = node.execute(**known)
@@ -314,6 +314,8 @@ def test_a_plan_is_followed_edited_and_kept_as_text(
     layers = trained["stack"].entries[0].adapter.layers
     assert {name.removeprefix("diffusion_model.") for name in layers} == {row.path for row in edited}
     assert sorted(layer.rank for layer in layers.values()) == sorted(row.rank for row in edited)
+    with pytest.raises(host.ops.LycorisError, match=r"no such algorithm.*banana"):
+        plan(algorithms="lora banana")
 
 
 def broken(value: float) -> dict[str, Tensor]:

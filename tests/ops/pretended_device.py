@@ -150,7 +150,7 @@ def networks(device: str) -> list[lyc.LycorisNetwork]:
     """Networks of every origin: fresh, planned, and of a file in memory."""
     module = model().to(device)
     probe = lyc.probe(module, batches(device), loss, include=("*", "1"))
-    plan = lyc.plan_ranks(probe, size=lyc.Rank(2))
+    plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms=("lora", "lokr"))
     fresh = lyc.create_lycoris(
         module, rank=2, seed=1, include=("*", "1"), bias=True,
         overrides={"0": {"dora": "output"}, "3": {"algorithm": "loha"}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS, declaring
+from lycoris_ops.algorithms.planning import Planned
+from lycoris_ops.changes.forms import Dense
 from lycoris_ops.ranks.allocate import NOTHING, Candidate, allocate, within
-from lycoris_ops.ranks.gains import measured
+from lycoris_ops.ranks.offers import Gradient, offers_of
+from lycoris_ops.ranks.probe import Probed
 
 
 def random_candidates(random: np.random.Generator) -> list[Candidate]:
@@ -81,8 +85,11 @@ SIZES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_plans_keep_to_their_size_and_start_from_the_base(probe: lyc.Probe, size: str) -> None:
-    plan = lyc.plan_ranks(probe, size=SIZES[size], scale=0.5)
+@pytest.mark.parametrize("algorithms", ["auto", "all", ("lora", "lokr")], ids=str)
+def test_plans_keep_to_their_size_and_start_from_the_base(
+    probe: lyc.Probe, size: str, algorithms: Any
+) -> None:
+    plan = lyc.plan_ranks(probe, size=SIZES[size], algorithms=algorithms, scale=0.5)
     full = 16 * 32 + 32 * 24 + 24 * 4
     assert plan.full == full and 0 < len(plan) <= 3
     assert {row.path for row in plan} | set(plan.left_out) == {"0", "2", "4"}
@@ -99,8 +106,9 @@ def test_plans_keep_to_their_size_and_start_from_the_base(probe: lyc.Probe, size
         }
         assert sum(held.values()) == row.parameters
         assert not layer.delta(sites[row.path].weight.detach()).any()
-        assert row.alpha == 0.5 * row.rank == layer.alpha
-        assert size != "rank" or row.rank == 3
+        if row.algorithm == "lora":
+            assert row.alpha == 0.5 * (row.rank or 0) == layer.alpha
+            assert size != "rank" or row.rank == 3
         assert row.lr == 1
 
 
@@ -122,21 +130,32 @@ def test_auto_stops_where_parameters_gain_less_than_those_of_the_weights(probe: 
 
 def test_a_budget_goes_where_the_first_step_gains_most(probe: lyc.Probe) -> None:
     """Against every combination of ranks."""
-    layers = probe.layers
+    offers = {path: next(o for o in probe.layers[path].offers if o.algorithm == "lora") for path in "024"}
     plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=500))
-    kept = {path: next((row.rank for row in plan if row.path == path), 0) for path in layers}
-    ranks = [range(len(layer.gains) + 1) for layer in layers.values()]
+    kept = {path: next((row.rank or 0 for row in plan if row.path == path), 0) for path in offers}
+    ranks = [range(len(offer.ranks) + 1) for offer in offers.values()]
 
     def worth(chosen: Iterable[int]) -> float:
-        steps = zip(layers.values(), chosen, strict=True)
-        return sum(layer.first_steps[rank - 1] for layer, rank in steps if rank)
+        steps = zip(offers.values(), chosen, strict=True)
+        return sum(offer.first_steps[rank - 1] for offer, rank in steps if rank)
 
     best = max(
         worth(each)
         for each in itertools.product(*ranks)
-        if sum(r * sum(layer.shape) for layer, r in zip(layers.values(), each, strict=True)) <= 500
+        if sum(r * sum(probe.layers[path].shape) for path, r in zip(offers, each, strict=True)) <= 500
     )
     assert worth(kept.values()) == pytest.approx(best, rel=0.01)
+
+
+def measured(gradients: Mapping[str, Tensor]) -> lyc.Probe:
+    """A probe that found these gradients."""
+    layers: dict[str, Probed] = {}
+    for path, values in gradients.items():
+        shape = tuple(values.shape)
+        gradient = Gradient((Dense(values),), shape)
+        offers = offers_of([declaring(Planned)["lora"]], gradient)
+        layers[path] = Probed(shape, "linear", gradient.energy, gradient.spectrum, offers)
+    return lyc.Probe(layers, loss=1.0, batches=8)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +164,7 @@ def costly() -> lyc.Probe:
     draw = torch.Generator().manual_seed(0)
     up, down = (torch.nn.functional.normalize(torch.randn(n, generator=draw), dim=0) for n in (4, 1276))
     others = {f"cheap.{n}": torch.randn(32, 32, generator=draw) / 100 for n in range(4)}
-    gradients = {"costly": torch.outer(up, down), **others}
-    layers = {path: measured(values, largest=128, seed=0) for path, values in gradients.items()}
-    return lyc.Probe(layers, loss=1.0, batches=8)
+    return measured({"costly": torch.outer(up, down), **others})
 
 
 def test_a_plan_that_captures_no_more_than_one_rank_everywhere_is_uniform(costly: lyc.Probe) -> None:
@@ -195,6 +212,7 @@ def test_the_text_says_what_a_uniform_rank_would_capture(probe: lyc.Probe) -> No
     assert words in str(plan).splitlines()
     assert "measured on 2 batches, whose halves agree by" in str(plan)
     assert lyc.Plan.of_json(plan.json()).uniform is None
+    assert lyc.plan_ranks(probe, size=lyc.Ratio(4), algorithms="lokr").uniform is None
 
 
 def test_a_rank_is_everywhere_though_few_batches_reach_few_directions() -> None:
@@ -215,20 +233,22 @@ def test_a_plan_is_edited_and_kept(probe: lyc.Probe) -> None:
     assert wider["2"].parameters == 5 * (32 + 24) and wider["2"].alpha == 5 and plan["2"].rank == 2
     assert (wider["2"].gain or 0) > (plan["2"].gain or 0)
     assert [row.path for row in wider] == ["0", "2", "4"]
-    other = wider.with_row("0", alpha=3.0, lr=10.0)
-    assert other["0"].parameters == 2 * (16 + 32) and (other["0"].alpha, other["0"].lr) == (3, 10)
+    other = wider.with_row("0", algorithm="lokr", rank=None, factor=4)
+    assert other["0"].parameters == 16 + 32 and other["0"].lr == 1
     fewer = other.without("4")
     assert fewer.left_out == ("4",) and fewer.with_row("4", rank=1)["4"].parameters == 28
     read = lyc.Plan.of_json(fewer.json(), probe=probe)
     assert read == fewer and read.probe is probe
     text = str(fewer)
-    assert "2 layers, 376 parameters" in text and "1 layer left out: 4" in text
+    assert "lokr 4" in text and "2 layers, 328 parameters" in text and "1 layer left out: 4" in text
     unknown = lyc.Plan.of_json(plan.json()).with_row("0", rank=1)
     assert unknown["0"].gain is None and unknown["0"].parameters == 48
 
 
 def test_layers_that_are_left_out_are_told_in_few_words() -> None:
-    rows = tuple(lyc.PlanRow(path, (8, 8), 1, 1.0, 16) for path in ("blocks.0.qkv", "blocks.1.up", "head"))
+    rows = tuple(
+        lyc.PlanRow(path, "lora", (8, 8), 1, 1.0, 16) for path in ("blocks.0.qkv", "blocks.1.up", "head")
+    )
     out = ("blocks.1.qkv", "blocks.2.qkv", "blocks.0.down", "blocks.1.down", "blocks.2.up", "tail")
     words = "2 of 3 blocks.*.qkv, all 2 blocks.*.down, blocks.2.up, tail"
     assert str(lyc.Plan(rows, out)).endswith(f"6 layers left out: {words}")
@@ -240,8 +260,17 @@ def test_no_layer_takes_more_numbers_than_its_weight_has(probe: lyc.Probe) -> No
     assert plan.parameters < plan.full
 
 
+def test_auto_takes_what_the_probe_has() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(16, 16)
+    probe = lyc.probe(
+        model, [torch.randn(4, 16)], lambda model, batch: model(batch).square().mean(), algorithms="lokr"
+    )
+    assert [row.algorithm for row in lyc.plan_ranks(probe, size=lyc.Ratio(2))] == ["lokr"]
+
+
 def test_a_plan_is_drawn(probe: lyc.Probe, tmp_path: Path) -> None:
-    plan = lyc.plan_ranks(probe, size=lyc.Rank(2))
+    plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms="all")
     lyc.draw_plan(plan, tmp_path / "plan.png")
     assert "rank 2" in lyc.plan_picture(plan).svg() and lyc.plan_picture(plan).verdict == plan.verdict()
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
@@ -256,11 +285,27 @@ def edited(probe: lyc.Probe, **values: Any) -> lyc.Plan:
 
 def test_an_edited_text_is_counted_anew(probe: lyc.Probe) -> None:
     plan = edited(probe, rank=3)
+    other = plan.with_row(plan.rows[0].path, algorithm="lokr", factor=2, rank=None)
+    assert other.rows[0].factor == 2
+    # The factor goes with the kind that has one.
+    assert other.with_row(plan.rows[0].path, algorithm="lora", rank=3).rows[0].factor is None
     first = plan.rows[0]
     assert (
         first.rank == 3
         and first.gain is None
         and first.parameters == 3 * (first.shape[0] + math.prod(first.shape[1:]))
+    )
+
+
+def test_a_plan_of_an_earlier_version_is_read(probe: lyc.Probe) -> None:
+    """It tells for each row what the file holds, and its rows of other kinds start as without a plan."""
+    assert edited(probe, stored=None) == lyc.plan_ranks(probe, size=lyc.Rank(2))
+    plan = edited(probe, algorithm="loha", stored=None)
+    first = plan.rows[0]
+    assert first.parameters == 2 * 2 * sum(first.shape)
+    usual = ALGORITHMS["loha"].init(first.shape, 2, 2.0, seed=3).tensors()
+    assert all(
+        torch.equal(value, usual[name]) for name, value in first.start(probe, seed=3).tensors().items()
     )
 
 
@@ -273,7 +318,7 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "nothing": ("holds no parameter", lambda probe: lyc.Budget("1B")),
     "a number": (r"Rank\(16\)$", lambda probe: lyc.plan_ranks(probe, size=16)),  # type: ignore[arg-type]
     "too little": (
-        "below the smallest plan.*expected at least 28.*Ask for more, or",
+        "below the smallest plan.*expected at least 28.*Ask for more or",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Budget(parameters=27)),
     ),
     "too little for all": (
@@ -283,6 +328,15 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "too much": (
         "no plan gains so much",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Energy(1.0), r_max=1),
+    ),
+    "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),
+    "a kind of no plan": (
+        "found loha; expected lokr or lora",
+        lambda probe: lyc.plan_ranks(probe, algorithms="loha"),
+    ),
+    "a kind that is gone": (
+        r"no such algorithm \(found lora_fa; .*Is it lora\?",
+        lambda probe: edited(probe, algorithm="lora_fa", stored=96),
     ),
     "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
     "a layer": ("no such layer", lambda probe: lyc.plan_ranks(probe).without("9")),
@@ -299,12 +353,13 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         "no rank that the layer can have",
         lambda probe: lyc.plan_ranks(probe).with_row("0", rank=None),
     ),
-    "another kind": ("not a plan.*algorithm", lambda probe: edited(probe, algorithm="lokr")),
+    "no factor": ("a kind without a factor", lambda probe: lyc.plan_ranks(probe).with_row("0", factor=2)),
+    "a factor": ("a factor divides nothing", lambda probe: edited(probe, algorithm="lokr", factor=0)),
     "edited": ("no rank that the layer can have", lambda probe: edited(probe, rank=1000)),
     "a scale": ("alpha is not a finite number, 0 or more", lambda probe: edited(probe, alpha=-1)),
     "a form": (
         "a plan of another version",
-        lambda probe: lyc.Plan.of_json(lyc.plan_ranks(probe).json().replace('"form": 2', '"form": 3')),
+        lambda probe: lyc.Plan.of_json(lyc.plan_ranks(probe).json().replace('"form": 1', '"form": 2')),
     ),
     "json": ("not a plan.*nothing called", lambda probe: lyc.Plan.of_json('{"rows": [{"path": 1}]}')),
     "no json": ("not a plan", lambda probe: lyc.Plan.of_json("rank 4")),
@@ -358,20 +413,26 @@ def test_texts_that_are_no_size(text: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"dora": "output"}], ids=["plain", "dora"])
 def test_a_network_follows_a_plan_and_starts_from_the_gradient(probe: lyc.Probe, options: Any) -> None:
-    plan = lyc.plan_ranks(probe, size=lyc.Rank(2), scale=0.5).with_row("4", rank=3, lr=10.0)
+    kinds = ("lora", "lokr")
+    plan = lyc.plan_ranks(probe, size=lyc.Rank(2), algorithms=kinds, scale=0.5).with_row(
+        "2", algorithm="loha"
+    )
+    plan = plan.with_row("4", algorithm="lokr", rank=None, factor=2, lr=10.0)
     net, x = model(), torch.randn(5, 16)
     before = net(x)
     network = lyc.create_lycoris(net, plan=plan, seed=1, **options)
     network.apply_to()
     # DoRA divides by norms that it multiplies by again.
     torch.testing.assert_close(net(x), before, rtol=0, atol=1e-6 if options else 0)
-    assert {path: one.layer.rank for path, one in network.members.items()} == {"0": 2, "2": 2, "4": 3}
+    assert {path: one.layer.algorithm for path, one in network.members.items()} == {
+        "0": "lora",
+        "2": "loha",
+        "4": "lokr",
+    }
     groups = network.parameter_groups(1e-3)
     assert sorted(group["lr"] for group in groups)[-1] == pytest.approx(1e-2)
     down = network.members["0"].layer.tensors()["lora_down"]
-    start = probe.layers["0"].down
-    assert start is not None
-    torch.testing.assert_close(down.abs(), start[:2].abs())
+    torch.testing.assert_close(down.abs(), probe.start_of("0", "lora", None, 2)["lora_down"][:2].abs())
     network.restore()
     with pytest.raises(lyc.PlanError, match="for another model"):
         lyc.create_lycoris(nn.Sequential(nn.Linear(16, 16)), plan=plan)

@@ -1,4 +1,4 @@
-"""The probe: gradients of a model's weights, and what a LoRA can gain from them."""
+"""The probe: gradients of a model's weights, and what each kind of layer can gain from them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS, declaring
+from lycoris_ops.algorithms.fitting import Delta
+from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
-from lycoris_ops.ranks.gains import measured
+from lycoris_ops.changes.forms import Dense
+from lycoris_ops.ranks.offers import offers_of
 
 
 class Net(nn.Module):
@@ -92,7 +96,7 @@ def test_gradients_are_those_of_autograd_and_the_model_stays_as_it_was(net: Net,
             torch.testing.assert_close(
                 found.layers[path].spectrum.double(), spectrum, atol=1e-6 * spectrum[0].item(), rtol=1e-4
             )
-    assert found.layers["idle"].energy == 0 and not found.layers["idle"].gains
+    assert found.layers["idle"].energy == 0 and not found.layers["idle"].offers
     assert found.loss == pytest.approx(sum(loss(net, batch).item() for batch in batches()) / 3, rel=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -129,7 +133,7 @@ def test_the_gradient_of_a_convolution_is_that_of_autograd(options: dict[str, An
 
 def test_halves_of_the_batches_are_compared(net: Net) -> None:
     data = batches()
-    chosen: dict[str, Any] = {"include": ("two", "head")}
+    chosen: dict[str, Any] = {"algorithms": "lora", "include": ("two", "head")}
     alike = lyc.probe(net, [data[0]] * 4, loss, **chosen)
     assert alike.agreement == pytest.approx(1)
     assert lyc.probe(net, data[:1], loss, **chosen).agreement is None
@@ -150,7 +154,7 @@ def test_halves_of_the_batches_are_compared(net: Net) -> None:
 def test_as_many_batches_as_agree(net: Net) -> None:
     """Alike they do at once, also where each layer has a pass of its own; opposite they never do."""
     data = batches()
-    chosen: dict[str, Any] = {"include": ("twice", "head"), "least": 2}
+    chosen: dict[str, Any] = {"algorithms": "lora", "include": ("twice", "head"), "least": 2}
     alike = [data[0]] * 12
     for memory in ("2GB", 1):
         found = lyc.probe(net, alike, loss, memory=memory, **chosen)
@@ -166,30 +170,53 @@ def test_as_many_batches_as_agree(net: Net) -> None:
     assert lyc.probe(net, signs, opposite, **chosen).batches == 8
 
 
+def gradient(values: Tensor, **options: Any) -> Delta:
+    return Delta((Dense(values.flatten(1)),), tuple(values.shape), **options)
+
+
 SHAPES = [(24, 36), (24, 12, 3), (12, 8, 3, 3), (12, 8, 1, 2, 3)]
 
 
+@pytest.mark.parametrize("algorithm", ["lora", "lokr"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_start_changes_nothing_and_gains_what_was_measured(shape: tuple[int, ...]) -> None:
+def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shape: tuple[int, ...]) -> None:
     """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`, and the
     first step the sum of its absolute values."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    layer = measured(values, largest=5, seed=0)
-    found = lyc.Probe({"a": layer}, loss=1.0, batches=1)
-    assert len(layer.gains) == len(layer.first_steps) == 5
-    for rank, (gain, first) in enumerate(zip(layer.gains, layer.first_steps, strict=True), 1):
-        row = lyc.PlanRow("a", shape, rank, float(rank), layer.parameters(rank))
-        tensors = row.start(found).tensors()
-        assert sum(tensor.numel() for tensor in tensors.values()) == row.parameters
-        leaves = {name: tensor.double().requires_grad_() for name, tensor in tensors.items()}
-        delta = row.start(found).with_tensors(dict(leaves)).delta(weight)
-        assert not delta.any()
-        grads = torch.autograd.grad((delta * values).sum(), list(leaves.values()), allow_unused=True)
-        energy = sum(float(each.square().sum()) for each in grads if each is not None)
-        assert energy == pytest.approx(gain, rel=1e-4), rank
-        sums = sum(float(each.abs().sum()) for each in grads if each is not None)
-        assert sums == pytest.approx(first, rel=1e-4), rank
+    offers = offers_of([declaring(Planned)[algorithm]], gradient(values, largest=5))
+    assert offers and all(offer.algorithm == algorithm for offer in offers)
+    for offer in offers:
+        for rank, gain, size, first in zip(
+            offer.ranks, offer.gains, offer.parameters, offer.first_steps, strict=True
+        ):
+            layer = ALGORITHMS[algorithm].started(offer.start, shape, rank, 1.0, seed=0, factor=offer.factor)
+            trained = {n: t for n, t in layer.tensors().items() if t.is_floating_point()}
+            assert sum(tensor.numel() for tensor in trained.values()) == size
+            leaves = {name: tensor.double().requires_grad_() for name, tensor in trained.items()}
+            delta = layer.with_tensors(dict(leaves)).delta(weight)
+            assert not delta.any()
+            found = torch.autograd.grad((delta * values).sum(), list(leaves.values()), allow_unused=True)
+            energy = sum(float(each.square().sum()) for each in found if each is not None)
+            assert energy == pytest.approx(gain, rel=1e-4), (rank, offer.factor)
+            sums = sum(float(each.abs().sum()) for each in found if each is not None)
+            assert sums == pytest.approx(first, rel=1e-4), (rank, offer.factor)
+
+
+def test_the_start_of_lokr_is_the_best_first_factor() -> None:
+    """No first factor of norm 1 gives the second one a larger gradient."""
+    values = torch.randn(12, 18)
+    offer = next(
+        o
+        for o in offers_of([declaring(Planned)["lokr"]], gradient(values))
+        if o.factor == 2 and o.ranks == (None,)
+    )
+    for _ in range(200):
+        w1 = functional.normalize(offer.start["lokr_w1"] + torch.randn(2, 2) / 3, dim=None)  # type: ignore[arg-type]
+        w1 = w1 / w1.norm()
+        w2 = torch.zeros(6, 9, requires_grad=True)
+        (torch.kron(w1, w2) * values).sum().backward()
+        assert w2.grad is not None and float(w2.grad.square().sum()) <= offer.gains[0] * (1 + 1e-5)
 
 
 def test_a_probe_is_kept_in_a_file(net: Net, tmp_path: Path) -> None:
@@ -198,13 +225,29 @@ def test_a_probe_is_kept_in_a_file(net: Net, tmp_path: Path) -> None:
     read = lyc.Probe.load(tmp_path / "probe.safetensors")
     assert (read.loss, read.batches, read.energy) == (found.loss, found.batches, found.energy)
     assert read.agreement == found.agreement is not None
-    assert list(read.layers) == list(found.layers)
+    assert list(read.layers) == list(found.layers) and read.algorithms == found.algorithms
     one, two = lyc.plan_ranks(found), lyc.plan_ranks(read)
     assert one == two and one.rows
     for row in one:
         first, second = row.start(found), row.start(read)
         for name, tensor in first.tensors().items():
             assert torch.equal(tensor, second.tensors()[name])
+    # A LoKr with a full second factor and one with a low-rank one start from the same first factor, which is
+    # there once.
+    whole, low = (o for o in read.layers["head"].offers if o.algorithm == "lokr" and o.factor == 2)
+    assert whole.ranks == (None,) and low.ranks == (1,) and whole.start["lokr_w1"] is low.start["lokr_w1"]
+
+
+def test_offers_of_kinds_that_are_planned_no_more_are_passed_over(net: Net, tmp_path: Path) -> None:
+    """Probes of earlier versions have them."""
+    found = lyc.probe(net, batches(), loss, include="head")
+    head = found.layers["head"]
+    gone = [replace(head.offers[0], algorithm=name) for name in ("full", "lora_fa")]
+    earlier = replace(found, layers={"head": replace(head, offers=(*gone, *head.offers))})
+    earlier.save(tmp_path / "probe.safetensors")
+    read = lyc.Probe.load(tmp_path / "probe.safetensors")
+    assert read.algorithms == found.algorithms == ("lokr", "lora")
+    assert lyc.plan_ranks(read, algorithms="all") == lyc.plan_ranks(found, algorithms="all")
 
 
 def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
@@ -212,12 +255,11 @@ def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
 
     path = str(tmp_path / "other.safetensors")
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(lyc.FileFormatError, match="not a probe"):
+    with pytest.raises(lyc.PlanError, match="not a probe"):
         lyc.Probe.load(path)
-    for state in ("3", '{"dict": [["layers", {"dict": [["a", {"dict": []}]]}]]}'):
-        save_file({"a": torch.zeros(1)}, path, {"lycoris_probe": f'{{"version": 2, "state": {state}}}'})
-        with pytest.raises(lyc.FileFormatError, match="damaged"):
-            lyc.Probe.load(path)
+    save_file({"a": torch.zeros(1)}, path, {"lycoris_probe": '{"layers": 3}'})
+    with pytest.raises(lyc.PlanError, match="damaged"):
+        lyc.Probe.load(path)
 
 
 def once() -> Iterator[tuple[Tensor, Tensor]]:
@@ -237,6 +279,8 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "nan": ("^two: the loss is not finite", {"loss": broken}),
     "batches that end": ("only once", {"batches": once(), "memory": 1}),
     "no batches": ("no batches", {"batches": []}),
+    "an algorithm": ("no such algorithm", {"algorithms": "dora"}),
+    "a kind of no plan": ("found loha; expected lokr or lora", {"algorithms": ("lora", "loha")}),
     "a rank": ("highest rank", {"largest": 0}),
     "memory": ("number of bytes", {"memory": "much"}),
     "halves": ("two halves need two batches", {"least": 1}),
@@ -301,7 +345,7 @@ def test_packed_weights_under_autocast_and_checkpointing(checkpointed: bool) -> 
     found = lyc.probe(net, [x], packed, include="2").layers["2"]
     assert weight.grad is not None
     torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(weight.grad), rtol=0.02, atol=1e-3)
-    assert len(found.gains) == 5
+    assert {offer.algorithm for offer in found.offers} == {"lokr", "lora"}
 
 
 def test_torchs_own_attention() -> None:
@@ -360,7 +404,7 @@ def test_running_statistics_stay_and_are_used() -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     data = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(2)]
     found = lyc.probe(net, data, loss, include=("0", "4"))
-    plan = lyc.plan_ranks(found, size=lyc.Rank(1))
+    plan = lyc.plan_ranks(found, size=lyc.Rank(1), algorithms="lora")
     raced(net, plan, data)
     after = net.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -381,7 +425,7 @@ def test_weights_that_are_loaded_within_each_pass(net: Net) -> None:
         assert found.layers[path].energy == pytest.approx(layer.energy, rel=1e-4), path
     assert all(parameter.requires_grad for parameter in net.parameters())
     bypassed = replace(found, layers={p: layer for p, layer in found.layers.items() if p != "words"})
-    plan = lyc.plan_ranks(bypassed, size=lyc.Rank(1))
+    plan = lyc.plan_ranks(bypassed, size=lyc.Rank(1), algorithms="lora")
     raced(net, plan, batches())
     unseen: list[int] = []
 

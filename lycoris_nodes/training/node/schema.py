@@ -113,7 +113,7 @@ def _links() -> list[Any]:
     return optional(
         PLAN.Input(
             "plan",
-            tooltip="The layers and ranks from Plan LyCORIS Ranks, in place of those set here.",
+            tooltip="The layers, algorithms and ranks from Plan LyCORIS Ranks, in place of those set here.",
         ),
         stack_input(
             "An adapter to go on from, of any tool: its layers, algorithms and ranks stay. A new "

@@ -26,7 +26,7 @@ from .times import read as read_times
 
 UNIFORM, GRADIENT = "LoRA", "LoRA, gradient"
 """The methods that others are compared with."""
-SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr")
+SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr", "planned LoKr, gradient")
 """Methods of one algorithm, which "auto" must not be worse than."""
 COMPARED = (AUTO, "LoKr", "search all")
 """The methods of the overview."""

@@ -1,4 +1,4 @@
-"""This project's planned networks: a probe on some batches first, then ranks and starts from it."""
+"""This project's planned networks: a probe on some batches first, then ranks, kinds and starts from it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from unittest import mock
 
 import lycoris_ops as lyc
 from lycoris_ops.ranks import choice
-from lycoris_ops.ranks.gains import Probed
+from lycoris_ops.ranks.offers import Offer
 
 from ..method import LARGE, MORE_BATCHES, PROBE_BATCHES, SMALL, Method, Setting
 from ..training import Adapted
 from .ours import adapted
 
+KINDS = ("lora", "lokr")
 BUDGETS = (0.25, 1, 4, 6)
 """Up to about 0.4 of the largest uniform LoRA, which is of rank 16."""
 LORA = "planned by roots, gradient"
@@ -25,57 +26,64 @@ AUTO = "auto"
 """What the command line and the node plan unless they are told otherwise."""
 
 
-def _norms(layer: Probed) -> list[float]:
+def _norms(offer: Offer) -> list[float]:
     """The norm of each component, which is s_j for LoRA."""
-    return [math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise((0.0, *layer.gains))]
+    return [math.sqrt(max(0.0, after - before)) for before, after in itertools.pairwise((0.0, *offer.gains))]
 
 
-CRITERIA: Mapping[str, Callable[[Probed], Sequence[float]]] = {
-    "first step": lambda layer: layer.first_steps,
-    "energy": lambda layer: layer.gains,
-    "roots": lambda layer: list(itertools.accumulate(map(math.sqrt, _norms(layer)))),
+CRITERIA: Mapping[str, Callable[[Offer], Sequence[float]]] = {
+    "first step": lambda offer: offer.first_steps,
+    "energy": lambda offer: offer.gains,
+    "roots": lambda offer: list(itertools.accumulate(map(math.sqrt, _norms(offer)))),
 }
-"""What each rank of a layer is worth. The first is the library's, and the last was before."""
+"""What each size of an offer is worth. The first is the library's, and the last was before."""
 
 
 def judged(found: lyc.Probe, criterion: str) -> lyc.Probe:
     """The probe, of which budgets are divided by a criterion."""
     layers = {
-        path: replace(layer, first_steps=tuple(CRITERIA[criterion](layer)))
+        path: replace(
+            layer,
+            offers=tuple(
+                replace(offer, first_steps=tuple(CRITERIA[criterion](offer))) for offer in layer.offers
+            ),
+        )
         for path, layer in found.layers.items()
     }
     return replace(found, layers=layers)
 
 
-def probed(setting: Setting, batches: int = PROBE_BATCHES) -> lyc.Probe:
+def probed(setting: Setting, algorithms: str | Sequence[str], batches: int = PROBE_BATCHES) -> lyc.Probe:
     return lyc.probe(
         setting.module,
         list(setting.probe_batches(batches)),
         setting.task.loss,
         preset=setting.task.preset,
         exclude=setting.task.exclude,
+        algorithms=algorithms,
         seed=setting.seed,
     )
 
 
 def planned(
     setting: Setting,
+    algorithms: str | Sequence[str],
     *,
     start: bool = True,
     batches: int = PROBE_BATCHES,
     criterion: str = "roots",
 ) -> Adapted:
     """A plan within the budget, divided by a criterion; with `start` its layers begin at the gradient."""
-    found = judged(probed(setting, batches), criterion)
+    found = judged(probed(setting, choice.AUTO if algorithms == "auto" else algorithms, batches), criterion)
     size = lyc.Budget(parameters=setting.budget)
     # Also where a uniform rank would capture more.
     with mock.patch.object(choice, "WORTH", 0.0):
-        plan = lyc.plan_ranks(found, size=size)
+        plan = lyc.plan_ranks(found, size=size, algorithms=algorithms)
     return adapted(setting, plan=plan if start else replace(plan, probe=None))
 
 
 def more(setting: Setting) -> Adapted:
-    return planned(setting, batches=MORE_BATCHES)
+    return planned(setting, "auto", batches=MORE_BATCHES)
 
 
 def default(setting: Setting) -> Adapted:
@@ -86,6 +94,7 @@ def default(setting: Setting) -> Adapted:
         setting.task.loss,
         preset=setting.task.preset,
         exclude=setting.task.exclude,
+        algorithms=choice.AUTO,
         least=PROBE_BATCHES,
         seed=setting.seed,
     )
@@ -94,25 +103,27 @@ def default(setting: Setting) -> Adapted:
 
 def uniform(setting: Setting) -> Adapted:
     """LoRA of one rank everywhere that begins at the gradient."""
-    plan = lyc.plan_ranks(probed(setting), size=lyc.Rank(int(setting.size)))
+    plan = lyc.plan_ranks(probed(setting, "lora"), size=lyc.Rank(int(setting.size)), algorithms="lora")
     return adapted(setting, plan=plan)
 
 
 METHODS = (
     Method("LoRA, gradient", (1, 4), -8, uniform, LARGE, long=(4,)),
     Method("LoRA, gradient", (1, 4), -8, uniform, SMALL),
-    Method("planned", (4,), -10, lambda setting: planned(setting, start=False), LARGE),
-    Method(LORA, BUDGETS, -8, planned, LARGE),
-    Method(LORA, (1, 4), -8, planned, SMALL),
+    Method("planned", (4,), -10, lambda setting: planned(setting, "lora", start=False), LARGE),
+    Method(LORA, BUDGETS, -8, lambda setting: planned(setting, "lora"), LARGE),
+    Method(LORA, (1, 4), -8, lambda setting: planned(setting, "lora"), SMALL),
     Method(MORE, (1, 4, 6), -8, more, LARGE, long=(4, 6)),
     Method(MORE, (1, 4), -8, more, SMALL),
+    Method("planned LoKr, gradient", (2, 4), -8, lambda setting: planned(setting, "lokr"), LARGE),
+    Method("planned of all kinds", (2,), -8, lambda setting: planned(setting, KINDS), LARGE),
     Method(AUTO, (1, 4), -8, default, long=(1, 4)),
     *(
         Method(
             f"planned by {criterion}, gradient",
             (1, 4),
             -8,
-            lambda setting, criterion=criterion: planned(setting, criterion=criterion),
+            lambda setting, criterion=criterion: planned(setting, "lora", criterion=criterion),
         )
         for criterion in ("first step", "energy")
     ),
