@@ -78,7 +78,9 @@ from .merge.method import MergeMethod as MergeMethod
 from .merge.registry import merge_methods as merge_methods
 from .modules.presets import PRESETS as PRESETS
 from .names.architectures import TRAINED as TRAINED
+from .names.architectures import Tokens as Tokens
 from .names.architectures import Training as Training
+from .names.architectures import tokens_of as tokens_of
 from .names.blocks import Blocks as Blocks
 from .names.dialects import KEPT as KEPT
 from .names.dialects import WRITTEN_DIALECTS as WRITTEN_DIALECTS

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from ...lycoris_ops import Bypass, BypassPlan, LycorisError, Met, Moment
-from ..host.passes import PatcherInjection, add_injection, forget_passes, wrap_passes
+from ...lycoris_ops import Bypass, BypassPlan, LycorisError, Met, Moment, Shape, Tokens
+from ..host.passes import PatcherInjection, add_injection, forget_passes, wrap_passes, wrap_samplings
 from ..host.weights import HostReader, layer_of
 from .patch import memory_named
+from .places import Passing, blended_attention
 
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
@@ -28,16 +30,28 @@ class BypassInjection(PatcherInjection):
     copies of a model on several GPUs. Hooks are therefore kept for each model apart.
     """
 
-    def __init__(self, plans: Mapping[str, BypassPlan]) -> None:
+    def __init__(self, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
         self.plans = plans
+        self.tokens = tokens
+        """What the tokens are of each module with a strength that differs over places or pictures."""
+        held = [slot.where for path in self._used_at_places() for slot in plans[path].slots()]
+        self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
+        """For what the keys and values of cross-attentions are made apart."""
         self.timed = [path for path, plan in plans.items() if plan.timed]
         """The modules with a strength that follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
         """Model to its attached hooks, by module path."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
         """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
+        self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
+        """Model to the pass that it makes now."""
+        self._sampled: WeakKeyDictionary[Any, Shape] = WeakKeyDictionary()
+        """Model to the size of the latent that is sampled with it now."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
         """The sigmas of the steps of a run, as the host has them and as numbers."""
+
+    def _used_at_places(self) -> list[str]:
+        return [path for path, kind in self.tokens.items() if kind == "for places"]
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
@@ -68,29 +82,102 @@ class BypassInjection(PatcherInjection):
                 with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
                     hooks.meet(dtype, device)
                 known[path] = hooks.met
+                if path in self.tokens:
+                    hooks.before_pass = partial(self._locate, patcher.model, hooks, self.tokens[path])
+                    hooks.apart = self.apart if self.tokens[path] == "for places" else ()
                 attached[path] = hooks.attach()
         except BaseException:
             # Interrupts too: a hook that stayed would change every later run of the model.
             self.eject(patcher)
             raise
 
+    def around_sampling(self, run: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note the size of what is sampled, then run the sampling.
+
+        The host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
+        """
+        model = run.class_obj.model_patcher.model
+        self._sampled[model] = tuple(noise.shape[2:])
+        try:
+            return run(noise, *args, **kwargs)
+        finally:
+            self._sampled.pop(model, None)
+
     def follow(self, run: Any, x: Any, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Set the strengths that follow timings for the sigma of a pass, then run the pass.
+        """Prepare the strengths that are others in each pass, then run the pass.
 
         The host calls this in place of the model's `apply_model`, which it gives as `run`.
         """
         model = run.class_obj
         attached = self._attached.get(model, {})
-        if attached:
-            # In the order of `apply_model`: c_concat, c_crossattn, control, transformer_options.
-            options = kwargs.get("transformer_options") or (args[3] if len(args) > 3 else {})
-            now = moment_of(model.model_sampling, float(sigma.flatten()[0]), self._steps(options))
-            strengths = {path: attached[path].plan.strengths_at(now) for path in self.timed}
-            if any(attached[path].strengths != own for path, own in strengths.items()):
-                forget_passes(model)
-            for path, own in strengths.items():
-                attached[path].strengths = own
-        return run(x, sigma, *args, **kwargs)
+        # In the order of `apply_model`.
+        names = ("c_concat", "c_crossattn", "control", "transformer_options")[: len(args)]
+        given = {**dict(zip(names, args, strict=True)), **kwargs}
+        options = given.get("transformer_options") or {}
+        if attached and self.timed:
+            self._set_strengths(model, attached, float(sigma.flatten()[0]), options)
+        if not (attached and self.tokens):
+            return run(x, sigma, *args, **kwargs)
+        given["transformer_options"] = self._placed(model, x, options, given)
+        try:
+            # In their places again: others may wrap the pass too.
+            return run(x, sigma, *(given.pop(name) for name in names), **given)
+        finally:
+            self._passing.pop(model, None)
+
+    def _placed(
+        self, model: Any, x: Any, options: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Note what a pass is about. The result are the options of the pass."""
+        passing = Passing.of(model, x, options, given)
+        whole = self._sampled.get(model)
+        if whole is not None and len(whole) == x.ndim - 2 and whole != tuple(x.shape[2:]):
+            raise LycorisError(
+                "a mask cannot be laid on a picture that is sampled in parts",
+                got=f"a part of {list(x.shape[2:])}",
+                expected=f"the whole latent of {list(whole)} in each pass",
+                hint="Use ConditioningSetMask in place of areas, and no context windows",
+            )
+        self._passing[model] = passing
+        if not self.apart:
+            return options
+        if (options.get("patches_replace") or {}).get("attn2"):
+            raise LycorisError(
+                "a mask cannot be laid on a cross-attention that another node replaces, such as IPAdapter",
+                expected="ComfyUI's own cross-attention",
+                hint="Leave the node out, or give the layers of the cross-attention the weight 0 by the rule "
+                "`*attn2* = 0` in Weight LyCORIS Blocks",
+            )
+        kind: Tokens = "level" if hasattr(model.diffusion_model, "input_blocks") else "places"
+        attend = blended_attention(passing, kind, self.apart, options.get("optimized_attention_override"))
+        return {**options, "optimized_attention_override": attend}
+
+    def _locate(self, model: Any, hooks: Bypass, kind: Tokens, x: torch.Tensor) -> None:
+        """Say where the places of a layer are in the pass that begins."""
+        passing = self._passing.get(model)
+        if passing is None:
+            raise LycorisError(
+                "a layer whose strength differs over places was called outside of a sampling",
+                key=hooks.name,
+                hint="Take the mask away: nobody says where the places are",
+            )
+        # A convolution has its own grid.
+        own = "text" if hooks.plan.geometry.kernel or kind == "for places" else kind
+        try:
+            hooks.places = passing.places(own, x.numel() // x.shape[-1] // len(passing.pictures))
+        except LycorisError as error:
+            raise error.within(key=hooks.name) from None
+
+    def _set_strengths(
+        self, model: Any, attached: Mapping[str, Bypass], sigma: float, options: Mapping[str, Any]
+    ) -> None:
+        """Set the strengths that follow timings for the sigma of a pass."""
+        now = moment_of(model.model_sampling, sigma, self._steps(options))
+        strengths = {path: attached[path].plan.strengths_at(now) for path in self.timed}
+        if any(attached[path].strengths != own for path, own in strengths.items()):
+            forget_passes(model)
+        for path, own in strengths.items():
+            attached[path].strengths = own
 
     def _steps(self, options: Mapping[str, Any]) -> list[float]:
         """The sigmas of this run's steps. They are read once a run, because reading waits for the GPU."""
@@ -113,21 +200,27 @@ def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
     return {} if ours is None else ours.plans
 
 
-def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan]) -> None:
-    """Add plans, by module path, to a patcher.
+def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
+    """Add plans, by module path, to a patcher. `tokens` are those of modules with strengths over places.
 
     They act after the plans that it already has for the same modules.
     """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))
     for path, plan in plans.items():
-        joined[path] = joined[path].then(plan) if path in joined else plan
+        try:
+            joined[path] = joined[path].then(plan) if path in joined else plan
+        except LycorisError as error:
+            raise error.within(key=path) from None
     # Setting the key replaces all of its injections, those of a second copy of the pack too.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
-    ours = BypassInjection(joined)
+    ours = BypassInjection(joined, {**(before.tokens if before is not None else {}), **tokens})
     add_injection(patcher, NAME, [*others, ours])
-    if ours.timed:
+    if ours.timed or ours.tokens:
         wrap_passes(patcher, NAME, ours.follow, in_place_of=None if before is None else before.follow)
+    if ours.tokens:
+        earlier = None if before is None else before.around_sampling
+        wrap_samplings(patcher, NAME, ours.around_sampling, in_place_of=earlier)
 
 
 def _ours(patcher: Any) -> BypassInjection | None:

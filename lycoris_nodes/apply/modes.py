@@ -12,6 +12,8 @@ from ...lycoris_ops import (
     LycorisError,
     Match,
     Slot,
+    Tokens,
+    Where,
     bypass_refusal,
     few,
     geometry_of,
@@ -20,9 +22,13 @@ from ...lycoris_ops import (
 from ..host.patching import enlarged_by_patches, merge_loss, merges_in_every_pass
 from ..host.weights import layer_of, merge_obstacle
 from .bypass import plans_of
+from .places import tokens_by_path
 from .uncalled import used_uncalled
 
 SCHEDULED = "its strength follows a schedule"
+PLACED = "its strength differs over places or pictures"
+UNKNOWN = "its strength is the same at all places, because it is not known where this model has them"
+AT_NO_PLACE = "it works on the text, the time or the sound, for all places at once, and `text` is off"
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
@@ -37,8 +43,11 @@ class Choice:
     """Key of a weight or bias to the adapter layers to merge into it."""
     bypassed: dict[str, BypassPlan] = field(default_factory=dict)
     """Module path, which is the key of a weight or bias without its last part, to the plan of the module."""
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+    """Module path to what its tokens are, of the bypassed modules whose strength differs over places."""
     why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """("merged" or "bypassed", the reason) to module paths; no reason, "", where the user chose the mode."""
+    """("merged", "bypassed", "left out" or "unmasked", the reason) to module paths; no reason, "", where the
+    user chose the mode."""
 
 
 def choose(
@@ -46,8 +55,9 @@ def choose(
 ) -> Choice:
     """Choose to merge or to bypass, layer by layer. A layer's weight and bias always go the same way.
 
-    A layer whose strength follows a schedule is bypassed in any mode. Where it can only be merged, it takes
-    the mean of its strength over the sampling; with `strict` that is an error.
+    A layer whose strength follows a schedule, or differs over places, is bypassed in any mode. Where it can
+    only be merged, it takes the mean of its strength over the sampling, and the whole at all places; with
+    `strict` that is an error. A layer that is at no place is left out where the mask says so.
 
     `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
     they belong to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
@@ -61,19 +71,53 @@ def choose(
             layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
     short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
     before = plans_of(patcher) if layers else {}
+    tokens = tokens_by_path(shapes) if any(map(_is_placed, layers.values())) else {}
     for path, met in layers.items():
+        kind = tokens.get(path, "text")
+        if not tokens and _is_masked(met):
+            choice.why.setdefault(("unmasked", UNKNOWN), []).append(path)
+        if kind == "text":
+            met = {key: _at_no_place(found, whole=not tokens) for key, found in met.items()}
+            if not any(met.values()):
+                choice.why.setdefault(("left out", AT_NO_PLACE), []).append(path)
+                continue
         timed = any(match.timings for found in met.values() for _, match in found)
-        wanted = (True, SCHEDULED) if timed else _wanted(patcher, met, mode, short)
+        placed = _is_placed(met)
+        live = timed or placed
+        wanted = (True, PLACED if placed else SCHEDULED) if live else _wanted(patcher, met, mode, short)
         plan, reason = _plan(patcher, path, shapes, met, wanted, before.get(path))
-        if plan is None and timed:
-            reason = _mean_taken(path, reason, strict=strict)
+        if plan is None and live:
+            reason = _mean_taken(path, reason, placed=placed, strict=strict)
         if plan is None:
             constant = {key: [(entry, match.constant()) for entry, match in met[key]] for key in met}
-            choice.merged.update(constant if timed else met)
+            choice.merged.update(constant if live else met)
         else:
             choice.bypassed[path] = plan
+            if plan.placed:
+                choice.tokens[path] = kind
         choice.why.setdefault(("merged" if plan is None else "bypassed", reason), []).append(path)
     return choice
+
+
+def _is_placed(met: Pairs) -> bool:
+    return any(match.where is not None for found in met.values() for _, match in found)
+
+
+def _is_masked(met: Pairs) -> bool:
+    wheres = (match.where for found in met.values() for _, match in found)
+    return any(where is not None and where.mask is not None for where in wheres)
+
+
+def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequence[tuple[Entry, Match]]:
+    """What meets a layer that is at no place: with `whole` in full, else as the masks say."""
+    found: list[tuple[Entry, Match]] = []
+    for entry, match in pairs:
+        mask = match.where.mask if match.where is not None else None
+        if mask is not None and not (whole or mask.at_no_place):
+            continue
+        factors = match.where.factors if match.where is not None else None
+        found.append((entry, match._replace(where=None if factors is None else Where(factors=factors))))
+    return found
 
 
 def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
@@ -84,7 +128,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
             why.setdefault(way, []).extend(paths)
     total = {way: sum(len(paths) for (one, _), paths in why.items() if one == way) for way, _ in why}
     bypassed = total.get("bypassed", 0)
-    if mode == "merge" and not bypassed:
+    if mode == "merge" and not bypassed and not total.keys() & {"left out", "unmasked"}:
         return ""
     layers = "layer" if bypassed == 1 else "layers"
     lines = [f"Mode {mode}: {bypassed} {layers} bypassed, {total.get('merged', 0)} merged"]
@@ -100,16 +144,21 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
     return paragraph(lines)
 
 
-def _mean_taken(path: str, reason: str, *, strict: bool) -> str:
-    """Why a layer takes the mean of its schedule. Raises LycorisError where that is not wanted."""
+def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
+    """Why a layer takes the mean of its schedule, or is the same at all places.
+
+    Raises LycorisError where that is not wanted.
+    """
+    instead = "the same at all places" if placed else "the mean of its schedule"
     if strict:
+        problem = "a layer cannot follow a schedule, and strict is on"
         raise LycorisError(
-            "a layer cannot follow a schedule, and strict is on",
+            "a layer cannot follow a mask, and strict is on" if placed else problem,
             key=path,
             got=f"it can only be merged: {reason}",
-            hint="Turn strict off to give it the mean of its strength over the sampling",
+            hint=f"Turn strict off to have its strength be {instead}",
         )
-    return f"{reason}; its strength is the mean of its schedule"
+    return f"{reason}; its strength is {instead}"
 
 
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:

@@ -33,10 +33,23 @@ def wrap_passes(
 
     `in_place_of` is the wrapper under that name that it replaces.
     """
-    kept = [found for found in patcher.get_wrappers(WrappersMP.APPLY_MODEL, name) if found != in_place_of]
-    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, name)
+    _wrap(patcher, WrappersMP.APPLY_MODEL, name, wrapper, in_place_of)
+
+
+def wrap_samplings(
+    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
+) -> None:
+    """As `wrap_passes`, around each sampling with a patcher, (run, noise, latent, ...)."""
+    _wrap(patcher, WrappersMP.OUTER_SAMPLE, name, wrapper, in_place_of)
+
+
+def _wrap(
+    patcher: Any, kind: str, name: str, wrapper: Callable[..., Any], in_place_of: Callable[..., Any] | None
+) -> None:
+    kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]
+    patcher.remove_wrappers_with_key(kind, name)
     for found in (*kept, wrapper):
-        patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, found)
+        patcher.add_wrapper_with_key(kind, name, found)
 
 
 def forget_passes(model: Any) -> None:

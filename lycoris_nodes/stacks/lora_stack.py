@@ -67,15 +67,20 @@ def _number(value: Any) -> float:
 def to_lora_stack(stack: Stack) -> list[LoraTuple]:
     """The rows of a LORA_STACK that load the same.
 
-    Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules or a
-    schedule: a LORA_STACK cannot say these.
+    Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules, a
+    schedule or a mask: a LORA_STACK cannot say these.
     """
     return [(_name(entry), float(entry.strength), float(entry.strength_of("te"))) for entry in stack]
 
 
 def _name(entry: Entry) -> str:
     adapter = entry.adapter
-    for what, held in (("block rules", entry.rules), ("a schedule", entry.schedule)):
+    for what, held in (
+        ("block rules", entry.rules),
+        ("a schedule", entry.schedule),
+        ("a mask", entry.mask),
+        ("a strength for each picture", entry.factors),
+    ):
         if held is not None:
             raise LycorisError(
                 f"a LORA_STACK cannot hold {what}",

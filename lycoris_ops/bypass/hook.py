@@ -134,7 +134,7 @@ class Bypass:
                 "the plan was made for another module", key=name, got=str(found), expected=str(plan.geometry)
             )
         self.module = module
-        self._plan = plan
+        self._plan: BypassPlan = plan
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -115,7 +115,7 @@ class BypassPlan:
     """All tensors of the layers."""
 
     def __post_init__(self) -> None:
-        parts = [slot.part for stage in self.stages for slot in stage.slots()]
+        parts = [slot.part for slot in self.slots()]
         found = tuple(tensor for part in parts for tensor in part.layer.tensors().values())
         object.__setattr__(self, "tensors", found)
 
@@ -164,6 +164,10 @@ class BypassPlan:
             )
         return joined
 
+    def slots(self) -> Iterator[Slot]:
+        """The layers of all stages."""
+        return (slot for stage in self.stages for slot in stage.slots())
+
     @property
     def strengths(self) -> tuple[tuple[float, ...], ...]:
         return tuple(stage.strengths for stage in self.stages)
@@ -184,12 +188,12 @@ class BypassPlan:
     @property
     def timed(self) -> bool:
         """Whether a strength follows timings."""
-        return any(slot.timings for stage in self.stages for slot in stage.slots())
+        return any(slot.timings for slot in self.slots())
 
     @property
     def placed(self) -> bool:
         """Whether a strength differs over places or samples."""
-        return any(slot.where is not None for stage in self.stages for slot in stage.slots())
+        return any(slot.where is not None for slot in self.slots())
 
     def strengths_at(self, moment: Moment) -> tuple[tuple[float, ...], ...]:
         """The strengths at a moment of the sampling."""

@@ -94,6 +94,10 @@ class Mask:
         if not math.isfinite(self.outside):
             raise LycorisError("the factor outside a mask must be a finite number", got=str(self.outside))
 
+    def __str__(self) -> str:
+        frames, height, width = self.weights.shape
+        return f"a mask of {height} x {width}" + (f" for {frames} frames" if frames > 1 else "")
+
     @property
     def at_no_place(self) -> float:
         """The factor of what is at no place."""

@@ -57,8 +57,10 @@ class Match(NamedTuple):
         return self.target.key if self.parameter == "weight" else self.target.bias or ""
 
     def constant(self) -> Match:
-        """The same match at its mean strength over the sampling."""
-        return self._replace(strength=self.strength * mean(self.timings), timings=())
+        """The same match at its mean strength over the sampling and the pictures, the same at all places."""
+        factors = self.where.factors if self.where is not None else None
+        share = mean(self.timings) * (sum(factors) / len(factors) if factors else 1.0)
+        return self._replace(strength=self.strength * share, timings=(), where=None)
 
     def read(self, adapter: Adapter, *, keep: bool = True) -> Part:
         """Read the layer, or its matched rows, from the file; `keep` is as in `Adapter.layer`."""

@@ -18,6 +18,7 @@ NODES = (
     "LycorisExtractAdapter",
     "LycorisInspect",
     "LycorisLoadAdapter",
+    "LycorisMask",
     "LycorisMergeAdapters",
     "LycorisPlan",
     "LycorisResizeAdapter",

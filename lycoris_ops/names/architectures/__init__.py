@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ...discovery import discover
 from ...maths.shapes import Shape
 from .notation import Model, Place, Places, recognised
-from .record import Architecture, Training
+from .record import Architecture, Tokens, Training
 
 __all__ = [
     "ARCHITECTURES",
@@ -20,8 +20,10 @@ __all__ = [
     "Architecture",
     "Place",
     "Places",
+    "Tokens",
     "Training",
     "recognise",
+    "tokens_of",
 ]
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -41,6 +43,22 @@ def recognise(shapes: Mapping[str, Shape]) -> Model | None:
     shapes: the shapes of its weights by path.
     """
     return recognised((layout for record in _RECORDS for layout in record.layouts), shapes)
+
+
+def tokens_of(shapes: Mapping[str, Shape]) -> Mapping[str, Tokens]:
+    """What the tokens of each of a model's layers are; empty where it is not known.
+
+    shapes: the shapes of its weights by path.
+    """
+    model = recognise(shapes)
+    record = next((one for one in _RECORDS if model is not None and model.layout in one.layouts), None)
+    if record is None or not record.tokens:
+        return {}
+    kinds = {_below(path): kind for path, kind in record.tokens.items()}
+    return {
+        path: next((kind for pattern, kind in kinds.items() if pattern.search(path)), "text")
+        for path in shapes
+    }
 
 
 def _below(path: str) -> re.Pattern[str]:

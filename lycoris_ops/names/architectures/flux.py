@@ -186,6 +186,12 @@ ARCHITECTURE = Architecture(
         # LongCat-Image: a Flux without CLIP's pooled text.
         Layout(("img_in", QKV), LONGCAT, {**OTHERS, **TIME_TEXT}, SPELLINGS),
     ),
+    tokens={
+        "img_in": "places",
+        **dict.fromkeys((f"double_blocks.*.img_{part}" for part in ("attn", "mlp")), "places"),
+        **dict.fromkeys((f"single_blocks.*.linear{n}" for n in "12"), "text, places"),
+        "final_layer.linear": "places",
+    },
     # Chroma's: it makes the modulation of each block from the time and the block's number.
     aside={"distilled_guidance_layer": "what makes the modulation"},
     families=(

@@ -131,6 +131,12 @@ ARCHITECTURE = Architecture(
         Layout((MARK, SINGLE_MARK), HUNYUAN_IMAGE, OTHERS, TENCENT),
         Layout((MARK,), HUNYUAN_VIDEO_15, OTHERS, TENCENT),
     ),
+    tokens={
+        "img_in": "places",
+        **dict.fromkeys((f"double_blocks.*.img_{part}" for part in ("attn", "mlp")), "places"),
+        **dict.fromkeys((f"single_blocks.*.linear{n}" for n in "12"), "text, places"),
+        "final_layer.linear": "places",
+    },
     families=(
         Family(
             "HunyuanVideo",

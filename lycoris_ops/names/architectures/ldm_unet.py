@@ -148,6 +148,11 @@ ARCHITECTURE = Architecture(
             (f"{place}.time_pos_embed" for place in PLACES), "embedders of the numbers of frames"
         ),
     },
+    tokens={
+        **dict.fromkeys(("emb_layers", "time_stack", "time_pos_embed", "time_mixer"), "text"),
+        **dict.fromkeys((f"transformer_blocks.*.attn2.to_{letter}" for letter in "kv"), "for places"),
+        **dict.fromkeys((*PLACES, "out"), "level"),
+    },
     lists={"input_blocks": "in", "middle_block": "mid", "output_blocks": "out"},
     families=(
         Family("SD 1.5", r"stable-diffusion-v1|^sd_?v?1", like=LIKE, width=(CROSS, 768)),

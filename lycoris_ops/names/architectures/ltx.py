@@ -49,12 +49,25 @@ CONNECTORS = {
     **under("connectors.audio_connector", "audio_embeddings_connector", CONNECTOR),
 }
 
+BLOCKS = "transformer_blocks.*"
+
 ARCHITECTURE = Architecture(
     layouts=(
         Layout(
             marks=("patchify_proj", "transformer_blocks.*.attn1.to_q"), diffusers=DIFFUSERS, others=CONNECTORS
         ),
     ),
+    tokens={
+        "patchify_proj": "places",
+        # The sound has tokens of its own.
+        **dict.fromkeys((f"{BLOCKS}.attn2.to_{letter}" for letter in "kv"), "for places"),
+        **dict.fromkeys((f"{BLOCKS}.audio_to_video_attn.to_{letter}" for letter in "kv"), "text"),
+        **dict.fromkeys((f"{BLOCKS}.video_to_audio_attn.to_{letter}" for letter in "kv"), "places"),
+        **dict.fromkeys(
+            (f"{BLOCKS}.{layer}" for layer in ("attn1", "attn2", "audio_to_video_attn", "ff")), "places"
+        ),
+        "proj_out": "places",
+    },
     families=(
         Family(
             "LTX-Video",

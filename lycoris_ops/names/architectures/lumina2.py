@@ -44,6 +44,14 @@ ARCHITECTURE = Architecture(
             diffusers=DIFFUSERS,
         ),
     ),
+    tokens={
+        "x_embedder": "places",
+        "noise_refiner.*.adaLN_modulation": "text",
+        "layers.*.adaLN_modulation": "text",
+        "noise_refiner.*": "places",
+        "layers.*": "text, places",
+        "final_layer.linear": "text, places",
+    },
     families=(
         Family(
             "Lumina 2",

@@ -16,6 +16,12 @@ ARCHITECTURE = Architecture(
             diffusers=same("**"),
         ),
     ),
+    tokens={
+        "img_in": "places",
+        "transformer_blocks.*.img_mlp": "places",
+        **dict.fromkeys((f"transformer_blocks.*.attn.to_{end}" for end in ("q", "k", "v", "out")), "places"),
+        "proj_out": "places",
+    },
     families=(
         Family(
             "Qwen-Image",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ...maths.shapes import Shape
 from .notation import Layout
@@ -135,6 +136,17 @@ class Training:
     """Whether the model is told the size of a picture and how it was cropped."""
 
 
+Tokens = Literal["places", "level", "text, places", "places, text", "text", "for places"]
+"""What the tokens of a layer are.
+
+- `places`: those of the picture, behind which reference pictures may stand.
+- `level`: those of the picture at one of the sizes of a UNet.
+- `text, places` and `places, text`: those of the text before or behind those of the picture.
+- `text`: at no place, such as those of a text or of sound, and what is made of the time.
+- `for places`: at no place, but their output is used place by place: keys and values of a cross-attention.
+"""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that is known of one architecture: what knows it reads it here."""
@@ -155,3 +167,6 @@ class Architecture:
     """Its place in the list of block presets, which begins with the most usual models."""
     vectors: tuple[Vector, ...] = ()
     trained: tuple[Training, ...] = ()
+    tokens: Mapping[str, Tokens] = field(default_factory=dict[str, Tokens])
+    """What the tokens of its layers are, by paths as in `aside`; the first that fits counts. Those of its
+    other layers are `text`. Empty where it is not known."""

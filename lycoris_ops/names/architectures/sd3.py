@@ -72,6 +72,12 @@ ARCHITECTURE = Architecture(
             encoders=("clip_l", "clip_g", "t5xxl"),
         ),
     ),
+    tokens={
+        "x_embedder": "places",
+        "joint_blocks.*.x_block.adaLN_modulation": "text",
+        "joint_blocks.*.x_block": "places",
+        "final_layer.linear": "places",
+    },
     families=(
         Family(
             "SD3",

@@ -85,6 +85,18 @@ DIFFUSERS = {
 ARCHITECTURE = Architecture(
     place=6,
     layouts=(Layout(marks=("head.head", "blocks.*.self_attn.q", "text_embedding.0"), diffusers=DIFFUSERS),),
+    tokens={
+        **dict.fromkeys(
+            (
+                f"{blocks}.*.cross_attn.{layer}"
+                for blocks in ("blocks", "vace_blocks")
+                for layer in ("k", "v", "k_img", "v_img")
+            ),
+            "for places",
+        ),
+        **dict.fromkeys(("patch_embedding", "vace_patch_embedding", "blocks.*", "vace_blocks.*"), "places"),
+        "head.head": "places",
+    },
     # S2V's scales and shifts, made from the sound.
     aside={"audio_injector.injector_adain_layers": "modulation"},
     families=(

@@ -40,6 +40,14 @@ ARCHITECTURE = Architecture(
             lokr=DIFFUSERS,
         ),
     ),
+    tokens={
+        "x_embedder": "places",
+        "noise_refiner.*.adaLN_modulation": "text",
+        "layers.*.adaLN_modulation": "text",
+        "noise_refiner.*": "places",
+        "layers.*": "text, places",
+        "final_layer.linear": "text, places",
+    },
     families=(
         Family(
             "Z-Image",

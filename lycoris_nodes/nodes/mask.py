@@ -1,0 +1,129 @@
+"""The node Mask LyCORIS Stack."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from ...lycoris_ops import LycorisError, Mask, Stack, parse_spans
+from ..host.page import io
+from ..schema.checks import checked
+from ..schema.inputs import SHAPE, check_strength, count_input, stack_input, stack_output, strength_input
+from ..schema.report import valid
+
+Text = Literal["off", "whole"]
+SLACK = 0.01
+"""How far values of a mask may be beyond 0 and 1, as where one was resized."""
+
+
+class LycorisMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        outside = strength_input(
+            "outside", "What multiplies the strength outside the mask: 0 for nothing there, 0.3 for a little."
+        )
+        outside.default = 0.0
+        return io.Schema(
+            node_id="LycorisMask",
+            display_name="Mask LyCORIS Stack",
+            category=SHAPE,
+            description="Lets every LoRA / LyCORIS of a stack act only in a part of the picture, or in some "
+            "frames of a video. Join several such stacks by Combine: one pass of the model serves all of "
+            "them.",
+            search_aliases=[
+                "regional lora",
+                "lora mask",
+                "masked lora",
+                "lora area",
+                "couple",
+                "two characters",
+                "lora frames",
+            ],
+            inputs=[
+                stack_input("The stack whose adapters act in the mask."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where they act: white for the whole strength, black for none. Any size; it is "
+                    "stretched over the picture. A batch of masks is one for each frame of a video. Nothing "
+                    "linked is the whole picture.",
+                ),
+                io.String.Input(
+                    "frames",
+                    default="",
+                    optional=True,
+                    tooltip="For videos: the frames in which they act, counted from 0, such as 0-16, 40-. "
+                    "Empty: all.",
+                ),
+                count_input(
+                    "soft_edge",
+                    "Over how many pixels of the mask its edge is blurred to each side; 0 leaves it.",
+                    most=4096,
+                ),
+                outside,
+                io.Combo.Input(
+                    "text",
+                    options=["off", "whole"],
+                    default="off",
+                    tooltip="What the layers do that work on the text, on the time or on sound, and so for "
+                    "all places at once, and those of text encoders. off: nothing. whole: they act for the "
+                    "whole picture.",
+                ),
+            ],
+            outputs=[stack_output("The same stack, acting in the mask.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, frames: str | None = None, outside: float | None = None) -> bool | str:
+        # None where another node gives the value.
+        return valid(lambda: parse_spans(frames or ""), lambda: check_strength("outside", outside))
+
+    @classmethod
+    @checked
+    def execute(
+        cls,
+        stack: Stack | None = None,
+        mask: Any = None,
+        frames: str = "",
+        soft_edge: int = 0,
+        outside: float = 0.0,
+        text: Text = "off",
+    ) -> io.NodeOutput:
+        spans = parse_spans(frames)
+        if mask is None and not spans:
+            raise LycorisError(
+                "there is neither a mask nor a span of frames",
+                got="no link to `mask`, and an empty text in `frames`",
+                expected="at least one of the two",
+                hint="Link a mask, or bypass the node",
+            )
+        weights = Tensor([[[1.0]]]) if mask is None else softened(planes(mask), soft_edge)
+        check_strength("outside", outside)
+        made = Mask(weights, spans, outside, text=text == "whole")
+        return io.NodeOutput((stack or Stack()).with_mask(made))
+
+
+def planes(mask: Any) -> Tensor:
+    """A mask of the host as planes (n, h, w), with values a little beyond 0 and 1 at these.
+
+    Raises LycorisError for a tensor of another form.
+    """
+    if not isinstance(mask, Tensor):
+        raise LycorisError("the input `mask` cannot be used", got=type(mask).__name__, expected="a mask")
+    found = mask[:, 0] if mask.ndim == 4 and mask.shape[1] == 1 else mask
+    found = found[None] if found.ndim == 2 else found
+    near = found.clamp(0, 1)
+    return near if bool(((found - near).abs() <= SLACK).all()) else found
+
+
+def softened(weights: Tensor, pixels: int) -> Tensor:
+    """Planes with edges as ramps over so many pixels to each side: means of the square around each pixel."""
+    if not pixels or weights.ndim != 3 or not weights.numel():
+        return weights
+    around = functional.pad(weights.float()[None], (pixels,) * 4, mode="replicate")
+    sides = ((2 * pixels + 1, 1), (1, 2 * pixels + 1))
+    for side in sides:
+        around = functional.avg_pool2d(around, side, stride=1)
+    return around[0].clamp(0, 1)

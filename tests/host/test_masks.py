@@ -1,0 +1,408 @@
+"""Masks on the host's real models: where each layer acts in a pass, and what the report says of it.
+
+In a masked pass the input and the output of every layer are taken. The output is then compared with that of
+the layer alone, and with that of the unmasked bypass, for this very input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched, load, patcher, unload
+from torch import Tensor
+from trainable import tiny
+
+from tests.harness import zoo
+from tests.harness.inputs import FURTHER, INPUTS, WORDS
+from tests.ops.layers import KINDS, Factors
+
+pytestmark = pytest.mark.host
+
+OF_KINDS = ("lora", "loha", "lokr-full-low", "lora-dora-out", "oft")
+FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where the layers of a model must act, told by the number of their tokens."""
+
+    grids: tuple[tuple[int, ...], ...]
+    """The grids of its levels, the finest first."""
+    text: int = 0
+    """How many tokens of a text stand before the places in some layers."""
+    filled: int = 0
+    """How many empty tokens stand behind the places in some layers."""
+
+
+WANTED = {
+    "SD1.5": Wanted(((8, 8), (4, 4), (2, 2))),
+    "SDXL": Wanted(((8, 8), (4, 4), (2, 2))),
+    "Flux 1": Wanted(((4, 4),), text=WORDS),
+    "Flux 2": Wanted(((8, 8),), text=WORDS),
+    "Chroma": Wanted(((4, 4),), text=WORDS),
+    "Qwen-Image": Wanted(((1, 4, 4),)),
+    "Wan 2.1 t2v": Wanted(((FRAMES, 4, 4),)),
+    "HunyuanVideo": Wanted(((FRAMES, 4, 4),), text=WORDS),
+    "SD3.5": Wanted(((4, 4),)),
+    "Lumina 2": Wanted(((4, 4),), text=WORDS),
+    "Z-Image": Wanted(((4, 4),), text=32, filled=16),
+    "LTX-Video": Wanted(((FRAMES, 4, 4),)),
+    "LTX-2": Wanted(((FRAMES, 4, 4),)),
+}
+
+
+def half() -> Tensor:
+    """The left half of a picture."""
+    weights = torch.zeros(1, 64, 64)
+    weights[..., :32] = 1
+    return weights
+
+
+def made(host: Host, kind: str, shape: tuple[int, ...], seed: int) -> Any:
+    """A layer of a kind with random factors."""
+    torch.manual_seed(seed)
+    spec = KINDS[kind]
+    tensors: Factors = {**spec.make(shape, 2), "alpha": torch.tensor(2.0)}
+    return host.ops.ALGORITHMS[spec.algorithm].load(tensors, spec.options)
+
+
+def stack_for(host: Host, model: Any, kinds: tuple[str, ...], seed: int = 0) -> Any:
+    """A stack with a layer for every layer of a model, of the kinds in turn."""
+    layers = {
+        path: made(host, kinds[number % len(kinds)], tuple(layer.weight.shape), seed + number)
+        for number, (path, layer) in enumerate(zoo.adaptable(model).items())
+        # OFT has no blocks for some sizes.
+        if layer.weight.shape[0] % 4 == 0
+    }
+    return host.ops.Stack([host.ops.Entry(host.ops.Adapter.of(layers, name="test"), strength=0.5)])
+
+
+def one_adapter(host: Host) -> Any:
+    tensors = {"a.lora_up.weight": torch.ones(2, 1), "a.lora_down.weight": torch.ones(1, 2)}
+    return host.ops.Stack([host.ops.Entry(host.ops.adapter_of_tensors(tensors, name="a"))])
+
+
+def masked(host: Host, stack: Any, **inputs: Any) -> Any:
+    return host.run("LycorisMask", stack, **{"mask": half(), **inputs})[0]
+
+
+@dataclass
+class Seen:
+    """What a layer was given in a pass, and what it gave."""
+
+    module: Any
+    x: Tensor
+    y: Tensor
+
+
+def same(x: Tensor) -> Tensor:
+    """A copy with the same strides: products of views are rounded in another way."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
+
+
+def passed(on: Patched, name: str, rows: int = 2) -> tuple[Tensor, dict[str, Seen]]:
+    """One pass of a model as the host makes it; its result, and the layers that were in it."""
+    inputs = {**INPUTS, **FURTHER}[name]
+    latent, conds = inputs.make(rows)
+    load(on.model)
+    model, seen, given = on.model.model, dict[str, Seen](), dict[str, Tensor]()
+    handles: list[Any] = []
+    for path, layer in zoo.adaptable(model).items():
+
+        def before(module: Any, args: Any, path: str = path) -> None:
+            given[path] = same(args[0])
+
+        def after(module: Any, args: Any, y: Tensor, path: str = path) -> None:
+            seen[path] = Seen(module, given[path], y.clone())
+
+        handles += [layer.register_forward_pre_hook(before, prepend=True), layer.register_forward_hook(after)]
+    on.model.pre_run()
+    options = {**on.model.model_options["transformer_options"], "cond_or_uncond": [0]}
+    try:
+        with torch.inference_mode():
+            found = model.apply_model(
+                latent, torch.full((rows,), 0.5), transformer_options=wrapped(on.model, options), **conds
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, seen
+
+
+def wrapped(patcher: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a pass with the wrappers of a patcher, as the host's sampler gives them."""
+    from comfy.patcher_extension import merge_nested_dicts
+
+    return merge_nested_dicts(options, {"wrappers": patcher.wrappers})
+
+
+def inside(y: Tensor, wanted: Wanted, kernel: bool) -> Tensor | None:
+    """Whether each value of an output is in the left half of the picture; None for no places."""
+    if kernel:
+        columns = torch.arange(y.shape[-1]) < y.shape[-1] / 2
+        return columns.expand_as(y)
+    for grid in wanted.grids:
+        plane = (torch.arange(grid[-1]) < grid[-1] / 2).expand(*grid).flatten()
+        before, after = (torch.zeros(count, dtype=torch.bool) for count in (wanted.text, wanted.filled))
+        for row in (plane, torch.cat([plane, after]), torch.cat([before, plane, after])):
+            if y.ndim == 3 and y.shape[1] == len(row):
+                return row[None, :, None].expand_as(y)
+    return None
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in OF_KINDS), OF_KINDS], ids=[*OF_KINDS, "mixed"])
+@pytest.mark.parametrize("name", WANTED)
+def test_every_layer_acts_in_the_mask_alone(host: Host, name: str, kinds: tuple[str, ...]) -> None:
+    """Outside it is the model's own in every bit, inside that of the unmasked stack."""
+    if not zoo.supported(name):
+        pytest.skip("an older host does not have it")
+    model = tiny(name)
+    base = Patched(patcher(model), None)
+    stack = stack_for(host, model, kinds)
+    whole = host.apply(base, stack, mode="bypass", clip=False)
+    bound = host.apply(base, masked(host, stack), clip=False)
+    assert not bound.model.patches and "its strength differs over places" in bound.report
+    _, seen = passed(bound, name)
+    unload()
+    plans = whole.model.get_injections("lycoris_bypass")[0].plans
+    mine = bound.model.get_injections("lycoris_bypass")[0]
+    compared = 0
+    for path, one in seen.items():
+        with torch.inference_mode():
+            own = one.module(same(one.x))
+            if path not in mine.plans:
+                assert torch.equal(one.y, own), f"{path} acts, and is at no place"
+                continue
+            hooks = host.ops.Bypass(one.module, plans[path]).attach()
+            unmasked = one.module(same(one.x))
+            hooks.remove()
+        if mine.tokens[path] == "for places":
+            first, second = one.y.chunk(2)
+            assert torch.equal(first, own) and torch.equal(second, unmasked), path
+            continue
+        held = inside(own, WANTED[name], bool(mine.plans[path].geometry.kernel))
+        assert held is not None, f"{path} is at no place: {list(own.shape)}"
+        assert torch.equal(one.y, torch.where(held, unmasked, own)), path
+        compared += not torch.equal(own, unmasked)
+    assert compared > 8
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_complementary_masks_are_the_unmasked_stack(host: Host, name: str) -> None:
+    """Of one and the same file, with what is at no place whole in one of the two."""
+    if not zoo.supported(name):
+        pytest.skip("an older host does not have it")
+    model = tiny(name)
+    base = Patched(patcher(model), None)
+    stack = stack_for(host, model, OF_KINDS)
+    shares = torch.rand(1, 8, 8)
+    both = masked(host, stack, mask=shares, text="whole") + masked(host, stack, mask=1 - shares)
+    plain, _ = passed(base, name)
+    wanted, _ = passed(host.apply(base, stack, mode="bypass", clip=False), name)
+    unload()
+    found, _ = passed(host.apply(base, both, clip=False), name)
+    effect = (wanted - plain).norm()
+    assert effect > 1e-3 * plain.norm()
+    assert (found - wanted).norm() < 1e-2 * effect
+
+
+@pytest.mark.parametrize("name", ["SD1.5", "Wan 2.1 t2v"])
+def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, name: str) -> None:
+    """Against attention by torch, with the keys and values that the layers gave."""
+    model = tiny(name)
+    base = Patched(patcher(model), None)
+    left, right = stack_for(host, model, ("lora", "oft")), stack_for(host, model, ("loha",), seed=50)
+    both = masked(host, left) + masked(host, right, mask=torch.rand(1, 8, 8))
+    _, seen = passed(host.apply(base, both, clip=False), name)
+    letters, out = (("to_q", "to_k", "to_v"), "to_out.0") if name == "SD1.5" else (("q", "k", "v"), "o")
+    cross = "attn2" if name == "SD1.5" else "cross_attn"
+    compared = 0
+    entries = [entry.mask for entry in both]
+    for path in [path for path in seen if path.endswith(f"{cross}.{letters[0]}")]:
+        parent = path.removesuffix(f".{letters[0]}")
+        attention = model.get_submodule(parent)
+        query, keys, values = (seen[f"{parent}.{letter}"].y for letter in letters)
+        if name != "SD1.5":
+            query, keys = attention.norm_q(query), attention.norm_k(keys)
+        heads = getattr(attention, "heads", None) or attention.num_heads
+
+        def split(x: Tensor, heads: int = heads) -> Tensor:
+            return x.unflatten(-1, (heads, -1)).transpose(1, 2).double()
+
+        made = [
+            torch.nn.functional.scaled_dot_product_attention(split(query), split(key), split(value))
+            .transpose(1, 2)
+            .flatten(2)
+            for key, value in zip(keys.chunk(3), values.chunk(3), strict=True)
+        ]
+        grid = next(grid for grid in WANTED[name].grids if math.prod(grid) == query.shape[1])
+        shares = [mask.on(grid).flatten()[None, :, None].double() for mask in entries]
+        wanted = made[0] + sum(share * (one - made[0]) for share, one in zip(shares, made[1:], strict=True))
+        torch.testing.assert_close(seen[f"{parent}.{out}"].x.double(), wanted, rtol=1e-4, atol=1e-5)
+        compared += 1
+    assert compared >= 2
+
+
+@pytest.fixture
+def unet(host: Host) -> Patched:
+    return Patched(patcher(tiny("SD1.5")), None)
+
+
+def sampled(
+    host: Host, on: Patched, positive: Any = None, *, cfg: float = 3.0, count: int = 1, side: int = 8
+) -> Tensor:
+    """Two steps of the host's sampler from one noise."""
+    draw = torch.Generator().manual_seed(5)
+    texts = [[[torch.randn(1, WORDS, 24, generator=draw), {}]] for _ in range(2)]
+    noise = torch.randn(1, 4, side, side, generator=draw).expand(count, -1, -1, -1).clone()
+    given = {"samples": noise, "batch_index": [0] * count}
+    with torch.inference_mode():
+        (made,) = host.nodes.KSampler().sample(
+            on.model, 3, 2, cfg, "euler", "simple", positive or texts[0], texts[1], given, 0.6
+        )
+    return made["samples"].clone()
+
+
+def test_masks_in_the_hosts_sampler(host: Host, unet: Patched) -> None:
+    """With guidance and several pictures: a mask of all is the whole stack, and one of nothing none of it."""
+    model = unet.model.model
+    stack = stack_for(host, model, OF_KINDS)
+    plain, whole = sampled(host, unet), sampled(host, host.apply(unet, stack, mode="bypass", clip=False))
+    every = masked(host, stack, mask=torch.ones(1, 4, 4), text="whole")
+    found = sampled(host, host.apply(unet, every, clip=False))
+    assert (whole - plain).norm() > 0.01 * plain.norm()
+    torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-3)
+    none = masked(host, stack, mask=torch.zeros(1, 4, 4))
+    torch.testing.assert_close(sampled(host, host.apply(unet, none, clip=False)), plain, rtol=0, atol=0)
+    part = host.apply(unet, masked(host, stack), clip=False)
+    once, twice = sampled(host, part), sampled(host, part, count=2)
+    torch.testing.assert_close(twice, once.expand_as(twice), rtol=1e-3, atol=1e-3)
+    left, right = once.chunk(2, -1)
+    own_left, own_right = plain.chunk(2, -1)
+    assert (left - own_left).norm() > (right - own_right).norm()
+    # A second pass at another size takes the same mask.
+    assert torch.isfinite(sampled(host, part, side=12)).all()
+
+
+def test_a_schedule_and_a_mask_are_multiplied(host: Host, unet: Patched) -> None:
+    stack = masked(host, stack_for(host, unet.model.model, ("lora", "oft")))
+    off, on = host.scheduled(stack, "constant 0"), host.scheduled(stack, "constant 1")
+    plain, none, whole = (sampled(host, host.apply(unet, one, clip=False)) for one in (stack, off, on))
+    assert torch.equal(whole, plain) and torch.equal(none, sampled(host, unet))
+
+
+def test_masks_in_a_row_are_multiplied(host: Host, unet: Patched) -> None:
+    stack = stack_for(host, unet.model.model, ("lora",))
+    upper = half().transpose(1, 2)
+    twice = masked(host, masked(host, stack), mask=upper)
+    once = masked(host, stack, mask=half() * upper)
+    one, other = (sampled(host, host.apply(unet, found, clip=False)) for found in (twice, once))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_edge_and_the_rest_of_a_mask(host: Host) -> None:
+    stack = one_adapter(host)
+    (entry,) = masked(host, stack, soft_edge=4, outside=0.5)
+    row = entry.mask.on((64, 64))[3]
+    assert row[0] == 1 and row[-1] == 0.5 and (row[:-1] >= row[1:]).all()
+    assert torch.equal(row[:28], torch.ones(28)) and torch.equal(row[36:], torch.full((28,), 0.5))
+    torch.testing.assert_close(row[28:36], 0.5 + 0.5 * torch.arange(8, 0, -1) / 9)
+    (entry,) = masked(host, stack, mask=None, frames="1-")
+    assert entry.mask.on((3, 1, 1)).flatten().tolist() == [0, 1, 1]
+    # As a resized one has them.
+    (entry,) = masked(host, stack, mask=torch.tensor([[1.001, -0.001]]))
+    assert entry.mask.on((1, 2)).tolist() == [[1, 0]]
+
+
+# What cannot be masked.
+
+
+def test_a_model_whose_places_are_not_known_is_left_whole(host: Host) -> None:
+    model = tiny("PixArt sigma")
+    base = Patched(patcher(model), None)
+    stack = stack_for(host, model, ("lora",))
+    found = host.apply(base, masked(host, stack), clip=False)
+    assert "unmasked: its strength is the same at all places" in found.report
+    assert not found.model.get_injections("lycoris_bypass")
+    assert len(found.patches) == len(host.apply(base, stack, clip=False).patches)
+
+
+def test_what_is_at_no_place_is_left_out_or_whole(host: Host, unet: Patched) -> None:
+    stack = stack_for(host, unet.model.model, ("lora",))
+    off = host.apply(unet, masked(host, stack), clip=False)
+    whole = host.apply(unet, masked(host, stack, text="whole"), clip=False)
+    told = [line for line in off.report.splitlines() if "left out: it works on the text" in line]
+    assert len(told) == 1 and "time_embed" in told[0] and "left out:" not in whole.report
+    plans = [one.model.get_injections("lycoris_bypass")[0].plans for one in (off, whole)]
+    embedded = "diffusion_model.time_embed.0"
+    assert embedded not in plans[0] and embedded not in plans[1] and f"{embedded}.weight" in whole.patches
+
+
+def test_a_part_of_the_picture_is_an_error(host: Host, unet: Patched) -> None:
+    """An area's pass sees a part of the latent, and nobody says which."""
+    stack = masked(host, stack_for(host, unet.model.model, ("lora",)))
+    found = host.apply(unet, stack, clip=False)
+    text = [[torch.randn(1, WORDS, 24), {}]]
+    (area,) = host.nodes.ConditioningSetArea().append(text, 32, 64, 0, 0, 1.0)
+    with pytest.raises(host.ops.LycorisError, match="sampled in parts"):
+        sampled(host, found, area)
+    # Afterwards the model is as it was.
+    assert torch.isfinite(sampled(host, found)).all()
+
+
+def test_a_cross_attention_that_others_replace_is_an_error(host: Host, unet: Patched) -> None:
+    stack = masked(host, stack_for(host, unet.model.model, ("lora",)))
+    found = host.apply(unet, stack, clip=False).model.clone()
+    found.set_model_attn2_replace(lambda q, k, v, options: q, "input", 1)
+    with pytest.raises(host.ops.LycorisError, match="IPAdapter"):
+        sampled(host, Patched(found, None))
+
+
+def test_tokens_that_others_add_are_an_error(host: Host) -> None:
+    model = tiny("Flux 1")
+    base = Patched(patcher(model), None)
+    found = host.apply(base, masked(host, stack_for(host, model, ("lora",))), clip=False).model.clone()
+
+    def longer(given: dict[str, Any]) -> dict[str, Any]:
+        added = {key: torch.cat([given[key], given[key][:, :3]], 1) for key in ("img", "img_ids")}
+        return {**given, **added}
+
+    found.set_model_patch(longer, "post_input")
+    with pytest.raises(host.ops.LycorisError, match=r"double_blocks.*19 tokens.*4 x 4 places"):
+        passed(Patched(found, None), "Flux 1")
+
+
+def test_two_nodes_in_a_row_with_kinds_that_depend_on_the_weight(host: Host, unet: Patched) -> None:
+    first = host.apply(unet, masked(host, stack_for(host, unet.model.model, ("lora",))), clip=False)
+    with pytest.raises(host.ops.LycorisError, match="Join the two stacks"):
+        host.apply(first, stack_for(host, unet.model.model, ("oft",)), mode="bypass", clip=False)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({"mask": torch.full((1, 4, 4), math.nan)}, "no shares"),
+        ({"mask": torch.full((1, 4, 4), 2.0)}, "from 2 to 2"),
+        ({"mask": torch.rand(1, 2, 4, 4)}, "another form"),
+        ({"mask": None}, "neither a mask nor a span"),
+        ({"frames": "5-2"}, "ends before it begins"),
+        ({"frames": "many"}, "not understood"),
+        ({"outside": math.inf}, "outside"),
+        ({"text": "half"}, "none of its choices"),
+    ],
+)
+def test_inputs_that_cannot_be_used(host: Host, inputs: dict[str, Any], found: str) -> None:
+    with pytest.raises(host.ops.LycorisError, match=found):
+        masked(host, host.ops.Stack(), **inputs)
+
+
+def test_what_cannot_hold_a_mask_refuses_it(host: Host) -> None:
+    stack = masked(host, one_adapter(host))
+    with pytest.raises(host.ops.LycorisError, match="differs over places or pictures cannot be saved"):
+        host.ops.weighted(stack.entries[0])
+    with pytest.raises(host.ops.LycorisError, match="cannot hold a mask"):
+        host.module("lycoris_nodes.stacks.lora_stack").to_lora_stack(stack)
