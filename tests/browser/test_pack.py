@@ -17,7 +17,7 @@ from tests.harness.templates import BLEND, EXPORT, SMALL, TEMPLATES, TRAIN, chos
 from tests.harness.workflow import to_prompt
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
     from tests.harness.page import Ui
 
@@ -58,33 +58,71 @@ def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server) -> None:
 
 
 def test_the_help_pages_open(ui: Ui, server: Server) -> None:
-    page, definitions = ui.page, server.object_info()
+    definitions = server.object_info()
     for node in NODES:
-        page.evaluate(
-            """type => {
-                app.graph.clear()
-                const node = LiteGraph.createNode(type)
-                app.graph.add(node)
-                Object.assign(app.canvas.ds, {scale: 1, offset: [700, 400]})
-            }""",
-            node,
-        )
-        shown, info = page.locator(".node-help-content"), page.get_by_test_id("info-button")
-        ui.click(800, 385)
-        # Once it is open, it follows the node that is chosen.
-        if not shown.count():
-            # A click that comes before the node is drawn chooses nothing.
-            for _ in range(5):
-                page.wait_for_timeout(1000)
-                if info.is_visible():
-                    break
-                ui.click(800, 385)
-            info.click()
+        shown = _open_help(ui, node)
         shown.get_by_role("heading", name=definitions[node]["display_name"], level=1).wait_for()
         assert shown.get_by_role("table").count() or node == "LycorisCombineStacks"
         # A row or a heading that is not recognised stays on the page as it is written.
         assert not re.search(r"^(#+ [A-Z]|\|)", shown.inner_text(), re.MULTILINE), node
+        ui.page.wait_for_function(SEEN)
     assert ui.errors == []
+
+
+@pytest.mark.every_front_end(language="zh")
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_help_pages_lead_to_each_other(ui: Ui, language: str, screenshot: Callable[[str], None]) -> None:
+    ui.page.evaluate("language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)", language)
+    ui.page.wait_for_timeout(500)
+    ui.reload()
+    shown = _open_help(ui, "LycorisSchedule")
+    own, other = HEADINGS[language]
+    shown.get_by_role("heading", name=own, level=1).wait_for()
+    ui.page.wait_for_function(SEEN)
+    screenshot(f"help-{language}")
+    shown.get_by_role("link", name=other).click()
+    shown.get_by_role("heading", name=other, level=1).wait_for()
+    ui.page.wait_for_function(SEEN)
+    shown.locator(".lycoris-button").click()
+    shown.get_by_role("heading", name=own, level=1).wait_for()
+    assert len(ui.page.context.pages) == 1
+    assert ui.errors == []
+
+
+HEADINGS = {
+    "en": ("Schedule LyCORIS Strength", "Weight LyCORIS Blocks"),
+    "zh": ("LyCORIS 强度曲线", "LyCORIS 分块权重"),
+}
+"""The titles of the help pages of a node and of another one that it links to."""
+SEEN = """(images => images.length === 1 && images[0].naturalWidth > 100)(
+    document.querySelectorAll('.node-help-content img'))"""
+"""The picture of a help page has arrived."""
+
+
+def _open_help(ui: Ui, node: str) -> Locator:
+    """A graph of one node with its help page open, which is returned."""
+    page = ui.page
+    page.evaluate(
+        """type => {
+            app.graph.clear()
+            const node = LiteGraph.createNode(type)
+            app.graph.add(node)
+            Object.assign(app.canvas.ds, {scale: 1, offset: [700, 400]})
+        }""",
+        node,
+    )
+    shown, info = page.locator(".node-help-content"), page.get_by_test_id("info-button")
+    ui.click(800, 385)
+    # Once it is open, it follows the node that is chosen.
+    if not shown.count():
+        # A click that comes before the node is drawn chooses nothing.
+        for _ in range(5):
+            page.wait_for_timeout(1000)
+            if info.is_visible():
+                break
+            ui.click(800, 385)
+        info.click()
+    return shown
 
 
 def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server) -> None:

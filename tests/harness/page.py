@@ -36,6 +36,7 @@ SETTINGS = {
     # For screenshots of a whole graph: text at any zoom, and nothing in front of the canvas.
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
     "Comfy.Minimap.Visible": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
 }
 NOISE = (
     # Files that the page asks for and that a new user, or an older host, does not have.

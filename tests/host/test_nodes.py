@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from hosting import Host, Patched
 from kinds import lora
 from safetensors.torch import load_file, save_file
 
+from tests.harness.additions import added, outcome
 from tests.harness.assets import assets
 from tests.harness.facts import NODES, ROOT
 from tests.harness.opens import opened
+from tests.harness.pictures import names_in
 
 CATEGORIES = {f"lycoris/{part}" for part in ("load", "shape", "save", "train")}
 
@@ -33,6 +36,15 @@ def test_every_input_and_output_is_explained(host: Host, node: str) -> None:
         assert part.tooltip and len(part.tooltip) > 10, part.id
     page = ROOT / "lycoris_nodes" / "web" / "docs" / f"{node}.md"
     assert len(page.read_text(encoding="utf-8")) > 500
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_picture_on_the_help_page_is_of_the_node_as_it_is(host: Host, node: str) -> None:
+    page = ROOT / "lycoris_nodes" / "web" / "docs" / f"{node}.md"
+    assert f"](pictures/{node}.webp)" in page.read_text(encoding="utf-8")
+    schema = host.nodes.NODE_CLASS_MAPPINGS[node].GET_SCHEMA()
+    wanted = [part.id for part in schema.inputs] + [part.display_name for part in schema.outputs]
+    assert sorted(names_in(node)) == sorted(wanted), "run `make pictures`"
 
 
 def test_the_pack_registers_these_nodes_and_no_others(host: Host) -> None:
@@ -309,3 +321,10 @@ def test_the_blocks_of_a_model_are_listed_with_what_an_adapter_does_there(host: 
     # Without adapters, the blocks alone.
     report, _ = host.run("LycorisBlockInfo", plain.model)
     assert "mid" in report and "clip_l" not in report
+
+
+def test_the_node_that_the_page_of_adding_adds_works(tmp_path: Path) -> None:
+    home = added(tmp_path)
+    chosen = "factor or (explained and LycorisScaleStack) or registers or checks_its_inputs"
+    told = outcome(home, "tests/host/test_scale.py", "tests/host/test_nodes.py", "-k", chosen)
+    assert "4 passed" in told

@@ -16,10 +16,13 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def run(page: str, folder: Path) -> dict[str, Any]:
-    """Run all Python of a page as one script in a folder, which is the current one; what it has defined."""
+def run(page: str, folder: Path, before: str = "") -> dict[str, Any]:
+    """Run all Python of a page as one script in a folder, which is the current one; what it has defined.
+
+    `before` is what the page takes for known.
+    """
     script = folder / f"{page}.py"
-    script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    script.write_text("\n".join([before, *blocks(page, "python")]), encoding="utf-8")
     try:
         return runpy.run_path(str(script))
     finally:

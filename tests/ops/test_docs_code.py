@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
+import shlex
 from pathlib import Path
 
 import pages
@@ -13,6 +16,35 @@ import train_task
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
+from tests.harness.additions import added, outcome
+
+ADAPTERS = """
+import torch
+
+import lycoris_ops as lyc
+
+up, down = torch.randn(2, 8, 2), torch.randn(2, 2, 6)
+style, person = (
+    lyc.adapter_of_tensors({"a.lora_up.weight": up[n], "a.lora_down.weight": down[n]}, name=str(n))
+    for n in (0, 1)
+)
+"""
+"""What the guides take for known."""
+
+
+def cells(page: str, column: str) -> list[str]:
+    """The code in the column of this name, the second one, in the first such table of a page."""
+    text = (pages.DOCS / f"{page}.md").read_text(encoding="utf-8")
+    table = text.partition(f"| {column} |")[2].partition("\n\n")[0]
+    return [code for row in table.splitlines()[2:] for code in re.findall(r"`([^`]+)`", row.split("|")[2])]
+
+
+def write_settings(path: Path) -> None:
+    """The settings of the page of training, with the task that they name beside them."""
+    (text,) = pages.blocks("training", "toml")
+    path.write_text(text, encoding="utf-8")
+    task = Path(train_task.__file__).read_text(encoding="utf-8")
+    path.with_name("task.py").write_text(task, encoding="utf-8")
 
 
 def test_the_page_of_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,11 +78,65 @@ def test_the_page_of_ranks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.isfinite(parameter).all() for parameter in names["network"].parameters())
 
 
+@pytest.mark.parametrize("page", ["merging", "schedules", "block-rules"])
+def test_a_line_of_python_on_a_guide_runs(page: str, tmp_path: Path) -> None:
+    names = pages.run(page, tmp_path, ADAPTERS)
+    assert len(names) > len({"lyc", "style", "person"})
+
+
+def test_the_lines_of_rules_and_curves_on_the_guides_are_understood() -> None:
+    rules = cells("block-rules", "write")
+    assert len(rules) > 8
+    for text in rules:
+        lyc.Rules.parse(text, lyc.BLOCK_PRESETS)
+    curves = [text for text in cells("schedules", "write") if text != "points"]
+    assert len(curves) >= 5
+    for text in curves:
+        lyc.Schedule.parse(text)
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (lines,) = pages.blocks("command-line", "console")
+    with contextlib.redirect_stdout(io.StringIO()):
+        pages.run("library", tmp_path)
+        Path("merged.safetensors").rename("tuned.safetensors")
+        write_settings(tmp_path / "training.toml")
+        for line in lines.splitlines():
+            arguments = shlex.split(line)
+            assert arguments[:3] == ["python", "-m", "lycoris_ops"]
+            assert main(arguments[3:]) == 0, line
+    assert {"both.png", "small.safetensors", "learned.safetensors", "both.safetensors"} <= set(os.listdir())
+
+
+def test_what_the_page_of_adding_adds_works(tmp_path: Path) -> None:
+    home = added(tmp_path)
+    files = ("test_median.py", "test_sketcher.py", "test_architecture_records.py", "test_contract.py")
+    chosen = "outer or median or sketcher or PixelDiT or second_list or two_records"
+    told = outcome(home, *(f"tests/ops/{file}" for file in files), "-k", chosen)
+    assert int(re.findall(r"(\d+) passed", told)[0]) > 20
+
+
+def test_every_block_of_code_is_run_or_is_output() -> None:
+    """A fence says its language. Those of the languages that run are on the pages that tests run."""
+    ran = {
+        "python": {"library", "ranks", "training", "merging", "schedules", "block-rules"},
+        "toml": {"training"},
+        "console": {"command-line", "install"},
+        "diff": {"adding"},
+        "text": None,
+    }
+    for page in sorted(pages.DOCS.rglob("*.md")):
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)[::2]
+        for language in fences:
+            assert language in ran, f"{page.name}: {language!r}"
+            where = ran[language]
+            assert where is None or page.stem in where, f"{page.name}: no test runs its {language}"
+
+
 def test_the_settings_for_the_command_line_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (text,) = pages.blocks("training", "toml")
-    (tmp_path / "settings.toml").write_text(text, encoding="utf-8")
-    (tmp_path / "task.py").write_text(Path(train_task.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    write_settings(tmp_path / "settings.toml")
     assert main(["train", "settings.toml"]) == 0
     assert lyc.load_adapter("by_command.safetensors").metadata["ss_steps"] == "20"
 

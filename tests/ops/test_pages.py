@@ -1,4 +1,4 @@
-"""The pages of the documentation: what they link to is there."""
+"""The pages of the documentation: what they link to is there, and drawings show what the library computes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from urllib.parse import unquote
 
 import pytest
 
+from tests.harness.drawings import FOLDER, drawings
+
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "lycoris_nodes" / "web" / "docs"
-# What docs/hooks.py brings into the site.
-BROUGHT = {"contributing.md", "changelog.md", "performance.md", "security.md", "errors.md", "nodes/index.md"}
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOTS = [ROOT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING")]
+PAGES = [*ROOTS, *sorted((ROOT / "docs").rglob("*.md")), *sorted(HELP.rglob("*.md"))]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def anchors(text: str) -> set[str]:
@@ -20,18 +22,16 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text)
-    for target in {one or other for one, other in targets}:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in {one or other for one, other in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text)}:
         if "://" in target:
             continue
         path, _, anchor = unquote(target).partition("#")
-        if page.parent.name == "docs" and path in BROUGHT:
-            continue
-        found = HELP / path.removeprefix("nodes/") if path.startswith("nodes/") else page.parent / path
-        found = found if path else page
+        # The front end looks for the pictures of a help page in one folder, whatever the page's language.
+        folder = HELP if path.startswith("pictures/") and HELP in page.parents else page.parent
+        found = folder / path if path else page
         assert found.exists(), f"{page.name} links to {target}"
         assert not anchor or anchor in anchors(found.read_text(encoding="utf-8")), f"{page.name}: {target}"
 
@@ -39,3 +39,32 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_readme_is_short() -> None:
     words = re.sub(r"<[^>]*>|\]\([^)]*\)", " ", (ROOT / "README.md").read_text(encoding="utf-8")).split()
     assert len(words) <= 700
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """How many rows of tables, headings, items of lists and pictures a page has."""
+    return tuple(len(re.findall(start, text, re.M)) for start in (r"^\|", r"^#", r"^(?:- |\d\. )", r"^!\["))
+
+
+def named(text: str) -> set[str]:
+    """The names of inputs and outputs in the first columns of tables."""
+    cells = " ".join(" ".join(line.split("|")[1:3]) for line in text.splitlines() if line.startswith("|"))
+    return set(re.findall(r"`([a-z_]+)`", cells))
+
+
+@pytest.mark.parametrize("page", sorted(HELP.glob("*.md")), ids=lambda page: page.stem)
+def test_a_help_page_is_the_same_in_chinese(page: Path) -> None:
+    english, chinese = page.read_text(encoding="utf-8"), (HELP / page.stem / "zh.md").read_text("utf-8")
+    assert shape(chinese) == shape(english)
+    assert named(chinese) == named(english)
+
+
+def test_drawings_are_what_the_library_computes_now() -> None:
+    drawn = dict(drawings())
+    assert {path.stem for path in FOLDER.glob("*.svg")} == set(drawn)
+    for name, drawing in drawn.items():
+        kept = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+        hint = f"{name}: run `python -m tests.harness.drawings`"
+        assert NUMBER.sub("", kept) == NUMBER.sub("", drawing.svg()), hint
+        both = (map(float, NUMBER.findall(text)) for text in (kept, drawing.svg()))
+        assert all(abs(one - other) < 1 for one, other in zip(*both, strict=True)), hint

@@ -1,4 +1,4 @@
-"""The structure that CONTRIBUTING.md describes: which room imports which, and how to add an algorithm.
+"""The structure that docs/architecture.md describes: which room imports which.
 
 A room is a folder or a module directly in `lycoris_ops`.
 """
@@ -6,24 +6,19 @@ A room is a folder or a module directly in `lycoris_ops`.
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-import lycoris_ops as lyc
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PUBLIC = "__init__"
-"""The name that CONTRIBUTING.md has for `lycoris_ops/__init__.py`."""
+"""The name that the page has for `lycoris_ops/__init__.py`."""
 
 
 def between(mark: str) -> str:
-    """The code block between the comments that begin and end a part of CONTRIBUTING.md."""
+    """The code block between the comments that begin and end a part of the page."""
     text = GUIDE.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0]
     return text.partition("\n```")[2].partition("\n")[2].rpartition("```")[0]
 
@@ -121,23 +116,3 @@ def test_the_nodes_use_the_public_surface_alone() -> None:
             if isinstance(node, ast.Import):
                 assert not any("lycoris_ops" in name.name for name in node.names), file.name
     assert found > 5
-
-
-@pytest.mark.parametrize("shape", [(12, 18), (12, 18, 3, 3)], ids=str)
-def test_the_algorithm_that_contributing_adds_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
-) -> None:
-    """The example in CONTRIBUTING.md computes what torch.outer does."""
-    (tmp_path / "outer.py").write_text(between("example"), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("lycoris_ops.algorithms.outer", tmp_path / "outer.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    u, v = torch.randn(12), torch.randn(torch.Size(shape[1:]).numel())
-    layer = module.Outer.load({"outer_u": u, "outer_v": v})
-    wanted = torch.outer(u, v).reshape(shape)
-    torch.testing.assert_close(layer.delta(torch.zeros(shape)), wanted)
-    torch.testing.assert_close(lyc.patch_(torch.ones(shape), [(layer, 0.5)]), 1 + wanted / 2)
-    torch.testing.assert_close(layer.rows((2, 5)).delta(torch.zeros(3, *shape[1:])), wanted[2:5])
-    assert not module.Outer.init(shape, 4, 1.0, seed=0).delta(torch.zeros(shape)).any()

@@ -1,25 +1,29 @@
-"""Draws the thumbnails of the templates: `python -m tests.harness.thumbnails [NAME ...]`, in the environment.
+"""Takes the pictures of the templates and of the nodes: `python -m tests.harness.pictures [NAME ...]`.
 
-Each template is run in the real front end with the models of `assets`. The picture has the whole graph above,
-and below it the node that says most of the result.
+Each template is run in the real front end with the models of `assets`. Its picture has the whole graph
+above, and below it the node that says most of the result. The help pages show the nodes as they are after
+these runs, or alone where they are in no template. A picture of a node holds the names of its inputs and
+outputs, by which a test knows that it is of the node as it is now.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from tests.bench.quality.tasks.pictures import DATA
 
 from .assets import install
-from .facts import ROOT, facts
+from .facts import NODES, ROOT, facts
 from .launch import Server, base_directory
-from .page import Ui, chromium, page
-from .templates import FOLDER, PICTURES, SMALL, TEMPLATES, TRAIN, Values, ready
+from .page import Ui, building, chromium, page
+from .templates import BLEND, FOLDER, PICTURES, SMALL, TEMPLATES, TRAIN, Values, ready
 
 SIDE = 600
 """Pixels of a thumbnail."""
@@ -40,6 +44,21 @@ SHOWN = {
     "10": "LycorisTrain",
 }
 """The node in the picture of each template, by its number."""
+AFTER = {
+    **{node: number for number, node in SHOWN.items() if number != "09"},
+    "LycorisApplyStack": "01",
+    "LycorisWeightBlocks": "02",
+    "LycorisExtractAdapter": "06",
+    "LycorisDataset": "10",
+}
+"""The template after whose run a node's picture for its help page is taken. The other nodes stand alone."""
+HELP = ROOT / "lycoris_nodes" / "web" / "docs" / "pictures"
+PAGES = ROOT / "docs" / "pictures"
+WEBP = {"quality": 82, "method": 6}
+TALLEST, WIDEST = 900, 640
+"""The most pixels of the picture of a node."""
+DESCRIPTION = 0x010E
+"""The field of EXIF with the names of the inputs and outputs."""
 LONGER: Values = {"LycorisDataset": {"held_out": 2}, "LycorisTrain": {"steps": 24, "rank": 4}}
 """Enough steps for a curve."""
 
@@ -84,6 +103,63 @@ def draw(ui: Ui, name: str) -> None:
     picture.paste(node, (0, GRAPH))
     picture.save(FOLDER / f"{name}.jpg", quality=85, optimize=True)
     print(f"{name}.jpg", flush=True)
+    for node, number in AFTER.items():
+        if name.startswith(number):
+            take_node(ui, node)
+    if name == BLEND:
+        seen(ui, "LycorisAdapterRows", "LycorisApplyStack").save(PAGES / "blend.webp", **WEBP)
+
+
+def names(definition: dict[str, Any]) -> list[str]:
+    """The inputs and outputs of a node, from what the host tells the page of it."""
+    inputs = [name for group in definition["input_order"].values() for name in group]
+    return [*inputs, *definition["output_name"]]
+
+
+def names_in(node: str) -> list[str]:
+    """The inputs and outputs that a node had when its picture was taken."""
+    return json.loads(Image.open(HELP / f"{node}.webp").getexif()[DESCRIPTION])
+
+
+def take_node(ui: Ui, node: str) -> None:
+    """Write the picture of the node of a type for its help page."""
+    exif = Image.Exif()
+    exif[DESCRIPTION] = json.dumps(names(ui.server.object_info()[node]))
+    HELP.mkdir(exist_ok=True)
+    seen(ui, node).save(HELP / f"{node}.webp", exif=exif, **WEBP)
+    print(f"{node}.webp", flush=True)
+
+
+def seen(ui: Ui, *types: str) -> Image.Image:
+    """What the canvas shows from the first to the last of the nodes of these types."""
+    box = ui.page.evaluate(
+        """([types, widest, tallest, margin]) => {
+            const boxes = types.map(type => app.graph.nodes.find(node => node.type === type).getBounding())
+            const left = Math.min(...boxes.map(box => box[0])), top = Math.min(...boxes.map(box => box[1]))
+            const width = Math.max(...boxes.map(box => box[0] + box[2])) - left + 2 * margin
+            const height = Math.max(...boxes.map(box => box[1] + box[3])) - top + 2 * margin
+            const scale = Math.min(widest / width, tallest / height, 1.25)
+            const [x, y] = [300, 100]
+            Object.assign(app.canvas.ds, {
+                scale, offset: [x / scale - left + margin, y / scale - top + margin],
+            })
+            app.canvas.deselectAll()
+            app.canvas.setDirty(true, true)
+            const canvas = app.canvas.canvas.getBoundingClientRect()
+            const [wide, high] = [width, height].map(side => Math.ceil(side * scale))
+            return {x: canvas.left + x, y: canvas.top + y, width: wide, height: high}
+        }""",
+        [types, WIDEST * len(types), TALLEST, MARGIN],
+    )
+    ui.page.wait_for_timeout(1000)
+    return Image.open(io.BytesIO(ui.page.screenshot(clip=box))).convert("RGB")
+
+
+def stand_alone(ui: Ui, node: str) -> None:
+    """Take the picture of a node that is in no template."""
+    ui.page.evaluate(building("type", "make(type, 0, 0)"), node)
+    ui.page.wait_for_timeout(500)
+    take_node(ui, node)
 
 
 def taken(ui: Ui, of: str | None, high: int) -> Image.Image:
@@ -117,18 +193,23 @@ def taken(ui: Ui, of: str | None, high: int) -> Image.Image:
     return Image.open(io.BytesIO(ui.page.screenshot(clip=box))).convert("RGB")
 
 
-def main(names: list[str]) -> int:
+def main(chosen: list[str]) -> int:
     found = facts()
     if found.chromium is None:
         print(f"No Chromium could be had: {found.no_chromium}", file=sys.stderr)
         return 1
-    base = install(base_directory(ROOT / ".cache" / "thumbnails", ROOT))
+    base = install(base_directory(ROOT / ".cache" / "pictures", ROOT))
     shutil.rmtree(base / "output", ignore_errors=True)
     put_photographs(base / "input" / PICTURES)
     with chromium(found.chromium) as browser, Server(found.comfyui, base) as server:
-        for name in names or TEMPLATES:
-            with page(browser, server, base) as ui:
-                draw(ui, name)
+        for name in TEMPLATES:
+            if name in (chosen or TEMPLATES):
+                with page(browser, server, base) as ui:
+                    draw(ui, name)
+        with page(browser, server, base) as ui:
+            for node in NODES:
+                if node not in AFTER and node in (chosen or NODES):
+                    stand_alone(ui, node)
     return 0
 
 
