@@ -128,15 +128,13 @@ def count_input(name: str, tooltip: str, *, most: int, default: int = 0, least: 
     return io.Int.Input(name, default=default, min=least, max=most, tooltip=tooltip)
 
 
-def usual_input(name: str, tooltip: str) -> Any:
-    """A number from 0 on, or `auto` for what is usual for the model. The node gets 0 for that.
+def usual_input(name: str, tooltip: str, usual: str = "as is usual for the model") -> Any:
+    """A number from 0 on, or `auto` for what is usual. The node gets 0 for that.
 
     It is a text, so that the page can say what is usual. Numbers and links to numbers are taken as well.
     """
     made: Any = io.MultiType.Input(
-        io.String.Input(
-            name, default=AS_FAMILY, tooltip=f"{tooltip} {AS_FAMILY}: as is usual for the model."
-        ),
+        io.String.Input(name, default=AS_FAMILY, tooltip=f"{tooltip} {AS_FAMILY}: {usual}."),
         types=[io.Float, io.Int],
     )
     made.default = AS_FAMILY

@@ -15,7 +15,7 @@ import { inWords } from "./training/words.js"
 
 const TRAIN = "LycorisTrain"
 // Inputs where `auto` stands for what is usual.
-const USUAL = ["learning_rate", "rank", "text_learning_rate", "shift", "resolution"]
+const USUAL = ["learning_rate", "rank", "alpha", "text_learning_rate", "shift", "resolution"]
 const WITH_USUAL = [TRAIN, "LycorisDataset"]
 // Milliseconds without a change after which the server is asked.
 const PAUSE = 300

@@ -55,6 +55,8 @@ class TrainOptions:
     """A name out of `train.schedules`: how the rate goes from its full value to zero."""
     warmup: float = 0
     """Steps in which the rate rises to its full value; below 1 it is a share of all steps."""
+    restarts: int = 0
+    """How often the schedule begins anew after the warm-up."""
 
     search: str = "off"
     """What is found by a race before the training, see `search_network`: nothing ("off"), the learning rate
@@ -129,7 +131,8 @@ class TrainOptions:
             )
         for name in ("steps", "epochs", "accumulation", "validate_every", "patience", "checkpoint_every"):
             self._check(name, lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1")
-        self._check("keep", lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
+        for name in ("keep", "restarts"):
+            self._check(name, lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
         self._check("seed", lambda v: isinstance(v, int), "a whole number")
         for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm"):
             self._check(name, lambda v: 0 < v < math.inf, "a number above 0")

@@ -13,7 +13,7 @@ from ..errors import TrainError, unknown_name
 
 _SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda x: 1.0,
-    # Source: arXiv 1608.03983, without restarts.
+    # Source: arXiv 1608.03983.
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
     "linear": lambda x: 1 - x,
     # REX. Source: arXiv 2107.04197.
@@ -26,11 +26,12 @@ def schedules() -> Mapping[str, Callable[[float], float]]:
     return _SCHEDULES
 
 
-def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
+def schedule(name: str, warmup: float, steps: int, restarts: int = 0) -> Callable[[int], float]:
     """The share of the full rate in each step, counted from 0, of a training with `steps` steps.
 
-    The n-th of w warm-up steps has n / w. A `warmup` below 1 is a share of all steps. Raises TrainError for
-    an unknown name.
+    The n-th of w warm-up steps has n / w. A `warmup` below 1 is a share of all steps. With r restarts the
+    steps after the warm-up are r + 1 equal parts, and each begins with the full rate (arXiv 1608.03983).
+    Raises TrainError for an unknown name.
     """
     if name not in _SCHEDULES:
         raise unknown_name("an unknown schedule", name, _SCHEDULES, error=TrainError)
@@ -41,6 +42,7 @@ def schedule(name: str, warmup: float, steps: int) -> Callable[[int], float]:
         if step < rising:
             return (step + 1) / rising
         # A run that continues past its last step keeps that step's rate.
-        return factor(max(0, min(step, steps - 1) - rising) / max(1, steps - rising))
+        done = max(0, min(step, steps - 1) - rising) / max(1, steps - rising)
+        return factor(done * (restarts + 1) % 1)
 
     return share

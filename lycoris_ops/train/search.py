@@ -51,7 +51,7 @@ FACTORS = range(2, 129)
 WHOLE = 2**20
 """A rank at which LoKr keeps its second factor whole."""
 DECIDING = (
-    *("optimiser", "optimiser_options", "lora_plus", "weight_decay", "schedule", "warmup"),
+    *("optimiser", "optimiser_options", "lora_plus", "weight_decay", "schedule", "warmup", "restarts"),
     *("accumulation", "clip_norm", "max_weight_norm", "ema", "autocast", "settings"),
 )
 """The options that a kept race must have in common with a training. Data and network are compared as well."""

@@ -80,7 +80,7 @@ class Trainer:
             net.to(options.device)
         net.apply_to()
         self.identity = identity_of(net)
-        self._rate = schedule(options.schedule, options.warmup, total)
+        self._rate = schedule(options.schedule, options.warmup, total, options.restarts)
         self._statistics = Statistics(net.module)
         self.done = 0
         """How many steps are done."""

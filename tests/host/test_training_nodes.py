@@ -71,6 +71,43 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
     assert held_out_loss(host, loaded, *held_out().values(), 2) == pytest.approx(losses[16], rel=1e-5)
 
 
+def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Callable[..., Any]) -> None:
+    made = train(
+        preset="attn-only",
+        latents=[latent(seed) for seed in range(3)],
+        positive=[caption(0)],
+        epochs=2,
+        batch_size=2,
+        rank=4,
+        alpha=2.0,
+        dora=True,
+        weight_decay=0.01,
+        max_grad_norm=0.5,
+        loraplus_ratio=4.0,
+        optimiser_args="betas=0.9,0.99 eps=1e-6",
+        schedule="cosine",
+        restarts=1,
+        loss_type="huber",
+        huber_c=0.2,
+    )
+    # Two batches an epoch.
+    assert made["steps_done"] == 4
+    written = host.ops.load_adapter(made["path"])
+    options = json.loads(written.metadata["lycoris_training"])["options"]
+    told = {"weight_decay": 0.01, "clip_norm": 0.5, "lora_plus": 4.0, "restarts": 1}
+    assert told.items() <= options.items()
+    assert options["optimiser_options"] == {"betas": "(0.9, 0.99)", "eps": "1e-06"}
+    layer = next(iter(written.layers.values()))
+    assert layer.rank == 4 and layer.alpha == 2 and "dora_scale" in layer.tensors()
+    for words in ("LoRA+ at 4", "begun anew 1 time", "huber from 0.2 on"):
+        assert words in made["report"]
+    for bad, problem in ({"optimiser_args": "betas"}, "betas"), ({"optimiser_args": "eps=1 eps=2"}, "twice"):
+        with pytest.raises(host.ops.LycorisError, match=problem):
+            train(preset="attn-only", **bad)
+    with pytest.raises(host.ops.LycorisError, match="DoRA"):
+        train(preset="attn-only", algorithm="oft", dora=True)
+
+
 def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_unbroken_one(
     host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:

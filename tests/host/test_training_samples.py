@@ -49,7 +49,7 @@ def test_nested_latents_count_each_part_by_itself(host: Host) -> None:
     made = latents.latent_of(tiny("LTX-Video"), NestedTensor([video, sound]), CPU)
     assert made.values.shape == (1, 1, video.numel() + sound.numel())
     assert [tuple(shape) for shape in made.shapes] == [tuple(video.shape), tuple(sound.shape)]
-    found = latents.mean_squares(made.values, made.shapes, None)
+    found = latents.means(made.values.square(), made.shapes, None)
     torch.testing.assert_close(found[0], video.square().mean() + sound.square().mean())
 
 
@@ -63,7 +63,7 @@ def test_a_mask_is_averaged_over_what_a_latent_value_stands_for(host: Host) -> N
     assert torch.equal(mask, torch.tensor([[1.0, 0, 0], [0, 0.5, 0]]).view(1, 1, 2, 3))
     difference = torch.arange(24.0).view(1, 4, 2, 3)
     wanted = (difference[:, :, 0, 0] ** 2 + 0.5 * difference[:, :, 1, 1] ** 2).sum() / (4 * 1.5)
-    assert float(latents.mean_squares(difference, latent.shapes, mask)) == pytest.approx(float(wanted))
+    assert float(latents.means(difference.square(), latent.shapes, mask)) == pytest.approx(float(wanted))
     # A VAE drops what does not fill a value.
     training.mask_of(model, torch.ones(1, 19, 31), latent)
     for bad, problem in ((torch.ones(32, 24), "size"), (torch.zeros(16, 24), "nothing")):
@@ -233,6 +233,15 @@ def test_the_loss_of_a_model_is_that_of_its_raw_target(host: Host) -> None:
             noise = torch.randn(latent.values.shape)
             target = noise - latent.values if is_flow else noise
             torch.testing.assert_close(found, (outputs[0] - target).square().mean(), rtol=1e-4, atol=0)
+            off = (outputs[0] - target).double()
+            root = (off**2 + 0.3**2).sqrt() - 0.3
+            for kind, wanted in {"l1": off.abs(), "huber": 0.6 * root, "smooth_l1": 2 * root}.items():
+                loss = training.DiffusionLoss(
+                    session=opened, times=training.Times(), loss_type=kind, delta=0.3
+                )
+                torch.manual_seed(4)
+                found = loss(opened.network, [sample])
+                torch.testing.assert_close(found.double(), wanted.mean(), rtol=1e-4, atol=0)
 
 
 def test_dropped_captions_weights_and_offsets(host: Host) -> None:
@@ -255,6 +264,15 @@ def test_dropped_captions_weights_and_offsets(host: Host) -> None:
         assert loss(training.Sample(latent, said), caption_dropout=1.0) == plain
         torch.testing.assert_close(loss(training.Sample(latent, said, weight=0.5)), plain / 2)
         assert loss(training.Sample(latent, said), noise_offset=0.1) != plain
+        huber = {"loss_type": "huber", "delta": 100.0}
+        torch.testing.assert_close(loss(training.Sample(latent, said), **huber), plain, rtol=1e-3, atol=0)
+        low, high = ({"weighting": "min-snr", **how} for how in ({}, {"loss_type": "huber", "delta": 100.0}))
+        torch.testing.assert_close(
+            loss(training.Sample(latent, said), **low),
+            loss(training.Sample(latent, said), **high),
+            rtol=1e-3,
+            atol=0,
+        )
     with (
         training.opened(patcher(tiny("Flux 1"))) as opened,
         pytest.raises(host.ops.TrainError, match="offset"),

@@ -309,6 +309,10 @@ def test_schedules(name: str, formula: Callable[[float], float]) -> None:
     rates = [trainer.step(batch).lr for batch in batches(10)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:] == pytest.approx([formula(step / 8) for step in range(8)])
+    again = lyc.TrainOptions(steps=10, lr=1.0, schedule=name, warmup=0.2, restarts=1)
+    trainer = lyc.Trainer(network(), plain, again)
+    rates = [trainer.step(batch).lr for batch in batches(10)]
+    assert rates[2:] == pytest.approx([formula(step / 4) for step in range(4)] * 2)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "schedulefree"])

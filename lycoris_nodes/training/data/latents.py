@@ -96,16 +96,15 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     return found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
 
 
-def mean_squares(difference: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
-    """The mean square (B,) of each row, over the part that a mask (B, 1, ...) leaves.
+def means(values: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
+    """The mean (B,) of each row, over the part that a mask (B, 1, ...) leaves.
 
     With several parts it is the sum of their means; otherwise the part with the most values would dominate.
     """
     if len(shapes) > 1:
-        parts = host.unpacked(difference, shapes)
-        return torch.stack([part.square().flatten(1).mean(1) for part in parts]).sum(0)
-    squares = difference.square()
+        parts = host.unpacked(values, shapes)
+        return torch.stack([part.flatten(1).mean(1) for part in parts]).sum(0)
     if mask is None:
-        return squares.flatten(1).mean(1)
-    weight = mask.expand_as(squares)
-    return (squares * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        return values.flatten(1).mean(1)
+    weight = mask.expand_as(values)
+    return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)

@@ -16,7 +16,8 @@ from ...host.sampling import ends_in_noise
 from ...host.training import tokens_of
 from ..model.session import Session
 from .captions import Caption, joined
-from .latents import Latent, mean_squares
+from .latents import Latent, means
+from .losses import LOSSES
 from .targets import noised, parametrisation_of, rows, weight_on_denoised
 from .texts import TextEncoder
 from .times import Times, sigma_at
@@ -68,6 +69,9 @@ class DiffusionLoss:
     caption_dropout: float = 0.0
     """The share of captions that are left out, of samples that have one to take their place."""
     noise_offset: float = 0.0
+    loss_type: str = "l2"
+    """One of `LOSSES`."""
+    delta: float = 0.1
     encoder: TextEncoder | None = None
 
     def __post_init__(self) -> None:
@@ -127,13 +131,15 @@ class DiffusionLoss:
         noise = here(torch.cat([one.noise for one in group]))
         x = noised(self._sampling, sigma, noise, latent)
         found = self.session.prediction(x, sigma, joined([one.sample.caption.moved(here) for one in group]))
-        weight = weight_on_denoised(self._sampling, sigma, self.weighting)
+        unit = weight_on_denoised(self._sampling, sigma)
+        weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
         own = here(torch.tensor([one.sample.weight for one in group]))
-        # Before the square: at a small sigma both factors would be far from 1.
-        difference = (found - latent) * rows(weight.sqrt(), latent)
+        # In units of the output, before the square: at a small sigma both factors would be far from 1.
+        difference = (found - latent) * rows(unit.sqrt(), latent)
         mask = _mask(group)
         shapes = group[0].sample.latent.shapes
-        return own * mean_squares(difference, shapes, mask if mask is None else here(mask))
+        values = LOSSES[self.loss_type](difference, self.delta)
+        return own * weight * means(values, shapes, mask if mask is None else here(mask))
 
 
 @dataclass(frozen=True, eq=False)

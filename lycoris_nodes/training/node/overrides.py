@@ -1,4 +1,4 @@
-"""Settings for some layers, as lines of text."""
+"""Settings that are given as text: for some layers, and for an optimiser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ....lycoris_ops import RuleError, without_comment
 
 WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 EXAMPLE = "*attn2*: algorithm lokr, factor 8"
+ARGUMENTS = "betas=0.9,0.99 eps=1e-6"
 
 
 def overrides_of(text: str) -> dict[str, dict[str, Any]]:
@@ -29,6 +30,28 @@ def overrides_of(text: str) -> dict[str, dict[str, Any]]:
         if pattern.strip() in found:
             raise RuleError("two lines have the same pattern", key=f"line {number}", got=pattern.strip())
         found[pattern.strip()] = {name: _value(word) for name, word in pairs}
+    return found
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """Parse an optimiser's arguments such as `betas=0.9,0.99 eps=1e-6`; several numbers are a tuple.
+
+    Raises RuleError for what is no argument, and for one that is there twice.
+    """
+    found: dict[str, Any] = {}
+    for piece in text.split():
+        name, equals, value = piece.partition("=")
+        if not (equals and name.isidentifier() and value):
+            raise RuleError(
+                "an argument of the optimiser is not understood",
+                key="optimiser_args",
+                got=piece,
+                expected=ARGUMENTS,
+            )
+        if name in found:
+            raise RuleError("an argument of the optimiser is there twice", key="optimiser_args", got=name)
+        words = value.strip("()[]").split(",")
+        found[name] = tuple(map(_value, words)) if len(words) > 1 else _value(value)
     return found
 
 

@@ -13,7 +13,16 @@ from ..model.session import Session
 def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
     rate = "that of the optimiser" if options.lr is None else f"{options.lr:g}"
     texts = "" if text_rate is None else f", text encoders at {text_rate:g} of it"
-    return f"{rate}{texts}, {options.optimiser}, {options.schedule} after a warm-up of {options.warmup:g}"
+    falls = f"{options.schedule} after a warm-up of {options.warmup:g}"
+    again = f", begun anew {number_of(options.restarts, 'time')}" if options.restarts else ""
+    own = (
+        ("LoRA+ at", options.lora_plus),
+        ("weight decay", options.weight_decay),
+        ("gradients up to", options.clip_norm if options.clip_norm != TrainOptions.clip_norm else None),
+    )
+    more = "".join(f", {name} {value:g}" for name, value in own if value)
+    args = "".join(f", {name} {value}" for name, value in options.optimiser_options.items())
+    return f"{rate}{texts}, {options.optimiser}{args}, {falls}{again}{more}"
 
 
 def searched_in_words(searched: Searched, apart: int) -> list[str]:
@@ -36,7 +45,8 @@ def loss_in_words(loss: DiffusionLoss) -> str:
     times = loss.times
     shift = f"{times.shift:g}" if isinstance(times.shift, int | float) else "by size"
     dropped = f"{loss.caption_dropout:.0%} of the captions dropped"
-    return f"{times.distribution} times, shift {shift}; weighting {loss.weighting}; {dropped}"
+    kind = loss.loss_type if loss.loss_type in ("l1", "l2") else f"{loss.loss_type} from {loss.delta:g} on"
+    return f"{kind}; {times.distribution} times, shift {shift}; weighting {loss.weighting}; {dropped}"
 
 
 def memory_in_words(session: Session, *, scaled: bool) -> str:

@@ -44,7 +44,7 @@ from ..data.texts import TextEncoder
 from ..model.session import Session, opened
 from .live import Live, shown
 from .memory import is_checkpointed, memory_for
-from .overrides import overrides_of
+from .overrides import arguments_of, overrides_of
 from .previews import Previews
 from .report import (
     loss_in_words,
@@ -123,6 +123,7 @@ def train(
         if steps:
             rescued(rescue_in_words(path, steps, asked.steps))
 
+    arguments = arguments_of(asked.optimiser_args)
     with _opened(asked) as (session, encoder):
         family = family_of(session.model)
         loss = DiffusionLoss(
@@ -131,6 +132,8 @@ def train(
             weighting=asked.weighting,
             caption_dropout=asked.caption_dropout if encoder or asked.empty_caption else 0.0,
             noise_offset=asked.noise_offset,
+            loss_type=asked.loss_type,
+            delta=asked.huber_c,
             encoder=encoder,
         )
         samples = samples_of(
@@ -150,6 +153,11 @@ def train(
         one = asked.positive if sum(map(len, asked.positive)) == 1 else ()
         usual = (one, asked.captions if len(asked.captions) == 1 else ())
         held = _beside(asked, session, encoder, "validation", "held-out", usual)
+        epochs = epochs_of(samples, asked.batch_size, prior)
+        if asked.epochs:
+            with torch.random.fork_rng(devices=()):
+                steps = -(-len(epochs(0)) // asked.accumulation)
+            asked.steps = live.steps = asked.epochs * steps
         network, rate, text_rate = _network(asked, family, session, encoder)
         check_room_for(output, network, KEEP if asked.checkpoint_every else 0)
         halves = [session.dtype, *([encoder.session.dtype] if encoder else [])]
@@ -157,12 +165,17 @@ def train(
         options = TrainOptions(
             steps=asked.steps,
             optimiser=asked.optimiser,
+            optimiser_options=arguments,
             lr=rate,
+            lora_plus=asked.loraplus_ratio or None,
+            weight_decay=asked.weight_decay,
             schedule=asked.schedule,
             warmup=asked.warmup,
+            restarts=asked.restarts,
             search=asked.search,
             search_share=asked.search_share,
             accumulation=asked.accumulation,
+            clip_norm=asked.max_grad_norm or None,
             max_weight_norm=asked.max_weight_norm or None,
             ema=asked.ema or None,
             scaled=scaled,
@@ -209,7 +222,6 @@ def train(
                     previews.make(0)
             return epochs(epoch)
 
-        epochs = epochs_of(samples, asked.batch_size, prior)
         held_out = judged(held, asked.batch_size, DRAWS)
         with _meant(run):
             result = train_network(
@@ -353,6 +365,9 @@ def _network(
     shared: dict[str, Any] = {
         "seed": asked.seed,
         **{name: getattr(asked, name) for name in ("input_dropout", "rank_dropout", "module_dropout")},
+        **({"alpha": asked.alpha} if asked.alpha else {}),
+        # A magnitude for each output, as PEFT and the paper have it.
+        **({"dora": "output"} if asked.dora else {}),
     }
     # A plan or a file says itself which modules are trained.
     usual = family.preset if given is fresh else None

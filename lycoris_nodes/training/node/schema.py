@@ -29,10 +29,11 @@ from ...schema.inputs import (
     usual_input,
 )
 from ...schema.report import report_output
+from ..data.losses import LOSSES
 from ..data.targets import WEIGHTINGS
 from ..data.times import DISTRIBUTIONS
 from .memory import checkpointing_input
-from .overrides import EXAMPLE
+from .overrides import ARGUMENTS, EXAMPLE
 from .run import KEEP
 from .settings import PRECISIONS
 
@@ -86,8 +87,7 @@ def _usual() -> list[Any]:
         ),
         usual_input(
             "rank",
-            "The size of each layer: more can hold more detail and makes a larger file. alpha is always the "
-            "rank.",
+            "The size of each layer: more can hold more detail and makes a larger file.",
         ),
         io.String.Input(
             "filename_prefix",
@@ -178,6 +178,18 @@ def _groups() -> list[Any]:
 def _layers() -> list[Any]:
     return [
         *choice_inputs(),
+        usual_input(
+            "alpha",
+            "The change of each layer is scaled by alpha / rank, and a lower one learns as slowly as a lower "
+            "rate.",
+            usual="the rank",
+        ),
+        io.Boolean.Input(
+            "dora",
+            default=False,
+            tooltip="On: lora, loha and lokr also learn how long each row of a weight is (DoRA). Slower, and "
+            "often a little better at low ranks.",
+        ),
         io.String.Input(
             "overrides",
             default="",
@@ -202,6 +214,7 @@ def _optimisation() -> list[Any]:
             default="constant",
             tooltip="How the learning rate falls over the steps.",
         ),
+        count_input("restarts", "How often the schedule begins anew after the warm-up.", most=1000),
         number_input(
             "warmup",
             "Steps in which the learning rate rises at the start. Below 1 it is a share of all steps.",
@@ -222,6 +235,38 @@ def _optimisation() -> list[Any]:
             most=1024,
             default=1,
             least=1,
+        ),
+        count_input(
+            "epochs",
+            "How often all latents are gone through, in place of `steps`. 0: as many steps as are set.",
+            most=100_000,
+        ),
+        number_input(
+            "weight_decay",
+            "How far each step draws the factors back to zero, as a share of the rate: 0.01 is usual for "
+            "AdamW elsewhere.",
+            most=10.0,
+            step=0.001,
+            round=False,
+        ),
+        number_input(
+            "max_grad_norm",
+            "The largest norm of all gradients together; larger ones are scaled down. 0: no limit.",
+            most=1000.0,
+            default=1.0,
+            step=0.1,
+        ),
+        number_input(
+            "loraplus_ratio",
+            "How many times the rate of down the factor up gets (LoRA+): 16 is the paper's. 0: the same "
+            "rate.",
+            most=1000.0,
+            step=1.0,
+        ),
+        io.String.Input(
+            "optimiser_args",
+            default="",
+            tooltip=f"Further arguments of the optimiser, such as `{ARGUMENTS}`.",
         ),
         usual_input(
             "text_learning_rate",
@@ -262,6 +307,19 @@ def _noise() -> list[Any]:
             default="none",
             tooltip="How much the loss counts at each amount of noise. none is what most trainers do. "
             "min-snr and debiased are for Stable Diffusion and SDXL.",
+        ),
+        io.Combo.Input(
+            "loss_type",
+            options=list(LOSSES),
+            default="l2",
+            tooltip="How a difference counts. l2: by its square. huber, smooth_l1: large ones less, which "
+            "bears pictures that do not fit the others. l1: by its size.",
+        ),
+        number_input(
+            "huber_c",
+            "For huber and smooth_l1: from where on a difference counts less than its square.",
+            most=10.0,
+            default=0.1,
         ),
         number_input(
             "noise_offset",

@@ -68,6 +68,7 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     usual: dict[str, Any] = {"shift": family.shift if isinstance(family.shift, float | int) else None}
     usual["resolution"] = family.resolution
     usual["rank"] = None if from_file else family.rank
+    usual["alpha"] = None if from_file else known.rank or family.rank
     usual["learning_rate"] = rate
     usual["text_learning_rate"] = rate and rate * text_rate_of(known, rate)
     return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
