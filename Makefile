@@ -65,9 +65,9 @@ GATE = python -m pytest -q tests/ops/test_contract.py tests/ops/test_patch.py te
 
 bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch \
-		&& python -m tests.bench.patch --layers other && python -m tests.bench.load \
-		&& python -m tests.bench.bypass && python -m tests.bench.prompt && python -m tests.bench.fit \
-		&& python -m tests.bench.merge && python -m tests.bench.schedule'
+		&& python -m tests.bench.patch --layers other \
+		&& python -m tests.bench.bypass && python -m tests.bench.prompt \
+		&& python -m tests.bench.fit && python -m tests.bench.schedule'
 
 bench-gpu: ## patching on CUDA
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'
