@@ -304,7 +304,7 @@ class Bypass:
     def _whole(self, y: Tensor) -> Tensor | None:
         """The weight (O, I, *kernel) where y is its product, with the bias, and nothing else; else None.
 
-        None too for torch.compile and torch.func, which decide themselves what is kept.
+        None too where a transform of torch decides itself what is kept.
         """
         if transformed():
             return None

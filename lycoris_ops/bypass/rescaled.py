@@ -61,7 +61,7 @@ def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Rescaled(torch.autograd.Function):
-    """`scaled`, with derivatives of any order and in both modes."""
+    """`scaled`, with derivatives of any order."""
 
     @staticmethod
     def forward(
@@ -71,7 +71,6 @@ class _Rescaled(torch.autograd.Function):
         kept = product.bytes_kept * len(rows) // max(1, y.nbytes)
         # A view would keep all of y. Of the weight autograd sees whether it is changed before it is used.
         ctx.save_for_backward(rows[:kept].clone(), extra, x, weight)
-        ctx.save_for_forward(y, extra)
         ctx.geometry, ctx.bias, ctx.rows = product.geometry, product.bias, product.rows
         return scaled(y, extra, product.bias)
 
@@ -89,12 +88,3 @@ class _Rescaled(torch.autograd.Function):
             values = kept if ctx.bias is None else kept - ctx.bias
             to_extra = to_extra + (rows[:first] * values).sum_to_size(extra.shape)
         return to_y, to_extra.to(extra.dtype), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        y, extra = ctx.saved_tensors
-        of_y, of_extra = tangents[:2]
-        total = y.new_zeros(()) if of_y is None else scaled(of_y, extra, None)
-        if of_extra is None:
-            return total
-        return total + (y if ctx.bias is None else y - ctx.bias) * of_extra

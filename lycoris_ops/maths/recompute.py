@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _checkpoint = cast("Any", torch.utils.checkpoint).checkpoint
 
@@ -30,11 +31,11 @@ def by_torch_func() -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.compile or a torch.func transform is active. Both accept only plain operations.
+    """Whether torch.compile, a torch.func transform or forward-mode differentiation is active.
 
-    They decide themselves what to recompute.
+    All take plain operations, and decide themselves what to recompute.
     """
-    return torch.compiler.is_compiling() or by_torch_func()
+    return torch.compiler.is_compiling() or by_torch_func() or cast("Any", forward_ad)._current_level >= 0
 
 
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
@@ -55,13 +56,12 @@ def _hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: flo
 
 
 class _Hadamard(torch.autograd.Function):
-    """`_hadamard`, with derivatives of any order, in forward and reverse mode."""
+    """`_hadamard`, with derivatives of any order."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         *factors, ctx.scale = given
         ctx.save_for_backward(*factors)
-        ctx.save_for_forward(*factors)
         return _hadamard(*given)
 
     @staticmethod
@@ -70,14 +70,3 @@ class _Hadamard(torch.autograd.Function):
         first = gradients[0] * ((ctx.scale * w2_a) @ w2_b)
         second = gradients[0] * ((ctx.scale * w1_a) @ w1_b)
         return first @ w1_b.T, w1_a.T @ first, second @ w2_b.T, w2_a.T @ second, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
-        factors, total = ctx.saved_tensors, None
-        # The product is linear in each of the four factors.
-        for place, tangent in enumerate(tangents[:4]):
-            if tangent is not None:
-                w1_a, w1_b, w2_a, w2_b = (*factors[:place], tangent, *factors[place + 1 :])
-                change = _hadamard(w1_a, w1_b, w2_a, w2_b, ctx.scale)
-                total = change if total is None else total + change
-        return total

@@ -179,7 +179,6 @@ class _InnerFirst(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> Tensor:
         _, *kept, ctx.alpha = given
         ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
         return _inner_first(*given)
 
     @staticmethod
@@ -202,17 +201,6 @@ class _InnerFirst(torch.autograd.Function):
             for_x = torch.mm(mixed, w2).view(x.shape)
             for_w2 = torch.mm(mixed.T, cut)
         return gradient, for_x, for_w1, for_w2, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
-        kept, (total, *others, _) = ctx.saved_tensors, tangents
-        # The change is linear in each of the three.
-        for place, tangent in enumerate(others):
-            if tangent is not None:
-                x, w1, w2 = (*kept[:place], tangent, *kept[place + 1 :])
-                zeros = x.new_zeros(len(x), len(w1), len(w2))
-                total = _inner_first(zeros if total is None else total, x, w1, w2, ctx.alpha)
-        return total
 
 
 FORWARD = KroneckerForward
