@@ -315,10 +315,6 @@ class LycorisNetwork(nn.Module):
                 self.members[name].replace(layer)
         self.notes = tuple(dict.fromkeys((*self.notes, *unread(adapter))))
 
-    def replace_layer(self, path: str, layer: Layer) -> None:
-        """Train another layer on a module in place of the present one; its parameters are new ones."""
-        self.members[path].replace(layer)
-
     def shapes(self) -> dict[str, Shape]:
         """The keys and shapes of the model's weights, as files name them."""
         return model_shapes(self.module, self.prefix)
