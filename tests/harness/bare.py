@@ -2,8 +2,8 @@
 
     python -m tests.harness.bare [arguments of pytest ...]
 
-The running Python needs no more than these. Where `lycoris_ops` does not lie beside the tests, the installed
-one is tested.
+All files of `tests/ops` that can, or those of them that are named. The running Python needs no more than these.
+Where `lycoris_ops` does not lie beside the tests, the installed one is tested.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ if __name__ == "__main__":
     left = [f"--ignore=tests/ops/{name}" for name in unsuited(TESTS)]
     print(f"{len(left)} files of tests need other packages and are left out", flush=True)
     home = TESTS.parents[1]
-    sys.exit(
-        subprocess.call([sys.executable, "-m", "pytest", "-q", "tests/ops", *left, *sys.argv[1:]], cwd=home)
-    )
+    given = sys.argv[1:]
+    named = [] if any(one.startswith("tests/ops") for one in given) else ["tests/ops"]
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-q", *named, *left, *given], cwd=home))

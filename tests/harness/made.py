@@ -22,7 +22,7 @@ from .facts import ROOT
 
 HOME = ROOT / ".cache" / "release"
 MADE = HOME / "made"
-SOURCE, PACK, DIST, LIBRARY_TESTS = (MADE / name for name in ("source", "pack", "dist", "library-tests"))
+SOURCE, PACK, DIST, LIBRARY_HOME = (MADE / name for name in ("source", "pack", "dist", "library-tests"))
 TOOLS = HOME / "tools" / "bin"
 NEEDED = ("comfy-cli>=1.23,<2", "build>=1.2,<2", "mypy>=1.13,<3", "pyright[nodejs]>=1.1.400,<2")
 """What makes and checks it, in an environment of its own."""
@@ -74,9 +74,9 @@ def make_library() -> Path:
     (tree / "pyproject.toml").write_text(f"{settings}\n[project.urls]\n{addresses}", encoding="utf-8")
     run(TOOLS / "python", "-m", "build", "--outdir", DIST, tree)
     for part in ("ops", "harness"):
-        shutil.copytree(SOURCE / "tests" / part, LIBRARY_TESTS / "tests" / part)
-    shutil.copy(SOURCE / "tests" / "conftest.py", LIBRARY_TESTS / "tests")
-    shutil.copy(SOURCE / "pyproject.toml", LIBRARY_TESTS)
+        shutil.copytree(SOURCE / "tests" / part, LIBRARY_HOME / "tests" / part)
+    shutil.copy(SOURCE / "tests" / "conftest.py", LIBRARY_HOME / "tests")
+    shutil.copy(SOURCE / "pyproject.toml", LIBRARY_HOME)
     (wheel,) = DIST.glob("*.whl")
     return wheel
 

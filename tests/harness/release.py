@@ -21,7 +21,7 @@ from .environment import numbers, pins
 from .facts import ROOT
 from .made import (
     DIST,
-    LIBRARY_TESTS,
+    LIBRARY_HOME,
     MADE,
     PACK,
     TOOLS,
@@ -121,18 +121,18 @@ def check_library() -> None:
     run(TOOLS / "python", "-m", "venv", MADE / "bare")
     python = MADE / "bare" / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", wheel, "pytest", "pytest-xdist")
-    run(python.with_name("lycoris"), "--help", cwd=LIBRARY_TESTS)
-    script, wrong = (LIBRARY_TESTS / name for name in ("script.py", "wrong.py"))
+    run(python.with_name("lycoris"), "--help", cwd=LIBRARY_HOME)
+    script, wrong = (LIBRARY_HOME / name for name in ("script.py", "wrong.py"))
     script.write_text(SCRIPT, encoding="utf-8")
     wrong.write_text(WRONG, encoding="utf-8")
     for checker in (
         (TOOLS / "mypy", "--strict", "--python-executable"),
         (TOOLS / "pyright", "--pythonpath"),
     ):
-        run(*checker, python, script, cwd=LIBRARY_TESTS)
-        refused = run(*checker, python, wrong, cwd=LIBRARY_TESTS, fails=True)
+        run(*checker, python, script, cwd=LIBRARY_HOME)
+        refused = run(*checker, python, wrong, cwd=LIBRARY_HOME, fails=True)
         print(f"{checker[0].name} takes a user's script, and refuses one: {last(refused)}", flush=True)
-    told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_TESTS, OMP_NUM_THREADS="1")
+    told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, OMP_NUM_THREADS="1")
     print(f"its tests, from the wheel: {last(told)}", flush=True)
 
 
