@@ -2,8 +2,8 @@
 
     python -m tests.harness.bare [arguments of pytest ...]
 
-All files of `tests/ops` that can, or those of them that are named. The running Python needs no more than these.
-Where `lycoris_ops` does not lie beside the tests, the installed one is tested.
+All files of `tests/ops` that can, or those that are named. The running Python needs no more than these. Where
+`lycoris_ops` does not lie beside the tests, the installed one is tested.
 """
 
 from __future__ import annotations

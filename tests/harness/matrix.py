@@ -27,7 +27,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from .environment import ROOT, numbers, pins
-from .made import DIST, LIBRARY_HOME, PACK
+from .made import DIST, LIBRARY_HOME, PACK, TOOLS
 
 HOME = ROOT / ".cache" / "matrix"
 RESULTS, JUNIT = HOME / "results.json", HOME / "junit.xml"
@@ -45,8 +45,8 @@ LIBRARY = (
     *(("3.13", "2.7"), ("3.13", NEWEST)),
 )
 """Python and torch: the oldest and the newest that go together, and what lies between."""
-LIBRARY_TESTS = ("contract", "patch", "bypass", "files", "resolve", "save", "network", "train_loop", "cli")
-"""Files that go through every kind of adapter, reading, matching, applying, writing, training and commands."""
+LIBRARY_TESTS = ("contract", "patch", "bypass", "gradients", "files", "resolve", "save", "train_loop", "cli")
+"""Files that go through every kind of adapter, reading, matching, applying, training, writing and verbs."""
 HOST_TESTS = ("test_promises", "test_nodes", "test_rows", "test_kinds", "test_export", "test_routes")
 """Files that go through every node, the rows, every kind of adapter, merged files and the routes."""
 BROWSER_TESTS = (
@@ -90,8 +90,9 @@ class Library:
         torch = "torch" if self.torch == NEWEST else f"torch=={self.torch}.*"
         (wheel,) = DIST.glob("*.whl")
         try:
-            run(f"python{self.python}", "-m", "venv", "--clear", home)
-            run(python, "-m", "pip", "install", "-q", torch, wheel, "pytest", "pytest-xdist")
+            run(TOOLS / "uv", "venv", "-q", "--clear", "--python", self.python, home)
+            install = (TOOLS / "uv", "pip", "install", "-q", "--no-cache", "--python", python)
+            run(*install, torch, wheel, "pytest", "pytest-xdist")
             names = [f"tests/ops/test_{name}.py" for name in LIBRARY_TESTS]
             tests = (python, "-m", "tests.harness.bare", "-n", "2", f"--junitxml={JUNIT}", *names)
             run(*tests, cwd=LIBRARY_HOME, may_fail=True)
