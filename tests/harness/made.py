@@ -72,7 +72,7 @@ def make_library() -> Path:
     settings = (SOURCE / "packaging" / "library" / "pyproject.toml").read_text(encoding="utf-8")
     addresses = "".join(f'{name} = "{url}"\n' for name, url in urls.items())
     (tree / "pyproject.toml").write_text(f"{settings}\n[project.urls]\n{addresses}", encoding="utf-8")
-    run(TOOLS / "python", "-m", "build", "--outdir", DIST, tree)
+    run(TOOLS / "python", "-m", "build", "--installer", "uv", "--outdir", DIST, tree)
     for part in ("ops", "harness"):
         shutil.copytree(SOURCE / "tests" / part, LIBRARY_HOME / "tests" / part)
     shutil.copy(SOURCE / "tests" / "conftest.py", LIBRARY_HOME / "tests")

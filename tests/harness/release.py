@@ -118,8 +118,8 @@ def check_pack() -> None:
 def check_library() -> None:
     wheel = make_library()
     print(f"the library: {', '.join(sorted(path.name for path in DIST.iterdir()))}", flush=True)
-    run(TOOLS / "python", "-m", "venv", MADE / "bare")
     python = MADE / "bare" / "bin" / "python"
+    run(TOOLS / "python", "-m", "venv", MADE / "bare")
     run(python, "-m", "pip", "install", "-q", wheel, "pytest", "pytest-xdist")
     run(python.with_name("lycoris"), "--help", cwd=LIBRARY_HOME)
     script, wrong = (LIBRARY_HOME / name for name in ("script.py", "wrong.py"))
