@@ -24,6 +24,7 @@ from .made import (
     LIBRARY_HOME,
     MADE,
     PACK,
+    SOURCE,
     TOOLS,
     comfy,
     make_library,
@@ -40,7 +41,7 @@ SHIPPED = {
     *("__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "SECURITY.md"),
     *("lycoris_nodes", "lycoris_ops", "locales", "workflows"),
 }
-"""What the archive of the pack has at its root."""
+"""What the archive of the pack has at its root, each whole."""
 TEMPLATES = ("tests/host/test_training_workflow.py", "-k", "template")
 SCRIPT = """
 from pathlib import Path
@@ -105,11 +106,11 @@ def check_pack() -> None:
     if re.search(r"^\S+:\d+:\d+: |warning", told, re.M | re.I):
         sys.exit(f"`comfy node validate` warns:\n{told}")
     archive = make_pack()
-    found = {path.name for path in PACK.iterdir()}
-    if found != SHIPPED:
-        sys.exit(f"The archive has {sorted(found - SHIPPED)} and lacks {sorted(SHIPPED - found)}")
-    entries = sum(1 for _ in PACK.rglob("*"))
-    print(f"the pack: {archive.stat().st_size / 1e6:.1f} MB, {entries} entries, validated", flush=True)
+    found = {path.relative_to(PACK).as_posix() for path in PACK.rglob("*") if path.is_file()}
+    known = set(run("git", "ls-files", "-z", *sorted(SHIPPED), cwd=SOURCE).split("\0")) - {""}
+    if found != known:
+        sys.exit(f"The archive has {sorted(found - known)} and lacks {sorted(known - found)}")
+    print(f"the pack: {archive.stat().st_size / 1e6:.1f} MB, {len(found)} files, validated", flush=True)
     put_tests_beside_the_pack()
     told = run(sys.executable, "-m", "pytest", "-q", *TEMPLATES, cwd=PACK)
     print(f"its templates, unpacked: {last(told)}", flush=True)
