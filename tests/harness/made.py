@@ -26,6 +26,8 @@ SOURCE, PACK, DIST, LIBRARY_HOME = (MADE / name for name in ("source", "pack", "
 TOOLS = HOME / "tools" / "bin"
 NEEDED = ("comfy-cli>=1.23,<2", "build>=1.2,<2", "mypy>=1.13,<3", "pyright[nodejs]>=1.1.400,<2")
 """What makes and checks it, in an environment of its own."""
+EXTRAS = "charts,train"
+"""Those of the library's that its tests need, beside pytest."""
 
 
 def make_tools() -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from .environment import ROOT, numbers, pins
-from .made import DIST, LIBRARY_HOME, PACK, TOOLS
+from .made import DIST, EXTRAS, LIBRARY_HOME, PACK, TOOLS
 
 HOME = ROOT / ".cache" / "matrix"
 RESULTS, JUNIT = HOME / "results.json", HOME / "junit.xml"
@@ -92,7 +92,7 @@ class Library:
         try:
             run(TOOLS / "uv", "venv", "-q", "--clear", "--python", self.python, home)
             install = (TOOLS / "uv", "pip", "install", "-q", "--no-cache", "--python", python)
-            run(*install, torch, wheel, "pytest", "pytest-xdist")
+            run(*install, torch, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
             names = [f"tests/ops/test_{name}.py" for name in LIBRARY_TESTS]
             tests = (python, "-m", "tests.harness.bare", "-n", "2", f"--junitxml={JUNIT}", *names)
             run(*tests, cwd=LIBRARY_HOME, may_fail=True)

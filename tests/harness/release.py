@@ -4,8 +4,8 @@
 
 Both are made of the last commit. comfy-cli validates the pack; its archive must hold what ComfyUI needs and
 nothing else, and the templates are run from it, unpacked. The wheel is put into an empty environment, where
-pyright and mypy check a user's script, and the library's tests run that need no other package. With
-`--publish` placeholders in pyproject.toml are refused; without it they are named.
+its command answers and pyright and mypy check a user's script. With its extras the library's tests run that
+need no other package. With `--publish` placeholders in pyproject.toml are refused; without it they are named.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .environment import numbers, pins
 from .facts import ROOT
 from .made import (
     DIST,
+    EXTRAS,
     LIBRARY_HOME,
     MADE,
     PACK,
@@ -121,7 +122,7 @@ def check_library() -> None:
     print(f"the library: {', '.join(sorted(path.name for path in DIST.iterdir()))}", flush=True)
     python = MADE / "bare" / "bin" / "python"
     run(TOOLS / "python", "-m", "venv", MADE / "bare")
-    run(python, "-m", "pip", "install", "-q", wheel, "pytest", "pytest-xdist")
+    run(python, "-m", "pip", "install", "-q", wheel)
     run(python.with_name("lycoris"), "--help", cwd=LIBRARY_HOME)
     script, wrong = (LIBRARY_HOME / name for name in ("script.py", "wrong.py"))
     script.write_text(SCRIPT, encoding="utf-8")
@@ -133,6 +134,8 @@ def check_library() -> None:
         run(*checker, python, script, cwd=LIBRARY_HOME)
         refused = run(*checker, python, wrong, cwd=LIBRARY_HOME, fails=True)
         print(f"{checker[0].name} takes a user's script, and refuses one: {last(refused)}", flush=True)
+    # The charts and trainings of some tests need them.
+    run(python, "-m", "pip", "install", "-q", f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
     told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, OMP_NUM_THREADS="1")
     print(f"its tests, from the wheel: {last(told)}", flush=True)
 

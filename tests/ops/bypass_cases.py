@@ -57,7 +57,8 @@ MODULES = {
     "conv2d": Case((12, 18, 3, 3), {"padding": 1}),
     "conv2d-strided": Case((12, 18, 3, 3), {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)}),
     "conv2d-1x1": Case((12, 18, 1, 1), leading=()),
-    "conv2d-wide": Case((10, 6, 1, 5), {"padding": (0, 2), "padding_mode": "reflect"}),
+    # "reflect" is missing in torch 2.4 for float16 on the CPU.
+    "conv2d-wide": Case((10, 6, 1, 5), {"padding": (0, 2), "padding_mode": "circular"}),
     "conv2d-groups": Case((12, 6, 3, 3), {"groups": 3, "padding": 1}),
     # Here blocks of a rotation of the outputs cross the groups.
     "conv2d-groups-crossed": Case((12, 9, 3, 3), {"groups": 2, "padding": 1}),

@@ -42,6 +42,18 @@ OPTIMISERS = {
     "torch.optim:NAdam": None,
 }
 """Every optimiser offered and one by its class, with the package that it needs."""
+OF_TORCH = {"adafactor": "Adafactor", "muon": "Muon"}
+"""Optimisers that torch has since a version newer than the oldest that the library works with."""
+
+
+def offered(optimiser: str) -> str:
+    """The optimiser. The test is skipped where its package, or this torch, does not have it."""
+    package, name = OPTIMISERS[optimiser], OF_TORCH.get(optimiser, "AdamW")
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"torch {torch.__version__} has no {name}")
+    return optimiser
 
 
 class Model(nn.Module):
@@ -133,9 +145,7 @@ def full_options(folder: Path, optimiser: str) -> lyc.TrainOptions:
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_a_run_that_is_resumed_ends_as_an_unbroken_one(tmp_path: Path, optimiser: str) -> None:
-    package = OPTIMISERS[optimiser]
-    if package and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} has no build for this system")
+    offered(optimiser)
     dropouts = {"rank_dropout": 0.3, "module_dropout": 0.2}
     held_out = batches(2, seed=9)
     whole = full_options(tmp_path / "a", optimiser)
@@ -321,7 +331,7 @@ def test_a_validation_changes_nothing_and_its_chance_is_the_same(tmp_path: Path,
     for every in (None, 1):
         net = network("lokr", module_dropout=0.2)
         trainer = lyc.Trainer(
-            net, noisy, options(tmp_path, optimiser=optimiser), validation=batches(3, seed=8)
+            net, noisy, options(tmp_path, optimiser=offered(optimiser)), validation=batches(3, seed=8)
         )
         for batch in batches(4):
             trainer.step(batch)
@@ -444,6 +454,7 @@ def test_the_metadata_have_the_kinds_that_other_tools_know(trained: str, module:
 
 
 def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     settings = options(
         tmp_path, steps=40, lr=0.3, validate_every=1, patience=3, log=tmp_path / "log", picture=True
     )
@@ -463,7 +474,9 @@ def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
 def test_a_bar_shows_the_loss_the_speed_and_the_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: bool
 ) -> None:
-    if not package:
+    if package:
+        pytest.importorskip("tqdm")
+    else:
         monkeypatch.setitem(sys.modules, "tqdm", None)
     settings = options(tmp_path, steps=4, validate_every=2, bar=True)
     lyc.train_network(network(), batches(2), plain, settings, validation=batches(1))
@@ -487,7 +500,7 @@ def test_the_model_computes_in_less_and_the_weights_stay_float32(
 
     net = network(exclude="norm")
     trainer = lyc.Trainer(
-        net, loss, lyc.TrainOptions(steps=8, autocast=autocast, lr=0.01, optimiser=optimiser)
+        net, loss, lyc.TrainOptions(steps=8, autocast=autocast, lr=0.01, optimiser=offered(optimiser))
     )
     reports = [trainer.step(batch) for batch in batches(1) * 8]
     assert seen == {dtype} and {p.dtype for p in net.parameters()} == {torch.float32}
