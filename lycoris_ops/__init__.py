@@ -130,6 +130,13 @@ from .rules.rules import Rules as Rules
 from .rules.rules import without_comment as without_comment
 from .rules.schedule import Schedule as Schedule
 from .stack.bars import Bars as Bars
+from .stack.grid import Axis as Axis
+from .stack.grid import Grid as Grid
+from .stack.grid import block_axis as block_axis
+from .stack.grid import file_axis as file_axis
+from .stack.grid import parse_values as parse_values
+from .stack.grid import strength_axis as strength_axis
+from .stack.grid import strength_grid as strength_grid
 from .stack.kept_plans import kept_plan as kept_plan
 from .stack.resolve import Match as Match
 from .stack.resolve import Resolution as Resolution

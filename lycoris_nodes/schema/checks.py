@@ -79,6 +79,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "LATENT": (_has_samples, "a link to latents"),
     "CONDITIONING": (lambda value: isinstance(value, list), "a link to a conditioning"),
     "MASK": (lambda value: hasattr(value, "shape"), "a link to a mask"),
+    "IMAGE": (lambda value: hasattr(value, "shape"), "a link to pictures"),
     # Judged by the node: hosts hand it on in several forms.
     "CURVE": (lambda value: True, "a curve of the Curve Editor"),
 }

@@ -18,7 +18,7 @@ Span = tuple[int, int | None]
 """The first and the last frame of a span, counted from 0; None for no end."""
 
 SPANS = "frames from 0 such as 0-16, 40-"
-KEPT = 16
+KEPT = 64
 """How many forms of its weights a place keeps, the newest: one for each grid of a model."""
 
 

@@ -1,0 +1,112 @@
+"""The node Label Grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ...lycoris_ops import LycorisError
+from ..host.page import io, picture_tensor
+from ..schema.checks import checked
+from ..schema.inputs import SHAPE, output
+
+SHARE = 14
+"""How often the height of a letter goes into the side of a picture."""
+SMALLEST = 12
+"""The least height of a letter, in pixels."""
+
+
+class LycorisLabelGrid(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisLabelGrid",
+            display_name="Label Grid",
+            category=SHAPE,
+            description="Puts the pictures of LyCORIS Strength Grid together into one, with what each row "
+            "and column is called.",
+            search_aliases=["xy plot", "image grid", "contact sheet", "labels"],
+            inputs=[
+                io.Image.Input("pictures", tooltip="The pictures, row by row."),
+                io.String.Input(
+                    "labels",
+                    force_input=True,
+                    tooltip="A first line with the names of the columns, each behind a tab, then a line for "
+                    "each row.",
+                ),
+            ],
+            outputs=[output(io.Image, "picture", "All pictures in one, with their names.")],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, pictures: Any, labels: str) -> io.NodeOutput:
+        columns, rows = named(labels)
+        if not isinstance(pictures, Tensor) or pictures.ndim != 4:
+            raise LycorisError("the input `pictures` cannot be used", expected="a batch of pictures")
+        count = len(columns) * max(1, len(rows))
+        if len(pictures) != count:
+            raise LycorisError(
+                "there is another number of pictures than of names",
+                got=f"{len(pictures)} pictures",
+                expected=f"{count}: {len(columns)} columns by {max(1, len(rows))} rows",
+                hint="Link the pictures of the latents that LyCORIS Strength Grid gives",
+            )
+        return io.NodeOutput(picture_tensor(drawn(pictures, columns, rows)))
+
+
+def named(labels: str) -> tuple[list[str], list[str]]:
+    """The names of the columns and of the rows. Raises LycorisError where there are none."""
+    first, *rows = labels.splitlines() or [""]
+    _, *columns = first.split("\t")
+    if not columns:
+        raise LycorisError(
+            "the labels name no columns",
+            got=labels[:40] or "an empty text",
+            expected="a first line with a tab before each name",
+            hint="Link the output `labels` of LyCORIS Strength Grid",
+        )
+    return columns, rows
+
+
+def drawn(pictures: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
+    """The pictures (N, H, W, 3) in one, row by row, with names of columns above and of rows on the left."""
+    _, height, width, _ = pictures.shape
+    font: Any = ImageFont.load_default(max(SMALLEST, min(height, width) // SHARE))
+    line = round(sum(font.getbbox("Ag")[1::2]))
+    side = max((round(font.getlength(row)) + line for row in rows), default=0)
+    top = line * max(len(wrapped(name, font, width)) for name in columns)
+    whole = Image.new("RGB", (side + width * len(columns), top + height * max(1, len(rows))), "white")
+    pen = ImageDraw.Draw(whole)
+    for place, name in enumerate(columns):
+        text = "\n".join(wrapped(name, font, width))
+        pen.multiline_text((side + width * (place + 0.5), top / 2), text, "black", font, "mm", 0, "center")
+    for place, name in enumerate(rows):
+        pen.text((side / 2, top + height * (place + 0.5)), name, "black", font, "mm")
+    values = (255 * pictures[..., :3].float().clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
+    for place, value in enumerate(values):
+        row, column = divmod(place, len(columns))
+        whole.paste(Image.fromarray(value), (side + width * column, top + height * row))
+    return whole
+
+
+def wrapped(name: str, font: Any, width: int) -> list[str]:
+    """A name in lines that are no wider than a picture, broken at spaces, or else where it must be."""
+    lines = [""]
+    for word in name.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines += [word] if lines[-1] else []
+        lines[-1] = word
+        while font.getlength(lines[-1]) > width and len(lines[-1]) > 1:
+            end = next(
+                n for n in range(len(lines[-1]), 0, -1) if n == 1 or font.getlength(lines[-1][:n]) <= width
+            )
+            lines[-1:] = [lines[-1][:end], lines[-1][end:]]
+    return lines

@@ -1,0 +1,169 @@
+"""A stack at several strengths at once, one for each picture of a batch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from ..errors import LycorisError, number_of
+from ..rules.rules import Rules
+from .stack import Entry, Stack
+
+MOST = 256
+"""The most pictures of a grid."""
+VALUES = "numbers such as 0, 0.5, 1, or 0..1.2 in 5"
+
+Parts = Sequence[tuple[Entry, tuple[float, ...]]]
+"""What becomes of one entry along an axis: entries whose effects add up, each with its factors."""
+
+
+def parse_values(text: str) -> tuple[float, ...]:
+    """The numbers of a text such as `0, 0.5, 1`, or `0..1.2 in 5` for 5 numbers from 0 to 1.2.
+
+    Raises LycorisError for what is no number, for none, and for more than `MOST`.
+    """
+    found: list[float] = []
+    for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
+        ramp = re.fullmatch(r"(\S+?)\s*\.\.\s*(\S+)\s+in\s+(\d+)", piece)
+        first, last, count = ramp.groups() if ramp else (piece, piece, "1")
+        begin, end, steps = _number(first, piece), _number(last, piece), min(int(count), MOST + 1)
+        found += [round(begin + (end - begin) * n / max(1, steps - 1), 6) for n in range(steps)]
+    if not 0 < len(found) <= MOST:
+        raise LycorisError(
+            "a grid has no strengths" if not found else "a grid has too many strengths",
+            got=text.strip() or "an empty text",
+            expected=f"1 to {MOST} {VALUES}",
+        )
+    return tuple(found)
+
+
+def _number(word: str, piece: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise LycorisError("the strengths of a grid are not understood", got=piece, expected=VALUES)
+    return value
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What differs from picture to picture along one side of a grid."""
+
+    labels: tuple[str, ...]
+    """What each step is called."""
+    split: Callable[[int, Entry], Parts]
+    """What becomes of an entry, given its place in the stack."""
+
+
+def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
+    """The strength of one entry, counted from 1, in place of its own; for row 0 a factor of all strengths.
+
+    Raises LycorisError for a row that the stack does not have.
+    """
+    steps = tuple(values)
+    title = "all" if row == 0 else _name(_entry(stack, row))
+
+    def split(place: int, entry: Entry) -> Parts:
+        if row == 0:
+            return [(entry, steps)]
+        if place != row - 1:
+            return [(entry, (1.0,) * len(steps))]
+        return [(replace(entry, strength=1.0, strength_clip=entry.strength_of("te")), steps)]
+
+    return Axis(tuple(f"{title} {value:g}" for value in steps), split)
+
+
+def block_axis(stack: Stack, pattern: str, values: Sequence[float]) -> Axis:
+    """A factor of some blocks or layers, by a pattern as in block rules; the others keep their strengths.
+
+    Raises RuleError for a pattern that is not understood.
+    """
+    steps = tuple(values)
+    inner, outer = Rules.parse(f"* = 0\n{pattern} = 1"), Rules.parse(f"{pattern} = 0")
+
+    def split(_: int, entry: Entry) -> Parts:
+        def ruled(rules: Rules) -> Entry:
+            return replace(entry, rules=entry.rules.then(rules) if entry.rules else rules)
+
+        return [(ruled(inner), steps), (ruled(outer), (1.0,) * len(steps))]
+
+    return Axis(tuple(f"{pattern} {value:g}" for value in steps), split)
+
+
+def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
+    """One of several entries at a time, by their numbers from 1; () for all. The others are in every step.
+
+    Raises LycorisError for a row that the stack does not have.
+    """
+    chosen = tuple(rows) or tuple(range(1, len(stack) + 1))
+    names = tuple(_name(_entry(stack, row)) for row in chosen)
+
+    def split(place: int, entry: Entry) -> Parts:
+        own = place + 1
+        return [(entry, tuple(float(own == row or own not in chosen) for row in chosen))]
+
+    return Axis(names, split)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A stack whose strengths are others for each picture of a batch, and what the pictures are called."""
+
+    stack: Stack
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    """() where there is one row, without a name."""
+
+    @property
+    def count(self) -> int:
+        return len(self.columns) * max(1, len(self.rows))
+
+    @property
+    def labels(self) -> str:
+        """The names as a table: those of the columns in the first line, then that of each row."""
+        return "\n".join(["\t".join(("", *self.columns)), *self.rows])
+
+
+def strength_grid(stack: Stack, across: Axis, down: Axis | None = None) -> Grid:
+    """The stack at each step of one axis, or of two: pictures go row by row.
+
+    Raises LycorisError for more than `MOST` pictures, and for a stack whose strengths differ from picture to
+    picture already.
+    """
+    rows = down.labels if down is not None else ()
+    count = len(across.labels) * max(1, len(rows))
+    if count > MOST:
+        raise LycorisError(
+            "a grid is too large", got=number_of(count, "picture"), expected=f"at most {MOST} pictures"
+        )
+    if any(entry.factors is not None for entry in stack):
+        raise LycorisError(
+            "the stack has a strength for each picture already",
+            hint="Use one LyCORIS Strength Grid: it has a second axis",
+        )
+    found: list[Entry] = []
+    for place, entry in enumerate(stack):
+        for one, steps in across.split(place, entry):
+            for other, lines in down.split(place, one) if down is not None else [(one, (1.0,))]:
+                factors = tuple(step * line for line in lines for step in steps)
+                found.append(replace(other, factors=factors))
+    return Grid(Stack(found), across.labels, rows)
+
+
+def _entry(stack: Stack, row: int) -> Entry:
+    if not 1 <= row <= len(stack):
+        raise LycorisError(
+            "the stack has no such row",
+            got=str(row),
+            expected=f"1 to {len(stack)}" if len(stack) else "a stack that is not empty",
+        )
+    return stack.entries[row - 1]
+
+
+def _name(entry: Entry) -> str:
+    return PurePath(entry.name).stem

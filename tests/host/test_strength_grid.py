@@ -1,0 +1,129 @@
+"""Strength grids in the host's sampler, and the picture that is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched, patcher
+from test_masks import OF_KINDS, WORDS, half, masked, stack_for
+from torch import Tensor
+from trainable import tiny
+
+pytestmark = pytest.mark.host
+
+NEAR = 1e-4
+"""How far a picture may be from that of its own run, as a share of the effect of the adapters."""
+
+
+@pytest.fixture
+def unet(host: Host) -> Patched:
+    return Patched(patcher(tiny("SD1.5")), None)
+
+
+def latent() -> dict[str, Any]:
+    return {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))}
+
+
+def sampled(host: Host, on: Patched, given: dict[str, Any], cfg: float = 3.0) -> Tensor:
+    draw = torch.Generator().manual_seed(6)
+    texts = [[[torch.randn(1, WORDS, 24, generator=draw), {}]] for _ in range(2)]
+    with torch.inference_mode():
+        (made,) = host.nodes.KSampler().sample(on.model, 3, 2, cfg, "euler", "simple", *texts, given, 0.6)
+    return made["samples"].clone()
+
+
+def grid(host: Host, stack: Any, values: str, **inputs: Any) -> tuple[Any, dict[str, Any], str]:
+    return host.run("LycorisStrengthGrid", latent(), stack, values, **inputs)
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in OF_KINDS), OF_KINDS], ids=[*OF_KINDS, "mixed"])
+def test_each_picture_is_that_of_a_run_of_its_own(host: Host, unet: Patched, kinds: tuple[str, ...]) -> None:
+    first = stack_for(host, unet.model.model, kinds)
+    second = stack_for(host, unet.model.model, ("lora",), seed=70)
+    both = first + second
+    stack, latents, labels = grid(
+        host, both, "0, 0.4", row=1, second="strength", second_values="0, 0.7", which="2"
+    )
+    assert latents["samples"].shape[0] == 4 and labels.count("\n") == 2
+    found = sampled(host, host.apply(unet, stack, clip=False), latents)
+    plain = sampled(host, unet, latent())
+    assert (found[0] - plain[0]).norm() < NEAR * plain.norm()
+    for place, (down, across) in enumerate([(0.0, 0.0), (0.0, 0.4), (0.7, 0.0), (0.7, 0.4)]):
+        (one,), (two,) = first, second
+        own = host.ops.Stack(
+            [host.ops.Entry(one.adapter, across, one.strength), host.ops.Entry(two.adapter, down, 1.0)]
+        )
+        wanted = sampled(host, host.apply(unet, own, mode="bypass", clip=False), latent())
+        effect = max((wanted - plain).norm(), 0.01 * plain.norm())
+        assert (found[place] - wanted[0]).norm() < NEAR * effect, place
+
+
+def test_a_grid_in_a_mask_and_on_a_schedule(host: Host, unet: Patched) -> None:
+    whole = stack_for(host, unet.model.model, ("lora", "oft"))
+    stack, latents, _ = grid(host, host.scheduled(masked(host, whole, mask=half()), "constant 0.5"), "0, 2")
+    found = sampled(host, host.apply(unet, stack, clip=False), latents)
+    once = sampled(host, host.apply(unet, masked(host, whole, mask=half()), clip=False), latent())
+    plain = sampled(host, unet, latent())
+    assert (found[0] - plain[0]).norm() < NEAR * plain.norm()
+    # So strong a stack makes rounding a hundred times larger.
+    assert (found[1] - once[0]).norm() < 100 * NEAR * (once - plain).norm()
+
+
+def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> None:
+    stack, latents, _ = grid(host, stack_for(host, unet.model.model, ("lora",)), "0..1 in 3")
+    less = {"samples": latents["samples"][:2]}
+    with pytest.raises(host.ops.LycorisError, match=r"another number of pictures.*2 pictures.*3"):
+        sampled(host, host.apply(unet, stack, clip=False), less)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({"values": "many"}, "not understood"),
+        ({"values": "0..1 in 300"}, "too many"),
+        ({"row": 3}, "no such row"),
+        ({"second": "strength"}, "`which` is empty"),
+        ({"second": "strength", "which": "two"}, "no number of a row"),
+        ({"second": "file", "which": "1, 9"}, "no such row"),
+        ({"second": "blocks"}, "`which` is empty"),
+        ({"second": "colour"}, "none of its choices"),
+        ({"latent": {"samples": torch.zeros(2, 4, 8, 8)}}, "several latents"),
+    ],
+)
+def test_inputs_that_make_no_grid(host: Host, unet: Patched, inputs: dict[str, Any], found: str) -> None:
+    given = {"latent": latent(), "values": "0, 1", **inputs}
+    with pytest.raises(host.ops.LycorisError, match=found):
+        host.run("LycorisStrengthGrid", stack=stack_for(host, unet.model.model, ("lora",)), **given)
+
+
+def labelled(host: Host, pictures: Tensor, labels: str) -> Tensor:
+    return host.run("LycorisLabelGrid", pictures, labels)[0]
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (300, 512)])
+def test_pictures_stand_at_their_places_below_their_names(host: Host, height: int, width: int) -> None:
+    shades = torch.arange(1, 7) / 7
+    pictures = shades[:, None, None, None].expand(6, height, width, 3)
+    long = "a name that is much too long for a picture"
+    (whole,) = labelled(host, pictures, f"\tone\ttwo\t{long}\nupper\nlower")
+    top, side = whole.shape[0] - 2 * height, whole.shape[1] - 3 * width
+    assert top > 0 and side > 0
+    for place, shade in enumerate(shades):
+        row, column = divmod(place, 3)
+        cut = whole[top + row * height :, side + column * width :][:height, :width]
+        assert (cut - shade).abs().max() < 0.003
+    # Every name is written in black on white, in its own part.
+    for column in range(3):
+        assert whole[:top, side + column * width :][:, :width].min() < 0.2
+    for row in range(2):
+        assert whole[top + row * height :, :side][:height].min() < 0.2
+
+
+def test_labels_of_other_pictures_are_errors(host: Host) -> None:
+    with pytest.raises(host.ops.LycorisError, match=r"3 pictures.*2: 2 columns by 1 rows"):
+        labelled(host, torch.zeros(3, 8, 8, 3), "\ta\tb")
+    for text in ("", "a\nb"):
+        with pytest.raises(host.ops.LycorisError, match="name no columns"):
+            labelled(host, torch.zeros(1, 8, 8, 3), text)
