@@ -12,6 +12,7 @@ from .algorithms import Layer as Layer
 from .bake.checkpoint import merge_checkpoint as merge_checkpoint
 from .bypass import Bypass as Bypass
 from .bypass import BypassPlan as BypassPlan
+from .bypass import Geometry as Geometry
 from .bypass import Met as Met
 from .bypass import Slot as Slot
 from .bypass import bypass_refusal as bypass_refusal

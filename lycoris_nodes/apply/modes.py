@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ...lycoris_ops import (
     BypassPlan,
     Entry,
+    Geometry,
     LycorisError,
     Match,
     Slot,
@@ -96,7 +97,23 @@ def choose(
             if plan.placed:
                 choice.tokens[path] = kind
         choice.why.setdefault(("merged" if plan is None else "bypassed", reason), []).append(path)
+    _add_partners(patcher, tokens, choice)
     return choice
+
+
+def _add_partners(patcher: Any, tokens: Mapping[str, Tokens], choice: Choice) -> None:
+    """Have all keys and values of a cross-attention made for the same places, where some of them are masked.
+
+    The host's models take them together.
+    """
+    own = {path.rpartition(".")[0] for path, kind in choice.tokens.items() if kind == "for places"}
+    for path, kind in tokens.items():
+        if kind != "for places" or path in choice.tokens or path.rpartition(".")[0] not in own:
+            continue
+        geometry = geometry_of(layer_of(patcher, path))
+        if isinstance(geometry, Geometry):
+            choice.bypassed.setdefault(path, BypassPlan.build(geometry, ()))
+            choice.tokens[path] = kind
 
 
 def _is_placed(met: Pairs) -> bool:

@@ -59,10 +59,6 @@ class Passing:
         chunks = len(options.get("cond_or_uncond") or ()) or 1
         count = max(1, len(x) // chunks)
         network = model.diffusion_model
-        size = getattr(network, "patch_size", 1)
-        patch = (1, size, size) if isinstance(size, int) else (1, *tuple(size)[-2:])
-        if not isinstance(size, int) and len(size) == 3:
-            patch = (int(size[0]), *patch[1:])
         texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
         first = given.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
         references = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
@@ -70,7 +66,7 @@ class Passing:
         return cls(
             pictures=tuple(number % count for number in range(len(x))),
             size=shape[2:],
-            patch=(int(patch[0]), int(patch[1]), int(patch[2])),
+            patch=_patch(network),
             pace=int(getattr(model.latent_format, "temporal_downscale_ratio", 1)) if len(shape) == 5 else 1,
             text=sum(text.shape[1] for text in texts if text is not None),
             multiple=int(getattr(network, "pad_tokens_multiple", None) or 1),
@@ -122,6 +118,17 @@ class Passing:
             *_, high, wide = self.size
             raise _not_agreeing(tokens, f"the places of {high} x {wide} halved several times")
         return (height, width)
+
+
+def _patch(network: Any) -> tuple[int, int, int]:
+    """How many frames, rows and columns of a latent a token of the host's network stands for."""
+    size = getattr(network, "patch_size", None)
+    if size is None:
+        # Cosmos.
+        side = getattr(network, "patch_spatial", 1)
+        size = (getattr(network, "patch_temporal", 1), side, side)
+    frames, height, width = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
+    return int(frames), int(height), int(width)
 
 
 def _not_agreeing(tokens: int, known: str) -> LycorisError:

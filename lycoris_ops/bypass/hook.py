@@ -340,7 +340,7 @@ class Bypass:
                 self.met = None
             met = self.meet(compute_dtype(x.dtype), x.device)
             with outliving():
-                if self.plan.placed:
+                if self.plan.placed or self.apart:
                     bound = PlacedPlan(self.plan, met, x, self.dropout, apart=self.apart)
                 else:
                     bound = BoundPlan(self.plan, met, x, self.dropout)

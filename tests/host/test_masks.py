@@ -7,7 +7,8 @@ the layer alone, and with that of the unmasked bypass, for this very input.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,8 @@ WANTED = {
     "Chroma": Wanted(((4, 4),), text=WORDS),
     "Qwen-Image": Wanted(((1, 4, 4),)),
     "Wan 2.1 t2v": Wanted(((FRAMES, 4, 4),)),
+    "Cosmos-Predict2": Wanted(((1, 4, 4),)),
+    "Anima": Wanted(((1, 4, 4),)),
     "HunyuanVideo": Wanted(((FRAMES, 4, 4),), text=WORDS),
     "SD3.5": Wanted(((4, 4),)),
     "Lumina 2": Wanted(((4, 4),), text=WORDS),
@@ -90,6 +93,13 @@ def masked(host: Host, stack: Any, **inputs: Any) -> Any:
     return host.run("LycorisMask", stack, **{"mask": half(), **inputs})[0]
 
 
+def applied(host: Host, model: Any, stack: Any, **inputs: Any) -> tuple[Patched, Patched]:
+    """A model with the stack beside its layers, and with the masked stack."""
+    base = Patched(patcher(model), None)
+    bound = host.apply(base, masked(host, stack, **inputs), clip=False)
+    return host.apply(base, stack, mode="bypass", clip=False), bound
+
+
 @dataclass
 class Seen:
     """What a layer was given in a pass, and what it gave."""
@@ -104,8 +114,11 @@ def same(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
 
 
-def passed(on: Patched, name: str, rows: int = 2) -> tuple[Tensor, dict[str, Seen]]:
-    """One pass of a model as the host makes it; its result, and the layers that were in it."""
+def passed(on: Patched, name: str, rows: int = 2, **more: Any) -> tuple[Tensor, dict[str, Seen]]:
+    """One pass of a model as the host makes it; its result, and the layers that were in it.
+
+    The model is given `more` beside what it needs.
+    """
     inputs = {**INPUTS, **FURTHER}[name]
     latent, conds = inputs.make(rows)
     load(on.model)
@@ -125,7 +138,11 @@ def passed(on: Patched, name: str, rows: int = 2) -> tuple[Tensor, dict[str, See
     try:
         with torch.inference_mode():
             found = model.apply_model(
-                latent, torch.full((rows,), 0.5), transformer_options=wrapped(on.model, options), **conds
+                latent,
+                torch.full((rows,), 0.5),
+                transformer_options=wrapped(on.model, options),
+                **conds,
+                **more,
             )
     finally:
         for handle in handles:
@@ -149,28 +166,23 @@ def inside(y: Tensor, wanted: Wanted, kernel: bool) -> Tensor | None:
         plane = (torch.arange(grid[-1]) < grid[-1] / 2).expand(*grid).flatten()
         before, after = (torch.zeros(count, dtype=torch.bool) for count in (wanted.text, wanted.filled))
         for row in (plane, torch.cat([plane, after]), torch.cat([before, plane, after])):
-            if y.ndim == 3 and y.shape[1] == len(row):
-                return row[None, :, None].expand_as(y)
+            places = y.shape[1:-1]
+            if places and math.prod(places) == len(row):
+                return row.view(1, *places, 1).expand_as(y)
     return None
 
 
-@pytest.mark.parametrize("kinds", [*((kind,) for kind in OF_KINDS), OF_KINDS], ids=[*OF_KINDS, "mixed"])
-@pytest.mark.parametrize("name", WANTED)
-def test_every_layer_acts_in_the_mask_alone(host: Host, name: str, kinds: tuple[str, ...]) -> None:
-    """Outside it is the model's own in every bit, inside that of the unmasked stack."""
-    if not zoo.supported(name):
-        pytest.skip("an older host does not have it")
-    model = tiny(name)
-    base = Patched(patcher(model), None)
-    stack = stack_for(host, model, kinds)
-    whole = host.apply(base, stack, mode="bypass", clip=False)
-    bound = host.apply(base, masked(host, stack), clip=False)
-    assert not bound.model.patches and "its strength differs over places" in bound.report
-    _, seen = passed(bound, name)
-    unload()
+def compared(
+    host: Host, whole: Patched, bound: Patched, seen: dict[str, Seen], held: Callable[[Tensor, bool], Any]
+) -> int:
+    """Compare every layer of a masked pass with the layer alone and with its unmasked bypass, bit by bit.
+
+    `held` says of an output which values are in the mask; None for an output at no place. The result is how
+    many layers with places the stack changes.
+    """
     plans = whole.model.get_injections("lycoris_bypass")[0].plans
     mine = bound.model.get_injections("lycoris_bypass")[0]
-    compared = 0
+    count = 0
     for path, one in seen.items():
         with torch.inference_mode():
             own = one.module(same(one.x))
@@ -184,11 +196,67 @@ def test_every_layer_acts_in_the_mask_alone(host: Host, name: str, kinds: tuple[
             first, second = one.y.chunk(2)
             assert torch.equal(first, own) and torch.equal(second, unmasked), path
             continue
-        held = inside(own, WANTED[name], bool(mine.plans[path].geometry.kernel))
-        assert held is not None, f"{path} is at no place: {list(own.shape)}"
-        assert torch.equal(one.y, torch.where(held, unmasked, own)), path
-        compared += not torch.equal(own, unmasked)
-    assert compared > 8
+        within = held(own, bool(mine.plans[path].geometry.kernel))
+        assert within is not None, f"{path} is at no place: {list(own.shape)}"
+        assert torch.equal(one.y, torch.where(within, unmasked, own)), path
+        count += not torch.equal(own, unmasked)
+    return count
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in OF_KINDS), OF_KINDS], ids=[*OF_KINDS, "mixed"])
+@pytest.mark.parametrize("name", WANTED)
+def test_every_layer_acts_in_the_mask_alone(host: Host, name: str, kinds: tuple[str, ...]) -> None:
+    """Outside it is the model's own in every bit, inside that of the unmasked stack."""
+    if not zoo.supported(name):
+        pytest.skip("an older host does not have it")
+    model = tiny(name)
+    whole, bound = applied(host, model, stack_for(host, model, kinds))
+    assert not bound.model.patches and "its strength differs over places" in bound.report
+    _, seen = passed(bound, name)
+    unload()
+    assert compared(host, whole, bound, seen, lambda y, kernel: inside(y, WANTED[name], kernel)) > 8
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1 t2v", "HunyuanVideo", "LTX-Video", "LTX-2"])
+def test_a_span_of_frames(host: Host, name: str) -> None:
+    """Without the first frame of the video, which is the first of two of the latent."""
+    if not zoo.supported(name):
+        pytest.skip("an older host does not have it")
+    model = tiny(name)
+    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS), mask=None, frames="1-")
+    _, seen = passed(bound, name)
+    unload()
+
+    def held(y: Tensor, kernel: bool) -> Tensor:
+        if kernel:
+            return (torch.arange(FRAMES) > 0)[:, None, None].expand_as(y)
+        text = y.shape[1] - FRAMES * 16
+        return (torch.arange(y.shape[1]) >= text + 16)[None, :, None].expand_as(y)
+
+    assert compared(host, whole, bound, seen, held) > 8
+
+
+@pytest.mark.parametrize("name", ["Flux 1", "Qwen-Image"])
+def test_reference_pictures_stand_behind_the_places(host: Host, name: str) -> None:
+    model = tiny(name)
+    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS))
+    shape = (2, 4, 1, 4, 8) if name == "Qwen-Image" else (2, 4, 4, 8)
+    _, seen = passed(bound, name, ref_latents=[torch.randn(shape), torch.randn(shape)])
+    unload()
+    wanted = replace(WANTED[name], filled=16)
+    assert compared(host, whole, bound, seen, lambda y, kernel: inside(y, wanted, kernel)) > 8
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1 i2v", "Wan VACE", "Wan 2.2 5B"])
+def test_relatives_have_their_places_too(host: Host, name: str) -> None:
+    if not zoo.supported(name):
+        pytest.skip("an older host does not have it")
+    model = tiny(name)
+    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS))
+    _, seen = passed(bound, name)
+    unload()
+    wanted = WANTED["Wan 2.1 t2v"]
+    assert compared(host, whole, bound, seen, lambda y, kernel: inside(y, wanted, kernel)) > 8
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -210,6 +278,28 @@ def test_complementary_masks_are_the_unmasked_stack(host: Host, name: str) -> No
     assert (found - wanted).norm() < 1e-2 * effect
 
 
+@pytest.mark.parametrize("name", ["SD1.5", "Wan 2.1 i2v", "Cosmos-Predict2"])
+def test_keys_are_masked_where_the_values_are_not_changed(host: Host, name: str) -> None:
+    """By complementary masks, which make the unmasked stack."""
+    model = tiny(name)
+    base = Patched(patcher(model), None)
+    (entry,) = stack_for(host, model, ("lora", "oft"))
+    keys = {
+        path: entry.adapter.layer(path)
+        for path in entry.adapter.info
+        if path.rpartition(".")[2] in ("to_k", "k", "k_proj")
+    }
+    stack = host.ops.Stack([host.ops.Entry(host.ops.Adapter.of(keys, name="keys"))])
+    shares = torch.rand(1, 8, 8)
+    both = masked(host, stack, mask=shares) + masked(host, stack, mask=1 - shares)
+    plain, _ = passed(base, name)
+    wanted, _ = passed(host.apply(base, stack, mode="bypass", clip=False), name)
+    unload()
+    found, _ = passed(host.apply(base, both, clip=False), name)
+    effect = (wanted - plain).norm()
+    assert effect > 0 and (found - wanted).norm() < 1e-2 * effect
+
+
 @pytest.mark.parametrize("name", ["SD1.5", "Wan 2.1 t2v"])
 def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, name: str) -> None:
     """Against attention by torch, with the keys and values that the layers gave."""
@@ -220,7 +310,7 @@ def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, nam
     _, seen = passed(host.apply(base, both, clip=False), name)
     letters, out = (("to_q", "to_k", "to_v"), "to_out.0") if name == "SD1.5" else (("q", "k", "v"), "o")
     cross = "attn2" if name == "SD1.5" else "cross_attn"
-    compared = 0
+    count = 0
     entries = [entry.mask for entry in both]
     for path in [path for path in seen if path.endswith(f"{cross}.{letters[0]}")]:
         parent = path.removesuffix(f".{letters[0]}")
@@ -243,8 +333,8 @@ def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, nam
         shares = [mask.on(grid).flatten()[None, :, None].double() for mask in entries]
         wanted = made[0] + sum(share * (one - made[0]) for share, one in zip(shares, made[1:], strict=True))
         torch.testing.assert_close(seen[f"{parent}.{out}"].x.double(), wanted, rtol=1e-4, atol=1e-5)
-        compared += 1
-    assert compared >= 2
+        count += 1
+    assert count >= 2
 
 
 @pytest.fixture

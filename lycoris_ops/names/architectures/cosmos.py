@@ -84,6 +84,14 @@ ARCHITECTURE = Architecture(
             others={"text_conditioner.**": "llm_adapter.**"},
         ),
     ),
+    tokens={
+        # Anima's, which has blocks of the same names.
+        "llm_adapter": "text",
+        "x_embedder": "places",
+        **dict.fromkeys((f"blocks.*.cross_attn.{letter}_proj" for letter in "kv"), "for places"),
+        **dict.fromkeys((f"blocks.*.{layer}" for layer in ("self_attn", "cross_attn", "mlp")), "places"),
+        "final_layer.linear": "places",
+    },
     families=(
         Family("Cosmos", like=ATTENTIONS),
         Family(
