@@ -48,7 +48,8 @@ export function picture(curves) {
   curves.forEach(({ name }, number) => {
     const colour = COLOURS[number % COLOURS.length]
     drawing.append(shape("polyline", { points: lines[number], fill: "none", stroke: colour, "stroke-width": 1.5 }))
-    if (name) drawing.append(label(x(0) + 4, MARGIN.top + 9 + 10 * number, name, { fill: colour }))
+    const readable = `color-mix(in srgb, ${colour} 55%, var(--input-text, #ddd))`
+    if (name) drawing.append(label(x(0) + 4, MARGIN.top + 9 + 10 * number, name, { fill: readable }))
   })
   return drawing
 }

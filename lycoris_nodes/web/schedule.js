@@ -16,7 +16,7 @@ const PAUSE = 150
 /** @param {string} words */
 function fault(words) {
   const element = make("div", { class: "lycoris-curve-error", textContent: words })
-  element.style.cssText = "font-size: 11px; color: #e05050; overflow-wrap: anywhere; padding: 4px"
+  element.style.cssText = "font-size: 11px; color: var(--lycoris-bad); overflow-wrap: anywhere; padding: 4px"
   return element
 }
 

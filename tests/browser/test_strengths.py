@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -457,4 +458,29 @@ def test_a_narrow_node_and_panels_show_what_matters(
     panel.hover()
     page.mouse.wheel(0, 300)
     page.wait_for_function("document.querySelector('.lycoris-info').scrollTop > 100")
+
+    # Two columns and a warning fit into the narrowest node.
+    page.keyboard.press("Escape")
+    page.evaluate(
+        """text => {
+            const node = app.graph.nodes[0]
+            node.widgets.find(widget => widget.name === "rows").value = text
+            node.setSize([225, node.size[1]])
+            app.canvas.setDirty(true, true)
+        }""",
+        json.dumps({"rows": [{"file": INK, "strength_clip": 0.5}] * 2}),
+    )
+    page.locator(".lycoris-twice:visible").first.wait_for()
+    page.wait_for_timeout(500)
+    cut = page.evaluate(
+        """() => [".lycoris-head", ".lycoris-row"].flatMap(name => {
+            const line = document.querySelector(name)
+            const right = line.getBoundingClientRect().right
+            return [...line.children].filter(part => part.getBoundingClientRect().right > right + 0.5)
+                .map(part => part.className)
+        })"""
+    )
+    assert cut == []
+    assert page.evaluate("document.querySelector('.lycoris-count').scrollHeight") < 20
+    screenshot(f"rows-{name}-narrowest")
     assert ui.errors == []

@@ -84,7 +84,7 @@ export function createLine(acts, bounds) {
   const model = field(t("strength of the model"), "strength_model")
   const clip = field(t("strength of the text encoder"), "strength_clip")
   const fields = [model.element, clip.element]
-  const parts = [handle, power, name, twice, warning, marks, rules.element, ...fields, info]
+  const parts = [handle, power, name, marks, twice, warning, rules.element, ...fields, info]
   const element = make("div", { class: "lycoris-row" }, ...parts)
   const reason = make("div", { class: "lycoris-reason", hidden: true })
 
