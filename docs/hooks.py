@@ -44,15 +44,6 @@ GROUPS = {
 """The pages of the Python API, each with the rooms of `lycoris_ops` that its names come from."""
 
 NOWHERE = "not-in-the-site"
-API = """# {group}
-
-::: lycoris_ops
-    options:
-      members: {names}
-      show_root_heading: false
-      show_root_toc_entry: false
-      show_submodules: true
-"""
 
 
 def on_config(config: Any) -> Any:
@@ -89,7 +80,8 @@ def on_files(files: Files, config: Any) -> Files:
                 path = f"{folder}/{picture.name}"
                 files.append(File.generated(config, path, abs_src_path=str(picture)))
     for group in GROUPS:
-        add(api_page(group), API.format(group=group, names=names_of(group)))
+        members = "\n\n".join(f"::: lycoris_ops.{name}" for name in names_of(group))
+        add(api_page(group), f"# {group}\n\n{members}\n")
     return files
 
 

@@ -112,7 +112,7 @@ def draw(ui: Ui, name: str) -> None:
 
 def names(definition: dict[str, Any]) -> list[str]:
     """The inputs and outputs of a node, from what the host tells the page of it."""
-    inputs = [name for group in definition["input_order"].values() for name in group]
+    inputs = [name for group in ("required", "optional") for name in definition["input"].get(group, {})]
     return [*inputs, *definition["output_name"]]
 
 
