@@ -21,6 +21,7 @@ from .schema.kept import kept
 from .stacks.bars import shown_bars, weighed_bars
 from .stacks.curves import drawn
 from .stacks.rows import parse_rows, row_table
+from .training.configs import translated
 from .training.node.told import told
 
 ROOT = "/lycoris/adapters"
@@ -28,6 +29,7 @@ ROWS = "/lycoris/rows"
 CURVE = "/lycoris/curve"
 MODEL = "/lycoris/model"
 TRAINING = "/lycoris/training"
+CONFIG = "/lycoris/config"
 BARS = "/lycoris/bars"
 RULES = "/lycoris/rules"
 REPORTS = "/lycoris/reports"
@@ -42,6 +44,7 @@ def add_routes() -> None:
     answer_post(ROWS, _rows)
     answer_post(MODEL, _model)
     answer_post(TRAINING, lambda text: _answered(told, text))
+    answer_post(CONFIG, lambda text: _answered(translated, text))
     answer_post(BARS, lambda text: _answered(shown_bars, text))
     answer_post(RULES, lambda text: _answered(weighed_bars, text))
     answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))

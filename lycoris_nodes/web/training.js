@@ -3,6 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
+import { t } from "./language.js"
 import { after, anyNodeOf, drawn, nodeOf, onValue, ourKeyedNodes, widgetOf } from "./nodes.js"
 // First, so that its size of a node is known when the panel's is taken off.
 import { isHere, onOutput } from "./report.js"
@@ -10,6 +11,7 @@ import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
 import { foldInputs } from "./training/fold.js"
 import { removeTraining, showTraining, stageOf } from "./training/panel.js"
+import { askForSettings } from "./training/paste.js"
 import { plain, shownValue } from "./training/usual.js"
 import { inWords } from "./training/words.js"
 
@@ -135,15 +137,26 @@ function actsOf(place) {
       await run()
     },
     async takeOver() {
-      takeOver(place.node)
+      setValues(place.node, known.get(place.node)?.others ?? {})
       await run()
     },
   }
 }
 
-/** Give a node the settings of the training that was stopped. */
-function takeOver(/** @type {GraphNode} */ node) {
-  for (const [name, value] of Object.entries(known.get(node)?.others ?? {})) {
+/** @param {string} text */
+async function translate(text) {
+  const answer = await app.api.fetchApi("/lycoris/config", { method: "POST", body: JSON.stringify({ text }) })
+  return answer.json()
+}
+
+/**
+ * Give a node other values, by the names of its inputs in a prompt.
+ *
+ * @param {GraphNode} node
+ * @param {Record<string, any>} values
+ */
+function setValues(node, values) {
+  for (const [name, value] of Object.entries(values)) {
     const [group] = name.split(".")
     const holder = name.includes(".") ? widgetOf(node, group) : undefined
     if (holder && holder.value !== "own") holder.value = "own"
@@ -235,6 +248,12 @@ app.registerExtension({
     after(nodeType, "onSerialize", (node, data) => {
       data.widgets_values = data.widgets_values?.map?.(plain)
     })
+  },
+
+  getNodeMenuItems(/** @type {GraphNode} */ node) {
+    if (!isTrain(node)) return []
+    const callback = () => askForSettings(translate, (values) => setValues(node, values))
+    return [{ content: t("Paste settings of another trainer…"), callback }]
   },
 
   nodeCreated(/** @type {GraphNode} */ node) {

@@ -301,3 +301,29 @@ def test_samples_are_in_a_strip_beside_the_curve(
     screenshot(f"training-light-{name}")
     page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', 'dark')")
     assert ui.errors == []
+
+
+def test_settings_of_another_trainer_are_pasted(ui: Ui, vue: bool, screenshot: Callable[[str], None]) -> None:
+    build(ui, vue)
+    ui.page.evaluate(
+        f"""() => {{
+            const ours = app.extensions.find(({{name}}) => name === "lycoris.training")
+            const [item] = ours.getNodeMenuItems({TRAIN})
+            item.callback()
+        }}"""
+    )
+    box = ui.page.locator("dialog.lycoris-paste")
+    box.get_by_role("textbox").fill("no config")
+    box.get_by_role("button", name="Take over").click()
+    box.get_by_text("the text is no config").wait_for()
+    box.get_by_role("textbox").fill(
+        "network_dim = 8\nnetwork_alpha = 4\nunet_lr = 2e-4\nmax_grad_norm = 0.5\nkeep_tokens = 1\n"
+    )
+    box.get_by_role("button", name="Take over").click()
+    box.get_by_text("keep_tokens = 1").wait_for()
+    screenshot(f"training-pasted-{'vue' if vue else 'canvas'}")
+    box.get_by_role("button", name="Close").click()
+    box.wait_for(state="detached")
+    found = sent(ui)
+    assert (found["rank"], found["learning_rate"], found["layers"]) == ("8", "0.0002", "own")
+    assert (found["layers.alpha"], found["optimisation.max_grad_norm"]) == ("4", 0.5)

@@ -1,0 +1,180 @@
+"""Read a config of another trainer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import yaml
+
+from ....lycoris_ops import LycorisError, discover
+from ...schema.checks import places
+from ..node.schema import inputs
+from . import trainers
+
+OFF = (None, False, "", 0, "none", "None", [], {})
+"""Values that ask for nothing."""
+DTYPES = {
+    **dict.fromkeys(("bf16", "bfloat16"), "bfloat16"),
+    **dict.fromkeys(("fp16", "float16"), "float16"),
+    **dict.fromkeys(("fp32", "float32", "float"), "float32"),
+}
+"""The dtypes of files, by what trainers call them."""
+OPTIMISERS = {
+    **dict.fromkeys(("adamw", "adam"), "adamw"),
+    **dict.fromkeys(("adamw8bit", "adamw_8bit", "adam8bit", "adam_8bit"), "adamw8bit"),
+    **dict.fromkeys(("prodigy",), "prodigy"),
+    **dict.fromkeys(("adafactor",), "adafactor"),
+    **dict.fromkeys(("sgd", "sgdnesterov"), "sgd"),
+    **dict.fromkeys(("adamwschedulefree", "schedule_free_adamw", "schedulefree"), "schedulefree"),
+    **dict.fromkeys(("muon",), "muon"),
+}
+"""Optimisers by what trainers call them, in small letters."""
+ALGORITHMS = {
+    **dict.fromkeys(("lora", "locon", "networks.lora", "networks.lora_flux", "networks.lora_sd3"), "lora"),
+    **dict.fromkeys(("loha", "networks.loha"), "loha"),
+    **dict.fromkeys(("lokr", "networks.lokr"), "lokr"),
+    **dict.fromkeys(("diag-oft", "oft", "networks.oft", "networks.oft_flux"), "oft"),
+    **dict.fromkeys(("oft_2", "oft_v2", "oftv2"), "oftv2"),
+    **{name: name for name in ("boft", "full", "ia3", "glora")},
+}
+"""Kinds by what trainers call them, in small letters."""
+
+
+class Config:
+    """The settings of a config, which are taken one by one, and what they become here.
+
+    What nobody takes has no counterpart.
+    """
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.left = dict(table)
+        self.values: dict[str, Any] = {}
+        """Values of the node's inputs, by their own names."""
+        self.notes: list[str] = []
+        """What is meant otherwise, or has no counterpart, in words."""
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """A value, which then counts as understood; `default` where it is not there or asks for nothing."""
+        value = self.left.pop(key, None)
+        return default if value in OFF else value
+
+    def put(self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value) -> None:
+        """Give a value to an input. `read` turns it into the input's; None says that there is none here."""
+        value = self.take(key)
+        if value is None:
+            return
+        found = read(value)
+        if found is None:
+            self.notes.append(f"{key} = {value}")
+        else:
+            self.values[name] = found
+
+    def choose(self, key: str, name: str, choices: Mapping[str, Any]) -> None:
+        """`put` for one of the words of a trainer, whatever their case."""
+        self.put(key, name, lambda value: choices.get(str(value).lower()))
+
+    def elsewhere(self, where: str, *keys: str) -> None:
+        """Say of keys that are there where the same is set in a workflow."""
+        found = [key for key in keys if self.take(key) is not None]
+        if found:
+            self.notes.append(f"{', '.join(found)}: {where}")
+
+    def unused(self, *keys: str) -> None:
+        """Take keys that make no difference to what is learned."""
+        for key in keys:
+            self.left.pop(key, None)
+
+    def schedule(self, name: Any, cycles: Any) -> None:
+        """A schedule by the word that most trainers have for it, with the number of its cycles."""
+        word = str(name).lower()
+        if word in ("cosine_with_restarts", "cosine_with_hard_restarts"):
+            self.values |= {"schedule": "cosine", "restarts": max(0, int(cycles or 1) - 1)}
+        elif word in ("constant", "constant_with_warmup"):
+            self.values["schedule"] = "constant"
+        elif word in ("cosine", "linear", "rex"):
+            self.values["schedule"] = word
+        else:
+            self.notes.append(f"the schedule {name}")
+
+    def arguments(self, given: Mapping[str, Any]) -> None:
+        """Arguments of the optimiser."""
+        rest = {name: value for name, value in given.items() if value not in OFF}
+        decay = rest.pop("weight_decay", None)
+        if decay is not None:
+            self.values["weight_decay"] = float(decay)
+        texts = {name: _argument(value) for name, value in rest.items()}
+        if texts:
+            self.values["optimiser_args"] = " ".join(f"{name}={text}" for name, text in texts.items())
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, cast("list[Any]", value)))
+    return "".join(str(value).split()).strip("()[]")
+
+
+def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config, the `text` of a request, is for Train LoRA / LyCORIS.
+
+    Gives `trainer`, `values` by the inputs' names in a prompt, and `notes` on what has no counterpart. Raises
+    LycorisError for a text that is no config of a trainer that is known.
+    """
+    table = _table(str(asked.get("text", "")))
+    known = discover(trainers.__name__)
+    for trainer in known:
+        found = trainer.config_of(table)
+        if found is None:
+            continue
+        config = Config(found)
+        trainer.read(config)
+        left = [f"{key} = {value}" for key, value in config.left.items() if value not in OFF]
+        named = places(inputs())
+        values = {named[name]: value for name, value in config.values.items()}
+        return {"trainer": trainer.NAME, "values": values, "notes": [*config.notes, *left]}
+    raise LycorisError(
+        "no trainer that is known has such settings",
+        got=", ".join(map(str, list(table)[:6])) or "an empty text",
+        expected=", ".join(f"{trainer.NAME} ({trainer.FORM})" for trainer in known),
+    )
+
+
+def _table(text: str) -> dict[str, Any]:
+    """The text as a table: JSON, TOML or YAML."""
+    for read in (json.loads, _toml, yaml.safe_load):
+        try:
+            found = read(text)
+        except (ValueError, yaml.YAMLError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return cast("dict[str, Any]", found)
+    raise LycorisError("the text is no config", expected="a table in TOML, YAML or JSON")
+
+
+def _toml(text: str) -> Any:
+    try:
+        toml: Any = importlib.import_module("tomllib")
+    except ImportError:
+        # Before Python 3.11 the same code is a package.
+        try:
+            toml = importlib.import_module("tomli")
+        except ImportError:
+            return None
+    return toml.loads(text)
+
+
+def flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of a table and of the tables in it, by their own names."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from flat(cast("dict[str, Any]", value))
+        else:
+            yield key, value
+
+
+def pairs(texts: Any) -> dict[str, str]:
+    """Settings that are given as texts such as `algo=lokr`."""
+    parts = (text.partition("=") for text in map(str, texts))
+    return {name: value for name, equals, value in parts if equals}

@@ -1,0 +1,80 @@
+"""ostris/ai-toolkit: a YAML with `config.process`, of which the first process counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config
+
+NAME, FORM = "ai-toolkit", "YAML with config.process"
+PARTS = ("network", "train", "save", "sample", "model")
+TIMES = {
+    "sigmoid": "logit-normal",
+    "linear": "uniform",
+    **dict.fromkeys(("shift", "flux_shift", "weighted", "lumina2_shift"), "auto"),
+}
+LOSSES = {"mse": "l2", "mae": "l1"}
+
+
+def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of a file of this trainer; None for others."""
+    inner = table.get("config")
+    processes = inner.get("process") if isinstance(inner, dict) else None
+    if not (isinstance(processes, list) and processes and isinstance(processes[0], dict)):
+        return None
+    process, given = cast("dict[str, Any]", processes[0]), cast("dict[str, Any]", inner)
+    found: dict[str, Any] = {"name": given.get("name")}
+    for part, value in process.items():
+        nested = part in PARTS and isinstance(value, dict)
+        found |= {f"{part}.{key}": one for key, one in value.items()} if nested else {part: value}
+    return found
+
+
+def read(config: Config) -> None:
+    config.choose("network.type", "algorithm", ALGORITHMS)
+    config.put("network.linear", "rank", int)
+    config.put("network.linear_alpha", "alpha", float)
+    config.put("train.lr", "learning_rate", float)
+    config.choose("train.optimizer", "optimiser", OPTIMISERS)
+    config.arguments(config.take("train.optimizer_params", {}))
+    if name := config.take("train.lr_scheduler"):
+        config.schedule(name, None)
+    config.put("train.steps", "steps", int)
+    config.put("train.batch_size", "batch_size", int)
+    for key in ("train.gradient_accumulation", "train.gradient_accumulation_steps"):
+        config.put(key, "accumulation", int)
+    config.put("train.max_grad_norm", "max_grad_norm", float)
+    config.choose("train.loss_type", "loss_type", LOSSES)
+    config.choose("train.timestep_type", "times", TIMES)
+    config.put("train.noise_offset", "noise_offset", float)
+    if (gamma := config.take("train.min_snr_gamma")) is not None:
+        config.values["weighting"] = "min-snr"
+        config.notes += [] if float(gamma) == 5 else [f"train.min_snr_gamma = {gamma}: 5 is used"]
+    config.choose("train.dtype", "precision", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
+    config.put("train.gradient_checkpointing", "checkpointing", lambda value: "on")
+    average = config.take("train.ema_config", {})
+    if average.get("use_ema"):
+        config.values["ema"] = float(average.get("ema_decay", 0.99))
+    config.put("save.save_every", "checkpoint_every", int)
+    config.choose("save.dtype", "dtype", DTYPES)
+    config.put("sample.sample_every", "sample_every", int)
+    config.put("sample.seed", "seed", int)
+    config.put("name", "filename_prefix", lambda name: f"loras/{name}")
+    if config.take("train.train_text_encoder"):
+        config.notes.append("train.train_text_encoder: link `clip` and `captions`")
+    datasets = config.take("datasets", [])
+    dropped = [one.get("caption_dropout_rate") for one in datasets if isinstance(one, dict)]
+    if dropped and dropped[0] is not None:
+        config.values["caption_dropout"] = float(dropped[0])
+    if datasets:
+        config.notes.append("datasets: set on LyCORIS Training Pictures")
+    config.elsewhere("set on LyCORIS Training Pictures", "trigger_word")
+    config.elsewhere("link the model", "model.name_or_path", "model.arch", "model.is_flux")
+    config.unused(
+        *("type", "training_folder", "device", "performance_log_every", "train.noise_scheduler", "logging"),
+        *("train.train_unet", "train.disable_sampling", "train.unload_text_encoder", "save.save_format"),
+        *("save.max_step_saves_to_keep", "save.push_to_hub", "model.quantize", "model.quantize_te", "meta"),
+        *("model.qtype", "model.qtype_te", "model.low_vram", "train.cache_text_embeddings", "sqlite_db_path"),
+    )
+    config.unused(*[key for key in config.left if key.startswith("sample.")])

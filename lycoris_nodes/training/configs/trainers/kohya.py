@@ -1,0 +1,117 @@
+"""kohya-ss/sd-scripts: a TOML whose sections have no meaning, with the names of its command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config, flat, pairs
+
+NAME, FORM = "kohya", "TOML with network_dim"
+GAMMA = 5.0
+"""The gamma of min-snr here."""
+TIMES = {"uniform": "uniform", "sigmoid": "logit-normal", "shift": "logit-normal", "flux_shift": "auto"}
+
+
+def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of a file of this trainer; None for others."""
+    found = dict(flat(table))
+    return found if found.keys() & {"network_dim", "network_module", "network_args"} else None
+
+
+def read(config: Config) -> None:
+    config.put("network_dim", "rank", int)
+    # Its default, which is not the rank.
+    config.values["alpha"] = float(config.take("network_alpha", 1))
+    module, more = str(config.take("network_module", "networks.lora")), pairs(config.take("network_args", ()))
+    kind = more.pop("algo", "locon") if module.startswith("lycoris") else module
+    found = ALGORITHMS.get(kind.lower())
+    if found is None:
+        config.notes.append(f"the kind {kind}")
+    else:
+        config.values["algorithm"] = found
+    if more.pop("dora_wd", "").lower() == "true":
+        config.values["dora"] = True
+    if ratio := more.pop("loraplus_lr_ratio", ""):
+        config.values["loraplus_ratio"] = float(ratio)
+    for name in ("rank_dropout", "module_dropout"):
+        if value := more.pop(name, ""):
+            config.values[name] = float(value)
+    config.notes += [f"network_args: {name}={value}" for name, value in more.items()]
+
+    config.put("learning_rate", "learning_rate", float)
+    config.put("unet_lr", "learning_rate", float)
+    config.put("text_encoder_lr", "text_learning_rate", _first)
+    config.choose("optimizer_type", "optimiser", OPTIMISERS)
+    config.arguments(pairs(config.take("optimizer_args", ())))
+    config.schedule(config.take("lr_scheduler", "constant"), config.take("lr_scheduler_num_cycles"))
+    # Without a warm-up its rate does not rise.
+    config.values["warmup"] = float(config.take("lr_warmup_steps", 0))
+    config.put("max_train_steps", "steps", int)
+    config.put("max_train_epochs", "epochs", int)
+    config.put("train_batch_size", "batch_size", int)
+    config.put("gradient_accumulation_steps", "accumulation", int)
+    config.put("max_grad_norm", "max_grad_norm", float)
+    config.put("seed", "seed", int)
+
+    gamma = config.take("min_snr_gamma")
+    if gamma is not None:
+        config.values["weighting"] = "min-snr"
+        if float(gamma) != GAMMA:
+            config.notes.append(f"min_snr_gamma = {gamma}: {GAMMA:g} is used")
+    if config.take("debiased_estimation_loss"):
+        config.values["weighting"] = "debiased"
+    config.put("noise_offset", "noise_offset", float)
+    config.choose("loss_type", "loss_type", {name: name for name in ("l1", "l2", "huber", "smooth_l1")})
+    config.put("huber_c", "huber_c", float)
+    config.choose("timestep_sampling", "times", TIMES)
+    config.put("discrete_flow_shift", "shift", float)
+
+    config.put("caption_dropout_rate", "caption_dropout", float)
+    config.put("scale_weight_norms", "max_weight_norm", float)
+    config.put("prior_loss_weight", "prior_weight", float)
+    config.choose("mixed_precision", "precision", {"bf16": "bf16", "fp16": "fp16", "no": "auto"})
+    config.put("gradient_checkpointing", "checkpointing", lambda value: "on")
+    config.put("save_every_n_steps", "checkpoint_every", int)
+    config.put("sample_every_n_steps", "sample_every", int)
+    config.put("output_name", "filename_prefix", lambda name: f"loras/{name}")
+    config.choose("save_precision", "dtype", DTYPES)
+
+    config.elsewhere("link the model", "pretrained_model_name_or_path", "vae", "clip_l", "t5xxl", "ae")
+    config.elsewhere(
+        "set on LyCORIS Training Pictures",
+        "train_data_dir",
+        "dataset_config",
+        "resolution",
+        "caption_extension",
+    )
+    config.elsewhere("link `regularisation_latents`", "reg_data_dir")
+    config.unused(
+        *(
+            "output_dir",
+            "logging_dir",
+            "log_with",
+            "log_prefix",
+            "xformers",
+            "sdpa",
+            "mem_eff_attn",
+            "lowram",
+        ),
+        *("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "no_half_vae"),
+        *("cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers", "highvram", "full_bf16"),
+        *("persistent_data_loader_workers", "save_model_as", "network_train_unet_only", "enable_bucket"),
+        *(
+            "min_bucket_reso",
+            "max_bucket_reso",
+            "bucket_reso_steps",
+            "bucket_no_upscale",
+            "save_last_n_steps",
+        ),
+        *("sample_sampler", "sample_prompts", "huggingface_repo_id", "fp8_base", "blocks_to_swap"),
+    )
+
+
+def _first(value: Any) -> float:
+    """The rate of the first text encoder, where several are given."""
+    rates = cast("list[Any]", value) if isinstance(value, list) else [value]
+    return float(rates[0])

@@ -1,0 +1,77 @@
+"""Nerogar/OneTrainer: a JSON of one table, and one for the optimiser in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config
+
+NAME, FORM = "OneTrainer", "JSON with training_method"
+WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
+TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
+PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
+FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
+
+
+def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of a file of this trainer; None for others."""
+    return dict(table) if table.keys() >= {"training_method", "learning_rate"} else None
+
+
+def read(config: Config) -> None:
+    config.choose("peft_type", "algorithm", ALGORITHMS)
+    config.put("lora_rank", "rank", int)
+    # Its default, which is not the rank.
+    config.values["alpha"] = float(config.take("lora_alpha", 1.0))
+    if config.take("lora_decompose"):
+        config.values["dora"] = True
+    config.put("learning_rate", "learning_rate", float)
+    optimiser = Config(config.take("optimizer", {}))
+    optimiser.choose("optimizer", "optimiser", OPTIMISERS)
+    betas = [optimiser.take(key) for key in ("beta1", "beta2")]
+    used = ("weight_decay", "eps", "momentum", "d_coef")
+    config.arguments(
+        {
+            **({"betas": betas} if None not in betas else {}),
+            **{key: optimiser.take(key) for key in used},
+        }
+    )
+    config.values |= optimiser.values
+    config.notes += optimiser.notes
+    if name := config.take("learning_rate_scheduler"):
+        config.schedule(name, config.take("learning_rate_cycles"))
+    config.put("learning_rate_warmup_steps", "warmup", float)
+    config.put("epochs", "epochs", int)
+    config.put("batch_size", "batch_size", int)
+    config.put("gradient_accumulation_steps", "accumulation", int)
+    config.put("clip_grad_norm", "max_grad_norm", float)
+    config.choose("loss_weight_fn", "weighting", WEIGHTINGS)
+    config.put("offset_noise_weight", "noise_offset", float)
+    config.choose("timestep_distribution", "times", TIMES)
+    config.put("timestep_shift", "shift", float)
+    config.put("dropout_probability", "input_dropout", float)
+    if str(config.take("ema", "OFF")).upper() != "OFF":
+        config.put("ema_decay", "ema", float)
+    config.unused("ema_decay", "ema_update_step_interval")
+    config.choose("train_dtype", "precision", PRECISIONS)
+    config.choose("output_dtype", "dtype", FILES)
+    config.put(
+        "gradient_checkpointing",
+        "checkpointing",
+        lambda value: "off" if str(value).upper() == "OFF" else "on",
+    )
+    config.put("seed", "seed", int)
+    config.elsewhere("link the model", "base_model_name", "model_type")
+    config.elsewhere(
+        "set on LyCORIS Training Pictures",
+        "concepts",
+        "concept_file_name",
+        "resolution",
+        "aspect_ratio_bucketing",
+    )
+    config.unused(
+        *("training_method", "__version", "workspace_dir", "cache_dir", "output_model_destination"),
+        *("output_model_format", "debug_dir", "tensorboard", "dataloader_threads", "train_device"),
+        *("temp_device", "samples", "sample_definition_file_name", "latent_caching", "only_cache"),
+    )

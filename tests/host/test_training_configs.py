@@ -1,0 +1,185 @@
+"""Configs of other trainers as settings of Train LoRA / LyCORIS."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hosting import Host
+
+pytestmark = pytest.mark.host
+
+KOHYA = """
+[network]
+network_module = "lycoris.kohya"
+network_dim = 32
+network_args = ["algo=lokr", "factor=8", "dora_wd=True", "loraplus_lr_ratio=16"]
+[train]
+pretrained_model_name_or_path = "sdxl.safetensors"
+train_data_dir = "img"
+learning_rate = 5e-5
+unet_lr = 2e-4
+text_encoder_lr = [1e-5, 2e-5]
+optimizer_type = "AdamW8bit"
+optimizer_args = ["weight_decay=0.05", "betas=0.9, 0.99"]
+lr_scheduler = "cosine_with_restarts"
+lr_scheduler_num_cycles = 3
+lr_warmup_steps = 100
+max_train_epochs = 10
+train_batch_size = 2
+min_snr_gamma = 5
+loss_type = "huber"
+mixed_precision = "bf16"
+gradient_checkpointing = true
+save_precision = "fp16"
+output_name = "cat"
+xformers = true
+keep_tokens = 1
+"""
+AI_TOOLKIT = """
+job: extension
+config:
+  name: dog
+  process:
+    - type: sd_trainer
+      network: {type: lora, linear: 16, linear_alpha: 8}
+      save: {dtype: float16, save_every: 250}
+      datasets: [{folder_path: /pictures, caption_dropout_rate: 0.05, resolution: [512, 768]}]
+      train:
+        batch_size: 1
+        steps: 2000
+        lr: 1e-4
+        optimizer: adamw8bit
+        optimizer_params: {weight_decay: 1e-4}
+        timestep_type: sigmoid
+        dtype: bf16
+        gradient_checkpointing: true
+        ema_config: {use_ema: true, ema_decay: 0.99}
+        do_differential_guidance: true
+      model: {name_or_path: black-forest-labs/FLUX.1-dev, quantize: true}
+      sample: {sample_every: 250, prompts: [a dog]}
+"""
+ONETRAINER = json.dumps(
+    {
+        "__version": 6,
+        "training_method": "LORA",
+        "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+        "learning_rate": 0.0003,
+        "learning_rate_scheduler": "REX",
+        "learning_rate_warmup_steps": 200,
+        "epochs": 100,
+        "batch_size": 4,
+        "peft_type": "LOHA",
+        "lora_rank": 8,
+        "lora_decompose": True,
+        "optimizer": {
+            "optimizer": "PRODIGY",
+            "beta1": 0.9,
+            "beta2": 0.99,
+            "weight_decay": 0.01,
+            "d_coef": 2.0,
+        },
+        "loss_weight_fn": "DEBIASED_ESTIMATION",
+        "timestep_distribution": "LOGIT_NORMAL",
+        "ema": "CPU",
+        "ema_decay": 0.999,
+        "train_dtype": "BFLOAT_16",
+        "layer_filter": "attn",
+    }
+)
+WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "kohya": (
+        KOHYA,
+        {
+            "algorithm": "lokr",
+            "rank": 32,
+            "layers.alpha": 1.0,
+            "layers.dora": True,
+            "learning_rate": 2e-4,
+            "optimisation.text_learning_rate": 1e-5,
+            "optimisation.optimiser": "adamw8bit",
+            "optimisation.weight_decay": 0.05,
+            "optimisation.optimiser_args": "betas=0.9,0.99",
+            "optimisation.loraplus_ratio": 16.0,
+            "optimisation.schedule": "cosine",
+            "optimisation.restarts": 2,
+            "optimisation.warmup": 100.0,
+            "optimisation.epochs": 10,
+            "optimisation.batch_size": 2,
+            "noise.weighting": "min-snr",
+            "noise.loss_type": "huber",
+            "speed.precision": "bf16",
+            "speed.checkpointing": "on",
+            "output.dtype": "float16",
+            "filename_prefix": "loras/cat",
+        },
+        ("network_args: factor=8", "keep_tokens = 1", "pretrained_model_name_or_path: link the model"),
+    ),
+    "ai-toolkit": (
+        AI_TOOLKIT,
+        {
+            "algorithm": "lora",
+            "rank": 16,
+            "layers.alpha": 8.0,
+            "steps": 2000,
+            "learning_rate": 1e-4,
+            "optimisation.optimiser": "adamw8bit",
+            "optimisation.weight_decay": 1e-4,
+            "optimisation.batch_size": 1,
+            "noise.times": "logit-normal",
+            "speed.precision": "bf16",
+            "speed.checkpointing": "on",
+            "regularisation.ema": 0.99,
+            "output.checkpoint_every": 250,
+            "output.dtype": "float16",
+            "output.sample_every": 250,
+            "filename_prefix": "loras/dog",
+            "regularisation.caption_dropout": 0.05,
+        },
+        ("train.do_differential_guidance = True", "model.name_or_path: link the model"),
+    ),
+    "OneTrainer": (
+        ONETRAINER,
+        {
+            "algorithm": "loha",
+            "rank": 8,
+            "layers.alpha": 1.0,
+            "layers.dora": True,
+            "learning_rate": 3e-4,
+            "optimisation.optimiser": "prodigy",
+            "optimisation.schedule": "rex",
+            "optimisation.optimiser_args": "betas=0.9,0.99 d_coef=2.0",
+            "optimisation.weight_decay": 0.01,
+            "optimisation.warmup": 200.0,
+            "optimisation.epochs": 100,
+            "optimisation.batch_size": 4,
+            "noise.weighting": "debiased",
+            "noise.times": "logit-normal",
+            "regularisation.ema": 0.999,
+            "speed.precision": "bf16",
+        },
+        ("layer_filter = attn", "model_type: link the model"),
+    ),
+}
+
+
+@pytest.mark.parametrize("trainer", WANTED)
+def test_a_config_becomes_values_that_the_node_takes(host: Host, trainer: str) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    text, values, notes = WANTED[trainer]
+    found = configs.translated({"text": text})
+    assert (found["trainer"], found["values"]) == (trainer, values)
+    assert set(notes) <= set(found["notes"])
+    schema = host.module("lycoris_nodes.training.node.schema")
+    # The node takes each of them as it is.
+    literals = host.module("lycoris_nodes.schema.checks").literals
+    taken = literals(schema.inputs(), found["values"])
+    assert all(taken[name.rpartition(".")[2]] == value for name, value in found["values"].items())
+
+
+@pytest.mark.parametrize("text", ["", "{", "a: [", "[1, 2]", "just words", '{"steps": 3}'])
+def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    with pytest.raises(host.ops.LycorisError, match=r"no config|no trainer"):
+        configs.translated({"text": text})
