@@ -98,12 +98,12 @@ def defaults(node: Any) -> dict[str, Any]:
     return {one.id: one.default for one in inputs}
 
 
-def run(node: Any, given: dict[str, Any]) -> None:
-    """Run a node as the host does where it takes lists."""
+def run(node: Any, given: dict[str, Any]) -> Any:
+    """Run a node as the host does where it takes lists; what it gives."""
     many = ("latents", "positive")
     lists = {name: value if name in many else [value] for name, value in given.items()}
     with torch.inference_mode():
-        node.execute(**grouped(node, lists))
+        return node.execute(**grouped(node, lists))
 
 
 def ours(nodes: Any, model: Any, case: Case, steps: int, *, alone: bool = False) -> None:

@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 
 from .curves import ALIKE, Entry, entries, loss_at, reached
+from .graph.page import section
+from .graph.rows import read as read_graph
 from .method import MORE_BATCHES, PROBE_BATCHES
 from .methods.planned import AUTO
 from .results import Results
 from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS, pairs
+from .tables import count, table
 from .task import digest
 from .times import REFERENCE, Time, Times
 from .times import read as read_times
@@ -111,15 +114,6 @@ def of_steps(length: str) -> str:
     for task in TASKS:
         names.setdefault(task.steps[length], []).append(task.name)
     return " or ".join(f"{steps} ({', '.join(group)})" for steps, group in names.items())
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def count(numbers: float) -> str:
-    return f"{numbers / 1000:.1f} k" if numbers < 1e5 else f"{numbers / 1000:.0f} k"
 
 
 def by_method(found: Iterable[Entry]) -> dict[str, list[Entry]]:
@@ -348,7 +342,7 @@ def main() -> None:
         processors=" and ".join(sorted({time.machine for time in times.values()})),
         **lengths,
     )
-    parts = [about, OVERVIEW, overview(groups, untuned)]
+    parts = [about, OVERVIEW, overview(groups, untuned), section(read_graph())]
     part = ""
     for (task, length), methods in groups.items():
         if (title := PARTS[untuned[task]]) != part:
