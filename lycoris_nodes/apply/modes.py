@@ -18,6 +18,7 @@ from ...lycoris_ops import (
     bypass_refusal,
     few,
     geometry_of,
+    number_of,
     paragraph,
 )
 from ..host.patching import enlarged_by_patches, merge_loss, merges_in_every_pass
@@ -46,6 +47,8 @@ class Choice:
     """Module path, which is the key of a weight or bias without its last part, to the plan of the module."""
     tokens: dict[str, Tokens] = field(default_factory=dict)
     """Module path to what its tokens are, of the bypassed modules whose strength differs over places."""
+    unmasked: list[str] = field(default_factory=list[str])
+    """Module paths of layers that act at all places although they have a mask."""
     why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """("merged", "bypassed", "left out" or "unmasked", the reason) to module paths; no reason, "", where the
     user chose the mode."""
@@ -75,8 +78,10 @@ def choose(
     tokens = tokens_by_path(shapes) if any(map(_is_placed, layers.values())) else {}
     for path, met in layers.items():
         kind = tokens.get(path, "text")
-        if not tokens and _is_masked(met):
+        masked = _is_masked(met)
+        if not tokens and masked:
             choice.why.setdefault(("unmasked", UNKNOWN), []).append(path)
+            choice.unmasked.append(path)
         if kind == "text":
             met = {key: _at_no_place(found, whole=not tokens) for key, found in met.items()}
             if not any(met.values()):
@@ -92,6 +97,8 @@ def choose(
         if plan is None:
             constant = {key: [(entry, match.constant()) for entry, match in met[key]] for key in met}
             choice.merged.update(constant if live else met)
+            if placed and masked and tokens:
+                choice.unmasked.append(path)
         else:
             choice.bypassed[path] = plan
             if plan.placed:
@@ -135,6 +142,12 @@ def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequen
         factors = match.where.factors if match.where is not None else None
         found.append((entry, match._replace(where=None if factors is None else Where(factors=factors))))
     return found
+
+
+def without_mask(choices: Sequence[Choice]) -> str:
+    """A sentence on the layers that act at all places although they have a mask; "" for none."""
+    count = sum(len(choice.unmasked) for choice in choices)
+    return f"The mask has no effect on {number_of(count, 'layer')}." if count else ""
 
 
 def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:

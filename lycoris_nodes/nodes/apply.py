@@ -7,7 +7,7 @@ from typing import Any
 
 from ...lycoris_ops import Stack, describe, resolve, verdict
 from ..apply.bypass import add_bypass
-from ..apply.modes import Choice, Mode, choose, describe_choice
+from ..apply.modes import Choice, Mode, choose, describe_choice, without_mask
 from ..apply.patch import build_patches
 from ..host.page import io
 from ..host.passes import forget_between_samplings
@@ -90,9 +90,10 @@ class LycorisApplyStack(io.ComfyNode):
         pairs = resolution.pairs()
         choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]
         results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
-        chosen = describe_choice(mode, choices)
+        chosen, unmasked = describe_choice(mode, choices), without_mask(choices)
         whole, brief = (
-            "\n\n".join(filter(None, (describe(resolution, whole=whole), chosen))) for whole in (True, False)
+            "\n\n".join(filter(None, (unmasked, describe(resolution, whole=whole), chosen)))
+            for whole in (True, False)
         )
         if not connected:
             whole = brief = NOTHING_CHANGED
@@ -101,7 +102,7 @@ class LycorisApplyStack(io.ComfyNode):
             *([None] if clip is None else []),
             report=whole,
             brief=brief,
-            state=verdict(resolution)[0],
+            state="partly" if unmasked else verdict(resolution)[0],
         )
 
 

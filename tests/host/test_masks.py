@@ -416,6 +416,7 @@ def test_a_model_whose_places_are_not_known_is_left_whole(host: Host) -> None:
     base = Patched(patcher(model), None)
     stack = stack_for(host, model, ("lora",))
     found = host.apply(base, masked(host, stack), clip=False)
+    assert found.report.startswith(f"The mask has no effect on {len(found.patches)} layers.")
     assert "unmasked: its strength is the same at all places" in found.report
     assert not found.model.get_injections("lycoris_bypass")
     assert len(found.patches) == len(host.apply(base, stack, clip=False).patches)
