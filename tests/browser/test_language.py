@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.page import building
+from tests.harness.templates import SMALL, TRAIN, ready, template
 
 if TYPE_CHECKING:
     from tests.harness.page import Ui
 
 pytestmark = pytest.mark.browser
+
+INSPECT = "04 Inspect LoRA and LyCORIS files"
 
 BUILD = building(
     "rows",
@@ -71,6 +74,13 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
         if found := english(ui, selector):
             left[selector] = found
 
+    # Rare inputs that a workflow links too.
+    ui.load(template(TRAIN))
+    ui.drawn(vue_nodes)
+    inputs = "app.graph.nodes.find(node => node.type === 'LycorisTrain').inputs"
+    said = page.evaluate(f"{inputs}.map(input => input.label ?? input.localized_name)")
+    assert [text for text in said if re.search("[a-z]{3}", NAMES.sub("", text))] == []
+
     rows = [
         {"file": "loha.safetensors", "rules": "nowhere = 0.5"},
         {"file": "missing.safetensors", "strength_model": "1/3", "strength_clip": 1},
@@ -125,4 +135,15 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
     look(".lycoris-report .first")
     look(".lycoris-report summary")
     screenshot(f"chinese-report-{kind}")
+
+    ui.load_template(ready(INSPECT, ui.server.object_info(), SMALL))
+    ui.drawn(vue_nodes)
+    ui.run()
+    drawing = page.locator(".lycoris-drawing svg").filter(visible=True)
+    drawing.wait_for()
+    charts = [
+        text for text in drawing.locator("text").all_text_contents() if re.search(" (of|the|each) ", text)
+    ]
+    assert charts == []
+    screenshot(f"chinese-inspect-{kind}")
     assert left == {}

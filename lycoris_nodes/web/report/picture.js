@@ -1,13 +1,25 @@
 // The drawing of a report: in the colours of the page, and large after a click.
 
 import { make } from "../elements.js"
-import { t } from "../language.js"
+import { t, told } from "../language.js"
 
 /**
  * @param {string} svg
  * @returns {Element}
  */
-const drawingOf = (svg) => new DOMParser().parseFromString(svg, "image/svg+xml").documentElement
+function drawingOf(svg) {
+  const drawing = new DOMParser().parseFromString(svg, "image/svg+xml").documentElement
+  for (const text of drawing.querySelectorAll("text")) {
+    const words = text.lastChild
+    if (!(words instanceof Text)) continue
+    const own = told(words.data)
+    if (own === words.data) continue
+    words.data = own
+    // That of the English.
+    text.removeAttribute("textLength")
+  }
+  return drawing
+}
 
 /** @param {string} svg */
 function showLarge(svg) {

@@ -31,6 +31,11 @@ export function foldInputs(node) {
   }
   const kept = folded.get(node) ?? []
   const inputs = /** @type {any[]} */ (node.inputs)
+  // A workflow that was loaded has names alone for inputs that the node did not have at the time.
+  for (const { name, localized_name: shown } of kept) {
+    const input = inputs.find((one) => one.name === name)
+    if (input && shown) input.localized_name = shown
+  }
   if (node.showAdvanced) {
     heights.set(node, node.size[1])
     const missing = kept.filter(({ name }) => !inputs.some((input) => input.name === name))
