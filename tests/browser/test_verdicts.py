@@ -44,6 +44,23 @@ def page_of_a_site(base: Path) -> Iterator[str]:
     path.unlink()
 
 
+CONTRAST = """selector => {
+    const first = document.querySelector(selector)
+    const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true})
+    const light = colour => {
+        context.fillStyle = colour
+        context.fillRect(0, 0, 1, 1)
+        const [red, green, blue] = [...context.getImageData(0, 0, 1, 1).data]
+            .map(part => ((part / 255 + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+    }
+    const words = light(getComputedStyle(first).color)
+    const behind = light(getComputedStyle(first.closest(".lycoris-report")).backgroundColor)
+    return Math.max(words, behind) / Math.min(words, behind)
+}"""
+"""How much lighter the brighter of words and what is behind them is, as WCAG counts it."""
+
+
 @pytest.mark.every_front_end
 def test_nodes_run_alone_and_their_verdicts_stay(
     ui: Ui, vue: bool, page_of_a_site: str, screenshot: Callable[[str], None]
@@ -68,6 +85,10 @@ def test_nodes_run_alone_and_their_verdicts_stay(
     assert said["LycorisMergeAdapters"][:2] == ["nothing", "Nothing was merged: no stack arrived."]
     assert said["LycorisExtractAdapter"][:2] == ["nothing", "Nothing was extracted: no models are chosen."]
     screenshot(f"verdicts-{'vue' if vue else 'canvas'}")
+    for palette in ("light", "dark"):
+        page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        page.wait_for_timeout(500)
+        assert page.evaluate(CONTRAST, ".lycoris-report[data-state=partly] .first") > 4.5
     first_tab = ui.serialized()
 
     # An error: what is wrong, what to do, and the details folded. It stays too.
@@ -83,6 +104,7 @@ def test_nodes_run_alone_and_their_verdicts_stay(
         "Download it again; a login may be needed.",
         "details",
     ]
+    assert page.evaluate(CONTRAST, ".lycoris-report[data-state=error] .first") > 4.5
     screenshot(f"verdicts-error-{'vue' if vue else 'canvas'}")
     second_tab = {**ui.serialized(), "id": str(uuid4())}
 
