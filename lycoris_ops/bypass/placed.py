@@ -115,6 +115,11 @@ class PlacedPlan:
         if bound.thin:
             factors = self._factors(where, y, compute_dtype(y.dtype))
             return bound.beside(x, y, strengths, factors if self.geometry.kernel else factors.reshape(-1, 1))
+        if not (self.geometry.kernel or bound.biases):
+            # A change is linear in x, token by token: exact where the factor is 0 or 1.
+            return bound.beside(
+                (x * self._factors(where, x, compute_dtype(x.dtype))).to(x.dtype), y, strengths
+            )
         return torch.lerp(y, bound.beside(x, y.clone(), strengths), self._factors(where, y))
 
     def _factors(self, where: Where, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
