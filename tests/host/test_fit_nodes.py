@@ -175,7 +175,13 @@ UNSAID = (
     "LycorisTrain",
 )
 """Nodes that do their work without a stack."""
-HANDING = ("LycorisWeightBlocks", "LycorisSchedule", "LycorisCombineStacks")
+HANDING = (
+    "LycorisWeightBlocks",
+    "LycorisSchedule",
+    "LycorisCombineStacks",
+    "LycorisMask",
+    "LycorisStrengthGrid",
+)
 """Nodes that hand on an empty stack, of which the next node says that it is empty."""
 
 
@@ -185,6 +191,8 @@ def test_every_node_says_plainly_that_no_stack_arrived(host: Host, plain: Patche
         "LycorisSaveCheckpoint": {"base": "checkpoints/base.safetensors"},
         "LycorisMergeAdapters": {"method": {"method": "sum"}},
         "LycorisSchedule": {"curve": "constant"},
+        "LycorisMask": {"mask": torch.ones(1, 8, 8)},
+        "LycorisStrengthGrid": {"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "values": "0, 1"},
     }
     package = host.pack.__name__
     taking = {

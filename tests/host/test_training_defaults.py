@@ -1,4 +1,7 @@
-"""Short trainings with all defaults, of tiny models of every architecture that the host can train."""
+"""Short trainings with all defaults, of tiny models of every architecture that the host can train.
+
+Most architectures are in `make soak`.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,13 @@ from tests.harness.inputs import INPUTS
 pytestmark = pytest.mark.host
 
 STEPS, ROWS, DRAWS = 25, 2, 8
+ALWAYS = ("SD1.5", "Flux 1", "Wan 2.1 t2v", "Qwen-Image", "Z-Image", "LTX-Video")
 
 
-@pytest.mark.parametrize("architecture", INPUTS)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.soak) for name in INPUTS],
+)
 def test_the_usual_rate_lowers_the_loss(host: Host, architecture: str) -> None:
     """At fixed noise, after few steps with the rate, rank, layers and times that are usual for the model."""
     if not zoo.supported(architecture):
