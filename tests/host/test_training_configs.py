@@ -183,3 +183,27 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
     configs = host.module("lycoris_nodes.training.configs.config")
     with pytest.raises(host.ops.LycorisError, match=r"no config|no trainer"):
         configs.translated({"text": text})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "network_dim = 'much'",
+        "network_dim = 4\nnetwork_args = 3",
+        "config: {process: [{train: {ema_config: [1]}}]}",
+        '{"training_method": "LORA", "learning_rate": 1, "optimizer": "ADAMW"}',
+    ],
+)
+def test_values_of_another_form_are_refused(host: Host, text: str) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    with pytest.raises(host.ops.LycorisError, match="another form"):
+        configs.translated({"text": text})
+
+
+def test_arguments_may_be_one_text(host: Host) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    found = configs.translated(
+        {"text": 'network_dim = 4\noptimizer_args = "weight_decay=0.1 betas=0.9,0.95"'}
+    )
+    assert found["values"]["optimisation.weight_decay"] == 0.1
+    assert found["values"]["optimisation.optimiser_args"] == "betas=0.9,0.95"

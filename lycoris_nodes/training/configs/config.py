@@ -129,7 +129,14 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         if found is None:
             continue
         config = Config(found)
-        trainer.read(config)
+        try:
+            trainer.read(config)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise LycorisError(
+                "a setting has a value of another form than its trainer's",
+                got=f"{type(error).__name__}: {error}",
+                expected=f"a config of {trainer.NAME}",
+            ) from error
         left = [f"{key} = {value}" for key, value in config.left.items() if value not in OFF]
         named = places(inputs())
         values = {named[name]: value for name, value in config.values.items()}
@@ -175,6 +182,6 @@ def flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def pairs(texts: Any) -> dict[str, str]:
-    """Settings that are given as texts such as `algo=lokr`."""
-    parts = (text.partition("=") for text in map(str, texts))
+    """Settings that are given as texts such as `algo=lokr`: a list of them, or one text."""
+    parts = (text.partition("=") for text in (texts.split() if isinstance(texts, str) else map(str, texts)))
     return {name: value for name, equals, value in parts if equals}
