@@ -11,6 +11,7 @@ import yaml
 
 from ....lycoris_ops import LycorisError, discover
 from ...schema.checks import places
+from ..data.targets import GAMMA
 from ..node.schema import inputs
 from . import trainers
 
@@ -98,6 +99,15 @@ class Config:
             self.values["schedule"] = word
         else:
             self.notes.append(f"the schedule {name}")
+
+    def min_snr(self, key: str) -> None:
+        """The weighting min-snr, whose gamma is a constant here."""
+        gamma = self.take(key)
+        if gamma is None:
+            return
+        self.values["weighting"] = "min-snr"
+        if float(gamma) != GAMMA:
+            self.notes.append(f"{key} = {gamma}: {GAMMA:g} is used")
 
     def arguments(self, given: Mapping[str, Any]) -> None:
         """Arguments of the optimiser."""

@@ -48,9 +48,7 @@ def read(config: Config) -> None:
     config.choose("train.loss_type", "loss_type", LOSSES)
     config.choose("train.timestep_type", "times", TIMES)
     config.put("train.noise_offset", "noise_offset", float)
-    if (gamma := config.take("train.min_snr_gamma")) is not None:
-        config.values["weighting"] = "min-snr"
-        config.notes += [] if float(gamma) == 5 else [f"train.min_snr_gamma = {gamma}: 5 is used"]
+    config.min_snr("train.min_snr_gamma")
     config.choose("train.dtype", "precision", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
     config.put("train.gradient_checkpointing", "checkpointing", lambda value: "on")
     average = config.take("train.ema_config", {})

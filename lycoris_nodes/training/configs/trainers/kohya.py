@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from ...data.losses import LOSSES
 from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config, flat, pairs
 
 NAME, FORM = "kohya", "TOML with network_dim"
-GAMMA = 5.0
-"""The gamma of min-snr here."""
 TIMES = {"uniform": "uniform", "sigmoid": "logit-normal", "shift": "logit-normal", "flux_shift": "auto"}
 
 
@@ -54,15 +53,11 @@ def read(config: Config) -> None:
     config.put("max_grad_norm", "max_grad_norm", float)
     config.put("seed", "seed", int)
 
-    gamma = config.take("min_snr_gamma")
-    if gamma is not None:
-        config.values["weighting"] = "min-snr"
-        if float(gamma) != GAMMA:
-            config.notes.append(f"min_snr_gamma = {gamma}: {GAMMA:g} is used")
+    config.min_snr("min_snr_gamma")
     if config.take("debiased_estimation_loss"):
         config.values["weighting"] = "debiased"
     config.put("noise_offset", "noise_offset", float)
-    config.choose("loss_type", "loss_type", {name: name for name in ("l1", "l2", "huber", "smooth_l1")})
+    config.choose("loss_type", "loss_type", {name: name for name in LOSSES})
     config.put("huber_c", "huber_c", float)
     config.choose("timestep_sampling", "times", TIMES)
     config.put("discrete_flow_shift", "shift", float)
