@@ -31,10 +31,11 @@ CLIMB = 4
 would be shorter."""
 SPARE = 1
 """For how many heats beside one of each kind there is room: for rates that are far off."""
-AS_GOOD = 0.8
-"""A rate above an entrant's own is not taken where the loss falls by this share of its fall at the next lower
-one. As long as a rate is too low, the loss falls in proportion to it; one that is saturated in a
-short training is too high for a long one."""
+AS_GOOD, NEAR = 0.8, 1.1
+"""A rate above an entrant's own is not taken where the next lower one has this share of its fall, and at most
+so many times its loss. As long as a rate is too low, the loss falls in proportion to it; one that saturates
+in a short training is too high for a long one. Near zero the share says nothing, since nearly all of the loss
+has fallen at both."""
 VALIDATED = 0.5
 """What a pass of a held-out batch costs, in steps of one batch: a step goes forth and back."""
 
@@ -307,10 +308,11 @@ class _Race:
         """The best heat of an entrant. A rate above its own has to be much better than the next lower one."""
         place = min(climb, key=lambda place: climb[place].loss)
         lower = max((other for other in climb if 0 <= other < place), default=None)
-        fallen = self.start - climb[place].loss
-        if lower is not None and self.start - climb[lower].loss >= AS_GOOD * fallen:
-            return climb[lower]
-        return climb[place]
+        if lower is None:
+            return climb[place]
+        best, below = climb[place], climb[lower]
+        saturated = self.start - below.loss >= AS_GOOD * (self.start - best.loss)
+        return below if saturated and below.loss <= NEAR * best.loss else best
 
     def _heat(self, entrant: Entrant, lr: float, steps: int) -> Heat:
         loss, parameters = self._trained(entrant, lr, steps)

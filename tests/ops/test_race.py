@@ -98,6 +98,25 @@ def test_a_rate_that_is_far_off_is_corrected(first: float) -> None:
     assert found.winner and found.winner.loss < 0.5 * found.start
 
 
+@pytest.mark.parametrize("floor", [0.0, 10.0])
+def test_a_higher_rate_has_to_be_worth_it(floor: float) -> None:
+    torch.manual_seed(3)
+    module, teacher = nn.Linear(12, 1), nn.Linear(12, 1, bias=False)
+    batches = [(x, teacher(x).detach() + module.bias.detach()) for x, _ in BATCHES]
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return floor + nn.functional.mse_loss(module(batch[0]), batch[1])
+
+    entrant = lyc.Entrant("rank 1", lambda: lyc.create_lycoris(module, rank=1, seed=0), 1e-2)
+    found = lyc.race([entrant], batches, batches[:2], loss, OPTIONS, steps=300, share=2.0)
+    falls = {heat.lr: (found.start - heat.loss) / (found.start - floor) for heat in found.heats}
+    best = max(falls, key=lambda lr: falls[lr])
+    lower = max(lr for lr in falls if lr < best)
+    # Nearly all that can fall has fallen at both rates, and where nothing is below it the rest decides.
+    assert falls[lower] > 0.8 and 1 - falls[lower] > 2 * (1 - falls[best])
+    assert found.lr == (lower if floor else best)
+
+
 @pytest.mark.parametrize("share", [0.03, 0.1, 0.2, 0.35, 0.6])
 def test_the_budget_is_never_exceeded(share: float) -> None:
     loss, told = Loss(), list[lyc.RaceStep]()
