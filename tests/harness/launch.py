@@ -33,8 +33,8 @@ from typing import Any, NoReturn
 PACK = "lycoris-nodes"
 """The pack's folder in the host."""
 MODEL_FOLDERS = ("checkpoints", "loras", "diffusion_models", "text_encoders", "vae")
-START_TIMEOUT = 180
-"""Seconds."""
+SILENCE = 300
+"""Seconds without a new word in its log, after which a host that starts is given up."""
 Progress = Callable[[str, int, int], None]
 Started = Callable[[str], None]
 Preview = Callable[[bytes], None]
@@ -287,10 +287,12 @@ class Server:
         return run
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline:
+        heard, written = time.monotonic(), 0
+        while time.monotonic() < heard + SILENCE:
             if not self.running():
                 raise RuntimeError(f"The host ended while it started; its log ends:\n{self.tail()}")
+            if (size := self.log.stat().st_size) != written:
+                heard, written = time.monotonic(), size
             try:
                 self.get("/system_stats")
             except (urllib.error.URLError, ConnectionError, TimeoutError):
@@ -300,7 +302,9 @@ class Server:
             if "(IMPORT FAILED)" in self.log.read_text(encoding="utf-8", errors="replace"):
                 raise RuntimeError(f"The host could not import the pack; its log:\n{self.tail(200)}")
             return
-        raise TimeoutError(f"The host did not answer in {START_TIMEOUT} s; its log ends:\n{self.tail()}")
+        raise TimeoutError(
+            f"The host neither answered nor wrote to its log for {SILENCE} s; it ends:\n{self.tail()}"
+        )
 
     def _stop(self) -> None:
         if self._process is None:

@@ -5,7 +5,7 @@
 Both are made of the last commit. comfy-cli validates the pack; its archive must hold what ComfyUI needs and
 nothing else, and the templates are run from it, unpacked. The wheel is put into an empty environment, where
 its command answers and pyright and mypy check a user's script. With its extras the library's tests run that
-need no other package. With `--publish` placeholders in pyproject.toml are refused; without it they are named.
+need no other package. Placeholders in pyproject.toml are named, and with `--publish` refused at once.
 """
 
 from __future__ import annotations
@@ -71,16 +71,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check what is published.")
     parser.add_argument("--publish", action="store_true", help="refuse placeholders")
     options = parser.parse_args()
+    left = placeholders((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    if left and options.publish:
+        sys.exit(refusal(left))
     make_tools()
     make_source()
     check_facts()
     check_pack()
     check_library()
-    left = placeholders()
     for line in left:
         print(f"still a placeholder: {line}")
-    if left and options.publish:
-        sys.exit("Put the publisher's own in their place in pyproject.toml")
     print("The pack and the library can be published" + (" once these are filled in" if left else ""))
 
 
@@ -144,9 +144,19 @@ def last(told: str) -> str:
     return told.rstrip().rpartition("\n")[2].strip("= ")
 
 
-def placeholders() -> list[str]:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if any(mark in line for mark in PLACEHOLDERS)]
+def placeholders(settings: str) -> list[str]:
+    """The lines that still have no publisher's own."""
+    return [line for line in settings.splitlines() if any(mark in line for mark in PLACEHOLDERS)]
+
+
+def refusal(left: list[str]) -> str:
+    return "\n".join(
+        [
+            "Nothing was made: in pyproject.toml these lines hold placeholders.",
+            *(f"    {line}" for line in left),
+            "Put the publisher's id on ComfyUI's registry and the repository's address in their place.",
+        ]
+    )
 
 
 if __name__ == "__main__":
