@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -15,22 +17,17 @@ from torch import Tensor
 
 from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located, number_of
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
+from ..files.model_file import ModelFile
 from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
-from ..files.tensor_file import TensorInfo
-from ..files.writing import (
-    Progress,
-    check_free,
-    check_other,
-    metadata_of,
-    new_files,
-    safetensors_path,
-)
+from ..files.tensor_file import TensorInfo, open_file
+from ..files.writing import Progress, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from ..patch import patch_
 from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack
+from .destination import Destination, destination_of
 
 COPY_BYTES = 4 << 20
 """The most bytes copied at once. It is also the step of the progress."""
@@ -72,11 +69,12 @@ def merge_checkpoint(
 ) -> MergeResult:
     """Write the base checkpoint with the stack merged into it: W + sum of strength * delta.
 
-    The base is streamed: at most one of its weights is in memory at a time, and adapter layers are
-    read as they are needed. With `dtype` None every tensor keeps its dtype: merged weights are one
-    rounding away from the exact sum, and all other tensors are copied byte by byte. A float dtype converts
-    every float tensor of the file. The base's metadata is kept, `metadata` is added, and the recipe
-    is recorded. The file appears under its name only when it is complete. It may replace an earlier file
+    The base is a safetensors file, the index of a model in several, or the folder of either; see
+    `destination_of` for what is written from each. It is streamed: at most one of its weights is in memory at
+    a time, and adapter layers are read as they are needed. With `dtype` None every tensor keeps its dtype:
+    merged weights are one rounding away from the exact sum, and all other tensors are copied byte by byte. A
+    float dtype converts every float tensor. The base's metadata is kept, `metadata` is added, and the recipe
+    is recorded. The files appear under their names only when they are complete. They may replace earlier ones
     unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
@@ -89,16 +87,14 @@ def merge_checkpoint(
     be written.
     """
     stack.check_constant("be merged into a file")
-    base = SafetensorsFile.of_model(base_path)
-    out = safetensors_path(out_path)
-    check_other(out, base.path)
-    if not overwrite:
-        check_free(out)
+    base = ModelFile.open(base_path)
+    destination = destination_of(base, out_path)
+    destination.check(base, overwrite=overwrite)
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
     shapes |= {key: weight.shape for key, weight in quantised.items()}
     resolution = resolve(stack, shapes, absent_because="the file does not hold it")
-    merge = _Merge(base, resolution.pairs(), quantised, codec)
+    merge = _Merge(base, destination, resolution.pairs(), quantised, codec)
     # Before the check of shapes: packed data have another shape than their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
@@ -106,41 +102,69 @@ def merge_checkpoint(
         merge.check_known(key)
     resolution.check(strict=strict)
     tensors = merge.outputs(dtype)
-    added = metadata_of(base.metadata, metadata or {}, _recipe(base, stack), "base_recipe")
-    header = encode_header(tensors, added)
-    size = done = len(header)
-    size += sum(info.end - info.start for info in tensors.values())
-    with new_files([out], size, overwrite=overwrite) as (file,), base.data() as data:
-        file.write(header)
+    heads = [
+        encode_header(
+            {name: tensors[name] for name in destination.names_in(place)},
+            metadata_of(shard.metadata, metadata or {}, _recipe(base, stack), "base_recipe"),
+        )
+        for place, shard in zip(range(len(destination.weights)), base.shards, strict=False)
+    ]
+    index = [destination.index_text(base, tensors)] if destination.index else []
+    others = [file.stat().st_size for file in destination.copied]
+    done = sum(map(len, (*heads, *index))) + sum(others)
+    size = done + sum(info.end - info.start for info in tensors.values())
+    folder = destination.path != destination.weights[0]
+    with (
+        new_files(destination.files, size, overwrite=overwrite, make_folder=folder) as files,
+        ExitStack() as opened,
+    ):
+        for file, start in zip(files, (*index, *heads), strict=False):
+            file.write(start)
+        for source, file in zip(
+            destination.copied, files[len(files) - len(destination.copied) :], strict=True
+        ):
+            with open_file(str(source)) as data:
+                shutil.copyfileobj(data, file)
+        weights = files[len(index) :]
+        data = [opened.enter_context(shard.data()) for shard in base.shards]
+
+        def seek(name: str) -> BinaryIO:
+            place = destination.places[name]
+            weights[place].seek(len(heads[place]) + tensors[name].start)
+            return weights[place]
+
         for run in merge.runs(tensors):
             if isinstance(run, _Copied):
-                file.seek(len(header) + tensors[run.first].start)
-                for count in _copy(data, file, base, run.start, run.end):
+                file = seek(run.first)
+                for count in _copy(data[run.shard], file, base.shards[run.shard], run.start, run.end):
                     done += count
                     if progress:
                         progress(done, size)
                 continue
             for name, tensor in merge.rewritten(data, run, tensors).items():
                 # The tensors of one quantised weight need not follow each other.
-                file.seek(len(header) + tensors[name].start)
-                file.write(raw_bytes(tensor))
+                seek(name).write(raw_bytes(tensor))
                 done += tensor.nbytes
             if progress:
                 progress(done, size)
         # Data read before and after a source changed do not belong together.
         for source in (base, *(entry.adapter.file for entry in stack)):
             source.check_unchanged()
-    return MergeResult(str(out), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution)
+    return MergeResult(
+        str(destination.path), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution
+    )
 
 
 @dataclass(frozen=True)
 class _Copied:
-    """Neighbouring tensors of the base that are copied unchanged."""
+    """Neighbouring tensors of one file of the base that are copied unchanged."""
 
     first: str
     """The name of the first one."""
+    shard: int
+    """Which of the base's files they are in."""
     start: int
-    """Where their bytes begin in the base's data section."""
+    """Where their bytes begin in its data section."""
     end: int
 
 
@@ -148,7 +172,8 @@ class _Copied:
 class _Merge:
     """A stack being merged into a base: which tensors change, and how each is read and written."""
 
-    base: SafetensorsFile
+    base: ModelFile
+    destination: Destination
     pairs: Mapping[str, list[tuple[Entry, Match]]]
     """The layers that change each weight or bias, by its key."""
     quantised: Mapping[str, Quantised]
@@ -170,7 +195,7 @@ class _Merge:
         return changed
 
     def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
-        """The tensors of the file to write, in the base's order, with their new dtypes, shapes and offsets.
+        """The tensors to write, in the base's order, with their new dtypes, shapes and offsets in each file.
 
         Raises LycorisError for a `dtype` that weights cannot have, LayerError where a layer would enlarge a
         quantised weight.
@@ -180,7 +205,7 @@ class _Merge:
                 "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
             )
         outputs: dict[str, TensorInfo] = {}
-        position = 0
+        ends = [0] * len(self.destination.weights)
         for name, info in self.base.tensors.items():
             written, shape = info.dtype, info.shape
             weight = self.quantised.get(self.changed.get(name, ""))
@@ -191,8 +216,9 @@ class _Merge:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
                 shape = _enlarged(info.shape, self.pairs.get(name, []))
             size = (math.prod(shape) * ITEM_BITS[written] + 7) // 8
-            outputs[name] = TensorInfo(written, shape, position, position + size)
-            position += size
+            place = self.destination.places[name]
+            outputs[name] = TensorInfo(written, shape, ends[place], ends[place] + size)
+            ends[place] += size
         return outputs
 
     def check_known(self, key: str) -> None:
@@ -229,10 +255,14 @@ class _Merge:
         copied: _Copied | None = None
         begun: set[str] = set()
         for name, info in self.base.tensors.items():
+            shard = self.base.places[name]
+            if copied is not None and copied.shard != shard:
+                yield copied
+                copied = None
             if name not in self.changed and tensors[name].dtype == info.dtype:
                 # Neighbours are copied together, which needs fewer reads and writes.
-                copied = _Copied(
-                    copied.first if copied else name, copied.start if copied else info.start, info.end
+                copied = (
+                    replace(copied, end=info.end) if copied else _Copied(name, shard, info.start, info.end)
                 )
                 continue
             if copied is not None:
@@ -245,7 +275,9 @@ class _Merge:
         if copied is not None:
             yield copied
 
-    def rewritten(self, data: BinaryIO, key: str, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Tensor]:
+    def rewritten(
+        self, data: Sequence[BinaryIO], key: str, tensors: Mapping[str, TensorInfo]
+    ) -> Mapping[str, Tensor]:
         """The tensors that a changed or converted weight is written as, by name.
 
         Raises WriteError where values do not fit their format, or where the codec returns tensors of other
@@ -254,8 +286,8 @@ class _Merge:
         weight = self.quantised.get(key) if key in self.pairs else None
         if weight is None or self.codec is None:
             return {key: self._converted(data, key, DTYPES[tensors[key].dtype])}
-        stored = self._stored(data, weight)
-        values = self._patched(data, key, self.codec.decode(weight, stored))
+        stored = {name: self._read(data, name) for name in weight.parts}
+        values = self._patched(key, self.codec.decode(weight, stored))
         if not is_finite(values):
             raise self._unfit(key, weight.format)
         parts = self.codec.encode(weight, values, stored)
@@ -273,11 +305,11 @@ class _Merge:
                 )
         return {name: parts[name] for name in weight.parts}
 
-    def _stored(self, data: BinaryIO, weight: Quantised) -> dict[str, Tensor]:
-        """The tensors that a quantised weight of the base is stored as, by name."""
-        return {name: self.base.read_one(data, name) for name in weight.parts}
+    def _read(self, data: Sequence[BinaryIO], name: str) -> Tensor:
+        place = self.base.places[name]
+        return self.base.shards[place].read_one(data[place], name)
 
-    def _patched(self, data: BinaryIO, key: str, weight: Tensor) -> Tensor:
+    def _patched(self, key: str, weight: Tensor) -> Tensor:
         """The weight with the stack's change, which may have been added in place."""
         pairs = self.pairs.get(key)
         if not pairs:
@@ -286,14 +318,14 @@ class _Merge:
             parts = [match.read(entry.adapter, keep=False) for entry, match in pairs]
             return patch_(weight, list(zip(parts, (match.strength for _, match in pairs), strict=True)))
 
-    def _converted(self, data: BinaryIO, key: str, dtype: torch.dtype) -> Tensor:
+    def _converted(self, data: Sequence[BinaryIO], key: str, dtype: torch.dtype) -> Tensor:
         """A plain weight of the base, changed where the stack changes it, in `dtype`."""
-        weight = self.base.read_one(data, key)
+        weight = self._read(data, key)
         # In float32 where the dtype changes, so that the sum is not rounded to the base's dtype in between.
         eight_bit = weight.itemsize == 1
         if eight_bit or (weight.dtype != dtype and weight.dtype != torch.float64):
             weight = weight.to(torch.float32)
-        weight = self._patched(data, key, weight)
+        weight = self._patched(key, weight)
         merged = round_to_float8(weight, dtype, seed_of(key)) if dtype.itemsize == 1 else weight.to(dtype)
         # An unchanged tensor may hold infinity in the base: some masks do.
         if not is_finite(merged) and (key in self.pairs or is_finite(weight)):
@@ -333,7 +365,7 @@ def _copy(data: BinaryIO, out: BinaryIO, base: SafetensorsFile, start: int, end:
         yield len(part)
 
 
-def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
+def _recipe(base: ModelFile, stack: Stack) -> dict[str, object]:
     """The recipe: the names of base and adapters, with strengths and rules."""
     adapters = [
         {
@@ -344,4 +376,4 @@ def _recipe(base: SafetensorsFile, stack: Stack) -> dict[str, object]:
         }
         for entry in stack
     ]
-    return {"base": Path(base.path).name, "adapters": adapters}
+    return {"base": (base.folder or Path(base.path)).name, "adapters": adapters}

@@ -14,8 +14,8 @@ from ..errors import FileFormatError
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import PIECE
 from .dtypes import DTYPES, FLOAT8, FLOATS
+from .model_file import ModelFile
 from .quantised import Codec, Quantised, plain_floats
-from .safetensors_file import SafetensorsFile
 
 
 class Weights(Protocol):
@@ -45,7 +45,7 @@ class Weights(Protocol):
 
 
 ModelSource = str | os.PathLike[str] | Mapping[str, Tensor] | Weights
-"""A safetensors file, a state dict, or weights that a host reads."""
+"""A safetensors file, an index or a folder (see `ModelFile`), a state dict, or weights that a host reads."""
 
 
 def weights_of(source: ModelSource, codec: Codec | None = None, *, name: str = "the model") -> Weights:
@@ -80,10 +80,10 @@ class MappedWeights:
 
 
 class FileWeights:
-    """The weights of a safetensors file, quantised ones by a codec."""
+    """The weights of a model on a disk, quantised ones by a codec."""
 
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None) -> None:
-        self.file = SafetensorsFile.of_model(path)
+        self.file = ModelFile.open(path)
         self._codec = codec
         self._quantised: Mapping[str, Quantised] = codec.find(self.file) if codec else {}
         shapes = {key: info.shape for key, info in self.file.tensors.items()}
@@ -109,11 +109,9 @@ class FileWeights:
                 expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
                 hint="Use the nodes, which know ComfyUI's formats, or take the file it was quantised from",
             )
-        with self.file.data() as data:
-            if weight is None or self._codec is None:
-                return self.file.read_one(data, key)
-            stored = {name: self.file.read_one(data, name) for name in weight.parts}
-        return self._codec.decode(weight, stored)
+        if weight is None or self._codec is None:
+            return self.file.values([key])[key]
+        return self._codec.decode(weight, self.file.values(list(weight.parts)))
 
     def grain(self, key: str) -> torch.dtype | None:
         if key in self._quantised:

@@ -6,16 +6,16 @@ import os
 from collections.abc import Sequence
 
 from ..errors import MatchError
-from ..files.safetensors_file import SafetensorsFile
+from ..files.model_file import ModelFile
 from ..maths.shapes import Shape
 from .targets import Targets
 
 
 def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
-    """The keys and shapes of a model in one or several safetensors files. Only the headers are read.
+    """The keys and shapes of a model in one or several files. Only the headers are read.
 
-    The file of one part of a model often has keys without a prefix. With several files, such keys get the
-    host's prefix for their part.
+    Each is a safetensors file, the index of several, or the folder of either. The file of one part of a model
+    often has keys without a prefix. With several files, such keys get the host's prefix for their part.
 
     Raises MatchError where two files hold the same layer, FileFormatError for a file of another kind.
     """
@@ -36,7 +36,7 @@ def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Shape]:
-    return {key: info.shape for key, info in SafetensorsFile.of_model(path).tensors.items()}
+    return {key: info.shape for key, info in ModelFile.open(path).tensors.items()}
 
 
 def _prefix(targets: Targets) -> str:

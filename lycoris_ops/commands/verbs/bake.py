@@ -10,7 +10,9 @@ from ..shared import add_adapters, add_dtype, add_json, add_output, dtype_of, pr
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "base", help="the .safetensors checkpoint, diffusion model or text encoder to merge into"
+        "base",
+        help="the .safetensors checkpoint, diffusion model or text encoder to merge into; or the index of "
+        "one in several files, or its folder",
     )
     add_adapters(command)
     add_output(command, "the .safetensors file to write")

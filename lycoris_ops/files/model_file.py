@@ -1,0 +1,201 @@
+"""The weights of a model in one safetensors file, or in several that an index names.
+
+Source of the index: transformers' and diffusers' sharded checkpoints, such as `model.safetensors.index.json`
+beside `model-00001-of-00002.safetensors`: JSON with `weight_map`, the file of each tensor, and `metadata`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..errors import FileFormatError, WriteError
+from .bounds import MAX_JSON
+from .cache import TensorCache
+from .json_text import parse_json
+from .safetensors_file import SafetensorsFile
+from .tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorInfo, open_file
+
+INDEX = re.compile(r"(?P<stem>.+)\.safetensors\.index(?P<variant>\.[\w-]+)?\.json")
+"""The name of an index. Some have a variant: `model.safetensors.index.fp16.json`, whose files begin with
+`model.fp16`."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of a model in several files."""
+
+    fingerprint: Fingerprint
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model's weights on a disk. Headers are read and checked on opening, each tensor on request."""
+
+    path: str
+    """The full path of the file, or of the index."""
+    shards: tuple[SafetensorsFile, ...]
+    """The files, in the order of their names."""
+    tensors: Mapping[str, TensorInfo]
+    """Those of all files, in their order. The offsets count within each file."""
+    places: Mapping[str, int]
+    """Which of the `shards` holds a tensor."""
+    index: Index | None
+    folder: Path | None
+    """The folder that was opened, if it was one."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ModelFile:
+        """Open a safetensors file, an index, or the folder of either.
+
+        Raises FileFormatError where a folder holds none or several models, where an index and its files do
+        not agree, and for a file that is damaged or in another format.
+        """
+        folder = Path(path) if Path(path).is_dir() else None
+        source = _model_in(folder) if folder else Path(path)
+        if not INDEX.fullmatch(source.name):
+            only = SafetensorsFile.of_model(source)
+            return cls(only.path, (only,), only.tensors, dict.fromkeys(only.tensors, 0), None, folder)
+        index, weight_map = _read_index(source)
+        home = Path(index.fingerprint.path).parent
+        shards = tuple(SafetensorsFile.open(home / name) for name in sorted(set(weight_map.values())))
+        tensors, places = dict[str, TensorInfo](), dict[str, int]()
+        for place, shard in enumerate(shards):
+            for name, info in shard.tensors.items():
+                if name in tensors:
+                    first = Path(shards[places[name]].path).name
+                    raise _disagree("two files hold one tensor", index, name, first, Path(shard.path).name)
+                tensors[name], places[name] = info, place
+        for name, file in weight_map.items():
+            if name not in places or Path(shards[places[name]].path).name != file:
+                raise _disagree("a file lacks a tensor that the index has in it", index, name, file, None)
+        return cls(index.fingerprint.path, shards, tensors, places, index, folder)
+
+    @property
+    def size(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """That of the first file."""
+        return self.shards[0].metadata if self.shards else {}
+
+    def check_unchanged(self) -> None:
+        """Raise FileFormatError where a file changed since it was opened."""
+        for shard in self.shards:
+            shard.check_unchanged()
+        if self.index and Fingerprint.of(self.path) != self.index.fingerprint:
+            raise FileFormatError(
+                "the index changed after it was opened", file=self.path, hint="Run again to read the new one"
+            )
+
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> dict[str, Tensor]:
+        """The named tensors, as of one file. Raises FileFormatError where a file changed."""
+        found: dict[str, Tensor] = {}
+        for place in sorted({self.places[name] for name in names}):
+            own = [name for name in names if self.places[name] == place]
+            found |= self.shards[place].read(own, cache, keep=keep)
+        return {name: found[name] for name in names}
+
+    def values(self, names: Collection[str]) -> dict[str, Tensor]:
+        """The named tensors in new memory, past any cache. Raises FileFormatError where a file changed."""
+        found: dict[str, Tensor] = {}
+        for name in names:
+            shard = self.shards[self.places[name]]
+            with shard.data() as data:
+                found[name] = shard.read_one(data, name)
+        return found
+
+
+def _model_in(folder: Path) -> Path:
+    """The one index, or the one safetensors file without an index, that a folder holds."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise FileFormatError(
+            "the folder cannot be read", file=str(folder), got=str(error.strerror)
+        ) from error
+    found = [name for name in names if INDEX.fullmatch(name)]
+    found = found or [name for name in names if name.lower().endswith(SAFETENSORS)]
+    if len(found) == 1:
+        return folder / found[0]
+    other = [name for name in names if name.lower().endswith(PICKLES)]
+    raise FileFormatError(
+        "a folder must hold one model",
+        file=str(folder),
+        got=", ".join(found or other) or "neither an index nor a safetensors file",
+        expected="one *.safetensors.index.json, or one .safetensors file",
+        hint="Name the file or the index itself" if found else "Save the model as safetensors first",
+    )
+
+
+def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
+    """An index, and the name of the file of each tensor."""
+    fingerprint = Fingerprint.of(path)
+    with open_file(fingerprint.path) as file:
+        text = file.read(MAX_JSON + 1) if fingerprint.size <= MAX_JSON else b""
+    hint = "The index is damaged: download or save the model again"
+    try:
+        if not text:
+            raise ValueError(f"{fingerprint.size} bytes, where at most {MAX_JSON} are read")
+        read: Any = parse_json(text, unique=True)
+        weight_map: Any = read["weight_map"]
+        metadata: Any = read.get("metadata") or {}
+        if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
+            raise ValueError("no table of tensors")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(
+            "not the index of a model in several files",
+            file=fingerprint.path,
+            got=f"{type(error).__name__}: {error}",
+            expected='JSON with "weight_map", the file of each tensor',
+            hint=hint,
+        ) from error
+    for name, file in cast("dict[str, Any]", weight_map).items():
+        # A path could name any file of the machine.
+        if (
+            not isinstance(file, str)
+            or file != Path(file).name
+            or "\\" in file
+            or not file.endswith(SAFETENSORS)
+        ):
+            raise FileFormatError(
+                "the index names a file that is not beside it",
+                file=fingerprint.path,
+                key=name,
+                got=repr(file),
+                expected="the name of a safetensors file in the same folder",
+                hint=hint,
+            )
+    return Index(fingerprint, cast("dict[str, Any]", metadata)), cast("dict[str, str]", weight_map)
+
+
+def shard_names(index: str, count: int) -> list[str]:
+    """The names of so many files beside an index of that name, such as `model-00001-of-00002.safetensors`.
+
+    Raises WriteError for a name that is not an index's.
+    """
+    found = INDEX.fullmatch(index)
+    if found is None:
+        raise WriteError(
+            "this is not the name of an index", file=index, expected="a name in .safetensors.index.json"
+        )
+    stem = found["stem"] + (found["variant"] or "")
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _disagree(problem: str, index: Index, key: str, first: str, second: str | None) -> FileFormatError:
+    return FileFormatError(
+        problem,
+        file=index.fingerprint.path,
+        key=key,
+        got=f"{first} and {second}" if second else first,
+        hint="The files are of different models, or one is incomplete: download or save all of them again",
+    )
