@@ -116,9 +116,13 @@ class BoundPlan:
 
     def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """The input as the layers see it, and as the module is given it."""
-        x = self._batched(x).to(self.dtype)
+        x = self.seen(x)
         change = self._turned(self.shifts, x, strengths) if self.takes_shift else None
         return x, x if change is None else x + change
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The input as the layers see it."""
+        return self._batched(x).to(self.dtype)
 
     def finish(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None

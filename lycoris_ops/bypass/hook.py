@@ -14,6 +14,7 @@ from ..changes.place import Places, Where
 from ..errors import LycorisError
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
+from . import compiled
 from .bound import BoundPlan
 from .forwards.forward import Strengths, outliving
 from .geometry import geometry_of
@@ -117,6 +118,9 @@ class Bypass:
     Where a tensor of a layer requires gradients, they flow to it. Nothing that was computed from it is then
     kept from one pass to the next, because an optimiser may have changed it in between. `before_pass` and
     `dropout` are for such plans alone.
+
+    torch.compile does not look into passes that record no gradients. Then strengths, places and the plan may
+    change without compiling again, see `compiled`.
     """
 
     def __init__(
@@ -155,9 +159,19 @@ class Bypass:
         self._bound: BoundPlan | PlacedPlan | None = None
         self._pass: tuple[BoundPlan | PlacedPlan, Tensor, Tensor] | None = None
         """Held from the first hook of a pass to the second: the bound plan and the inputs that it gave."""
+        self._traced: tuple[Tensor, Tensor | None] | None = None
+        """Likewise in a pass that torch.compile traces: the input, and what the module is given for it."""
         self._alone = False
         """What `_is_alone` was at the start of the pass: a hook may take itself away."""
         self._handles: list[RemovableHandle] = []
+        self._number = compiled.numbered(self)
+        self._turns: bool | None = None
+        """Whether the module may be given another input. A graph depends on it: once true, it stays so."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy is another bypass.
+        vars(self).update(state)
+        self._number = compiled.numbered(self)
 
     @property
     def plan(self) -> BypassPlan:
@@ -169,7 +183,12 @@ class Bypass:
         again = bool(self._handles) and plan.operates != self._plan.operates
         if again:
             self.remove()
+        bound, met = self._bound, self.met
         self._plan, self.met, self._bound = plan, None, None
+        if self._turns is False:
+            if bound is not None and met is not None and not plan.anew:
+                self.meet(compute_dtype(bound.made_for[0]), bound.made_for[1])
+            self._turns = self._may_turn()
         if again:
             self.attach()
 
@@ -195,6 +214,9 @@ class Bypass:
                     key=self.name,
                     hint='Make one of two networks with form="rebuilt", or join two plans by BypassPlan.then',
                 )
+        if self._turns is None:
+            self._turns = self._may_turn()
+        compiled.see_hooks()
         add: Any = self.module.register_forward_hook
         # While the module still has its weights.
         add = partial(add, with_kwargs=True, prepend=shards(self.module))
@@ -204,6 +226,8 @@ class Bypass:
                 # Called also where the pass fails, to let go of its input.
                 add(self._after, always_call=True),
             ]
+            if not shards(self.module):
+                compiled.keep_id(self.module, self._handles[1])
         else:
             # Nothing changes the input, so that one hook behind the pass does it all.
             self._handles = [add(self._beside)]
@@ -245,12 +269,20 @@ class Bypass:
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """A pass with a plan that only adds, from the module's own output."""
-        x = _flat(input_of(args, kwargs))
-        bound = self._begun(x)
-        return None if bound is None else _like(bound.beside(x, _flat(y), self._slots), y)
+        x = input_of(args, kwargs)
+        if self._stands_apart(args, kwargs, y):
+            return self._compiled(x, None, y)
+        flat = _flat(x)
+        bound = self._begun(flat)
+        return None if bound is None else _like(bound.beside(flat, _flat(y), self._slots), y)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = input_of(args, kwargs)
+        if self._stands_apart(args, kwargs, x):
+            given = compiled.given(x, self._number) if self._turns else None
+            self._traced = (x, given)
+            return None if given is None else _with_input(args, kwargs, given)
+        self._traced = None
         flat = _flat(x)
         bound = self._begun(flat)
         if bound is None:
@@ -262,14 +294,14 @@ class Bypass:
         # No layer changes the input, or it must not be changed for what others add in `forward`.
         if given is own or self._stands_beside_another(bound):
             return None
-        given = _like(given.view(flat.shape).to(x.dtype), x)
-        if args:
-            return (given, *args[1:]), kwargs
-        return args, {**kwargs, keyword_of(kwargs): given}
+        return _with_input(args, kwargs, _like(given.view(flat.shape).to(x.dtype), x))
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor | None
     ) -> Any:
+        traced, self._traced = self._traced, None
+        if traced is not None:
+            return None if y is None else self._compiled(*traced, y)
         held, self._pass = self._pass, None
         if held is None or y is None:
             return None
@@ -290,6 +322,36 @@ class Bypass:
         # `finish` may write over `met`.
         base = met.clone() if given is seen else run(x)
         return _like(y + (bound.finish(seen, met, self._slots, run) - base), nested)
+
+    def _stands_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any], *tensors: Tensor) -> bool:
+        """Whether torch.compile traces a pass that it is not to look into."""
+        learns = torch.is_grad_enabled() and self._plan.learns
+        return len(args) + len(kwargs) == 1 and compiled.stands_apart(*tensors) and not learns
+
+    def _compiled(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
+        """The output of a pass that torch.compile does not look into."""
+        if self.apart:
+            return compiled.apart(x, given, y, self._number, 1 + len(self.apart))
+        compiled.change(x, given, y, self._number)
+        return y
+
+    def given(self, x: Tensor) -> Tensor:
+        """As `compiled.Acting`."""
+        found, self._pass = self._before(self.module, (x,), {}), None
+        return x if found is None else found[0][0]
+
+    def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
+        """As `compiled.Acting`."""
+        if not self.plan.operates:
+            found = self._beside(self.module, (x,), {}, y)
+        else:
+            if given is None or self._reader.forward(self.module) != self.module.forward:
+                self._before(self.module, (x,), {})
+            else:
+                bound = self._live(x)
+                self._pass = None if bound is None else (bound, bound.seen(x), given)
+            found = self._after(self.module, (x,), {}, y)
+        return y if found is None else found
 
     def _is_alone(self) -> bool:
         """Whether nobody else can have changed the module's input or output in this pass."""
@@ -322,8 +384,16 @@ class Bypass:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
         if self.before_pass is not None:
             self.before_pass(x)
+        return self._live(x)
+
+    def _live(self, x: Tensor) -> BoundPlan | PlacedPlan | None:
         # The output has another form with places that stand apart.
         return self._bind(x) if self.apart or any(map(any, self.strengths)) else None
+
+    def _may_turn(self) -> bool:
+        """Whether the module may be given another input than its own."""
+        met = self.met
+        return self.plan.operates and (met is None or any(base.inputs is not None for base in met.bases))
 
     def _stands_beside_another(self, bound: BoundPlan | PlacedPlan) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
@@ -353,6 +423,13 @@ class Bypass:
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The input of a pass, which may be given by keyword: the first tensor."""
     return args[0] if args else kwargs[keyword_of(kwargs)]
+
+
+def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Any:
+    """The arguments of a pass with another input."""
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, {**kwargs, keyword_of(kwargs): x}
 
 
 def keyword_of(kwargs: Mapping[str, Any]) -> str:

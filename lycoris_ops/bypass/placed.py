@@ -69,6 +69,10 @@ class PlacedPlan:
                 total = _blended(total, seen, found, self._factors(where, seen))
         return seen, total
 
+    def seen(self, x: Tensor) -> Tensor:
+        """As `BoundPlan.seen`."""
+        return self.parts[0][1].seen(x)
+
     def finish(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
     ) -> Tensor:

@@ -1,0 +1,146 @@
+"""A bypass as operations that torch.compile does not look into, so that nothing of it is part of a graph.
+
+A graph is given the number of a bypass as a tensor, and so serves any bypass of the same hooks. Strengths,
+masks, moments and layers are read in each pass, and a change of them compiles nothing again. The passes are
+those of the uncompiled bypass, bit by bit.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Protocol, cast
+from weakref import WeakValueDictionary
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import LycorisError
+from .forwards.forward import outliving, recorded
+
+
+class Acting(Protocol):
+    """What acts in a pass, not compiled."""
+
+    def given(self, x: Tensor) -> Tensor:
+        """What the module is given in place of x."""
+        ...
+
+    def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
+        """The output in place of y, which may be written over. Without `given` the module was given x."""
+        ...
+
+
+_acting: WeakValueDictionary[int, Acting] = WeakValueDictionary()
+_numbers = count()
+
+
+def numbered(one: Acting) -> Tensor:
+    """A number by which graphs know it."""
+    number = next(_numbers)
+    _acting[number] = one
+    with outliving():
+        return torch.tensor(number)
+
+
+def see_hooks() -> None:
+    """Have torch.compile see that hooks are added to modules: by default it goes on with the graphs from
+    before."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards:
+        dynamo.config.skip_nnmodule_hook_guards = False
+        dynamo.reset()
+
+
+def keep_id(module: nn.Module, handle: RemovableHandle) -> None:
+    """Give a forward hook that is always called the same id in all modules.
+
+    Graphs depend on the id of such a hook, and torch counts ids up.
+    """
+    known: Any = module
+    for held in (known._forward_hooks, known._forward_hooks_with_kwargs, known._forward_hooks_always_called):
+        held[_ID] = held.pop(handle.id)
+    handle.id = _ID
+
+
+def stands_apart(*tensors: Tensor) -> bool:
+    """Whether torch.compile traces a pass that records no gradients.
+
+    A pass that does is traced, and so is one for `torch.export`, which keeps no bypass.
+    """
+    if not torch.compiler.is_compiling() or recorded(*tensors):
+        return False
+    # Missing before torch 2.7.
+    exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
+    return exporting is None or not exporting()
+
+
+def _at(number: Tensor, x: Tensor) -> Acting:
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise LycorisError(
+            "a bypass cannot be part of a CUDA graph, which would repeat the strengths of its first pass",
+            expected='the backend "inductor" of torch.compile, which leaves it out of such graphs',
+            hint="Choose this backend, or merge the adapter",
+        )
+    return _acting[int(number)]
+
+
+def _given(x: Tensor, number: Tensor) -> Tensor:
+    found = _at(number, x).given(x)
+    return x.clone(memory_format=torch.contiguous_format) if found is x else found.contiguous()
+
+
+def _change(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor) -> None:
+    found = _at(number, x).changed(x, given, y)
+    if found is not y:
+        y.copy_(found)
+
+
+def _apart(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, copies: int) -> Tensor:
+    return _at(number, x).changed(x, given, y.clone()).contiguous()
+
+
+# torch types little of what makes operations.
+_torch = cast("Any", torch)
+# A second copy of this library, under another name, has operations of its own.
+_SPACE = re.sub(r"\W", "_", __name__)
+_ID = -crc32(_SPACE.encode())
+_operations = _torch.library.Library(_SPACE, "FRAGMENT")
+
+
+def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation that a graph has; `form` gives the shape of what `run` gives."""
+    # Inductor leaves what has this mark out of CUDA graphs. Older versions of torch do not know it.
+    mark = getattr(_torch.Tag, "cudagraph_unsafe", None)
+    _operations.define(schema, tags=() if mark is None else (mark,))
+    name = schema.partition("(")[0]
+    _operations.impl(name, _torch.compiler.disable(run), "CompositeExplicitAutograd")
+    _torch.library.register_fake(f"{_SPACE}::{name}", form, lib=_operations)
+    return getattr(getattr(_torch.ops, _SPACE), name)
+
+
+def _form_of_given(x: Tensor, number: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _form_of_change(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor) -> None: ...
+
+
+def _form_of_apart(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, copies: int) -> Tensor:
+    return y.new_empty((copies * y.shape[0], *y.shape[1:]))
+
+
+given = _operation("given(Tensor x, Tensor number) -> Tensor", _given, _form_of_given)
+"""What a module is given in place of x."""
+change = _operation(
+    "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number) -> ()", _change, _form_of_change
+)
+"""Change the output y of a module."""
+apart = _operation(
+    "apart(Tensor x, Tensor? given, Tensor y, Tensor number, int copies) -> Tensor", _apart, _form_of_apart
+)
+"""The outputs of a module whose places stand apart."""

@@ -1,0 +1,137 @@
+"""Passes under torch.compile: a change of what a bypass does compiles nothing again, and values are the same.
+
+Graphs are counted by torch's own counters.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from bypass_cases import MODULES, Case, hook, layer
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+import lycoris_ops as lyc
+from lycoris_ops import Mask, Moment, Places, Where, bypass
+from lycoris_ops.changes.timing import Curve, Timing
+
+STACKS = {
+    **{kind: (kind,) for kind in ("lora", "loha", "lokr-full-low", "lora-dora-out", "oft")},
+    "mixed": ("lora", "oft", "lora-dora-out", "loha"),
+}
+CASES = {"linear": Case((12, 18), leading=(2, 24)), "conv2d": MODULES["conv2d"]}
+PLACES = Places((0, 1), (4, 6))
+TIMED = (Timing(Curve(((0.0, 0.2), (1.0, 0.9)))),)
+
+
+class Beside:
+    """A module between two others, with a stack beside it, compiled."""
+
+    def __init__(self, kinds: tuple[str, ...], name: str) -> None:
+        self.kinds, self.case = kinds, CASES[name]
+        self.x = self.case.input(torch.float32)
+        self.model = nn.Sequential(nn.Tanh(), self.case.module(torch.float32), nn.SiLU())
+        found = bypass.geometry_of(self.model[1])
+        assert not isinstance(found, str)
+        self.geometry = found
+        self.hooks = hook(self.model[1], self.plan())
+        self.hooks.places = PLACES
+        torch._dynamo.reset()
+        counters.clear()
+        self.compiled: Any = torch.compile(self.model, backend="aot_eager", fullgraph=True)
+
+    def plan(self, mask: Tensor | None = None, rank: int = 3, **where: Any) -> bypass.BypassPlan:
+        """A file of random values, with a mask and with factors of pictures."""
+        weights = torch.rand(1, 8, 12) if mask is None else mask
+        at = Where(Mask(weights), where.get("factors", (1.0, 0.5)))
+        layers = [layer(kind, self.case, rank) for kind in self.kinds]
+        return bypass.BypassPlan.build(
+            self.geometry, [lyc.Slot(lyc.Part(one), 0.5, TIMED, at) for one in layers]
+        )
+
+    def passed(self) -> Tensor:
+        """The output, which is that of the model without torch.compile."""
+        found = self.compiled(self.x)
+        assert torch.equal(found, self.model(self.x))
+        return found
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
+def test_twenty_changes_compile_nothing_again(kinds: tuple[str, ...], name: str) -> None:
+    beside = Beside(kinds, name)
+    hooks, outputs = beside.hooks, [beside.passed()]
+    graphs = counters["stats"]["unique_graphs"]
+    for number in range(4):
+        hooks.strengths = ((0.3 * number,) * len(kinds),)
+        outputs.append(beside.passed())
+        hooks.strengths = hooks.plan.strengths_at(Moment(number / 4, number / 4))
+        outputs.append(beside.passed())
+        # Another file, then another mask, then others factors.
+        for plan in (beside.plan(), beside.plan(torch.rand(1, 5, 7)), beside.plan(factors=(number, 2.0))):
+            hooks.plan, hooks.strengths = plan, plan.strengths
+            outputs.append(beside.passed())
+    assert graphs == 1 == counters["stats"]["unique_graphs"]
+    assert not counters["graph_break"]
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs) == 21
+
+
+@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
+def test_another_bypass_is_seen_and_compiles_nothing_again(kinds: tuple[str, ...]) -> None:
+    """On a module that was compiled without one, which torch would not look at again."""
+    beside = Beside(kinds, "linear")
+    beside.hooks.remove()
+    torch._dynamo.config.skip_nnmodule_hook_guards = True
+    bare = beside.passed()
+    outputs: list[Tensor] = []
+    for number in range(6):
+        beside.hooks = hook(beside.model[1], beside.plan())
+        beside.hooks.places = PLACES
+        outputs.append(beside.passed())
+        assert counters["stats"]["unique_graphs"] == (3 if number else 2)
+        beside.hooks.remove()
+        assert torch.equal(beside.passed(), bare)
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 6
+
+
+def test_it_is_the_base_at_a_strength_of_0() -> None:
+    beside = Beside(STACKS["mixed"], "linear")
+    beside.hooks.remove()
+    base = beside.model(beside.x)
+    beside.hooks.attach()
+    beside.passed()
+    beside.hooks.strengths = ((0.0,) * 4,)
+    assert torch.equal(beside.passed(), base)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_copy_of_a_model_has_strengths_of_its_own() -> None:
+    beside = Beside(("lora",), "linear")
+    before = beside.passed()
+    other: Any = copy.deepcopy(beside.model)
+    (own,) = other[1]._forward_hooks.values()
+    own.__self__.strengths = ((3.0,),)
+    found = torch.compile(other, backend="aot_eager", fullgraph=True)(beside.x)
+    assert torch.equal(found, other(beside.x)) and not torch.equal(found, before)
+    assert torch.equal(beside.passed(), before)
+
+
+@pytest.mark.parametrize("kind", ["lora", "oft", "lora-dora-out"])
+def test_places_apart_in_a_graph(kind: str) -> None:
+    beside = Beside((kind,), "linear")
+    beside.hooks.apart = tuple(slot.where for slot in beside.hooks.plan.slots() if slot.where)
+    assert len(beside.passed()) == 4
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr-full-low"])
+def test_passes_with_gradients_are_traced(kind: str) -> None:
+    beside = Beside((kind,), "linear")
+    plan = bypass.BypassPlan.build(beside.geometry, [(layer(kind, beside.case), 0.7)])
+    beside.hooks.plan, beside.hooks.strengths = plan, plan.strengths
+    given = [beside.x.clone().requires_grad_() for _ in range(2)]
+    for x, run in zip(given, (beside.model, beside.compiled), strict=True):
+        run(x).square().sum().backward()
+    torch.testing.assert_close(given[0].grad, given[1].grad)
