@@ -21,6 +21,8 @@ from urllib.parse import quote, unquote
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from tests.harness.messages import tables
+
 ROOT = Path(__file__).resolve().parents[1]
 HELP = "lycoris_nodes/web/docs"
 BROUGHT = {
@@ -182,12 +184,13 @@ def index(language: str, pages: dict[str, str]) -> str:
 
 
 def errors() -> str:
-    """The tables of errors of all help pages."""
+    """The tables of errors of all help pages, then every message of the source."""
     parts: list[str] = []
     for name, text in helps(""):
         if found := re.search(r"^## Errors\n\n(.+?)(?=\n## |\Z)", text, re.M | re.S):
             table = found[1].replace("](Lycoris", "](nodes/Lycoris")
             parts += [f"## {title(text)}", f"See [the page of the node](nodes/{name}.md).", table]
+    parts += ["## All messages, by class in Python", tables()]
     return "\n\n".join(part.strip() for part in parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -9,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.harness.drawings import FOLDER, drawings
+from tests.harness.messages import SIMILAR, Message, messages, tables
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "lycoris_nodes" / "web" / "docs"
@@ -68,3 +70,27 @@ def test_drawings_are_what_the_library_computes_now() -> None:
         assert NUMBER.sub("", kept) == NUMBER.sub("", drawing.svg()), hint
         both = (map(float, NUMBER.findall(text)) for text in (kept, drawing.svg()))
         assert all(abs(one - other) < 1 for one, other in zip(*both, strict=True)), hint
+
+
+SOURCE = """
+class LycorisError(Exception):
+    "Bad input."
+
+class FileError(LycorisError):
+    "A bad file."
+
+raise FileError(f"{name} is damaged" if name else "it is damaged", hint="Get another copy" + "")
+raise LycorisError("too many", expected=f"at most {most}")
+raise unknown_name("no such file", name, files, error=FileError)
+raise ValueError("no message of ours")
+"""
+
+
+def test_messages_are_read_from_where_they_are_made() -> None:
+    assert list(messages([ast.parse(SOURCE)])) == [
+        Message("FileError", "… is damaged", "Get another copy."),
+        Message("FileError", "it is damaged", "Get another copy."),
+        Message("LycorisError", "too many", "Expected: at most …."),
+        Message("FileError", "no such file", SIMILAR),
+    ]
+    assert "| the disk is full |" in tables()

@@ -1,0 +1,117 @@
+"""Every message that a LycorisError of the source can have, read from where it is made."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .facts import ROOT
+
+BASE = "LycorisError"
+NAMED = "unknown_name"
+"""The function that makes the error for a name that is none of the known ones."""
+SIMILAR = "Take one of the names that it lists; it asks about the most similar one."
+COMPUTED = "It says what was expected."
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of an error of a kind, and what it says beside, with … for each value."""
+
+    kind: str
+    problem: str
+    beside: str
+
+
+def tables() -> str:
+    """All messages in Markdown: a part for each class, and a table with what each says beside."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
+    found = sorted(set(messages(trees)), key=lambda one: one.problem.lstrip("…` ").lower())
+    parts: list[str] = []
+    for kind, said in known_kinds(trees).items():
+        rows = [f"| {cell(one.problem)} | {cell(one.beside)} |" for one in found if one.kind == kind]
+        if rows:
+            table = "\n".join(["| message | what to do, or what was expected |", "|---|---|", *rows])
+            parts.append(f"### {kind}\n\n{said}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def cell(text: str) -> str:
+    """A text as it stands in a table of Markdown."""
+    code = text.replace("\n", " ").replace("|", "\\|").split("`")
+    return "`".join(
+        re.sub(r"([<*_\[])", r"\\\1", part) if n % 2 == 0 else part for n, part in enumerate(code)
+    )
+
+
+def sources() -> list[Path]:
+    return [file for name in ("lycoris_ops", "lycoris_nodes") for file in sorted((ROOT / name).rglob("*.py"))]
+
+
+def messages(trees: Collection[ast.Module]) -> Iterator[Message]:
+    kinds = known_kinds(trees)
+    for tree in trees:
+        for call in ast.walk(tree):
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            name = called(call)
+            given = {word.arg: word.value for word in call.keywords}
+            if name != NAMED and name not in kinds:
+                continue
+            kind = called_kind(given.get("error")) if name == NAMED else name
+            for problem in spoken(call.args[0]):
+                yield Message(kind, problem, SIMILAR if name == NAMED else beside(given))
+
+
+def beside(given: Mapping[str | None, ast.expr]) -> str:
+    """What a message says to do, or expects; "" where it says neither."""
+    if advice := spoken(given.get("hint")):
+        return ended(", or: ".join(advice))
+    if expected := spoken(given.get("expected")):
+        return ended(f"Expected: {', or '.join(expected)}")
+    return COMPUTED if given.keys() & {"hint", "expected"} else ""
+
+
+def ended(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def known_kinds(trees: Collection[ast.Module]) -> dict[str, str]:
+    """LycorisError and what is derived from it, each with the first line of its docstring."""
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    kinds: dict[str, str] = {}
+    while True:
+        found = {
+            one.name: (ast.get_docstring(one) or "").partition("\n")[0]
+            for one in classes
+            if one.name == BASE or any(isinstance(base, ast.Name) and base.id in kinds for base in one.bases)
+        }
+        if found == kinds:
+            return kinds
+        kinds = found
+
+
+def called(call: ast.Call) -> str:
+    function = call.func
+    return function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+
+
+def called_kind(given: ast.expr | None) -> str:
+    return given.id if isinstance(given, ast.Name) else BASE
+
+
+def spoken(node: ast.expr | None) -> tuple[str, ...]:
+    """The texts that an expression can be, with … for values; none where it has no words of its own."""
+    if isinstance(node, ast.IfExp):
+        return spoken(node.body) + spoken(node.orelse)
+    if isinstance(node, ast.BoolOp):
+        return tuple(text for value in node.values for text in spoken(value))
+    if isinstance(node, ast.BinOp):
+        return tuple(left + right for left in spoken(node.left) for right in spoken(node.right))
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+        return ("".join(map(str, parts)),)
+    return (node.value,) if isinstance(node, ast.Constant) and isinstance(node.value, str) else ()
