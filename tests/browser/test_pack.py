@@ -265,8 +265,12 @@ def _schedule_draws_what_is_typed(ui: Ui) -> None:
 @pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
-    """All of a template is on the screen at first, large enough to be read, and no node is over another."""
+    """On a small screen all of a template is seen at first, in words that can be read.
+
+    No node is over another.
+    """
     ui.render_with_vue(vue_nodes)
+    ui.page.set_viewport_size({"width": 1280, "height": 720})
     for name in TEMPLATES:
         ui.load_template(template(name))
         ui.drawn(vue_nodes)
