@@ -328,11 +328,11 @@ def _place(kept: Kept, size: int) -> str:
 
 
 def _side_by_side(shown: Sequence[Tensor]) -> Image.Image:
-    """Small pictures (h, w, 3) of bytes as one, nearly a square."""
+    """Small pictures (h, w, 3) of bytes as one, nearly a square, with nothing between them."""
     columns = math.ceil(math.sqrt(len(shown)))
     side = max(max(one.shape[:2]) for one in shown) + GAP
     rows = -(-len(shown) // columns)
-    picture = Image.new("RGB", (side * columns + GAP, side * rows + GAP), "white")
+    picture = Image.new("RGBA", (side * columns + GAP, side * rows + GAP))
     for number, one in enumerate(shown):
         row, column = divmod(number, columns)
         height, width = one.shape[:2]

@@ -65,9 +65,10 @@ def progress(total: int) -> Progress:
     return update
 
 
-def shown_pictures(pictures: torch.Tensor, node: type[io.ComfyNode]) -> dict[str, Any]:
-    """What makes the front end show pictures (B, H, W, 3) on a node after it has run."""
-    return ui.PreviewImage(pictures, cls=node).as_dict()
+def shown_picture(picture: Image, node: type[io.ComfyNode]) -> dict[str, Any]:
+    """What makes the front end show a picture on a node after it has run, on the colour of the node."""
+    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+    return ui.PreviewImage(pixels, cls=node).as_dict()
 
 
 class Answer(NamedTuple):

@@ -14,7 +14,7 @@ from ..dataset.kept import Kept, identity_of
 from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
-from ..host.page import io, picture_tensor, progress, shown_pictures
+from ..host.page import io, progress, shown_picture
 from ..host.sampling import encoded_text
 from ..host.training import grid_of
 from ..host.weights import own_weights
@@ -197,7 +197,7 @@ class LycorisDataset(io.ComfyNode):
             [sample.conditioning for sample in found.held_out],
             [sample.text for sample in found.held_out],
             report=paragraph(found.report),
-            shown=shown_pictures(picture_tensor(found.shown), cls),
+            shown=shown_picture(found.shown, cls),
         )
 
 

@@ -90,7 +90,7 @@ function addList(node) {
       finish()
       app.extensionManager.command.execute(again ? "Comfy.Redo" : "Comfy.Undo")
     },
-    isLinked: () => node.inputs.some((input) => input.widget?.name === TEXT && input.link != null),
+    isLinked: () => node.inputs.some((input, slot) => input.widget?.name === TEXT && node.isInputConnected(slot)),
     resized: () => setHeight(node, Math.max(node.size[1], node.computeSize()[1])),
     bounds,
     model: () => modelOf(node),

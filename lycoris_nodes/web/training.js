@@ -67,7 +67,7 @@ function valuesOf(node) {
  */
 async function ask(place, anew = false, force = anew) {
   const { key, node } = place
-  const linked = (node.inputs ?? []).filter(({ link }) => link != null).map(({ name }) => ownName(name))
+  const linked = (node.inputs ?? []).filter((_, slot) => node.isInputConnected(slot)).map(({ name }) => ownName(name))
   /** @type {any} */
   const question = { node: key, page: app.api.clientId, model: loadedBy(/** @type {any} */ (place), "MODEL"), clip: [], linked, anew }
   if (isTrain(node)) question.values = valuesOf(node)

@@ -81,7 +81,8 @@ def inputs(ui: Ui) -> list[str]:
 
 
 def linked(ui: Ui) -> list[str]:
-    return ui.page.evaluate(f"{TRAIN}.inputs.filter(({{link}}) => link != null).map(({{name}}) => name)")
+    is_linked = f"(_, slot) => {TRAIN}.isInputConnected(slot)"
+    return ui.page.evaluate(f"{TRAIN}.inputs.filter({is_linked}).map(({{name}}) => name)")
 
 
 def values(ui: Ui) -> dict[str, Any]:
@@ -93,6 +94,11 @@ def sent(ui: Ui) -> dict[str, Any]:
     """The inputs of the training as they would be sent."""
     (found,) = (one["inputs"] for one in ui.prompt().values() if one["class_type"] == "LycorisTrain")
     return found
+
+
+def linked_to(ui: Ui) -> dict[str, Any]:
+    """The outputs that the inputs of the training would get, by the inputs' names."""
+    return {name: value for name, value in sent(ui).items() if isinstance(value, list)}
 
 
 def kept(ui: Ui) -> dict[str, Any]:
@@ -193,6 +199,14 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     ui.page.evaluate(f"{TRAIN}.showAdvanced = false; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
     assert linked(ui) == links and inputs(ui) == [*LINKS, "empty_caption", "validation_latents"]
+    # Unfolded again, each link is where it was: among inputs that have other places now.
+    before = linked_to(ui)
+    ui.page.evaluate(f"{TRAIN}.showAdvanced = true; dispatchEvent(new Event('keyup'))")
+    ui.page.wait_for_timeout(500)
+    assert len(inputs(ui)) == 16 and linked_to(ui) == before and set(before) == set(links)
+    ui.page.evaluate(f"{TRAIN}.showAdvanced = false; dispatchEvent(new Event('keyup'))")
+    ui.page.wait_for_timeout(500)
+    assert linked_to(ui) == before
     screenshot(f"training-folded-{'vue' if vue else 'canvas'}")
     (node,) = (one for one in whole["nodes"] if one["type"] == "LycorisTrain")
     node["widgets_values"][:4] = [1000, 0.0002, "lora", 0]
@@ -200,7 +214,7 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     show(ui, whole)
     assert linked(ui) == links and len(inputs(ui)) == 6
     assert values(ui)["learning_rate"] == "0.0002" and sent(ui)["rank"] == "auto"
-    assert {name for name, value in sent(ui).items() if isinstance(value, list)} == set(links)
+    assert linked_to(ui) == before
     assert ui.errors == []
 
 

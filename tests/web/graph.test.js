@@ -2,6 +2,11 @@ import assert from "node:assert/strict"
 import { test } from "node:test"
 import { loadedBy, takersOf } from "../../lycoris_nodes/web/rows/graph.js"
 
+function getInputLink(slot) {
+  return this.graph.getLink(this.inputs[slot]?.link)
+}
+globalThis.LiteGraph = { LGraphNode: { prototype: { getInputLink } } }
+
 /** A graph as the front end has it, of nodes `{id, in: {name: [type, from]}, out: [types]}`; `from` is [id, slot]. */
 function graphOf(nodes, outputs = []) {
   const links = []
@@ -23,9 +28,11 @@ function graphOf(nodes, outputs = []) {
     })),
     outputs: out.map((type) => ({ type })),
     widgets: Object.entries(values).map(([name, value]) => ({ name, value, options: { values: [value] } })),
-    getInputLink(slot) {
-      return links[this.inputs[slot]?.link]
+    isInputConnected(slot) {
+      return this.inputs[slot].link != null
     },
+    // A subgraph's is about its outputs.
+    getInputLink: node.subgraph ? () => assert.fail() : getInputLink,
   }))
   return graph
 }

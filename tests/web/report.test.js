@@ -50,6 +50,7 @@ function nodesOf(prompt) {
       mode: 0,
       widgets: entries.filter(([, value]) => !isLink(value)).map(([name, value]) => ({ name, value })),
       inputs: [...links.map(([name], link) => ({ name, link })), { name: "free", link: null }],
+      isInputConnected: (/** @type {number} */ slot) => nodes[key].inputs[slot].link !== null,
       getInputNode: (/** @type {number} */ slot) => nodes[/** @type {any} */ (links[slot]?.[1])?.[0]],
     }
   }

@@ -74,7 +74,7 @@ export function isAsIn(prompt, key, find, done = new Set()) {
   // Any mode but 0 is muted or bypassed.
   if (!node || node.comfyClass !== class_type || node.mode !== 0) return false
   const linked = new Map(
-    (node.inputs ?? []).flatMap(({ name, link }, slot) => (link == null ? [] : [[name, node.getInputNode(slot)]])),
+    (node.inputs ?? []).flatMap(({ name }, slot) => (node.isInputConnected(slot) ? [[name, node.getInputNode(slot)]] : [])),
   )
   if ([...linked.keys()].some((name) => !Array.isArray(inputs[name]))) return false
   return Object.entries(inputs).every(([name, value]) => {

@@ -9,6 +9,7 @@
  *   inputs?: {name: string, type: any, link?: any, widget?: {name: string}}[],
  *   outputs?: {type: any}[],
  *   widgets?: {name: string, value?: any, options?: any}[],
+ *   isInputConnected: (slot: number) => boolean,
  *   getInputLink?: (slot: number) => any,
  *   resolveVirtualOutput?: (slot: number) => {node: any, slot: number} | undefined,
  * }} Node
@@ -61,8 +62,8 @@ const isOf = (slot, types) => typesOf(slot.type).some((type) => types.includes(t
  * @returns {Place & {output?: number, input?: number} | null}
  */
 export function sourceOf({ node, way }, input) {
-  const link = node.inputs?.[input]?.link
-  const found = link == null ? null : node.graph.getLink(link)
+  // Virtual nodes and those with subgraphs have a method of this name that is about their outputs.
+  const found = LiteGraph.LGraphNode.prototype.getInputLink.call(node, input)
   return found ? origin(node.graph, found, way) : { node, way, input }
 }
 
@@ -177,7 +178,7 @@ function choicesOf(place) {
   const { node } = place
   const values = (node.widgets ?? []).map((widget) => {
     const input = (node.inputs ?? []).findIndex((one) => one.widget?.name === widget.name)
-    const linked = input >= 0 && node.inputs?.[input].link != null
+    const linked = input >= 0 && node.isInputConnected(input)
     const value = linked ? valueOf(sourceOf(place, input)) : widget.value
     const name = value?.content ?? value
     return typeof name === "string" && (widget.options?.values || ENDING.test(name)) ? name : ""

@@ -40,11 +40,13 @@ export function foldInputs(node) {
     heights.set(node, node.size[1])
     const missing = kept.filter(({ name }) => !inputs.some((input) => input.name === name))
     folded.set(node, [])
-    for (const { name, type, ...rest } of missing) node.addInput(name, type, { ...rest, link: null })
+    for (const { name, type, ...rest } of missing) node.addInput(name, type, rest)
     if (missing.length) sort(node)
     return
   }
-  const rare = inputs.filter(({ name, link, widget }) => RARE.includes(name) && link == null && !widget)
+  const rare = inputs.filter(
+    ({ name, widget }, slot) => RARE.includes(name) && !widget && !node.isInputConnected(slot),
+  )
   folded.set(node, [...kept, ...rare])
   for (const input of rare) node.removeInput(node.inputs.indexOf(input))
   const height = heights.get(node)
@@ -55,11 +57,13 @@ export function foldInputs(node) {
 /** Put inputs that were added last where they belong. */
 function sort(/** @type {GraphNode} */ node) {
   const inputs = /** @type {any[]} */ (node.inputs)
+  /** @type {any[]} */
+  const links = inputs.map((_, slot) => node.getInputLink(slot))
   const sorted = [...inputs].sort((one, other) => orderOf(one) - orderOf(other))
+  const slots = inputs.map((input) => sorted.indexOf(input))
   inputs.splice(0, inputs.length, ...sorted)
-  sorted.forEach(({ link }, slot) => {
-    /** @type {any} */
-    const found = link == null ? null : node.graph?.getLink(link)
-    if (found) found.target_slot = slot
-  })
+  // The newest front end knows a link by its slot, and refuses to move one to a slot that another still has.
+  for (const beyond of [slots.length, 0]) {
+    for (const [before, link] of links.entries()) if (link) link.target_slot = beyond + slots[before]
+  }
 }

@@ -38,6 +38,7 @@ declare global {
     NODE_TITLE_HEIGHT: number
     NODE_WIDGET_HEIGHT: number
     NODE_WIDTH: number
+    LGraphNode: { prototype: NodeClass["prototype"] }
     /** Whether Vue draws the nodes, and not the canvas. */
     vueNodesMode: boolean
   }
