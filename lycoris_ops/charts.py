@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
@@ -94,11 +94,19 @@ class Axes:
 
 @dataclass(frozen=True)
 class ColourTable:
-    """Values from -1 to 1 of all pairs of names, as colours."""
+    """Values from -1 to 1 as colours, a row for each name.
+
+    Without `columns` the columns are the same names, and the values those of all pairs.
+    """
 
     title: str
     names: Sequence[str]
     values: Sequence[Sequence[float]]
+    columns: Sequence[str] = ()
+    words: Sequence[Sequence[str]] = ()
+    """What stands on each value in place of it."""
+    frames: Mapping[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
+    """How wide a frame is around the value of a row and a column."""
 
 
 @dataclass(frozen=True)
@@ -613,27 +621,38 @@ def _draw_series(page: Canvas, one: Series, placed: Sequence[Point]) -> None:
 def _table(chart: ColourTable) -> Panel:
     title = _words(chart.title, WIDTH)
     longest = max(map(length_of, chart.names), default=0.0)
-    count = max(1, len(chart.names))
-    # Numbers stand for the names above the columns.
-    left = EDGE + min(longest, 0.4 * WIDTH) + 24
+    # Numbers stand for names above the columns.
+    numbers = [] if chart.columns else [str(place + 1) for place in range(len(chart.names))]
+    columns = chart.columns or numbers
+    count = max(1, len(columns))
+    left = EDGE + min(longest, 0.4 * WIDTH) + (24 if numbers else 8)
     across = min((WIDTH - left - EDGE) / count, 64.0)
     down = min(across, 20.0)
     over = title.height + LINE + 4
 
     def draw(page: Canvas, top: float) -> None:
         title.draw(page, top)
+        for column, name in enumerate(columns):
+            where = (left + (column + 0.5) * across, top + over - 4)
+            page.text(where, fitted(name, across), anchor="ms", whole=name)
         for row, (name, values) in enumerate(zip(chart.names, chart.values, strict=True)):
             middle = top + over + (row + 0.5) * down
-            page.text((left - 22, middle), fitted(name, left - EDGE - 24), anchor="rm", whole=name)
-            page.text((left - 8, middle), str(row + 1), anchor="rm")
-            page.text((left + (row + 0.5) * across, top + over - 4), str(row + 1), anchor="ms")
+            beside = left - (22 if numbers else 6)
+            page.text((beside, middle), fitted(name, beside - EDGE), anchor="rm", whole=name)
+            for number in numbers[row : row + 1]:
+                page.text((left - 8, middle), number, anchor="rm")
             for column, value in enumerate(values):
                 corner = (left + column * across, top + over + row * down)
                 end = (corner[0] + across - 1, corner[1] + down - 1)
                 if math.isfinite(value):
                     colour = ALIKE if value > 0 else OPPOSED
                     page.area(_corners(corner, end), colour, max(0.06, min(1.0, abs(value))))
-                if across >= 26:
-                    page.text((corner[0] + across / 2, middle), f"{round(value, 2) + 0.0:.2f}", anchor="mm")
+                words = chart.words[row][column] if chart.words else f"{round(value, 2) + 0.0:.2f}"
+                if across >= 26 and length_of(words) <= across:
+                    page.text((corner[0] + across / 2, middle), words, anchor="mm")
+        for (row, column), width in chart.frames.items():
+            corner = (left + column * across, top + over + row * down)
+            around = _corners(corner, (corner[0] + across - 1, corner[1] + down - 1))
+            page.line([*around, *around[:2]], INK, width)
 
-    return Panel(over + count * down + 8, draw)
+    return Panel(over + len(chart.names) * down + 8, draw)

@@ -106,8 +106,8 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
 
 
 def output_name(path: Path) -> str:
-    """A path in the output folder, as it is seen from there."""
-    return path.relative_to(os.path.realpath(folder_paths.get_output_directory())).as_posix()
+    """A path as it is seen from the output folder."""
+    return Path(os.path.relpath(path, os.path.realpath(folder_paths.get_output_directory()))).as_posix()
 
 
 def picture_folders() -> list[str]:

@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.model_sampling as sampling
 import comfy.sample
 import latent_preview
+import numpy as np
 import torch
 from PIL.Image import Image, fromarray
 from torch import Tensor
@@ -89,6 +90,13 @@ def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
     pixels = vae.decode(latent)
     first = pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1).cpu()
     return fromarray((255 * first).round().to(torch.uint8).numpy())
+
+
+def embeddings(clip_vision: Any, pictures: Sequence[Image]) -> torch.Tensor:
+    """What a CLIP vision model makes of pictures, (N, D), each cropped to a square as it was trained."""
+    tensors = [torch.from_numpy(np.asarray(one.convert("RGB"), dtype=np.float32) / 255) for one in pictures]
+    found = [clip_vision.encode_image(one[None], crop=True)["image_embeds"] for one in tensors]
+    return torch.cat(found).float().cpu()
 
 
 _NAMED = {

@@ -17,6 +17,7 @@ NODES = (
     "LycorisDataset",
     "LycorisExtractAdapter",
     "LycorisInspect",
+    "LycorisJudge",
     "LycorisLabelGrid",
     "LycorisLoadAdapter",
     "LycorisMask",

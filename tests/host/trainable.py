@@ -152,17 +152,22 @@ MANY = {
     f"{kind}{name}"
     for kind in ("", "regularisation_", "validation_")
     for name in ("latents", "positive", "captions", "masks", "empty_caption")
-}
-"""The inputs of the node that trains of which there may be several."""
+} | {"other_positive"}
+"""The inputs of nodes that take lists of which there may be several."""
 
 
 def train(host: Host, folder: Path, **inputs: Any) -> dict[str, Any]:
     """Run the node that trains as the host does, with a folder for outputs; what it gives, by name."""
+    return run_node(host, "LycorisTrain", folder, **{"filename_prefix": "loras/style", **inputs})
+
+
+def run_node(host: Host, name: str, folder: Path, **inputs: Any) -> dict[str, Any]:
+    """Run a node that takes lists as the host does, with a folder for outputs; what it gives, by name."""
     import folder_paths
 
-    node, before = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"], folder_paths.get_output_directory()
+    node, before = host.nodes.NODE_CLASS_MAPPINGS[name], folder_paths.get_output_directory()
     widgets = [one for one in node.GET_SCHEMA().inputs if getattr(one, "default", None) is not None]
-    known = {one.id: one.default for one in widgets} | {"filename_prefix": "loras/style", "seed": 5}
+    known = {one.id: one.default for one in widgets} | {"seed": 5}
     given = {name: value if name in MANY else [value] for name, value in {**known, **inputs}.items()}
     folder_paths.set_output_directory(str(folder))
     try:

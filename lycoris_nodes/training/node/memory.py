@@ -41,14 +41,19 @@ def memory_for(
 ) -> float:
     """The bytes to leave free beside the model to train on batches of the largest of these latents.
 
-    Computed as multiples of the host's own estimate for a pass in sampling. Text encoders that are trained
-    too are not counted.
+    Computed as multiples of a pass without gradients. Text encoders that are trained too are not counted.
     """
+    count = sum(1 for _ in blocks(model.model.diffusion_model))
+    times = max(1.0, count * (RECOMPUTED if checkpointed else KEPT))
+    return times * memory_of_pass(model, latents, batch_size)
+
+
+def memory_of_pass(model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int) -> float:
+    """The bytes that a pass without gradients takes for a batch of the largest of these latents, by the
+    host's own estimate for sampling."""
     tensors = [one["samples"] for one in latents]
     shapes = [tuple(tensor.shape) for tensor in tensors if not getattr(tensor, "is_nested", False)]
     if not shapes:
         return 0.0
     shape = max(shapes, key=lambda shape: torch.Size(shape[1:]).numel())
-    count = sum(1 for _ in blocks(model.model.diffusion_model))
-    times = max(1.0, count * (RECOMPUTED if checkpointed else KEPT))
-    return times * float(model.model.memory_required([batch_size, *shape[1:]]))
+    return float(model.model.memory_required([batch_size, *shape[1:]]))

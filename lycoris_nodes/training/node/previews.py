@@ -22,6 +22,33 @@ CFG = 5.0
 Conditioning = list[Any]
 
 
+def sample(
+    session: Session,
+    like: Latent,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    *,
+    seed: int,
+    told: Callable[[int, int], None],
+) -> torch.Tensor:
+    """The latent (1, C, ...) that the host's sampler makes for a caption, by the adapters as they act now.
+
+    It has the size of `like`. Without `negative`, and for models with a guidance of their own, there is no
+    CFG. To be called within `session.sampling()`.
+    """
+    built_in = bool(family_of(session.model).guidance)
+    return sampled(
+        session.patcher,
+        torch.zeros(like.values.shape),
+        positive,
+        positive if negative is None else negative,
+        cfg=1.0 if negative is None or built_in else CFG,
+        steps=STEPS,
+        seed=seed,
+        told=told,
+    )
+
+
 @dataclass
 class Previews:
     """Samples a caption before the first step, every so many steps and after the last, always from the same
@@ -59,28 +86,17 @@ class Previews:
 
     def make(self, step: int) -> None:
         """Sample the picture after a step, and keep it as a file. Latents that cannot be shown leave none."""
-        patcher = self.session.patcher
-        built_in = bool(family_of(self.session.model).guidance)
         self.network.eval()
         with torch.no_grad():
             positive = self.positive()
-            negative = self.negative() if self.negative else positive
+            negative = self.negative() if self.negative else None
         with self.session.sampling():
-            made = sampled(
-                patcher,
-                torch.zeros(self.like.values.shape),
-                positive,
-                negative,
-                cfg=CFG if self.negative and not built_in else 1.0,
-                steps=STEPS,
-                seed=self.seed,
-                told=self.told,
-            )
+            made = sample(self.session, self.like, positive, negative, seed=self.seed, told=self.told)
             if self.vae is not None and has_room_to_decode(self.vae, made.shape):
                 picture = decoded_picture(self.vae, made)
             else:
                 self.rough += self.vae is not None
-                picture = rough_picture(patcher, made)
+                picture = rough_picture(self.session.patcher, made)
         if picture is not None:
             # A half one would count as made.
             size = 3 * picture.width * picture.height

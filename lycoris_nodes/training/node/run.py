@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,10 @@ from ..data.samples import (
     sketches_of,
 )
 from ..data.texts import TextEncoder
-from ..model.session import Session, opened
+from ..model.session import Session
 from .live import Live, shown
 from .memory import is_checkpointed, memory_for
+from .opening import opened_both
 from .overrides import arguments_of, overrides_of
 from .previews import Previews
 from .report import (
@@ -55,7 +56,6 @@ from .report import (
 )
 from .runs import ANEW, Run, check_room_for, run_of
 from .settings import (
-    PRECISIONS,
     TEXT_PRESET,
     Asked,
     parts_of,
@@ -69,7 +69,7 @@ from .settings import (
 DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
 KEEP = 3
-"""How many of the checkpoints of every so many steps are kept."""
+"""How many of the checkpoints of every so many steps are usually kept."""
 SAMPLES, APART = 10, 50
 """How many pictures are sampled where a VAE is linked, and the fewest steps between two: a picture takes as
 long as about 13 steps."""
@@ -159,7 +159,7 @@ def train(
                 steps = -(-len(epochs(0)) // asked.accumulation)
             asked.steps = live.steps = asked.epochs * steps
         network, rate, text_rate = _network(asked, family, session, encoder)
-        check_room_for(output, network, KEEP if asked.checkpoint_every else 0)
+        check_room_for(output, network, asked.keep if asked.checkpoint_every else 0)
         halves = [session.dtype, *([encoder.session.dtype] if encoder else [])]
         scaled = torch.float16 in halves
         options = TrainOptions(
@@ -184,7 +184,7 @@ def train(
             seed=asked.seed,
             validate_every=(asked.validate_every or max(1, asked.steps // 10)) if held else None,
             checkpoint_every=asked.checkpoint_every or None,
-            keep=KEEP,
+            keep=asked.keep,
             output=output,
             dialect=asked.dialect,
             dtype=WRITABLE[asked.dtype],
@@ -307,21 +307,15 @@ def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
     recompute = is_checkpointed(asked.model, asked.checkpointing)
     data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
     memory = memory_for(asked.model, data, asked.batch_size, checkpointed=recompute)
-    with ExitStack() as stack:
-        session = stack.enter_context(
-            opened(
-                asked.model,
-                checkpointing=recompute,
-                memory=memory,
-                dtype=PRECISIONS[asked.precision],
-                beside=[] if asked.clip is None else [asked.clip.patcher],
-            )
-        )
-        if asked.clip is None:
-            yield session, None
-            return
-        of_text = stack.enter_context(opened(asked.clip.patcher, checkpointing=recompute, memory=None))
-        yield session, TextEncoder(asked.clip, of_text, session.model, session.device, asked.seed)
+    with opened_both(
+        asked.model,
+        asked.clip,
+        memory=memory,
+        recompute=recompute,
+        precision=asked.precision,
+        seed=asked.seed,
+    ) as both:
+        yield both
 
 
 def _beside(

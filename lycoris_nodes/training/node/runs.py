@@ -24,7 +24,7 @@ from ....lycoris_ops import (
     number_of,
 )
 from ...files.loras import adapter_path, ending_of
-from ...host.files import has_output_folder, shown_path
+from ...host.files import has_output_folder, output_name, shown_path
 
 STATES = 4
 """How many tensors a checkpoint has for each trained one: the adapter's, and in the state the weight and
@@ -35,6 +35,10 @@ ANEW = "To begin a new one, press Begin anew on the node, or give another `filen
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""
+CHECKPOINTS = "-checkpoints"
+"""What the name of a folder of checkpoints ends with."""
+DIALECT = "comfy"
+"""A dialect whose files are no folders. The folder of checkpoints has the same name in all."""
 ASIDE = "set-aside.json"
 """The file in a folder of checkpoints with the settings that have begun anew instead of going on."""
 
@@ -49,7 +53,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where its checkpoints are."""
-        return self.output.with_name(f"{self.output.name.removesuffix(SAFETENSORS[0])}-checkpoints")
+        return self.output.with_name(f"{self.output.name.removesuffix(SAFETENSORS[0])}{CHECKPOINTS}")
 
     @property
     def in_words(self) -> str:
@@ -171,24 +175,50 @@ def differences(
     return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
 
 
+def folder_of(name: str) -> Path:
+    """The folder of checkpoints of the latest training of a name: a `filename_prefix`, the name of one run
+    such as `loras/style_00001_`, or the path of its file.
+
+    Raises TrainError where there is none, and WriteError for a name outside the output folder.
+    """
+    prefix = output_name(Path(name).resolve()) if Path(name).is_absolute() else name
+    prefix = prefix.removesuffix(SAFETENSORS[0]).removesuffix(CHECKPOINTS)
+    new = adapter_path(prefix, DIALECT) if has_output_folder(prefix) else None
+    found = None if new is None else next(_folders(new, DIALECT), None)
+    if found is None:
+        raise TrainError(
+            "there is no training of this name",
+            key=name,
+            expected=f"a folder whose name ends in _00001_{CHECKPOINTS}, in the output folder",
+            hint="Give the `filename_prefix` of Train LoRA / LyCORIS, or link its output `path`",
+        )
+    return found[0]
+
+
 def _runs(new: Path, dialect: str) -> Iterator[Run]:
-    """The trainings of this name that have states, the latest first. The name may also be the numbered one
-    of a single run.
+    """The trainings of this name that have states, the latest first.
 
     Raises TrainError if no state of the latest is whole. Earlier ones of which none is are left out.
     """
-    numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?)-checkpoints")
+    latest = True
+    for folder, output in _folders(new, dialect):
+        with nullcontext() if latest else suppress(TrainError):
+            if (state := _state(folder, tuple(_stamps(folder)))) is not None:
+                latest = False
+                yield Run(output, state)
+
+
+def _folders(new: Path, dialect: str) -> Iterator[tuple[Path, Path]]:
+    """The folders of checkpoints of this name and the places of their adapters, the latest first. The name
+    may also be the numbered one of a single run."""
+    numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?){CHECKPOINTS}")
     runs: list[tuple[int, Path, Path]] = []
     for folder in new.parent.iterdir():
         found = numbered.fullmatch(folder.name)
         if found:
             runs.append((int(found[2] or 0), folder, new.with_name(f"{found[1]}{ending_of(dialect)}")))
-    latest = True
     for _, folder, output in sorted(runs, reverse=True):
-        with nullcontext() if latest else suppress(TrainError):
-            if (state := _state(folder, tuple(_stamps(folder)))) is not None:
-                latest = False
-                yield Run(output, state)
+        yield folder, output
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int]]:

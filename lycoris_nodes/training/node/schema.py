@@ -385,8 +385,16 @@ def _output() -> list[Any]:
         ),
         _every(
             "checkpoint_every",
-            f"Steps between two checkpoints, of which the latest {KEEP} are kept. 0: only the best, "
-            "and the last, which is written every ten minutes too.",
+            "Steps between two checkpoints. 0: only the best, and the last, which is written every ten "
+            "minutes too.",
+        ),
+        count_input(
+            "keep",
+            "How many of the checkpoints of every so many steps are kept: the latest. Judge LyCORIS finds "
+            "the best of them.",
+            most=1000,
+            default=KEEP,
+            least=1,
         ),
         _every(
             "sample_every",

@@ -42,7 +42,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 ELSEWHERE = (
     *("filename_prefix", "resume", "checkpointing", "validate_every", "checkpoint_every", "sample_every"),
-    *("dialect", "dtype"),
+    *("keep", "dialect", "dtype"),
 )
 """Settings that do not affect what is learned."""
 

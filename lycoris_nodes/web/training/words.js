@@ -43,6 +43,7 @@ export function inWords(shown) {
   if (stage === "pictures") return t("Encoding pictures {done} of {of}", { done, of })
   if (stage === "captions") return t("Encoding captions {done} of {of}", { done, of })
   if (stage === "measuring") return t("Measuring {done} of {of}", { done, of })
+  if (stage === "picturing") return t("Sampling pictures {done} of {of}", { done, of })
   if (stage === "sampling") return t("Sampling at step {step}: {done} of {of}", { step, done, of })
   if (stage === "searching") return searchInWords(shown)
   if (stage === "stopped") return t("Stopped at {step} of {steps}", { step, steps })

@@ -55,6 +55,7 @@ def read(config: Config) -> None:
     if average.get("use_ema"):
         config.values["ema"] = float(average.get("ema_decay", 0.99))
     config.put("save.save_every", "checkpoint_every", int)
+    config.put("save.max_step_saves_to_keep", "keep", int)
     config.choose("save.dtype", "dtype", DTYPES)
     config.put("sample.sample_every", "sample_every", int)
     config.put("sample.seed", "seed", int)
@@ -72,7 +73,7 @@ def read(config: Config) -> None:
     config.unused(
         *("type", "training_folder", "device", "performance_log_every", "train.noise_scheduler", "logging"),
         *("train.train_unet", "train.disable_sampling", "train.unload_text_encoder", "save.save_format"),
-        *("save.max_step_saves_to_keep", "save.push_to_hub", "model.quantize", "model.quantize_te", "meta"),
+        *("save.push_to_hub", "model.quantize", "model.quantize_te", "meta"),
         *("model.qtype", "model.qtype_te", "model.low_vram", "train.cache_text_embeddings", "sqlite_db_path"),
     )
     config.unused(*[key for key in config.left if key.startswith("sample.")])

@@ -1,0 +1,166 @@
+"""The node Judge LyCORIS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...lycoris_ops import parse_values
+from ..host.page import ExecutionBlocker, io, picture_tensor, progress
+from ..schema.checks import checked
+from ..schema.inputs import (
+    TRAIN,
+    advanced,
+    count_input,
+    mask_input,
+    number_input,
+    optional,
+    output,
+    seed_input,
+    stack_input,
+    stack_output,
+)
+from ..schema.report import report_output, stages, valid, with_report
+from ..training.judge.run import run_judge
+from ..training.node.settings import Asked
+
+
+class LycorisJudge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisJudge",
+            display_name="Judge LyCORIS",
+            category=TRAIN,
+            description="Finds the best checkpoint of a training and its best strength, or the best of "
+            "several files, by the loss on pictures that were not trained on. Poor ones drop out early, so "
+            "that it takes a fifth of the time.",
+            search_aliases=[
+                *("best checkpoint", "best epoch", "lora strength", "validate lora", "evaluate lora"),
+                *("overfitting", "compare lora"),
+            ],
+            is_output_node=True,
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the files are for. It stays as it is."),
+                io.Latent.Input(
+                    "latents",
+                    tooltip="Encoded pictures that were not trained on, such as `validation_latents` of "
+                    "LyCORIS Training Pictures. On those that were, the last checkpoint nearly always wins.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="Their encoded captions: one for each in the same order, or one for all.",
+                ),
+                io.String.Input(
+                    "training",
+                    default="",
+                    tooltip="The training whose checkpoints are judged: the `filename_prefix` of Train LoRA "
+                    "/ LyCORIS, such as loras/trained, for its latest one, or a link to its output `path`.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    default="0.4..1.2 in 5",
+                    tooltip="The strengths at which each file is judged: 0.5, 0.8, 1, or 0.4..1.2 in 5 for "
+                    "five from 0.4 to 1.2. The model alone is judged in any case.",
+                ),
+                stack_input("Files to judge: each adapter by itself, at the strengths above."),
+                *optional(
+                    io.Vae.Input(
+                        "vae", tooltip="Decodes the samples of the best. Without it they are rough."
+                    ),
+                    io.ClipVision.Input(
+                        "clip_vision",
+                        tooltip="Looks at samples of those that the loss cannot tell apart: the one nearest "
+                        "to the pictures of `latents` is named, with least drift. Needs `vae`.",
+                    ),
+                    io.Conditioning.Input(
+                        "other_positive",
+                        tooltip="Prompts of other things, on which the adapter is to change nothing. Their "
+                        "drift is how far pictures of them are from the model's own.",
+                    ),
+                    io.Conditioning.Input(
+                        "empty_caption",
+                        tooltip="The encoded empty text. With it samples are made with CFG 5.",
+                    ),
+                    io.Clip.Input(
+                        "clip",
+                        tooltip="With it the layers for text encoders are judged too, on the texts in "
+                        "`captions`.",
+                    ),
+                    io.String.Input(
+                        "captions",
+                        force_input=True,
+                        tooltip="The captions of `positive` as texts: one for each, or one for all.",
+                    ),
+                ),
+                mask_input(),
+                count_input(
+                    "samples", "How many captions the best is sampled with. 0: none.", most=64, default=4
+                ),
+                seed_input(
+                    "What the noise is made of, of losses and samples. The losses are those that a "
+                    "training with this seed validates."
+                ),
+                *advanced(
+                    number_input(
+                        "share",
+                        "How many of all passes of the model may be made. 0.2: a fifth, in which the worse "
+                        "half drops out several times. 1: all, and nothing drops out.",
+                        most=1.0,
+                        default=0.2,
+                        step=0.05,
+                    ),
+                    count_input(
+                        "times",
+                        "At how many amounts of noise each latent is judged at most.",
+                        most=64,
+                        default=8,
+                        least=1,
+                    ),
+                    count_input(
+                        "batch_size",
+                        "Latents in one pass of the model, of those that have one size.",
+                        most=1024,
+                        default=1,
+                        least=1,
+                    ),
+                ),
+            ],
+            outputs=[
+                stack_output("The best adapter at its best strength, for Apply LyCORIS Stack."),
+                output(io.Image, "picture", "The loss of each file at each strength."),
+                output(io.Image, "samples", "Pictures of the best."),
+                report_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, strengths: str | None = None) -> bool | str:
+        # None where another node gives the text.
+        return valid(lambda: None if strengths is None else parse_values(strengths))
+
+    @classmethod
+    @checked
+    def execute(cls, **asked: Any) -> io.NodeOutput:
+        tell, bar = stages(cls.hidden), progress(1)
+
+        def told(stage: str, done: int, of: int) -> None:
+            tell(stage, done, of)
+            bar(done, of)
+
+        made = run_judge(Asked(**asked), told)
+        found = made.judgement
+        samples = torch.cat([picture_tensor(one) for one in made.samples]) if made.samples else None
+        return with_report(
+            made.stack,
+            picture_tensor(made.picture.image()),
+            # Nothing downstream is run without pictures.
+            ExecutionBlocker(None) if samples is None else samples,
+            report=made.report,
+            brief="\n".join(made.report.partition("\n\n")[:1]),
+            state="all" if found.helps and not found.at_edge else "partly",
+            picture=made.picture,
+        )

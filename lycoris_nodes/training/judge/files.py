@@ -1,0 +1,70 @@
+"""The adapters that are judged: those of a stack, and the checkpoints of a training with its file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ....lycoris_ops import SAFETENSORS, STATE, Adapter, Entry, Stack, TrainError, load_adapter, sketches
+from ...host.files import shown_path
+from ..node.runs import CHECKPOINTS, folder_of
+
+STEPS = "ss_steps"
+"""The entry of a file's metadata with the steps that it was trained for, as kohya-ss names it."""
+
+
+def judged_files(stack: Stack | None, training: str) -> list[Entry]:
+    """Each adapter of a stack, and each of a training (see `folder_of`) by its steps, at strength 1.
+
+    Their labels differ. Of several files of a training with the same layers one is taken.
+
+    Raises LycorisError where there is none, and for strengths that follow a schedule or a mask.
+    """
+    given = stack or Stack()
+    given.check_constant("be judged")
+    entries = [replace(entry, strength=1.0, strength_clip=None) for entry in given]
+    if training.strip():
+        entries += _of_training(training.strip())
+    if not entries:
+        raise TrainError(
+            "there is nothing to judge",
+            got="no stack, and no training",
+            expected="a stack with the files, or the name of a training",
+        )
+    seen: Counter[str] = Counter()
+    for number, entry in enumerate(entries):
+        seen[entry.name] += 1
+        if seen[entry.name] > 1:
+            entries[number] = replace(entry, label=f"{entry.name} ({seen[entry.name]})")
+    return entries
+
+
+def _of_training(name: str) -> Iterator[Entry]:
+    folder = folder_of(name)
+    places = [path for path in sorted(folder.iterdir()) if _is_adapter(path)]
+    whole = folder.name.removesuffix(CHECKPOINTS)
+    places += [path for end in (SAFETENSORS[0], "") if (path := folder.with_name(whole + end)).exists()]
+    if not places:
+        raise TrainError(
+            "the training has no checkpoints yet",
+            file=shown_path(folder),
+            expected="files such as step-000100.safetensors",
+            hint="Set `checkpoint_every` on Train LoRA / LyCORIS, or link `validation_latents`",
+        )
+    found: dict[str, tuple[int, Adapter]] = {}
+    for path in places:
+        adapter = load_adapter(path)
+        layers = sketches(layer.tensors().values() for _, layer in sorted(adapter.layers.items()))
+        steps = adapter.metadata.get(STEPS, "")
+        # A file of other software in the folder may say nothing.
+        found.setdefault(repr(layers), (int(steps) if steps.isdecimal() else 0, adapter))
+    for steps, adapter in sorted(found.values(), key=lambda one: one[0]):
+        label = f"step {steps}" if steps else Path(adapter.path or adapter.name).stem
+        yield Entry(adapter, label=label)
+
+
+def _is_adapter(path: Path) -> bool:
+    # PEFT's checkpoints are folders.
+    return path.is_dir() or (path.suffix == SAFETENSORS[0] and not path.name.endswith(STATE))

@@ -1,0 +1,39 @@
+"""How near pictures are to others, as a CLIP vision model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Of what an adapter samples."""
+
+    nearness: float
+    """The mean cosine between each picture of its captions and each picture of the data (CLIP-I: Ruiz et al.,
+    2208.12242, section 4.1)."""
+    drift: float | None
+    """One less the mean cosine between a picture of another prompt and that of the model alone, from the same
+    noise; None without other prompts."""
+
+    @property
+    def score(self) -> float:
+        """The nearness less the drift: what decides between pairs that the loss cannot tell apart."""
+        return self.nearness - (self.drift or 0.0)
+
+
+def nearness(made: Tensor, data: Tensor) -> float:
+    """The mean cosine of all pairs of embeddings (N, D) and (M, D)."""
+    return float((_directions(made) @ _directions(data).T).mean())
+
+
+def drift(made: Tensor, before: Tensor) -> float:
+    """One less the mean cosine of the embeddings (N, D) of pictures with those of the same prompts before."""
+    return 1 - float((_directions(made) * _directions(before)).sum(1).mean())
+
+
+def _directions(embeddings: Tensor) -> Tensor:
+    return functional.normalize(embeddings.double(), dim=1)

@@ -1,0 +1,252 @@
+"""The judging: the model opened, the losses by halving, and the pictures that tell what the loss cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+
+from ....lycoris_ops import (
+    ALONE,
+    BEST,
+    ColourTable,
+    Contender,
+    Judgement,
+    Picture,
+    Place,
+    Stack,
+    TrainError,
+    acting,
+    judge,
+    judgement_picture,
+    number_of,
+    paragraph,
+    parse_values,
+)
+from ...host.page import end_if_interrupted
+from ...host.sampling import decoded_picture, embeddings, rough_picture
+from ...schema.inputs import AS_FAMILY
+from ..data.captions import Text
+from ..data.families import family_of
+from ..data.latents import Latent
+from ..data.loss import DiffusionLoss
+from ..data.samples import described, guidance_in_words, judged, masks_in_words, samples_of
+from ..data.texts import TextEncoder
+from ..model.session import Session
+from ..node.memory import memory_of_pass
+from ..node.opening import opened_both
+from ..node.previews import sample
+from ..node.settings import Asked
+from .files import judged_files
+from .likeness import Likeness, drift, nearness
+from .networks import Networks
+
+GOLDEN = 0.6180339887
+"""The fraction of the golden ratio, by which any first numbers of a sequence lie far apart."""
+FINALISTS = 4
+"""How many pairs that the loss cannot tell apart are told apart by pictures."""
+SEEN = 16
+"""How many pictures of the data are looked at."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of it."""
+
+    stack: Stack
+    """The best adapter at its strength."""
+    judgement: Judgement
+    picture: Picture
+    samples: Sequence[Image]
+    """Pictures of the best."""
+    report: str
+
+
+def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
+    """Judge as it is asked. `told` is told of each stage, see `stages`.
+
+    Raises LycorisError for what cannot be judged.
+    """
+    entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
+    _check_links(asked)
+    memory = memory_of_pass(asked.model, asked.latents, asked.batch_size)
+    with opened_both(
+        asked.model, asked.clip, memory=memory, recompute=False, precision=AS_FAMILY, seed=asked.seed
+    ) as (session, encoder):
+        family = family_of(session.model)
+        held = samples_of(
+            session,
+            asked.latents,
+            asked.positive,
+            texts=asked.captions,
+            encoder=encoder,
+            masks=asked.masks,
+            seed=asked.seed,
+            told=partial(told, "captions"),
+        )
+        loss = DiffusionLoss(session=session, times=family.times, encoder=encoder)
+        networks = Networks(asked.model, asked.clip, session, encoder)
+        batches = judged(held, asked.batch_size, asked.times)
+        found = judge(
+            session.network,
+            [Contender(entry.name, partial(networks.of, entry)) for entry in entries],
+            strengths,
+            batches,
+            loss,
+            order=spread(asked.times, len(batches) // asked.times),
+            share=asked.share,
+            seed=asked.seed,
+            told=partial(told, "measuring"),
+        )
+        seen = asked.clip_vision is not None
+        finalists = [*found.alike[:FINALISTS], ALONE] if seen else [found.best]
+        prompts = _prompts(asked, held[0].latent)
+        others = [(one[:1], None) for one in asked.other_positive[: asked.samples]]
+        count = len(finalists) * len([*prompts, *others])
+        made: dict[Place, list[Tensor]] = {}
+        for number, place in enumerate(finalists):
+            network = None if place == ALONE else networks.of(entries[place[0]])
+            with session.sampling(), acting(network, found.strengths[place[1]]) if network else nullcontext():
+                made[place] = [
+                    _sampled(asked, session, encoder, held[0].latent, *prompt, asked.seed + index)
+                    for index, prompt in enumerate([*prompts, *others])
+                ]
+            told("picturing", (number + 1) * count // len(finalists), count)
+    # The model is closed: other models may take its place.
+    pictures = {place: [_picture(asked, one) for one in each] for place, each in made.items()}
+    likeness = _likeness(asked, pictures, len(prompts)) if asked.clip_vision is not None else {}
+    if len(likeness) > 1:
+        chosen = max(likeness, key=lambda place: likeness[place].score)
+        words = "of these it is nearest to the data" + (" with least drift" if others else "")
+        found = replace(found, chosen=chosen, because=words)
+    best = entries[found.best[0]]
+    notes = [
+        *([] if found.helps else ["The stack has the nearest one"]),
+        *(
+            f"{name}: {number_of(count, 'layer')} for text encoders not judged, because no clip is linked"
+            for name, count in networks.left_out.items()
+        ),
+        *guidance_in_words(family, asked.positive),
+        *masks_in_words(asked.latents, asked.masks, "latents"),
+    ]
+    lines = str(found).splitlines()
+    table = [
+        f"{found.called(place)}: nearness {one.nearness:.3f}"
+        + ("" if one.drift is None else f", drift {one.drift:.3f}")
+        for place, one in likeness.items()
+    ]
+    return Judged(
+        Stack([replace(best, strength=found.strengths[found.best[1]], strength_clip=None)]),
+        found,
+        judgement_picture(found, _likeness_tables(found, likeness)),
+        [one for one in pictures[found.best][: len(prompts)] if one is not None],
+        paragraph([*lines[:1], *notes, "", *lines[1:], *table, f"data: {described(held, asked.batch_size)}"]),
+    )
+
+
+def spread(times: int, batches: int) -> list[int]:
+    """The numbers of the batches of `judged`, such that any first ones are spread over times and samples.
+
+    Batch b at time t has the number t * batches + b. Each run of `times` numbers has every time once.
+    """
+    order = sorted(range(times), key=lambda time: time * GOLDEN % 1)
+    return [
+        time * batches + (start + place) % batches
+        for start in range(batches)
+        for place, time in enumerate(order)
+    ]
+
+
+def _check_links(asked: Asked) -> None:
+    """Raise TrainError for links that lack another one."""
+    for name, present, needed in (
+        ("captions", asked.captions, asked.clip),
+        ("clip_vision", asked.clip_vision, asked.vae),
+        ("other_positive", asked.other_positive, asked.clip_vision),
+    ):
+        if present and needed is None:
+            other = {"captions": "clip", "clip_vision": "vae", "other_positive": "clip_vision"}[name]
+            raise TrainError(
+                f"`{name}` is of no use without `{other}`",
+                key=name,
+                hint=f"Link `{other}`, or unlink `{name}`",
+            )
+    nested = any(getattr(one["samples"], "is_nested", False) for one in asked.latents)
+    if asked.clip_vision is not None and (nested or not asked.samples):
+        raise TrainError(
+            "a CLIP vision model needs pictures",
+            key="samples",
+            got="latents of several parts" if nested else "0",
+            expected="1 or more, and latents of pictures" if nested else "1 or more",
+            hint="Take the link of `clip_vision` away" if nested else None,
+        )
+
+
+def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:
+    """The first captions that differ, each with its text where text encoders are judged; none where the
+    latents are of several parts, such as video and sound, which are no pictures."""
+    if len(like.shapes) > 1:
+        return []
+    texts = list(asked.captions) or [None]
+    found: dict[Any, tuple[Any, Text | None]] = {}
+    for number, one in enumerate(asked.positive):
+        words = texts[number % len(texts)]
+        text = None if words is None else Text(words, one[0][1])
+        found.setdefault((id(one), words), (one[:1], text))
+    return list(found.values())[: asked.samples]
+
+
+def _sampled(
+    asked: Asked,
+    session: Session,
+    encoder: TextEncoder | None,
+    like: Latent,
+    conditioning: Any,
+    text: Text | None,
+    seed: int,
+) -> Tensor:
+    """The latent that the model makes of a prompt, as it is now."""
+    said = encoder.conditioning(text) if encoder and text is not None else conditioning
+    empty = asked.empty_caption[0] if asked.empty_caption else None
+    return sample(session, like, said, empty, seed=seed, told=lambda done, of: end_if_interrupted())
+
+
+def _picture(asked: Asked, latent: Tensor) -> Image | None:
+    return rough_picture(asked.model, latent) if asked.vae is None else decoded_picture(asked.vae, latent)
+
+
+def _likeness(asked: Asked, pictures: Mapping[Place, Sequence[Any]], prompts: int) -> dict[Place, Likeness]:
+    """The likeness of each finalist, of which the last is the model alone."""
+    singles = [one for each in asked.latents for one in each["samples"].split(1)][:SEEN]
+    see = partial(embeddings, asked.clip_vision)
+    data = see([decoded_picture(asked.vae, one) for one in singles])
+    seen = {place: see(each) for place, each in pictures.items()}
+    before = seen[ALONE][prompts:]
+    return {
+        place: Likeness(
+            nearness(found[:prompts], data), drift(found[prompts:], before) if len(before) else None
+        )
+        for place, found in seen.items()
+        if place != ALONE
+    }
+
+
+def _likeness_tables(found: Judgement, likeness: Mapping[Place, Likeness]) -> list[ColourTable]:
+    if not likeness:
+        return []
+    rows = [[one.nearness] if one.drift is None else [one.nearness, one.drift] for one in likeness.values()]
+    return [
+        ColourTable(
+            "pictures of the best",
+            [found.called(place) for place in likeness],
+            rows,
+            columns=["nearness", "drift"][: len(rows[0])],
+            words=[[f"{value:.3f}" for value in row] for row in rows],
+            frames={(list(likeness).index(found.best), 0): BEST},
+        )
+    ]

@@ -1,0 +1,178 @@
+"""What came of judging adapters at strengths: the best, what is as good, in words and as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..charts import ColourTable, Picture, below_each_other, shortened
+from ..errors import number_of
+from ..ranks.plan import table
+from ..report.words import NAME
+
+Place = tuple[int, int]
+"""The number of an adapter and that of a strength."""
+ALONE: Place = (-1, -1)
+"""The place of the model without any adapter."""
+BEST, BESIDE = 2.5, 1.0
+"""How wide the frames are of the best pair and of its neighbours."""
+LINES = 12
+"""The most lines of a table in words."""
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; infinite where a value is not finite."""
+    found = sum(values) / len(values) if values else math.inf
+    return found if math.isfinite(found) else math.inf
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The losses of adapters at strengths on draws that all of them share, see `judge`."""
+
+    names: tuple[str, ...]
+    strengths: tuple[float, ...]
+    losses: Mapping[Place, Sequence[float]]
+    """Of each place those on the first draws: the fewer, the earlier it dropped out. That of the model
+    alone is `ALONE`."""
+    draws: int
+    """How many draws there are."""
+    chosen: Place | None = None
+    """The best by something else, of those that the loss cannot tell from each other."""
+    because: str = ""
+    """Why it was chosen, in words."""
+
+    @property
+    def best(self) -> Place:
+        """The adapter and the strength that are `chosen`, else those with the lowest loss, of those that were
+        measured on most draws."""
+        if self.chosen is not None:
+            return self.chosen
+        own = [place for place in self.losses if place != ALONE]
+        return min(own, key=lambda place: (-len(self.losses[place]), mean(self.losses[place])))
+
+    @property
+    def spent(self) -> float:
+        """The passes that were made, as a share of those that all pairs on all draws take."""
+        return sum(map(len, self.losses.values())) / (self.draws * len(self.losses))
+
+    def behind(self, place: Place) -> tuple[float, float]:
+        """How far the loss of a place is above that of the best, and the standard error of this difference.
+
+        Over the draws that both have: mean d and std(d) / sqrt(n) of their differences d. The error is
+        infinite for one draw, and the difference where a loss is not finite.
+        """
+        pairs = list(zip(self.losses[place], self.losses[self.best], strict=False))
+        differences = [one - other for one, other in pairs]
+        count, middle = len(differences), mean(differences)
+        if not math.isfinite(middle):
+            return math.inf, 0.0
+        if count < 2:
+            return middle, 0.0 if place == self.best else math.inf
+        square = sum((one - middle) ** 2 for one in differences) / (count - 1)
+        return middle, math.sqrt(square / count)
+
+    def loss(self, place: Place) -> float:
+        """The loss of a place: that of the best, and how far it is above it on the draws that both have."""
+        return mean(self.losses[self.best]) + self.behind(place)[0]
+
+    @property
+    def alike(self) -> list[Place]:
+        """The pairs that the loss cannot tell from the best: no more behind than the standard error of that.
+        The best comes first, and the lower losses before the others."""
+        found = (place for place in self.losses if place != ALONE)
+        near = [place for place in found if (both := self.behind(place))[0] <= both[1] < math.inf]
+        return sorted(near, key=lambda place: (place != self.best, self.behind(place)[0]))
+
+    @property
+    def helps(self) -> bool:
+        """Whether the best is better than the model alone."""
+        return self.behind(ALONE)[0] > 0
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best strength is the least or the highest of several, so that one beyond may be
+        better."""
+        column = self.best[1]
+        return len(self.strengths) > 1 and self.strengths[column] in (
+            min(self.strengths),
+            max(self.strengths),
+        )
+
+    def called(self, place: Place) -> str:
+        if place == ALONE:
+            return "the model alone"
+        return f"{shortened(self.names[place[0]], NAME)} at {self.strengths[place[1]]:g}"
+
+    def verdict(self) -> str:
+        """What is best, in a sentence."""
+        own, alone = self.loss(self.best), self.loss(ALONE)
+        if not self.helps:
+            return (
+                f"No adapter is better than the model alone, whose held-out loss is {alone:.4g}; the nearest "
+                f"is {self.called(self.best)} with {own:.4g}"
+            )
+        gain = f", {1 - own / alone:.0%} below the model alone" if math.isfinite(alone) and alone else ""
+        others = len(self.alike) - 1
+        same = f"; {number_of(others, 'other pair is', 'other pairs are')} as good within the noise"
+        because = f", and {self.because}" if self.because else ""
+        return (
+            f"Best is {self.called(self.best)}: held-out loss {own:.4g}{gain}{same * (others > 0)}{because}"
+        )
+
+    def __str__(self) -> str:
+        """The verdict, and a table of the best pairs."""
+        order = sorted(self.losses, key=lambda place: (place != self.best, self.behind(place)[0]))
+        shown = order[:LINES] if ALONE in order[:LINES] else [*order[: LINES - 1], ALONE]
+        head = ("adapter", "strength", "loss", "above the best", "draws")
+        rows: list[tuple[str, ...]] = []
+        for place in shown:
+            far, error = self.behind(place)
+            name = "the model alone" if place == ALONE else shortened(self.names[place[0]], NAME)
+            strength = "" if place == ALONE else f"{self.strengths[place[1]]:g}"
+            above = f"{far:.2g} ± {error:.1g}" if math.isfinite(far + error) else f"{far:.2g}"
+            draws = str(len(self.losses[place]))
+            rows.append(
+                (name, strength, f"{self.loss(place):.4g}", "" if place == self.best else above, draws)
+            )
+        cost = (
+            f"{len(self.losses) - 1} pairs and the model alone, each on up to "
+            f"{number_of(self.draws, 'draw')}: {self.spent:.0%} of all passes"
+        )
+        edge = ["The best strength is at the end of those that were judged: try further ones"] * self.at_edge
+        return "\n".join([self.verdict(), *edge, cost, *table((head, *rows), texts=1)])
+
+
+def judgement_picture(found: Judgement, more: Sequence[ColourTable] = ()) -> Picture:
+    """The losses as colours, adapters below each other and strengths beside each other, with further tables.
+
+    The stronger the one colour, the further the loss is below that of the model alone, and the other colour
+    is above it. The best pair has a frame, and those beside it thin ones.
+    """
+    alone, best = found.loss(ALONE), found.best
+    finite = [found.loss(place) for place in found.losses if math.isfinite(found.loss(place))]
+    most = max((abs(loss - alone) for loss in finite), default=0.0) if math.isfinite(alone) else 0.0
+    order = sorted(range(len(found.strengths)), key=lambda column: found.strengths[column])
+
+    def value(place: Place) -> float:
+        loss = found.loss(place)
+        return (loss - alone) / most if most and math.isfinite(loss) else math.nan
+
+    places = [[(row, column) for column in order] for row in range(len(found.names))]
+    middle = order.index(best[1])
+    frames = {
+        (row, column): BEST if (row, column) == (best[0], middle) else BESIDE
+        for row in range(len(found.names))
+        for column in range(len(order))
+        if abs(row - best[0]) <= 1 and abs(column - middle) <= 1
+    }
+    losses = ColourTable(
+        "held-out loss, by strength",
+        found.names,
+        [[value(place) for place in row] for row in places],
+        columns=[f"{found.strengths[column]:g}" for column in order],
+        words=[[f"{found.loss(place):.3g}" for place in row] for row in places],
+        frames=frames,
+    )
+    return below_each_other(found.verdict(), [], [losses, *more])
