@@ -160,7 +160,6 @@ class LycorisJudge(io.ComfyNode):
             # Nothing downstream is run without pictures.
             ExecutionBlocker(None) if samples is None else samples,
             report=made.report,
-            brief="\n".join(made.report.partition("\n\n")[:1]),
-            state="all" if found.helps and not found.at_edge else "partly",
+            state="all" if found.helps else "partly",
             picture=made.picture,
         )

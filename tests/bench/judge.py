@@ -4,8 +4,8 @@
 `quality/graph/shapes.py`, which the host builds and which is trained on drawn shapes. Each training adapts
 it to hatched shapes by Train LoRA / LyCORIS, with a rate, a rank, a kind and a number of pictures of its own:
 some learn their pictures by heart, some learn too little, some go too far. All of their eight checkpoints are
-judged at five strengths on held-out pictures, with several sets of pictures and of noise: all passes are made,
-and the halving takes the losses from there.
+judged at five strengths on held-out pictures, with several sets of pictures and of noise: all passes are
+made, and the halving takes the losses from there.
 
 "named" says how often the best of all was named, "as good" how often one whose loss is no further from it
 than the standard error of that difference. "worst gap" is how far the loss is above that of the best at most,

@@ -134,7 +134,8 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
         *guidance_in_words(family, asked.positive),
         *masks_in_words(asked.latents, asked.masks, "latents"),
     ]
-    lines = str(found).splitlines()
+    data = f"data: {described(held, asked.batch_size)}"
+    lines, head = str(found).splitlines(), 1 + found.at_edge
     table = [
         f"{found.called(place)}: nearness {one.nearness:.3f}"
         + ("" if one.drift is None else f", drift {one.drift:.3f}")
@@ -145,7 +146,8 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
         found,
         judgement_picture(found, _likeness_tables(found, likeness)),
         [one for one in pictures[found.best][: len(prompts)] if one is not None],
-        paragraph([*lines[:1], *notes, "", *lines[1:], *table, f"data: {described(held, asked.batch_size)}"]),
+        # The box folds what follows an empty line.
+        paragraph([*lines[:head], *notes, "", *lines[head:], *table, data]),
     )
 
 
