@@ -142,7 +142,11 @@ function listen() {
       if (![undefined, "refused"].includes(stateOf(node))) fill(node, "waiting", "...")
     }
   })
-  api.addEventListener("execution_cached", ({ detail }) => detail.nodes.forEach((key) => done.add(String(key))))
+  api.addEventListener("execution_cached", ({ detail }) => {
+    detail.nodes.forEach((key) => done.add(String(key)))
+    // The rest of the run may take hours.
+    if (isHere()) recall(nodesOf(done))
+  })
   api.addEventListener("executed", ({ detail }) => {
     done.add(String(detail.node))
     const node = nodeIn(detail)

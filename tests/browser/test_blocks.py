@@ -198,6 +198,8 @@ def test_block_weights_are_painted(ui: Ui, vue_nodes: bool, screenshot: Callable
 
     painter.open()
     page.get_by_text("Blocks of base.safetensors").wait_for()
+    rows, panel = (page.locator(place).bounding_box() for place in (".lycoris-rows", ".lycoris-blocks"))
+    assert rows and panel and panel["x"] >= rows["x"] + rows["width"]
     # It measures what the file changes where, and colours the bars by it.
     page.get_by_label("Presets").locator("option", has_text="OUTALL").first.wait_for(state="attached")
     expect(page.locator(".lycoris-block-legend")).not_to_contain_text("measured")

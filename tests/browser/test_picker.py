@@ -101,6 +101,13 @@ class Picker:
     def item(self, file: str) -> Locator:
         return self.page.locator(".lycoris-picker").get_by_title(file, exact=True)
 
+    def is_beside_rows(self) -> bool:
+        rows, panel = (
+            self.page.locator(place).bounding_box() for place in (".lycoris-rows", ".lycoris-picker")
+        )
+        assert rows and panel
+        return panel["x"] >= rows["x"] + rows["width"]
+
     def shown(self) -> list[str]:
         """The names of the files, in their order."""
         return [name.strip() for name in self.items.locator(".lycoris-name").all_inner_texts()]
@@ -192,8 +199,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     page.locator(".lycoris-bottom").get_by_text("3 added").wait_for()
     screenshot(f"{name}-ticks")
     # The rows that were added are seen beside it.
-    listed, panel = (page.locator(place).bounding_box() for place in (".lycoris-rows", ".lycoris-picker"))
-    assert listed and panel and panel["x"] >= listed["x"] + listed["width"]
+    assert picker.is_beside_rows()
     picker.press("Escape")
     page.locator(".lycoris-picker").wait_for(state="detached")
     both, full = "lokr_both.safetensors", "lokr_full.safetensors"
@@ -233,6 +239,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     page.locator(".lycoris-row .lycoris-file").click()
     picker.items.first.wait_for()
     picker.read()
+    assert picker.is_beside_rows()
     assert picker.active.get_attribute("title") == "lora.safetensors"
     assert picker.shown()[:5] == ["picked/bob", "picked/styles/neon", "lokr_full", "lokr_both", "lokr"]
     picker.search.fill("ink wash")

@@ -261,6 +261,8 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     # Begin anew makes another one, and goes on with it.
     page.get_by_role("button", name="Begin anew").click()
     follow(ui, "^Step [2-9] of 40, ")
+    # Meanwhile a node before it, whose result is in the host's cache, shows its own report.
+    page.locator(".lycoris-report .first", has_text="2 pictures in discs").wait_for()
     stop(ui)
     folder = ui.server.base / "output" / "loras"
     assert (folder / f"{name}_00002_-checkpoints" / "last.safetensors").exists()

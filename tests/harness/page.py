@@ -52,8 +52,6 @@ NOISE = (
     # The help of a node is looked for in the user's language first.
     "/en.md",
 )
-OURS = ("input.link is deprecated", "output.links is deprecated")
-"""Warnings of the front end of what it does not do itself."""
 EVENTS = ("execution_cached", "execution_success", "execution_error", "execution_interrupted")
 
 
@@ -228,8 +226,7 @@ class Ui:
 
     def _heard(self, message: ConsoleMessage) -> None:
         text = f"{message.text} ({message.location.get('url')})"
-        warns = message.type == "warning" and any(warning in text for warning in OURS)
-        if warns or (message.type == "error" and not any(noise in text for noise in NOISE)):
+        if message.type == "error" and not any(noise in text for noise in NOISE):
             self.errors.append(text)
 
     def _answered(self, response: Response) -> None:

@@ -3,7 +3,7 @@ import { test } from "node:test"
 import { loadedBy, takersOf } from "../../lycoris_nodes/web/rows/graph.js"
 
 function getInputLink(slot) {
-  return this.graph.getLink(this.inputs[slot]?.link)
+  return this.graph.getLink(this.inputs[slot]?.linked)
 }
 globalThis.LiteGraph = { LGraphNode: { prototype: { getInputLink } } }
 
@@ -24,12 +24,12 @@ function graphOf(nodes, outputs = []) {
       name,
       type,
       widget: name in values ? { name } : undefined,
-      link: from ? links.push({ origin_id: from[0], origin_slot: from[1] }) - 1 : null,
+      linked: from ? links.push({ origin_id: from[0], origin_slot: from[1] }) - 1 : null,
     })),
     outputs: out.map((type) => ({ type })),
     widgets: Object.entries(values).map(([name, value]) => ({ name, value, options: { values: [value] } })),
     isInputConnected(slot) {
-      return this.inputs[slot].link != null
+      return this.inputs[slot].linked !== null
     },
     // A subgraph's is about its outputs.
     getInputLink: node.subgraph ? () => assert.fail() : getInputLink,

@@ -49,8 +49,8 @@ function nodesOf(prompt) {
       comfyClass: class_type,
       mode: 0,
       widgets: entries.filter(([, value]) => !isLink(value)).map(([name, value]) => ({ name, value })),
-      inputs: [...links.map(([name], link) => ({ name, link })), { name: "free", link: null }],
-      isInputConnected: (/** @type {number} */ slot) => nodes[key].inputs[slot].link !== null,
+      inputs: [...links.map(([name]) => ({ name, linked: true })), { name: "free", linked: false }],
+      isInputConnected: (/** @type {number} */ slot) => nodes[key].inputs[slot].linked,
       getInputNode: (/** @type {number} */ slot) => nodes[/** @type {any} */ (links[slot]?.[1])?.[0]],
     }
   }
@@ -73,8 +73,8 @@ test("a report holds while its node and all before it are as in the prompt", () 
     ["a muted node before it", false, (nodes) => (nodes[1].mode = 2)],
     ["a bypassed node before it", false, (nodes) => (nodes[2].mode = 4)],
     ["a link", false, (nodes) => (nodes[2].getInputNode = () => nodes[9])],
-    ["one link more", false, (nodes) => (nodes["3:5"].inputs[1].link = 7)],
-    ["one link less", false, (nodes) => (nodes[2].inputs[1].link = null)],
+    ["one link more", false, (nodes) => (nodes["3:5"].inputs[1].linked = true)],
+    ["one link less", false, (nodes) => (nodes[2].inputs[1].linked = false)],
     ["a node that is gone", false, (nodes) => delete nodes[1]],
     ["a part of a value", false, (nodes) => (nodes["3:5"].widgets[0].value = { x: 2 })],
   ]

@@ -38,7 +38,7 @@ const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`
  *   file: string, text: string, model: import("./model.js").Model, unsuited: string | null,
  *   done: (text: string) => void,
  * }} row `done` gets the new text, where it is another
- * @param {import("./popup.js").Point} point
+ * @param {import("./popup.js").Place} point
  */
 export function openBlocks({ file, text: before, model, unsuited, done }, point) {
   const question = { file, model: model.names.model, clip: model.names.clip }

@@ -21,8 +21,8 @@ import { strengthField } from "./strength.js"
  * @typedef {{
  *   change: (index: number, row: Row) => void,
  *   turn: (index: number, on: boolean) => void,
- *   replaceFile: (index: number, point: Point) => void,
- *   editRules: (index: number, point: Point) => void,
+ *   replaceFile: (index: number) => void,
+ *   editRules: (index: number) => void,
  *   menu: (index: number, point: Point) => void,
  *   model: () => Promise<import("./model.js").Model>,
  *   drag: (index: number, event: PointerEvent) => void,
@@ -70,7 +70,7 @@ export function createLine(acts, bounds) {
   const marks = make("span", { class: "lycoris-marks" })
   const twice = make("span", { class: "lycoris-badge lycoris-twice", hidden: true })
   const warning = make("span", { class: "lycoris-badge lycoris-bad", hidden: true })
-  const rules = rulesButton(() => acts.editRules(index, below(rules.element)))
+  const rules = rulesButton(() => acts.editRules(index))
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
   info.title = t("About the file")
   /** @type {(label: string, name: "strength_model" | "strength_clip") => ReturnType<typeof strengthField>} */
@@ -90,7 +90,7 @@ export function createLine(acts, bounds) {
 
   power.onclick = leave
   power.onchange = () => acts.turn(index, power.checked)
-  name.onclick = () => acts.replaceFile(index, below(name))
+  name.onclick = () => acts.replaceFile(index)
   info.onclick = () => openInfo(row.file, below(info))
   handle.onpointerdown = (event) => acts.drag(index, event)
   element.oncontextmenu = (event) => {

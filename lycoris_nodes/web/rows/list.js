@@ -80,6 +80,9 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   /** @type {(meant: Set<number>, change: (row: Row) => Row) => Row[]} */
   const changed = (meant, change) => rows.map((row, index) => (meant.has(index) ? change(row) : row))
 
+  /** Where a panel for a row leaves all rows to be seen. */
+  const asideOf = (/** @type {number} */ index) => beside(element, lines[index].element)
+
   /** @param {Set<number>} selected */
   function choose(selected) {
     chosen = selected
@@ -103,16 +106,17 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   const acts = {
     change: (index, row) => set(rows.with(index, row)),
     turn: (index, on) => set(changed(meant(index), (row) => ({ ...row, on }))),
-    replaceFile(index, point) {
+    replaceFile(index) {
       const { file: current } = rows[index]
-      openPicker({ current, model: model(), pick: (file) => acts.change(index, { ...rows[index], file }) }, point)
+      const pick = (/** @type {string} */ file) => acts.change(index, { ...rows[index], file })
+      openPicker({ current, model: model(), pick }, asideOf(index))
     },
     model: () => (reached ??= model()),
-    async editRules(index, point) {
+    async editRules(index) {
       const { file, rules: text = "" } = rows[index]
       const [now, about] = await Promise.all([model(), aboutFile(file)])
       const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
-      openBlocks({ file, text, model: now, unsuited: about.error ? null : now.suits(about), done }, point)
+      openBlocks({ file, text, model: now, unsuited: about.error ? null : now.suits(about), done }, asideOf(index))
     },
     menu(index, point) {
       const row = rows[index]
@@ -125,7 +129,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       openMenu(
         [
           [t("About the file"), () => openInfo(row.file, point)],
-          [t("Block weights…"), () => acts.editRules(index, point)],
+          [t("Block weights…"), () => acts.editRules(index)],
           null,
           [
             on
