@@ -60,6 +60,10 @@ class Passing:
         count = max(1, len(x) // chunks)
         network = model.diffusion_model
         texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
+        # HiDream takes a text twice: what the last layer of its encoder gives, and what the layer of a block.
+        layers = given.get("encoder_hidden_states_llama3")
+        # AuraFlow's own tokens stand with the text.
+        registers = getattr(network, "register_tokens", None)
         first = given.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
         references = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
         longer = given.get("time_dim_concat")
@@ -68,7 +72,9 @@ class Passing:
             size=shape[2:],
             patch=_patch(network),
             pace=int(getattr(model.latent_format, "temporal_downscale_ratio", 1)) if len(shape) == 5 else 1,
-            text=sum(text.shape[1] for text in texts if text is not None),
+            text=sum(text.shape[1] for text in texts if text is not None)
+            + (0 if layers is None else 2 * layers.shape[2])
+            + (0 if registers is None else registers.shape[1]),
             multiple=int(getattr(network, "pad_tokens_multiple", None) or 1),
             references=tuple(tuple(one.shape[2:]) for one in (*references, longer) if one is not None),
             first=None if first is None else tuple(first.shape[2:]),
@@ -122,7 +128,11 @@ class Passing:
 
 def _patch(network: Any) -> tuple[int, int, int]:
     """How many frames, rows and columns of a latent a token of the host's network stands for."""
-    size = getattr(network, "patch_size", None)
+    # Ideogram's latents are cut into patches already.
+    size = 1 if hasattr(network, "ae_channels") else getattr(network, "patch_size", None)
+    if size is None:
+        # Krea's.
+        size = getattr(network, "patch", None)
     if size is None:
         # Cosmos.
         side = getattr(network, "patch_spatial", 1)

@@ -55,6 +55,13 @@ ARCHITECTURE = Architecture(
     aside=dict.fromkeys(
         ("double_layers.*.modX", "double_layers.*.modC", "single_layers.*.modCX"), "modulation"
     ),
+    tokens={
+        "init_x_linear": "places",
+        **dict.fromkeys((f"double_layers.*.attn.w2{letter}" for letter in "qkvo"), "places"),
+        "double_layers.*.mlpX": "places",
+        **dict.fromkeys((f"single_layers.*.{part}" for part in ("attn", "mlp")), "text, places"),
+        "final_linear": "places",
+    },
     families=(
         Family(
             "AuraFlow",

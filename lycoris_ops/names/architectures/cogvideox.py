@@ -33,4 +33,12 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("blocks.*.norm1.linear", "blocks.*.ff_proj", "blocks.*.q"), diffusers=DIFFUSERS),),
+    tokens={
+        # Its first convolution takes each frame as a sample.
+        **dict.fromkeys(
+            (f"blocks.*.{layer}" for layer in ("q", "k", "v", "attn_out", "ff_proj", "ff_out")),
+            "text, places",
+        ),
+        "proj_out": "places",
+    },
 )

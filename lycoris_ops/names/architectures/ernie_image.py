@@ -10,4 +10,9 @@ from .record import Architecture
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("layers.*.adaLN_sa_ln", "final_linear"), diffusers=same("**")),),
+    tokens={
+        "x_embedder": "places",
+        **dict.fromkeys((f"layers.*.{part}" for part in ("self_attention", "mlp")), "places, text"),
+        "final_linear": "places, text",
+    },
 )

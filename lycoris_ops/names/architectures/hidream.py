@@ -17,6 +17,22 @@ ARCHITECTURE = Architecture(
     ),
     # One for each layer of a text encoder whose output the model takes.
     aside={"caption_projection.*": "embedders of captions"},
+    tokens={
+        "x_embedder.proj": "places",
+        # Each expert gets some of the tokens, and nobody says which.
+        **dict.fromkeys(
+            (f"{blocks}.*.block.ff_i.experts" for blocks in ("double_stream_blocks", "single_stream_blocks")),
+            "text",
+        ),
+        **dict.fromkeys(
+            (f"double_stream_blocks.*.block.attn1.to_{end}" for end in ("q", "k", "v", "out")), "places"
+        ),
+        "double_stream_blocks.*.block.ff_i": "places",
+        **dict.fromkeys(
+            (f"single_stream_blocks.*.block.{part}" for part in ("attn1", "ff_i")), "places, text"
+        ),
+        "final_layer.linear": "places",
+    },
     families=(Family("HiDream", said=r"hidream", mark=r"(double|single)_stream_blocks_\d"),),
     trained=(Training("HiDream", "HiDream", "OneTrainer, ai-toolkit", rank=32, lr=2e-4),),
 )

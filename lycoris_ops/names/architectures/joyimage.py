@@ -15,4 +15,10 @@ ARCHITECTURE = Architecture(
             diffusers=same("**"),
         ),
     ),
+    tokens={
+        "img_in": "places",
+        **dict.fromkeys((f"double_blocks.*.attn.img_attn_{part}" for part in ("qkv", "proj")), "places"),
+        "double_blocks.*.img_mlp": "places",
+        "proj_out": "places",
+    },
 )

@@ -15,4 +15,19 @@ ARCHITECTURE = Architecture(
             diffusers=same("**"),
         ),
     ),
+    tokens={
+        "visual_embeddings.in_layer": "places",
+        # The host lays keys and values out by the text's batch, so that there cannot be some for each mask.
+        **dict.fromkeys(
+            (f"visual_transformer_blocks.*.cross_attention.to_{end}" for end in ("key", "value")), "text"
+        ),
+        **dict.fromkeys(
+            (
+                f"visual_transformer_blocks.*.{part}"
+                for part in ("self_attention", "cross_attention", "feed_forward")
+            ),
+            "places",
+        ),
+        "out_layer.out_layer": "places",
+    },
 )

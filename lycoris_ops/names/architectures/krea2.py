@@ -42,6 +42,11 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("txtfusion.projector", "blocks.*.attn.wq"), diffusers=DIFFUSERS),),
+    tokens={
+        "first": "places",
+        **dict.fromkeys((f"blocks.*.{part}" for part in ("attn", "mlp")), "text, places"),
+        "last.linear": "text, places",
+    },
     families=(
         Family(
             "Krea 2",

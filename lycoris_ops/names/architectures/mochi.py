@@ -53,6 +53,11 @@ def table(shapes: Mapping[str, Shape]) -> Table:
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table),),
     aside=dict.fromkeys(("blocks.*.mod_x", "blocks.*.mod_y"), "modulation"),
+    tokens={
+        # Its first convolution takes each frame as a sample.
+        **dict.fromkeys((f"blocks.*.{layer}" for layer in ("attn.qkv_x", "attn.proj_x", "mlp_x")), "places"),
+        "final_layer.linear": "places",
+    },
     families=(
         Family(
             "Mochi",

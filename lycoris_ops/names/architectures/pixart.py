@@ -35,6 +35,13 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("t_block.1", "blocks.*.cross_attn.kv_linear"), diffusers=DIFFUSERS),),
+    tokens={
+        "x_embedder": "places",
+        # The keys and values of all samples are one sequence.
+        "blocks.*.cross_attn.kv_linear": "text",
+        "blocks.*": "places",
+        "final_layer.linear": "places",
+    },
     families=(
         Family(
             "PixArt",
