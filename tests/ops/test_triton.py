@@ -265,7 +265,6 @@ by with the card's shared memory. Its arguments are those of the test below."""
     [
         # `shared` is what a program has on every card of the family, in bytes.
         ("volta", "cuda", "75", 32, 64 << 10),
-        ("ampere", "cuda", "86", 32, 99 << 10),
         ("ampere", "cuda", "90", 32, 99 << 10),
         ("amd", "hip", "gfx942", 64, 64 << 10),
     ],

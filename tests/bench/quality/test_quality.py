@@ -29,7 +29,6 @@ from tests.bench.quality.task import Split, Task, digest, frozen, held_out, site
 from tests.bench.quality.tasks.characters import CHARACTERS
 
 # All in one process, since they share what is trained once.
-pytestmark = pytest.mark.xdist_group("bench quality")
 
 
 @dataclass(frozen=True)
