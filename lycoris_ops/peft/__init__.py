@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..algorithms import Layer
 from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
-from .config import Config, ConfiguredLayer, ConflictError, Module, Wanted, WantedRank
+from .config import PURPOSE, Config, ConfiguredLayer, ConflictError, Module, Wanted, WantedRank
 from .fields import MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS
+from .kinds.ln_tuning import LnTuningConfig
 from .kinds.lora import LoraConfig
 from .unread import UNREAD, not_read
 
 __all__ = [
     "CONFIG_NAME",
     "METADATA_KEY",
+    "PURPOSE",
     "Config",
     "ConfiguredLayer",
     "ConflictError",
@@ -47,6 +50,11 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
 
     Raises ConflictError where no configuration gives these very layers.
     """
+    whole = [member for member in members if member.kind is LnTuningConfig]
+    if 0 < len(whole) < len(members):
+        # Beside another kind PEFT keeps whole values of any module, see `beside_others`.
+        others = config_for([member for member in members if member not in whole], module)
+        return replace(others, modules_to_save=sorted(member.path for member in whole))
     # The kind of most layers, so that the error names one of the few others.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
     for member in members:
@@ -114,4 +122,8 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
     if kind is None:
         raise fields.error("peft_type", "it is a kind that is not known", name, ", ".join(KINDS))
     kind.check(fields)
-    return kind.read(fields)
+    named = fields.texts("modules_to_save")
+    purpose = {key: value for key in PURPOSE if isinstance(value := fields.given.get(key), str)}
+    return replace(
+        kind.read(fields), modules_to_save=(named,) if isinstance(named, str) else named, purpose=purpose
+    )

@@ -104,16 +104,13 @@ class Refusal:
 NAMED_BY_KEYS = frozenset(
     {
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        *("modules_to_save", "trainable_token_indices", "ensure_weight_tying"),
+        *("trainable_token_indices", "ensure_weight_tying"),
     }
 )
 """Fields that say which layers PEFT adapts, or saves whole. The keys of the file tell as much."""
-NOTES = frozenset(
-    {
-        *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),
-        *("base_model_name_or_path", "revision"),
-    }
-)
+PURPOSE = ("base_model_name_or_path", "revision", "task_type")
+"""Fields that say what an adapter was made for. PEFT's and transformers' Auto classes need them."""
+NOTES = frozenset({"peft_type", "auto_mapping", "peft_version", "inference_mode", *PURPOSE})
 """Fields that say for what, and by what, an adapter was made."""
 TRANSPOSED_TENSORS = Refusal("its tensors are for transposed weights")
 """For `fan_in_fan_out`: GPT-2's layers keep their weights as (I, O)."""
@@ -145,6 +142,10 @@ class Config(ABC, Generic[W]):
     target_modules: Sequence[str] | str = ()
     """The layers that PEFT adapts, see `patterns.modules`. This is only written, never read: the keys of a
     file tell which layers there are."""
+    modules_to_save: Sequence[str] = ()
+    """Modules whose whole values the file holds, such as a new head, by the ends of their paths."""
+    purpose: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The fields of `PURPOSE` that are texts."""
 
     # What a configuration that was read says of a layer.
 
@@ -240,8 +241,17 @@ class Config(ABC, Generic[W]):
     def table(self) -> dict[str, Any]:
         """The configuration as the JSON table that PEFT writes."""
         # `path` is where it was read from, and no field of PEFT's.
-        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "path"}
-        return {"peft_type": self.peft_type, **INFERENCE, **fields}
+        own = {"path", "purpose"} if self.modules_to_save else {"path", "purpose", "modules_to_save"}
+        names = [one.name for one in dataclasses.fields(self) if one.name not in own]
+        fields = {name: getattr(self, name) for name in names}
+        return {"peft_type": self.peft_type, **INFERENCE, **self.purpose, **fields}
+
+    def saves(self, path: str) -> bool:
+        """Whether the file holds the whole values of the module at a path, or of one that it is in.
+
+        As PEFT finds them: a name is the end of a module's path.
+        """
+        return any(f".{name}." in f".{path}." for name in self.modules_to_save)
 
 
 @dataclass(frozen=True, kw_only=True)

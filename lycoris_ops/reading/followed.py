@@ -67,6 +67,15 @@ class Configs:
             return False
         return self._read.sets_biases
 
+    def saves(self, name: LayerName) -> bool:
+        """Whether the file holds the whole values of a module, as the configuration beside it says.
+
+        Raises FileFormatError as `of_layer` does.
+        """
+        if self.beside is None or not (self.all_peft or name.dialect == peft.DIALECT.name):
+            return False
+        return self._read.saves(name.path)
+
     @cached_property
     def _read(self) -> Config[Any]:
         """The configuration beside the file.

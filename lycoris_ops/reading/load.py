@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
+from ..algorithms.full import SET
 from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
@@ -34,6 +35,8 @@ from .options import check_options, options_of
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
 BIAS_KEY = ".bias"
+WHOLE = {"weight": SET, "bias": SET_BIAS}
+"""The ends of the keys of a module that is saved whole, and what they are in a layer."""
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -125,7 +128,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
-    unused = _take_biases(grouped, unused, configs, file)
+    unused = _take_whole(grouped, _take_biases(grouped, unused, configs, file), configs)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
@@ -184,6 +187,17 @@ def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: Ten
         name = key.removesuffix(BIAS_KEY)
         if name != key and f"{name}.weight" not in file.tensors and configs.sets_bias(LayerName.of(name)):
             grouped.setdefault(name, {})[SET_BIAS] = key
+            taken.add(key)
+    return [key for key in unused if key not in taken]
+
+
+def _take_whole(grouped: Groups, unused: list[str], configs: Configs) -> list[str]:
+    """Make layers of the modules that PEFT saved whole, such as a new head, and return the other keys."""
+    taken: set[str] = set()
+    for key in unused:
+        name, _, suffix = key.rpartition(".")
+        if suffix in WHOLE and configs.saves(LayerName.of(name)):
+            grouped.setdefault(name, {})[WHOLE[suffix]] = key
             taken.add(key)
     return [key for key in unused if key not in taken]
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
+from ..algorithms.base import SET_BIAS
 from ..algorithms.checks import a_layer, of_rank
+from ..algorithms.full import SET, Full
 from ..algorithms.lora import Lora
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
@@ -243,7 +245,7 @@ class LycorisNetwork(nn.Module):
 
         `include` chooses modules by patterns as in `create_lycoris`. So a mixed network can be written in
         parts, each of a kind that its dialect holds. For the `dialect` "peft" the LoRA of an embedding takes
-        the form that PEFT has for it.
+        the form that PEFT has for it, and a full difference becomes the values of the whole module.
 
         Raises LycorisError for a model that is a single layer, which has no name in a file, and for a pattern
         that matches no module. With "peft" it also refuses a layer that PEFT lacks for transposed weights,
@@ -445,6 +447,12 @@ def _for_peft(member: Member) -> Layer:
             expected="lora",
             hint="Save it in the dialect lycoris, and go on from the file by a network",
         )
+    if isinstance(layer, Full):
+        # PEFT keeps the values of a whole module, not their change.
+        values = {SET: read_weight(site) + layer.diff} if layer.diff is not None else {}
+        if layer.diff_b is not None:
+            values[SET_BIAS] = site.module.get_parameter("bias").detach().float() + layer.diff_b
+        return Full.load(values)
     return layer
 
 

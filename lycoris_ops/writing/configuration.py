@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import number_of
@@ -14,6 +15,7 @@ from ..names.layer_name import LayerName
 from ..names.targets import Targets
 from ..names.to_write import LayerToWrite, all_names
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
+from ..peft.kinds.ln_tuning import BESIDE, LnTuningConfig
 
 Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
@@ -44,6 +46,17 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
         del table["inference_mode"]
         tables |= {f"{root}.{key}" if root else key: value for key, value in table.items()}
     return tables
+
+
+def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
+    """Layers as one file holds them: whole values beside another kind are PEFT's modules to save."""
+    kinds = {one.configured[0] for one in made if one.configured}
+    if LnTuningConfig not in kinds or len(kinds) == 1:
+        return list(made)
+    return [
+        replace(one, tensors={BESIDE.get(suffix, suffix): tensor for suffix, tensor in one.tensors.items()})
+        for one in made
+    ]
 
 
 def _table(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any]:

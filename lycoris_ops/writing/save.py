@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ..names.dialects import KEPT, WRITES, own_dialect, write_of
 from ..names.targets import Targets, known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
+from .configuration import beside_others
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
 from .place import check_output, has_folder
 from .verify import check_written
@@ -95,8 +96,9 @@ def save_adapter(
     written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype; alpha
     is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a value of
     None takes a key away. For peft, `path` is a folder or the adapter_model.safetensors in it, and
-    adapter_config.json is written beside that. Keys that nothing reads are copied if the dialect stays the
-    same. If it changes they are an error, or are left out with `drop_unread`.
+    adapter_config.json is written beside that; it has the `base_model_name_or_path` and `task_type` of the
+    metadata, or of the source's configuration, by which Auto classes load it. Keys that nothing reads are
+    copied if the dialect stays the same. If it changes they are an error, or are left out with `drop_unread`.
 
     The whole file is built in memory. It takes its name only after it has been read back and compared. It may
     replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with the
@@ -132,10 +134,12 @@ def save_adapter(
         made.append(writer.make(layer))
         if progress:
             progress(len(made), len(planned))
+    together = beside_others([one.encoded for one in made])
+    made = [replace(one, encoded=encoded) for one, encoded in zip(made, together, strict=True)]
     spelled = write_of(dialect).spelled
     keyed = {spelled(m.encoded.name, suffix): t for m in made for suffix, t in m.encoded.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
-    configuration = writer.configuration(made)
+    configuration = writer.configuration(made, metadata or {})
     folder = has_folder(dialect)
     contents = [configuration.encode()] if configuration and folder else []
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)

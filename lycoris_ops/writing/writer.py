@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.targets import Targets
 from ..names.to_write import LayerToWrite, plan_names
-from ..peft import ConflictError
+from ..peft import PURPOSE, ConflictError, read_peft_config
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
 from .configuration import configuration
@@ -103,9 +103,13 @@ class Writer:
             return None
         return float(self.adapter.file.read((key,), self.adapter.cache)[key].flatten()[0])
 
-    def configuration(self, made: Sequence[Made]) -> str | None:
-        """PEFT's configuration of the layers as JSON; None for other dialects. Raises LayerError if no
-        configuration describes all layers.
+    def configuration(
+        self, made: Sequence[Made], metadata: Mapping[str, str | None] | None = None
+    ) -> str | None:
+        """PEFT's configuration of the layers as JSON; None for other dialects.
+
+        What the adapter was made for (`PURPOSE`) is as in the source's configuration, and first as in the
+        `metadata`. Raises LayerError if no configuration describes all layers.
         """
         layers = [(one.planned, one.encoded) for one in made]
         try:
@@ -113,7 +117,16 @@ class Writer:
         except ConflictError as error:
             planned = next(one.planned for one in made if one.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
+        if table is not None and write_of(self.dialect).configuration == "beside":
+            given = {
+                key: text for key, text in (metadata or {}).items() if key in PURPOSE and text is not None
+            }
+            table |= {**self._purpose(), **given}
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
+
+    def _purpose(self) -> Mapping[str, str]:
+        config = self.adapter.config if self.adapter.dialect == self.dialect else None
+        return read_peft_config(config).purpose if config else {}
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold. It names the dialects that can."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
 """The algorithm's suffixes of a norm whose values are set, to those of PEFT."""
+BESIDE = {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}
+"""What they are called in the file of another kind, for modules among `modules_to_save`."""
 
 
 @dataclass(frozen=True, kw_only=True)

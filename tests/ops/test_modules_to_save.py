@@ -1,0 +1,94 @@
+"""Heads that PEFT saves whole beside layers of another kind: read, applied, trained and written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+import lycoris_ops as lyc
+
+SIZES: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+IDS = torch.arange(1, 13).reshape(2, 6)
+
+
+def classifier() -> Any:
+    torch.manual_seed(0)
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_labels": 3, "pad_token_id": 0}
+    return LlamaForSequenceClassification(LlamaConfig(**SIZES, **heads)).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and PEFT's adapter of it with LoRA and a new head."""
+    home = tmp_path_factory.mktemp("heads")
+    classifier().save_pretrained(home / "base")
+    config = LoraConfig(
+        r=4,
+        init_lora_weights=False,
+        target_modules=["q_proj"],
+        modules_to_save=["score"],
+        task_type="SEQ_CLS",
+    )
+    base: Any = LlamaForSequenceClassification.from_pretrained(home / "base")
+    model: Any = get_peft_model(base, config)
+    with torch.no_grad():
+        model.base_model.model.score.modules_to_save["default"].weight.normal_()
+    torch.save(logits(model.eval()), home / "wanted.pt")
+    model.save_pretrained(str(home / "adapter"))
+    return home
+
+
+def test_a_head_that_peft_saved_is_read_and_set(home: Path) -> None:
+    adapter = lyc.load_adapter(home / "adapter")
+    assert adapter.unused_keys == () and adapter.info["base_model.model.score"].algorithm.algorithm == "full"
+    model = classifier()
+    before = model.score.weight.detach().clone()
+    network = lyc.create_lycoris(model, weights=adapter).apply_to()
+    wanted = torch.load(home / "wanted.pt")
+    assert torch.allclose(logits(model), wanted, atol=1e-5)
+    network.restore()
+    assert torch.equal(model.score.weight, before)
+
+
+def test_what_is_written_for_peft_is_loaded_by_its_own_classes(home: Path, tmp_path: Path) -> None:
+    source = lyc.load_adapter(home / "adapter")
+    lyc.save_adapter(source, tmp_path / "again", "peft", model=shapes())
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["score"]
+    assert (config["base_model_name_or_path"], config["task_type"]) == (str(home / "base"), "SEQ_CLS")
+    model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "again", num_labels=3)
+    assert torch.allclose(logits(model.eval()), torch.load(home / "wanted.pt"), atol=1e-5)
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in classifier().state_dict().items()}
+
+
+def test_a_head_that_is_trained_whole_is_written_for_peft(home: Path, tmp_path: Path) -> None:
+    model = classifier()
+    network = lyc.create_lycoris(
+        model, include=["*q_proj", "score"], rank=4, overrides={"score": {"algorithm": "full"}}
+    ).apply_to()
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(5):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(IDS).logits, torch.tensor([0, 2])).backward()
+        optimiser.step()
+    wanted = logits(model)
+    told = {"base_model_name_or_path": str(home / "base"), "task_type": "SEQ_CLS"}
+    network.save_weights(tmp_path / "out", dialect="peft", metadata=told)
+    model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3)
+    assert isinstance(model, PeftModel)
+    assert torch.allclose(logits(model.eval()), wanted, atol=1e-5)
