@@ -121,8 +121,9 @@ def check_library() -> None:
     wheel = make_library()
     print(f"the library: {', '.join(sorted(path.name for path in DIST.iterdir()))}", flush=True)
     python = MADE / "bare" / "bin" / "python"
-    run(TOOLS / "python", "-m", "venv", MADE / "bare")
-    run(python, "-m", "pip", "install", "-q", wheel)
+    run(TOOLS / "uv", "venv", "-q", "--python", sys.executable, MADE / "bare")
+    install = (TOOLS / "uv", "pip", "install", "-q", "--python", python)
+    run(*install, wheel)
     run(python.with_name("lycoris"), "--help", cwd=LIBRARY_HOME)
     script, wrong = (LIBRARY_HOME / name for name in ("script.py", "wrong.py"))
     script.write_text(SCRIPT, encoding="utf-8")
@@ -135,7 +136,7 @@ def check_library() -> None:
         refused = run(*checker, python, wrong, cwd=LIBRARY_HOME, fails=True)
         print(f"{checker[0].name} takes a user's script, and refuses one: {last(refused)}", flush=True)
     # The charts and trainings of some tests need them.
-    run(python, "-m", "pip", "install", "-q", f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
+    run(*install, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
     told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, OMP_NUM_THREADS="1")
     print(f"its tests, from the wheel: {last(told)}", flush=True)
 
