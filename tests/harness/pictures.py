@@ -82,7 +82,8 @@ def draw(ui: Ui, name: str) -> None:
     end = ui.run(timeout=900)
     if end["name"] != "execution_success":
         raise RuntimeError(f"{name}: {end}")
-    # Pictures arrive and reports are laid out, and the note that the run has ended goes away.
+    ui.page.wait_for_function("app.graph.nodes.every(({type, imgs}) => type !== 'SaveImage' || imgs?.length)")
+    # Reports are laid out, and the note that the run has ended goes away.
     ui.page.wait_for_timeout(4000)
     if over := ui.overlaps(vue_nodes=False):
         raise RuntimeError(f"{name}: nodes are over each other after the run: {over}")
