@@ -12,7 +12,16 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...lycoris_ops import Bypass, BypassPlan, LycorisError, Met, Moment, Shape, Tokens
-from ..host.passes import PatcherInjection, add_injection, forget_passes, wrap_passes, wrap_samplings
+from ..host.passes import (
+    PatcherInjection,
+    add_injection,
+    forget_passes,
+    pictures_beside,
+    pictures_that_fit,
+    wrap_passes,
+    wrap_preparations,
+    wrap_samplings,
+)
 from ..host.weights import HostReader, layer_of
 from .patch import memory_named
 from .places import Passing, blended_attention
@@ -37,6 +46,12 @@ class BypassInjection(PatcherInjection):
         held = [slot.where for path in self._used_at_places() for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
         """For what the keys and values of cross-attentions are made apart."""
+        self.differ = any(
+            slot.where is not None and slot.where.factors is not None
+            for path in tokens
+            for slot in plans[path].slots()
+        )
+        """Whether a strength is another one for each picture."""
         self.timed = [path for path, plan in plans.items() if plan.timed]
         """The modules with a strength that follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
@@ -118,18 +133,43 @@ class BypassInjection(PatcherInjection):
             self._set_strengths(model, attached, float(sigma.flatten()[0]), options)
         if not (attached and self.tokens):
             return run(x, sigma, *args, **kwargs)
-        given["transformer_options"] = self._placed(model, x, options, given)
-        try:
-            # In their places again: others may wrap the pass too.
-            return run(x, sigma, *(given.pop(name) for name in names), **given)
-        finally:
-            self._passing.pop(model, None)
+        chunks = len(options.get("cond_or_uncond") or ()) or 1
+        count = max(1, len(x) // chunks)
+        # A grid may have more pictures than the memory holds. The host divides a pass by its texts alone.
+        most = pictures_that_fit(model, x, chunks, given) if self.differ else count
+        found: list[torch.Tensor] = []
+        for start in range(0, count, most):
+            pictures = range(start, min(count, start + most))
+            samples = [chunk * count + number for chunk in range(chunks) for number in pictures]
+            whole = len(samples) == len(x)
+            own = {
+                name: one if whole or name == "transformer_options" else of_samples(one, samples, len(x))
+                for name, one in given.items()
+            }
+            part, at = (x, sigma) if whole else of_samples((x, sigma), samples, len(x))
+            passing = Passing.about(model, part, own, [*pictures] * chunks, count)
+            own["transformer_options"] = self._placed(model, part, options, passing)
+            try:
+                # In their places again: others may wrap the pass too.
+                beside = [own.pop(name) for name in names]
+                found += [run(part, at, *beside, **own)]
+            finally:
+                self._passing.pop(model, None)
+        if len(found) == 1:
+            return found[0]
+        parts = [part.unflatten(0, (chunks, -1)) for part in found]
+        return torch.cat(parts, 1).flatten(0, 1)
 
-    def _placed(
-        self, model: Any, x: Any, options: Mapping[str, Any], given: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def prepare(self, run: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load what a sampling needs, with memory for as many pictures as there is beside the model.
+
+        The host calls this in place of its `prepare_sampling`, which it gives as `run`. It would leave room
+        for the whole of a batch, and load as much less of the model.
+        """
+        return run(patcher, [pictures_beside(patcher, shape), *shape[1:]], *args, **kwargs)
+
+    def _placed(self, model: Any, x: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
         """Note what a pass is about. The result are the options of the pass."""
-        passing = Passing.of(model, x, options, given)
         whole = self._sampled.get(model)
         if whole is not None and len(whole) == x.ndim - 2 and whole != tuple(x.shape[2:]):
             raise LycorisError(
@@ -221,6 +261,9 @@ def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[st
     if ours.tokens:
         earlier = None if before is None else before.around_sampling
         wrap_samplings(patcher, NAME, ours.around_sampling, in_place_of=earlier)
+    if ours.differ:
+        earlier = None if before is None else before.prepare
+        wrap_preparations(patcher, NAME, ours.prepare, in_place_of=earlier)
 
 
 def _ours(patcher: Any) -> BypassInjection | None:
@@ -231,6 +274,17 @@ def _ours(patcher: Any) -> BypassInjection | None:
     """
     injections = patcher.get_injections(NAME) or ()
     return next((found for found in injections if isinstance(found, BypassInjection)), None)
+
+
+def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
+    """What a pass with some of `count` samples gets: those of each tensor that has one value for each."""
+    if isinstance(value, torch.Tensor):
+        return value[samples] if value.ndim and len(value) == count else value
+    if isinstance(value, Mapping):
+        return {name: of_samples(one, samples, count) for name, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(of_samples(one, samples, count) for one in value)
+    return value
 
 
 def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:

@@ -47,17 +47,22 @@ class Passing:
     """The sizes of latents whose tokens stand behind those of the picture."""
     first: Shape | None = None
     """The size of a latent whose tokens stand before them."""
+    of: int = 0
+    """As in `Places`."""
     _kept: dict[tuple[Tokens, int], Places] = field(
         default_factory=dict[tuple[Tokens, int], Places], init=False, repr=False, compare=False
     )
 
     @classmethod
-    def of(cls, model: Any, x: Tensor, options: Mapping[str, Any], given: Mapping[str, Any]) -> Passing:
-        """The pass that the host is about to make, from what `apply_model` gets."""
+    def about(
+        cls, model: Any, x: Tensor, given: Mapping[str, Any], pictures: Sequence[int], of: int
+    ) -> Passing:
+        """The pass that the host is about to make, from what `apply_model` gets.
+
+        `pictures` are as in `Places`, and `of` is how many there are in all.
+        """
         shapes = given.get("latent_shapes")
         shape = tuple(shapes[0]) if shapes else tuple(x.shape)
-        chunks = len(options.get("cond_or_uncond") or ()) or 1
-        count = max(1, len(x) // chunks)
         network = model.diffusion_model
         texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
         # HiDream takes a text twice: what the last layer of its encoder gives, and what the layer of a block.
@@ -68,7 +73,8 @@ class Passing:
         references = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
         longer = given.get("time_dim_concat")
         return cls(
-            pictures=tuple(number % count for number in range(len(x))),
+            pictures=tuple(pictures),
+            of=of,
             size=shape[2:],
             patch=_patch(network),
             pace=int(getattr(model.latent_format, "temporal_downscale_ratio", 1)) if len(shape) == 5 else 1,
@@ -91,9 +97,9 @@ class Passing:
 
     def _places(self, kind: Tokens, tokens: int) -> Places:
         if kind == "text":
-            return Places(self.pictures, pace=self.pace)
+            return self._of(())
         if kind == "level":
-            return Places(self.pictures, self._level(tokens), pace=self.pace)
+            return self._of(self._level(tokens))
         grid = self._grid(self.size)
         count = math.prod(grid)
         before = math.prod(self._grid(self.first)) if self.first else 0
@@ -109,7 +115,10 @@ class Passing:
         if before + count + after != tokens:
             known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
             raise _not_agreeing(tokens, known)
-        return Places(self.pictures, grid, before, after, self.pace)
+        return self._of(grid, before, after)
+
+    def _of(self, grid: Shape, before: int = 0, after: int = 0) -> Places:
+        return Places(self.pictures, grid, before, after, self.pace, self.of)
 
     def _grid(self, size: Shape) -> Shape:
         """The tokens of a latent of this size along each axis."""

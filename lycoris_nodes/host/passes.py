@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import comfy.model_management
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.patcher_extension import PatcherInjection as PatcherInjection
+from torch import Tensor
 
 
 def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -> None:
@@ -41,6 +43,35 @@ def wrap_samplings(
 ) -> None:
     """As `wrap_passes`, around each sampling with a patcher, (run, noise, latent, ...)."""
     _wrap(patcher, WrappersMP.OUTER_SAMPLE, name, wrapper, in_place_of)
+
+
+def wrap_preparations(
+    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
+) -> None:
+    """As `wrap_passes`, around the loading of what a sampling needs, (run, patcher, shape of noise, ...)."""
+    _wrap(patcher, WrappersMP.PREPARE_SAMPLING, name, wrapper, in_place_of)
+
+
+def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, Any]) -> int:
+    """How many pictures the free memory holds in a pass of a model, by the host's own estimate; at least 1.
+
+    Each has so many chunks, samples for one text each. `given` is what the pass gets beside `x`.
+    """
+    held = {name: [[chunks, *one.shape[1:]]] for name, one in given.items() if isinstance(one, Tensor)}
+    # The host's own margin.
+    needed = 1.5 * model.memory_required([chunks, *x.shape[1:]], cond_shapes=held)
+    return max(1, int(model.current_patcher.get_free_memory(x.device) / max(needed, 1.0)))
+
+
+def pictures_beside(patcher: Any, shape: Sequence[int]) -> int:
+    """How many of the pictures of a latent the memory of the device holds beside the whole model; at least 1.
+
+    A pass has two samples of each, as with classifier-free guidance.
+    """
+    total = comfy.model_management.get_total_memory(patcher.load_device)
+    room = total - patcher.model_size() - comfy.model_management.minimum_inference_memory()
+    needed = 1.5 * patcher.model.memory_required([2, *shape[1:]])
+    return min(shape[0], max(1, int(room / max(needed, 1.0))))
 
 
 def _wrap(

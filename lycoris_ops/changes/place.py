@@ -56,6 +56,8 @@ class Places:
     after: int = 0
     pace: int = 1
     """How many frames of the video a frame of the grid stands for. The first one stands for one alone."""
+    of: int = 0
+    """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,16 +203,17 @@ class Where:
             apart = self.mask.at_no_place
             before, after = (torch.full((count,), apart) for count in (places.before, places.after))
             row = torch.cat([before, inner, after])
-        return self._of_pictures(places.pictures)[:, None] * row
+        return self._of_pictures(places)[:, None] * row
 
-    def _of_pictures(self, pictures: Sequence[int]) -> Tensor:
+    def _of_pictures(self, places: Places) -> Tensor:
         """The factor of each sample."""
         if self.factors is None:
-            return torch.ones(len(pictures))
-        if 1 + max(pictures, default=-1) != len(self.factors):
+            return torch.ones(len(places.pictures))
+        count = places.of or 1 + max(places.pictures, default=-1)
+        if count != len(self.factors):
             raise LycorisError(
                 "the strengths are for another number of pictures than what is sampled",
-                got=f"{1 + max(pictures, default=-1)} pictures",
+                got=f"{count} pictures",
                 expected=f"{len(self.factors)}, one for each strength",
             )
-        return torch.tensor([self.factors[number] for number in pictures])
+        return torch.tensor([self.factors[number] for number in places.pictures])

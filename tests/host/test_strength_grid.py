@@ -71,6 +71,48 @@ def test_a_grid_in_a_mask_and_on_a_schedule(host: Host, unet: Patched) -> None:
     assert (found[1] - once[0]).norm() < 100 * NEAR * (once - plain).norm()
 
 
+@pytest.mark.parametrize("both", [True, False], ids=["texts-together", "texts-apart"])
+def test_a_grid_may_be_larger_than_the_memory(
+    host: Host, unet: Patched, monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    """It is computed in parts, and the host is asked for room for as many pictures as there is."""
+    import comfy.model_management
+
+    stack, latents, _ = grid(host, masked(host, stack_for(host, unet.model.model, OF_KINDS)), "0..2 in 5")
+    on = host.apply(unet, stack, clip=False)
+    plain, wanted = sampled(host, unet, latent()), sampled(host, on, latents)
+    seen: list[int] = []
+    handle = unet.model.model.diffusion_model.register_forward_pre_hook(
+        lambda _, args: seen.append(len(args[0]))
+    )
+    asked: list[int] = []
+    needed = unet.model.model.memory_required
+
+    def required(shape: Any, **more: Any) -> Any:
+        asked.append(shape[0])
+        return needed(shape, **more)
+
+    if both:
+        # Of two pictures with both of their texts.
+        module = host.module("lycoris_nodes.apply.bypass")
+        monkeypatch.setattr(module, "pictures_that_fit", lambda *_: 2)
+        monkeypatch.setattr(module, "pictures_beside", lambda *_: 2)
+        monkeypatch.setattr(unet.model.model, "memory_required", required)
+    else:
+        free = 1.5 * 2.4 * needed([1, 4, 8, 8])
+        monkeypatch.setattr(
+            comfy.model_management,
+            "get_free_memory",
+            lambda _=None, torch_free_too=False: (free, free) if torch_free_too else free,
+        )
+    found = sampled(host, on, latents)
+    handle.remove()
+    assert {*seen} == ({4, 2} if both else {2, 1})
+    assert not both or asked[:2] == [4, 2]
+    effect = (wanted - plain).flatten(1).norm(dim=1).max()
+    assert ((found - wanted).flatten(1).norm(dim=1) < 100 * NEAR * effect).all()
+
+
 def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> None:
     stack, latents, _ = grid(host, stack_for(host, unet.model.model, ("lora",)), "0..1 in 3")
     less = {"samples": latents["samples"][:2]}
