@@ -6,14 +6,15 @@ Nothing is changed, but for a stopped training that the user sets aside.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..lycoris_ops import LycorisError, about, parse_json, peek_adapter
+from ..lycoris_ops import LycorisError, about, has_experts, parse_json, peek_adapter
 from .files.facts import facts_of
 from .files.loras import lora_files, lora_name, lora_names, lora_path
 from .files.models import asked_models, told_model
+from .files.pairs import HIGH, expert_of, partner_of
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
 from .host.page import Answer, answer_get, answer_post
@@ -65,9 +66,23 @@ def _about(query: Mapping[str, str]) -> Answer:
         }
         more = [tag for tag in facts.tags if tag not in dict(said.tags)]
         beside = {"title": facts.title, "preview": facts.preview, "tags_beside": more}
-        return _json({"file": name, **asdict(said), **words, **beside})
+        return _json({"file": name, **asdict(said), **words, **beside, **_of_experts(name, facts.families)})
     except LycorisError as error:
         return _error(error)
+
+
+def _of_experts(name: str, families: Sequence[str]) -> dict[str, Any]:
+    """For which of two experts a file is in a row of its own, and the two files of the pair that it is in.
+
+    Both are None for a file whose models have no two experts.
+    """
+    if not has_experts(families):
+        return {"expert": None, "pair": None}
+    own, partner = expert_of(name) or HIGH, partner_of(name, lora_names())
+    if partner is None or not has_experts(facts_of([partner.file])[partner.file].families):
+        return {"expert": own, "pair": None}
+    high, low = (partner.file, name) if partner.expert == HIGH else (name, partner.file)
+    return {"expert": own, "pair": {"file": high, "low_noise": low, "sure": partner.sure}}
 
 
 def _facts(text: str) -> Answer:
@@ -85,7 +100,12 @@ def _facts(text: str) -> Answer:
 def _rows(text: str) -> Answer:
     """The rows of a text of any form that is known, with the names that the files have here."""
     try:
-        rows = [replace(row, file=_name_here(row.file)) for row in parse_rows(text)]
+        rows = [
+            replace(
+                row, file=_name_here(row.file), low_noise=_name_here(row.low_noise) if row.low_noise else ""
+            )
+            for row in parse_rows(text)
+        ]
     except LycorisError as error:
         return _error(error)
     return _json({"rows": [row_table(row) for row in rows]})

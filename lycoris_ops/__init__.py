@@ -65,6 +65,7 @@ from .files.writing import check_name as check_name
 from .files.writing import check_room as check_room
 from .files.writing import new_files as new_files
 from .fit.settings import FITTED as FITTED
+from .inspect.masks import mask_picture as mask_picture
 from .inspect.measure import examine as examine
 from .inspect.pictures import blocks_picture as blocks_picture
 from .inspect.pictures import draw_examination as draw_examination
@@ -87,6 +88,7 @@ from .names.blocks import Blocks as Blocks
 from .names.dialects import KEPT as KEPT
 from .names.dialects import WRITTEN_DIALECTS as WRITTEN_DIALECTS
 from .names.dialects import own_dialect as own_dialect
+from .names.families import has_experts as has_experts
 from .names.model_files import read_shapes as read_shapes
 from .patch import PatchPlan as PatchPlan
 from .patch import patch_ as patch_

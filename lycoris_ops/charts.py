@@ -15,7 +15,7 @@ from functools import lru_cache
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from .errors import LycorisError
 from .files.writing import new_files
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Point = tuple[float, float]
+Value = TypeVar("Value")
 Stroke = Literal["line", "dashes", "dots", "line and dots", "boxes", "area"]
 
 COLOURS = ("#4a90d9", "#e0872f", "#43a76b", "#d9534f", "#9a72cf", "#a87b5f", "#d774b4", "#2fa5b5", "#a3a13a")
@@ -52,6 +53,10 @@ MANY = 500
 """From how many dots on they are small."""
 THIN = 1.5
 """The least width of a bar that stands beside others."""
+OVER = 0.6
+"""How much of its colour a share of 1 has, over what is below."""
+STEPS = 8
+"""How many shares of a plane are told apart."""
 WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "msyh.ttc",
@@ -107,6 +112,16 @@ class ColourTable:
     """What stands on each value in place of it."""
     frames: Mapping[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     """How wide a frame is around the value of a row and a column."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Shares over planes beside each other: one thing over the other, in a colour each."""
+
+    titles: Sequence[str]
+    """What each plane is called."""
+    shares: Sequence[Sequence[tuple[Sequence[Sequence[float]], str]]]
+    """For each plane, shares (rows, columns) from 0 to 1 with their colours. All have as many of both."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +222,11 @@ def below_each_other(verdict: str, legend: Legend, charts: Sequence[Axes | Colou
     """Charts with one legend for all of them, which may be empty."""
     drawn = [_axes(chart) if isinstance(chart, Axes) else _table(chart) for chart in charts]
     return Picture(verdict, [*_legends(legend, WIDTH), *drawn])
+
+
+def of_planes(verdict: str, names: Legend, planes: Planes, width: int) -> Picture:
+    """Planes, and below them each name in a line of its own."""
+    return Picture(verdict, [_planes(planes, width), *(_legend([name], width) for name in names)], width)
 
 
 def in_rows(verdict: str, title: str, rows: Sequence[BarRow], legend: Legend) -> Picture:
@@ -656,3 +676,38 @@ def _table(chart: ColourTable) -> Panel:
             page.line([*around, *around[:2]], INK, width)
 
     return Panel(over + len(chart.names) * down + 8, draw)
+
+
+def _planes(chart: Planes, width: int) -> Panel:
+    count = len(chart.shares)
+    rows, columns = len(chart.shares[0][0][0]), len(chart.shares[0][0][0][0])
+    across = (width - 2 * EDGE - GAP * (count - 1)) / count
+    side = min(across / columns, width / rows)
+    over = EDGE + (LINE if any(chart.titles) else 0)
+
+    def draw(page: Canvas, top: float) -> None:
+        for place, (title, layers) in enumerate(zip(chart.titles, chart.shares, strict=True)):
+            left = EDGE + place * (across + GAP) + (across - side * columns) / 2
+            page.text((left, top + EDGE + LINE / 2), fitted(title, across))
+            for shares, colour in layers:
+                steps = [tuple(_steps(values)) for values in shares]
+                for first, last, row in _runs(steps):
+                    for start, end, step in _runs(row):
+                        corner = (left + start * side, top + over + first * side)
+                        other = (left + end * side, top + over + last * side)
+                        if step:
+                            page.area(_corners(corner, other), colour, OVER * step / STEPS)
+            box = _corners((left, top + over), (left + side * columns, top + over + side * rows))
+            page.line([*box, box[0]], INK, share=2 * FAINT)
+
+    return Panel(over + side * rows + GAP, draw)
+
+
+def _steps(values: Sequence[float]) -> Iterator[int]:
+    return (round(STEPS * min(1.0, max(0.0, value))) for value in values)
+
+
+def _runs(values: Sequence[Value]) -> Iterator[tuple[int, int, Value]]:
+    """The beginning, the end and the value of what is alike and beside each other."""
+    ends = [place for place in range(1, len(values)) if values[place] != values[place - 1]]
+    return ((start, end, values[start]) for start, end in pairwise((0, *ends, len(values))))

@@ -23,6 +23,13 @@ def patcher_of(patchable: Any) -> Any:
     return getattr(patchable, "patcher", patchable)
 
 
+def loaded_from(patchable: Any) -> str | None:
+    """The path of the file that the host has loaded a model from; None where it does not say it."""
+    made: Any = getattr(patcher_of(patchable), "cached_patcher_init", None)
+    found = made[1][0] if made else None
+    return found if isinstance(found, str) else None
+
+
 def held_at(patcher: Any, path: str) -> Any:
     """What the model holds at a path. None for a key that only its state dict has: other packs add some."""
     try:

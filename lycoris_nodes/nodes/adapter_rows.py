@@ -68,7 +68,8 @@ class LycorisAdapterRows(io.ComfyNode):
         words = dict.fromkeys(
             word
             for entry, (_, row) in zip(added, on, strict=True)
-            for word in _words(about(entry.adapter), row)
+            for adapter, file in zip(entry.adapters, row.files, strict=True)
+            for word in _words(about(adapter), file)
         )
         return io.NodeOutput((stack or Stack()) + Stack(added), ", ".join(words))
 
@@ -87,7 +88,8 @@ def _check_row(where: str, table: Any, own: PresetFile) -> None:
     row = row_of(where, table)
     if row.on:
         with located(place=where):
-            adapter_stamp(lora_path(row.file))
+            for file in row.files:
+                adapter_stamp(lora_path(file))
             parsed(row.rules, own)
 
 
@@ -96,13 +98,13 @@ def _stamp(rows: str) -> str:
     the presets that its rules may name."""
     on = [row for _, row in live(parse_rows(rows))]
     presets = repr(own_presets().presets) if any(row.rules.strip() for row in on) else ""
-    paths = [lora_path(row.file) for row in on]
+    paths = [lora_path(file) for row in on for file in row.files]
     words = repr([notes_beside(path).words for path in paths])
     return ";".join([*(adapter_stamp(path) for path in paths), presets, words])
 
 
-def _words(said: About, row: Row) -> tuple[str, ...]:
-    return trigger_words(said.triggers, said.stated, notes_beside(lora_path(row.file)))
+def _words(said: About, file: str) -> tuple[str, ...]:
+    return trigger_words(said.triggers, said.stated, notes_beside(lora_path(file)))
 
 
 def _entry(where: str, row: Row, own: PresetFile) -> Entry:
@@ -114,4 +116,5 @@ def _entry(where: str, row: Row, own: PresetFile) -> Entry:
             strength_clip=row.strength_clip,
             rules=rules or None,
             label=row.file,
+            low_noise=load_adapter(lora_path(row.low_noise)) if row.low_noise else None,
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...lycoris_ops import Stack, describe, resolve, verdict
+from ...lycoris_ops import Stack, describe, mask_picture, resolve, verdict
 from ..apply.bypass import add_bypass
+from ..apply.experts import CHOICES, of_expert
+from ..apply.experts import Choice as ExpertChoice
 from ..apply.modes import Choice, Mode, choose, describe_choice, without_mask
 from ..apply.patch import build_patches
 from ..host.page import io
@@ -14,7 +16,7 @@ from ..host.passes import forget_between_samplings
 from ..host.patching import add_patches
 from ..host.weights import patcher_of, weight_shapes
 from ..schema.checks import checked
-from ..schema.inputs import LOAD, NOTHING_CHANGED, stack_input
+from ..schema.inputs import LOAD, NOTHING_CHANGED, advanced, stack_input
 from ..schema.report import report_output, with_report
 
 
@@ -61,7 +63,17 @@ class LycorisApplyStack(io.ComfyNode):
                     tooltip="Off: adapter layers that cannot be matched with the model are reported, and the "
                     "rest is applied. On: any such layer is an error.",
                 ),
+                *advanced(
+                    io.Combo.Input(
+                        "expert",
+                        options=list(CHOICES),
+                        default="auto",
+                        tooltip="For pairs of files, as for Wan 2.2: which of its two experts the model is. "
+                        "auto: as the name of the model's file says.",
+                    )
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output("MODEL", display_name="model", tooltip="The model with the stack applied."),
                 io.Clip.Output(
@@ -82,8 +94,10 @@ class LycorisApplyStack(io.ComfyNode):
         mode: Mode = "merge",
         strict: bool = False,
         clip: Any = None,
+        expert: ExpertChoice = "auto",
     ) -> io.NodeOutput:
-        connected, stack = stack is not None, stack or Stack()
+        connected, whole_stack = stack is not None, stack or Stack()
+        stack, of_pairs, known = of_expert(whole_stack, expert, model, cls.hidden)
         changed = [(one, weight_shapes(one)) for one in (model, clip) if one is not None]
         resolution = resolve(stack, weight_shapes(model, clip), absent_because="no CLIP is connected")
         resolution.check(strict=strict)
@@ -92,7 +106,7 @@ class LycorisApplyStack(io.ComfyNode):
         results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
         chosen, unmasked = describe_choice(mode, choices), without_mask(choices)
         whole, brief = (
-            "\n\n".join(filter(None, (unmasked, describe(resolution, whole=whole), chosen)))
+            "\n\n".join(filter(None, (of_pairs, unmasked, describe(resolution, whole=whole), chosen)))
             for whole in (True, False)
         )
         if not connected:
@@ -102,7 +116,8 @@ class LycorisApplyStack(io.ComfyNode):
             *([None] if clip is None else []),
             report=whole,
             brief=brief,
-            state="partly" if unmasked else verdict(resolution)[0],
+            state="partly" if unmasked or not known else verdict(resolution)[0],
+            picture=mask_picture(stack),
         )
 
 

@@ -7,10 +7,18 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from ...lycoris_ops import LycorisError, Mask, Stack, parse_spans
-from ..host.page import io
+from ...lycoris_ops import LycorisError, Mask, Picture, Stack, mask_picture, parse_spans
+from ..host.page import io, picture_tensor, shown_picture
 from ..schema.checks import checked
-from ..schema.inputs import SHAPE, check_strength, count_input, stack_input, stack_output, strength_input
+from ..schema.inputs import (
+    SHAPE,
+    check_strength,
+    count_input,
+    output,
+    stack_input,
+    stack_output,
+    strength_input,
+)
 from ..schema.report import valid
 
 Text = Literal["off", "whole"]
@@ -72,7 +80,10 @@ class LycorisMask(io.ComfyNode):
                     "whole picture.",
                 ),
             ],
-            outputs=[stack_output("The same stack, acting in the mask.")],
+            outputs=[
+                stack_output("The same stack, acting in the mask."),
+                output(io.Image, "picture", "The masks of the stack over each other, with their names."),
+            ],
         )
 
     @classmethod
@@ -102,7 +113,10 @@ class LycorisMask(io.ComfyNode):
         weights = Tensor([[[1.0]]]) if mask is None else softened(planes(mask), soft_edge)
         check_strength("outside", outside)
         made = Mask(weights, spans, outside, text=text == "whole")
-        return io.NodeOutput((stack or Stack()).with_mask(made))
+        masked = (stack or Stack()).with_mask(made)
+        picture = mask_picture(masked) or Picture("The stack is empty.", [])
+        drawn = picture.image()
+        return io.NodeOutput(masked, picture_tensor(drawn), ui=shown_picture(drawn, cls))
 
 
 def planes(mask: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import Entry, Stack, parse_size, resize_adapter
+from ...lycoris_ops import Adapter, Stack, parse_size, resize_adapter
 from ..host.page import io
 from ..host.weights import connected_weights
 from ..schema.checks import checked
@@ -77,8 +77,16 @@ class LycorisResizeAdapter(io.ComfyNode):
             return with_report(stack, report=report, state="nothing")
         wanted = parse_size(size)
         base = connected_weights(model, clip)
-        entries: list[Entry] = []
-        for entry in stack:
-            made = resize_adapter(entry.adapter, wanted, algorithm, base, **fit_options(**fit))
-            entries.append(replace(entry, adapter=made))
+
+        def resized(adapter: Adapter) -> Adapter:
+            return resize_adapter(adapter, wanted, algorithm, base, **fit_options(**fit))
+
+        entries = [
+            replace(
+                entry,
+                adapter=resized(entry.adapter),
+                low_noise=None if entry.low_noise is None else resized(entry.low_noise),
+            )
+            for entry in stack
+        ]
         return with_fit(Stack(entries))

@@ -72,5 +72,5 @@ def with_report(
 
 def with_fit(stack: Stack) -> io.NodeOutput:
     """A stack of fitted adapters, then a report on how much each one keeps."""
-    made = [entry.adapter for entry in stack]
+    made = [adapter for entry in stack for adapter in entry.adapters]
     return with_report(stack, report=describe_fit(*made), state=fit_verdict(*made)[0])

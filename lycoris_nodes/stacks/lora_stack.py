@@ -80,12 +80,13 @@ def _name(entry: Entry) -> str:
         ("a schedule", entry.schedule),
         ("a mask", entry.mask),
         ("a strength for each picture", entry.factors),
+        ("a pair of files", entry.low_noise),
     ):
         if held is not None:
             raise LycorisError(
                 f"a LORA_STACK cannot hold {what}",
                 file=adapter.name,
-                got=str(held),
+                got=getattr(held, "name", None) or str(held),
                 hint="Take them away, or apply the stack with Apply LyCORIS Stack",
             )
     name = relative_name(adapter.path)

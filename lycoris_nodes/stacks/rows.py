@@ -7,7 +7,8 @@ A JSON table with the version of the format and a list of rows, in their order:
     ]}
 
 Only `rows` and the `file` of each row are required. `strength_clip` defaults to `strength_model`. A strength
-may be a text, as the user typed it. The formats of `foreign.py` are read too.
+may be a text, as the user typed it. `low_noise` is the file for the low-noise one of a model's two experts,
+and `file` is then for the other. The formats of `foreign.py` are read too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ class Row:
     """The strength for the text encoder; None for `strength_model`."""
     rules: str = ""
     """Block rules of this adapter alone, as in Weight LyCORIS Blocks."""
+    low_noise: str = ""
+    """The file for the low-noise one of a model's two experts, where `file` is for the other; "" for none."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its file, or those of a pair."""
+        return (self.file, self.low_noise) if self.low_noise else (self.file,)
 
 
 EMPTY = json.dumps({"version": VERSION, "rows": []})
@@ -57,6 +65,7 @@ KINDS = {
     "strength_model": (_strength, f"a number, {STRENGTHS}"),
     "strength_clip": (_strength, f"a number, {STRENGTHS}, or nothing at all"),
     "rules": (lambda value: isinstance(value, str), "a text"),
+    "low_noise": (lambda value: isinstance(value, str), "a text"),
 }
 """What each field may hold: a test, and its description in words."""
 
@@ -149,6 +158,8 @@ def row_table(row: Row) -> dict[str, Any]:
     table = {"on": row.on, "file": row.file, "strength_model": row.strength_model}
     if row.strength_clip not in (None, row.strength_model):
         table["strength_clip"] = row.strength_clip
+    if row.low_noise:
+        table["low_noise"] = row.low_noise
     return {**table, "rules": row.rules} if row.rules.strip() else table
 
 

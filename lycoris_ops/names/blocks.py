@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ..maths.shapes import Shape
-from .architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES, signals_of
 from .targets import Target, Targets
 
 SHORT = {path: short for record in ARCHITECTURES.values() for path, short in record.lists.items()}
@@ -166,6 +166,8 @@ class Blocks:
         if family:
             names.update(_elements(place.rest))
         names.update(_kinds(target, self.targets.shape_of(target)))
+        if target.part != "te" and (signal := part.signals.get(target.path)):
+            names.add(signal)
         full = target.name if target.part == "te" else f"diffusion_model.{target.path}"
         paths = (full, target.path) if part.is_clear(place) else (full,)
         lower = (text.lower() for text in dict.fromkeys(paths))
@@ -185,6 +187,11 @@ class _Part:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = paths
+
+    @cached_property
+    def signals(self) -> Mapping[str, str]:
+        """The layers that make the picture and those that make the sound, where there are both."""
+        return signals_of(self.paths)
 
     @cached_property
     def families(self) -> Mapping[str, int]:

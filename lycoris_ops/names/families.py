@@ -1,12 +1,13 @@
 """The family of a model, told by its keys, or of an adapter, told by its file.
 
-It is for messages alone: nothing is matched by it. Where two families have the same layers, both are named.
+It is for messages, and for which files may be pairs: no layer is matched by it. Where two families have the
+same layers, both are named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ..maths.shapes import Shape
 from .architectures import ARCHITECTURES
@@ -42,3 +43,8 @@ def families_said(metadata: Mapping[str, str]) -> Families:
             # `flux-2` says more than `flux`.
             return (max(found, key=lambda one: len(one[0]))[1],)
     return ()
+
+
+def has_experts(families: Collection[str]) -> bool:
+    """Whether one of some families has models of two experts, with an adapter for each."""
+    return any(family.experts for family in _FAMILIES if family.name in families)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ..errors import either
 from ..files.json_text import parse_json
+from ..names.architectures import signals_of
 from ..reading.adapter import Adapter
 from .words import counted, ranks
 
@@ -52,6 +53,8 @@ class About:
     """The model family that the metadata name or that has such layers; "" where unknown."""
     families: tuple[str, ...]
     """The same one by one, to be compared with those of a model."""
+    signals: tuple[str, ...]
+    """`video` and `audio` where it has layers for each of the two; else ()."""
     base: str
     """The base model as the metadata name it; "" for none."""
     dialect: str
@@ -83,6 +86,7 @@ def about(adapter: Adapter) -> About:
         rank=ranks(info.rank for info in infos),
         family=either(adapter.families),
         families=adapter.families,
+        signals=tuple(sorted({*signals_of(info.named.path for info in infos).values()}, reverse=True)),
         base=next((text[key] for key in BASES if text.get(key)), ""),
         dialect=adapter.dialect,
         size=adapter.file.size,

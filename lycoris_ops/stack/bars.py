@@ -23,7 +23,7 @@ from .resolve import resolve
 from .stack import Entry, Stack
 from .survey import blocks_of, size_of
 
-KINDS = ("attn", "mlp", "conv", "norm")
+KINDS = ("video", "audio", "attn", "mlp", "conv", "norm")
 PARTS = ("attn.q", "attn.k", "attn.v", "attn.out")
 OWN, LONGEST = 10, 16
 """How many of the model's own words for kinds of layers have bars at most, and their letters."""

@@ -34,10 +34,18 @@ class Entry:
     factors: tuple[float, ...] | None = None
     label: str = ""
     """The name in reports, such as the file with its folder; "" for the file name alone."""
+    low_noise: Adapter | None = None
+    """The adapter for a model that is the low-noise one of two experts, where `adapter` is for the other;
+    None for one adapter for both."""
 
     @property
     def name(self) -> str:
         return self.label or self.adapter.name
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Its adapter, or those of a pair."""
+        return (self.adapter,) if self.low_noise is None else (self.adapter, self.low_noise)
 
     def __post_init__(self) -> None:
         for value in (self.strength, self.strength_of("te"), *(self.factors or ())):
@@ -105,8 +113,19 @@ class Stack:
         joined = {entry.mask: replace(mask, within=entry.mask) if entry.mask else mask for entry in self}
         return Stack(replace(entry, mask=joined[entry.mask]) for entry in self)
 
+    def of_expert(self, *, low_noise: bool) -> Stack:
+        """The stack for one of the two experts of a model: each entry with its adapter for that one."""
+        return Stack(
+            entry
+            if entry.low_noise is None
+            else replace(entry, adapter=entry.low_noise, low_noise=None, label="")
+            if low_noise
+            else replace(entry, low_noise=None)
+            for entry in self
+        )
+
     def check_constant(self, purpose: str) -> None:
-        """Raise LycorisError if a strength follows a schedule, or differs over places or pictures.
+        """Raise LycorisError if a strength follows a schedule, or differs over places, pictures or experts.
 
         The message says that such a stack cannot `purpose`.
         """
@@ -126,4 +145,12 @@ class Stack:
                     got="a mask" if entry.mask else "a strength for each picture",
                     expected="one strength",
                     hint="Take this stack from before Mask LyCORIS Stack or LyCORIS Strength Grid",
+                )
+            if entry.low_noise is not None:
+                raise LycorisError(
+                    f"a pair of adapters for two experts cannot {purpose}",
+                    file=entry.name,
+                    got=f"{entry.low_noise.name} for low noise beside it",
+                    expected="one adapter",
+                    hint="Choose *Split into two rows* in the menu of the row, and take one of them",
                 )

@@ -12,6 +12,7 @@ import lycoris_ops as lyc
 from lycoris_ops.changes.forms import Kronecker
 from lycoris_ops.changes.size import norm_of
 from lycoris_ops.stack.survey import blocks_of
+from tests.harness.architecture_names import records
 from tests.harness.listings import listings, target, thin, write_hollow, write_random
 
 LISTS = {
@@ -59,6 +60,40 @@ def test_kinds_of_layers_have_bars_that_scale_them(name: str, tmp_path: Path) ->
         found = bars.weighed(lyc.Rules.parse(f"{bar.name} = *0.5"))
         assert found.weights[bar.name][:2] == (0.5, 0.5)
         assert not found.idle
+
+
+def test_picture_and_sound_have_bars_of_their_own(tmp_path: Path) -> None:
+    """Of every layer of a model that makes both, and of no other model."""
+    layers = records()["LTX-2"].layers
+    model = blocks_of({f"diffusion_model.{path}.weight": shape for path, shape in layers.items()})
+    names = {named.paths[0].removeprefix("diffusion_model."): named.names for named in model.layers}
+    sound = {path for path in names if "audio" in names[path]}
+    assert sound == names.keys() - {path for path in names if "video" in names[path]}
+    assert {path for path in names if "audio" in path or "v2a" in path} - sound == {
+        path for path in names if "audio_to_video" in path
+    }
+    block = "diffusion_model.transformer_blocks.0"
+    tensors = {
+        f"{block}.{layer}.{factor}.weight": torch.randn(shape)
+        for layer in ("attn1.to_q", "audio_attn1.to_q", "audio_to_video_attn.to_out.0")
+        for factor, shape in (("lora_A", (2, 16)), ("lora_B", (16, 2)))
+    }
+    adapter = lyc.adapter_of_tensors(tensors, name="both")
+    bars = lyc.Bars(adapter, None)
+    found = {
+        bar.name: len(bar.layers) for group in bars.groups for bar in group.bars if group.sort == "kinds"
+    }
+    assert found["video"] == 2 and found["audio"] == 1
+    weighed = bars.weighed(lyc.Rules.parse("audio = *0.25"))
+    assert weighed.weights["audio"].mean == 0.25 and weighed.weights["video"].mean == 1
+    assert lyc.about(adapter).signals == ("video", "audio")
+    silent = records()["LTX-Video"].layers
+    assert not any(
+        named.names & {"video", "audio"}
+        for named in blocks_of(
+            {f"diffusion_model.{path}.weight": shape for path, shape in silent.items()}
+        ).layers
+    )
 
 
 def test_shares_are_measured_bit_by_bit_and_are_one_together(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ import {
   formatRows,
   hasClip,
   parseRows,
+  signalOf,
   withClip,
+  withFiles,
   withRules,
+  withSignal,
   withStrength,
 } from "../../lycoris_nodes/web/rows/state.js"
 import { chosenUpTo, moved, pieces, shifted, stepOf, toggled } from "../../lycoris_nodes/web/rows/steps.js"
@@ -67,6 +70,26 @@ test("a row has a strength for text encoders or none, and rules or none", () => 
   assert.deepEqual(withClip(rows, false), [{ file: "a", strength_model: 0.5 }, b, c])
   assert.deepEqual(withRules(a, "mid = 0"), { file: "a", rules: "mid = 0" })
   assert.deepEqual(withRules({ file: "a", rules: "mid = 0" }, " \n"), a)
+})
+
+test("a row has a file or the two of a pair", () => {
+  const row = { file: "a", rules: "mid = 1" }
+  const pair = withFiles(row, { file: "a_high", low_noise: "a_low" })
+  assert.deepEqual(pair, { file: "a_high", rules: "mid = 1", low_noise: "a_low" })
+  assert.deepEqual(parseRows(formatRows([pair])), [pair])
+  assert.deepEqual(withFiles(pair, { file: "b" }), { file: "b", rules: "mid = 1" })
+  assert.equal(parseRows('{"rows": [{"file": "a", "low_noise": 5}]}'), null)
+})
+
+test("the factors of picture and sound are rules of a row", () => {
+  const row = { file: "a", rules: "mid = 0.5\nAudio = *0.5\nattn = *2\naudio=* .5" }
+  assert.equal(signalOf(row, "audio"), 0.25)
+  assert.equal(signalOf(row, "video"), 1)
+  assert.equal(withSignal(row, "audio", 0).rules, "mid = 0.5\nattn = *2\naudio = *0")
+  assert.equal(withSignal(row, "video", 0.8).rules, `${row.rules}\nvideo = *0.8`)
+  assert.deepEqual(withSignal({ file: "a", rules: "audio = *0" }, "audio", 1), { file: "a" })
+  // What sets a weight is no factor.
+  assert.equal(signalOf({ file: "a", rules: "audio = 0" }, "audio"), 1)
 })
 
 test("rows are chosen by clicks and moved together", () => {

@@ -9,11 +9,16 @@ import { heightOf, shownOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
 import { aboutFile, fileNames } from "./server.js"
-import { clipStrength, isOn, modelStrength } from "./state.js"
+import { SIGNALS, clipStrength, isOn, modelStrength, signalOf, withFiles } from "./state.js"
 import { strengthField } from "./strength.js"
 
 /** @typedef {import("./state.js").Row} Row */
 /** @typedef {import("./popup.js").Point} Point */
+
+/** What the fields for the picture and for the sound begin with. */
+const MARKS = { video: "▶", audio: "♪" }
+
+/** @typedef {"strength_model" | "strength_clip" | import("./state.js").Signal} Changed what a field of a line changes */
 
 /**
  * What a user does with a line.
@@ -27,7 +32,7 @@ import { strengthField } from "./strength.js"
  *   model: () => Promise<import("./model.js").Model>,
  *   drag: (index: number, event: PointerEvent) => void,
  *   choose: (index: number | null, event: MouseEvent) => void,
- *   strength: (index: number, name: "strength_model" | "strength_clip") => import("./strength.js").Strength,
+ *   strength: (index: number, name: Changed) => import("./strength.js").Strength,
  * }} Acts
  */
 
@@ -68,12 +73,13 @@ export function createLine(acts, bounds) {
   const power = make("input", { type: "checkbox", class: "lycoris-switch", title: t("Switch on or off") })
   const name = make("button", { type: "button", class: "lycoris-file" })
   const marks = make("span", { class: "lycoris-marks" })
+  const pair = make("span", { class: "lycoris-marks" })
   const twice = make("span", { class: "lycoris-badge lycoris-twice", hidden: true })
   const warning = make("span", { class: "lycoris-badge lycoris-bad", hidden: true })
   const rules = rulesButton(() => acts.editRules(index))
   const info = make("button", { type: "button", class: "lycoris-icon lycoris-about", textContent: "i" })
   info.title = t("About the file")
-  /** @type {(label: string, name: "strength_model" | "strength_clip") => ReturnType<typeof strengthField>} */
+  /** @type {(label: string, name: Changed) => ReturnType<typeof strengthField>} */
   const field = (label, name) =>
     strengthField(label, bounds, {
       type: (value) => acts.strength(index, name).type(value),
@@ -83,8 +89,14 @@ export function createLine(acts, bounds) {
     })
   const model = field(t("strength of the model"), "strength_model")
   const clip = field(t("strength of the text encoder"), "strength_clip")
-  const fields = [model.element, clip.element]
-  const parts = [handle, power, name, marks, twice, warning, rules.element, ...fields, info]
+  const labels = { video: t("factor for the picture"), audio: t("factor for the sound") }
+  const signals = SIGNALS.map((signal) => ({ signal, ...field(labels[signal], signal) }))
+  for (const { signal, element } of signals) {
+    element.classList.add("lycoris-signal")
+    element.dataset.signal = MARKS[signal]
+  }
+  const fields = [...signals.map(({ element }) => element), model.element, clip.element]
+  const parts = [handle, power, name, pair, marks, twice, warning, rules.element, ...fields, info]
   const element = make("div", { class: "lycoris-row" }, ...parts)
   const reason = make("div", { class: "lycoris-reason", hidden: true })
 
@@ -122,18 +134,46 @@ export function createLine(acts, bounds) {
     const shows = (shown = {})
     const about = await aboutFile(file)
     const near = about.error ? await nearTo(file) : []
+    const { low_noise: low } = row
+    const missing = low ? (await aboutFile(low)).error : null
     const unsuited = about.error ? null : (await acts.model()).suits(about)
     // Another file may have taken its place meanwhile.
     if (shows !== shown) return
     element.classList.toggle("lycoris-missing", Boolean(about.error))
     const found = about.error ?? (about.file === file ? file : `${file}\n${t("found as {file}", { file: about.file })}`)
     name.title = [found, unsuited].filter(Boolean).join("\n")
-    const wrong = near.length ? null : (about.error ?? unsuited)
+    const wrong = near.length ? null : (about.error ?? missing ?? unsuited)
     warning.hidden = !wrong
-    warning.textContent = !wrong ? "" : about.error ? "!" : about.family
+    warning.textContent = !wrong ? "" : (about.error ?? missing) ? "!" : about.family
     warning.title = wrong ?? ""
+    pair.replaceChildren(...pairMarks(about, low))
+    for (const { signal, element } of signals) element.hidden = !about.signals?.includes(signal)
     const words = badgesOf(about).filter((word) => !unsuited || word !== about.family)
     marks.replaceChildren(...(about.error ? near.map(instead) : badges(words)))
+  }
+
+  /**
+   * What says that the row is a pair, or takes the other file of the pair into it.
+   *
+   * @param {import("./server.js").About} about
+   * @param {string | undefined} low
+   */
+  function pairMarks(about, low) {
+    if (low) {
+      const title = t("One row for two models: {high} for high noise, {low} for low noise", { high: row.file, low })
+      return [make("span", { class: "lycoris-badge lycoris-pair", textContent: t("high + low"), title })]
+    }
+    if (!about.pair) return []
+    const other = about.expert === "low noise" ? about.pair.file : about.pair.low_noise
+    const words = about.expert === "low noise" ? t("+ high noise") : t("+ low noise")
+    const button = make("button", {
+      type: "button",
+      class: "lycoris-badge lycoris-near",
+      textContent: about.pair.sure ? words : `${words}?`,
+      title: t("{file} seems to belong to it: take both into this row", { file: other }),
+      onclick: () => about.pair && acts.change(index, withFiles(row, about.pair)),
+    })
+    return [button]
   }
 
   /** @param {string} file one that a click takes in place of that which is missing */
@@ -161,20 +201,22 @@ export function createLine(acts, bounds) {
     model.show(modelStrength(row))
     clip.show(clipStrength(row))
     clip.element.hidden = !separate
+    for (const { signal, show } of signals) show(signalOf(row, signal))
     rules.show(row, acts.model)
     if (shownFile !== row.file) {
       shownFile = row.file
       name.replaceChildren(...nameParts(nameInRow(row.file || t("no file"))))
       name.title = row.file
       marks.replaceChildren()
+      pair.replaceChildren()
+      for (const { element } of signals) element.hidden = true
       warning.hidden = true
     }
     describe(row.file)
   }
 
   const close = () => {
-    model.close()
-    clip.close()
+    for (const one of [model, clip, ...signals]) one.close()
   }
   /** @param {number} times how often the file is on */
   const showTimes = (times) => {

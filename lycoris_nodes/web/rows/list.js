@@ -13,7 +13,9 @@ import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
 import { heightOf, reasonsOf } from "./reasons.js"
 import { aboutFile, forgetFile, readRows } from "./server.js"
-import { formatRows, hasClip, isOn, newRow, parseRows, withClip, withRules, withStrength } from "./state.js"
+import {
+  filesOf, formatRows, hasClip, isOn, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal, withStrength,
+} from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
 import { askText } from "./textbox.js"
 import { readNumber } from "./typed.js"
@@ -108,7 +110,10 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     turn: (index, on) => set(changed(meant(index), (row) => ({ ...row, on }))),
     replaceFile(index) {
       const { file: current } = rows[index]
-      const pick = (/** @type {string} */ file) => acts.change(index, { ...rows[index], file })
+      const pick = async (/** @type {string} */ file) => {
+        const files = await pairOf(file)
+        acts.change(index, withFiles(rows[index], files))
+      }
       openPicker({ current, model: model(), pick }, asideOf(index))
     },
     model: () => (reached ??= model()),
@@ -118,8 +123,12 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
       openBlocks({ file, text, model: now, unsuited: about.error ? null : now.suits(about), done }, asideOf(index))
     },
-    menu(index, point) {
+    async menu(index, point) {
       const row = rows[index]
+      const about = await aboutFile(row.file)
+      /** @type {import("./state.js").Signal[]} */
+      const has = about.signals ?? []
+      const signals = has.map((signal) => signalItem(index, signal))
       const these = meant(index)
       const count = these.size
       const several = count > 1
@@ -130,6 +139,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
         [
           [t("About the file"), () => openInfo(row.file, point)],
           [t("Block weights…"), () => acts.editRules(index)],
+          ...(several ? [] : [...signals, ...pairItems(index, about.expert)]),
           null,
           [
             on
@@ -174,13 +184,20 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     strength(index, name) {
       const from = rows
       const these = meant(index)
+      /** @param {(value: number | string) => number | string} change */
+      const changed = (change) => {
+        if (name !== "video" && name !== "audio") return withStrength(from, these, name, change)
+        // What is typed and is no number is no factor either.
+        const factor = Number(change(signalOf(from[index], name)))
+        return Number.isNaN(factor) ? from : from.with(index, withSignal(from[index], name, factor))
+      }
       const by = (/** @type {number} */ amount) =>
-        withStrength(from, these, name, (value) => {
+        changed((value) => {
           const number = readNumber(String(value))
           return Number.isNaN(number) ? value : shifted(number, amount, bounds)
         })
       return {
-        type: (value) => set(withStrength(from, these, name, () => value)),
+        type: (value) => set(changed(() => value)),
         step: () => ({ by: (amount) => set(by(amount)), end: begin() }),
         preview() {
           let made = from
@@ -192,6 +209,41 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
         undo,
       }
     },
+  }
+
+  /**
+   * What switches the sound or the picture off in a row, or on again.
+   *
+   * @param {number} index
+   * @param {import("./state.js").Signal} signal
+   * @returns {import("./menu.js").Item}
+   */
+  function signalItem(index, signal) {
+    const off = signalOf(rows[index], signal) === 0
+    const words =
+      signal === "audio" ? (off ? t("Sound on") : t("Sound off")) : off ? t("Picture on") : t("Picture off")
+    return [words, () => acts.change(index, withSignal(rows[index], signal, off ? 1 : 0))]
+  }
+
+  /**
+   * @param {number} index
+   * @param {import("./server.js").About["expert"]} expert that of the row's file
+   * @returns {import("./menu.js").Item[]}
+   */
+  function pairItems(index, expert) {
+    const row = rows[index]
+    const { file, low_noise: low } = row
+    const split = () => set(rows.toSpliced(index, 1, withFiles(row, { file }), withFiles(row, { file: low ?? file })))
+    const isLow = !low && expert === "low noise"
+    const pick = (/** @type {string} */ other) =>
+      acts.change(index, withFiles(row, isLow ? { file: other, low_noise: file } : { file, low_noise: other }))
+    const choose = () => openPicker({ current: low ?? file, model: model(), pick }, asideOf(index))
+    return [
+      ...(low || expert
+        ? [/** @type {import("./menu.js").Item} */ ([isLow ? t("File for high noise…") : t("File for low noise…"), choose])]
+        : []),
+      ...(low ? [/** @type {import("./menu.js").Item} */ ([t("Split into two rows"), split])] : []),
+    ]
   }
 
   /**
@@ -317,13 +369,37 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   /** Show on the rows of a file that is on in several that it is. */
   async function countFiles() {
     const counted = rows
-    const on = rows.map((row) => (isOn(row) && row.file ? aboutFile(row.file) : null))
-    const files = (await Promise.all(on)).map((about, index) => about && (about.file ?? rows[index].file))
+    const found = async (/** @type {string} */ file) => (await aboutFile(file)).file ?? file
+    const files = await Promise.all(
+      rows.map((row) => Promise.all(isOn(row) ? filesOf(row).filter(Boolean).map(found) : [])),
+    )
     if (counted !== rows) return
-    for (const [index, line] of lines.entries()) {
-      const file = files[index]
-      line.showTimes(file ? files.filter((other) => other === file).length : 0)
-    }
+    const times = (/** @type {string} */ file) => files.flat().filter((other) => other === file).length
+    for (const [index, line] of lines.entries()) line.showTimes(Math.max(0, ...files[index].map(times)))
+  }
+
+  /**
+   * A file, with the one that makes a pair with it where their names leave no doubt.
+   *
+   * @param {string} file
+   */
+  async function pairOf(file) {
+    const { pair } = await aboutFile(file)
+    return pair?.sure ? pair : { file }
+  }
+
+  let adding = Promise.resolve()
+  /**
+   * Add a row for a file, in the order in which they are chosen. The other file of a pair that is there has its row.
+   *
+   * @param {string} file
+   */
+  function addFile(file) {
+    adding = adding.then(async () => {
+      const files = await pairOf(file)
+      const there = file !== files.file && rows.some((row) => row.file === files.file && row.low_noise === file)
+      if (!there) set([...rows, withFiles(newRow(file), files)])
+    })
   }
 
   /** Why a row was refused, as long as it is what it was. */
@@ -371,7 +447,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   all.onchange = () => set(rows.map((row) => ({ ...row, on: all.checked })))
   chosenCount.onclick = () => choose(new Set())
   more.onclick = () => openMenu(common(below(more)), below(more))
-  add.onclick = () => openPicker({ many: true, model: model(), pick: (file) => set([...rows, newRow(file)]) }, beside(element, add))
+  add.onclick = () => openPicker({ many: true, model: model(), pick: addFile }, beside(element, add))
   for (const part of [head, body, foot]) shareWheel(part)
   // Where Vue draws the node, only an element that has the focus gets the wheel.
   body.tabIndex = -1

@@ -13,8 +13,16 @@ const ROOT = "/lycoris/adapters"
  *   error?: string, file: string, kind: string, rank: string, family: string, families: string[], base: string, date: string,
  *   dialect: string, size: number, facts: [string, string][], stated: boolean, triggers: string[],
  *   tags: [string, number][], notes: string[], problems: string[], title: string, preview: string,
- *   tags_beside: string[],
+ *   tags_beside: string[], signals: Signal[], expert: "high noise" | "low noise" | null, pair: Pair | null,
  * }} About
+ */
+
+/** @typedef {import("./state.js").Signal} Signal */
+
+/**
+ * The files for the two experts of a model, and whether their names leave no doubt.
+ *
+ * @typedef {{file: string, low_noise: string, sure: boolean}} Pair
  */
 
 /**

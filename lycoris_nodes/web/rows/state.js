@@ -7,8 +7,18 @@ const VERSION = 1
  *
  * @typedef {{
  *   file: string, on?: boolean, strength_model?: number | string, strength_clip?: number | string, rules?: string,
+ *   low_noise?: string,
  * }} Row
  */
+
+/**
+ * What a model makes of which a row can change the strength by itself, by a rule that scales its layers.
+ *
+ * @typedef {"video" | "audio"} Signal
+ */
+
+/** @type {Signal[]} */
+export const SIGNALS = ["video", "audio"]
 
 const isText = (/** @type {unknown} */ value) => typeof value === "string"
 const isStrength = (/** @type {unknown} */ value) => Number.isFinite(value) || isText(value)
@@ -18,6 +28,7 @@ const FIELDS = new Map([
   ["strength_model", isStrength],
   ["strength_clip", isStrength],
   ["rules", isText],
+  ["low_noise", isText],
 ])
 
 /** @param {unknown} row */
@@ -109,4 +120,45 @@ export function withStrength(rows, chosen, name, change) {
 export function withRules(row, rules) {
   const { rules: _, ...rest } = row
   return rules.trim() ? { ...rest, rules } : rest
+}
+
+/**
+ * A row with another file, or with the two of a pair.
+ *
+ * @param {Row} row
+ * @param {{file: string, low_noise?: string}} files
+ * @returns {Row}
+ */
+export function withFiles(row, { file, low_noise }) {
+  const { low_noise: _, ...rest } = row
+  return { ...rest, file, ...(low_noise && { low_noise }) }
+}
+
+/** The files of a row: two of a pair. */
+export const filesOf = (/** @type {Row} */ { file, low_noise }) => (low_noise ? [file, low_noise] : [file])
+
+/** @param {Signal} signal */
+const scaleOf = (signal) => new RegExp(`^\\s*${signal}\\s*=\\s*\\*\\s*([-+]?(?:\\d+\\.?\\d*|\\.\\d+))\\s*$`, "iu")
+
+/** @param {Row} row */
+const linesOf = ({ rules }) => (rules ?? "").split("\n")
+
+/**
+ * The factor of a row's strength for the picture or for the sound.
+ *
+ * @param {Row} row
+ * @param {Signal} signal
+ */
+export function signalOf(row, signal) {
+  return linesOf(row).reduce((factor, line) => factor * Number(scaleOf(signal).exec(line)?.[1] ?? 1), 1)
+}
+
+/**
+ * @param {Row} row
+ * @param {Signal} signal
+ * @param {number} factor
+ */
+export function withSignal(row, signal, factor) {
+  const others = linesOf(row).filter((line) => !scaleOf(signal).test(line))
+  return withRules(row, [...others, ...(factor === 1 ? [] : [`${signal} = *${factor}`])].join("\n").trim())
 }

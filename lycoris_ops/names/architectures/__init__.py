@@ -6,12 +6,12 @@ A file defines ARCHITECTURE, see `record.Architecture`. The tables of names have
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ...discovery import discover
 from ...maths.shapes import Shape
 from .notation import Model, Place, Places, recognised
-from .record import Architecture, Tokens, Training
+from .record import Architecture, Signal, Tokens, Training
 
 __all__ = [
     "ARCHITECTURES",
@@ -20,9 +20,11 @@ __all__ = [
     "Architecture",
     "Place",
     "Places",
+    "Signal",
     "Tokens",
     "Training",
     "recognise",
+    "signals_of",
     "tokens_of",
 ]
 
@@ -71,3 +73,19 @@ ASIDE: Mapping[re.Pattern[str], str] = {
     _below(path): why for record in _RECORDS for path, why in record.aside.items()
 }
 """The layers of blocks that the records set aside, with the reasons."""
+
+_SIGNALS: Mapping[re.Pattern[str], Signal] = {
+    _below(path): signal for record in _RECORDS for path, signal in record.signals.items()
+}
+
+
+def signals_of(paths: Iterable[str]) -> Mapping[str, Signal]:
+    """Which of some layers make the picture and which the sound; empty where there are not both."""
+    paths = tuple(paths)
+    # Most models have no sound, and there are many layers.
+    if not any("audio" in path for path in paths):
+        return {}
+    found: dict[str, Signal] = {
+        path: signal for path in paths for known, signal in _SIGNALS.items() if known.search(path)
+    }
+    return found if len({*found.values()}) > 1 else {}

@@ -68,6 +68,29 @@ ARCHITECTURE = Architecture(
         ),
         "proj_out": "places",
     },
+    signals={
+        **dict.fromkeys(
+            (
+                *("patchify_proj", "adaln_single", "prompt_adaln_single", "caption_projection", "proj_out"),
+                *("av_ca_video_scale_shift_adaln_single", "av_ca_a2v_gate_adaln_single"),
+                *("video_embeddings_connector", "scale_shift_table"),
+                *(f"{BLOCKS}.{layer}" for layer in ("attn1", "attn2", "ff", "audio_to_video_attn")),
+                *(f"{BLOCKS}.{table}" for table in ("scale_shift_table", "scale_shift_table_a2v_ca_video")),
+            ),
+            "video",
+        ),
+        **dict.fromkeys(
+            (
+                *("audio_patchify_proj", "audio_adaln_single", "audio_prompt_adaln_single"),
+                *("audio_caption_projection", "audio_proj_out", "audio_embeddings_connector"),
+                *("av_ca_audio_scale_shift_adaln_single", "av_ca_v2a_gate_adaln_single"),
+                *(f"{BLOCKS}.{layer}" for layer in ("audio_attn1", "audio_attn2", "audio_ff")),
+                *(f"{BLOCKS}.{layer}" for layer in ("video_to_audio_attn", "scale_shift_table_a2v_ca_audio")),
+                *("audio_scale_shift_table", f"{BLOCKS}.audio_scale_shift_table"),
+            ),
+            "audio",
+        ),
+    },
     families=(
         Family(
             "LTX-Video",

@@ -30,7 +30,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """Models that adapters are made for, and what tells them. Only messages use it: nothing is matched by it.
+    """Models that adapters are made for, and what tells them. No layer is matched by it.
 
     All but `said` are regular expressions at the beginning of a layer's path. The paths are those of the
     host, of diffusers and of kohya, with underscores for dots.
@@ -51,6 +51,8 @@ class Family:
     sizes: tuple[Size, ...] = ()
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
     """The layers in lists of blocks, by the short name of the list. The group is the number of the block."""
+    experts: bool = False
+    """Whether some of its models are two, one for high and one for low noise, with an adapter for each."""
 
     def likeness(self, layers: Mapping[str, Shape]) -> float:
         """How much speaks for this family, given the layers of a model or adapter.
@@ -147,6 +149,9 @@ Tokens = Literal["places", "level", "text, places", "places, text", "text", "for
 """
 
 
+Signal = Literal["video", "audio"]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that is known of one architecture: what knows it reads it here."""
@@ -170,3 +175,5 @@ class Architecture:
     tokens: Mapping[str, Tokens] = field(default_factory=dict[str, Tokens])
     """What the tokens of its layers are, by paths as in `aside`; the first that fits counts. Those of its
     other layers are `text`. Empty where it is not known."""
+    signals: Mapping[str, Signal] = field(default_factory=dict[str, "Signal"])
+    """Which layers make the picture and which the sound, by paths as in `aside`."""

@@ -105,6 +105,7 @@ ARCHITECTURE = Architecture(
             said=r"wan",
             mark=r"blocks_\d+_(self|cross)_attn_[qkvo]$",
             sizes=(Size({"blocks": 30}, "WAN-1.3B"), Size({"blocks": 40}, "WAN-14B")),
+            experts=True,
         ),
     ),
     trained=(Training("WAN21", "Wan", "kohya-ss/musubi-tuner", shift=3.0, rank=32, lr=2e-4, resolution=512),),

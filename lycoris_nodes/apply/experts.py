@@ -1,0 +1,67 @@
+"""Which of a model's two experts a MODEL is, and what the pairs of a stack come to for it.
+
+The two are loaded as models of their own, with the same layers. The name of the file tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ...lycoris_ops import Stack, number_of
+from ..files.pairs import ENDING, HIGH, LOW, Expert, expert_of
+from ..host.weights import loaded_from
+
+Choice = Literal["auto", "high noise", "low noise"]
+CHOICES = ("auto", HIGH, LOW)
+
+
+def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[Stack, str, bool]:
+    """The stack with the file of one expert for each pair, what to report of it, and whether it is known.
+
+    `hidden` tells the prompt of the run and the node in it, None for none. Where it is not known which expert
+    the model is, the files are those for high noise.
+    """
+    pairs = sum(entry.low_noise is not None for entry in stack)
+    if not pairs:
+        return stack, "", True
+    expert, why = (choice, "as chosen") if choice != "auto" else _told(model, hidden)
+    found = expert or HIGH
+    given = f"{number_of(pairs, 'pair')} gave the file for it" if expert else _unknown(pairs)
+    said = f"This model is the {expert.replace(' ', '-')} expert, {why}: {given}." if expert else given
+    return stack.of_expert(low_noise=found == LOW), said, expert is not None
+
+
+def _unknown(pairs: int) -> str:
+    return (
+        f"It is not known which of two experts this model is: {number_of(pairs, 'pair')} gave the file for "
+        "high noise. Choose the input expert to say it."
+    )
+
+
+def _told(model: Any, hidden: Any) -> tuple[Expert | None, str]:
+    """The expert that the name of the model's file says, and which name that is."""
+    path = loaded_from(model) or ""
+    # Its own name and that of its folder: those further up say where this machine keeps its models.
+    names = ["/".join(path.replace("\\", "/").split("/")[-2:]), *_names_before(hidden)]
+    for name in names:
+        if expert := expert_of(name):
+            return expert, f"by the name {name.rpartition('/')[2]}"
+    return None, ""
+
+
+def _names_before(hidden: Any) -> list[str]:
+    """The files that nodes name from which the model comes, the nearest first.
+
+    Loaders of other packs tell the host nothing of their file.
+    """
+    prompt: Mapping[str, Any] = getattr(hidden, "prompt", None) or {}
+    node: Any = getattr(hidden, "unique_id", None)
+    seen, names = set[str](), list[str]()
+    while node in prompt and node not in seen:
+        seen.add(node)
+        inputs: Mapping[str, Any] = prompt[node].get("inputs", {})
+        names += [value for value in inputs.values() if isinstance(value, str) and ENDING.search(value)]
+        link = inputs.get("model")
+        node = link[0] if isinstance(link, list) and link else None
+    return names

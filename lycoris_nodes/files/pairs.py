@@ -1,0 +1,141 @@
+"""Files that are published in pairs, one for each of the two experts of a model, as for Wan 2.2.
+
+Both have one name, but for the word that says whether it is for high or for low noise. It is anywhere in
+the path: `ink_high_noise`, `Ink-HighNoise_v2`, `INK_HIGH_fp16`, `ink_HN`, `ink/high_noise_model`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+Expert = Literal["high noise", "low noise"]
+HIGH: Expert = "high noise"
+LOW: Expert = "low noise"
+
+ENDING = re.compile(r"(?:\.(?:safetensors|sft|gguf|ckpt|pth?|bin))+$", re.IGNORECASE)
+WORD = re.compile(r"/|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
+"""A word of a path: `wan/Ink2.2HighNoise` has wan, /, Ink, 2, 2, High and Noise."""
+GLUED = re.compile(r"((?:high|hi|low|lo)noise)")
+"""What says it within a longer word too: WANHIGHNOISEINK."""
+NOISE = "noise"
+MARKS: Mapping[str, Expert] = {
+    **dict.fromkeys(("high", "hn", "highnoise", "hinoise"), HIGH),
+    **dict.fromkeys(("low", "ln", "lownoise", "lonoise"), LOW),
+}
+BEFORE_NOISE: Mapping[str, Expert] = {"hi": HIGH, "lo": LOW}
+"""Words that say it where the word noise follows."""
+UNSURE: Mapping[str, Expert] = {"h": HIGH, "hi": HIGH, "l": LOW, "lo": LOW}
+"""Words that may say it, and may say anything else."""
+COUNT = re.compile(
+    r"(?<![a-z])(?:epochs?|epoc|ep?)[ _.-]*\d+|\d+[ _.-]*epoc(?:hs?)?(?![a-z])|(?<!\d)0*\d{6,}(?!\d)"
+    r"|\d{3,}[ _.-]*steps?(?![a-z])|\(\d+\)",
+    re.IGNORECASE,
+)
+"""How long a file was trained, and which copy it is. The two of a pair need not agree in it."""
+SEPARATORS = re.compile(r"[^ _.-]")
+"""All but what stands between words."""
+STAND_IN = "*"
+"""What stands for the word that says which of the two it is."""
+
+
+class Partner(NamedTuple):
+    """The file that makes a pair with another one."""
+
+    file: str
+    expert: Expert
+    """The expert that it is for."""
+    sure: bool
+    """Whether the two names agree in all else. They may differ in `COUNT`, or be told apart by `UNSURE`."""
+
+
+class _Read(NamedTuple):
+    expert: Expert
+    rest: tuple[str, ...]
+    """The words of a path, with `STAND_IN` for those that say the expert."""
+
+
+def expert_of(name: str) -> Expert | None:
+    """The expert that the name of a file says it is for; None where it says neither, or both."""
+    found = _plainly(name)
+    return None if found is None else found.expert
+
+
+def partner_of(name: str, names: Sequence[str]) -> Partner | None:
+    """The file among `names` that makes a pair with `name`, which is among them too; None for none.
+
+    There is none as well where several fit equally.
+    """
+    return _partners(tuple(names)).get(name)
+
+
+@lru_cache(maxsize=2)
+def _partners(names: tuple[str, ...]) -> Mapping[str, Partner]:
+    sure = _matched(names, _plainly, sure=True)
+    return {**_matched((name for name in names if name not in sure), _loosely, sure=False), **sure}
+
+
+def _matched(names: Iterable[str], read: Callable[[str], _Read | None], *, sure: bool) -> dict[str, Partner]:
+    """The partner of each name that has one and no more."""
+    groups = _grouped((name, found.expert, found.rest) for name in names if (found := read(name)))
+    partners: dict[str, Partner] = {}
+    for group in groups:
+        # Of files that differ in nothing but hyphens and the like, those belong together that agree in them.
+        alike = [group] if len(group) == 2 else _grouped((*one, SEPARATORS.sub("", one[0])) for one in group)
+        for pair in alike:
+            found = {expert: name for name, expert in pair}
+            if len(pair) == len(found) == 2:
+                partners |= {
+                    found[HIGH]: Partner(found[LOW], LOW, sure),
+                    found[LOW]: Partner(found[HIGH], HIGH, sure),
+                }
+    return partners
+
+
+def _grouped(names: Iterable[tuple[str, Expert, Hashable]]) -> list[list[tuple[str, Expert]]]:
+    """Names, each with its expert, that agree in the rest."""
+    groups: dict[Hashable, list[tuple[str, Expert]]] = {}
+    for name, expert, rest in names:
+        groups.setdefault(rest, []).append((name, expert))
+    return list(groups.values())
+
+
+def _plainly(name: str) -> _Read | None:
+    words = _words(name)
+    return _read(words, _said(words), lambda word: word)
+
+
+def _loosely(name: str) -> _Read | None:
+    words = _words(COUNT.sub(" ", name))
+    unsure: list[Expert] = [UNSURE[word] for word in words if word in UNSURE]
+    said = _said(words)
+    if not said and len(unsure) == 1:
+        said = unsure
+    return _read(words, said, lambda word: UNSURE.get(word, word))
+
+
+def _said(words: Sequence[str]) -> list[Expert]:
+    return [expert for expert in (HIGH, LOW) if expert in words]
+
+
+def _read(words: Sequence[str], said: Sequence[Expert], meant: Callable[[str], str]) -> _Read | None:
+    if len(said) != 1:
+        return None
+    return _Read(said[0], tuple(STAND_IN if meant(word) == said[0] else word for word in words))
+
+
+def _words(name: str) -> list[str]:
+    """The words of a path in small letters, with the expert's name for each word that says it for sure."""
+    path = ENDING.sub("", name.replace("\\", "/"))
+    pieces = [part for word in WORD.findall(path) for part in GLUED.split(word.lower()) if part]
+    found: list[str] = []
+    for piece in pieces:
+        if piece == NOISE and found and found[-1] in BEFORE_NOISE:
+            found[-1] = BEFORE_NOISE[found[-1]]
+        elif piece == NOISE and found and found[-1] in (HIGH, LOW):
+            continue
+        else:
+            found.append(MARKS.get(piece, piece))
+    return found

@@ -1,0 +1,160 @@
+"""Masks beside what else changes a sampling: ControlNets, regions, inpainting, second passes; bad input."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hosting import Host, Patched, patcher, unload
+from test_masks import OF_KINDS, WORDS, half, masked, passed, stack_for
+from torch import Tensor
+from trainable import tiny
+
+pytestmark = pytest.mark.host
+
+Given = tuple[Any, dict[str, Any]]
+"""A positive conditioning, and latents."""
+
+
+@pytest.fixture(scope="module")
+def unet(host: Host) -> Patched:
+    return Patched(patcher(tiny("SD1.5")), None)
+
+
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def text(seed: int = 5) -> Any:
+    return [[torch.randn(1, WORDS, 24, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def latents(side: int = 8, count: int = 1) -> dict[str, Any]:
+    return {"samples": torch.randn(count, 4, side, side, generator=draw())}
+
+
+def control_net(model: Any) -> Any:
+    """A ControlNet of the host for a tiny UNet, with random weights."""
+    import comfy.controlnet
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet
+
+    known = inspect.signature(ControlNet.__init__).parameters
+    config = {name: value for name, value in model.model_config.unet_config.items() if name in known}
+    net = ControlNet(**{**config, "hint_channels": 3, "operations": comfy.ops.disable_weight_init})
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw()))
+    return comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"))
+
+
+def with_control(host: Host, model: Any) -> Given:
+    hint = torch.rand(1, 64, 64, 3, generator=draw())
+    positive, _ = host.nodes.ControlNetApplyAdvanced().apply_controlnet(
+        text(), text(6), control_net(model), hint, 1.0, 0.0, 1.0
+    )
+    return positive, latents()
+
+
+def with_regions(host: Host, model: Any) -> Given:
+    """Two texts, each in a half of its own: the pass has them as samples beside each other."""
+    sides = (half()[:, ::8, ::8], 1 - half()[:, ::8, ::8])
+    regions = [
+        host.nodes.ConditioningSetMask().append(text(seed), side, "default", 1.0)[0]
+        for seed, side in zip((5, 9), sides, strict=True)
+    ]
+    return regions[0] + regions[1], latents()
+
+
+def with_inpainting(host: Host, model: Any) -> Given:
+    return text(), host.nodes.SetLatentNoiseMask().set_mask(latents(), 1 - half())[0]
+
+
+def in_a_batch(host: Host, model: Any) -> Given:
+    return text(), latents(count=3)
+
+
+def larger(host: Host, model: Any) -> Given:
+    """A second pass, of another shape."""
+    return text(), host.nodes.LatentUpscale().upscale(latents(), "bilinear", 96, 64, "disabled")[0]
+
+
+def sampled(host: Host, on: Patched, given: Given) -> Tensor:
+    positive, latent = given
+    with torch.inference_mode():
+        (made,) = host.nodes.KSampler().sample(
+            on.model, 3, 2, 3.0, "euler", "simple", positive, text(6), latent, 0.6
+        )
+    return made["samples"].clone()
+
+
+@pytest.mark.parametrize("condition", [with_control, with_regions, with_inpainting, in_a_batch, larger])
+def test_masks_hold_beside_other_conditions(
+    host: Host, unet: Patched, condition: Callable[[Host, Any], Given]
+) -> None:
+    """A mask of all is the whole stack, one of nothing is none of it, and one of a half acts there most."""
+    model = unet.model.model
+    stack = stack_for(host, model, OF_KINDS)
+
+    def found(stack: Any, **inputs: Any) -> Tensor:
+        on = unet if stack is None else host.apply(unet, stack, clip=False, **inputs)
+        return sampled(host, on, condition(host, model))
+
+    plain, whole = found(None), found(stack, mode="bypass")
+    effect = whole - plain
+    assert effect.norm() > 0.003 * plain.norm()
+    every = found(masked(host, stack, mask=torch.ones(1, 4, 4), text="whole"))
+    assert (every - whole).norm() < 1e-2 * effect.norm()
+    none = found(masked(host, stack, mask=torch.zeros(1, 4, 4)))
+    torch.testing.assert_close(none, plain, rtol=0, atol=0)
+    changed = (found(masked(host, stack, mask=1 - half())) - plain).abs()
+    left, right = changed.chunk(2, -1)
+    assert right.mean() > left.mean()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (
+            {"mask": torch.ones(3, 4, 4)},
+            r"another number of frames.*3.*1, 5 for the video, or 2 for its latent",
+        ),
+        ({"mask": None, "frames": "0-1, 7-"}, r"begins behind the last frame.*7.*up to 4: 5 frames"),
+    ],
+    ids=["batch", "span"],
+)
+def test_frames_that_are_not_there_are_an_error_and_change_nothing(
+    host: Host, inputs: dict[str, Any], found: str
+) -> None:
+    model = tiny("Wan 2.1 t2v")
+    base = Patched(patcher(model), None)
+    stack = stack_for(host, model, ("lora",))
+    plain, _ = passed(base, "Wan 2.1 t2v")
+    bound = host.apply(base, masked(host, stack, **inputs), clip=False)
+    with pytest.raises(host.ops.LycorisError, match=found):
+        passed(bound, "Wan 2.1 t2v")
+    unload()
+    again, _ = passed(base, "Wan 2.1 t2v")
+    assert torch.equal(again, plain)
+
+
+def test_the_masks_of_a_stack_are_shown(host: Host) -> None:
+    """In the node, where there are frames too, and together in the report of what applies them."""
+    (entry,) = host.stack(("lora", 1.0, 1.0))
+    stack, picture = host.run("LycorisMask", host.ops.Stack([entry]), mask=half())
+    assert picture.shape[0] == 1 and picture.shape[-1] == 3
+    # The left half of the picture is drawn in the first colour, and the rest is paper.
+    wide = picture.shape[2]
+    row = picture[0, 60]
+    assert (row[wide // 4] != 1).any() and (row[3 * wide // 4] == 1).all()
+    drawing = host.ops.mask_picture(stack + host.ops.Stack([entry])).svg()
+    assert drawing.count("<polygon") == 3 and ">lora<" in drawing and ">everywhere: lora<" in drawing
+    spans = host.run("LycorisMask", host.ops.Stack([entry]), frames="0-16, 40-")[0]
+    assert (
+        "frame 0" in host.ops.mask_picture(spans).svg()
+        and host.ops.mask_picture(host.ops.Stack([entry])) is None
+    )
+    assert host.run("LycorisMask", host.ops.Stack(), mask=half())[1].shape[0] == 1
