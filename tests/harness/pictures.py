@@ -42,14 +42,19 @@ SHOWN = {
     "08": "LycorisSaveCheckpoint",
     "09": "LycorisApplyStack",
     "10": "LycorisTrain",
+    "11": "SaveImage",
+    "12": "LycorisMask",
 }
 """The node in the picture of each template, by its number."""
 AFTER = {
-    **{node: number for number, node in SHOWN.items() if number != "09"},
+    **{node: number for number, node in SHOWN.items() if number not in ("09", "11")},
     "LycorisApplyStack": "01",
     "LycorisWeightBlocks": "02",
     "LycorisExtractAdapter": "06",
     "LycorisDataset": "10",
+    "LycorisStrengthGrid": "11",
+    "LycorisLabelGrid": "11",
+    "LycorisCombineStacks": "12",
 }
 """The template after whose run a node's picture for its help page is taken. The other nodes stand alone."""
 HELP = ROOT / "lycoris_nodes" / "web" / "docs" / "pictures"
