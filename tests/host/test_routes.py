@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -284,3 +285,26 @@ def test_facts_are_kept_until_the_file_changes(
     kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
     assert facts(host, file)[file]["triggers"] == ["new"] and len(peeked) == 3
+
+
+def test_reports_are_kept_by_what_made_them_and_are_no_more_than_a_number(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = host.module("lycoris_nodes.schema.kept")
+    monkeypatch.setattr(module, "running_node", lambda: "2")
+    monkeypatch.setattr(module, "MOST", 3)
+    monkeypatch.setattr(module, "_kept", {})
+
+    def ran(value: int, shown: dict[str, Any] | None) -> list[list[str]]:
+        """What is kept of node 2 after it has run behind a node of this value."""
+        prompt = {"1": {"inputs": {"x": value}}, "2": {"inputs": {"from": ["1", 0]}}, "3": {"inputs": {}}}
+        module.keep(SimpleNamespace(prompt=prompt, extra_pnginfo={"workflow": {}}), shown)
+        assert module.kept(["1", "3"]) == []
+        return [one["output"]["text"] for one in module.kept(["2"])]
+
+    for value in range(5):
+        found = ran(value, {"text": [str(value)], "images": []})
+    assert found == [["4"], ["3"], ["2"]]
+    # The same run again is the latest one, and one without a report takes away the report before it.
+    assert ran(2, {"text": ["again"]}) == [["again"], ["4"], ["3"]]
+    assert ran(4, None) == [["again"], ["3"]]
