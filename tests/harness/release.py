@@ -43,6 +43,8 @@ SHIPPED = {
     *("lycoris_nodes", "lycoris_ops", "locales", "workflows"),
 }
 """What the archive of the pack has at its root, each whole."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Threads of one process wait for each other where others keep the machine busy."""
 TEMPLATES = ("tests/host/test_training_workflow.py", "-k", "template")
 SCRIPT = """
 from pathlib import Path
@@ -113,7 +115,7 @@ def check_pack() -> None:
         sys.exit(f"The archive has {sorted(found - known)} and lacks {sorted(known - found)}")
     print(f"the pack: {archive.stat().st_size / 1e6:.1f} MB, {len(found)} files, validated", flush=True)
     put_tests_beside_the_pack()
-    told = run(sys.executable, "-m", "pytest", "-q", *TEMPLATES, cwd=PACK)
+    told = run(sys.executable, "-m", "pytest", "-q", *TEMPLATES, cwd=PACK, **ONE_THREAD)
     print(f"its templates, unpacked: {last(told)}", flush=True)
 
 
@@ -137,7 +139,7 @@ def check_library() -> None:
         print(f"{checker[0].name} takes a user's script, and refuses one: {last(refused)}", flush=True)
     # The charts and trainings of some tests need them.
     run(*install, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
-    told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, OMP_NUM_THREADS="1")
+    told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, **ONE_THREAD)
     print(f"its tests, from the wheel: {last(told)}", flush=True)
 
 
