@@ -1,10 +1,10 @@
 """Judge LyCORIS by halving beside the exhaustive search, on trainings of a small model.
 
-`python -m tests.bench.judge [--trainings N]` prints a table. The model is the flow transformer of
+`python -m tests.bench.judge [--trainings N] [--sets N]` prints a table. The model is the flow transformer of
 `quality/graph/shapes.py`, which the host builds and which is trained on drawn shapes. Each training adapts
 it to hatched shapes by Train LoRA / LyCORIS, with a rate, a rank, a kind and a number of pictures of its own:
-some learn their pictures by heart, some learn too little, some go too far. All of their eight checkpoints are
-judged at five strengths on held-out pictures, with several sets of pictures and of noise: all passes are
+some learn their pictures by heart, some learn too little, some go too far. All of their six checkpoints are
+judged at four strengths on held-out pictures, with several sets of pictures and of noise: all passes are
 made, and the halving takes the losses from there.
 
 "named" says how often the best of all was named, "as good" how often one whose loss is no further from it
@@ -14,6 +14,7 @@ as a share of what the best gains on the model alone. "even" spends the same on 
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import shutil
@@ -25,14 +26,14 @@ from typing import Any
 import torch
 
 from tests.bench.quality.graph.shapes import Host, Shapes, drawn, latents
-from tests.bench.side import Table, parser
+from tests.bench.side import Table
 from tests.bench.train_node import defaults, run
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import base_directory, boot_in_process, loaded_pack
 
-STEPS, EVERY, STRENGTHS = 240, 30, "0.4..1.2 in 5"
+STEPS, EVERY, STRENGTHS = 240, 40, "0.4..1.3 in 4"
 HELD, TIMES, SHARE = 8, 8, 0.2
-SETS = 3
+SETS = 2
 """How many sets of held-out pictures and noise each training is judged on."""
 
 
@@ -153,8 +154,9 @@ def told(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=1)
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--trainings", type=int, default=len(RECIPES), help="the first of them")
+    made.add_argument("--sets", type=int, default=SETS, help="sets of held-out pictures and noise")
     options = made.parse_args()
     folder = base_directory(ROOT / ".cache" / "bench" / "judge", ROOT)
     nodes = boot_in_process(facts().comfyui, folder)
@@ -175,7 +177,7 @@ def main() -> None:
         same: list[Outcome] = []
         bests: list[str] = []
         gains: list[float] = []
-        for held in range(SETS):
+        for held in range(options.sets):
             whole = bench.judged(name, 10 * number + held)
             losses = whole.losses
             part = bench.halved(list(losses), _among(losses), whole.draws, SHARE)
@@ -190,7 +192,7 @@ def main() -> None:
         lines.row(
             str(recipe),
             ", ".join(dict.fromkeys(bests)),
-            f"{sum(gains) / SETS:.0%}",
+            f"{sum(gains) / len(gains):.0%}",
             named,
             good,
             gap,
