@@ -25,7 +25,6 @@ from .changes.timing import CLOCKS as CLOCKS
 from .changes.timing import CURVES as CURVES
 from .changes.timing import Curve as Curve
 from .changes.timing import Moment as Moment
-from .charts import ColourTable as ColourTable
 from .charts import Picture as Picture
 from .charts import check_png as check_png
 from .discovery import discover as discover
@@ -163,7 +162,6 @@ from .train.judge import Contender as Contender
 from .train.judge import acting as acting
 from .train.judge import judge as judge
 from .train.judgement import ALONE as ALONE
-from .train.judgement import BEST as BEST
 from .train.judgement import Judgement as Judgement
 from .train.judgement import Place as Place
 from .train.judgement import judgement_picture as judgement_picture

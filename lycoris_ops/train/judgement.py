@@ -144,8 +144,10 @@ class Judgement:
         return "\n".join([self.verdict(), *edge, cost, *table((head, *rows), texts=1)])
 
 
-def judgement_picture(found: Judgement, more: Sequence[ColourTable] = ()) -> Picture:
-    """The losses as colours, adapters below each other and strengths beside each other, with further tables.
+def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, float]] | None = None) -> Picture:
+    """The losses as colours, adapters below each other and strengths beside each other.
+
+    Below them are further numbers of some places by their names, such as how near their pictures are.
 
     The stronger the one colour, the further the loss is below that of the model alone, and the other colour
     is above it. The best pair has a frame, and those beside it thin ones.
@@ -175,4 +177,18 @@ def judgement_picture(found: Judgement, more: Sequence[ColourTable] = ()) -> Pic
         words=[[f"{found.loss(place):.3g}" for place in row] for row in places],
         frames=frames,
     )
-    return below_each_other(found.verdict(), [], [losses, *more])
+    further = [_further(found, beside)] if beside else []
+    return below_each_other(found.verdict(), [], [losses, *further])
+
+
+def _further(found: Judgement, beside: Mapping[Place, Mapping[str, float]]) -> ColourTable:
+    rows = [list(one.values()) for one in beside.values()]
+    places = list(beside)
+    return ColourTable(
+        "pictures of the best",
+        [found.called(place) for place in places],
+        rows,
+        columns=list(beside[places[0]]),
+        words=[[f"{value:.3f}" for value in row] for row in rows],
+        frames={(places.index(found.best), 0): BEST} if found.best in places else {},
+    )

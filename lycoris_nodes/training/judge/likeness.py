@@ -20,6 +20,14 @@ class Likeness:
     noise; None without other prompts."""
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """Both by their names."""
+        return {"nearness": self.nearness, **({} if self.drift is None else {"drift": self.drift})}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.3f}" for name, value in self.numbers.items())
+
+    @property
     def score(self) -> float:
         """The nearness less the drift: what decides between pairs that the loss cannot tell apart."""
         return self.nearness - (self.drift or 0.0)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ....lycoris_ops import (
     ALONE,
-    BEST,
-    ColourTable,
     Contender,
     Judgement,
     Picture,
@@ -136,15 +134,11 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     ]
     data = f"data: {described(held, asked.batch_size)}"
     lines, head = str(found).splitlines(), 1 + found.at_edge
-    table = [
-        f"{found.called(place)}: nearness {one.nearness:.3f}"
-        + ("" if one.drift is None else f", drift {one.drift:.3f}")
-        for place, one in likeness.items()
-    ]
+    table = [f"{found.called(place)}: {one}" for place, one in likeness.items()]
     return Judged(
         Stack([replace(best, strength=found.strengths[found.best[1]], strength_clip=None)]),
         found,
-        judgement_picture(found, _likeness_tables(found, likeness)),
+        judgement_picture(found, {place: one.numbers for place, one in likeness.items()}),
         [one for one in pictures[found.best][: len(prompts)] if one is not None],
         # The box folds what follows an empty line.
         paragraph([*lines[:head], *notes, "", *lines[head:], *table, data]),
@@ -236,19 +230,3 @@ def _likeness(asked: Asked, pictures: Mapping[Place, Sequence[Any]], prompts: in
         for place, found in seen.items()
         if place != ALONE
     }
-
-
-def _likeness_tables(found: Judgement, likeness: Mapping[Place, Likeness]) -> list[ColourTable]:
-    if not likeness:
-        return []
-    rows = [[one.nearness] if one.drift is None else [one.nearness, one.drift] for one in likeness.values()]
-    return [
-        ColourTable(
-            "pictures of the best",
-            [found.called(place) for place in likeness],
-            rows,
-            columns=["nearness", "drift"][: len(rows[0])],
-            words=[[f"{value:.3f}" for value in row] for row in rows],
-            frames={(list(likeness).index(found.best), 0): BEST},
-        )
-    ]
