@@ -116,7 +116,7 @@ class Judgement:
         gain = f", {1 - own / alone:.0%} below the model alone" if math.isfinite(alone) and alone else ""
         others = len(self.alike) - 1
         same = f"; {number_of(others, 'other pair is', 'other pairs are')} as good within the noise"
-        because = f", and {self.because}" if self.because else ""
+        because = f"; {self.because}" if self.because else ""
         return (
             f"Best is {self.called(self.best)}: held-out loss {own:.4g}{gain}{same * (others > 0)}{because}"
         )
