@@ -220,4 +220,4 @@ class TrainError(LycorisError):
 
 
 class DivergedError(TrainError):
-    """A loss or a gradient that is not finite. The network has the last weights whose loss was finite."""
+    """A loss or a gradient that is not finite, or a loss that rose. The network has the last good weights."""

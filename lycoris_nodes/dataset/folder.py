@@ -1,4 +1,4 @@
-"""What a folder of training pictures holds: pictures, their captions and masks, and how often each counts."""
+"""What a folder of training pictures holds: pictures with what belongs to them, and how often each counts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...lycoris_ops import TrainError, few
+from .clip import CLIPS, FRAMES
 from .texts import LONGEST
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -21,6 +22,11 @@ MASKS = ("-masklabel", "_mask", ".mask")
 """The end of a mask's name, after the name of its picture. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
 """The names of folders that hold the masks of the pictures beside them, under the pictures' own names."""
+BESIDE = re.compile(r"(.+?)(?:-condlabel|_control|_reference)_?(\d*)")
+"""The name of a reference of the picture whose name it begins with. The first ending is OneTrainer's."""
+BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
+"""The names of folders that hold references under the names of their pictures, with a number behind them or
+not: beside the pictures (kohya-ss/musubi-tuner), or beside their folder (ostris/ai-toolkit)."""
 REPEATED = re.compile(r"(\d+)_(.*)")
 """The name of a folder whose pictures count so many times, as kohya-ss/sd-scripts has it."""
 MOST = 100_000
@@ -29,13 +35,16 @@ MOST = 100_000
 
 @dataclass(frozen=True)
 class Found:
-    """A picture in the folder, with what belongs to it."""
+    """A picture or clip in the folder, with what belongs to it."""
 
     path: Path
     name: str
     """The path below the folder, with `/` between its parts."""
     caption: Path | None = None
     mask: Path | None = None
+    references: tuple[Path, ...] = ()
+    """What the model is shown beside the caption, in order."""
+    is_clip: bool = False
     repeats: int = 1
     subject: str = ""
     """What the folder's name says after the number of repeats."""
@@ -51,19 +60,32 @@ class PictureFolder:
     """The names of files that are no pictures and belong to none."""
 
     @classmethod
-    def of(cls, path: Path) -> PictureFolder:
-        """Look through a folder. Raises TrainError where it has no picture, or where one counts too often."""
+    def of(cls, path: Path, *, clips: bool = False) -> PictureFolder:
+        """Look through a folder, for clips too if they are asked for.
+
+        Raises TrainError where it has no picture, or where one counts too often.
+        """
         pictures: list[Found] = []
         left_out: list[str] = []
+        beside: dict[Path, list[Path]] = {}
+        shelves: dict[Path, _Shelf] = {}
         for folder, folders, files in os.walk(path):
             here = Path(folder)
             links = [name for name in folders if (here / name).is_symlink()]
             left_out += [_below(here / name, path) for name in links]
             folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in links)
-            found, rest = _in_one_folder(here, [name for name in files if not _is_hidden(name)])
+            # A folder of frames is a clip, like a file.
+            framed = [name for name in folders if name.lower().endswith(FRAMES)]
+            folders[:] = [name for name in folders if name not in framed]
+            names = [name for name in files if not _is_hidden(name)]
+            found, rest = _in_one_folder(here, [*names, *framed], (*CLIPS, FRAMES) if clips else ())
+            beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
+            shelves |= {one: _shelf_of(one) for one in beside[here]}
             if found:
                 found, unused = _with_masks_beside(here, folders, found)
                 rest += unused
+                shown = beside[here] or beside.get(here.parent, [])
+                found = _with_references(found, [shelves[folder] for folder in shown])
             repeats, subject = _repeats_of(here.relative_to(path))
             left_out += [_below(one, path) for one in rest]
             if not repeats:
@@ -72,39 +94,51 @@ class PictureFolder:
             pictures += [
                 replace(one, name=_below(one.path, path), repeats=repeats, subject=subject) for one in found
             ]
+        used = {reference for one in pictures for reference in one.references}
+        shown = {file for one in shelves for file in _files_of(one)}
+        left_out += [_below(one, path) for one in shown - used]
         if not pictures:
             raise TrainError(
                 "there are no pictures in the folder",
                 file=str(path),
                 got=few(sorted(left_out)) or "nothing",
-                expected=f"files that end in {', '.join(PICTURES)}",
+                expected=f"files that end in {', '.join((*PICTURES, *(CLIPS if clips else ())))}",
             )
         return cls(path, _in_proportion(pictures), tuple(sorted(left_out)))
 
 
-def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Path]]:
-    """The pictures directly in a folder with their captions and masks, and the other files."""
+def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tuple[list[Found], list[Path]]:
+    """The pictures and clips directly in a folder with what belongs to them, and the other files.
+
+    `clips` are the endings of clips.
+    """
     # Windows wrote some names in capitals, so case is ignored. Of two names that differ only in case, one is
     # left out.
     known = {name.lower(): folder / name for name in sorted(names)}
     used: set[Path] = set()
-    pictures = {name: path for name, path in known.items() if name.endswith(PICTURES)}
+    pictures = {name: path for name, path in known.items() if name.endswith((*PICTURES, *clips))}
     stems = {name.rpartition(".")[0] for name in pictures}
     masks: dict[str, Path] = {}
+    references: dict[str, list[tuple[int, Path]]] = {}
     for name, path in pictures.items():
         stem = name.rpartition(".")[0]
+        if (shown := BESIDE.fullmatch(stem)) and shown[1] in stems:
+            references.setdefault(shown[1], []).append((int(shown[2] or 0), path))
+            continue
         of = next((stem[: -len(mark)] for mark in MASKS if stem.endswith(mark)), None)
         if of in stems:
             masks[of] = path
-    of_others = set(masks.values())
+    of_others = {*masks.values(), *(path for each in references.values() for _, path in each)}
     found: list[Found] = []
     for name, path in sorted(pictures.items()):
         stem = name.rpartition(".")[0]
         if path in of_others:
             continue
         caption = next((known[stem + end] for end in CAPTIONS if stem + end in known), None)
-        found.append(Found(path, path.name, caption, masks.get(stem)))
-        used |= {path, *(one for one in (caption, masks.get(stem)) if one)}
+        shown = tuple(reference for _, reference in sorted(references.get(stem, ())))
+        is_clip = not name.endswith(PICTURES)
+        found.append(Found(path, path.name, caption, masks.get(stem), shown, is_clip))
+        used |= {path, *shown, *(one for one in (caption, masks.get(stem)) if one)}
     return found, [path for name in names if (path := folder / name) not in used]
 
 
@@ -123,6 +157,61 @@ def _with_masks_beside(
     found = [replace(one, mask=one.mask or masks.get(one.path.stem.lower())) for one in pictures]
     used = {one.mask for one in found}
     return found, [path for path in files if path not in used]
+
+
+def _only_references(folders: list[str]) -> bool:
+    """Whether all folders have names of folders of references: then they are those of the pictures."""
+    return all(BESIDE_FOLDERS.fullmatch(name.lower()) for name in folders)
+
+
+def _taken_out(folder: Path, folders: list[str]) -> list[Path]:
+    """The folders of references in a folder, by their numbers, which are taken out of `folders`."""
+    found = {name: match for name in folders if (match := BESIDE_FOLDERS.fullmatch(name.lower()))}
+    for name in found:
+        folders.remove(name)
+    return [folder / name for name in sorted(found, key=lambda name: (int(found[name][1] or 0), name))]
+
+
+_Shelf = dict[str, list[tuple[str, Path]]]
+"""The pictures of a folder of references with their names, by the name that each begins with."""
+
+
+def _shelf_of(folder: Path) -> _Shelf:
+    """In the order of their numbers, of which a name alone has none."""
+    found: dict[str, list[tuple[int, str, Path]]] = {}
+    for path in _files_of(folder):
+        if path.name.lower().endswith(PICTURES):
+            name = path.stem.lower()
+            found.setdefault(name, []).append((-1, name, path))
+            front, _, number = name.rpartition("_")
+            if front and number.isdecimal():
+                found.setdefault(front, []).append((int(number), name, path))
+    return {key: [(name, path) for _, name, path in sorted(rows)] for key, rows in found.items()}
+
+
+def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
+    """The pictures with the references of their names. What is named as another picture belongs to that."""
+    names = {one.path.stem.lower() for one in pictures}
+    return [
+        replace(
+            one,
+            references=(
+                *one.references,
+                *(
+                    path
+                    for shelf in shelves
+                    for name, path in shelf.get(own, ())
+                    if name == own or name not in names
+                ),
+            ),
+        )
+        for one in pictures
+        for own in (one.path.stem.lower(),)
+    ]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not _is_hidden(path.name))
 
 
 def _repeats_of(folder: Path) -> tuple[int, str]:

@@ -86,6 +86,11 @@ def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
     return torch.from_numpy(np.array(picture))
 
 
+def picture_of(pixels: Tensor) -> Image.Image:
+    """The picture of pixels (H, W, 3) from 0 to 1."""
+    return Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
+
+
 def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | None]:
     """The colours of the upright picture, and its opacity; None where all of it is opaque."""
     with Image.open(io.BytesIO(content)) as opened:

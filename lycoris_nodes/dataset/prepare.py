@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,21 @@ from torch import Tensor
 
 from ...lycoris_ops import LycorisError, TrainError, few, number_of
 from ..host.files import shown_path
+from ..host.given import Given
 from ..host.page import Progress, picture_tensor
+from ..host.references import Conditioning, References, encoded_with, with_references
 from ..training.data.captions import sizes_told
+from .clip import Cut, cuts_of, facts_of, hash_of, pixels_of_clip
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
-from .picture import mask_of, pixels_of, size_of, small
-from .sizes import PictureFit, Pixels, fit
-from .texts import caption_of_file, may_be_mirrored, orders_of, with_trigger
+from .picture import mask_of, picture_of, pixels_of, size_of, small
+from .sizes import PictureFit, Pixels, fit, middle
+from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
 
 CUT = 0.2
 """The share of a picture above which the report names it as cut off."""
 SHOWN, GAP = 25, 4
 """How many pictures are shown at most, and the pixels between them."""
-
-Conditioning = list[Any]
-"""As the host has it: pairs of a tensor and settings."""
-_Encoded = tuple[Tensor, Tensor | None, Tensor]
-"""A picture's latent, its mask if it has one, and a small picture of it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ class Encoder:
     encode: Callable[[Any], Any]
     identity: str | None
     """What tells it from others. None where nothing does: what it makes is not kept then."""
+    cuts: Callable[[str], bool] = lambda text: False
+    """Whether it leaves out the end of a text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class PictureSettings:
     resolution: int
     step: int
     """Pixels between two sizes of a side."""
+    cut_off: float = 1.0
+    """The largest share of a picture that may be cut off."""
     enlarge: bool = True
     """Whether small pictures are enlarged to the resolution."""
     mirror: bool = False
@@ -64,8 +66,27 @@ class PictureSettings:
     """How many tags stay in front in all orders."""
     held_out: int = 0
     """How many pictures are not trained on."""
+    frames: int = 1
+    """The most frames of a cut of a clip."""
+    frame_step: int = 1
+    """Frames between two numbers of frames."""
+    frame_rate: float = 24.0
+    """Frames a second."""
+    cuts: int = 1
+    """How many cuts of a clip there are at most."""
     sized: bool = False
     """Whether the model is told the size of pictures and how they were cut, as SDXL is."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the model is shown beside captions, with the VAE and text encoder of the host."""
+
+    vae: Any
+    clip: Any
+    references: References | None = None
+    given: Given | None = None
+    """What it is given of the picture or clip that it is to make."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,19 +127,49 @@ class DataSet:
 
 
 @dataclass(frozen=True)
+class _View:
+    """A picture or a cut of a clip, as it is or mirrored."""
+
+    mirrored: bool
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What comes of a view."""
+
+    latent: Tensor
+    mask: Tensor | None
+    small: Tensor
+    """A small picture of it."""
+    given: Mapping[str, Any]
+    """What the model is given of it, as settings of a conditioning."""
+    references: Sequence[Tensor]
+    """The latents of its references, where those are what the model takes."""
+
+
+@dataclass(frozen=True)
 class _Planned:
-    """A picture, how it will fit, and its caption."""
+    """A picture or clip, how it will fit, and its caption."""
 
     found: Found
     fit: PictureFit
     text: str
     held_out: bool
-    mirrored: tuple[bool, ...]
+    views: tuple[_View, ...]
+    repeated: bool = False
+    """Whether frames of it come several times."""
 
     def texts(self, settings: PictureSettings) -> list[str]:
-        """The caption in all its orders."""
-        orders = 1 if self.held_out else settings.tag_orders
-        return orders_of(self.text, orders, settings.kept_tags)
+        """The caption in all its choices and orders; of a picture that is held out the first."""
+        if self.held_out:
+            return choices_of(self.text)[:1]
+        found = [
+            order
+            for text in choices_of(self.text)
+            for order in orders_of(text, settings.tag_orders, settings.kept_tags)
+        ]
+        return list(dict.fromkeys(found))
 
 
 def prepared(
@@ -130,6 +181,7 @@ def prepared(
     progress: Callable[[int], Progress],
     check: Callable[[Tensor], object],
     stage: Callable[[str, int, int], None],
+    shown: Shown | None = None,
 ) -> DataSet:
     """Encode the pictures and captions of a folder, or find them where they were kept.
 
@@ -140,43 +192,87 @@ def prepared(
     without a caption.
     """
     planned = _planned(folder, settings, progress(len(folder.pictures)))
-    texts = sorted({text for one in planned for text in one.texts(settings)} | {""})
-    count = sum(len(one.mirrored) for one in planned)
-    total = count + len(texts)
+    _check_references(planned, shown)
+    together = shown is not None and shown.references is not None and bool(shown.references.node)
+
+    def is_pair(one: _Planned) -> bool:
+        """Whether its captions are encoded with its references, and by themselves."""
+        return together and bool(one.found.references)
+
+    texts = sorted({text for one in planned if not is_pair(one) for text in one.texts(settings)} | {""})
+    count = sum(len(one.views) for one in planned)
+    pairs = sum(len(one.views) * len(one.texts(settings)) for one in planned if is_pair(one))
+    total = count + len(texts) + pairs
     update, done = progress(total), 0
-    pictures = _Pictures(settings, vae, kept, check)
-    latents: list[list[_Encoded]] = []
+
+    def told(what: str, number: int, of: int) -> None:
+        nonlocal done
+        stage(what, number, of)
+        done += 1
+        update(done, total)
+
+    pictures = _Pictures(settings, vae, kept, check, shown)
+    encoded: list[list[_Encoded]] = []
     for one in planned:
-        latents.append([])
-        for mirrored in one.mirrored:
-            stage("pictures", done + 1, count)
-            latents[-1].append(pictures.encoded(one, mirrored))
-            done += 1
-            update(done, total)
+        encoded.append([])
+        for view in one.views:
+            told("pictures", done + 1, count)
+            encoded[-1].append(pictures.encoded(one, view))
     pictures_made = kept.made
     conditionings: dict[str, Conditioning] = {}
     for text in texts:
-        stage("captions", done - count + 1, len(texts))
+        told("captions", done - count + 1, len(texts) + pairs)
         # The text may name a file of an embedding, which can change.
         key = None if "embedding:" in text or clip.identity is None else key_of("text", clip.identity, text)
         conditionings[text] = kept.fetch(key, lambda text=text: clip.encode(text))
-        done += 1
-        update(done, total)
     samples: dict[bool, list[PreparedPicture]] = {True: [], False: []}
-    for one, both in zip(planned, latents, strict=True):
-        told = {text: _told(conditionings[text], one.fit, settings.sized) for text in one.texts(settings)}
-        made = [
-            PreparedPicture(latent, text, conditioning, mask, one.fit.size)
-            for latent, mask, _ in both
-            for text, conditioning in told.items()
-        ]
+    for one, views in zip(planned, encoded, strict=True):
+        made: list[PreparedPicture] = []
+        told_of_it = _told(one, settings)
+        # One object for all views of it, which the model is then given once.
+        captions = {
+            text: _saying(conditionings[text], told_of_it) for text in one.texts(settings) if not is_pair(one)
+        }
+        for view, value in zip(one.views, views, strict=True):
+            for text in one.texts(settings):
+                if not is_pair(one):
+                    conditioning = captions[text]
+                    if value.references:
+                        conditioning = with_references(conditioning, pictures.kind.key, value.references)
+                else:
+                    told("captions", done - count + 1, len(texts) + pairs)
+                    conditioning = _saying(pictures.caption(one, view, text, clip), told_of_it)
+                conditioning = _saying(conditioning, value.given)
+                made.append(PreparedPicture(value.latent, text, conditioning, value.mask, one.fit.size))
         samples[one.held_out] += made * (1 if one.held_out else one.found.repeats)
-    masked = {one.found for one, both in zip(planned, latents, strict=True) if both[0][1] is not None}
-    made = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
-    encoded = f"encoded: {made} of {total}"
-    report = [*_described(folder, planned, masked, settings), encoded, _place(kept, kept.sweep())]
-    shown = _side_by_side([both[0][2] for both in latents][:SHOWN])
-    return DataSet(samples[False], samples[True], conditionings[""], shown, report)
+    masked = {one.found for one, views in zip(planned, encoded, strict=True) if views[0].mask is not None}
+    made_now = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
+    report = [
+        *_described(folder, planned, masked, settings, clip, shown),
+        f"encoded: {made_now} of {total}",
+        _place(kept, kept.sweep()),
+    ]
+    first = [
+        _row([*pictures.small_references(one), views[0].small])
+        for one, views in zip(planned[:SHOWN], encoded, strict=False)
+    ]
+    return DataSet(samples[False], samples[True], conditionings[""], _side_by_side(first), report)
+
+
+def _check_references(planned: Sequence[_Planned], shown: Shown | None) -> None:
+    """Raise TrainError where there are references for a model that takes none, or not so many."""
+    most = shown.references.most if shown and shown.references else 0
+    for one in planned:
+        count = len(one.found.references)
+        if count > most:
+            raise TrainError(
+                "there are more references than the model takes" if most else "the model takes no references",
+                file=str(one.found.path),
+                got=few([path.name for path in one.found.references]),
+                expected=f"at most {most}" if most else "a model such as Flux Kontext or Qwen-Image-Edit",
+                hint="Pictures with `_control`, `_reference` or `-condlabel` behind their names, and in "
+                "folders such as `control`, are references. Rename them if they are not",
+            )
 
 
 def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress) -> list[_Planned]:
@@ -203,12 +299,35 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         )
     planned: list[_Planned] = []
     for number, (one, text) in enumerate(zip(found, texts, strict=True), 1):
-        fitted = fit(size_of(one.path), settings.resolution, settings.step, enlarge=settings.enlarge)
+        facts = facts_of(one.path, settings.frame_rate) if one.is_clip else None
+        fitted = fit(
+            facts.size if facts else size_of(one.path),
+            settings.resolution,
+            settings.step,
+            enlarge=settings.enlarge,
+        )
+        _check_cut(one, fitted, settings)
         held = one in held_out
+        cuts: Sequence[Cut | None] = [None]
+        if facts:
+            cuts = cuts_of(facts.frames, settings.frames, settings.frame_step, settings.cuts)
         mirrored = settings.mirror and not held and may_be_mirrored(text)
-        planned.append(_Planned(one, fitted, text, held, (False, True) if mirrored else (False,)))
+        views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
+        planned.append(_Planned(one, fitted, text, held, views, bool(facts and facts.repeated)))
         update(number, len(found))
     return planned
+
+
+def _check_cut(found: Found, fitted: PictureFit, settings: PictureSettings) -> None:
+    """Raise TrainError where more would be cut off than is allowed."""
+    if fitted.lost > settings.cut_off:
+        raise TrainError(
+            "more of the picture would be cut off than is allowed",
+            file=str(found.path),
+            got="{:.0%} of {} x {}".format(fitted.lost, *fitted.source),
+            expected=f"at most {settings.cut_off:.0%}, as of shapes up to 4 : 1",
+            hint="Cut it yourself, take it out of the folder, or raise `cut_off`",
+        )
 
 
 def _text_of(found: Found, trigger: str) -> str:
@@ -225,31 +344,103 @@ class _Pictures:
     vae: Encoder
     kept: Kept
     check: Callable[[Tensor], object]
+    shown: Shown | None = None
 
-    def encoded(self, one: _Planned, mirrored: bool) -> _Encoded:
-        """What comes of a picture."""
-        paths = [path for path in (one.found.path, one.found.mask) if path]
-        contents = [_content(path) for path in paths]
+    def encoded(self, one: _Planned, view: _View) -> _Encoded:
+        """What comes of a view."""
+        content = b"" if view.cut else _content(one.found.path)
+        mask = _content(one.found.mask) if one.found.mask else b""
+        given = self.shown.given if self.shown else None
+        if given and view.cut is None and not given.masked:
+            # Of a picture the first frame is all that there is to be learned.
+            given = None
         key = None
         if self.vae.identity is not None:
-            hashes = [hashlib.sha256(content).hexdigest() for content in contents]
-            fitted = (list(one.fit.size), list(one.fit.box), mirrored, self.settings.background)
-            key = key_of("picture", self.vae.identity, hashes, *fitted)
+            hashes = [hash_of(one.found.path) if view.cut else hashlib.sha256(content).hexdigest()]
+            hashes += [hashlib.sha256(mask).hexdigest()] if one.found.mask else []
+            how: list[Any] = [
+                *(list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background)
+            ]
+            if view.cut:
+                how += [view.cut.start, view.cut.count, self.settings.frame_rate]
+            how += [given.node] if given else []
+            key = key_of("picture", self.vae.identity, hashes, *how)
         try:
-            value = self.kept.fetch(key, lambda: self._made(one, mirrored, contents))
+            value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
             # What was kept was made with this VAE, but perhaps for another model.
             self.check(value["latent"])
         except LycorisError as error:
             error.within(file=str(one.found.path))
             raise
-        mask = value["mask"]
-        return value["latent"], None if mask is None else mask.float() / 255, value["shown"]
+        learned = None if value["mask"] is None else value["mask"].float() / 255
+        references: list[Tensor] = []
+        if one.found.references and not self.kind.node:
+            references = [self._reference(one, path, view.mirrored) for path in one.found.references]
+        return _Encoded(value["latent"], learned, value["shown"], value.get("given", {}), references)
 
-    def _made(self, one: _Planned, mirrored: bool, contents: list[bytes]) -> dict[str, Any]:
-        """The latent of a picture, its mask and a small picture, from the contents of its files."""
-        picture, mask = pixels_of(one.found.path, contents[0], one.fit, self.settings.background)
+    @property
+    def kind(self) -> References:
+        assert self.shown is not None and self.shown.references is not None
+        return self.shown.references
+
+    def caption(self, one: _Planned, view: _View, text: str, clip: Encoder) -> Conditioning:
+        """A caption encoded together with a picture's references."""
+        assert self.shown is not None
+        shown, contents = self.shown, [_content(path) for path in one.found.references]
+        key = None
+        if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
+            hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+            settings = (list(one.fit.size), view.mirrored, self.settings.background)
+            key = key_of(self.kind.node, self.vae.identity, clip.identity, text, hashes, *settings)
+
+        def made() -> Conditioning:
+            images = [
+                _mirrored(picture_tensor(self._whole(path, content)), view.mirrored)
+                for path, content in zip(one.found.references, contents, strict=True)
+            ]
+            return encoded_with(self.kind, shown.clip, shown.vae, text, images, one.fit.size)
+
+        return self.kept.fetch(key, made)
+
+    def small_references(self, one: _Planned) -> list[Tensor]:
+        """Small pictures of the references."""
+        return [small(self._whole(path, _content(path)), None) for path in one.found.references]
+
+    def _whole(self, path: Path, content: bytes) -> Image.Image:
+        """A reference in its own size."""
+        size = size_of(path)
+        return pixels_of(path, content, PictureFit(size, size, (0, 0, *size)), self.settings.background)[0]
+
+    def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
+        """The latent of a reference: in the size of its target where both are joined, else in its shape."""
+        settings, content, source = self.settings, _content(path), size_of(path)
+        if self.kind.fitted:
+            fitted = middle(source, one.fit.size)
+        else:
+            fitted = fit(source, settings.resolution, settings.step, enlarge=settings.enlarge)
+        key = None
+        if self.vae.identity is not None:
+            rest = (list(fitted.size), list(fitted.box), mirrored, settings.background)
+            key = key_of("reference", self.vae.identity, hashlib.sha256(content).hexdigest(), *rest)
+
+        def made() -> Tensor:
+            picture, _ = pixels_of(path, content, fitted, settings.background)
+            return self.vae.encode(_mirrored(picture_tensor(picture), mirrored))
+
+        return self.kept.fetch(key, lambda: {"latent": made()})["latent"]
+
+    def _made(
+        self, one: _Planned, view: _View, content: bytes, mask_content: bytes, given: Given | None
+    ) -> dict[str, Any]:
+        """All that is kept of a view, from the contents of its files."""
+        mask = None
+        if view.cut:
+            pixels = pixels_of_clip(one.found.path, view.cut, self.settings.frame_rate, one.fit)
+        else:
+            picture, mask = pixels_of(one.found.path, content, one.fit, self.settings.background)
+            pixels = picture_tensor(picture)
         if one.found.mask:
-            drawn = mask_of(one.found.mask, contents[1], one.fit)
+            drawn = mask_of(one.found.mask, mask_content, one.fit)
             mask = drawn if mask is None else mask * drawn
         if mask is not None and not mask.any():
             raise TrainError(
@@ -257,13 +448,25 @@ class _Pictures:
                 file=str(one.found.mask or one.found.path),
                 expected="white where the picture is to be learned",
             )
-        pixels, miniature = picture_tensor(picture), small(picture, mask)
-        if mirrored:
-            pixels, mask = pixels.flip(2), None if mask is None else mask.flip(2)
+        # Of a clip its ends.
+        seen = dict.fromkeys((0, len(pixels) - 1))
+        miniature = _row([small(picture_of(pixels[number]), mask) for number in seen])
+        pixels = _mirrored(pixels, view.mirrored)
+        if view.mirrored and mask is not None:
+            mask = mask.flip(2)
         latent = self.vae.encode(pixels)
         self.check(latent)
-        in_bytes = None if mask is None else (mask * 255).round().to(torch.uint8)
-        return {"latent": latent, "mask": in_bytes, "shown": miniature}
+        made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
+        if given and self.shown:
+            made["given"] = given.make(self.shown.vae, pixels, mask)
+        if mask is not None and not (given and given.masked):
+            made["mask"] = (mask * 255).round().to(torch.uint8)
+        return made
+
+
+def _mirrored(pixels: Tensor, mirrored: bool) -> Tensor:
+    """Pixels (1, H, W, C), mirrored if they are to be."""
+    return pixels.flip(2) if mirrored else pixels
 
 
 def _content(path: Path) -> bytes:
@@ -273,16 +476,25 @@ def _content(path: Path) -> bytes:
         raise TrainError("the file cannot be read", file=str(path), got=error.strerror) from error
 
 
-def _told(conditioning: Conditioning, fitted: PictureFit, sized: bool) -> Conditioning:
-    """A conditioning that says how large its picture was, and how it was cut, if the model is told that."""
-    if not sized:
-        return conditioning
-    sizes = sizes_told(fitted.source, fitted.corner, fitted.size)
-    return [[text, {**more, **sizes}] for text, more in conditioning]
+def _told(one: _Planned, settings: PictureSettings) -> dict[str, Any]:
+    """What a conditioning says of how large its picture was and how it was cut, if the model is told that,
+    and of the rate of a clip."""
+    sizes = sizes_told(one.fit.source, one.fit.corner, one.fit.size) if settings.sized else {}
+    return {**sizes, **({"frame_rate": settings.frame_rate} if one.found.is_clip else {})}
+
+
+def _saying(conditioning: Conditioning, settings: Mapping[str, Any]) -> Conditioning:
+    """A conditioning with more settings; itself where there are none."""
+    return [[text, {**more, **settings}] for text, more in conditioning] if settings else conditioning
 
 
 def _described(
-    folder: PictureFolder, planned: Sequence[_Planned], masked: set[Found], settings: PictureSettings
+    folder: PictureFolder,
+    planned: Sequence[_Planned],
+    masked: set[Found],
+    settings: PictureSettings,
+    clip: Encoder,
+    shown: Shown | None,
 ) -> list[str]:
     """What was found and what was made of it, in words."""
 
@@ -308,13 +520,28 @@ def _described(
     lines += [f"sizes: {listed}; sides in steps of {settings.step} pixels"]
     lines += named("held out", lambda one: one.held_out)
     lines += named("without a text file", lambda one: not one.found.caption)
+    lines += named(
+        "with a caption longer than the text encoder takes, whose end is not learned",
+        lambda one: any(map(clip.cuts, one.texts(settings))),
+    )
+    if cuts := Counter(view.cut.count for one in planned for view in one.views if view.cut):
+        clips = sum(one.found.is_clip for one in planned)
+        counted = ", ".join(f"{count} frames x{number}" for count, number in sorted(cuts.items()))
+        lines.append(f"{number_of(clips, 'clip')}, at {settings.frame_rate:g} frames a second: {counted}")
+        lines += named("with fewer frames, which come several times", lambda one: one.repeated)
+    if shown and shown.given and (shown.given.masked or cuts):
+        lines.append(f"the model is given what {shown.given.node} gives it")
+    if shown and shown.references and any(one.found.references for one in planned):
+        how = shown.references.in_words
+        lines += named(f"with references, which are {how}", lambda one: one.found.references)
+        lines += named("without a reference", lambda one: not one.found.references)
     lines += named("with a mask", lambda one: one.found in masked)
     lines += named("enlarged, because they are smaller", smaller)
     lines += named(f"more than {CUT:.0%} cut off", lambda one: one.fit.lost > CUT)
     if settings.mirror:
         lines += named(
             "not mirrored, for the words in their captions",
-            lambda one: not one.held_out and len(one.mirrored) == 1,
+            lambda one: not one.held_out and not one.views[-1].mirrored,
         )
     if folder.left_out:
         lines.append(f"left out: {len(folder.left_out)} ({few(folder.left_out)})")
@@ -325,6 +552,19 @@ def _place(kept: Kept, size: int) -> str:
     if kept.folder is None:
         return "nothing is kept on disk"
     return f"kept: {size / 1e6:.1f} MB of at most {kept.most / 1e9:.0f} GB in {shown_path(kept.folder)}"
+
+
+def _row(pictures: Sequence[Tensor]) -> Tensor:
+    """Small pictures (h, w, 3) of bytes in one row."""
+    if len(pictures) == 1:
+        return pictures[0]
+    height = max(len(one) for one in pictures)
+    width = sum(one.shape[1] for one in pictures) + GAP * (len(pictures) - 1)
+    made, left = torch.full((height, width, 3), 255, dtype=torch.uint8), 0
+    for one in pictures:
+        made[: one.shape[0], left : left + one.shape[1]] = one
+        left += one.shape[1] + GAP
+    return made
 
 
 def _side_by_side(shown: Sequence[Tensor]) -> Image.Image:

@@ -73,7 +73,12 @@ def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> Picture
         # Rounded, so that of two that keep as much the one that cuts less is taken.
         return round(share * size[0] * size[1], 3), share
 
-    size = max(sizes_of(resolution, step), key=kept)
+    return middle(source, max(sizes_of(resolution, step), key=kept))
+
+
+def middle(source: Pixels, size: Pixels) -> PictureFit:
+    """The middle of a picture of this width and height, as much of it as has the shape of a size."""
+    width, height = source
     scale = max(size[0] / width, size[1] / height)
     # Rounding must not push the box over the edge.
     box = min(width, size[0] / scale), min(height, size[1] / scale)

@@ -20,6 +20,10 @@ MARKS = (
 """What files begin with that say their encoding."""
 LONGEST = 100_000
 """The most bytes of a caption."""
+BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+"""Choices in a caption, as in ComfyUI's prompts."""
+CHOICES = 16
+"""The most captions of one with choices."""
 SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE)
 """Words for what a mirrored picture would show wrong."""
 
@@ -81,6 +85,30 @@ def orders_of(text: str, count: int, kept: int) -> list[str]:
         if len(found) < count and mixed not in found and mixed != ", ".join(tags):
             found.append(mixed)
     return found
+
+
+def choices_of(text: str) -> list[str]:
+    """A caption for each choice that braces give, as in `a {red|blue} cat`; at most `CHOICES`, evenly spaced.
+
+    Braces within braces are chosen from the inside.
+    """
+    found, done = [text], False
+    while not done:
+        done, opened = True, found
+        found = []
+        for one in opened:
+            braces = BRACES.search(one)
+            if braces is None:
+                found.append(one)
+                continue
+            done = False
+            found += [
+                f"{one[: braces.start()]}{choice.strip()}{one[braces.end() :]}"
+                for choice in braces[1].split("|")
+            ]
+        if len(found) > CHOICES:
+            found = [found[number * len(found) // CHOICES] for number in range(CHOICES)]
+    return list(dict.fromkeys(" ".join(one.split()) for one in found))
 
 
 def may_be_mirrored(text: str) -> bool:

@@ -16,14 +16,31 @@ from PIL.Image import Image, fromarray
 from torch import Tensor
 
 
+def literal(text: str) -> str:
+    """A text for the host with parentheses as they are, which it would take for weights of words."""
+    return re.sub(r"\\?([()])", r"\\\1", text)
+
+
 def literal_tokens(clip: Any, text: str) -> Any:
-    """The tokens of a text with parentheses as they are, which the host would take for weights of words."""
-    return clip.tokenize(re.sub(r"\\?([()])", r"\\\1", text))
+    """The tokens of a text as it is."""
+    return clip.tokenize(literal(text))
 
 
 def encoded_text(clip: Any, text: str) -> list[Any]:
     """The conditioning of a text, as the host's CLIP Text Encode gives it, with parentheses as they are."""
     return clip.encode_from_tokens_scheduled(literal_tokens(clip, text))
+
+
+def is_cut(clip: Any, text: str) -> bool:
+    """Whether a text encoder leaves out the end of a text: without it the tokens are the same."""
+    if len(text) < FEWEST or "embedding:" in text:
+        return False
+    shorter = text.rpartition(" ")[0] or text[:-1]
+    return literal_tokens(clip, text) == literal_tokens(clip, shorter)
+
+
+FEWEST = 200
+"""No text encoder leaves anything out of a text of fewer letters."""
 
 
 def sampled(

@@ -11,17 +11,19 @@ import torch
 from ...lycoris_ops import LycorisError, TrainError, paragraph
 from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
-from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, prepared
+from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
+from ..host.given import ENDS, given_of
 from ..host.page import io, progress, shown_picture
-from ..host.sampling import encoded_text
+from ..host.references import WAYS, references_of
+from ..host.sampling import encoded_text, is_cut
 from ..host.training import grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import TRAIN, advanced, count_input, output, usual_input
+from ..schema.inputs import TRAIN, advanced, count_input, number_input, output, usual_input
 from ..schema.report import report_output, stages, with_report
-from ..training.data.families import family_of
+from ..training.data.families import family_of, frame_rate_of
 from ..training.data.latents import latent_of
 
 TRANSPARENT = {"not learned": None, "white": "white", "black": "black"}
@@ -36,8 +38,8 @@ class LycorisDataset(io.ComfyNode):
             display_name="LyCORIS Training Pictures",
             category=TRAIN,
             description="Makes latents and conditionings for Train LoRA / LyCORIS of a folder of pictures "
-            "with text files beside them. Pictures keep their shapes, in sizes that suit the model. What was "
-            "encoded is kept on disk, so that the next run starts at once.",
+            "or clips with text files beside them. Pictures keep their shapes, in sizes that suit the model. "
+            "What was encoded is kept on disk, so that the next run starts at once.",
             search_aliases=[
                 *("training dataset", "load dataset", "dataset from folder", "load images and captions"),
                 *("resolution buckets", "caption folder", "kohya dataset"),
@@ -108,6 +110,45 @@ class LycorisDataset(io.ComfyNode):
                         default=True,
                         tooltip="On: what was encoded is kept on disk for later runs.",
                     ),
+                    number_input(
+                        "cut_off",
+                        "The largest share of a picture that may be cut off to give it a shape that is "
+                        "trained. One that would lose more is an error. 1: all are taken.",
+                        most=1.0,
+                        default=0.5,
+                        step=0.05,
+                    ),
+                    io.Combo.Input(
+                        "references",
+                        options=list(WAYS),
+                        default="auto",
+                        tooltip="How a model is shown references. auto: as its newest version is. The first "
+                        "Qwen-Image-Edit, of August 2025, takes one and is told of it in other words.",
+                    ),
+                    count_input(
+                        "frames",
+                        "For models of videos: the most frames of a cut of a clip, at the model's rate. More "
+                        "take more memory.",
+                        most=1000,
+                        default=33,
+                        least=1,
+                    ),
+                    usual_input("frame_rate", "Frames a second of clips, however many they have."),
+                    count_input(
+                        "cuts",
+                        "How many cuts of a long clip are trained, evenly spaced and beside each other. "
+                        "1: its beginning.",
+                        most=1000,
+                        default=1,
+                        least=1,
+                    ),
+                    io.Combo.Input(
+                        "first_frames",
+                        options=list(ENDS),
+                        default=ENDS[0],
+                        tooltip="For models that make videos of a picture: which frames of each clip they "
+                        "are given.",
+                    ),
                 ),
             ],
             outputs=[
@@ -155,18 +196,28 @@ class LycorisDataset(io.ComfyNode):
         trigger: str,
         resolution: int,
         transparent: str,
+        references: str,
+        frames: int,
+        frame_rate: float,
+        first_frames: str,
         keep: bool,
         **how: Any,
     ) -> io.NodeOutput:
         network = model.model
         family = family_of(network)
         step = step_of(grid_of(network))
+        frame_step = vae.temporal_compression_decode()
+        own_rate = frame_rate_of(network)
+        films = own_rate is not None and frame_step is not None
         settings = PictureSettings(
             resolution=resolution or family.resolution,
             step=step,
             background=TRANSPARENT[transparent],
             trigger=" ".join(trigger.split()),
             sized=family.told_size,
+            frames=frames,
+            frame_step=frame_step or 1,
+            frame_rate=frame_rate or own_rate or 1.0,
             **how,
         )
         if settings.resolution < step:
@@ -177,8 +228,10 @@ class LycorisDataset(io.ComfyNode):
                 expected=f"at least {step}",
             )
         cpu = torch.device("cpu")
+        pictures = PictureFolder.of(picture_folder(folder), clips=films)
+        shown = Shown(vae, clip, references_of(network, references), given_of(network, first_frames))
         found = prepared(
-            PictureFolder.of(picture_folder(folder)),
+            pictures,
             settings,
             _picture_encoder(vae),
             _text_encoder(clip),
@@ -186,6 +239,7 @@ class LycorisDataset(io.ComfyNode):
             progress,
             lambda latent: latent_of(network, latent, cpu),
             stages(cls.hidden),
+            shown,
         )
         return with_report(
             _latents(found.training),
@@ -216,7 +270,7 @@ def _picture_encoder(vae: Any) -> Encoder:
 def _text_encoder(clip: Any) -> Encoder:
     kinds = (type(clip.cond_stage_model).__name__, type(clip.tokenizer).__name__)
     named = (*kinds, str(clip.layer_idx), repr(sorted(clip.tokenizer_options.items())))
-    return Encoder(partial(encoded_text, clip), _identity(clip, *named))
+    return Encoder(partial(encoded_text, clip), _identity(clip, *named), partial(is_cut, clip))
 
 
 def _identity(patchable: Any, *named: str) -> str | None:

@@ -88,6 +88,17 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     return FoundState(path, state["step"], state["of"], state["settings"], state["data"], why)
 
 
+def state_at(path: str | os.PathLike[str]) -> FoundState:
+    """The state in one file. Raises TrainError where it is not whole."""
+    whole, damaged = _states(Path(path).parent, Path(path).name)
+    if not whole:
+        raise TrainError("the state is not whole", file=str(path), got=", ".join(damaged))
+    ((_, found, state),) = whole
+    return FoundState(
+        found, state["step"], state["of"], state["settings"], state["data"], "as it was asked for"
+    )
+
+
 def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
     """Find the state in `source`, a state file or a folder of checkpoints; returns its path and a
     description. Raises TrainError where there is none.
@@ -104,12 +115,14 @@ def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
     return found.path, str(found)
 
 
-def _states(folder: Path) -> tuple[list[tuple[tuple[int, int], Path, dict[str, Any]]], list[str]]:
+def _states(
+    folder: Path, name: str = f"*{STATE}"
+) -> tuple[list[tuple[tuple[int, int], Path, dict[str, Any]]], list[str]]:
     """The whole states of a folder, each with its sort key, and the names of the damaged ones with the
-    reasons."""
+    reasons. `name` is a pattern."""
     whole: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
     damaged: list[str] = []
-    for path in sorted(folder.glob(f"*{STATE}")):
+    for path in sorted(folder.glob(name)):
         try:
             state = STATE_FORM.peek(path, "step", "of", "returns", "settings", "data")
             whole.append(((state["returns"], state["step"]), path, state))

@@ -70,6 +70,10 @@ class TrainOptions:
     """The largest norm of all gradients together; larger ones are scaled down to it."""
     max_weight_norm: float | None = None
     """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
+    rise: float | None = None
+    """How many times the loss of the model alone the loss of a step may be, as far as it was not so in the
+    first step. Where it is more for a twentieth of the steps, at least 25, the training stops. Each of these
+    checks is one more pass. None never stops."""
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
     the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""
@@ -134,7 +138,7 @@ class TrainOptions:
         for name in ("keep", "restarts"):
             self._check(name, lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
         self._check("seed", lambda v: isinstance(v, int), "a whole number")
-        for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm"):
+        for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm", "rise"):
             self._check(name, lambda v: 0 < v < math.inf, "a number above 0")
         self._check("checkpoint_minutes", lambda v: v > 0, "a number above 0")
         self._check("search", lambda v: v in SEARCHES, ", ".join(SEARCHES))

@@ -335,6 +335,7 @@ class _Race:
             warmup=min(warmup, 0.99),
             validate_every=None,
             patience=None,
+            rise=None,
             checkpoint_every=None,
             output=None,
             checkpoints=None,

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import DivergedError, FileFormatError, MatchError, TrainError
+from ..errors import DivergedError, FileFormatError, MatchError, TrainError, number_of
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
@@ -28,6 +28,7 @@ from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser
 from .options import AUTOCAST, TrainOptions
 from .rates import usual_rate
+from .rise import Rise
 from .schedules import schedule
 from .sketches import check_data
 from .tensors import copies, copy_into, move_towards, norm_of, scale
@@ -109,6 +110,7 @@ class Trainer:
         self.scaler = self._new_scaler()
         # The weights before the latest update: those of the latest loss that was finite.
         self._proven = copies(self.parameters)
+        self._rise = Rise(options.rise, total, self.parameters)
         self.whole = True
         """Whether weights and optimiser are those after the same step: not after an error amid an update."""
 
@@ -146,6 +148,8 @@ class Trainer:
                         if counts:
                             total += loss.detach().to(total.device, total.dtype) / count
                 report = self._gathered(total, number, batches)
+                if self._rise.due(number):
+                    self._check_rise(report, count, batches, beside)
                 with uninterrupted():
                     report = self._update(report, place)
         except BaseException:
@@ -240,6 +244,7 @@ class Trainer:
             "settings": dict(self.options.settings),
             "place": self.place,
             "history": self.history.state_dict(),
+            "rise": self._rise.state_dict(),
             "idle": sorted(self.idle),
         }
 
@@ -282,6 +287,7 @@ class Trainer:
         self.done, self.place = state["step"], tuple(state["place"])
         self.returns = state["returns"]
         self.history = History.of(state["history"])
+        self._rise.load_state_dict(state.get("rise", {}))
         self.idle = set(state["idle"])
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
@@ -343,6 +349,32 @@ class Trainer:
         if not (math.isfinite(size) or overflow):
             raise self._diverged(f"the norm of the gradients is {size} in step {number}")
         return StepReport(number, loss, size, self.optimiser.param_groups[0]["lr"], not math.isfinite(size))
+
+    def _check_rise(
+        self, report: StepReport, count: int, batches: Sequence[Any], beside: Sequence[Any]
+    ) -> None:
+        """Raise DivergedError, with the weights from before, if the loss has risen for a while."""
+        total = torch.zeros((), device=self.device)
+        chance = Chance(self.options.seed, "step", report.step, processes.rank())
+        with torch.no_grad(), self.net.off(), chance.drawn():
+            for index, batch in enumerate((*batches, *beside)):
+                loss = self._loss_of(batch)
+                if index < len(batches):
+                    total += loss.to(total.device, total.dtype) / count
+        processes.add_up([total])
+        risen = self._rise.found(report.loss, float(total))
+        if risen is None:
+            return
+        self.whole = False
+        copy_into(self.parameters, self._rise.good)
+        raise DivergedError(
+            f"the training makes the model worse: in step {report.step} its loss is {risen:.3g} times what "
+            f"it would be without it, and was as bad {number_of(self._rise.every, 'step')} before",
+            got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
+            f"{report.lr:g}",
+            hint="The network has the weights from before the loss rose. Try a tenth of the learning rate, "
+            "or let `search` find one",
+        )
 
     def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
         half = AUTOCAST.get(self.options.autocast or "") == torch.float16

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hosting import Host, Patched, patcher
 from safetensors.torch import save_file
-from trainable import caption, latent, tiny
+from trainable import PIXELS, WORD_WIDTH, Counted, caption, latent, tiny
 from trainable import train as train_by_the_node
 
 from tests.harness.assets import install
@@ -165,3 +165,45 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
     yield steps.append
     comfy.model_management.interrupt_current_processing(False)
+
+
+@pytest.fixture
+def folder(host: Host, tmp_path: Path) -> Iterator[Path]:
+    """The folder `set` in the host's input folder. The host's other folders are in a new place too."""
+    import folder_paths
+
+    kinds = ("input", "user", "output")
+    before = [getattr(folder_paths, f"get_{kind}_directory")() for kind in kinds]
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        getattr(folder_paths, f"set_{kind}_directory")(str(tmp_path / kind))
+    (tmp_path / "input" / "set").mkdir()
+    yield tmp_path / "input" / "set"
+    for kind, path in zip(kinds, before, strict=True):
+        getattr(folder_paths, f"set_{kind}_directory")(path)
+
+
+@pytest.fixture(scope="module")
+def vae(host: Host) -> Counted:
+    return Counted(4)
+
+
+@pytest.fixture(scope="module")
+def model(host: Host) -> Any:
+    return patcher(tiny("SD1.5", context_dim=WORD_WIDTH))
+
+
+@pytest.fixture
+def prepare(host: Host, plain: Patched, folder: Path, model: Any, vae: Counted) -> Callable[..., Any]:
+    """Run the node on the folder `set` for a tiny Stable Diffusion, or with other inputs; outputs by name."""
+
+    def run(**inputs: Any) -> dict[str, Any]:
+        known: dict[str, Any] = {"folder": "set", "model": model, "clip": plain.clip, "vae": vae.vae}
+        known |= {"trigger": "", "resolution": PIXELS, "held_out": 0, "mirror": False}
+        node = host.nodes.NODE_CLASS_MAPPINGS["LycorisDataset"]
+        with torch.inference_mode():
+            made = node.execute(**{**known, **inputs})
+        names = [output.id for output in node.GET_SCHEMA().outputs]
+        return dict(zip(names, made.args, strict=True))
+
+    return run

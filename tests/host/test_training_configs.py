@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hosting import Host
 
+from tests.harness import other_trainers
+
 pytestmark = pytest.mark.host
 
 KOHYA = """
@@ -207,3 +209,29 @@ def test_arguments_may_be_one_text(host: Host) -> None:
     )
     assert found["values"]["optimisation.weight_decay"] == 0.1
     assert found["values"]["optimisation.optimiser_args"] == "betas=0.9,0.95"
+
+
+@pytest.mark.parametrize(
+    ("text", "decay"),
+    [
+        ("network_dim = 4", 0.01),
+        ('network_dim = 4\noptimizer_type = "AdamW8bit"\noptimizer_args = ["betas=0.9,0.99"]', 0.01),
+        ('network_dim = 4\noptimizer_args = ["weight_decay=0"]', 0.0),
+        ('network_dim = 4\noptimizer_type = "Prodigy"', None),
+        ("config: {process: [{train: {optimizer: adam8bit}}]}", None),
+        ("config: {process: [{train: {optimizer: adamw8bit}}]}", 0.01),
+        ('{"training_method": "LORA", "learning_rate": 1, "optimizer": {"optimizer": "ADAMW"}}', 0.01),
+    ],
+)
+def test_adamw_decays_as_in_the_trainer_where_a_config_says_nothing(
+    host: Host, text: str, decay: float | None
+) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    assert configs.translated({"text": text})["values"].get("optimisation.weight_decay") == decay
+
+
+def test_the_page_has_a_row_for_each_setting_that_is_read(host: Host) -> None:
+    """It is written by `python -m tests.harness.other_trainers --write`."""
+    text = other_trainers.page(host.pack.__name__)
+    assert text == other_trainers.PAGE.read_text(encoding="utf-8")
+    assert "| `network_args: algo` | `algorithm`" in text and "`optimisation.weight_decay`" in text

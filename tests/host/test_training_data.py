@@ -11,7 +11,7 @@ import pytest
 import torch
 from hosting import Host
 from PIL import Image
-from trainable import caption, latent, module, unchanged
+from trainable import caption, fill, latent, module, unchanged
 
 pytestmark = pytest.mark.host
 
@@ -183,3 +183,37 @@ def test_inputs_in_groups_are_checked(host: Host, train: Train, tiny_unet: Any) 
         node.execute(**given, preset=["full"])
     with pytest.raises(host.ops.LycorisError, match=r"`batch_size` cannot be used.*whole"):
         node.execute(**given, optimisation={"optimisation": ["own"], "batch_size": [1.5]})
+
+
+def test_what_a_mask_leaves_out_is_held_to_the_model_itself(host: Host, tiny_unet: Any) -> None:
+    """The loss is that within the mask, and the distance from the model alone outside of it."""
+    training, samples = module(host, ""), module(host, "samples")
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :16] = 1
+    with training.opened(tiny_unet) as session:
+        held = samples.samples_of(session, [latent(0)], [caption(0)], masks=[mask])
+        (whole,) = samples.samples_of(session, [latent(0)], [caption(0)])
+        inverse = samples.samples_of(session, [latent(0)], [caption(0)], masks=[1 - mask])
+        net = session.adapted(rank=2, preset="attn-only", seed=0).apply_to()
+        fill(net)
+        given = {"session": session, "times": training.Times()}
+
+        def value(of: list[Any], **more: Any) -> float:
+            torch.manual_seed(3)
+            return float(training.DiffusionLoss(**given, **more)(session.network, of).detach())
+
+        # What the model alone makes of the noised latent, as a latent to be learned.
+        torch.manual_seed(3)
+        drawn = training.DiffusionLoss(**given)._draw(whole)
+        sigma = training.sigma_at(session.model.model_sampling, drawn.time)
+        x = training.noised(session.model.model_sampling, sigma, drawn.noise, whole.latent.values)
+        conds = training.joined([whole.caption])
+        with torch.no_grad():
+            found = session.prediction(x, sigma, conds)
+            with net.off():
+                alone = session.prediction(x, sigma, conds)
+        unit = training.weight_on_denoised(session.model.model_sampling, sigma)
+        outside = inverse[0].mask.expand_as(alone)
+        apart = float(unit * ((found - alone).square() * outside).sum() / (1 - outside).sum())
+        assert value(held, masked_prior=0.5) == pytest.approx(value(held) + 0.5 * apart, rel=1e-4)
+        assert value([whole], masked_prior=0.5) == value([whole]) and apart > 0

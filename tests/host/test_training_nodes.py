@@ -224,6 +224,49 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     assert "style_00004_" in made["path"] and "went on from step 2" in made["report"]
 
 
+def test_it_goes_on_from_a_checkpoint_of_choice_with_what_may_change(
+    host: Host, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 6, "warmup": 0, "checkpoint_every": 2}
+    first = train(**settings)
+    folder = tmp_path / "loras" / "style_00001_-checkpoints"
+    assert (folder / "step-000002.state.safetensors").exists()
+    for name in ("2", "step-000002", "step-000002.safetensors"):
+        again = train(**settings, resume_from=name)
+        # Bitwise as the unbroken one.
+        assert again["path"] == first["path"] and again["steps_done"] == 6
+        assert all(torch.equal(again["lora"][key], first["lora"][key]) for key in first["lora"])
+        assert "went on from step 2 of an earlier run" in again["report"]
+        assert "other settings" not in again["report"]
+    changed = train(
+        **{**settings, "learning_rate": 1e-3, "batch_size": 2, "steps": 8}, resume_from="step-000004"
+    )
+    assert changed["steps_done"] == 8
+    assert "went on with other settings" in changed["report"]
+    for words in (
+        "learning_rate was 0.003 and is 0.001",
+        "batch_size was 1 and is 2",
+        "steps was 6 and is 8",
+    ):
+        assert words in changed["report"]
+    for inputs, words in (
+        ({"resume_from": "step-000003"}, r"no such checkpoint.*step-000003.*last, step-000004"),
+        ({"resume_from": "4", "seed": 9}, r"cannot go on with.*seed was 5 and is 9"),
+        ({"resume": True, "optimiser": "sgd"}, r"cannot go on with.*optimiser was 'adamw' and is 'sgd'"),
+        ({"resume": True, "ema": 0.9}, r"cannot go on with.*ema was 0\.0 and is 0\.9"),
+    ):
+        # Before the model is looked at.
+        with pytest.raises(host.ops.TrainError, match=words):
+            train(**{**settings, **inputs, "model": object.__new__(Untouched)})
+
+
+class Untouched:
+    """A model that nothing may be asked of but whether it is one."""
+
+    def model_state_dict(self) -> None:
+        raise AssertionError
+
+
 def guidances_of_samples(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A list that gets the guidance of each sample that is made on the way."""
     previews, found = host.module("lycoris_nodes.training.node.previews"), []
@@ -303,6 +346,33 @@ def test_samples_on_the_way_change_nothing(
     live = host.module("lycoris_nodes.training.node.live")
     monkeypatch.setattr(live, "output_name", str)
     assert [step for step, _ in live.shown(host.ops.History(), folder)["samples"]] == [0, 1, 2]
+    # Several prompts, each with its own seed and size, side by side.
+    prompts = [caption(7), caption(8), caption(7)]
+    train(
+        **{**settings, "steps": 1},
+        sample_positive=prompts,
+        sample_settings="seed 1\nseed 2, 128 x 96\nseed 1",
+    )
+    folder = tmp_path / "loras" / "style_00003_-checkpoints"
+    assert not [*folder.glob("sample-*")]
+    train(
+        **{**settings, "steps": 1, "filename_prefix": "loras/several"},
+        sample_every=1,
+        sample_positive=prompts,
+        sample_settings="seed 1\nseed 2, 128 x 96\nseed 1",
+    )
+    folder = tmp_path / "loras" / "several_00001_-checkpoints"
+    several = np.asarray(Image.open(folder / "sample-000001.png"))
+    assert several.shape == (12, 8 + 16 + 8, 3)
+    assert (several[:8, :8] == several[:8, -8:]).all()
+    for lines, words in (
+        ("seed x", "line 1.*seed x"),
+        ("\n\n\nseed 1", "4 lines and 3"),
+        ("100 x 64", "multiples"),
+    ):
+        with pytest.raises(host.ops.LycorisError, match=words):
+            train(**{**settings, "steps": 1}, sample_positive=prompts, sample_settings=lines)
+    guidances[3:] = []
     # Against a caption of no text, where there is one.
     train(sample_every=1, **{**settings, "steps": 1, "empty_caption": []})
     assert guidances == [5.0, 5.0, 5.0, 1.0, 1.0]

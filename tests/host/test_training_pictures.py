@@ -6,7 +6,7 @@ import codecs
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ import pytest
 import torch
 from hosting import Host, Patched, patcher
 from PIL import Image
-from torch import Tensor
-from trainable import encoded, tiny, train
+from trainable import PIXELS, WORD_WIDTH, Counted, encoded, tiny, train
 
 from tests.bench.quality.tasks.pictures import DATA
 from tests.harness import zoo
@@ -24,10 +23,6 @@ from tests.harness import zoo
 pytestmark = pytest.mark.host
 
 CAT, CUP, ROCKET = ("chelsea.png", "coffee.png", "rocket.jpg")
-SIDE = 128
-"""The resolution: two steps of 64 pixels."""
-WIDTH = 768
-"""The width of the checkpoint's text encoder, which tiny models get."""
 
 
 def dataset(host: Host, name: str) -> Any:
@@ -42,83 +37,12 @@ def picture(name: str) -> Image.Image:
 
 
 @pytest.fixture
-def folder(host: Host, tmp_path: Path) -> Iterator[Path]:
-    """The folder `set` in the host's input folder. The host's other folders are in a new place too."""
-    import folder_paths
-
-    kinds = ("input", "user", "output")
-    before = [getattr(folder_paths, f"get_{kind}_directory")() for kind in kinds]
-    for kind in kinds:
-        (tmp_path / kind).mkdir()
-        getattr(folder_paths, f"set_{kind}_directory")(str(tmp_path / kind))
-    (tmp_path / "input" / "set").mkdir()
-    yield tmp_path / "input" / "set"
-    for kind, path in zip(kinds, before, strict=True):
-        getattr(folder_paths, f"set_{kind}_directory")(path)
-
-
-@pytest.fixture
 def photographs(folder: Path) -> Path:
     """The folder with three photographs and their captions."""
     for name, text in ((CAT, "a cat"), (CUP, "a cup on a table"), (ROCKET, "a rocket, left")):
         shutil.copy(DATA.file(f"skimage/data/{name}"), folder / name)
         (folder / name).with_suffix(".txt").write_text(text, encoding="utf-8")
     return folder
-
-
-class Counted:
-    """A VAE of the host's own classes with random weights, and how often it was asked to encode."""
-
-    def __init__(self, channels: int, *, video: bool = False) -> None:
-        import comfy.ldm.wan.vae
-        import comfy.taesd.taesd
-        from comfy.sd import VAE
-
-        torch.manual_seed(channels)
-        if video:
-            sizes: dict[str, Any] = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
-            made = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=channels, num_res_blocks=2, attn_scales=[], **sizes)
-        else:
-            made = comfy.taesd.taesd.TAESD(latent_channels=channels)
-        weights = {name: torch.randn_like(value) * 0.1 for name, value in made.state_dict().items()}
-        self.vae = VAE(sd=weights)
-        self.calls = 0
-        self.then: Callable[[], object] = int
-        encode = self.vae.first_stage_model.encode
-
-        def counted(*args: Any, **kwargs: Any) -> Tensor:
-            self.calls += 1
-            made = encode(*args, **kwargs)
-            self.then()
-            return made
-
-        self.vae.first_stage_model.encode = counted
-
-
-@pytest.fixture(scope="module")
-def vae(host: Host) -> Counted:
-    return Counted(4)
-
-
-@pytest.fixture(scope="module")
-def model(host: Host) -> Any:
-    return patcher(tiny("SD1.5", context_dim=WIDTH))
-
-
-@pytest.fixture
-def prepare(host: Host, plain: Patched, folder: Path, model: Any, vae: Counted) -> Callable[..., Any]:
-    """Run the node on the folder `set` for a tiny Stable Diffusion, or with other inputs; outputs by name."""
-
-    def run(**inputs: Any) -> dict[str, Any]:
-        known: dict[str, Any] = {"folder": "set", "model": model, "clip": plain.clip, "vae": vae.vae}
-        known |= {"trigger": "", "resolution": SIDE, "held_out": 0, "mirror": False}
-        node = host.nodes.NODE_CLASS_MAPPINGS["LycorisDataset"]
-        with torch.inference_mode():
-            made = node.execute(**{**known, **inputs})
-        names = [output.id for output in node.GET_SCHEMA().outputs]
-        return dict(zip(names, made.args, strict=True))
-
-    return run
 
 
 GRIDS = {
@@ -139,13 +63,13 @@ def test_the_grid_is_the_models(host: Host) -> None:
 
 
 WIDE: dict[str, tuple[dict[str, int], Callable[[], Counted]]] = {
-    "SD1.5": ({"context_dim": WIDTH}, lambda: Counted(4)),
-    "SDXL": ({"context_dim": WIDTH, "adm_in_channels": WIDTH + 6 * 256}, lambda: Counted(4)),
+    "SD1.5": ({"context_dim": WORD_WIDTH}, lambda: Counted(4)),
+    "SDXL": ({"context_dim": WORD_WIDTH, "adm_in_channels": WORD_WIDTH + 6 * 256}, lambda: Counted(4)),
     "Flux 1": (
-        {"in_channels": 16, "out_channels": 16, "context_in_dim": WIDTH, "vec_in_dim": WIDTH},
+        {"in_channels": 16, "out_channels": 16, "context_in_dim": WORD_WIDTH, "vec_in_dim": WORD_WIDTH},
         lambda: Counted(16),
     ),
-    "Wan 2.1 t2v": ({"in_dim": 16, "out_dim": 16, "text_dim": WIDTH}, lambda: Counted(16, video=True)),
+    "Wan 2.1 t2v": ({"in_dim": 16, "out_dim": 16, "text_dim": WORD_WIDTH}, lambda: Counted(16, video=True)),
 }
 """Tiny models that take the checkpoint's conditionings, with a VAE for each."""
 
@@ -188,8 +112,8 @@ def test_pictures_go_straight_into_a_training(
         # The middle of a picture is cut to a square: in its pixels after resizing, half of what is too wide.
         width, height = told["width"], told["height"]
         assert (width, height) == (600, 400)
-        assert told["crop_w"] == round((SIDE * width / height - SIDE) / 2) and told["crop_h"] == 0
-        assert told["target_width"] == told["target_height"] == SIDE
+        assert told["crop_w"] == round((PIXELS * width / height - PIXELS) / 2) and told["crop_h"] == 0
+        assert told["target_width"] == told["target_height"] == PIXELS
     else:
         assert "width" not in told
 
@@ -220,7 +144,7 @@ def test_a_folder_is_read_as_it_is(
     host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, vae: Counted
 ) -> None:
     """Encodings of captions, masks by name and in a folder, transparency, rotation, repeats, other files."""
-    cat = picture(CAT).crop((0, 0, 256, 256)).resize((SIDE, SIDE))
+    cat = picture(CAT).crop((0, 0, 256, 256)).resize((PIXELS, PIXELS))
     pixels = torch.from_numpy(np.asarray(cat, np.float32) / 255)[None]
     texts = {
         "bom": codecs.BOM_UTF8 + "a café\r\nby night\r\n".encode(),
@@ -236,14 +160,14 @@ def test_a_folder_is_read_as_it_is(
     cat.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
     deep = folder / "4_a_cat"
     (deep / "masks").mkdir(parents=True)
-    half = Image.new("L", (2 * SIDE, 2 * SIDE))
-    half.paste(255, (0, 0, SIDE, 2 * SIDE))
+    half = Image.new("L", (2 * PIXELS, 2 * PIXELS))
+    half.paste(255, (0, 0, PIXELS, 2 * PIXELS))
     for name in ("by_folder", "by_name", "clear"):
         cat.save(deep / f"{name}.png")
     half.save(deep / "masks" / "by_folder.png")
     half.save(deep / "by_name-masklabel.png")
     clear = cat.convert("RGBA")
-    clear.putalpha(half.resize((SIDE, SIDE)))
+    clear.putalpha(half.resize((PIXELS, PIXELS)))
     clear.save(deep / "clear.png")
     twice = folder / "2_twice"
     twice.mkdir()
@@ -268,11 +192,14 @@ def test_a_folder_is_read_as_it_is(
     # All but the transparent one are the same picture, and repeats are the same tensor.
     clears = [not torch.equal(latent, wanted) for latent in latents]
     assert sum(clears) == 4 and len({latent.data_ptr() for latent in latents}) == 8
-    assert [tuple(mask.shape) for mask in data["masks"]] == [(1, SIDE, SIDE)] * 18
+    assert [tuple(mask.shape) for mask in data["masks"]] == [(1, PIXELS, PIXELS)] * 18
     masks = [mask for mask in data["masks"] if not bool((mask == 1).all())]
     assert len(masks) == 12
     for mask in masks:
-        assert float(mask[0, :, : SIDE // 2 - 2].min()) == 1 and float(mask[0, :, SIDE // 2 + 2 :].max()) == 0
+        assert (
+            float(mask[0, :, : PIXELS // 2 - 2].min()) == 1
+            and float(mask[0, :, PIXELS // 2 + 2 :].max()) == 0
+        )
     report = data["report"]
     for words in (
         "8 pictures in set",

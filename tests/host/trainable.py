@@ -148,11 +148,15 @@ def caption(seed: int, words: int = WORDS, width: int = WIDTH, **more: Any) -> l
     return [[torch.randn((1, words, width), generator=draw), dict(more)]]
 
 
-MANY = {
-    f"{kind}{name}"
-    for kind in ("", "regularisation_", "validation_")
-    for name in ("latents", "positive", "captions", "masks", "empty_caption")
-} | {"other_positive"}
+MANY = (
+    {
+        f"{kind}{name}"
+        for kind in ("", "regularisation_", "validation_")
+        for name in ("latents", "positive", "captions", "masks", "empty_caption")
+    }
+    | {"sample_positive"}
+    | {"other_positive"}
+)
 """The inputs of nodes that take lists of which there may be several."""
 
 
@@ -220,3 +224,49 @@ def clip_with_words(name: str) -> Any:
 def encoded(host: Host, clip: Any, text: str) -> list[Any]:
     """What CLIP Text Encode makes of a text."""
     return host.nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+PIXELS = 128
+"""The resolution of training pictures: two steps of 64 pixels."""
+WORD_WIDTH = 768
+"""The width of the checkpoint's text encoder, which tiny models get."""
+
+
+class Counted:
+    """A VAE of the host's own classes with random weights, and how often it was asked to encode."""
+
+    def __init__(self, channels: int, *, video: bool = False) -> None:
+        import comfy.ldm.wan.vae
+        import comfy.taesd.taesd
+        from comfy.sd import VAE
+
+        torch.manual_seed(channels)
+        if video:
+            sizes: dict[str, Any] = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+            made = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=channels, num_res_blocks=2, attn_scales=[], **sizes)
+        else:
+            made = comfy.taesd.taesd.TAESD(latent_channels=channels)
+        weights = {name: torch.randn_like(value) * 0.1 for name, value in made.state_dict().items()}
+        self.vae = VAE(sd=weights)
+        self.calls = 0
+        self.then: Callable[[], object] = int
+        encode = self.vae.first_stage_model.encode
+
+        def counted(*args: Any, **kwargs: Any) -> Tensor:
+            self.calls += 1
+            made = encode(*args, **kwargs)
+            self.then()
+            return made
+
+        self.vae.first_stage_model.encode = counted
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are bitwise the same, tensors in lists and tables too."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

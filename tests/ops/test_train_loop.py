@@ -852,3 +852,37 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
         lyc.train_network(
             network(), batches(), plain, options(tmp_path, output=None, checkpoints=state.parent)
         )
+
+
+def test_a_loss_that_rises_for_a_while_stops_with_the_weights_from_before(tmp_path: Path) -> None:
+    """At a rate that is too high, at the second check in a row, also where a run was resumed between them."""
+    settings = options(tmp_path, steps=200, lr=30.0, optimiser="sgd", clip_norm=1.0, rise=1.5)
+    with pytest.raises(
+        lyc.DivergedError, match=r"makes the model worse: in step 50 .*25 steps before"
+    ) as caught:
+        lyc.train_network(network(), batches(), noisy, settings)
+    assert "a tenth of the learning rate" in str(caught.value) and "at a rate of 30" in str(caught.value)
+    assert caught.value.file is not None
+    fresh, kept = (
+        [tensor for layer in adapter.layers.values() for tensor in layer.tensors().values()]
+        for adapter in (network().to_adapter(), lyc.load_adapter(caught.value.file))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(fresh, kept, strict=True))
+    trainer = Trainer(network(), noisy, settings)
+    data = batches()
+    for step in range(30):
+        trainer.step(data[step % len(data)])
+    trainer.save_state(tmp_path / "half.state.safetensors")
+    again = Trainer(network(), noisy, settings)
+    again.load_state(tmp_path / "half.state.safetensors")
+    with pytest.raises(lyc.DivergedError, match="in step 50"):
+        for step in range(30, 60):
+            again.step(data[step % len(data)])
+
+
+def test_checks_for_a_rise_change_nothing(tmp_path: Path) -> None:
+    made = [
+        lyc.train_network(network(), batches(), noisy, options(tmp_path / str(rise), steps=60, rise=rise))
+        for rise in (None, 1.5)
+    ]
+    assert made[0].history.losses == made[1].history.losses

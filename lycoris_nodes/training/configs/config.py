@@ -44,38 +44,59 @@ ALGORITHMS = {
 """Kinds by what trainers call them, in small letters."""
 
 
+DECAY = 0.01
+"""The weight decay of AdamW in torch and bitsandbytes, which these trainers leave to them."""
+
+
 class Config:
     """The settings of a config, which are taken one by one, and what they become here.
 
-    What nobody takes has no counterpart.
+    What nobody takes has no counterpart. docs/other-trainers.md is made of what a trainer's `read` calls.
     """
 
-    def __init__(self, table: Mapping[str, Any]) -> None:
+    def __init__(self, table: Mapping[str, Any], within: str = "") -> None:
+        """`within` stands before the names of settings that are in another one."""
         self.left = dict(table)
+        self.within = within
         self.values: dict[str, Any] = {}
         """Values of the node's inputs, by their own names."""
         self.notes: list[str] = []
         """What is meant otherwise, or has no counterpart, in words."""
+
+    def inside(self, key: str, table: Mapping[str, Any]) -> Config:
+        """The settings that one setting holds. What becomes of them is added by `add`."""
+        return type(self)(table, f"{self.within}{key}: ")
+
+    def add(self, inner: Config) -> None:
+        """Take over what became of the settings within one. What is left there has no counterpart."""
+        self.values |= inner.values
+        left = [f"{inner.within}{key}={value}" for key, value in inner.left.items() if value not in OFF]
+        self.notes += [*inner.notes, *left]
 
     def take(self, key: str, default: Any = None) -> Any:
         """A value, which then counts as understood; `default` where it is not there or asks for nothing."""
         value = self.left.pop(key, None)
         return default if value in OFF else value
 
-    def put(self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value) -> None:
-        """Give a value to an input. `read` turns it into the input's; None says that there is none here."""
-        value = self.take(key)
+    def put(
+        self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value, usual: Any = None
+    ) -> None:
+        """Give a value to an input. `read` turns it into the input's; None says that there is none here.
+
+        `usual` is what the trainer takes where the setting is not there.
+        """
+        value = self.take(key, usual)
         if value is None:
             return
         found = read(value)
         if found is None:
-            self.notes.append(f"{key} = {value}")
+            self.notes.append(f"{self.within}{key} = {value}")
         else:
             self.values[name] = found
 
-    def choose(self, key: str, name: str, choices: Mapping[str, Any]) -> None:
+    def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
         """`put` for one of the words of a trainer, whatever their case."""
-        self.put(key, name, lambda value: choices.get(str(value).lower()))
+        self.put(key, name, lambda value: choices.get(str(value).lower()), usual)
 
     def elsewhere(self, where: str, *keys: str) -> None:
         """Say of keys that are there where the same is set in a workflow."""
@@ -88,16 +109,17 @@ class Config:
         for key in keys:
             self.left.pop(key, None)
 
-    def schedule(self, name: Any, cycles: Any) -> None:
+    def schedule(self, key: str, cycles_key: str = "", usual: str = "") -> None:
         """A schedule by the word that most trainers have for it, with the number of its cycles."""
-        word = str(name).lower()
+        name, cycles = self.take(key, usual), self.take(cycles_key)
+        word = str(name or "").lower()
         if word in ("cosine_with_restarts", "cosine_with_hard_restarts"):
             self.values |= {"schedule": "cosine", "restarts": max(0, int(cycles or 1) - 1)}
         elif word in ("constant", "constant_with_warmup"):
             self.values["schedule"] = "constant"
         elif word in ("cosine", "linear", "rex"):
             self.values["schedule"] = word
-        else:
+        elif word:
             self.notes.append(f"the schedule {name}")
 
     def min_snr(self, key: str) -> None:
@@ -109,13 +131,20 @@ class Config:
         if float(gamma) != GAMMA:
             self.notes.append(f"{key} = {gamma}: {GAMMA:g} is used")
 
-    def arguments(self, given: Mapping[str, Any]) -> None:
-        """Arguments of the optimiser."""
-        rest = {name: value for name, value in given.items() if value not in OFF}
-        decay = rest.pop("weight_decay", None)
+    def optimiser(self, key: str, arguments: Mapping[str, Any], usual: str = "AdamW") -> None:
+        """An optimiser with its arguments. AdamW decays weights where nothing is said of that."""
+        name = str(self.left.get(key) or usual).lower()
+        self.choose(key, "optimiser", OPTIMISERS)
+        decay = arguments.get("weight_decay")
+        if decay is None and OPTIMISERS.get(name) in ("adamw", "adamw8bit") and "adamw" in name:
+            decay = DECAY
         if decay is not None:
             self.values["weight_decay"] = float(decay)
-        texts = {name: _argument(value) for name, value in rest.items()}
+        texts = {
+            name: _argument(value)
+            for name, value in arguments.items()
+            if name != "weight_decay" and value not in OFF
+        }
         if texts:
             self.values["optimiser_args"] = " ".join(f"{name}={text}" for name, text in texts.items())
 

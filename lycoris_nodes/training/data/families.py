@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....lycoris_ops import TRAINED, TrainError, Training, located
@@ -23,6 +23,21 @@ class Family(Training):
 FAMILIES: dict[str, Family] = {one.host: Family(**vars(one)) for one in TRAINED}
 """The families, by the name of the host's class for the model or, where this is more exact, for its
 configuration."""
+
+FRAME_RATES: Mapping[str, float | None] = {
+    "WAN21": 16,
+    "WAN22": 24,
+    "HunyuanVideo": 24,
+    "LTXV": 25,
+    "GenmoMochi": 24,
+    "CogVideoX": 8,
+    "CosmosVideo": 24,
+    "Kandinsky5": 24,
+    "Kandinsky5Image": None,
+}
+"""Frames a second of the videos that models make, by the host's class; None for those that make pictures.
+
+They are those of the models' own examples, and of LTX-Video the host's."""
 
 OTHER_FLOW = Family("", "other flow models", "what most trainers do")
 OTHER = Family("", "other models", "what most trainers do", "uniform")
@@ -49,6 +64,12 @@ def family_of(model: Any) -> Family:
     configured = [kind.__name__ for kind in type(getattr(model, "model_config", None)).__mro__]
     named = [kind.__name__ for kind in type(model).__mro__]
     return family_named([*configured, *named], own, flow="flow" in predicted)
+
+
+def frame_rate_of(model: Any) -> float | None:
+    """Frames a second of the videos that a model makes; None for one that makes none."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    return next((FRAME_RATES[kind] for kind in kinds if kind in FRAME_RATES), None)
 
 
 def family_named(kinds: Sequence[str], own: str = "", *, flow: bool = False) -> Family:

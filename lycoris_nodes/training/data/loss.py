@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,9 @@ class DiffusionLoss:
     loss_type: str = "l2"
     """One of `LOSSES`."""
     delta: float = 0.1
+    masked_prior: float = 0.0
+    """How much what a mask leaves out counts, by its distance from what the model alone predicts there
+    (Nerogar/OneTrainer's masked prior preservation). Each pass with a mask is then two."""
     encoder: TextEncoder | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +133,8 @@ class DiffusionLoss:
         sigma = sigma_at(self._sampling, here(torch.cat([one.time for one in group])))
         noise = here(torch.cat([one.noise for one in group]))
         x = noised(self._sampling, sigma, noise, latent)
-        found = self.session.prediction(x, sigma, joined([one.sample.caption.moved(here) for one in group]))
+        conds = joined([one.sample.caption.moved(here) for one in group])
+        found = self.session.prediction(x, sigma, conds)
         unit = weight_on_denoised(self._sampling, sigma)
         weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
         own = here(torch.tensor([one.sample.weight for one in group]))
@@ -139,7 +143,24 @@ class DiffusionLoss:
         mask = _mask(group)
         shapes = group[0].sample.latent.shapes
         values = LOSSES[self.loss_type](difference, self.delta)
-        return own * weight * means(values, shapes, mask if mask is None else here(mask))
+        if mask is None:
+            return own * weight * means(values, shapes, None)
+        mask = here(mask)
+        loss = means(values, shapes, mask)
+        outside = 1 - mask.clamp(max=1)
+        if self.masked_prior and outside.any():
+            apart = (found - self._alone(x, sigma, conds)) * rows(unit.sqrt(), latent)
+            kept = LOSSES[self.loss_type](apart, self.delta) * outside
+            # Beside the mean over the mask, so that a place counts as much outside as within.
+            loss = loss + self.masked_prior * kept.flatten(1).mean(1) / mask.flatten(1).mean(1)
+        return own * weight * loss
+
+    def _alone(self, x: Tensor, sigma: Tensor, conds: Any) -> Tensor:
+        """What the model predicts without the adapters in training."""
+        with torch.no_grad(), ExitStack() as stack:
+            for network in self.session.networks:
+                stack.enter_context(network.off())
+            return self.session.prediction(x, sigma, conds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,12 @@ CPU = torch.device("cpu")
 NOISE_MASK = "noise_mask"
 """The name under which the host keeps the mask of a latent, beside `samples`."""
 
+PICTURED = (
+    *("reference_latents", "reference_latents_method", "reference_latents_text_embeds", "clip_vision_output"),
+    *("clip_vision_outputs", "concat_latent_image", "concat_mask", "concat_mask_index", "time_dim_replace"),
+)
+"""What a conditioning says of pictures that the model is shown: it stays where the text is dropped."""
+
 Latents = Sequence[Mapping[str, Any]]
 """For each link or member of a list, a batch of latents under `samples`."""
 _Place = tuple[int, int]
@@ -82,9 +88,12 @@ def samples_of(
         raise TrainError("there is one caption of no text", key="empty_caption", got=f"{len(nothing)}")
     made: dict[tuple[Any, ...], Caption] = {}
 
-    def encoded(conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
-        """A caption, which is encoded once for latents of one size."""
-        key = (id(conditioning), words, latent.shapes)
+    def encoded(of: Any, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
+        """A caption made of a conditioning, which is encoded once for latents of one size.
+
+        `of` are the conditionings that it is made of.
+        """
+        key = (*map(id, of), words, latent.shapes)
         if key not in made:
             made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
         return made[key]
@@ -103,7 +112,7 @@ def samples_of(
                 known[place] = replace(latent, values=held(latent.values, session.device))
             latent = known[place]
         with _numbered("captions", number, count):
-            caption = encoded(text, latent, word)
+            caption = encoded((text,), text, latent, word)
         own = None
         with _numbered("masks" if flat else NOISE_MASK, number, count):
             if mask is not None:
@@ -113,9 +122,9 @@ def samples_of(
                 own = masked[both]
         without = None
         if encoder:
-            without = encoded(text, latent, "")
+            without = encoded((text,), text, latent, "")
         elif nothing:
-            without = encoded(nothing[0], latent)
+            without = encoded(*_without_text(text, nothing[0]), latent)
         found.append(Sample(latent, caption, own, weight, without))
     return found
 
@@ -191,6 +200,14 @@ def _encoded(
         made = caption_of(session.model, [conditioning], latent, seed=seed, device=session.device)
     check_width(session, made, latent)
     return made.moved(lambda tensor: held(tensor, session.device))
+
+
+def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
+    """The conditioning of no text with the pictures of another, after those that it is made of."""
+    shown = {name: conditioning[1][name] for name in PICTURED if name in conditioning[1]}
+    if not shown:
+        return (nothing,), nothing
+    return (nothing, conditioning), [nothing[0], {**nothing[1], **shown}]
 
 
 def _parts(value: Any) -> list[Tensor | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,7 +38,12 @@ def is_checkpointed(model: Any, choice: str) -> bool:
 
 
 def memory_for(
-    model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int, *, checkpointed: bool
+    model: Any,
+    latents: Iterable[Mapping[str, Any]],
+    batch_size: int,
+    *,
+    captions: Iterable[Any] = (),
+    checkpointed: bool,
 ) -> float:
     """The bytes to leave free beside the model to train on batches of the largest of these latents.
 
@@ -45,15 +51,22 @@ def memory_for(
     """
     count = sum(1 for _ in blocks(model.model.diffusion_model))
     times = max(1.0, count * (RECOMPUTED if checkpointed else KEPT))
-    return times * memory_of_pass(model, latents, batch_size)
+    return times * memory_of_pass(model, latents, batch_size, captions)
 
 
-def memory_of_pass(model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int) -> float:
-    """The bytes that a pass without gradients takes for a batch of the largest of these latents, by the
-    host's own estimate for sampling."""
+def memory_of_pass(
+    model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int, captions: Iterable[Any] = ()
+) -> float:
+    """The bytes that a pass without gradients takes for a batch of the largest of these latents, each with
+    the largest of what stands beside it in the captions, by the host's own estimate for sampling."""
     tensors = [one["samples"] for one in latents]
     shapes = [tuple(tensor.shape) for tensor in tensors if not getattr(tensor, "is_nested", False)]
     if not shapes:
         return 0.0
     shape = max(shapes, key=lambda shape: torch.Size(shape[1:]).numel())
-    return float(model.model.memory_required([batch_size, *shape[1:]]))
+    beside: dict[str, list[Any]] = {}
+    for _, settings in (row for caption in captions for row in caption):
+        for name, found in model.model.extra_conds_shapes(**settings).items():
+            if name not in beside or math.prod(found) > math.prod(beside[name][0]):
+                beside[name] = [found] * batch_size
+    return float(model.model.memory_required([batch_size, *shape[1:]], cond_shapes=beside))

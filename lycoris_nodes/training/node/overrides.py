@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ....lycoris_ops import RuleError, without_comment
 
 WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 EXAMPLE = "*attn2*: algorithm lokr, factor 8"
+SAMPLE = "seed 7, 768 x 512"
+SAMPLE_LINE = re.compile(r"(?:seed\s+(\d+))?,?\s*(?:(\d+)\s*x\s*(\d+))?", re.IGNORECASE)
 ARGUMENTS = "betas=0.9,0.99 eps=1e-6"
 
 
@@ -52,6 +55,26 @@ def arguments_of(text: str) -> dict[str, Any]:
             raise RuleError("an argument of the optimiser is there twice", key="optimiser_args", got=name)
         words = value.strip("()[]").split(",")
         found[name] = tuple(map(_value, words)) if len(words) > 1 else _value(value)
+    return found
+
+
+def sampled_as(text: str) -> list[tuple[int | None, tuple[int, int] | None]]:
+    """Parse lines such as `seed 7, 768 x 512`: the seed, and width and height; None for what is not said.
+
+    Raises RuleError for any other line.
+    """
+    found: list[tuple[int | None, tuple[int, int] | None]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = SAMPLE_LINE.fullmatch(without_comment(line).strip())
+        if match is None:
+            raise RuleError(
+                "how a prompt is sampled cannot be understood",
+                key=f"sample_settings, line {number}",
+                got=line,
+                expected=SAMPLE,
+            )
+        seed, width, height = match.groups()
+        found.append((int(seed) if seed else None, (int(width), int(height)) if width else None))
     return found
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image, new
 
 from ....lycoris_ops import LycorisNetwork, new_files
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
@@ -49,10 +50,21 @@ def sample(
     )
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is sampled."""
+
+    positive: Callable[[], Conditioning]
+    """The encoded text, as the text encoders make it now."""
+    like: Latent
+    """The latent whose size the picture has."""
+    seed: int
+
+
 @dataclass
 class Previews:
-    """Samples a caption before the first step, every so many steps and after the last, always from the same
-    noise, and keeps the pictures.
+    """Samples prompts before the first step, every so many steps and after the last, always from the same
+    noise, and keeps the pictures: those of one step side by side.
 
     They are decoded by `vae` where there is one and it has room beside the models in training, else roughly.
     """
@@ -65,20 +77,16 @@ class Previews:
     told: Callable[[int, int], None]
     """Is told of each step of the sampler, and of their number."""
     folder: Path
-    like: Latent
-    """The latent whose size the pictures have."""
-    positive: Callable[[], Conditioning]
-    """The caption, as the text encoders make it now."""
+    prompts: Sequence[Prompt]
+    """None where the latents are no pictures."""
     negative: Callable[[], Conditioning] | None
     """The caption of no text, if there is one."""
-    seed: int
     vae: Any = None
     rough: int = 0
     """How many pictures the VAE had no room for."""
 
     def due(self, step: int) -> bool:
-        # Of several parts, such as video and sound, none is a picture.
-        possible = self.every > 0 and len(self.like.shapes) == 1
+        possible = self.every > 0 and len(self.prompts) > 0
         return possible and (step % self.every == 0 or step == self.steps) and not self._path(step).exists()
 
     def _path(self, step: int) -> Path:
@@ -87,18 +95,33 @@ class Previews:
     def make(self, step: int) -> None:
         """Sample the picture after a step, and keep it as a file. Latents that cannot be shown leave none."""
         self.network.eval()
-        with torch.no_grad():
-            positive = self.positive()
-            negative = self.negative() if self.negative else None
-        with self.session.sampling():
-            made = sample(self.session, self.like, positive, negative, seed=self.seed, told=self.told)
-            if self.vae is not None and has_room_to_decode(self.vae, made.shape):
-                picture = decoded_picture(self.vae, made)
-            else:
-                self.rough += self.vae is not None
-                picture = rough_picture(self.session.patcher, made)
-        if picture is not None:
+        made = [picture for prompt in self.prompts if (picture := self._picture(prompt)) is not None]
+        if made:
+            picture = side_by_side(made)
             # A half one would count as made.
             size = 3 * picture.width * picture.height
             with new_files([self._path(step)], size, make_folder=True) as (file,):
                 picture.save(file, "png")
+
+    def _picture(self, prompt: Prompt) -> Image | None:
+        with torch.no_grad():
+            positive = prompt.positive()
+            negative = self.negative() if self.negative else None
+        with self.session.sampling():
+            made = sample(self.session, prompt.like, positive, negative, seed=prompt.seed, told=self.told)
+            if self.vae is not None and has_room_to_decode(self.vae, made.shape):
+                return decoded_picture(self.vae, made)
+            self.rough += self.vae is not None
+            return rough_picture(self.session.patcher, made)
+
+
+def side_by_side(pictures: Sequence[Image]) -> Image:
+    """Pictures in one row, from the top."""
+    if len(pictures) == 1:
+        return pictures[0]
+    made = new("RGB", (sum(one.width for one in pictures), max(one.height for one in pictures)), "white")
+    left = 0
+    for one in pictures:
+        made.paste(one, (left, 0))
+        left += one.width
+    return made

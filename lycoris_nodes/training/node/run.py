@@ -22,14 +22,17 @@ from ....lycoris_ops import (
     TrainResult,
     faults_in_comfy,
     join_networks,
+    number_of,
     paragraph,
     search_network,
     train_network,
 )
 from ...host.files import shown_path
+from ...host.training import grid_of, ratios_of
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
 from ..data.families import Family, family_of
+from ..data.latents import Latent
 from ..data.loss import DiffusionLoss, Sample
 from ..data.samples import (
     described,
@@ -45,8 +48,8 @@ from ..model.session import Session
 from .live import Live, shown
 from .memory import is_checkpointed, memory_for
 from .opening import opened_both
-from .overrides import arguments_of, overrides_of
-from .previews import Previews
+from .overrides import arguments_of, overrides_of, sampled_as
+from .previews import Previews, Prompt
 from .report import (
     loss_in_words,
     memory_in_words,
@@ -54,7 +57,7 @@ from .report import (
     rescue_in_words,
     searched_in_words,
 )
-from .runs import ANEW, Run, check_room_for, run_of
+from .runs import ANEW, Run, check_room_for, differences, run_of
 from .settings import (
     TEXT_PRESET,
     Asked,
@@ -68,6 +71,8 @@ from .settings import (
 
 DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
+RISE = 1.5
+"""How many times the loss of the model alone that of a training may be: above it, a rate is too high."""
 KEEP = 3
 """How many of the checkpoints of every so many steps are usually kept."""
 SAMPLES, APART = 10, 50
@@ -112,7 +117,12 @@ def train(
     """
     settings = settings_of(asked)
     data = sketches_of(**{name: getattr(asked, name) for name in SAMPLED})
-    run = run_of(asked.filename_prefix, asked.dialect, settings, data, resume=asked.resume)
+    run = run_of(
+        *(asked.filename_prefix, asked.dialect, settings, data),
+        resume=asked.resume,
+        checkpoint=asked.resume_from,
+    )
+    changed = differences(run.state.settings, settings) if run.state else []
     output = run.output
     live = Live(tell, asked.steps)
     if run.state:
@@ -134,6 +144,7 @@ def train(
             noise_offset=asked.noise_offset,
             loss_type=asked.loss_type,
             delta=asked.huber_c,
+            masked_prior=asked.masked_prior,
             encoder=encoder,
         )
         samples = samples_of(
@@ -177,6 +188,7 @@ def train(
             accumulation=asked.accumulation,
             clip_norm=asked.max_grad_norm or None,
             max_weight_norm=asked.max_weight_norm or None,
+            rise=RISE,
             ema=asked.ema or None,
             scaled=scaled,
             data=data,
@@ -230,13 +242,14 @@ def train(
                 loss,
                 options,
                 validation=(lambda epoch: live.counted("measuring", held_out)) if held else None,
-                resume=options.folder if run.state else None,
+                resume=(run.state.path if asked.resume_from else options.folder) if run.state else None,
                 progress=stepped,
                 validated=live.validated,
                 rescued=kept,
             )
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         notes = [
+            *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
             *guidance_in_words(
                 family,
                 [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],
@@ -306,7 +319,7 @@ def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
             )
     recompute = is_checkpointed(asked.model, asked.checkpointing)
     data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
-    memory = memory_for(asked.model, data, asked.batch_size, checkpointed=recompute)
+    memory = memory_for(asked.model, data, asked.batch_size, captions=asked.positive, checkpointed=recompute)
     with opened_both(
         asked.model,
         asked.clip,
@@ -403,6 +416,8 @@ def _previews(
     def nothing() -> list[Any]:
         return encoder.conditioning(Text("", first[0][1])) if encoder else empty or first
 
+    texts = [lambda text=text: text for text in asked.sample_positive] or [said]
+    like = samples[0].latent
     return Previews(
         session=session,
         network=network,
@@ -410,9 +425,39 @@ def _previews(
         steps=asked.steps,
         told=partial(live.stage, "sampling"),
         folder=folder,
-        like=samples[0].latent,
-        positive=said,
+        # Of several parts, such as video and sound, none is a picture.
+        prompts=_prompts(asked, session, texts, like) if len(like.shapes) == 1 else (),
         negative=nothing if encoder or empty else None,
-        seed=asked.seed,
         vae=asked.vae,
     )
+
+
+def _prompts(
+    asked: Asked, session: Session, texts: Sequence[Callable[[], list[Any]]], like: Latent
+) -> list[Prompt]:
+    """The prompts with their seeds and sizes. Raises TrainError for a size that the model cannot make."""
+    settings = sampled_as(asked.sample_settings)
+    if len(settings) > len(texts):
+        raise TrainError(
+            "there are more lines than prompts to sample",
+            key="sample_settings",
+            got=f"{len(settings)} lines and {number_of(len(texts), 'prompt')}",
+            hint="Link the encoded prompts to `sample_positive`",
+        )
+    settings += [(None, None)] * (len(texts) - len(settings))
+    grid, pixels = grid_of(session.model), ratios_of(session.model)[2]
+    made: list[Prompt] = []
+    for text, (seed, size) in zip(texts, settings, strict=True):
+        own = like
+        if size:
+            if any(side % grid or not side for side in size):
+                raise TrainError(
+                    "the model makes no pictures of this size",
+                    key="sample_settings",
+                    got="{} x {}".format(*size),
+                    expected=f"multiples of {grid}",
+                )
+            shape = torch.Size((*like.values.shape[:-2], size[1] // pixels, size[0] // pixels))
+            own = Latent(torch.zeros(shape), (shape,))
+        made.append(Prompt(text, own, asked.seed if seed is None else seed))
+    return made

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ....lycoris_ops import (
     new_files,
     newest_state,
     number_of,
+    state_at,
 )
 from ...files.loras import adapter_path, ending_of
 from ...host.files import has_output_folder, output_name, shown_path
@@ -31,6 +32,8 @@ STATES = 4
 AdamW's two averages."""
 AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
+UNCHANGED = ("seed", "optimiser")
+"""Settings with which alone a training goes on. Model, layers and data are compared when they are there."""
 ANEW = "To begin a new one, press Begin anew on the node, or give another `filename_prefix`"
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
@@ -80,18 +83,20 @@ def run_of(
     data: Mapping[str, Sequence[Sketch]],
     *,
     resume: bool,
+    checkpoint: str = "",
 ) -> Run:
     """Choose the training to run: the latest of this name that was stopped with these settings and data,
     else a new one.
 
-    Only the files on disk decide. With `resume` the latest of this name is continued, whatever its settings
-    were.
+    Only the files on disk decide. With `resume` or a checkpoint the latest of this name is continued, with
+    all settings that may be others, from that checkpoint or the newest one.
 
-    Raises TrainError for `resume` if there is none. Without `resume`, raises it if the latest was stopped on
-    these data with other settings, and none with these: then the user must choose.
+    Raises TrainError for `resume` if there is none, and for a setting that may not be another. Without
+    `resume`, raises it if the latest was stopped on these data with other settings, and none with these: then
+    the user must choose.
     """
     new = adapter_path(prefix, dialect)
-    if resume:
+    if resume or checkpoint:
         latest = next(_runs(new, dialect), None)
         if latest is None:
             raise TrainError(
@@ -101,6 +106,10 @@ def run_of(
                 f"{shown_path(new.parent)}",
                 hint="Turn off `resume` to begin one",
             )
+        if checkpoint:
+            latest = replace(latest, state=_chosen(latest.folder, checkpoint))
+        assert latest.state is not None
+        _check_unchanged(latest, settings)
         (latest.folder / ASIDE).unlink(missing_ok=True)
         return latest
     offer = offer_of(prefix, dialect, settings, data)
@@ -115,6 +124,37 @@ def run_of(
             f"to use the present ones. {ANEW}",
         )
     return offer.run
+
+
+def _chosen(folder: Path, checkpoint: str) -> FoundState:
+    """The state of a checkpoint, by its name, its file or its step. Raises TrainError where there is none."""
+    name = checkpoint.strip().removesuffix(STATE).removesuffix(SAFETENSORS[0])
+    path = folder / f"{f'step-{int(name):06d}' if name.isdecimal() else name}{STATE}"
+    known = sorted(file.name.removesuffix(STATE) for file in folder.glob(f"*{STATE}"))
+    if path.name.removesuffix(STATE) not in known:
+        raise TrainError(
+            "there is no such checkpoint to go on from",
+            file=shown_path(folder),
+            key="resume_from",
+            got=checkpoint,
+            expected=", ".join(known) or "checkpoints, of which there is none",
+        )
+    return state_at(path)
+
+
+def _check_unchanged(run: Run, settings: Mapping[str, Any]) -> None:
+    """Raise TrainError for settings that an optimiser's state cannot go on with."""
+    assert run.state is not None
+    theirs = {name: run.state.settings[name] for name in UNCHANGED if name in run.state.settings}
+    changed = differences(theirs, {name: settings.get(name) for name in theirs})
+    if "ema" in run.state.settings and bool(run.state.settings["ema"]) != bool(settings.get("ema")):
+        changed += differences({"ema": run.state.settings["ema"]}, {"ema": settings.get("ema")})
+    if changed:
+        raise TrainError(
+            f"a training cannot go on with these settings: {'; '.join(changed)}",
+            file=shown_path(run.output),
+            hint=f"Set them back. {ANEW}",
+        )
 
 
 def offer_of(

@@ -33,7 +33,7 @@ from ..data.losses import LOSSES
 from ..data.targets import WEIGHTINGS
 from ..data.times import DISTRIBUTIONS
 from .memory import checkpointing_input
-from .overrides import ARGUMENTS, EXAMPLE
+from .overrides import ARGUMENTS, EXAMPLE, SAMPLE
 from .run import KEEP
 from .settings import PRECISIONS
 
@@ -43,7 +43,8 @@ _texts = partial(io.String.Input, force_input=True)
 
 
 def inputs() -> list[Any]:
-    return [*training_inputs("train for"), *_usual(), *_links(), *_groups()]
+    # New ones come last, because saved workflows hold values by their places.
+    return [*training_inputs("train for"), *_usual(), *_links(), *_groups(), *_rare()]
 
 
 def outputs() -> list[Any]:
@@ -140,6 +141,11 @@ def _links() -> list[Any]:
             tooltip="With it, pictures are sampled on the way and shown on the node: at the start, and ten "
             "more times or every `sample_every` steps.",
         ),
+        io.Conditioning.Input(
+            "sample_positive",
+            tooltip="Encoded prompts that are sampled on the way in place of the first caption. The pictures "
+            "of all are shown side by side.",
+        ),
         io.Latent.Input(
             "regularisation_latents",
             tooltip="Latents of what the model is not to forget, such as other pictures of the same kind of "
@@ -173,6 +179,17 @@ def _groups() -> list[Any]:
         group_input("speed", "Precision and memory.", _speed()),
         group_input("output", "What is saved and shown on the way, and how.", _output()),
     ]
+
+
+def _rare() -> list[Any]:
+    return advanced(
+        io.String.Input(
+            "resume_from",
+            default="",
+            tooltip="The checkpoint to go on from, such as step-000500 or best, of the latest training "
+            "of this name. It goes on with the settings of now, as with `resume`. Empty: the newest one.",
+        ),
+    )
 
 
 def _layers() -> list[Any]:
@@ -345,6 +362,13 @@ def _regularisation() -> list[Any]:
             default=1.0,
             step=0.05,
         ),
+        number_input(
+            "masked_prior",
+            "How much what masks leave out is held to what the model makes of it without the adapter. 0: it "
+            "may change. Takes a third more time.",
+            most=10.0,
+            step=0.05,
+        ),
         _dropout("input_dropout", "The share of what goes into each layer that it does not see in a pass."),
         _dropout("rank_dropout", "The share of each layer's rank that is left out in a pass."),
         _dropout("module_dropout", "The share of the layers that are left out in a pass."),
@@ -401,6 +425,13 @@ def _output() -> list[Any]:
             "Steps between two pictures that are sampled with the first caption, always from one "
             "noise. They are shown on the node and kept beside the checkpoints. 0: ten in all if `vae` is "
             "linked, else none. Without a VAE they are rough.",
+        ),
+        io.String.Input(
+            "sample_settings",
+            default="",
+            multiline=True,
+            tooltip=f"How prompts are sampled, a line for each in order, such as `{SAMPLE}`. What is not "
+            "said: the seed of the training, and the size of the first latent.",
         ),
         io.Combo.Input(
             "dialect",

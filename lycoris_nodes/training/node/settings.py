@@ -41,8 +41,8 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 """The model's dtype in training, by name; None keeps ComfyUI's choice."""
 
 ELSEWHERE = (
-    *("filename_prefix", "resume", "checkpointing", "validate_every", "checkpoint_every", "sample_every"),
-    *("keep", "dialect", "dtype"),
+    *("filename_prefix", "resume", "resume_from", "checkpointing", "validate_every", "checkpoint_every"),
+    *("sample_every", "sample_settings", "keep", "dialect", "dtype"),
 )
 """Settings that do not affect what is learned."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config
+from ..config import ALGORITHMS, DTYPES, Config
 
 NAME, FORM = "ai-toolkit", "YAML with config.process"
 PARTS = ("network", "train", "save", "sample", "model")
@@ -36,10 +36,8 @@ def read(config: Config) -> None:
     config.put("network.linear", "rank", int)
     config.put("network.linear_alpha", "alpha", float)
     config.put("train.lr", "learning_rate", float)
-    config.choose("train.optimizer", "optimiser", OPTIMISERS)
-    config.arguments(config.take("train.optimizer_params", {}))
-    if name := config.take("train.lr_scheduler"):
-        config.schedule(name, None)
+    config.optimiser("train.optimizer", config.take("train.optimizer_params", {}))
+    config.schedule("train.lr_scheduler")
     config.put("train.steps", "steps", int)
     config.put("train.batch_size", "batch_size", int)
     for key in ("train.gradient_accumulation", "train.gradient_accumulation_steps"):
@@ -51,24 +49,26 @@ def read(config: Config) -> None:
     config.min_snr("train.min_snr_gamma")
     config.choose("train.dtype", "precision", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})
     config.put("train.gradient_checkpointing", "checkpointing", lambda value: "on")
-    average = config.take("train.ema_config", {})
-    if average.get("use_ema"):
-        config.values["ema"] = float(average.get("ema_decay", 0.99))
+    average = config.inside("train.ema_config", config.take("train.ema_config", {}))
+    averaged = average.take("use_ema")
+    if not averaged:
+        average.left.clear()
+    average.put("ema_decay", "ema", float, usual=0.99 if averaged else None)
+    config.add(average)
     config.put("save.save_every", "checkpoint_every", int)
     config.put("save.max_step_saves_to_keep", "keep", int)
     config.choose("save.dtype", "dtype", DTYPES)
     config.put("sample.sample_every", "sample_every", int)
     config.put("sample.seed", "seed", int)
     config.put("name", "filename_prefix", lambda name: f"loras/{name}")
-    if config.take("train.train_text_encoder"):
-        config.notes.append("train.train_text_encoder: link `clip` and `captions`")
-    datasets = config.take("datasets", [])
-    dropped = [one.get("caption_dropout_rate") for one in datasets if isinstance(one, dict)]
-    if dropped and dropped[0] is not None:
-        config.values["caption_dropout"] = float(dropped[0])
-    if datasets:
-        config.notes.append("datasets: set on LyCORIS Training Pictures")
-    config.elsewhere("set on LyCORIS Training Pictures", "trigger_word")
+    config.elsewhere("link `clip` and `captions`", "train.train_text_encoder")
+    datasets = [one for one in config.left.get("datasets") or [] if isinstance(one, dict)]
+    # Of several data sets the first: there is one share for all here.
+    first = config.inside("datasets", datasets[0] if datasets else {})
+    first.put("caption_dropout_rate", "caption_dropout", float)
+    first.left.clear()
+    config.add(first)
+    config.elsewhere("set on LyCORIS Training Pictures", "datasets", "trigger_word")
     config.elsewhere("link the model", "model.name_or_path", "model.arch", "model.is_flux")
     config.unused(
         *("type", "training_folder", "device", "performance_log_every", "train.noise_scheduler", "logging"),

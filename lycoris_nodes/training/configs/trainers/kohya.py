@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ...data.losses import LOSSES
-from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config, flat, pairs
+from ..config import ALGORITHMS, DTYPES, Config, flat, pairs
 
 NAME, FORM = "kohya", "TOML with network_dim"
 TIMES = {"uniform": "uniform", "sigmoid": "logit-normal", "shift": "logit-normal", "flux_shift": "auto"}
@@ -21,31 +21,26 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 def read(config: Config) -> None:
     config.put("network_dim", "rank", int)
     # Its default, which is not the rank.
-    config.values["alpha"] = float(config.take("network_alpha", 1))
-    module, more = str(config.take("network_module", "networks.lora")), pairs(config.take("network_args", ()))
-    kind = more.pop("algo", "locon") if module.startswith("lycoris") else module
-    found = ALGORITHMS.get(kind.lower())
-    if found is None:
-        config.notes.append(f"the kind {kind}")
+    config.put("network_alpha", "alpha", float, usual=1)
+    more = config.inside("network_args", pairs(config.take("network_args", ())))
+    if str(config.left.get("network_module", "")).startswith("lycoris"):
+        config.unused("network_module")
+        more.choose("algo", "algorithm", ALGORITHMS, usual="locon")
     else:
-        config.values["algorithm"] = found
-    if more.pop("dora_wd", "").lower() == "true":
-        config.values["dora"] = True
-    if ratio := more.pop("loraplus_lr_ratio", ""):
-        config.values["loraplus_ratio"] = float(ratio)
-    for name in ("rank_dropout", "module_dropout"):
-        if value := more.pop(name, ""):
-            config.values[name] = float(value)
-    config.notes += [f"network_args: {name}={value}" for name, value in more.items()]
+        config.choose("network_module", "algorithm", ALGORITHMS, usual="networks.lora")
+    more.put("dora_wd", "dora", lambda text: text.lower() == "true")
+    more.put("loraplus_lr_ratio", "loraplus_ratio", float)
+    more.put("rank_dropout", "rank_dropout", float)
+    more.put("module_dropout", "module_dropout", float)
+    config.add(more)
 
     config.put("learning_rate", "learning_rate", float)
     config.put("unet_lr", "learning_rate", float)
     config.put("text_encoder_lr", "text_learning_rate", _first)
-    config.choose("optimizer_type", "optimiser", OPTIMISERS)
-    config.arguments(pairs(config.take("optimizer_args", ())))
-    config.schedule(config.take("lr_scheduler", "constant"), config.take("lr_scheduler_num_cycles"))
+    config.optimiser("optimizer_type", pairs(config.take("optimizer_args", ())))
+    config.schedule("lr_scheduler", "lr_scheduler_num_cycles", "constant")
     # Without a warm-up its rate does not rise.
-    config.values["warmup"] = float(config.take("lr_warmup_steps", 0))
+    config.put("lr_warmup_steps", "warmup", float, usual=0)
     config.put("max_train_steps", "steps", int)
     config.put("max_train_epochs", "epochs", int)
     config.put("train_batch_size", "batch_size", int)
@@ -54,8 +49,7 @@ def read(config: Config) -> None:
     config.put("seed", "seed", int)
 
     config.min_snr("min_snr_gamma")
-    if config.take("debiased_estimation_loss"):
-        config.values["weighting"] = "debiased"
+    config.put("debiased_estimation_loss", "weighting", lambda on: "debiased")
     config.put("noise_offset", "noise_offset", float)
     config.choose("loss_type", "loss_type", {name: name for name in LOSSES})
     config.put("huber_c", "huber_c", float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import ALGORITHMS, DTYPES, OPTIMISERS, Config
+from ..config import ALGORITHMS, DTYPES, Config
 
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
@@ -23,24 +23,17 @@ def read(config: Config) -> None:
     config.choose("peft_type", "algorithm", ALGORITHMS)
     config.put("lora_rank", "rank", int)
     # Its default, which is not the rank.
-    config.values["alpha"] = float(config.take("lora_alpha", 1.0))
-    if config.take("lora_decompose"):
-        config.values["dora"] = True
+    config.put("lora_alpha", "alpha", float, usual=1)
+    config.put("lora_decompose", "dora", bool)
     config.put("learning_rate", "learning_rate", float)
-    optimiser = Config(config.take("optimizer", {}))
-    optimiser.choose("optimizer", "optimiser", OPTIMISERS)
+    optimiser = config.inside("optimizer", config.take("optimizer", {}))
     betas = [optimiser.take(key) for key in ("beta1", "beta2")]
-    used = ("weight_decay", "eps", "momentum", "d_coef")
-    config.arguments(
-        {
-            **({"betas": betas} if None not in betas else {}),
-            **{key: optimiser.take(key) for key in used},
-        }
-    )
-    config.values |= optimiser.values
-    config.notes += optimiser.notes
-    if name := config.take("learning_rate_scheduler"):
-        config.schedule(name, config.take("learning_rate_cycles"))
+    used = {key: optimiser.left.pop(key, None) for key in ("weight_decay", "eps", "momentum", "d_coef")}
+    optimiser.optimiser("optimizer", {**({"betas": betas} if None not in betas else {}), **used})
+    # It writes all that any optimiser has.
+    optimiser.left.clear()
+    config.add(optimiser)
+    config.schedule("learning_rate_scheduler", "learning_rate_cycles")
     config.put("learning_rate_warmup_steps", "warmup", float)
     config.put("epochs", "epochs", int)
     config.put("batch_size", "batch_size", int)
@@ -50,10 +43,13 @@ def read(config: Config) -> None:
     config.put("offset_noise_weight", "noise_offset", float)
     config.choose("timestep_distribution", "times", TIMES)
     config.put("timestep_shift", "shift", float)
+    config.put("masked_prior_preservation_weight", "masked_prior", float)
     config.put("dropout_probability", "input_dropout", float)
-    if str(config.take("ema", "OFF")).upper() != "OFF":
-        config.put("ema_decay", "ema", float)
-    config.unused("ema_decay", "ema_update_step_interval")
+    averaged = str(config.take("ema", "OFF")).upper() != "OFF"
+    if not averaged:
+        config.unused("ema_decay")
+    config.put("ema_decay", "ema", float, usual=0.999 if averaged else None)
+    config.unused("ema_update_step_interval")
     config.choose("train_dtype", "precision", PRECISIONS)
     config.choose("output_dtype", "dtype", FILES)
     config.put(

@@ -1,0 +1,119 @@
+"""References: pictures that a model is shown beside its prompt, given to it as by the host's own nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nodes
+from torch import Tensor
+
+from ...lycoris_ops import TrainError
+from .sampling import literal
+
+Conditioning = list[Any]
+LATENTS, CONCATENATED = "reference_latents", "concat_latent_image"
+"""What the latents of references are called in a conditioning."""
+
+
+@dataclass(frozen=True)
+class References:
+    """How a model takes references: as latents under `key`, or by a node of the host, with the caption.
+
+    `fitted` says whether each is cut and resized as its target is; else it keeps its own shape. `given` is
+    what `node` gets beside an encoder, a VAE and a text: of references (1, H, W, 3), and of the width and
+    height of the target.
+    """
+
+    key: str = LATENTS
+    fitted: bool = False
+    most: int = 16
+    """How many a model takes."""
+    node: str = ""
+    given: Callable[[Sequence[Tensor], tuple[int, int]], dict[str, Any]] = lambda images, size: {}
+
+    @property
+    def in_words(self) -> str:
+        if self.node:
+            return f"encoded with the captions, as by {self.node}"
+        return "concatenated to the latents" if self.key == CONCATENATED else "latents beside the captions"
+
+
+def _numbered(images: Sequence[Tensor], mark: str, first: int) -> dict[str, Tensor]:
+    return {f"image{mark}{number}": image for number, image in enumerate(images, first)}
+
+
+_BESIDE, _TAKEN_IN = References(), References(CONCATENATED, fitted=True, most=1)
+_QWEN = References(
+    node="TextEncodeQwenImageEditPlus", most=3, given=lambda images, size: _numbered(images, "", 1)
+)
+_FIRST_QWEN = References(
+    node="TextEncodeQwenImageEdit", most=1, given=lambda images, size: {"image": images[0]}
+)
+_BY_CLASS: Mapping[str, References | None] = {
+    "Flux": _BESIDE,
+    "Flux2": _BESIDE,
+    # Its network has no place for what its class passes on.
+    "Chroma": None,
+    "Omnigen2": _BESIDE,
+    "Krea2": _BESIDE,
+    "QwenImage": _QWEN,
+    "MageFlow": References(
+        node="TextEncodeMageFlowEdit",
+        given=lambda images, size: {
+            "images": _numbered(images, "_", 1),
+            "width": size[0],
+            "height": size[1],
+        },
+    ),
+    "JoyImage": References(
+        node="TextEncodeJoyImageEdit", most=6, given=lambda images, size: {"images": _numbered(images, "", 0)}
+    ),
+    "Boogu": References(
+        node="TextEncodeBooguEdit",
+        given=lambda images, size: {"negative_prompt": "", "images": _numbered(images, "_", 1)},
+    ),
+    "SD15_instructpix2pix": _TAKEN_IN,
+    "SDXL_instructpix2pix": _TAKEN_IN,
+    "HiDream": _TAKEN_IN,
+}
+"""How models take references, by the host's class."""
+WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN}
+"""Choices of a user: Qwen-Image-Edit of August 2025 and the later ones have the same layers."""
+
+
+def references_of(model: Any, way: str = "auto") -> References | None:
+    """How a model takes references; None where it takes none."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    found = next((_BY_CLASS[kind] for kind in kinds if kind in _BY_CLASS), None)
+    if found is _QWEN:
+        return WAYS[way] or found
+    config = model.model_config.unet_config
+    # Of Flux there are models with channels for a picture of edges or of depth.
+    channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
+    return _TAKEN_IN if found is _BESIDE and channels > own > 0 else found
+
+
+def with_references(conditioning: Conditioning, key: str, latents: Sequence[Tensor]) -> Conditioning:
+    """A conditioning with the latents of references, as Reference Latent or InstructPix2Pix gives it."""
+    if key == CONCATENATED:
+        return [[text, {**more, key: latents[0]}] for text, more in conditioning]
+    return [[text, {**more, key: [*more.get(key, ()), *latents]}] for text, more in conditioning]
+
+
+def encoded_with(
+    kind: References, clip: Any, vae: Any, text: str, images: Sequence[Tensor], size: tuple[int, int]
+) -> Conditioning:
+    """A text encoded together with references (1, H, W, 3), for a target of this width and height.
+
+    Raises TrainError where this host does not have the node for it.
+    """
+    node: Any = nodes.NODE_CLASS_MAPPINGS.get(kind.node)
+    if node is None:
+        raise TrainError(
+            "this ComfyUI cannot encode references for the model",
+            got=f"no node {kind.node}",
+            hint="Update ComfyUI, or take the references out of the folder",
+        )
+    return node.execute(clip=clip, prompt=literal(text), vae=vae, **kind.given(images, size)).args[0]

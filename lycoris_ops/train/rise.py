@@ -1,0 +1,64 @@
+"""Whether a training has made its model worse than it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHECKS, FEWEST = 20, 25
+"""How often a training is checked, and the fewest steps between two checks: each costs a third of a step."""
+
+
+class Rise:
+    """Compares the loss of a step with that of the model alone, at the same batches and chance.
+
+    Their ratio is free of the chance that losses of different steps differ by. It is compared with the one in
+    the first step, so that a training may begin with an adapter that makes another model of it.
+    """
+
+    def __init__(self, most: float | None, steps: int, parameters: Sequence[Tensor]) -> None:
+        """`most` is how many times its first value the ratio may be; None checks nothing."""
+        self.most = most
+        self.every = max(FEWEST, steps // CHECKS)
+        self.first: float | None = None
+        self.high: float | None = None
+        """By what the ratio had risen at the last check, if by too much."""
+        self._parameters = parameters
+        # On the CPU, where it takes nothing from the training.
+        self.good = _on_cpu(parameters)
+        """The weights when the loss had last not risen."""
+
+    def due(self, step: int) -> bool:
+        return self.most is not None and (self.first is None or step % self.every == 0)
+
+    def found(self, loss: float, alone: float) -> float | None:
+        """Note both losses; returns by what their ratio has risen if it was too much twice in a row."""
+        # The losses of other kinds of models may be 0 and below it.
+        if not (loss > 0 and alone > 0 and math.isfinite(alone)):
+            return None
+        ratio = loss / alone
+        if self.first is None:
+            self.first = ratio
+        risen = ratio / self.first
+        if self.most is None or risen <= self.most:
+            self.high, self.good = None, _on_cpu(self._parameters)
+            return None
+        again = self.high is not None
+        self.high = risen
+        return risen if again else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self.first, "high": self.high}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as before a resume, with the weights as they are now. States of older versions are empty."""
+        self.first, self.high = state.get("first"), state.get("high")
+        self.good = _on_cpu(self._parameters)
+
+
+def _on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().to("cpu", torch.float32, copy=True) for tensor in tensors]

@@ -1,0 +1,104 @@
+"""The page `docs/other-trainers.md`: the settings of other trainers, and those of Train LoRA / LyCORIS.
+
+    python3 tests/harness/environment.py -- python -m tests.harness.other_trainers --write
+
+writes it from what reads their configs: each setting that is read is a row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .facts import ROOT, facts
+from .launch import base_directory, boot_in_process, loaded_pack
+
+PAGE = ROOT / "docs" / "other-trainers.md"
+HEAD = """# Settings of other trainers
+
+**Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of kohya,
+ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what becomes
+of each setting. They are made of what reads the configs, by `python -m tests.harness.other_trainers --write`.
+
+AdamW decays weights by 0.01 in these trainers where a config says nothing of it, and so it does here after a
+paste. On the node itself the usual weight decay is 0.
+"""
+CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
+"""What readers are shown: nothing, and what makes one of them read other settings."""
+
+
+def page(pack: str) -> str:
+    """The page, given the name under which the host has loaded the pack."""
+    configs = importlib.import_module(f"{pack}.lycoris_nodes.training.configs.config")
+    schema = importlib.import_module(f"{pack}.lycoris_nodes.training.node.schema")
+    named = configs.places(schema.inputs())
+    parts = [HEAD]
+    for trainer in configs.discover(configs.trainers.__name__):
+        rows: dict[str, list[str]] = {}
+        for table in CONFIGS:
+            trainer.read(_recorder(configs.Config, rows, named)(table))
+        parts.append(f"## {trainer.NAME}: {trainer.FORM}\n\n| there | here |\n|---|---|")
+        parts += [f"| `{key}` | {'; '.join(dict.fromkeys(words))} |" for key, words in rows.items() if words]
+        unused = ", ".join(f"`{key}`" for key, words in rows.items() if not words)
+        parts += [f"\nMake no difference to what is learned here: {unused}.", ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -> Any:
+    """A config that notes what is asked of it, in these rows."""
+
+    class Recorder(kind):
+        def _note(self, key: str, words: str) -> None:
+            if key:
+                rows.setdefault(f"{self.within}{key}", []).append(words)
+
+        def put(self, key: str, name: str, read: Callable[[Any], Any] = str, usual: Any = None) -> None:
+            silent = f", {usual} where it is not there" if isinstance(usual, int | float) else ""
+            self._note(key, f"`{named[name]}`{silent}")
+            super().put(key, name, read, usual)
+
+        def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
+            others = ", ".join(f"{theirs}: {ours}" for theirs, ours in choices.items() if theirs != ours)
+            self._note(key, f"`{named[name]}`" + (f" ({others})" if others else ""))
+            kind.put(self, key, name, lambda value: choices.get(str(value).lower()), usual)
+
+        def schedule(self, key: str, cycles_key: str = "", usual: str = "") -> None:
+            self._note(key, f"`{named['schedule']}`")
+            self._note(cycles_key, f"`{named['restarts']}`, which are one fewer")
+            super().schedule(key, cycles_key, usual)
+
+        def min_snr(self, key: str) -> None:
+            self._note(key, f"`{named['weighting']}` min-snr, with a gamma of 5")
+            super().min_snr(key)
+
+        def optimiser(self, key: str, arguments: Mapping[str, Any], usual: str = "AdamW") -> None:
+            super().optimiser(key, arguments, usual)
+            self._note(f"{key}, its arguments", f"`{named['weight_decay']}` and `{named['optimiser_args']}`")
+
+        def elsewhere(self, where: str, *keys: str) -> None:
+            for key in keys:
+                self._note(key, where)
+            super().elsewhere(where, *keys)
+
+        def unused(self, *keys: str) -> None:
+            for key in keys:
+                rows.setdefault(f"{self.within}{key}", [])
+            super().unused(*keys)
+
+    return Recorder
+
+
+def main(arguments: list[str]) -> None:
+    base = base_directory(ROOT / ".cache" / facts().host / "other-trainers", ROOT)
+    boot_in_process(facts().comfyui, base)
+    text = page(loaded_pack(base).__name__)
+    if arguments == ["--write"]:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,362 @@
+"""Pairs and clips of LyCORIS Training Pictures: what models are shown beside captions, and given of clips."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from hosting import Host, Patched, patcher
+from PIL import Image
+from torch import Tensor
+from trainable import PIXELS, WORD_WIDTH, Counted, clip_with_words, encoded, same, tiny, train
+
+pytestmark = pytest.mark.host
+
+RATE = 16
+"""Frames a second of Wan."""
+
+
+def drawing(path: Path, colour: str, size: tuple[int, int] = (PIXELS, PIXELS)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Image.new("RGB", size, colour)
+    made.paste("white", (0, 0, size[0] // 3, size[1] // 2))
+    made.save(path)
+    return path
+
+
+def pixels(path: Path) -> Tensor:
+    return torch.from_numpy(np.asarray(Image.open(path).convert("RGB"), np.float32) / 255)[None]
+
+
+def named(found: Any) -> dict[str, list[str]]:
+    """The references of each picture, by their paths."""
+    return {
+        one.name: [path.relative_to(found.path).as_posix() for path in one.references]
+        for one in found.pictures
+    }
+
+
+LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
+    "by name": (
+        [
+            "a.png",
+            "a_control.png",
+            "b.png",
+            "b-condlabel.png",
+            "c.png",
+            "c_reference_2.png",
+            "c_reference.png",
+        ],
+        {
+            "a.png": ["a_control.png"],
+            "b.png": ["b-condlabel.png"],
+            "c.png": ["c_reference.png", "c_reference_2.png"],
+        },
+        [],
+    ),
+    "a folder of references beside the pictures, as musubi-tuner has it": (
+        ["a.png", "b.png", "control/a_0.png", "control/a_1.png", "control/b.jpg", "control/c.png"],
+        {"a.png": ["control/a_0.png", "control/a_1.png"], "b.png": ["control/b.jpg"]},
+        ["control/c.png"],
+    ),
+    "folders beside that of the pictures, as ai-toolkit has it": (
+        ["target/a.png", "control_2/a.png", "control_1/a.png", "other/b.png"],
+        {"other/b.png": [], "target/a.png": ["control_1/a.png", "control_2/a.png"]},
+        [],
+    ),
+    "names that end in numbers": (
+        ["a.png", "a_1.png", "control/a.png", "control/a_1.png"],
+        {"a.png": ["control/a.png"], "a_1.png": ["control/a_1.png"]},
+        [],
+    ),
+    "a folder of that name alone": (["control/a.png"], {"control/a.png": []}, []),
+    "no picture of that name": (["a_control.png"], {"a_control.png": []}, []),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_references_are_found_by_name_and_by_folder(host: Host, folder: Path, layout: str) -> None:
+    files, wanted, left_out = LAYOUTS[layout]
+    for file in files:
+        drawing(folder / file, "red")
+    found = host.module("lycoris_nodes.dataset.folder").PictureFolder.of(folder)
+    assert named(found) == wanted and list(found.left_out) == left_out
+
+
+def flux(**changed: int) -> Any:
+    sizes = {"in_channels": 16, "out_channels": 16, "context_in_dim": WORD_WIDTH, "vec_in_dim": WORD_WIDTH}
+    return patcher(tiny("Flux 1", **{**sizes, **changed}))
+
+
+def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
+    host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    """Also mirrored, kept on disk, and where captions are dropped; the training sees them and learns."""
+    wide = drawing(folder / "control" / "a.png", "green", (2 * PIXELS, PIXELS // 2))
+    drawing(folder / "a.png", "blue")
+    drawing(folder / "b.png", "yellow")
+    vae, model = Counted(16), flux()
+    given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx"}
+    data = prepare(**given, mirror=True)
+    (first, flipped, *others), called = data["positive"], vae.calls
+    with torch.inference_mode():
+        latents = [vae.vae.encode(pixels(wide).flip(2) if flip else pixels(wide)) for flip in (False, True)]
+        (wanted,) = (
+            host.nodes.NODE_CLASS_MAPPINGS["ReferenceLatent"]
+            .execute(encoded(host, plain.clip, "qwx"), {"samples": latents[0]})
+            .args
+        )
+    assert torch.equal(first[0][0], wanted[0][0])
+    for one, latent in ((first, latents[0]), (flipped, latents[1])):
+        (found,) = one[0][1]["reference_latents"]
+        assert torch.equal(found, latent)
+    assert all("reference_latents" not in one[0][1] for one in others)
+    assert (
+        "with references, which are latents beside the captions: 1 (a.png)" in data["report"]
+        and "without a reference: 1 (b.png)" in data["report"]
+    )
+    again = prepare(**given, mirror=True)
+    assert vae.calls == called + 2
+    assert torch.equal(again["positive"][0][0][1]["reference_latents"][0], latents[0])
+    # Where captions are dropped the references stay, as they do for the negative prompt of a sampler.
+    samples = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.training.data.samples")
+    session = importlib.import_module(f"{host.pack.__name__}.lycoris_nodes.training.model.session")
+    with session.opened(model) as opened:
+        made = samples.samples_of(opened, data["latents"], data["positive"], empty=[data["empty_caption"]])
+    assert ["ref_latents" in one.without.conds for one in made] == [True, True, False, False]
+    trained = train(
+        host,
+        tmp_path,
+        model=model,
+        steps=2,
+        rank=2,
+        **{name: data[name] for name in ("latents", "positive")},
+        empty_caption=[data["empty_caption"]],
+    )
+    assert trained["steps_done"] == 2
+
+
+def test_what_references_show_is_learned(host: Host, tmp_path: Path) -> None:
+    """Of one text and many latents, each with itself as its reference."""
+    draw = torch.Generator().manual_seed(1)
+    latents = [3 * torch.randn(1, 16, 1, 1, generator=draw).expand(1, 16, 8, 8) for _ in range(8)]
+    text, pooled = torch.randn(1, 5, 20, generator=draw), torch.randn(1, 12, generator=draw)
+    positive = [[[text, {"pooled_output": pooled, "reference_latents": [one]}]] for one in latents]
+    data: dict[str, Any] = {"latents": [{"samples": one} for one in latents], "positive": positive}
+    held = {f"validation_{name}": values for name, values in data.items()}
+    model = patcher(tiny("Flux 1", in_channels=16, out_channels=16))
+    how = {
+        "steps": 40,
+        "rank": 8,
+        "learning_rate": 1e-2,
+        "batch_size": 8,
+        "validate_every": 40,
+        "preset": "full",
+    }
+    losses = dict(train(host, tmp_path, model=model, **data, **held, **how)["loss_map"]["validation"])
+    assert losses[40] < 0.9 * losses[0]
+
+
+def test_references_that_are_concatenated_are_cut_as_their_targets(
+    host: Host, prepare: Callable[..., Any], folder: Path
+) -> None:
+    drawing(folder / "a.png", "blue")
+    wide = drawing(folder / "a_control.png", "green", (2 * PIXELS, PIXELS))
+    vae = Counted(16)
+    data = prepare(model=flux(in_channels=32), vae=vae.vae, trigger="qwx")
+    middle = pixels(wide)[:, :, PIXELS // 2 : -PIXELS // 2]
+    with torch.inference_mode():
+        assert torch.equal(data["positive"][0][0][1]["concat_latent_image"], vae.vae.encode(middle))
+
+
+def test_references_for_a_model_that_takes_none_are_refused(
+    host: Host, prepare: Callable[..., Any], folder: Path
+) -> None:
+    drawing(folder / "a.png", "blue")
+    drawing(folder / "a_control.png", "green")
+    with pytest.raises(host.ops.TrainError, match=r"a\.png.*takes no references.*a_control\.png.*Rename"):
+        prepare(trigger="qwx")
+
+
+def film(path: Path, frames: int, rate: int, size: tuple[int, int] = (PIXELS, PIXELS)) -> Path:
+    """A clip whose n-th frame is grey, the brighter the later."""
+    codecs = {".mp4": ("libx264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "gray")}
+    codec, kind = codecs[path.suffix]
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(rate))
+        stream.width, stream.height, stream.pix_fmt = *size, kind
+        for number in range(frames):
+            grey = np.full((size[1], size[0], 3), 255 * number // frames, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif"])
+def test_frames_of_a_clip_are_those_of_their_times(host: Host, tmp_path: Path, ending: str) -> None:
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    # A GIF counts in hundredths of a second.
+    own = 25 if ending == ".gif" else 24
+    path = film(tmp_path / f"a{ending}", 48, own)
+    facts = clip.facts_of(path, RATE)
+    assert facts.size == (PIXELS, PIXELS) and abs(facts.frames - 48 * RATE / own) < 1 and not facts.repeated
+    fitted = sizes.middle(facts.size, (64, 64))
+    for rate, start, count in ((RATE, 0, 9), (RATE, 11, 5), (own, 0, 48), (2 * own, 5, 9)):
+        found = clip.pixels_of_clip(path, clip.Cut(start, count), rate, fitted)
+        shown = [int((start + n) / rate * own + 1e-6) for n in range(count)]
+        wanted = torch.tensor([255 * number // 48 for number in shown])
+        assert found.shape == (count, 64, 64, 3)
+        # Codecs round colours, by less than half the step from frame to frame.
+        assert (found.mean((1, 2, 3)) * 255 - wanted).abs().max() < 2.6, (rate, start)
+    assert clip.facts_of(path, 2 * own).repeated
+
+
+def test_cuts_are_evenly_spaced_and_of_the_lengths_that_a_vae_takes(host: Host) -> None:
+    clip = host.module("lycoris_nodes.dataset.clip")
+
+    def cuts(*given: int) -> list[tuple[int, int]]:
+        return [(one.start, one.count) for one in clip.cuts_of(*given)]
+
+    assert cuts(100, 33, 4, 1) == [(0, 33)]
+    assert cuts(100, 33, 4, 3) == [(0, 33), (34, 33), (67, 33)]
+    assert cuts(100, 33, 4, 9) == [(0, 33), (34, 33), (67, 33)]
+    assert cuts(32, 33, 4, 3) == [(0, 29)] and cuts(3, 33, 4, 3) == [(0, 1), (1, 1), (2, 1)]
+    assert cuts(100, 34, 8, 1) == [(0, 33)] and cuts(7, 100, 6, 1) == [(0, 7)]
+
+
+def wan(architecture: str = "Wan 2.1 t2v", **changed: int) -> Any:
+    return patcher(tiny(architecture, **{"out_dim": 16, "text_dim": WORD_WIDTH, **changed}))
+
+
+def test_clips_are_trained_with_pictures(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    """A long film in two cuts, a short one, a folder of frames and a picture, for a model of videos."""
+    film(folder / "long.mp4", 60, 24)
+    film(folder / "short.gif", 10, 25)
+    for number in range(6):
+        drawing(folder / "walk.frames" / f"{number}.png", "blue")
+    drawing(folder / "still.png", "green")
+    (folder / "long.txt").write_text("a light", encoding="utf-8")
+    vae, model = Counted(16, video=True), wan(in_dim=16)
+    given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9, "cuts": 2}
+    data = prepare(**given)
+    assert data["captions"] == ["qwx, a light", "qwx, a light", "qwx", "qwx", "qwx"]
+    lengths = [one["samples"].shape[2] for one in data["latents"]]
+    assert lengths == [3, 3, 2, 1, 2]
+    assert "3 clips, at 16 frames a second: 5 frames x2, 9 frames x2" in data["report"]
+    called = vae.calls
+    again = prepare(**given)
+    assert vae.calls == called
+    for one, other in zip(data["latents"], again["latents"], strict=True):
+        assert torch.equal(one["samples"], other["samples"])
+    prepare(**given, frame_rate=8)
+    assert vae.calls == called + 5
+    report = train(
+        host,
+        tmp_path,
+        model=model,
+        steps=2,
+        rank=2,
+        **{name: data[name] for name in ("latents", "positive")},
+    )["report"]
+    assert "5 latents (3 x 16 x 16 x2, 2 x 16 x 16 x2, 1 x 16 x 16 x1)" in " ".join(report.split())
+    # Models of pictures leave them out.
+    still = prepare(trigger="qwx")
+    assert len(still["latents"]) == 1 and "left out: 4" in still["report"]
+
+
+def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    path = film(folder / "a.mp4", 12, RATE)
+    vae, model = Counted(16, video=True), wan("Wan 2.1 i2v", in_dim=36)
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    frames = clip.pixels_of_clip(path, clip.Cut(0, 9), RATE, sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)))
+    given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9}
+    ends: dict[str, Tensor] = {"start_image": frames[:1]}
+    for which, node in (("first", "WanImageToVideo"), ("first and last", "WanFirstLastFrameToVideo")):
+        data = prepare(**given, first_frames=which)
+        with torch.inference_mode():
+            text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
+            size = {"width": PIXELS, "height": PIXELS, "length": 9, "batch_size": 1}
+            made = (
+                host.nodes.NODE_CLASS_MAPPINGS[node]
+                .execute(positive=text, negative=text, vae=vae.vae, **size, **ends)
+                .args
+            )
+        wanted, found = made[0][0][1], data["positive"][0][0][1]
+        for name in ("concat_latent_image", "concat_mask"):
+            assert torch.equal(found[name], wanted[name])
+        assert f"the model is given what {node} gives it" in data["report"]
+        ends["end_image"] = frames[-1:]
+    assert "concat_mask" not in prepare(**given, first_frames="none")["positive"][0][0][1]
+    train(
+        host, tmp_path, model=model, steps=1, rank=2, **{name: data[name] for name in ("latents", "positive")}
+    )
+
+
+def test_what_is_around_a_hole_is_given_to_a_model_that_fills_it(
+    host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, vae: Counted, tmp_path: Path
+) -> None:
+    path = drawing(folder / "a.png", "blue")
+    hole = Image.new("L", (PIXELS, PIXELS))
+    hole.paste(255, (0, 0, PIXELS // 2, PIXELS))
+    hole.save(folder / "a_mask.png")
+    model = tiny("SD1.5", context_dim=WORD_WIDTH, in_channels=9)
+    model.set_inpaint()
+    data = prepare(model=patcher(model), trigger="qwx")
+    mask = torch.from_numpy(np.asarray(hole, np.float32) / 255)[None]
+    text = encoded(host, plain.clip, "qwx")
+    with torch.inference_mode():
+        wanted = host.nodes.InpaintModelConditioning().encode(text, text, pixels(path), vae.vae, mask, False)
+    for name in ("concat_latent_image", "concat_mask"):
+        assert torch.equal(data["positive"][0][0][1][name], wanted[0][0][1][name])
+    # All of the picture is learned, and not what is in the hole alone.
+    assert data["masks"] == []
+    train(
+        host,
+        tmp_path,
+        model=patcher(model),
+        steps=1,
+        rank=2,
+        **{name: data[name] for name in ("latents", "positive")},
+    )
+
+
+@pytest.mark.parametrize("way", ["auto", "first Qwen-Image-Edit"])
+def test_a_text_encoder_that_sees_is_shown_references_as_by_the_hosts_node(
+    host: Host, prepare: Callable[..., Any], folder: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing(folder / "a.png", "blue")
+    shown = drawing(folder / "a_control.png", "green", (96, 64))
+    (folder / "a.txt").write_text("make it (very) green", encoding="utf-8")
+    clip, vae = clip_with_words("Qwen-Image"), Counted(16, video=True)
+    told: list[Any] = []
+
+    def encode(tokens: Any) -> list[Any]:
+        """In place of the part that sees, which has no tiny form."""
+        told.append(tokens)
+        return [[torch.zeros(1, 5, 20), {}]]
+
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", encode)
+    model = patcher(tiny("Qwen-Image", in_channels=64, out_channels=16))
+    data = prepare(model=model, clip=clip, vae=vae.vae, references=way)
+    plus = way == "auto"
+    node = host.nodes.NODE_CLASS_MAPPINGS[f"TextEncodeQwenImageEdit{'Plus' if plus else ''}"]
+    picture = {"image1" if plus else "image": pixels(shown)}
+    with torch.inference_mode():
+        ((_, more),) = node.execute(clip=clip, prompt=r"make it \(very\) green", vae=vae.vae, **picture).args[
+            0
+        ]
+    assert same(told[-2], told[-1])
+    ((_, said),) = data["positive"][0]
+    assert said.keys() == more.keys()
+    assert torch.equal(said["reference_latents"][0], more["reference_latents"][0])
