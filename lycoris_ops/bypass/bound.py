@@ -17,7 +17,7 @@ from ..discovery import discover
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, shaped
 from . import forwards
-from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
+from .forwards.forward import Forward, Item, Strengths, buffer, in_own_dtypes, recorded
 from .forwards.low_rank import LowRankForward
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
@@ -86,9 +86,9 @@ class BoundPlan:
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
         self.operates = bool(self.shifts or self.scales or self.others)
         """Whether there are operators on the input or the output."""
-        self.thin = not (self.operates or self.biases) and all(
-            isinstance(placed.forward, LowRankForward) for placed in self.forwards
-        )
+        self.blends = all(isinstance(placed.forward, LowRankForward) for placed in self.forwards)
+        """Whether `blend` is for it."""
+        self.thin = not (self.operates or self.biases) and self.blends
         """Whether `beside` takes factors of places."""
         self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
         """Whether nothing is left to do when the module is given the changed input."""
@@ -150,6 +150,35 @@ class BoundPlan:
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
         return self._finished(self._add(x, total, strengths), y, strengths)
+
+    def blend(
+        self, x: Tensor, y: Tensor, total: Tensor, strengths: Strengths, run: Run, factors: Tensor
+    ) -> Tensor:
+        """`total` with `finish` of y less y, times factors over places; total may be written over, and be y.
+
+        Each step is that of `finish`, with its change multiplied by the factors before it is added: where
+        these are 1 and total is y, all bits are those of `finish`. `factors` are in float32 or float64 and
+        shaped like y with one channel. It records no gradients, and where operators change the input, y must
+        be of the changed one.
+        """
+        base = self._batched(y).to(self.dtype)
+        found = self._batched(total).to(self.dtype).contiguous()
+        narrow = factors.to(self.dtype)
+        changes = self._by_operators(x, base, strengths, run) if self.operates else []
+        extra = self._on_all_outputs(strengths) if self.operates else None
+        if extra is not None:
+            weighted = torch.mul(base, narrow, out=buffer("blend", base.shape, base))
+            found.addcmul_(weighted, extra)
+            if self.bias is not None:
+                found.addcmul_(narrow.expand_as(found), self.bias * extra, value=-1)
+        for change, rows, strength in changes:
+            self.geometry.part(found, rows).add_(change.mul_(narrow), alpha=strength)
+        within = factors if self.geometry.kernel else factors.reshape(-1, 1)
+        found = self._add(x, found, strengths, within)
+        change = self._bias_change(strengths)
+        if change is not None:
+            found = found + self.geometry.per_channel(change.to(self.dtype)) * narrow
+        return shaped(found, total.shape).to(total.dtype)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.

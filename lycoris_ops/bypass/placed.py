@@ -12,7 +12,7 @@ from ..changes.place import Places, Where
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype
 from .bound import BoundPlan, Run
-from .forwards.forward import Strengths
+from .forwards.forward import Strengths, recorded
 from .plan import BypassPlan, Met
 
 
@@ -42,6 +42,7 @@ class PlacedPlan:
             (where, BoundPlan(plan, met.only(found), x, dropout), found) for where, found in slots.items()
         ]
         """Each `Where` with its layers and their slots; None, for the same everywhere, comes first."""
+        self.learns = plan.learns
         self.made_for = (x.dtype, x.device, dropout)
         bounds = [bound for _, bound, _ in self.parts]
         self.operates = any(bound.operates for bound in bounds)
@@ -79,15 +80,24 @@ class PlacedPlan:
         """As `BoundPlan.finish`."""
         base, total = y, y
         made: dict[Where, Tensor] = {}
-        for where, bound, slots in self.parts:
-            done = self.shares_shift and bound.shifts_alone
-            if done or not any(strengths[slot] for slot in slots):
-                continue
+        live = [
+            (where, bound)
+            for where, bound, slots in self.parts
+            if any(strengths[slot] for slot in slots) and not (self.shares_shift and bound.shifts_alone)
+        ]
+        for number, (where, bound) in enumerate(live, start=1):
             if not bound.operates and not self.apart:
                 total = self._beside(where, bound, x, total if total is not base else y.clone(), strengths)
                 continue
+            runs_again = bound.takes_shift and not self.shares_shift
+            if not (where is None or self.apart or runs_again or self._records(x, base)) and bound.blends:
+                # The others need the module's output too.
+                total = base.clone() if total is base and number < len(live) else total
+                factors = self._factors(where, base, compute_dtype(base.dtype))
+                total = bound.blend(x, base, total, strengths, run, factors)
+                continue
             met = base.clone()
-            if bound.takes_shift and not self.shares_shift:
+            if runs_again:
                 _, given = bound.given(x, strengths)
                 met = run(given.view(x.shape).to(self.made_for[0]))
             found = bound.finish(x, met, strengths, run).view(base.shape)
@@ -100,6 +110,9 @@ class PlacedPlan:
         if not self.apart:
             return total
         return torch.cat([total, *(_joined(total, base, made.get(where, base)) for where in self.apart)])
+
+    def _records(self, x: Tensor, y: Tensor) -> bool:
+        return recorded(x, y) or (self.learns and torch.is_grad_enabled())
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
         """As `BoundPlan.beside`."""

@@ -46,6 +46,7 @@ class Places:
 
     Each sample has `before` other tokens, then those of `grid`, (h, w) or (frames, h, w), row by row, then
     `after` others. A convolution needs no grid, because its output has one.
+    Raises LycorisError for no samples, and for sizes that count nothing.
     """
 
     pictures: tuple[int, ...]
@@ -58,6 +59,18 @@ class Places:
     """How many frames of the video a frame of the grid stands for. The first one stands for one alone."""
     of: int = 0
     """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
+
+    def __post_init__(self) -> None:
+        if not self.pictures or min(self.pictures) < 0:
+            raise LycorisError(
+                "places are of no pictures",
+                got=str(self.pictures),
+                expected="for each sample the number of its picture, from 0",
+            )
+        if min((*self.grid, self.pace), default=1) < 1 or min(self.before, self.after) < 0:
+            raise LycorisError(
+                "places have a size that counts nothing", got=str(self), expected="whole numbers from 1 up"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +177,10 @@ def _frames(count: int, pace: int) -> int:
 
 @dataclass(frozen=True)
 class Where:
-    """Where, and for which pictures, a strength holds: its factor over places and samples."""
+    """Where, and for which pictures, a strength holds: its factor over places and samples.
+
+    Raises LycorisError for a factor that is not finite.
+    """
 
     mask: Mask | None = None
     factors: tuple[float, ...] | None = None
@@ -172,6 +188,12 @@ class Where:
     _kept: dict[tuple[object, ...], Tensor] = field(
         default_factory=dict[tuple[object, ...], Tensor], init=False, repr=False, compare=False
     )
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.factors or ())):
+            raise LycorisError(
+                "the strength of a picture must be a finite number", got=str(list(self.factors or ()))
+            )
 
     def over(self, places: Places, grid: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The factors (samples, tokens) in a pass; (samples, 1) without a mask.

@@ -1,8 +1,9 @@
 """What a mask costs: a pass of a model with a masked stack beside one with the same stack unmasked.
 
-`python -m tests.bench.mask [--rounds N]` takes a UNet of SD1.5's layout and a transformer of Flux's, with
-random weights and a layer of one kind beside each of their own. Passes take turns in one process. It prints
-the median of the ratios of the times, and the ratio of the most memory that a pass takes beyond the model.
+`python -m tests.bench.mask [--rounds N] [--kinds KIND ...]` takes a UNet of SD1.5's layout and a transformer
+of Flux's, with random weights and a layer of one kind beside each of their own. Passes take turns in one
+process. It prints the median of the ratios of the times, and the ratio of the most memory that a pass takes
+beyond the model.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def stack_for(ops: Any, model: Any, kind: str) -> Any:
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=7).parse_args()
+    asked = parser(__doc__, rounds=7)
+    asked.add_argument("--kinds", nargs="+", default=OF_KINDS, choices=OF_KINDS)
+    options = asked.parse_args()
     base = install(base_directory(ROOT / ".cache" / facts().host / "bench-mask", ROOT))
     nodes = boot_in_process(facts().comfyui, base)
     import comfy.model_management
@@ -73,7 +76,7 @@ def main() -> None:
         plain = ModelPatcher(model, load_device=device, offload_device=device)
         x = torch.randn(1, *latent)
         conds = {name: torch.randn(1, *shape) for name, shape in given.items()}
-        for kind in OF_KINDS:
+        for kind in options.kinds:
             stack = stack_for(ops, model, kind)
             patchers = {
                 "unmasked": run("LycorisApplyStack", plain, stack, mode="bypass"),

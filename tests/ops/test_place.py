@@ -7,7 +7,7 @@ or 1, and elsewhere with y + sum of m (y' - y) in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -279,6 +279,22 @@ def test_a_stack_with_masks() -> None:
 def test_masks_that_are_none(weights: Tensor, found: str) -> None:
     with pytest.raises(lyc.LycorisError, match=found):
         lyc.Mask(weights)
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (lambda: Where(factors=(1.0, math.nan)), "finite number"),
+        (lambda: Places(()), "no pictures"),
+        (lambda: Places((0, -1)), "no pictures"),
+        (lambda: Places((0,), (0, 4)), "counts nothing"),
+        (lambda: Places((0,), (4, 4), before=-1), "counts nothing"),
+        (lambda: Places((0,), (2, 4, 4), pace=0), "counts nothing"),
+    ],
+)
+def test_places_and_factors_that_are_none(made: Callable[[], object], found: str) -> None:
+    with pytest.raises(lyc.LycorisError, match=found):
+        made()
 
 
 @pytest.mark.parametrize("text", ["a", "3-1", "-4", "1.5", "0-16 40"])
