@@ -110,9 +110,9 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     turn: (index, on) => set(changed(meant(index), (row) => ({ ...row, on }))),
     replaceFile(index) {
       const { file: current } = rows[index]
-      const pick = async (/** @type {string} */ file) => {
-        const files = await pairOf(file)
-        acts.change(index, withFiles(rows[index], files))
+      const pick = (/** @type {string} */ file) => {
+        acts.change(index, withFiles(rows[index], { file }))
+        void joinPair(rows[index])
       }
       openPicker({ current, model: model(), pick }, asideOf(index))
     },
@@ -379,27 +379,30 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * A file, with the one that makes a pair with it where their names leave no doubt.
+   * Take the other file of a pair into a row, where the names leave no doubt. A row that is there with both has it.
    *
-   * @param {string} file
+   * It is known only after the server answered, and the row is there before.
+   *
+   * @param {import("./state.js").Row} row
    */
-  async function pairOf(file) {
-    const { pair } = await aboutFile(file)
-    return pair?.sure ? pair : { file }
+  async function joinPair(row) {
+    const { pair } = await aboutFile(row.file)
+    const index = rows.findLastIndex((other) => JSON.stringify(other) === JSON.stringify(row))
+    if (!pair?.sure || index < 0) return
+    const there = rows.some((other) => other.file === pair.file && other.low_noise === pair.low_noise)
+    if (there && row.file !== pair.file) set(rows.filter((_, place) => place !== index))
+    else set(rows.with(index, withFiles(row, pair)))
   }
 
-  let adding = Promise.resolve()
   /**
-   * Add a row for a file, in the order in which they are chosen. The other file of a pair that is there has its row.
+   * Add a row for a file.
    *
    * @param {string} file
    */
   function addFile(file) {
-    adding = adding.then(async () => {
-      const files = await pairOf(file)
-      const there = file !== files.file && rows.some((row) => row.file === files.file && row.low_noise === file)
-      if (!there) set([...rows, withFiles(newRow(file), files)])
-    })
+    const row = newRow(file)
+    set([...rows, row])
+    void joinPair(row)
   }
 
   /** Why a row was refused, as long as it is what it was. */
