@@ -144,7 +144,11 @@ def check_library() -> None:
 
 
 def last(told: str) -> str:
-    return told.rstrip().rpartition("\n")[2].strip("= ")
+    """The line with what pytest or a checker of types came to: libraries may say more when its process ends."""
+    lines = told.rstrip().splitlines()
+    return next(
+        (line for line in reversed(lines) if re.search(r"\d+ (passed|error)", line)), lines[-1]
+    ).strip("= ")
 
 
 def placeholders(settings: str) -> list[str]:
