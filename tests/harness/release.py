@@ -144,7 +144,7 @@ def check_library() -> None:
 
 
 def last(told: str) -> str:
-    """The line with what pytest or a checker of types came to: libraries may say more when its process ends."""
+    """The line with what pytest or a checker of types came to: libraries may say more at its end."""
     lines = told.rstrip().splitlines()
     return next(
         (line for line in reversed(lines) if re.search(r"\d+ (passed|error)", line)), lines[-1]
