@@ -57,6 +57,9 @@ def test_a_pair_is_one_row(ui: Ui, files: Path, vue_nodes: bool, screenshot: Cal
     assert rows.said() == [[pair]]
     rows.line(0).get_by_text("high + low").wait_for()
     rows.add(LOW)
+    rows.add(HIGH)
+    rows.wait([HIGH])
+    assert rows.said() == [[pair]]
     # Where the names leave doubts, a click takes it.
     rows.add(SHORT)
     rows.wait([HIGH, SHORT])
@@ -72,6 +75,17 @@ def test_a_pair_is_one_row(ui: Ui, files: Path, vue_nodes: bool, screenshot: Cal
         "() => document.querySelectorAll('.lycoris-row')[0].textContent.includes('high + low')"
     )
     assert rows.said()[0][0] == {**pair, "low_noise": SHORT}
+    # The row of the other file alone goes where its partner takes it in.
+    rows.menu(0, "Split into two rows")
+    rows.wait([HIGH, SHORT, LOW, LONG])
+    rows.click(rows.line(0).get_by_role("button", name="+ low noise"))
+    rows.wait([HIGH, SHORT, LONG])
+    assert rows.said()[0][0] == pair
+    # A row whose file is replaced by one of a pair that is there stays.
+    rows.click(rows.line(1).locator(".lycoris-file"))
+    rows.click(page.locator(".lycoris-picker").get_by_title(LOW, exact=True))
+    rows.wait([HIGH, LOW, LONG])
+    rows.line(1).get_by_text("x2").wait_for()
     # A file that is gone is told on the row.
     (files.parent / SHORT).unlink()
     page.keyboard.press("r")
@@ -93,6 +107,14 @@ def test_picture_and_sound_have_factors_of_their_own(
     assert sound.input_value() == "0.50"
     assert rows.line(0).get_by_label("factor for the picture").input_value() == "1.00"
     screenshot(f"sound-{'vue' if vue_nodes else 'canvas'}")
+    # What is no strength is not taken, and stays in red.
+    for typed in ("1e400", "1000"):
+        rows.click(sound)
+        page.keyboard.type(typed)
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelector('.lycoris-signal .lycoris-wrong')")
+        assert sound.input_value() == typed
+        assert rows.said()[0][0]["rules"] == "audio = *0.5"
     rows.menu(0, "Picture off")
     rows.menu(0, "Sound off")
     assert rows.said()[0][0]["rules"] == "video = *0\naudio = *0"

@@ -9,6 +9,8 @@ import { heightOf, reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
 import {
   formatRows,
   hasClip,
+  joined,
+  newRow,
   parseRows,
   signalOf,
   withClip,
@@ -81,6 +83,19 @@ test("a row has a file or the two of a pair", () => {
   assert.equal(parseRows('{"rows": [{"file": "a", "low_noise": 5}]}'), null)
 })
 
+test("a row that takes the other file of its pair in takes the place of that file's own row", () => {
+  const pair = { file: "a_high", low_noise: "a_low" }
+  const high = { on: true, file: "a_high", strength_model: 0.8 }
+  const both = { on: true, strength_model: 0.8, ...pair }
+  const low = { ...high, file: "a_low" }
+  const [plain, other] = [newRow("a_low"), { ...low, strength_model: 0.5 }]
+  for (const spare of [low, plain]) assert.deepEqual(joined([spare, high], 1, pair), [both])
+  assert.deepEqual(joined([low, high], 0, pair), [both])
+  // What has settings of its own stays, as do second rows and other pairs.
+  const others = [other, { ...low, on: false }, { ...plain, low_noise: "b_low" }]
+  assert.deepEqual(joined([high, ...others, low, low], 0, pair), [both, ...others, low])
+})
+
 test("the factors of picture and sound are rules of a row", () => {
   const row = { file: "a", rules: "mid = 0.5\nAudio = *0.5\nattn = *2\naudio=* .5" }
   assert.equal(signalOf(row, "audio"), 0.25)
@@ -88,6 +103,9 @@ test("the factors of picture and sound are rules of a row", () => {
   assert.equal(withSignal(row, "audio", 0).rules, "mid = 0.5\nattn = *2\naudio = *0")
   assert.equal(withSignal(row, "video", 0.8).rules, `${row.rules}\nvideo = *0.8`)
   assert.deepEqual(withSignal({ file: "a", rules: "audio = *0" }, "audio", 1), { file: "a" })
+  // Small ones are written without an exponent, and read with one.
+  assert.equal(withSignal({ file: "a" }, "audio", 1.5e-6).rules, "audio = *0.000002")
+  assert.equal(withSignal({ file: "a", rules: "audio = *1e-7" }, "audio", 1e-7).rules, "audio = *0")
   // What sets a weight is no factor.
   assert.equal(signalOf({ file: "a", rules: "audio = 0" }, "audio"), 1)
 })

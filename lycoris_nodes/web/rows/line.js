@@ -9,7 +9,7 @@ import { heightOf, shownOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
 import { aboutFile, fileNames } from "./server.js"
-import { SIGNALS, clipStrength, isOn, modelStrength, signalOf, withFiles } from "./state.js"
+import { SIGNALS, clipStrength, isOn, modelStrength, signalOf } from "./state.js"
 import { strengthField } from "./strength.js"
 
 /** @typedef {import("./state.js").Row} Row */
@@ -25,6 +25,7 @@ const MARKS = { video: "▶", audio: "♪" }
  *
  * @typedef {{
  *   change: (index: number, row: Row) => void,
+ *   join: (index: number, pair: import("./server.js").Pair) => void,
  *   turn: (index: number, on: boolean) => void,
  *   replaceFile: (index: number) => void,
  *   editRules: (index: number) => void,
@@ -171,7 +172,7 @@ export function createLine(acts, bounds) {
       class: "lycoris-badge lycoris-near",
       textContent: about.pair.sure ? words : `${words}?`,
       title: t("{file} seems to belong to it: take both into this row", { file: other }),
-      onclick: () => about.pair && acts.change(index, withFiles(row, about.pair)),
+      onclick: () => about.pair && acts.join(index, about.pair),
     })
     return [button]
   }
@@ -232,5 +233,7 @@ export function createLine(acts, bounds) {
     reason.classList.toggle("lycoris-long", heightOf(why) > 1)
     element.classList.toggle("lycoris-blamed", Boolean(why))
   }
-  return { element, reason, update, showTimes, blame, close }
+  /** Whether it has such a field: not every file changes the picture, or the sound, by itself. */
+  const has = (/** @type {Changed} */ name) => !signals.some(({ signal, element }) => signal === name && element.hidden)
+  return { element, reason, update, showTimes, blame, has, close }
 }

@@ -14,7 +14,8 @@ import { hidePreview } from "./preview.js"
 import { heightOf, reasonsOf } from "./reasons.js"
 import { aboutFile, forgetFile, readRows } from "./server.js"
 import {
-  filesOf, formatRows, hasClip, isOn, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal, withStrength,
+  filesOf, formatRows, hasClip, isOn, joined, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal,
+  withStrength,
 } from "./state.js"
 import { chosenUpTo, moved, shifted, toggled } from "./steps.js"
 import { askText } from "./textbox.js"
@@ -75,6 +76,8 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   let reached = null
   /** @type {Map<number, {row: string, why: string}>} */
   let refused = new Map()
+  /** Ends with the change of a strength that goes on: it is made of the rows that were there when it began. */
+  let settled = Promise.resolve()
 
   const set = (/** @type {Row[]} */ changed) => void write(formatRows(changed))
   /** The rows that are meant where one is: all that are selected with it. */
@@ -107,12 +110,13 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   /** @type {import("./line.js").Acts} */
   const acts = {
     change: (index, row) => set(rows.with(index, row)),
+    join: (index, pair) => set(joined(rows, index, pair)),
     turn: (index, on) => set(changed(meant(index), (row) => ({ ...row, on }))),
     replaceFile(index) {
       const { file: current } = rows[index]
       const pick = (/** @type {string} */ file) => {
         acts.change(index, withFiles(rows[index], { file }))
-        void joinPair(rows[index])
+        void joinPair(rows[index], false)
       }
       openPicker({ current, model: model(), pick }, asideOf(index))
     },
@@ -126,6 +130,8 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     async menu(index, point) {
       const row = rows[index]
       const about = await aboutFile(row.file)
+      // The list may be another one meanwhile.
+      if (rows[index] !== row) return
       /** @type {import("./state.js").Signal[]} */
       const has = about.signals ?? []
       const signals = has.map((signal) => signalItem(index, signal))
@@ -183,13 +189,16 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     },
     strength(index, name) {
       const from = rows
-      const these = meant(index)
+      const these = new Set([...meant(index)].filter((at) => lines[at].has(name)))
       /** @param {(value: number | string) => number | string} change */
       const changed = (change) => {
         if (name !== "video" && name !== "audio") return withStrength(from, these, name, change)
-        // What is typed and is no number is no factor either.
-        const factor = Number(change(signalOf(from[index], name)))
-        return Number.isNaN(factor) ? from : from.with(index, withSignal(from[index], name, factor))
+        return from.map((row, at) => {
+          if (!these.has(at)) return row
+          const factor = change(signalOf(row, name))
+          // What is typed and is no strength is no factor either.
+          return typeof factor === "number" ? withSignal(row, name, factor) : row
+        })
       }
       const by = (/** @type {number} */ amount) =>
         changed((value) => {
@@ -198,17 +207,31 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
         })
       return {
         type: (value) => set(changed(() => value)),
-        step: () => ({ by: (amount) => set(by(amount)), end: begin() }),
+        step: () => ({ by: (amount) => set(by(amount)), end: settling(begin()) }),
         preview() {
           let made = from
           return {
             by: (amount) => show((made = amount ? by(amount) : from)),
-            end: () => void (made !== from && set(made)),
+            end: settling(() => void (made !== from && set(made))),
           }
         },
         undo,
       }
     },
+  }
+
+  /**
+   * The end of a change that goes on from now on: `settled` waits for it.
+   *
+   * @param {() => void} end
+   */
+  function settling(end) {
+    let settle = () => {}
+    settled = new Promise((resolve) => (settle = resolve))
+    return () => {
+      end()
+      settle()
+    }
   }
 
   /**
@@ -236,7 +259,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     const split = () => set(rows.toSpliced(index, 1, withFiles(row, { file }), withFiles(row, { file: low ?? file })))
     const isLow = !low && expert === "low noise"
     const pick = (/** @type {string} */ other) =>
-      acts.change(index, withFiles(row, isLow ? { file: other, low_noise: file } : { file, low_noise: other }))
+      acts.change(index, withFiles(rows[index], isLow ? { file: other, low_noise: file } : { file, low_noise: other }))
     const choose = () => openPicker({ current: low ?? file, model: model(), pick }, asideOf(index))
     return [
       ...(low || expert
@@ -379,19 +402,22 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * Take the other file of a pair into a row, where the names leave no doubt. A row that is there with both has it.
+   * Take the other file of a pair into a row, where the names leave no doubt and no row has both. Where one has, a row
+   * that was added goes, and one whose file was replaced stays as it is.
    *
    * It is known only after the server answered, and the row is there before.
    *
    * @param {import("./state.js").Row} row
+   * @param {boolean} added
    */
-  async function joinPair(row) {
+  async function joinPair(row, added) {
     const { pair } = await aboutFile(row.file)
+    await settled
     const index = rows.findLastIndex((other) => JSON.stringify(other) === JSON.stringify(row))
     if (!pair?.sure || index < 0) return
     const there = rows.some((other) => other.file === pair.file && other.low_noise === pair.low_noise)
-    if (there && row.file !== pair.file) set(rows.filter((_, place) => place !== index))
-    else set(rows.with(index, withFiles(row, pair)))
+    if (!there) acts.join(index, pair)
+    else if (added) set(rows.toSpliced(index, 1))
   }
 
   /**
@@ -402,7 +428,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   function addFile(file) {
     const row = newRow(file)
     set([...rows, row])
-    void joinPair(row)
+    void joinPair(row, true)
   }
 
   /** Why a row was refused, as long as it is what it was. */
@@ -420,7 +446,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     const { rows: reasons, rest } = reasonsOf(text)
     refused = new Map([...reasons].map(([index, why]) => [index, { row: JSON.stringify(rows[index]), why }]))
     // What was known of their files may be what was refused.
-    for (const index of refused.keys()) if (index in rows) forgetFile(rows[index].file)
+    for (const index of refused.keys()) if (index in rows) filesOf(rows[index]).forEach(forgetFile)
     if (rows.length) show(rows)
     const first = lines[Math.min(...refused.keys())]
     if (first) body.scrollTop += first.element.getBoundingClientRect().top - body.getBoundingClientRect().top

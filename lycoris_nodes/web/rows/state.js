@@ -137,8 +137,29 @@ export function withFiles(row, { file, low_noise }) {
 /** The files of a row: two of a pair. */
 export const filesOf = (/** @type {Row} */ { file, low_noise }) => (low_noise ? [file, low_noise] : [file])
 
+const settingsOf = (/** @type {Row} */ row) =>
+  JSON.stringify([isOn(row), modelStrength(row), clipStrength(row), row.rules ?? ""])
+
+/**
+ * The rows with both files of a pair in one of them. A row of the other file alone, as new or with the same settings,
+ * goes: what it does, the pair does.
+ *
+ * @param {Row[]} rows
+ * @param {number} index
+ * @param {{file: string, low_noise: string}} pair
+ */
+export function joined(rows, index, pair) {
+  const row = rows[index]
+  const partner = row.file === pair.file ? pair.low_noise : pair.file
+  const plain = [row, newRow(partner)].map(settingsOf)
+  const spare = rows.findIndex((one) => one.file === partner && !one.low_noise && plain.includes(settingsOf(one)))
+  const made = rows.with(index, withFiles(row, pair))
+  return spare < 0 ? made : made.toSpliced(spare, 1)
+}
+
 /** @param {Signal} signal */
-const scaleOf = (signal) => new RegExp(`^\\s*${signal}\\s*=\\s*\\*\\s*([-+]?(?:\\d+\\.?\\d*|\\.\\d+))\\s*$`, "iu")
+const scaleOf = (signal) =>
+  new RegExp(`^\\s*${signal}\\s*=\\s*\\*\\s*([-+]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[-+]?\\d+)?)\\s*$`, "iu")
 
 /** @param {Row} row */
 const linesOf = ({ rules }) => (rules ?? "").split("\n")
@@ -154,11 +175,15 @@ export function signalOf(row, signal) {
 }
 
 /**
+ * A row with another factor for the picture or for the sound, with six decimals at most.
+ *
  * @param {Row} row
  * @param {Signal} signal
  * @param {number} factor
  */
 export function withSignal(row, signal, factor) {
+  // So rounded, no number within the bounds of strengths has an exponent.
+  const rounded = Number(factor.toFixed(6))
   const others = linesOf(row).filter((line) => !scaleOf(signal).test(line))
-  return withRules(row, [...others, ...(factor === 1 ? [] : [`${signal} = *${factor}`])].join("\n").trim())
+  return withRules(row, [...others, ...(rounded === 1 ? [] : [`${signal} = *${rounded}`])].join("\n").trim())
 }

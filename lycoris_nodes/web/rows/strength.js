@@ -65,7 +65,12 @@ export function strengthField(label, bounds, strength) {
     const typing = isTyped()
     value = given
     if (!typing) field.value = shown()
-    const wrong = Number.isNaN(read(String(given)))
+    mark(String(given))
+  }
+
+  /** In red where it is no strength. */
+  const mark = (/** @type {string} */ text) => {
+    const wrong = Number.isNaN(read(text))
     field.classList.toggle("lycoris-wrong", wrong)
     field.title = wrong
       ? t("{label}: a number from {min} to {max} is expected", { label, min, max })
@@ -73,6 +78,11 @@ export function strengthField(label, bounds, strength) {
           label,
           ...STEPS,
         })
+  }
+
+  const restore = () => {
+    field.value = shown()
+    mark(String(value))
   }
 
   const end = () => {
@@ -102,8 +112,10 @@ export function strengthField(label, bounds, strength) {
     end()
     const typed = field.value.trim()
     const number = read(typed)
-    if (!typed) field.value = shown()
-    else if (typed !== shown()) strength.type(Number.isNaN(number) ? typed : number)
+    if (!typed || typed === shown()) return restore()
+    // What is not taken stays as it was typed.
+    mark(typed)
+    strength.type(Number.isNaN(number) ? typed : number)
   }
 
   const edit = () => {
@@ -124,7 +136,7 @@ export function strengthField(label, bounds, strength) {
     if (way) nudge(way * stepOf(event))
     else if (key === "Enter") field.blur()
     else if (key === "Escape") {
-      field.value = shown()
+      restore()
       field.blur()
     } else if ((event.ctrlKey || event.metaKey) && /^[zy]$/iu.test(key) && !isTyped()) {
       field.blur()
