@@ -51,17 +51,18 @@ def _told(model: Any, hidden: Any) -> tuple[Expert | None, str]:
 
 
 def _names_before(hidden: Any) -> list[str]:
-    """The files that nodes name from which the model comes, the nearest first.
+    """The files that the loader of the model names.
 
-    Loaders of other packs tell the host nothing of their file.
+    Loaders of other packs tell the host nothing of their file. Nodes between name files of other kinds.
     """
     prompt: Mapping[str, Any] = getattr(hidden, "prompt", None) or {}
     node: Any = getattr(hidden, "unique_id", None)
-    seen, names = set[str](), list[str]()
+    seen = set[str]()
     while node in prompt and node not in seen:
         seen.add(node)
         inputs: Mapping[str, Any] = prompt[node].get("inputs", {})
-        names += [value for value in inputs.values() if isinstance(value, str) and ENDING.search(value)]
         link = inputs.get("model")
-        node = link[0] if isinstance(link, list) and link else None
-    return names
+        if not (isinstance(link, list) and link):
+            return [value for value in inputs.values() if isinstance(value, str) and ENDING.search(value)]
+        node = link[0]
+    return []

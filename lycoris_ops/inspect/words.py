@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..algorithms.checks import of_rank
 from ..errors import number_of, printable
-from ..report.words import few, paragraph, plain_name
+from ..report.words import few, paragraph, plain_name, unmeasured
 from .measure import Examination, LayerMeasure
 
 STRONGEST = 5
@@ -83,6 +83,7 @@ def _adapter(found: Examination, entry: int) -> str:
     lines = [
         f"{found.names[entry]}: {number_of(len(own), 'weight')} changed, norm {total:.4g}",
         "  " + ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()),
+        *unmeasured(found.entries[entry]),
     ]
     if ranked := [layer for layer in own if layer.spectrum]:
         middle = median(layer.effective for layer in ranked)

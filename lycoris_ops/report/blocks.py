@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import number_of, printable
 from ..stack.survey import AdapterSurvey, Effect, Survey
-from .words import few, paragraph, plain_name
+from .words import few, paragraph, plain_name, unmeasured
 
 
 def describe_blocks(survey: Survey) -> str:
@@ -36,6 +36,7 @@ def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
     lines = [
         adapter.entry.name,
         f"  {met} of {layers} layers meet the model; share is of the squared norm of its change",
+        *unmeasured(adapter.entry),
     ]
     if adapter.unmeasured:
         depend = number_of(adapter.unmeasured, "change depends", "changes depend")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..charts import shortened
 from ..errors import number_of, printable
+from ..stack.stack import Entry
 
 VALUES = 4
 """How many different values are written out. A line holds about as many."""
@@ -67,6 +68,12 @@ def few(names: Sequence[str]) -> str:
 def plain_name(name: str) -> str:
     """The name of a file for a sentence: no folder, no ending that all have, no middle of a long one."""
     return shortened(name.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors"), NAME)
+
+
+def unmeasured(entry: Entry) -> list[str]:
+    """A line for the low-noise file of a pair, of which the high-noise one alone is measured; else none."""
+    low = entry.low_noise
+    return [f"  not measured: {low.name}, the file for low noise"] if low else []
 
 
 def short(text: str) -> str:

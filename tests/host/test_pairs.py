@@ -168,7 +168,7 @@ def test_the_expert_is_told_by_the_loader_before_it(host: Host) -> None:
     of_expert = host.module("lycoris_nodes.apply.experts").of_expert
     prompt = {
         "1": {"inputs": {"unet_name": "LowNoise/Wan2.2-T2V-LowNoise-Q4_K_M.gguf"}},
-        "2": {"inputs": {"model": ["1", 0], "lora_name": "style.safetensors"}},
+        "2": {"inputs": {"model": ["1", 0], "lora_name": "style_high_noise.safetensors"}},
         "3": {"inputs": {"model": ["2", 0], "shift": 8.0}},
         "4": {"inputs": {"model": ["3", 0], "stack": ["9", 0]}},
     }

@@ -145,13 +145,18 @@ def test_words_pictures_and_the_command_line(
     # Pillow is all that charts need: a host has it, and matplotlib it has not.
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     pair = [adapter("one", ("lora", "loha", "lora")), adapter("two", ("lora", "lora", "lora"))]
+    low = adapter("fine", ("lora",) * 3)
     stack = lyc.Stack(
-        [lyc.Entry(pair[0], 0.5), lyc.Entry(pair[1], schedule=lyc.Schedule.parse("linear 0 1"))]
+        [
+            lyc.Entry(pair[0], 0.5, low_noise=low),
+            lyc.Entry(pair[1], schedule=lyc.Schedule.parse("linear 0 1")),
+        ]
     )
     found = lyc.examine(stack)
     words = lyc.describe_examination(found)
     assert "one: 3 weights changed" in words and "cosine" in words and "opposite directions" in words
     assert words.startswith("These two do not disturb each other.")
+    assert words.count("not measured: fine, the file for low noise") == 1
     picture = lyc.examination_picture(found)
     # Six charts below each other, each drawn from side to side.
     image = picture.image()
