@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import WriteError
 from ..files.model_file import INDEX, ModelFile, shard_names
-from ..files.tensor_file import SAFETENSORS, TensorInfo
+from ..files.tensor_file import PICKLES, SAFETENSORS, TensorInfo
 from ..files.writing import check_files, check_name, check_other, safetensors_path
 
 ALONGSIDE = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
@@ -43,6 +43,17 @@ class Destination:
             for source in (base.path, *(shard.path for shard in base.shards), *map(str, self.copied)):
                 check_other(path, source)
         check_files(self.files, overwrite=overwrite, make_folder=self.path != self.weights[0])
+        if self.path.is_dir():
+            known = {path.name for path in self.files}
+            others = (path for path in sorted(self.path.iterdir()) if path.name not in known)
+            beside = next((path for path in others if path.suffix.lower() in SAFETENSORS), None)
+            if beside is not None:
+                raise WriteError(
+                    "the folder holds another model, which readers may take for this one",
+                    file=str(self.path),
+                    got=beside.name,
+                    expected="an empty folder, or one with an earlier version of the same files",
+                )
 
     def names_in(self, place: int) -> Iterator[str]:
         """The tensors of one of the files."""
@@ -74,6 +85,13 @@ def destination_of(base: ModelFile, out_path: str | os.PathLike[str]) -> Destina
             file=str(path),
             got=Path(base.path).name,
             expected="the name of a safetensors file or of a folder",
+        )
+    if not named and path.suffix.lower() in (".json", *PICKLES):
+        raise WriteError(
+            "a model can only be written as safetensors",
+            file=str(path),
+            got=path.suffix,
+            expected="the name of a safetensors file, of an index (*.safetensors.index.json) or of a folder",
         )
     home = path.parent if named else path
     own = path.name if named else Path(base.path).name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from typing import Any, Protocol, cast
 from weakref import WeakValueDictionary
@@ -44,7 +45,7 @@ def numbered(one: Acting) -> Tensor:
     number = next(_numbers)
     _acting[number] = one
     with outliving():
-        return torch.tensor(number)
+        return torch.tensor(number, device="cpu")
 
 
 def see_hooks() -> None:
@@ -72,7 +73,8 @@ def stands_apart(*tensors: Tensor) -> bool:
 
     A pass that does is traced, and so is one for `torch.export`, which keeps no bypass.
     """
-    if not torch.compiler.is_compiling() or recorded(*tensors):
+    # Not `is_compiling`, which is true in all threads while one of them compiles.
+    if not torch.compiler.is_dynamo_compiling() or recorded(*tensors):
         return False
     # Missing before torch 2.7.
     exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
@@ -107,9 +109,23 @@ def _apart(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, copies: i
 # torch types little of what makes operations.
 _torch = cast("Any", torch)
 # A second copy of this library, under another name, has operations of its own.
-_SPACE = re.sub(r"\W", "_", __name__)
-_ID = -crc32(_SPACE.encode())
+_ID = -crc32(__name__.encode())
+_SPACE = re.sub(r"\W", "_", __name__) + str(-_ID)
 _operations = _torch.library.Library(_SPACE, "FRAGMENT")
+
+
+def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that torch.compile does not trace. The compiler is loaded in the first call and not here:
+    it takes seconds, and most programs compile nothing."""
+
+    @cache
+    def disabled() -> Callable[..., Any]:
+        return _torch.compiler.disable(run)
+
+    def first(*arguments: Any) -> Any:
+        return disabled()(*arguments)
+
+    return first
 
 
 def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,7 +134,7 @@ def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -
     mark = getattr(_torch.Tag, "cudagraph_unsafe", None)
     _operations.define(schema, tags=() if mark is None else (mark,))
     name = schema.partition("(")[0]
-    _operations.impl(name, _torch.compiler.disable(run), "CompositeExplicitAutograd")
+    _operations.impl(name, _untraced(run), "CompositeExplicitAutograd")
     _torch.library.register_fake(f"{_SPACE}::{name}", form, lib=_operations)
     return getattr(getattr(_torch.ops, _SPACE), name)
 

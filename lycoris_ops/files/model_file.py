@@ -58,7 +58,8 @@ class ModelFile:
         Raises FileFormatError where a folder holds none or several models, where an index and its files do
         not agree, and for a file that is damaged or in another format.
         """
-        folder = Path(path) if Path(path).is_dir() else None
+        # False for a name that no file can have, where Path's own raises an error.
+        folder = Path(path) if os.path.isdir(path) else None
         source = _model_in(folder) if folder else Path(path)
         if not INDEX.fullmatch(source.name):
             only = SafetensorsFile.of_model(source)
@@ -84,8 +85,8 @@ class ModelFile:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """That of the first file."""
-        return self.shards[0].metadata if self.shards else {}
+        """That of all files; of entries that differ, that of the first file."""
+        return {key: text for shard in reversed(self.shards) for key, text in shard.metadata.items()}
 
     def check_unchanged(self) -> None:
         """Raise FileFormatError where a file changed since it was opened."""
@@ -143,7 +144,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
         text = file.read(MAX_JSON + 1) if fingerprint.size <= MAX_JSON else b""
     hint = "The index is damaged: download or save the model again"
     try:
-        if not text:
+        if fingerprint.size > MAX_JSON:
             raise ValueError(f"{fingerprint.size} bytes, where at most {MAX_JSON} are read")
         read: Any = parse_json(text, unique=True)
         weight_map: Any = read["weight_map"]

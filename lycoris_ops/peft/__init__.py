@@ -54,7 +54,12 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
     if 0 < len(whole) < len(members):
         # Beside another kind PEFT keeps whole values of any module, see `beside_others`.
         others = config_for([member for member in members if member not in whole], module)
-        return replace(others, modules_to_save=sorted(member.path for member in whole))
+        config = replace(others, modules_to_save=sorted(member.path for member in whole))
+        own = {member.path for member in whole}
+        beside = next((path for path in sorted(module.paths) if path not in own and config.saves(path)), None)
+        if beside is not None:
+            raise ConflictError("would save another module whole, too", whole[0], beside)
+        return config
     # The kind of most layers, so that the error names one of the few others.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
     for member in members:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor
@@ -249,9 +250,13 @@ class Config(ABC, Generic[W]):
     def saves(self, path: str) -> bool:
         """Whether the file holds the whole values of the module at a path, or of one that it is in.
 
-        As PEFT finds them: a name is the end of a module's path.
+        As PEFT finds them: a name is the end of a module's path, with or without a dot before it.
         """
-        return any(f".{name}." in f".{path}." for name in self.modules_to_save)
+        return any(module in self._whole for module in accumulate(path.split("."), "{}.{}".format))
+
+    @cached_property
+    def _whole(self) -> patterns.Names:
+        return patterns.Names(self.modules_to_save, self.path, "modules_to_save")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -90,9 +91,14 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
 
 def state_at(path: str | os.PathLike[str]) -> FoundState:
     """The state in one file. Raises TrainError where it is not whole."""
-    whole, damaged = _states(Path(path).parent, Path(path).name)
+    whole, damaged = _states(Path(path).parent, escape(Path(path).name))
     if not whole:
-        raise TrainError("the state is not whole", file=str(path), got=", ".join(damaged))
+        raise TrainError(
+            "the state is not whole",
+            file=str(path),
+            got=", ".join(damaged) or "no such file",
+            hint="Choose another checkpoint of this training",
+        )
     ((_, found, state),) = whole
     return FoundState(
         found, state["step"], state["of"], state["settings"], state["data"], "as it was asked for"

@@ -103,6 +103,8 @@ def halved(
     for number in range(rounds):
         room = (budget - spent) / (rounds - number)
         more = min(count - done, max(1, int(room / len(left))))
+        if not more:
+            break
         for place in left:
             losses[place] += tuple(measure(place, range(done, done + more)))
             spent += more
@@ -135,7 +137,7 @@ class _Judging:
         self.seed = seed
 
     def losses(self, place: Place, numbers: range) -> list[float]:
-        with self._at(place):
+        with in_use(self.module), self._at(place):
             return [self._loss(*self.batches[number]) for number in numbers]
 
     def _loss(self, number: int, batch: Any) -> float:
@@ -153,13 +155,25 @@ class _Judging:
 
 
 @contextmanager
+def in_use(module: nn.Module) -> Generator[None]:
+    """A context in which all of a model is in `eval` mode."""
+    modes = [one for one in module.modules() if one.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one in modes:
+            one.training = True
+
+
+@contextmanager
 def acting(network: LycorisNetwork, strength: float) -> Generator[None]:
     """A context in which a network acts on its model at a strength, as in use: its dropouts do not."""
     training, before = network.training, network.multiplier
-    network.eval()
-    network.set_multiplier(strength)
-    network.apply_to()
     try:
+        network.eval()
+        network.set_multiplier(strength)
+        network.apply_to()
         yield
     finally:
         network.restore()

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
-from ..algorithms.base import SET_BIAS
+from ..algorithms.base import DIFF_B, SET_BIAS
 from ..algorithms.checks import a_layer, of_rank
-from ..algorithms.full import SET, Full
+from ..algorithms.full import DIFF, SET, Full
 from ..algorithms.lora import Lora
+from ..bypass.hook import values_of
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
-from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
+from ..maths.tensors import changed_in_place, compute_dtype, is_divided, is_plain, norm
 from ..modules import (
     Site,
     all_sites,
@@ -449,11 +450,28 @@ def _for_peft(member: Member) -> Layer:
         )
     if isinstance(layer, Full):
         # PEFT keeps the values of a whole module, not their change.
-        values = {SET: read_weight(site) + layer.diff} if layer.diff is not None else {}
-        if layer.diff_b is not None:
-            values[SET_BIAS] = site.module.get_parameter("bias").detach().float() + layer.diff_b
-        return Full.load(values)
+        return _whole(layer, site)
     return layer
+
+
+def _whole(layer: Full, site: Site) -> Layer:
+    """A full difference as the values of the whole module."""
+    tensors = layer.dump()
+    for changed, kept, name in ((DIFF, SET, site.weight), (DIFF_B, SET_BIAS, "bias")):
+        if changed not in tensors:
+            continue
+        own = getattr(site.module, name)
+        if is_divided(own):
+            raise LycorisError(
+                "a module that is divided among processes cannot be written whole for PEFT",
+                key=site.path,
+                got=f"{layer.algorithm} on a divided {name}",
+                expected="lora",
+                hint="Save it in the dialect lycoris, or make LoRA of this module",
+            )
+        value = values_of(site.module, name, site.path).detach().cpu()
+        tensors[kept] = value.to(compute_dtype(value.dtype)) + tensors.pop(changed)
+    return Full.load(tensors)
 
 
 def _device(layer: Layer) -> torch.device:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from .tensors import copies
 
 CHECKS, FEWEST = 20, 25
 """How often a training is checked, and the fewest steps between two checks: each costs a third of a step."""
@@ -28,12 +29,14 @@ class Rise:
         self.high: float | None = None
         """By what the ratio had risen at the last check, if by too much."""
         self._parameters = parameters
-        # On the CPU, where it takes nothing from the training.
-        self.good = _on_cpu(parameters)
+        self.good = self._copied()
         """The weights when the loss had last not risen."""
 
     def due(self, step: int) -> bool:
-        return self.most is not None and (self.first is None or step % self.every == 0)
+        return self.most is not None and (step == 1 or step % self.every == 0)
+
+    def _copied(self) -> list[Tensor]:
+        return [] if self.most is None else copies(self._parameters)
 
     def found(self, loss: float, alone: float) -> float | None:
         """Note both losses; returns by what their ratio has risen if it was too much twice in a row."""
@@ -42,10 +45,11 @@ class Rise:
             return None
         ratio = loss / alone
         if self.first is None:
-            self.first = ratio
+            # Below 1 it may be chance: one batch at one noise.
+            self.first = max(1.0, ratio)
         risen = ratio / self.first
         if self.most is None or risen <= self.most:
-            self.high, self.good = None, _on_cpu(self._parameters)
+            self.high, self.good = None, self._copied()
             return None
         again = self.high is not None
         self.high = risen
@@ -57,8 +61,4 @@ class Rise:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as before a resume, with the weights as they are now. States of older versions are empty."""
         self.first, self.high = state.get("first"), state.get("high")
-        self.good = _on_cpu(self._parameters)
-
-
-def _on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().to("cpu", torch.float32, copy=True) for tensor in tensors]
+        self.good = self._copied()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ....lycoris_ops import TRAINED, TrainError, Training, located
+from ....lycoris_ops import FRAME_RATES, TRAINED, TrainError, Training, located
 from .targets import parametrisation_of
 from .times import ByTokens, Times
 
@@ -23,21 +23,6 @@ class Family(Training):
 FAMILIES: dict[str, Family] = {one.host: Family(**vars(one)) for one in TRAINED}
 """The families, by the name of the host's class for the model or, where this is more exact, for its
 configuration."""
-
-FRAME_RATES: Mapping[str, float | None] = {
-    "WAN21": 16,
-    "WAN22": 24,
-    "HunyuanVideo": 24,
-    "LTXV": 25,
-    "GenmoMochi": 24,
-    "CogVideoX": 8,
-    "CosmosVideo": 24,
-    "Kandinsky5": 24,
-    "Kandinsky5Image": None,
-}
-"""Frames a second of the videos that models make, by the host's class; None for those that make pictures.
-
-They are those of the models' own examples, and of LTX-Video the host's."""
 
 OTHER_FLOW = Family("", "other flow models", "what most trainers do")
 OTHER = Family("", "other models", "what most trainers do", "uniform")

@@ -15,7 +15,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "one in several files, or its folder",
     )
     add_adapters(command)
-    add_output(command, "the .safetensors file to write")
+    add_output(command, "the .safetensors file to write, or a folder or index where the base is one")
     add_dtype(command, "all float tensors")
     command.add_argument(
         "--strict", action="store_true", help="fail if a layer of an adapter cannot be matched"

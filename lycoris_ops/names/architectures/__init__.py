@@ -16,6 +16,7 @@ from .record import Architecture, Signal, Tokens, Training
 __all__ = [
     "ARCHITECTURES",
     "ASIDE",
+    "FRAME_RATES",
     "TRAINED",
     "Architecture",
     "Place",
@@ -37,6 +38,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 _RECORDS = tuple(ARCHITECTURES.values())
 TRAINED: tuple[Training, ...] = tuple(one for record in _RECORDS for one in record.trained)
 """How each model of the host is trained by default."""
+FRAME_RATES: Mapping[str, float | None] = {
+    kind: rate for record in _RECORDS for kind, rate in record.frame_rates.items()
+}
+"""Frames a second of the videos that models make, by the host's class; None for those that make pictures."""
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Model | None:

@@ -41,4 +41,5 @@ ARCHITECTURE = Architecture(
         ),
         "proj_out": "places",
     },
+    frame_rates={"CogVideoX": 8},
 )

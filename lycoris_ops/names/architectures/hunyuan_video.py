@@ -169,4 +169,5 @@ ARCHITECTURE = Architecture(
         ),
         Training("HunyuanImage21", "HunyuanImage 2.1", "kohya-ss/sd-scripts", "uniform", shift=5.0),
     ),
+    frame_rates={"HunyuanVideo": 24},
 )

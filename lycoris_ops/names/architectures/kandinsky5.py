@@ -30,4 +30,5 @@ ARCHITECTURE = Architecture(
         ),
         "out_layer.out_layer": "places",
     },
+    frame_rates={"Kandinsky5": 24, "Kandinsky5Image": None},
 )

@@ -66,4 +66,5 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"blocks": 48}, "MOCHI"),),
         ),
     ),
+    frame_rates={"GenmoMochi": 24},
 )

@@ -177,3 +177,6 @@ class Architecture:
     other layers are `text`. Empty where it is not known."""
     signals: Mapping[str, Signal] = field(default_factory=dict[str, "Signal"])
     """Which layers make the picture and which the sound, by paths as in `aside`."""
+    frame_rates: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
+    """Frames a second of the videos that the model makes, by the host's class: those of the model's own
+    examples, and of LTX-Video the host's. None is for a class that makes pictures."""

@@ -109,4 +109,5 @@ ARCHITECTURE = Architecture(
         ),
     ),
     trained=(Training("WAN21", "Wan", "kohya-ss/musubi-tuner", shift=3.0, rank=32, lr=2e-4, resolution=512),),
+    frame_rates={"WAN21": 16, "WAN22": 24},
 )
