@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
-from .picture import UNREADABLE, size_of
+from .picture import PICTURES, UNREADABLE, size_of
 from .sizes import PictureFit, Pixels
 
 CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv")
 FRAMES = ".frames"
-"""The end of the name of a folder whose pictures are the frames of a clip, in the order of their names."""
+"""The end of the name of a folder whose pictures are the frames of a clip, in the order of their names and of
+the numbers in them."""
 LONGEST = 3600.0
 """The most seconds of a clip."""
 
@@ -59,8 +61,12 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
         found = frame_files(path)
         return ClipFacts(size_of(found[0]), len(found), repeated=False)
     with _opened(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-        times = [float(packet.pts * packet.time_base) for packet in packets]
+        # Without the packets, which hold the data of the whole file.
+        times = [
+            float(packet.pts * packet.time_base)
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
         count = len(times)
         # The last frame is shown as long as the others: not all files say how long.
         seconds = (max(times) - min(times)) * count / (count - 1) if count > 1 else 0.0
@@ -72,15 +78,15 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
                 expected=f"at most {LONGEST / 60:.0f}",
                 hint="Cut out what is to be learned",
             )
-    first = next(_decoded(path))[1]
+    first = next(_at_times(path, [0.0]))
     # Times of files are rounded.
     frames = max(1, int(seconds * rate + 0.05))
     return ClipFacts(first.size, frames, repeated=frames > count)
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The frames in a folder. Raises TrainError where they have several sizes."""
-    found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """The pictures in a folder. Raises TrainError where they have several sizes."""
+    found = sorted((path for path in folder.iterdir() if _is_frame(path)), key=_place_of)
     sizes = {path: size_of(path) for path in found}
     if len(set(sizes.values())) != 1:
         other = next((path for path in found if sizes[path] != sizes[found[0]]), folder)
@@ -91,6 +97,16 @@ def frame_files(folder: Path) -> list[Path]:
             expected="{} x {}".format(*sizes[found[0]]) if found else "its frames",
         )
     return found
+
+
+def _is_frame(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith(PICTURES) and not name.startswith(".") and path.is_file()
+
+
+def _place_of(path: Path) -> list[str | int]:
+    """The name in parts, its numbers as such: 2 is before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Tensor:
@@ -124,33 +140,41 @@ def _upright(path: Path) -> Image.Image:
 
 
 def _at_times(path: Path, times: list[float]) -> Iterator[Image.Image]:
-    """The frame that is shown at each of some rising times; the last one also after the end."""
+    """The frame that is shown at each of some rising times; the last one also after the end.
+
+    Raises TrainError for a film of which no frame can be decoded.
+    """
     left = list(times)
-    shown: Image.Image | None = None
-    for time, frame in _decoded(path):
-        # Times of files are rounded to a thousandth.
-        while left and shown is not None and left[0] < time - 2e-3:
-            yield shown
-            left.pop(0)
-        if not left:
-            return
-        shown = frame
-    for _ in left:
-        assert shown is not None
-        yield shown
+    shown: Any = None
+    with _opened(path) as (container, stream):
+        for time, frame in _decoded(container, stream):
+            # Times of files are rounded to a thousandth.
+            while left and shown is not None and left[0] < time - 2e-3:
+                yield _picture(shown)
+                left.pop(0)
+            if not left:
+                return
+            shown = frame
+        if shown is None:
+            raise ValueError("no frame of it can be decoded")
+        for _ in left:
+            yield _picture(shown)
 
 
-def _decoded(path: Path) -> Iterator[tuple[float, Image.Image]]:
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """Each frame with its time from the first one."""
     first: float | None = None
-    with _opened(path) as (container, stream):
-        for frame in container.decode(stream):
-            time = float(frame.time or 0.0)
-            first = time if first is None else first
-            picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-            # Phones store films lying, with how they are to be turned.
-            turned = int(getattr(frame, "rotation", 0) or 0)
-            yield time - first, picture.rotate(turned, expand=True) if turned else picture
+    for frame in container.decode(stream):
+        time = float(frame.time or 0.0)
+        first = time if first is None else first
+        yield time - first, frame
+
+
+def _picture(frame: Any) -> Image.Image:
+    picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    # Phones store films lying, with how they are to be turned.
+    turned = int(getattr(frame, "rotation", 0) or 0)
+    return picture.rotate(turned, expand=True) if turned else picture
 
 
 @contextmanager

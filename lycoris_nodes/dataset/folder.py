@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ...lycoris_ops import TrainError, few
 from .clip import CLIPS, FRAMES
+from .picture import PICTURES
 from .texts import LONGEST
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CAPTIONS = (".txt", ".caption")
 """The endings of captions, as core's data set nodes and kohya-ss/sd-scripts have them."""
 MASKS = ("-masklabel", "_mask", ".mask")

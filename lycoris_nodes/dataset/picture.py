@@ -17,6 +17,7 @@ from torch import Tensor
 from ...lycoris_ops import TrainError
 from .sizes import PictureFit, Pixels
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ORIENTATION = 274
 """EXIF's orientation tag. Values 5 to 8 swap width and height."""
 UNREADABLE = (

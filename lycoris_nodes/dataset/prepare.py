@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ class Shown:
     references: References | None = None
     given: Given | None = None
     """What it is given of the picture or clip that it is to make."""
+    misses_frames: bool = False
+    """Whether it should be given frames of clips, and none are given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +221,7 @@ def prepared(
             told("pictures", done + 1, count)
             encoded[-1].append(pictures.encoded(one, view))
     pictures_made = kept.made
+    references = sum(len(view.references) for views in encoded for view in views)
     conditionings: dict[str, Conditioning] = {}
     for text in texts:
         told("captions", done - count + 1, len(texts) + pairs)
@@ -249,7 +252,7 @@ def prepared(
     made_now = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
     report = [
         *_described(folder, planned, masked, settings, clip, shown),
-        f"encoded: {made_now} of {total}",
+        f"encoded: {made_now} of {total + references}",
         _place(kept, kept.sweep()),
     ]
     first = [
@@ -345,6 +348,8 @@ class _Pictures:
     kept: Kept
     check: Callable[[Tensor], object]
     shown: Shown | None = None
+    hashes: dict[Path, str] = field(default_factory=dict[Path, str])
+    """Of clips, which are read once for all their views."""
 
     def encoded(self, one: _Planned, view: _View) -> _Encoded:
         """What comes of a view."""
@@ -356,7 +361,7 @@ class _Pictures:
             given = None
         key = None
         if self.vae.identity is not None:
-            hashes = [hash_of(one.found.path) if view.cut else hashlib.sha256(content).hexdigest()]
+            hashes = [self._hash_of_clip(one) if view.cut else hashlib.sha256(content).hexdigest()]
             hashes += [hashlib.sha256(mask).hexdigest()] if one.found.mask else []
             how: list[Any] = [
                 *(list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background)
@@ -377,6 +382,11 @@ class _Pictures:
         if one.found.references and not self.kind.node:
             references = [self._reference(one, path, view.mirrored) for path in one.found.references]
         return _Encoded(value["latent"], learned, value["shown"], value.get("given", {}), references)
+
+    def _hash_of_clip(self, one: _Planned) -> str:
+        if one.found.path not in self.hashes:
+            self.hashes[one.found.path] = hash_of(one.found.path)
+        return self.hashes[one.found.path]
 
     @property
     def kind(self) -> References:
@@ -531,6 +541,8 @@ def _described(
         lines += named("with fewer frames, which come several times", lambda one: one.repeated)
     if shown and shown.given and (shown.given.masked or cuts):
         lines.append(f"the model is given what {shown.given.node} gives it")
+    if shown and shown.misses_frames and cuts:
+        lines.append("no frame is given: no node is known that gives this model one")
     if shown and shown.references and any(one.found.references for one in planned):
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)

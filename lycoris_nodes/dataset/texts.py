@@ -24,6 +24,8 @@ BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 """Choices in a caption, as in ComfyUI's prompts."""
 CHOICES = 16
 """The most captions of one with choices."""
+BRACED = 100
+"""The most opening braces of a caption."""
 SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE)
 """Words for what a mirrored picture would show wrong."""
 
@@ -31,7 +33,8 @@ SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE
 def caption_of_file(path: Path) -> str:
     """The text of a caption's file on one line.
 
-    Raises TrainError for a file that is no text in UTF-8, or in UTF-16 or UTF-32 with a mark.
+    Raises TrainError for a file that is no text in UTF-8, or in UTF-16 or UTF-32 with a mark, and for one
+    with more braces than `BRACED`.
     """
     try:
         raw = path.read_bytes()
@@ -57,6 +60,13 @@ def caption_of_file(path: Path) -> str:
             file=str(path),
             got=where,
             hint="Open it in an editor and save it as UTF-8",
+        )
+    if text.count("{") > BRACED:
+        raise TrainError(
+            "the caption has too many choices in braces",
+            file=str(path),
+            got=f"{text.count('{')} opening braces",
+            expected=f"at most {BRACED}",
         )
     return " ".join(text.split())
 

@@ -106,8 +106,16 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
 
 
 def output_name(path: Path) -> str:
-    """A path as it is seen from the output folder."""
-    return Path(os.path.relpath(path, os.path.realpath(folder_paths.get_output_directory()))).as_posix()
+    """A path as it is seen from the output folder. Raises WriteError for one on another drive of Windows."""
+    root = os.path.realpath(folder_paths.get_output_directory())
+    try:
+        return Path(os.path.relpath(path, root)).as_posix()
+    except ValueError as error:
+        raise WriteError(
+            "the file is not on the drive of the output folder",
+            file=str(path),
+            expected=f"a path below {root}",
+        ) from error
 
 
 def picture_folders() -> list[str]:

@@ -16,6 +16,8 @@ from ...lycoris_ops import TrainError
 Settings = dict[str, Any]
 ENDS = ("first", "first and last", "none")
 """Which frames of a clip a model of videos from pictures is given."""
+OF_PICTURES = ("HunyuanVideoSkyreelsI2V", "SVD_img2vid")
+"""Models of videos from pictures that the host does not mark as such."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ def given_of(model: Any, ends: str = "first") -> Given | None:
             "this model is given the first frame alone", key="first_frames", got=ends, expected="first"
         )
     return Given(node, lambda vae, pixels, mask: _of_ends(node, vae, pixels))
+
+
+def misses_frames(model: Any, ends: str) -> bool:
+    """Whether a model that `given_of` gives nothing should be given frames of clips: it makes videos of
+    pictures, or the user has asked for more than the usual."""
+    takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
+    return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
 
 
 def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
+from comfy.conds import CONDList
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.patcher_extension import PatcherInjection as PatcherInjection
 from torch import Tensor
@@ -57,7 +58,15 @@ def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, An
 
     Each has so many chunks, samples for one text each. `given` is what the pass gets beside `x`.
     """
-    held = {name: [[chunks, *one.shape[1:]]] for name, one in given.items() if isinstance(one, Tensor)}
+    held: dict[str, list[list[int]]] = {}
+    for name, one in given.items():
+        if isinstance(one, Tensor):
+            held[name] = [[chunks, *one.shape[1:]]]
+        elif (
+            isinstance(one, list) and one and all(isinstance(each, Tensor) and each.ndim > 1 for each in one)
+        ):
+            # Reference latents: as the host counts them, for one sample.
+            held[name] = [[chunks, *CONDList([each[:1] for each in one]).size()[1:]]]
     # The host's own margin.
     needed = 1.5 * model.memory_required([chunks, *x.shape[1:]], cond_shapes=held)
     return max(1, int(model.current_patcher.get_free_memory(x.device) / max(needed, 1.0)))

@@ -14,7 +14,7 @@ from ..dataset.kept import Kept, identity_of
 from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
-from ..host.given import ENDS, given_of
+from ..host.given import ENDS, given_of, misses_frames
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
 from ..host.sampling import encoded_text, is_cut
@@ -229,7 +229,13 @@ class LycorisDataset(io.ComfyNode):
             )
         cpu = torch.device("cpu")
         pictures = PictureFolder.of(picture_folder(folder), clips=films)
-        shown = Shown(vae, clip, references_of(network, references), given_of(network, first_frames))
+        shown = Shown(
+            vae,
+            clip,
+            references_of(network, references),
+            given_of(network, first_frames),
+            misses_frames(network, first_frames),
+        )
         found = prepared(
             pictures,
             settings,

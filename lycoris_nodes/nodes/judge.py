@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ...lycoris_ops import parse_values
+from ...lycoris_ops import LycorisError, parse_values
 from ..host.page import ExecutionBlocker, io, picture_tensor, progress
 from ..schema.checks import checked
 from ..schema.inputs import (
@@ -22,6 +23,7 @@ from ..schema.inputs import (
     stack_output,
 )
 from ..schema.report import report_output, stages, valid, with_report
+from ..training.judge.files import stamp_of
 from ..training.judge.run import run_judge
 from ..training.node.settings import Asked
 
@@ -138,9 +140,16 @@ class LycorisJudge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strengths: str | None = None) -> bool | str:
-        # None where another node gives the text.
-        return valid(lambda: None if strengths is None else parse_values(strengths))
+    def validate_inputs(cls, strengths: Sequence[str | None] = ()) -> bool | str:
+        # A node that takes lists is given lists here too, with None where another node gives the text.
+        return valid(*(lambda text=text: parse_values(text) for text in strengths if text is not None))
+
+    @classmethod
+    def fingerprint_inputs(cls, training: Sequence[str | None] = (), **_: Any) -> str:
+        try:
+            return "\n".join(stamp_of(name) for name in training if name and name.strip())
+        except LycorisError as error:
+            return str(error)
 
     @classmethod
     @checked

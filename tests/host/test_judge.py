@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,63 @@ def test_losses_are_those_that_the_training_validated_and_that_the_stack_gives(
     assert next(both) == next(both)
     assert "12 pairs and the model alone, each on up to 8 draws: 100% of all passes" in again["report"]
     assert made["picture"].shape[-1] == 3 and "<svg" in made["ui"]["lycoris"][0]["drawing"]
+
+
+def test_the_host_queues_it_and_refuses_strengths_that_are_none(host: Host) -> None:
+    import execution
+
+    widgets = {
+        one.id: one.default
+        for one in host.nodes.NODE_CLASS_MAPPINGS["LycorisJudge"].GET_SCHEMA().inputs
+        if getattr(one, "default", None) is not None
+    }
+    links = {"model": ["1", 0], "latents": ["3", 0], "positive": ["2", 0]}
+
+    def errors(**inputs: Any) -> str:
+        prompt: dict[str, Any] = {
+            "1": ("CheckpointLoaderSimple", {"ckpt_name": "base.safetensors"}),
+            "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
+            "3": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+            "4": ("LycorisJudge", {**widgets, **links}),
+            "5": ("LycorisJudge", {**widgets, **links, **inputs}),
+        }
+        nodes = {key: {"class_type": kind, "inputs": given} for key, (kind, given) in prompt.items()}
+        _, _, outputs, found = asyncio.run(execution.validate_prompt("judge", nodes, None))
+        assert ("5" in outputs) is (not found)
+        return str(found)
+
+    assert errors() == "{}"
+    # A text that another node gives is not known yet.
+    assert errors(strengths=["4", 3]) == "{}"
+    assert "many" in errors(strengths="many")
+
+
+def test_it_runs_again_when_a_training_has_another_checkpoint(host: Host, tmp_path: Path) -> None:
+    import folder_paths
+
+    node, before = host.nodes.NODE_CLASS_MAPPINGS["LycorisJudge"], folder_paths.get_output_directory()
+    folder = tmp_path / "loras" / "style_00001_-checkpoints"
+    folder.mkdir(parents=True)
+
+    def stamp() -> str:
+        return node.fingerprint_inputs(training=["loras/style"], model=(None,), strengths=["1"])
+
+    folder_paths.set_output_directory(str(tmp_path))
+    try:
+        (folder / "step-000002.safetensors").touch()
+        first = stamp()
+        # None of these is an adapter.
+        (folder / "step-000002.state.safetensors").touch()
+        (folder / ".step-000004.safetensors").touch()
+        (folder / "notes").mkdir()
+        assert stamp() == first
+        (folder / "step-000004").mkdir()
+        (folder / "step-000004" / "adapter_model.safetensors").touch()
+        assert stamp() != first
+        assert node.fingerprint_inputs(training=(None,)) == ""
+        assert "no training of this name" in node.fingerprint_inputs(training=["loras/other"])
+    finally:
+        folder_paths.set_output_directory(before)
 
 
 def test_halving_takes_a_fifth_and_pictures_decide_among_equals(

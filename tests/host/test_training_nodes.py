@@ -232,7 +232,11 @@ def test_it_goes_on_from_a_checkpoint_of_choice_with_what_may_change(
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
     assert (folder / "step-000002.state.safetensors").exists()
     for name in ("2", "step-000002", "step-000002.safetensors"):
+        # Of what is left behind.
+        (folder / "sample-000006.png").touch()
+        (folder / "sample-000002.png").touch()
         again = train(**settings, resume_from=name)
+        assert [path.name for path in folder.glob("*.png")] == ["sample-000002.png"]
         # Bitwise as the unbroken one.
         assert again["path"] == first["path"] and again["steps_done"] == 6
         assert all(torch.equal(again["lora"][key], first["lora"][key]) for key in first["lora"])
@@ -251,13 +255,26 @@ def test_it_goes_on_from_a_checkpoint_of_choice_with_what_may_change(
         assert words in changed["report"]
     for inputs, words in (
         ({"resume_from": "step-000003"}, r"no such checkpoint.*step-000003.*last, step-000004"),
+        ({"resume_from": "../style_00001_-checkpoints/step-000004"}, "no such checkpoint"),
+        ({"resume_from": "9" * 5000}, "no such checkpoint"),
         ({"resume_from": "4", "seed": 9}, r"cannot go on with.*seed was 5 and is 9"),
         ({"resume": True, "optimiser": "sgd"}, r"cannot go on with.*optimiser was 'adamw' and is 'sgd'"),
         ({"resume": True, "ema": 0.9}, r"cannot go on with.*ema was 0\.0 and is 0\.9"),
+        ({"sample_settings": "seed x"}, "line 1.*seed x"),
     ):
         # Before the model is looked at.
-        with pytest.raises(host.ops.TrainError, match=words):
+        with pytest.raises(host.ops.LycorisError, match=words):
             train(**{**settings, **inputs, "model": object.__new__(Untouched)})
+
+
+def test_what_is_off_is_no_setting_of_a_training(host: Host) -> None:
+    module = host.module("lycoris_nodes.training.node.settings")
+
+    def settings(**given: Any) -> dict[str, Any]:
+        return module.settings_of(module.Asked(stack=None, steps=5, **given))
+
+    assert settings(masked_prior=0.0, search="off", search_share=0.4) == settings()
+    assert settings(masked_prior=0.5) == {"steps": 5, "masked_prior": 0.5}
 
 
 class Untouched:
@@ -391,6 +408,8 @@ def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable
         train(stack=first["stack"], overrides="*attn2*: alpha 2")
     with pytest.raises(host.ops.LycorisError, match=r"from one adapter.*a stack of 2"):
         train(stack=first["stack"] + second["stack"])
+    with pytest.raises(host.ops.LycorisError, match=r"follows a schedule cannot be trained on"):
+        train(stack=host.scheduled(first["stack"], "0:1, 1:0"))
 
 
 def test_a_plan_is_followed_edited_and_kept_as_text(
@@ -518,6 +537,9 @@ def test_the_noise_mask_of_a_latent_is_its_mask_unless_masks_are_linked(train: C
     assert "2 with a mask" in masked["report"]
     assert "the noise_mask of latents is not used, because masks are linked" in both["report"]
     assert "noise_mask" not in linked["report"]
+    for masks, does in (([], "does nothing, as there are no masks"), ([left], "for what masks leave out")):
+        report = train(latents=bare, masks=masks, masked_prior=0.5, **settings)["report"]
+        assert f"masked_prior 0.5 {does}" in " ".join(report.split())
 
 
 def test_several_models_are_refused(host: Host, train: Callable[..., Any], tiny_unet: Any) -> None:

@@ -218,6 +218,23 @@ def test_frames_of_a_clip_are_those_of_their_times(host: Host, tmp_path: Path, e
     assert clip.facts_of(path, 2 * own).repeated
 
 
+def test_a_film_without_a_frame_is_named(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = host.module("lycoris_nodes.dataset.clip")
+    path = film(tmp_path / "a.mp4", 2, 24)
+    monkeypatch.setattr(clip, "_decoded", lambda *_: iter(()))
+    with pytest.raises(host.ops.TrainError, match=r"a\.mp4.*no frame of it can be decoded"):
+        clip.facts_of(path, RATE)
+
+
+def test_frames_of_a_folder_are_its_pictures_by_their_numbers(host: Host, tmp_path: Path) -> None:
+    clip = host.module("lycoris_nodes.dataset.clip")
+    names = [f"{number}.png" for number in (1, 2, 10)]
+    for name in reversed(names):
+        drawing(tmp_path / name, "blue")
+    (tmp_path / "notes.txt").touch()
+    assert [path.name for path in clip.frame_files(tmp_path)] == names
+
+
 def test_cuts_are_evenly_spaced_and_of_the_lengths_that_a_vae_takes(host: Host) -> None:
     clip = host.module("lycoris_nodes.dataset.clip")
 
@@ -252,9 +269,11 @@ def test_clips_are_trained_with_pictures(
     lengths = [one["samples"].shape[2] for one in data["latents"]]
     assert lengths == [3, 3, 2, 1, 2]
     assert "3 clips, at 16 frames a second: 5 frames x2, 9 frames x2" in data["report"]
+    missing = "no frame is given: no node is known"
+    assert missing not in data["report"]
     called = vae.calls
-    again = prepare(**given)
-    assert vae.calls == called
+    again = prepare(**given, first_frames="first and last")
+    assert vae.calls == called and missing in again["report"]
     for one, other in zip(data["latents"], again["latents"], strict=True):
         assert torch.equal(one["samples"], other["samples"])
     prepare(**given, frame_rate=8)

@@ -381,6 +381,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     "outside": (lambda folder: None, {"folder": "../user"}, r"`folder`.*none of its choices|no such folder"),
     "absolute": (lambda folder: None, {"folder": "/etc"}, r"`folder`.*none of its choices|no such folder"),
+    "braces": (
+        lambda folder: (folder / "chelsea.txt").write_text("{a|b}" * 101),
+        {},
+        r"chelsea\.txt.*too many choices.*101 opening braces",
+    ),
     "no caption": (
         lambda folder: (folder / "chelsea.txt").unlink(),
         {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +42,26 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
     return entries
 
 
-def _of_training(name: str) -> Iterator[Entry]:
-    folder = folder_of(name)
+def stamp_of(training: str) -> str:
+    """What changes when the files of a training do: their paths and times. Raises as `folder_of`."""
+    stamps: list[str] = []
+    for path in _places(folder_of(training.strip())):
+        # A training that runs removes old checkpoints at any time.
+        with suppress(FileNotFoundError):
+            stamps.append(f"{path} {path.stat().st_mtime_ns}")
+    return "\n".join(stamps)
+
+
+def _places(folder: Path) -> list[Path]:
+    """The adapters in a folder of checkpoints, and the one beside it."""
     places = [path for path in sorted(folder.iterdir()) if _is_adapter(path)]
     whole = folder.name.removesuffix(CHECKPOINTS)
-    places += [path for end in (SAFETENSORS[0], "") if (path := folder.with_name(whole + end)).exists()]
+    return places + [path for end in (SAFETENSORS[0], "") if (path := folder.with_name(whole + end)).exists()]
+
+
+def _of_training(name: str) -> Iterator[Entry]:
+    folder = folder_of(name)
+    places = _places(folder)
     if not places:
         raise TrainError(
             "the training has no checkpoints yet",
@@ -66,5 +82,9 @@ def _of_training(name: str) -> Iterator[Entry]:
 
 
 def _is_adapter(path: Path) -> bool:
-    # PEFT's checkpoints are folders.
-    return path.is_dir() or (path.suffix == SAFETENSORS[0] and not path.name.endswith(STATE))
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        # PEFT's checkpoints are folders.
+        return any(_is_adapter(inner) for inner in path.iterdir() if not inner.is_dir())
+    return path.suffix == SAFETENSORS[0] and not path.name.endswith(STATE)

@@ -72,7 +72,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     """
     entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
     _check_links(asked)
-    memory = memory_of_pass(asked.model, asked.latents, asked.batch_size)
+    memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
     with opened_both(
         asked.model, asked.clip, memory=memory, recompute=False, precision=AS_FAMILY, seed=asked.seed
     ) as (session, encoder):

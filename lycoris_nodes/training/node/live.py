@@ -57,6 +57,11 @@ class Live:
             self.stage(name, number, len(values))
             yield value
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether this run has made a step of the training."""
+        return self._first is not None
+
     def raced(self, step: RaceStep) -> None:
         now = time.monotonic()
         if self._raced is None and step.step:

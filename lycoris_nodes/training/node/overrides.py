@@ -13,6 +13,9 @@ SAMPLE = "seed 7, 768 x 512"
 SAMPLE_LINE = re.compile(r"(?:seed\s+(\d+))?,?\s*(?:(\d+)\s*x\s*(\d+))?", re.IGNORECASE)
 ARGUMENTS = "betas=0.9,0.99 eps=1e-6"
 
+Sampling = tuple[int | None, tuple[int, int] | None]
+"""The seed of a sample, and its width and height; None for what is not said."""
+
 
 def overrides_of(text: str) -> dict[str, dict[str, Any]]:
     """Parse lines such as `*attn2*: algorithm lokr, factor 8` into options by pattern.
@@ -58,12 +61,12 @@ def arguments_of(text: str) -> dict[str, Any]:
     return found
 
 
-def sampled_as(text: str) -> list[tuple[int | None, tuple[int, int] | None]]:
+def sampled_as(text: str) -> list[Sampling]:
     """Parse lines such as `seed 7, 768 x 512`: the seed, and width and height; None for what is not said.
 
     Raises RuleError for any other line.
     """
-    found: list[tuple[int | None, tuple[int, int] | None]] = []
+    found: list[Sampling] = []
     for number, line in enumerate(text.splitlines(), 1):
         match = SAMPLE_LINE.fullmatch(without_comment(line).strip())
         if match is None:

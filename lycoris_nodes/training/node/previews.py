@@ -89,6 +89,14 @@ class Previews:
         possible = self.every > 0 and len(self.prompts) > 0
         return possible and (step % self.every == 0 or step == self.steps) and not self._path(step).exists()
 
+    def forget_after(self, step: int) -> None:
+        """Delete the pictures of later steps, those of a training that went back to this one."""
+        for path in self.folder.glob("sample-*.png"):
+            number = path.stem.removeprefix("sample-")
+            # Users copy pictures, which then have other names.
+            if number.isdecimal() and int(number) > step:
+                path.unlink(missing_ok=True)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"sample-{step:06d}.png"
 

@@ -33,20 +33,29 @@ def searched_in_words(searched: Searched, apart: int) -> list[str]:
     return [f"{searched}{judges}", *str(searched.race).splitlines()[1:]]
 
 
-def rescue_in_words(path: Path, steps: int, of: int) -> str:
-    """What was kept of a training that stopped early, and how to continue it."""
+def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
+    """What was kept of a training that stopped early, and how to continue it.
+
+    `chosen` is whether it has begun at a checkpoint that was chosen, where it would begin again.
+    """
+    first = "Empty `resume_from` first: then Run" if chosen else "Run"
     return (
-        f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. Run with the same settings "
-        "trains on from there."
+        f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. {first} with the same "
+        "settings trains on from there."
     )
 
 
-def loss_in_words(loss: DiffusionLoss) -> str:
+def loss_in_words(loss: DiffusionLoss, *, masked: bool) -> str:
+    """`masked` is whether any sample has a mask."""
     times = loss.times
     shift = f"{times.shift:g}" if isinstance(times.shift, int | float) else "by size"
     dropped = f"{loss.caption_dropout:.0%} of the captions dropped"
     kind = loss.loss_type if loss.loss_type in ("l1", "l2") else f"{loss.loss_type} from {loss.delta:g} on"
-    return f"{kind}; {times.distribution} times, shift {shift}; weighting {loss.weighting}; {dropped}"
+    prior = ""
+    if loss.masked_prior:
+        does = "for what masks leave out" if masked else "does nothing, as there are no masks"
+        prior = f"; masked_prior {loss.masked_prior:g} {does}"
+    return f"{kind}; {times.distribution} times, shift {shift}; weighting {loss.weighting}; {dropped}{prior}"
 
 
 def memory_in_words(session: Session, *, scaled: bool) -> str:

@@ -48,7 +48,7 @@ from ..model.session import Session
 from .live import Live, shown
 from .memory import is_checkpointed, memory_for
 from .opening import opened_both
-from .overrides import arguments_of, overrides_of, sampled_as
+from .overrides import Sampling, arguments_of, overrides_of, sampled_as
 from .previews import Previews, Prompt
 from .report import (
     loss_in_words,
@@ -131,9 +131,10 @@ def train(
 
     def kept(path: Path, steps: int) -> None:
         if steps:
-            rescued(rescue_in_words(path, steps, asked.steps))
+            rescued(rescue_in_words(path, steps, asked.steps, chosen=bool(asked.resume_from)))
 
     arguments = arguments_of(asked.optimiser_args)
+    sampled = sampled_as(asked.sample_settings)
     with _opened(asked) as (session, encoder):
         family = family_of(session.model)
         loss = DiffusionLoss(
@@ -220,7 +221,7 @@ def train(
             (encoder.session if encoder else session).networks.append(searched.network)
         network, options = searched.network, replace(searched.options, search="off")
         live.folder = run.folder
-        previews = _previews(asked, session, encoder, network, samples, live, run.folder)
+        previews = _previews(asked, session, encoder, network, samples, sampled, live, run.folder)
 
         def stepped(report: StepReport) -> None:
             live.stepped(report)
@@ -229,6 +230,8 @@ def train(
 
         def batches(epoch: int) -> list[list[Sample]]:
             # The first one is asked for when the network is in place.
+            if run.state and asked.resume_from and not live.has_stepped:
+                previews.forget_after(run.state.step)
             if previews.due(0) and not live.history.losses:
                 with torch.random.fork_rng():
                     previews.make(0)
@@ -274,7 +277,7 @@ def train(
                 *([f"preserved: {described(prior, asked.batch_size)}"] if prior else []),
                 *([f"held out: {described(held, asked.batch_size)}"] if held else []),
                 f"rate: {rate_in_words(options, text_rate)}",
-                f"loss: {loss_in_words(loss)}",
+                f"loss: {loss_in_words(loss, masked=any(one.mask is not None for one in samples))}",
                 f"memory: {memory_in_words(session, scaled=scaled)}",
                 *network.report.splitlines(),
             ]
@@ -403,6 +406,7 @@ def _previews(
     encoder: TextEncoder | None,
     network: LycorisNetwork,
     samples: Sequence[Sample],
+    settings: Sequence[Sampling],
     live: Live,
     folder: Path,
 ) -> Previews:
@@ -426,17 +430,20 @@ def _previews(
         told=partial(live.stage, "sampling"),
         folder=folder,
         # Of several parts, such as video and sound, none is a picture.
-        prompts=_prompts(asked, session, texts, like) if len(like.shapes) == 1 else (),
+        prompts=_prompts(asked, session, texts, settings, like) if len(like.shapes) == 1 else (),
         negative=nothing if encoder or empty else None,
         vae=asked.vae,
     )
 
 
 def _prompts(
-    asked: Asked, session: Session, texts: Sequence[Callable[[], list[Any]]], like: Latent
+    asked: Asked,
+    session: Session,
+    texts: Sequence[Callable[[], list[Any]]],
+    settings: Sequence[Sampling],
+    like: Latent,
 ) -> list[Prompt]:
     """The prompts with their seeds and sizes. Raises TrainError for a size that the model cannot make."""
-    settings = sampled_as(asked.sample_settings)
     if len(settings) > len(texts):
         raise TrainError(
             "there are more lines than prompts to sample",
@@ -444,7 +451,7 @@ def _prompts(
             got=f"{len(settings)} lines and {number_of(len(texts), 'prompt')}",
             hint="Link the encoded prompts to `sample_positive`",
         )
-    settings += [(None, None)] * (len(texts) - len(settings))
+    settings = [*settings, *[(None, None)] * (len(texts) - len(settings))]
     grid, pixels = grid_of(session.model), ratios_of(session.model)[2]
     made: list[Prompt] = []
     for text, (seed, size) in zip(texts, settings, strict=True):

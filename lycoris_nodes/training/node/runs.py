@@ -129,9 +129,9 @@ def run_of(
 def _chosen(folder: Path, checkpoint: str) -> FoundState:
     """The state of a checkpoint, by its name, its file or its step. Raises TrainError where there is none."""
     name = checkpoint.strip().removesuffix(STATE).removesuffix(SAFETENSORS[0])
-    path = folder / f"{f'step-{int(name):06d}' if name.isdecimal() else name}{STATE}"
-    known = sorted(file.name.removesuffix(STATE) for file in folder.glob(f"*{STATE}"))
-    if path.name.removesuffix(STATE) not in known:
+    name = f"step-{name.lstrip('0').zfill(6)}" if name.isdecimal() else name
+    known = {file.name.removesuffix(STATE): file for file in sorted(folder.glob(f"*{STATE}"))}
+    if name not in known:
         raise TrainError(
             "there is no such checkpoint to go on from",
             file=shown_path(folder),
@@ -139,7 +139,7 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
             got=checkpoint,
             expected=", ".join(known) or "checkpoints, of which there is none",
         )
-    return state_at(path)
+    return state_at(known[name])
 
 
 def _check_unchanged(run: Run, settings: Mapping[str, Any]) -> None:

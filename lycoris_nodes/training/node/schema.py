@@ -362,13 +362,6 @@ def _regularisation() -> list[Any]:
             default=1.0,
             step=0.05,
         ),
-        number_input(
-            "masked_prior",
-            "How much what masks leave out is held to what the model makes of it without the adapter. 0: it "
-            "may change. Takes a third more time.",
-            most=10.0,
-            step=0.05,
-        ),
         _dropout("input_dropout", "The share of what goes into each layer that it does not see in a pass."),
         _dropout("rank_dropout", "The share of each layer's rank that is left out in a pass."),
         _dropout("module_dropout", "The share of the layers that are left out in a pass."),
@@ -384,6 +377,13 @@ def _regularisation() -> list[Any]:
             most=0.9999,
             step=0.0001,
             round=False,
+        ),
+        number_input(
+            "masked_prior",
+            "How much what masks leave out is held to what the model makes of it without the adapter. 0: it "
+            "may change. Takes a third more time.",
+            most=10.0,
+            step=0.05,
         ),
     ]
 
@@ -412,26 +412,11 @@ def _output() -> list[Any]:
             "Steps between two checkpoints. 0: only the best, and the last, which is written every ten "
             "minutes too.",
         ),
-        count_input(
-            "keep",
-            "How many of the checkpoints of every so many steps are kept: the latest. Judge LyCORIS finds "
-            "the best of them.",
-            most=1000,
-            default=KEEP,
-            least=1,
-        ),
         _every(
             "sample_every",
             "Steps between two pictures that are sampled with the first caption, always from one "
             "noise. They are shown on the node and kept beside the checkpoints. 0: ten in all if `vae` is "
             "linked, else none. Without a VAE they are rough.",
-        ),
-        io.String.Input(
-            "sample_settings",
-            default="",
-            multiline=True,
-            tooltip=f"How prompts are sampled, a line for each in order, such as `{SAMPLE}`. What is not "
-            "said: the seed of the training, and the size of the first latent.",
         ),
         io.Combo.Input(
             "dialect",
@@ -446,5 +431,20 @@ def _output() -> list[Any]:
             options=list(WRITABLE),
             default="float32",
             tooltip="The dtype of the saved file. float32 is as trained; bfloat16 halves its size.",
+        ),
+        count_input(
+            "keep",
+            "How many of the checkpoints of every so many steps are kept: the latest. Judge LyCORIS finds "
+            "the best of them.",
+            most=1000,
+            default=KEEP,
+            least=1,
+        ),
+        io.String.Input(
+            "sample_settings",
+            default="",
+            multiline=True,
+            tooltip=f"How prompts are sampled, a line for each in order, such as `{SAMPLE}`. What is not "
+            "said: the seed of the training, and the size of the first latent.",
         ),
     ]

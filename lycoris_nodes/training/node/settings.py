@@ -64,6 +64,9 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     if told.get("search") == "off":
         for name in ("search", "search_share"):
             told.pop(name, None)
+    # A training without it is the same as before there was one.
+    if not told.get("masked_prior"):
+        told.pop("masked_prior", None)
     for entry in asked.stack or ():
         rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
         told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
@@ -72,9 +75,10 @@ def settings_of(asked: Asked) -> dict[str, Any]:
 
 def start_of(stack: Stack | None) -> Adapter | None:
     """The adapter to continue from. Raises LycorisError unless the stack is one adapter at strength 1,
-    without rules."""
+    without rules, a schedule, a mask or a second one for another expert."""
     if stack is None:
         return None
+    stack.check_constant("be trained on")
     names = ", ".join(entry.adapter.name for entry in stack) or "none"
     if len(stack) != 1:
         raise LycorisError(

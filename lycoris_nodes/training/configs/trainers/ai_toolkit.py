@@ -65,7 +65,7 @@ def read(config: Config) -> None:
     datasets = [one for one in config.left.get("datasets") or [] if isinstance(one, dict)]
     # Of several data sets the first: there is one share for all here.
     first = config.inside("datasets", datasets[0] if datasets else {})
-    first.put("caption_dropout_rate", "caption_dropout", float)
+    first.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     first.left.clear()
     config.add(first)
     config.elsewhere("set on LyCORIS Training Pictures", "datasets", "trigger_word")
