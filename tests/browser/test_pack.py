@@ -151,6 +151,7 @@ def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str]
     shown = f"{node}.widgets.filter(widget => {node}.isWidgetVisible(widget)).map(widget => widget.name)"
     first = ["steps", "learning_rate", "algorithm", "rank", "filename_prefix"]
     groups = ["resume", "seed", "layers", "optimisation", "noise", "regularisation", "speed", "output"]
+    groups.append("resume_from")
     assert page.evaluate(shown) == first
     if vue_nodes:
         button = page.locator(f"[data-node-id='{page.evaluate(f'{node}.id')}']")

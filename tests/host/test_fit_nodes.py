@@ -172,6 +172,7 @@ UNSAID = (
     "LycorisAdapterRows",
     "LycorisFromLoraStack",
     "LycorisBlockInfo",
+    "LycorisJudge",
     "LycorisTrain",
 )
 """Nodes that do their work without a stack."""

@@ -127,8 +127,16 @@ def settings_of(model: Any, latent: Tensor) -> dict[str, dict[str, Any]]:
     }
 
 
+USUAL = ("SD1.5", "SDXL", "Flux 1", "Flux 2", "Qwen-Image", "Wan 2.1 t2v")
+"""Those that differ most in what they are given; the others are compared in the soak."""
+
+
 @pytest.mark.parametrize(
-    "architecture", [*INPUTS, *(pytest.param(name, marks=pytest.mark.soak) for name in FURTHER)]
+    "architecture",
+    [
+        *USUAL,
+        *(pytest.param(name, marks=pytest.mark.soak) for name in (*INPUTS, *FURTHER) if name not in USUAL),
+    ],
 )
 def test_a_training_step_is_given_what_the_sampler_gives(host: Host, architecture: str) -> None:
     if not zoo.supported(architecture):
