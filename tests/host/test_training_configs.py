@@ -111,6 +111,8 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "optimisation.batch_size": 2,
             "noise.weighting": "min-snr",
             "noise.loss_type": "huber",
+            # Theirs is none, where a config is silent.
+            "regularisation.caption_dropout": 0.0,
             "speed.precision": "bf16",
             "speed.checkpointing": "on",
             "output.dtype": "float16",

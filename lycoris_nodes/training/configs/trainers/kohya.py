@@ -56,7 +56,7 @@ def read(config: Config) -> None:
     config.choose("timestep_sampling", "times", TIMES)
     config.put("discrete_flow_shift", "shift", float)
 
-    config.put("caption_dropout_rate", "caption_dropout", float)
+    config.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     config.put("scale_weight_norms", "max_weight_norm", float)
     config.put("prior_loss_weight", "prior_weight", float)
     config.choose("mixed_precision", "precision", {"bf16": "bf16", "fp16": "fp16", "no": "auto"})
