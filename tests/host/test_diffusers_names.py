@@ -34,6 +34,7 @@ def test_no_row_has_two_names(host: Host, architecture: str) -> None:
     assert len(rows) == len(set(rows))
 
 
+@pytest.mark.soak
 def test_the_record_is_what_diffusers_and_the_host_say(host: Host) -> None:
     if not all(zoo.supported(architecture) for architecture in zoo.SPECIES):
         pytest.skip("an older host has fewer architectures")

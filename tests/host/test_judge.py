@@ -154,6 +154,7 @@ def test_it_runs_again_when_a_training_has_another_checkpoint(host: Host, tmp_pa
         folder_paths.set_output_directory(before)
 
 
+@pytest.mark.soak
 def test_halving_takes_a_fifth_and_pictures_decide_among_equals(
     host: Host, train: Callable[..., Any], judge: Callable[..., Any]
 ) -> None:

@@ -587,6 +587,7 @@ def test_the_help_page_has_the_defaults_of_every_family(host: Host) -> None:
     assert "ten times that for `lokr` and `ia3` and a tenth for `full`" in page
 
 
+@pytest.mark.soak
 def test_a_search_finds_the_rate_and_the_kind_before_the_training(
     host: Host, train: Callable[..., Any], tiny_unet: Any, tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:
