@@ -13,11 +13,11 @@ from typing import Any, cast
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
-from .picture import PICTURES, UNREADABLE, size_of
+from .picture import PICTURES, UNREADABLE, size_of, whole_of
 from .sizes import PictureFit, Pixels
 
 CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv")
@@ -113,7 +113,7 @@ def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Ten
     """The frames of a cut (F, H, W, 3) from 0 to 1, each the one that is shown at its time."""
     if path.is_dir():
         chosen: Iterator[Image.Image] = (
-            _upright(file) for file in frame_files(path)[cut.start : cut.start + cut.count]
+            whole_of(file) for file in frame_files(path)[cut.start : cut.start + cut.count]
         )
     else:
         chosen = _at_times(path, [(cut.start + n) / rate for n in range(cut.count)])
@@ -132,11 +132,6 @@ def hash_of(path: Path) -> str:
             while chunk := opened.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def _upright(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
 
 
 def _at_times(path: Path, times: list[float]) -> Iterator[Image.Image]:

@@ -39,6 +39,12 @@ def size_of(path: Path) -> Pixels:
         return (height, width) if turned else (width, height)
 
 
+def whole_of(path: Path) -> Image.Image:
+    """The colours of an upright picture in its own size. Raises TrainError for an unreadable one."""
+    with _readable(path):
+        return _decoded(path, path.read_bytes())[0]
+
+
 def pixels_of(
     path: Path, content: bytes, fitted: PictureFit, background: str | None
 ) -> tuple[Image.Image, Tensor | None]:

@@ -105,15 +105,6 @@ class ModelFile:
             found |= self.shards[place].read(own, cache, keep=keep)
         return {name: found[name] for name in names}
 
-    def values(self, names: Collection[str]) -> dict[str, Tensor]:
-        """The named tensors in new memory, past any cache. Raises FileFormatError where a file changed."""
-        found: dict[str, Tensor] = {}
-        for name in names:
-            shard = self.shards[self.places[name]]
-            with shard.data() as data:
-                found[name] = shard.read_one(data, name)
-        return found
-
 
 def _model_in(folder: Path) -> Path:
     """The one index, or the one safetensors file without an index, that a folder holds."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import PIECE
+from .cache import TensorCache
 from .dtypes import DTYPES, FLOAT8, FLOATS
 from .model_file import ModelFile
 from .quantised import Codec, Quantised, plain_floats
@@ -109,9 +110,10 @@ class FileWeights:
                 expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
                 hint="Use the nodes, which know ComfyUI's formats, or take the file it was quantised from",
             )
+        # Weights are read once, and would push adapters out of a cache.
         if weight is None or self._codec is None:
-            return self.file.values([key])[key]
-        return self._codec.decode(weight, self.file.values(list(weight.parts)))
+            return self.file.read([key], TensorCache(0), keep=False)[key]
+        return self._codec.decode(weight, self.file.read(list(weight.parts), TensorCache(0), keep=False))
 
     def grain(self, key: str) -> torch.dtype | None:
         if key in self._quantised:

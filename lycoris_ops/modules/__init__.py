@@ -4,7 +4,7 @@ from .named import named_modules
 from .patterns import check_used, patterns
 from .shares import left_out
 from .sites import Kind, Site, all_sites, left_alone, select, shared_weights
-from .statistics import Statistics
+from .statistics import Statistics, evaluating
 
 __all__ = [
     "Kind",
@@ -12,6 +12,7 @@ __all__ = [
     "Statistics",
     "all_sites",
     "check_used",
+    "evaluating",
     "left_alone",
     "left_out",
     "named_modules",

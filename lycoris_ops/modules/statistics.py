@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 from torch import nn
@@ -21,14 +21,21 @@ class Statistics:
     @contextmanager
     def kept(self) -> Generator[None]:
         """A context that keeps these values unchanged: their modules use them as in `eval` mode."""
-        training = [module for module in self._modules if module.training]
-        for module in training:
-            module.training = False
-        try:
+        with evaluating(self._modules):
             yield
-        finally:
-            for module in training:
-                module.training = True
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Generator[None]:
+    """A context in which modules are in `eval` mode, and afterwards in the modes that they were in."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _has_statistics(module: nn.Module) -> bool:

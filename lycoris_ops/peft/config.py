@@ -245,7 +245,7 @@ class Config(ABC, Generic[W]):
         own = {"path", "purpose"} if self.modules_to_save else {"path", "purpose", "modules_to_save"}
         names = [one.name for one in dataclasses.fields(self) if one.name not in own]
         fields = {name: getattr(self, name) for name in names}
-        return {"peft_type": self.peft_type, **INFERENCE, **self.purpose, **fields}
+        return {"peft_type": self.peft_type, **INFERENCE, **fields}
 
     def saves(self, path: str) -> bool:
         """Whether the file holds the whole values of the module at a path, or of one that it is in.

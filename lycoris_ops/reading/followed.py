@@ -52,7 +52,7 @@ class Configs:
             return None
         if self.beside is None:
             return self.own.get(name.text.partition(".")[0]) or self.own.get("")
-        if self.all_peft or name.dialect == peft.DIALECT.name:
+        if self._is_peft(name):
             return self._read
         if any(key.endswith(peft.OWN) for key in keys.values()) and self._read.rank_at(name.path) == rank:
             return self._read
@@ -63,18 +63,18 @@ class Configs:
 
         Raises FileFormatError as `of_layer` does.
         """
-        if self.beside is None or not (self.all_peft or name.dialect == peft.DIALECT.name):
-            return False
-        return self._read.sets_biases
+        return self.beside is not None and self._is_peft(name) and self._read.sets_biases
 
     def saves(self, name: LayerName) -> bool:
         """Whether the file holds the whole values of a module, as the configuration beside it says.
 
         Raises FileFormatError as `of_layer` does.
         """
-        if self.beside is None or not (self.all_peft or name.dialect == peft.DIALECT.name):
-            return False
-        return self._read.saves(name.path)
+        return self.beside is not None and self._is_peft(name) and self._read.saves(name.path)
+
+    def _is_peft(self, name: LayerName) -> bool:
+        """Whether a layer of this name is certainly PEFT's."""
+        return self.all_peft or name.dialect == peft.DIALECT.name
 
     @cached_property
     def _read(self) -> Config[Any]:

@@ -34,9 +34,8 @@ from .options import check_options, options_of
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
-BIAS_KEY = ".bias"
-WHOLE = {"weight": SET, "bias": SET_BIAS}
-"""The ends of the keys of a module that is saved whole, and what they are in a layer."""
+VALUES = {"weight": SET, "bias": SET_BIAS}
+"""The ends of the keys of a module's own values, and what they are in a layer."""
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -128,7 +127,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
-    unused = _take_whole(grouped, _take_biases(grouped, unused, configs, file), configs)
+    unused = _take_values(grouped, unused, configs, file)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
@@ -176,28 +175,20 @@ def _why_not(suffixes: frozenset[str]) -> str:
     return not_read(kind) if kind else explain(suffixes)
 
 
-def _take_biases(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:
-    """Make layers of the biases that PEFT trained in layers that it did not adapt, and return the other keys.
+def _take_values(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:
+    """Make layers of the values that PEFT trained in modules that it did not adapt; return the other keys.
 
-    With `bias` "all" the file holds the values of every bias of the model, as `<layer>.bias`. Beside a weight
-    such a key belongs to a module that is saved whole.
+    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. Beside a weight such a key
+    belongs to a module that is saved whole, such as a new head.
     """
     taken: set[str] = set()
     for key in unused:
-        name = key.removesuffix(BIAS_KEY)
-        if name != key and f"{name}.weight" not in file.tensors and configs.sets_bias(LayerName.of(name)):
-            grouped.setdefault(name, {})[SET_BIAS] = key
-            taken.add(key)
-    return [key for key in unused if key not in taken]
-
-
-def _take_whole(grouped: Groups, unused: list[str], configs: Configs) -> list[str]:
-    """Make layers of the modules that PEFT saved whole, such as a new head, and return the other keys."""
-    taken: set[str] = set()
-    for key in unused:
-        name, _, suffix = key.rpartition(".")
-        if suffix in WHOLE and configs.saves(LayerName.of(name)):
-            grouped.setdefault(name, {})[WHOLE[suffix]] = key
+        name, _, end = key.rpartition(".")
+        if not name or end not in VALUES:
+            continue
+        layer, alone = LayerName.of(name), end == "bias" and f"{name}.weight" not in file.tensors
+        if (alone and configs.sets_bias(layer)) or configs.saves(layer):
+            grouped.setdefault(name, {})[VALUES[end]] = key
             taken.add(key)
     return [key for key in unused if key not in taken]
 

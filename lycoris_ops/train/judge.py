@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import TrainError
 from ..maths.chance import Chance
+from ..modules import evaluating
 from ..ranks.gradients import Loss, scalar
 from .judgement import ALONE, Judgement, Place, mean
 from .network import LycorisNetwork
@@ -137,7 +138,7 @@ class _Judging:
         self.seed = seed
 
     def losses(self, place: Place, numbers: range) -> list[float]:
-        with in_use(self.module), self._at(place):
+        with evaluating(self.module.modules()), self._at(place):
             return [self._loss(*self.batches[number]) for number in numbers]
 
     def _loss(self, number: int, batch: Any) -> float:
@@ -155,27 +156,14 @@ class _Judging:
 
 
 @contextmanager
-def in_use(module: nn.Module) -> Generator[None]:
-    """A context in which all of a model is in `eval` mode."""
-    modes = [one for one in module.modules() if one.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for one in modes:
-            one.training = True
-
-
-@contextmanager
 def acting(network: LycorisNetwork, strength: float) -> Generator[None]:
     """A context in which a network acts on its model at a strength, as in use: its dropouts do not."""
-    training, before = network.training, network.multiplier
-    try:
-        network.eval()
-        network.set_multiplier(strength)
-        network.apply_to()
-        yield
-    finally:
-        network.restore()
-        network.set_multiplier(before)
-        network.train(training)
+    before = network.multiplier
+    with evaluating(network.modules()):
+        try:
+            network.set_multiplier(strength)
+            network.apply_to()
+            yield
+        finally:
+            network.restore()
+            network.set_multiplier(before)

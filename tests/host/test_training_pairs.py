@@ -233,6 +233,12 @@ def test_frames_of_a_folder_are_its_pictures_by_their_numbers(host: Host, tmp_pa
         drawing(tmp_path / name, "blue")
     (tmp_path / "notes.txt").touch()
     assert [path.name for path in clip.frame_files(tmp_path)] == names
+    # A frame whose end is missing is named: its header alone is whole.
+    damaged = tmp_path / names[1]
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    whole = host.module("lycoris_nodes.dataset.sizes").middle((PIXELS, PIXELS), (PIXELS, PIXELS))
+    with pytest.raises(host.ops.TrainError, match=r"2\.png: the picture cannot be read"):
+        clip.pixels_of_clip(tmp_path, clip.Cut(0, 3), RATE, whole)
 
 
 def test_cuts_are_evenly_spaced_and_of_the_lengths_that_a_vae_takes(host: Host) -> None:
