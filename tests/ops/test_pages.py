@@ -55,8 +55,9 @@ def named(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", sorted(HELP.glob("*.md")), ids=lambda page: page.stem)
-def test_a_help_page_is_the_same_in_chinese(page: Path) -> None:
+def test_a_help_page_tells_of_errors_and_is_the_same_in_chinese(page: Path) -> None:
     english, chinese = page.read_text(encoding="utf-8"), (HELP / page.stem / "zh.md").read_text("utf-8")
+    assert "\n## Errors\n" in english
     assert shape(chinese) == shape(english)
     assert named(chinese) == named(english)
 
