@@ -134,15 +134,16 @@ class Ia3(Trained):
         return () if self.ia3_l is None or self.of_inputs else None
 
     def by_factor(self) -> Ia3:
-        """For inputs, the same layer with PEFT's factor l = 1 + w in place of w; any other layer as it is.
+        """The layer with PEFT's factor l = 1 + w in place of w.
 
         l has the dtype of w where that holds every sum exactly, else float32: a narrow dtype has few values
-        near 1. For outputs PEFT's factor would change the bias as well, which w does not.
+        near 1. For outputs, PEFT's factor changes a bias as well, which w does not.
         """
-        if self.weight is None or not self.of_inputs:
+        if self.weight is None:
             return self
         own = narrowed(1 + self.weight.double(), self.weight.dtype)
-        return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(1, -1), feedforward=True)
+        flat = (1, -1) if self.of_inputs else (-1, 1)
+        return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(flat), feedforward=self.of_inputs)
 
     def like(self, other: Layer) -> Ia3:
         """In PEFT's form where the other is in that, and with the side as an option in any case."""

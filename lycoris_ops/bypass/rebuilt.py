@@ -98,6 +98,13 @@ class Rebuilt:
             self._hide(self.weight, weight, delta.T if self.transposed and delta is not None else delta)
         if bias is not None and (self.follows or change.bias is not None):
             self._hide(self.bias, bias, change.bias)
+        elif change.bias is not None and self._may_add_bias:
+            self._hide(self.bias, torch.zeros_like(change.bias, dtype=weight.dtype), change.bias)
+
+    @property
+    def _may_add_bias(self) -> bool:
+        """Whether the module has no bias where one could be, and the layer does not only multiply one."""
+        return getattr(self.module, self.bias, self) is None and not self.layer.bias_may_be_absent
 
     def _beside(self, value: Tensor, x: Tensor) -> Tensor:
         """A weight or bias in the dtype, and on the device, that the sum is to have."""

@@ -73,6 +73,12 @@ class Site:
         return not computed and getattr(self.module, self.bias, None) is not None
 
     @property
+    def may_add_bias(self) -> bool:
+        """Whether the module adds a bias to its product, or has none where torch's class could have one."""
+        lacks = self.geometry is not None and getattr(self.module, self.bias, self) is None
+        return lacks or self.has_bias
+
+    @property
     def transposed(self) -> bool:
         """Whether the module stores the weight as (I, O)."""
         return self.geometry is not None and self.geometry.transposed

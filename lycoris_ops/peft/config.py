@@ -224,6 +224,10 @@ class Config(ABC, Generic[W]):
         """
 
     @classmethod
+    def check_bias(cls, layer: Layer) -> None:
+        """Raise LayerError where PEFT would change a bias beside the weight that the layer leaves alone."""
+
+    @classmethod
     @abstractmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], W]:
         """The tensors of a layer by PEFT's suffixes, and what the configuration must say for the layer.

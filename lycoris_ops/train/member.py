@@ -203,7 +203,10 @@ class Member(nn.Module):
         assert self.site.geometry is not None
         self._planned = layer
         parts = [Part(layer)] if layer.extent else []
-        beside = [Part(layer, parameter="bias")] if layer.forms("bias") and self.site.has_bias else []
+        # A factor changes nothing of no bias.
+        absent = layer.bias_may_be_absent and not self.site.has_bias
+        biased = layer.forms("bias") and self.site.may_add_bias and not absent
+        beside = [Part(layer, parameter="bias")] if biased else []
         with located(weight=self.site.path):
             return BypassPlan.build(self.site.geometry, [(part, 1.0) for part in (*parts, *beside)])
 

@@ -44,12 +44,15 @@ def named(prefix: str, path: str) -> str:
     return f"{prefix or PLAIN}{path}"
 
 
-def model_shapes(module: nn.Module, prefix: str) -> dict[str, Shape]:
-    """The keys and shapes of a model's weights and biases as they are unpacked, with the prefix."""
+def model_shapes(module: nn.Module, prefix: str, *, addable: bool = False) -> dict[str, Shape]:
+    """The keys and shapes of a model's weights and biases as they are unpacked, with the prefix.
+
+    With `addable` also those of the biases that modules lack and a layer can add to their outputs.
+    """
     shapes: dict[str, Shape] = {}
     for site in all_sites(module).values():
         shapes[f"{prefix}{site.key}"] = site.shape
-        if site.has_bias:
+        if site.may_add_bias if addable else site.has_bias:
             shapes[f"{prefix}{site.bias_key}"] = site.shape[:1]
     return shapes
 
@@ -111,7 +114,8 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
 
 
 def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:
-    (entry,) = resolve(Stack([Entry(adapter)]), model_shapes(module, prefix), oriented=True).entries
+    shapes = model_shapes(module, prefix, addable=True)
+    (entry,) = resolve(Stack([Entry(adapter)]), shapes, oriented=True).entries
     return entry
 
 

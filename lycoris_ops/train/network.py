@@ -13,15 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
-from ..algorithms.base import DIFF_B, SET_BIAS
-from ..algorithms.checks import a_layer, of_rank
-from ..algorithms.full import DIFF, SET, Full
-from ..algorithms.lora import Lora
-from ..bypass.hook import values_of
+from ..algorithms.checks import of_rank
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
-from ..maths.tensors import changed_in_place, compute_dtype, is_divided, is_plain, norm
+from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
 from ..modules import (
     Site,
     all_sites,
@@ -38,6 +34,7 @@ from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
 from . import processes
 from .frozen import Flags, freeze, thaw
+from .in_peft import for_peft, path_in_peft
 from .member import Member, read_weight, zeroed
 from .naming import layers_for, model_shapes, named, unread
 
@@ -149,7 +146,7 @@ class LycorisNetwork(nn.Module):
         """Add the changes to the model's weights for good, and take the layers away.
 
         Each sum is rounded once. Raises LycorisError where a weight is packed or shared with another module,
-        or where a layer changes a bias that the module lacks; then nothing is changed.
+        or where a layer adds to a bias that the module lacks; then nothing is changed.
         """
         for path, others in shared_weights(all_sites(self.module).values()).items():
             if path in self.members:
@@ -167,9 +164,15 @@ class LycorisNetwork(nn.Module):
             layer, site = member.layer, member.site
             if layer.extent:
                 work.append((plain_values(site, site.weight), site, Part(layer, key=path)))
-            if layer.forms("bias"):
+            if layer.forms("bias") and (site.has_bias or not layer.bias_may_be_absent):
                 if not site.has_bias:
-                    raise LycorisError("a layer changes a bias that its module lacks", weight=path)
+                    raise LycorisError(
+                        "a layer adds to a bias that its module lacks",
+                        weight=path,
+                        got=type(site.module).__name__,
+                        expected="a module with a bias",
+                        hint="Apply the network beside the model, or give the module a bias of zeros first",
+                    )
                 beside = Part(layer, key=path, parameter="bias")
                 work.append((plain_values(site, site.bias), None, beside))
         with torch.no_grad():
@@ -267,12 +270,13 @@ class LycorisNetwork(nn.Module):
             for path, member in self.members.items()
             if any(pattern.matches_path(path) for pattern in wanted)
         }
-        layers = {
-            named(self.prefix, _path_in_peft(member) if dialect == "peft" else path): (
-                _for_peft(member) if dialect == "peft" else _copied(member.layer)
-            )
-            for path, member in chosen.items()
-        }
+        layers: dict[str, Layer] = {}
+        for path, member in chosen.items():
+            layer = _copied(member.layer)
+            if dialect == "peft":
+                layers[named(self.prefix, path_in_peft(member.site))] = for_peft(layer, member.site)
+            else:
+                layers[named(self.prefix, path)] = layer
         turned = any(member.site.transposed for member in chosen.values())
         return Adapter.of(layers, name=name, metadata={TRANSPOSED: "true"} if turned else None)
 
@@ -413,65 +417,6 @@ def _copied(layer: Layer) -> Layer:
     """A copy of the layer on the CPU, which training no longer changes."""
     copies = {name: value.detach().to("cpu", copy=True) for name, value in layer.tensors().items()}
     return layer.with_tensors(copies)
-
-
-def _path_in_peft(member: Member) -> str:
-    """The path of a member in PEFT.
-
-    The input projection of torch's attention has the path of the attention.
-    """
-    inside = isinstance(member.site.module, nn.MultiheadAttention)
-    return member.site.path.rpartition(".")[0] if inside else member.site.path
-
-
-def _for_peft(member: Member) -> Layer:
-    """The member's layer in PEFT's form. Raises LycorisError where PEFT has none."""
-    layer, site = _copied(member.layer), member.site
-    if isinstance(site.used_by, nn.MultiheadAttention):
-        of_input = site.used_by is site.module
-        if not of_input or not isinstance(layer, Lora) or layer.dora_scale is not None:
-            raise LycorisError(
-                "PEFT has no layer of this kind for torch's attention, or adds it twice",
-                key=site.path,
-                got=a_layer(layer.algorithm) + " with DoRA" * (of_input and isinstance(layer, Lora)),
-                expected="lora on the projection of the input alone",
-                hint="Save this layer in the dialect lycoris, and the others for PEFT by `include`",
-            )
-    if isinstance(layer, Lora):
-        # PEFT finds an embedding's factors by names of their own.
-        return layer.of_embedding() if site.kind == "embedding" else layer
-    if site.transposed:
-        raise LycorisError(
-            "PEFT has no layer of this kind for a weight that is stored transposed",
-            key=site.path,
-            got=a_layer(layer.algorithm),
-            expected="lora",
-            hint="Save it in the dialect lycoris, and go on from the file by a network",
-        )
-    if isinstance(layer, Full):
-        # PEFT keeps the values of a whole module, not their change.
-        return _whole(layer, site)
-    return layer
-
-
-def _whole(layer: Full, site: Site) -> Layer:
-    """A full difference as the values of the whole module."""
-    tensors = layer.dump()
-    for changed, kept, name in ((DIFF, SET, site.weight), (DIFF_B, SET_BIAS, "bias")):
-        if changed not in tensors:
-            continue
-        own = getattr(site.module, name)
-        if is_divided(own):
-            raise LycorisError(
-                "a module that is divided among processes cannot be written whole for PEFT",
-                key=site.path,
-                got=f"{layer.algorithm} on a divided {name}",
-                expected="lora",
-                hint="Save it in the dialect lycoris, or make LoRA of this module",
-            )
-        value = values_of(site.module, name, site.path).detach().cpu()
-        tensors[kept] = value.to(compute_dtype(value.dtype)) + tensors.pop(changed)
-    return Full.load(tensors)
 
 
 def _device(layer: Layer) -> torch.device:

@@ -6,8 +6,9 @@ adapter's layers, or joined from several.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -35,7 +36,14 @@ class Regrouper:
 
     def __init__(self, adapter: Adapter, targets: Targets | None) -> None:
         self._adapter = adapter
-        self._shapes: Mapping[str, Shape] = {} if targets is None else _source_shapes(adapter, targets)
+        self._shapes: Mapping[str, Shape] = {}
+        self._biased: Collection[str] = ()
+        if targets is not None:
+            _, found = targets.candidates(adapter.names)
+            shapes = {name: targets.shape_of(*places[0]) for name, places in found.items() if places}
+            # Those without a place in the model, or whose weight's shape is not known, are left out.
+            self._shapes = {name: shape for name, shape in shapes.items() if shape}
+            self._biased = {name for name, places in found.items() if any(p.bias for p in chain(*places))}
         # Made here, not by a decorator, so that they end with this object.
         self._layer = lru_cache(maxsize=HELD)(self._read)
         self._change = lru_cache(maxsize=HELD)(self._change_of)
@@ -43,6 +51,10 @@ class Regrouper:
     def shape_of(self, layer: str) -> Shape:
         """The shape of what a layer of the adapter is applied to; () where the model does not say it."""
         return self._shapes.get(layer, ())
+
+    def may_have_bias(self, layer: str) -> bool:
+        """Whether a bias may be beside what a layer is applied to; True where the model does not say it."""
+        return layer not in self._shapes or layer in self._biased
 
     def make(self, planned: LayerToWrite) -> Layer:
         """The layer to write. If it is cut or joined, it is checked that it changes the model as before.
@@ -135,13 +147,3 @@ class Regrouper:
 
 def _values(layer: Layer) -> int:
     return sum(tensor.numel() for tensor in layer.tensors().values())
-
-
-def _source_shapes(adapter: Adapter, targets: Targets) -> Mapping[str, Shape]:
-    """The shape of what each layer is applied to: a weight, rows of one, or several one below the other.
-
-    Layers without a place in the model, or whose weight's shape is not known, are left out.
-    """
-    _, found = targets.candidates(adapter.names)
-    shapes = {name: targets.shape_of(*places[0]) for name, places in found.items() if places}
-    return {name: shape for name, shape in shapes.items() if shape}

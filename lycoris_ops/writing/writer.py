@@ -155,5 +155,6 @@ class Writer:
     def _encoded(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Encoded:
         options = self.adapter.info[planned.sources[0]].options
         weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
-        asked = Asked(planned.name, options, weight, planned.takes_lokr, self.dtype)
+        biased = any(map(self._regrouper.may_have_bias, planned.sources))
+        asked = Asked(planned.name, options, weight, biased, planned.takes_lokr, self.dtype)
         return write_of(dialect).tensors(layer, asked)

@@ -63,6 +63,8 @@ class Asked:
     """Values of the algorithm's options, see `LayerInfo.options`."""
     weight: Shape = ()
     """The shape of the weight that the layer is for; () where it is not known."""
+    biased: bool = True
+    """Whether a bias may be beside the weight; False where the model is known to have none."""
     takes_lokr: bool = False
     """Whether diffusers is known to read LoKr under this name."""
     dtype: torch.dtype | None = None

@@ -151,6 +151,8 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     if kind is None:
         raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
     kind.check_weight(asked.weight)
+    if asked.biased:
+        kind.check_bias(layer)
     tensors, wanted = kind.encoded(layer)
     return Encoded(asked.name, tensors, configured=(kind, wanted), remarks=wanted.remarks)
 

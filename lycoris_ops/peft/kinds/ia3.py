@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-ONE_ADDED = "1 + w written in place of w for {count} ia3 layer{s} of inputs"
+ONE_ADDED = "1 + w written in place of w for {count} ia3 layer{s}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,20 @@ class Ia3Config(Config[WantedIa3]):
         return {"feedforward": path in self._fed}
 
     @classmethod
+    def check_bias(cls, layer: Layer) -> None:
+        assert isinstance(layer, Ia3)
+        if layer.ia3_l is None and not layer.of_inputs:
+            raise LayerError(
+                "scales the bias with the outputs, and LyCORIS' IA3 does not",
+                got="on_input = 0",
+                expected="a layer of inputs, or a model whose layer has no bias",
+            )
+
+    @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedIa3]:
         assert isinstance(layer, Ia3)
         found = layer.by_factor()
-        if found.ia3_l is None:
-            raise LayerError(
-                "scales the bias with the outputs, and LyCORIS' IA3 does not", got="on_input = 0"
-            )
+        assert found.ia3_l is not None
         # (1, I) scales inputs and (O, 1) outputs; on a convolution only the option tells which.
         inputs = found.ia3_l.shape[0] == 1 if found.ia3_l.ndim == 2 else bool(found.feedforward)
         return plain_tensors(found, *LORA_ONLY), WantedIa3(
