@@ -75,7 +75,7 @@ def on_files(files: Files, config: Any) -> Files:
             head, _, rest = text.partition("\n")
             translated = f"\n{other.format(name)}\n" if name in both["" if language else "zh"] else ""
             add(f"{folder}/{name}.md", f"{head}\n{translated}{rest}")
-        add(f"{folder}/index.md", index(language, pages))
+    add("nodes/zh/index.md", chinese_index(both["zh"]))
     for source, folder in ((f"{HELP}/pictures", "nodes/pictures"), ("workflows", "workflows")):
         for picture in sorted((ROOT / source).glob("*.*")):
             if picture.suffix in (".webp", ".jpg"):
@@ -97,7 +97,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     }
     if path in made:
         mark, make = made[path]
-        markdown = markdown.replace(mark, make())
+        # What follows the mark is for readers without the site.
+        markdown = markdown.partition(mark)[0] + make()
     markdown = re.sub(r'(\]\(|src=")([^)\s"]+)', lambda found: found[1] + link_of(found[2], path), markdown)
     return re.sub(rf"\[([^\[\]]*)\]\({NOWHERE}\)", r"\1", markdown)
 
@@ -171,15 +172,14 @@ def title(text: str) -> str:
     return text.partition("\n")[0].removeprefix("# ")
 
 
-def index(language: str, pages: dict[str, str]) -> str:
-    """The list of the nodes with the first sentence of each page."""
-    heads = ("节点", "节点", "作用", "。") if language else ("The nodes", "node", "what it does", ". ")
-    lines = [f"# {heads[0]}", "", f"| {heads[1]} | {heads[2]} |", "|---|---|"]
+def chinese_index(pages: dict[str, str]) -> str:
+    """The list of the nodes in Chinese, with the first sentence of each page."""
+    lines = ["# 节点", "", "| 节点 | 作用 |", "|---|---|"]
     for name, text in pages.items():
         paragraph = next(part for part in text.split("\n\n")[1:] if not part.startswith("!["))
-        first, end, _ = paragraph.replace("\n", " ").partition(heads[3])
+        first, end, _ = paragraph.replace("\n", " ").partition("。")
         first = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", first)
-        lines.append(f"| [{title(text)}]({name}.md) | {first}{end.strip()} |")
+        lines.append(f"| [{title(text)}]({name}.md) | {first}{end} |")
     return "\n".join(lines) + "\n"
 
 

@@ -43,6 +43,13 @@ def test_the_readme_is_short() -> None:
     assert len(words) <= 700
 
 
+def test_every_help_page_is_in_the_list_of_nodes_by_its_title() -> None:
+    listed = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[([^\]]+)\]\(\S+/(\w+)\.md\), `(\w+)` \|", listed, re.M)
+    titles = {page.stem: page.read_text("utf-8").partition("\n")[0] for page in HELP.glob("*.md")}
+    assert sorted(rows) == sorted((title.removeprefix("# "), name, name) for name, title in titles.items())
+
+
 def shape(text: str) -> tuple[int, ...]:
     """How many rows of tables, headings, items of lists and pictures a page has."""
     return tuple(len(re.findall(start, text, re.M)) for start in (r"^\|", r"^#", r"^(?:- |\d\. )", r"^!\["))
