@@ -20,7 +20,7 @@ from ..reading.load import load_adapter
 from ..rules.patterns import Pattern
 from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
-from .naming import layers_for, unread, usual_prefix
+from .naming import layers_for, usual_prefix
 from .network import LycorisNetwork
 from .settings import LayerSettings
 
@@ -227,7 +227,7 @@ def _from_file(
     seed: int,
 ) -> tuple[dict[str, Member], list[str]]:
     adapter = weights if isinstance(weights, Adapter) else load_adapter(weights)
-    layers = layers_for(adapter, module, prefix)
+    layers, left = layers_for(adapter, module, prefix)
     sites = all_sites(module)
     planned = _overridden({path: sites[path] for path in layers}, base, overrides)
     wishes = [
@@ -238,7 +238,7 @@ def _from_file(
     changed, notes = changed_layers(wishes, adapter.name, seed)
     layers |= changed
     members = {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}
-    return members, [*notes, *unread(adapter)]
+    return members, [*notes, *left]
 
 
 def _planned(

@@ -15,7 +15,7 @@ from ..modules import all_sites, named_modules
 from ..names.dialects.peft import BASE_WEIGHT
 from ..names.layer_name import LayerName
 from ..reading.adapter import Adapter
-from ..stack.resolve import EntryResolution, resolve
+from ..stack.resolve import PART_NAMES, EntryResolution, resolve
 from ..stack.stack import Entry, Stack
 
 NEAR = 2**-7
@@ -57,9 +57,9 @@ def model_shapes(module: nn.Module, prefix: str, *, addable: bool = False) -> di
     return shapes
 
 
-def unread(adapter: Adapter) -> list[str]:
+def _unread(adapter: Adapter) -> list[str]:
     """The keys of a file that belong to no layer, in words. They are neither trained nor written again."""
-    # `layers_for` has compared the weights of the base.
+    # `_check_base` has compared the weights of the base.
     keys = [key for key in adapter.left_out if key.removesuffix(BASE_WEIGHT) not in adapter.info]
     if not keys:
         return []
@@ -68,11 +68,12 @@ def unread(adapter: Adapter) -> list[str]:
     ]
 
 
-def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, Layer]:
-    """The layers of an adapter by the paths of the sites of a model that they are for.
+def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[str, Layer], list[str]]:
+    """The layers of an adapter by the paths of the sites of a model that they are for, and what is left out.
 
-    Raises MatchError for a layer that has no module or does not fit it, or is for a part of a module alone:
-    training goes on with whole layers.
+    A file may have layers for another part too, such as the text encoder of a diffusion model; they are left
+    out. Raises MatchError for another layer that has no module or does not fit it, or is for a part of a
+    module alone, since training goes on with whole layers; and where all layers are for another part.
     """
     # diffusers writes a part of a model without a prefix. Try both readings, and take the one that leaves
     # fewer layers without a module.
@@ -94,6 +95,14 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
             got=mismatch.made_for,
             expected=str(list(mismatch.expected)),
         )
+    if not entry.matches and entry.absent:
+        raise MatchError(
+            "all layers of the adapter are for another part than the model",
+            file=adapter.path,
+            got=f"layers of the {' and the '.join(PART_NAMES[part] for part in entry.absent)}",
+            expected="layers of the model, or a prefix that says which part it is",
+            hint='For a text encoder give prefix="text_model."',
+        )
     sites = all_sites(module).values()
     paths = {f"{prefix}{key}": site.path for site in sites for key in (site.key, site.bias_key)}
     found: dict[str, Layer] = {}
@@ -110,7 +119,11 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> dict[str, La
             )
         found[paths[match.key]] = adapter.layer(match.layer)
     _check_base(adapter, module, {match.layer: paths[match.key] for match in entry.matches})
-    return found
+    beside = [
+        f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {PART_NAMES[part]}"
+        for part, layers in entry.absent.items()
+    ]
+    return found, [*beside, *_unread(adapter)]
 
 
 def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:

@@ -36,7 +36,7 @@ from . import processes
 from .frozen import Flags, freeze, thaw
 from .in_peft import for_peft, path_in_peft
 from .member import Member, read_weight, zeroed
-from .naming import layers_for, model_shapes, named, unread
+from .naming import layers_for, model_shapes, named
 
 NAME = "network"
 """The name of a network's adapter in errors and reports."""
@@ -305,7 +305,7 @@ class LycorisNetwork(nn.Module):
         MatchError, and changes nothing, unless the file has a layer for every member and no others.
         """
         adapter = path if isinstance(path, Adapter) else load_adapter(path)
-        found = layers_for(adapter, self.module, self.prefix)
+        found, left = layers_for(adapter, self.module, self.prefix)
         extra = sorted(found.keys() - self.members.keys())
         missing = sorted(self.members.keys() - found.keys())
         if extra or missing:
@@ -320,7 +320,7 @@ class LycorisNetwork(nn.Module):
         for name, layer in found.items():
             with located(file=adapter.path):
                 self.members[name].replace(layer)
-        self.notes = tuple(dict.fromkeys((*self.notes, *unread(adapter))))
+        self.notes = tuple(dict.fromkeys((*self.notes, *left)))
 
     def shapes(self) -> dict[str, Shape]:
         """The keys and shapes of the model's weights, as files name them."""

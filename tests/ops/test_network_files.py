@@ -124,3 +124,26 @@ def test_the_weight_of_the_base_beside_an_embedding_must_be_the_models(tmp_path:
     strange.get_input_embeddings().weight.data[3] += 1.0
     with pytest.raises(lyc.MatchError, match=r"embed_tokens\.base_layer\.weight: the file has a weight of"):
         lyc.create_lycoris(strange, weights=tmp_path)
+
+
+def test_layers_of_another_part_are_left_out_and_named() -> None:
+    names = ("lora_unet_first", "lora_te_text_model_encoder_layers_0_fc1")
+    tensors = {
+        f"{name}.lora_{end}.weight": torch.ones(shape)
+        for name in names
+        for end, shape in (("up", (4, 2)), ("down", (2, 6)))
+    }
+    both = lyc.adapter_of_tensors(tensors, name="both")
+    own = {key: value for key, value in tensors.items() if names[1] in key}
+    text = lyc.adapter_of_tensors(own, name="text")
+    model = nn.ModuleDict({"first": nn.Linear(6, 4)})
+    network = lyc.create_lycoris(model, weights=both)
+    assert set(network.members) == {"first"}
+    assert "1 layer of both left out, for the text encoder" in network.report
+    with pytest.raises(lyc.MatchError, match="all layers of the adapter are for another part"):
+        lyc.create_lycoris(model, weights=text)
+    layers = nn.ModuleList([nn.ModuleDict({"fc1": nn.Linear(6, 4)})])
+    encoder = nn.ModuleDict({"encoder": nn.ModuleDict({"layers": layers})})
+    for adapter in (both, text):
+        of_text = lyc.create_lycoris(encoder, weights=adapter, prefix="text_model.")
+        assert set(of_text.members) == {"encoder.layers.0.fc1"}
