@@ -13,6 +13,7 @@ import pages
 import pytest
 import torch
 import train_task
+from safetensors.torch import load_file
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
@@ -78,6 +79,71 @@ def test_the_page_of_ranks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.isfinite(parameter).all() for parameter in names["network"].parameters())
 
 
+BEFORE_DIFFUSERS_AND_MERGEKIT = """
+from types import SimpleNamespace
+
+import torch
+from networks import small_unet
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import lycoris_ops as lyc
+
+sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 20}
+tokens = {"max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+words = CLIPTextModel(CLIPTextConfig(num_hidden_layers=1, **sizes, **tokens)).eval()
+pipe = SimpleNamespace(unet=small_unet(), text_encoder=words)
+
+
+def factors(weight):
+    return {"lora_B": torch.randn(weight.shape[0], 2), "lora_A": torch.randn(2, weight.shape[1])}
+
+
+def file_of(name, *parts):
+    tensors = {
+        f"{part}{path.removeprefix('text_model.')}.{end}.weight": factor
+        for part, model in parts
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and path.endswith(("to_q", "q_proj"))
+        for end, factor in factors(layer.weight).items()
+    }
+    save_file(tensors, name)
+
+
+file_of("style.safetensors", ("unet.", pipe.unet), ("text_encoder.text_model.", words))
+file_of("person.safetensors", ("unet.", pipe.unet))
+base = {"model.layers.0.mlp.up_proj.weight": torch.randn(12, 8), "model.norm.weight": torch.ones(8)}
+tuned = [{key: value + torch.randn_like(value) for key, value in base.items()} for _ in range(2)]
+for name, tensors in zip(("base", "code", "chat"), (base, *tuned)):
+    save_file(tensors, f"{name}.safetensors")
+"""
+"""A pipeline, two files for it, and a model that was tuned twice."""
+
+
+def test_the_page_of_other_tools_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        names = pages.run("coming-from", tmp_path, BEFORE_DIFFUSERS_AND_MERGEKIT)
+    assert "1 layer of style.safetensors left out, for the text encoder" in shown.getvalue()
+    unet = names["pipe"].unet
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
+    # `style` was at 0.8 when it was saved, which is no part of the file.
+    ours = lyc.create_lycoris(unet, weights="style.safetensors").apply_to()
+    wanted = unet(*inputs).sample.detach()
+    ours.restore()
+    unet.load_lora_adapter(load_file("style-for-diffusers.safetensors"), prefix="unet")
+    assert (unet(*inputs).sample - wanted).abs().max() < 1e-5
+    both, base = load_file("both.safetensors"), names["base"]
+    for key, value in base.items():
+        one, other = (change[key] - value for change in names["tuned"])
+        # What TIES can leave of a value: nothing, that of one model, or the mean of both.
+        left = torch.stack([torch.zeros_like(one), one, other, (one + other) / 2])
+        assert ((both[key] - value) - left).abs().amin(0).max() < 1e-5
+        assert not torch.equal(both[key], value)
+
+
 @pytest.mark.parametrize("page", ["merging", "schedules", "block-rules"])
 def test_a_line_of_python_on_a_guide_runs(page: str, tmp_path: Path) -> None:
     names = pages.run(page, tmp_path, ADAPTERS)
@@ -120,7 +186,7 @@ def test_what_the_page_of_adding_adds_works(tmp_path: Path) -> None:
 def test_every_block_of_code_is_run_or_is_output() -> None:
     """A fence says its language. Those of the languages that run are on the pages that tests run."""
     ran = {
-        "python": {"library", "ranks", "training", "merging", "schedules", "block-rules"},
+        "python": {"library", "ranks", "training", "merging", "schedules", "block-rules", "coming-from"},
         "toml": {"training"},
         "console": {"command-line", "install"},
         "diff": {"adding"},
