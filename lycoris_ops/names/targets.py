@@ -20,6 +20,7 @@ from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
 from .architectures import Places, recognise
 from .dialects import Component
+from .diffusers_models import diffusers_part
 from .fronts import is_of_encoder, shared_fronts
 from .fused_attention import fallback
 from .layer_name import LayerName
@@ -152,6 +153,8 @@ class Targets:
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
         bare, clips = _bare(shapes), _open_clips(shapes)
+        self.in_diffusers = bare.in_diffusers
+        """The part of a pipeline, `unet` or `transformer`, if the keys are those of diffusers' own model."""
         self.all = tuple(
             target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare, clips)
         )
@@ -452,6 +455,8 @@ class _Bare:
     wrapper: str = ""
     part: Component | None = None
     encoder: str | None = None
+    in_diffusers: str | None = None
+    """See `Targets.in_diffusers`."""
 
 
 def _bare(shapes: Mapping[str, Shape]) -> _Bare:
@@ -460,6 +465,9 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
         if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
             return _Bare(wrapper)
     marks = [key for key in shapes if BARE_ENCODER.match(key)]
+    if found := diffusers_part(shapes):
+        part, front = found
+        return _Bare(front, "unet" if front else None, in_diffusers=part)
     if not marks:
         return _Bare(_wrapper(shapes))
     if any(key.startswith("encoder.block.") for key in marks):

@@ -255,8 +255,9 @@ class _Names:
             part = _part_of(target)
             self._bases[part, target.path] = target
             shapes.setdefault(part, {})[target.path] = targets.shape_of(target)
-        write, parts = write_of(dialect), Parts(shapes)
-        layout = (write.lokr if lokr else None) or write.layout
+        write, parts = write_of(dialect), Parts(shapes, targets.in_diffusers)
+        # The paths of diffusers' own model are those that diffusers and PEFT have.
+        layout = own if targets.in_diffusers else (write.lokr if lokr else None) or write.layout
         for part, known in shapes.items():
             prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(part, parts)
             # The host's text encoders have the paths of transformers, which all tools write.
@@ -274,7 +275,7 @@ class _Names:
 
     def for_lokr(self) -> _Names | None:
         """The dialect's names for a file that holds LoKr; None if they are the same as these."""
-        if write_of(self._dialect).lokr is None:
+        if write_of(self._dialect).lokr is None or self._targets.in_diffusers:
             return None
         names = _Names(self._targets, self._dialect, lokr=True)
         return names if names.shapes(UNET) else None

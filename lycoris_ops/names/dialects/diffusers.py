@@ -54,7 +54,7 @@ def _prefix(part: str, parts: pipelines.Parts) -> str:
     if part != pipelines.UNET:
         number = parts.number(part)
         return "text_encoder." if number == 1 else f"text_encoder_{number}."
-    return f"{parts.layout.component}."
+    return f"{parts.component}."
 
 
 FOLDED = "alpha / rank multiplied into a factor of {layers}"

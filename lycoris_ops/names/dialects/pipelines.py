@@ -21,6 +21,13 @@ class Parts:
 
     shapes: Mapping[str, Mapping[str, Shape]]
     """The shapes of the weights by part and path."""
+    in_diffusers: str | None = None
+    """The part of a pipeline that the diffusion model is, where it is in diffusers' own layout."""
+
+    @property
+    def component(self) -> str:
+        """What diffusers calls the diffusion model in a pipeline."""
+        return self.in_diffusers or self.layout.component
 
     @cached_property
     def layout(self) -> Layout:

@@ -1,0 +1,40 @@
+"""Tell from its keys whether a model is one of diffusers', in its own layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..maths.shapes import Shape
+from .architectures import recognise
+
+UNET, TRANSFORMER = "unet", "transformer"
+ENCODERS = "text_encoder"
+"""The beginning of the keys of text encoders, beside a model in a pipeline."""
+QUERY = re.compile(r"(?:(?:single_)?transformer_blocks|blocks|layers)\.\d+\..*\.(?:to_q|to_k|to_qkv)\.weight")
+"""A projection in a block of a transformer of diffusers."""
+SIDES = ("down_blocks.", "up_blocks.")
+"""The two sides of a UNet of diffusers. Those of a VAE are inside its encoder and decoder."""
+
+
+def diffusers_part(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
+    """The part of a pipeline that the keys of a model are for, and what stands before its paths there.
+
+    That is ("unet", "unet.") for the keys of a UNet with its prefix, and ("transformer", "") for those of a
+    transformer without one. None for keys in another layout, even of a model that diffusers has as well.
+    """
+    keys = [key for key in shapes if not key.startswith(ENCODERS)]
+    if not keys:
+        return None
+    part = next((one for one in (UNET, TRANSFORMER) if all(key.startswith(f"{one}.") for key in keys)), None)
+    front = f"{part}." if part else ""
+    paths = {key[len(front) :]: shapes[key] for key in keys}
+    if all(any(path.startswith(side) for path in paths) for side in SIDES):
+        found = UNET
+    elif any(map(QUERY.match, paths)):
+        found = TRANSFORMER
+    else:
+        return None
+    if part not in (None, found) or recognise({path.removesuffix(".weight"): s for path, s in paths.items()}):
+        return None
+    return found, front

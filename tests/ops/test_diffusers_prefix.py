@@ -1,0 +1,103 @@
+"""Files of one model of diffusers, whose keys begin with `unet.` or `transformer.` or with neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+import lycoris_ops as lyc
+
+LORA = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+
+
+def made(part: str) -> Any:
+    torch.manual_seed(0)
+    if part == "unet":
+        return UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=8,
+            norm_num_groups=4,
+        ).eval()
+    return FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(2, 2, 4),
+    ).eval()
+
+
+@torch.no_grad()
+def output(part: str, model: Any) -> Tensor:
+    drawn = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=drawn)
+
+    if part == "unet":
+        return model(noise(1, 4, 8, 8), 10, noise(1, 4, 8), return_dict=False)[0]
+    places = {"img_ids": torch.arange(18.0).reshape(6, 3), "txt_ids": torch.zeros(5, 3)}
+    time = torch.tensor([0.5])
+    return model(noise(1, 6, 4), noise(1, 5, 8), noise(1, 8), time, **places, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("part", ["unet", "transformer"])
+def test_the_prefix_of_a_pipeline_is_found_in_reading_and_writing(part: str, tmp_path: Path) -> None:
+    """What diffusers and PEFT wrote for the model alone is loaded by both again, in each other's form."""
+    theirs = made(part)
+    theirs.add_adapter(LORA)
+    wanted = output(part, theirs)
+    assert (wanted - output(part, made(part))).abs().max() > 1e-3
+    theirs.save_lora_adapter(str(tmp_path / "theirs"))
+    bare = {key: tuple(value.shape) for key, value in made(part).state_dict().items()}
+    prefixed = {f"{part}.{key}": shape for key, shape in bare.items()}
+    model = made(part)
+    source = lyc.load_adapter(tmp_path / "theirs")
+    network = lyc.create_lycoris(model, weights=source).apply_to()
+    assert torch.allclose(output(part, model), wanted, atol=1e-5)
+    for name, adapter, shapes in (
+        ("network", network.to_adapter(), network.shapes()),
+        ("bare", source, bare),
+        ("prefixed", source, prefixed),
+    ):
+        out = tmp_path / f"{name}.safetensors"
+        lyc.save_adapter(adapter, out, "diffusers", model=shapes)
+        read = made(part)
+        read.load_lora_adapter(str(tmp_path), weight_name=out.name, prefix=part)
+        assert torch.allclose(output(part, read), wanted, atol=1e-5)
+        lyc.save_adapter(adapter, tmp_path / name, "peft", model=shapes)
+        adapted = peft.PeftModel.from_pretrained(made(part), str(tmp_path / name)).eval()
+        assert torch.allclose(output(part, adapted), wanted, atol=1e-5)
+        # From PEFT's folder to diffusers' file.
+        lyc.save_adapter(lyc.load_adapter(tmp_path / name), out, "diffusers", model=bare)
+        assert all(layer.startswith(f"{part}.") for layer in lyc.load_adapter(out).info)
+    for dialect in ("kohya", "comfy", "lycoris"):
+        network.save_weights(tmp_path / f"{dialect}.safetensors", dialect)
+        again = lyc.load_adapter(tmp_path / f"{dialect}.safetensors")
+        model = made(part)
+        lyc.create_lycoris(model, weights=again).apply_to()
+        assert torch.allclose(output(part, model), wanted, atol=1e-5)
+
+
+def test_a_language_model_whose_keys_begin_with_transformer_keeps_its_names(tmp_path: Path) -> None:
+    """GPT-2's own paths begin so, and PEFT's names have it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))
+    network = lyc.create_lycoris(model, rank=2, include="*c_attn")
+    network.save_weights(tmp_path / "out", dialect="peft")
+    assert list(lyc.load_adapter(tmp_path / "out").info) == ["base_model.model.transformer.h.0.attn.c_attn"]
