@@ -32,6 +32,19 @@ def host() -> Host:
     return booted
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Keep what a file leaves out of Python's search for circles too.
+
+    The host searches whenever it frees a model. Over all that the files before have left, such as every
+    tiny model, a search takes a second.
+    """
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def plain(host: Host) -> Patched:
     """The base checkpoint, unpatched. The host never changes it in place for good."""

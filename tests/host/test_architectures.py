@@ -79,7 +79,13 @@ def test_no_architecture_of_the_host_is_left_out(host: Host) -> None:
     assert {model.__name__ for model in models} == named
 
 
-@pytest.mark.parametrize(("architecture", "dialect"), dialects.cases())
+@pytest.mark.parametrize(
+    ("architecture", "dialect"),
+    [
+        pytest.param(*case, marks=() if dialects.usual(case) else pytest.mark.soak)
+        for case in dialects.cases()
+    ],
+)
 def test_every_layer_is_found_and_patched_exactly(
     host: Host, tmp_path: Path, architecture: str, dialect: str
 ) -> None:
