@@ -27,8 +27,11 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("Wan 2.1 i2v", "Wan camera", "Wan HuMo"), _WIDE),
     "Wan Animate": {"in_dim": 36, "out_dim": 16},
     "CogVideoX": {"in_channels": 16, "out_channels": 16},
+    "HunyuanVideo 1.5": {"in_channels": 2 * 32 + 1},
 }
 """Tiny models with as many channels as the latents of the real ones, and what is concatenated to them."""
+TEXTS: Mapping[str, tuple[int, ...]] = dict.fromkeys(("Stable Audio", "Stable Audio 3"), (5, 768))
+"""Texts as wide as the real ones, where the host puts something of that width behind them."""
 TEXT, BESIDE, CONCATENATED = "text", "references", "concatenated"
 SHOWN: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("Flux 1", "Flux 2", "Omnigen2", "Qwen-Image", "Krea 2"), (BESIDE, "ref_latents")),
@@ -47,7 +50,7 @@ def drawn(*shape: int, seed: int = 1) -> Tensor:
 
 def conditioning(model: Any, architecture: str, **more: Any) -> list[Any]:
     """A text as the host's encoders give it, with all that one of them says beside it."""
-    words = ALL[architecture].text or (5, 20)
+    words = TEXTS.get(architecture) or ALL[architecture].text or (5, 20)
     settings: dict[str, Any] = {"pooled_output": drawn(1, 12, seed=2)}
     settings["conditioning_llama3"] = drawn(1, 2, *words, seed=3)
     settings["attention_mask"] = torch.ones(1, words[0])
