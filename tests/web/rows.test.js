@@ -94,6 +94,8 @@ test("a row that takes the other file of its pair in takes the place of that fil
   // What has settings of its own stays, as do second rows and other pairs.
   const others = [other, { ...low, on: false }, { ...plain, low_noise: "b_low" }]
   assert.deepEqual(joined([high, ...others, low, low], 0, pair), [both, ...others, low])
+  const off = { ...high, on: false }
+  assert.deepEqual(joined([off, plain], 0, pair), [{ ...both, on: false }, plain])
 })
 
 test("the factors of picture and sound are rules of a row", () => {

@@ -151,7 +151,8 @@ const settingsOf = (/** @type {Row} */ row) =>
 export function joined(rows, index, pair) {
   const row = rows[index]
   const partner = row.file === pair.file ? pair.low_noise : pair.file
-  const plain = [row, newRow(partner)].map(settingsOf)
+  // Beside a row that is off, a new row of the other file does what the pair does not.
+  const plain = [row, ...(isOn(row) ? [newRow(partner)] : [])].map(settingsOf)
   const spare = rows.findIndex((one) => one.file === partner && !one.low_noise && plain.includes(settingsOf(one)))
   const made = rows.with(index, withFiles(row, pair))
   return spare < 0 ? made : made.toSpliced(spare, 1)
