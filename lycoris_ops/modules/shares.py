@@ -19,6 +19,8 @@ KINDS = {
     "conv": "convolutions",
     "norm": "norms",
     "embedding": "embeddings",
+    "expert": "experts",
+    "router": "routers",
 }
 """What is left out for no other reason, by its kind."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,15 +14,19 @@ from torch.nn.utils import parametrize
 
 from ..bypass import Geometry, geometry_of
 from ..bypass.geometry import definer
+from ..bypass.stacked import Stacked
 from ..errors import LycorisError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain, norm
 from ..rules.patterns import Pattern
+from .experts import expert_weights, stored_turned
 from .named import named_modules
 from .patterns import check_used, patterns
 from .presets import PRESETS, ModuleClasses
 
-Kind = Literal["linear", "conv", "norm", "embedding"]
+Kind = Literal["linear", "conv", "norm", "embedding", "expert", "router"]
+ROUTER = re.compile(r"Router|TopK|MoE?Gate")
+"""In the names of classes that choose experts by a weight (E, I)."""
 
 READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
     "ShiftedWindowAttention": ("qkv", "proj"),
@@ -59,6 +64,12 @@ class Site:
     weight: str = "weight"
     """The name of the weight in its module."""
     bias: str = "bias"
+    expert: int | None = None
+    """The number of an expert whose weight is this part of the parameter; None for a whole parameter."""
+    stacked: Stacked | None = None
+    """The parameter of all experts, in the passes of the module."""
+    turned: bool = False
+    """Whether the expert's weight is stored as (I, O)."""
     caller: nn.Module | None = None
     """The module in whose pass the weight is used, where that is not `module` itself."""
 
@@ -81,15 +92,21 @@ class Site:
     @property
     def transposed(self) -> bool:
         """Whether the module stores the weight as (I, O)."""
-        return self.geometry is not None and self.geometry.transposed
+        return self.turned or (self.geometry is not None and self.geometry.transposed)
 
     def oriented(self, values: Tensor) -> Tensor:
-        """Values as the module stores the weight, in `shape`; a view."""
-        return values.T if self.transposed else values
+        """Values as the module stores the weight, or those of all experts, in `shape`; a view."""
+        own = values if self.expert is None else values[self.expert]
+        return own.T if self.transposed else own
 
     @property
     def key(self) -> str:
-        """The key of the weight in the model's state dict."""
+        """The key of the weight in the model's state dict.
+
+        Of an expert, and of a router, it is one that the path leads to in files.
+        """
+        if self.kind in ("expert", "router"):
+            return f"{self.path}.weight"
         return f"{self._start}{self.weight}"
 
     @property
@@ -109,6 +126,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return _projections(path, module)
     if parametrize.is_parametrized(module, "weight") or _by_norm(module):
         return "its weight is computed from other values, as by weight_norm"
+    if found := list(expert_weights(module)):
+        return _experts(path, module, found)
     held = getattr(module, "weight", None)
     # A model may call anything by this name: a number, or a module inside.
     weight = held if isinstance(held, Tensor) else None
@@ -128,6 +147,9 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         by_package = definer(module).__module__.partition(".")[0] in KNOWN
         known = by_package or not is_plain(weight) or _multiplies(module, found, weight)
         return [Site(path, module, kind, found.shape, found if known else None)]
+    if len(shape) == 2 and ROUTER.search(type(module).__name__):
+        # By the parameter's own name, as PEFT's `target_parameters` have it.
+        return [Site(f"{path}.weight", module, "router", shape)]
     if is_plain(weight) and (own := _own_way(module, shape)):
         return [Site(path, module, own, shape)]
     if isinstance(module, nn.Embedding):
@@ -137,6 +159,26 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
     if len(shape) == 1 and "norm" in type(module).__name__.lower():
         return [Site(path, module, "norm", shape)]
     return found
+
+
+def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, Stacked]]) -> list[Site]:
+    """A site for each expert of each parameter."""
+    turned = stored_turned(module)
+    return [
+        Site(
+            f"{path}.{name}.expert{number}",
+            module,
+            "expert",
+            (value.shape[2], value.shape[1]) if turned else (value.shape[1], value.shape[2]),
+            weight=name,
+            bias="",
+            expert=number,
+            stacked=stacked,
+            turned=turned,
+        )
+        for name, value, stacked in found
+        for number in range(len(value))
+    ]
 
 
 def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
@@ -290,12 +332,12 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
 
 
 def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
-    """The sites in groups of one weight each, in the order of the first of each group."""
+    """The sites in groups of one weight each, or one expert's, in the order of the first of each group."""
     # The weights are kept meanwhile: the identity of one that is gone may be given to another.
     held = [(site, getattr(site.module, site.weight)) for site in sites]
-    groups: dict[int, list[Site]] = {}
+    groups: dict[tuple[int, int | None], list[Site]] = {}
     for site, weight in held:
-        groups.setdefault(id(weight), []).append(site)
+        groups.setdefault((id(weight), site.expert), []).append(site)
     return list(groups.values())
 
 

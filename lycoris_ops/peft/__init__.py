@@ -32,6 +32,7 @@ __all__ = [
     "peft_type_of",
     "read_lora_metadata",
     "read_peft_config",
+    "targets_parameters",
 ]
 
 CONFIG_NAME = "adapter_config.json"
@@ -81,6 +82,14 @@ def peft_type_of(path: str) -> str | None:
     """
     found = _beside(path).get("peft_type")
     return found if isinstance(found, str) else None
+
+
+def targets_parameters(path: str) -> bool:
+    """Whether an adapter_config.json names parameters that are adapted by themselves.
+
+    Raises FileFormatError where the file cannot be read.
+    """
+    return bool(_beside(path).get("target_parameters"))
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:

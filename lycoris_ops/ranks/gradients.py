@@ -300,7 +300,7 @@ def _by_parameter(parameter: nn.Parameter, total: _Sum, stack: ExitStack) -> Non
 
     def add(gradient: Tensor) -> None:
         total.reached = True
-        total.gradient.add_(gradient.float())
+        total.gradient.add_(total.site.oriented(gradient).float())
 
     # torch has no type for `register_hook`.
     stack.callback(cast("Any", parameter).register_hook(add).remove)

@@ -25,12 +25,13 @@ from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
-from ..peft import CONFIG_NAME, Config, peft_type_of
+from ..peft import CONFIG_NAME, Config, peft_type_of, read_peft_config, targets_parameters
 from ..peft.unread import UNREAD, not_read, told_by
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
 from .followed import Configs
 from .grouping import Groups, group
 from .options import check_options, options_of
+from .parameters import ParametersFile
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
@@ -124,6 +125,8 @@ def _load(
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
+    if config is not None and targets_parameters(config.path):
+        file = ParametersFile.of(file, read_peft_config(config.path))
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
 from ..algorithms.base import DIFF_B, SET_BIAS
 from ..algorithms.boft_peft import BoftPeft
-from ..algorithms.checks import a_layer
+from ..algorithms.checks import a_layer, scale
 from ..algorithms.full import DIFF, SET, Full
 from ..algorithms.lora import Lora
 from ..algorithms.oftv2 import OftV2
@@ -58,6 +61,45 @@ def for_peft(layer: Layer, site: Site) -> Layer:
         # PEFT keeps the values of a whole module, not their change.
         return _valued(layer, site)
     return layer
+
+
+def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
+    """Layers with one for each expert of a parameter of which any is adapted, all of one rank and scale.
+
+    PEFT has one pair of factors for all experts: components and experts that are missing become zeros.
+    Raises LycorisError for experts with anything but the two factors of LoRA.
+    """
+    made = dict(layers)
+    stacks: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.expert is not None:
+            stacks.setdefault(site.path.removesuffix(f".expert{site.expert}"), []).append(site)
+    for parameter, own in stacks.items():
+        found: dict[int, Lora] = {}
+        for site in own:
+            layer = layers[site.path]
+            if not isinstance(layer, Lora) or layer.tensors().keys() != {"lora_up", "lora_down"}:
+                raise LycorisError(
+                    "PEFT has no layer of this kind for an expert",
+                    key=site.path,
+                    got=", ".join(sorted(layer.tensors())),
+                    expected="lora alone",
+                    hint="Save it in the dialect lycoris, and go on from the file by a network",
+                )
+            found[site.expert or 0] = layer
+        rank = max(layer.rank or 1 for layer in found.values())
+        scales = {scale(layer.alpha, layer.rank or 1) for layer in found.values()}
+        common = scales.pop() if len(scales) == 1 else 1.0
+        rows, columns = own[0].shape
+        for number in range(len(getattr(own[0].module, own[0].weight))):
+            up, down = torch.zeros(rows, rank), torch.zeros(rank, columns)
+            if layer := found.get(number):
+                assert layer.lora_up is not None and layer.lora_down is not None
+                size = len(layer.lora_down)
+                up[:, :size] = layer.lora_up * (scale(layer.alpha, size) / common)
+                down[:size] = layer.lora_down
+            made[f"{parameter}.expert{number}"] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
+    return made
 
 
 def _valued(layer: Layer, site: Site) -> Layer:

@@ -20,6 +20,7 @@ from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
 from ..bypass import Bypass, BypassPlan, Rebuilt
 from ..bypass.hook import values_of
+from ..bypass.stacked import StackedPart
 from ..changes.forms import Dense, Hadamard, Kronecker
 from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
@@ -135,7 +136,16 @@ class Member(nn.Module):
         self._rebuilt: Rebuilt | None = None
         if self.bypass_up_to > 0:
             self._bypass = Bypass(site.module, self._plan(layer), name=site.path)
-        if self.bypass_up_to < math.inf:
+        if site.stacked is not None and site.expert is not None:
+            self._rebuilt = StackedPart(
+                site.stacked,
+                site.expert,
+                layer,
+                self.multiplier,
+                name=site.path,
+                transposed=site.transposed,
+            )
+        elif self.bypass_up_to < math.inf:
             self._rebuilt = Rebuilt(
                 site.module,
                 layer,

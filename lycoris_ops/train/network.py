@@ -34,7 +34,7 @@ from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
 from . import processes
 from .frozen import Flags, freeze, thaw
-from .in_peft import for_peft, path_in_peft
+from .in_peft import all_experts, for_peft, path_in_peft
 from .member import Member, read_weight, zeroed
 from .naming import layers_for, model_shapes, named
 
@@ -270,13 +270,11 @@ class LycorisNetwork(nn.Module):
             for path, member in self.members.items()
             if any(pattern.matches_path(path) for pattern in wanted)
         }
-        layers: dict[str, Layer] = {}
-        for path, member in chosen.items():
-            layer = _copied(member.layer)
-            if dialect == "peft":
-                layers[named(self.prefix, path_in_peft(member.site))] = for_peft(layer, member.site)
-            else:
-                layers[named(self.prefix, path)] = layer
+        own = {path: _copied(member.layer) for path, member in chosen.items()}
+        if dialect == "peft":
+            sites = [member.site for member in chosen.values()]
+            own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
+        layers = {named(self.prefix, path): layer for path, layer in own.items()}
         turned = any(member.site.transposed for member in chosen.values())
         return Adapter.of(layers, name=name, metadata={TRANSPOSED: "true"} if turned else None)
 

@@ -24,6 +24,7 @@ from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
 from .configuration import beside_others
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
+from .parameters import joined
 from .place import check_output, has_folder
 from .verify import check_written
 from .writer import Made, Writer
@@ -136,10 +137,10 @@ def save_adapter(
             progress(len(made), len(planned))
     together = beside_others([one.encoded for one in made])
     made = [replace(one, encoded=encoded) for one, encoded in zip(made, together, strict=True)]
-    spelled = write_of(dialect).spelled
-    keyed = {spelled(m.encoded.name, suffix): t for m in made for suffix, t in m.encoded.tensors.items()}
-    tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     configuration = writer.configuration(made, metadata or {})
+    spelled, held = write_of(dialect).spelled, joined(together) if has_folder(dialect) else together
+    keyed = {spelled(one.name, suffix): t for one in held for suffix, t in one.tensors.items()}
+    tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
     folder = has_folder(dialect)
     contents = [configuration.encode()] if configuration and folder else []
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)

@@ -223,7 +223,6 @@ def test_every_kind_of_pefts_is_read_or_named() -> None:
         ("use_bdlora", {}),
         ("arrow_config", {"top_k": 2}),
         ("kasa_config", {}),
-        ("target_parameters", ["experts.weight"]),
         ("peft_type", "VERA"),
         ("peft_type", "NO_SUCH_KIND"),
     ],

@@ -15,10 +15,12 @@ from ...algorithms.factored import DORA, SPARSE
 from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
 from ...errors import LayerError
 from ...maths.shapes import Shape
+from .. import patterns
 from ..config import (
     BASE_BIAS,
     BiasedConfig,
     ConfiguredLayer,
+    ConflictError,
     Module,
     RankedConfig,
     Refusal,
@@ -28,6 +30,7 @@ from ..config import (
     ranks_of,
 )
 from ..fields import Fields
+from ..parameters import parameter_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -97,7 +100,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         "use_bdlora": Refusal("its factors hold the blocks of block-diagonal matrices", _is_given),
         "arrow_config": Refusal("it chooses among several adapters for each token", _is_given),
         "kasa_config": Refusal("it takes the smallest singular values out of the base", _is_given),
-        "target_parameters": Refusal("the keys do not say which parameter of a layer is changed"),
     }
 
     init_lora_weights: bool | str = True
@@ -105,6 +107,8 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     use_dora: bool = False
     lora_bias: bool = False
     fan_in_fan_out: bool = False
+    target_parameters: Sequence[str] = ()
+    """Parameters that are adapted by themselves, by the ends of their paths. See `peft.parameters`."""
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
@@ -114,6 +118,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             init_lora_weights=_start(fields),
             bias=fields.text("bias", "none"),
             fan_in_fan_out=fields.flag("fan_in_fan_out", False),
+            target_parameters=tuple(fields.texts("target_parameters")),
         )
 
     @property
@@ -124,8 +129,11 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     def start(self) -> Start | None:
         return cast("Start", self.init_lora_weights) if self.init_lora_weights in STARTS else None
 
+    def rank_at(self, path: str) -> int:
+        return super().rank_at(parameter_of(path) or path)
+
     def alpha_at(self, path: str, rank: int) -> float:
-        alpha = super().alpha_at(path, rank)
+        alpha = super().alpha_at(parameter_of(path) or path, rank)
         if self.start is not None and rank < (asked := self.rank_at(path)):
             # A weight of fewer rows or columns than r has a start of that rank, which PEFT scales by r.
             return alpha * rank / (math.sqrt(asked) if self.use_rslora else asked)
@@ -145,8 +153,14 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedLora]], module: Module) -> Self:
+        members, parameters = _by_parameter(members)
+        own = [member.path for member in members if member.path not in parameters]
+        ranks = ranks_of(members, module)
+        if parameters:
+            ranks["target_modules"] = patterns.modules(own, module.paths) if own else []
         return cls(
-            **ranks_of(members, module),
+            **ranks,
+            target_parameters=parameters,
             lora_bias=common(
                 members, "lora_B.bias in every layer, or in none", lambda wanted: wanted.lora_bias
             ),
@@ -161,9 +175,32 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         if self.init_lora_weights is True:
             # PEFT's default, which only training needs.
             del table["init_lora_weights"]
+        if not self.target_parameters:
+            del table["target_parameters"]
         # PEFT sets it itself, where a layer is of that kind.
         del table["fan_in_fan_out"]
         return table
+
+
+def _by_parameter(
+    members: Sequence[ConfiguredLayer[WantedLora]],
+) -> tuple[list[ConfiguredLayer[WantedLora]], list[str]]:
+    """The layers with one for all experts of a parameter, and the paths of the parameters.
+
+    Raises ConflictError where experts of a parameter differ in what the configuration says once for all.
+    """
+    found: dict[str, ConfiguredLayer[WantedLora]] = {}
+    parameters: set[str] = set()
+    for member in members:
+        parameter = parameter_of(member.path)
+        if parameter is not None:
+            parameters.add(parameter)
+            if (known := found.get(parameter)) and known.wanted != member.wanted:
+                got = f"rank {member.wanted.r} beside {known.wanted.r}"
+                raise ConflictError("needs one rank and alpha for all experts of a parameter", member, got)
+            member = replace(member, path=parameter)
+        found.setdefault(member.path, member)
+    return list(found.values()), sorted(parameters)
 
 
 def _start(fields: Fields) -> bool | str:

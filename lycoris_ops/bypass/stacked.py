@@ -1,0 +1,94 @@
+"""Layers on the parts of one parameter, such as the experts of a mixture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import LycorisError
+from ..maths.tensors import compute_dtype
+from .hook import check_present, input_of, values_of
+from .rebuilt import Rebuilt
+
+
+class Stacked:
+    """A parameter (E, O, I) of a module whose parts (O, I) are changed each by a layer of its own.
+
+    In a pass the module has the changed parameter in place of its own, formed once from all parts.
+    """
+
+    def __init__(self, module: nn.Module, weight: str) -> None:
+        self.module = module
+        self.weight = weight
+        self.parts: dict[int, StackedPart] = {}
+        """The layers that act, by the number of their part."""
+        self._handles: list[RemovableHandle] = []
+        self._hidden: list[Any] = []
+
+    def put(self, number: int, part: StackedPart) -> None:
+        """Let a layer act on a part."""
+        self.parts[number] = part
+        if not self._handles:
+            self._handles = [
+                self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+                self.module.register_forward_hook(self._after, always_call=True, prepend=True),
+            ]
+
+    def take(self, number: int) -> None:
+        """Take the layer of a part away."""
+        self.parts.pop(number, None)
+        if not self.parts:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = input_of(args, kwargs)
+        own = vars(module)
+        self._hidden.append(own.get(self.weight))
+        values = values_of(module, self.weight)
+        check_present(values, given.device)
+        # In order, so that dropouts draw the same numbers in each run.
+        found = {number: self.parts[number].of(values[number], given) for number in sorted(self.parts)}
+        changed = {number: one for number, one in found.items() if one is not None}
+        if changed:
+            rows = [changed.get(number, one) for number, one in enumerate(values.unbind())]
+            own[self.weight] = torch.stack(rows)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        if self._hidden:
+            before, own = self._hidden.pop(), vars(module)
+            own.pop(self.weight, None)
+            if before is not None:
+                own[self.weight] = before
+
+
+class StackedPart(Rebuilt):
+    """A layer on one part of a parameter. See `Stacked`."""
+
+    def __init__(self, whole: Stacked, number: int, layer: Any, strength: float, **options: Any) -> None:
+        super().__init__(whole.module, layer, strength, weight=whole.weight, **options)
+        self._whole, self._number = whole, number
+
+    def attach(self) -> StackedPart:
+        self._whole.put(self._number, self)
+        return self
+
+    def remove(self) -> None:
+        self._whole.take(self._number)
+
+    def of(self, weight: Tensor, x: Tensor) -> Tensor | None:
+        """The changed part for a pass with this input, in the part's dtype; None where nothing changes."""
+        if self.before_pass is not None:
+            self.before_pass(x)
+        if self.strength == 0.0:
+            return None
+        wide = weight.to(compute_dtype(weight.dtype))
+        try:
+            delta = self.layer.delta(wide.T if self.transposed else wide)
+        except LycorisError as error:
+            raise error.within(weight=self.name) from None
+        return torch.add(wide, delta.T if self.transposed else delta, alpha=self.strength).to(weight.dtype)

@@ -1,0 +1,47 @@
+"""PEFT's LoRA of single parameters (`target_parameters`): routers, and the experts of a mixture.
+
+A parameter of E experts (E, O, I) has one pair of factors: lora_A (E r, I), whose rows e r to (e + 1) r are
+expert e's, and lora_B (O, r E), whose columns e, e + E, e + 2 E, ... are. Where several parameters of one
+module are adapted, PEFT's layers are around each other, in the order in which the module declares them:
+the first is the innermost, which has most `base_layer` in its keys.
+
+Here each expert is a layer of its own, `<parameter>.expert3`. Source: `ParamWrapper` of peft 0.21.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..errors import LayerError
+
+DECLARED = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+"""The order in which the classes of transformers declare the parameters of their experts."""
+PARAMETER = re.compile(r"(?P<parameter>.+?)(?:\.expert(?P<expert>\d+)|(?<=\.weight))$")
+"""The path of a layer on a parameter, or on an expert of one."""
+
+
+def parameter_of(path: str) -> str | None:
+    """The path of the parameter that a layer at a path changes; None for a layer of a module."""
+    found = PARAMETER.fullmatch(path)
+    return found["parameter"] if found else None
+
+
+def expert_of(path: str) -> int | None:
+    """The number of the expert that a layer at a path changes; None for no expert."""
+    found = PARAMETER.fullmatch(path)
+    return int(found["expert"]) if found and found["expert"] else None
+
+
+def declared(names: Sequence[str]) -> list[str]:
+    """The adapted parameters of one module in the order of their declaration, the innermost first.
+
+    Raises LayerError where several are given and their order is not known.
+    """
+    if len(names) > 1 and not set(names) <= set(DECLARED):
+        raise LayerError(
+            "has layers around each other for the parameters of one module, whose order is not known",
+            got=", ".join(sorted(names)),
+            expected=f"one parameter of a module, or several of {', '.join(DECLARED)}",
+        )
+    return sorted(names, key=lambda name: DECLARED.index(name) if name in DECLARED else 0)

@@ -1,0 +1,148 @@
+"""A file of PEFT's LoRA of parameters, with a layer for each expert in place of one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FileFormatError, LayerError
+from ..files.cache import TensorCache
+from ..files.tensor_file import TensorFile, TensorInfo
+from ..names.dialects.peft import PREFIX
+from ..peft import Config
+from ..peft.kinds.lora import LoraConfig
+from ..peft.parameters import declared
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+INNER = ".base_layer"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor of one expert: which part of a tensor of the file it is."""
+
+    key: str
+    expert: int | None
+    """None for the whole tensor."""
+    experts: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        if self.expert is None:
+            return tensor
+        if self.key.endswith(DOWN):
+            return tensor.reshape(self.experts, -1, tensor.shape[1])[self.expert]
+        return tensor.reshape(len(tensor), -1, self.experts)[..., self.expert]
+
+
+@dataclass(frozen=True)
+class ParametersFile:
+    """A file in which the factors of parameters are those of single experts, see `peft.parameters`."""
+
+    file: TensorFile
+    tensors: Mapping[str, TensorInfo]
+    pieces: Mapping[str, _Piece]
+
+    @classmethod
+    def of(cls, file: TensorFile, config: Config[Any]) -> TensorFile:
+        """The file itself where its configuration names no parameters.
+
+        Raises FileFormatError where the factors are not those of whole experts.
+        """
+        if not isinstance(config, LoraConfig) or not config.target_parameters:
+            return file
+        pieces = dict(_pieces(file, config))
+        taken = {piece.key for piece in pieces.values()}
+        tensors = {key: info for key, info in file.tensors.items() if key not in taken}
+        for key, piece in pieces.items():
+            whole = file.tensors[piece.key]
+            rows, columns = whole.shape
+            count = 1 if piece.expert is None else piece.experts
+            shape = (rows // count, columns) if piece.key.endswith(DOWN) else (rows, columns // count)
+            tensors[key] = TensorInfo(whole.dtype, shape)
+        return cls(file, tensors, pieces)
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.file.metadata
+
+    def check_unchanged(self) -> None:
+        self.file.check_unchanged()
+
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
+        wanted = {name: self.pieces.get(name) for name in names}
+        keys = tuple(dict.fromkeys(piece.key if piece else name for name, piece in wanted.items()))
+        # All experts are read with the first, so they are kept for the others.
+        held = self.file.read(keys, cache, keep=keep or any(wanted.values()))
+        return {
+            name: piece.of(held[piece.key]).contiguous() if piece else held[name]
+            for name, piece in wanted.items()
+        }
+
+
+def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]]:
+    """The keys of the experts' own tensors, each with the part of the file's tensor that it is."""
+    depths: dict[str, dict[int, str]] = {}
+    for key in file.tensors:
+        if key.startswith(PREFIX) and key.endswith(DOWN):
+            name = key.removesuffix(DOWN)
+            module = name.replace(INNER, "")
+            depths.setdefault(module, {})[name.count(INNER)] = name
+    for module, names in depths.items():
+        path = module.removeprefix(PREFIX)
+        own = [
+            target.rpartition(".")[2]
+            for target in config.target_parameters
+            if f".{path}".endswith(f".{target.rpartition('.')[0]}")
+        ]
+        if not own:
+            continue
+        try:
+            # A full path and an end of one may both name a parameter.
+            inner = declared(sorted(set(own)))
+        except LayerError as error:
+            raise FileFormatError(
+                f"PEFT {error.problem}", file=file.path, key=module, got=error.got, expected=error.expected
+            ) from None
+        if len(inner) != len(names):
+            raise FileFormatError(
+                "the file has other layers of a module's parameters than its configuration",
+                file=file.path,
+                key=module,
+                got=f"{len(names)} pairs of factors",
+                expected=", ".join(inner),
+            )
+        for depth, parameter in enumerate(reversed(inner)):
+            yield from _of_parameter(file, config, names[depth], f"{module}.{parameter}")
+
+
+def _of_parameter(
+    file: TensorFile, config: LoraConfig, name: str, parameter: str
+) -> Iterator[tuple[str, _Piece]]:
+    down, up = f"{name}{DOWN}", f"{name}{UP}"
+    rank = config.rank_at(parameter.removeprefix(PREFIX))
+    rows, columns = file.tensors[down].shape[0], file.tensors[up].shape[-1] if up in file.tensors else 0
+    if rows != columns or rows % rank or len(file.tensors[down].shape) != 2:
+        raise FileFormatError(
+            "the factors of a parameter are not those of whole experts",
+            file=file.path,
+            key=down,
+            got=f"{rows} and {columns} components",
+            expected=f"equal numbers, which are multiples of the rank {rank}",
+        )
+    count = rows // rank
+    one = count == 1 and parameter.endswith(".weight")
+    for number in range(count):
+        layer = parameter if one else f"{parameter}.expert{number}"
+        for key, end in ((down, DOWN), (up, UP)):
+            yield f"{layer}{end}", _Piece(key, None if one else number, count)

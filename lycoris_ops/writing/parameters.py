@@ -1,0 +1,56 @@
+"""The layers of single experts as PEFT holds them: one pair of factors for each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..names.dialects import Encoded
+from ..names.dialects.peft import PREFIX
+from ..peft import ConfiguredLayer, ConflictError
+from ..peft.parameters import declared, expert_of, parameter_of
+
+DOWN, UP = "lora_A.weight", "lora_B.weight"
+
+
+def joined(made: Sequence[Encoded]) -> list[Encoded]:
+    """Layers as PEFT's file has them: those on parameters by the modules' names, and experts in one.
+
+    All experts of a parameter must be there, from 0, with one rank. Raises LayerError where the order of a
+    module's parameters is not known, ConflictError where an expert is missing.
+    """
+    plain: list[Encoded] = []
+    groups: dict[str, dict[int, Encoded]] = {}
+    for one in made:
+        parameter = parameter_of(one.name.removeprefix(PREFIX))
+        if parameter is None or not one.name.startswith(PREFIX):
+            plain.append(one)
+        else:
+            groups.setdefault(parameter, {})[expert_of(one.name) or 0] = one
+    modules: dict[str, list[str]] = {}
+    for parameter in groups:
+        module, _, name = parameter.rpartition(".")
+        modules.setdefault(module, []).append(name)
+    for module, names in modules.items():
+        for depth, name in enumerate(reversed(declared(names))):
+            experts = groups[f"{module}.{name}"]
+            written = f"{PREFIX}{module}{'.base_layer' * depth}"
+            plain.append(replace(experts[min(experts)], name=written, tensors=_factors(experts)))
+    return plain
+
+
+def _factors(experts: dict[int, Encoded]) -> dict[str, Tensor]:
+    missing = next((number for number in range(len(experts)) if number not in experts), None)
+    first = experts[min(experts)]
+    if missing is not None:
+        assert first.configured is not None
+        member = ConfiguredLayer(first.name, first.name.removeprefix(PREFIX), *first.configured)
+        raise ConflictError("needs a layer for every expert of a parameter", member, f"none for {missing}")
+    ordered = [experts[number].tensors for number in range(len(experts))]
+    down = torch.cat([one[DOWN] for one in ordered])
+    # The columns of one expert are E apart.
+    up = torch.stack([one[UP] for one in ordered], dim=-1).flatten(1)
+    return {DOWN: down, UP: up.contiguous()}

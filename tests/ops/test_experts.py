@@ -1,0 +1,136 @@
+"""Mixtures of experts: 3-D parameters of experts, and routers, as transformers has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import MixtralConfig, MixtralForCausalLM
+
+import lycoris_ops as lyc
+
+EXPERTS = "model.layers.0.mlp.experts"
+IDS = torch.arange(12).reshape(2, 6)
+INCLUDE = ("*q_proj", "*experts*", "*.gate.weight")
+PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]
+
+
+def mixtral() -> Any:
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 32}
+    heads: Any = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    return MixtralForCausalLM(MixtralConfig(**sizes, **heads)).eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(IDS).logits
+
+
+def loss(model: Any, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, labels=ids).loss
+
+
+def trained(network: lyc.LycorisNetwork, model: Any) -> None:
+    optimiser = torch.optim.Adam(network.parameters(), 0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        loss(model, IDS).backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+        optimiser.step()
+
+
+def check_whole(network: lyc.LycorisNetwork, wanted: Tensor) -> None:
+    """The output is that of a model whose weights are changed by each layer's delta."""
+    model = mixtral()
+    held = dict(model.named_parameters())
+    with torch.no_grad():
+        for path, member in network.members.items():
+            number = member.site.expert
+            key = path.removesuffix(f".expert{number}").removesuffix(".weight")
+            weight = held[f"{key}.weight"] if number is None else held[key][number]
+            weight += member.layer.delta(weight)
+    assert torch.allclose(logits(model), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"algorithm": "lokr"}, {"algorithm": "oftv2"}, {"dora": "output"}], ids=str
+)
+def test_experts_and_routers_are_trained_saved_and_merged(options: Any, tmp_path: Path) -> None:
+    model = mixtral()
+    base = logits(model)
+    network = lyc.create_lycoris(model, rank=2, include=INCLUDE, **options).apply_to()
+    assert sum(member.site.kind == "expert" for member in network.members.values()) == 6
+    assert torch.allclose(logits(model), base, atol=1e-6)
+    trained(network, model)
+    wanted = logits(model)
+    assert (wanted - base).abs().max() > 1e-3
+    check_whole(network, wanted)
+    network.save_weights(tmp_path / "experts.safetensors")
+    again = mixtral()
+    lyc.create_lycoris(again, weights=tmp_path / "experts.safetensors").apply_to()
+    assert torch.allclose(logits(again), wanted, atol=1e-6)
+    network.restore()
+    assert torch.equal(logits(model), base)
+    network.merge_to()
+    assert torch.allclose(logits(model), wanted, atol=1e-5)
+
+
+def test_a_plan_gives_each_expert_a_size_of_its_own(tmp_path: Path) -> None:
+    model = mixtral()
+    probe = lyc.probe(model, [IDS], loss, include=INCLUDE)
+    held = dict(model.named_parameters())
+    loss(model, IDS).backward()
+    for number in range(3):
+        gradient = held[f"{EXPERTS}.down_proj"].grad[number]
+        found = probe.layers[f"{EXPERTS}.down_proj.expert{number}"]
+        assert found.energy == pytest.approx(float(gradient.square().sum()), rel=1e-4)
+    plan = lyc.plan_ranks(probe, size=lyc.Budget(parameters=900))
+    network = lyc.create_lycoris(model, plan=plan, seed=1).apply_to()
+    trained(network, model)
+    wanted = logits(model)
+    # PEFT has one rank for all experts of a parameter: what is missing becomes zeros.
+    assert len({member.layer.rank for member in network.members.values()}) > 1
+    network.save_weights(tmp_path / "planned", dialect="peft")
+    adapted = peft.PeftModel.from_pretrained(mixtral(), str(tmp_path / "planned")).eval()
+    assert torch.allclose(logits(adapted), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("parameters", [PARAMETERS, PARAMETERS[1:2]], ids=len)
+def test_pefts_files_of_parameters_go_both_ways(parameters: list[str], tmp_path: Path) -> None:
+    options: Any = {"rank_pattern": {"experts.gate_up_proj": 4}, "alpha_pattern": {"experts.down_proj": 5}}
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=3,
+        target_modules=["q_proj"],
+        target_parameters=parameters,
+        init_lora_weights=False,
+        **options,
+    )
+    theirs: Any = peft.get_peft_model(mixtral(), config).eval()
+    wanted = logits(theirs)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    adapter = lyc.load_adapter(tmp_path / "theirs")
+    assert adapter.unused_keys == () and not adapter.unreadable
+    model = mixtral()
+    network = lyc.create_lycoris(model, weights=adapter).apply_to()
+    assert torch.allclose(logits(model), wanted, atol=1e-5)
+    network.save_weights(tmp_path / "ours", dialect="peft")
+    lyc.save_adapter(adapter, tmp_path / "again", "peft")
+    for name in ("ours", "again"):
+        said = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert len(said["target_parameters"]) == len(parameters)
+        adapted = peft.PeftModel.from_pretrained(mixtral(), str(tmp_path / name)).eval()
+        assert torch.allclose(logits(adapted), wanted, atol=1e-5)
+
+
+def test_what_peft_does_not_hold_of_experts_is_refused(tmp_path: Path) -> None:
+    network = lyc.create_lycoris(mixtral(), algorithm="lokr", include="*experts*")
+    with pytest.raises(lyc.LycorisError, match=r"PEFT has no layer of this kind for an expert"):
+        network.save_weights(tmp_path / "out", dialect="peft")
+    assert not (tmp_path / "out").exists()
