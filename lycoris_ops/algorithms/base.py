@@ -258,8 +258,7 @@ class Layer(ABC):
                 f"{a_layer(self.algorithm)} of this kind cannot be multiplied by a number",
                 got=f"strength {factor:g}",
                 expected="a change that is a product or a sum of its tensors",
-                hint="Convert it with Resize / Convert LoRA (resize on the command line) and the base model, "
-                "or save it at strength 1",
+                hint="Resize or convert it first, with the base model, or save it at strength 1",
             )
         held = self.tensors()
         fields = [factors[0] for factors in self._factors_held()] + [n for n in self.biases if n in held]

@@ -225,14 +225,14 @@ class _Merge:
         """Raise FileFormatError where a weight is stored in a form that neither torch nor the codec reads."""
         if key in self.plain or key in self.quantised:
             return
-        with_host = "use the node Save Merged Model, which knows ComfyUI's formats, or "
+        with_codec = "give a codec that reads and writes its format, or "
         raise FileFormatError(
             "a weight that an adapter changes is quantised",
             file=self.base.path,
             key=key,
             got=self.base.tensors[key].dtype,
             expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
-            hint=f"To merge, {'' if self.codec else with_host}take the file it was quantised from",
+            hint=f"To merge, {'' if self.codec else with_codec}take the file it was quantised from",
         )
 
     def _check_size(self, weight: Quantised) -> None:

@@ -108,7 +108,7 @@ class FileWeights:
                 key=key,
                 got=self.file.tensors[key].dtype,
                 expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
-                hint="Use the nodes, which know ComfyUI's formats, or take the file it was quantised from",
+                hint="Give a codec that reads its format, or take the file it was quantised from",
             )
         # Weights are read once, and would push adapters out of a cache.
         if weight is None or self._codec is None:

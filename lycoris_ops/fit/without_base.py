@@ -6,9 +6,7 @@ from ..algorithms.base import Parameter
 from ..algorithms.checks import a_layer
 from ..errors import LayerError
 
-GIVE_BASE = (
-    "Give the model that the adapters are for: base=..., --base FILE, or the input `model` of the node"
-)
+GIVE_BASE = "Give the model that the adapters are for (base; on the command line --base FILE)"
 """What to do where the model is needed."""
 
 

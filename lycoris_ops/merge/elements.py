@@ -110,15 +110,21 @@ def elected(values: Sequence[Tensor]) -> Tensor:
 
     Source: Yadav et al., TIES-Merging (2306.01708), algorithm 1.
     """
+    total, count = agreeing(values, [1.0] * len(values))
+    return total / count.clamp(min=1)
+
+
+def agreeing(values: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """For each place, the sums of the values whose sign is that of all together, and of their weights."""
     signs = added(values).sign()
     signs[signs == 0] = 1.0
     total = torch.zeros_like(values[0])
-    count = torch.zeros_like(values[0])
-    for one in values:
+    weight = torch.zeros_like(values[0])
+    for one, its in zip(values, weights, strict=True):
         agrees = one.sign() == signs
         total += one * agrees
-        count += agrees
-    return total / count.clamp(min=1)
+        weight += its * agrees
+    return total, weight
 
 
 def added(values: Sequence[Tensor]) -> Tensor:

@@ -160,8 +160,8 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
             key=name,
             got="no model",
             expected="the names of the model's layers",
-            hint="Give the model: connect it to the node, or name its file on the command line (--model or "
-            "--base). Or name no dialect: then the layers keep the names that they have",
+            hint="Give the model that the adapter is for (model; on the command line --model or --base). Or "
+            "name no dialect: then the layers keep the names that they have",
         )
     near = targets.nearest(name)
     return MatchError(

@@ -224,7 +224,7 @@ def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileForm
         expected="keys such as <layer>.lora_up.weight, <layer>.hada_w1_a or <layer>.lokr_w1",
         hint=f"It holds several adapters, {', '.join(several)}: write one of them into a file of its own"
         if len(several) > 1
-        else "A checkpoint or an embedding is not an adapter: load it with its own node",
+        else "A checkpoint or an embedding is not an adapter",
     )
 
 

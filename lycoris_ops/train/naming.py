@@ -114,8 +114,8 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
                 key=match.layer,
                 got=match.key,
                 expected="one whole module",
-                hint="Write the file for this model first: Save LoRA / LyCORIS with the model linked, or "
-                "python -m lycoris_ops convert --model",
+                hint="Write the file for this model first: save_adapter with its `model`, or the command "
+                "convert with --model",
             )
         found[paths[match.key]] = adapter.layer(match.layer)
     _check_base(adapter, module, {match.layer: paths[match.key] for match in entry.matches})

@@ -128,7 +128,7 @@ def save_adapter(
             file=adapter.path,
             got=f"{len(adapter.unreadable)} layers that cannot be read",
             expected="at least one layer",
-            hint="The inspect command says why, and so do the reports of Load and Inspect in ComfyUI",
+            hint="Its `unreadable` says why, and so does the inspect command",
         )
     made: list[Made] = []
     for layer in planned:

@@ -378,7 +378,7 @@ def test_the_node_refuses_what_a_file_cannot_say(
 
 
 def test_the_node_says_to_connect_a_model(host: Host, node: Callable[..., tuple[str, Path]]) -> None:
-    with pytest.raises(Exception, match=r"without the model.*connect it to the node"):
+    with pytest.raises(Exception, match=r"without the model.*Give the model that the adapter is for"):
         node(host.stack(("lora", 1.0, 1.0)), "diffusers")
     with pytest.raises(Exception, match="leaves the output folder"):
         node(host.stack(("lora", 1.0, 1.0)), filename_prefix="../x")

@@ -77,6 +77,25 @@ def test_methods_give_what_peft_gives() -> None:
         assert error(merged("magnitude_prune", deltas, density=density), wanted) < 1e-6
 
 
+def test_ties_divides_by_strengths_as_mergekit_does() -> None:
+    """Of the values w H that have the sign of their sum, the sum over the sum of their w."""
+    changes, strengths = list(RECORDED["deltas"]), [0.3, 1.7, -0.6]
+    deltas = Deltas([[Dense(one)] for one in changes], strengths, SHAPE)
+    kept = [torch.zeros_like(one, dtype=torch.float64) for one in changes]
+    for one, own in zip(changes, kept, strict=True):
+        places = one.abs().flatten().argsort(descending=True)[: int(0.55 * one.numel())]
+        own.view(-1)[places] = one.double().flatten()[places]
+    wanted = torch.zeros_like(kept[0])
+    for place in range(wanted.numel()):
+        votes = [(w, w * float(one.flatten()[place])) for w, one in zip(strengths, kept, strict=True)]
+        sign = 1 if sum(vote for _, vote in votes) >= 0 else -1
+        agree = [(w, vote) for w, vote in votes if vote * sign > 0]
+        weight = sum(w for w, _ in agree)
+        wanted.view(-1)[place] = sum(vote for _, vote in agree) / (weight or 1)
+    assert error(merged("ties", deltas, density=0.55, divisor="strengths"), wanted) < 1e-6
+    assert error(merged("ties", deltas, density=0.55), wanted) > 0.1
+
+
 @pytest.mark.parametrize("consensus", ["sum", "ties"])
 @pytest.mark.parametrize("method", ["dare", "della"])
 def test_what_is_drawn_is_scaled_by_its_probability(
@@ -190,6 +209,9 @@ def test_subspace_methods_against_closed_forms_in_float64() -> None:
     left, values, right = torch.linalg.svd(average, full_matrices=False)
     assert error(merged("iso", deltas), (left[:, :9] @ right[:9]) * values[:9].mean()) < 1e-5
     assert error(merged("iso", deltas, amount=0.0), average) < 1e-5
+    whole = torch.linalg.svd(average, full_matrices=False)[1].mean()
+    found = merged("iso", deltas, directions="all").double()
+    assert error(torch.linalg.svdvals(found), whole.expand(min(found.shape))) < 1e-4
     # KnOTS, by the singular value decomposition of all changes side by side.
     left, values, right = torch.linalg.svd(torch.cat(wide, 1), full_matrices=False)
     aligned = [*(values[:9, None] * right[:9]).split(56, 1)]

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...changes.forms import Additive
+from ...maths.decompositions import singular
 from ..deltas import Deltas, of_triples
-from ..elements import SCALE
+from ..elements import SCALE, added
 from ..method import MergeMethod, Option, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * P S' Q^T, where sum of w_i D_i = P S Q^T and S' = (1 - amount) S + amount * mean(S).
 
-    The mean is over the true rank of the sum. The authors' code takes it over all directions, which puts most
-    of the change of a low rank into directions that no adapter has.
+    With `directions` "own" the mean is over the true rank of the sum. With "all" it is over all min(O, K), as
+    in the authors' code: most of a change of low rank is then put into directions that no adapter has, and
+    which these are is chance.
     """
-    left, values, right = deltas.triples_of(deltas.combined(deltas.strengths))
+    if options["directions"] == "all":
+        left, values, right = singular(added(deltas.weighted()))
+    else:
+        left, values, right = deltas.triples_of(deltas.combined(deltas.strengths))
     if not len(values):
         return []
     values = (1 - options["amount"]) * values + options["amount"] * values.mean()
@@ -30,6 +35,12 @@ METHOD = MergeMethod(
     factors=True,
     options=(
         Option("amount", 1.0, "How far the strengths of directions are made equal. 0 is the sum.", 0, 1),
+        Option(
+            "directions",
+            "own",
+            "own: those that the sum has. all: those of the whole weight, as in the authors' code.",
+            choices=("own", "all"),
+        ),
         SCALE,
     ),
 )

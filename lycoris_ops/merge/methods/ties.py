@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from ...changes.forms import Additive, Dense
 from ..deltas import Deltas
-from ..elements import SCALE, largest_kept, reduced
+from ..elements import SCALE, agreeing, by_tiles, largest_kept, reduced
 from ..method import MergeMethod, Option, Options
+
+LEAST = 1e-8
+"""The smallest sum of strengths that is divided by."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * mean of the values w_i H_i that have the sign of their sum.
 
     H_i has the largest values of D_i, the share `density` of them. Zeros do not vote and are not counted.
-    Strengths weight the votes too, so that a negative one subtracts.
+    Strengths weight the votes too, so that a negative one subtracts. With `divisor` "strengths" the values
+    are divided by the sum of their strengths in place of their number, as in mergekit with `normalize`; a sum
+    below 1e-8 counts as 1 there.
     """
     kept = [
         strength * largest_kept(deltas.dense(index), options["density"], deltas.pause)
         for index, strength in enumerate(deltas.strengths)
     ]
-    return [Dense(reduced(kept, "ties", options["scale"], deltas.pause))]
+    if options["divisor"] == "count":
+        return [Dense(reduced(kept, "ties", options["scale"], deltas.pause))]
+
+    def by_strength(tile: list[Tensor]) -> Tensor:
+        total, weight = agreeing(tile, deltas.strengths)
+        return options["scale"] * total / torch.where(weight.abs() < LEAST, 1.0, weight)
+
+    return [Dense(by_tiles(kept, by_strength, deltas.pause))]
 
 
 METHOD = MergeMethod(
@@ -35,6 +50,13 @@ METHOD = MergeMethod(
             "The share of the values of each adapter that is kept. No density makes this a plain sum.",
             0,
             1,
+        ),
+        Option(
+            "divisor",
+            "count",
+            "count: the mean of the values that agree. strengths: their sum over the sum of their strengths, "
+            "as in mergekit. At equal positive strengths the second is the first divided by the strength.",
+            choices=("count", "strengths"),
         ),
         SCALE,
     ),
