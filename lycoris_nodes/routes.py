@@ -23,7 +23,9 @@ from .stacks.bars import shown_bars, weighed_bars
 from .stacks.curves import drawn
 from .stacks.rows import parse_rows, row_table
 from .training.configs import translated
+from .training.node import schema
 from .training.node.told import told
+from .training.slider.schema import inputs as inputs_of_slider
 
 ROOT = "/lycoris/adapters"
 ROWS = "/lycoris/rows"
@@ -44,7 +46,7 @@ def add_routes() -> None:
     # A text may be longer than an address.
     answer_post(ROWS, _rows)
     answer_post(MODEL, _model)
-    answer_post(TRAINING, lambda text: _answered(told, text))
+    answer_post(TRAINING, lambda text: _answered(_training, text))
     answer_post(CONFIG, lambda text: _answered(translated, text))
     answer_post(BARS, lambda text: _answered(shown_bars, text))
     answer_post(RULES, lambda text: _answered(weighed_bars, text))
@@ -133,6 +135,11 @@ def _preview(query: Mapping[str, str]) -> Answer:
         return Answer(200, *thumbnail(lora_path(lora_name(query.get("file", "")))))
     except LycorisError:
         return Answer(204, "image/jpeg", b"")
+
+
+def _training(asked: dict[str, Any]) -> dict[str, Any]:
+    of_slider = asked.get("type") == "LycorisSlider"
+    return told(asked, inputs_of_slider() if of_slider else schema.inputs())
 
 
 def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Answer:

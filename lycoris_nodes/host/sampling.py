@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -73,6 +73,13 @@ def sampled(
         seed=seed,
         callback=lambda step, denoised, noised, total: told(step + 1, total),
     )
+
+
+def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
+    """An empty latent in the channels and sizes of a model, as the host's samplers make it of one of another
+    model."""
+    ratios = {name: value for name, value in latent.items() if name.startswith("downscale_ratio")}
+    return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
 
 
 def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:

@@ -15,14 +15,14 @@ import { askForSettings } from "./training/paste.js"
 import { plain, shownValue } from "./training/usual.js"
 import { inWords } from "./training/words.js"
 
-const TRAIN = "LycorisTrain"
+const TRAINING = ["LycorisTrain", "LycorisSlider"]
 // Inputs where `auto` stands for what is usual.
 const USUAL = ["learning_rate", "rank", "alpha", "text_learning_rate", "shift", "resolution"]
-const WITH_USUAL = [TRAIN, "LycorisDataset"]
+const WITH_USUAL = [...TRAINING, "LycorisDataset"]
 // Milliseconds without a change after which the server is asked.
 const PAUSE = 300
 
-const isTrain = (/** @type {GraphNode} */ node) => node.comfyClass === TRAIN
+const isTrain = (/** @type {GraphNode} */ node) => TRAINING.includes(node.comfyClass ?? "")
 /** The name of an input without that of its group. */
 const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".") + 1)
 
@@ -69,7 +69,7 @@ async function ask(place, anew = false, force = anew) {
   const { key, node } = place
   const linked = (node.inputs ?? []).filter((_, slot) => node.isInputConnected(slot)).map(({ name }) => ownName(name))
   /** @type {any} */
-  const question = { node: key, page: app.api.clientId, model: loadedBy(/** @type {any} */ (place), "MODEL"), clip: [], linked, anew }
+  const question = { node: key, type: node.comfyClass, page: app.api.clientId, model: loadedBy(/** @type {any} */ (place), "MODEL"), clip: [], linked, anew }
   if (isTrain(node)) question.values = valuesOf(node)
   const body = JSON.stringify(question)
   const before = known.get(node)

@@ -158,12 +158,9 @@ class _Judging:
 @contextmanager
 def acting(network: LycorisNetwork, strength: float) -> Generator[None]:
     """A context in which a network acts on its model at a strength, as in use: its dropouts do not."""
-    before = network.multiplier
-    with evaluating(network.modules()):
+    with evaluating(network.modules()), network.at(strength):
         try:
-            network.set_multiplier(strength)
             network.apply_to()
             yield
         finally:
             network.restore()
-            network.set_multiplier(before)

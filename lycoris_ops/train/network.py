@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -133,14 +133,18 @@ class LycorisNetwork(nn.Module):
         return self._multiplier
 
     @contextmanager
-    def off(self) -> Generator[None]:
-        """A context in which the model computes as if there were no network."""
+    def at(self, multiplier: float) -> Generator[None]:
+        """A context in which all layers have this strength. Raises as `set_multiplier`."""
         before = self._multiplier
-        self.set_multiplier(0.0)
+        self.set_multiplier(multiplier)
         try:
             yield
         finally:
             self.set_multiplier(before)
+
+    def off(self) -> AbstractContextManager[None]:
+        """A context in which the model computes as if there were no network."""
+        return self.at(0.0)
 
     def merge_to(self) -> None:
         """Add the changes to the model's weights for good, and take the layers away.

@@ -27,6 +27,7 @@ NODES = (
     "LycorisSaveAdapter",
     "LycorisSaveCheckpoint",
     "LycorisSchedule",
+    "LycorisSlider",
     "LycorisStrengthGrid",
     "LycorisToLoraStack",
     "LycorisTrain",

@@ -173,6 +173,7 @@ UNSAID = (
     "LycorisFromLoraStack",
     "LycorisBlockInfo",
     "LycorisJudge",
+    "LycorisSlider",
     "LycorisTrain",
 )
 """Nodes that do their work without a stack."""

@@ -155,7 +155,7 @@ MANY = (
         for name in ("latents", "positive", "captions", "masks", "empty_caption")
     }
     | {"sample_positive"}
-    | {"other_positive"}
+    | {"other_positive", "less", "more"}
 )
 """The inputs of nodes that take lists of which there may be several."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,21 @@ from .times import Times, sigma_at
 
 
 @dataclass(frozen=True, eq=False)
+class Guide:
+    """What a model is to predict in place of a latent: its own prediction, moved along the way from one
+    caption to another, see `DiffusionLoss`."""
+
+    less: Caption
+    more: Caption
+    by: float
+    """How many times the difference of both is added at strength 1."""
+
+    def goes_with(self, other: Guide) -> bool:
+        """Whether both can be for rows of one batch."""
+        return self.by == other.by and self.less.goes_with(other.less) and self.more.goes_with(other.more)
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
     """A latent with its caption, and how it is trained on."""
 
@@ -37,10 +52,25 @@ class Sample:
     """The caption of no text, which is used where captions are dropped."""
     share: float | None = None
     """At which quantile of the times the sample is judged, see `Times.at`; None where the time is drawn."""
+    strength: float = 1.0
+    """How many times as strongly as it is set the adapter acts in its pass."""
+    guide: Guide | None = None
+    """What is learned in place of the latent."""
+    others: tuple[Sample, ...] = ()
+    """What is learned in the same step, at the same time and from the same noise: latents of the same size at
+    other strengths, or with a guide the same latent with the same guide at these."""
 
     def goes_with(self, other: Sample) -> bool:
         """Whether both can be rows of one batch."""
-        return self.latent.shapes == other.latent.shapes and self.caption.goes_with(other.caption)
+        if (self.guide is None) is not (other.guide is None) or len(self.others) != len(other.others):
+            return False
+        return (
+            self.latent.shapes == other.latent.shapes
+            and self.strength == other.strength
+            and self.caption.goes_with(other.caption)
+            and (self.guide is None or other.guide is None or self.guide.goes_with(other.guide))
+            and all(one.goes_with(another) for one, another in zip(self.others, other.others, strict=True))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +83,12 @@ class DiffusionLoss:
     All chance is drawn from torch's generator of the CPU: that of a step in training, and that of a
     validation, which is always the same (see `Trainer`). A batch is one pass of the model, or one for each
     group of samples that go with each other: a sample's prediction is that which it has alone.
+
+    A sample with a guide is trained towards what the model without the adapter predicts of the same noised
+    latent: D(caption) + strength by (D(more) - D(less)) (LECO: Gandikota et al., "Erasing concepts from
+    diffusion models", 2303.07345; at strengths of both signs "Concept sliders", 2311.12092). There it is said
+    of the noise; of the denoised latent D, which is linear in what a network puts out, it is the same. The
+    loss of a sample with `others` is the mean over all of them.
 
     `noise_offset` adds to the noise a share of noise that is the same all over a channel, so that brightness
     is learned; it is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not
@@ -125,42 +161,61 @@ class DiffusionLoss:
 
     def _of(self, group: Sequence[_Drawn]) -> Tensor:
         """The weighted losses (B,) of samples that go with each other."""
-
-        def here(tensor: Tensor) -> Tensor:
-            return tensor.to(self.session.device, non_blocking=True)
-
-        latent = torch.cat([here(one.sample.latent.values) for one in group])
-        sigma = sigma_at(self._sampling, here(torch.cat([one.time for one in group])))
-        noise = here(torch.cat([one.noise for one in group]))
-        x = noised(self._sampling, sigma, noise, latent)
-        conds = joined([one.sample.caption.moved(here) for one in group])
-        found = self.session.prediction(x, sigma, conds)
+        sigma = sigma_at(self._sampling, self._here(torch.cat([one.time for one in group])))
+        noise = self._here(torch.cat([one.noise for one in group]))
+        columns = list(zip(*((one.sample, *one.sample.others) for one in group), strict=True))
+        latents = [self._here(torch.cat([one.latent.values for one in column])) for column in columns]
+        seen = [noised(self._sampling, sigma, noise, latent) for latent in latents]
+        wanted = latents if columns[0][0].guide is None else self._guided(columns, seen[0], sigma)
+        losses = [self._pass(*each, sigma) for each in zip(columns, seen, wanted, strict=True)]
         unit = weight_on_denoised(self._sampling, sigma)
         weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
-        own = here(torch.tensor([one.sample.weight for one in group]))
+        return weight * torch.stack(losses).mean(0)
+
+    def _pass(self, column: Sequence[Sample], x: Tensor, wanted: Tensor, sigma: Tensor) -> Tensor:
+        """The losses (B,) of one pass, of samples at one strength."""
+        conds = self._conds([one.caption for one in column])
+        with self.session.scaled(column[0].strength):
+            found = self.session.prediction(x, sigma, conds)
+        own = self._here(torch.tensor([one.weight for one in column]))
         # In units of the output, before the square: at a small sigma both factors would be far from 1.
-        difference = (found - latent) * rows(unit.sqrt(), latent)
-        mask = _mask(group)
-        shapes = group[0].sample.latent.shapes
-        values = LOSSES[self.loss_type](difference, self.delta)
+        unit = rows(weight_on_denoised(self._sampling, sigma).sqrt(), x)
+        values = LOSSES[self.loss_type]((found - wanted) * unit, self.delta)
+        mask = _mask(column)
+        shapes = column[0].latent.shapes
         if mask is None:
-            return own * weight * means(values, shapes, None)
-        mask = here(mask)
+            return own * means(values, shapes, None)
+        mask = self._here(mask)
         loss = means(values, shapes, mask)
         outside = 1 - mask.clamp(max=1)
         if self.masked_prior and outside.any():
-            apart = (found - self._alone(x, sigma, conds)) * rows(unit.sqrt(), latent)
+            apart = (found - self._alone(x, sigma, conds)) * unit
             kept = LOSSES[self.loss_type](apart, self.delta) * outside
             # Beside the mean over the mask, so that a place counts as much outside as within.
             loss = loss + self.masked_prior * kept.flatten(1).mean(1) / mask.flatten(1).mean(1)
-        return own * weight * loss
+        return own * loss
+
+    def _guided(self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor) -> list[Tensor]:
+        """What samples with one guide are to predict of x (B, ...) at each strength."""
+        guides = [one.guide for one in columns[0] if one.guide is not None]
+        said = (
+            [one.caption for one in columns[0]],
+            [one.less for one in guides],
+            [one.more for one in guides],
+        )
+        own, less, more = (self._alone(x, sigma, self._conds(captions)) for captions in said)
+        return [own + column[0].strength * guides[0].by * (more - less) for column in columns]
 
     def _alone(self, x: Tensor, sigma: Tensor, conds: Any) -> Tensor:
         """What the model predicts without the adapters in training."""
-        with torch.no_grad(), ExitStack() as stack:
-            for network in self.session.networks:
-                stack.enter_context(network.off())
+        with torch.no_grad(), self.session.scaled(0.0):
             return self.session.prediction(x, sigma, conds)
+
+    def _conds(self, captions: Sequence[Caption]) -> Any:
+        return joined([caption.moved(self._here) for caption in captions])
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.session.device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +242,11 @@ def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
     return found
 
 
-def _mask(group: Sequence[_Drawn]) -> Tensor | None:
-    masks = [one.sample.mask for one in group]
+def _mask(samples: Sequence[Sample]) -> Tensor | None:
+    masks = [one.mask for one in samples]
     if all(mask is None for mask in masks):
         return None
-    like = group[0].sample.latent.values[:, :1]
+    like = samples[0].latent.values[:, :1]
     return torch.cat([torch.ones_like(like) if mask is None else mask.expand_as(like) for mask in masks])
 
 

@@ -176,6 +176,9 @@ def described(samples: Sequence[Sample], size: int) -> str:
     text = f"{number_of(len(samples), 'latent')} ({listed}), batches in an epoch: {batches}"
     if size > 1 and batches == len(samples) > 1:
         text += f"; no two can be in one batch of {size}, because their sizes or captions differ in length"
+    strengths = [sample.strength for sample in (samples[0], *samples[0].others)]
+    if len(strengths) > 1:
+        text += f"; in one step at the strengths {', '.join(f'{one:g}' for one in strengths)}"
     if masked := sum(sample.mask is not None for sample in samples):
         text += f"; {masked} with a mask"
     return text

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....lycoris_ops import chance
 from .arguments import emptied, filled, package_of
 
-Within = Callable[[], AbstractContextManager[Any]]
+Within = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 LEAST = 2
 """A module with fewer layers with weights than this is no block: it would run twice and save nothing."""
@@ -42,12 +42,12 @@ def _layers(module: nn.Module) -> int:
 
 
 @contextmanager
-def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]:
+def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Generator[int]:
     """A context in which the blocks of a model are checkpointed. Yields how many there are.
 
     The last one is left as it is: it is the first in the backward pass, and would run again at once.
-    `within` makes the context that a block runs in again: torch leaves some of the modes that are on while a
-    backward pass runs.
+    `within` is called when a block runs, and what it gives makes the context that it runs in again: torch
+    leaves some of the modes that are on while a backward pass runs.
 
     The gradients are those without it, exactly: a block gets copies of its inputs, so that it may write over
     them, and in the backward pass it draws the same random numbers again and computes in the same autocast.
@@ -89,7 +89,7 @@ class _Call:
     """One call of a block: its function, its arguments without their tensors, and its chance."""
 
     def __init__(self, forward: Callable[..., Any], given: Any, family: str, within: Within) -> None:
-        self.forward, self.family, self.within = forward, family, within
+        self.forward, self.family, self.within = forward, family, within()
         self.tensors: list[Tensor] = []
         self.given = emptied(given, self.tensors, family)
         self.wanted = [tensor.requires_grad for tensor in self.tensors]

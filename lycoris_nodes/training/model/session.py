@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -68,6 +69,14 @@ class Session:
         net.to(self.device)
         self.networks.append(net)
         return net
+
+    @contextmanager
+    def scaled(self, by: float) -> Generator[None]:
+        """A context in which the adapters act so many times as strongly as they are set; 0: not at all."""
+        with ExitStack() as stack:
+            for net in self.networks if by != 1 else ():
+                stack.enter_context(net.at(by * net.multiplier))
+            yield
 
     @contextmanager
     def sampling(self) -> Generator[None]:
@@ -155,7 +164,8 @@ def opened(
         )
         kinds = kinds_of(session.network)
         if checkpointing:
-            session.blocks = stack.enter_context(recomputed(session.network, lambda: cured(kinds)))
+            again = partial(_again, session, kinds)
+            session.blocks = stack.enter_context(recomputed(session.network, again))
         stack.enter_context(reads_copied(session.network))
         stack.enter_context(cured(kinds))
         try:
@@ -163,6 +173,23 @@ def opened(
         finally:
             for net in reversed(session.networks):
                 net.restore()
+
+
+def _again(session: Session, kinds: Any) -> Callable[[], AbstractContextManager[None]]:
+    """What makes the context in which a block runs again: the adapters are as strong as they are now."""
+    strengths = [(net, net.multiplier) for net in session.networks]
+
+    @contextmanager
+    def as_before() -> Generator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(cured(kinds))
+            for net, strength in strengths:
+                # Setting it takes a while for many layers, and this is done for each block.
+                if net.multiplier != strength:
+                    stack.enter_context(net.at(strength))
+            yield
+
+    return as_before
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -59,6 +59,8 @@ class Prompt:
     like: Latent
     """The latent whose size the picture has."""
     seed: int
+    strength: float = 1.0
+    """That of the adapter."""
 
 
 @dataclass
@@ -115,7 +117,7 @@ class Previews:
         with torch.no_grad():
             positive = prompt.positive()
             negative = self.negative() if self.negative else None
-        with self.session.sampling():
+        with self.session.sampling(), self.network.at(prompt.strength):
             made = sample(self.session, prompt.like, positive, negative, seed=prompt.seed, told=self.told)
             if self.vae is not None and has_room_to_decode(self.vae, made.shape):
                 return decoded_picture(self.vae, made)

@@ -79,7 +79,7 @@ SAMPLES, APART = 10, 50
 """How many pictures are sampled where a VAE is linked, and the fewest steps between two: a picture takes as
 long as about 13 steps."""
 SAMPLED = (
-    *("latents", "positive", "captions", "masks", "empty_caption"),
+    *("latents", "positive", "captions", "masks", "empty_caption", "less", "more"),
     *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
     *("validation_latents", "validation_positive", "validation_captions"),
 )
@@ -102,13 +102,37 @@ class FinishedTraining:
     """What was searched before it."""
 
 
+DataOf = Callable[[Asked, Session, "TextEncoder | None", Live], list[Sample]]
+"""Makes the samples that are trained on, when the model is open."""
+
+
+def latents_with_captions(
+    asked: Asked, session: Session, encoder: TextEncoder | None, live: Live
+) -> list[Sample]:
+    return samples_of(
+        session,
+        asked.latents,
+        asked.positive,
+        texts=asked.captions,
+        encoder=encoder,
+        masks=asked.masks,
+        empty=asked.empty_caption,
+        seed=asked.seed,
+        told=partial(live.stage, "captions"),
+    )
+
+
 def train(
     asked: Asked,
     metadata: Mapping[str, str],
     tell: Callable[[dict[str, Any]], None],
     rescued: Callable[[str], None],
+    data_of: DataOf = latents_with_captions,
+    passes: int = 1,
 ) -> FinishedTraining:
     """Train as it is asked, or go on with the training that was broken off, see `run_of`.
+
+    `data_of` makes what is trained on, of which each batch is so many passes of the model at once.
 
     `tell` is told how far it is, see `Live`, and `rescued` of what an exception has left, in words. An
     interrupt by the user is one: there is no result before the end, so that the host can keep none.
@@ -116,7 +140,7 @@ def train(
     Raises LycorisError for what cannot be trained, before the first step.
     """
     settings = settings_of(asked)
-    data = sketches_of(**{name: getattr(asked, name) for name in SAMPLED})
+    data = sketches_of(**{name: getattr(asked, name, ()) for name in SAMPLED})
     run = run_of(
         *(asked.filename_prefix, asked.dialect, settings, data),
         resume=asked.resume,
@@ -135,7 +159,7 @@ def train(
 
     arguments = arguments_of(asked.optimiser_args)
     sampled = sampled_as(asked.sample_settings)
-    with _opened(asked) as (session, encoder):
+    with _opened(asked, passes) as (session, encoder):
         family = family_of(session.model)
         loss = DiffusionLoss(
             session=session,
@@ -148,17 +172,7 @@ def train(
             masked_prior=asked.masked_prior,
             encoder=encoder,
         )
-        samples = samples_of(
-            session,
-            asked.latents,
-            asked.positive,
-            texts=asked.captions,
-            encoder=encoder,
-            masks=asked.masks,
-            empty=asked.empty_caption,
-            seed=asked.seed,
-            told=partial(live.stage, "captions"),
-        )
+        samples = data_of(asked, session, encoder, live)
         knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
         prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
         # The captions of the trained latents serve these too where there is one for all.
@@ -311,7 +325,7 @@ def _meant(run: Run) -> Generator[None]:
 
 
 @contextmanager
-def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
+def _opened(asked: Asked, passes: int) -> Generator[tuple[Session, TextEncoder | None]]:
     """A context in which the model, and the text encoders if they are trained, are open for training."""
     for name in ("captions", "regularisation_captions", "validation_captions"):
         if getattr(asked, name) and asked.clip is None:
@@ -322,7 +336,8 @@ def _opened(asked: Asked) -> Generator[tuple[Session, TextEncoder | None]]:
             )
     recompute = is_checkpointed(asked.model, asked.checkpointing)
     data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
-    memory = memory_for(asked.model, data, asked.batch_size, captions=asked.positive, checkpointed=recompute)
+    size = asked.batch_size * passes
+    memory = memory_for(asked.model, data, size, captions=asked.positive, checkpointed=recompute)
     with opened_both(
         asked.model,
         asked.clip,
@@ -422,6 +437,9 @@ def _previews(
 
     texts = [lambda text=text: text for text in asked.sample_positive] or [said]
     like = samples[0].latent
+    strengths = sorted(one.strength for one in (samples[0], *samples[0].others))
+    # Of several parts, such as video and sound, none is a picture.
+    prompts = _prompts(asked, session, texts, settings, like) if len(like.shapes) == 1 else []
     return Previews(
         session=session,
         network=network,
@@ -429,8 +447,7 @@ def _previews(
         steps=asked.steps,
         told=partial(live.stage, "sampling"),
         folder=folder,
-        # Of several parts, such as video and sound, none is a picture.
-        prompts=_prompts(asked, session, texts, settings, like) if len(like.shapes) == 1 else (),
+        prompts=[replace(one, strength=strength) for one in prompts for strength in strengths],
         negative=nothing if encoder or empty else None,
         vae=asked.vae,
     )

@@ -6,11 +6,13 @@ input in a group is that of the group, a dot and its own.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
 from ....lycoris_ops import SEARCHES, WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
 from ...host.page import io
+from ...schema.checks import is_many, literals
 from ...schema.inputs import (
     AS_FAMILY,
     PLAN,
@@ -35,7 +37,7 @@ from ..data.times import DISTRIBUTIONS
 from .memory import checkpointing_input
 from .overrides import ARGUMENTS, EXAMPLE, SAMPLE
 from .run import KEEP
-from .settings import PRECISIONS
+from .settings import PRECISIONS, Asked
 
 _every = partial(count_input, most=1_000_000)
 _dropout = partial(number_input, most=0.99)
@@ -43,8 +45,33 @@ _texts = partial(io.String.Input, force_input=True)
 
 
 def inputs() -> list[Any]:
+    return [*training_inputs("train for"), *settings()]
+
+
+def settings(prefix: str = "loras/trained", without: Container[str] = ()) -> list[Any]:
+    """All that a training is given beside the model and its data, but for some of them."""
+
+    def those(found: list[Any]) -> list[Any]:
+        return [one for one in found if one.id not in without]
+
+    groups = [
+        group_input("layers", "Which layers are trained.", those(_layers())),
+        group_input("optimisation", "How steps are made, in batches of which size.", those(_optimisation())),
+        group_input("noise", "At which amounts of noise the model is trained.", those(_noise())),
+        group_input(
+            "regularisation", "What keeps the training from learning by heart.", those(_regularisation())
+        ),
+        group_input("speed", "Precision and memory.", those(_speed())),
+        group_input("output", "What is saved and shown on the way, and how.", those(_output())),
+    ]
     # New ones come last, because saved workflows hold values by their places.
-    return [*training_inputs("train for"), *_usual(), *_links(), *_groups(), *_rare()]
+    return [*those(_usual(prefix)), *those(_links()), *groups, *_rare()]
+
+
+def asked_of(given: Mapping[str, Any]) -> Asked:
+    """What a training asks, of a node with some of these inputs: the others are as usual, and not linked."""
+    links = {one.id: () if is_many(one) else None for one in inputs() if one.optional}
+    return Asked(**{**links, **literals(inputs(), {}), **given})
 
 
 def outputs() -> list[Any]:
@@ -63,7 +90,7 @@ def outputs() -> list[Any]:
     ]
 
 
-def _usual() -> list[Any]:
+def _usual(prefix: str) -> list[Any]:
     """The settings that most users look at."""
     return [
         count_input(
@@ -92,7 +119,7 @@ def _usual() -> list[Any]:
         ),
         io.String.Input(
             "filename_prefix",
-            default="loras/trained",
+            default=prefix,
             tooltip="The name of the training in the output folder; a number is added, and no file is "
             "overwritten. Its checkpoints are in a folder beside the file.",
         ),
@@ -168,17 +195,6 @@ def _links() -> list[Any]:
         ),
         _texts("validation_captions", tooltip="The same as texts, where the text encoders are trained."),
     )
-
-
-def _groups() -> list[Any]:
-    return [
-        group_input("layers", "Which layers are trained.", _layers()),
-        group_input("optimisation", "How steps are made, in batches of which size.", _optimisation()),
-        group_input("noise", "At which amounts of noise the model is trained.", _noise()),
-        group_input("regularisation", "What keeps the training from learning by heart.", _regularisation()),
-        group_input("speed", "Precision and memory.", _speed()),
-        group_input("output", "What is saved and shown on the way, and how.", _output()),
-    ]
 
 
 def _rare() -> list[Any]:

@@ -13,12 +13,12 @@ from ...schema.checks import literals, places
 from ..data.families import Family, family_named
 from .live import running, shown
 from .runs import begin_anew, offer_of
-from .schema import inputs
+from .schema import asked_of
 from .settings import Asked, rate_of, settings_of, text_rate_of
 
 
-def told(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows on a node, see the keys below.
+def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
+    """What the page shows on a node with these inputs, see the keys below.
 
     It asks with a table: `node` and `page` are their keys, `model` and `clip` are as in `asked_models`,
     `values` are those of the node's widgets by their names in a prompt, `linked` are the inputs that another
@@ -28,7 +28,7 @@ def told(asked: Mapping[str, Any]) -> dict[str, Any]:
     Raises LycorisError for values that cannot be used.
     """
     linked = (*asked["linked"], "stack")
-    known = Asked(stack=None, **literals(inputs(), asked.get("values", {})))
+    known = asked_of(literals(inputs, asked.get("values", {})))
     found: dict[str, Any] = {"usual": _usual(known, family_of_files(known_files(asked)), linked)}
     if "values" not in asked:
         return found
@@ -38,7 +38,7 @@ def told(asked: Mapping[str, Any]) -> dict[str, Any]:
     named = (known.filename_prefix, known.dialect, settings_of(known))
     if asked.get("anew"):
         begin_anew(*named, unknown=linked)
-    return {**found, "stopped": _stopped(*named, linked)}
+    return {**found, "stopped": _stopped(*named, linked, inputs)}
 
 
 def family_of_files(files: Sequence[str]) -> Family | None:
@@ -74,7 +74,9 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
 
 
-def _stopped(prefix: str, dialect: str, settings: Mapping[str, Any], linked: Sequence[str]) -> Any:
+def _stopped(
+    prefix: str, dialect: str, settings: Mapping[str, Any], linked: Sequence[str], inputs: Sequence[Any]
+) -> Any:
     offer = offer_of(prefix, dialect, settings, unknown=linked)
     if offer is None:
         return None
@@ -86,7 +88,7 @@ def _stopped(prefix: str, dialect: str, settings: Mapping[str, Any], linked: Seq
         "step": offer.state.step,
         "steps": offer.state.of,
         "differences": offer.differences,
-        "others": {place: others[name] for name, place in places(inputs()).items() if name in others},
+        "others": {place: others[name] for name, place in places(inputs).items() if name in others},
     }
 
 

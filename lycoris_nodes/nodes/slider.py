@@ -1,0 +1,44 @@
+"""The node Train LyCORIS Slider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..host.page import io
+from ..schema.checks import checked
+from ..schema.inputs import TRAIN
+from ..schema.report import valid
+from ..training.node.output import trained
+from ..training.node.schema import asked_of, outputs
+from ..training.slider.samples import slider_samples, strengths_of
+from ..training.slider.schema import inputs
+
+
+class LycorisSlider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LycorisSlider",
+            display_name="Train LyCORIS Slider",
+            category=TRAIN,
+            description="Trains a LoRA / LyCORIS of any kind that moves one attribute up at strengths above "
+            "0 and down below 0: between two prompts, without pictures, or between opposed pictures.",
+            search_aliases=["concept slider", "leco", "slider lora", "lora slider", "train slider"],
+            is_output_node=True,
+            is_input_list=True,
+            inputs=inputs(),
+            outputs=outputs(),
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, strengths: Sequence[str | None] = ()) -> bool | str:
+        # A node that takes lists is given lists here too, with None where another node gives the text.
+        return valid(*(lambda text=text: strengths_of(text) for text in strengths if text is not None))
+
+    @classmethod
+    @checked
+    def execute(cls, **asked: Any) -> io.NodeOutput:
+        passes = len(strengths_of(asked["strengths"]))
+        return trained(asked_of(asked), cls.hidden, slider_samples, passes)

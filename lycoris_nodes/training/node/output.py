@@ -1,0 +1,51 @@
+"""What nodes of training do: train, tell the page how far it is, and give what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....lycoris_ops import Entry, Stack, curves_picture, load_adapter
+from ...host.files import file_tensors, workflow_metadata
+from ...host.page import asking_page, io, picture_tensor, tell_page
+from ...schema.report import with_report
+from .live import running
+from .run import DataOf, latents_with_captions, train
+from .settings import Asked
+
+TRAINING = "lycoris.training"
+"""The event with how far a training is."""
+RESCUED = "lycoris.rescued"
+"""The event with what remains of an interrupted training. The node's box shows it."""
+
+
+def trained(
+    asked: Asked, hidden: Any, data_of: DataOf = latents_with_captions, passes: int = 1
+) -> io.NodeOutput:
+    """The outputs of `schema.outputs`. `data_of` and `passes` are as in `train`, and so is what is raised."""
+    key = str(getattr(hidden, "unique_id", ""))
+
+    def tell(known: dict[str, Any]) -> None:
+        running[key] = {"page": asking_page(), **known}
+        tell_page(TRAINING, hidden, shown=known)
+
+    def rescued(text: str) -> None:
+        tell_page(RESCUED, hidden, text=text)
+
+    try:
+        made = train(asked, workflow_metadata(hidden), tell, rescued, data_of, passes)
+    finally:
+        running.pop(key, None)
+    history = made.result.history
+    # PEFT's output is a folder with the file in it.
+    path = str(made.result.output)
+    return with_report(
+        Stack([Entry(load_adapter(path))]),
+        file_tensors(path),
+        # ComfyUI's own nodes ignore `validation`.
+        {"loss": [value for _, value in history.losses], "validation": list(history.validation)},
+        picture_tensor(curves_picture(history, made.result.steps, made.name, made.race)),
+        made.result.steps,
+        path,
+        report=made.report,
+        shown={"training": (made.shown,)},
+    )

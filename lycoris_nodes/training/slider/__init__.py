@@ -1,0 +1,2 @@
+"""What Train LyCORIS Slider trains on: guides between prompts, or opposed pictures, at strengths of both
+signs."""

@@ -1,0 +1,139 @@
+"""The samples of a slider, for the training of Train LoRA / LyCORIS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from ....lycoris_ops import TrainError, parse_values
+from ...host.sampling import empty_latent
+from ..data.latents import Latent
+from ..data.loss import Guide, Sample
+from ..data.samples import Captions, Latents, samples_of
+from ..data.texts import TextEncoder
+from ..model.session import Session
+from ..node.live import Live
+from ..node.previews import sample
+from ..node.settings import Asked
+
+
+def strengths_of(text: str) -> tuple[float, ...]:
+    """The strengths of a text such as `-1, 1`. Raises LycorisError unless they are on both sides of 0."""
+    found = parse_values(text)
+    if min(found) < 0 < max(found) and 0 not in found:
+        return found
+    raise TrainError(
+        "a slider is trained at strengths on both sides of 0",
+        key="strengths",
+        got=text,
+        expected="numbers below and above 0, such as -1, 1",
+    )
+
+
+def slider_samples(asked: Asked, session: Session, encoder: TextEncoder | None, live: Live) -> list[Sample]:
+    """The samples of a slider, each of which is learned at all strengths in one step.
+
+    With the captions `less` and `more` each latent has a guide between them, see `DiffusionLoss`. Where the
+    latents are empty, the model first samples pictures of `positive` in their sizes. Without these captions
+    the latents are opposed pictures, in rows of one for each strength. All of a row are seen under the same
+    noise, so that what they share has no part in the step (visual sliders: Gandikota et al., "Concept
+    sliders", 2311.12092).
+
+    Raises TrainError where one of both captions is missing, for empty latents without captions to guide, and
+    for pictures that make no rows.
+    """
+    del encoder
+    strengths = strengths_of(asked.strengths)
+    if bool(asked.less) is not bool(asked.more):
+        raise TrainError(
+            "a slider between prompts needs both of its ends",
+            key="less" if asked.more else "more",
+            got="nothing",
+            expected="`less` and `more`, or none of them for opposed pictures",
+        )
+    told = partial(live.stage, "captions")
+    if not asked.more:
+        found = samples_of(
+            session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, told=told
+        )
+        return _rows(found, strengths)
+    captions: dict[str, Captions] = {name: getattr(asked, name) for name in ("positive", "less", "more")}
+    latents: Latents = asked.latents
+    if _is_empty(latents):
+        latents, captions = _sampled(asked, session, live, captions)
+    own, less, more = (
+        samples_of(session, latents, texts, masks=asked.masks, seed=asked.seed, name=name, told=told)
+        for name, texts in captions.items()
+    )
+    first, *others = strengths
+    made: list[Sample] = []
+    for what, down, up in zip(own, less, more, strict=True):
+        guided = replace(what, strength=first, guide=Guide(down.caption, up.caption, asked.guidance))
+        made.append(replace(guided, others=tuple(replace(guided, strength=each) for each in others)))
+    return made
+
+
+def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
+    """Opposed pictures as rows, of which each has one at each strength."""
+    if len(found) % len(strengths):
+        raise TrainError(
+            "the pictures make no rows of one for each strength",
+            key="latents",
+            got=f"{len(found)} pictures and {len(strengths)} strengths",
+            expected=f"a multiple of {len(strengths)}",
+            hint="Without `less` and `more` the latents are opposed pictures in turn, in the order of the "
+            "strengths",
+        )
+    made: list[Sample] = []
+    for start in range(0, len(found), len(strengths)):
+        row = [
+            replace(one, strength=strength)
+            for one, strength in zip(found[start : start + len(strengths)], strengths, strict=True)
+        ]
+        if any(one.latent.shapes != row[0].latent.shapes for one in row):
+            raise TrainError(
+                "opposed pictures are of several sizes",
+                key=f"latents, number {start + 1} to {start + len(row)}",
+                got=", ".join(str(list(one.latent.values.shape)) for one in row),
+                expected="the same size for all of a row",
+            )
+        made.append(replace(row[0], others=tuple(row[1:])))
+    return made
+
+
+def _is_empty(latents: Latents) -> bool:
+    # Those of several parts, such as video and sound, are taken as they are.
+    return all(isinstance(one["samples"], Tensor) and not one["samples"].any() for one in latents)
+
+
+def _sampled(
+    asked: Asked, session: Session, live: Live, captions: Mapping[str, Captions]
+) -> tuple[Latents, dict[str, Captions]]:
+    """The latents that the model samples in the sizes of empty ones, and the captions of each."""
+    empty = [one for each in asked.latents for one in empty_latent(session.patcher, each).split(1)]
+    prompts = [text for one in asked.positive for text in one]
+    count = -(-asked.pictures // len(prompts)) * len(prompts)
+    nothing = asked.empty_caption[0] if asked.empty_caption else None
+    made: list[Mapping[str, Tensor]] = []
+    with session.sampling():
+        for number in range(count):
+            live.stage("picturing", number, count)
+            zeros = empty[number % len(empty)]
+            latent = sample(
+                session,
+                Latent(zeros, (zeros.shape,)),
+                [prompts[number % len(prompts)]],
+                nothing,
+                seed=asked.seed + number,
+                told=lambda done, of: None,
+            )
+            made.append({"samples": latent})
+    each = {
+        name: texts if len(flat) == 1 else [flat * (count // len(prompts))]
+        for name, texts in captions.items()
+        for flat in [[text for one in texts for text in one]]
+    }
+    return made, each

@@ -1,0 +1,67 @@
+"""The inputs of Train LyCORIS Slider: its own, and those of Train LoRA / LyCORIS that suit it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...host.page import io
+from ...schema.inputs import advanced, count_input, number_input, optional
+from ..node.schema import settings
+
+UNUSED = (
+    *("clip", "captions", "text_learning_rate", "caption_dropout", "prior_weight", "search", "search_share"),
+    *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
+    *("validation_latents", "validation_positive", "validation_captions", "validate_every"),
+)
+"""The inputs of Train LoRA / LyCORIS that a slider has no use for."""
+
+
+def inputs() -> list[Any]:
+    return [
+        io.Model.Input("model", tooltip="The model to train for. It stays as it is."),
+        io.Latent.Input(
+            "latents",
+            tooltip="With `less` and `more`: an empty latent, in whose size the model samples pictures of "
+            "`positive` itself, or encoded pictures of it. Without them: opposed pictures, in rows of one "
+            "for each of the strengths.",
+        ),
+        io.Conditioning.Input(
+            "positive",
+            tooltip="The encoded prompt of the thing itself. Several keep what they name apart from the "
+            "attribute.",
+        ),
+        *optional(
+            io.Conditioning.Input("less", tooltip="The encoded prompt of the thing with less of it."),
+            io.Conditioning.Input("more", tooltip="The encoded prompt of the thing with more of it."),
+        ),
+        io.String.Input(
+            "strengths",
+            default="-1, 1",
+            tooltip="At which strengths it is trained, on both sides of 0. Opposed pictures come in their "
+            "order: -1, 1 for pairs, the one with less first.",
+        ),
+        number_input(
+            "guidance",
+            "How far strength 1 goes along the difference of the prompts.",
+            most=20.0,
+            default=1.0,
+            step=0.1,
+        ),
+        count_input(
+            "steps",
+            "How many updates of the weights, each at all strengths. 200 to 500 are usual.",
+            most=1_000_000,
+            default=500,
+            least=1,
+        ),
+        *settings("loras/slider", ("steps", *UNUSED)),
+        *advanced(
+            count_input(
+                "pictures",
+                "How many pictures the model samples where `latents` is empty.",
+                most=1000,
+                default=16,
+                least=1,
+            )
+        ),
+    ]
