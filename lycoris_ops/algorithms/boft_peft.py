@@ -75,13 +75,14 @@ class BoftPeft(Trained):
         blocks = self.boft_r.to(weight.device, weight.dtype)
         rotations = rotation((blocks.transpose(-1, -2) - blocks) / 2)
         stages, count, size, _ = rotations.shape
-        inputs = torch.arange(count * size, device=weight.device)
+        inputs = torch.arange(count * size, device=weight.device) if stages > 1 else rotations.new_empty(0)
         parts: list[Operator] = []
         for stage, turn in enumerate(rotations):
-            order = inputs
-            if stages > 1:
-                halves = inputs.view(count >> stage, -1, size // 2)
-                order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
+            if stages == 1:
+                parts.append(BlockDiagonal.of(turn))
+                continue
+            halves = inputs.view(count >> stage, -1, size // 2)
+            order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
             # PEFT has P R P^T, and `Permuted` is P^T R P: hence the inverse of `order`.
             parts.append(Permuted(torch.argsort(order), BlockDiagonal.of(turn)))
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..changes.forms import Additive, Dense, LowRank, add_up
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.dora import changed_lengths, dora_factor, lengths, magnitude_axis
+from ..maths.dora import changed_lengths, dora_factor, learned_extra, lengths, magnitude_axis
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core, shaped
@@ -125,7 +125,7 @@ class Factored(Trained):
             return Sides(beside=self.undecomposed(weight))
         plain = self.undecomposed(weight)
         axis = self.magnitude_axis(weight.shape)
-        extra = self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
+        extra = self._extra(weight, plain, axis)
         if axis == 0:
             return Sides(outputs=Diagonal(extra), inside=plain)
         return Sides(inputs=Diagonal(extra), inside=plain)
@@ -137,6 +137,18 @@ class Factored(Trained):
         direction = self._direction(weight, self.undecomposed(weight))
         axis = self.magnitude_axis(weight.shape)
         return direction * self._factor(weight, lengths(direction, axis), axis) - weight
+
+    def _extra(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
+        """d / norm - 1, a value for each output or input."""
+        one, magnitude = plain[0], self.dora_scale
+        assert magnitude is not None
+        # For large weights on a CPU `changed_lengths` takes less time, as the memory is what counts there.
+        forms = weight.numel() <= KEPT or weight.device.type != "cpu"
+        alone = len(plain) == 1 and self.dora == "paper"
+        if forms and alone and isinstance(one, LowRank) and one.up.requires_grad:
+            up, down, magnitude = (each.to(weight) for each in (one.up, one.down, magnitude))
+            return learned_extra(magnitude, weight, up, down, one.scale, axis)
+        return self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
 
     def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
         """V in the weight's shape, given the forms of product (+ sparse)."""

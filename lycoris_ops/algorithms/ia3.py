@@ -93,6 +93,15 @@ class Ia3(Trained):
         if self.on_input is not None:
             _said(self.on_input)
 
+    def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
+        made = super().with_tensors(tensors)
+        # The flag is read once: on an accelerator each look at it is a wait.
+        if self.on_input is not None or "of_inputs" in vars(self):
+            flag = made.on_input
+            if flag is None or flag.device.type != "cpu":
+                vars(made)["of_inputs"] = self.of_inputs
+        return made
+
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
         """Of PEFT's form, only the configuration says whether a layer of a convolution scales the inputs."""

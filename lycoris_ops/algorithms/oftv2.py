@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..changes.operators import BlockDiagonal, Sides
 from ..errors import LayerError
+from ..maths.rotations import series, skew_symmetric
 from ..maths.shapes import Extent, Shape, flat_shape
 from .base import ALPHA, Layer, Products, block_of, option
 from .checks import MOST_SCALE, check_work, exactly
@@ -116,8 +117,7 @@ class OftV2(Trained):
         skew = self._skew(weight)
         size = skew.shape[-1]
         count = flat_shape(weight.shape)[1] // size
-        rotation = self._rotation(skew).expand(count, size, size)
-        return Sides(inputs=BlockDiagonal.of(rotation).transposed())
+        return Sides(inputs=BlockDiagonal(self._turned(skew).expand(count, size, size)).transposed())
 
     def row_axes(self) -> Mapping[str, int]:
         """Empty, because every output sees the same rotated inputs."""
@@ -127,29 +127,22 @@ class OftV2(Trained):
         """Q (n, b, b), scaled and bounded."""
         values = self.oft_r.to(weight.device, weight.dtype)
         size = _block(values.shape[1])
-        row, column = torch.triu_indices(size, size, 1, device=values.device)
-        upper = values.new_zeros(len(values), size, size)
-        upper[:, row, column] = values
-        skew = upper - upper.transpose(1, 2)
+        skew = skew_symmetric(values, size)
         if self.oft_r_scaled_oft is not None:
             skew = skew / (2 * math.sqrt(max(1, size - 1)))
         if self.constraint is not None:
             skew = bounded(skew, self.constraint / math.sqrt(len(skew)), 1, 2)
         return skew
 
-    def _rotation(self, skew: Tensor) -> Tensor:
+    def _turned(self, skew: Tensor) -> Tensor:
+        """R - 1 of the rotation R of each block."""
         if self.terms == 0:
-            return rotation(-skew)
-        one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
-        total, power = one, one
-        factors = [2] * (self.terms - 1)
+            return rotation(-skew) - torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+        factors = [2.0] * (self.terms - 1)
         if self.last == 1 and self.terms > 2:
             # PEFT adds the term of Q^3 to 3 terms as well.
-            factors = [*[2] * (max(4, self.terms) - 2), 1]
-        for factor in factors:
-            power = power @ skew
-            total = total + factor * power
-        return total
+            factors = [*[2.0] * (max(4, self.terms) - 2), 1.0]
+        return series(skew, factors)
 
 
 def _block(triangle: int) -> int:

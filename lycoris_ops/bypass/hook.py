@@ -20,6 +20,7 @@ from .forwards.forward import Strengths, outliving
 from .geometry import geometry_of
 from .placed import PlacedPlan
 from .plan import BypassPlan, Met
+from .whole import WholePass, WholePlan, alone_in
 
 _modules = cast("Any", torch.nn.modules.module)
 """torch has no public name for the hooks of all modules."""
@@ -139,6 +140,8 @@ class Bypass:
             )
         self.module = module
         self._plan: BypassPlan = plan
+        self._only = alone_in(plan)
+        """The layer that a `WholePlan` is for, None where none can be."""
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
@@ -157,7 +160,8 @@ class Bypass:
         They may be changed at any time."""
         self._reader = reader or PlainReader()
         self._bound: BoundPlan | PlacedPlan | None = None
-        self._pass: tuple[BoundPlan | PlacedPlan, Tensor, Tensor] | None = None
+        self._whole_plan: WholePlan | None = None
+        self._pass: tuple[BoundPlan | PlacedPlan | WholePass, Tensor, Tensor] | None = None
         """Held from the first hook of a pass to the second: the bound plan and the inputs that it gave."""
         self._traced: tuple[Tensor, Tensor | None] | None = None
         """Likewise in a pass that torch.compile traces: the input, and what the module is given for it."""
@@ -184,7 +188,8 @@ class Bypass:
         if again:
             self.remove()
         bound, met = self._bound, self.met
-        self._plan, self.met, self._bound = plan, None, None
+        self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
+        self._only = alone_in(plan)
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
                 self.meet(compute_dtype(bound.made_for[0]), bound.made_for[1])
@@ -265,7 +270,7 @@ class Bypass:
         """Take the hooks away, if they are there, and let go of the tensors on the input's device."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._bound, self._pass = [], None, None
+        self._handles, self._bound, self._whole_plan, self._pass = [], None, None, None
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """A pass with a plan that only adds, from the module's own output."""
@@ -274,6 +279,8 @@ class Bypass:
             return self._compiled(x, None, y)
         flat = _flat(x)
         bound = self._begun(flat)
+        # A plan of one layer that depends on the weight has operators.
+        assert not isinstance(bound, WholePass)
         return None if bound is None else _like(bound.beside(flat, _flat(y), self._slots), y)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -380,13 +387,13 @@ class Bypass:
             return None
         return weight.T if self.plan.geometry.transposed else weight
 
-    def _begun(self, x: Tensor) -> BoundPlan | PlacedPlan | None:
+    def _begun(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
         if self.before_pass is not None:
             self.before_pass(x)
         return self._live(x)
 
-    def _live(self, x: Tensor) -> BoundPlan | PlacedPlan | None:
+    def _live(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
         # The output has another form with places that stand apart.
         return self._bind(x) if self.apart or any(map(any, self.strengths)) else None
 
@@ -395,16 +402,18 @@ class Bypass:
         met = self.met
         return self.plan.operates and (met is None or any(base.inputs is not None for base in met.bases))
 
-    def _stands_beside_another(self, bound: BoundPlan | PlacedPlan) -> bool:
+    def _stands_beside_another(self, bound: BoundPlan | PlacedPlan | WholePass) -> bool:
         """Whether others add to W x + b in `forward`, and the plan has operators.
 
         Operators on x or y would act on what the others add as well.
         """
         return bound.operates and self._reader.forward(self.module) != self.module.forward
 
-    def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan:
+    def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
         bound, anew = self._bound, self.plan.anew
+        if anew and (whole := self._whole_pass(x)) is not None:
+            return whole
         if bound is None or not bound.serves(x, self.dropout, anew=anew):
             if anew:
                 self.met = None
@@ -418,6 +427,29 @@ class Bypass:
         if isinstance(bound, PlacedPlan):
             bound.places = self.places
         return bound
+
+    def _whole_pass(self, x: Tensor) -> WholePass | None:
+        """For a plan of one layer that learns, at strength 1, and a pass with this input; None for others."""
+        # What torch transforms takes plain operations.
+        if transformed() or self.apart or any(one != 1.0 for each in self.strengths for one in each):
+            return None
+        if self._only is None:
+            return None
+        dtype, device = compute_dtype(x.dtype), x.device
+        try:
+            with outliving():
+                if self._whole_plan is None or not self._whole_plan.serves(x, self.dropout):
+                    self._whole_plan = WholePlan(self.plan, self._only, x, self.dropout)
+                found = self._whole_plan.begun(
+                    x,
+                    lambda: self._weight(dtype, device),
+                    lambda: self._reader.bias(self.module, dtype, device),
+                )
+        except LycorisError as error:
+            raise error.within(weight=self.name) from None
+        if found is None:
+            self._only = self._whole_plan = None
+        return found
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,13 +13,14 @@ from torch import Tensor
 
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Parameter, checked
-from ..changes.forms import Additive, Dense
-from ..changes.operators import Diagonal, Operator, Sides, finite, moved
+from ..changes.forms import Additive, Dense, reaches
+from ..changes.operators import Diagonal, Operator, Sides, floats_of, moved
 from ..changes.place import Where
 from ..changes.timing import Moment, Timing, product
 from ..errors import LayerError
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows
+from ..maths.tensors import largest_of
 from .geometry import Geometry
 
 
@@ -228,8 +231,9 @@ class BypassPlan:
         """Find out what the layers need to know of the weight and bias.
 
         `weight` and `bias` read these, and are called only where a layer needs the values. They give `dtype`
-        (float32 or float64), which is also computed in. The result is on the CPU. For a plan that meets the
-        weight anew it stays on `device`, and gradients flow through it to the layers.
+        (float32 or float64), which is also computed in. The result is on the CPU, or on `device` where the
+        layers are there. For a plan that meets the weight anew it is there too, and gradients flow through it
+        to the layers.
 
         A plan that is formed has its whole change in slot 0, at these strengths (its own by default).
 
@@ -249,7 +253,8 @@ class BypassPlan:
             # Without memory.
             like = torch.zeros((), dtype=dtype, device=device).expand(self.geometry.shape)
             met = _meet(self, own, bias, like)
-            return met if self.learns else moved(met, torch.device("cpu"))
+            here = self.learns or any(tensor.device == device for tensor in self.tensors)
+            return met if here else moved(met, torch.device("cpu"))
 
     def _form(
         self, weight: Tensor, bias: Callable[[], Tensor | None], strengths: Sequence[Sequence[float]]
@@ -291,18 +296,22 @@ def _meet(
     (stage,) = plan.stages
     forms: list[tuple[Additive, Rows | None, int]] = []
     bases: list[Base] = []
+    # Whoever trains a layer judges the loss.
+    checks: list[_Check] | None = None if plan.learns else []
     for slot, (part, *_) in enumerate(stage.layers):
         for form in part.forms():
             if isinstance(form, Dependent):
                 with part.named():
-                    found, base = _sides(plan, form.layer, part.rows, slot, weight, like)
+                    found, base = _sides(plan, form.layer, part, slot, weight, like, checks)
                 forms += [(one, part.rows, slot) for one in found]
                 bases += base
             else:
-                if not (plan.learns or _within(form)):
+                if checks is not None:
                     # Raises where the change overflows.
-                    part.delta(like)
+                    checks.append(_Check((), (form,), partial(part.delta, like)))
                 forms.append((form, part.rows, slot))
+    if checks:
+        _look_at(checks)
     biases: list[tuple[Tensor, int]] = []
     for slot, (part, *_) in enumerate(stage.biases, start=len(stage.layers)):
         met = None if Stage((Slot(part, 1.0),)).additive else bias()
@@ -314,20 +323,29 @@ def _meet(
 
 
 def _sides(
-    plan: BypassPlan, layer: Layer, rows: Rows | None, slot: int, weight: Callable[[], Tensor], like: Tensor
+    plan: BypassPlan,
+    layer: Layer,
+    part: Part,
+    slot: int,
+    weight: Callable[[], Tensor],
+    like: Tensor,
+    checks: list[_Check] | None,
 ) -> tuple[list[Additive], list[Base]]:
     """The forms and the operators of a layer whose change depends on the weight."""
-    geometry = plan.geometry
+    geometry, rows = plan.geometry, part.rows
 
     def met() -> Tensor:
         return weight() if rows is None else weight()[slice(*rows)]
 
     # Most operators need only the weight's shape, dtype and device: then nothing is read.
     sides = layer.sides(met() if layer.reads_weight else like if rows is None else like[slice(*rows)])
-    if not plan.learns and not (
-        finite(sides) and all(_within(form) for form in (*sides.inside, *sides.beside))
-    ):
-        checked(layer.dependent(met()), met())
+    if checks is not None:
+
+        def change() -> None:
+            with part.named():
+                checked(layer.dependent(met()), met())
+
+        checks.append(_Check(tuple(floats_of(sides)), (*sides.inside, *sides.beside), change))
     inputs, outputs = sides.inputs, sides.outputs
     kernel = inputs is not None and inputs.size != geometry.shape[1]
     groups = geometry.groups > 1 and not (outputs is None or isinstance(outputs, Diagonal))
@@ -341,9 +359,25 @@ def _sides(
     return forms, bases
 
 
-def _within(form: Additive) -> bool:
-    """Whether no value of a form, nor any on the way to it, can be beyond float32."""
-    return form.reach().within <= torch.finfo(torch.float32).max
+@dataclass(frozen=True)
+class _Check:
+    """`otherwise` is called where a tensor is not finite, or where a value of a form, or one on the way to
+    it, may be beyond float32."""
+
+    tensors: Sequence[Tensor]
+    forms: Sequence[Additive]
+    otherwise: Callable[[], object]
+
+
+def _look_at(checks: Sequence[_Check]) -> None:
+    """All checks together: each look waits for the device."""
+    sizes = iter(largest_of([one for check in checks for one in check.tensors]))
+    bounds = iter(reaches([form for check in checks for form in check.forms]))
+    for check in checks:
+        finite = [math.isfinite(next(sizes)) for _ in check.tensors]
+        within = [next(bounds).within <= torch.finfo(torch.float32).max for _ in check.forms]
+        if not all((*finite, *within)):
+            check.otherwise()
 
 
 def _scaled(form: Additive, sides: Sides) -> Additive:

@@ -13,7 +13,7 @@ Every form has six methods:
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
 - `work` returns the multiplications that the product of the matrix with one input takes by its factors.
-- `reach` returns what bounds the values of the matrix. It costs one pass over the factors.
+- `parts` returns what `reaches` makes of the form: numbers, and tensors for their largest values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..maths.recompute import hadamard
 from ..maths.shapes import Rows
-from ..maths.tensors import compute_dtype, kronecker, largest
+from ..maths.tensors import compute_dtype, kronecker, largest_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Reach:
     @property
     def within(self) -> float:
         return math.prod(part for part in self.parts if not part <= 1)
+
+
+Parts = tuple[float | Tensor, ...]
+"""The parts of a `Reach`, with a tensor for its largest value."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class LowRank:
     def work(self) -> int:
         return self.up.numel() + self.down.numel()
 
-    def reach(self) -> Reach:
-        return Reach((abs(self.scale), *_reach_of((self.up, self.down))))
+    def parts(self) -> Parts:
+        return (abs(self.scale), *_parts_of((self.up, self.down)))
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,8 @@ class Hadamard:
         rows, columns = len(self.w1_a), self.w1_b.shape[1]
         return len(self.w1_b) * len(self.w2_b) * (rows + columns)
 
-    def reach(self) -> Reach:
-        pairs = ((self.w1_a, self.w1_b), (self.w2_a, self.w2_b))
-        return Reach((abs(self.scale), *(part for pair in pairs for part in _reach_of(pair))))
+    def parts(self) -> Parts:
+        return (abs(self.scale), *_parts_of((self.w1_a, self.w1_b)), *_parts_of((self.w2_a, self.w2_b)))
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,9 @@ class Kronecker:
         inner = sum(factor.numel() for factor in self.w2)
         return parts * inner + len(self.w1[0]) * parts * k
 
-    def reach(self) -> Reach:
-        around = (largest(one) for one in (self.rows, self.columns) if one is not None)
-        return Reach((abs(self.scale), *_reach_of(self.w1), *_reach_of(self.w2), *around))
+    def parts(self) -> Parts:
+        around = (one for one in (self.rows, self.columns) if one is not None)
+        return (abs(self.scale), *_parts_of(self.w1), *_parts_of(self.w2), *around)
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ class Dense:
     def work(self) -> int:
         return self.values.numel()
 
-    def reach(self) -> Reach:
-        return Reach((largest(self.values),))
+    def parts(self) -> Parts:
+        return (self.values,)
 
 
 Additive = LowRank | Hadamard | Kronecker | Dense
@@ -191,10 +194,18 @@ def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) 
     return total
 
 
-def _reach_of(factors: Sequence[Tensor]) -> tuple[float, ...]:
-    """The parts of a `Reach` that a factor makes, or the product of two."""
+def reaches(forms: Sequence[Additive]) -> list[Reach]:
+    """What bounds the values of each form, in one pass over all factors and one wait for a device."""
+    parts = [form.parts() for form in forms]
+    held = [one for each in parts for one in each if isinstance(one, Tensor)]
+    found = iter(largest_of(held))
+    return [Reach(tuple(next(found) if isinstance(one, Tensor) else one for one in each)) for each in parts]
+
+
+def _parts_of(factors: Sequence[Tensor]) -> Parts:
+    """The parts that a factor makes, or the product of two."""
     rank = (float(factors[1].shape[0]),) if len(factors) == 2 else ()
-    return (*rank, *(largest(factor) for factor in factors))
+    return (*rank, *factors)
 
 
 def _by_rows(matrix: Tensor, rows: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ beside an unchanged weight (bypass) derive from them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any, Protocol, TypeVar, cast
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..maths.tensors import is_finite
+from ..maths.scaling import scaled
 from .forms import Additive, add_up
 
 T = TypeVar("T")
@@ -36,6 +36,10 @@ class Operator(Protocol):
         """
         ...
 
+    def product(self, vectors: Tensor) -> Tensor:
+        """M v for each vector v of `vectors` (..., n)."""
+        ...
+
     def transposed(self) -> Operator:
         """The operator of M^T."""
         ...
@@ -53,6 +57,9 @@ class Diagonal:
 
     def change(self, vectors: Tensor) -> Tensor:
         return vectors * self.extra
+
+    def product(self, vectors: Tensor) -> Tensor:
+        return scaled(vectors, self.extra, None)
 
     def transposed(self) -> Diagonal:
         return self
@@ -78,6 +85,11 @@ class BlockDiagonal:
         cut = vectors.view(*vectors.shape[:-1], count, size)
         return torch.einsum("kij,...kj->...ki", self.extra, cut).flatten(-2)
 
+    def product(self, vectors: Tensor) -> Tensor:
+        count, size, _ = self.extra.shape
+        cut = vectors.reshape(-1, count, size).transpose(0, 1)
+        return torch.baddbmm(cut, cut, self.extra.transpose(1, 2)).transpose(0, 1).reshape(vectors.shape)
+
     def transposed(self) -> BlockDiagonal:
         return BlockDiagonal(self.extra.transpose(1, 2))
 
@@ -96,6 +108,11 @@ class Product:
 
     def change(self, vectors: Tensor) -> Tensor:
         return ((vectors @ self.right.T) * self.scale) @ self.left.T
+
+    def product(self, vectors: Tensor) -> Tensor:
+        flat = vectors.reshape(-1, self.size)
+        found = torch.addmm(flat, flat @ self.right.T, self.left.T, alpha=self.scale)
+        return found.view(vectors.shape)
 
     def transposed(self) -> Product:
         return Product(self.right.T, self.left.T, self.scale)
@@ -117,7 +134,14 @@ class Permuted:
         return self.order.numel()
 
     def change(self, vectors: Tensor) -> Tensor:
-        return self.inner.change(vectors[..., self.order])[..., self.inverse]
+        return self._around(self.inner.change, vectors)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        return self._around(self.inner.product, vectors)
+
+    def _around(self, run: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        # Of a selection the gradient is a sum. That of an indexing is sorted first on an accelerator.
+        return run(vectors.index_select(-1, self.order)).index_select(-1, self.inverse)
 
     def transposed(self) -> Permuted:
         return Permuted(self.order, self.inner.transposed())
@@ -139,6 +163,11 @@ class Chain:
         for part in self.parts[1:]:
             total = total + part.change(vectors + total)
         return total
+
+    def product(self, vectors: Tensor) -> Tensor:
+        for part in self.parts:
+            vectors = part.product(vectors)
+        return vectors
 
     def transposed(self) -> Chain:
         return Chain(tuple(part.transposed() for part in reversed(self.parts)))
@@ -226,15 +255,15 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
     return value
 
 
-def finite(value: object) -> bool:
-    """Whether all floating-point tensors of an operator, of `Sides` or of a tuple of these are finite."""
+def floats_of(value: object) -> list[Tensor]:
+    """All floating-point tensors of an operator, of `Sides` or of a tuple of these."""
     if isinstance(value, Tensor):
-        return not value.is_floating_point() or is_finite(value)
+        return [value] if value.is_floating_point() else []
     if isinstance(value, tuple):
-        return all(finite(item) for item in cast("tuple[object, ...]", value))
+        return [one for item in cast("tuple[object, ...]", value) for one in floats_of(item)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return all(finite(getattr(value, entry.name)) for entry in dataclasses.fields(value))
-    return True
+        return [one for entry in dataclasses.fields(value) for one in floats_of(getattr(value, entry.name))]
+    return []
 
 
 def _dense(forms: Sequence[Additive], weight: Tensor) -> Tensor | None:

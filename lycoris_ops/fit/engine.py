@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithms import Layer, declaring
 from ..algorithms.fitting import Delta, Fit, Fitted
 from ..algorithms.full import Full
-from ..changes.forms import Additive
+from ..changes.forms import Additive, reaches
 from ..errors import LayerError, PlanError, located, number_of
 from ..files.safetensors_file import encode_header
 from ..files.writing import Progress
@@ -426,7 +426,7 @@ def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
 
 def check_finite(change: Goal) -> None:
     """Raise LayerError for a change that holds NaN or infinity."""
-    found = [math.isfinite(form.reach().most) for form in change.forms]
+    found = [math.isfinite(reach.most) for reach in reaches(change.forms)]
     if change.bias is not None:
         found.append(is_finite(change.bias))
     if not all(found):

@@ -18,6 +18,8 @@ NoInverseError: type[RuntimeError] = _linalg.LinAlgError
 """What torch raises for a matrix that it cannot decompose or invert."""
 EXACT = 128
 """A matrix with at most this many rows or columns is decomposed exactly by `leading_triples`."""
+SMALL = 1 << 16
+"""The most values of a matrix on another device that `singular` decomposes on the CPU."""
 LONG = 3
 """The ratio of the sizes of a matrix from which a QR decomposition is made first."""
 OVERSAMPLED = 10
@@ -40,8 +42,12 @@ def no_pause() -> None:
 def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The singular value decomposition of a matrix (m, n), with k = min(m, n).
 
-    Returns U (m, k), S (k,) in descending order and V^T (k, n), in the dtype of the matrix.
+    Returns U (m, k), S (k,) in descending order and V^T (k, n), in the dtype of the matrix. Matrices of up to
+    SMALL values go to the CPU for it: an accelerator takes longer, and some have no float64.
     """
+    if matrix.device.type != "cpu" and matrix.numel() <= SMALL:
+        left, values, right = (part.to(matrix.device) for part in singular(matrix.cpu()))
+        return left, values, right
     # In float64: where two singular values are close, a decomposition in float32 mixes their vectors, and
     # how much depends on the processor.
     return tuple(part.to(matrix.dtype) for part in _linalg.svd(matrix.double(), full_matrices=False))
@@ -58,8 +64,14 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cayley(skew: Tensor) -> Tensor:
-    """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation."""
+    """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation.
+
+    Raises NoInverseError where there is no inverse in the dtype. Where Q learns that would be a wait for the
+    device in each step: there the result is not finite, as the loss is then.
+    """
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    if skew.requires_grad and skew.device.type != "cpu":
+        return _linalg.solve_ex(one - skew, one + skew, left=False)[0]
     return _linalg.solve(one - skew, one + skew, left=False)
 
 
@@ -82,7 +94,7 @@ def leading_triples(
     dtype = compute_dtype(matrix.dtype)
     matrix = matrix.to(dtype)
     if min(matrix.shape) <= max(EXACT, 3 * found):
-        left, values, right = _of_long(matrix)
+        left, values, right = of_long(matrix)
         return left[:, :found], values[:found], right[:found]
     generator = torch.Generator().manual_seed(seed)
     width = min(found + max(OVERSAMPLED, found // 4), *matrix.shape)
@@ -96,7 +108,7 @@ def leading_triples(
         if settled and captured - before <= settled * (total - captured):
             break
     pause()
-    turn, values, right = _of_long(across.T)
+    turn, values, right = of_long(across.T)
     return (left @ turn)[:, :found], values[:found], right[:found]
 
 
@@ -139,11 +151,11 @@ def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> tuple[Tensor, Tenso
     return left, products[order], right
 
 
-def _of_long(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def of_long(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `singular`, with a QR decomposition first, which costs less for long matrices."""
     rows, columns = matrix.shape
     if rows > columns:
-        right, values, left = _of_long(matrix.T)
+        right, values, left = of_long(matrix.T)
         return left.T, values, right.T
     if columns < LONG * rows:
         return singular(matrix)
@@ -196,7 +208,7 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[T
     """
     rank, inputs = min(len(values), shape[1]), shape[1]
     inner = (values[:, None] * right).reshape(len(values), inputs, -1)
-    basis = _of_long(inner.transpose(0, 1).reshape(inputs, -1))[0][:, :rank]
+    basis = of_long(inner.transpose(0, 1).reshape(inputs, -1))[0][:, :rank]
     core = torch.einsum("mik,in->mnk", inner, basis)[:rank]
     return left[:, :rank], core.reshape(rank, rank, *shape[2:]), basis.T
 

@@ -47,21 +47,38 @@ def times(tensor: Tensor, factor: float) -> Tensor:
 
 
 def largest(tensor: Tensor) -> float:
-    """The largest absolute value; NaN where there is one, 0 for no values.
+    """The largest absolute value; NaN where there is one, 0 for no values."""
+    return largest_of([tensor])[0]
+
+
+def largest_of(tensors: Sequence[Tensor]) -> list[float]:
+    """`largest` of each tensor, with one wait for each device that they are on.
 
     One pass without a copy: it costs about as much as a sum, a tenth of `isfinite().all()`.
     """
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, compute_dtype(tensor.dtype)), []).append(number)
+    found = [0.0] * len(tensors)
+    for (_, dtype), numbers in groups.items():
+        read: Any = torch.stack([on_device(tensors[number]).to(dtype) for number in numbers])
+        for number, value in zip(numbers, cast("list[float]", read.tolist()), strict=True):
+            found[number] = value
+    return found
+
+
+def on_device(tensor: Tensor) -> Tensor:
+    """`largest` as a tensor without dimensions, without a wait."""
     flat = tensor.detach().reshape(-1)
+    if not flat.numel():
+        return torch.zeros((), device=flat.device)
+    if flat.itemsize > 1:
+        low, high = flat.aminmax()
+        # Of NaN and a number, the larger is NaN.
+        return torch.maximum(-low, high)
     # torch compares no float8.
-    narrow = flat.itemsize == 1
-    most = 0.0
-    for start in range(0, flat.numel(), PIECE if narrow else max(1, flat.numel())):
-        piece = flat[start : start + PIECE].float() if narrow else flat
-        for bound in piece.aminmax():
-            found = abs(float(bound))
-            # Comparisons with NaN are false.
-            most = most if found <= most or math.isnan(most) else found
-    return most
+    pieces = [flat[start : start + PIECE].float().abs().amax() for start in range(0, flat.numel(), PIECE)]
+    return torch.stack(pieces).amax()
 
 
 def is_finite(tensor: Tensor) -> bool:

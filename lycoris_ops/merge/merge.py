@@ -20,7 +20,7 @@ from ..algorithms.full import Full
 from ..algorithms.lora import Lora
 from ..algorithms.norm import Norm
 from ..changes.factors import joined
-from ..changes.forms import Additive, Dense, LowRank, add_up
+from ..changes.forms import Additive, Dense, LowRank, add_up, reaches
 from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
@@ -341,7 +341,7 @@ def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Paus
     check_finite(change)
     layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)
     biased = change.bias is not None and bool(change.bias.any())
-    if not biased and layer is not None and not any(form.reach().most for form in layer.additive() or ()):
+    if not biased and layer is not None and not any(reach.most for reach in reaches(layer.additive() or ())):
         return None
     if change.own is None and change.bias is not None and biased:
         layer = (layer or Full()).with_bias_change(change.bias)

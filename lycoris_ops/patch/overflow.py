@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import overflow
-from ..changes.forms import Additive
+from ..changes.forms import Additive, reaches
 from ..errors import LayerError
 from ..layers.part import Part
 from ..maths.tensors import compute_dtype, is_finite, largest
@@ -40,9 +40,12 @@ class Bound:
     key: str | None = None
 
     @classmethod
-    def of(cls, form: Additive, slot: int, part: Part) -> Bound:
-        reach = form.reach()
-        return cls(slot, reach.most, reach.within, part.file, part.key)
+    def all_of(cls, forms: Sequence[tuple[Additive, int, Part]]) -> tuple[Bound, ...]:
+        """The bounds of forms of layers, each with its slot, by one wait for the device of all."""
+        found = zip(reaches([form for form, _, _ in forms]), forms, strict=True)
+        return tuple(
+            cls(slot, reach.most, reach.within, part.file, part.key) for reach, (_, slot, part) in found
+        )
 
 
 def patch_checked(
@@ -87,6 +90,12 @@ def patch_checked(
 def _size(share: float) -> float:
     # NaN is infinity times zero.
     return math.inf if math.isnan(share) else share
+
+
+def doubtful(sizes: Tensor, weight: Tensor) -> bool:
+    """Whether `check_sum` has to look at sums with these largest values (n,), by one wait for the device."""
+    # NaN is not taken for small.
+    return not bool((sizes <= SHARE * torch.finfo(weight.dtype).max).all())
 
 
 def check_sum(total: Tensor, weight: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Form
 from ..algorithms.checks import a_layer
-from ..changes.forms import Dense, add_up
+from ..changes.forms import Additive, Dense, add_up
 from ..discovery import discover
 from ..errors import LayerError
 from ..layers.part import Part, part_of
@@ -72,7 +72,7 @@ class PatchPlan:
         target = torch.device(device)
         parts = [part_of(layer) for layer, _ in layers]
         final = _enlarged(tuple(shape), parts)
-        bounds: list[Bound] = []
+        bounded: list[tuple[Additive, int, Part]] = []
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
             # A layer that fits only the shape before the enlargement changes that part of the larger weight.
@@ -85,7 +85,7 @@ class PatchPlan:
                 forms.append(form)
                 slots.append(slot)
                 if not isinstance(form, Dependent):
-                    bounds.append(Bound.of(form, slot, part))
+                    bounded.append((form, slot, part))
         fused: list[tuple[Group, Rows | None]] = []
         tensors: list[Tensor] = []
         for (kind, rows), (forms, slots) in by_form.items():
@@ -93,7 +93,7 @@ class PatchPlan:
             fused.append((group, rows))
             tensors += [tensor.detach().to(target).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return cls(tuple(shape), final, tuple(fused), tuple(tensors), strengths, tuple(bounds))
+        return cls(tuple(shape), final, tuple(fused), tuple(tensors), strengths, Bound.all_of(bounded))
 
     @property
     def report(self) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pretended_device
+import pretended_waits
 import pytest
 import torch
 from children import ROOT, child_environment
@@ -15,11 +16,26 @@ PYTHON_DEVICES = hasattr(torch._C, "_acc")
 """Whether this torch can have a device that is written in Python."""
 
 
-@pytest.mark.skipif(not PYTHON_DEVICES, reason="this torch has no devices that are written in Python")
+needs_devices = pytest.mark.skipif(
+    not PYTHON_DEVICES, reason="this torch has no devices that are written in Python"
+)
+
+
+@needs_devices
 def test_a_training_is_where_the_model_is(tmp_path: Path) -> None:
     """With the values of the CPU, nothing but numbers going over, and autocast and scaler of the device."""
+    run(str(pretended_device.__file__), str(tmp_path))
+
+
+@needs_devices
+def test_nothing_waits_for_a_device_but_once_a_step() -> None:
+    """And once for a plan of patches, or for the first pass of a bypass; nothing is in float64 there."""
+    run(str(pretended_waits.__file__))
+
+
+def run(*program: str) -> None:
     done = subprocess.run(
-        [sys.executable, pretended_device.__file__, str(tmp_path)],
+        [sys.executable, *program],
         cwd=ROOT,
         env=child_environment(),
         capture_output=True,

@@ -66,7 +66,7 @@ class LowRankForward:
                 for _ in range(rank)
             ]
             with outliving():
-                found = torch.tensor(values, dtype=compute_dtype(like.dtype), device=like.device)
+                found = torch.tensor(values, dtype=compute_dtype(like.dtype)).to(like.device)
                 self._held = (key, found)
         return self._held[1]
 

@@ -8,7 +8,7 @@ import torch
 
 from ...algorithms.fitting import ROUNDING
 from ...changes.forms import Additive, LowRank
-from ...maths.decompositions import eigen, leading
+from ...maths.decompositions import leading, of_long
 from ..deltas import Deltas
 from ..elements import largest_kept, reduced
 from ..method import MergeMethod, Option, Options
@@ -26,12 +26,10 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     else:
         basis = None
         aligned = [deltas.dense(index) for index in range(deltas.count)]
-    square = sum(
-        (one.double() @ one.double().T for one in aligned), aligned[0].new_zeros((), dtype=torch.float64)
-    )
-    values, vectors = eigen(square)
-    live = values > ROUNDING**2 * values[-1:]
-    turn = vectors[:, live].float()
+    # Of the triangle of a QR decomposition, whose rounding is that of the dtype: that of the product with
+    # itself would be as large as the root of it.
+    vectors, values, _ = of_long(torch.cat(aligned, 1))
+    turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]
     kept = [
         strength * largest_kept(one, options["density"], deltas.pause)

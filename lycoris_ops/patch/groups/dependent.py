@@ -11,7 +11,8 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...algorithms.base import Dependent, Parameter
 from ...errors import located
-from ..overflow import check_sum
+from ...maths.tensors import on_device
+from ..overflow import check_sum, doubtful
 from .group import Add, Factors
 
 FORM = Dependent
@@ -45,7 +46,7 @@ class DependentGroup:
     """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch.
 
     The sum is formed before anything is added to the weight, because an addition would change what the next
-    delta is computed from. It is checked for overflow after each term, before the weight is changed.
+    delta is computed from. It is checked for overflow before the weight is changed.
     """
 
     terms: tuple[DependentTerm, ...]
@@ -63,13 +64,30 @@ class DependentGroup:
     ) -> Add:
         met = weight.to(dtype)
         total = torch.zeros(len(weight), met.numel() // len(weight), dtype=dtype, device=weight.device)
+        sizes: list[Tensor] = []
         for term in self.terms:
-            with located(file=term.file, key=term.key):
-                change = term.form(tensors).change(met).reshape(total.shape)
-                total.add_(change, alpha=strengths[term.slot])
-                check_sum(total, weight)
-
+            self._add(total, term, tensors, strengths, met)
+            sizes.append(on_device(total))
+        if doubtful(torch.stack(sizes), weight):
+            # Again, to find the layer after which the sum overflows.
+            total.zero_()
+            for term in self.terms:
+                self._add(total, term, tensors, strengths, met)
+                with located(file=term.file, key=term.key):
+                    check_sum(total, weight)
         return Add.of(total)
+
+    def _add(
+        self,
+        total: Tensor,
+        term: DependentTerm,
+        tensors: Sequence[Tensor],
+        strengths: Sequence[float],
+        met: Tensor,
+    ) -> None:
+        with located(file=term.file, key=term.key):
+            change = term.form(tensors).change(met).reshape(total.shape)
+            total.add_(change, alpha=strengths[term.slot])
 
 
 def fuse(

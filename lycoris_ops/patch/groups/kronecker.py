@@ -89,7 +89,7 @@ def _joined(
     ]
     count = terms[0].w1_count
     w1, w2 = (one[0] if len(one) == 1 else torch.bmm(*one) for one in (parts[:count], parts[count:]))
-    scales = w1.new_tensor([term.factor(strengths) for term in terms])
+    scales = torch.tensor([term.factor(strengths) for term in terms], dtype=w1.dtype).to(w1.device)
     return w1 * scales[:, None, None], w2
 
 

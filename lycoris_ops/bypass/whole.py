@@ -1,0 +1,164 @@
+"""A plan of one layer that learns, at strength 1, on one device and in one dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..changes.forms import Additive
+from ..changes.operators import Diagonal, Operator, Sides, moved
+from ..maths.scaling import scaled
+from ..maths.tensors import compute_dtype, shaped
+from .bound import BoundPlan, Run
+from .forwards.forward import Strengths
+from .plan import BypassPlan, Met
+from .rescaled import PlainOutput, rescaled
+
+ALONE = (1.0,)
+
+
+def alone_in(plan: BypassPlan) -> Layer | None:
+    """The layer that a `WholePlan` is for: the only one of a plan, where its change depends on the weight."""
+    if plan.formed or plan.placed or plan.geometry.groups > 1 or len(plan.stages[0].layers) != 1:
+        return None
+    (part,) = (slot.part for slot in plan.stages[0].layers)
+    return part.layer if part.rows is part.window is None and part.layer.additive() is None else None
+
+
+class WholePlan:
+    """y = outputs @ (W + inside) @ inputs x + b + beside x: the `Sides` of the layer as they are.
+
+    A `BoundPlan` adds strength * change for any number of layers. At strength 1 nothing has to be subtracted
+    first, which is about half as many operations. This plan is kept from pass to pass. In each the layer
+    computes its operators anew, such as norms and rotations.
+    """
+
+    def __init__(self, plan: BypassPlan, layer: Layer, x: Tensor, dropout: float = 0.0) -> None:
+        self.plan, self.layer, self.geometry = plan, layer, plan.geometry
+        self.made_for = (x.dtype, x.device, dropout)
+        # Without memory: for layers that need only the weight's shape, dtype and device.
+        like = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
+        self.like = like.expand(self.geometry.shape)
+        self.plain = BoundPlan(plan, Met((), (), ()), x, dropout)
+        """What adds nothing, in the dtype of all."""
+        self._inside: BoundPlan | None = None
+        self._beside: BoundPlan | None = None
+
+    def serves(self, x: Tensor, dropout: float) -> bool:
+        """Whether it is right for a pass with this input."""
+        return self.made_for == (x.dtype, x.device, dropout)
+
+    def begun(
+        self, x: Tensor, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
+    ) -> WholePass | None:
+        """What one pass needs; None where the layer cannot act on the module's input and output.
+
+        `weight` and `bias` give the values in float32 or float64.
+        """
+        (stage,) = self.plan.stages
+        (slot,) = stage.layers
+        with slot.part.named():
+            met = weight().view(self.geometry.shape) if self.layer.reads_weight else self.like
+            sides = self.layer.sides(met)
+        if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
+            return None
+        self._inside = self._adding(sides.inside, x, self._inside)
+        self._beside = self._adding(sides.beside, x, self._beside)
+        dtype = self.plain.dtype
+        outputs, inputs = sides.outputs, sides.inputs
+        if dtype != met.dtype:
+            outputs, inputs = moved((outputs, inputs), x.device, dtype)
+        own = bias() if stage.biases or outputs is not None else None
+        biases: tuple[Tensor, ...] = ()
+        if stage.biases:
+            # An additive change needs only the size, and a factor changes nothing of no bias.
+            before = self.like.new_zeros(self.geometry.outputs) if own is None else own
+            biases = tuple(one.part.delta(before).to(dtype) for one in stage.biases)
+        own = None if own is None else self.geometry.per_channel(own.to(dtype))
+        return WholePass(self, sides, outputs, inputs, own, biases, self._inside, self._beside)
+
+    def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan | None:
+        """A plan that adds these forms; None for none."""
+        met = Met(tuple((form, None, 0) for form in forms), (), ())
+        return BoundPlan(self.plan, met, x, self.plain.dropout) if forms else None
+
+    def _adding(self, forms: Sequence[Additive], x: Tensor, kept: BoundPlan | None) -> BoundPlan | None:
+        # The one of the pass before, where that sees the present values.
+        return kept if kept is not None and kept.follows else self.bound(forms, x)
+
+
+@dataclass
+class WholePass:
+    """What one pass needs of a `WholePlan`. It stands in for a `BoundPlan`, whose methods it has."""
+
+    whole: WholePlan
+    sides: Sides
+    outputs: Operator | None
+    inputs: Operator | None
+    bias: Tensor | None
+    """b, shaped like the output's channels, where there are operators on the output."""
+    biases: tuple[Tensor, ...]
+    """The changes of the bias."""
+    inside: BoundPlan | None
+    beside: BoundPlan | None
+    turned: Tensor | None = None
+    """What `inputs` makes of the input."""
+    operates: bool = field(default=True, init=False)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """As in `BoundPlan`."""
+        return self.whole.plain.seen(x)
+
+    def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
+        """As in `BoundPlan`."""
+        x, geometry = self.seen(x), self.whole.geometry
+        if self.inputs is None:
+            return x, x
+        self.turned = geometry.first(self.inputs.product(geometry.last(x)))
+        return x, self.turned
+
+    def finish(
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
+    ) -> Tensor:
+        """As in `BoundPlan`."""
+        total = self.seen(y)
+        lean = self._leaner(x, total, weight) if self.turned is None and weight is not None else None
+        if lean is None:
+            lean = self._on_outputs(_plus(self.inside, x if self.turned is None else self.turned, total))
+        total = _plus(self.beside, x, lean)
+        for change in self.biases:
+            total = total + self.whole.geometry.per_channel(change)
+        return shaped(total, y.shape).to(y.dtype)
+
+    def _on_outputs(self, y: Tensor) -> Tensor:
+        """y with `outputs` applied to all of it but the bias."""
+        outputs, bias, geometry = self.outputs, self.bias, self.whole.geometry
+        if outputs is None:
+            return y
+        if isinstance(outputs, Diagonal):
+            return scaled(y, geometry.per_channel(outputs.extra), bias)
+        found = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
+        return found if bias is None else found + bias
+
+    def _leaner(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor | None:
+        """outputs @ (y + inside x) for y = W x + b, with less kept for the backward pass than usual; None
+        where it would be more."""
+        geometry, outputs = self.whole.geometry, self.outputs
+        # Where the forms keep another tensor than x, x would be kept beside it.
+        kept = self.sides.inside and not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()
+        if not (isinstance(outputs, Diagonal) and isinstance(self.sides.outputs, Diagonal) and kept):
+            return None
+        extra, product = geometry.per_channel(outputs.extra), PlainOutput(geometry, weight, self.bias)
+        if not product.is_leaner(y, extra):
+            return None
+        forms = tuple(form.scaled(self.sides.outputs.extra + 1, None) for form in self.sides.inside)
+        return _plus(self.whole.bound(forms, x), x, rescaled(y, extra, x, product))
+
+
+def _plus(plan: BoundPlan | None, x: Tensor, y: Tensor) -> Tensor:
+    """y with what the forms of a plan add for the input x."""
+    return y if plan is None else plan.beside(x, y, ALONE)

@@ -1,0 +1,110 @@
+"""Skew-symmetric blocks, and the series that makes rotations of them, in few operations on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .recompute import transformed
+
+LARGE = 256
+"""The places of the values of larger blocks are not kept: they take 12 bytes a value."""
+
+
+def skew_symmetric(triangles: Tensor, size: int) -> Tensor:
+    """Q (n, b, b) with Q^T = -Q, from the values above the diagonals (n, b * (b - 1) / 2), row by row."""
+    if transformed() or size > LARGE or not triangles.requires_grad:
+        return _plain_skew(triangles, size)
+    learned: Any = _Skew
+    return learned.apply(triangles, size)
+
+
+def series(skew: Tensor, factors: Sequence[float]) -> Tensor:
+    """The sum of factors[k - 1] * Q^k over k from 1, for each Q of `skew` (n, b, b) with Q^T = -Q."""
+    if not factors:
+        return torch.zeros_like(skew)
+    if transformed() or not skew.requires_grad:
+        return _sums(skew, factors)[-1]
+    learned: Any = _Series
+    return learned.apply(skew, tuple(factors))
+
+
+def _sums(skew: Tensor, factors: Sequence[float]) -> list[Tensor]:
+    """The sums of Horner's scheme, the whole one last; each begins with a factor nearer to the first."""
+    found = [skew if factors[-1] == 1 else skew * factors[-1]]
+    for factor in reversed(factors[:-1]):
+        found.append(torch.baddbmm(skew, skew, found[-1], beta=factor))
+    return found
+
+
+class _Series(torch.autograd.Function):
+    """`series`, with derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, skew: Tensor, factors: Sequence[float]) -> Tensor:
+        *sums, whole = _sums(skew, factors)
+        ctx.factors = factors
+        ctx.save_for_backward(skew, *sums)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (skew, *sums), (gradient,) = ctx.saved_tensors, gradients
+        if torch.is_grad_enabled():
+            # Further derivatives are those of plain operations.
+            whole = _sums(skew, ctx.factors)[-1]
+            (further,) = torch.autograd.grad(whole, [skew], gradient, create_graph=True)
+            return further, None
+        back = skew.transpose(1, 2)
+        total: Tensor | None = None
+        # A step is factor * Q + Q @ sum.
+        for factor, inner in zip(ctx.factors, reversed(sums), strict=False):
+            beside = gradient if total is None else total
+            share = factor if total is None else 1.0
+            found = torch.baddbmm(beside, gradient, inner.transpose(1, 2), beta=share)
+            total = found if total is None else found.add_(gradient, alpha=factor)
+            gradient = torch.bmm(back, gradient)
+        last = ctx.factors[-1]
+        if total is None:
+            return gradient * last, None
+        return total.add_(gradient, alpha=last), None
+
+
+def _plain_skew(triangles: Tensor, size: int) -> Tensor:
+    row, column = torch.triu_indices(size, size, 1, device=triangles.device)
+    upper = triangles.new_zeros(len(triangles), size, size)
+    upper[:, row, column] = triangles
+    return upper - upper.transpose(1, 2)
+
+
+@lru_cache(maxsize=16)
+def _places(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each value of a block is in a triangle and its sign, and where those of a triangle are in it."""
+    with torch.inference_mode(False):
+        row, column = torch.triu_indices(size, size, 1)
+        places, signs = torch.zeros(size, size, dtype=torch.int64), torch.zeros(size, size, dtype=dtype)
+        places[row, column] = places[column, row] = torch.arange(len(row))
+        signs[row, column], signs[column, row] = 1, -1
+        found = (places.flatten(), signs.flatten(), row * size + column)
+        return found[0].to(device), found[1].to(device), found[2].to(device)
+
+
+class _Skew(torch.autograd.Function):
+    """`skew_symmetric`, with derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, triangles: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        places, signs, _ = _places(size, triangles.dtype, triangles.device)
+        return triangles.index_select(1, places).mul_(signs).view(-1, size, size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        _, _, upper = _places(ctx.size, gradient.dtype, gradient.device)
+        # A value stands above the diagonal, and with the other sign below.
+        return (gradient - gradient.transpose(1, 2)).flatten(1).index_select(1, upper), None

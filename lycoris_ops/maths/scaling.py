@@ -1,0 +1,40 @@
+"""Outputs times a factor for each channel, in few operations on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .recompute import transformed
+
+
+def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
+    """y + (y - bias) * extra, where `extra` and `bias` have the shape of the channels; None for no bias."""
+    if transformed() or not (torch.is_grad_enabled() and extra.requires_grad):
+        return _scaled(y, extra, bias)
+    learned: Any = _Scaled
+    return learned.apply(y, extra, bias)
+
+
+def _scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
+    # In a narrow dtype 1 + extra would have fewer digits than extra.
+    return torch.addcmul(y, y if bias is None else y - bias, extra)
+
+
+class _Scaled(torch.autograd.Function):
+    """`scaled`, with derivatives of any order."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.bias = bias
+        ctx.save_for_backward(y, extra)
+        return _scaled(y, extra, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (y, extra), (gradient,) = ctx.saved_tensors, gradients
+        to_y = torch.addcmul(gradient, gradient, extra) if ctx.needs_input_grad[0] else None
+        met = y if ctx.bias is None else y - ctx.bias
+        return to_y, (gradient * met).sum_to_size(extra.shape), None

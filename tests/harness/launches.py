@@ -1,0 +1,49 @@
+"""What torch launches on a device while some code runs, and what it waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"})
+"""Operations that run nothing, though what they return is no view."""
+READING = frozenset(
+    {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "_linalg_check_errors"}
+)
+"""Operations whose result, or its size, has to be known before the program goes on."""
+
+
+class Launches(TorchDispatchMode):
+    """Takes down the names of the operations that run on a device: not those that only make views.
+
+    `waits` has those for which the program waits until an accelerator has done all before them, and `wide`
+    those that make float64 on one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.waits: list[str] = []
+        self.wide: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        returned = [one.alias_info for one in func._schema.returns]
+        views = any(one is not None and not one.is_write for one in returned)
+        if not views and name not in EMPTY and func.namespace == "aten":
+            self.names.append(name)
+        found = func(*args, **(kwargs or {}))
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        made = [one for one in tree_leaves(found) if isinstance(one, Tensor)]
+        away = any(one.device.type != "cpu" for one in given)
+        # A copy to the CPU, or an index of flags, whose number decides the size of what is read.
+        fetched = away and any(one.device.type == "cpu" for one in made)
+        flags = name == "index" and any(one.dtype == torch.bool for one in given)
+        if away and (name in READING or fetched or flags):
+            self.waits.append(name)
+        self.wide += [name for one in made if one.device.type != "cpu" and one.dtype == torch.float64]
+        return found

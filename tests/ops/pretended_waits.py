@@ -1,0 +1,118 @@
+"""What every kind waits for on a device that is not the CPU, in a process of its own.
+
+A wait is a place where the program needs a value from the device before it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from layers import KINDS, load
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops.errors import LycorisError
+from lycoris_ops.patch import registry
+from lycoris_ops.patch.paths import plain_torch
+from lycoris_ops.train.trainer import Trainer
+from tests.harness.launches import Launches
+from tests.harness.pretended import NAME, registered
+
+TRAINED: tuple[dict[str, Any], ...] = (
+    {"algorithm": "lora"},
+    *({"algorithm": "lora", "dora": axis} for axis in ("output", "input")),
+    *({"algorithm": kind} for kind in ("loha", "lokr", "oft", "oftv2", "boft_peft", "ia3", "glora", "full")),
+    {"algorithm": "oft", "constraint": 1e-3},
+)
+SOLVES = frozenset({"oft", "boft", "boft-peft"})
+"""Kinds whose rotations are solved for. It is looked at whether there is a solution, and how large a bounded
+rotation is: two waits a layer."""
+
+
+def found(run: Callable[[], object]) -> Launches:
+    with Launches() as launches:
+        run()
+    return launches
+
+
+def loss(module: nn.Module, batch: Any) -> Tensor:
+    return (module(batch[0]) - batch[1]).square().mean()
+
+
+def train(options: dict[str, Any], form: str) -> None:
+    """One wait in a step, for the loss and the norm of the gradients."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)).to(NAME)
+    network = lyc.create_lycoris(module, rank=4, seed=0, form=form, **options)  # pyright: ignore[reportArgumentType]
+    trainer = Trainer(network, loss, lyc.TrainOptions(steps=3, lr=0.01, bar=False, picture=False))
+    batch = (torch.randn(4, 8).to(NAME), torch.randn(4, 8).to(NAME))
+    trainer.step(batch)
+    trainer.step(batch)
+    launches = found(lambda: trainer.step(batch))
+    assert len(launches.waits) == 1, (options, form, launches.waits)
+    assert not launches.wide, (options, form, launches.wide)
+    network.restore()
+
+
+def layers() -> list[tuple[str, lyc.Layer]]:
+    """A layer of each kind for a linear weight, on the device."""
+    made: list[tuple[str, lyc.Layer]] = []
+    for kind in KINDS:
+        try:
+            layer = load(kind, "linear")
+        except LycorisError:
+            # For convolutions and norms alone.
+            continue
+        if "bias_indices" in layer.tensors():
+            # The device has no remainders of whole numbers.
+            continue
+        made.append((kind, layer.with_tensors({n: one.to(NAME) for n, one in layer.tensors().items()})))
+    assert len(made) > 12
+    return made
+
+
+def patch(kind: str, layer: lyc.Layer) -> None:
+    """One wait for a plan, for how large its changes may be; one to apply it where it depends on the
+    weight."""
+    weight, plans = torch.randn(12, 18).to(NAME), list[lyc.PatchPlan]()
+    pairs = [(layer, 1.0), (layer, 0.5)]
+    built = found(lambda: plans.append(lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, pairs)))
+    (plan,) = plans
+    applied = found(lambda: plan.apply_(weight, plan.tensors, plan.strengths))
+    additive = layer.additive() is not None
+    solves = 2 * len(pairs) if kind in SOLVES else 0
+    assert len(built.waits) <= additive, (kind, built.waits)
+    if kind not in DECOMPOSED:
+        assert len(applied.waits) <= (not additive) + solves, (kind, applied.waits)
+        assert not built.wide and not applied.wide, (kind, built.wide, applied.wide)
+
+
+def bypass(kind: str, layer: lyc.Layer) -> None:
+    """Two waits in the first pass, and none in those after it."""
+    module, x = nn.Linear(18, 12).to(NAME).requires_grad_(False), torch.randn(4, 18).to(NAME)
+    geometry = lyc.geometry_of(module)
+    assert not isinstance(geometry, str)
+    lyc.Bypass(module, lyc.BypassPlan.build(geometry, [(layer, 1.0), (layer, 0.5)])).attach()
+    with torch.no_grad():
+        first, second = found(lambda: module(x)), found(lambda: module(x))
+    if kind not in DECOMPOSED:
+        assert len(first.waits) <= 2 + (4 if kind in SOLVES else 0), (kind, first.waits)
+    assert not second.waits and not second.wide, (kind, second.waits, second.wide)
+
+
+DECOMPOSED = frozenset({"tlora"})
+"""Kinds that decompose the weight itself."""
+
+
+if __name__ == "__main__":
+    kept = registered()
+    registry.PATHS = (replace(plain_torch.PATH, devices=(NAME,)),)
+    for kind, layer in layers():
+        patch(kind, layer)
+        bypass(kind, layer)
+    for options in TRAINED:
+        for form in ("auto", "bypass"):
+            train(options, form)

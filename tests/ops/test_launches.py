@@ -1,0 +1,112 @@
+"""What a layer that learns launches on a device, and the derivatives of what saves launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+from lycoris_ops.maths.dora import learned_extra
+from lycoris_ops.maths.rotations import series, skew_symmetric
+from lycoris_ops.maths.scaling import scaled
+from tests.harness.launches import Launches
+
+
+@pytest.mark.parametrize(
+    ("options", "forward", "step"),
+    [
+        # The numbers of PEFT 0.21, by `python -m tests.bench.launches`.
+        ({"algorithm": "lora", "rank": 8}, 4, 10),
+        ({"algorithm": "lora", "rank": 8, "dora": "output"}, 16, 31),
+        ({"algorithm": "lora", "rank": 8, "dora": "input"}, 16, 31),
+        ({"algorithm": "loha", "rank": 8}, 9, 21),
+        ({"algorithm": "lokr", "rank": 2}, 8, 18),
+        ({"algorithm": "lokr", "rank": 10**6}, 7, 15),
+        ({"algorithm": "oftv2", "rank": 32}, 14, 35),
+        ({"algorithm": "ia3"}, 2, 6),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_a_step_launches_no_more_than_with_peft(options: dict[str, Any], forward: int, step: int) -> None:
+    base = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
+    x, gradient = torch.randn(8, 64, requires_grad=True), torch.randn(8, 64)
+
+    def counted(run: Callable[[], object]) -> int:
+        x.grad = None
+        for parameter in network.parameters():
+            parameter.grad = None
+        run()
+        x.grad = None
+        for parameter in network.parameters():
+            parameter.grad = None
+        with Launches() as launches:
+            run()
+        return len(launches.names)
+
+    def once() -> Tensor:
+        with torch.no_grad():
+            return base(x)
+
+    network = lyc.create_lycoris(base, form="bypass", seed=0, **options)
+    # The module alone: one product forward, and one for the gradient of the input.
+    assert (counted(once), counted(lambda: base(x).backward(gradient))) == (1, 2)
+    network.apply_to()
+    assert counted(once) - 1 <= forward
+    assert counted(lambda: base(x).backward(gradient)) - 2 <= step
+
+
+def grown(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("kernel", [(), (3, 2)], ids=["linear", "conv"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_derivatives_of_the_factor_of_dora(axis: int, kernel: tuple[int, ...]) -> None:
+    weight, up = torch.randn(5, 4, *kernel, dtype=torch.float64), grown(5, 2)
+    down, magnitude = grown(2, weight[0].numel()), grown(5 if axis == 0 else 4)
+
+    def run(magnitude: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return learned_extra(magnitude, weight, up, down, 0.7, axis)
+
+    assert torch.autograd.gradcheck(run, (magnitude, up, down))
+    assert torch.autograd.gradgradcheck(run, (magnitude, up, down))
+
+
+def test_a_direction_of_zeros_has_no_gradient() -> None:
+    weight, up, down, magnitude = torch.zeros(3, 4), torch.zeros(3, 2), torch.randn(2, 4), torch.ones(3)
+    given = [one.requires_grad_() for one in (magnitude, up, down)]
+    extra = learned_extra(magnitude, weight, up, down, 1.0, 0)
+    assert torch.equal(extra, -torch.ones(3))
+    extra.sum().backward()
+    assert all(one.grad is not None and not one.grad.any() for one in given)
+
+
+@pytest.mark.parametrize("factors", [(2.0,), (1.0, 3.0), (2.0, 2.0, 2.0, 1.0)], ids=str)
+def test_derivatives_of_the_series_of_a_rotation(factors: tuple[float, ...]) -> None:
+    def run(triangles: Tensor) -> Tensor:
+        return series(skew_symmetric(triangles, 3), factors)
+
+    triangles = grown(2, 3)
+    with torch.no_grad():
+        skew = skew_symmetric(triangles, 3)
+    assert torch.equal(skew, -skew.transpose(1, 2)) and torch.equal(skew[:, 0, 1:], triangles[:, :2])
+    powers = [torch.linalg.matrix_power(skew, n) * factor for n, factor in enumerate(factors, start=1)]
+    torch.testing.assert_close(run(triangles), torch.stack(powers).sum(0))
+    assert torch.autograd.gradcheck(run, (triangles,))
+    assert torch.autograd.gradgradcheck(run, (triangles,))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_derivatives_of_scaled_outputs(bias: bool) -> None:
+    y, extra, own = grown(2, 3, 2), grown(3, 1), torch.randn(3, 1, dtype=torch.float64) if bias else None
+
+    def run(y: Tensor, extra: Tensor) -> Tensor:
+        return scaled(y, extra, own)
+
+    torch.testing.assert_close(run(y, extra), y * (1 + extra) - (0 if own is None else own * extra))
+    assert torch.autograd.gradcheck(run, (y, extra))
+    assert torch.autograd.gradgradcheck(run, (y, extra))
