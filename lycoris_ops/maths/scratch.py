@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+AWAY = 1 << 26
+"""The values that an accelerator works on at once. It has no cache of a CPU's kind, and each part of a weight
+costs its launches: the largest weights of a model of 12 billion, 3072 x 12288, are in one part."""
 KEPT = 16 << 20
 """Largest buffer in bytes that is kept for the next layer."""
 
@@ -32,6 +35,11 @@ def scratch(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.de
         if size <= KEPT:
             _HELD.buffers[use, device] = held
     return held[:size].view(dtype).view(tuple(shape))
+
+
+def tile(device: torch.device, own: int) -> int:
+    """How many values to work on at once: on a CPU `own`, which stay in its cache."""
+    return own if device.type == "cpu" else max(own, AWAY)
 
 
 def forget() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..maths.decompositions import Pause
+from ..maths.scratch import tile
 from .method import Option
 
 DENSITY = Option("density", 0.5, "The share of the values of each adapter that is kept. 1 keeps all.", 0, 1)
@@ -27,7 +28,7 @@ LOW_BITS = 15
 
 def tiles(values: Tensor, pause: Pause) -> Iterator[slice]:
     """Ranges of the rows of a matrix (O, K), of about TILE values each."""
-    rows = max(1, TILE // max(1, values.shape[1]))
+    rows = max(1, tile(values.device, TILE) // max(1, values.shape[1]))
     for start in range(0, values.shape[0], rows):
         pause()
         yield slice(start, start + rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ...maths.scratch import scratch
+from ...maths.scratch import scratch, tile
 from ...maths.shapes import flat_shape
 from ...maths.tensors import compute_dtype
 from ..groups.group import ROWS, Add, Factors, PathPlan, joined, placed
@@ -23,9 +23,10 @@ TILE = 1 << 20
 lose more to the cost of calls than they gain (measured on two cores: 1 to 2 M values are best)."""
 
 
-def parts(rows: int, columns: int) -> Iterator[slice]:
-    """The rows of each part of a weight, the largest first."""
-    step = max(ROWS, TILE // columns // ROWS * ROWS)
+def parts(flat: Tensor) -> Iterator[slice]:
+    """The rows of each part of a weight (O, K), the largest first."""
+    rows, columns = flat.shape
+    step = max(ROWS, tile(flat.device, TILE) // columns // ROWS * ROWS)
     for row in range(0, rows, step):
         yield slice(row, min(rows, row + step))
 
@@ -58,10 +59,10 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
 def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
     first, *others = adds
     alone = not others and first.once and flat.dtype == dtype
-    largest = next(parts(*flat.shape))
+    largest = next(parts(flat))
     # Allocated before the first addition: a lack of memory must not leave the weight half patched.
     buffer = None if alone else scratch("sum", flat[largest].shape, dtype, flat.device)
-    for rows in parts(*flat.shape):
+    for rows in parts(flat):
         here, row = flat[rows], rows.start
         if buffer is None:
             first.add(here, row)

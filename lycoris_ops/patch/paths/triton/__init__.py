@@ -173,6 +173,8 @@ class TermTable:
     """The scale of each term, float32."""
     pairs: bool
     """Whether any term has a second factor."""
+    plain: bool
+    """Whether no term repeats values, and all factors can be read 16 bytes at once."""
     stored: frozenset[torch.dtype]
     """The dtypes of all tensors."""
     multiplied: frozenset[torch.dtype]
@@ -187,7 +189,7 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTa
     scales: list[float] = []
     kept: list[Tensor] = []
     multiplied: set[torch.dtype] = set()
-    pairs = False
+    pairs, plain = False, True
     for term, (start, stop) in terms:
         first, second = _readable(term.first), _readable(term.second)
         if any(tensor.numel() == 0 for tensor in first + second):
@@ -197,14 +199,20 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTa
         scales.append(term.scale)
         kept += first + second
         pairs = pairs or bool(second)
+        plain = plain and term.block == (1, 1) and term.period == (ONCE, ONCE)
+        plain = plain and _aligned(first) and _aligned(second)
         multiplied |= {part.dtype for factor in (first, second) if len(factor) == 2 for part in factor}
     packed = [torch.tensor(numbers, dtype=torch.int64), torch.tensor(scales, dtype=torch.float32)]
-    moved = torch.cat([part.view(torch.uint8) for part in packed]).to(device)
+    whole = torch.cat([part.view(torch.uint8) for part in packed])
+    # From pinned memory a copy does not wait for what the GPU has to do before it. torch keeps such memory
+    # until the copy is done.
+    moved = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
     end = packed[0].nbytes
     return TermTable(
         numbers=moved[:end].view(torch.int64),
         scales=moved[end:].view(torch.float32),
         pairs=pairs,
+        plain=plain,
         stored=frozenset(part.dtype for part in kept),
         multiplied=frozenset(multiplied),
         kept=tuple(kept),
@@ -214,6 +222,13 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTa
 def _readable(factor: Factor) -> Factor:
     """The factor as the kernel reads it: contiguous, in one of the dtypes STORED."""
     return tuple((part if part.dtype in STORED else part.float()).contiguous() for part in factor)
+
+
+def _aligned(factor: Factor) -> bool:
+    """Whether the kernel can read a factor 16 bytes at once, as its PLAIN variant does."""
+    ranks = factor[-1].shape[0] if len(factor) == 2 else 0
+    columns = factor[-1].shape[1] if factor else 0
+    return not (ranks % 8 or columns % 16 or any(part.data_ptr() % 16 for part in factor))
 
 
 def _described(factor: Factor) -> list[int]:
@@ -245,6 +260,7 @@ def launch_options(
     halves = table.multiplied <= {torch.float16, torch.bfloat16}
     return {
         "PAIRS": table.pairs,
+        "PLAIN": table.plain,
         "UNIFORM": STORED.index(next(iter(table.stored))) if len(table.stored) == 1 else -1,
         "PRECISION": PRECISION.get((card, halves, dtype.itemsize), "ieee"),
         "ROWS": tile.rows,
