@@ -159,6 +159,7 @@ from .train.curves import race_picture as race_picture
 from .train.feed import Batches as Batches
 from .train.history import History as History
 from .train.history import StepReport as StepReport
+from .train.in_trainer import adapter_checkpoints as adapter_checkpoints
 from .train.join import join_networks as join_networks
 from .train.judge import Contender as Contender
 from .train.judge import acting as acting

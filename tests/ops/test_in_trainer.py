@@ -1,0 +1,60 @@
+"""Checkpoints of transformers' Trainer that hold the network alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+import lycoris_ops as lyc
+
+IDS = torch.arange(1, 13).reshape(2, 6)
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 32}
+    heads: Any = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+
+
+def test_a_checkpoint_holds_the_adapter_and_no_model(tmp_path: Path) -> None:
+    model = llama()
+    network = lyc.create_lycoris(model, rank=2, include="*q_proj", seed=0).apply_to()
+    settings = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=4,
+        save_steps=2,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        learning_rate=1e-2,
+    )
+    rows: Any = [{"input_ids": ids, "labels": ids} for ids in IDS]
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-2)
+    callback = lyc.adapter_checkpoints(network, metadata={"task_type": "CAUSAL_LM"})
+    trainer: Any = transformers.Trainer(
+        model, settings, train_dataset=rows, optimizers=(optimiser, None), callbacks=[callback]
+    )
+    trainer.train()
+    with torch.no_grad():
+        wanted = model.eval()(IDS).logits
+    for step in (2, 4):
+        found = {file.name for file in (tmp_path / f"checkpoint-{step}").iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= found
+        assert not any(name.startswith(("model", "pytorch_model")) for name in found)
+    for again in (
+        peft.PeftModel.from_pretrained(llama(), str(tmp_path / "checkpoint-4")),
+        lyc.create_lycoris(llama(), weights=tmp_path / "checkpoint-4").apply_to().module,
+    ):
+        with torch.no_grad():
+            assert torch.allclose(again.eval()(IDS).logits, wanted, atol=1e-5)
+    network.restore()
+    trainer.save_model(str(tmp_path / "whole"))
+    assert (tmp_path / "whole" / "model.safetensors").exists()
+    with pytest.raises(lyc.TrainError, match="not that of the network's model"):
+        transformers.Trainer(llama(), settings, callbacks=[callback])
