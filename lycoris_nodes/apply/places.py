@@ -37,16 +37,18 @@ class Passing:
     """The latent's size, (height, width) or (frames, height, width)."""
     patch: tuple[int, int, int]
     """How many frames, rows and columns of the latent a token stands for."""
-    pace: int
-    """How many frames of a video a frame of the latent stands for, the first one aside."""
+    pace: int | Shape
+    """As in `Places`."""
     text: int
-    """The tokens of the text."""
+    """The tokens of the text, and those of sound that stand with them."""
+    kept: int = 0
+    """How many of them, the first ones, a pass may be without: the model keeps their keys and values."""
     multiple: int = 1
     """The tokens of the text, and those of the picture, may be filled up to a multiple of this number."""
-    references: tuple[Shape, ...] = ()
-    """The sizes of latents whose tokens stand behind those of the picture."""
-    first: Shape | None = None
-    """The size of a latent whose tokens stand before them."""
+    earlier: int = 0
+    """The tokens of other pictures that stand before those of the picture."""
+    later: int = 0
+    """The tokens of other pictures that stand behind them."""
     of: int = 0
     """As in `Places`."""
     _kept: dict[tuple[Tokens, int], Places] = field(
@@ -64,26 +66,22 @@ class Passing:
         shapes = given.get("latent_shapes")
         shape = tuple(shapes[0]) if shapes else tuple(x.shape)
         network = model.diffusion_model
-        texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
-        # HiDream takes a text twice: what the last layer of its encoder gives, and what the layer of a block.
-        layers = given.get("encoder_hidden_states_llama3")
-        # AuraFlow's own tokens stand with the text.
-        registers = getattr(network, "register_tokens", None)
-        first = given.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
-        references = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
-        longer = given.get("time_dim_concat")
+        patch = _patch(network)
+        earlier, later = _other_pictures(network, given)
+        # HiDream-O1 cuts them into patches itself.
+        patches = given.get("ref_patches")
         return cls(
             pictures=tuple(pictures),
             of=of,
             size=shape[2:],
-            patch=_patch(network),
-            pace=int(getattr(model.latent_format, "temporal_downscale_ratio", 1)) if len(shape) == 5 else 1,
-            text=sum(text.shape[1] for text in texts if text is not None)
-            + (0 if layers is None else 2 * layers.shape[2])
-            + (0 if registers is None else registers.shape[1]),
+            patch=patch,
+            pace=_pace(model) if len(shape) == 5 else 1,
+            text=_text(network, given),
+            kept=int(given.get("ar_len") or 0),
             multiple=int(getattr(network, "pad_tokens_multiple", None) or 1),
-            references=tuple(tuple(one.shape[2:]) for one in (*references, longer) if one is not None),
-            first=None if first is None else tuple(first.shape[2:]),
+            earlier=sum(math.prod(_grid(one.shape[2:], patch)) for one in earlier),
+            later=sum(math.prod(_grid(one.shape[2:], patch)) for one in later)
+            + (0 if patches is None else patches.shape[1]),
         )
 
     def places(self, kind: Tokens, tokens: int) -> Places:
@@ -100,17 +98,24 @@ class Passing:
             return self._of(())
         if kind == "level":
             return self._of(self._level(tokens))
-        grid = self._grid(self.size)
+        if kind == "level, text":
+            return self._of(self._level(tokens - self.text), 0, self.text)
+        grid = _grid(self.size, self.patch)
         count = math.prod(grid)
-        before = math.prod(self._grid(self.first)) if self.first else 0
-        after = sum(math.prod(self._grid(one)) for one in self.references)
+        before, after = self.earlier, self.later
         text = self.text + -self.text % self.multiple
         if kind == "text, places":
             before += text
         elif kind == "places, text":
             after += text
-        # The first layer of a model sees its places before these are filled up.
-        if before + count + after != tokens:
+        total = before + count + after
+        if kind == "places" and tokens == count:
+            # The first and the last layers of some models see the picture without the others.
+            before, after = 0, 0
+        elif kind == "text, places" and tokens == total - self.kept:
+            before -= self.kept
+        elif tokens != total:
+            # The first layer of a model sees its places before these are filled up.
             after += -count % self.multiple
         if before + count + after != tokens:
             known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
@@ -120,25 +125,80 @@ class Passing:
     def _of(self, grid: Shape, before: int = 0, after: int = 0) -> Places:
         return Places(self.pictures, grid, before, after, self.pace, self.of)
 
-    def _grid(self, size: Shape) -> Shape:
-        """The tokens of a latent of this size along each axis."""
-        return tuple(-(-one // step) for one, step in zip(size, self.patch[3 - len(size) :], strict=True))
-
     def _level(self, tokens: int) -> Shape:
         """The grid of a UNet's level with so many tokens: each level has half of the one above."""
-        *_, height, width = self.size
-        while height * width > tokens and height * width > 1:
-            height, width = -(-height // 2), -(-width // 2)
-        if height * width != tokens:
-            *_, high, wide = self.size
-            raise _not_agreeing(tokens, f"the places of {high} x {wide} halved several times")
-        return (height, width)
+        *_, high, wide = self.size
+        # Some models halve an odd number up, some down.
+        for up in (1, 0):
+            height, width = high, wide
+            while height * width > max(tokens, 1):
+                height, width = max(1, (height + up) // 2), max(1, (width + up) // 2)
+            if height * width == tokens:
+                return (height, width)
+        raise _not_agreeing(tokens, f"the places of {high} x {wide} halved several times")
+
+
+def _grid(size: Shape, patch: tuple[int, int, int]) -> Shape:
+    """The tokens of a latent of this size along each axis."""
+    return tuple(-(-one // step) for one, step in zip(size, patch[3 - len(size) :], strict=True))
+
+
+def _text(network: Any, given: Mapping[str, Any]) -> int:
+    """How many tokens of a text, and of sound that stands with it, a pass has."""
+    several = getattr(network, "c_clip_seq", None)
+    if several is not None:
+        # Stable Cascade makes several tokens of a vector.
+        vectors = [given.get(name) for name in ("clip_text_pooled", "clip_img", "clip")]
+        made = sum(several * (one.shape[1] if one.ndim > 2 else 1) for one in vectors if one is not None)
+        text = given.get("clip_text")
+        return made if text is None else made + text.shape[1]
+    numbers = given.get("input_ids")
+    if numbers is not None:
+        # HiDream-O1 is given the text as numbers, and takes no other.
+        return numbers.shape[1]
+    texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
+    count = sum(text.shape[1] for text in texts if text is not None)
+    # HiDream takes a text twice: what the last layer of its encoder gives, and what the layer of a block.
+    layers = given.get("encoder_hidden_states_llama3")
+    if layers is not None:
+        count += 2 * layers.shape[2]
+    # AuraFlow's own tokens stand with the text.
+    registers = getattr(network, "register_tokens", None)
+    if registers is not None:
+        count += registers.shape[1]
+    # MiniMax-H3.
+    if hasattr(network, "audio_patch_proj"):
+        sounds = (given.get("minimax_payload") or {}).get("cond_audio_latents", ())
+        shapes = [given["latent_shapes"][1], *(one.shape for one in sounds)]
+        count += sum(math.prod(shape[2:]) for shape in shapes)
+    return count
+
+
+def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """The latents whose tokens stand before those of the picture, and those whose tokens stand behind."""
+    named = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
+    later = [one for one in (*named, given.get("time_dim_concat")) if one is not None]
+    # OmniGen2 and Boogu.
+    if hasattr(network, "ref_image_patch_embedder"):
+        return later, []
+    earlier = list((given.get("minimax_payload") or {}).get("cond_video_latents", ()))
+    first = given.get("reference_latent") if getattr(network, "ref_conv", None) is not None else None
+    return earlier if first is None else [first, *earlier], later
+
+
+def _pace(model: Any) -> int | Shape:
+    """How many frames of a video a frame of the model's latent stands for, as in `Places`."""
+    if hasattr(model.diffusion_model, "audio_patch_proj"):
+        # MiniMax-H3 begins anew with every fifth frame.
+        return (1, 4, 4, 4, 4)
+    return int(getattr(model.latent_format, "temporal_downscale_ratio", 1))
 
 
 def _patch(network: Any) -> tuple[int, int, int]:
     """How many frames, rows and columns of a latent a token of the host's network stands for."""
-    # Ideogram's latents are cut into patches already.
-    size = 1 if hasattr(network, "ae_channels") else getattr(network, "patch_size", None)
+    # The latents of Ideogram and Lens are cut into patches already.
+    cut = hasattr(network, "ae_channels") or hasattr(network, "selected_layer_index")
+    size = 1 if cut else getattr(network, "patch_size", None)
     if size is None:
         # Krea's.
         size = getattr(network, "patch", None)

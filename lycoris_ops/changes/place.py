@@ -55,8 +55,9 @@ class Places:
     grid: Shape = ()
     before: int = 0
     after: int = 0
-    pace: int = 1
-    """How many frames of the video a frame of the grid stands for. The first one stands for one alone."""
+    pace: int | Shape = 1
+    """How many frames of the video a frame of the grid stands for. The first one stands for one alone.
+    Several numbers are for the frames of the grid in turn, from the first one on."""
     of: int = 0
     """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
 
@@ -67,7 +68,8 @@ class Places:
                 got=str(self.pictures),
                 expected="for each sample the number of its picture, from 0",
             )
-        if min((*self.grid, self.pace), default=1) < 1 or min(self.before, self.after) < 0:
+        paces = (self.pace,) if isinstance(self.pace, int) else self.pace
+        if min((*self.grid, *paces), default=0) < 1 or min(self.before, self.after) < 0:
             raise LycorisError(
                 "places have a size that counts nothing", got=str(self), expected="whole numbers from 1 up"
             )
@@ -118,7 +120,7 @@ class Mask:
         """The factor of what is at no place."""
         return float(self.text and (self.within is None or self.within.text))
 
-    def on(self, grid: Sequence[int], pace: int = 1) -> Tensor:
+    def on(self, grid: Sequence[int], pace: int | Shape = 1) -> Tensor:
         """The factors on a grid, (h, w) or (frames, h, w), in float32: means over what each place covers.
 
         `pace` is as in `Places`. Raises LycorisError for no such grid, and where the frames do not agree.
@@ -132,17 +134,18 @@ class Mask:
         *frames, height, width = grid
         count = frames[0] if frames else 1
         wide = self.weights.to("cpu", torch.float32)
-        planes = self._in_frames(functional.adaptive_avg_pool2d(wide[None], (height, width))[0], count, pace)
-        shares = planes * self._shares(count, pace)[:, None, None]
+        spans = _frames(count, pace)
+        planes = self._in_frames(functional.adaptive_avg_pool2d(wide[None], (height, width))[0], spans)
+        shares = planes * self._shares(spans)[:, None, None]
         # Exact at 0 and at 1.
         factors = torch.lerp(torch.full_like(shares, self.outside), torch.ones_like(shares), shares)
         if self.within is not None:
             factors = factors * self.within.on((count, height, width), pace)
         return factors.view(*grid)
 
-    def _in_frames(self, planes: Tensor, count: int, pace: int) -> Tensor:
-        """The planes for `count` frames of a latent."""
-        found, video = len(planes), _frames(count, pace)
+    def _in_frames(self, planes: Tensor, spans: Sequence[int]) -> Tensor:
+        """The planes for the frames of a latent, which stand for so many of a video."""
+        found, count, video = len(planes), len(spans), sum(spans)
         if found in (1, count):
             return planes.expand(count, -1, -1)
         if found != video:
@@ -151,13 +154,13 @@ class Mask:
                 got=str(found),
                 expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
             )
-        return torch.cat([planes[:1], planes[1:].view(count - 1, pace, *planes.shape[1:]).mean(1)])
+        return torch.stack([frames.mean(0) for frames in planes.split_with_sizes(list(spans))])
 
-    def _shares(self, count: int, pace: int) -> Tensor:
-        """The share of each of `count` frames of a latent that is in the spans."""
+    def _shares(self, spans: Sequence[int]) -> Tensor:
+        """The share of each frame of a latent that is in the spans of the mask."""
         if not self.spans:
-            return torch.ones(count)
-        video = _frames(count, pace)
+            return torch.ones(len(spans))
+        video = sum(spans)
         inside = torch.zeros(video)
         for first, last in self.spans:
             if first >= video:
@@ -167,12 +170,14 @@ class Mask:
                     expected=f"up to {video - 1}: {video} frames are sampled",
                 )
             inside[first : None if last is None else last + 1] = 1.0
-        return torch.cat([inside[:1], inside[1:].view(-1, pace).mean(1)])
+        return torch.stack([frames.mean() for frames in inside.split_with_sizes(list(spans))])
 
 
-def _frames(count: int, pace: int) -> int:
-    """The frames of a video that `count` frames of its latent stand for."""
-    return 1 + (count - 1) * pace
+def _frames(count: int, pace: int | Shape) -> list[int]:
+    """How many frames of a video each of `count` frames of its latent stands for."""
+    if isinstance(pace, int):
+        return [1, *[pace] * (count - 1)]
+    return [pace[number % len(pace)] for number in range(count)]
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,8 @@ def test_frames_of_a_video_are_gathered_into_those_of_its_latent() -> None:
     assert lyc.Mask(frames[:3]).on((3, 1, 1), 4).flatten().tolist() == [0.0, 0.125, 0.25]
     spans = lyc.Mask(torch.ones(1, 1, 1), parse_spans("0-2, 7-")).on((3, 1, 1), 4).flatten()
     assert spans.tolist() == [1.0, 0.5, 0.5]
+    turns = 17 * lyc.Mask(torch.arange(18.0)[:, None, None] / 17).on((6, 1, 1), (1, 4, 4, 4, 4)).flatten()
+    torch.testing.assert_close(turns, torch.tensor([0, 2.5, 6.5, 10.5, 14.5, 17]))
     assert parse_spans(" 3 , 5-6\n8-") == ((3, 3), (5, 6), (8, None)) and parse_spans("") == ()
 
 

@@ -18,4 +18,9 @@ ARCHITECTURE = Architecture(
             others={"model.**": "**"},
         ),
     ),
+    tokens={
+        "x_embedder": "places",
+        "language_model.layers.*": "text, places",
+        "final_layer2.linear": "places",
+    },
 )

@@ -50,5 +50,13 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS),),
+    tokens={
+        "x_embedder": "places",
+        # The host tells this attention no options of a pass, so that there cannot be some for each mask.
+        "blocks.*.attn2.kv_proj": "text",
+        "blocks.*.default_modulation": "text",
+        "blocks.*": "places",
+        "final_layer.linear": "places",
+    },
     trained=(Training("HunyuanDiT", "HunyuanDiT", "what most trainers do", "uniform", told_size=True),),
 )

@@ -39,4 +39,12 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("video_patch_proj", "blocks.*.attn.qkv_proj"), diffusers=DIFFUSERS),),
+    # The tokens of sound stand behind those of the text.
+    tokens={
+        "video_patch_proj": "places",
+        "token_refiner": "text",
+        "blocks.*.attn": "text, places",
+        "blocks.*.mlp": "text, places",
+        "final_layer.video_out": "places",
+    },
 )

@@ -138,11 +138,12 @@ class Training:
     """Whether the model is told the size of a picture and how it was cropped."""
 
 
-Tokens = Literal["places", "level", "text, places", "places, text", "text", "for places"]
+Tokens = Literal["places", "level", "level, text", "text, places", "places, text", "text", "for places"]
 """What the tokens of a layer are.
 
 - `places`: those of the picture, behind which reference pictures may stand.
 - `level`: those of the picture at one of the sizes of a UNet.
+- `level, text`: these, and behind them those of the text.
 - `text, places` and `places, text`: those of the text before or behind those of the picture.
 - `text`: at no place, such as those of a text or of sound, and what is made of the time.
 - `for places`: at no place, but their output is used place by place: keys and values of a cross-attention.

@@ -64,4 +64,19 @@ ARCHITECTURE = Architecture(
         for side in ("down_blocks", "up_blocks")
         for mapper in ("mapper", "mapper_sca", "mapper_crp")
     },
+    tokens={
+        # Of the text.
+        "kv_mapper": "text",
+        **dict.fromkeys(("mapper", "mapper_sca", "mapper_crp"), "text"),
+        **dict.fromkeys((f"attention.attn.to_{letter}" for letter in "kv"), "level, text"),
+        **dict.fromkeys(("down_blocks", "up_blocks"), "level"),
+        # Convolutions.
+        **dict.fromkeys(
+            (
+                *("embedding", "effnet_mapper", "pixels_mapper", "clf"),
+                *("down_downscalers", "down_repeat_mappers", "up_upscalers", "up_repeat_mappers"),
+            ),
+            "places",
+        ),
+    },
 )

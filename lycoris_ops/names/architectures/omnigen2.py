@@ -1,0 +1,37 @@
+"""OmniGen2, and Boogu, which has further blocks. Their layers have one name in the host and in files."""
+
+from __future__ import annotations
+
+from .notation import Layout
+from .record import Architecture
+
+DOUBLE = "double_stream_layers.*"
+JOINT = f"{DOUBLE}.img_instruct_attn"
+
+ARCHITECTURE = Architecture(
+    layouts=(
+        Layout(marks=("ref_image_patch_embedder", "layers.*.attn.to_q")),
+        Layout(marks=("ref_image_patch_embedder", f"{JOINT}.processor.img_to_q")),
+    ),
+    # Reference pictures stand between the text and the picture.
+    tokens={
+        "x_embedder": "places",
+        **dict.fromkeys((f"noise_refiner.*.{part}" for part in ("attn", "feed_forward")), "places"),
+        f"{JOINT}.to_out": "text, places",
+        **dict.fromkeys(
+            (
+                *(f"{JOINT}.processor.img_{end}" for end in ("to_q", "to_k", "to_v", "out")),
+                *(f"{DOUBLE}.{part}" for part in ("img_self_attn", "img_feed_forward")),
+            ),
+            "places",
+        ),
+        **dict.fromkeys(
+            (
+                *(f"layers.*.{part}" for part in ("attn", "feed_forward")),
+                *(f"single_stream_layers.*.{part}" for part in ("attn", "feed_forward")),
+                "norm_out.linear_2",
+            ),
+            "text, places",
+        ),
+    },
+)
