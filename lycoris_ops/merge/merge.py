@@ -129,7 +129,7 @@ def orthogonal_adapters(
     At the given strengths they sum to the result of `merge_adapters` with the same method, and their
     strengths can still be changed. Only methods whose result is the sum of such parts can do so (TSV-M, whose
     parts are orthogonal to each other). The other arguments are as in `merge_adapters`. Strengths do not
-    matter here.
+    matter here; block rules are in the parts.
     """
     merging = _Merging(adapters, method, options, base, codec, device=device)
     if merging.method.parts is None:
@@ -232,7 +232,16 @@ class _Merging:
 
         def own(deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
             entries = place.entries(parameter)
-            return found(deltas, self.options)[entries.index(entry)] if entry in entries else ()
+            if entry not in entries:
+                return ()
+            at = entries.index(entry)
+            forms = found(deltas, self.options)[at]
+            given = self.entries[entry]
+            if given.rules is None:
+                return forms
+            # Without the adapter's own strength, which stays beside the part, this is the weight of its rules.
+            factor = deltas.strengths[at] / given.strength_of(place.target and place.target.part)
+            return [form.times(factor) for form in forms]
 
         return self._change(place, own, pause)
 

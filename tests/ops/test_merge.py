@@ -480,6 +480,23 @@ def test_orthogonal_adapters_together_are_the_merge() -> None:
     assert isinstance(total, Tensor) and error(total, change(whole, shape)) < 1e-5
 
 
+def test_orthogonal_adapters_have_their_block_rules_in_them() -> None:
+    weights, shapes = fused_flux()
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    one, two = (lyc.Adapter.of({name: load("lora", "linear")}, name=name) for name in (name, name))
+    rules = lyc.Rules.parse("attn.q = 0.25")
+    stack = lyc.Stack([lyc.Entry(one, 0.8, rules=rules), lyc.Entry(two, -0.5)])
+    apart = lyc.orthogonal_adapters(stack, base=weights)
+    parts = lyc.Stack(lyc.Entry(part, entry.strength) for part, entry in zip(apart, stack, strict=True))
+    changes = []
+    for used in (parts, lyc.Stack([lyc.Entry(lyc.merge_adapters(stack, "tsv", base=weights))])):
+        ((key, pairs),) = lyc.resolve(used, shapes).pairs().items()
+        weight = weights[key].double()
+        lyc.patch_(weight, [(match.read(entry.adapter), match.strength) for entry, match in pairs])
+        changes.append(weight - weights[key].double())
+    assert error(*changes) < 1e-5
+
+
 def test_a_norm_limit_bounds_what_adds_up() -> None:
     one = adapter("one", {"a": load("lora", "linear")})
     (layer,) = lyc.merge_adapters([(one, 1.0), (one, 1.0)], norm_limit=1.0).layers.values()
