@@ -50,7 +50,7 @@ def add_routes() -> None:
     answer_post(CONFIG, lambda text: _answered(translated, text))
     answer_post(BARS, lambda text: _answered(shown_bars, text))
     answer_post(RULES, lambda text: _answered(weighed_bars, text))
-    answer_get(CURVE, lambda query: _json(drawn(query.get("text", ""))))
+    answer_post(CURVE, lambda text: _json(drawn(text)))
     answer_get(REPORTS, lambda query: _json(kept(query.get("nodes", "").split(","))))
 
 
@@ -147,6 +147,8 @@ def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Ans
         return _json(act(parse_json(text)))
     except LycorisError as error:
         return _error(error)
+    except (ValueError, TypeError, LookupError) as error:
+        return _error(LycorisError("the question of the page cannot be read", got=repr(error)))
 
 
 def _error(error: LycorisError) -> Answer:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import torch
 from comfy.cli_args import args
 
 from ...lycoris_ops import LycorisError, WriteError, check_name
+
+REMEMBERED = 2.0
+"""Seconds for which the list of folders of pictures is remembered."""
 
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
@@ -29,12 +34,12 @@ def folders_of(folder: str) -> list[str]:
 
 def is_file(folder: str, name: str) -> bool:
     """Whether there is a file of this name in one of the host's model folders."""
-    return folder_paths.get_full_path(folder, name) is not None
+    return _full_path(folder, name) is not None
 
 
 def file_path(folder: str, name: str) -> str:
     """The full path of a file in one of the host's model folders. Raises LycorisError if it is not there."""
-    path = folder_paths.get_full_path(folder, name)
+    path = _full_path(folder, name)
     if path is None:
         raise LycorisError(
             "the file is not there any more" if name else "no file is chosen",
@@ -43,6 +48,14 @@ def file_path(folder: str, name: str) -> str:
             hint="Put it back, or press R to refresh the lists of files and choose another",
         )
     return path
+
+
+def _full_path(folder: str, name: str) -> str | None:
+    try:
+        return folder_paths.get_full_path(folder, name)
+    except ValueError:
+        # So the host answers on Windows for a path on another drive.
+        return None
 
 
 def user_text(name: str) -> str | None:
@@ -81,9 +94,18 @@ def output_path(prefix: str, ending: str) -> Path:
 
 def has_output_folder(prefix: str) -> bool:
     """Whether the folder of `output_path` is there already. Raises WriteError as that does."""
-    _, wanted = _root_and_place(prefix)
-    # Which name the host makes of %date% and the like, only it knows.
-    return "%" in prefix or wanted.parent.is_dir()
+    _, wanted = _root_and_place(_with_date(prefix))
+    return wanted.parent.is_dir()
+
+
+def _with_date(prefix: str) -> str:
+    """A prefix with what the host puts for %year% and the like in the names of files without a picture."""
+    now = time.localtime()
+    parts = {"year": now.tm_year, "month": now.tm_mon, "day": now.tm_mday}
+    parts |= {"hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec, "width": 0, "height": 0}
+    for name, value in parts.items():
+        prefix = prefix.replace(f"%{name}%", str(value) if name in ("width", "height") else f"{value:02}")
+    return prefix
 
 
 def _root_and_place(prefix: str) -> tuple[Path, Path]:
@@ -119,12 +141,19 @@ def output_name(path: Path) -> str:
 
 
 def picture_folders() -> list[str]:
-    """The folders in the host's input folder, by their paths there.
+    """The folders in the host's input folder, by their paths there, as they were `REMEMBERED` seconds ago or
+    less: the host asks several times in a row.
+    """
+    return [*_walked(folder_paths.get_input_directory(), int(time.monotonic() / REMEMBERED))]
+
+
+@lru_cache(maxsize=1)
+def _walked(home: str, _when: int = 0) -> list[str]:
+    """The folders in a folder, by their paths there.
 
     Links that are in it are followed, which the host's own list does not do: they are how a user says that
     a folder elsewhere may be read.
     """
-    home = folder_paths.get_input_directory()
     found: list[str] = []
     # For each folder, the real folders above it. Following a link back to one of them would never end.
     ways = {home: {os.path.realpath(home)}}
@@ -144,7 +173,7 @@ def picture_folders() -> list[str]:
 def picture_folder(name: str) -> Path:
     """The full path of one of `picture_folders`. Raises LycorisError for any other folder."""
     home = Path(folder_paths.get_input_directory())
-    if name not in picture_folders():
+    if name not in _walked.__wrapped__(str(home)):
         raise LycorisError(
             "there is no such folder of pictures" if name else "no folder is chosen",
             file=name,

@@ -37,12 +37,12 @@ function showNewElements() {
  * only for prompts that are accepted, which does not say the workflow.
  *
  * @param {{
- *   ask: () => void,
+ *   ask?: () => void,
  *   sent?: (prompt: string, workflow: string | undefined) => void,
- *   refuse: (errors: [key: string, error: any][]) => void,
+ *   refuse?: (errors: [key: string, error: any][]) => void,
  * }} listener
  */
-export function onPrompt({ ask, sent, refuse }) {
+export function onPrompt({ ask = () => {}, sent, refuse = () => {} }) {
   const { queuePrompt } = app.api
   app.api.queuePrompt = async function (...options) {
     ask()

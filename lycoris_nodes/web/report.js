@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
 import { t, told } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
+import { queuedPrompts } from "./queue.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
 import { showReasons } from "./rows/reasons.js"
@@ -167,6 +168,13 @@ function listen() {
   api.addEventListener("execution_error", finish)
   api.addEventListener("execution_interrupted", finish)
   api.addEventListener("execution_success", finish)
+  // What ended meanwhile was told to nobody.
+  api.addEventListener("reconnected", async () => {
+    const lost = running
+    if (lost && (await queuedPrompts()).has(lost)) return
+    if (lost && lost === running) await finish()
+    await recall(ourKeyedNodes())
+  })
 }
 
 app.registerExtension({

@@ -36,7 +36,7 @@ function addPicture(node) {
   let waiting
   async function draw() {
     const question = ++asked
-    const answer = await app.api.fetchApi(`/lycoris/curve?text=${encodeURIComponent(text?.value ?? "")}`)
+    const answer = await app.api.fetchApi("/lycoris/curve", { method: "POST", body: text?.value ?? "" })
     const found = answered(await answer.json())
     // The text may have changed while the server answered.
     if (question !== asked) return

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
 import { t } from "./language.js"
 import { after, anyNodeOf, drawn, nodeOf, onValue, ourKeyedNodes, widgetOf } from "./nodes.js"
+import { queuedPrompts } from "./queue.js"
 // First, so that its size of a node is known when the panel's is taken off.
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
@@ -32,10 +33,12 @@ const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".")
  * @type {WeakMap<GraphNode, {asked: string, usual: Record<string, string>, others: Record<string, any>}>}
  */
 const known = new WeakMap()
-/** Of the prompts that this page has sent and that have not begun, the ids of their workflows. @type {string[]} */
-const queued = []
-/** Whether a run of this page goes on. */
-let running = false
+/** Of the prompts that this page has sent and that have not begun, the workflows. @type {Map<string, string | undefined>} */
+const queued = new Map()
+/** How many prompts the server has, of this page and of others. */
+let remaining = 0
+/** The prompt of this page that runs. @type {string | null} */
+let running = null
 
 /** @typedef {{key: string, node: GraphNode, way: GraphNode[]}} Place `way` has the nodes whose subgraphs a node is in */
 
@@ -185,6 +188,28 @@ function wait(/** @type {import("./training/words.js").Shown} */ shown) {
   }
 }
 
+/** Say that this workflow waits, while it does. */
+async function showQueue() {
+  const here = () => [...queued.values()].includes(app.rootGraph.id)
+  if (queued.size) {
+    const present = await queuedPrompts()
+    const waited = here()
+    for (const prompt of queued.keys()) if (!present.has(prompt)) queued.delete(prompt)
+    if (waited && !here() && !running) removeWaiting()
+  }
+  if (here() && !running && remaining > 1) wait({ stage: "waiting", done: remaining - 1 })
+}
+
+function removeWaiting() {
+  for (const { node } of placed()) if (["next", "waiting"].includes(stageOf(node) ?? "")) removeTraining(node)
+}
+
+function end() {
+  running = null
+  removeWaiting()
+  askSoon(true)
+}
+
 function listen() {
   const { api } = app
   api.addCustomEventListener("lycoris.training", (/** @type {CustomEvent} */ { detail }) => {
@@ -196,21 +221,21 @@ function listen() {
     if (isHere() && node) fill(node, "waiting", inWords(detail))
   })
   api.addEventListener("status", ({ detail }) => {
-    const before = (detail?.exec_info?.queue_remaining ?? 0) - 1
-    if (queued.includes(app.rootGraph.id) && !running && before > 0) wait({ stage: "waiting", done: before })
+    remaining = detail?.exec_info?.queue_remaining ?? 0
+    void showQueue()
   })
   api.addEventListener("execution_start", ({ detail }) => {
-    running = true
-    queued.shift()
+    running = detail.prompt_id
+    queued.delete(running)
     if (isHere(detail.prompt_id)) wait({ stage: "next" })
   })
-  for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
-    api.addEventListener(end, () => {
-      running = false
-      for (const { node } of placed()) if (["next", "waiting"].includes(stageOf(node) ?? "")) removeTraining(node)
-      askSoon(true)
-    })
+  for (const event of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
+    api.addEventListener(event, end)
   }
+  // What ended meanwhile was told to nobody.
+  api.addEventListener("reconnected", async () => {
+    if (running && !(await queuedPrompts()).has(running)) end()
+  })
   onOutput((node, output) => {
     const [shown] = output.training ?? []
     const place = shown && [...placed()].find((one) => one.node === node)
@@ -218,7 +243,14 @@ function listen() {
   })
   api.addEventListener("graphChanged", () => askSoon())
   for (const event of ["click", "pointerup", "keyup"]) addEventListener(event, followFolding, { capture: true })
-  onPrompt({ ask: () => queued.push(app.rootGraph.id), refuse: () => queued.pop() })
+  onPrompt({
+    sent(prompt, workflow) {
+      // It may have begun before the answer to it came.
+      if (prompt === running) return
+      queued.set(prompt, workflow)
+      void showQueue()
+    },
+  })
 }
 
 /**

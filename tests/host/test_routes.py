@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import ntpath
 import os
 import time
 from collections.abc import Callable
@@ -27,8 +28,10 @@ def preview(file: str) -> tuple[int, str, bytes]:
     return ask("/lycoris/adapters/preview", file=file)
 
 
-def test_the_page_is_told_what_a_model_is(host: Host) -> None:
+def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the files among a loader's choices, with or without their folder; of others nothing is known."""
+    import folder_paths
+
     folder = host.base / "models" / "checkpoints"
     (folder / "packed.gguf").write_bytes(b"GGUF")
     made = {"model": ["auto", "base.safetensors"], "clip": ["checkpoints/base.safetensors"]}
@@ -43,6 +46,10 @@ def test_the_page_is_told_what_a_model_is(host: Host) -> None:
                 "no JSON",
             )
         )
+        with monkeypatch.context() as patched:
+            # As the host answers on Windows for a path on another drive.
+            patched.setattr(folder_paths, "os", SimpleNamespace(path=ntpath))
+            elsewhere = ask("/lycoris/model", json.dumps({"model": ["D:\\x.safetensors"], "clip": []}))
     finally:
         (folder / "packed.gguf").unlink()
     assert found["file"] == "checkpoints/base.safetensors"
@@ -51,6 +58,13 @@ def test_the_page_is_told_what_a_model_is(host: Host) -> None:
     assert names[:2] == ["time_embed", "in.0"] and names[-1] == "clip_l.11"
     assert [other["file"] for other in others] == ["checkpoints/packed.gguf", "", "", ""]
     assert not any(other["blocks"] or other["families"] for other in others)
+    assert elsewhere[0] == 200 and json.loads(elsewhere[2])["file"] == ""
+
+
+@pytest.mark.parametrize("question", ["no JSON", "[]", "{}"])
+def test_a_question_of_another_form_is_answered(host: Host, question: str) -> None:
+    status, _, answer = ask("/lycoris/training", question)
+    assert status == 200 and "cannot be read" in json.loads(answer)["error"]
 
 
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:

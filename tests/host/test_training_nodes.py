@@ -175,7 +175,11 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
 
 
 def test_a_stopped_training_is_found_whatever_ran_after_it(
-    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+    host: Host,
+    train: Callable[..., Any],
+    tmp_path: Path,
+    stop_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Others of its name and of other names have run and were stopped meanwhile: each goes on by itself."""
     import comfy.model_management
@@ -193,16 +197,23 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
         stop_after(100)
         return runs.newest_state(max(tmp_path.glob("loras/*/"), key=os.path.getmtime)).settings
 
-    def anew(settings: dict[str, Any]) -> None:
+    def anew(settings: dict[str, Any], prefix: str = "loras/style") -> None:
         before = folder_paths.get_output_directory()
         folder_paths.set_output_directory(str(tmp_path))
-        runs.begin_anew("loras/style", "comfy", settings, ())
+        runs.begin_anew(prefix, "comfy", settings, ())
         folder_paths.set_output_directory(before)
 
-    # To ask makes no folder.
+    # To ask makes no folder, whatever the host puts into its name.
     anew({})
+    anew({}, "%year%/%second%/style")
     assert not [*tmp_path.iterdir()]
     first = stopped(2)
+    # What runs is neither offered nor set aside, whatever page has queued it.
+    live = host.module("lycoris_nodes.training.node.live")
+    with monkeypatch.context() as patched:
+        patched.setitem(live.running, "9", {"page": "another", "folder": "loras/style_00001_-checkpoints"})
+        anew(first)
+    assert not [*tmp_path.rglob("set-aside.json")]
     stopped(1, filename_prefix="loras/other")
     with pytest.raises(host.ops.TrainError, match=r"broken off after 2 steps.*seed was 5 and is 9"):
         train(**given, seed=9)

@@ -33,6 +33,12 @@ test("a box ends above the next node below", () => {
   assert.equal(freeBelow(node, [at(100, 210), at(-100, 210), at(0, 100), at(50, 300), at(-50, 260)]), 60)
 })
 
+/** @this {any} */
+function getInputLink(/** @type {number} */ slot) {
+  return this.inputs[slot].link
+}
+Object.assign(globalThis, { LiteGraph: { LGraphNode: { prototype: { getInputLink } } } })
+
 /**
  * The nodes of a page as they were when a prompt was sent.
  *
@@ -41,20 +47,41 @@ test("a box ends above the next node below", () => {
 function nodesOf(prompt) {
   /** @type {Record<string, any>} */
   const nodes = {}
-  for (const [key, { class_type, inputs }] of Object.entries(prompt)) {
+  for (const [key, { class_type, inputs: given }] of Object.entries(prompt)) {
     const isLink = (/** @type {any} */ value) => Array.isArray(value) && value[0] in prompt
-    const entries = Object.entries(inputs)
+    const entries = Object.entries(given)
     const links = entries.filter(([, value]) => isLink(value))
+    const [id, way] = [key.split(":").at(-1), key.split(":").slice(0, -1)]
+    // Into a subgraph a link comes by the node that holds it.
+    const inputs = links.map(([name, value]) => ({ name, link: { origin_id: value[0], origin_slot: value[1] } }))
+    const own = inputs.map(({ name }, slot) => ({ name, link: { origin_id: -10, origin_slot: slot } }))
+    const graph = { getNodeById: (/** @type {any} */ one) => nodes[[...way, one].join(":")] }
+    if (way.length) nodes[way[0]] = { id: way[0], mode: 0, graph: { getNodeById: (/** @type {any} */ one) => nodes[one] }, inputs }
     nodes[key] = {
+      id,
+      graph,
       comfyClass: class_type,
       mode: 0,
       widgets: entries.filter(([, value]) => !isLink(value)).map(([name, value]) => ({ name, value })),
-      inputs: [...links.map(([name]) => ({ name, linked: true })), { name: "free", linked: false }],
-      isInputConnected: (/** @type {number} */ slot) => nodes[key].inputs[slot].linked,
-      getInputNode: (/** @type {number} */ slot) => nodes[/** @type {any} */ (links[slot]?.[1])?.[0]],
+      inputs: [...(way.length ? own : inputs), { name: "free", link: null }],
+      isInputConnected: (/** @type {number} */ slot) => Boolean(nodes[key].inputs[slot].link),
     }
   }
   return nodes
+}
+
+/** Put a node between the first two. */
+function between(/** @type {any} */ nodes, /** @type {any} */ node) {
+  const [input] = nodes[2].inputs
+  const getInputLink = () => input.link
+  nodes[7] = { id: 7, mode: 0, graph: nodes[2].graph, inputs: [{ type: "S", link: input.link }], outputs: [{ type: "S" }], getInputLink, ...node }
+  nodes[2].inputs[0] = { ...input, link: { origin_id: 7, origin_slot: 0 } }
+}
+
+/** Give the value of the first by a primitive node. */
+function primitive(/** @type {any} */ nodes, /** @type {string} */ value) {
+  nodes[8] = { id: 8, mode: 0, isVirtualNode: true, graph: nodes[1].graph, widgets: [{ name: "value", value }] }
+  nodes[1].inputs.push({ name: "file", widget: { name: "file" }, link: { origin_id: 8, origin_slot: 0 } })
 }
 
 test("a report holds while its node and all before it are as in the prompt", () => {
@@ -72,9 +99,15 @@ test("a report holds while its node and all before it are as in the prompt", () 
     ["a type before it", false, (nodes) => (nodes[1].comfyClass = "LoadOther")],
     ["a muted node before it", false, (nodes) => (nodes[1].mode = 2)],
     ["a bypassed node before it", false, (nodes) => (nodes[2].mode = 4)],
-    ["a link", false, (nodes) => (nodes[2].getInputNode = () => nodes[9])],
-    ["one link more", false, (nodes) => (nodes["3:5"].inputs[1].linked = true)],
-    ["one link less", false, (nodes) => (nodes[2].inputs[1].linked = false)],
+    ["a link", false, (nodes) => (nodes[2].inputs[0].link.origin_id = 9)],
+    ["an output", false, (nodes) => (nodes[2].inputs[0].link.origin_slot = 1)],
+    ["one link more", false, (nodes) => (nodes[2].inputs[2].link = { origin_id: 9, origin_slot: 0 })],
+    ["one link less", false, (nodes) => (nodes[2].inputs[1].link = null)],
+    ["a reroute between", true, (nodes) => between(nodes, { isVirtualNode: true })],
+    ["a bypassed node between", true, (nodes) => between(nodes, { mode: 4 })],
+    ["a muted node between", false, (nodes) => between(nodes, { mode: 2 })],
+    ["a primitive with the value", true, (nodes) => primitive(nodes, "a")],
+    ["a primitive with another value", false, (nodes) => primitive(nodes, "b")],
     ["a node that is gone", false, (nodes) => delete nodes[1]],
     ["a part of a value", false, (nodes) => (nodes["3:5"].widgets[0].value = { x: 2 })],
   ]

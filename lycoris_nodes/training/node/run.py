@@ -149,6 +149,7 @@ def train(
     changed = differences(run.state.settings, settings) if run.state else []
     output = run.output
     live = Live(tell, asked.steps)
+    live.folder = run.folder
     if run.state:
         live.resumed, live.history = run.state.step, run.state.history()
     live.stage("loading", 0, 0)
@@ -234,7 +235,6 @@ def train(
             # Taken away at the end of its session too.
             (encoder.session if encoder else session).networks.append(searched.network)
         network, options = searched.network, replace(searched.options, search="off")
-        live.folder = run.folder
         previews = _previews(asked, session, encoder, network, samples, sampled, live, run.folder)
 
         def stepped(report: StepReport) -> None:

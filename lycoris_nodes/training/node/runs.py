@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -26,6 +27,7 @@ from ....lycoris_ops import (
 )
 from ...files.loras import adapter_path, ending_of
 from ...host.files import has_output_folder, output_name, shown_path
+from .live import running
 
 STATES = 4
 """How many tensors a checkpoint has for each trained one: the adapter's, and in the state the weight and
@@ -164,17 +166,19 @@ def offer_of(
     data: Mapping[str, Sequence[Sketch]] | None = None,
     unknown: Container[str] = (),
 ) -> Offer | None:
-    """The stopped training that Run would go on with or ask about; None where it begins a new one.
+    """The stopped training that Run would go on with or ask about; None where it begins a new one. One that
+    runs now is none, whoever has queued it.
 
     `unknown` are settings that may have any value, and without `data` the data may be any too.
     """
     # The page asks while a name is typed, which must make no folders.
     if not has_output_folder(prefix):
         return None
+    busy = {live.get("folder") for live in running.values()}
     offers = [
         Offer(run, run.state, differences(run.state.settings, settings, unknown))
         for run in _runs(adapter_path(prefix, dialect), dialect)
-        if run.state and not _is_aside(run, settings)
+        if run.state and output_name(run.folder) not in busy and not _is_aside(run, settings)
     ]
     # If all steps are done and only the file is missing, going on just writes it.
     missing = [offer for offer in offers[:1] if not offer.run.output.exists()]
@@ -251,7 +255,9 @@ def _runs(new: Path, dialect: str) -> Iterator[Run]:
 def _folders(new: Path, dialect: str) -> Iterator[tuple[Path, Path]]:
     """The folders of checkpoints of this name and the places of their adapters, the latest first. The name
     may also be the numbered one of a single run."""
-    numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?){CHECKPOINTS}")
+    # The host counts files as the disk compares their names.
+    folded = re.IGNORECASE if os.path.normcase("A") == "a" else 0
+    numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?){CHECKPOINTS}", folded)
     runs: list[tuple[int, Path, Path]] = []
     for folder in new.parent.iterdir():
         found = numbered.fullmatch(folder.name)

@@ -1,6 +1,7 @@
 // What reports and refusals say, and whether they still hold.
 
 import { t } from "../language.js"
+import { sourceOf, valueOf } from "../rows/graph.js"
 import { plain } from "../training/usual.js"
 
 /**
@@ -69,18 +70,25 @@ export function freeBelow({ left, right, bottom }, others) {
 export function isAsIn(prompt, key, find, done = new Set()) {
   if (done.has(key)) return true
   done.add(key)
-  const node = find(key)
+  const ids = key.split(":")
+  const [node, ...outer] = ids.map((_, at) => find(ids.slice(0, ids.length - at).join(":")))
   const { class_type, inputs } = prompt[key]
   // Any mode but 0 is muted or bypassed.
   if (!node || node.comfyClass !== class_type || node.mode !== 0) return false
+  const place = /** @type {import("../rows/graph.js").Place} */ ({ node, way: outer.reverse() })
   const linked = new Map(
-    (node.inputs ?? []).flatMap(({ name }, slot) => (node.isInputConnected(slot) ? [[name, node.getInputNode(slot)]] : [])),
+    (node.inputs ?? []).flatMap(({ name }, slot) => (node.isInputConnected(slot) ? [[name, sourceOf(place, slot)]] : [])),
   )
-  if ([...linked.keys()].some((name) => !Array.isArray(inputs[name]))) return false
-  return Object.entries(inputs).every(([name, value]) => {
+  return [...new Set([...linked.keys(), ...Object.keys(inputs)])].every((name) => {
+    const value = inputs[name]
+    const source = linked.get(name)
     if (Array.isArray(value) && value[0] in prompt) {
-      return linked.get(name) === find(value[0]) && isAsIn(prompt, value[0], find, done)
+      const from = source && [...source.way, source.node].map(({ id }) => id).join(":")
+      return from === value[0] && source?.output === value[1] && isAsIn(prompt, value[0], find, done)
     }
-    return JSON.stringify(plain(node.widgets?.find((widget) => widget.name === name)?.value)) === JSON.stringify(value)
+    // What another node gives when it runs.
+    if (source?.output !== undefined && !source.node.isVirtualNode) return false
+    const present = linked.has(name) ? valueOf(source ?? null) : node.widgets?.find((widget) => widget.name === name)?.value
+    return JSON.stringify(plain(present)) === JSON.stringify(value)
   })
 }

@@ -186,8 +186,12 @@ function choicesOf(place) {
   return values.filter(Boolean)
 }
 
-/** @param {ReturnType<typeof sourceOf>} source */
-function valueOf(source) {
+/**
+ * The value on the page that an input gets; undefined for what a node gives only when it runs.
+ *
+ * @param {ReturnType<typeof sourceOf>} source
+ */
+export function valueOf(source) {
   if (!source) return undefined
   const { node, input } = source
   if (input === undefined) return node.isVirtualNode ? node.widgets?.[0]?.value : undefined

@@ -85,6 +85,19 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   /** @type {(meant: Set<number>, change: (row: Row) => Row) => Row[]} */
   const changed = (meant, change) => rows.map((row, index) => (meant.has(index) ? change(row) : row))
 
+  /** Where a row is now, by its files: others may have come or gone while a panel was open. -1 where it is gone. */
+  const placeOf = (/** @type {Row} */ row, /** @type {number} */ before) => {
+    const files = JSON.stringify(filesOf(row))
+    const is = (/** @type {Row | undefined} */ other) => other !== undefined && JSON.stringify(filesOf(other)) === files
+    return is(rows[before]) ? before : rows.findIndex(is)
+  }
+  /** Change a row where it is now. */
+  const changeRow = (/** @type {Row} */ row, /** @type {number} */ before, /** @type {(row: Row) => Row} */ change) => {
+    const index = placeOf(row, before)
+    if (index >= 0) acts.change(index, change(rows[index]))
+    return index
+  }
+
   /** Where a panel for a row leaves all rows to be seen. */
   const asideOf = (/** @type {number} */ index) => beside(element, lines[index].element)
 
@@ -113,19 +126,23 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     join: (index, pair) => set(joined(rows, index, pair)),
     turn: (index, on) => set(changed(meant(index), (row) => ({ ...row, on }))),
     replaceFile(index) {
-      const { file: current } = rows[index]
+      const row = rows[index]
+      const { file: current } = row
       const pick = (/** @type {string} */ file) => {
-        acts.change(index, withFiles(rows[index], { file }))
-        void joinPair(rows[index], false)
+        const at = changeRow(row, index, (found) => withFiles(found, { file }))
+        if (at >= 0) void joinPair(rows[at], false)
       }
       openPicker({ current, model: model(), pick }, asideOf(index))
     },
     model: () => (reached ??= model()),
     async editRules(index) {
-      const { file, rules: text = "" } = rows[index]
+      const row = rows[index]
+      const { file, rules: text = "" } = row
       const [now, about] = await Promise.all([model(), aboutFile(file)])
-      const done = (/** @type {string} */ rules) => acts.change(index, withRules(rows[index], rules))
-      openBlocks({ file, text, model: now, unsuited: about.error ? null : now.suits(about), done }, asideOf(index))
+      const at = placeOf(row, index)
+      if (at < 0) return
+      const done = (/** @type {string} */ rules) => void changeRow(row, at, (found) => withRules(found, rules))
+      openBlocks({ file, text, model: now, unsuited: about.error ? null : now.suits(about), done }, asideOf(at))
     },
     async menu(index, point) {
       const row = rows[index]
@@ -259,7 +276,9 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     const split = () => set(rows.toSpliced(index, 1, withFiles(row, { file }), withFiles(row, { file: low ?? file })))
     const isLow = !low && expert === "low noise"
     const pick = (/** @type {string} */ other) =>
-      acts.change(index, withFiles(rows[index], isLow ? { file: other, low_noise: file } : { file, low_noise: other }))
+      void changeRow(row, index, (found) =>
+        withFiles(found, isLow ? { file: other, low_noise: file } : { file, low_noise: other }),
+      )
     const choose = () => openPicker({ current: low ?? file, model: model(), pick }, asideOf(index))
     return [
       ...(low || expert

@@ -12,6 +12,8 @@ const NOTHING = { view: "list", sort: "name", closed: [], favourites: {}, used: 
 
 /** Changes that are not written yet. @type {((kept: Kept) => Kept)[]} */
 const waiting = []
+/** Whether they will be. */
+let planned = false
 /** What is being written. @type {Promise<unknown>} */
 let writing = Promise.resolve()
 
@@ -27,17 +29,28 @@ export async function readKept() {
 }
 
 async function write() {
-  // As it is now: another page may have changed it.
-  const before = await stored()
-  const kept = waiting.splice(0).reduce((found, change) => change(found), before)
-  await app.api.storeSetting(/** @type {any} */ (ID), /** @type {any} */ (kept))
+  /** @type {typeof waiting} */
+  let changes = []
+  try {
+    // As it is now: another page may have changed it.
+    const before = await stored()
+    changes = waiting.splice(0)
+    planned = false
+    const kept = changes.reduce((found, change) => change(found), before)
+    await app.api.storeSetting(/** @type {any} */ (ID), /** @type {any} */ (kept))
+  } catch {
+    // Where the server does not answer, the next change is written with these.
+    waiting.unshift(...changes)
+    planned = false
+  }
 }
 
 /** @param {(kept: Kept) => Kept} change */
 export function changeKept(change) {
   waiting.push(change)
-  // Where the server does not answer, the next change is written with this one.
-  if (waiting.length === 1) writing = writing.then(write).catch(() => {})
+  if (planned) return
+  planned = true
+  writing = writing.then(write)
 }
 
 /**
