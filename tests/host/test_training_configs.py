@@ -193,6 +193,7 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
     "text",
     [
         "network_dim = 'much'",
+        "network_dim = inf",
         "network_dim = 4\nnetwork_args = 3",
         "config: {process: [{train: {ema_config: [1]}}]}",
         '{"training_method": "LORA", "learning_rate": 1, "optimizer": "ADAMW"}',
@@ -211,6 +212,22 @@ def test_arguments_may_be_one_text(host: Host) -> None:
     )
     assert found["values"]["optimisation.weight_decay"] == 0.1
     assert found["values"]["optimisation.optimiser_args"] == "betas=0.9,0.95"
+
+
+@pytest.mark.parametrize(
+    ("text", "alpha"),
+    [
+        ("network_dim = 4", 1.0),
+        # The rank.
+        ("network_dim = 4\nnetwork_alpha = 0", 0.0),
+        ("config: {process: [{network: {linear: 16}}]}", 1.0),
+        ("config: {process: [{network: {linear: 16, alpha: 4}}]}", 4.0),
+        ("config: {process: [{network: {rank: 16, alpha: 4, linear_alpha: 8}}]}", 8.0),
+    ],
+)
+def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text: str, alpha: float) -> None:
+    values = host.module("lycoris_nodes.training.configs.config").translated({"text": text})["values"]
+    assert values["layers.alpha"] == alpha and values["rank"] in (4, 16)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         config = Config(found)
         try:
             trainer.read(config)
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise LycorisError(
                 "a setting has a value of another form than its trainer's",
                 got=f"{type(error).__name__}: {error}",

@@ -34,6 +34,9 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 def read(config: Config) -> None:
     config.choose("network.type", "algorithm", ALGORITHMS)
     config.put("network.linear", "rank", int)
+    config.put("network.rank", "rank", int)
+    # Its default, which is not the rank.
+    config.put("network.alpha", "alpha", float, usual=1)
     config.put("network.linear_alpha", "alpha", float)
     config.put("train.lr", "learning_rate", float)
     config.optimiser("train.optimizer", config.take("train.optimizer_params", {}))

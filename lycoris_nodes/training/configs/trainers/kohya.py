@@ -20,8 +20,13 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def read(config: Config) -> None:
     config.put("network_dim", "rank", int)
-    # Its default, which is not the rank.
-    config.put("network_alpha", "alpha", float, usual=1)
+    if str(config.left.get("network_alpha")) in ("0", "0.0"):
+        # The rank, as here.
+        config.values["alpha"] = 0.0
+        config.unused("network_alpha")
+    else:
+        # Its default, which is not the rank.
+        config.put("network_alpha", "alpha", float, usual=1)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
     if str(config.left.get("network_module", "")).startswith("lycoris"):
         config.unused("network_module")
