@@ -13,6 +13,7 @@ from ...lycoris_ops import (
     LycorisError,
     Match,
     Slot,
+    Stack,
     Tokens,
     Where,
     bypass_refusal,
@@ -150,8 +151,11 @@ def without_mask(choices: Sequence[Choice]) -> str:
     return f"The mask has no effect on {number_of(count, 'layer')}." if count else ""
 
 
-def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
-    """The part of the report on modes, in words; "" where mode is merge and nothing is bypassed."""
+def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
+    """The part of the report on modes, in words; "" where mode is merge and nothing is bypassed.
+
+    `stack` is what was given, with both adapters of its pairs.
+    """
     why: dict[tuple[str, str], list[str]] = {}
     for choice in choices:
         for way, paths in choice.why.items():
@@ -166,10 +170,12 @@ def describe_choice(mode: Mode, choices: Sequence[Choice]) -> str:
         if reason:
             lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
     if bypassed:
+        # It refuses the others.
+        constant = not any(entry.schedule or entry.where or entry.low_noise for entry in stack)
         lines.append(
             f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
-            f"{layers} out, because their change is not in the weights. Save Merged Model writes the whole "
-            "stack."
+            f"{layers} out, because their change is not in the weights."
+            + (" Save Merged Model writes the whole stack." if constant else "")
         )
     return paragraph(lines)
 

@@ -52,7 +52,9 @@ class Kept:
             # One that is damaged, or of another version, is made again.
             with suppress(FileFormatError, FileNotFoundError):
                 value = FORM.read(path)
-                os.utime(path)
+                # A folder that may only be read is good enough.
+                with suppress(OSError):
+                    os.utime(path)
                 self._used.add(path)
                 return value
         value = make()
@@ -83,8 +85,10 @@ class Kept:
             if size <= self.most:
                 break
             if path not in self._used:
-                path.unlink(missing_ok=True)
-                size -= each
+                # Another process may read it.
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    size -= each
         return size
 
 

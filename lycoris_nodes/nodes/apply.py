@@ -104,7 +104,7 @@ class LycorisApplyStack(io.ComfyNode):
         pairs = resolution.pairs()
         choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]
         results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
-        chosen, unmasked = describe_choice(mode, choices), without_mask(choices)
+        chosen, unmasked = describe_choice(mode, choices, whole_stack), without_mask(choices)
         whole, brief = (
             "\n\n".join(filter(None, (of_pairs, unmasked, describe(resolution, whole=whole), chosen)))
             for whole in (True, False)

@@ -26,6 +26,8 @@ from ..schema.report import report_output, stages, with_report
 from ..training.data.families import family_of, frame_rate_of
 from ..training.data.latents import latent_of
 
+LARGEST = 16384
+"""The highest resolution: that of the host's own inputs for sizes of pictures."""
 TRANSPARENT = {"not learned": None, "white": "white", "black": "black"}
 """The choices for transparent parts, each with the colour that they get."""
 
@@ -51,7 +53,8 @@ class LycorisDataset(io.ComfyNode):
                     options=picture_folders(),
                     tooltip="A folder in ComfyUI's input folder, or a link there to one elsewhere. Beside "
                     "each picture is a text file of the same name with its caption. Folders inside it count "
-                    "too: the pictures of one named 3_cat count three times.",
+                    "too: the pictures of one named 3_cat count three times. Choose it here: where another "
+                    "node gives the name, ComfyUI does not notice that files in it change.",
                 ),
                 io.Model.Input(
                     "model", tooltip="The model that will be trained. It says which sizes suit it."
@@ -209,8 +212,16 @@ class LycorisDataset(io.ComfyNode):
         frame_step = vae.temporal_compression_decode()
         own_rate = frame_rate_of(network)
         films = own_rate is not None and frame_step is not None
+        side = resolution or family.resolution
+        if side % 1 or side > LARGEST:
+            raise TrainError(
+                "the resolution cannot be used",
+                key="resolution",
+                got=str(side),
+                expected=f"a whole number of pixels, at most {LARGEST}",
+            )
         settings = PictureSettings(
-            resolution=resolution or family.resolution,
+            resolution=int(side),
             step=step,
             background=TRANSPARENT[transparent],
             trigger=" ".join(trigger.split()),

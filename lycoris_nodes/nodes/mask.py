@@ -126,7 +126,9 @@ def planes(mask: Any) -> Tensor:
     """
     if not isinstance(mask, Tensor):
         raise LycorisError("the input `mask` cannot be used", got=type(mask).__name__, expected="a mask")
-    found = mask[:, 0] if mask.ndim == 4 and mask.shape[1] == 1 else mask
+    # Some packs give masks of bool.
+    found = mask if mask.is_floating_point() else mask.float()
+    found = found[:, 0] if found.ndim == 4 and found.shape[1] == 1 else found
     found = found[None] if found.ndim == 2 else found
     near = found.clamp(0, 1)
     return near if bool(((found - near).abs() <= SLACK).all()) else found

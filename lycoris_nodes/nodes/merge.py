@@ -8,6 +8,7 @@ from typing import Any
 from ...lycoris_ops import (
     Adapter,
     Entry,
+    LycorisError,
     MergeMethod,
     Stack,
     describe_fit,
@@ -120,6 +121,7 @@ class LycorisMergeAdapters(io.ComfyNode):
         name, options = _chosen(method)
         base, fitted = connected_weights(model, clip), fit_options(**fit)
         if options.pop("result", TOGETHER) == APART:
+            _check_apart(size=size.strip().lower(), algorithm=algorithm, norm_limit=norm_limit, **fit)
             # The parts have the ranks that they have.
             common = {name: fitted[name] for name in ("dtype", "device", "progress")}
             made = orthogonal_adapters(stack, name, base=base, **common, **options)
@@ -142,6 +144,20 @@ class LycorisMergeAdapters(io.ComfyNode):
         if size.strip().lower() == "auto" and (why := not_worth(merged)):
             return with_report(stack, report=f"{why}\n\n{describe_fit(merged)}", state="partly")
         return with_fit(Stack([Entry(merged)]))
+
+
+def _check_apart(**given: Any) -> None:
+    """Raise LycorisError for settings of the merged adapter, which parts do not have."""
+    whole = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
+    for name, value in whole.items():
+        if given[name] != value:
+            raise LycorisError(
+                f"with `{APART}` this setting does nothing: the parts are exact",
+                key=name,
+                got=str(given[name]),
+                expected=str(value),
+                hint="Set it back, and give the parts their kind and size by Resize / Convert LoRA",
+            )
 
 
 def not_worth(merged: Adapter) -> str:

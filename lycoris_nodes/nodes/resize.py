@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...lycoris_ops import Adapter, Stack, parse_size, resize_adapter
+from ...lycoris_ops import Adapter, Entry, LycorisError, Stack, parse_size, resize_adapter
 from ..host.page import io
 from ..host.weights import connected_weights
 from ..schema.checks import checked
@@ -77,6 +77,9 @@ class LycorisResizeAdapter(io.ComfyNode):
             return with_report(stack, report=report, state="nothing")
         wanted = parse_size(size)
         base = connected_weights(model, clip)
+        if base is not None:
+            for entry in stack:
+                _check_one_model(entry)
 
         def resized(adapter: Adapter) -> Adapter:
             return resize_adapter(adapter, wanted, algorithm, base, **fit_options(**fit))
@@ -90,3 +93,18 @@ class LycorisResizeAdapter(io.ComfyNode):
             for entry in stack
         ]
         return with_fit(Stack(entries))
+
+
+def _check_one_model(entry: Entry) -> None:
+    """Raise LycorisError for a pair whose changes depend on weights: only one of its two models is linked."""
+    for adapter in entry.adapters if entry.low_noise is not None else ():
+        for name, layer in adapter.layers.items():
+            if layer.additive() is None or layer.bias_additive() is None:
+                raise LycorisError(
+                    "a pair whose changes depend on the weights needs the model of each of its files",
+                    file=entry.name,
+                    key=name,
+                    got=f"one model, and a layer of the kind {layer.algorithm}",
+                    expected="one adapter",
+                    hint="Choose *Split into two rows* in the menu of the row, and resize each by its model",
+                )

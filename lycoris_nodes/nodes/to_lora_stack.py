@@ -70,7 +70,11 @@ class LycorisToLoraStack(io.ComfyNode):
         rows, row_words = _held(lambda: to_lora_stack(stack), "lora_stack", "row")
         held, held_words = _held(tensors, "lora_model", "tensor")
         told = paragraph([row_words, held_words, *(f"  {fault}" for fault in faults)])
-        return with_report(rows, held, report=told, state="partly" if faults else "all")
+        # A stack of several is no LORA_MODEL, and need be none.
+        state = "partly" if faults or isinstance(rows, ExecutionBlocker) else "all"
+        if isinstance(rows, ExecutionBlocker) and isinstance(held, ExecutionBlocker):
+            state = "nothing"
+        return with_report(rows, held, report=told, state=state)
 
 
 def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:

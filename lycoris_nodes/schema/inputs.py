@@ -17,7 +17,9 @@ STACK = io.Custom("LYCORIS_STACK")
 LORA_STACK = io.Custom("LORA_STACK")
 PLAN = io.Custom("LYCORIS_PLAN")
 
-UNLINKED = "No node is connected to the input `stack`, or the one that is connected is muted or bypassed."
+UNLINKED = (
+    "No node is connected to the input `stack`, or the one that is connected is muted, bypassed or gave none."
+)
 NO_STACK = f"no stack arrived.\n{UNLINKED}"
 NOTHING_CHANGED, NOTHING_SAVED = f"Nothing was changed: {NO_STACK}", f"Nothing was saved: {NO_STACK}"
 NOTHING_HANDED = f"Nothing was handed on: {NO_STACK}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...lycoris_ops import BLOCK_PRESETS, LycorisError, PresetFile, RuleError, Rules, read_presets
-from ..host.files import user_text
+from ..host.files import shown_text, user_text
 
 FILE = "lycoris_presets.txt"
 """The user's own presets, in the host's user folder."""
@@ -17,7 +17,7 @@ def own_presets() -> PresetFile:
         text = user_text(FILE)
     except LycorisError as error:
         # The list of presets shows the problem. An error here would remove the whole node.
-        return PresetFile({}, (str(error),))
+        return PresetFile({}, (shown_text(str(error)),))
     return PresetFile({}) if text is None else read_presets(text, FILE)
 
 

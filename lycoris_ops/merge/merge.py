@@ -239,7 +239,7 @@ class _Merging:
             given = self.entries[entry]
             if given.rules is None:
                 return forms
-            # Without the adapter's own strength, which stays beside the part, this is the weight of its rules.
+            # Without the adapter's own strength, which stays beside the part, it is the weight of its rules.
             factor = deltas.strengths[at] / given.strength_of(place.target and place.target.part)
             return [form.times(factor) for form in forms]
 

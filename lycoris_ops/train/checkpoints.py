@@ -148,7 +148,7 @@ class Checkpoints:
         self.keep = keep
         self.minutes = minutes
         self.unwritten: list[str] = []
-        """Checkpoints that `write_by_time` could not write, with the reasons."""
+        """Checkpoints that `write_last_if_possible` could not write, with the reasons."""
         self._since: float | None = None
         """When the latest checkpoint was written; before the first one, when the clock started."""
         self._replaced: set[str] = set()
@@ -216,11 +216,15 @@ class Checkpoints:
         if self._since is None:
             self._since = monotonic()
         elif self.minutes is not None and monotonic() - self._since >= 60 * self.minutes:
-            try:
-                self.write(trainer, "last")
-            except LycorisError as error:
-                self.unwritten.append(f"{number_of(trainer.done, 'step')}: {error}")
-                self._since = monotonic()
+            self.write_last_if_possible(trainer)
+
+    def write_last_if_possible(self, trainer: Trainer) -> None:
+        """Write `last`. If that fails, the training does not: the reason is in `unwritten`."""
+        try:
+            self.write(trainer, "last")
+        except LycorisError as error:
+            self.unwritten.append(f"{number_of(trainer.done, 'step')}: {error}")
+            self._since = monotonic()
 
     def write_numbered(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step, and remove the oldest beyond `keep`."""

@@ -195,7 +195,8 @@ def train_network(
             raise
         if kept:
             with uninterrupted():
-                kept.write(trainer, "last")
+                # Where there is a file besides, that has what was learned.
+                kept.write_last_if_possible(trainer) if out else kept.write(trainer, "last")
         if out and first:
             trainer.save(options.output or out)
             if curves:

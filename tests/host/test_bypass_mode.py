@@ -690,6 +690,8 @@ def test_what_can_only_be_merged_takes_the_mean_of_its_schedule(
     stack = stack_of({NORM: {"w_norm": torch.ones(320)}, **of_kind("lora-bias", CHANGED[:1])}, 1.0)
     found = host.apply(small, host.scheduled(stack, "linear 0 1"), strict=False)
     assert "the mean of its schedule" in found.report and "1 merged" in found.report
+    # It refuses such a stack.
+    assert "1 bypassed layer out" in found.report and "Save Merged Model" not in found.report
     halved = host.run("LycorisWeightBlocks", stack, f"diffusion_model.{NORM} = 0.5")[0]
     one_curve = host.scheduled(stack, f"1\ndiffusion_model.{NORM} = 0.5")
     made = host.sampled(host.apply(small, one_curve, strict=False).model)

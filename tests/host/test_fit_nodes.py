@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def test_what_depends_on_the_weight_is_converted_with_the_model_and_refused_with
         host.run("LycorisResizeAdapter", stack, "rank 4", "lora")
     made, report = host.run("LycorisResizeAdapter", stack, "rank 4096", "lora", plain.model, dtype="float32")
     assert [entry.strength for entry in made] == [0.5] and "3 lora" in report
+    pair = host.ops.Stack(replace(entry, low_noise=entry.adapter) for entry in stack)
+    with pytest.raises(host.ops.LycorisError, match=r"pair.*model of each.*Split into two rows"):
+        host.run("LycorisResizeAdapter", pair, "rank 4", "lora", plain.model)
     wanted, found = host.apply(plain, stack).patches, host.apply(plain, made).patches
     assert set(wanted) == set(found) == {f"diffusion_model.{path}.weight" for path in layers}
     for key in wanted:
@@ -271,6 +275,8 @@ def test_methods_sizes_and_parts_of_the_merge_node(host: Host, few: Any) -> None
     assert {layer.rank for layer in layers.values()} <= {1, 2, None}
     parts, _ = host.run("LycorisMergeAdapters", {"method": "tsv", "result": "one adapter each"}, few)
     assert [entry.strength for entry in parts] == [0.6, 0.5]
+    with pytest.raises(host.ops.LycorisError, match=r"largest_rank.*parts are exact.*4.*expected 0"):
+        host.run("LycorisMergeAdapters", {"method": "tsv", "result": "one adapter each"}, few, largest_rank=4)
     with pytest.raises(host.ops.LycorisError, match="out of range"):
         host.run("LycorisMergeAdapters", {"method": "ties", "density": 2.0}, few)
 

@@ -158,3 +158,5 @@ def test_the_masks_of_a_stack_are_shown(host: Host) -> None:
         and host.ops.mask_picture(host.ops.Stack([entry])) is None
     )
     assert host.run("LycorisMask", host.ops.Stack(), mask=half())[1].shape[0] == 1
+    # As some packs give it.
+    assert torch.equal(host.run("LycorisMask", host.ops.Stack([entry]), mask=half() > 0.5)[1], picture)

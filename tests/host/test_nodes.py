@@ -287,6 +287,8 @@ def test_presets_and_rules_give_the_strengths_that_they_say(host: Host, plain: P
         with pytest.raises(host.ops.LycorisError, match=r"lycoris_presets.txt: broken: line 6, column 1 "):
             host.run(node, **inputs)
     own.write_bytes("[mine]\nin = 0.5".encode("utf-16"))
+    (fault,) = host.module("lycoris_nodes.stacks.presets").own_presets().faults
+    assert "user/lycoris_presets.txt" in fault and str(host.base) not in fault
     for inputs in ({"rules": "mine"}, {"rules": "", "preset": "mine"}):
         with pytest.raises(
             host.ops.LycorisError, match=r"lycoris_presets.txt: the file cannot be read as text"

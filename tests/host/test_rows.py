@@ -294,7 +294,9 @@ def test_what_other_wires_cannot_hold_stops_only_the_nodes_behind_them(host: Hos
     for output, words in zip(outputs, ("block rules", "Connect `model`"), strict=True):
         assert type(output).__name__ == "ExecutionBlocker" and words in output.message
     (memory,) = host.run("LycorisFromLoraStack", 1.0, 1.0, lora_model=load_file(assets() / "loras" / LORA))
-    blocked, held, _ = host.run("LycorisToLoraStack", memory)
+    made = host.nodes.NODE_CLASS_MAPPINGS["LycorisToLoraStack"].execute(memory)
+    blocked, held, _ = made.args
+    assert made.ui["lycoris"][0]["state"] == "partly"
     assert "nothing but files in a loras folder" in blocked.message and len(held) == 573
     for nothing, words in ((), "no stack arrived"), ((host.ops.Stack([]),), "a stack of 0: none"):
         rows, none, _ = host.run("LycorisToLoraStack", *nothing)

@@ -312,7 +312,7 @@ def test_what_was_encoded_is_kept_by_its_content(
     assert "encoded: 0 pictures and 0 captions" in calls()[1]["report"]
 
 
-def test_the_longest_unused_go_first(host: Host, tmp_path: Path) -> None:
+def test_the_longest_unused_go_first(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = dataset(host, "kept")
     old = kept.Kept(tmp_path / "a" / "encoded")
     for number in range(4):
@@ -324,6 +324,17 @@ def test_the_longest_unused_go_first(host: Host, tmp_path: Path) -> None:
     assert torch.equal(new.fetch("k0", dict)["latent"], torch.zeros(1000)) and new.made == 0
     assert new.sweep() == 2 * size
     assert {path.stem for path in old.folder.iterdir()} == {"k0", "k3"}
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    # As on a share, and where another process reads the file.
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "utime", refuse)
+        patched.setattr(Path, "unlink", refuse)
+        kept_there = kept.Kept(old.folder, most=0)
+        assert torch.equal(kept_there.fetch("k0", dict)["latent"], torch.zeros(1000))
+        assert kept_there.sweep() == 2 * size
 
 
 def test_stop_keeps_what_was_encoded(prepare: Callable[..., Any], photographs: Path, vae: Counted) -> None:
@@ -419,6 +430,8 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     "all held out": (lambda folder: None, {"held_out": 3}, r"held_out.*nothing is left.*3 of 3"),
     "low resolution": (lambda folder: None, {"resolution": 32}, r"resolution.*too low.*32.*at least 64"),
+    "huge resolution": (lambda folder: None, {"resolution": 1 << 20}, r"resolution.*1048576.*at most 16384"),
+    "part of a pixel": (lambda folder: None, {"resolution": 768.5}, r"resolution.*768\.5.*whole number"),
     "no clip": (lambda folder: None, {"clip": None}, r"`clip` cannot be used.*text encoder"),
     "no vae": (lambda folder: None, {"vae": None}, r"`vae` cannot be used.*loaded VAE"),
     "too many repeats": (

@@ -54,7 +54,9 @@ def stamp_of(training: str) -> str:
 
 def _places(folder: Path) -> list[Path]:
     """The adapters in a folder of checkpoints, and the one beside it."""
-    places = [path for path in sorted(folder.iterdir()) if _is_adapter(path)]
+    places: list[Path] = []
+    with suppress(FileNotFoundError):
+        places += [path for path in sorted(folder.iterdir()) if _is_adapter(path)]
     whole = folder.name.removesuffix(CHECKPOINTS)
     return places + [path for end in (SAFETENSORS[0], "") if (path := folder.with_name(whole + end)).exists()]
 
@@ -85,6 +87,8 @@ def _is_adapter(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        # PEFT's checkpoints are folders.
-        return any(_is_adapter(inner) for inner in path.iterdir() if not inner.is_dir())
+        # PEFT's checkpoints are folders. A training that runs removes old ones at any time.
+        with suppress(FileNotFoundError):
+            return any(_is_adapter(inner) for inner in path.iterdir() if not inner.is_dir())
+        return False
     return path.suffix == SAFETENSORS[0] and not path.name.endswith(STATE)
