@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
 from .rescaled import PlainOutput, rescaled, scaled
 
+PIECE = 1 << 17
+"""Values of an output that are blended at once on a CPU: with two others in float32 they fit its cache."""
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
 """W x + b for an input x."""
@@ -167,18 +169,33 @@ class BoundPlan:
         changes = self._by_operators(x, base, strengths, run) if self.operates else []
         extra = self._on_all_outputs(strengths) if self.operates else None
         if extra is not None:
-            weighted = torch.mul(base, narrow, out=buffer("blend", base.shape, base))
-            found.addcmul_(weighted, extra)
-            if self.bias is not None:
-                found.addcmul_(narrow.expand_as(found), self.bias * extra, value=-1)
+            bias = None if self.bias is None else self.bias * extra
+            for part, met, share in self._pieces(found, base, narrow):
+                weighted = torch.mul(met, share, out=buffer("blend", met.shape, met))
+                part.addcmul_(weighted, extra)
+                if bias is not None:
+                    part.addcmul_(share.expand_as(part), bias, value=-1)
         for change, rows, strength in changes:
-            self.geometry.part(found, rows).add_(change.mul_(narrow), alpha=strength)
+            for part, added, share in self._pieces(self.geometry.part(found, rows), change, narrow):
+                part.add_(added.mul_(share), alpha=strength)
         within = factors if self.geometry.kernel else factors.reshape(-1, 1)
         found = self._add(x, found, strengths, within)
         change = self._bias_change(strengths)
         if change is not None:
             found = found + self.geometry.per_channel(change.to(self.dtype)) * narrow
         return shaped(found, total.shape).to(total.dtype)
+
+    def _pieces(self, total: Tensor, change: Tensor, factors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+        """The three in pieces of some tokens, so that on a CPU several steps find a piece in its cache.
+
+        Those of `total` are views.
+        """
+        if self.geometry.kernel or total.device.type != "cpu":
+            return [(total, change, factors)]
+        step, width = max(1, PIECE // total.shape[-1]), total.shape[-1]
+        factors = factors.expand(*total.shape[:-1], 1)
+        split = total.view(-1, width), change.reshape(-1, width), factors.reshape(-1, 1)
+        return zip(*(one.split(step) for one in split), strict=True)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.
