@@ -195,7 +195,7 @@ class BoundPlan:
         step, width = max(1, PIECE // total.shape[-1]), total.shape[-1]
         factors = factors.expand(*total.shape[:-1], 1)
         split = total.view(-1, width), change.reshape(-1, width), factors.reshape(-1, 1)
-        return zip(*(one.split(step) for one in split), strict=True)
+        return zip(*(torch.split(one, step) for one in split), strict=True)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.
