@@ -161,7 +161,7 @@ def batches(case: Case, colour: tuple[float, ...], seed: int, count: int = 12) -
 
 
 def loss(case: Case, model: Any, network: Any, batch: Batch) -> Tensor:
-    """The mean square of the error of the picture that the network finds, so weighted that much noise counts too.
+    """The mean square of the error of the picture that is found, so weighted that much noise counts too.
 
     For a flow it is that of the velocity, for noise levels beyond 1 that of v (arXiv 2202.00512, appendix D).
     """
