@@ -103,7 +103,9 @@ function showUsual(node, usual, before) {
   for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
     const name = ownName(widget.name)
     if (!USUAL.includes(name)) continue
-    const value = shownValue(widget.value, usual[name], before[name])
+    // What stands behind "auto: " before anything was shown is no one's choice: a subgraph saves its inputs as shown.
+    const present = name in before ? widget.value : plain(widget.value)
+    const value = shownValue(present, usual[name], before[name])
     if (value !== widget.value) widget.value = value
     if (widget.serializeValue) continue
     widget.serializeValue = () => plain(widget.value)
