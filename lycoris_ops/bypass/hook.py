@@ -140,8 +140,8 @@ class Bypass:
             )
         self.module = module
         self._plan: BypassPlan = plan
-        self._only = alone_in(plan)
-        """The layer that a `WholePlan` is for, None where none can be."""
+        self._in_parts = False
+        """Whether it is known that no `WholePlan` is for its layers."""
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
@@ -189,7 +189,7 @@ class Bypass:
             self.remove()
         bound, met = self._bound, self.met
         self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
-        self._only = alone_in(plan)
+        self._in_parts = False
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
                 self.meet(compute_dtype(bound.made_for[0]), bound.made_for[1])
@@ -433,22 +433,26 @@ class Bypass:
         # What torch transforms takes plain operations.
         if transformed() or self.apart or any(one != 1.0 for each in self.strengths for one in each):
             return None
-        if self._only is None:
+        if self._in_parts:
             return None
         dtype, device = compute_dtype(x.dtype), x.device
+        found: WholePass | None = None
         try:
             with outliving():
-                if self._whole_plan is None or not self._whole_plan.serves(x, self.dropout):
-                    self._whole_plan = WholePlan(self.plan, self._only, x, self.dropout)
-                found = self._whole_plan.begun(
-                    x,
-                    lambda: self._weight(dtype, device),
-                    lambda: self._reader.bias(self.module, dtype, device),
-                )
+                whole = self._whole_plan
+                if whole is None or not whole.serves(x, self.dropout):
+                    layer = alone_in(self.plan)
+                    whole = None if layer is None else WholePlan(self.plan, layer, x, self.dropout)
+                if whole is not None:
+                    found = whole.begun(
+                        x,
+                        lambda: self._weight(dtype, device),
+                        lambda: self._reader.bias(self.module, dtype, device),
+                    )
         except LycorisError as error:
             raise error.within(weight=self.name) from None
-        if found is None:
-            self._only = self._whole_plan = None
+        self._in_parts = found is None
+        self._whole_plan = None if found is None else whole
         return found
 
 

@@ -26,7 +26,10 @@ def alone_in(plan: BypassPlan) -> Layer | None:
     if plan.formed or plan.placed or plan.geometry.groups > 1 or len(plan.stages[0].layers) != 1:
         return None
     (part,) = (slot.part for slot in plan.stages[0].layers)
-    return part.layer if part.rows is part.window is None and part.layer.additive() is None else None
+    if part.rows is not None or part.window is not None:
+        return None
+    with part.named():
+        return part.layer if part.layer.additive() is None else None
 
 
 class WholePlan:

@@ -125,7 +125,9 @@ def _load(
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
-    if config is not None and targets_parameters(config.path):
+    # The configuration of another file may be damaged.
+    of_peft = any(key.startswith(peft_names.PREFIX) for key in file.tensors)
+    if config is not None and of_peft and targets_parameters(config.path):
         file = ParametersFile.of(file, read_peft_config(config.path))
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)

@@ -274,7 +274,7 @@ def test_a_codec_that_writes_another_form_is_an_error_and_leaves_nothing(tmp_pat
 @pytest.mark.parametrize("columns", [30, 60], ids=["the weight's shape", "the stored shape"])
 def test_without_a_codec_such_a_file_is_refused_by_name(tmp_path: Path, columns: int) -> None:
     quantised_base(tmp_path)
-    with pytest.raises(lyc.FileFormatError, match=r"base.*blocks\.0\.x\.weight.*quantised.*I8.*Save Merged"):
+    with pytest.raises(lyc.FileFormatError, match=r"base.*blocks\.0\.x\.weight.*quantised.*I8.*give a codec"):
         lyc.merge_checkpoint(
             tmp_path / "base.safetensors", lora(tmp_path, 40, columns), tmp_path / "out.safetensors"
         )
