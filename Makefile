@@ -52,12 +52,12 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 	done; \
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
 
-soak: ## mutated files, faults while writing, the host under load, and rare models trained
+soak: ## mutated files, faults while writing, the host under load, and the cases that every run leaves out
 	@status=0; for part in campaign "campaign --seed random" faults host; do \
 		echo "tests.soak.$$part"; \
 		$(IN) -- python -m tests.soak.$$part || { status=1; failed="$$failed, $$part"; }; \
 	done; \
-	$(IN) -- python -m pytest tests/host -m soak || { status=1; failed="$$failed, tests/host"; }; \
+	$(IN) -- python -m pytest tests/ops tests/host -m soak || { status=1; failed="$$failed, tests"; }; \
 	if [ $$status != 0 ]; then echo "Failed: $${failed#, }"; fi; exit $$status
 
 # A benchmark of ops that are wrong says nothing: their tests come first.

@@ -49,10 +49,16 @@ def python(*arguments: str, interpret: bool) -> str:
     return done.stdout
 
 
-# In two parts, which can run at the same time: the interpreter is slow.
+SMALL_TILES = "TestSmallTiles and (rows_of or small_beside)"
+"""Many cases that differ little from those of the usual tiles."""
+
+
+# The interpreter is slow.
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("chosen", ["rows", "not rows"])
+@pytest.mark.parametrize(
+    "chosen", [f"not ({SMALL_TILES})", pytest.param(SMALL_TILES, marks=pytest.mark.soak)]
+)
 def test_the_kernel_in_the_interpreter(chosen: str) -> None:
     arguments = ("-q", "-p", "no:cacheprovider", str(HERE / "triton_interpreted.py"), "-k", chosen)
     assert " passed" in python("-m", "pytest", *arguments, interpret=True)
@@ -264,9 +270,9 @@ by with the card's shared memory. Its arguments are those of the test below."""
     ("card", "backend", "arch", "lanes", "shared"),
     [
         # `shared` is what a program has on every card of the family, in bytes.
-        ("volta", "cuda", "75", 32, 64 << 10),
+        pytest.param("volta", "cuda", "75", 32, 64 << 10, marks=pytest.mark.soak),
         ("ampere", "cuda", "90", 32, 99 << 10),
-        ("amd", "hip", "gfx942", 64, 64 << 10),
+        pytest.param("amd", "hip", "gfx942", 64, 64 << 10, marks=pytest.mark.soak),
     ],
     ids=str,
 )
