@@ -98,8 +98,39 @@ def check(folder: Path) -> None:
     assert set(seen[-2:]) == {torch.bfloat16}
 
 
+class Split(nn.Module):
+    """A model whose layers are on devices of their own."""
+
+    def __init__(self, *devices: str) -> None:
+        super().__init__()
+        layers = (nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 4))
+        self.layers = nn.ModuleList(one.to(device) for one, device in zip(layers, devices, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x.to(layer.weight.device)))
+        return x
+
+
+def check_devices() -> None:
+    """Each layer is where its weight is, and goes on beside a model that has moved since."""
+    for options in ({"algorithm": "lora"}, {"algorithm": "lora", "dora": "output"}, {"algorithm": "oftv2"}):
+        devices = ("cpu", NAME, "cpu")
+        split = Split(*devices)
+        network = lyc.create_lycoris(split, rank=2, seed=1, **options)  # pyright: ignore[reportArgumentType]
+        network.apply_to()
+        for member, device in zip(network.members.values(), devices, strict=True):
+            assert {parameter.device.type for parameter in member.parameters()} == {device}
+        split(torch.randn(3, 8)).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+        split.to(NAME)
+        split(torch.randn(3, 8).to(NAME)).cpu().sum().backward()
+        network.restore()
+
+
 if __name__ == "__main__":
     # The command line imports it by its name, and is to find this one.
     sys.modules["pretended_device"] = sys.modules["__main__"]
     kept = registered()
     check(Path(sys.argv[1]))
+    check_devices()
