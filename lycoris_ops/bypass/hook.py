@@ -70,10 +70,11 @@ class PlainReader:
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
     """The values of a module's weight or bias: the parameter itself, or a copy of what `unpacked` can read.
 
-    Raises LycorisError where only the module knows how it is packed, as with bitsandbytes.
+    Raises LycorisError where only the module knows how it is packed.
     """
     value: Any = getattr(module, name)
-    found = unpacked(value)
+    # The first pass of an int8 layer of bitsandbytes moves the scales of its weight there.
+    found = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
     if found is not None:
         return found
     raise LycorisError(

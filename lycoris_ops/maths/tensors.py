@@ -6,6 +6,7 @@ Axes: O outputs, I inputs, r rank, K inputs and kernel flattened (I * prod(kerne
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -97,10 +98,11 @@ def is_divided(value: Tensor) -> bool:
     return hasattr(type(value), "full_tensor")
 
 
-def unpacked(value: Tensor) -> Tensor | None:
+def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
     """The values of a tensor that holds them packed, or that processes have together, and else the tensor.
 
-    None where only its module knows how it is packed. All processes of a divided tensor have to call it.
+    `scales` are those of its rows where a module of bitsandbytes holds them beside an int8 weight. None where
+    only its module knows how it is packed. All processes of a divided tensor have to call it.
     """
     if is_plain(value):
         return value
@@ -109,7 +111,27 @@ def unpacked(value: Tensor) -> Tensor | None:
     # The tensor classes of torchao and of ComfyUI, which pass for tensors of their unpacked dtype. Every
     # tensor has a method of this name, which is for torch's own quantised ones.
     own = type(value).dequantize is not Tensor.dequantize
-    return value.dequantize() if own and value.is_floating_point() else None
+    if own and value.is_floating_point():
+        return value.dequantize()
+    return _of_bitsandbytes(value, scales)
+
+
+def _of_bitsandbytes(value: Any, scales: Tensor | None) -> Tensor | None:
+    """The values of a weight of bitsandbytes by its own function; None for any other tensor.
+
+    A weight that is not quantised yet, before its first move to a device, holds them as they are.
+    """
+    package = sys.modules.get("bitsandbytes")
+    if package is None or not type(value).__module__.startswith("bitsandbytes"):
+        return None
+    own: Any = package.functional
+    if getattr(value, "quant_state", None) is not None:
+        return own.dequantize_4bit(value.data, value.quant_state)
+    own_scales = getattr(value, "SCB", None)
+    scales = scales if own_scales is None else own_scales
+    if scales is not None and value.dtype == torch.int8:
+        return own.int8_vectorwise_dequant(value.data, scales)
+    return value.data if value.is_floating_point() else None
 
 
 @contextmanager
