@@ -71,6 +71,18 @@ def test_the_page_of_the_library_runs_in_an_empty_folder(
     assert (tmp_path / "style-peft" / "adapter_config.json").exists()
 
 
+def test_an_engineers_day_ends_in_what_others_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        names = pages.run("day", tmp_path)
+    assert max(names[name] for name in ("experts", "baked", "head")) < 1e-5 and names["extracted"] < 1e-3
+    found = {file.name for file in (tmp_path / "mixtral" / "checkpoint-10").iterdir()}
+    assert "adapter_model.safetensors" in found and "model.safetensors" not in found
+    assert len(list((tmp_path / "flux-merged").glob("*.safetensors"))) > 1
+
+
 def test_the_page_of_ranks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = pages.run("ranks", tmp_path)
