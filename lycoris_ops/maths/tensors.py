@@ -98,6 +98,43 @@ def is_divided(value: Tensor) -> bool:
     return hasattr(type(value), "full_tensor")
 
 
+def whole(value: Tensor) -> Tensor:
+    """The whole values of a tensor that processes have in parts, which all of them ask for; else the tensor.
+
+    A gradient of the whole values is added up over the processes, and each gets its part of the sum.
+    """
+    if not is_divided(value):
+        return value
+    divided: Any = value
+    if not (value.requires_grad and torch.is_grad_enabled()):
+        return divided.full_tensor()
+    # Some builds of torch have none.
+    from torch.distributed.tensor import Partial
+
+    return divided.full_tensor(grad_placements=[Partial()] * divided.device_mesh.ndim)
+
+
+def part_of(values: Tensor, like: Tensor) -> Tensor:
+    """Whole values, divided among the processes as `like` is; themselves where that is whole."""
+    if not is_divided(like):
+        return values
+    kind: Any = type(like)
+    divided: Any = like.detach()
+    values = values.to(divided.device, divided.dtype)
+    again = kind.from_local(values, divided.device_mesh, run_check=False)
+    return again.redistribute(placements=divided.placements)
+
+
+def own_part(value: Tensor) -> Tensor:
+    """The part of a divided tensor that this process has, in place; else the tensor itself."""
+    return cast("Any", value.detach()).to_local() if is_divided(value) else value
+
+
+def put(target: Tensor, values: Tensor) -> None:
+    """Copy whole values into a tensor in place, of which each process may have a part."""
+    own_part(target).copy_(own_part(part_of(values, target)))
+
+
 def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
     """The values of a tensor that holds them packed, or that processes have together, and else the tensor.
 
@@ -107,7 +144,7 @@ def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
     if is_plain(value):
         return value
     if is_divided(value):
-        return cast("Any", value.detach()).full_tensor()
+        return whole(value.detach())
     # The tensor classes of torchao and of ComfyUI, which pass for tensors of their unpacked dtype. Every
     # tensor has a method of this name, which is for torch's own quantised ones.
     own = type(value).dequantize is not Tensor.dequantize
@@ -140,12 +177,9 @@ def changed_in_place(value: Tensor) -> Generator[Tensor]:
     if not is_divided(value):
         yield value
         return
-    divided: Any = value.detach()
-    whole = divided.full_tensor()
-    yield whole
-    kind: Any = type(value)
-    again = kind.from_local(whole, divided.device_mesh, run_check=False)
-    divided.to_local().copy_(again.redistribute(placements=divided.placements).to_local())
+    values = whole(value.detach())
+    yield values
+    put(value, values)
 
 
 def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..bypass.hook import input_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
@@ -61,7 +63,9 @@ def summed(
     seed: int,
     least: int | None = None,
 ) -> Sums:
-    """One pass over the batches for some sites.
+    """One pass over the batches for some sites, of which each process takes every n-th one.
+
+    The loss of a batch draws the same numbers, whichever process has it.
 
     With `least` it ends after so many batches, or twice as many, four times as many and so on, as soon as
     their halves agree by FIRM.
@@ -84,23 +88,21 @@ def _summed(
 ) -> Sums:
     total, count = 0.0, 0
     with _tapped(module, sums), chance.Chance(seed).drawn():
-        for batch in batches:
-            states = chance.states()
-            value = scalar(loss(module, batch))
-            if not torch.isfinite(value.detach()).all():
-                raise PlanError(
-                    "the loss is not finite",
-                    key=first_bad(module, partial(loss, module, batch), states),
-                    got=str(float(value.detach())),
-                    expected="a finite number",
-                    hint="The layer that is named is the first whose output is not finite",
-                )
-            if value.requires_grad:
-                # torch has no type for `backward`.
-                cast("Any", value).backward()
-                for each in sums.values():
-                    each.project(half=count % 2)
-            total, count = total + float(value.detach()), count + 1
+        rest = iter(batches)
+        while True:
+            most = processes.count() if least is None else min(processes.count(), least - count)
+            group = list(islice(rest, most))
+            if not group:
+                break
+            # Those without one of the last batches take another, which does not count: where they have the
+            # model in parts, others wait for them.
+            counts = processes.rank() < len(group)
+            own = processes.rank() if counts else 0
+            with chance.Chance(seed, "probe", count + own).drawn():
+                value = _passed(module, group[own], loss, counts=counts)
+            for each in sums.values():
+                each.project(half=(count + own) % 2)
+            total, count = total + value, count + len(group)
             if least is not None and count == least:
                 agree = agreement(_halves(sums.values()))
                 if agree is not None and agree >= FIRM:
@@ -108,13 +110,35 @@ def _summed(
                 least *= 2
     if not count:
         raise PlanError("there are no batches", expected="at least one")
+    for each in sums.values():
+        processes.add_up([each.gradient])
+    found = processes.of_all((total, any(each.reached for each in sums.values())))
     return Sums(
         gradients={path: each.gradient / count for path, each in sums.items()},
-        loss=total / count,
+        loss=sum(own for own, _ in found) / count,
         batches=count,
-        reached=any(each.reached for each in sums.values()),
+        reached=any(reached for _, reached in found),
         halves=_halves(sums.values()),
     )
+
+
+def _passed(module: nn.Module, batch: Any, loss: Loss, *, counts: bool) -> float:
+    """The loss of a batch, and a pass through the model and back; 0 and gradients of 0 unless it counts."""
+    states = chance.states()
+    value = scalar(loss(module, batch))
+    if not torch.isfinite(value.detach()).all():
+        raise PlanError(
+            "the loss is not finite",
+            # Other processes may have this model too, and would not take part in another pass.
+            key=first_bad(module, partial(loss, module, batch), states) if processes.count() == 1 else None,
+            got=str(float(value.detach())),
+            expected="a finite number",
+            hint="The layer that is named is the first whose output is not finite",
+        )
+    if value.requires_grad:
+        # torch has no type for `backward`.
+        cast("Any", value if counts else value * 0).backward()
+    return float(value.detach()) if counts else 0.0
 
 
 def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
@@ -219,7 +243,9 @@ def agreement(halves: Sequence[float]) -> float | None:
 def _halves(sums: Iterable[_Sum]) -> tuple[float, float, float]:
     """A B, ||A||^2 and ||B||^2 as in `Sums`, from each site's projections of the two halves."""
     product = one_energy = other_energy = 0.0
-    for one, other in (each.projected for each in sums if each.projected):
+    projected = [half.clone() for each in sums for half in each.projected]
+    processes.add_up(projected)
+    for one, other in zip(projected[::2], projected[1::2], strict=True):
         product += float((one * other).sum()) / DIRECTIONS
         one_energy += float(one.square().sum()) / DIRECTIONS
         other_energy += float(other.square().sum()) / DIRECTIONS

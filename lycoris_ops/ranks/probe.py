@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..algorithms import declaring
 from ..algorithms.planning import Planned
 from ..changes.forms import Dense
@@ -222,6 +223,9 @@ def probe(
     accelerate load within each pass too. Modules with running statistics use them, as in a training.
     `progress` is called with the number of layers that are done.
 
+    In several processes (`torchrun`) all call this with the same arguments. Each goes through every n-th
+    batch and finds the singular vectors of every n-th layer, and all have the probe of one process.
+
     Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
     finite, for batches that run out in a later pass, and as `check_seen` does; LycorisError where nothing is
     chosen.
@@ -253,13 +257,17 @@ def probe(
             )
         mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
         halves = tuple(map(sum, zip(halves, sums.halves, strict=True)))
-        for site in group:
+        own: dict[str, Probed] = {}
+        for index, site in enumerate(group):
             values = sums.gradients.pop(site.path)
             if not is_finite(values):
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
-            found[site.path] = _probed(site, values, kinds, largest, seed)
+            if index % processes.count() == processes.rank():
+                own[site.path] = _probed(site, values, kinds, largest, seed)
             if progress:
-                progress(len(found), len(sites))
+                progress(len(found) + index + 1, len(sites))
+        parts = processes.of_all(own)
+        found |= {site.path: parts[index % len(parts)][site.path] for index, site in enumerate(group)}
     if not reached:
         raise PlanError(
             "the loss has no graph to any of the layers",

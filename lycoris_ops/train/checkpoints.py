@@ -17,6 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from .. import processes
 from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
 from ..writing.place import has_folder, place_of
@@ -140,9 +141,15 @@ def _states(
 
 
 class Checkpoints:
-    """Writes checkpoints to a folder, and removes all numbered ones except the latest `keep`."""
+    """Writes checkpoints to a folder, and removes all numbered ones except the latest `keep`.
 
-    def __init__(self, folder: Path, dialect: str, keep: int, minutes: float | None) -> None:
+    Where processes have the network in parts, each has this, and only the first one `writes`.
+    """
+
+    def __init__(
+        self, folder: Path, dialect: str, keep: int, minutes: float | None, *, writes: bool = True
+    ) -> None:
+        self.writes = writes
         self.folder = folder
         self.dialect = dialect
         self.keep = keep
@@ -160,6 +167,8 @@ class Checkpoints:
         With `overwrite`, `clear` removes the checkpoints of that training, so that none of them is resumed by
         mistake or taken for one of this training.
         """
+        if not self.writes:
+            return
         with system_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if resumed:
@@ -182,7 +191,8 @@ class Checkpoints:
         The count distinguishes abandoned checkpoints from new ones.
         """
         own = (trainer.returns, trainer.done)
-        later = [order for order, *_ in _states(self.folder)[0] if order > own]
+        # What others say is not written.
+        later = [order for order, *_ in _states(self.folder)[0] if order > own] if self.writes else []
         return max(later)[0] + 1 if later else trainer.returns
 
     def clear(self) -> None:
@@ -210,12 +220,15 @@ class Checkpoints:
     def write_by_time(self, trainer: Trainer) -> None:
         """Write `last` if the latest checkpoint is `minutes` old. The first call starts the clock.
 
-        Only the first process has checkpoints and a clock. The others wait for it in the next step. If
-        writing fails, for example on a full disk, the training goes on, and the next try is `minutes` later.
+        The clock is that of the first process. If writing fails, for example on a full disk, the training
+        goes on, and the next try is `minutes` later.
         """
+        due = False
         if self._since is None:
             self._since = monotonic()
-        elif self.minutes is not None and monotonic() - self._since >= 60 * self.minutes:
+        elif self.minutes is not None:
+            due = monotonic() - self._since >= 60 * self.minutes
+        if processes.shared(float(due), trainer.device) if trainer.sharded else due:
             self.write_last_if_possible(trainer)
 
     def write_last_if_possible(self, trainer: Trainer) -> None:
@@ -229,6 +242,8 @@ class Checkpoints:
     def write_numbered(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step, and remove the oldest beyond `keep`."""
         self.write(trainer, f"step-{trainer.done:06d}")
+        if not self.writes:
+            return
         # Checkpoints of later steps are from an earlier run. This run will replace them.
         upto = f"step-{trainer.done:06d}"
         names = sorted(file.name.removesuffix(STATE) for file in self.folder.glob(f"step-*{STATE}"))
@@ -243,7 +258,10 @@ class Checkpoints:
         Keeps the dtype of training, because a narrower one may not hold their values.
         """
         path = self._adapter(GOOD)
-        trainer.net.save_weights(path, dialect=self.dialect)
+        if self.writes:
+            trainer.net.save_weights(path, dialect=self.dialect)
+        else:
+            trainer.net.to_adapter(dialect=self.dialect)
         return path
 
     def _remove(self, name: str) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from .. import processes
 from ..errors import DivergedError, number_of
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
 from ..ranks.gradients import Loss
 from ..writing.place import files_of, has_folder
-from . import processes
 from .checkpoints import Checkpoints, state_to_resume
 from .curves import draw_curves, draw_race
 from .extras import has
@@ -115,9 +115,11 @@ def train_network(
     `rescued` is called with the adapter of the checkpoint `last` and the number of steps done.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
-    batches for each process, and its gradient is the mean over all of them.
+    batches for each process, and its gradient is the mean over all of them. The base, the network or both may
+    be sharded by `fully_shard`; a state serves sharded and whole networks alike.
 
-    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step.
+    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step. Of a
+    sharded network no process has all to write, and the checkpoints from before the exception remain.
     DivergedError is different: then `last-good` holds the last weights whose loss was finite. A killed
     process leaves the checkpoints written so far.
 
@@ -138,7 +140,8 @@ def train_network(
         found = outs if curves is None else [*outs, curves]
         replaces = resume is not None or options.overwrite
         check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
-    if options.folder is not None and first:
+    sharded = processes.check_parts(net)
+    if options.folder is not None and (first or sharded):
         net.check_dialect(options.dialect)
     shown = searching() if options.bar and first else None
 
@@ -174,8 +177,9 @@ def train_network(
             stepped.append(view.stepped)
             judged.append(view.validated)
         kept = None
-        if options.folder is not None and first:
-            kept = Checkpoints(options.folder, options.dialect, options.keep, options.checkpoint_minutes)
+        if options.folder is not None and (first or sharded):
+            minutes = options.checkpoint_minutes
+            kept = Checkpoints(options.folder, options.dialect, options.keep, minutes, writes=first)
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
             if resume is not None:
                 trainer.returns = kept.returns_of(trainer)
@@ -187,7 +191,7 @@ def train_network(
                 error.file = str(kept.write_good(trainer))
             raise
         except BaseException:
-            if kept and trainer.whole:
+            if kept and trainer.whole and not sharded:
                 with uninterrupted():
                     path = kept.write(trainer, "last")
                 if rescued:
@@ -197,9 +201,9 @@ def train_network(
             with uninterrupted():
                 # Where there is a file besides, that has what was learned.
                 kept.write_last_if_possible(trainer) if out else kept.write(trainer, "last")
-        if out and first:
+        if out and (first or sharded):
             trainer.save(options.output or out)
-            if curves:
+            if curves and first:
                 draw_curves(trainer.history, curves)
     return TrainResult(
         steps=trainer.done,

@@ -25,7 +25,7 @@ from ..changes.forms import Dense, Hadamard, Kronecker
 from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape
-from ..maths.tensors import compute_dtype, is_plain
+from ..maths.tensors import compute_dtype, is_divided, is_plain, whole
 from ..modules import Site
 from .settings import LayerSettings
 
@@ -73,8 +73,15 @@ class Member(nn.Module):
     def replace(self, layer: Layer) -> None:
         """Train `layer` in place of this one, starting from its values. Its parameters are new ones.
 
-        Raises LycorisError where the layer does not fit the module, or a dropout cannot act on it.
+        Raises LycorisError where the layer does not fit the module, a dropout cannot act on it, or processes
+        have the present one in parts.
         """
+        if any(map(is_divided, self.parameters())):
+            raise LycorisError(
+                "processes have the layer in parts, and no other can take its place",
+                weight=self.site.path,
+                hint="Give the network its layers first, and shard it then",
+            )
         with located(weight=self.site.path):
             layer.check_fit(self.site.shape)
             self._check_dropouts(layer)
@@ -102,7 +109,10 @@ class Member(nn.Module):
 
     @property
     def layer(self) -> Layer:
-        """The layer, whose tensors are this member's parameters."""
+        """The layer, whose tensors are this member's parameters.
+
+        Processes may have these in parts, see `whole`.
+        """
         # `to` and others may put new tensors in the place of the old ones.
         held = self._parameters
         for name, value in self._tensors:
@@ -110,6 +120,16 @@ class Member(nn.Module):
                 self._hold(self._layer)
                 break
         return self._layer
+
+    def whole(self) -> Layer:
+        """The layer with whole tensors. Where processes have it in parts, all of them call this.
+
+        Gradients of such tensors are added up over the processes.
+        """
+        layer = self.layer
+        if not any(is_divided(value) for _, value in self._tensors):
+            return layer
+        return layer.with_tensors({name: whole(value) for name, value in self._tensors})
 
     def _hold(self, layer: Layer) -> None:
         """Keep the layer with the parameters and buffers as its tensors."""
@@ -129,7 +149,7 @@ class Member(nn.Module):
         """Let the layer act on its module."""
         if self._attached:
             return
-        layer, site = self.layer, self.site
+        layer, site = self.whole(), self.site
         # Decide again: the model may have another dtype by now.
         self.bypass_up_to = bypass_up_to(site, layer, self.settings)
         self._bypass: Bypass | None = None
@@ -183,7 +203,7 @@ class Member(nn.Module):
 
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
-        layer, settings = self.layer, self.settings
+        layer, settings = self.whole(), self.settings
         self.passed = True
         strength = self.multiplier
         if self.training:

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..algorithms import Layer
 from ..algorithms.checks import of_rank
 from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
-from ..maths.tensors import changed_in_place, is_divided, is_plain, norm
+from ..maths.tensors import changed_in_place, is_divided, is_plain, norm, put
 from ..modules import (
     Site,
     all_sites,
@@ -32,7 +33,6 @@ from ..patch import patch_
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
-from . import processes
 from .frozen import Flags, freeze, thaw
 from .in_peft import all_experts, for_peft, path_in_peft
 from .member import Member, read_weight, zeroed
@@ -146,6 +146,7 @@ class LycorisNetwork(nn.Module):
         """A context in which the model computes as if there were no network."""
         return self.at(0.0)
 
+    @torch.no_grad()
     def merge_to(self) -> None:
         """Add the changes to the model's weights for good, and take the layers away.
 
@@ -165,7 +166,7 @@ class LycorisNetwork(nn.Module):
         processes.give_back(self.module)
         work: list[tuple[Tensor, Site | None, Part]] = []
         for path, member in self.members.items():
-            layer, site = member.layer, member.site
+            layer, site = member.whole(), member.site
             if layer.extent:
                 work.append((plain_values(site, site.weight), site, Part(layer, key=path)))
             if layer.forms("bias") and (site.has_bias or not layer.bias_may_be_absent):
@@ -179,10 +180,9 @@ class LycorisNetwork(nn.Module):
                     )
                 beside = Part(layer, key=path, parameter="bias")
                 work.append((plain_values(site, site.bias), None, beside))
-        with torch.no_grad():
-            for value, site, part in work:
-                with located(weight=part.key), changed_in_place(value) as values:
-                    patch_(site.oriented(values) if site else values, [(part, self._multiplier)])
+        for value, site, part in work:
+            with located(weight=part.key), changed_in_place(value) as values:
+                patch_(site.oriented(values) if site else values, [(part, self._multiplier)])
 
     # Training.
 
@@ -231,7 +231,7 @@ class LycorisNetwork(nn.Module):
         clipped = 0
         for member in self.members.values():
             weight = read_weight(member.site) if member.layer.additive() is None else None
-            layer, first = member.layer, True
+            layer, first = member.whole(), True
             for _ in range(TURNS):
                 met = torch.zeros(member.site.shape, device=_device(layer)) if weight is None else weight
                 found = abs(self._multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
@@ -241,7 +241,7 @@ class LycorisNetwork(nn.Module):
                 layer = layer.shrunk(limit / found, met)
             if not first:
                 for name, parameter in member.named_parameters():
-                    parameter.copy_(getattr(layer, name))
+                    put(parameter, getattr(layer, name))
         return clipped
 
     # Files.
@@ -254,6 +254,8 @@ class LycorisNetwork(nn.Module):
         `include` chooses modules by patterns as in `create_lycoris`. So a mixed network can be written in
         parts, each of a kind that its dialect holds. For the `dialect` "peft" the LoRA of an embedding takes
         the form that PEFT has for it, and a full difference becomes the values of the whole module.
+
+        Where `fully_shard` has divided the network, all processes call this, and each has the whole adapter.
 
         Raises LycorisError for a model that is a single layer, which has no name in a file, and for a pattern
         that matches no module. With "peft" it also refuses a layer that PEFT lacks for transposed weights,
@@ -274,7 +276,7 @@ class LycorisNetwork(nn.Module):
             for path, member in self.members.items()
             if any(pattern.matches_path(path) for pattern in wanted)
         }
-        own = {path: _copied(member.layer) for path, member in chosen.items()}
+        own = {path: _copied(member.whole()) for path, member in chosen.items()}
         if dialect == "peft":
             sites = [member.site for member in chosen.values()]
             own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
@@ -292,7 +294,10 @@ class LycorisNetwork(nn.Module):
         include: str | Iterable[str] = "*",
         overwrite: bool = True,
     ) -> SaveResult:
-        """Write the layers as they are now, see `to_adapter`. Raises as `save_adapter` does."""
+        """Write the layers as they are now, see `to_adapter`. Raises as `save_adapter` does.
+
+        For a divided network call `to_adapter` in all processes, and `save_adapter` in the first one.
+        """
         adapter = self.to_adapter(os.path.basename(path), include=include, dialect=dialect)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)
 

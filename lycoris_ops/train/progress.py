@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from .. import processes
 from ..files.writing import system_errors
-from . import processes
 from .extras import has, required
 from .history import StepReport
 from .race import RaceStep

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..errors import FileFormatError, LycorisError, TrainError, UnsuitedError
 from ..files.writing import new_files
 from ..maths.chance import Chance
@@ -25,7 +26,6 @@ from ..ranks.gradients import Loss
 from ..ranks.plan import Plan
 from ..ranks.probe import probe
 from ..ranks.sizes import Budget
-from . import processes
 from .feed import Batches, batches_of, moved
 from .identity import identity_of
 from .member import Member, completed, layer_seed, make_layer
@@ -253,6 +253,14 @@ def search_network(
             key="search",
             got="all",
             expected='"rate" or "off"',
+        )
+    if processes.check_parts(net):
+        raise TrainError(
+            "a race needs whole networks, and processes have this one in parts",
+            key="search",
+            got=options.search,
+            expected="off",
+            hint="Call search_network before the network is sharded",
         )
     check_repeatable(batches)
     if options.device is not None:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from ..maths.tensors import is_divided, own_part, whole
 
 # Any, because torch has no type hints for its functions on lists of tensors.
 _torch: Any = torch
+_dist: Any = dist
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -19,25 +23,62 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy values into tensors in place."""
-    _torch._foreach_copy_(list(targets), list(sources))
+    """Copy values into tensors in place, which are divided alike among processes if they are divided."""
+    _torch._foreach_copy_(*_parts(targets, sources))
 
 
 @torch.no_grad()
 def move_towards(targets: Sequence[Tensor], goals: Sequence[Tensor], share: float) -> None:
     """Move tensors towards others in place, by a share of the way."""
-    _torch._foreach_lerp_(list(targets), list(goals), share)
+    _torch._foreach_lerp_(*_parts(targets, goals), share)
 
 
 @torch.no_grad()
 def scale(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply tensors in place."""
-    _torch._foreach_mul_(list(tensors), factor)
+    _torch._foreach_mul_(*_parts(tensors), factor)
 
 
 def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The norm of all tensors together, on the device and in the dtype of `like`."""
+    """The norm of all tensors together, on the device and in the dtype of `like`.
+
+    Tensors that processes have in parts count as a whole, and all processes call this.
+    """
     if not tensors:
         return torch.zeros_like(like)
+    plain = [tensor for tensor in tensors if not is_divided(tensor)]
+    parts = [_norm(_parts(plain)[0], like)] if plain else []
+    alike: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        if is_divided(tensor):
+            divided = cast("Any", tensor)
+            alike.setdefault((divided.device_mesh, divided.placements), []).append(tensor)
+    for (mesh, placements), group in alike.items():
+        squared = _norm(_parts(group)[0], like).square()
+        for dim, placement in enumerate(placements):
+            if placement.is_shard():
+                _dist.all_reduce(squared, group=mesh.get_group(dim))
+        parts.append(squared.sqrt())
+    return parts[0] if len(parts) == 1 else cast("Tensor", _torch.stack(parts).norm())
+
+
+def gathered(value: Any) -> Any:
+    """A nested value, such as an optimiser's state, with all its tensors whole. All processes call it."""
+    if isinstance(value, Tensor):
+        return whole(value.detach()) if is_divided(value) else value
+    if isinstance(value, dict):
+        return {name: gathered(item) for name, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        items = map(gathered, cast("Sequence[Any]", value))
+        return list(items) if isinstance(value, list) else tuple(items)
+    return value
+
+
+def _norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     norms: list[Tensor] = _torch._foreach_norm(list(tensors))
     return cast("Tensor", _torch.stack([norm.to(like) for norm in norms]).norm())
+
+
+def _parts(*lists: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors of each list, of divided ones the parts of this process."""
+    return [[own_part(tensor) for tensor in tensors] for tensors in lists]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -13,25 +13,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import DivergedError, FileFormatError, MatchError, TrainError, number_of
+from .. import processes
+from ..errors import DivergedError, FileFormatError, MatchError, TrainError, either, number_of
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
+from ..maths.tensors import own_part, part_of, put
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
-from . import processes
 from .feed import Batches, DataPlace, Feed, batches_of, moved
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
 from .network import LycorisNetwork
-from .optimisers import family_of, make_optimiser
+from .optimisers import family_of, make_optimiser, optimisers
 from .options import AUTOCAST, TrainOptions
 from .rates import usual_rate
 from .rise import Rise
 from .schedules import schedule
 from .sketches import check_data
-from .tensors import copies, copy_into, move_towards, norm_of, scale
+from .tensors import copies, copy_into, gathered, move_towards, norm_of, scale
 
 STATE_FORM = TreeForm(
     "lycoris_training_state",
@@ -79,6 +80,8 @@ class Trainer:
         if options.device is not None:
             net.module.to(options.device)
             net.to(options.device)
+        self.sharded = processes.check_parts(net)
+        """Whether processes have the network in parts: they save it together, and the first one writes."""
         net.apply_to()
         self.identity = identity_of(net)
         self._rate = schedule(options.schedule, options.warmup, total, options.restarts)
@@ -103,6 +106,13 @@ class Trainer:
                 expected="schedule constant, and ema None",
             )
         groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
+        if self.sharded and not self.family.elementwise:
+            raise TrainError(
+                "this optimiser needs whole tensors, and processes have the network in parts",
+                key="optimiser",
+                got=self.family.name,
+                expected=either([name for name, family in optimisers().items() if family.elementwise]),
+            )
         self.optimiser = make_optimiser(self.family, groups, options.optimiser_options)
         self._averaging(False)
         self.optimiser.zero_grad(set_to_none=True)
@@ -222,15 +232,25 @@ class Trainer:
                 self.whole = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter as `evaluated`, in the dialect of the options, with the training's metadata."""
+        """Write the adapter as `evaluated`, in the dialect of the options, with the training's metadata.
+
+        All processes call it where they have the network in parts, and the first one writes.
+        """
         options = self.options
         with self.evaluated():
+            if self.sharded and processes.rank() != 0:
+                self.net.to_adapter(dialect=options.dialect)
+                return
             text = {**metadata_of_training(self), **options.metadata}
             self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later run goes on from, as plain values and tensors, which are those in use."""
-        return {
+        """All that a later run goes on from, as plain values and tensors, which are those in use.
+
+        Where processes have the network in parts, all of them call it, and the tensors are whole copies. So
+        any number of processes can go on from it.
+        """
+        state = {
             "identity": self.identity,
             "seed": self.options.seed,
             "data": {name: list(rows) for name, rows in self.options.data.items()},
@@ -247,6 +267,7 @@ class Trainer:
             "rise": self._rise.state_dict(),
             "idle": sorted(self.idle),
         }
+        return gathered(state) if self.sharded else state
 
     @torch.inference_mode(mode=False)
     def load_state_dict(self, state: dict[str, Any], file: str | None = None) -> None:
@@ -270,10 +291,10 @@ class Trainer:
                     got=str(theirs),
                     expected=str(ours),
                 )
-        copy_into(self.parameters, [state["weights"][name] for name in self.names])
+        self._put(self.parameters, state["weights"])
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimiser.param_groups]
         try:
-            self.optimiser.load_state_dict(state["optimiser"]["state"])
+            self.optimiser.load_state_dict(self._divided(state["optimiser"]["state"]))
         except ValueError as error:
             raise MatchError(
                 "the optimiser's state does not fit the network", file=file, got=str(error)
@@ -281,7 +302,7 @@ class Trainer:
         for group, (lr, decay) in zip(self.optimiser.param_groups, rates, strict=True):
             group["initial_lr"], group["weight_decay"] = lr, decay
         if self.average is not None:
-            copy_into(self.average, [state["average"][name] for name in self.names])
+            self._put(self.average, state["average"])
         self.scaler = self._new_scaler(state["scaler"])
         copy_into(self._proven, self.parameters)
         self.done, self.place = state["step"], tuple(state["place"])
@@ -291,8 +312,13 @@ class Trainer:
         self.idle = set(state["idle"])
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as one file. Raises WriteError; an earlier file of that name is whole then."""
-        STATE_FORM.write(Path(path), self.state_dict())
+        """Write the state as one file. Raises WriteError; an earlier file of that name is whole then.
+
+        All processes call it where they have the network in parts, and the first one writes.
+        """
+        state = self.state_dict()
+        if not self.sharded or processes.rank() == 0:
+            STATE_FORM.write(Path(path), state)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file of `save_state`. Raises FileFormatError, and what `load_state_dict` raises."""
@@ -303,6 +329,27 @@ class Trainer:
             raise FileFormatError(
                 f"{STATE_FORM.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
             ) from error
+
+    @torch.no_grad()
+    def _put(self, targets: Sequence[Tensor], values: Mapping[str, Tensor]) -> None:
+        for name, target in zip(self.names, targets, strict=True):
+            put(target, values[name])
+
+    def _divided(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of an optimiser, whose tensors are divided as their parameters are."""
+        if not self.sharded:
+            return state
+        own = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        table = {
+            index: {
+                name: part_of(value, own[index])
+                if isinstance(value, Tensor) and value.shape == own[index].shape
+                else value
+                for name, value in entries.items()
+            }
+            for index, entries in state["state"].items()
+        }
+        return {**state, "state": table}
 
     def _loss_of(self, batch: Any) -> Tensor:
         dtype = AUTOCAST.get(self.options.autocast or "")
@@ -422,7 +469,7 @@ class Trainer:
         bad = [
             name
             for name, parameter in zip(self.names, self.parameters, strict=True)
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+            if parameter.grad is not None and not bool(own_part(parameter.grad).isfinite().all())
         ]
         self.whole = False
         return DivergedError(

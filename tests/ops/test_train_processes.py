@@ -71,13 +71,36 @@ def test_two_processes_race_as_one_and_write_the_outcome_once(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-@pytest.mark.parametrize("base", ["whole", "sharded"])
+def test_two_processes_probe_as_one(tmp_path: Path) -> None:
+    """Each by its own batches, one of the two without a fifth, of a model that is whole or sharded."""
+    folder = tmp_path / "two"
+    in_two_processes(folder, "probe")
+    wanted = train_task.probed(train_task.deep(), 5)
+    for rank in range(2):
+        for found in torch.load(folder / f"{rank}.pt", weights_only=False):
+            assert found.batches == 5 and list(found.layers) == list(wanted.layers)
+            assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+            assert found.agreement == pytest.approx(wanted.agreement, rel=1e-4)
+            for path, layer in wanted.layers.items():
+                torch.testing.assert_close(found.layers[path].spectrum, layer.spectrum, rtol=1e-5, atol=1e-7)
+                for one, two in zip(found.layers[path].offers, layer.offers, strict=True):
+                    assert one.gains == pytest.approx(two.gains, rel=1e-4)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
+@pytest.mark.parametrize("base", ["whole", "sharded", "both sharded"])
 def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
-    """Broken off and resumed as well. Five batches leave the second process without one now and then."""
+    """Broken off and resumed as well. Five batches leave the second process without one now and then.
+
+    With "both sharded" the processes have parts of the network too, which has layers of four kinds.
+    """
     folder = tmp_path / "two"
     in_two_processes(folder, base)
     (tmp_path / "one").mkdir()
-    net = train_task.network_of(train_task.model(), 0)
+    if base == "both sharded":
+        net = train_task.kinds_of(train_task.deep())
+    else:
+        net = train_task.network_of(train_task.model(), 0)
     lyc.train_network(
         net,
         train_task.batches(5, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def options(folder: Path, accumulation: int, steps: int) -> lyc.TrainOptions:
     )  # fmt: skip
 
 
+def deep() -> nn.Module:
+    """A model with a layer for each of four kinds, of sizes that two processes cannot all halve."""
+    torch.manual_seed(0)
+    sizes = (8, 12, 10, 9, 6, 4)
+    layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
+    return nn.Sequential(*(one for layer in layers for one in (layer, nn.Tanh())))
+
+
+def kinds_of(module: nn.Module) -> lyc.LycorisNetwork:
+    kinds = {
+        "2": {"dora": "output"},
+        "4": {"algorithm": "lokr", "factor": 2},
+        "6": {"algorithm": "oft", "rank": 4},
+    }
+    return lyc.create_lycoris(module, rank=3, seed=1, overrides=kinds)
+
+
 def meet(rank: int, count: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.distributed.init_process_group(
@@ -89,6 +107,15 @@ def process(rank: int, folder: str, base: str) -> None:
             raise RuntimeError("halt")
 
     def network() -> lyc.LycorisNetwork:
+        if base == "both sharded":
+            from torch.distributed.fsdp import fully_shard
+
+            module = deep()
+            fully_shard(module)
+            net = kinds_of(module)
+            fully_shard(net)
+            assert all(hasattr(value, "full_tensor") for value in net.parameters())
+            return net
         module = model()
         if base == "sharded":
             from torch.distributed.fsdp import fully_shard
@@ -100,6 +127,14 @@ def process(rank: int, folder: str, base: str) -> None:
         return network_of(module, rank)
 
     data, held_out = batches(5, 1), batches(2, 2)
+    refusing = (lyc.TrainOptions(steps=1, optimiser="adafactor"), lyc.TrainOptions(steps=1, search="rate"))
+    for refused in refusing if base == "both sharded" else ():
+        try:
+            lyc.train_network(network(), data, loss, refused)
+        except lyc.LycorisError as error:
+            assert "in parts" in str(error)
+        else:
+            raise AssertionError(f"not refused: {refused}")
     try:
         lyc.train_network(network(), data, loss, settings, validation=held_out, progress=halt)
     except RuntimeError as error:
@@ -112,7 +147,27 @@ def process(rank: int, folder: str, base: str) -> None:
     net.merge_to()
     with torch.no_grad():
         merged = net.module(data[0][0])
-    torch.save(([*net.parameters(), merged], trained), f"{folder}/{rank}.pt")
+    weights = [getattr(value, "full_tensor", lambda value=value: value)() for value in net.parameters()]
+    torch.save(([*weights, merged], trained), f"{folder}/{rank}.pt")
+
+
+def seen_by(module: nn.Module, batch: Any) -> Tensor:
+    """A loss with chance in it, as that of a diffusion model."""
+    return loss(module, (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]))
+
+
+def probed(module: nn.Module, count: int) -> lyc.Probe:
+    """The probe of a model by so many batches, in two passes."""
+    return lyc.probe(module, batches(count, 1), seen_by, memory=600, seed=3)
+
+
+def probe(rank: int, folder: str) -> None:
+    """One of two processes that probe a model together, which is whole and then sharded."""
+    from torch.distributed.fsdp import fully_shard
+
+    sharded = deep()
+    fully_shard(sharded)
+    torch.save([probed(module, 5) for module in (deep(), sharded)], f"{folder}/{rank}.pt")
 
 
 if __name__ == "__main__":
@@ -120,6 +175,8 @@ if __name__ == "__main__":
     meet(number, 2, place)
     if what == "race":
         race(number, place)
+    elif what == "probe":
+        probe(number, place)
     else:
         process(number, place, what)
     torch.distributed.destroy_process_group()

@@ -49,6 +49,8 @@ class OptimiserFamily:
     averages: bool = False
     """Whether it averages the weights itself. Then it has `train()` and `eval()` and needs a constant
     rate."""
+    elementwise: bool = False
+    """Whether a step changes each value by its own gradients alone, so that each process can have a part."""
 
     @classmethod
     def packaged(cls, name: str, path: str, lr: float | None, **traits: bool) -> OptimiserFamily:

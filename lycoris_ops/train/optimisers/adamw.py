@@ -18,4 +18,4 @@ def _make(groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Optim
     return built(torch.optim.AdamW, groups, options)
 
 
-FAMILY = OptimiserFamily("adamw", _make, lr=1e-4)
+FAMILY = OptimiserFamily("adamw", _make, lr=1e-4, elementwise=True)

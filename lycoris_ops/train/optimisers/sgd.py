@@ -6,4 +6,6 @@ import torch
 
 from . import OptimiserFamily, built
 
-FAMILY = OptimiserFamily("sgd", lambda groups, options: built(torch.optim.SGD, groups, options), lr=1e-2)
+FAMILY = OptimiserFamily(
+    "sgd", lambda groups, options: built(torch.optim.SGD, groups, options), lr=1e-2, elementwise=True
+)

@@ -1,7 +1,8 @@
-"""Training in several processes, as `torchrun` starts them, without a wrapper around the network.
+"""Work in several processes, as `torchrun` starts them, without a wrapper around a model or network.
 
-Each process has the whole network and takes every n-th batch. The gradients are added up over the processes
-before each step, so that all make the same step. Only the first process writes.
+In a training each process takes every n-th batch. The gradients are added up over the processes before each
+step, so that all make the same step. Each has the whole network, or its part of one that `fully_shard` has
+divided. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..bypass.hook import shards
-from ..errors import LycorisError
-from ..maths.tensors import is_divided
+from .bypass.hook import shards
+from .errors import LycorisError, TrainError
+from .maths.tensors import is_divided, own_part
 
 _dist: Any = dist
 Value = TypeVar("Value")
@@ -33,14 +34,19 @@ def rank() -> int:
 
 @torch.no_grad()
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by their sums over all processes, in one message for each dtype and device."""
+    """Replace tensors in place by their sums over all processes, in one message for each dtype and device.
+
+    Gradients of divided parameters are sums already, see `maths.tensors.whole`.
+    """
     if not _on():
         return
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
-        alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        if not is_divided(tensor):
+            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for group in alike.values():
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        # A single one is large, such as the gradient of a weight: no copy of it.
+        flat = torch.cat([tensor.reshape(-1) for tensor in group]) if group[1:] else group[0].reshape(-1)
         _dist.all_reduce(flat)
         parts = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in group]))
         for tensor, part in zip(group, parts, strict=True):
@@ -49,9 +55,16 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by those of the first process."""
+    """Replace tensors in place by those of the first process, and equal parts by those of their first one."""
     for tensor in tensors if _on() else ():
-        _dist.broadcast(tensor, src=0)
+        if not is_divided(tensor):
+            _dist.broadcast(tensor, src=0)
+            continue
+        divided: Any = tensor
+        for dim, placement in enumerate(divided.placements):
+            if placement.is_replicate():
+                group = divided.device_mesh.get_group(dim)
+                _dist.broadcast(own_part(tensor), src=_dist.get_global_rank(group, 0), group=group)
 
 
 def shared(value: float, device: torch.device) -> float:
@@ -72,6 +85,15 @@ def of_first(value: Value) -> Value:
     return values[0]
 
 
+def of_all(value: Value) -> list[Value]:
+    """The values of all processes, in order, of any kind that can be pickled."""
+    if not _on():
+        return [value]
+    values: list[Any] = [None] * count()
+    _dist.all_gather_object(values, value)
+    return values
+
+
 def check_whole(module: nn.Module) -> None:
     """Raise LycorisError where each process computes a part of a layer, as with tensor parallelism.
 
@@ -86,6 +108,24 @@ def check_whole(module: nn.Module) -> None:
             expected="whole layers, or a model that fully_shard has sharded",
             hint="Shard the model by fully_shard in place of tensor parallelism. merge_to works on it",
         )
+
+
+def check_parts(network: nn.Module) -> bool:
+    """Whether processes have a network in parts. Raises TrainError unless all of them together do."""
+    # Where someone has put the parts together.
+    give_back(network)
+    divided = {name: value for name, value in network.named_parameters() if is_divided(value)}
+    for name, value in divided.items():
+        mesh = cast("Any", value).device_mesh
+        if mesh.size() != count():
+            raise TrainError(
+                "some processes do not have a part of the network",
+                key=name,
+                got=f"{mesh}, with {mesh.size()} of {count()} processes",
+                expected="a mesh of all processes",
+                hint="Shard over two dimensions, of equal copies and of parts",
+            )
+    return bool(divided)
 
 
 def give_back(module: nn.Module) -> None:
