@@ -28,6 +28,7 @@ from ..patch import patch_
 from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack
 from .destination import Destination, destination_of
+from .parameters import Within, parameters_in
 
 COPY_BYTES = 4 << 20
 """The most bytes copied at once. It is also the step of the progress."""
@@ -78,8 +79,9 @@ def merge_checkpoint(
     unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
-    `round_to_float8`). Quantised weights are read and written by `codec` and keep their format, whatever
-    the `dtype`. A quantised weight that `codec` does not know cannot be merged into.
+    `round_to_float8`). Layers of experts and routers are matched by `parameters_in`. Quantised weights are
+    read and written by `codec` and keep their format, whatever the `dtype`. A quantised weight that `codec`
+    does not know cannot be merged into.
 
     Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
@@ -92,14 +94,16 @@ def merge_checkpoint(
     destination.check(base, overwrite=overwrite)
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
+    parameters = parameters_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
     shapes |= {key: weight.shape for key, weight in quantised.items()}
+    shapes |= {name: shapes[within.key][-2:] for name, within in parameters.items()}
     resolution = resolve(stack, shapes, absent_because="the file does not hold it")
-    merge = _Merge(base, destination, resolution.pairs(), quantised, codec)
+    merge = _Merge(base, destination, resolution.pairs(), parameters, quantised, codec)
     # Before the check of shapes: packed data have another shape than their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
     for key in (*merge.pairs, *(mismatch.target.key for mismatch in misfits)):
-        merge.check_known(key)
+        merge.check_known(merge.tensor_of(key))
     resolution.check(strict=strict)
     tensors = merge.outputs(dtype)
     heads = [
@@ -175,7 +179,9 @@ class _Merge:
     base: ModelFile
     destination: Destination
     pairs: Mapping[str, list[tuple[Entry, Match]]]
-    """The layers that change each weight or bias, by its key."""
+    """The layers that change each weight or bias, by its key, or by that of `parameters`."""
+    parameters: Mapping[str, Within]
+    """See `parameters_in`."""
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
     codec: Codec | None
@@ -188,29 +194,44 @@ class _Merge:
     @cached_property
     def changed(self) -> dict[str, str]:
         """For each tensor that the merge rewrites, the weight that it belongs to."""
-        changed = {key: key for key in self.pairs}
+        changed = {key: key for key in map(self.tensor_of, self.pairs)}
         for key in self.pairs:
             if key in self.quantised:
                 changed |= dict.fromkeys(self.quantised[key].parts, key)
         return changed
 
+    def tensor_of(self, key: str) -> str:
+        """The key of the tensor that holds a weight."""
+        return self.parameters[key].key if key in self.parameters else key
+
+    @cached_property
+    def parts(self) -> Mapping[str, list[str]]:
+        """The keys of the changed `parameters` in a tensor, by its key."""
+        found: dict[str, list[str]] = {}
+        for key in filter(self.parameters.__contains__, self.pairs):
+            found.setdefault(self.parameters[key].key, []).append(key)
+        return found
+
     def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
         """The tensors to write, in the base's order, with their new dtypes, shapes and offsets in each file.
 
         Raises LycorisError for a `dtype` that weights cannot have, LayerError where a layer would enlarge a
-        quantised weight.
+        quantised weight or one of `parameters`.
         """
         if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
             raise LycorisError(
                 "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
             )
+        for key, parts in self.parts.items():
+            for part in parts:
+                self._check_size(part, self.base.tensors[key].shape[-2:], "a parameter")
         outputs: dict[str, TensorInfo] = {}
         ends = [0] * len(self.destination.weights)
         for name, info in self.base.tensors.items():
             written, shape = info.dtype, info.shape
             weight = self.quantised.get(self.changed.get(name, ""))
             if weight is not None:
-                self._check_size(weight)
+                self._check_size(weight.key, weight.shape, "a quantised weight")
                 written = weight.parts[name]
             elif name in self.plain:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
@@ -235,16 +256,18 @@ class _Merge:
             hint=f"To merge, {'' if self.codec else with_codec}take the file it was quantised from",
         )
 
-    def _check_size(self, weight: Quantised) -> None:
-        enlarged = _enlarged(weight.shape, self.pairs[weight.key])
-        if enlarged != weight.shape:
+    def _check_size(self, key: str, shape: Shape, what: str) -> None:
+        enlarged = _enlarged(shape, self.pairs.get(key, []))
+        if enlarged != shape:
             raise LayerError(
-                "a quantised weight cannot be enlarged",
+                f"{what} cannot be enlarged",
                 file=self.base.path,
-                key=weight.key,
+                key=key,
                 got=str(list(enlarged)),
-                expected=str(list(weight.shape)),
-                hint="Merge into the file it was quantised from",
+                expected=str(list(shape)),
+                hint="Merge into the file it was quantised from"
+                if key in self.quantised
+                else "Take the layer out of the adapter",
             )
 
     def runs(self, tensors: Mapping[str, TensorInfo]) -> Iterator[_Copied | str]:
@@ -311,6 +334,12 @@ class _Merge:
 
     def _patched(self, key: str, weight: Tensor) -> Tensor:
         """The weight with the stack's change, which may have been added in place."""
+        for part in self.parts.get(key, ()):
+            expert = self.parameters[part].expert
+            self._add(part, weight if expert is None else weight[expert])
+        return self._add(key, weight)
+
+    def _add(self, key: str, weight: Tensor) -> Tensor:
         pairs = self.pairs.get(key)
         if not pairs:
             return weight
@@ -328,7 +357,7 @@ class _Merge:
         weight = self._patched(key, weight)
         merged = round_to_float8(weight, dtype, seed_of(key)) if dtype.itemsize == 1 else weight.to(dtype)
         # An unchanged tensor may hold infinity in the base: some masks do.
-        if not is_finite(merged) and (key in self.pairs or is_finite(weight)):
+        if not is_finite(merged) and (key in self.changed or is_finite(weight)):
             raise self._unfit(key, str(dtype))
         return merged
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from ..bypass.stacked import Stacked
-
-EXPERT = re.compile(r"\.expert(\d+)$")
-"""The end of the path of one expert's weight: `mlp.experts.gate_up_proj.expert3`."""
 
 
 def expert_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, Stacked]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from .dialects import PREFIXES, Component, Prefix
+
+EXPERT = re.compile(r"[._]expert(\d{1,6})$")
+"""The end of the name of a layer on one expert of a parameter."""
 
 
 class LayerName(NamedTuple):
@@ -40,3 +44,9 @@ class LayerName(NamedTuple):
     def encoder(self) -> int | None:
         """The number of the text encoder, see `Prefix.encoder`."""
         return self.prefix.encoder
+
+    @property
+    def expert(self) -> int | None:
+        """The number of the expert that the layer is for; None for no expert of a parameter."""
+        found = EXPERT.search(self.path)
+        return int(found[1]) if found else None

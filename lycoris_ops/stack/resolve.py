@@ -31,6 +31,11 @@ ReadWeight = Callable[[str], Tensor]
 NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""
+OF_AN_EXPERT = (
+    "it is for one expert, and no tensor (experts, rows, columns) of that name is here, or one with as many "
+    "rows as columns: create_lycoris can apply it"
+)
+"""Only a model tells which way a square weight of an expert lies."""
 STORED_TRANSPOSED = "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it"
 
 
@@ -221,7 +226,8 @@ def _resolve_entry(
                 absent.setdefault(part, []).append(name)
             else:
                 near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
-                unmatched.append(Unmatched(name, "no layer of that name", near))
+                why = "no layer of that name" if info.named.expert is None else OF_AN_EXPERT
+                unmatched.append(Unmatched(name, why, near))
             continue
         if turned and len(info.shape) == 2:
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -127,6 +128,46 @@ def test_pefts_files_of_parameters_go_both_ways(parameters: list[str], tmp_path:
         assert len(said["target_parameters"]) == len(parameters)
         adapted = peft.PeftModel.from_pretrained(mixtral(), str(tmp_path / name)).eval()
         assert torch.allclose(logits(adapted), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dialect", ["lycoris", "peft"])
+def test_experts_and_routers_are_baked_into_a_file_of_3d_tensors(dialect: Any, tmp_path: Path) -> None:
+    model = mixtral()
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    file, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    save_file(base, file)
+    network = lyc.create_lycoris(model, rank=2, include=INCLUDE).apply_to()
+    trained(network, model)
+    path = tmp_path / ("adapter" if dialect == "peft" else "adapter.safetensors")
+    network.save_weights(path, dialect=dialect)
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(path))])
+    done = lyc.merge_checkpoint(
+        tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors", strict=True
+    )
+    assert done.merged == len(network.members) and done.copied == len(base) - 4
+    merged = mixtral()
+    merged.load_state_dict(load_file(out))
+    assert torch.allclose(logits(merged), logits(model), atol=1e-5)
+
+
+STORED = {
+    "square": {f"{EXPERTS}.down_proj": torch.zeros(3, 16, 16)},
+    "apart": {f"{EXPERTS}.{number}.down_proj.weight": torch.zeros(16, 16) for number in range(3)},
+}
+
+
+@pytest.mark.parametrize("form", STORED)
+def test_an_expert_that_a_file_cannot_place_is_reported_with_the_reason(form: str, tmp_path: Path) -> None:
+    """Its tensor may be (E, O, I) or (E, I, O), or each expert has a tensor of its own."""
+    save_file({"norm": torch.ones(16, 16), **STORED[form]}, tmp_path / "base.safetensors")
+    factors = {"lora_up.weight": torch.ones(16, 2), "lora_down.weight": torch.ones(2, 16)}
+    layers = (f"{EXPERTS}.down_proj.expert1", "norm")
+    held = {f"{layer}.{end}": value for layer in layers for end, value in factors.items()}
+    stack = lyc.Stack([lyc.Entry(lyc.adapter_of_tensors(held, name="test"))])
+    done = lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
+    assert done.merged == 1 and "it is for one expert" in lyc.describe(done.resolution)
+    with pytest.raises(lyc.MatchError, match=r"expert1: .*it is for one expert"):
+        lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors", strict=True)
 
 
 def test_what_peft_does_not_hold_of_experts_is_refused(tmp_path: Path) -> None:
