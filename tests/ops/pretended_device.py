@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
 from torch import Tensor, nn
 
@@ -128,9 +129,27 @@ def check_devices() -> None:
         network.restore()
 
 
+def check_offloaded() -> None:
+    """Beside weights that are in memory within each pass only, with the values of a model that keeps them."""
+    for options in ({"algorithm": "lora"}, {"algorithm": "oftv2"}):
+        found: list[list[Tensor]] = []
+        for offloaded in (False, True):
+            module = model().to("cpu" if offloaded else NAME)
+            if offloaded:
+                accelerate.cpu_offload(module, execution_device=torch.device(NAME))
+            network = lyc.create_lycoris(module, rank=2, seed=1, **options)  # pyright: ignore[reportArgumentType]
+            network.to(NAME).apply_to()
+            module(batches(NAME)[0][0]).square().mean().backward()
+            found.append([parameter.grad.cpu() for parameter in network.parameters()])
+            network.restore()
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 if __name__ == "__main__":
     # The command line imports it by its name, and is to find this one.
     sys.modules["pretended_device"] = sys.modules["__main__"]
     kept = registered()
     check(Path(sys.argv[1]))
     check_devices()
+    check_offloaded()
