@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..errors import TrainError
 from ..maths.chance import Chance
+from .turns import Turn, shared_out, turns
 
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """What is gone through in each epoch: an iterable, or a function of the epoch's number that gives one."""
@@ -23,8 +26,19 @@ def batches_of(batches: Batches, epoch: int) -> Iterable[Any]:
     return batches(epoch) if callable(batches) else batches
 
 
+@dataclass
+class Group:
+    """The batches of one step."""
+
+    own: list[Any] = field(default_factory=list[Any])
+    beside: list[Any] = field(default_factory=list[Any])
+    """Batches of others, for as many passes as they make: where they share a sharded model they wait."""
+    of: int = 0
+    """How many batches the step has in all processes together."""
+
+
 class Feed:
-    """Gives the batches of all epochs in groups.
+    """Gives the batches of all epochs in groups, to each of several processes its own.
 
     An iterable is iterated anew in each epoch, with chance of its own (see `Chance`), so that a loader that
     shuffles does so in the same way in a resumed run. To reach a place, the batches before it are read again.
@@ -34,48 +48,53 @@ class Feed:
         self._batches = batches
         self._seed = seed
         self._once = isinstance(batches, Iterator)
-        self._begin(place[0])
-        for _ in range(place[1]):
-            self._next()
+        self._begin(*place)
+        self._used = place[1] % processes.count()
+        while self._used < place[1] and self._next() is not None:
+            pass
 
     @property
     def place(self) -> DataPlace:
         return self._epoch, self._used
 
-    def take(self, most: int) -> list[Any]:
-        """The next batches, at least one and at most so many. A group never holds two epochs' batches.
+    def take(self, most: int) -> Group:
+        """The next batches, at most so many for each process. A group never holds two epochs' batches.
 
         Raises TrainError where an epoch has no batch.
         """
         group = self._some(most)
-        if not group:
+        if not group.of:
             self._end()
             self._begin(self._epoch + 1)
             group = self._some(most)
-        if not group:
+        if not group.of:
             self._end()
         return group
 
-    def _begin(self, epoch: int) -> None:
+    def _begin(self, epoch: int, start: int = 0) -> None:
         self._epoch, self._used = epoch, 0
         self._chance = Chance(self._seed, "data", epoch)
         with self._chance.drawn():
-            self._rest: Iterator[Any] = iter(batches_of(self._batches, epoch))
+            batches = batches_of(self._batches, epoch)
+            if shared_out(batches, processes.count()):
+                cast("Any", batches).sampler.set_epoch(epoch)
+            self._rest = turns(batches, processes.rank(), processes.count(), start)
 
-    def _some(self, most: int) -> list[Any]:
-        found: list[Any] = []
-        while len(found) < most:
-            batch = self._next()
-            if batch is _NONE:
+    def _some(self, most: int) -> Group:
+        found = Group()
+        for _ in range(most):
+            turn = self._next()
+            if turn is None:
                 break
-            found.append(batch)
+            (found.own if turn.counts else found.beside).append(turn.batch)
+            found.of += turn.of
         return found
 
-    def _next(self) -> Any:
+    def _next(self) -> Turn | None:
         with self._chance.drawn():
-            batch = next(self._rest, _NONE)
-        self._used += batch is not _NONE
-        return batch
+            turn = next(self._rest, None)
+        self._used += turn.of if turn else 0
+        return turn
 
     def _end(self) -> None:
         """Raise TrainError if the batches are used up after an epoch, so that there can be no further one."""
@@ -95,13 +114,12 @@ class Feed:
             )
 
 
-_NONE = object()
-
-
 def steps_of(batches: Batches, epochs: int, batches_per_step: int) -> int:
     """How many steps so many epochs have. Raises TrainError where the batches have no length."""
+    epoch = batches_of(batches, 0)
     try:
-        count = len(cast("Any", batches_of(batches, 0)))
+        share = processes.count() if shared_out(epoch, processes.count()) else 1
+        count = share * len(cast("Any", epoch))
     except TypeError:
         raise TrainError(
             "the steps of an epoch cannot be counted",

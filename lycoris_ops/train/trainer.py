@@ -172,12 +172,8 @@ class Trainer:
 
     def step_of(self, feed: Feed) -> StepReport:
         """Make one step by the next batches of a feed, each process by its own of them, as `step`."""
-        count = processes.count()
-        batches = feed.take(self.options.accumulation * count)
-        own = batches[processes.rank() :: count]
-        # Make as many passes as the other processes: with a sharded base they wait for each other.
-        beside = batches[:1] * (-(-len(batches) // count) - len(own))
-        return self.step(*own, of=len(batches), place=feed.place, beside=beside)
+        group = feed.take(self.options.accumulation)
+        return self.step(*group.own, of=group.of, place=feed.place, beside=group.beside)
 
     def validate(self) -> float:
         """The mean loss of the validation batches, as `evaluated`, always with the same chance."""

@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import train_task
 from children import ROOT, child_environment
+from torch.utils.data import DataLoader, DistributedSampler
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
+from lycoris_ops.train.turns import Turn, turns
 
 
 def in_two_processes(folder: Path, what: str) -> None:
@@ -87,6 +90,41 @@ def test_two_processes_probe_as_one(tmp_path: Path) -> None:
                     assert one.gains == pytest.approx(two.gains, rel=1e-4)
 
 
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("kind", ["list", "loader", "loader without batches", "iterator"])
+def test_a_process_reads_no_batches_of_others(kind: str, start: int) -> None:
+    """Of seven, and one process has the last one. The first two may be those of an earlier run."""
+
+    def made() -> tuple[train_task.Loaded, Any]:
+        torch.manual_seed(0)
+        data = train_task.Loaded([float(place) for place in range(14 if kind == "loader" else 7)])
+        if kind == "loader":
+            return data, DataLoader(data, batch_size=2, shuffle=True)
+        if kind == "iterator":
+            return data, (data[place] for place in range(7))
+        return data, data.found if kind == "list" else DataLoader(data, batch_size=None, shuffle=True)
+
+    whole = [str(batch) for batch in made()[1]]
+    found: list[list[Turn]] = []
+    for rank in range(3):
+        data, batches = made()
+        found.append(list(turns(batches, rank, 3, 3 + start)))
+        if kind.startswith("loader"):
+            assert len(data.read) == len(found[-1]) * (2 if kind == "loader" else 1)
+    rounds = list(zip(*found, strict=True))
+    assert [str(turn.batch) for each in rounds for turn in each if turn.counts] == whole[start:]
+    for each in rounds:
+        assert {turn.of for turn in each} == {sum(turn.counts for turn in each)}
+
+
+def test_a_loader_with_a_distributed_sampler_has_no_batches_of_others() -> None:
+    data = train_task.Loaded(list(range(6)))
+    for rank in range(3):
+        sampler = DistributedSampler(data, 3, rank, shuffle=False)
+        found = list(turns(DataLoader(data, batch_size=None, sampler=sampler), rank, 3))
+        assert found == [Turn(rank, True, 3), Turn(rank + 3, True, 3)]
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
 @pytest.mark.parametrize("base", ["whole", "sharded", "both sharded"])
 def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
@@ -103,7 +141,7 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
         net = train_task.network_of(train_task.model(), 0)
     lyc.train_network(
         net,
-        train_task.batches(5, 1),
+        train_task.loaded()[1] if base == "sharded" else train_task.batches(5, 1),
         train_task.loss,
         train_task.options(tmp_path / "one", 2, 6),
         validation=train_task.batches(2, 2),

@@ -70,6 +70,26 @@ def kinds_of(module: nn.Module) -> lyc.LycorisNetwork:
     return lyc.create_lycoris(module, rank=3, seed=1, overrides=kinds)
 
 
+class Loaded(torch.utils.data.Dataset[Any]):
+    """Batches that a loader shuffles, and notes which ones are read."""
+
+    def __init__(self, found: list[Any]) -> None:
+        self.found = found
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, place: int) -> Any:
+        self.read.append(place)
+        return self.found[place]
+
+
+def loaded() -> tuple[Loaded, Any]:
+    data = Loaded(batches(5, 1))
+    return data, torch.utils.data.DataLoader(data, batch_size=None, shuffle=True)
+
+
 def meet(rank: int, count: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     torch.distributed.init_process_group(
@@ -126,7 +146,10 @@ def process(rank: int, folder: str, base: str) -> None:
         # Other starts in the processes: those of the first one count.
         return network_of(module, rank)
 
-    data, held_out = batches(5, 1), batches(2, 2)
+    data: Any = batches(5, 1)
+    held_out, read = batches(2, 2), None
+    if base == "sharded":
+        read, data = loaded()
     refusing = (lyc.TrainOptions(steps=1, optimiser="adafactor"), lyc.TrainOptions(steps=1, search="rate"))
     for refused in refusing if base == "both sharded" else ():
         try:
@@ -143,10 +166,13 @@ def process(rank: int, folder: str, base: str) -> None:
     net = network()
     lyc.train_network(net, data, loss, settings, validation=held_out, resume=settings.folder)
     with torch.no_grad():
-        trained = net.module(data[0][0])
+        trained = net.module(batches(5, 1)[0][0])
+    if read is not None:
+        # Three of each epoch's five, one of them a second time by the resumed run.
+        assert len(read.read) == 3 + 3 + 1, read.read
     net.merge_to()
     with torch.no_grad():
-        merged = net.module(data[0][0])
+        merged = net.module(batches(5, 1)[0][0])
     weights = [getattr(value, "full_tensor", lambda value=value: value)() for value in net.parameters()]
     torch.save(([*weights, merged], trained), f"{folder}/{rank}.pt")
 

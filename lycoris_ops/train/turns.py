@@ -1,0 +1,97 @@
+"""The batches of one process of several, without reading those of the others where that can be."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+REPLACED = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
+"""The arguments of a loader that say what its batches are."""
+LASTING = frozenset({"persistent_workers", "pin_memory_device"})
+"""Arguments that are of no use to a loader of one epoch, or that newer versions of torch warn of."""
+
+
+class Turn(NamedTuple):
+    """The batch of one process, where each has one."""
+
+    batch: Any
+    counts: bool
+    """Whether it is the process's own. Of the last batches there may be too few: then it is another's."""
+    of: int
+    """How many batches the processes have together."""
+
+
+def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iterator[Turn]:
+    """Every n-th batch after the first `start % n`, for the process `rank` of n = `count`.
+
+    The batches of others are not read where `batches` is a sequence or torch's loader of a data set with
+    places. A loader with a `DistributedSampler` has no others' batches.
+    """
+    if count == 1 or shared_out(batches, count):
+        return (Turn(batch, True, count) for batch in iter(batches))
+    start %= count
+    if isinstance(batches, Sequence):
+        places = _Places(range(start, len(batches)), rank, count)
+        return _sized((batches[place] for place in places), places)
+    if _has_places(batches):
+        loader: Any = batches
+        by_batch = loader.batch_sampler is not None
+        sampler = loader.batch_sampler if by_batch else loader.sampler
+        places = _Places(sampler, rank, count, start)
+        return _sized(iter(_with_places(loader, places, by_batch=by_batch)), places)
+    return _turns(islice(iter(batches), start, None), rank, count)
+
+
+def shared_out(batches: Iterable[Any], count: int) -> bool:
+    """Whether the batches are those of one of several processes, as many as each other one has."""
+    if count == 1:
+        return False
+    from torch.utils.data import DistributedSampler
+
+    return isinstance(getattr(batches, "sampler", None), DistributedSampler)
+
+
+class _Places:
+    """The places of one process's batches, of those that a sampler gives."""
+
+    def __init__(self, every: Iterable[Any], rank: int, count: int, start: int = 0) -> None:
+        self.every, self.rank, self.count, self.start = every, rank, count, start
+        self.sizes: deque[int] = deque()
+        """The `Turn.of` of the places that were given, whose batches a loader gives later."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for turn in _turns(islice(self.every, self.start, None), self.rank, self.count):
+            self.sizes.append(turn.of)
+            yield turn.batch
+
+
+def _turns(batches: Iterator[Any], rank: int, count: int) -> Iterator[Turn]:
+    """The turns of a process, which reads all batches."""
+    while group := list(islice(batches, count)):
+        counts = rank < len(group)
+        yield Turn(group[rank if counts else 0], counts, len(group))
+
+
+def _sized(batches: Iterator[Any], places: _Places) -> Iterator[Turn]:
+    for batch in batches:
+        of = places.sizes.popleft()
+        yield Turn(batch, places.rank < of, of)
+
+
+def _has_places(batches: Iterable[Any]) -> bool:
+    from torch.utils.data import DataLoader, IterableDataset
+
+    return type(batches) is DataLoader and not isinstance(cast("Any", batches).dataset, IterableDataset)
+
+
+def _with_places(loader: Any, places: _Places, *, by_batch: bool) -> Iterable[Any]:
+    """A loader like another one, of the batches at these places."""
+    from torch.utils.data import DataLoader
+
+    known = inspect.signature(DataLoader).parameters.keys() - REPLACED - LASTING
+    alike = {name: getattr(loader, name) for name in known if hasattr(loader, name)}
+    own: dict[str, Any] = {"batch_sampler": places} if by_batch else {"sampler": places, "batch_size": None}
+    return DataLoader(**alike, **own)
