@@ -27,7 +27,7 @@ def batches_of(batches: Batches, epoch: int) -> Iterable[Any]:
 
 
 @dataclass
-class Group:
+class StepBatches:
     """The batches of one step."""
 
     own: list[Any] = field(default_factory=list[Any])
@@ -57,7 +57,7 @@ class Feed:
     def place(self) -> DataPlace:
         return self._epoch, self._used
 
-    def take(self, most: int) -> Group:
+    def take(self, most: int) -> StepBatches:
         """The next batches, at most so many for each process. A group never holds two epochs' batches.
 
         Raises TrainError where an epoch has no batch.
@@ -80,8 +80,8 @@ class Feed:
                 cast("Any", batches).sampler.set_epoch(epoch)
             self._rest = turns(batches, processes.rank(), processes.count(), start)
 
-    def _some(self, most: int) -> Group:
-        found = Group()
+    def _some(self, most: int) -> StepBatches:
+        found = StepBatches()
         for _ in range(most):
             turn = self._next()
             if turn is None:

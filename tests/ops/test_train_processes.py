@@ -135,10 +135,13 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     folder = tmp_path / "two"
     in_two_processes(folder, base)
     (tmp_path / "one").mkdir()
-    if base == "both sharded":
-        net = train_task.kinds_of(train_task.deep())
-    else:
-        net = train_task.network_of(train_task.model(), 0)
+
+    def made() -> lyc.LycorisNetwork:
+        if base == "both sharded":
+            return train_task.kinds_of(train_task.deep())
+        return train_task.network_of(train_task.model(), 0)
+
+    net = made()
     lyc.train_network(
         net,
         train_task.loaded()[1] if base == "sharded" else train_task.batches(5, 1),
@@ -159,6 +162,12 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     for name, layer in one.items():
         for key, tensor in layer.tensors().items():
             torch.testing.assert_close(two[name].tensors()[key], tensor, rtol=1e-5, atol=1e-7)
+    # One process goes on from the state of two.
+    trainer = lyc.Trainer(made(), train_task.loss, train_task.options(tmp_path / "one", 2, 7))
+    trainer.load_state(folder / "out-checkpoints" / "last.state.safetensors")
+    assert trainer.done == 6
+    assert all(map(torch.equal, trainer.parameters, first))
+    trainer.step(train_task.batches(1)[0])
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
