@@ -16,7 +16,7 @@ from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
 from . import compiled
 from .bound import BoundPlan
-from .forwards.forward import Strengths, outliving
+from .forwards.forward import Strengths, in_own_dtypes, outliving
 from .geometry import geometry_of
 from .placed import PlacedPlan
 from .plan import BypassPlan, Met
@@ -248,7 +248,7 @@ class Bypass:
         if self.met is not None:
             return self.met
         try:
-            with outliving():
+            with outliving(), in_own_dtypes(device):
                 met = self.plan.meet(
                     dtype,
                     device,
@@ -357,7 +357,11 @@ class Bypass:
                 self._before(self.module, (x,), {})
             else:
                 bound = self._live(x)
-                self._pass = None if bound is None else (bound, bound.seen(x), given)
+                if bound is not None:
+                    # It needs what it makes of the input, of which `given` is a rounded copy.
+                    whole = isinstance(bound, WholePass)
+                    seen = bound.given(x, self._slots)[0] if whole else bound.seen(x)
+                    self._pass = (bound, seen, given)
             found = self._after(self.module, (x,), {}, y)
         return y if found is None else found
 
@@ -439,7 +443,7 @@ class Bypass:
         dtype, device = compute_dtype(x.dtype), x.device
         found: WholePass | None = None
         try:
-            with outliving():
+            with outliving(), in_own_dtypes(device):
                 whole = self._whole_plan
                 if whole is None or not whole.serves(x, self.dropout):
                     layer = alone_in(self.plan)

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from ..algorithms import Layer
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, promoted
+from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, check_present, input_of, values_of
 
 
@@ -89,7 +90,8 @@ class Rebuilt:
         weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
         try:
             wide = weight.to(compute_dtype(weight.dtype))
-            change = self.layer.change(wide.T if self.transposed else wide, bias)
+            with in_own_dtypes(wide.device):
+                change = self.layer.change(wide.T if self.transposed else wide, bias)
         except LycorisError as error:
             raise error.within(weight=self.name) from None
         # A host that finds one of the two on another device would move both.

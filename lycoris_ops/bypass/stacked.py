@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype
+from .forwards.forward import in_own_dtypes
 from .hook import check_present, input_of, values_of
 from .rebuilt import Rebuilt
 
@@ -88,7 +89,8 @@ class StackedPart(Rebuilt):
             return None
         wide = weight.to(compute_dtype(weight.dtype))
         try:
-            delta = self.layer.delta(wide.T if self.transposed else wide)
+            with in_own_dtypes(wide.device):
+                delta = self.layer.delta(wide.T if self.transposed else wide)
         except LycorisError as error:
             raise error.within(weight=self.name) from None
         return torch.add(wide, delta.T if self.transposed else delta, alpha=self.strength).to(weight.dtype)

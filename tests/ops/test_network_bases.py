@@ -216,6 +216,22 @@ def test_under_autocast_and_checkpointing(case: str) -> None:
     assert all((a - b).norm() <= 0.03 * b.norm() for a, b in zip(narrow, plain, strict=True))
 
 
+@pytest.mark.parametrize("form", ["bypass", "rebuilt"])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "oftv2"])
+def test_starts_as_the_model_under_autocast(algorithm: str, form: str) -> None:
+    """The norms of DoRA are those of the weight and not of a rounded one; the backward pass is outside."""
+    model = nn.Sequential(nn.Linear(64, 64))
+    x = torch.randn(5, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model(x)
+        dora = None if algorithm == "oftv2" else "output"
+        network = made(model, moved=False, algorithm=algorithm, dora=dora, form=form)
+        found = model(x)
+    assert torch.equal(found, wanted)
+    loss(found.float()).backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
 @pytest.mark.parametrize("recording", [True, False])
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "glora", "full", "oft"])
 @pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
@@ -257,6 +273,17 @@ def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
         assert (outputs[0] - outputs[1]).abs().max() < 1e-6
         assert all((one - two).abs().max() < 1e-6 for one, two in zip(*grads, strict=True))
         optimiser.step()
+
+
+@pytest.mark.parametrize("case", ["dora-output", "dora-input", "oftv2"])
+def test_compiled_passes_without_gradients_while_a_network_learns(case: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    made(model, **CASES[case], form="bypass")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
 
 
 class Packed(nn.Linear):
