@@ -69,8 +69,11 @@ class WholePlan:
             sides = self.layer.sides(met)
         if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
             return None
-        self._inside = self._adding(sides.inside, x, self._inside)
-        self._beside = self._adding(sides.beside, x, self._beside)
+        inside = self._adding(sides.inside, x, self._inside)
+        beside = self._adding(sides.beside, x, self._beside)
+        # What does not see later values would keep the graph of this pass.
+        self._inside = inside if inside is not None and inside.follows else None
+        self._beside = beside if beside is not None and beside.follows else None
         dtype = self.plain.dtype
         outputs, inputs = sides.outputs, sides.inputs
         if dtype != met.dtype:
@@ -82,7 +85,7 @@ class WholePlan:
             before = self.like.new_zeros(self.geometry.outputs) if own is None else own
             biases = tuple(one.part.delta(before).to(dtype) for one in stage.biases)
         own = None if own is None else self.geometry.per_channel(own.to(dtype))
-        return WholePass(self, sides, outputs, inputs, own, biases, self._inside, self._beside)
+        return WholePass(self, sides, outputs, inputs, own, biases, inside, beside)
 
     def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan | None:
         """A plan that adds these forms; None for none."""
@@ -91,7 +94,7 @@ class WholePlan:
 
     def _adding(self, forms: Sequence[Additive], x: Tensor, kept: BoundPlan | None) -> BoundPlan | None:
         # The one of the pass before, where that sees the present values.
-        return kept if kept is not None and kept.follows else self.bound(forms, x)
+        return self.bound(forms, x) if kept is None else kept
 
 
 @dataclass

@@ -156,6 +156,13 @@ def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: 
     assert (attend(x, x, x)[0] - output).abs().max() < 1e-6
 
 
+def test_a_network_beside_a_convolution_keeps_no_graph_of_a_pass() -> None:
+    network = made(nn.Sequential(nn.Conv2d(6, 8, 3)), dora="output", form="bypass")
+    loss(network.module(torch.randn(1, 6, 5, 5))).backward()
+    # A tensor of a graph cannot be copied.
+    copy.deepcopy(network.module)
+
+
 class CastNorm(nn.LayerNorm):
     """A norm that moves and casts its weight to its input in each pass, as a host's layers do."""
 
