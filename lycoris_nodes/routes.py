@@ -144,11 +144,20 @@ def _training(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Answer:
     try:
-        return _json(act(parse_json(text)))
+        asked = parse_json(text)
+        if not isinstance(asked, dict):
+            return _unread(f"a {type(asked).__name__}")
+        return _json(act(asked))
     except LycorisError as error:
         return _error(error)
-    except (ValueError, TypeError, LookupError) as error:
-        return _error(LycorisError("the question of the page cannot be read", got=repr(error)))
+    except KeyError as error:
+        return _unread(f"no {error}")
+    except ValueError as error:
+        return _unread(repr(error))
+
+
+def _unread(got: str) -> Answer:
+    return _error(LycorisError("the question of the page cannot be read", got=got))
 
 
 def _error(error: LycorisError) -> Answer:

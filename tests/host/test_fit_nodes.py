@@ -68,7 +68,9 @@ def test_what_depends_on_the_weight_is_converted_with_the_model_and_refused_with
         for suffix, tensor in kinds(shapes[f"diffusion_model.{path}.weight"])[kind].items()
     }
     stack = host.stack((lora_file("dependent.safetensors", lambda path: save_file(tensors, path)), 0.5, 0.5))
-    with pytest.raises(host.ops.LycorisError, match=r"needs the base model.*`model`"):
+    with pytest.raises(
+        host.ops.LycorisError, match=r"needs the base model.*Give the model that the adapters are for"
+    ):
         host.run("LycorisResizeAdapter", stack, "rank 4", "lora")
     made, report = host.run("LycorisResizeAdapter", stack, "rank 4096", "lora", plain.model, dtype="float32")
     assert [entry.strength for entry in made] == [0.5] and "3 lora" in report

@@ -198,7 +198,16 @@ def test_what_the_page_of_adding_adds_works(tmp_path: Path) -> None:
 def test_every_block_of_code_is_run_or_is_output() -> None:
     """A fence says its language. Those of the languages that run are on the pages that tests run."""
     ran = {
-        "python": {"library", "ranks", "training", "merging", "schedules", "block-rules", "coming-from"},
+        "python": {
+            "library",
+            "ranks",
+            "training",
+            "merging",
+            "schedules",
+            "block-rules",
+            "coming-from",
+            "day",
+        },
         "toml": {"training"},
         "console": {"command-line", "install"},
         "diff": {"adding"},

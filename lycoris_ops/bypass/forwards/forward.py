@@ -114,7 +114,9 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
     Autocast would narrow some results, which could not be added in place to what is not narrowed.
     """
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    # Some devices, such as meta, have none.
+    narrows = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if narrows else nullcontext()
 
 
 def recorded(*tensors: Tensor) -> bool:
