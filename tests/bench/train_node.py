@@ -100,7 +100,7 @@ def defaults(node: Any) -> dict[str, Any]:
 
 def run(node: Any, given: dict[str, Any]) -> Any:
     """Run a node as the host does where it takes lists; what it gives."""
-    many = ("latents", "positive")
+    many = ("latents", "positive", "less", "more")
     lists = {name: value if name in many else [value] for name, value in given.items()}
     with torch.inference_mode():
         return node.execute(**grouped(node, lists))

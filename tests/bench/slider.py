@@ -1,0 +1,383 @@
+"""Sliders of three attributes of drawn discs: how an attribute follows the strength, and what else moves.
+
+`python -m tests.bench.slider [--steps N] [--attributes NAME ...]` prints a table. A small flow transformer of
+FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16 with one to four discs of one radius
+and one shade. Its captions name a size, a shade and a number, or leave them open. Train LyCORIS Slider trains
+a slider for each between two of these words, and ComfyUI samples with it at seven strengths from the same
+noise. Attributes are measured on the pictures, as `attributes` says.
+
+"prompts" are sliders between two prompts, and "pictures" those of rows of pictures that are drawn alike but
+for the attribute, at four strengths. "LECO" is the recipe of the paper, written down below, with the same
+layers, rank, steps and rate.
+
+"R2" is that of a line through the mean attribute at each strength, "moves" how far the mean goes from -1 to
+1, as a share of the range in which the pictures were drawn, and "drift" how far the others go at most from
+where they are at strength 0, as a share of their ranges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.bench.quality.bases import trained
+from tests.bench.side import Table
+from tests.bench.train_node import defaults, run
+from tests.harness.base import CONTEXT
+from tests.harness.diffusion import write_model
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import base_directory, boot_in_process
+
+SIZES = {"width": 128, "double": 1, "single": 2}
+BASE_STEPS, BASE_BATCH, BASE_LR = 1200, 64, 2e-3
+SIDE, FOLD, MOST, GROUND = 16, 4, 4, -1.0
+RADIUS, SHADE = (1.5, 3.5), (-0.2, 1.0)
+"""In pixels, and as values from -1 to 1."""
+THRESHOLD = -0.6
+GUIDANCE = 3.5
+"""What the model is told of the guidance built in, of which it learns nothing."""
+LATENT = (1, 16, SIDE // FOLD, SIDE // FOLD)
+RANGES = {"size": RADIUS[1] - RADIUS[0], "shade": SHADE[1] - SHADE[0], "count": MOST - 1.0}
+WORDS = ("discs", "open", "small", "large", "dark", "bright", "few", "many")
+ENDS = {"size": ("small", "large"), "shade": ("dark", "bright"), "count": ("few", "many")}
+STRENGTHS = (-1.0, -2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3, 1.0)
+PICTURES = 48
+SAMPLING = 20
+"""Steps of the sampler."""
+LR, RANK, BATCH, GUIDED = 2e-3, 4, 4, 0.5
+"""The settings of all sliders; `GUIDED` is the guidance along the difference of prompts."""
+AT, ROWS, REACH = (-1.0, -0.5, 0.5, 1.0), 32, 0.35
+"""The strengths of opposed pictures, how many rows there are, and how far strength 1 is from the middle of a
+range, as a share of it."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    pictures: Tensor
+    """(N, 1, 16, 16)."""
+    words: list[list[str]]
+    """For each picture what is said of its size, shade and count."""
+
+
+def shares_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """For each picture where in their ranges its size, shade and number are (N, 3), and the order in which
+    the quarters get a disc (N, 4)."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.rand((count, 3), generator=draw), torch.rand((count, MOST), generator=draw).argsort(1)
+
+
+def painted(shares: Tensor, order: Tensor) -> Tensor:
+    """Pictures (N, 1, 16, 16) of discs of one radius and shade, each amid a quarter of its own."""
+    radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * shares[:, 0]
+    shade = SHADE[0] + (SHADE[1] - SHADE[0]) * shares[:, 1]
+    discs = 1 + (MOST * shares[:, 2]).long()
+    line = torch.arange(SIDE) + 0.5
+    inside = torch.zeros(len(shares), SIDE, SIDE)
+    for place in range(MOST):
+        quarter = order[:, place]
+        row, column = (4 + 8 * at[:, None, None] for at in (quarter // 2, quarter % 2))
+        far = ((line[:, None] - row) ** 2 + (line - column) ** 2).sqrt()
+        disc = (0.5 + radius[:, None, None] - far).clamp(0, 1)
+        inside = torch.maximum(inside, disc * (place < discs)[:, None, None])
+    return (GROUND + inside * (shade[:, None, None] - GROUND))[:, None]
+
+
+def drawn(count: int, seed: int) -> Drawn:
+    """Pictures with captions, of whose words a third is left open."""
+    shares, order = shares_of(count, seed)
+    said = torch.rand((count, 3), generator=torch.Generator().manual_seed(seed)) < 2 / 3
+    words = [
+        [
+            "open" if not told or 1 / 3 <= share <= 2 / 3 else ENDS[name][int(share > 0.5)]
+            for name, share, told in zip(RANGES, row, own, strict=True)
+        ]
+        for row, own in zip(shares.tolist(), said.tolist(), strict=True)
+    ]
+    return Drawn(painted(shares, order), words)
+
+
+def encoded(words: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+    """What a text encoder would give for some captions: (N, 4, 768), and (N, 768)."""
+    table = torch.randn((len(WORDS), CONTEXT), generator=torch.Generator().manual_seed(0))
+    tokens = torch.stack([table[[WORDS.index(word) for word in ("discs", *one)]] for one in words])
+    return tokens, tokens.mean(1)
+
+
+def conditioning(*words: str) -> list[Any]:
+    tokens, pooled = encoded([words])
+    return [[tokens, {"pooled_output": pooled}]]
+
+
+OPEN = conditioning("open", "open", "open")
+
+
+def ends_of(name: str) -> list[Any]:
+    """The prompts of the least and of the most of an attribute."""
+    place = list(RANGES).index(name)
+    return [conditioning(*(end if at == place else "open" for at in range(3))) for end in ENDS[name]]
+
+
+def attributes(pictures: Tensor) -> dict[str, float]:
+    """The means over pictures (N, 1, 16, 16) of the discs' radius, shade and number.
+
+    The shade of a disc is that of its four pixels in the middle, which every disc covers, and its area is how
+    many times that is in its quarter.
+    """
+    quarters = pictures[:, 0].unflatten(1, (2, -1)).unflatten(3, (2, -1)).transpose(2, 3)
+    shade = quarters[..., 3:5, 3:5].mean((-1, -2))
+    there = shade > THRESHOLD
+    area = (quarters - GROUND).sum((-1, -2))[there] / (shade[there] - GROUND)
+    return {
+        "size": float((area / torch.pi).sqrt().mean()),
+        "shade": float(shade[there].mean()),
+        "count": float(there.sum((1, 2)).float().mean()),
+    }
+
+
+class Discs:
+    """The trained model in the host."""
+
+    def __init__(self, nodes: Any, folder: Path) -> None:
+        self.nodes = nodes
+        place = folder / "models" / "diffusion_models"
+
+        def untrained() -> nn.Module:
+            write_model(place / "untrained.safetensors", "Flux", **SIZES)
+            made = nodes.UNETLoader().load_unet("untrained.safetensors", "default")[0]
+            return made.model.diffusion_model.requires_grad_(True)
+
+        def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+            with differentiable(module):
+                return self._loss(module, batch)
+
+        recipe = ("discs", SIZES, BASE_STEPS, BASE_BATCH, BASE_LR)
+        base = trained("discs", recipe, untrained, self._batches, loss, steps=BASE_STEPS, lr=BASE_LR)
+        save_file(base.state_dict(), place / "discs.safetensors")
+        self.model = nodes.UNETLoader().load_unet("discs.safetensors", "default")[0]
+
+    @staticmethod
+    def _batches() -> Iterator[tuple[Tensor, ...]]:
+        for number in itertools.count():
+            found = drawn(BASE_BATCH, 1_000_000 + number)
+            draw = torch.Generator().manual_seed(number)
+            x = functional.pixel_unshuffle(found.pictures, FOLD)
+            times = (torch.randperm(BASE_BATCH, generator=draw) + torch.rand(1, generator=draw)) / BASE_BATCH
+            yield (x, *encoded(found.words), torch.randn(x.shape, generator=draw), times)
+
+    @staticmethod
+    def _loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, context, pooled, noise, times = batch
+        there = times[:, None, None, None]
+        seen = (1 - there) * x + there * noise
+        found = module(seen, times, context, y=pooled, guidance=torch.full_like(times, GUIDANCE))
+        return functional.mse_loss(found, noise - x)
+
+    @torch.no_grad()
+    def pictures(self, file: str | None, strength: float) -> Tensor:
+        """What the model samples with a file at a strength, always from the same noise."""
+        import comfy.sample
+        import comfy.sd
+        import comfy.utils
+
+        model: Any = self.model
+        if file is not None:
+            tensors = comfy.utils.load_torch_file(file, safe_load=True)
+            model, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
+        zeros = torch.zeros((PICTURES, *LATENT[1:]))
+        noise = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(5))
+        said = conditioning("open", "open", "open")
+        said[0][1]["guidance"] = GUIDANCE
+        made = comfy.sample.sample(
+            model, noise, SAMPLING, 1.0, "euler", "simple", said, said, zeros, disable_pbar=True, seed=5
+        )
+        return functional.pixel_shuffle(model.model.process_latent_in(made), FOLD)
+
+    def slider(self, name: str, steps: int, **data: Any) -> str:
+        """The file of a slider that the node trains."""
+        node = self.nodes.NODE_CLASS_MAPPINGS["LycorisSlider"]
+        given = {
+            "steps": steps,
+            "learning_rate": LR,
+            "rank": RANK,
+            "batch_size": BATCH,
+            "filename_prefix": f"slider-{os.getpid()}/{name}",
+        }
+        known = {"model": self.model, "positive": [OPEN]}
+        return run(node, {**defaults(node), **given, **known, **data}).args[5]
+
+    def between_prompts(self, name: str, steps: int) -> str:
+        less, more = ends_of(name)
+        data = {"latents": [{"samples": torch.zeros(LATENT)}], "less": [less], "more": [more]}
+        return self.slider(f"{name}-prompts", steps, guidance=GUIDED, pictures=32, **data)
+
+    def of_pictures(self, name: str, steps: int) -> str:
+        """Of rows of pictures that are alike but for the attribute."""
+        shares, order = shares_of(ROWS, 7)
+        rows: list[Tensor] = []
+        for strength in AT:
+            shares[:, list(RANGES).index(name)] = 0.5 + REACH * strength
+            rows.append(painted(shares, order))
+        latents = functional.pixel_unshuffle(torch.stack(rows, 1).flatten(0, 1), FOLD)
+        samples = self.model.model.process_latent_out(latents)
+        strengths = ", ".join(map(str, AT))
+        return self.slider(f"{name}-pictures", steps, latents=[{"samples": samples}], strengths=strengths)
+
+    def by_leco(self, name: str, steps: int, like: str) -> str:
+        """The recipe of LECO and of Concept Sliders' prompts, on the layers of another file.
+
+        A step samples from noise to a random time with the adapter at strength 1, and draws what the model
+        puts out there towards e(what) + guidance (e(more) - e(less)) of the model alone. Strengths below 0
+        are not trained.
+        """
+        network = self.model.model.diffusion_model
+        layers = {key.partition(".lora_")[0] for key in load_file(like) if ".lora_" in key}
+        draw = torch.Generator().manual_seed(0)
+        said = [(text[0][0], text[0][1]["pooled_output"]) for text in (OPEN, *ends_of(name))]
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        strength, hooks = 0.0, []
+
+        def put_out(x: Tensor, time: Tensor, text: tuple[Tensor, Tensor], at: float) -> Tensor:
+            nonlocal strength
+            strength = at
+            context, pooled = (one.expand(BATCH, *one.shape[1:]) for one in text)
+            times = time.expand(BATCH)
+            return network(x, times, context, y=pooled, guidance=torch.full((BATCH,), GUIDANCE))
+
+        for layer in sorted(layers):
+            linear = network.get_submodule(layer.removeprefix("diffusion_model."))
+            down = torch.randn((RANK, linear.in_features), generator=draw) / linear.in_features**0.5
+            factors[layer] = (down.requires_grad_(), torch.zeros(linear.out_features, RANK).requires_grad_())
+
+            def beside(_: Any, given: Any, found: Tensor, own: Any = factors[layer]) -> Tensor:
+                return found + strength * functional.linear(functional.linear(given[0], own[0]), own[1])
+
+            hooks.append(linear.register_forward_hook(beside))
+        optimiser = torch.optim.AdamW([one for both in factors.values() for one in both], lr=LR)
+        schedule = torch.linspace(1, 0, SAMPLING + 1)
+        with differentiable(network):
+            for _ in range(steps):
+                with torch.no_grad():
+                    x = torch.randn((BATCH, *LATENT[1:]), generator=draw)
+                    stop = int(torch.randint(SAMPLING, (), generator=draw))
+                    for now, then in itertools.pairwise(schedule[: stop + 1]):
+                        x = x + (then - now) * put_out(x, now, said[0], 1.0)
+                    what, less, more = (put_out(x, schedule[stop], text, 0.0) for text in said)
+                found = put_out(x, schedule[stop], said[0], 1.0)
+                functional.mse_loss(found, what + GUIDED * (more - less)).backward()
+                optimiser.step()
+                optimiser.zero_grad()
+        for hook in hooks:
+            hook.remove()
+        place = Path(like).with_name(f"{name}-leco.safetensors")
+        tensors = {f"{layer}.lora_down.weight": both[0] for layer, both in factors.items()}
+        tensors |= {f"{layer}.lora_up.weight": both[1] for layer, both in factors.items()}
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, place)
+        return str(place)
+
+
+@contextmanager
+def differentiable(network: nn.Module) -> Iterator[None]:
+    """A context in which a network of the host has gradients."""
+    import comfy.model_management
+
+    # Blocks write over what their norms have read, which the backward pass needs.
+    hooks = [
+        inner.register_forward_pre_hook(lambda _, given: (given[0].clone(),))
+        for inner in network.modules()
+        if isinstance(inner, nn.LayerNorm)
+    ]
+    # Some of the host's fused operations have no gradient, and it then takes others.
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = False
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How attributes follow the strengths of a slider."""
+
+    name: str
+    found: Sequence[dict[str, float]]
+    """The attributes at each strength."""
+
+    @property
+    def own(self) -> Any:
+        return np.array([one[self.name] for one in self.found])
+
+    @property
+    def r2(self) -> float:
+        fit = np.polyval(np.polyfit(STRENGTHS, self.own, 1), STRENGTHS)
+        return float(1 - ((self.own - fit) ** 2).sum() / ((self.own - self.own.mean()) ** 2).sum())
+
+    @property
+    def drift(self) -> dict[str, float]:
+        middle = self.found[len(self.found) // 2]
+        return {
+            other: max(abs(one[other] - middle[other]) for one in self.found) / RANGES[other]
+            for other in RANGES
+            if other != self.name
+        }
+
+    def cells(self) -> list[object]:
+        own = self.own
+        return [
+            *(f"{own[at]:.2f}" for at in (0, len(own) // 2, -1)),
+            f"{(own[-1] - own[0]) / RANGES[self.name]:.0%}",
+            "yes" if (np.diff(own) > 0).all() else "no",
+            f"{self.r2:.3f}",
+            ", ".join(f"{other} {value:.1%}" for other, value in self.drift.items()),
+        ]
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--steps", type=int, default=200)
+    made.add_argument("--attributes", nargs="+", choices=list(RANGES), default=list(RANGES))
+    options = made.parse_args()
+    folder = base_directory(ROOT / ".cache" / "bench" / "slider", ROOT)
+    nodes = boot_in_process(facts().comfyui, folder)
+    import comfy.utils
+    import folder_paths
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    with torch.inference_mode(mode=False):
+        discs = Discs(nodes, folder)
+    for name, pictures in (("drawn", drawn(256, 3).pictures), ("sampled", discs.pictures(None, 0.0))):
+        print(name, {key: round(value, 2) for key, value in attributes(pictures).items()}, flush=True)
+    ways: dict[str, Callable[[str], str]] = {
+        "prompts": lambda name: discs.between_prompts(name, options.steps),
+        "pictures": lambda name: discs.of_pictures(name, options.steps),
+        "LECO": lambda name: discs.by_leco(name, options.steps, files[name]),
+    }
+    files: dict[str, str] = {}
+    lines = Table("by", "slider of", "at -1", "at 0", "at 1", "moves", "monotone", "R2", "drift", "CPU s")
+    for way, make in ways.items():
+        for name in options.attributes:
+            began = time.process_time()
+            files[name] = make(name)
+            took = time.process_time() - began
+            found = Followed(name, [attributes(discs.pictures(files[name], each)) for each in STRENGTHS])
+            lines.row(way, name, *found.cells(), f"{took:.0f}")
+    shutil.rmtree(Path(folder_paths.get_output_directory()) / f"slider-{os.getpid()}", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
