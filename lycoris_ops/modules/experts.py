@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from ..bypass.stacked import Stacked
+from ..maths.tensors import is_divided, is_plain
 
 
-def expert_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, Stacked]]:
-    """The parameters (E, O, I) of a module whose parts are weights of E experts, by name.
+def expert_weights(module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:
+    """The parameters (E, O, I) of a module whose parts are weights of E experts, by name; or why they cannot
+    be adapted.
 
     Such modules are those of transformers, which know their number of experts or are called so.
     """
     if not (hasattr(module, "num_experts") or "Experts" in type(module).__name__):
-        return
-    for name, value in module.named_parameters(recurse=False):
-        if value.ndim == 3 and value.is_floating_point():
-            yield name, value, Stacked(module, name)
+        return []
+    held = dict(module.named_parameters(recurse=False))
+    found = {name: value for name, value in held.items() if value.ndim == 3 and value.is_floating_point()}
+    narrow = any(
+        value.itemsize == 1 or not (is_plain(value) or is_divided(value)) for value in found.values()
+    )
+    if found and (narrow or any("_scale" in name for name in held)):
+        return "its experts are packed, and have their values by scales"
+    return [(name, value, Stacked(module, name)) for name, value in found.items()]
 
 
 def stored_turned(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from ..bypass.geometry import definer
 from ..bypass.stacked import Stacked
 from ..errors import LycorisError
 from ..maths.shapes import Shape
-from ..maths.tensors import is_plain, norm
+from ..maths.tensors import is_divided, is_plain, norm
 from ..rules.patterns import Pattern
 from .experts import expert_weights, stored_turned
 from .named import named_modules
@@ -126,8 +126,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return _projections(path, module)
     if parametrize.is_parametrized(module, "weight") or _by_norm(module):
         return "its weight is computed from other values, as by weight_norm"
-    if found := list(expert_weights(module)):
-        return _experts(path, module, found)
+    if experts := expert_weights(module):
+        return experts if isinstance(experts, str) else _experts(path, module, experts)
     held = getattr(module, "weight", None)
     # A model may call anything by this name: a number, or a module inside.
     weight = held if isinstance(held, Tensor) else None
@@ -147,11 +147,12 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         by_package = definer(module).__module__.partition(".")[0] in KNOWN
         known = by_package or not is_plain(weight) or _multiplies(module, found, weight)
         return [Site(path, module, kind, found.shape, found if known else None)]
-    if len(shape) == 2 and ROUTER.search(type(module).__name__):
-        # By the parameter's own name, as PEFT's `target_parameters` have it.
-        return [Site(f"{path}.weight", module, "router", shape)]
     if is_plain(weight) and (own := _own_way(module, shape)):
         return [Site(path, module, own, shape)]
+    values = is_plain(weight) or is_divided(weight)
+    if len(shape) == 2 and values and ROUTER.search(type(module).__name__):
+        # By the parameter's own name, as PEFT's `target_parameters` have it.
+        return [Site(f"{path}.weight", module, "router", shape)]
     if isinstance(module, nn.Embedding):
         if module.sparse:
             return "its gradients are sparse, which no layer on its weight can have"

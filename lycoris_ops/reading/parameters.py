@@ -49,10 +49,21 @@ class ParametersFile:
     def of(cls, file: TensorFile, config: Config[Any]) -> TensorFile:
         """The file itself where its configuration names no parameters.
 
-        Raises FileFormatError where the factors are not those of whole experts.
+        Raises FileFormatError where the factors are not those of whole experts, and where the configuration
+        names a parameter without a module: PEFT looks in the model for the modules that have it.
         """
         if not isinstance(config, LoraConfig) or not config.target_parameters:
             return file
+        bare = next((target for target in config.target_parameters if "." not in target), None)
+        if bare is not None:
+            raise FileFormatError(
+                "the configuration names a parameter without its module, which a file alone does not tell",
+                file=file.path,
+                key="target_parameters",
+                got=bare,
+                expected=f"the end of its path with the module, such as experts.{bare}",
+                hint="Write it so into adapter_config.json: PEFT reads both alike",
+            )
         pieces = dict(_pieces(file, config))
         taken = {piece.key for piece in pieces.values()}
         tensors = {key: info for key, info in file.tensors.items() if key not in taken}

@@ -21,10 +21,11 @@ def adapter_checkpoints(
     does what `save_model` writes. For "peft" it is a folder that PEFT loads; for the other dialects a file of
     the name `adapter.safetensors`. `metadata` is as in `save_adapter`. Afterwards the model's own
     `save_pretrained` writes the whole model again. A training goes on from a checkpoint by
-    `create_lycoris(model, weights=folder)`; the trainer's `resume_from_checkpoint` wants the whole model.
+    `create_lycoris(model, weights=folder)`; the trainer's `resume_from_checkpoint` wants the whole model,
+    as does `load_best_model_at_end`.
 
     Raises TrainError without transformers, and at the start for a trainer of another model than the
-    network's, or of one that is no model of transformers.
+    network's, of one that is no model of transformers, or one that is to load the best model at its end.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 
@@ -35,6 +36,13 @@ def adapter_checkpoints(
                     "the trainer is not that of the network's model",
                     got=type(model).__name__,
                     expected=f"the {type(network.module).__name__} of the network, a model of transformers",
+                )
+            if args.load_best_model_at_end:
+                raise TrainError(
+                    "the trainer is to load the best model at its end, but its checkpoints hold no model",
+                    got="load_best_model_at_end=True",
+                    expected="load_best_model_at_end=False",
+                    hint="Load the best checkpoint afterwards: create_lycoris(model, weights=folder)",
                 )
             whole = model.save_pretrained
 

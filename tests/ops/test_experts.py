@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import lycoris_ops as lyc
+from lycoris_ops.modules.sites import left_alone, select
 
 EXPERTS = "model.layers.0.mlp.experts"
 IDS = torch.arange(12).reshape(2, 6)
@@ -128,6 +129,38 @@ def test_pefts_files_of_parameters_go_both_ways(parameters: list[str], tmp_path:
         assert len(said["target_parameters"]) == len(parameters)
         adapted = peft.PeftModel.from_pretrained(mixtral(), str(tmp_path / name)).eval()
         assert torch.allclose(logits(adapted), wanted, atol=1e-5)
+
+
+def test_a_parameter_without_a_module_in_pefts_configuration_is_refused(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"])
+    theirs: Any = peft.get_peft_model(mixtral(), config)
+    theirs.save_pretrained(str(tmp_path))
+    with pytest.raises(lyc.LycorisError, match=r"target_parameters.*such as experts\.(gate_up|down)_proj"):
+        lyc.load_adapter(tmp_path)
+
+
+class TopRouter(nn.Linear):
+    """As that of Llama 4: a linear layer with a pass of its own."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = super().forward(x)
+        return scores.sigmoid(), scores
+
+
+def test_a_router_that_is_a_linear_layer_is_trained_as_one() -> None:
+    model = nn.ModuleDict({"router": TopRouter(8, 4)})
+    (site,) = select(model, preset="full").values()
+    assert (site.path, site.kind) == ("router", "linear")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_experts_with_scales_are_left_alone(dtype: torch.dtype) -> None:
+    experts = nn.Module()
+    experts.num_experts = 2
+    experts.up_proj = nn.Parameter(torch.zeros(2, 8, 8, dtype=dtype), requires_grad=False)
+    if dtype == torch.bfloat16:
+        experts.up_proj_scale_inv = nn.Parameter(torch.ones(2, 1, 1))
+    assert "scales" in left_alone(nn.ModuleDict({"experts": experts}))["experts"]
 
 
 @pytest.mark.parametrize("dialect", ["lycoris", "peft"])

@@ -58,3 +58,6 @@ def test_a_checkpoint_holds_the_adapter_and_no_model(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "model.safetensors").exists()
     with pytest.raises(lyc.TrainError, match="not that of the network's model"):
         transformers.Trainer(llama(), settings, callbacks=[callback])
+    settings.load_best_model_at_end, settings.metric_for_best_model = True, "loss"
+    with pytest.raises(lyc.TrainError, match="load_best_model_at_end=True"):
+        transformers.Trainer(model, settings, callbacks=[callback])
