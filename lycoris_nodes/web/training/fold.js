@@ -1,7 +1,7 @@
 // Inputs of Train LoRA / LyCORIS that few need are folded away with its advanced widgets. Those that are linked stay.
 
 const RARE = [
-  ...["plan", "stack", "masks", "empty_caption", "clip", "captions"],
+  ...["plan", "stack", "masks", "empty_caption", "clip", "captions", "sample_positive"],
   ...["regularisation_latents", "regularisation_positive", "regularisation_captions"],
   ...["validation_latents", "validation_positive", "validation_captions"],
 ]
