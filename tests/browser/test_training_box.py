@@ -183,7 +183,7 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     ui.page.evaluate(f"{TRAIN}.showAdvanced = true; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
     rare = [name for name in inputs(ui) if name not in LINKS]
-    assert len(rare) == 12 and "validation_latents" in rare
+    assert len(rare) == 13 and "validation_latents" in rare
     screenshot(f"training-unfolded-{'vue' if vue else 'canvas'}")
     ui.page.evaluate(
         f"""() => {{
