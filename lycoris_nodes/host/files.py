@@ -144,11 +144,15 @@ def picture_folders() -> list[str]:
     """The folders in the host's input folder, by their paths there, as they were `REMEMBERED` seconds ago or
     less: the host asks several times in a row.
     """
-    return [*_walked(folder_paths.get_input_directory(), int(time.monotonic() / REMEMBERED))]
+    return [*_remembered(folder_paths.get_input_directory(), int(time.monotonic() / REMEMBERED))]
 
 
 @lru_cache(maxsize=1)
-def _walked(home: str, _when: int = 0) -> list[str]:
+def _remembered(home: str, _when: int) -> list[str]:
+    return _walked(home)
+
+
+def _walked(home: str) -> list[str]:
     """The folders in a folder, by their paths there.
 
     Links that are in it are followed, which the host's own list does not do: they are how a user says that
@@ -173,7 +177,7 @@ def _walked(home: str, _when: int = 0) -> list[str]:
 def picture_folder(name: str) -> Path:
     """The full path of one of `picture_folders`. Raises LycorisError for any other folder."""
     home = Path(folder_paths.get_input_directory())
-    if name not in _walked.__wrapped__(str(home)):
+    if name not in _walked(str(home)):
         raise LycorisError(
             "there is no such folder of pictures" if name else "no folder is chosen",
             file=name,

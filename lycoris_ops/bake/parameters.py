@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..maths.shapes import Shape
 from ..names.targets import WEIGHT
+from ..peft.parameters import of_expert
 from ..stack.stack import Stack
 
 
@@ -33,7 +34,7 @@ def parameters_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, Within
     found: dict[str, Within] = {}
     for key, shape in shapes.items():
         if len(shape) == 3 and shape[1] != shape[2]:
-            found |= {f"{key}.expert{number}": Within(key, number) for number in numbers if number < shape[0]}
+            found |= {of_expert(key, number): Within(key, number) for number in numbers if number < shape[0]}
         elif len(shape) == 2 and f"_{_joined(key)}".endswith(routers):
             found[f"{key}{WEIGHT}"] = Within(key, None)
     return found

@@ -14,6 +14,7 @@ from torch.nn import functional
 from ..changes.forms import Additive, Dense, LowRank
 from ..changes.operators import Diagonal, moved
 from ..discovery import discover
+from ..maths.scaling import scaled
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, shaped
 from . import forwards
@@ -21,7 +22,7 @@ from .forwards.forward import Forward, Item, Strengths, buffer, in_own_dtypes, r
 from .forwards.low_rank import LowRankForward
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
-from .rescaled import PlainOutput, rescaled, scaled
+from .rescaled import PlainOutput, rescaled
 
 PIECE = 1 << 17
 """Values of an output that are blended at once on a CPU: with two others in float32 they fit its cache."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..maths.tensors import compute_dtype
+from ..maths.scaling import scaled
 from .geometry import Geometry
 
 WEIGHTS = 1.75
@@ -50,14 +50,6 @@ def rescaled(y: Tensor, extra: Tensor, x: Tensor, product: PlainOutput) -> Tenso
     """
     learned: Any = _Rescaled
     return learned.apply(y, extra, x, product.weight, product)
-
-
-def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
-    """y + (y - b) * extra, in as few passes over y as possible."""
-    # In a narrow dtype 1 + extra would have fewer digits than extra.
-    narrow = y.dtype != compute_dtype(y.dtype)
-    found = torch.addcmul(y, y, extra) if narrow else y * (1 + extra)
-    return found if bias is None else found.sub_(bias * extra)
 
 
 class _Rescaled(torch.autograd.Function):

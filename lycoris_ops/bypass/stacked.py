@@ -21,9 +21,11 @@ class Stacked:
     In a pass the module has the changed parameter in place of its own, formed once from all parts.
     """
 
-    def __init__(self, module: nn.Module, weight: str) -> None:
+    def __init__(self, module: nn.Module, weight: str, path: str | None = None) -> None:
         self.module = module
         self.weight = weight
+        self.path = path
+        """What errors call the parameter."""
         self.parts: dict[int, StackedPart] = {}
         """The layers that act, by the number of their part."""
         self._handles: list[RemovableHandle] = []
@@ -50,8 +52,8 @@ class Stacked:
         given = input_of(args, kwargs)
         own = vars(module)
         self._hidden.append(own.get(self.weight))
-        values = values_of(module, self.weight)
-        check_present(values, given.device)
+        values = values_of(module, self.weight, self.path)
+        check_present(values, given.device, self.path)
         # In order, so that dropouts draw the same numbers in each run.
         found = {number: self.parts[number].of(values[number], given) for number in sorted(self.parts)}
         changed = {number: one for number, one in found.items() if one is not None}

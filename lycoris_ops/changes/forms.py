@@ -13,7 +13,7 @@ Every form has six methods:
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
 - `work` returns the multiplications that the product of the matrix with one input takes by its factors.
-- `parts` returns what `reaches` makes of the form: numbers, and tensors for their largest values.
+- `parts` returns the parts of the form's `Reach`: numbers, and tensors, which stand for their largest values.
 """
 
 from __future__ import annotations

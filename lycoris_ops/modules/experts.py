@@ -8,9 +8,9 @@ from ..bypass.stacked import Stacked
 from ..maths.tensors import is_divided, is_plain
 
 
-def expert_weights(module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:
-    """The parameters (E, O, I) of a module whose parts are weights of E experts, by name; or why they cannot
-    be adapted.
+def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:
+    """The parameters (E, O, I) of a module at a path that hold the weights of E experts, by name; or why they
+    cannot be adapted.
 
     Such modules are those of transformers, which know their number of experts or are called so.
     """
@@ -23,7 +23,7 @@ def expert_weights(module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str
     )
     if found and (narrow or any("_scale" in name for name in held)):
         return "its experts are packed, and have their values by scales"
-    return [(name, value, Stacked(module, name)) for name, value in found.items()]
+    return [(name, value, Stacked(module, name, f"{path}.{name}")) for name, value in found.items()]
 
 
 def stored_turned(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from ..bypass.stacked import Stacked
 from ..errors import LycorisError
 from ..maths.shapes import Shape
 from ..maths.tensors import is_divided, is_plain, norm
+from ..peft.parameters import of_expert
 from ..rules.patterns import Pattern
 from .experts import expert_weights, stored_turned
 from .named import named_modules
@@ -126,7 +127,7 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return _projections(path, module)
     if parametrize.is_parametrized(module, "weight") or _by_norm(module):
         return "its weight is computed from other values, as by weight_norm"
-    if experts := expert_weights(module):
+    if experts := expert_weights(path, module):
         return experts if isinstance(experts, str) else _experts(path, module, experts)
     held = getattr(module, "weight", None)
     # A model may call anything by this name: a number, or a module inside.
@@ -167,7 +168,7 @@ def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, St
     turned = stored_turned(module)
     return [
         Site(
-            f"{path}.{name}.expert{number}",
+            of_expert(f"{path}.{name}", number),
             module,
             "expert",
             (value.shape[2], value.shape[1]) if turned else (value.shape[1], value.shape[2]),

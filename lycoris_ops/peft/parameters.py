@@ -17,6 +17,8 @@ from ..errors import LayerError
 
 DECLARED = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 """The order in which the classes of transformers declare the parameters of their experts."""
+DOWN, UP = "lora_A.weight", "lora_B.weight"
+"""What PEFT calls the two factors."""
 PARAMETER = re.compile(r"(?P<parameter>.+?)(?:\.expert(?P<expert>\d+)|(?<=\.weight))$")
 """The path of a layer on a parameter, or on an expert of one."""
 
@@ -25,6 +27,11 @@ def parameter_of(path: str) -> str | None:
     """The path of the parameter that a layer at a path changes; None for a layer of a module."""
     found = PARAMETER.fullmatch(path)
     return found["parameter"] if found else None
+
+
+def of_expert(parameter: str, number: int) -> str:
+    """The path of the layer on an expert of a parameter."""
+    return f"{parameter}.expert{number}"
 
 
 def expert_of(path: str) -> int | None:

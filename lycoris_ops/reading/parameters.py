@@ -14,9 +14,8 @@ from ..files.tensor_file import TensorFile, TensorInfo
 from ..names.dialects.peft import PREFIX
 from ..peft import Config
 from ..peft.kinds.lora import LoraConfig
-from ..peft.parameters import declared
+from ..peft.parameters import DOWN, UP, declared, of_expert
 
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 INNER = ".base_layer"
 
 
@@ -106,7 +105,7 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
     depths: dict[str, dict[int, str]] = {}
     for key in file.tensors:
         if key.startswith(PREFIX) and key.endswith(DOWN):
-            name = key.removesuffix(DOWN)
+            name = key.removesuffix(f".{DOWN}")
             module = name.replace(INNER, "")
             depths.setdefault(module, {})[name.count(INNER)] = name
     for module, names in depths.items():
@@ -140,7 +139,7 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
 def _of_parameter(
     file: TensorFile, config: LoraConfig, name: str, parameter: str
 ) -> Iterator[tuple[str, _Piece]]:
-    down, up = f"{name}{DOWN}", f"{name}{UP}"
+    down, up = f"{name}.{DOWN}", f"{name}.{UP}"
     rank = config.rank_at(parameter.removeprefix(PREFIX))
     rows, columns = file.tensors[down].shape[0], file.tensors[up].shape[-1] if up in file.tensors else 0
     if rows != columns or rows % rank or len(file.tensors[down].shape) != 2:
@@ -154,6 +153,6 @@ def _of_parameter(
     count = rows // rank
     one = count == 1 and parameter.endswith(".weight")
     for number in range(count):
-        layer = parameter if one else f"{parameter}.expert{number}"
+        layer = parameter if one else of_expert(parameter, number)
         for key, end in ((down, DOWN), (up, UP)):
-            yield f"{layer}{end}", _Piece(key, None if one else number, count)
+            yield f"{layer}.{end}", _Piece(key, None if one else number, count)

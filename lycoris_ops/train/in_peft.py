@@ -18,6 +18,7 @@ from ..bypass.hook import values_of
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, is_divided
 from ..modules import Site
+from ..peft.parameters import of_expert
 
 BIASED = (Lora, OftV2, BoftPeft)
 """The kinds with which PEFT holds the values of a bias beside an adapted weight, by `bias`."""
@@ -73,7 +74,7 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
     stacks: dict[str, list[Site]] = {}
     for site in sites:
         if site.expert is not None:
-            stacks.setdefault(site.path.removesuffix(f".expert{site.expert}"), []).append(site)
+            stacks.setdefault(site.path.removesuffix(of_expert("", site.expert)), []).append(site)
     for parameter, own in stacks.items():
         found: dict[int, Lora] = {}
         for site in own:
@@ -98,7 +99,7 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
                 size = len(layer.lora_down)
                 up[:, :size] = layer.lora_up * (scale(layer.alpha, size) / common)
                 down[:size] = layer.lora_down
-            made[f"{parameter}.expert{number}"] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
+            made[of_expert(parameter, number)] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
     return made
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 from ..names.dialects import Encoded
 from ..names.dialects.peft import PREFIX
 from ..peft import ConfiguredLayer, ConflictError
-from ..peft.parameters import declared, expert_of, parameter_of
-
-DOWN, UP = "lora_A.weight", "lora_B.weight"
+from ..peft.parameters import DOWN, UP, declared, expert_of, parameter_of
 
 
 def joined(made: Sequence[Encoded]) -> list[Encoded]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,8 +57,8 @@ class Sample:
     guide: Guide | None = None
     """What is learned in place of the latent."""
     others: tuple[Sample, ...] = ()
-    """What is learned in the same step, at the same time and from the same noise: latents of the same size at
-    other strengths, or with a guide the same latent with the same guide at these."""
+    """What is learned in the same step, at the same time and from the same noise, each at a strength of its
+    own: other latents of the same size, or with a guide the same latent and guide again."""
 
     def goes_with(self, other: Sample) -> bool:
         """Whether both can be rows of one batch."""
@@ -189,7 +189,9 @@ class DiffusionLoss:
         loss = means(values, shapes, mask)
         outside = 1 - mask.clamp(max=1)
         if self.masked_prior and outside.any():
-            apart = (found - self._alone(x, sigma, conds)) * unit
+            with self._off():
+                alone = self.session.prediction(x, sigma, conds)
+            apart = (found - alone) * unit
             kept = LOSSES[self.loss_type](apart, self.delta) * outside
             # Beside the mean over the mask, so that a place counts as much outside as within.
             loss = loss + self.masked_prior * kept.flatten(1).mean(1) / mask.flatten(1).mean(1)
@@ -203,13 +205,15 @@ class DiffusionLoss:
             [one.less for one in guides],
             [one.more for one in guides],
         )
-        own, less, more = (self._alone(x, sigma, self._conds(captions)) for captions in said)
+        with self._off():
+            own, less, more = (self.session.prediction(x, sigma, self._conds(captions)) for captions in said)
         return [own + column[0].strength * guides[0].by * (more - less) for column in columns]
 
-    def _alone(self, x: Tensor, sigma: Tensor, conds: Any) -> Tensor:
-        """What the model predicts without the adapters in training."""
+    @contextmanager
+    def _off(self) -> Generator[None]:
+        """A context in which the model predicts without the adapters in training."""
         with torch.no_grad(), self.session.scaled(0.0):
-            return self.session.prediction(x, sigma, conds)
+            yield
 
     def _conds(self, captions: Sequence[Caption]) -> Any:
         return joined([caption.moved(self._here) for caption in captions])

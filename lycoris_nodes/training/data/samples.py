@@ -59,8 +59,8 @@ def samples_of(
     They are on the CPU. With `encoder`, which is trained, the captions are those of `texts`, and `captions`
     say what is beside the encoded text. `empty` is the caption of no text, which takes the place of others
     where captions are dropped; an encoder has its own. `told` is called with the number of each sample, and
-    with that of all. Without `masks` the `noise_mask` of a latent is its
-    mask. `name` is what the latents are called in errors.
+    with that of all. Without `masks` the `noise_mask` of a latent is its mask. `name` is what the latents are
+    called in errors.
 
     Raises TrainError where there is no latent, where the numbers differ, and for what cannot be trained on,
     with its number.

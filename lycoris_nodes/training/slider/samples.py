@@ -33,7 +33,7 @@ def strengths_of(text: str) -> tuple[float, ...]:
     )
 
 
-def slider_samples(asked: Asked, session: Session, encoder: TextEncoder | None, live: Live) -> list[Sample]:
+def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None, live: Live) -> list[Sample]:
     """The samples of a slider, each of which is learned at all strengths in one step.
 
     With the captions `less` and `more` each latent has a guide between them, see `DiffusionLoss`. Where the
@@ -45,7 +45,6 @@ def slider_samples(asked: Asked, session: Session, encoder: TextEncoder | None, 
     Raises TrainError where one of both captions is missing, for empty latents without captions to guide, and
     for pictures that make no rows.
     """
-    del encoder
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
         raise TrainError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...changes.forms import Additive
-from ...maths.decompositions import singular
+from ...maths.decompositions import of_long
 from ..deltas import Deltas, of_triples
 from ..elements import SCALE, added
 from ..method import MergeMethod, Option, Options
@@ -19,7 +19,9 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     which these are is chance.
     """
     if options["directions"] == "all":
-        left, values, right = singular(added(deltas.weighted()))
+        total = added(deltas.weighted())
+        deltas.pause()
+        left, values, right = of_long(total)
     else:
         left, values, right = deltas.triples_of(deltas.combined(deltas.strengths))
     if not len(values):

@@ -15,7 +15,7 @@ from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
 from ...maths.shapes import Extent, Shape
 from ...peft import kind_of
-from ...peft.parameters import parameter_of
+from ...peft.parameters import DOWN, UP, parameter_of
 from .. import layouts
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
 
@@ -155,7 +155,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     if asked.biased:
         kind.check_bias(layer)
     tensors, wanted = kind.encoded(layer)
-    if parameter_of(asked.name) and tensors.keys() != {"lora_A.weight", "lora_B.weight"}:
+    if parameter_of(asked.name) and tensors.keys() != {DOWN, UP}:
         raise LayerError(
             "holds nothing but plain LoRA of an expert or a router",
             got=", ".join(sorted(tensors)),
