@@ -28,7 +28,7 @@ from ..patch import patch_
 from ..stack.resolve import Match, Resolution, resolve
 from ..stack.stack import Entry, Stack
 from .destination import Destination, destination_of
-from .parameters import Within, parameters_in
+from .experts import Within, experts_in
 
 COPY_BYTES = 4 << 20
 """The most bytes copied at once. It is also the step of the progress."""
@@ -79,7 +79,7 @@ def merge_checkpoint(
     unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
-    `round_to_float8`). Layers of experts and routers are matched by `parameters_in`. Quantised weights are
+    `round_to_float8`). Layers of experts are matched by `experts_in`. Quantised weights are
     read and written by `codec` and keep their format, whatever the `dtype`. A quantised weight that `codec`
     does not know cannot be merged into.
 
@@ -94,11 +94,11 @@ def merge_checkpoint(
     destination.check(base, overwrite=overwrite)
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
-    parameters = parameters_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
+    experts = experts_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
     shapes |= {key: weight.shape for key, weight in quantised.items()}
-    shapes |= {name: shapes[within.key][-2:] for name, within in parameters.items()}
+    shapes |= {name: shapes[within.key][-2:] for name, within in experts.items()}
     resolution = resolve(stack, shapes, absent_because="the file does not hold it")
-    merge = _Merge(base, destination, resolution.pairs(), parameters, quantised, codec)
+    merge = _Merge(base, destination, resolution.pairs(), experts, quantised, codec)
     # Before the check of shapes: packed data have another shape than their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
@@ -179,9 +179,9 @@ class _Merge:
     base: ModelFile
     destination: Destination
     pairs: Mapping[str, list[tuple[Entry, Match]]]
-    """The layers that change each weight or bias, by its key, or by that of `parameters`."""
-    parameters: Mapping[str, Within]
-    """See `parameters_in`."""
+    """The layers that change each weight or bias, by its key, or by that of `experts`."""
+    experts: Mapping[str, Within]
+    """See `experts_in`."""
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
     codec: Codec | None
@@ -202,14 +202,14 @@ class _Merge:
 
     def tensor_of(self, key: str) -> str:
         """The key of the tensor that holds a weight."""
-        return self.parameters[key].key if key in self.parameters else key
+        return self.experts[key].key if key in self.experts else key
 
     @cached_property
     def parts(self) -> Mapping[str, list[str]]:
-        """The keys of the changed `parameters` in a tensor, by its key."""
+        """The keys of the changed `experts` in a tensor, by its key."""
         found: dict[str, list[str]] = {}
-        for key in filter(self.parameters.__contains__, self.pairs):
-            found.setdefault(self.parameters[key].key, []).append(key)
+        for key in filter(self.experts.__contains__, self.pairs):
+            found.setdefault(self.experts[key].key, []).append(key)
         return found
 
     def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
@@ -335,8 +335,7 @@ class _Merge:
     def _patched(self, key: str, weight: Tensor) -> Tensor:
         """The weight with the stack's change, which may have been added in place."""
         for part in self.parts.get(key, ()):
-            expert = self.parameters[part].expert
-            self._add(part, weight if expert is None else weight[expert])
+            self._add(part, weight[self.experts[part].expert])
         return self._add(key, weight)
 
     def _add(self, key: str, weight: Tensor) -> Tensor:

@@ -295,7 +295,8 @@ class _Merging:
     def adapter(self, layers: Mapping[str, Layer], report: FitReport, metadata: Mapping[str, str]) -> Adapter:
         name = " + ".join(PurePath(entry.adapter.name).stem for entry in self.entries)
         dialect = self.entries[0].adapter.dialect if self.base is None else None
-        found = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata)
+        on = frozenset[str]().union(*(entry.adapter.on_parameters for entry in self.entries))
+        found = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata, on_parameters=on)
         report = replace(
             report,
             left_out={**self.left_out, **report.left_out},

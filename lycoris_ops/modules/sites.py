@@ -102,13 +102,13 @@ class Site:
 
     @property
     def key(self) -> str:
-        """The key of the weight in the model's state dict.
+        """The key of the weight in the model's state dict, or of an expert one that its path leads to."""
+        return f"{self.path}.weight" if self.kind == "expert" else f"{self._start}{self.weight}"
 
-        Of an expert, and of a router, it is one that the path leads to in files.
-        """
-        if self.kind in ("expert", "router"):
-            return f"{self.path}.weight"
-        return f"{self._start}{self.weight}"
+    @property
+    def on_parameter(self) -> bool:
+        """Whether PEFT has a layer here on the parameter by itself, see `peft.parameters`."""
+        return self.kind in ("expert", "router")
 
     @property
     def bias_key(self) -> str:
@@ -152,8 +152,7 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return [Site(path, module, own, shape)]
     values = is_plain(weight) or is_divided(weight)
     if len(shape) == 2 and values and ROUTER.search(type(module).__name__):
-        # By the parameter's own name, as PEFT's `target_parameters` have it.
-        return [Site(f"{path}.weight", module, "router", shape)]
+        return [Site(path, module, "router", shape)]
     if isinstance(module, nn.Embedding):
         if module.sparse:
             return "its gradients are sparse, which no layer on its weight can have"
@@ -256,10 +255,10 @@ def select(
 
     `include` and `exclude` are patterns, see `Pattern`. Chosen are the sites of the preset and those that
     `include` matches, without those that `exclude` matches. Without a preset, only what `include` matches is
-    chosen, or all of preset "full" where that is empty too. Norms and embeddings are in no preset: `include`
-    chooses them. A preset leaves out a module whose weight another one has too, unless both are chosen: such
-    as the output layer of a language model that is tied to its embedding. A change of the one would be a
-    change of the other as soon as it is merged.
+    chosen, or all of preset "full" where that is empty too. Norms, embeddings, experts and routers are in no
+    preset: `include` chooses them, so that "*" chooses all there is. A preset leaves out a module whose
+    weight another one has too, unless both are chosen: such as the output layer of a language model that is
+    tied to its embedding. A change of the one would be a change of the other as soon as it is merged.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
     and where one weight is chosen under two names: changing it twice is never meant.

@@ -68,9 +68,12 @@ class ConfiguredLayer(Generic[W]):
     name: str
     """The layer's name in the file."""
     path: str
-    """The layer's path in its module: the name without the prefix."""
+    """The layer's path in its module: the name without the prefix. On a parameter it is that of the
+    parameter, which all its experts share."""
     kind: type[Config[W]]
     wanted: W
+    on_parameter: bool = False
+    """Whether the layer is on a parameter by itself, see `parameters`."""
 
 
 @dataclass(frozen=True)

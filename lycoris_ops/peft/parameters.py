@@ -5,7 +5,9 @@ expert e's, and lora_B (O, r E), whose columns e, e + E, e + 2 E, ... are. Where
 module are adapted, PEFT's layers are around each other, in the order in which the module declares them:
 the first is the innermost, which has most `base_layer` in its keys.
 
-Here each expert is a layer of its own, `<parameter>.expert3`. Source: `ParamWrapper` of peft 0.21.
+Here each expert is a layer of its own, `<parameter>.expert3`, and a router's has the path of its module. A
+module may be called `expert3` too: only a model, or such a configuration, tells what a layer is on. Source:
+`ParamWrapper` of peft 0.21.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ DECLARED = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 """The order in which the classes of transformers declare the parameters of their experts."""
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 """What PEFT calls the two factors."""
-PARAMETER = re.compile(r"(?P<parameter>.+?)(?:\.expert(?P<expert>\d+)|(?<=\.weight))$")
-"""The path of a layer on a parameter, or on an expert of one."""
+WEIGHT = ".weight"
+"""The end of the path of a router's parameter."""
+EXPERT = re.compile(r"\.expert(\d+)$")
+"""The end of the path of a layer on an expert of a parameter."""
 
 
-def parameter_of(path: str) -> str | None:
-    """The path of the parameter that a layer at a path changes; None for a layer of a module."""
-    found = PARAMETER.fullmatch(path)
-    return found["parameter"] if found else None
+def parameter_of(path: str) -> str:
+    """The path of the parameter that a layer is on, given the path of this layer."""
+    return EXPERT.sub("", path) if EXPERT.search(path) else f"{path}{WEIGHT}"
 
 
 def of_expert(parameter: str, number: int) -> str:
@@ -35,9 +38,9 @@ def of_expert(parameter: str, number: int) -> str:
 
 
 def expert_of(path: str) -> int | None:
-    """The number of the expert that a layer at a path changes; None for no expert."""
-    found = PARAMETER.fullmatch(path)
-    return int(found["expert"]) if found and found["expert"] else None
+    """The number of the expert that a layer on a parameter changes; None for the whole parameter."""
+    found = EXPERT.search(path)
+    return int(found[1]) if found else None
 
 
 def declared(names: Sequence[str]) -> list[str]:

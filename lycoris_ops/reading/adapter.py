@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from ..names.families import Families, families_of_layers, families_said
 from ..names.layer_name import LayerName
 from ..names.network_args import plain_args
 from ..peft import Config
+from ..peft.parameters import parameter_of
 from .fitted import FitReport
 from .options import options_of
 
@@ -76,6 +77,8 @@ class LayerInfo(NamedTuple):
     order: tuple[Rows, ...] = ()
     """Ranges of the layer's rows in the file, in the order that they have in the model; () where it is the
     same order."""
+    on_parameter: bool = False
+    """Whether the layer is known to be on a parameter by itself, see `peft.parameters`."""
 
     @property
     def name(self) -> str:
@@ -153,13 +156,15 @@ class Adapter:
         name: str,
         dialect: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        on_parameters: Collection[str] = (),
     ) -> Adapter:
         """An adapter of layers in memory, by their names. It serves wherever an adapter from a file does.
 
         A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a
         path in the model itself. Reports and errors call the adapter `name`, and the style of its names
         `dialect`, which is told from the prefixes of the names unless it is given. `metadata` is written with
-        the adapter when it is saved, and has no influence on its layers.
+        the adapter when it is saved, and has no influence on its layers. `on_parameters` names those of
+        experts and routers, which PEFT has otherwise than those of modules.
 
         Raises LayerError for a layer that its tensors do not state in full (see `Layer.dump`), or that would
         be read back as another kind, and LycorisError where there are no layers.
@@ -184,7 +189,8 @@ class Adapter:
                     got=outline.algorithm.algorithm if outline else ", ".join(sorted(held)),
                     expected=layer.algorithm,
                 )
-            info[path] = LayerInfo(LayerName.of(path), keys, outline, options, RESHAPE in held)
+            named, on = LayerName.of(path), path in on_parameters
+            info[path] = LayerInfo(named, keys, outline, options, RESHAPE in held, on_parameter=on)
         # The alphas of layers are right already, so kohya's `split_qkv`, which would correct them, is left
         # out.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
@@ -229,6 +235,11 @@ class Adapter:
     @property
     def metadata(self) -> Mapping[str, str]:
         return self.file.metadata
+
+    @property
+    def on_parameters(self) -> frozenset[str]:
+        """The names of the layers that are known to be on parameters by themselves."""
+        return frozenset(name for name, info in self.info.items() if info.on_parameter)
 
     @property
     def names(self) -> list[LayerName]:
@@ -315,7 +326,8 @@ class Adapter:
         """
         if info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
-        alpha = None if info.peft is None else info.peft.alpha_at(info.named.path, info.rank)
+        path = parameter_of(info.named.path) if info.on_parameter else info.named.path
+        alpha = None if info.peft is None else info.peft.alpha_at(path, info.rank)
         if any(map(peft_names.WRAPPED.search, info.keys.values())):
             return 2 * (info.rank if alpha is None else alpha)
         return alpha

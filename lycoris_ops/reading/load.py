@@ -31,7 +31,7 @@ from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
 from .followed import Configs
 from .grouping import Groups, group
 from .options import check_options, options_of
-from .parameters import ParametersFile
+from .parameters import parameters_of
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
@@ -127,8 +127,9 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
     # The configuration of another file may be damaged.
     of_peft = any(key.startswith(peft_names.PREFIX) for key in file.tensors)
+    on_parameters = frozenset[str]()
     if config is not None and of_peft and targets_parameters(config.path):
-        file = ParametersFile.of(file, read_peft_config(config.path))
+        file, on_parameters = parameters_of(file, read_peft_config(config.path))
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
@@ -145,7 +146,8 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
             outline = outline_of(shapes)
             if outline is not None:
                 order = _order(name, outline, dialect) if dialect else ()
-                info[name] = _describe(name, outline, keys, configs, given, enlarges, order)
+                found = _describe(name, outline, keys, configs, given, enlarges, order)
+                info[name] = found._replace(on_parameter=name in on_parameters)
                 continue
         except UnsupportedError as error:
             unreadable[name] = error.problem

@@ -11,10 +11,11 @@ from torch import Tensor
 from ..errors import FileFormatError, LayerError
 from ..files.cache import TensorCache
 from ..files.tensor_file import TensorFile, TensorInfo
+from ..maths.shapes import Shape
 from ..names.dialects.peft import PREFIX
 from ..peft import Config
 from ..peft.kinds.lora import LoraConfig
-from ..peft.parameters import DOWN, UP, declared, of_expert
+from ..peft.parameters import DOWN, UP, WEIGHT, declared, of_expert
 
 INNER = ".base_layer"
 
@@ -44,36 +45,6 @@ class ParametersFile:
     tensors: Mapping[str, TensorInfo]
     pieces: Mapping[str, _Piece]
 
-    @classmethod
-    def of(cls, file: TensorFile, config: Config[Any]) -> TensorFile:
-        """The file itself where its configuration names no parameters.
-
-        Raises FileFormatError where the factors are not those of whole experts, and where the configuration
-        names a parameter without a module: PEFT looks in the model for the modules that have it.
-        """
-        if not isinstance(config, LoraConfig) or not config.target_parameters:
-            return file
-        bare = next((target for target in config.target_parameters if "." not in target), None)
-        if bare is not None:
-            raise FileFormatError(
-                "the configuration names a parameter without its module, which a file alone does not tell",
-                file=file.path,
-                key="target_parameters",
-                got=bare,
-                expected=f"the end of its path with the module, such as experts.{bare}",
-                hint="Write it so into adapter_config.json: PEFT reads both alike",
-            )
-        pieces = dict(_pieces(file, config))
-        taken = {piece.key for piece in pieces.values()}
-        tensors = {key: info for key, info in file.tensors.items() if key not in taken}
-        for key, piece in pieces.items():
-            whole = file.tensors[piece.key]
-            rows, columns = whole.shape
-            count = 1 if piece.expert is None else piece.experts
-            shape = (rows // count, columns) if piece.key.endswith(DOWN) else (rows, columns // count)
-            tensors[key] = TensorInfo(whole.dtype, shape)
-        return cls(file, tensors, pieces)
-
     @property
     def path(self) -> str:
         return self.file.path
@@ -100,6 +71,38 @@ class ParametersFile:
         }
 
 
+def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, frozenset[str]]:
+    """A file with a layer for each expert, and the names of the layers that are on parameters.
+
+    It is the file itself where its configuration names no parameters.
+    Raises FileFormatError where the factors are not those of whole experts, and where the configuration
+    names a parameter without a module: PEFT looks in the model for the modules that have it.
+    """
+    if not isinstance(config, LoraConfig) or not config.target_parameters:
+        return file, frozenset()
+    bare = next((target for target in config.target_parameters if "." not in target), None)
+    if bare is not None:
+        raise FileFormatError(
+            "the configuration names a parameter without its module, which a file alone does not tell",
+            file=file.path,
+            key="target_parameters",
+            got=bare,
+            expected=f"the end of its path with the module, such as experts.{bare}",
+            hint="Write it so into adapter_config.json: PEFT reads both alike",
+        )
+    pieces = dict(_pieces(file, config))
+    taken = {piece.key for piece in pieces.values()}
+    tensors = {key: info for key, info in file.tensors.items() if key not in taken}
+    for key, piece in pieces.items():
+        whole = file.tensors[piece.key]
+        rows, columns = whole.shape
+        count = 1 if piece.expert is None else piece.experts
+        shape = (rows // count, columns) if piece.key.endswith(DOWN) else (rows, columns // count)
+        tensors[key] = TensorInfo(whole.dtype, shape)
+    names = frozenset(key.removesuffix(f".{DOWN}") for key in pieces if key.endswith(DOWN))
+    return ParametersFile(file, tensors, pieces), names
+
+
 def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]]:
     """The keys of the experts' own tensors, each with the part of the file's tensor that it is."""
     depths: dict[str, dict[int, str]] = {}
@@ -124,7 +127,7 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
             raise FileFormatError(
                 f"PEFT {error.problem}", file=file.path, key=module, got=error.got, expected=error.expected
             ) from None
-        if len(inner) != len(names):
+        if names.keys() != set(range(len(inner))):
             raise FileFormatError(
                 "the file has other layers of a module's parameters than its configuration",
                 file=file.path,
@@ -141,18 +144,19 @@ def _of_parameter(
 ) -> Iterator[tuple[str, _Piece]]:
     down, up = f"{name}.{DOWN}", f"{name}.{UP}"
     rank = config.rank_at(parameter.removeprefix(PREFIX))
-    rows, columns = file.tensors[down].shape[0], file.tensors[up].shape[-1] if up in file.tensors else 0
-    if rows != columns or rows % rank or len(file.tensors[down].shape) != 2:
+    none: Shape = ()
+    rows, columns = (file.tensors[key].shape if key in file.tensors else none for key in (down, up))
+    if not len(rows) == len(columns) == 2 or rows[0] != columns[1] or rows[0] % rank:
         raise FileFormatError(
             "the factors of a parameter are not those of whole experts",
             file=file.path,
             key=down,
-            got=f"{rows} and {columns} components",
-            expected=f"equal numbers, which are multiples of the rank {rank}",
+            got=f"{list(rows)} and {list(columns)}",
+            expected=f"(n, I) and (O, n), where n is a multiple of the rank {rank}",
         )
-    count = rows // rank
-    one = count == 1 and parameter.endswith(".weight")
+    count = rows[0] // rank
+    one = count == 1 and parameter.endswith(WEIGHT)
     for number in range(count):
-        layer = parameter if one else of_expert(parameter, number)
+        layer = parameter.removesuffix(WEIGHT) if one else of_expert(parameter, number)
         for key, end in ((down, DOWN), (up, UP)):
             yield f"{layer}.{end}", _Piece(key, None if one else number, count)

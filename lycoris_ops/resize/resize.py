@@ -94,6 +94,7 @@ def resize_adapter(
         name=adapter.name,
         dialect=adapter.dialect,
         metadata=_told(text, layers),
+        on_parameters=adapter.on_parameters,
     )
     return dataclasses.replace(found, report=report)
 

@@ -51,7 +51,13 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
         "rules": str(entry.rules) if entry.rules else "",
     }
     text = metadata_of(adapter.metadata, {}, recipe, "source_recipe")
-    return Adapter.of(layers, name=adapter.name, dialect=adapter.dialect, metadata=text)
+    return Adapter.of(
+        layers,
+        name=adapter.name,
+        dialect=adapter.dialect,
+        metadata=text,
+        on_parameters=adapter.on_parameters,
+    )
 
 
 def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None) -> dict[str, float]:

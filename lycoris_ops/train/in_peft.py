@@ -19,6 +19,7 @@ from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, is_divided
 from ..modules import Site
 from ..peft.parameters import of_expert
+from .member import layer_seed
 
 BIASED = (Lora, OftV2, BoftPeft)
 """The kinds with which PEFT holds the values of a bias beside an adapted weight, by `bias`."""
@@ -67,7 +68,8 @@ def for_peft(layer: Layer, site: Site) -> Layer:
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
     """Layers with one for each expert of a parameter of which any is adapted, all of one rank and scale.
 
-    PEFT has one pair of factors for all experts: components and experts that are missing become zeros.
+    PEFT has one pair of factors for all experts. Experts and components that are missing change nothing, and
+    can learn there: only their factors for outputs are zero.
     Raises LycorisError for experts with anything but the two factors of LoRA.
     """
     made = dict(layers)
@@ -93,13 +95,16 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
         common = scales.pop() if len(scales) == 1 else 1.0
         rows, columns = own[0].shape
         for number in range(len(getattr(own[0].module, own[0].weight))):
-            up, down = torch.zeros(rows, rank), torch.zeros(rank, columns)
+            path = of_expert(parameter, number)
+            up = torch.zeros(rows, rank)
+            down = Lora.init((rows, columns), rank, rank, seed=layer_seed(0, path)).lora_down
+            assert down is not None
             if layer := found.get(number):
                 assert layer.lora_up is not None and layer.lora_down is not None
                 size = len(layer.lora_down)
                 up[:, :size] = layer.lora_up * (scale(layer.alpha, size) / common)
                 down[:size] = layer.lora_down
-            made[of_expert(parameter, number)] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
+            made[path] = Lora(lora_up=up, lora_down=down, alpha=common * rank)
     return made
 
 

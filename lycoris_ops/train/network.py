@@ -277,12 +277,19 @@ class LycorisNetwork(nn.Module):
             if any(pattern.matches_path(path) for pattern in wanted)
         }
         own = {path: _copied(member.whole()) for path, member in chosen.items()}
+        sites = [member.site for member in chosen.values()]
         if dialect == "peft":
-            sites = [member.site for member in chosen.values()]
             own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
         layers = {named(self.prefix, path): layer for path, layer in own.items()}
-        turned = any(member.site.transposed for member in chosen.values())
-        return Adapter.of(layers, name=name, metadata={TRANSPOSED: "true"} if turned else None)
+        # Those that `all_experts` added have no site.
+        of_modules = {named(self.prefix, path_in_peft(site)) for site in sites if not site.on_parameter}
+        turned = any(site.transposed for site in sites)
+        return Adapter.of(
+            layers,
+            name=name,
+            metadata={TRANSPOSED: "true"} if turned else None,
+            on_parameters=layers.keys() - of_modules,
+        )
 
     def save_weights(
         self,

@@ -16,6 +16,7 @@ from ..names.targets import Targets
 from ..names.to_write import LayerToWrite, all_names
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
 from ..peft.kinds.ln_tuning import BESIDE, LnTuningConfig
+from ..peft.parameters import parameter_of
 
 Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
@@ -68,7 +69,9 @@ def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredL
     for planned, encoded in layers:
         # Dialects with a configuration always fill it in.
         assert encoded.configured is not None
-        members.append(ConfiguredLayer(planned.name, LayerName.of(planned.name).path, *encoded.configured))
+        path, on = LayerName.of(planned.name).path, encoded.on_parameter
+        path = parameter_of(path) if on else path
+        members.append(ConfiguredLayer(planned.name, path, *encoded.configured, on_parameter=on))
     return members
 
 

@@ -23,11 +23,11 @@ def joined(made: Sequence[Encoded]) -> list[Encoded]:
     plain: list[Encoded] = []
     groups: dict[str, dict[int, Encoded]] = {}
     for one in made:
-        parameter = parameter_of(one.name.removeprefix(PREFIX))
-        if parameter is None or not one.name.startswith(PREFIX):
-            plain.append(one)
-        else:
+        if one.on_parameter:
+            parameter = parameter_of(one.name.removeprefix(PREFIX))
             groups.setdefault(parameter, {})[expert_of(one.name) or 0] = one
+        else:
+            plain.append(one)
     modules: dict[str, list[str]] = {}
     for parameter in groups:
         module, _, name = parameter.rpartition(".")

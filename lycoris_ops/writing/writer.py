@@ -153,8 +153,16 @@ class Writer:
         return True
 
     def _encoded(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Encoded:
-        options = self.adapter.info[planned.sources[0]].options
+        info = self.adapter.info[planned.sources[0]]
         weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
         biased = any(map(self._regrouper.may_have_bias, planned.sources))
-        asked = Asked(planned.name, options, weight, biased, planned.takes_lokr, self.dtype)
+        asked = Asked(
+            planned.name,
+            info.options,
+            weight,
+            biased,
+            planned.takes_lokr,
+            self.dtype,
+            on_parameter=info.on_parameter,
+        )
         return write_of(dialect).tensors(layer, asked)

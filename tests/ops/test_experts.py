@@ -18,7 +18,7 @@ from lycoris_ops.modules.sites import left_alone, select
 
 EXPERTS = "model.layers.0.mlp.experts"
 IDS = torch.arange(12).reshape(2, 6)
-INCLUDE = ("*q_proj", "*experts*", "*.gate.weight")
+INCLUDE = ("*q_proj", "*experts*", "*.gate")
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]
 
 
@@ -54,7 +54,7 @@ def check_whole(network: lyc.LycorisNetwork, wanted: Tensor) -> None:
     with torch.no_grad():
         for path, member in network.members.items():
             number = member.site.expert
-            key = path.removesuffix(f".expert{number}").removesuffix(".weight")
+            key = path.removesuffix(f".expert{number}")
             weight = held[f"{key}.weight"] if number is None else held[key][number]
             weight += member.layer.delta(weight)
     assert torch.allclose(logits(model), wanted, atol=1e-5)
@@ -96,11 +96,38 @@ def test_a_plan_gives_each_expert_a_size_of_its_own(tmp_path: Path) -> None:
     network = lyc.create_lycoris(model, plan=plan, seed=1).apply_to()
     trained(network, model)
     wanted = logits(model)
-    # PEFT has one rank for all experts of a parameter: what is missing becomes zeros.
+    # PEFT has one rank for all experts of a parameter: what is missing changes nothing.
     assert len({member.layer.rank for member in network.members.values()}) > 1
     network.save_weights(tmp_path / "planned", dialect="peft")
     adapted = peft.PeftModel.from_pretrained(mixtral(), str(tmp_path / "planned")).eval()
     assert torch.allclose(logits(adapted), wanted, atol=1e-5)
+
+
+def test_a_router_has_the_name_of_its_module_in_files(tmp_path: Path) -> None:
+    model = mixtral()
+    network = lyc.create_lycoris(model, rank=2, include="*.gate").apply_to()
+    trained(network, model)
+    wanted = logits(model)
+    network.save_weights(tmp_path / "router.safetensors")
+    adapter = lyc.load_adapter(tmp_path / "router.safetensors")
+    again = mixtral()
+    weights = dict(again.named_parameters())
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    ((key, [(_, match)]),) = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes).pairs().items()
+    lyc.patch_(weights[key].detach(), [(match.read(adapter), match.strength)])
+    assert torch.allclose(logits(again), wanted, atol=1e-5)
+
+
+def test_experts_that_are_added_for_peft_learn_there(tmp_path: Path) -> None:
+    model = mixtral()
+    lyc.create_lycoris(model, include="*down_proj.expert1").save_weights(tmp_path / "one", dialect="peft")
+    base = logits(model)
+    theirs: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "one"), is_trainable=True)
+    assert torch.allclose(logits(theirs), base, atol=1e-6)
+    loss(theirs, IDS).backward()
+    (gradient,) = (value.grad for name, value in theirs.named_parameters() if ".lora_B." in name)
+    # The columns of one expert are 3 apart.
+    assert all(gradient[:, number::3].any() for number in range(3))
 
 
 @pytest.mark.parametrize("parameters", [PARAMETERS, PARAMETERS[1:2]], ids=len)
@@ -139,6 +166,42 @@ def test_a_parameter_without_a_module_in_pefts_configuration_is_refused(tmp_path
         lyc.load_adapter(tmp_path)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 3, 2)], ids=str)
+def test_factors_of_a_parameter_that_are_no_matrices_are_an_error_of_the_file(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=PARAMETERS[2:])
+    peft.get_peft_model(mixtral(), config).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    held = load_file(file)
+    key = next(key for key in held if key.endswith("gate.lora_A.weight"))
+    save_file({**held, key: torch.ones(shape)}, file)
+    with pytest.raises(lyc.FileFormatError, match=r"gate\.lora_A\.weight: .*not those of whole experts"):
+        lyc.load_adapter(tmp_path)
+
+
+def test_a_module_that_is_called_like_an_expert_is_a_module(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        inner = {name: nn.Linear(6, 4) for name in ("expert0", "weight")}
+        return nn.ModuleDict({"mix": nn.ModuleDict(inner)})
+
+    network = lyc.create_lycoris(model(), rank=2, overrides={"*weight": {"rank": 3}})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    network.save_weights(tmp_path / "out", dialect="peft")
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert "target_parameters" not in said
+    again = lyc.create_lycoris(model(), weights=tmp_path / "out")
+    theirs: Any = peft.PeftModel.from_pretrained(model(), str(tmp_path / "out"))
+    x = torch.randn(5, 6)
+    for name in ("expert0", "weight"):
+        path = f"mix.{name}"
+        assert again.members[path].layer.alpha == network.members[path].layer.alpha
+        wanted = network.apply_to().module.get_submodule(path)(x)
+        assert torch.allclose(theirs.base_model.model.get_submodule(path)(x), wanted, atol=1e-5)
+
+
 class TopRouter(nn.Linear):
     """As that of Llama 4: a linear layer with a pass of its own."""
 
@@ -155,7 +218,7 @@ def test_a_router_that_is_a_linear_layer_is_trained_as_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
 def test_experts_with_scales_are_left_alone(dtype: torch.dtype) -> None:
-    experts = nn.Module()
+    experts: Any = nn.Module()
     experts.num_experts = 2
     experts.up_proj = nn.Parameter(torch.zeros(2, 8, 8, dtype=dtype), requires_grad=False)
     if dtype == torch.bfloat16:

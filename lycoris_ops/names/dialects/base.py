@@ -69,6 +69,8 @@ class Asked:
     """Whether diffusers is known to read LoKr under this name."""
     dtype: torch.dtype | None = None
     """The dtype that the user wants for the factors; None for the dtypes that they have."""
+    on_parameter: bool = False
+    """Whether the layer is on a parameter by itself, see `peft.parameters`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Encoded:
     remarks: tuple[str, ...] = ()
     """What differs from the layer's own tensors, in words for a report. Of several layers with the same
     remark, `{count}` stands for the number, `{layers}` for `1 layer` or `2 layers`, and `{s}` for an s."""
+    on_parameter: bool = False
+    """As in `Asked`, in a dialect that writes such layers otherwise than those of modules."""
 
 
 @dataclass(frozen=True)

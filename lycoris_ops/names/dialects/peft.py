@@ -15,7 +15,7 @@ from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
 from ...maths.shapes import Extent, Shape
 from ...peft import kind_of
-from ...peft.parameters import DOWN, UP, parameter_of
+from ...peft.parameters import DOWN, UP
 from .. import layouts
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
 
@@ -155,13 +155,19 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     if asked.biased:
         kind.check_bias(layer)
     tensors, wanted = kind.encoded(layer)
-    if parameter_of(asked.name) and tensors.keys() != {DOWN, UP}:
+    if asked.on_parameter and tensors.keys() != {DOWN, UP}:
         raise LayerError(
             "holds nothing but plain LoRA of an expert or a router",
             got=", ".join(sorted(tensors)),
             expected="lora",
         )
-    return Encoded(asked.name, tensors, configured=(kind, wanted), remarks=wanted.remarks)
+    return Encoded(
+        asked.name,
+        tensors,
+        configured=(kind, wanted),
+        remarks=wanted.remarks,
+        on_parameter=asked.on_parameter,
+    )
 
 
 DIALECT = Dialect(

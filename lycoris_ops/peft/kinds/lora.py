@@ -30,7 +30,6 @@ from ..config import (
     ranks_of,
 )
 from ..fields import Fields
-from ..parameters import parameter_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -129,11 +128,8 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     def start(self) -> Start | None:
         return cast("Start", self.init_lora_weights) if self.init_lora_weights in STARTS else None
 
-    def rank_at(self, path: str) -> int:
-        return super().rank_at(parameter_of(path) or path)
-
     def alpha_at(self, path: str, rank: int) -> float:
-        alpha = super().alpha_at(parameter_of(path) or path, rank)
+        alpha = super().alpha_at(path, rank)
         if self.start is not None and rank < (asked := self.rank_at(path)):
             # A weight of fewer rows or columns than r has a start of that rank, which PEFT scales by r.
             return alpha * rank / (math.sqrt(asked) if self.use_rslora else asked)
@@ -185,20 +181,18 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
 def _by_parameter(
     members: Sequence[ConfiguredLayer[WantedLora]],
 ) -> tuple[list[ConfiguredLayer[WantedLora]], list[str]]:
-    """The layers with one for all experts of a parameter, and the paths of the parameters.
+    """The layers with one for all experts of a parameter, and the paths of all parameters.
 
     Raises ConflictError where experts of a parameter differ in what the configuration says once for all.
     """
     found: dict[str, ConfiguredLayer[WantedLora]] = {}
     parameters: set[str] = set()
     for member in members:
-        parameter = parameter_of(member.path)
-        if parameter is not None:
-            parameters.add(parameter)
-            if (known := found.get(parameter)) and known.wanted != member.wanted:
+        if member.on_parameter:
+            parameters.add(member.path)
+            if (known := found.get(member.path)) and known.wanted != member.wanted:
                 got = f"rank {member.wanted.r} beside {known.wanted.r}"
                 raise ConflictError("needs one rank and alpha for all experts of a parameter", member, got)
-            member = replace(member, path=parameter)
         found.setdefault(member.path, member)
     return list(found.values()), sorted(parameters)
 
