@@ -17,6 +17,7 @@ from .bypass import Met as Met
 from .bypass import Slot as Slot
 from .bypass import bypass_refusal as bypass_refusal
 from .bypass import geometry_of as geometry_of
+from .changes.place import Crop as Crop
 from .changes.place import Mask as Mask
 from .changes.place import Places as Places
 from .changes.place import Where as Where

@@ -11,20 +11,22 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ...lycoris_ops import Bypass, BypassPlan, LycorisError, Met, Moment, Shape, Tokens
+from ...lycoris_ops import Bypass, BypassPlan, Crop, LycorisError, Met, Moment, Shape, Tokens
 from ..host.passes import (
     PatcherInjection,
     add_injection,
+    area_of,
     forget_passes,
     pictures_beside,
     pictures_that_fit,
+    wrap_conditionings,
     wrap_passes,
     wrap_preparations,
     wrap_samplings,
 )
 from ..host.weights import HostReader, layer_of
 from .patch import memory_named
-from .places import Passing, blended_attention
+from .places import Passing, blended_attention, crop_of, picture_shape
 
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
@@ -60,8 +62,12 @@ class BypassInjection(PatcherInjection):
         """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
         """Model to the pass that it makes now."""
-        self._sampled: WeakKeyDictionary[Any, Shape] = WeakKeyDictionary()
-        """Model to the size of the latent that is sampled with it now."""
+        self._sampled: Shape | None = None
+        """The size of the latent that is sampled now."""
+        self._areas: dict[Any, Sequence[range]] = {}
+        """What a pass sees of its latent, by the host's number of the conditioning that it is for."""
+        self._retained: Sequence[int] = ()
+        """The frames that stand in every context window."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
         """The sigmas of the steps of a run, as the host has them and as numbers."""
 
@@ -111,12 +117,28 @@ class BypassInjection(PatcherInjection):
 
         The host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
         """
-        model = run.class_obj.model_patcher.model
-        self._sampled[model] = tuple(noise.shape[2:])
+        before = self._sampled
+        self._sampled = picture_shape(noise, kwargs)[2:]
         try:
             return run(noise, *args, **kwargs)
         finally:
-            self._sampled.pop(model, None)
+            self._sampled = before
+
+    def note_areas(
+        self, run: Any, model: Any, conds: Any, x: Any, sigma: Any, options: Mapping[str, Any]
+    ) -> Any:
+        """Note what part of the latent each conditioning is for, then run the passes.
+
+        The host calls this in place of its `calc_cond_batch`, which it gives as `run`.
+        """
+        every = [one for several in conds for one in several or ()]
+        found = {one["uuid"]: area_of(one, x, sigma) for one in every}
+        self._areas = {number: area for number, area in found.items() if area is not None}
+        self._retained = getattr(options.get("context_handler"), "latent_retain_index_list", ())
+        try:
+            return run(model, conds, x, sigma, options)
+        finally:
+            self._areas, self._retained = {}, ()
 
     def follow(self, run: Any, x: Any, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Prepare the strengths that are others in each pass, then run the pass.
@@ -135,6 +157,7 @@ class BypassInjection(PatcherInjection):
             return run(x, sigma, *args, **kwargs)
         chunks = len(options.get("cond_or_uncond") or ()) or 1
         count = max(1, len(x) // chunks)
+        crops = self._crops(picture_shape(x, given)[2:], options, chunks)
         # A grid may have more pictures than the memory holds. The host divides a pass by its texts alone.
         most = pictures_that_fit(model, x, chunks, given) if self.differ else count
         found: list[torch.Tensor] = []
@@ -147,8 +170,9 @@ class BypassInjection(PatcherInjection):
                 for name, one in given.items()
             }
             part, at = (x, sigma) if whole else of_samples((x, sigma), samples, len(x))
-            passing = Passing.about(model, part, own, [*pictures] * chunks, count)
-            own["transformer_options"] = self._placed(model, part, options, passing)
+            apart = tuple(one for one in crops for _ in pictures)
+            passing = Passing.about(model, part, own, [*pictures] * chunks, count, apart)
+            own["transformer_options"] = self._placed(model, options, passing)
             try:
                 # In their places again: others may wrap the pass too.
                 beside = [own.pop(name) for name in names]
@@ -168,16 +192,23 @@ class BypassInjection(PatcherInjection):
         """
         return run(patcher, [pictures_beside(patcher, shape), *shape[1:]], *args, **kwargs)
 
-    def _placed(self, model: Any, x: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
-        """Note what a pass is about. The result are the options of the pass."""
-        whole = self._sampled.get(model)
-        if whole is not None and len(whole) == x.ndim - 2 and whole != tuple(x.shape[2:]):
+    def _crops(self, size: Shape, options: Mapping[str, Any], chunks: int) -> tuple[Crop, ...]:
+        """What each chunk of a pass has of the latent; () where each has the whole."""
+        numbers, window = options.get("uuids") or (), options.get("context_window")
+        areas = [self._areas.get(number) for number in numbers] or [None] * chunks
+        if self._sampled is None or (self._sampled == size and window is None and areas == [None] * chunks):
+            return ()
+        crops = tuple(crop_of(self._sampled, window, self._retained, area) for area in areas)
+        if any(tuple(map(len, one.kept)) != size for one in crops):
             raise LycorisError(
-                "a mask cannot be laid on a picture that is sampled in parts",
-                got=f"a part of {list(x.shape[2:])}",
-                expected=f"the whole latent of {list(whole)} in each pass",
-                hint="Use ConditioningSetMask in place of areas, and no context windows",
+                "a mask cannot be laid on a picture that another node samples in parts",
+                got=f"a part of {list(size)}",
+                expected=f"all of {list(self._sampled)}, an area of a conditioning, or a context window",
             )
+        return crops
+
+    def _placed(self, model: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
+        """Note what a pass is about. The result are the options of the pass."""
         self._passing[model] = passing
         if not self.apart:
             return options
@@ -261,6 +292,8 @@ def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[st
     if ours.tokens:
         earlier = None if before is None else before.around_sampling
         wrap_samplings(patcher, NAME, ours.around_sampling, in_place_of=earlier)
+        earlier = None if before is None else before.note_areas
+        wrap_conditionings(patcher, NAME, ours.note_areas, in_place_of=earlier)
     if ours.differ:
         earlier = None if before is None else before.prepare
         wrap_preparations(patcher, NAME, ours.prepare, in_place_of=earlier)

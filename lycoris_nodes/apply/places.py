@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError, Places, Shape, Tokens, Where, tokens_of
+from ...lycoris_ops import Crop, LycorisError, Places, Shape, Tokens, Where, tokens_of
 
 ROOT = "diffusion_model."
 WEIGHT = ".weight"
@@ -51,20 +51,27 @@ class Passing:
     """The tokens of other pictures that stand behind them."""
     of: int = 0
     """As in `Places`."""
+    crops: tuple[Crop, ...] = ()
+    """As in `Places`."""
     _kept: dict[tuple[Tokens, int], Places] = field(
         default_factory=dict[tuple[Tokens, int], Places], init=False, repr=False, compare=False
     )
 
     @classmethod
     def about(
-        cls, model: Any, x: Tensor, given: Mapping[str, Any], pictures: Sequence[int], of: int
+        cls,
+        model: Any,
+        x: Tensor,
+        given: Mapping[str, Any],
+        pictures: Sequence[int],
+        of: int,
+        crops: tuple[Crop, ...],
     ) -> Passing:
         """The pass that the host is about to make, from what `apply_model` gets.
 
-        `pictures` are as in `Places`, and `of` is how many there are in all.
+        `pictures` and `crops` are as in `Places`, and `of` is how many pictures there are in all.
         """
-        shapes = given.get("latent_shapes")
-        shape = tuple(shapes[0]) if shapes else tuple(x.shape)
+        shape = picture_shape(x, given)
         network = model.diffusion_model
         patch = _patch(network)
         earlier, later = _other_pictures(network, given)
@@ -73,6 +80,7 @@ class Passing:
         return cls(
             pictures=tuple(pictures),
             of=of,
+            crops=crops,
             size=shape[2:],
             patch=patch,
             pace=_pace(model) if len(shape) == 5 else 1,
@@ -123,7 +131,7 @@ class Passing:
         return self._of(grid, before, after)
 
     def _of(self, grid: Shape, before: int = 0, after: int = 0) -> Places:
-        return Places(self.pictures, grid, before, after, self.pace, self.of)
+        return Places(self.pictures, grid, before, after, self.pace, self.of, self.crops)
 
     def _level(self, tokens: int) -> Shape:
         """The grid of a UNet's level with so many tokens: each level has half of the one above."""
@@ -136,6 +144,34 @@ class Passing:
             if height * width == tokens:
                 return (height, width)
         raise _not_agreeing(tokens, f"the places of {high} x {wide} halved several times")
+
+
+def picture_shape(x: Tensor, given: Mapping[str, Any]) -> Shape:
+    """The shape of the latent of the pictures in x, which may have that of sound beside it."""
+    shapes = given.get("latent_shapes")
+    return tuple(shapes[0]) if shapes else tuple(x.shape)
+
+
+def crop_of(whole: Shape, window: Any, retained: Sequence[int], area: Sequence[range] | None) -> Crop:
+    """What a pass has of a latent of the size `whole`.
+
+    `window` is the host's context window or None. Before its frames may be one that leads up to them, and
+    behind them are those of the guides, which stand behind all frames of the whole. The frames `retained`
+    stand at their own numbers in every window. `area` are the rows of the window, or of the whole, along
+    each axis.
+    """
+    axes: list[range | tuple[int, ...]] = [range(count) for count in whole]
+    # Windows over the first axis are over pictures.
+    if window is not None and window.dim >= 2:
+        earlier = getattr(window, "causal_anchor_index", None)
+        frames = [*([] if earlier is None else [earlier]), *window.index_list]
+        for number in retained:
+            frames[number] = number
+        guides = getattr(window, "guide_frames_indices", ())
+        axes[window.dim - 2] = (*frames, *(window.total_frames + number for number in guides))
+    if area is not None:
+        axes = [axis[rows.start : rows.stop] for axis, rows in zip(axes, area, strict=False)]
+    return Crop(whole, tuple(axes))
 
 
 def _grid(size: Shape, patch: tuple[int, int, int]) -> Shape:

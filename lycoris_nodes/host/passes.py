@@ -9,6 +9,7 @@ import comfy.model_management
 from comfy.conds import CONDList
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.patcher_extension import PatcherInjection as PatcherInjection
+from comfy.samplers import get_area_and_mult
 from torch import Tensor
 
 
@@ -51,6 +52,23 @@ def wrap_preparations(
 ) -> None:
     """As `wrap_passes`, around the loading of what a sampling needs, (run, patcher, shape of noise, ...)."""
     _wrap(patcher, WrappersMP.PREPARE_SAMPLING, name, wrapper, in_place_of)
+
+
+def wrap_conditionings(
+    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
+) -> None:
+    """As `wrap_passes`, around what makes the passes for some conditionings, (run, model, them, x, ...)."""
+    _wrap(patcher, WrappersMP.CALC_COND_BATCH, name, wrapper, in_place_of)
+
+
+def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[range] | None:
+    """Which rows of x along each axis a pass for a conditioning sees; None for all."""
+    area = conditioning.get("area")
+    if area is None:
+        return None
+    made: Any = get_area_and_mult({"area": area, "model_conds": {}, "uuid": None}, x, sigma)
+    found, axes = made.area, x.ndim - 2
+    return [range(start, start + count) for count, start in zip(found[:axes], found[axes:], strict=True)]
 
 
 def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, Any]) -> int:

@@ -41,6 +41,33 @@ def parse_spans(text: str) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """What a pass has of a picture, where it does not have the whole.
+
+    Raises LycorisError where `kept` and `size` have another number of axes, or nothing is left.
+    """
+
+    size: Shape
+    """The size of the whole, (h, w) or (frames, h, w), as of its latent."""
+    kept: tuple[range | tuple[int, ...], ...]
+    """Along each axis, the numbers of the rows that are left, from 0."""
+
+    def __post_init__(self) -> None:
+        if len(self.kept) != len(self.size) or not all(self.kept):
+            raise LycorisError(
+                "a crop has nothing of its picture",
+                got=str([len(one) for one in self.kept]),
+                expected=f"some numbers for each axis of {list(self.size)}",
+            )
+
+    def of(self, whole: Tensor) -> Tensor:
+        """What is left of a tensor (frames, h, w) of the whole's size."""
+        for axis, kept in enumerate(self.kept, start=whole.ndim - len(self.kept)):
+            whole = whole.index_select(axis, torch.tensor(kept))
+        return whole
+
+
+@dataclass(frozen=True)
 class Places:
     """Which tokens of a layer are places, in one pass.
 
@@ -60,8 +87,16 @@ class Places:
     Several numbers are for the frames of the grid in turn, from the first one on."""
     of: int = 0
     """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
+    crops: tuple[Crop, ...] = ()
+    """For each sample what it has of its picture, and `grid` is that of; () where each has the whole."""
 
     def __post_init__(self) -> None:
+        if len(self.crops) not in (0, len(self.pictures)):
+            raise LycorisError(
+                "places are of another number of crops than of samples",
+                got=str(len(self.crops)),
+                expected=f"{len(self.pictures)}, or none",
+            )
         if not self.pictures or min(self.pictures) < 0:
             raise LycorisError(
                 "places are of no pictures",
@@ -120,10 +155,11 @@ class Mask:
         """The factor of what is at no place."""
         return float(self.text and (self.within is None or self.within.text))
 
-    def on(self, grid: Sequence[int], pace: int | Shape = 1) -> Tensor:
+    def on(self, grid: Sequence[int], pace: int | Shape = 1, crop: Crop | None = None) -> Tensor:
         """The factors on a grid, (h, w) or (frames, h, w), in float32: means over what each place covers.
 
-        `pace` is as in `Places`. Raises LycorisError for no such grid, and where the frames do not agree.
+        `pace` is as in `Places`. Where there is a crop, the grid is that of what is left. Raises LycorisError
+        for no such grid, and where the frames do not agree.
         """
         if len(grid) not in (2, 3):
             raise LycorisError(
@@ -133,15 +169,24 @@ class Mask:
             )
         *frames, height, width = grid
         count = frames[0] if frames else 1
-        wide = self.weights.to("cpu", torch.float32)
-        spans = _frames(count, pace)
-        planes = self._in_frames(functional.adaptive_avg_pool2d(wide[None], (height, width))[0], spans)
-        shares = planes * self._shares(spans)[:, None, None]
+        if crop is None:
+            shares = self._on_whole(count, height, width, pace)
+        else:
+            *all_frames, high, wide = crop.size
+            own = crop.of(self._on_whole(all_frames[0] if all_frames else 1, high, wide, pace))
+            shares = functional.adaptive_avg_pool3d(own[None], (count, height, width))[0]
         # Exact at 0 and at 1.
         factors = torch.lerp(torch.full_like(shares, self.outside), torch.ones_like(shares), shares)
         if self.within is not None:
-            factors = factors * self.within.on((count, height, width), pace)
+            factors = factors * self.within.on(grid, pace, crop).view_as(factors)
         return factors.view(*grid)
+
+    def _on_whole(self, count: int, height: int, width: int, pace: int | Shape) -> Tensor:
+        """The shares of the mask (count, height, width) on a grid of the whole."""
+        wide = self.weights.to("cpu", torch.float32)
+        spans = _frames(count, pace)
+        planes = self._in_frames(functional.adaptive_avg_pool2d(wide[None], (height, width))[0], spans)
+        return planes * self._shares(spans)[:, None, None]
 
     def _in_frames(self, planes: Tensor, spans: Sequence[int]) -> Tensor:
         """The planes for the frames of a latent, which stand for so many of a video."""
@@ -226,11 +271,16 @@ class Where:
         if self.mask is None:
             row = torch.ones(1)
         else:
-            inner = self.mask.on(grid, places.pace).flatten()
-            apart = self.mask.at_no_place
-            before, after = (torch.full((count,), apart) for count in (places.before, places.after))
-            row = torch.cat([before, inner, after])
+            rows = {crop: self._row(self.mask, places, grid, crop) for crop in places.crops or (None,)}
+            row = torch.stack([rows[crop] for crop in places.crops or (None,)])
         return self._of_pictures(places)[:, None] * row
+
+    @staticmethod
+    def _row(mask: Mask, places: Places, grid: Shape, crop: Crop | None) -> Tensor:
+        """The factors of the tokens of one sample."""
+        inner = mask.on(grid, places.pace, crop).flatten()
+        before, after = (torch.full((count,), mask.at_no_place) for count in (places.before, places.after))
+        return torch.cat([before, inner, after])
 
     def _of_pictures(self, places: Places) -> Tensor:
         """The factor of each sample."""

@@ -82,11 +82,11 @@ def larger(host: Host, model: Any) -> Given:
     return text(), host.nodes.LatentUpscale().upscale(latents(), "bilinear", 96, 64, "disabled")[0]
 
 
-def sampled(host: Host, on: Patched, given: Given) -> Tensor:
+def sampled(host: Host, on: Patched, given: Given, steps: int = 2, cfg: float = 3.0) -> Tensor:
     positive, latent = given
     with torch.inference_mode():
         (made,) = host.nodes.KSampler().sample(
-            on.model, 3, 2, 3.0, "euler", "simple", positive, text(6), latent, 0.6
+            on.model, 3, steps, cfg, "euler", "simple", positive, text(6), latent, 0.6
         )
     return made["samples"].clone()
 
@@ -113,6 +113,51 @@ def test_masks_hold_beside_other_conditions(
     changed = (found(masked(host, stack, mask=1 - half())) - plain).abs()
     left, right = changed.chunk(2, -1)
     assert right.mean() > left.mean()
+
+
+def test_an_area_has_its_part_of_the_mask(host: Host, unet: Patched) -> None:
+    """Two areas of one size are samples of one pass, and see other parts of the latent."""
+    stack = stack_for(host, unet.model.model, OF_KINDS)
+    areas = [host.nodes.ConditioningSetArea().append(text(x), 32, 64, x, 0, 1.0)[0] for x in (0, 32)]
+
+    def found(mask: Tensor) -> Tensor:
+        on = host.apply(unet, masked(host, stack, mask=mask), clip=False)
+        return sampled(host, on, (areas[0] + areas[1], latents()), cfg=1.0, steps=1)
+
+    none, every = found(torch.zeros(1, 4, 4)), found(torch.ones(1, 4, 4))
+    assert not torch.allclose(none, every, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found(half()), torch.cat([every[..., :4], none[..., 4:]], -1))
+
+
+def test_a_context_window_has_its_frames_of_the_mask(host: Host) -> None:
+    """Two windows of three frames of the latent, of which the mask has the first."""
+    import comfy.latent_formats
+
+    extras = pytest.importorskip("comfy_extras.nodes_context_windows")
+    model = tiny("Wan 2.1 t2v")
+    # The host's own has sixteen channels.
+    model.latent_format = comfy.latent_formats.LatentFormat()
+    model.latent_format.temporal_downscale_ratio = 4
+    base = Patched(patcher(model), None)
+    stack = stack_for(host, model, OF_KINDS)
+    clip = {"samples": torch.randn(1, 4, 6, 8, 8, generator=draw())}
+    texts = [[torch.randn(1, WORDS, 20, generator=draw()), {}]]
+
+    def found(frames: str, lead: bool = False) -> Tensor:
+        on = host.apply(base, masked(host, stack, mask=None, frames=frames), clip=False).model
+        windows = extras.ContextWindowsManualNode.execute(
+            on, 3, 0, "standard_static", 1, False, "flat", 2, False, causal_window_fix=lead
+        )
+        return sampled(host, Patched(windows.args[0], None), (texts, clip), cfg=1.0, steps=1)
+
+    every, none, first = found("0-"), found("20"), found("0-8")
+    none[:, :, 3:] = found("0")[:, :, 3:]
+    assert not torch.allclose(none, every, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(first, torch.cat([every[:, :, :3], none[:, :, 3:]], 2))
+    # The last frame of the first window leads up to the second one.
+    led = found("0-8", lead=True)
+    torch.testing.assert_close(led[:, :, :3], every[:, :, :3])
+    assert not torch.allclose(led[:, :, 3:], found("0", lead=True)[:, :, 3:], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

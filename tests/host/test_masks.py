@@ -511,14 +511,16 @@ def test_what_is_at_no_place_is_left_out_or_whole(host: Host, unet: Patched) -> 
     assert embedded not in plans[0] and embedded not in plans[1] and f"{embedded}.weight" in whole.patches
 
 
-def test_a_part_of_the_picture_is_an_error(host: Host, unet: Patched) -> None:
-    """An area's pass sees a part of the latent, and nobody says which."""
+def test_parts_that_another_node_makes_are_an_error(host: Host, unet: Patched) -> None:
+    """Nobody says which part of the latent it is."""
     stack = masked(host, stack_for(host, unet.model.model, ("lora",)))
     found = host.apply(unet, stack, clip=False)
-    text = [[torch.randn(1, WORDS, 24), {}]]
-    (area,) = host.nodes.ConditioningSetArea().append(text, 32, 64, 0, 0, 1.0)
-    with pytest.raises(host.ops.LycorisError, match="sampled in parts"):
-        sampled(host, found, area)
+    cut = found.model.clone()
+    cut.set_model_unet_function_wrapper(
+        lambda run, given: run(given["input"][..., :4], given["timestep"], **given["c"]).repeat(1, 1, 1, 2)
+    )
+    with pytest.raises(host.ops.LycorisError, match="samples in parts"):
+        sampled(host, Patched(cut, None))
     # Afterwards the model is as it was.
     assert torch.isfinite(sampled(host, found)).all()
 

@@ -16,7 +16,7 @@ from bypass_cases import FACTS, MODULES, Case, hook, layer
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops import Places, Where, bypass, parse_spans
+from lycoris_ops import Crop, Places, Where, bypass, parse_spans
 
 GRID = (4, 6)
 PLACED = {
@@ -252,6 +252,30 @@ def test_frames_of_a_video_are_gathered_into_those_of_its_latent() -> None:
     assert parse_spans(" 3 , 5-6\n8-") == ((3, 3), (5, 6), (8, None)) and parse_spans("") == ()
 
 
+def test_a_part_of_a_picture_has_its_part_of_the_mask() -> None:
+    inner = lyc.Mask(torch.rand(1, 6, 6))
+    mask = lyc.Mask(torch.rand(1, 12, 18), outside=0.25, within=inner)
+    whole = mask.on((12, 18))
+    crop = Crop((12, 18), (range(2, 8), range(4, 16)))
+    torch.testing.assert_close(mask.on((6, 12), crop=crop), whole[2:8, 4:16])
+    halved = lyc.Mask(mask.weights).on((3, 6), crop=crop)
+    torch.testing.assert_close(halved[1, 2], mask.weights[0, 4:6, 8:10].mean())
+    # Frames in any order, of those of the latent.
+    frames = lyc.Mask(torch.arange(9.0)[:, None, None] / 8)
+    shown = frames.on((2, 1, 1), 4, Crop((3, 1, 1), ((2, 0), range(1), range(1))))
+    torch.testing.assert_close(shown.flatten(), torch.tensor([6.5 / 8, 0.0]))
+
+
+def test_each_sample_has_its_own_part() -> None:
+    crops = tuple(Crop((4, 6), (range(4), columns)) for columns in (range(3), range(3, 6)))
+    left = torch.zeros(1, 4, 6)
+    left[..., :3] = 1
+    found = Where(lyc.Mask(left)).over(
+        Places((0, 0), (4, 3), 1, 2, crops=crops), (4, 3), torch.float32, torch.device("cpu")
+    )
+    assert torch.equal(found, torch.tensor([[0.0] + [1.0] * 12 + [0.0] * 2, [0.0] * 15]))
+
+
 def test_a_stack_with_masks() -> None:
     tensors = {"lora_up.weight": torch.ones(2, 1), "lora_down.weight": torch.ones(1, 2)}
     named = {f"lora_unet_a.{end}": values for end, values in tensors.items()}
@@ -292,6 +316,12 @@ def test_masks_that_are_none(weights: Tensor, found: str) -> None:
         (lambda: Places((0,), (0, 4)), "counts nothing"),
         (lambda: Places((0,), (4, 4), before=-1), "counts nothing"),
         (lambda: Places((0,), (2, 4, 4), pace=0), "counts nothing"),
+        (
+            lambda: Places((0,), (4, 4), crops=(Crop((8, 4), (range(4), range(4))),) * 2),
+            "another number of crops",
+        ),
+        (lambda: Crop((8, 4), (range(4), range(0))), r"has nothing.*\[4, 0\]"),
+        (lambda: Crop((8, 4), (range(4),)), "has nothing"),
     ],
 )
 def test_places_and_factors_that_are_none(made: Callable[[], object], found: str) -> None:
