@@ -96,10 +96,8 @@ class Ia3(Trained):
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
         made = super().with_tensors(tensors)
         # The flag is read once: on an accelerator each look at it is a wait.
-        if self.on_input is not None or "of_inputs" in vars(self):
-            flag = made.on_input
-            if flag is None or flag.device.type != "cpu":
-                vars(made)["of_inputs"] = self.of_inputs
+        if made.on_input is not None and made.on_input is self.on_input:
+            vars(made)["of_inputs"] = self.of_inputs
         return made
 
     @classmethod

@@ -2,7 +2,8 @@
 
 A graph is given the number of a bypass as a tensor, and so serves any bypass of the same hooks. Strengths,
 masks, moments and layers are read in each pass, and a change of them compiles nothing again. The passes are
-those of the uncompiled bypass, bit by bit.
+those of the uncompiled bypass, bit by bit. torch runs graphs without autocast, so that an operation is given
+the dtype that autocast had where its graph was traced.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import LycorisError
-from .forwards.forward import outliving, recorded
+from .forwards.forward import narrowed, outliving, recorded
 
 
 class Acting(Protocol):
@@ -91,19 +92,24 @@ def _at(number: Tensor, x: Tensor) -> Acting:
     return _acting[int(number)]
 
 
-def _given(x: Tensor, number: Tensor) -> Tensor:
-    found = _at(number, x).given(x)
+def _given(x: Tensor, number: Tensor, dtype: torch.dtype | None) -> Tensor:
+    with narrowed(x.device, dtype):
+        found = _at(number, x).given(x)
     return x.clone(memory_format=torch.contiguous_format) if found is x else found.contiguous()
 
 
-def _change(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor) -> None:
-    found = _at(number, x).changed(x, given, y)
+def _change(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None) -> None:
+    with narrowed(x.device, dtype):
+        found = _at(number, x).changed(x, given, y)
     if found is not y:
         y.copy_(found)
 
 
-def _apart(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, copies: int) -> Tensor:
-    return _at(number, x).changed(x, given, y.clone()).contiguous()
+def _apart(
+    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None, copies: int
+) -> Tensor:
+    with narrowed(x.device, dtype):
+        return _at(number, x).changed(x, given, y.clone()).contiguous()
 
 
 # torch types little of what makes operations.
@@ -139,24 +145,32 @@ def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -
     return getattr(getattr(_torch.ops, _SPACE), name)
 
 
-def _form_of_given(x: Tensor, number: Tensor) -> Tensor:
+def _form_of_given(x: Tensor, number: Tensor, dtype: torch.dtype | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _form_of_change(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor) -> None: ...
+def _form_of_change(
+    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None
+) -> None: ...
 
 
-def _form_of_apart(x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, copies: int) -> Tensor:
+def _form_of_apart(
+    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None, copies: int
+) -> Tensor:
     return y.new_empty((copies * y.shape[0], *y.shape[1:]))
 
 
-given = _operation("given(Tensor x, Tensor number) -> Tensor", _given, _form_of_given)
-"""What a module is given in place of x."""
+given = _operation("given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _given, _form_of_given)
+"""What a module is given in place of x. `dtype` is, here and below, that of `narrowing` outside of graphs."""
 change = _operation(
-    "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number) -> ()", _change, _form_of_change
+    "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number, ScalarType? dtype) -> ()",
+    _change,
+    _form_of_change,
 )
 """Change the output y of a module."""
 apart = _operation(
-    "apart(Tensor x, Tensor? given, Tensor y, Tensor number, int copies) -> Tensor", _apart, _form_of_apart
+    "apart(Tensor x, Tensor? given, Tensor y, Tensor number, ScalarType? dtype, int copies) -> Tensor",
+    _apart,
+    _form_of_apart,
 )
 """The outputs of a module whose places stand apart."""

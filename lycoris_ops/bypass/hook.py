@@ -16,7 +16,7 @@ from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_plain, unpacked
 from . import compiled
 from .bound import BoundPlan
-from .forwards.forward import Strengths, in_own_dtypes, outliving
+from .forwards.forward import Strengths, in_own_dtypes, narrowing, outliving
 from .geometry import geometry_of
 from .placed import PlacedPlan
 from .plan import BypassPlan, Met
@@ -287,7 +287,7 @@ class Bypass:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = input_of(args, kwargs)
         if self._stands_apart(args, kwargs, x):
-            given = compiled.given(x, self._number) if self._turns else None
+            given = compiled.given(x, self._number, narrowing(x.device)) if self._turns else None
             self._traced = (x, given)
             return None if given is None else _with_input(args, kwargs, given)
         self._traced = None
@@ -338,9 +338,10 @@ class Bypass:
 
     def _compiled(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
         """The output of a pass that torch.compile does not look into."""
+        dtype = narrowing(x.device)
         if self.apart:
-            return compiled.apart(x, given, y, self._number, 1 + len(self.apart))
-        compiled.change(x, given, y, self._number)
+            return compiled.apart(x, given, y, self._number, dtype, 1 + len(self.apart))
+        compiled.change(x, given, y, self._number, dtype)
         return y
 
     def given(self, x: Tensor) -> Tensor:

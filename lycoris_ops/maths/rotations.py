@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .recompute import transformed
+from .tensors import is_plain
 
 LARGE = 256
 """The places of the values of larger blocks are not kept: they take 12 bytes a value."""
+Placed = tuple[Tensor, Tensor, Tensor]
+MOST = 16
+"""How many sizes, dtypes and devices of blocks have their places kept."""
+_KEPT: dict[tuple[int, torch.dtype, torch.device], Placed] = {}
 
 
 def skew_symmetric(triangles: Tensor, size: int) -> Tensor:
     """Q (n, b, b) with Q^T = -Q, from the values above the diagonals (n, b * (b - 1) / 2), row by row."""
-    if transformed() or size > LARGE or not triangles.requires_grad:
+    if transformed() or size > LARGE or not triangles.requires_grad or not is_plain(triangles):
         return _plain_skew(triangles, size)
     learned: Any = _Skew
     return learned.apply(triangles, size)
@@ -81,9 +85,21 @@ def _plain_skew(triangles: Tensor, size: int) -> Tensor:
     return upper - upper.transpose(1, 2)
 
 
-@lru_cache(maxsize=16)
-def _places(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
     """Where each value of a block is in a triangle and its sign, and where those of a triangle are in it."""
+    key = (size, dtype, device)
+    if key in _KEPT:
+        return _KEPT[key]
+    found = _new_places(*key)
+    # The tensors of a mode, such as fake ones, are for its own passes alone.
+    if all(type(one) is Tensor for one in found):
+        if len(_KEPT) >= MOST:
+            _KEPT.clear()
+        _KEPT[key] = found
+    return found
+
+
+def _new_places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
     with torch.inference_mode(False):
         row, column = torch.triu_indices(size, size, 1)
         places, signs = torch.zeros(size, size, dtype=torch.int64), torch.zeros(size, size, dtype=dtype)

@@ -12,6 +12,9 @@ from torch import Tensor
 AWAY = 1 << 26
 """The values that an accelerator works on at once. It has no cache of a CPU's kind, and each part of a weight
 costs its launches: the largest weights of a model of 12 billion, 3072 x 12288, are in one part."""
+IN_PASS = 1 << 24
+"""The same for what a pass forms beside a model: such parts of several layers' changes are there at once, in
+float32, with the values of the model."""
 KEPT = 16 << 20
 """Largest buffer in bytes that is kept for the next layer."""
 
@@ -37,9 +40,9 @@ def scratch(use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.de
     return held[:size].view(dtype).view(tuple(shape))
 
 
-def tile(device: torch.device, own: int) -> int:
-    """How many values to work on at once: on a CPU `own`, which stay in its cache."""
-    return own if device.type == "cpu" else max(own, AWAY)
+def tile(device: torch.device, own: int, away: int = AWAY) -> int:
+    """How many values to work on at once: on a CPU `own`, which stay in its cache, elsewhere `away`."""
+    return own if device.type == "cpu" else max(own, away)
 
 
 def forget() -> None:

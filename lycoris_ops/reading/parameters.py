@@ -11,7 +11,6 @@ from torch import Tensor
 from ..errors import FileFormatError, LayerError
 from ..files.cache import TensorCache
 from ..files.tensor_file import TensorFile, TensorInfo
-from ..maths.shapes import Shape
 from ..names.dialects.peft import PREFIX
 from ..peft import Config
 from ..peft.kinds.lora import LoraConfig
@@ -144,8 +143,8 @@ def _of_parameter(
 ) -> Iterator[tuple[str, _Piece]]:
     down, up = f"{name}.{DOWN}", f"{name}.{UP}"
     rank = config.rank_at(parameter.removeprefix(PREFIX))
-    none: Shape = ()
-    rows, columns = (file.tensors[key].shape if key in file.tensors else none for key in (down, up))
+    rows = file.tensors[down].shape
+    columns = file.tensors[up].shape if up in file.tensors else tuple[int, ...]()
     if not len(rows) == len(columns) == 2 or rows[0] != columns[1] or rows[0] % rank:
         raise FileFormatError(
             "the factors of a parameter are not those of whole experts",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import TrainError
@@ -17,17 +18,19 @@ def adapter_checkpoints(
     """A callback for transformers' `Trainer`, by which it saves a network in place of the whole model.
 
     The trainer is given the model itself, this callback, and an optimiser of the network's parameters. While
-    the network is applied, each checkpoint holds the adapter beside the states of optimiser and schedule, as
-    does what `save_model` writes. For "peft" it is a folder that PEFT loads; for the other dialects a file of
-    the name `adapter.safetensors`. `metadata` is as in `save_adapter`. Afterwards the model's own
-    `save_pretrained` writes the whole model again. A training goes on from a checkpoint by
-    `create_lycoris(model, weights=folder)`; the trainer's `resume_from_checkpoint` wants the whole model,
-    as does `load_best_model_at_end`.
+    it trains and the network is applied, each checkpoint holds the adapter beside the states of optimiser and
+    schedule, as does what `save_model` writes. For "peft" it is a folder that PEFT loads; for the other
+    dialects a file of the name `adapter.safetensors`. `metadata` is as in `save_adapter`. After the training
+    `save_model` writes the whole model again, without the network, which `save_weights` writes. A training
+    goes on from a checkpoint by `create_lycoris(model, weights=folder)`; the trainer's
+    `resume_from_checkpoint` wants the whole model, as does `load_best_model_at_end`.
 
     Raises TrainError without transformers, and at the start for a trainer of another model than the
     network's, of one that is no model of transformers, or one that is to load the best model at its end.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
+
+    changed = ExitStack()
 
     class AdapterCheckpoints(transformers.TrainerCallback):
         def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -44,6 +47,12 @@ def adapter_checkpoints(
                     expected="load_best_model_at_end=False",
                     hint="Load the best checkpoint afterwards: create_lycoris(model, weights=folder)",
                 )
+
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+        ) -> None:
+            # A training that failed has not ended.
+            changed.close()
             whole = model.save_pretrained
 
             def save_pretrained(folder: str | os.PathLike[str], *given: Any, **options: Any) -> Any:
@@ -54,6 +63,23 @@ def adapter_checkpoints(
                     network.save_weights(place, dialect, metadata=metadata)
                 return None
 
-            model.save_pretrained = save_pretrained
+            changed.enter_context(_has(model, save_pretrained=save_pretrained))
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            changed.close()
 
     return AdapterCheckpoints()
+
+
+@contextmanager
+def _has(owner: Any, **attributes: Any) -> Generator[None]:
+    """A context in which an object has these attributes of its own, and afterwards those from before."""
+    held = vars(owner)
+    before = {name: held[name] for name in attributes if name in held}
+    held.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del held[name]
+        held.update(before)

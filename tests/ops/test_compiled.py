@@ -119,6 +119,15 @@ def test_a_copy_of_a_model_has_strengths_of_its_own() -> None:
     assert torch.equal(beside.passed(), before)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
+def test_autocast_narrows_what_is_not_in_the_graph(kinds: tuple[str, ...], name: str) -> None:
+    beside = Beside(kinds, name)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert beside.passed().dtype == torch.bfloat16
+    assert beside.passed().dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["lora", "oft", "lora-dora-out"])
 def test_places_apart_in_a_graph(kind: str) -> None:
     beside = Beside((kind,), "linear")

@@ -15,6 +15,7 @@ import torch
 from bypass_cases import FACTS, LAYERS, MODULES, Case, beside, chained, hook, layer
 from layers import rand
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
@@ -25,6 +26,7 @@ from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Kronecker
 from lycoris_ops.maths import recompute
 from lycoris_ops.maths.dora import changed_lengths, dora_factor, lengths
+from lycoris_ops.maths.rotations import skew_symmetric
 
 # Two steps, so that what the first step changed must be seen in the second.
 STRENGTH, RATE, STEPS = 0.7, 0.05, 2
@@ -502,3 +504,15 @@ def test_a_patch_of_learning_layers_records_nothing() -> None:
     plan = lyc.PatchPlan.build(weight.shape, weight.dtype, "cpu", [(one, 1.0)])
     assert not any(tensor.requires_grad for tensor in plan.tensors)
     assert not plan.apply_(weight, plan.tensors, plan.strengths).requires_grad
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_pass_of_fake_tensors_leaves_none_for_those_behind_it(real: bool) -> None:
+    size = 7
+    triangles = torch.randn(3, size * (size - 1) // 2, requires_grad=True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        skew_symmetric(triangles if real else mode.from_tensor(triangles), size).sum().backward()
+    found = skew_symmetric(triangles, size)
+    assert torch.equal(found, skew_symmetric(triangles.detach(), size))
+    with FakeTensorMode() as mode:
+        skew_symmetric(mode.from_tensor(triangles), size).sum().backward()

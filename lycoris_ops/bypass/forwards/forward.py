@@ -113,10 +113,20 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
 
     Autocast would narrow some results, which could not be added in place to what is not narrowed.
     """
+    return nullcontext() if narrowing(device) is None else torch.autocast(device.type, enabled=False)
+
+
+def narrowing(device: torch.device) -> torch.dtype | None:
+    """The dtype to which autocast narrows the factors of products on a device; None where it is off."""
     kind = device.type
     # Some devices, such as meta, have none.
-    narrows = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if narrows else nullcontext()
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def narrowed(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """A context in which autocast narrows to this dtype on a device, or is as it is for None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def recorded(*tensors: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Hadamard
-from ...maths.scratch import tile
+from ...maths.scratch import IN_PASS, tile
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
 from .forward import Item, Prepared, Strengths, buffer, joined, plus_product, recorded
@@ -103,7 +103,7 @@ class HadamardForward:
     def _tiled(self, y: Tensor, x: Tensor, factors: HadamardFactors, strengths: Strengths) -> Tensor:
         rows, columns = y.shape[1], self.geometry.columns
         learns = _learn(factors)
-        step = rows if learns else max(1, tile(x.device, TILE) // max(1, columns))
+        step = rows if learns else max(1, tile(x.device, TILE, IN_PASS) // max(1, columns))
         for start in range(0, rows, step):
             stop = min(rows, start + step)
             total: Tensor | None = None
