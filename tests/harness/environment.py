@@ -168,8 +168,6 @@ def fetch_host(python: Path, package: str, pin: dict[str, str], target: Path) ->
         say("unpacking ComfyUI")
         unpacked = Path(scratch) / "ComfyUI"
         unpack(archive, unpacked)
-        # The launcher never writes into a host's folder, so its bytecode is made here, once.
-        run(python, "-m", "compileall", "-q", unpacked)
         unpacked.rename(target)
 
 
@@ -203,7 +201,8 @@ def install(python: Path, wanted: list[str], stamp: Path) -> None:
     if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
         return
     say(f"installing {len(wanted)} requirements (minutes on a first run)")
-    run(python, "-m", "pip", "install", "-q", *wanted)
+    # Most of it is never imported: what is compiles when it is.
+    run(python, "-m", "pip", "install", "-q", "--no-compile", *wanted)
     stamp.write_text(state, encoding="utf-8")
 
 
@@ -347,6 +346,9 @@ def main() -> None:
     say(f"ComfyUI {host.version} is ready: {file.relative_to(ROOT)}")
     if options.command:
         os.environ["LYCORIS_ENVIRONMENT"] = str(file)
+        # Nothing is written into a host's folder.
+        os.environ["PYTHONPYCACHEPREFIX"] = str(CACHE / "bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
         os.chdir(ROOT)
         # In place of this process, so that the exit status is the command's own.

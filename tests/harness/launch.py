@@ -74,8 +74,6 @@ class PlaceholderTorchaudio(MetaPathFinder, Loader):
 
 def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
     """Run the host's main.py in this process, as `python main.py ARGUMENTS` would."""
-    # Bytecode would be written into the host's folder.
-    sys.dont_write_bytecode = True
     sys.path[0] = str(comfyui)
     main = comfyui / "main.py"
     sys.argv = [str(main), *arguments]
@@ -399,7 +397,6 @@ def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
             "comfy was imported before boot_in_process chose the CPU and the base directory: "
             "import it inside tests and fixtures that need the host, not at the top of a test file"
         )
-    sys.dont_write_bytecode = True
     sys.path.insert(0, str(comfyui.resolve()))
     sys.meta_path.insert(0, PlaceholderTorchaudio())
     # The arguments of this process are not the host's.

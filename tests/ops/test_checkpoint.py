@@ -249,8 +249,8 @@ def peak_memory(base: Path, adapter: Path, out: Path) -> int:
 
 
 def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
-    """The base has 2 GB, and an adapter changes every fourth of its weights, the last among them."""
-    side, count, rank = 4096, 64, 48
+    """The base has 1 GB, and an adapter changes every fourth of its weights, the last among them."""
+    side, count, rank = 4096, 32, 48
     changed = range(3, count, 4)
     largest = side * side * 2
     names = [f"blocks.{number}.x.weight" for number in range(count)]
@@ -273,8 +273,8 @@ def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> Non
     )
     out = tmp_path / "out.safetensors"
     peak = peak_memory(tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", out)
-    assert (tmp_path / "base.safetensors").stat().st_size > 2_000_000_000
-    assert out.stat().st_size > 2_000_000_000
+    assert (tmp_path / "base.safetensors").stat().st_size > 1_000_000_000
+    assert out.stat().st_size > 1_000_000_000
     print(f"peak {peak / 1e6:.0f} MB, bound {(4 * largest + 100e6) / 1e6:.0f} MB")
     assert peak < 4 * largest + 100_000_000
     # pytest keeps the folders of the last runs, and these files are large.
