@@ -1,16 +1,14 @@
-"""Changes of pickles: the archive, the tensors in it and the table of them. The program is read by torch."""
+"""Changes of pickles: the archive, and the table of tensors in it."""
 
 from __future__ import annotations
 
 import io
 import random
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import case
 from ..case import Case
@@ -81,70 +79,6 @@ def _archive(change: Callable[[random.Random, bytes], bytes]) -> Callable[[rando
     return mutate
 
 
-# Tensors of other sorts.
-
-EXOTIC: dict[str, Callable[[Tensor], Any]] = {
-    "complex": lambda t: torch.complex(t, t),
-    "conjugated": lambda t: torch.complex(t, t).conj(),
-    "imaginary part": lambda t: torch.complex(t, t).imag,
-    "sparse": lambda t: t.to_sparse(),
-    "CSR": lambda t: t.to_sparse_csr(),
-    "nested": lambda t: torch.nested.nested_tensor([t[0], t[0, :1]]),
-    "meta": lambda t: t.to("meta"),
-    "quantised": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
-    "expanded": lambda t: torch.zeros(1).as_strided((1 << 20, 1 << 9), (0, 0)),
-    "float8": lambda t: t.to(torch.float8_e4m3fn),
-    "half complex": lambda t: t.to(torch.complex32),
-    "parameter": torch.nn.Parameter,
-    "negated": torch._neg_view,
-    "empty": lambda t: t[:0],
-}
-"""What makes tensors that are not plain, dense and real of a matrix."""
-
-
-def _exotic(rng: random.Random, seed: Seed) -> Case | None:
-    tensors: dict[str, Any] = dict(seed.tensors)
-    key = rng.choice([*tensors])
-    matrix = tensors[key].float()
-    matrix = matrix.reshape(-1, 1) if matrix.ndim < 2 else matrix.flatten(1)
-    try:
-        tensors[key] = rng.choice(list(EXOTIC.values()))(matrix)
-        blob = pickled(tensors)
-    except (RuntimeError, NotImplementedError, IndexError):
-        # Not every sort can be made of every tensor, or saved.
-        return None
-    return case.of("pickles_exotic", seed, blob, ending=".pt")
-
-
-def strided(tensor: Tensor) -> Tensor:
-    """The same values with gaps between them in their storage."""
-    return torch.stack([tensor, tensor], -1)[..., 0]
-
-
-def _alike(rng: random.Random, seed: Seed) -> Case | None:
-    """The same values: with gaps, transposed, as parts of one storage, or in another sort of dictionary."""
-    if seed.is_safetensors:
-        # Its metadata may say how it is read, and a pickle has none.
-        return None
-    tensors = dict(seed.tensors)
-    how = rng.randrange(4)
-    if how == 0:
-        tensors = {key: strided(tensor) for key, tensor in tensors.items()}
-    elif how == 1:
-        turned = {key: t.transpose(0, 1).contiguous() for key, t in tensors.items() if t.ndim > 1}
-        tensors |= {key: tensor.transpose(0, 1) for key, tensor in turned.items()}
-    elif how == 2:
-        for dtype in {tensor.dtype for tensor in tensors.values()}:
-            own = {key: tensor for key, tensor in tensors.items() if tensor.dtype == dtype}
-            whole = torch.cat([tensor.reshape(-1) for tensor in own.values()])
-            parts = whole.split([tensor.numel() for tensor in own.values()])
-            tensors |= {key: part.reshape(own[key].shape) for key, part in zip(own, parts, strict=True)}
-    content: Any = OrderedDict(tensors)
-    if how == 3:
-        content = {"state_dict": content, "epoch": 7, "config": {"lr": 1e-4, "betas": (0.9, 0.99)}}
-    return case.of("pickles_alike", seed, pickled(content), same=1.0, ending=".pt")
-
-
 # Tables of other sorts.
 
 
@@ -169,7 +103,4 @@ def _content(rng: random.Random, seed: Seed) -> Case | None:
     return case.of("pickles_content", seed, blob, ending=rng.choice((".pt", ".ckpt")))
 
 
-MUTATIONS = [
-    *map(_archive, (_members, _more_members, _directory)),
-    *(_exotic, _alike, _content),
-]
+MUTATIONS = [*map(_archive, (_members, _more_members, _directory)), _content]
