@@ -9,26 +9,19 @@ import peft
 import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from networks import small_unet
 from torch import Tensor
 
 import lycoris_ops as lyc
 
-LORA = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+ADAPTED = ["to_q", "to_out.0", "conv1", "proj_mlp"]
+LORA = peft.LoraConfig(r=2, lora_alpha=3, target_modules=ADAPTED, init_lora_weights=False)
 
 
 def made(part: str) -> Any:
-    torch.manual_seed(0)
     if part == "unet":
-        return UNet2DConditionModel(
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=8,
-            attention_head_dim=8,
-            norm_num_groups=4,
-        ).eval()
+        return small_unet()
+    torch.manual_seed(0)
     return FluxTransformer2DModel(
         in_channels=4,
         num_layers=1,
@@ -49,7 +42,7 @@ def output(part: str, model: Any) -> Tensor:
         return torch.randn(shape, generator=drawn)
 
     if part == "unet":
-        return model(noise(1, 4, 8, 8), 10, noise(1, 4, 8), return_dict=False)[0]
+        return model(noise(1, 4, 8, 8), 10, noise(1, 4, 16), return_dict=False)[0]
     places = {"img_ids": torch.arange(18.0).reshape(6, 3), "txt_ids": torch.zeros(5, 3)}
     time = torch.tensor([0.5])
     return model(noise(1, 6, 4), noise(1, 5, 8), noise(1, 8), time, **places, return_dict=False)[0]
@@ -82,6 +75,10 @@ def test_the_prefix_of_a_pipeline_is_found_in_reading_and_writing(part: str, tmp
         lyc.save_adapter(adapter, tmp_path / name, "peft", model=shapes)
         adapted = peft.PeftModel.from_pretrained(made(part), str(tmp_path / name)).eval()
         assert torch.allclose(output(part, adapted), wanted, atol=1e-5)
+        adapted.save_pretrained(str(tmp_path / "again"))
+        model = made(part)
+        lyc.create_lycoris(model, weights=tmp_path / "again").apply_to()
+        assert torch.allclose(output(part, model), wanted, atol=1e-5)
         # From PEFT's folder to diffusers' file.
         lyc.save_adapter(lyc.load_adapter(tmp_path / name), out, "diffusers", model=bare)
         assert all(layer.startswith(f"{part}.") for layer in lyc.load_adapter(out).info)
