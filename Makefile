@@ -70,7 +70,7 @@ bench: ## side by side with ComfyUI, lycoris-lora and PEFT, on the CPU
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch \
 		&& python -m tests.bench.patch --layers other \
 		&& python -m tests.bench.bypass && python -m tests.bench.prompt \
-		&& python -m tests.bench.fit && python -m tests.bench.schedule'
+		&& python -m tests.bench.fit'
 
 bench-gpu: ## patching on CUDA
 	@$(IN) -- sh -c '$(GATE) && python -m tests.bench.patch --device cuda'

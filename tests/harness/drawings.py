@@ -1,7 +1,7 @@
 """Draws the pictures of the pages: `python -m tests.harness.drawings`, in the environment.
 
-What each merge method makes of two changes, the curves of schedules, and the blocks of models. All values are
-the library's own. A test draws them again.
+What each merge method makes of two changes, and the curves of schedules. All values are the library's own. A
+test draws them again. Other pictures there were drawn once, and show nothing that is computed.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class Drawing:
         path = " ".join(f"{one.real:.1f},{one.imag:.1f}" for one in corners)
         self.parts.append(f'<polygon points="{path}" fill="{colour}"/>')
 
-    def box(self, x: float, y: float, width: float, height: float, colour: str, share: float = 1) -> None:
+    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2" fill="{colour}"'
-            f' fill-opacity="{share:g}"/>'
+            ' fill-opacity="1"/>'
         )
 
-    def words(self, x: float, y: float, text: str, colour: str = "currentColor", at: str = "start") -> None:
+    def words(self, x: float, y: float, text: str, colour: str = "currentColor") -> None:
         self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{at}">{escape(text)}</text>'
+            f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="start">{escape(text)}</text>'
         )
 
     def svg(self) -> str:
@@ -255,62 +255,11 @@ def curves() -> Drawing:
     return drawing
 
 
-def blocks() -> Drawing:
-    """The blocks of a UNet and of a transformer by their names in rules."""
-    drawing = Drawing(600, 282, "The blocks of a UNet and of Flux by their names in rules")
-    drawing.words(
-        0, 14, "Stable Diffusion 1.5, a UNet: data go down through in, through mid, and up through out"
-    )
-    for place in range(12):
-        for name, colour, x in (("in", FIRST, 20 + 22 * place), ("out", SECOND, 576 - 22 * place)):
-            number = place if name == "in" else 11 - place
-            y = 34 + 10 * place
-            drawing.box(x - (14 if name == "out" else 0), y, 19, 22, colour, 0.85)
-            drawing.words(x + (9.5 if name == "in" else -4.5), y + 15, str(number), "#ffffff", "middle")
-    drawing.box(284, 158, 30, 22, RESULT)
-    drawing.words(299, 173, "mid", "#ffffff", "middle")
-    drawing.words(20, 130, "in.0 to in.11", FIRST)
-    drawing.words(578, 130, "out.0 to out.11", SECOND, "end")
-    drawing.words(0, 222, "Flux, a transformer: blocks one after the other")
-    for place in range(57):
-        colour, x = (FIRST if place < 19 else SECOND), 4 + 10.4 * place
-        drawing.box(x, 234, 8.8, 22, colour, 0.85)
-    drawing.words(4, 274, "double.0 to double.18", FIRST)
-    drawing.words(4 + 10.4 * 19, 274, "single.0 to single.37", SECOND)
-    return drawing
-
-
-def stack() -> Drawing:
-    """What goes where: files, the stack, the node that applies it."""
-    drawing = Drawing(600, 190, "Files with strengths become one stack, which one node applies to a model")
-    for place, text in enumerate(("style · 0.8", "person · 1.0", "detail · 0.4")):
-        y = 20 + 46 * place
-        drawing.box(4, y, 128, 32, FIRST, 0.25)
-        drawing.words(68, y + 21, text, at="middle")
-        drawing.arrow((136, y + 16), (196, 82), GREY, 1.5)
-    drawing.box(200, 56, 110, 54, RESULT, 0.3)
-    drawing.words(255, 79, "stack", at="middle")
-    drawing.words(255, 98, "changes nothing", at="middle")
-    drawing.arrow((314, 83), (374, 83), GREY, 1.5)
-    drawing.box(378, 44, 110, 78, SECOND, 0.3)
-    drawing.words(433, 70, "Apply", at="middle")
-    drawing.words(433, 89, "W + 0.8 A", at="middle")
-    drawing.words(433, 107, "+ 1.0 B + 0.4 C", at="middle")
-    drawing.words(433, 150, "model", at="middle")
-    drawing.arrow((433, 138), (433, 124), GREY, 1.5)
-    for y, text in ((66, "model"), (104, "report")):
-        drawing.arrow((492, y), (530, y), GREY, 1.5)
-        drawing.words(536, y + 4, text)
-    return drawing
-
-
 def drawings() -> Iterator[tuple[str, Drawing]]:
     """Each picture by its name."""
     for method in lyc.merge_methods():
         yield f"merge-{method}", MERGES[method]()
     yield "curves", curves()
-    yield "blocks", blocks()
-    yield "stack", stack()
 
 
 def main() -> None:

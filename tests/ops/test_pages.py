@@ -71,7 +71,7 @@ def test_a_help_page_tells_of_errors_and_is_the_same_in_chinese(page: Path) -> N
 
 def test_drawings_are_what_the_library_computes_now() -> None:
     drawn = dict(drawings())
-    assert {path.stem for path in FOLDER.glob("*.svg")} == set(drawn)
+    assert {path.stem for path in FOLDER.glob("merge-*.svg")} == set(drawn) - {"curves"}
     for name, drawing in drawn.items():
         kept = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
         hint = f"{name}: run `python -m tests.harness.drawings`"
