@@ -80,6 +80,7 @@ from .merge.merge import orthogonal_adapters as orthogonal_adapters
 from .merge.method import MergeMethod as MergeMethod
 from .merge.registry import merge_methods as merge_methods
 from .modules.presets import PRESETS as PRESETS
+from .names.architectures import BOUNDARIES as BOUNDARIES
 from .names.architectures import FRAME_RATES as FRAME_RATES
 from .names.architectures import TRAINED as TRAINED
 from .names.architectures import Tokens as Tokens

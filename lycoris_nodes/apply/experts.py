@@ -25,7 +25,7 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
     pairs = sum(entry.low_noise is not None for entry in stack)
     if not pairs:
         return stack, "", True
-    expert, why = (choice, "as chosen") if choice != "auto" else _told(model, hidden)
+    expert, why = (choice, "as chosen") if choice != "auto" else told_expert(model, hidden)
     found = expert or HIGH
     given = f"{number_of(pairs, 'pair')} gave the file for it" if expert else _unknown(pairs)
     said = f"This model is the {expert.replace(' ', '-')} expert, {why}: {given}." if expert else given
@@ -39,8 +39,11 @@ def _unknown(pairs: int) -> str:
     )
 
 
-def _told(model: Any, hidden: Any) -> tuple[Expert | None, str]:
-    """The expert that the name of the model's file says, and which name that is."""
+def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
+    """The expert that the name of the model's file says, and which name that is.
+
+    `hidden` is as in `of_expert`.
+    """
     path = loaded_from(model) or ""
     # Its own name and that of its folder: those further up say where this machine keeps its models.
     names = ["/".join(path.replace("\\", "/").split("/")[-2:]), *_names_before(hidden)]

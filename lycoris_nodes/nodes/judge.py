@@ -11,6 +11,7 @@ from ...lycoris_ops import LycorisError, parse_values
 from ..host.page import ExecutionBlocker, io, picture_tensor, progress
 from ..schema.checks import checked
 from ..schema.inputs import (
+    AS_FAMILY,
     TRAIN,
     advanced,
     count_input,
@@ -25,6 +26,7 @@ from ..schema.inputs import (
 from ..schema.report import report_output, stages, valid, with_report
 from ..training.judge.files import stamp_of
 from ..training.judge.run import run_judge
+from ..training.node.experts import trained_expert
 from ..training.node.settings import Asked
 
 
@@ -160,7 +162,8 @@ class LycorisJudge(io.ComfyNode):
             tell(stage, done, of)
             bar(done, of)
 
-        made = run_judge(Asked(**asked), told)
+        expert, _ = trained_expert(AS_FAMILY, asked["model"], cls.hidden)
+        made = run_judge(Asked(**asked, expert=expert), told)
         found = made.judgement
         samples = torch.cat([picture_tensor(one) for one in made.samples]) if made.samples else None
         return with_report(

@@ -28,6 +28,7 @@ from ..training.data.families import family_of
 from ..training.data.loss import DiffusionLoss
 from ..training.data.samples import guidance_in_words, masks_in_words, samples_of
 from ..training.model.session import opened
+from ..training.node.experts import of_expert, trained_expert
 from ..training.node.memory import checkpointing_input, is_checkpointed, memory_for
 
 LEAST = 8
@@ -126,7 +127,8 @@ class LycorisPlan(io.ComfyNode):
         memory = memory_for(model, latents, 1, checkpointed=recompute)
         with opened(model, checkpointing=recompute, memory=memory) as session:
             family = family_of(session.model)
-            loss = DiffusionLoss(session=session, times=family.times)
+            expert, _ = trained_expert(AS_FAMILY, model, cls.hidden)
+            loss = DiffusionLoss(session=session, times=of_expert(family.times, expert, model))
             samples = samples_of(session, latents, positive, masks=masks, seed=seed)
             # In no order, since the first ones may be enough.
             drawn = torch.Generator().manual_seed(seed)

@@ -333,8 +333,13 @@ def test_other_models_are_trained_by_their_own_defaults(
         "positive": [[[torch.randn((1, *words), generator=draw), text]] for _ in range(2)],
     }
     given["empty_caption"] = given["positive"][:1]
+    expert = architecture.startswith("Wan")
+    if expert:
+        trained.cached_patcher_init = (None, ("models/wan2.2_t2v_high_noise_14B.safetensors",))
     with unchanged(trained.model):
         made = train(**given, rank=0, learning_rate=0.0, steps=2, batch_size=2, sample_every=2)
+    said = "times from 0.875 to 1: those of the high-noise expert, by the name wan2.2_t2v_high_noise_14B"
+    assert (said in made["report"]) is expert and ("style_high_noise_00001_" in made["path"]) is expert
     family = module(host, "").family_of(trained.model)
     assert f"model: {family.name}; defaults of {family.source}" in made["report"]
     assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hosting import Host
+from hosting import Host, patcher
 from torch import Tensor
 from trainable import module, tiny
 
@@ -173,8 +174,50 @@ def test_a_shift_that_is_not_given_is_that_of_the_family(host: Host) -> None:
         ("auto", 2.0, "logit-normal", 2.0),
         ("uniform", 2.0, "uniform", 2.0),
     ):
-        made = settings.times_of(SimpleNamespace(times=times, shift=shift), flux)
+        asked = SimpleNamespace(times=times, shift=shift, expert="all", model=SimpleNamespace(model=None))
+        made = settings.times_of(asked, flux)
         assert (made.distribution, made.shift) == (distribution, wanted)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "logit-normal"])
+@pytest.mark.parametrize("between", [(0.875, 1.0), (0.0, 0.875), (0.2, 0.6)])
+def test_times_between_two_are_as_likely_as_among_all(
+    host: Host, distribution: str, between: tuple[float, float]
+) -> None:
+    """Beside all times without those that lie outside."""
+    times = module(host, "times").Times(distribution, 0.5, 3.0)
+    shares = (torch.arange(400_000) + 0.5) / 400_000
+    every = times.at(shares, 100)
+    wanted = every[(every >= between[0]) & (every <= between[1])]
+    found = replace(times, between=between).at((torch.arange(len(wanted)) + 0.5) / len(wanted), 100)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
+    with pytest.raises(host.ops.TrainError, match="between two of 0 to 1"):
+        replace(times, between=between[::-1])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "choice", "wanted"),
+    [
+        ("Wan 2.1 t2v", "wan2.2_t2v_low_noise_14B_fp8_scaled", "auto", (0.0, 0.875)),
+        ("Wan 2.1 i2v", "wan2.2_i2v_high_noise_14B_fp16", "auto", (0.9, 1.0)),
+        ("Wan 2.1 i2v", "wan2.2_i2v_high_noise_14B_fp16", "all", (0.0, 1.0)),
+        ("Wan 2.1 t2v", "wan2.1_t2v_14B", "auto", (0.0, 1.0)),
+        ("Wan 2.1 t2v", "wan2.1_t2v_14B", "low noise", (0.0, 0.875)),
+        ("Wan 2.2 5B", "wan2.2_ti2v_5B_low_noise", "auto", (0.0, 1.0)),
+        ("SD1.5", "high_noise", "auto", (0.0, 1.0)),
+    ],
+)
+def test_an_expert_is_trained_at_its_own_times(
+    host: Host, architecture: str, name: str, choice: str, wanted: tuple[float, float]
+) -> None:
+    experts = host.module("lycoris_nodes.training.node.experts")
+    model = patcher(tiny(architecture))
+    model.cached_patcher_init = (None, (f"models/{name}.safetensors",))
+    expert, _ = experts.trained_expert(choice, model, None)
+    assert experts.of_expert(module(host, "times").Times(), expert, model).between == wanted
+    if architecture in ("Wan 2.2 5B", "SD1.5"):
+        with pytest.raises(host.ops.TrainError, match="not one of two experts"):
+            experts.trained_expert("high noise", model, None)
 
 
 NAMED = {

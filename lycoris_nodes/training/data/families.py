@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ....lycoris_ops import FRAME_RATES, TRAINED, TrainError, Training, located
+from ....lycoris_ops import BOUNDARIES, FRAME_RATES, TRAINED, TrainError, Training, located
 from .targets import parametrisation_of
 from .times import ByTokens, Times
 
@@ -46,15 +46,23 @@ def family_of(model: Any) -> Family:
         )
     with located(key=own):
         predicted = parametrisation_of(model.model_sampling).name
-    configured = [kind.__name__ for kind in type(getattr(model, "model_config", None)).__mro__]
-    named = [kind.__name__ for kind in type(model).__mro__]
-    return family_named([*configured, *named], own, flow="flow" in predicted)
+    return family_named(_kinds(model), own, flow="flow" in predicted)
 
 
 def frame_rate_of(model: Any) -> float | None:
     """Frames a second of the videos that a model makes; None for one that makes none."""
-    kinds = [kind.__name__ for kind in type(model).__mro__]
-    return next((FRAME_RATES[kind] for kind in kinds if kind in FRAME_RATES), None)
+    return next((FRAME_RATES[kind] for kind in _kinds(model) if kind in FRAME_RATES), None)
+
+
+def boundary_of(model: Any) -> float | None:
+    """The time from which on the expert for high noise is used; None for a model without experts."""
+    return next((BOUNDARIES[kind] for kind in _kinds(model) if kind in BOUNDARIES), None)
+
+
+def _kinds(model: Any) -> list[str]:
+    """The names of the host's classes of a model, the most special first: its configuration's, its own."""
+    parts = (getattr(model, "model_config", None), model)
+    return [kind.__name__ for part in parts for kind in type(part).__mro__]
 
 
 def family_named(kinds: Sequence[str], own: str = "", *, flow: bool = False) -> Family:

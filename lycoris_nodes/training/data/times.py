@@ -38,24 +38,38 @@ class Times:
     Some trainers call it sigmoid. Then the shift moves times towards noise, which suits pictures of a higher
     resolution: t = a u / (1 + (a - 1) u) (equation 23).
 
-    Raises TrainError for a shift that is not above 0.
+    Raises TrainError for a shift that is not above 0, and for times `between` that are no part of 0 to 1.
     """
 
     distribution: str = "uniform"
     mean: float = 0.0
     shift: float | ByTokens = 1.0
+    between: tuple[float, float] = (0.0, 1.0)
+    """The least and the most time. Between them times are as likely as they are to each other without it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, ByTokens) and not self.shift > 0:
             raise TrainError("the shift is above 0", got=f"{self.shift}")
+        if not 0 <= self.between[0] < self.between[1] <= 1:
+            raise TrainError(
+                "times are between two of 0 to 1, the lower one first", got=f"{self.between}", key="between"
+            )
 
     def at(self, shares: Tensor, tokens: int) -> Tensor:
         """The quantiles of the times at these shares. Evenly spaced shares suit a validation."""
         a = self.shift.shift(tokens) if isinstance(self.shift, ByTokens) else self.shift
-        u = shares.double()
+        least, most = (self._below(time, a) for time in self.between)
+        u = least + (most - least) * shares.double()
         if self.distribution != "uniform":
             u = torch.sigmoid(self.mean + torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)))
         return (a * u / (1 + (a - 1) * u)).float()
+
+    def _below(self, time: float, a: float) -> float:
+        """The share of all times that are below one, with the shift a."""
+        u = time / (a - (a - 1) * time)
+        if self.distribution == "uniform":
+            return u
+        return float(torch.special.ndtr(torch.tensor(u, dtype=torch.float64).logit() - self.mean))
 
 
 DISTRIBUTIONS = ("uniform", "logit-normal")

@@ -36,6 +36,7 @@ from ..data.loss import DiffusionLoss
 from ..data.samples import described, guidance_in_words, judged, masks_in_words, samples_of
 from ..data.texts import TextEncoder
 from ..model.session import Session
+from ..node.experts import of_expert
 from ..node.memory import memory_of_pass
 from ..node.opening import opened_both
 from ..node.previews import sample
@@ -87,7 +88,8 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
             seed=asked.seed,
             told=partial(told, "captions"),
         )
-        loss = DiffusionLoss(session=session, times=family.times, encoder=encoder)
+        times = of_expert(family.times, asked.expert, asked.model)
+        loss = DiffusionLoss(session=session, times=times, encoder=encoder)
         networks = Networks(asked.model, asked.clip, session, encoder)
         batches = judged(held, asked.batch_size, asked.times)
         found = judge(

@@ -8,6 +8,7 @@ from ....lycoris_ops import Entry, Stack, curves_picture, load_adapter
 from ...host.files import file_tensors, workflow_metadata
 from ...host.page import asking_page, io, picture_tensor, tell_page
 from ...schema.report import with_report
+from .experts import named_for, trained_expert
 from .live import running
 from .run import DataOf, latents_with_captions, train
 from .settings import Asked
@@ -24,6 +25,9 @@ def trained(
     """The outputs of `schema.outputs`. `data_of` and `passes` are as in `train`, and so is what is raised."""
     key = str(getattr(hidden, "unique_id", ""))
 
+    asked.expert, why = trained_expert(asked.expert, asked.model, hidden)
+    asked.filename_prefix = named_for(asked.filename_prefix, asked.expert)
+
     def tell(known: dict[str, Any]) -> None:
         running[key] = {"page": asking_page(), **known}
         tell_page(TRAINING, hidden, shown=known)
@@ -32,7 +36,7 @@ def trained(
         tell_page(RESCUED, hidden, text=text)
 
     try:
-        made = train(asked, workflow_metadata(hidden), tell, rescued, data_of, passes)
+        made = train(asked, workflow_metadata(hidden), tell, rescued, data_of, passes, why)
     finally:
         running.pop(key, None)
     history = made.result.history

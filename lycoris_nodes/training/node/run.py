@@ -51,6 +51,7 @@ from .opening import opened_both
 from .overrides import Sampling, arguments_of, overrides_of, sampled_as
 from .previews import Previews, Prompt
 from .report import (
+    expert_in_words,
     loss_in_words,
     memory_in_words,
     rate_in_words,
@@ -129,10 +130,13 @@ def train(
     rescued: Callable[[str], None],
     data_of: DataOf = latents_with_captions,
     passes: int = 1,
+    because: str = "",
 ) -> FinishedTraining:
     """Train as it is asked, or go on with the training that was broken off, see `run_of`.
 
     `data_of` makes what is trained on, of which each batch is so many passes of the model at once.
+
+    `because` is why the model is trained as the expert that is asked, see `trained_expert`.
 
     `tell` is told how far it is, see `Live`, and `rescued` of what an exception has left, in words. An
     interrupt by the user is one: there is no result before the end, so that the host can keep none.
@@ -266,6 +270,7 @@ def train(
             )
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         notes = [
+            *expert_in_words(asked.expert, loss.times, because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
             *guidance_in_words(
                 family,

@@ -34,6 +34,7 @@ from ...schema.report import report_output
 from ..data.losses import LOSSES
 from ..data.targets import WEIGHTINGS
 from ..data.times import DISTRIBUTIONS
+from .experts import CHOICES
 from .memory import checkpointing_input
 from .overrides import ARGUMENTS, EXAMPLE, SAMPLE
 from .run import KEEP
@@ -359,6 +360,14 @@ def _noise() -> list[Any]:
             "Lets Stable Diffusion and SDXL learn very bright and dark pictures: 0.05 is usual. Not "
             "for flow models, nor for those of zero terminal SNR, which learn it without.",
             most=1.0,
+        ),
+        io.Combo.Input(
+            "expert",
+            options=list(CHOICES),
+            default=AS_FAMILY,
+            tooltip="For Wan 2.2, whose two experts are models of their own: at which part of the noise the "
+            "model is trained. auto: that of the expert that the name of the model's file says. all: at all "
+            "of it, as a model without experts is.",
         ),
     ]
 

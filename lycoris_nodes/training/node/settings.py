@@ -24,6 +24,7 @@ from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.families import Family
 from ..data.times import Times
+from .experts import ALL, of_expert
 
 FAMILY_RATED = ("adamw", "adamw8bit", "muon")
 """Optimisers that use the usual learning rate of the model family. The others have rates of their own."""
@@ -64,9 +65,11 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     if told.get("search") == "off":
         for name in ("search", "search_share"):
             told.pop(name, None)
-    # A training without it is the same as before there was one.
+    # A training without these is the same as before there were any.
     if not told.get("masked_prior"):
         told.pop("masked_prior", None)
+    if told.get("expert") == ALL:
+        told.pop("expert")
     for entry in asked.stack or ():
         rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
         told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"
@@ -139,6 +142,6 @@ def text_rate_of(asked: Asked, rate: float | None) -> float:
 def times_of(asked: Asked, family: Family) -> Times:
     """How times are drawn. Unless a shift is given, the family's is used with any distribution."""
     shift = asked.shift or family.times.shift
-    if asked.times == AS_FAMILY:
-        return replace(family.times, shift=shift)
-    return Times(asked.times, shift=shift)
+    own = asked.times == AS_FAMILY
+    times = replace(family.times, shift=shift) if own else Times(asked.times, shift=shift)
+    return of_expert(times, asked.expert, asked.model)

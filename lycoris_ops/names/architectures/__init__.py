@@ -16,6 +16,7 @@ from .record import Architecture, Signal, Tokens, Training
 __all__ = [
     "ARCHITECTURES",
     "ASIDE",
+    "BOUNDARIES",
     "FRAME_RATES",
     "TRAINED",
     "Architecture",
@@ -42,6 +43,10 @@ FRAME_RATES: Mapping[str, float | None] = {
     kind: rate for record in _RECORDS for kind, rate in record.frame_rates.items()
 }
 """Frames a second of the videos that models make, by the host's class; None for those that make pictures."""
+BOUNDARIES: Mapping[str, float | None] = {
+    kind: time for record in _RECORDS for kind, time in record.boundaries.items()
+}
+"""From which time on the expert for high noise is used, by the host's class; None for no experts."""
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Model | None:

@@ -1,0 +1,50 @@
+"""Models that are one of two experts, as of Wan 2.2: each is trained at the times that it is for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ....lycoris_ops import TrainError
+from ...apply.experts import told_expert
+from ...files.pairs import HIGH, LOW
+from ...schema.inputs import AS_FAMILY
+from ..data.families import boundary_of
+from ..data.times import Times
+
+ALL = "all"
+CHOICES = (AS_FAMILY, ALL, HIGH, LOW)
+
+
+def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
+    """Which expert a model is trained as, or `ALL`, and why.
+
+    With `auto` it is the one that the name of the model's file says, as for Apply LyCORIS Stack. Raises
+    TrainError where one is chosen for a model that has none.
+    """
+    known = boundary_of(patcher.model) is not None
+    if choice == AS_FAMILY:
+        expert, why = told_expert(patcher, hidden) if known else (None, "")
+        return expert or ALL, why
+    if choice != ALL and not known:
+        raise TrainError(
+            "this model is not one of two experts for parts of the noise",
+            key="expert",
+            got=f"{choice}, for a model of the class {type(patcher.model).__name__}",
+            expected=f"{AS_FAMILY} or {ALL}; Wan 2.2 of 14 B has experts",
+        )
+    return choice, "as chosen"
+
+
+def of_expert(times: Times, expert: str, patcher: Any) -> Times:
+    """The times that are an expert's; all for `ALL`."""
+    boundary = boundary_of(patcher.model)
+    if expert == ALL or boundary is None:
+        return times
+    return replace(times, between=(boundary, 1.0) if expert == HIGH else (0.0, boundary))
+
+
+def named_for(prefix: str, expert: str) -> str:
+    """The name of a training with that of its expert, so that the two files of a pair find each other."""
+    told = expert == ALL or expert.replace(" ", "_") in prefix.lower()
+    return prefix if told else f"{prefix}_{expert.replace(' ', '_')}"
