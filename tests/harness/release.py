@@ -16,6 +16,7 @@ import sys
 
 from PIL import Image
 
+from .emblem import BANNER, BANNER_SIZE, ICON, ICON_SIZE
 from .environment import numbers, pins
 from .facts import ROOT
 from .made import (
@@ -36,11 +37,6 @@ from .made import (
     run,
 )
 
-PICTURES = (
-    ("Icon", ROOT / "docs" / "icon.png", (400, 400)),
-    ("Banner", ROOT / "docs" / "banner.png", (1680, 720)),
-)
-"""Those of the registry, by their fields in pyproject.toml, with the sizes that it takes."""
 PLACEHOLDERS = ("example.invalid", "your-publisher-id")
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "SECURITY.md"),
@@ -100,12 +96,12 @@ def check_facts() -> None:
     if oldest not in said["project"]["dependencies"]:
         sys.exit(f"pyproject.toml: no dependency {oldest}, the oldest front end of hosts.toml")
     repository = said["project"]["urls"]["Repository"]
-    for key, file, size in PICTURES:
+    for key, file, size in (("Icon", ICON, ICON_SIZE), ("Banner", BANNER, BANNER_SIZE)):
         wanted = f"{repository}/raw/main/{file.relative_to(ROOT).as_posix()}"
         if said["tool"]["comfy"][key] != wanted:
             sys.exit(f"pyproject.toml: {key} is not {wanted}")
         if Image.open(file).size != size:
-            sys.exit(f"{file.name} is not of {size}")
+            sys.exit(f"{file.name} is not of {size}: draw it by `python -m tests.harness.emblem`")
 
 
 def check_pack() -> None:

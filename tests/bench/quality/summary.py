@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from .curves import ALIKE, Entry, entries, loss_at, reached
+from .graph.page import section
+from .graph.rows import read as read_graph
 from .method import MORE_BATCHES, PROBE_BATCHES
 from .methods.planned import AUTO
 from .results import Results
@@ -340,7 +342,7 @@ def main() -> None:
         processors=" and ".join(sorted({time.machine for time in times.values()})),
         **lengths,
     )
-    parts = [about, OVERVIEW, overview(groups, untuned)]
+    parts = [about, OVERVIEW, overview(groups, untuned), section(read_graph())]
     part = ""
     for (task, length), methods in groups.items():
         if (title := PARTS[untuned[task]]) != part:

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.bench.quality.curves import entries, loss_at, reached
+from tests.bench.quality.graph import shapes
+from tests.bench.quality.graph.page import section
+from tests.bench.quality.graph.rows import RECIPE, Key, Row, add, read
 from tests.bench.quality.method import LARGE, SMALL, rank_one
 from tests.bench.quality.methods import ours, planned, whole
 from tests.bench.quality.results import Result, Results, Run
@@ -243,3 +246,53 @@ def test_a_base_is_trained_and_its_batches_are_those_of_their_seed(task: Task) -
         [str(batch) for batch in islice(task.batches(seed, "train"), 3)] for seed in (0, 0, 1)
     )
     assert first == same and first != other
+
+
+def test_drawn_pictures_are_those_of_their_seed_and_kind() -> None:
+    plain, kinds = shapes.drawn(40, 1, hatched=False)
+    assert plain.shape == (40, 1, 32, 32) and kinds.bincount().tolist() == [10] * 4
+    assert torch.equal(plain, shapes.drawn(40, 1, hatched=False)[0])
+    assert not torch.equal(plain, shapes.drawn(40, 2, hatched=False)[0])
+    hatched, same = shapes.drawn(40, 1, hatched=True)
+    assert torch.equal(kinds, same) and hatched.min() >= -1 and hatched.max() <= 1
+    inside = plain > 0
+    assert plain.min() == -1 and plain.max() == 1
+    # What is bright on black is dark on bright, and at most half of a picture.
+    assert hatched[plain == 1].max() < 0 < hatched[plain == -1].mean() and 0.05 < inside.float().mean() < 0.5
+    # A disc is the largest of the shapes of one size.
+    area = [float(inside[kinds == kind].float().mean()) for kind in range(4)]
+    assert max(area) == area[0] and all(area)
+    folded = shapes.latents(plain)
+    assert folded.shape == (40, 16, 8, 8)
+    assert torch.equal(folded[0, :, 0, 0].view(4, 4), plain[0, 0, :4, :4])
+
+
+def test_what_nodes_trained_is_told_beside_a_lora_by_hand(tmp_path: Path) -> None:
+    """At the best rate on "tune", and beside its loss after as many steps as that was found at."""
+    file = tmp_path / "results.jsonl"
+    losses = {
+        ("LoRA by hand", 4, -8): (4000, (0.8, 0.6, 0.4)),
+        ("LoRA by hand", 4, -6): (4000, (0.9, 0.9, 0.1)),
+        ("plan", 1, -8): (1000, (0.9, 0.7, 0.6)),
+        ("plan", 4, -8): (4000, (0.7, 0.4, 0.2)),
+        ("search all", 4, None): (3000, (0.9, 0.8, 0.7)),
+    }
+    for (way, size, step), (numbers, ends) in losses.items():
+        for steps, loss in zip((60, 120, 240), ends, strict=True):
+            key = Key(RECIPE, way, size, step, steps, 0)
+            add(Row(key, numbers, 2.0, loss, loss, loss, 1.0, "", "a machine"), file)
+    text = section(read(file))
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert [line[:4] for line in cells[2:]] == [
+        ["LoRA by hand", "x 4", "4.0 k", "1.0e-02 (edge)"],
+        ["plan", "x 1", "1.0 k", "1.0e-02 (edge)"],
+        ["plan", "x 4", "4.0 k", "1.0e-02 (edge)"],
+        ["search all", "x 4", "3.0 k", "its own"],
+    ]
+    # The loss is 0.6: between 0.7 and 0.4 of the plan after 60 and 120 steps, and between its two sizes.
+    assert [line[8:10] for line in cells[2:]] == [
+        ["120", "1.00"],
+        ["240", f"{4 ** (1 / 3) / 4:.2f}"],
+        [f"{60 * 2 ** (1 / 3):.0f}", ""],
+        ["over 240", "over 0.75"],
+    ]

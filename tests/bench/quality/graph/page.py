@@ -1,0 +1,124 @@
+"""The part of docs/quality.md on what nodes train in the graph."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from ..curves import reached
+from ..tables import count, table
+from .rows import RECIPE, SEARCHED_AT, SEEDS, SHAPES, STEPS, Key, Row
+from .ways import BATCH, ITSELF, WAYS
+
+NAME, SIZE = "LoRA by hand", 4
+"""The way and the size whose loss others are compared with."""
+SIGNS = {"": "", "<": "at most ", ">": "over "}
+
+ABOUT = """\
+## In the graph
+
+A flow transformer of FLUX.1's layout (1.5 M) that ComfyUI itself builds, trained by the benchmark on drawn
+shapes, bright on black. Nodes train adapters of it on {pictures} pictures of another kind, hatched and dark
+on a ground that fades, {batch} in a step. ComfyUI then patches the model with what each node gave, and the
+loss is measured: the mean square error of the velocity on {held} other pictures, at fixed noise and evenly
+spaced times. Without an adapter it is {before:.4f}. "By theirs" is the loss that ComfyUI's trainer minimises:
+that of the denoised latent, at the times of its schedule.
+
+Rates are the best of half decades after {last} steps, on pictures of their own, unless the node finds its
+rate itself; "edge" marks those that are not yet between two worse ones. All else is as the nodes have it,
+such as a constant rate, and in ComfyUI's trainer an alpha of 1, and bfloat16 "as set". That trainer adds the
+changes of all norms and biases to LoRA on all layers; this pack's trains the layers that are usual for the
+model, but for "all layers". "Plan" is Plan LyCORIS Ranks before Train LoRA / LyCORIS; "x 4" is LoRA of rank
+4, or as many numbers. "Steps" and "share" are what a way needs for the loss of {name} x {size} after {last}
+steps: steps at this size, and the share of its numbers over all sizes of the way. "By theirs" and seconds are
+after {last} steps; seconds are of CPU time on one core of {machines}, plan and search counted in. Figures are
+of one seed, and means of up to {seeds} where a standard deviation is beside them.
+
+`python -m tests.bench.quality.graph.run` trains what is not there.
+"""
+Groups = Mapping[tuple[str, int], Mapping[int, Sequence[Row]]]
+"""The rows at the best rate, by way and size and then by the number of steps."""
+
+
+def grouped(rows: Mapping[Key, Row]) -> Groups:
+    found: dict[tuple[str, int], dict[int, list[Row]]] = {}
+    for way in WAYS:
+        for size in way.sizes:
+            of_way = (RECIPE, way.name, size)
+            own = [row for row in rows.values() if (row.key.recipe, row.key.way, row.key.size) == of_way]
+            if way.start is not ITSELF:
+                tuned = [row for row in own if (row.key.seed, row.key.steps) == (SEEDS[0], SEARCHED_AT)]
+                step = min(tuned, key=lambda row: row.tune).key.step if tuned else None
+                own = [row for row in own if row.key.step == step]
+            by_steps = {steps: [row for row in own if row.key.steps == steps] for steps in STEPS}
+            if by_steps[SEARCHED_AT]:
+                found[of_way[1:]] = {steps: rows for steps, rows in by_steps.items() if rows}
+    return found
+
+
+def section(rows: Mapping[Key, Row]) -> str:
+    """The text and its table. Raises KeyError where the way NAME has no rows."""
+    rows = {key: row for key, row in rows.items() if key.recipe == RECIPE}
+    groups = grouped(rows)
+    target = groups[NAME, SIZE][SEARCHED_AT]
+    wanted, whole = mean(target), target[0].numbers
+    points: dict[str, list[tuple[float, float]]] = {}
+    for (name, _), by_steps in groups.items():
+        own = by_steps[SEARCHED_AT]
+        points.setdefault(name, []).append((own[0].numbers, mean(own)))
+    lines: list[Sequence[str]] = []
+    for (name, size), by_steps in groups.items():
+        ends = by_steps[SEARCHED_AT]
+        first = name not in {line[0] for line in lines}
+        bound, steps = reached(
+            [(steps, mean(own)) for steps, own in by_steps.items()], wanted, logarithmic=True
+        )
+        sign, numbers = reached(points[name], wanted, logarithmic=True)
+        step = ends[0].key.step
+        lines.append(
+            (
+                name,
+                f"x {size}",
+                count(ends[0].numbers),
+                "its own" if step is None else f"{10 ** (step / 4):.1e}{edge(rows, ends[0].key)}",
+                *(spread(by_steps.get(steps, ())) for steps in STEPS),
+                f"{statistics.fmean(row.as_theirs for row in ends):.4f}",
+                f"{SIGNS[bound]}{steps:.0f}",
+                f"{SIGNS[sign]}{numbers / whole:.2f}" if first else "",
+                f"{statistics.fmean(row.seconds for row in ends):.0f}",
+            )
+        )
+    about = ABOUT.format(
+        pictures=SHAPES.pictures["train"],
+        held=SHAPES.pictures["test"],
+        batch=BATCH,
+        before=next(iter(rows.values())).before,
+        name=NAME,
+        size=SIZE,
+        last=SEARCHED_AT,
+        machines=" and of ".join(sorted({row.machine for row in rows.values()})),
+        seeds=len(SEEDS),
+    )
+    titles = ("trained by", "size", "numbers", "rate", *(f"after {steps} steps" for steps in STEPS))
+    titles = (*titles, "by theirs", "steps", "share", "seconds")
+    return f"{about}\n{table(titles, lines)}"
+
+
+def edge(rows: Mapping[Key, Row], best: Key) -> str:
+    """A mark where the best rate is not yet between two that were tried and are worse."""
+    tried = [key.step for key in rows if (key.way, key.size, key.steps) == (best.way, best.size, best.steps)]
+    steps = [step for step in tried if step is not None]
+    return "" if best.step is not None and min(steps) < best.step < max(steps) else " (edge)"
+
+
+def mean(rows: Sequence[Row]) -> float:
+    return statistics.fmean(row.test for row in rows)
+
+
+def spread(rows: Sequence[Row]) -> str:
+    """The mean loss with its standard deviation, where there is more than one."""
+    if not rows:
+        return "–"
+    return f"{mean(rows):.4f}" + (
+        f" ± {statistics.stdev(row.test for row in rows):.4f}" if len(rows) > 1 else ""
+    )

@@ -1,0 +1,138 @@
+"""The nodes that train, each with what is set on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.bench.train_node import defaults, run
+
+from .shapes import Host
+
+BATCH = 4
+"""Pictures in a step."""
+PLACE = str(os.getpid())
+"""The folder of what this process trains."""
+RATED, ITSELF = -8, None
+"""Where the search for a rate begins, in quarters of a decade, and the mark of what finds its rate itself."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    host: Host
+    size: int
+    """The rank of a LoRA, or of a LoRA that has as many numbers on the layers that the node trains."""
+    lr: float | None
+    """None leaves the node's own."""
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    tensors: dict[str, Tensor]
+    """The file's."""
+    seconds: float
+    """CPU time of all nodes."""
+    told: str = ""
+    """What was searched, in words."""
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the file holds."""
+        return sum(tensor.numel() for tensor in self.tensors.values() if tensor.ndim)
+
+
+@dataclass(frozen=True)
+class Way:
+    name: str
+    sizes: tuple[int, ...]
+    train: Callable[[Asked], Trained]
+    start: int | None = RATED
+
+
+def own(asked: Asked, **settings: Any) -> Trained:
+    """This pack's node."""
+    node = asked.host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
+    _forget()
+    given = {
+        "steps": asked.steps,
+        "seed": asked.seed,
+        "batch_size": BATCH,
+        "rank": asked.size,
+        "filename_prefix": f"{PLACE}/own",
+        **({} if asked.lr is None else {"learning_rate": asked.lr}),
+        **settings,
+    }
+    began = time.process_time()
+    made = run(node, {**defaults(node), **given, **asked.host.data()})
+    seconds = time.process_time() - began
+    lines = [line for line in made.args[-1].splitlines() if line.startswith("searched")]
+    return Trained(dict(made.args[1]), seconds, "".join(lines))
+
+
+def planned(asked: Asked, **settings: Any) -> Trained:
+    """The node that plans, and then that which trains."""
+    node = asked.host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
+    one = own(Asked(asked.host, 1, 1e-4, 1, 0)).numbers
+    began = time.process_time()
+    sizes = {"size": f"{asked.size * one} parameters", "seed": asked.seed}
+    made = run(node, {**defaults(node), **sizes, **asked.host.data()})
+    seconds = time.process_time() - began
+    found = own(asked, plan=made.args[0], **settings)
+    return Trained(found.tensors, seconds + found.seconds)
+
+
+def comfy(asked: Asked, dtype: str = "fp32") -> Trained:
+    """ComfyUI's own node. In a batch it would compute each picture with the captions of all of them."""
+    node = asked.host.nodes.NODE_CLASS_MAPPINGS["TrainLoraNode"]
+    given = {
+        "steps": asked.steps,
+        "seed": asked.seed,
+        "grad_accumulation_steps": BATCH,
+        "rank": asked.size,
+        "algorithm": "LoRA",
+        "training_dtype": dtype,
+        "lora_dtype": dtype,
+        "existing_lora": "[None]",
+        **({} if asked.lr is None else {"learning_rate": asked.lr}),
+    }
+    # It draws which pictures, and at which times, from the chance of the process.
+    torch.manual_seed(asked.seed)
+    began = time.process_time()
+    made = run(node, {**defaults(node), **given, **asked.host.data()})
+    return Trained(
+        {name: tensor.detach() for name, tensor in made.args[0].items()}, time.process_time() - began
+    )
+
+
+def _forget() -> None:
+    """Take away what earlier trainings have written: they would be gone on with, and their searches taken."""
+    import folder_paths
+
+    shutil.rmtree(Path(folder_paths.get_output_directory()) / PLACE, ignore_errors=True)
+
+
+ALL_LAYERS = {"include": "*", "overrides": "*: bias true"}
+"""What ComfyUI's trainer trains: all layers, norms and biases, where else it is those that are usual."""
+
+WAYS = (
+    Way("LoRA by hand", (1, 4, 16), own),
+    Way("LoRA, usual rate", (4,), own, ITSELF),
+    Way("LoRA by hand, all layers", (1, 4), lambda asked: own(asked, **ALL_LAYERS)),
+    Way("plan", (1, 4), planned),
+    Way("LoKr by hand", (1,), lambda asked: own(asked, algorithm="lokr", rank=4096)),
+    Way("search all", (1, 4), lambda asked: own(asked, search="all"), ITSELF),
+    Way("search rate", (4,), lambda asked: own(asked, search="rate"), ITSELF),
+    Way("ComfyUI's trainer", (8,), comfy),
+    Way("ComfyUI's trainer as set", (8,), lambda asked: comfy(asked, "bf16"), ITSELF),
+)
+"""With a rate of their own, found for each of them on pictures of its own, unless they end in ITSELF."""
