@@ -9,8 +9,6 @@ import pytest
 import torch
 
 import lycoris_ops as lyc
-from lycoris_ops.changes.forms import Kronecker
-from lycoris_ops.changes.size import norm_of
 from lycoris_ops.stack.survey import blocks_of
 from tests.harness.architecture_names import records
 from tests.harness.listings import listings, target, thin, write_hollow, write_random
@@ -146,17 +144,3 @@ def test_presets_are_those_whose_blocks_the_model_has(tmp_path: Path) -> None:
     assert {"ALL", "SDXL-OUTALL", "MIDD"} & sdxl.keys() and not [
         name for name in sdxl if name.startswith("FLUX")
     ]
-
-
-@pytest.mark.parametrize("ranks", [(None, None), (2, None), (None, 3)])
-def test_the_norm_of_a_kronecker_product_needs_only_its_factors(ranks: tuple[int | None, int | None]) -> None:
-    def factor(rows: int, columns: int, rank: int | None) -> tuple[torch.Tensor, ...]:
-        return (
-            (torch.randn(rows, columns),)
-            if rank is None
-            else (torch.randn(rows, rank), torch.randn(rank, columns))
-        )
-
-    form = Kronecker(factor(4, 6, ranks[0]), factor(5, 7, ranks[1]), -0.5)
-    dense = form.dense(torch.float64, torch.device("cpu"))
-    assert norm_of([form]) == pytest.approx(float(torch.linalg.vector_norm(dense)))

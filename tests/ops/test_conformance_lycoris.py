@@ -67,34 +67,19 @@ class Kind:
         return torch.float32 if "oft" in self.algorithm else torch.float64
 
 
-def lora(**options: Any) -> Kind:
-    keys = {"alpha", "lora_up.weight", "lora_down.weight"}
+def product(algorithm: str, module: str, keys: set[str], cores: set[str], **options: Any) -> Kind:
+    """LoRA or LoHa."""
     tucker = options.get("use_tucker", False)
     return Kind(
-        "lora",
-        "locon.LoConModule",
-        frozenset(keys | ({"lora_mid.weight"} if tucker else set())),
+        algorithm,
+        module,
+        frozenset({"alpha", *keys, *(cores if tucker else ())}),
         options,
         KERNEL if tucker else tuple(SHAPES),
         dora=len(options) < 2,
         # A Tucker core is folded in float32 unless the file holds float64.
         eps=EPS32 if tucker else EPS64,
         # alpha is saved times sqrt(rank), which is a whole number here and rounds nothing.
-        rank=4 if "rs_lora" in options else RANK,
-    )
-
-
-def loha(**options: Any) -> Kind:
-    keys = {"alpha", *(f"hada_w{n}_{side}" for n in (1, 2) for side in "ab")}
-    tucker = options.get("use_tucker", False)
-    return Kind(
-        "loha",
-        "loha.LohaModule",
-        frozenset(keys | ({"hada_t1", "hada_t2"} if tucker else set())),
-        options,
-        KERNEL if tucker else tuple(SHAPES),
-        dora=len(options) < 2,
-        eps=EPS32 if tucker else EPS64,
         rank=4 if "rs_lora" in options else RANK,
     )
 
@@ -131,6 +116,9 @@ def tlora(start: str) -> Kind:
     return Kind("tlora", "tlora.TLoraModule", keys, told, POINT, eps=4 * EPS32, told=told)
 
 
+LORA = ("lora", "locon.LoConModule", {"lora_up.weight", "lora_down.weight"}, {"lora_mid.weight"})
+HALVES = {f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"}
+LOHA = ("loha", "loha.LohaModule", HALVES, {"hada_t1", "hada_t2"})
 W1, W1_LOW = ("lokr_w1",), ("lokr_w1_a", "lokr_w1_b")
 W2, W2_LOW = ("lokr_w2",), ("lokr_w2_a", "lokr_w2_b")
 T2 = ("lokr_t2", *W2_LOW)
@@ -139,14 +127,14 @@ GLORA = frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"})
 IA3 = frozenset({"weight", "on_input"})
 
 KINDS: dict[str, Kind] = {
-    "lora": lora(),
-    "lora-tucker": lora(use_tucker=True),
-    "lora-rs": lora(rs_lora=True),
-    "lora-scalar": lora(use_scalar=True),
-    "loha": loha(),
-    "loha-tucker": loha(use_tucker=True),
-    "loha-rs": loha(rs_lora=True),
-    "loha-scalar": loha(use_scalar=True),
+    "lora": product(*LORA),
+    "lora-tucker": product(*LORA, use_tucker=True),
+    "lora-rs": product(*LORA, rs_lora=True),
+    "lora-scalar": product(*LORA, use_scalar=True),
+    "loha": product(*LOHA),
+    "loha-tucker": product(*LOHA, use_tucker=True),
+    "loha-rs": product(*LOHA, rs_lora=True),
+    "loha-scalar": product(*LOHA, use_scalar=True),
     "lokr": lokr(*W1, *W2_LOW, factor=2),
     "lokr-tucker": lokr(*W1, *T2, factor=2, use_tucker=True),
     "lokr-full": lokr(*W1, *W2, factor=2, full_matrix=True),

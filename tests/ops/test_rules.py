@@ -442,7 +442,9 @@ def test_the_norms_of_changes_are_those_of_the_dense_sum() -> None:
     up, down = torch.randn(6, 2), torch.randn(2, 5)
     pair = (LowRank(up, down, 0.5), LowRank(torch.randn(6, 3), torch.randn(3, 5), -2.0))
     other = Kronecker((torch.randn(2, 1),), (torch.randn(3, 5),), 1.5)
-    for forms in (pair[:1], pair, (*pair, other), (other,)):
+    first = Kronecker((torch.randn(4, 2), torch.randn(2, 6)), (torch.randn(5, 7),), -0.5)
+    second = Kronecker((torch.randn(4, 6),), (torch.randn(5, 3), torch.randn(3, 7)), -0.5)
+    for forms in (pair[:1], pair, (*pair, other), (other,), (first,), (second,)):
         dense = sum(form.dense(torch.float64, torch.device("cpu")) for form in forms)
         assert norm_of(forms) == pytest.approx(
             float(torch.linalg.matrix_norm(torch.as_tensor(dense))), rel=1e-6
