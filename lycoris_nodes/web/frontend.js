@@ -32,13 +32,13 @@ function showNewElements() {
 }
 
 /**
- * Call `ask` before each prompt that the page sends, `sent` with its id and that of its workflow where the host takes
- * it, and `refuse` with the errors of its nodes, by their keys, where the host refuses some. The front end has an event
+ * Call `ask` before each prompt that the page sends, `sent` with its id, that of its workflow and its nodes where the
+ * host takes it, and `refuse` with the errors of its nodes, by their keys, where the host refuses some. The front end has an event
  * only for prompts that are accepted, which does not say the workflow.
  *
  * @param {{
  *   ask?: () => void,
- *   sent?: (prompt: string, workflow: string | undefined) => void,
+ *   sent?: (prompt: string, workflow: string | undefined, nodes: Record<string, {class_type: string, inputs: any}>) => void,
  *   refuse?: (errors: [key: string, error: any][]) => void,
  * }} listener
  */
@@ -55,7 +55,8 @@ export function onPrompt({ ask = () => {}, sent, refuse = () => {} }) {
       answer = /** @type {any} */ (error).response
       throw error
     } finally {
-      if (answer?.prompt_id) sent?.(answer.prompt_id, /** @type {any} */ (options[1])?.workflow?.id)
+      const { workflow, output } = /** @type {any} */ (options[1] ?? {})
+      if (answer?.prompt_id) sent?.(answer.prompt_id, workflow?.id, output ?? {})
       const errors = Object.entries(answer?.node_errors ?? {})
       if (errors.length) refuse(errors)
     }

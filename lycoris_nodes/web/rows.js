@@ -9,6 +9,7 @@ import { createList } from "./rows/list.js"
 import { followModel, modelOf } from "./rows/model.js"
 import { onReasons } from "./rows/reasons.js"
 import { forgetFiles } from "./rows/server.js"
+import { keepSets } from "./rows/sets.js"
 import { fold } from "./sizes.js"
 
 const NODE = "LycorisAdapterRows"
@@ -112,6 +113,7 @@ app.registerExtension({
   setup() {
     addStyle("./rows/style.css", import.meta.url)
     addStyle("./rows/blocks.css", import.meta.url)
+    keepSets()
   },
 
   beforeRegisterNodeDef(nodeType, nodeData) {

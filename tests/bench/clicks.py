@@ -590,10 +590,9 @@ class Ours(Side):
         hand.click(self.page.get_by_role("button", name="Done"))
 
     def repeat(self, hand: Hand) -> None:
-        self.open_earlier(hand)
-        hand.click(self.title(self.loader))
-        self.paste_here(hand)
-        hand.drag(self.output(self.loader, "stack", 1), self.input("LycorisApplyStack", "stack"))
+        hand.click(self.page.get_by_title("More", exact=True))
+        hand.click(self.page.get_by_role("button", name="Sets used before…"))
+        hand.click(self.page.locator(".lycoris-sets button").first)
 
     def read_why(self, hand: Hand) -> None:
         hand.send(blocked=False)

@@ -161,10 +161,49 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     before = rows.said()[0]
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
+    # Pasted with the keys, no other button is needed.
     page.get_by_label("Paste rows").fill(page.evaluate("copied"))
-    rows.click(page.get_by_role("button", name="Add rows"))
+    for keys in ("Control+a", "Control+x", "Control+v"):
+        page.keyboard.press(keys)
     rows.wait([row["file"] for row in before] * 2)
     assert rows.said()[0] == before + [{"on": True, "strength_model": 1, **row} for row in before]
+    assert ui.errors == []
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
+    page, rows = ui.page, start(ui, vue_nodes, "lora.safetensors", "loha.safetensors")
+
+    def run() -> None:
+        # The host has nothing to run in these nodes alone.
+        answer = {"prompt_id": "0", "number": 0, "node_errors": {}}
+        page.route("**/api/prompt", lambda route: route.fulfill(json=answer), times=1)
+        with page.expect_response("**/api/settings/lycoris.picker"):
+            ui.press_run()
+
+    run()
+    before = rows.said()
+    # Without its first file it is another set.
+    rows.click(rows.line(0).get_by_role("checkbox"))
+    run()
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Remove all"))
+    rows.wait([])
+    # A new page knows them too.
+    ui.reload()
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Sets used before…"))
+    sets = page.locator(".lycoris-sets button")
+    sets.nth(1).wait_for()
+    assert [words.splitlines()[0] for words in sets.all_inner_texts()] == ["loha 1", "lora 1, loha 1"]
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-sets")
+    rows.click(sets.nth(1))
+    rows.wait(["lora.safetensors", "loha.safetensors"])
+    assert rows.said() == before
+    rows.click(page.get_by_title("More", exact=True))
+    rows.click(page.get_by_role("button", name="Sets used before…"))
+    rows.click(sets.first, modifiers=["Control"])
+    rows.wait(["lora.safetensors", "loha.safetensors"] * 2)
     assert ui.errors == []
 
 

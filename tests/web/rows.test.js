@@ -16,6 +16,7 @@ import {
   withClip,
   withFiles,
   withRules,
+  withSet,
   withSignal,
   withStrength,
 } from "../../lycoris_nodes/web/rows/state.js"
@@ -183,4 +184,20 @@ test("a file is described in few words", () => {
   assert.deepEqual(badges({ kind: "loha", rank: "4 to 8", family: "" }), ["loha"])
   assert.deepEqual(badges({ error: "gone" }), [])
   assert.deepEqual([999, 999_999, 2_340_000].map(shownSize), ["1.0 kB", "1000.0 kB", "2.3 MB"])
+})
+
+test("a set that was run is kept once, as it was used last", () => {
+  const set = (/** @type {number} */ when, /** @type {Record<string, number>} */ strengths) => ({
+    when,
+    rows: Object.entries(strengths).map(([file, strength_model]) => ({ ...newRow(file), strength_model })),
+  })
+  const kept = [set(2, { a: 1, b: 1 }), set(1, { a: 1 })]
+  assert.deepEqual(withSet(kept, set(3, { b: 2, a: 0.5 })), [set(3, { b: 2, a: 0.5 }), kept[1]])
+  // A row that is off is no part of it.
+  const off = { when: 4, rows: [newRow("a"), { ...newRow("b"), on: false }] }
+  assert.deepEqual(withSet(kept, off), [off, kept[0]])
+  let sets = kept
+  for (let when = 5; when < 100; when++) sets = withSet(sets, set(when, { [when]: 1 }))
+  assert.equal(sets.length, 40)
+  assert.equal(sets[0].when, 99)
 })

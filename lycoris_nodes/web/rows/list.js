@@ -1,5 +1,6 @@
 // The rows as a list that can be edited.
 
+import { app } from "../../../scripts/app.js"
 import { make } from "../elements.js"
 import { t } from "../language.js"
 import { shareWheel } from "../wheel.js"
@@ -13,6 +14,7 @@ import { below, beside, closePopup } from "./popup.js"
 import { hidePreview } from "./preview.js"
 import { heightOf, reasonsOf } from "./reasons.js"
 import { aboutFile, forgetFile, readRows } from "./server.js"
+import { openSets } from "./sets.js"
 import {
   filesOf, formatRows, hasClip, isOn, joined, newRow, parseRows, signalOf, withClip, withFiles, withRules, withSignal,
   withStrength,
@@ -302,6 +304,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       [words, rows.length ? () => set(withClip(rows, !separate)) : null],
       [t("Copy rows"), rows.length ? () => copy(point) : null],
       [t("Paste rows…"), () => askText({ title: t("Paste rows"), hint, button: t("Add rows"), done: paste }, point)],
+      [t("Sets used before…"), () => void openSets((found, added) => set(added ? [...rows, ...found] : found), point)],
       [t("Select all"), rows.length ? () => choose(new Set(rows.keys())) : null],
       [t("Remove all"), rows.length ? () => set([]) : null],
     ]
@@ -313,9 +316,14 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
    * @param {Point} point
    */
   async function copy(point) {
-    const text = formatRows(rows.filter((_, index) => !chosen.size || chosen.has(index)))
+    const copied = rows.filter((_, index) => !chosen.size || chosen.has(index))
+    const text = formatRows(copied)
     // Only pages over https or on this machine have a clipboard.
-    if (navigator.clipboard) return navigator.clipboard.writeText(text)
+    if (navigator.clipboard) {
+      await navigator.clipboard.writeText(text)
+      const summary = t("Rows copied: {count}", { count: copied.length })
+      return app.extensionManager.toast.add({ severity: "success", summary, life: 2000 })
+    }
     const hint = t("No clipboard here: select the words")
     askText({ title: t("Copy rows"), hint, text, button: t("Done"), done: () => {} }, point)
   }

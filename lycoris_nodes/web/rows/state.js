@@ -188,3 +188,25 @@ export function withSignal(row, signal, factor) {
   const others = linesOf(row).filter((line) => !scaleOf(signal).test(line))
   return withRules(row, [...others, ...(rounded === 1 ? [] : [`${signal} = *${rounded}`])].join("\n").trim())
 }
+
+/**
+ * Rows that were run, and when, in milliseconds since 1970.
+ *
+ * @typedef {{when: number, rows: Row[]}} RunSet
+ */
+
+/** How many sets are kept. */
+const SETS = 40
+
+const filesOn = (/** @type {Row[]} */ rows) => JSON.stringify(rows.filter(isOn).flatMap(filesOf).sort())
+
+/**
+ * The sets with one that was run now before them. One of the same files goes: it is kept once, as it was used last.
+ *
+ * @param {RunSet[]} sets
+ * @param {RunSet} latest
+ */
+export function withSet(sets, latest) {
+  const others = sets.filter(({ rows }) => filesOn(rows) !== filesOn(latest.rows))
+  return [latest, ...others].slice(0, SETS)
+}

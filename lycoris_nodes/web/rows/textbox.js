@@ -23,6 +23,10 @@ export function askText({ title, hint, text = "", button, done }, point) {
   area.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.ctrlKey) submit()
   })
+  // What is pasted as a whole needs no word more.
+  area.addEventListener("paste", () => {
+    if (!area.value) requestAnimationFrame(submit)
+  })
   openPopup(
     make(
       "div",

@@ -19,7 +19,8 @@ import { splitName } from "../names.js"
  * @typedef {{
  *   view: "list" | "grid", sort: string, closed: string[],
  *   favourites: Record<string, boolean>, used: Record<string, [times: number, last: number]>,
- * }} Kept what of the picker stays
+ *   sets: import("../state.js").RunSet[],
+ * }} Kept what of the picker stays, and the sets of rows that were run, the last one first
  */
 
 export const FAVOURITES = "*favourites"

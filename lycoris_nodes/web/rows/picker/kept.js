@@ -1,4 +1,4 @@
-// What of the picker stays: in the host's settings of the user, so that it follows the user and not the browser.
+// What of the picker and of the sets of rows stays: in the host's settings of the user, so that it follows the user and not the browser.
 
 import { app } from "../../../../scripts/app.js"
 
@@ -8,7 +8,7 @@ const ID = "lycoris.picker"
 /** How many files are remembered as used. */
 const MOST = 300
 /** @type {Kept} */
-const NOTHING = { view: "list", sort: "name", closed: [], favourites: {}, used: {} }
+const NOTHING = { view: "list", sort: "name", closed: [], favourites: {}, used: {}, sets: [] }
 
 /** Changes that are not written yet. @type {((kept: Kept) => Kept)[]} */
 const waiting = []
