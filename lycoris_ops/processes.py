@@ -1,13 +1,14 @@
 """Work in several processes, as `torchrun` starts them, without a wrapper around a model or network.
 
-In a training each process takes every n-th batch. The gradients are added up over the processes before each
-step, so that all make the same step. Each has the whole network, or its part of one that `fully_shard` has
-divided. Only the first process writes.
+In a training each of n copies of the model takes every n-th batch. The gradients are added up over the
+processes before each step, so that all make the same step. Each has the whole network, or its part of one
+that `fully_shard` has divided. Only the first process writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -94,29 +95,96 @@ def of_all(value: Value) -> list[Value]:
     return values
 
 
-def check_whole(module: nn.Module) -> None:
-    """Raise LycorisError where each process computes a part of a layer, as with tensor parallelism.
+@dataclass(frozen=True)
+class Copies:
+    """The copies of a model that learn from different batches: one process computes each, or several do.
 
-    A layer beside such a module would see a part of its input or output, and the processes would each train
-    with another batch. What `fully_shard` divides is whole within each pass.
+    Several do so with tensor parallelism, and then see the same batches.
     """
-    for path, weight in _divided(module):
+
+    count: int
+    index: int
+    """Which copy this process computes, from 0."""
+    size: int
+    """How many processes compute each."""
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """`add_up`, of tensors that the processes of a copy all have."""
+        add_up(tensors)
+        if self.size > 1:
+            cast("Any", torch)._foreach_div_([one for one in tensors if not is_divided(one)], self.size)
+
+
+def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
+    """The copies of a model; all processes call this.
+
+    Those that have a weight in parts compute one copy together. `mesh` is a DeviceMesh over copies, for a
+    model that does not say so: processes at one place of it compute one copy.
+
+    Raises TrainError for a mesh that does not divide the processes evenly, or the parts of a weight.
+    """
+    parts = in_parts(module)
+    if not parts and mesh is None:
+        return Copies(count(), rank(), 1)
+    together = max(map(_together, parts.values()), key=len, default=(rank(),))
+    if mesh is None:
+        firsts = sorted(set(of_all(together[0])))
+        found = Copies(len(firsts), firsts.index(together[0]), count() // len(firsts))
+    else:
+        index = mesh.mesh.flatten().tolist().index(rank())
+        found = Copies(mesh.size(), index, count() // mesh.size())
+    indices = of_all(found.index)
+    even = all(indices.count(index) == found.size for index in range(found.count))
+    if not even or any(indices[one] != found.index for one in together):
+        raise TrainError(
+            "the processes do not make copies of the model",
+            key="mesh",
+            got=f"copies {indices} in the processes from 0 on, with parts of one weight in {together}",
+            expected="equally many processes for each copy, and all parts of a weight in one copy",
+            hint="Give the dimensions of the device mesh over which the data is divided",
+        )
+    return found
+
+
+def in_parts(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model, by path, that each process computes with a part of, as in tensor parallelism.
+
+    What `fully_shard` divides is whole within each pass.
+    """
+    return dict(_in_parts(module))
+
+
+def check_whole(module: nn.Module) -> None:
+    """Raise LycorisError where each process computes with a part of a weight, as in tensor parallelism."""
+    for path, weight in in_parts(module).items():
         raise LycorisError(
-            "the processes compute this layer in parts, and no network can act beside it",
+            "the processes compute this layer in parts",
             weight=path,
-            got=f"{', '.join(map(str, weight.placements))} of {weight.device_mesh}",
+            got=divided_by(weight),
             expected="whole layers, or a model that fully_shard has sharded",
-            hint="Shard the model by fully_shard in place of tensor parallelism. merge_to works on it",
         )
 
 
-def check_parts(network: nn.Module) -> bool:
+def divided_by(weight: Tensor) -> str:
+    """How processes have a weight in parts, in words."""
+    divided: Any = weight
+    return f"{', '.join(map(str, divided.placements))} of {divided.device_mesh}"
+
+
+def check_parts(network: nn.Module, copies: Copies) -> bool:
     """Whether processes have a network in parts. Raises TrainError unless all of them together do."""
     # Where someone has put the parts together.
     give_back(network)
     divided = {name: value for name, value in network.named_parameters() if is_divided(value)}
     for name, value in divided.items():
         mesh = cast("Any", value).device_mesh
+        if copies.size > 1:
+            raise TrainError(
+                "a network is sharded beside a model whose copies several processes compute together",
+                key=name,
+                got=f"{mesh}, and {copies.size} processes for each copy",
+                expected="a whole network: fully_shard for the model alone",
+            )
         if mesh.size() != count():
             raise TrainError(
                 "some processes do not have a part of the network",
@@ -135,18 +203,31 @@ def give_back(module: nn.Module) -> None:
             cast("Any", inner).reshard()
 
 
-def _divided(module: nn.Module, path: str = "", *, sharded: bool = False) -> Iterator[tuple[str, Any]]:
-    """The divided weights, by path, that `fully_shard` does not put together before each pass."""
+def _in_parts(module: nn.Module, path: str = "", *, sharded: bool = False) -> Iterator[tuple[str, Tensor]]:
     sharded = sharded or shards(module)
     for name, value in module.named_parameters(recurse=False):
-        if is_divided(value):
-            # Over one dimension of processes, or equal copies of that over another one.
-            *copies, last = cast("Any", value).placements
-            whole = len(copies) < 2 and type(last).__name__ == "Shard"
-            if not (sharded and whole and all(each.is_replicate() for each in copies)):
-                yield f"{path}{name}", value
+        if is_divided(value) and _within_passes(value, sharded=sharded):
+            yield f"{path}{name}", value
     for name, inner in module.named_children():
-        yield from _divided(inner, f"{path}{name}.", sharded=sharded)
+        yield from _in_parts(inner, f"{path}{name}.", sharded=sharded)
+
+
+def _within_passes(weight: Any, *, sharded: bool) -> bool:
+    """Whether a weight is divided within passes too, by more than `fully_shard`.
+
+    That divides over the first dimension of processes, or over the second one with equal copies over the
+    first.
+    """
+    first, *rest = weight.placements
+    if sharded and rest and first.is_replicate():
+        first, *rest = rest
+    return bool(rest) or not (sharded and "Shard" in type(first).__name__)
+
+
+def _together(weight: Tensor) -> tuple[int, ...]:
+    """The processes that have the parts of a weight within passes, from the lowest on."""
+    mesh = cast("Any", weight).device_mesh
+    return tuple(sorted(dist.get_process_group_ranks(mesh.get_group(mesh.ndim - 1))))
 
 
 def _on() -> bool:

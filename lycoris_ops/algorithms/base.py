@@ -526,6 +526,26 @@ class Layer(ABC):
             | {name: cut(held[name].flatten(), 0, ranges) for name in self.biases if name in held}
         )
 
+    def column_axes(self) -> Mapping[str, int] | None:
+        """As `row_axes`, with the axis that counts the inputs of a weight without a kernel."""
+        return None
+
+    def columns(self, columns: Rows) -> Layer:
+        """The layer that has only these columns of a weight without a kernel, and all of the bias.
+
+        Raises LayerError where these columns depend on others, or the kind has no cut by columns.
+        """
+        axes = self.column_axes()
+        if axes is None:
+            raise LayerError(
+                f"{a_layer(self.algorithm)} of this kind cannot be cut to a part of its columns",
+                got=f"columns {columns[0]} to {columns[1]}",
+                expected="lora, loha, lokr or full, without DoRA",
+            )
+        held = self.tensors()
+        found = {name: cut(held[name], axis, [columns]) for name, axis in axes.items() if name in held}
+        return self.with_tensors(found)
+
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
         return LayerError(

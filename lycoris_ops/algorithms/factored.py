@@ -78,6 +78,10 @@ class Factored(Trained):
     def factor_axes(self) -> Mapping[str, int]:
         """The part of `row_axes` that is for the factors."""
 
+    @abstractmethod
+    def factor_columns(self) -> Mapping[str, int]:
+        """The fields of factors with a vector for each input, and the axis that counts the inputs."""
+
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         plain = cls.plain_shape(shapes)
@@ -225,6 +229,11 @@ class Factored(Trained):
         if self.magnitude_axis() != 0:
             return None
         return {**self.factor_axes(), "dora_scale": axis_of(self.dora_scale)}
+
+    def column_axes(self) -> Mapping[str, int] | None:
+        """None with a DoRA magnitude or a sparse remainder; else those of the factors."""
+        plain = self.additive() is not None and self.bias_size is None
+        return self.factor_columns() if plain else None
 
     def rows(self, *ranges: Rows) -> Layer:
         found = super().rows(*ranges)

@@ -81,6 +81,9 @@ class Full(Trained, Fitted):
     def row_axes(self) -> Mapping[str, int]:
         return {"diff": 0, "set_weight": 0}
 
+    def column_axes(self) -> Mapping[str, int] | None:
+        return None if self.set_weight is not None else {"diff": 1}
+
 
 def _matrix(values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else column(values)

@@ -119,3 +119,6 @@ class Loha(Factored):
     def factor_axes(self) -> Mapping[str, int]:
         # With a core the left factors are stored transposed.
         return dict.fromkeys(("hada_w1_a", "hada_w2_a"), 0 if self.hada_t1 is None else 1)
+
+    def factor_columns(self) -> Mapping[str, int]:
+        return {"hada_w1_b": 1, "hada_w2_b": 1}

@@ -29,6 +29,8 @@ FACTORS = (2, 4, 8, 16, 32, 64, -1)
 """The factors that are tried, on a change and on a gradient."""
 OUTER = (W1, W1_A)
 """The tensors of w1 that have a row for each block of k rows of the product."""
+OUTER_COLUMNS = (W1, W1_B)
+"""Those that have a column for each block of j columns."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -280,12 +282,35 @@ class Lokr(Factored, Planned):
         blocks = None if self.of_peft else in_blocks(ranges, len(self._kronecker().w2[0]))
         if blocks is not None:
             return whole.with_tensors({name: cut(held[name], 0, blocks) for name in OUTER if name in held})
-        one = next(held[name] for name in OUTER if name in held)
-        formed = cut(self.product().dense(compute_dtype(one.dtype), one.device), 0, ranges)
+        formed = cut(self._formed(), 0, ranges)
         shape = (len(formed), *self.plain_shape(self.shapes)[1:])
-        own = dict.fromkeys(self.products[0])
-        own |= {W1: formed.new_ones(1, 1), W2: formed.reshape(shape)}
-        return replace(whole, **own, product_of="lycoris")
+        return _of_product(whole, formed.reshape(shape))
+
+    def factor_columns(self) -> Mapping[str, int]:
+        """Empty: no factor has a vector for each input. `columns` cuts w1 by whole blocks of j columns."""
+        return {}
+
+    def columns(self, columns: Rows) -> Layer:
+        """As in `Layer`, and as `rows`: w1 is cut where the range is whole blocks of j columns."""
+        whole, held = super().columns(columns), self.tensors()
+        blocks = None if self.of_peft else in_blocks([columns], self._kronecker().w2[-1].shape[1])
+        if blocks is not None:
+            return whole.with_tensors(
+                {name: cut(held[name], 1, blocks) for name in OUTER_COLUMNS if name in held}
+            )
+        return _of_product(whole, cut(self._formed(), 1, [columns]))
+
+    def _formed(self) -> Tensor:
+        """The product as a matrix."""
+        one = next(tensor for name, tensor in self.tensors().items() if name in OUTER)
+        return self.product().dense(compute_dtype(one.dtype), one.device)
+
+
+def _of_product(layer: Layer, formed: Tensor) -> Layer:
+    """The layer with this product in place of its own: as a full w2, where w1 is a single 1."""
+    own = dict.fromkeys(layer.products[0])
+    own |= {W1: formed.new_ones(1, 1), W2: formed}
+    return replace(layer, **own, product_of="lycoris")
 
 
 def _matrix(

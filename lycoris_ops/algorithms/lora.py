@@ -330,6 +330,9 @@ class Lora(Factored, Planned):
     def factor_axes(self) -> Mapping[str, int]:
         return {"lora_up": 0, "lora_embedding_a": 1}
 
+    def factor_columns(self) -> Mapping[str, int]:
+        return {"lora_down": 1, "lora_embedding_b": 0}
+
     def bias_additive(self) -> tuple[Additive, ...]:
         added = super().bias_additive() or ()
         if self.lora_b_bias is None:

@@ -13,13 +13,14 @@ from torch.utils.hooks import RemovableHandle
 from ..changes.place import Places, Where
 from ..errors import LycorisError
 from ..maths.recompute import transformed
-from ..maths.tensors import compute_dtype, is_plain, unpacked
+from ..maths.tensors import compute_dtype, is_divided, is_plain, unpacked
 from . import compiled
 from .bound import BoundPlan
 from .forwards.forward import Strengths, in_own_dtypes, narrowing, outliving
 from .geometry import geometry_of
 from .placed import PlacedPlan
 from .plan import BypassPlan, Met
+from .share import WeightShare
 from .whole import WholePass, WholePlan, alone_in
 
 _modules = cast("Any", torch.nn.modules.module)
@@ -141,6 +142,7 @@ class Bypass:
             )
         self.module = module
         self._plan: BypassPlan = plan
+        self._operates = plan.operates
         self._in_parts = False
         """Whether it is known that no `WholePlan` is for its layers."""
         self.met = met
@@ -185,11 +187,14 @@ class Bypass:
     @plan.setter
     def plan(self, plan: BypassPlan) -> None:
         # The hooks are others for a plan with operators.
-        again = bool(self._handles) and plan.operates != self._plan.operates
+        operates = plan.operates
+        # Not that of the former plan itself: an optimiser has changed what its tensors are views of.
+        again = bool(self._handles) and operates != self._operates
         if again:
             self.remove()
         bound, met = self._bound, self.met
         self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
+        self._operates = operates
         self._in_parts = False
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
@@ -224,8 +229,9 @@ class Bypass:
             self._turns = self._may_turn()
         compiled.see_hooks()
         add: Any = self.module.register_forward_hook
-        # While the module still has its weights.
-        add = partial(add, with_kwargs=True, prepend=shards(self.module))
+        # While the module still has its weights, and before what it has in parts is put together.
+        first = shards(self.module) or is_divided(getattr(self.module, "weight", None))
+        add = partial(add, with_kwargs=True, prepend=first)
         if self.plan.operates:
             self._handles = [
                 self.module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -276,13 +282,19 @@ class Bypass:
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """A pass with a plan that only adds, from the module's own output."""
         x = input_of(args, kwargs)
+        if is_divided(y):
+            return WeightShare.of(cast("Any", module).weight).beside(x, y, self._added)
         if self._stands_apart(args, kwargs, y):
             return self._compiled(x, None, y)
         flat = _flat(x)
-        bound = self._begun(flat)
+        return _like(self._added(flat, _flat(y)), y)
+
+    def _added(self, x: Tensor, y: Tensor) -> Tensor:
+        """y with what a plan that only adds makes of x."""
+        bound = self._begun(x)
         # A plan of one layer that depends on the weight has operators.
         assert not isinstance(bound, WholePass)
-        return None if bound is None else _like(bound.beside(flat, _flat(y), self._slots), y)
+        return y if bound is None else bound.beside(x, y, self._slots)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = input_of(args, kwargs)

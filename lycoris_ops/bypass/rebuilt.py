@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
 from ..errors import LycorisError
-from ..maths.tensors import compute_dtype, promoted
+from ..maths.tensors import compute_dtype, divided_as, is_divided, promoted
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, check_present, input_of, values_of
 
@@ -83,10 +83,10 @@ class Rebuilt:
         self._hidden.append({})
         if self.strength == 0.0:
             return
-        weight, bias = values_of(self.module, self.weight, self.name), None
+        weight, bias = self._values(self.weight), None
         check_present(weight, given.device, self.name)
         if getattr(self.module, self.bias, None) is not None:
-            bias = values_of(self.module, self.bias, self.name)
+            bias = self._values(self.bias)
         weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
         try:
             wide = weight.to(compute_dtype(weight.dtype))
@@ -103,6 +103,11 @@ class Rebuilt:
         elif change.bias is not None and self._may_add_bias:
             self._hide(self.bias, torch.zeros_like(change.bias, dtype=weight.dtype), change.bias)
 
+    def _values(self, name: str) -> Tensor:
+        """The values of the weight or bias; of what processes have in parts those of this one."""
+        value = getattr(self.module, name)
+        return value.to_local() if is_divided(value) else values_of(self.module, name, self.name)
+
     @property
     def _may_add_bias(self) -> bool:
         """Whether the module has no bias where one could be, and the layer does not only multiply one."""
@@ -118,11 +123,11 @@ class Rebuilt:
         return value.to(x.device if self.follows else value.device, dtype)
 
     def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
-        own = vars(self.module)
+        own, held = vars(self.module), getattr(self.module, name)
         self._hidden[-1][name] = own.get(name)
         if change is not None:
             value = torch.add(value.to(change.dtype), change, alpha=self.strength).to(value.dtype)
-        own[name] = value
+        own[name] = value if held is None else divided_as(value, held)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not self._hidden:

@@ -93,7 +93,7 @@ def is_plain(value: Tensor) -> bool:
     return own and value.is_floating_point() and value.dtype not in SEVERAL_IN_ONE
 
 
-def is_divided(value: Tensor) -> bool:
+def is_divided(value: Tensor | None) -> bool:
     """Whether several processes have a tensor together, each a part: a DTensor of torch."""
     return hasattr(type(value), "full_tensor")
 
@@ -128,6 +128,25 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
 def own_part(value: Tensor) -> Tensor:
     """The part of a divided tensor that this process has, in place; else the tensor itself."""
     return cast("Any", value.detach()).to_local() if is_divided(value) else value
+
+
+def divided_as(own: Tensor, like: Tensor) -> Tensor:
+    """The part of this process as a tensor that is divided as `like` is; itself where that is whole.
+
+    The gradient of the part is that of a tensor divided alike: whole in each process that has it whole.
+    """
+    if not is_divided(like):
+        return own
+    kind: Any = type(like)
+    divided: Any = like
+    return kind.from_local(
+        own,
+        divided.device_mesh,
+        divided.placements,
+        run_check=False,
+        shape=divided.shape,
+        stride=divided.stride(),
+    )
 
 
 def put(target: Tensor, values: Tensor) -> None:

@@ -226,7 +226,8 @@ def probe(
     In several processes (`torchrun`) all call this with the same arguments. Each goes through every n-th
     batch and finds the singular vectors of every n-th layer, and all have the probe of one process.
 
-    Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
+    Raises LycorisError for a model that the processes compute in parts, as with tensor parallelism; and
+    PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
     finite, for batches that run out in a later pass, and as `check_seen` does; LycorisError where nothing is
     chosen.
     """
@@ -237,6 +238,7 @@ def probe(
         raise PlanError("two halves need two batches", got=repr(least), expected="least=8 or another from 2")
     sites = select(module, preset=preset, include=include, exclude=exclude)
     check_seen(module, sites.values())
+    processes.check_whole(module)
     groups = list(_groups(sites, bytes_of(memory)))
     if len(groups) > 1 and iter(batches) is batches:
         raise PlanError(

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import processes
 from ..errors import TrainError
 from ..maths.chance import Chance
+from ..processes import Copies
 from .turns import Turn, shared_out, turns
 
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
@@ -38,18 +38,19 @@ class StepBatches:
 
 
 class Feed:
-    """Gives the batches of all epochs in groups, to each of several processes its own.
+    """Gives the batches of all epochs in groups, to each of several copies of a model its own.
 
     An iterable is iterated anew in each epoch, with chance of its own (see `Chance`), so that a loader that
     shuffles does so in the same way in a resumed run. To reach a place, the batches before it are read again.
     """
 
-    def __init__(self, batches: Batches, seed: int, place: DataPlace = (0, 0)) -> None:
+    def __init__(self, batches: Batches, seed: int, copies: Copies, place: DataPlace = (0, 0)) -> None:
         self._batches = batches
         self._seed = seed
+        self._copies = copies
         self._once = isinstance(batches, Iterator)
         self._begin(*place)
-        self._used = place[1] % processes.count()
+        self._used = place[1] % copies.count
         while self._used < place[1] and self._next() is not None:
             pass
 
@@ -58,7 +59,7 @@ class Feed:
         return self._epoch, self._used
 
     def take(self, most: int) -> StepBatches:
-        """The next batches, at most so many for each process. A group never holds two epochs' batches.
+        """The next batches, at most so many for each copy. A group never holds two epochs' batches.
 
         Raises TrainError where an epoch has no batch.
         """
@@ -76,9 +77,10 @@ class Feed:
         self._chance = Chance(self._seed, "data", epoch)
         with self._chance.drawn():
             batches = batches_of(self._batches, epoch)
-            if shared_out(batches, processes.count()):
+            count, index = self._copies.count, self._copies.index
+            if shared_out(batches, count):
                 cast("Any", batches).sampler.set_epoch(epoch)
-            self._rest = turns(batches, processes.rank(), processes.count(), start)
+            self._rest = turns(batches, index, count, start)
 
     def _some(self, most: int) -> StepBatches:
         found = StepBatches()
@@ -114,11 +116,14 @@ class Feed:
             )
 
 
-def steps_of(batches: Batches, epochs: int, batches_per_step: int) -> int:
-    """How many steps so many epochs have. Raises TrainError where the batches have no length."""
+def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> int:
+    """How many steps so many epochs have, of `accumulation` batches for each of so many copies of the model.
+
+    Raises TrainError where the batches have no length.
+    """
     epoch = batches_of(batches, 0)
     try:
-        share = processes.count() if shared_out(epoch, processes.count()) else 1
+        share = copies if shared_out(epoch, copies) else 1
         count = share * len(cast("Any", epoch))
     except TypeError:
         raise TrainError(
@@ -129,7 +134,7 @@ def steps_of(batches: Batches, epochs: int, batches_per_step: int) -> int:
         ) from None
     if not count:
         raise TrainError("there are no batches", got="none in epoch 1", expected="at least one")
-    return epochs * -(-count // batches_per_step)
+    return epochs * -(-count // (accumulation * copies))
 
 
 def moved(batch: Any, device: torch.device | str | None) -> Any:

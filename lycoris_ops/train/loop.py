@@ -116,7 +116,8 @@ def train_network(
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them. The base, the network or both may
-    be sharded by `fully_shard`; a state serves sharded and whole networks alike.
+    be sharded by `fully_shard`; a state serves sharded and whole networks alike. With tensor parallelism, see
+    `apply_to`, and for `options.mesh` a step takes `accumulation` batches for each copy of the model.
 
     After any exception or interrupt, the checkpoint `last` holds the whole state after the last step. Of a
     sharded network no process has all to write, and the checkpoints from before the exception remain.
@@ -129,8 +130,8 @@ def train_network(
     where a file cannot be written.
     """
     began = time.monotonic()
-    group = options.accumulation * processes.count()
-    steps = options.steps or steps_of(batches, options.epochs or 0, group)
+    copies = processes.copies_of(net.module, options.mesh)
+    steps = options.steps or steps_of(batches, options.epochs or 0, options.accumulation, copies.count)
     first = processes.rank() == 0
     # Check before the work, so that writing the file does not fail at the end.
     outs = [] if options.output is None else files_of(options.output, options.dialect)
@@ -140,7 +141,7 @@ def train_network(
         found = outs if curves is None else [*outs, curves]
         replaces = resume is not None or options.overwrite
         check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
-    sharded = processes.check_parts(net)
+    sharded = processes.check_parts(net, copies)
     if options.folder is not None and (first or sharded):
         net.check_dialect(options.dialect)
     shown = searching() if options.bar and first else None
@@ -183,7 +184,7 @@ def train_network(
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
             if resume is not None:
                 trainer.returns = kept.returns_of(trainer)
-        feed = Feed(batches, options.seed, trainer.place)
+        feed = Feed(batches, options.seed, trainer.copies, trainer.place)
         try:
             early = _run(trainer, feed, kept, stepped, judged)
         except DivergedError as error:

@@ -20,6 +20,7 @@ from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
 from ..bypass import Bypass, BypassPlan, Rebuilt
 from ..bypass.hook import values_of
+from ..bypass.share import WeightShare
 from ..bypass.stacked import StackedPart
 from ..changes.forms import Dense, Hadamard, Kronecker
 from ..errors import LayerError, LycorisError, located
@@ -27,6 +28,7 @@ from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import compute_dtype, is_divided, is_plain, whole
 from ..modules import Site
+from ..processes import divided_by
 from .settings import LayerSettings
 
 PASSES = 3
@@ -187,6 +189,43 @@ class Member(nn.Module):
             hook.attach()
         self._attached = True
 
+    def check_part(self, weight: Tensor) -> None:
+        """Raise LycorisError where the layer cannot act beside a part of its weight, of which each process
+        has another one."""
+        layer, site = self.whole(), self.site
+        linear = site.kind == "linear" and site.geometry is not None and not site.transposed
+        forms = (*layer.forms(), *layer.forms("bias"))
+        share = WeightShare.of(weight)
+        for reason, expected in (
+            (
+                not linear and site.kind not in ("norm", "embedding") and f"a weight of kind {site.kind}",
+                "torch's linear layers, embeddings and norms",
+            ),
+            (
+                "forward" in vars(site.module) and "a module whose forward others have replaced",
+                "a model that parallelize_module of torch has divided",
+            ),
+            (
+                any(isinstance(form, Dependent) for form in forms)
+                and f"{a_layer(layer.algorithm)} whose change depends on the weight",
+                "lora, loha, lokr or full, without DoRA",
+            ),
+            (linear and self.settings.form == "rebuilt" and 'form="rebuilt"', 'form="auto"'),
+            (self.settings.input_dropout and "input_dropout", "rank_dropout or module_dropout"),
+            (share.part[0] == share.part[1] and "a process without a part", "no more processes than parts"),
+        ):
+            if reason:
+                raise LycorisError(
+                    "a layer cannot act where the processes compute with parts of its weight",
+                    weight=site.path,
+                    got=f"{reason}, and {divided_by(weight)}",
+                    expected=expected,
+                    hint="Exclude it, or shard the model by fully_shard in place of tensor parallelism. "
+                    "merge_to works on it",
+                )
+        with located(weight=site.path):
+            share.of_layer(layer)
+
     def detach(self) -> None:
         """Take the layer away from its module."""
         if self._attached:
@@ -204,6 +243,11 @@ class Member(nn.Module):
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.whole(), self.settings
+        weight = getattr(self.site.module, self.site.weight)
+        share = WeightShare.of(weight) if is_divided(weight) else None
+        if share is not None:
+            with located(weight=self.site.path):
+                layer = share.of_layer(layer)
         self.passed = True
         strength = self.multiplier
         if self.training:
@@ -217,7 +261,7 @@ class Member(nn.Module):
         if self._bypass is not None:
             hook = self._bypass
             if layer is not self._planned:
-                hook.plan = self._plan(layer)
+                hook.plan = self._plan(layer, share)
             used = strength if beside else 0.0
             if any(strength != used for stage in hook.strengths for strength in stage):
                 hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
@@ -229,8 +273,9 @@ class Member(nn.Module):
             return True
         return self.site.geometry.tokens(x) <= self.bypass_up_to
 
-    def _plan(self, layer: Layer) -> BypassPlan:
-        assert self.site.geometry is not None
+    def _plan(self, layer: Layer, share: WeightShare | None = None) -> BypassPlan:
+        geometry = self.site.geometry
+        assert geometry is not None
         self._planned = layer
         parts = [Part(layer)] if layer.extent else []
         # A factor changes nothing of no bias.
@@ -238,7 +283,8 @@ class Member(nn.Module):
         biased = layer.forms("bias") and self.site.may_add_bias and not absent
         beside = [Part(layer, parameter="bias")] if biased else []
         with located(weight=self.site.path):
-            return BypassPlan.build(self.site.geometry, [(part, 1.0) for part in (*parts, *beside)])
+            own = geometry if share is None else share.of_geometry(geometry)
+            return BypassPlan.build(own, [(part, 1.0) for part in (*parts, *beside)])
 
     def _check_dropouts(self, layer: Layer) -> None:
         settings, path = self.settings, self.site.path

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ELSEWHERE = frozenset(
     {
         "device",
+        "mesh",
         "data",
         "settings",
         "validate_every",

@@ -95,11 +95,14 @@ class LycorisNetwork(nn.Module):
     def apply_to(self) -> LycorisNetwork:
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
-        Raises LycorisError where a layer cannot act beside another network's, and where processes compute the
-        model's layers in parts; then no layer acts.
+        Raises LycorisError where a layer cannot act beside another network's, or beside the part of a weight
+        that each of several processes computes with; then no layer acts.
         """
         if self._flags is None:
-            processes.check_whole(self.module)
+            for path, weight in processes.in_parts(self.module).items():
+                for member in self.members.values():
+                    if path == member.site.key:
+                        member.check_part(weight)
             self._flags = freeze(self.module.parameters())
             try:
                 for member in self.members.values():

@@ -95,6 +95,10 @@ class TrainOptions:
     device: str | torch.device | None = None
     """Where the model is moved, and each batch of tensors. None moves nothing."""
 
+    mesh: Any | None = None
+    """The `DeviceMesh` over copies of the model, where several processes compute each copy and see the same
+    batches. None is that of the model's own weights, where they are divided so, and else of all processes."""
+
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
     patience: int | None = None
@@ -141,6 +145,7 @@ class TrainOptions:
         for name in ("lr", "lora_plus", "clip_norm", "max_weight_norm", "rise"):
             self._check(name, lambda v: 0 < v < math.inf, "a number above 0")
         self._check("checkpoint_minutes", lambda v: v > 0, "a number above 0")
+        self._check("mesh", lambda v: hasattr(v, "get_coordinate"), "a DeviceMesh of torch")
         self._check("search", lambda v: v in SEARCHES, ", ".join(SEARCHES))
         for name in ("weight_decay", "warmup", "search_share"):
             self._check(name, lambda v: 0 <= v < math.inf, "a number of at least 0")

@@ -358,7 +358,7 @@ class _Race:
 
     def _stepped(self, trainer: Trainer, entrant: Entrant, lr: float, steps: int) -> bool:
         """Make the steps; returns whether all losses were finite."""
-        feed = Feed(self.batches, self.options.seed)
+        feed = Feed(self.batches, self.options.seed, trainer.copies)
         self._tell(entrant, lr, 0, steps)
         for _ in range(steps):
             self.spent += 1

@@ -254,7 +254,7 @@ def search_network(
             got="all",
             expected='"rate" or "off"',
         )
-    if processes.check_parts(net):
+    if processes.check_parts(net, processes.copies_of(net.module, options.mesh)):
         raise TrainError(
             "a race needs whole networks, and processes have this one in parts",
             key="search",

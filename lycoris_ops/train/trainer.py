@@ -18,7 +18,7 @@ from ..errors import DivergedError, FileFormatError, MatchError, TrainError, eit
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
-from ..maths.tensors import own_part, part_of, put
+from ..maths.tensors import norm, own_part, part_of, put
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from .feed import Batches, DataPlace, Feed, batches_of, moved
@@ -40,6 +40,10 @@ STATE_FORM = TreeForm(
     "the state of a training",
     "It is a file that ends in .state.safetensors, in the folder of checkpoints",
 )
+
+
+ALIKE = 1e-2
+"""The largest relative difference between gradients of processes that compute the same."""
 
 
 class Trainer:
@@ -80,7 +84,9 @@ class Trainer:
         if options.device is not None:
             net.module.to(options.device)
             net.to(options.device)
-        self.sharded = processes.check_parts(net)
+        self.copies = processes.copies_of(net.module, options.mesh)
+        """The copies of the model that learn from different batches."""
+        self.sharded = processes.check_parts(net, self.copies)
         """Whether processes have the network in parts: they save it together, and the first one writes."""
         net.apply_to()
         self.identity = identity_of(net)
@@ -97,6 +103,7 @@ class Trainer:
         self.names, self.parameters = _parameters_of(net)
         self.idle = set(self.names)
         """The parameters that no gradient has reached yet."""
+        self._compared = False
         self.family = family_of(options.optimiser)
         lr = options.lr or usual_rate(net, self.family)
         if self.family.averages and (options.ema is not None or options.schedule != "constant"):
@@ -149,7 +156,7 @@ class Trainer:
         try:
             with torch.inference_mode(mode=False), torch.enable_grad(), self._statistics.kept():
                 total = torch.zeros((), device=self.device)
-                with Chance(self.options.seed, "step", number, processes.rank()).drawn():
+                with Chance(self.options.seed, "step", number, self.copies.index).drawn():
                     for index, batch in enumerate((*batches, *beside)):
                         loss = self._loss_of(batch)
                         counts = index < len(batches)
@@ -369,14 +376,15 @@ class Trainer:
                 self.idle.discard(name)
             elif processes.count() > 1:
                 parameter.grad = torch.zeros_like(parameter)
-        processes.add_up([total, *(p.grad for p in self.parameters if p.grad is not None)])
+        self._check_alike(total, number)
+        self.copies.add_up([total, *(p.grad for p in self.parameters if p.grad is not None)])
         rate = self._rate(self.done)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * rate
         self.scaler.unscale_(self.optimiser)  # pyright: ignore[reportArgumentType]
-        norm = norm_of([p.grad for p in self.parameters if p.grad is not None], total)
+        whole = norm_of([p.grad for p in self.parameters if p.grad is not None], total)
         # One transfer for both: each waits for the accelerator.
-        both: Any = torch.stack([total, norm])
+        both: Any = torch.stack([total, whole])
         loss, size = cast("list[float]", both.tolist())
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(loss):
@@ -393,18 +401,39 @@ class Trainer:
             raise self._diverged(f"the norm of the gradients is {size} in step {number}")
         return StepReport(number, loss, size, self.optimiser.param_groups[0]["lr"], not math.isfinite(size))
 
+    def _check_alike(self, total: Tensor, number: int) -> None:
+        """Raise TrainError, in the first step, where processes that compute one copy of the model differ."""
+        if self.copies.size == 1 or self._compared:
+            return
+        self._compared = True
+        own = [0.0 if one.grad is None else float(norm(own_part(one.grad))) for one in self.parameters]
+        found = processes.of_all((self.copies.index, [float(total), *own]))
+        firsts: dict[int, list[float]] = {}
+        for index, sizes in found:
+            first = firsts.setdefault(index, sizes)
+            for name, one, other in zip(("the loss", *self.names), sizes, first, strict=True):
+                if abs(one - other) > ALIKE * max(abs(one), abs(other)):
+                    raise TrainError(
+                        "the processes that compute one copy of the model do not agree",
+                        key=name,
+                        got=f"{one:.6g} in one of them and {other:.6g} in another, in step {number}",
+                        expected="the same loss and the same gradients",
+                        hint="Exclude layers that see another part of the input in each process, such as "
+                        "norms of single heads, and give the same batches to both",
+                    )
+
     def _check_rise(
         self, report: StepReport, count: int, batches: Sequence[Any], beside: Sequence[Any]
     ) -> None:
         """Raise DivergedError, with the weights from before, if the loss has risen for a while."""
         total = torch.zeros((), device=self.device)
-        chance = Chance(self.options.seed, "step", report.step, processes.rank())
+        chance = Chance(self.options.seed, "step", report.step, self.copies.index)
         with torch.no_grad(), self.net.off(), chance.drawn():
             for index, batch in enumerate((*batches, *beside)):
                 loss = self._loss_of(batch)
                 if index < len(batches):
                     total += loss.to(total.device, total.dtype) / count
-        processes.add_up([total])
+        self.copies.add_up([total])
         risen = self._rise.found(report.loss, float(total))
         if risen is None:
             return
@@ -454,7 +483,7 @@ class Trainer:
         if processes.count() > 1:
             # Another process may have had the batch.
             return None
-        with Chance(self.options.seed, "step", number, processes.rank()).drawn():
+        with Chance(self.options.seed, "step", number, self.copies.index).drawn():
             return first_bad(self.net.module, lambda: [self._loss_of(batch) for batch in batches])
 
     def _diverged(self, problem: str, place: str | None = None) -> DivergedError:

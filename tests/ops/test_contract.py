@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from layers import KINDS, MIXED, WEIGHTS, base, factors, home, load
+from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS, detect
@@ -164,6 +164,18 @@ def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) ->
     assert (part.bias is None) == (whole.bias is None)
     if whole.bias is not None:
         torch.testing.assert_close(part.bias, whole.bias[order])
+
+
+CUT = [kind for kind, weight in CASES if weight == "linear" and load(kind, weight).column_axes() is not None]
+"""All kinds whose layers can be cut by columns."""
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_columns_of_a_layer_change_what_it_changes_there(kind: str) -> None:
+    one, met = load(kind, "linear", alpha=None), base("linear")
+    for start, stop in ((0, 6), (5, 8)):
+        part = one.columns((start, stop))
+        torch.testing.assert_close(part.delta(met[:, start:stop]), one.delta(met)[:, start:stop])
 
 
 def test_rows_of_a_kronecker_product() -> None:

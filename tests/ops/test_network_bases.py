@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -429,55 +428,6 @@ def test_a_magnitude_of_a_packed_weight(package: str) -> None:
     wanted = plain + x @ member.layer.delta(weight).T
     # Int8 layers round their inputs as well.
     assert (base(x) - wanted).abs().max() < (0.05 if package == "int8" else 1e-4)
-
-
-def in_one_process(rank: int, world: int, port: int) -> None:
-    from torch import distributed
-
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=world)
-    in_parts()
-    distributed.destroy_process_group()
-
-
-def in_parts() -> None:
-    """Beside layers that processes compute in parts nothing is trained, and merging is exact."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import parallel
-
-    ways = {
-        "0": parallel.ColwiseParallel(),
-        "1": parallel.SequenceParallel(),
-        "2": parallel.RowwiseParallel(),
-    }
-    for sizes in ((2,), (2, 1), (1, 2)):
-        torch.manual_seed(0)
-        whole = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)).requires_grad_(False)
-        base = copy.deepcopy(whole)
-        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "parts")[-len(sizes) :])
-        parallel.parallelize_module(base, mesh["parts"], ways)
-        if len(sizes) == 2:
-            fully_shard(base, mesh=mesh["data"])
-        options: Any = {"include": "*", "seed": 1, "dora": "output", "overrides": {"0": {"bias": True}}}
-        one, two = (lyc.create_lycoris(module, rank=2, **options) for module in (whole, base))
-        for mine, yours in zip(one.parameters(), two.parameters(), strict=True):
-            yours.data.copy_(mine.data.add_(0.1))
-        with pytest.raises(lyc.LycorisError, match=r"0\.weight: the processes compute this layer in parts"):
-            lyc.train_network(two, [1], lambda *_: torch.zeros(()), lyc.TrainOptions(steps=1))
-        one.merge_to()
-        two.merge_to()
-        for name, value in base.named_parameters():
-            assert torch.equal(value.full_tensor(), whole.get_parameter(name)), (sizes, name)
-
-
-def test_layers_that_two_processes_compute_in_parts() -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_one_process, (2, port), 2)
 
 
 def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:

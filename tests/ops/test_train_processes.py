@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import train_task
-from children import ROOT, child_environment
+from children import ROOT, child_environment, in_processes
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lycoris_ops as lyc
@@ -20,25 +19,11 @@ from lycoris_ops.commands import main
 from lycoris_ops.train.turns import Turn, turns
 
 
-def in_processes(folder: Path, *what: str, count: int = 2) -> None:
-    """Run the task that has this name in some processes, in a new folder."""
-    folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, train_task.__file__, str(count), str(folder), *what],
-        cwd=ROOT,
-        env=child_environment(),
-        stderr=subprocess.PIPE,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-
-
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
 def test_two_processes_race_as_one_and_write_the_outcome_once(tmp_path: Path) -> None:
     """A second training takes it in both, also where the second process does not find the file."""
     folder = tmp_path / "two"
-    in_processes(folder, "race")
+    in_processes(folder, "train_task.race")
     one, two = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert one == two
     assert len({found[:2] for found in one.values()}) == 1
@@ -70,7 +55,7 @@ def test_two_processes_race_as_one_and_write_the_outcome_once(tmp_path: Path) ->
 def test_two_processes_probe_as_one(tmp_path: Path) -> None:
     """Each by its own batches, one of the two without a fifth, of a model that is whole or sharded."""
     folder = tmp_path / "two"
-    in_processes(folder, "probe")
+    in_processes(folder, "train_task.probe")
     wanted = train_task.probed(train_task.deep(), 5)
     for rank in range(2):
         for found in torch.load(folder / f"{rank}.pt", weights_only=False):
@@ -126,7 +111,7 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     With "both sharded" the processes have parts of the network too, which has layers of four kinds.
     """
     folder = tmp_path / "two"
-    in_processes(folder, base)
+    in_processes(folder, "train_task.process", base)
     (tmp_path / "one").mkdir()
 
     def made() -> lyc.LycorisNetwork:
@@ -161,28 +146,6 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     assert trainer.done == 6
     assert all(map(torch.equal, trainer.parameters, first))
     trainer.step(train_task.batches(1)[0])
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-@pytest.mark.parametrize(
-    ("steps", "layouts", "kinds"),
-    [
-        (3, ["both in two, twice"], ["mixed", "plan"]),
-        pytest.param(12, train_task.LAYOUTS, train_task.NETWORKS, marks=pytest.mark.soak),
-    ],
-)
-def test_four_processes_train_as_one(
-    steps: int, layouts: Sequence[str], kinds: Sequence[str], tmp_path: Path
-) -> None:
-    """Networks of each kind and of a plan, sharded over four processes or over two and copied to two more."""
-    folder = tmp_path / "four"
-    in_processes(folder, "mesh", str(steps), ";".join(layouts), ";".join(kinds), count=4)
-    found = torch.load(folder / "0.pt", weights_only=False)
-    for kind in kinds:
-        wanted = train_task.trained(train_task.built(kind, train_task.deep()), steps, 4)
-        for layout in layouts:
-            for ours, theirs in zip(found[layout, kind], wanted, strict=True):
-                assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), (layout, kind)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +86,6 @@ class Loaded(torch.utils.data.Dataset[Any]):
 def loaded() -> tuple[Loaded, Any]:
     data = Loaded(batches(5, 1))
     return data, torch.utils.data.DataLoader(data, batch_size=None, shuffle=True)
-
-
-def meet(rank: int, count: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
-    )
 
 
 def race(rank: int, folder: str) -> None:
@@ -194,80 +185,3 @@ def probe(rank: int, folder: str) -> None:
     sharded = deep()
     fully_shard(sharded)
     torch.save([probed(module, 5) for module in (deep(), sharded)], f"{folder}/{rank}.pt")
-
-
-FOUR_KINDS: dict[str, dict[str, Any]] = {
-    "lora": {},
-    "lokr": {"algorithm": "lokr", "factor": 2},
-    "dora": {"dora": "output"},
-    "oft": {"algorithm": "oft", "rank": 4},
-}
-"""Options of a network whose layers are all of one kind."""
-NETWORKS = ("mixed", "plan", *FOUR_KINDS)
-LAYOUTS = ("whole", "base in four", "both in four", "both in two, twice", "base in two, twice")
-"""How four processes have base and network."""
-
-
-def built(kind: str, module: nn.Module) -> lyc.LycorisNetwork:
-    """A network of one of `NETWORKS`."""
-    if kind == "mixed":
-        return kinds_of(module)
-    if kind == "plan":
-        plan = lyc.plan_ranks(probed(module, 6), size=lyc.Budget(parameters=400))
-        return lyc.create_lycoris(module, plan=plan, seed=1)
-    return lyc.create_lycoris(module, rank=3, seed=1, overrides={"*": FOUR_KINDS[kind]})
-
-
-def trained(net: lyc.LycorisNetwork, steps: int, accumulation: int) -> list[Tensor]:
-    """The parameters after some steps by ten batches, of which the last two are a step of their own."""
-    given = lyc.TrainOptions(
-        steps=steps, lr=0.01, accumulation=accumulation, ema=0.9, clip_norm=0.05, bar=False
-    )
-    lyc.train_network(net, batches(10, 1), loss, given, validation=batches(2, 2))
-    return [getattr(value, "full_tensor", lambda value=value: value)().detach() for value in net.parameters()]
-
-
-def laid_out(layout: str, kind: str) -> lyc.LycorisNetwork:
-    """A network and its model in one of `LAYOUTS`."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    module = deep()
-    sizes = (2, 2) if "twice" in layout else (4,)
-    mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("copies", "parts")[-len(sizes) :])
-    if layout != "whole":
-        for inner in (module[2], module):  # pyright: ignore[reportIndexIssue]
-            fully_shard(inner, mesh=mesh)
-    net = built(kind, module)
-    if "both" in layout:
-        fully_shard(net, mesh=mesh)
-    return net
-
-
-def mesh(rank: int, folder: str, steps: str, layouts: str, kinds: str) -> None:
-    """One of four processes that train networks, whose parameters the first one writes."""
-    found = {
-        (layout, kind): trained(laid_out(layout, kind), int(steps), 1)
-        for layout in layouts.split(";")
-        for kind in kinds.split(";")
-    }
-    if rank == 0:
-        torch.save(found, f"{folder}/0.pt")
-
-
-def run(rank: int, count: int, folder: str, what: str, *rest: str) -> None:
-    """One of several processes: one of the tasks above."""
-    meet(rank, count, folder)
-    tasks: dict[str, Any] = {"race": race, "probe": probe, "mesh": mesh}
-    tasks[what](rank, folder, *rest) if what in tasks else process(rank, folder, what)
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    size, *words = sys.argv[1:]
-    if words[1] not in ("race", "whole"):
-        # The first operation on a divided tensor imports it.
-        import torch._dynamo
-    # All take over what this one has imported.
-    way = "fork" if sys.platform == "linux" else "spawn"
-    cast("Any", torch.multiprocessing).start_processes(run, (int(size), *words), int(size), start_method=way)

@@ -1,0 +1,96 @@
+"""The share that a process has of a layer beside a weight that processes have in parts together.
+
+So do `parallelize_module` of torch and other tensor parallelism whose weights and inputs are DTensors. Each
+process has the whole layer, and computes with its part of it beside its part of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..algorithms import Layer
+from ..maths.shapes import Rows
+from .geometry import Geometry
+
+
+@dataclass(frozen=True)
+class WeightShare:
+    """Some rows (axis 0) or columns (axis 1) of a weight, or all of it (None)."""
+
+    mesh: Any
+    """The processes that have the weight together, in its last dimension."""
+    axis: int | None
+    part: Rows
+    """The rows or columns."""
+
+    @classmethod
+    def of(cls, weight: Tensor) -> WeightShare:
+        """The share of a weight that processes have in parts.
+
+        Where `fully_shard` has divided what each has, the share is that of a pass, in which this is undone.
+        """
+        divided: Any = weight
+        mesh, placement = divided.device_mesh, divided.placements[-1]
+        if placement.is_replicate():
+            return cls(mesh, None, (0, len(weight)))
+        axis: int = placement.dim % weight.ndim
+        # As torch divides: all have as much, but for the last ones.
+        size = weight.shape[axis]
+        most: int = -(-size // mesh.size(mesh.ndim - 1))
+        start: int = min(size, most * mesh.get_local_rank(mesh.ndim - 1))
+        return cls(mesh, axis, (start, min(size, start + most)))
+
+    def of_geometry(self, geometry: Geometry) -> Geometry:
+        """The product of a linear layer with this part of its weight."""
+        size = self.part[1] - self.part[0]
+        if self.axis is None:
+            return geometry
+        return replace(geometry, inputs=size) if self.axis else replace(geometry, outputs=size)
+
+    def of_layer(self, layer: Layer) -> Layer:
+        """The part of a layer that is for this part of the weight.
+
+        The gradients of its tensors are added up over the processes in the backward pass. Of a bias beside
+        columns each process adds an equal share. Raises LayerError for a layer that cannot be cut so.
+        """
+        if self.axis is None:
+            return layer
+        layer = layer.with_tensors({name: self._added_up(one) for name, one in layer.tensors().items()})
+        if self.axis == 0:
+            return layer.rows(self.part)
+        count, held = self.mesh.size(self.mesh.ndim - 1), layer.tensors()
+        shared = {name: held[name] / count for name in layer.biases if name in held}
+        return layer.columns(self.part).with_tensors(shared)
+
+    def beside(self, x: Tensor, y: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """y with what `add` makes of this process's parts of the module's input x and output y."""
+        # Some builds of torch have none.
+        from torch.distributed.tensor import Partial, Replicate, Shard
+
+        takes = Shard(x.ndim - 1) if self.axis == 1 else Replicate()
+        gives = (Shard(y.ndim - 1), Partial())[self.axis] if self.axis is not None else Replicate()
+        # What each adds by its rows is a part of the input's gradient. That of a sum is whole in each.
+        met = _own(x, takes, Partial() if self.axis == 0 else takes)
+        found = add(met, _own(y, gives, Replicate() if self.axis == 1 else gives))
+        kind: Any = type(y)
+        total = kind.from_local(found, self.mesh, [gives], run_check=False, shape=y.shape, stride=y.stride())
+        return total.redistribute(placements=cast("Any", y).placements)
+
+    def _added_up(self, value: Tensor) -> Tensor:
+        """The tensor, whose gradient is the sum of those of all processes."""
+        if not value.requires_grad:
+            return value
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        kind: Any = DTensor
+        divided = kind.from_local(value, self.mesh, [Replicate()], run_check=False)
+        return divided.to_local(grad_placements=[Partial()])
+
+
+def _own(value: Any, placement: Any, gradient: Any) -> Tensor:
+    """This process's part of a tensor that is divided so, with a gradient that is divided so."""
+    return value.redistribute(placements=[placement]).to_local(grad_placements=[gradient])

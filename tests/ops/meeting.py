@@ -1,0 +1,34 @@
+"""Run a task in several processes that see each other: `meeting.py COUNT FOLDER module.function WORD...`.
+
+The task is called with the number of its process, the folder and the words.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, cast
+
+import torch
+
+
+def meet(rank: int, count: int, folder: str, task: str, *words: str) -> None:
+    """One of the processes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
+    )
+    module, name = task.split(".")
+    getattr(importlib.import_module(module), name)(rank, folder, *words)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    size, place, what, *rest = sys.argv[1:]
+    # All take over what this one has imported.
+    importlib.import_module(what.partition(".")[0])
+    way = "fork" if sys.platform == "linux" else "spawn"
+    cast("Any", torch.multiprocessing).start_processes(
+        meet, (int(size), place, what, *rest), int(size), start_method=way
+    )

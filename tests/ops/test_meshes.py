@@ -1,0 +1,36 @@
+"""Four processes, on device meshes of two dimensions too, train as one process does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from children import in_processes
+
+SHORT = ("mixed: both in two, twice", "plan: both in two, twice", "parts by sequence, sharded")
+
+
+def check(folder: Path, steps: int, cases: Sequence[str]) -> None:
+    """Train in four processes and in one, and compare. The tasks check what is refused, and merging."""
+    import mesh_task
+
+    in_processes(folder, "mesh_task.mesh", str(steps), *cases, count=4)
+    found = torch.load(folder / "0.pt", weights_only=False)
+    for case in cases:
+        for ours, theirs in zip(found[case], mesh_task.alone(case, steps), strict=True):
+            assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), case
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
+def test_four_processes_train_as_one(tmp_path: Path) -> None:
+    """By layers of four kinds, by a plan, and by tensor parallelism."""
+    check(tmp_path / "four", 3, SHORT)
+
+
+@pytest.mark.soak
+def test_each_kind_in_each_layout(tmp_path: Path) -> None:
+    import mesh_task
+
+    check(tmp_path / "four", 12, mesh_task.CASES)
