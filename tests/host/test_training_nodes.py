@@ -158,7 +158,6 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(**settings)
     stop_after(100)
-    other = [latent(seed) for seed in range(4, 8)]
     with pytest.raises(
         host.ops.TrainError,
         match=r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was "

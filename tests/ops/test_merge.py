@@ -467,20 +467,7 @@ def test_block_rules_weight_each_of_several_layers_on_one_weight() -> None:
 
 
 def test_orthogonal_adapters_together_are_the_merge() -> None:
-    pairs = [
-        (adapter(name, {"a": load("lora", "conv2d")}), strength)
-        for name, strength in (("x", 0.7), ("y", -1.2))
-    ]
-    parts = lyc.orthogonal_adapters(pairs)
-    shape = WEIGHTS["conv2d"]
-    (whole,) = lyc.merge_adapters(pairs, "tsv").layers.values()
-    total = sum(
-        w * change(part.layers["lora_unet_a"], shape) for part, (_, w) in zip(parts, pairs, strict=True)
-    )
-    assert isinstance(total, Tensor) and error(total, change(whole, shape)) < 1e-5
-
-
-def test_orthogonal_adapters_have_their_block_rules_in_them() -> None:
+    """With their block rules in them."""
     weights, shapes = fused_flux()
     name = "transformer.transformer_blocks.0.attn.to_q"
     one, two = (lyc.Adapter.of({name: load("lora", "linear")}, name=name) for name in (name, name))
