@@ -38,7 +38,13 @@ def grid(host: Host, stack: Any, values: str, **inputs: Any) -> tuple[Any, dict[
     return host.run("LycorisStrengthGrid", latent(), stack, values, **inputs)
 
 
-@pytest.mark.parametrize("kinds", [*((kind,) for kind in OF_KINDS), OF_KINDS], ids=[*OF_KINDS, "mixed"])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        *(pytest.param((kind,), id=kind, marks=pytest.mark.soak) for kind in OF_KINDS),
+        pytest.param(OF_KINDS, id="mixed"),
+    ],
+)
 def test_each_picture_is_that_of_a_run_of_its_own(host: Host, unet: Patched, kinds: tuple[str, ...]) -> None:
     first = stack_for(host, unet.model.model, kinds)
     second = stack_for(host, unet.model.model, ("lora",), seed=70)

@@ -356,7 +356,7 @@ def test_what_is_around_a_hole_is_given_to_a_model_that_fills_it(
     )
 
 
-@pytest.mark.parametrize("way", ["auto", "first Qwen-Image-Edit"])
+@pytest.mark.parametrize("way", ["auto", pytest.param("first Qwen-Image-Edit", marks=pytest.mark.soak)])
 def test_a_text_encoder_that_sees_is_shown_references_as_by_the_hosts_node(
     host: Host, prepare: Callable[..., Any], folder: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,10 @@ MANY = (
 """The inputs of nodes that take lists of which there may be several."""
 
 
+SAMPLED = 3
+"""The steps of a sample, which tells as much of a tiny model as twenty."""
+
+
 def train(host: Host, folder: Path, **inputs: Any) -> dict[str, Any]:
     """Run the node that trains as the host does, with a folder for outputs; what it gives, by name."""
     return run_node(host, "LycorisTrain", folder, **{"filename_prefix": "loras/style", **inputs})
@@ -169,6 +173,7 @@ def run_node(host: Host, name: str, folder: Path, **inputs: Any) -> dict[str, An
     """Run a node that takes lists as the host does, with a folder for outputs; what it gives, by name."""
     import folder_paths
 
+    host.module("lycoris_nodes.training.node.previews").STEPS = SAMPLED
     node, before = host.nodes.NODE_CLASS_MAPPINGS[name], folder_paths.get_output_directory()
     widgets = [one for one in node.GET_SCHEMA().inputs if getattr(one, "default", None) is not None]
     known = {one.id: one.default for one in widgets} | {"seed": 5}

@@ -56,7 +56,12 @@ def frame_rate_of(model: Any) -> float | None:
 
 def boundary_of(model: Any) -> float | None:
     """The time from which on the expert for high noise is used; None for a model without experts."""
-    return next((BOUNDARIES[kind] for kind in _kinds(model) if kind in BOUNDARIES), None)
+    return boundary_named(_kinds(model))
+
+
+def boundary_named(kinds: Sequence[str]) -> float | None:
+    """The same by the names of the host's classes of a model, the most special first."""
+    return next((BOUNDARIES[kind] for kind in kinds if kind in BOUNDARIES), None)
 
 
 def _kinds(model: Any) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ....lycoris_ops import TrainError
 from ...apply.experts import told_expert
-from ...files.pairs import HIGH, LOW
+from ...files.pairs import HIGH, LOW, expert_of
 from ...schema.inputs import AS_FAMILY
-from ..data.families import boundary_of
+from ..data.families import boundary_named, boundary_of
 from ..data.times import Times
 
 ALL = "all"
@@ -22,18 +23,30 @@ def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
     With `auto` it is the one that the name of the model's file says, as for Apply LyCORIS Stack. Raises
     TrainError where one is chosen for a model that has none.
     """
-    known = boundary_of(patcher.model) is not None
+    expert, why = told_expert(patcher, hidden) if choice == AS_FAMILY else (choice, "as chosen")
+    if expert in (None, ALL):
+        return ALL, why
+    if boundary_of(patcher.model) is not None:
+        return expert, why
     if choice == AS_FAMILY:
-        expert, why = told_expert(patcher, hidden) if known else (None, "")
-        return expert or ALL, why
-    if choice != ALL and not known:
-        raise TrainError(
-            "this model is not one of two experts for parts of the noise",
-            key="expert",
-            got=f"{choice}, for a model of the class {type(patcher.model).__name__}",
-            expected=f"{AS_FAMILY} or {ALL}; Wan 2.2 of 14 B has experts",
-        )
-    return choice, "as chosen"
+        return ALL, ""
+    raise TrainError(
+        "this model is not one of two experts for parts of the noise",
+        key="expert",
+        got=f"{choice}, for a model of the class {type(patcher.model).__name__}",
+        expected=f"{AS_FAMILY} or {ALL}; Wan 2.2 of 14 B has experts",
+    )
+
+
+def expert_of_files(choice: str, names: Sequence[str], kinds: Sequence[str]) -> str:
+    """The same before the model is loaded, by the names of its files.
+
+    `kinds` are the names of the host's classes of the model; none where its file does not say them.
+    """
+    if choice != AS_FAMILY:
+        return choice
+    expert = next(filter(None, map(expert_of, names)), None)
+    return expert if expert and (not kinds or boundary_named(kinds) is not None) else ALL
 
 
 def of_expert(times: Times, expert: str, patcher: Any) -> Times:

@@ -11,6 +11,7 @@ from ...files.models import known_files, model_path
 from ...host.training import classes_of_file
 from ...schema.checks import literals, places
 from ..data.families import Family, family_named
+from .experts import expert_of_files, named_for
 from .live import running, shown
 from .runs import begin_anew, offer_of
 from .schema import asked_of
@@ -29,12 +30,16 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     """
     linked = (*asked["linked"], "stack")
     known = asked_of(literals(inputs, asked.get("values", {})))
-    found: dict[str, Any] = {"usual": _usual(known, family_of_files(known_files(asked)), linked)}
+    files = known_files(asked)
+    found: dict[str, Any] = {"usual": _usual(known, family_of_files(files), linked)}
     if "values" not in asked:
         return found
     live = running.get(str(asked["node"]))
     if live and live["page"] == asked["page"]:
         return {**found, "running": live}
+    # As the node has them when it runs.
+    known.expert = expert_of_files(known.expert, asked["model"], _classes_of(files)[0])
+    known.filename_prefix = named_for(known.filename_prefix, known.expert)
     named = (known.filename_prefix, known.dialect, settings_of(known))
     if asked.get("anew"):
         begin_anew(*named, unknown=linked)
@@ -43,19 +48,24 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
 
 def family_of_files(files: Sequence[str]) -> Family | None:
     """The family of a model by the header of its file; None where it is not known."""
+    kinds, own = _classes_of(files)
+    return family_named(kinds, own) if kinds else None
+
+
+def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
+    """The names of the host's classes of a model, see `classes_of_file`; none where they are not known."""
     if not files:
-        return None
+        return (), ""
     try:
-        return _family(Fingerprint.of(model_path(files[0])))
+        return _classes(Fingerprint.of(model_path(files[0])))
     except LycorisError:
         # Such as GGUF: other packs load it.
-        return None
+        return (), ""
 
 
 @lru_cache(maxsize=16)
-def _family(file: Fingerprint) -> Family | None:
-    kinds, own = classes_of_file(read_shapes([file.path]))
-    return family_named(kinds, own) if kinds else None
+def _classes(file: Fingerprint) -> tuple[Sequence[str], str]:
+    return classes_of_file(read_shapes([file.path]))
 
 
 def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[str, str]:
