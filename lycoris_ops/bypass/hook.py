@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -59,8 +60,7 @@ class PlainReader:
         return self._read(module, "weight", dtype, device)
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        bias = getattr(module, "bias", None)
-        return None if bias is None else self._read(module, "bias", dtype, device)
+        return None if own_of(module, "bias") is None else self._read(module, "bias", dtype, device)
 
     def _read(self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         values = values_of(module, name).detach()
@@ -69,11 +69,12 @@ class PlainReader:
 
 
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
-    """The values of a module's weight or bias: the parameter itself, or a copy of what `unpacked` can read.
+    """The values of a module's own weight or bias, see `own_of`: the parameter itself, or a copy of what
+    `unpacked` can read.
 
     Raises LycorisError where only the module knows how it is packed.
     """
-    value: Any = getattr(module, name)
+    value: Any = own_of(module, name)
     # The first pass of an int8 layer of bitsandbytes moves the scales of its weight there.
     found = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
     if found is not None:
@@ -85,6 +86,16 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
         expected="a floating-point dtype",
         hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
     )
+
+
+def own_of(module: nn.Module, name: str) -> Any:
+    """A module's own weight or bias, not what `Rebuilt` hides it by in a pass; None where it has none."""
+    held: Mapping[str, Any] = cast("Any", module)._parameters
+    return held[name] if name in held else getattr(module, name, None)
+
+
+class Hiding:
+    """What hides the weight of a module by a changed one in each of its passes."""
 
 
 def check_present(value: Tensor, device: torch.device, path: str | None = None) -> None:
@@ -312,7 +323,7 @@ class Bypass:
         self._pass = (bound, own, given)
         self._alone = self._is_alone()
         # No layer changes the input, or it must not be changed for what others add in `forward`.
-        if given is own or self._stands_beside_another(bound):
+        if given is own or self._stands_beside_another(bound.operates):
             return None
         return _with_input(args, kwargs, _like(given.view(flat.shape).to(x.dtype), x))
 
@@ -331,10 +342,11 @@ class Bypass:
         own = self._reader.forward(module)
 
         def run(x: Tensor) -> Tensor:
-            return own(x, *args[1:], **rest)
+            with _shown(module):
+                return own(x, *args[1:], **rest)
 
         nested, y = y, _flat(y)
-        if not self._stands_beside_another(bound):
+        if not self._stands_beside_another(bound.operates):
             return _like(bound.finish(seen, y, self._slots, run, self._whole(y)), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
@@ -366,7 +378,7 @@ class Bypass:
         if not self.plan.operates:
             found = self._beside(self.module, (x,), {}, y)
         else:
-            if given is None or self._reader.forward(self.module) != self.module.forward:
+            if given is None or self._stands_beside_another(operates=True):
                 self._before(self.module, (x,), {})
             else:
                 bound = self._live(x)
@@ -420,12 +432,16 @@ class Bypass:
         met = self.met
         return self.plan.operates and (met is None or any(base.inputs is not None for base in met.bases))
 
-    def _stands_beside_another(self, bound: BoundPlan | PlacedPlan | WholePass) -> bool:
-        """Whether others add to W x + b in `forward`, and the plan has operators.
+    def _stands_beside_another(self, operates: bool) -> bool:
+        """Whether others add to W x + b, in `forward` or by a changed weight, and the plan has operators.
 
         Operators on x or y would act on what the others add as well.
         """
-        return bound.operates and self._reader.forward(self.module) != self.module.forward
+        if not operates:
+            return False
+        hooks: Mapping[int, Any] = cast("Any", self.module)._forward_hooks
+        hidden = any(isinstance(getattr(hook, "__self__", None), Hiding) for hook in hooks.values())
+        return hidden or self._reader.forward(self.module) != self.module.forward
 
     def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
@@ -477,6 +493,17 @@ class Bypass:
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The input of a pass, which may be given by keyword: the first tensor."""
     return args[0] if args else kwargs[keyword_of(kwargs)]
+
+
+@contextmanager
+def _shown(module: nn.Module) -> Generator[None]:
+    """A context in which a module has its own weight and bias, see `Hiding`."""
+    own, held = vars(module), cast("Any", module)._parameters
+    hidden = {name: own.pop(name) for name in ("weight", "bias") if name in own and name in held}
+    try:
+        yield
+    finally:
+        own.update(hidden)
 
 
 def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Any:

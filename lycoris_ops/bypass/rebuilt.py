@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,17 @@ from ..algorithms import Layer
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, divided_as, is_divided, promoted
 from .forwards.forward import in_own_dtypes
-from .hook import BeforePass, check_present, input_of, values_of
+from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
 
 
-class Rebuilt:
+class Rebuilt(Hiding):
     """A module's pass with W + strength * delta(W) in place of W, and likewise for the bias.
 
     For modules that no `Geometry` describes, such as norms and embeddings, and for layers whose bypass would
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
+
+    Several on one module each add the change of its own weight: the first one forms the sum.
 
     The sum is rounded to the dtype of the weight. In half precision a small change may be lost in it, where a
     bypass would add it to the output. Nothing computes in the dtypes of one byte, so that a module casts such
@@ -59,10 +62,22 @@ class Rebuilt:
         self._hidden: list[dict[str, Any]] = []
         """For each pass that runs, what its module had as attributes of the instance before."""
         self._handles: list[RemovableHandle] = []
+        self._first: Rebuilt | None = None
+        """The one whose hooks add this change too."""
+        self._others: list[Rebuilt] = []
+        """Those whose changes the hooks of this one add."""
 
     def attach(self) -> Rebuilt:
         """Add the hooks, if they are not there."""
-        if not self._handles:
+        if self._handles or self._first is not None:
+            return self
+        hooks: Mapping[int, Any] = cast("Any", self.caller)._forward_pre_hooks
+        there = [getattr(hook, "__self__", None) for hook in hooks.values()]
+        there = [one for one in there if isinstance(one, Rebuilt) and one.module is self.module]
+        self._first = next((one for one in there if one.weight == self.weight), None)
+        if self._first is not None:
+            self._first._others.append(self)
+        else:
             self._handles = [
                 self.caller.register_forward_pre_hook(self._before, with_kwargs=True),
                 # The last one to hide a weight is the first to show it again, also where a pass fails.
@@ -74,18 +89,34 @@ class Rebuilt:
         """Take the hooks away, if they are there."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        if self._first is not None:
+            self._first._others.remove(self)
+        others, self._first, self._handles, self._others = self._others, None, [], []
+        for other in others:
+            other._first = None
+            other.attach()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = input_of(args, kwargs)
+        self._hidden.append({})
+        changed: dict[str, Tensor] = {}
+        for each in (self, *self._others):
+            each._change(given, changed)
+        own = vars(self.module)
+        for name, value in changed.items():
+            held = own_of(self.module, name)
+            self._hidden[-1][name] = own.get(name)
+            own[name] = value if held is None else divided_as(value, held)
+
+    def _change(self, given: Tensor, changed: dict[str, Tensor]) -> None:
+        """Add the changes for a pass with this input to the changed weight and bias, by their names."""
         if self.before_pass is not None:
             self.before_pass(given)
-        self._hidden.append({})
         if self.strength == 0.0:
             return
         weight, bias = self._values(self.weight), None
         check_present(weight, given.device, self.name)
-        if getattr(self.module, self.bias, None) is not None:
+        if own_of(self.module, self.bias) is not None:
             bias = self._values(self.bias)
         weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
         try:
@@ -97,21 +128,23 @@ class Rebuilt:
         # A host that finds one of the two on another device would move both.
         if self.follows or change.delta is not None:
             delta = change.delta
-            self._hide(self.weight, weight, delta.T if self.transposed and delta is not None else delta)
+            delta = delta.T if self.transposed and delta is not None else delta
+            self._add(changed, self.weight, weight, delta)
         if bias is not None and (self.follows or change.bias is not None):
-            self._hide(self.bias, bias, change.bias)
+            self._add(changed, self.bias, bias, change.bias)
         elif change.bias is not None and self._may_add_bias:
-            self._hide(self.bias, torch.zeros_like(change.bias, dtype=weight.dtype), change.bias)
+            self._add(changed, self.bias, torch.zeros_like(change.bias, dtype=weight.dtype), change.bias)
 
     def _values(self, name: str) -> Tensor:
         """The values of the weight or bias; of what processes have in parts those of this one."""
-        value = getattr(self.module, name)
+        value = own_of(self.module, name)
         return value.to_local() if is_divided(value) else values_of(self.module, name, self.name)
 
     @property
     def _may_add_bias(self) -> bool:
         """Whether the module has no bias where one could be, and the layer does not only multiply one."""
-        return getattr(self.module, self.bias, self) is None and not self.layer.bias_may_be_absent
+        could = hasattr(self.module, self.bias) and own_of(self.module, self.bias) is None
+        return could and not self.layer.bias_may_be_absent
 
     def _beside(self, value: Tensor, x: Tensor) -> Tensor:
         """A weight or bias in the dtype, and on the device, that the sum is to have."""
@@ -122,12 +155,11 @@ class Rebuilt:
         dtype = compute_dtype(dtype) if dtype.itemsize == 1 else dtype
         return value.to(x.device if self.follows else value.device, dtype)
 
-    def _hide(self, name: str, value: Tensor, change: Tensor | None) -> None:
-        own, held = vars(self.module), getattr(self.module, name)
-        self._hidden[-1][name] = own.get(name)
+    def _add(self, changed: dict[str, Tensor], name: str, value: Tensor, change: Tensor | None) -> None:
+        found = changed.get(name, value)
         if change is not None:
-            value = torch.add(value.to(change.dtype), change, alpha=self.strength).to(value.dtype)
-        own[name] = value if held is None else divided_as(value, held)
+            found = torch.add(found.to(change), change, alpha=self.strength).to(value.dtype)
+        changed[name] = found
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not self._hidden:

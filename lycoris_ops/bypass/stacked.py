@@ -51,14 +51,18 @@ class Stacked:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = input_of(args, kwargs)
         own = vars(module)
-        self._hidden.append(own.get(self.weight))
+        before = own.get(self.weight)
+        self._hidden.append(before)
         values = values_of(module, self.weight, self.path)
         check_present(values, given.device, self.path)
         # In order, so that dropouts draw the same numbers in each run.
-        found = {number: self.parts[number].of(values[number], given) for number in sorted(self.parts)}
-        changed = {number: one for number, one in found.items() if one is not None}
-        if changed:
-            rows = [changed.get(number, one) for number, one in enumerate(values.unbind())]
+        found = {number: self.parts[number].change(values[number], given) for number in sorted(self.parts)}
+        changes = {number: one for number, one in found.items() if one is not None}
+        if changes:
+            # Another network may have changed them already.
+            rows = list((values if before is None else before).unbind())
+            for number, change in changes.items():
+                rows[number] = torch.add(rows[number].to(change), change).to(values.dtype)
             own[self.weight] = torch.stack(rows)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
@@ -83,8 +87,8 @@ class StackedPart(Rebuilt):
     def remove(self) -> None:
         self._whole.take(self._number)
 
-    def of(self, weight: Tensor, x: Tensor) -> Tensor | None:
-        """The changed part for a pass with this input, in the part's dtype; None where nothing changes."""
+    def change(self, weight: Tensor, x: Tensor) -> Tensor | None:
+        """What is added to a part in a pass with this input, in a wide dtype; None where nothing is."""
         if self.before_pass is not None:
             self.before_pass(x)
         if self.strength == 0.0:
@@ -95,4 +99,5 @@ class StackedPart(Rebuilt):
                 delta = self.layer.delta(wide.T if self.transposed else wide)
         except LycorisError as error:
             raise error.within(weight=self.name) from None
-        return torch.add(wide, delta.T if self.transposed else delta, alpha=self.strength).to(weight.dtype)
+        delta = delta.T if self.transposed else delta
+        return delta if self.strength == 1.0 else delta * self.strength

@@ -136,7 +136,8 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     unused = _take_values(grouped, unused, configs, file)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
-    unreadable: dict[str, str] = {}
+    # Tensors beside the layers that tell their kind, such as those of trained tokens.
+    unreadable = {key: not_read(kind) for key in unused if (kind := told_by([key]))}
     for name, keys in grouped.items():
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
         if DIAGONAL in keys and _is_pruned(dict(shapes)):

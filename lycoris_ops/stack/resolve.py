@@ -351,7 +351,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
             f"{len(left)} tensors of the file were not read, and strict is on",
             file=file,
             key=left[0],
-            got="a whole saved module, trained tokens, or tensors of an unknown tool",
+            got="a whole saved module, or tensors of an unknown tool",
             expected="tensors of layers only",
             hint="Turn strict off to apply the rest",
         )

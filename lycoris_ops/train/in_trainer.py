@@ -72,7 +72,7 @@ def adapter_checkpoints(
 
 
 @contextmanager
-def _has(owner: Any, **attributes: Any) -> Generator[None]:
+def _has(owner: object, **attributes: Any) -> Generator[None]:
     """A context in which an object has these attributes of its own, and afterwards those from before."""
     held = vars(owner)
     before = {name: held[name] for name in attributes if name in held}

@@ -114,9 +114,9 @@ def test_the_way_is_chosen_by_the_tokens_of_each_pass(
     kernel: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden: list[str] = []
-    hide = Rebuilt._hide
+    add = Rebuilt._add
     monkeypatch.setattr(
-        Rebuilt, "_hide", lambda hook, name, *rest: (hidden.append(name), hide(hook, name, *rest))
+        Rebuilt, "_add", lambda hook, found, name, *rest: (hidden.append(name), add(hook, found, name, *rest))
     )
     torch.manual_seed(0)
     layer = nn.Conv2d(16, 16, 3, padding=1, stride=2) if kernel else nn.Linear(16, 16)
