@@ -141,28 +141,32 @@ def output_name(path: Path) -> str:
 
 
 def picture_folders() -> list[str]:
-    """The folders in the host's input folder, by their paths there, as they were `REMEMBERED` seconds ago or
-    less: the host asks several times in a row.
+    """The folders in the host's input folder that hold a file, by their paths there, as they were
+    `REMEMBERED` seconds ago or less: the host asks several times in a row.
     """
     return [*_remembered(folder_paths.get_input_directory(), int(time.monotonic() / REMEMBERED))]
 
 
 @lru_cache(maxsize=1)
 def _remembered(home: str, _when: int) -> list[str]:
-    return _walked(home)
+    return [name for name, filled in _walked(home).items() if filled]
 
 
-def _walked(home: str) -> list[str]:
-    """The folders in a folder, by their paths there.
+def _walked(home: str) -> dict[str, bool]:
+    """The folders in a folder, by their paths there, and whether a file is in them or below.
 
     Links that are in it are followed, which the host's own list does not do: they are how a user says that
     a folder elsewhere may be read.
     """
     found: list[str] = []
+    filled: set[str] = set()
     # For each folder, the real folders above it. Following a link back to one of them would never end.
     ways = {home: {os.path.realpath(home)}}
-    for here, folders, _ in os.walk(home, followlinks=True):
+    for here, folders, files in os.walk(home, followlinks=True):
         way = ways.pop(here)
+        if any(not name.startswith(".") for name in files):
+            place = Path(here).relative_to(home)
+            filled.update(one.as_posix() for one in (place, *place.parents))
         for name in sorted(folders):
             path = os.path.join(here, name)
             real = os.path.realpath(path)
@@ -171,7 +175,7 @@ def _walked(home: str) -> list[str]:
             else:
                 ways[path] = {*way, real}
                 found.append(Path(path).relative_to(home).as_posix())
-    return sorted(found)
+    return {name: name in filled for name in sorted(found)}
 
 
 def picture_folder(name: str) -> Path:

@@ -369,8 +369,10 @@ def test_the_host_runs_it_again_when_the_folder_changes(host: Host, photographs:
     caption.write_text("a cat, asleep", encoding="utf-8")
     os.utime(caption, (1, 1))
     assert node.fingerprint_inputs(folder="set") == second
-    # A link in the input folder is a folder of it, and nothing else outside is.
+    # A link in the input folder is a folder of it, and nothing else outside is. One that holds nothing, as
+    # the host's own for 3D models, is no choice.
     (photographs.parent / "link").symlink_to(photographs)
+    (photographs.parent / "3d" / "nothing").mkdir(parents=True)
     (photographs / "round").symlink_to(photographs.parent)
     assert node.define_schema().inputs[0].options == ["link", "set"]
 

@@ -100,7 +100,7 @@ async function fit(node, box) {
   if (!vue) {
     box.height = 0
     const [, needed] = node.computeSize()
-    box.height = Math.min(heightOf(element, node.size[0] - 2 * margin) + 8, roomFor(node, box, needed))
+    box.height = Math.min(heightOf(element, node.size[0] - 2 * margin) + 2 * margin, roomFor(node, box, needed))
     grow(node)
   }
   app.canvas.setDirty(true, true)
