@@ -132,7 +132,7 @@ def trained(
     )
     data, held_out = batches(case, 10, 1), batches(case, 2, 2)
     lyc.train_network(net, data, train_task.loss, given, validation=held_out)
-    return [getattr(value, "full_tensor", lambda value=value: value)().detach() for value in net.parameters()]
+    return [value.detach() for value in train_task.whole(net.parameters())]
 
 
 def alone(case: str, steps: int) -> list[Tensor]:

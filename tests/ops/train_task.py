@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,40 @@ def race(rank: int, folder: str) -> None:
     torch.save(found, f"{folder}/{rank}.pt")
 
 
+def write_in_parts(net: lyc.LycorisNetwork, folder: str) -> None:
+    """Write a network with a state of AdamW by torch's own checkpoints, each process its parts."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.0)
+    for value in net.parameters():
+        value.grad = value.detach().clone()
+    optimiser.step()
+    network, state = get_state_dict(net, optimiser)
+    checkpoint.save({"network": network, "optimiser": state}, checkpoint_id=folder)
+
+
+def read_in_parts(net: lyc.LycorisNetwork, values: Sequence[Tensor], folder: str) -> None:
+    """Read it into another network, which then has the values of the first one, and the moments."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.0)
+    network, state = get_state_dict(net, optimiser)
+    checkpoint.load({"network": network, "optimiser": state}, checkpoint_id=folder)
+    set_state_dict(net, optimiser, model_state_dict=network, optim_state_dict=state)
+    for parameter, wanted in zip(net.parameters(), values, strict=True):
+        own, moment = whole([parameter, optimiser.state[parameter]["exp_avg"]])
+        assert torch.equal(own, wanted)
+        # The gradient was the value itself.
+        assert torch.allclose(moment, 0.1 * wanted)
+
+
+def whole(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors, of which processes may have parts."""
+    return [getattr(value, "full_tensor", lambda value=value: value)() for value in tensors]
+
+
 def process(rank: int, folder: str, base: str) -> None:
     """One of two processes: train, be broken off, and go on. With `base` "sharded" they share one."""
     settings = options(Path(folder), 1, 6)
@@ -161,10 +196,13 @@ def process(rank: int, folder: str, base: str) -> None:
     if read is not None:
         # Three of each epoch's five, one of them a second time by the resumed run.
         assert len(read.read) == 3 + 3 + 1, read.read
+    weights = whole(net.parameters())
+    if base == "both sharded":
+        write_in_parts(net, f"{folder}/parts")
+        read_in_parts(network(), weights, f"{folder}/parts")
     net.merge_to()
     with torch.no_grad():
         merged = net.module(batches(5, 1)[0][0])
-    weights = [getattr(value, "full_tensor", lambda value=value: value)() for value in net.parameters()]
     torch.save(([*weights, merged], trained), f"{folder}/{rank}.pt")
 
 
