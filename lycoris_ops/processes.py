@@ -131,10 +131,11 @@ def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
         firsts = sorted(set(of_all(together[0])))
         found = Copies(len(firsts), firsts.index(together[0]), count() // len(firsts))
     else:
-        index = mesh.mesh.flatten().tolist().index(rank())
+        own = mesh.get_coordinate() is not None
+        index = mesh.mesh.flatten().tolist().index(rank()) if own else -1
         found = Copies(mesh.size(), index, count() // mesh.size())
     indices = of_all(found.index)
-    even = all(indices.count(index) == found.size for index in range(found.count))
+    even = sorted(indices) == [index for index in range(found.count) for _ in range(found.size)]
     if not even or any(indices[one] != found.index for one in together):
         raise TrainError(
             "the processes do not make copies of the model",

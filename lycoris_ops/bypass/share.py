@@ -26,6 +26,8 @@ class WeightShare:
     axis: int | None
     part: Rows
     """The rows or columns."""
+    least: int
+    """How many of them the last process has."""
 
     @classmethod
     def of(cls, weight: Tensor) -> WeightShare:
@@ -36,13 +38,14 @@ class WeightShare:
         divided: Any = weight
         mesh, placement = divided.device_mesh, divided.placements[-1]
         if placement.is_replicate():
-            return cls(mesh, None, (0, len(weight)))
+            return cls(mesh, None, (0, len(weight)), len(weight))
         axis: int = placement.dim % weight.ndim
         # As torch divides: all have as much, but for the last ones.
         size = weight.shape[axis]
-        most: int = -(-size // mesh.size(mesh.ndim - 1))
+        count: int = mesh.size(mesh.ndim - 1)
+        most = -(-size // count)
         start: int = min(size, most * mesh.get_local_rank(mesh.ndim - 1))
-        return cls(mesh, axis, (start, min(size, start + most)))
+        return cls(mesh, axis, (start, min(size, start + most)), size - most * (count - 1))
 
     def of_geometry(self, geometry: Geometry) -> Geometry:
         """The product of a linear layer with this part of its weight."""

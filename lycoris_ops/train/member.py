@@ -212,7 +212,7 @@ class Member(nn.Module):
             ),
             (linear and self.settings.form == "rebuilt" and 'form="rebuilt"', 'form="auto"'),
             (self.settings.input_dropout and "input_dropout", "rank_dropout or module_dropout"),
-            (share.part[0] == share.part[1] and "a process without a part", "no more processes than parts"),
+            (share.least < 1 and "a process without a part", "fewer processes"),
         ):
             if reason:
                 raise LycorisError(

@@ -99,10 +99,11 @@ class LycorisNetwork(nn.Module):
         that each of several processes computes with; then no layer acts.
         """
         if self._flags is None:
-            for path, weight in processes.in_parts(self.module).items():
-                for member in self.members.values():
-                    if path == member.site.key:
-                        member.check_part(weight)
+            parts = {id(weight) for weight in processes.in_parts(self.module).values()}
+            for member in self.members.values() if parts else ():
+                weight = getattr(member.site.module, member.site.weight)
+                if id(weight) in parts:
+                    member.check_part(weight)
             self._flags = freeze(self.module.parameters())
             try:
                 for member in self.members.values():

@@ -112,25 +112,25 @@ def race(rank: int, folder: str) -> None:
 
 def write_in_parts(net: lyc.LycorisNetwork, folder: str) -> None:
     """Write a network with a state of AdamW by torch's own checkpoints, each process its parts."""
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     optimiser = torch.optim.AdamW(net.parameters(), lr=0.0)
     for value in net.parameters():
         value.grad = value.detach().clone()
     optimiser.step()
     network, state = get_state_dict(net, optimiser)
-    checkpoint.save({"network": network, "optimiser": state}, checkpoint_id=folder)
+    save({"network": network, "optimiser": state}, checkpoint_id=folder)
 
 
 def read_in_parts(net: lyc.LycorisNetwork, values: Sequence[Tensor], folder: str) -> None:
     """Read it into another network, which then has the values of the first one, and the moments."""
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     optimiser = torch.optim.AdamW(net.parameters(), lr=0.0)
     network, state = get_state_dict(net, optimiser)
-    checkpoint.load({"network": network, "optimiser": state}, checkpoint_id=folder)
+    load({"network": network, "optimiser": state}, checkpoint_id=folder)
     set_state_dict(net, optimiser, model_state_dict=network, optim_state_dict=state)
     for parameter, wanted in zip(net.parameters(), values, strict=True):
         own, moment = whole([parameter, optimiser.state[parameter]["exp_avg"]])
