@@ -58,7 +58,7 @@ export function nodeOf(key) {
  * Call `act` after a method of all nodes of a class, with the node and what the method was called with.
  *
  * @param {NodeClass} nodeType
- * @param {"onConnectionsChange" | "onExecuted" | "onRemoved" | "onSerialize"} method
+ * @param {"onConfigure" | "onConnectionsChange" | "onExecuted" | "onRemoved" | "onSerialize"} method
  * @param {(node: GraphNode, ...values: any[]) => void} act
  */
 export function after(nodeType, method, act) {

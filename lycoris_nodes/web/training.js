@@ -10,7 +10,7 @@ import { queuedPrompts } from "./queue.js"
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
-import { foldInputs } from "./training/fold.js"
+import { foldGroups, foldInputs } from "./training/fold.js"
 import { removeTraining, showTraining, stageOf } from "./training/panel.js"
 import { askForSettings } from "./training/paste.js"
 import { plain, shownValue } from "./training/usual.js"
@@ -281,6 +281,12 @@ app.registerExtension({
     if (!WITH_USUAL.includes(name)) return
     after(nodeType, "onSerialize", (node, data) => {
       data.widgets_values = data.widgets_values?.map?.(plain)
+    })
+    if (!TRAINING.includes(name)) return
+    after(nodeType, "onConfigure", (node, { size }) => {
+      // The front end has made the node higher for the widgets of groups, which are folded.
+      foldGroups(node)
+      if (size) node.setSize([node.size[0], size[1]])
     })
   },
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.assets import install
+from tests.harness.assets import install, parts
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Server, base_directory
 from tests.harness.page import OWN, Ui, chromium, page
+from tests.harness.templates import draw_pictures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -63,7 +64,8 @@ def front_end(request: pytest.FixtureRequest) -> str:
 def serve() -> Iterator[Callable[[str], Server]]:
     """Gives a server with a front end, which starts when it is first wanted.
 
-    Each has a base directory with the models, and no trace of an earlier run; each process has its own.
+    Each has a base directory with the models and the pictures of templates, and no trace of an earlier run;
+    each process has its own.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
     home = ROOT / ".cache" / facts().host / f"browser-tests-{worker}"
@@ -74,7 +76,8 @@ def serve() -> Iterator[Callable[[str], Server]]:
             folder = home / front_end
             for part in ("output", "user"):
                 shutil.rmtree(folder / part, ignore_errors=True)
-            base = install(base_directory(folder, ROOT))
+            base = install(base_directory(folder, ROOT), parts())
+            draw_pictures(base / "input")
             other = () if front_end == OWN else ("--front-end-root", str(PAGES / front_end))
             return running.enter_context(Server(facts().comfyui, base, *other))
 

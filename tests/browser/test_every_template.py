@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.templates import PICTURES, SMALL, TEMPLATES, TRAIN, draw_pictures, ready
+from tests.harness.templates import SLOW, SMALL, TEMPLATES, TRAIN, ready
 
 if TYPE_CHECKING:
     from tests.harness.page import Ui
@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 
-def test_every_template_runs(ui: Ui, base: Path) -> None:
-    draw_pictures(base / "input" / PICTURES)
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([name for name in TEMPLATES if name not in SLOW], id="all"),
+        pytest.param(SLOW, id="slow", marks=pytest.mark.fronts),
+    ],
+)
+def test_every_template_runs(ui: Ui, names: Sequence[str]) -> None:
     info = ui.server.object_info()
-    for name in TEMPLATES:
+    for name in names:
         # One after the other, so that the second time the host has all but the picture already.
         for vue_nodes in (False, True):
             ui.render_with_vue(vue_nodes)

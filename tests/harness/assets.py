@@ -1,4 +1,4 @@
-"""The checkpoint and the adapters that the tests and the demo use, made once and kept."""
+"""The models and the adapters that the tests and the demo use, made once and kept."""
 
 from __future__ import annotations
 
@@ -6,18 +6,32 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-from . import adapters, base
+import torch
+
+from . import adapters, base, diffusion
 from .adapters import RECIPES, Recipe, write_adapter
 from .base import write_base
+from .diffusion import write_model
 from .facts import ROOT
 
 CHECKPOINT = "checkpoints/base.safetensors"
 FILES = 1 + len(RECIPES)
 """How many files there are: the checkpoint and an adapter of each recipe."""
+
+PARTS = {
+    "diffusion_models/flux2.safetensors": ("FLUX.2", torch.float32),
+    "vae/flux2_vae.safetensors": ("FLUX.2's autoencoder", torch.float16),
+    "diffusion_models/wan.safetensors": ("Wan", torch.float32),
+    # Hosts take one in float16 for that of another model.
+    "vae/wan_vae.safetensors": ("autoencoder of videos", torch.float32),
+    "text_encoders/clip_l.safetensors": ("CLIP-L", torch.float16),
+}
+"""Models in parts, with the layout of `diffusion.LAYOUTS` and the dtype of each."""
 
 
 def adapter_file(recipe: Recipe) -> str:
@@ -34,26 +48,60 @@ def assets(on_file: Callable[[], object] = lambda: None) -> Path:
     """A folder with `checkpoints/base.safetensors` and `loras/` of every recipe.
 
     on_file: called after each of the `FILES` files that had to be made.
+    """
+
+    def write(folder: Path) -> None:
+        for part in ("checkpoints", "loras"):
+            (folder / part).mkdir()
+        write_base(folder / CHECKPOINT)
+        on_file()
+        for recipe in RECIPES.values():
+            written = write_adapter(recipe, folder / "loras")
+            if written != folder / "loras" / adapter_file(recipe):
+                raise RuntimeError(f"the recipe {recipe.name} was written to {written}")
+            on_file()
+
+    return _made("assets", (base, adapters), write)
+
+
+@cache
+def parts() -> Path:
+    """A folder with the files of `PARTS`."""
+
+    def write(folder: Path) -> None:
+        for file, (layout, dtype) in PARTS.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            write_model(folder / file, layout, dtype=dtype)
+
+    return _made("parts", (base, diffusion), write)
+
+
+def install(base_folder: Path, *sources: Path) -> Path:
+    """Link the assets and more into the models folders of a host's base directory, which is returned."""
+    for folder in (assets(), *sources):
+        for source in folder.rglob("*"):
+            if source.is_file():
+                target = base_folder / "models" / source.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                os.symlink(source, target)
+    return base_folder
+
+
+def _made(name: str, modules: Sequence[ModuleType], write: Callable[[Path], None]) -> Path:
+    """A folder that was written once.
 
     Its name contains a hash of the code that makes it, so that a change of that code makes a new folder. It
     gets the name only when it is complete.
     """
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (base, adapters))
-    folder = ROOT / ".cache" / f"assets-{hashlib.sha256(sources).hexdigest()[:12]}"
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
+    folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(code).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix="assets-", dir=folder.parent))
+    making = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
     try:
-        for part in ("checkpoints", "loras"):
-            (making / part).mkdir()
-        write_base(making / CHECKPOINT)
-        on_file()
-        for recipe in RECIPES.values():
-            written = write_adapter(recipe, making / "loras")
-            if written != making / "loras" / adapter_file(recipe):
-                raise RuntimeError(f"the recipe {recipe.name} was written to {written}")
-            on_file()
+        write(making)
         try:
             making.rename(folder)
         except OSError:
@@ -63,14 +111,3 @@ def assets(on_file: Callable[[], object] = lambda: None) -> Path:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
-
-
-def install(base_folder: Path) -> Path:
-    """Link the assets into the models folders of a host's base directory, and return that directory."""
-    for source in assets().rglob("*"):
-        if source.is_file():
-            target = base_folder / "models" / source.relative_to(assets())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            os.symlink(source, target)
-    return base_folder

@@ -1,7 +1,8 @@
-"""Small random diffusion models of several layouts, in files that a host recognises by their keys.
+"""Small random models of several layouts, in files that a host recognises by their keys.
 
 Only widths and the numbers of blocks are free. All of them take the text of CLIP-L, so that the encoder of
-the base checkpoint is enough. Sources: black-forest-labs/flux, Wan-Video/Wan2.1 and madebyollin/taesd.
+the base checkpoint is enough. Sources: black-forest-labs/flux and flux2, Wan-Video/Wan2.1, madebyollin/taesd
+and taehv.
 """
 
 from __future__ import annotations
@@ -13,10 +14,24 @@ from typing import Any
 
 import torch
 
-from .base import CONTEXT, Init, Layout, conv, generate, linear, norm, unet_layout, write_layout
+from .base import (
+    CONTEXT,
+    Init,
+    Layout,
+    clip_layout,
+    conv,
+    generate,
+    linear,
+    norm,
+    unet_layout,
+    vae_layout,
+    write_layout,
+)
 
 HEAD = 128
 """The width of an attention head, of which all other widths are multiples."""
+FLUX2_CHANNELS = 32
+"""Of FLUX.2's latents before each 2 x 2 are put together."""
 
 
 def _scale(name: str, width: int = HEAD) -> Layout:
@@ -44,6 +59,50 @@ def flux_layout(width: int = HEAD, double: int = 1, single: int = 1) -> Layout:
         layout |= linear(f"{name}.modulation.lin", width, 3 * width)
     layout |= linear("final_layer.linear", width, 64)
     return layout | linear("final_layer.adaLN_modulation.1", width, 2 * width)
+
+
+def flux2_layout(width: int = HEAD, double: int = 1, single: int = 1) -> Layout:
+    """FLUX.2 klein, 4 B parameters with width 3072 and 5 and 20 blocks. Modulations are shared."""
+    layout: Layout = {}
+
+    def plain(name: str, inputs: int, outputs: int) -> None:
+        layout.update(linear(name, inputs, outputs, bias=False))
+
+    plain("img_in", 4 * FLUX2_CHANNELS, width)
+    plain("txt_in", CONTEXT, width)
+    plain("time_in.in_layer", 256, width)
+    plain("time_in.out_layer", width, width)
+    for part in ("img", "txt"):
+        plain(f"double_stream_modulation_{part}.lin", width, 6 * width)
+    plain("single_stream_modulation.lin", width, 3 * width)
+    for index in range(double):
+        for part in ("img", "txt"):
+            name = f"double_blocks.{index}.{part}"
+            plain(f"{name}_attn.qkv", width, 3 * width)
+            layout |= _scale(f"{name}_attn.norm.query_norm.scale")
+            layout |= _scale(f"{name}_attn.norm.key_norm.scale")
+            plain(f"{name}_attn.proj", width, width)
+            plain(f"{name}_mlp.0", width, 6 * width)
+            plain(f"{name}_mlp.2", 3 * width, width)
+    for index in range(single):
+        name = f"single_blocks.{index}"
+        plain(f"{name}.linear1", width, 9 * width)
+        plain(f"{name}.linear2", 4 * width, width)
+        layout |= _scale(f"{name}.norm.query_norm.scale") | _scale(f"{name}.norm.key_norm.scale")
+    plain("final_layer.linear", width, 4 * FLUX2_CHANNELS)
+    plain("final_layer.adaLN_modulation.1", width, 2 * width)
+    return layout
+
+
+def flux2_vae_layout(channels: int = FLUX2_CHANNELS) -> Layout:
+    """FLUX.2's autoencoder: the KL-f8 one with more channels, of which each 2 x 2 are normed together."""
+    layout = vae_layout()
+    width = layout["decoder.conv_in.weight"].shape[0]
+    layout |= conv("encoder.conv_out", width, 2 * channels) | conv("decoder.conv_in", channels, width)
+    layout |= conv("quant_conv", 2 * channels, 2 * channels, kernel=1)
+    layout |= conv("post_quant_conv", channels, channels, kernel=1)
+    mean, variance = Init((4 * channels,), "zero"), Init((4 * channels,), "one")
+    return layout | {"bn.running_mean": mean, "bn.running_var": variance}
 
 
 def wan_layout(width: int = HEAD, blocks: int = 2) -> Layout:
@@ -97,10 +156,41 @@ def tiny_vae_layouts(channels: int = 16, width: int = 64) -> tuple[Layout, Layou
     return encoder, decoder | block(str(place)) | conv(str(place + 1), width, 3)
 
 
+def video_vae_layout(channels: int = 16, width: int = 64) -> Layout:
+    """The small autoencoder of videos, for latents of so many channels: four frames are one."""
+
+    def block(name: str, width: int) -> Layout:
+        layout = conv(f"{name}.conv.0", 2 * width, width)
+        return layout | conv(f"{name}.conv.2", width, width) | conv(f"{name}.conv.4", width, width)
+
+    def plain(name: str, inputs: int, outputs: int, kernel: int = 3) -> Layout:
+        return {f"{name}.weight": Init((outputs, inputs, kernel, kernel), "normal")}
+
+    layout = conv("encoder.0", 3, width)
+    for place, frames in ((2, 2), (7, 2), (12, 1)):
+        layout |= plain(f"encoder.{place}.conv", frames * width, width, 1)
+        layout |= plain(f"encoder.{place + 1}", width, width)
+        for index in range(place + 2, place + 5):
+            layout |= block(f"encoder.{index}", width)
+    layout |= conv("encoder.17", width, channels) | conv("decoder.1", channels, 4 * width)
+    inputs = 4 * width
+    for place, frames, outputs in ((3, 1, 2 * width), (9, 2, width), (15, 2, width)):
+        for index in range(place, place + 3):
+            layout |= block(f"decoder.{index}", inputs)
+        layout |= plain(f"decoder.{place + 4}.conv", inputs, frames * inputs, 1)
+        layout |= plain(f"decoder.{place + 5}", inputs, outputs)
+        inputs = outputs
+    return layout | conv("decoder.22", width, 3)
+
+
 LAYOUTS: dict[str, Callable[..., Layout]] = {
     "SD1.5": unet_layout,
     "Flux": flux_layout,
+    "FLUX.2": flux2_layout,
+    "FLUX.2's autoencoder": flux2_vae_layout,
     "Wan": wan_layout,
+    "autoencoder of videos": video_vae_layout,
+    "CLIP-L": lambda: {f"text_model.{name}": init for name, init in clip_layout().items()},
 }
 _SAID: dict[str, Mapping[str, Any]] = {"Wan": {"text_dim": CONTEXT}}
 """What a host cannot see from the tensors of these, and reads from the file's metadata."""
@@ -109,7 +199,7 @@ _SAID: dict[str, Mapping[str, Any]] = {"Wan": {"text_dim": CONTEXT}}
 def write_model(
     path: Path, layout: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **sizes: Any
 ) -> None:
-    """Write a random diffusion model of a layout of `LAYOUTS`, with the sizes that its function takes."""
+    """Write a random model of a layout of `LAYOUTS`, with the sizes that its function takes."""
     made, said = LAYOUTS[layout](**sizes), _SAID.get(layout)
     generator = torch.Generator().manual_seed(seed)
     metadata = None if said is None else {"config": json.dumps({"transformer": said})}

@@ -43,9 +43,9 @@ NOISE = (
     "/user.css",
     "/favicon.ico",
     "/api/userdata",
-    # The front end's own default workflow and node registry; the host's content security policy,
-    # on because of --disable-api-nodes, blocks both.
-    "https://huggingface.co/Comfy-Org/",
+    # The models that a workflow misses, and the front end's own node registry; the host's content security
+    # policy, on because of --disable-api-nodes, blocks both.
+    "https://huggingface.co/",
     "https://api.comfy.org/",
     # The front end's own start, with and without any pack.
     "ComfyApp graph accessed before initialization",

@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from PIL import Image
 
 from tests.bench.quality.tasks.pictures import DATA
 
-from .assets import install
+from .assets import install, parts
 from .facts import NODES, ROOT, facts
 from .launch import Server, base_directory
 from .page import Ui, building, chromium, page
-from .templates import BLEND, FOLDER, PICTURES, SMALL, TEMPLATES, TRAIN, Values, ready
+from .templates import BLEND, EXAMPLE, FOLDER, JUDGE, SLIDER, SMALL, TEMPLATES, TRAIN, Values, put, ready
 
 SIDE = 600
 """Pixels of a thumbnail."""
@@ -44,6 +45,10 @@ SHOWN = {
     "10": "LycorisTrain",
     "11": "SaveImage",
     "12": "LycorisMask",
+    "13": "LycorisDataset",
+    "14": "LycorisDataset",
+    "15": "LycorisSlider",
+    "16": "LycorisJudge",
 }
 """The node in the picture of each template, by its number."""
 AFTER = {
@@ -64,18 +69,25 @@ TALLEST, WIDEST = 900, 640
 """The most pixels of the picture of a node."""
 DESCRIPTION = 0x010E
 """The field of EXIF with the names of the inputs and outputs."""
-LONGER: Values = {"LycorisDataset": {"held_out": 2}, "LycorisTrain": {"steps": 24, "rank": 4}}
+LONGER: Mapping[str, Values] = {
+    TRAIN: {"LycorisDataset": {"held_out": 2}, "LycorisTrain": {"steps": 24, "rank": 4}},
+    SLIDER: {"LycorisSlider": {"steps": 8}},
+    JUDGE: {"LycorisTrain": {"steps": 8}, "LycorisJudge": {"times": 4}},
+}
 """Enough steps for a curve."""
 
 
 def put_photographs(folder: Path) -> None:
-    """The pictures that come with scikit-image, small."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The pictures that come with scikit-image, small, in the folders that templates name.
+
+    folder: the host's for inputs. In pairs the pictures are grey before.
+    """
     for found in DATA.files:
         picture = Image.open(DATA.file(found)).convert("RGB")
         picture.thumbnail((160, 160))
-        picture.save(folder / f"{Path(found).stem}.png")
-        (folder / f"{Path(found).stem}.txt").write_text(Path(found).stem, encoding="utf-8")
+        name = Path(found).stem
+        put(folder, name, name, picture, picture.convert("L"))
+    picture.convert("L").save(folder / EXAMPLE)
 
 
 def draw(ui: Ui, name: str) -> None:
@@ -83,7 +95,7 @@ def draw(ui: Ui, name: str) -> None:
 
     Raises RuntimeError where the run fails, or leaves one node over another.
     """
-    ui.load_template(ready(name, ui.server.object_info(), SMALL, LONGER if name == TRAIN else {}))
+    ui.load_template(ready(name, ui.server.object_info(), SMALL, LONGER.get(name, {})))
     end = ui.run(timeout=900)
     if end["name"] != "execution_success":
         raise RuntimeError(f"{name}: {end}")
@@ -204,9 +216,9 @@ def main(chosen: list[str]) -> int:
     if found.chromium is None:
         print(f"No Chromium could be had: {found.no_chromium}", file=sys.stderr)
         return 1
-    base = install(base_directory(ROOT / ".cache" / "pictures", ROOT))
+    base = install(base_directory(ROOT / ".cache" / "pictures", ROOT), parts())
     shutil.rmtree(base / "output", ignore_errors=True)
-    put_photographs(base / "input" / PICTURES)
+    put_photographs(base / "input")
     with chromium(found.chromium) as browser, Server(found.comfyui, base) as server:
         for name in TEMPLATES:
             if name in (chosen or TEMPLATES):

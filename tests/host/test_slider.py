@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +192,21 @@ def test_what_is_no_slider_says_why(
 ) -> None:
     with pytest.raises(host.ops.LycorisError, match=problem):
         slide(host, tmp_path, tiny_unet, **{"latents": [latent(0), latent(1)], **given})
+
+
+def test_the_host_queues_it_with_groups_of_settings(host: Host) -> None:
+    import execution
+
+    inputs = host.nodes.NODE_CLASS_MAPPINGS["LycorisSlider"].GET_SCHEMA().inputs
+    widgets = {one.id: one.default for one in inputs if getattr(one, "default", None) is not None}
+    groups = dict.fromkeys(("layers", "optimisation", "output"), "usual")
+    links = {"model": ["1", 0], "latents": ["3", 0], "positive": ["2", 0]}
+    prompt: dict[str, Any] = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": "base.safetensors"}),
+        "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
+        "3": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "4": ("LycorisSlider", {**widgets, **groups, **links}),
+    }
+    nodes = {key: {"class_type": kind, "inputs": given} for key, (kind, given) in prompt.items()}
+    _, _, outputs, found = asyncio.run(execution.validate_prompt("slider", nodes, None))
+    assert outputs == ["4"] and found == {}

@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.bench.quality.tasks.pictures import DATA
-from tests.harness.assets import install
+from tests.harness.assets import install, parts
 from tests.harness.diffusion import write_model, write_tiny_vae
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, Server, base_directory
 from tests.harness.prompts import node, own
 from tests.harness.templates import (
     FOLDER,
-    PICTURES,
+    SLOW,
     SMALL,
     TEMPLATES,
     TRAIN,
@@ -60,10 +60,10 @@ def cut_photographs(folder: Path, captions: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    base = install(base_directory(ROOT / ".cache" / facts().host / "training", ROOT))
+    base = install(base_directory(ROOT / ".cache" / facts().host / "training", ROOT), parts())
     shutil.rmtree(base / "output" / "loras", ignore_errors=True)
     shutil.rmtree(base / "user" / "__lycoris", ignore_errors=True)
-    draw_pictures(base / "input" / PICTURES)
+    draw_pictures(base / "input")
     cut_photographs(base / "input" / "photographs", PHOTOGRAPHS)
     cut_photographs(base / "input" / "held_out", HELD_OUT)
     models = base / "models"
@@ -111,14 +111,23 @@ def missing_files(prompt: Nodes, info: dict[str, Any]) -> Iterator[str]:
                     yield value
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != TRAIN])
-def test_a_template_asks_for_one_file_and_runs(server: Server, name: str) -> None:
-    """Beside adapters it asks for a model. With files it runs, and so do the nodes that it leaves muted."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.soak] if name in SLOW else [])
+        for name in TEMPLATES
+        if name != TRAIN
+    ],
+)
+def test_a_template_asks_for_a_model_and_runs(server: Server, name: str) -> None:
+    """Beside adapters it asks for the files of a model.
+
+    With files it runs, and so do the nodes that it leaves muted.
+    """
     info = server.object_info()
     opened = template(name)
-    (asked,) = missing_files(to_prompt(opened, info), info)
-    (known,) = {model["name"] for node in opened["nodes"] for model in node["properties"].get("models", ())}
-    assert asked == known
+    offered = [model["name"] for node in opened["nodes"] for model in node["properties"].get("models", ())]
+    assert offered and sorted(missing_files(to_prompt(opened, info), info)) == sorted(offered)
     saving = [one for one in opened["nodes"] if one["type"] in WRITING.values()]
     writing = {one["type"] for one in saving if one["mode"] == ACTIVE}
     assert writing == ({WRITING[name]} if name in WRITING else set())

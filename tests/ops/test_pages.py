@@ -39,8 +39,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    words = re.sub(r"<[^>]*>|\]\([^)]*\)", " ", (ROOT / "README.md").read_text(encoding="utf-8")).split()
-    assert len(words) <= 700
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    # Without links, and without the names of the templates, which must all be there.
+    assert len(re.sub(r"<[^>]*>|\]\([^)]*\)|`\d\d [^`]*`", " ", text).split()) <= 650
 
 
 def test_every_help_page_is_in_the_list_of_nodes_by_its_title() -> None:

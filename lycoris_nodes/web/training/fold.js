@@ -20,15 +20,23 @@ const heights = new WeakMap()
 const orderOf = ({ name, widget }) => (widget ? RARE.length + 1 : RARE.indexOf(name) + 1)
 
 /**
+ * Fold what a group has shown since the node was made, which is advanced too. Vue knows it by the options.
+ *
+ * @param {GraphNode} node
+ */
+export function foldGroups(node) {
+  for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
+    if (widget.options?.advanced) widget.advanced = true
+  }
+}
+
+/**
  * Fold the rare inputs of a node, or show them all where it shows its advanced widgets.
  *
  * @param {GraphNode} node
  */
 export function foldInputs(node) {
-  // What a group has shown since the node was made is advanced too. Vue knows it by the options.
-  for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
-    if (widget.options?.advanced) widget.advanced = true
-  }
+  foldGroups(node)
   const kept = folded.get(node) ?? []
   const inputs = /** @type {any[]} */ (node.inputs)
   // A workflow that was loaded has names alone for inputs that the node did not have at the time.
