@@ -74,7 +74,7 @@ def adapter_checkpoints(
 @contextmanager
 def _has(owner: object, **attributes: Any) -> Generator[None]:
     """A context in which an object has these attributes of its own, and afterwards those from before."""
-    held = vars(owner)
+    held: dict[str, Any] = vars(owner)
     before = {name: held[name] for name in attributes if name in held}
     held.update(attributes)
     try:
