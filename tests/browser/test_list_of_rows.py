@@ -141,6 +141,20 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     page.locator(".lycoris-missing").wait_for()
     assert "not there any more" in str(rows.line(2).locator(".lycoris-file").get_attribute("title"))
     screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-missing")
+    # In a narrow node too it is in line with the others.
+    page.wait_for_function(
+        """() => {
+            const shown = [...document.querySelectorAll(".lycoris-row")]
+            if (shown[0].clientWidth > 420) {
+                const [node] = app.graph.nodes
+                node.setSize([420, node.size[1]])
+                app.canvas.setDirty(true, true)
+                return false
+            }
+            const places = new Set(shown.map(row => Math.round(row.lastChild.getBoundingClientRect().left)))
+            return places.size === 1
+        }"""
+    )
 
     # Tags of prompts with their block weights, and a text that is none.
     rows.click(page.get_by_title("More", exact=True))
