@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
 from ..errors import LycorisError
-from ..maths.tensors import compute_dtype, divided_as, is_divided, promoted
+from ..maths.tensors import compute_dtype, divided_as, is_divided, only_for_its_module, promoted
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
 
@@ -68,9 +68,18 @@ class Rebuilt(Hiding):
         """Those whose changes the hooks of this one add."""
 
     def attach(self) -> Rebuilt:
-        """Add the hooks, if they are not there."""
+        """Add the hooks, if they are not there. Raises LycorisError where a weight must stay packed."""
         if self._handles or self._first is not None:
             return self
+        value = own_of(self.module, self.weight)
+        if value is not None and only_for_its_module(value):
+            raise LycorisError(
+                "a packed weight cannot be rebuilt, because its module multiplies by it as it is packed",
+                weight=self.name,
+                got=f"a weight of the class {type(value).__name__}",
+                expected="a weight that is not packed, or a layer beside it",
+                hint="Leave the form to auto, or leave the layer out",
+            )
         hooks: Mapping[int, Any] = cast("Any", self.caller)._forward_pre_hooks
         there = [getattr(hook, "__self__", None) for hook in hooks.values()]
         there = [one for one in there if isinstance(one, Rebuilt) and one.module is self.module]

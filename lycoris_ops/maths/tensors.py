@@ -164,12 +164,22 @@ def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
         return value
     if is_divided(value):
         return whole(value.detach())
-    # The tensor classes of torchao and of ComfyUI, which pass for tensors of their unpacked dtype. Every
-    # tensor has a method of this name, which is for torch's own quantised ones.
-    own = type(value).dequantize is not Tensor.dequantize
-    if own and value.is_floating_point():
+    if _unpacks(value):
         return value.dequantize()
     return _of_bitsandbytes(value, scales)
+
+
+def only_for_its_module(value: Tensor) -> bool:
+    """Whether a weight is packed in a way that its module multiplies by, which takes no plain one instead."""
+    return not (is_plain(value) or is_divided(value) or _unpacks(value))
+
+
+def _unpacks(value: Tensor) -> bool:
+    """Whether it is of a class as torchao's and ComfyUI's, which pass for tensors of their unpacked dtype.
+
+    Every tensor has a method of this name, which is for torch's own quantised ones.
+    """
+    return type(value).dequantize is not Tensor.dequantize and value.is_floating_point()
 
 
 def _of_bitsandbytes(value: Any, scales: Tensor | None) -> Tensor | None:

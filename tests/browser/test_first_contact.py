@@ -20,7 +20,7 @@ EMPTY = 130
 BEHIND = """() => {
     // Each wire as it is drawn, on a canvas of its own, and points within each node.
     const context = document.createElement("canvas").getContext("2d")
-    context.lineWidth = 1
+    context.lineWidth = 4
     const found = []
     const graph = app.graph
     const parts = [...graph.links.values(), ...graph.reroutes.values()]
@@ -29,7 +29,7 @@ BEHIND = """() => {
         for (const node of graph.nodes) {
             const [left, top, width, height] = node.getBounding()
             for (let x = left + 14; x < left + width - 14; x += 9)
-                for (let y = top + 6; y < top + height - 6; y += 1.5)
+                for (let y = top + 6; y < top + height - 6; y += 4)
                     if (context.isPointInStroke(part.path, x, y)) {
                         found.push([part.type ?? "reroute", node.type])
                         x = Infinity

@@ -58,7 +58,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def made(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.LycorisNetwork:
-    """A network of rank 4, moved away from its start where wanted."""
+    """A network of rank 4 that acts on its model, moved away from its start where wanted."""
+    return unattached(model, moved=moved, **options).apply_to()
+
+
+def unattached(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.LycorisNetwork:
+    """The same, before it acts."""
     options = {"rank": RANK, "seed": 1, **options}
     network = lyc.create_lycoris(model, **options)
     if moved:
@@ -66,7 +71,7 @@ def made(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.Lycoris
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=drawn))
-    return network.apply_to()
+    return network
 
 
 def loss(output: Tensor) -> Tensor:

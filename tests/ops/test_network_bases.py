@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import lycoris_ops as lyc
 from lycoris_ops.train.member import read_weight
+from tests.harness import bases
 
 
 @pytest.fixture
@@ -578,3 +579,8 @@ def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
         alone = copy.deepcopy(base)
         lyc.create_lycoris(alone, weights=tmp_path / "beside.safetensors").merge_to()
         torch.testing.assert_close(alone(base.ids()), output, rtol=1e-4, atol=1e-5)
+
+
+def test_the_page_of_bases_is_what_is_found() -> None:
+    """Every kind on every sort of weight, in every form, is right or refused: see `tests.harness.bases`."""
+    assert bases.PAGE.read_text(encoding="utf-8") == bases.page(bases.everything())
