@@ -95,8 +95,9 @@ class Ia3(Trained):
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
         made = super().with_tensors(tensors)
-        # The flag is read once: on an accelerator each look at it is a wait.
-        if made.on_input is not None and made.on_input is self.on_input:
+        # The flag is read once: on an accelerator each look at it is a wait. One that is moved is as before.
+        flag, known = made.on_input, self.on_input is not None or "of_inputs" in vars(self)
+        if known and (flag is None or flag is self.on_input or flag.device.type != "cpu"):
             vars(made)["of_inputs"] = self.of_inputs
         return made
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..changes.place import Places, Where
-from ..errors import LycorisError
+from ..errors import LycorisError, located
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, is_divided, is_plain, unpacked
 from . import compiled
@@ -153,7 +153,8 @@ class Bypass:
             )
         self.module = module
         self._plan: BypassPlan = plan
-        self._operates = plan.operates
+        with located(weight=name):
+            self._operates = plan.operates
         self._in_parts = False
         """Whether it is known that no `WholePlan` is for its layers."""
         self.met = met

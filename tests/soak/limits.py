@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-SECONDS = 3.0
+SECONDS = 6.0
 """CPU seconds that all stages of one file may take together: two to open it, and one to write it again."""
 BYTES = 1 << 30
 """Bytes of memory that a file may take above what the process had before."""
