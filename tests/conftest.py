@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
+import zlib
+from collections import Counter
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-LONG = ("test_architectures", "test_save_adapter", "test_pack", "test_weights", "test_triton")
+LONG = (
+    *("test_architectures", "test_save_adapter", "test_pack", "test_weights", "test_triton"),
+    *("test_training_workflow", "test_training_nodes", "test_training_pairs"),
+)
+MANY, SHARE = 100, 3
+"""Of a test of more cases than this each run has every third one, and `make soak` has the others."""
 SCRATCH = "lycoris_ops.maths.scratch"
 
 # At the first use of a device torch notes which of its functions make tensors. Only then may `poisoned`
@@ -19,9 +26,20 @@ with torch.device("cpu"):
     torch.empty(0)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, so that processes which take whole files end together."""
+    """Begin with the files that take minutes, so that processes which take whole files end together, and
+    leave most cases of tests with many to the soak."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+    several = Counter(_test_of(item) for item in items)
+    for item in items:
+        # By chance, and the same ones in each run: cases are in the order of their parameters.
+        if several[_test_of(item)] > MANY and zlib.crc32(item.nodeid.encode()) % SHARE:
+            item.add_marker("soak")
+
+
+def _test_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
 
 
 def pytest_collection_finish() -> None:
