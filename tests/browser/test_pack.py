@@ -66,7 +66,7 @@ def test_the_help_pages_open(ui: Ui, server: Server) -> None:
     assert ui.errors == []
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", [pytest.param("en", marks=pytest.mark.fronts), "zh"])
 def test_help_pages_lead_to_each_other(ui: Ui, language: str, screenshot: Callable[[str], None]) -> None:
     ui.page.evaluate("language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)", language)
     ui.page.wait_for_timeout(500)
@@ -135,7 +135,9 @@ def test_the_prompt_of_a_workflow_is_the_front_ends(ui: Ui, server: Server) -> N
         assert to_prompt(graph, definitions) == expected, name
 
 
-@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+@pytest.mark.parametrize(
+    "vue_nodes", [pytest.param(False, id="canvas", marks=pytest.mark.fronts), pytest.param(True, id="vue")]
+)
 def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     """Only the first settings are on a node: the others are in groups, or advanced."""
     page = ui.page

@@ -181,6 +181,8 @@ def test_the_names_of_the_hosts_own_map_of_text_encoders_are_found(
         check_encoders(host, architecture, group, dialects.PEFT, tmp_path)
 
 
+# It counts all that the tests above take in turns.
+@pytest.mark.soak
 def test_the_page_of_coverage_is_what_these_tests_find(host: Host) -> None:
     if not all(zoo.supported(architecture) for architecture in zoo.SPECIES):
         pytest.skip("an older host has fewer architectures")

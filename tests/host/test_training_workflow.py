@@ -171,6 +171,8 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     assert metadata["ss_steps"] == "4" and metadata["ss_network_module"] == "networks.lora"
 
 
+# Three runs of a host, and one that is killed.
+@pytest.mark.soak
 def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     """Stopped twice, with another training in between, and then the host is killed.
 

@@ -127,8 +127,11 @@ def test_a_plan_is_made_and_kept_for_a_resumed_run(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
-    ids=["Ctrl-C", "terminated", "killed"],
+    [
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, id="terminated", marks=pytest.mark.soak),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
+    ],
 )
 def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, status: int

@@ -104,7 +104,7 @@ def test_a_loader_with_a_distributed_sampler_has_no_batches_of_others() -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-@pytest.mark.parametrize("base", ["whole", "sharded", "both sharded"])
+@pytest.mark.parametrize("base", ["whole", pytest.param("sharded", marks=pytest.mark.soak), "both sharded"])
 def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
     """Broken off and resumed as well. Five batches leave the second process without one now and then.
 
