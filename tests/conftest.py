@@ -16,7 +16,7 @@ LONG = (
     *("test_architectures", "test_save_adapter", "test_pack", "test_weights", "test_triton"),
     *("test_training_workflow", "test_training_nodes", "test_training_pairs"),
 )
-MANY, SHARE = 60, 3
+MANY, SHARE = 100, 3
 """Of a test of more cases than this each run has every third one, and `make soak` has the others."""
 SCRATCH = "lycoris_ops.maths.scratch"
 
