@@ -214,10 +214,16 @@ def test_an_expert_is_trained_at_its_own_times(
     model = patcher(tiny(architecture))
     model.cached_patcher_init = (None, (f"models/{name}.safetensors",))
     expert, _ = experts.trained_expert(choice, model, None)
-    assert experts.of_expert(module(host, "times").Times(), expert, model).between == wanted
+    assert experts.times_of_expert(module(host, "times").Times(), expert, model).between == wanted
     if architecture in ("Wan 2.2 5B", "SD1.5"):
         with pytest.raises(host.ops.TrainError, match="not one of two experts"):
             experts.trained_expert("high noise", model, None)
+
+
+@pytest.mark.parametrize(("architecture", "rate"), [("HunyuanVideo", 24), ("HunyuanImage 2.1", None)])
+def test_a_model_of_pictures_has_no_frame_rate(host: Host, architecture: str, rate: int | None) -> None:
+    """Its configuration is derived from that of a model of videos."""
+    assert module(host, "families").frame_rate_of(tiny(architecture)) == rate
 
 
 NAMED = {

@@ -46,17 +46,18 @@ def family_of(model: Any) -> Family:
         )
     with located(key=own):
         predicted = parametrisation_of(model.model_sampling).name
-    return family_named(_kinds(model), own, flow="flow" in predicted)
+    return family_named(_configured(model), own, flow="flow" in predicted)
 
 
 def frame_rate_of(model: Any) -> float | None:
     """Frames a second of the videos that a model makes; None for one that makes none."""
+    # Configurations of models of pictures are derived from those of videos.
     return next((FRAME_RATES[kind] for kind in _kinds(model) if kind in FRAME_RATES), None)
 
 
 def boundary_of(model: Any) -> float | None:
     """The time from which on the expert for high noise is used; None for a model without experts."""
-    return boundary_named(_kinds(model))
+    return boundary_named(_configured(model))
 
 
 def boundary_named(kinds: Sequence[str]) -> float | None:
@@ -64,10 +65,13 @@ def boundary_named(kinds: Sequence[str]) -> float | None:
     return next((BOUNDARIES[kind] for kind in kinds if kind in BOUNDARIES), None)
 
 
-def _kinds(model: Any) -> list[str]:
+def _configured(model: Any) -> list[str]:
     """The names of the host's classes of a model, the most special first: its configuration's, its own."""
-    parts = (getattr(model, "model_config", None), model)
-    return [kind.__name__ for part in parts for kind in type(part).__mro__]
+    return [*_kinds(getattr(model, "model_config", None)), *_kinds(model)]
+
+
+def _kinds(one: Any) -> list[str]:
+    return [kind.__name__ for kind in type(one).__mro__]
 
 
 def family_named(kinds: Sequence[str], own: str = "", *, flow: bool = False) -> Family:
