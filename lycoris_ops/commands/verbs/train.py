@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    file = Path(options.settings)
-    settings = read_settings(file)
+    settings = read_settings(Path(options.settings))
     given = {"search": options.search, "search_share": options.search_share}
     given = {name: value for name, value in given.items() if value is not None}
     training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **given)
     resume = _resumed(options.resume, training)
-    _join_processes()
-    task = task_of(settings, file)
+    with _processes():
+        return _trained(options, settings, training, resume)
+
+
+def _trained(
+    options: argparse.Namespace, settings: Mapping[str, Any], training: TrainOptions, resume: str | None
+) -> int:
+    """Train, and say what came of it."""
+    task = task_of(settings, Path(options.settings))
     module, batches, loss, *held_out = task
     sizes = table(settings, "network")
     if found := sizes.keys() & {"module", "plan"}:
@@ -99,12 +106,20 @@ def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
     return str(training.folder)
 
 
-def _join_processes() -> None:
-    """Train together with the other processes, where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group()
+@contextmanager
+def _processes() -> Generator[None]:
+    """A context in which this process trains together with others, where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or torch.distributed.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group()
+    try:
+        yield
+    finally:
+        # Its threads would end a process that they outlive, and torchrun then ends the others.
+        torch.distributed.destroy_process_group()
 
 
 def _first() -> bool:
