@@ -254,6 +254,9 @@ class Factored(Trained):
 
     def _sparse(self) -> Dense | None:
         """The sparse remainder as a matrix; values at one place add up."""
+        if self.bias_size is None:
+            # The lock of `cached_property` on Python 3.11 would break the graph of torch.compile.
+            return None
         values, places = self.bias_values, self._places
         if values is None or places is None:
             return None

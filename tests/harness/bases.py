@@ -8,19 +8,19 @@ prints the page; with --write it writes the file instead.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import lycoris_ops as lyc
+from tests.ops import meeting
 from tests.ops.networks import unattached
 
 from .facts import ROOT
@@ -72,7 +72,13 @@ def narrow(dtype: torch.dtype) -> nn.Module:
 
 
 def packed(kind: str) -> nn.Module:
-    """A layer that bitsandbytes has packed."""
+    """A layer whose weight torchao or bitsandbytes has packed."""
+    if kind == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        base = plain()
+        quantize_(base, Int8WeightOnlyConfig())
+        return base
     import bitsandbytes
 
     kinds: dict[str, Callable[[], nn.Module]] = {
@@ -82,14 +88,6 @@ def packed(kind: str) -> nn.Module:
     found = nn.Sequential(kinds[kind]())
     found.load_state_dict(plain().state_dict())
     return found.to("cpu")
-
-
-def by_torchao() -> nn.Module:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    base = plain()
-    quantize_(base, Int8WeightOnlyConfig())
-    return base
 
 
 def offloaded() -> nn.Module:
@@ -132,7 +130,7 @@ ALONE: Mapping[str, Callable[[], nn.Module]] = {
     "float8": lambda: narrow(torch.float8_e4m3fn),
     "int8, bitsandbytes": lambda: packed("int8"),
     "nf4, bitsandbytes": lambda: packed("nf4"),
-    "int8, torchao": by_torchao,
+    "int8, torchao": lambda: packed("torchao"),
     "offloaded by accelerate": offloaded,
 }
 TOGETHER: Mapping[str, Callable[[], nn.Module]] = {
@@ -180,21 +178,16 @@ def outcomes(bases: Mapping[str, Callable[[], nn.Module]]) -> dict[str, dict[str
     }
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+def in_one_of_two(rank: int, folder: str) -> None:
+    """A task for `tests.ops.meeting`."""
     found = outcomes(TOGETHER)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found), encoding="utf-8")
-    torch.distributed.destroy_process_group()
 
 
 def everything() -> dict[str, dict[str, dict[str, str | None]]]:
     with TemporaryDirectory() as folder:
-        start: Any = cast("Any", torch.multiprocessing).start_processes
-        start(_one_of_two, (folder,), 2, start_method="fork" if sys.platform == "linux" else "spawn")
+        meeting.run(2, folder, "tests.harness.bases.in_one_of_two")
         together = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
     return {**outcomes(ALONE), **together}
 

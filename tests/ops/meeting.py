@@ -19,16 +19,20 @@ def meet(rank: int, count: int, folder: str, task: str, *words: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
     )
-    module, name = task.split(".")
+    module, _, name = task.rpartition(".")
     getattr(importlib.import_module(module), name)(rank, folder, *words)
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    size, place, what, *rest = sys.argv[1:]
+def run(count: int, folder: str, task: str, *words: str) -> None:
     # All take over what this one has imported.
-    importlib.import_module(what.partition(".")[0])
+    importlib.import_module(task.rpartition(".")[0])
     way = "fork" if sys.platform == "linux" else "spawn"
     cast("Any", torch.multiprocessing).start_processes(
-        meet, (int(size), place, what, *rest), int(size), start_method=way
+        meet, (count, folder, task, *words), count, start_method=way
     )
+
+
+if __name__ == "__main__":
+    size, *rest = sys.argv[1:]
+    run(int(size), *rest)

@@ -272,7 +272,8 @@ def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
     for count in (3, 5):
         x = torch.randn(count, 8)
         outputs, grads = [], []
-        for run in (model, compiled):
+        # Before anything is kept of an uncompiled pass.
+        for run in (compiled, model):
             network.zero_grad()
             outputs.append(run(x))
             loss(outputs[-1]).backward()
@@ -293,21 +294,11 @@ def test_compiled_passes_without_gradients_while_a_network_learns(case: str) -> 
         assert torch.equal(compiled(x), model(x))
 
 
-class Packed(nn.Linear):
-    """A linear layer in float8, as ComfyUI's: the weight is widened in each pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
-
-
-Packed.__name__ = "Linear"
-
-
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
 def test_bases_in_narrow_dtypes_are_bypassed(dtype: torch.dtype, algorithm: str) -> None:
     torch.manual_seed(0)
-    base = Packed(32, 32)
+    base = bases.Cast(32, 32)
     base.weight.data = base.weight.data.to(dtype)
     x = torch.randn(5, 32)
     plain = base(x)
@@ -369,29 +360,10 @@ def test_two_values_in_one_are_packed() -> None:
         network.merge_to()
 
 
-def packed_base(package: str) -> nn.Module:
-    """A model of one linear layer, whose weight a package has packed."""
-    base = nn.Sequential(nn.Linear(32, 32))
-    if package == "torchao":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        quantize_(base, Int8WeightOnlyConfig())
-        return base
-    import bitsandbytes
-
-    kinds = {
-        "nf4": lambda: bitsandbytes.nn.LinearNF4(32, 32, compute_dtype=torch.float32),
-        "int8": lambda: bitsandbytes.nn.Linear8bitLt(32, 32, has_fp16_weights=False),
-    }
-    packed = nn.Sequential(kinds[package]())
-    packed.load_state_dict(base.state_dict())
-    return packed.to("cpu")
-
-
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
 @pytest.mark.parametrize("package", ["nf4", "int8", "torchao"])
 def test_packed_bases_are_bypassed(package: str, algorithm: str, tmp_path: Path) -> None:
-    base, x = packed_base(package), torch.randn(5, 32)
+    base, x = bases.packed(package), torch.randn(5, 32)
     plain = base(x).detach()
     network = made(base, algorithm=algorithm)
     (member,) = network.members.values()
@@ -413,7 +385,7 @@ def test_packed_bases_are_bypassed(package: str, algorithm: str, tmp_path: Path)
 @pytest.mark.parametrize("package", ["nf4", "int8", "torchao"])
 def test_a_magnitude_of_a_packed_weight(package: str) -> None:
     """DoRA reads the weight by the package's own function, before and after the first pass."""
-    base, x = packed_base(package), torch.randn(5, 32)
+    base, x = bases.packed(package), torch.randn(5, 32)
     network = lyc.create_lycoris(base, rank=4, dora="output", seed=1)
     plain = base(x).detach()
     network.apply_to()
