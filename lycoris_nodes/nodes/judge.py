@@ -138,7 +138,7 @@ class LycorisJudge(io.ComfyNode):
                 output(io.Image, "samples", "Pictures of the best."),
                 report_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -162,8 +162,8 @@ class LycorisJudge(io.ComfyNode):
             tell(stage, done, of)
             bar(done, of)
 
-        expert, _ = trained_expert(AS_FAMILY, asked["model"], cls.hidden)
-        made = run_judge(Asked(**asked, expert=expert), told)
+        expert, because = trained_expert(AS_FAMILY, asked["model"], cls.hidden)
+        made = run_judge(Asked(**asked, expert=expert, because=because), told)
         found = made.judgement
         samples = torch.cat([picture_tensor(one) for one in made.samples]) if made.samples else None
         return with_report(

@@ -28,7 +28,7 @@ from ..training.data.families import family_of
 from ..training.data.loss import DiffusionLoss
 from ..training.data.samples import guidance_in_words, masks_in_words, samples_of
 from ..training.model.session import opened
-from ..training.node.experts import of_expert, trained_expert
+from ..training.node.experts import expert_in_words, times_of_expert, trained_expert
 from ..training.node.memory import checkpointing_input, is_checkpointed, memory_for
 
 LEAST = 8
@@ -98,7 +98,7 @@ class LycorisPlan(io.ComfyNode):
                 output(io.String, "text", "The plan as JSON, to be kept, edited and given back."),
                 report_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -127,8 +127,9 @@ class LycorisPlan(io.ComfyNode):
         memory = memory_for(model, latents, 1, checkpointed=recompute)
         with opened(model, checkpointing=recompute, memory=memory) as session:
             family = family_of(session.model)
-            expert, _ = trained_expert(AS_FAMILY, model, cls.hidden)
-            loss = DiffusionLoss(session=session, times=of_expert(family.times, expert, model))
+            expert, because = trained_expert(AS_FAMILY, model, cls.hidden)
+            times = times_of_expert(family.times, expert, model)
+            loss = DiffusionLoss(session=session, times=times)
             samples = samples_of(session, latents, positive, masks=masks, seed=seed)
             # In no order, since the first ones may be enough.
             drawn = torch.Generator().manual_seed(seed)
@@ -162,6 +163,7 @@ class LycorisPlan(io.ComfyNode):
         picture = plan_picture(plan)
         notes = [
             f"loss {found.loss:.4g} over {found.batches} latents",
+            *expert_in_words(expert, times, because),
             *guidance_in_words(family, positive),
         ]
         report = "\n".join(

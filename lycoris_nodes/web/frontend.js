@@ -33,8 +33,8 @@ function showNewElements() {
 
 /**
  * Call `ask` before each prompt that the page sends, `sent` with its id, that of its workflow and its nodes where the
- * host takes it, and `refuse` with the errors of its nodes, by their keys, where the host refuses some. The front end has an event
- * only for prompts that are accepted, which does not say the workflow.
+ * host takes it, and `refuse` with the errors of its nodes, by their keys, where the host refuses some. The front end
+ * has an event only for prompts that are accepted, which does not say the workflow.
  *
  * @param {{
  *   ask?: () => void,

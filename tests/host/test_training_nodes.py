@@ -17,7 +17,7 @@ from hosting import Host, Patched, patcher
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from trainable import SIDE, WIDTH, WORDS, caption, held_out_loss, latent, module, tiny, unchanged
+from trainable import SIDE, WIDTH, WORDS, caption, held_out_loss, latent, module, run_node, tiny, unchanged
 
 from tests.harness.facts import ROOT
 from tests.harness.inputs import INPUTS
@@ -318,7 +318,11 @@ CHANNELS_OF: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("architecture", CHANNELS_OF)
 def test_other_models_are_trained_by_their_own_defaults(
-    host: Host, train: Callable[..., Any], architecture: str, monkeypatch: pytest.MonkeyPatch
+    host: Host,
+    train: Callable[..., Any],
+    architecture: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     guidances = guidances_of_samples(host, monkeypatch)
     trained = patcher(tiny(architecture, **CHANNELS_OF[architecture]))
@@ -339,6 +343,9 @@ def test_other_models_are_trained_by_their_own_defaults(
         made = train(**given, rank=0, learning_rate=0.0, steps=2, batch_size=2, sample_every=2)
     said = "times from 0.875 to 1: those of the high-noise expert, by the name wan2.2_t2v_high_noise_14B"
     assert (said in made["report"]) is expert and ("style_high_noise_00001_" in made["path"]) is expert
+    if expert:
+        links = {name: given[name] for name in ("model", "latents", "positive")}
+        assert said in run_node(host, "LycorisPlan", tmp_path, **links)["report"]
     family = module(host, "").family_of(trained.model)
     assert f"model: {family.name}; defaults of {family.source}" in made["report"]
     assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]

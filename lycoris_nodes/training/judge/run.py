@@ -36,7 +36,7 @@ from ..data.loss import DiffusionLoss
 from ..data.samples import described, guidance_in_words, judged, masks_in_words, samples_of
 from ..data.texts import TextEncoder
 from ..model.session import Session
-from ..node.experts import of_expert
+from ..node.experts import expert_in_words, times_of_expert
 from ..node.memory import memory_of_pass
 from ..node.opening import opened_both
 from ..node.previews import sample
@@ -88,7 +88,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
             seed=asked.seed,
             told=partial(told, "captions"),
         )
-        times = of_expert(family.times, asked.expert, asked.model)
+        times = times_of_expert(family.times, asked.expert, asked.model)
         loss = DiffusionLoss(session=session, times=times, encoder=encoder)
         networks = Networks(asked.model, asked.clip, session, encoder)
         batches = judged(held, asked.batch_size, asked.times)
@@ -127,6 +127,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     best = entries[found.best[0]]
     notes = [
         *([] if found.helps else ["The stack has the nearest one"]),
+        *expert_in_words(asked.expert, times, asked.because),
         *(
             f"{name}: {number_of(count, 'layer')} for text encoders not judged, because no clip is linked"
             for name, count in networks.left_out.items()

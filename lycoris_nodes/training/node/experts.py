@@ -49,7 +49,7 @@ def expert_of_files(choice: str, names: Sequence[str], kinds: Sequence[str]) -> 
     return expert if expert and (not kinds or boundary_named(kinds) is not None) else ALL
 
 
-def of_expert(times: Times, expert: str, patcher: Any) -> Times:
+def times_of_expert(times: Times, expert: str, patcher: Any) -> Times:
     """The times that are an expert's; all for `ALL`."""
     boundary = boundary_of(patcher.model)
     if expert == ALL or boundary is None:
@@ -59,5 +59,13 @@ def of_expert(times: Times, expert: str, patcher: Any) -> Times:
 
 def named_for(prefix: str, expert: str) -> str:
     """The name of a training with that of its expert, so that the two files of a pair find each other."""
-    told = expert == ALL or expert.replace(" ", "_") in prefix.lower()
-    return prefix if told else f"{prefix}_{expert.replace(' ', '_')}"
+    return prefix if expert in (ALL, expert_of(prefix)) else f"{prefix}_{expert.replace(' ', '_')}"
+
+
+def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
+    """At which times of the noising a model is looked at as an expert, and why; none for `ALL`."""
+    if expert == ALL:
+        return []
+    least, most = times.between
+    whose = f"those of the {expert.replace(' ', '-')} expert, {because}"
+    return [f"noise at the times from {least:g} to {most:g}: {whose}"]

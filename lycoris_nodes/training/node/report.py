@@ -7,9 +7,7 @@ from pathlib import Path
 from ....lycoris_ops import Searched, TrainOptions, dtype_name, number_of
 from ...host.files import shown_path
 from ..data.loss import DiffusionLoss
-from ..data.times import Times
 from ..model.session import Session
-from .experts import ALL
 
 
 def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
@@ -45,15 +43,6 @@ def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
         f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. {first} with the same "
         "settings trains on from there."
     )
-
-
-def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
-    """Which expert was trained and why, if the model is one."""
-    if expert == ALL:
-        return []
-    least, most = times.between
-    whose = f"those of the {expert.replace(' ', '-')} expert, {because}"
-    return [f"trained at times from {least:g} to {most:g}: {whose}"]
 
 
 def loss_in_words(loss: DiffusionLoss, *, masked: bool) -> str:

@@ -45,13 +45,13 @@ from ..data.samples import (
 )
 from ..data.texts import TextEncoder
 from ..model.session import Session
+from .experts import expert_in_words
 from .live import Live, shown
 from .memory import is_checkpointed, memory_for
 from .opening import opened_both
 from .overrides import Sampling, arguments_of, overrides_of, sampled_as
 from .previews import Previews, Prompt
 from .report import (
-    expert_in_words,
     loss_in_words,
     memory_in_words,
     rate_in_words,

@@ -24,7 +24,7 @@ from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.families import Family
 from ..data.times import Times
-from .experts import ALL, of_expert
+from .experts import ALL, times_of_expert
 
 FAMILY_RATED = ("adamw", "adamw8bit", "muon")
 """Optimisers that use the usual learning rate of the model family. The others have rates of their own."""
@@ -144,4 +144,4 @@ def times_of(asked: Asked, family: Family) -> Times:
     shift = asked.shift or family.times.shift
     own = asked.times == AS_FAMILY
     times = replace(family.times, shift=shift) if own else Times(asked.times, shift=shift)
-    return of_expert(times, asked.expert, asked.model)
+    return times_of_expert(times, asked.expert, asked.model)

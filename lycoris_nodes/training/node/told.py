@@ -30,15 +30,16 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     """
     linked = (*asked["linked"], "stack")
     known = asked_of(literals(inputs, asked.get("values", {})))
-    files = known_files(asked)
-    found: dict[str, Any] = {"usual": _usual(known, family_of_files(files), linked)}
+    kinds, own = _classes_of(known_files(asked))
+    family = family_named(kinds, own) if kinds else None
+    found: dict[str, Any] = {"usual": _usual(known, family, linked)}
     if "values" not in asked:
         return found
     live = running.get(str(asked["node"]))
     if live and live["page"] == asked["page"]:
         return {**found, "running": live}
     # As the node has them when it runs.
-    known.expert = expert_of_files(known.expert, asked["model"], _classes_of(files)[0])
+    known.expert = expert_of_files(known.expert, asked["model"], kinds)
     known.filename_prefix = named_for(known.filename_prefix, known.expert)
     named = (known.filename_prefix, known.dialect, settings_of(known))
     if asked.get("anew"):
@@ -46,14 +47,9 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     return {**found, "stopped": _stopped(*named, linked, inputs)}
 
 
-def family_of_files(files: Sequence[str]) -> Family | None:
-    """The family of a model by the header of its file; None where it is not known."""
-    kinds, own = _classes_of(files)
-    return family_named(kinds, own) if kinds else None
-
-
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
-    """The names of the host's classes of a model, see `classes_of_file`; none where they are not known."""
+    """The names of the host's classes of a model by the header of its file, see `classes_of_file`; none where
+    they are not known."""
     if not files:
         return (), ""
     try:

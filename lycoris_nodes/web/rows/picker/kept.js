@@ -1,4 +1,5 @@
-// What of the picker and of the sets of rows stays: in the host's settings of the user, so that it follows the user and not the browser.
+// What of the picker and of the sets of rows stays: in the host's settings of the user, so that it follows the user and
+// not the browser.
 
 import { app } from "../../../../scripts/app.js"
 
