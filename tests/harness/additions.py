@@ -40,6 +40,8 @@ def outcome(home: Path, *arguments: str) -> str:
     """What pytest says in the copy. Raises AssertionError where a test fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    # The host's folder would be that of this process, which goes on with its own.
+    kept["PYTEST_XDIST_WORKER"] = "added"
     ran = subprocess.run(command, cwd=home, env=kept, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise AssertionError(ran.stdout[-4000:])
