@@ -1,4 +1,4 @@
-"""The one family of errors that bad input raises, and how texts out of files are shown in them."""
+"""The errors that bad input raises, all of one family, and how they show text that comes from files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 LONGEST = 500
-"""The most characters of each part of a message that are shown."""
+"""How many characters of each part of a message are shown."""
 
 
 def printable(text: str, most: int = LONGEST) -> str:
-    """A text that may be out of a file, as it can be shown on one line.
+    """A text that may come from a file, as it can be shown on one line.
 
-    Line breaks and tabs become spaces. All other characters that control a terminal, turn the direction of a
-    text around, show nothing or are no text become codes such as `\\x1b`. Letters of any language stay. The
-    middle of a text of more than `most` characters is left out.
+    Line breaks and tabs become spaces. Characters that control a terminal, reverse the direction of text,
+    show nothing or are no text become codes such as `\\x1b`. Letters of any language stay. Of a text longer
+    than `most` characters the middle is left out.
     """
     if len(text) > most:
         text = f"{text[: most // 2]}...{text[-(most // 2) :]}"
@@ -38,11 +38,11 @@ def _shown(character: str) -> str:
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    Every part is kept as an attribute as it is, and the message is composed of the parts that are known, each
-    as `printable`: what a file says can neither begin a line of its own nor control a terminal. A caller
-    that knows more (the file, the layer) adds it with :meth:`within`. `place` is where the user has put what
-    is wrong, such as `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the model's
-    weight that the layer was to be applied to.
+    Every part is an attribute, unchanged. The message is made of the parts that are known, each through
+    `printable`, so that a file's text can neither begin a line of its own nor control a terminal. A caller
+    that knows more (the file, the layer) adds it with :meth:`within`. `place` is where in the user's input
+    the fault is, such as `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the
+    model's weight that the layer was to be applied to.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ Problem = TypeVar("Problem", bound=LycorisError)
 
 
 class located:  # noqa: N801 - used as a function is
-    """A context that adds these places to every LycorisError raised inside that does not name its own."""
+    """A context that adds these places to a LycorisError raised inside, where it does not name its own."""
 
     def __init__(
         self,
@@ -158,8 +158,10 @@ def unknown_name(
     key: str | None = None,
     meant: str | None = None,
 ) -> Problem:
-    """The error for a name that is none of the known ones. `meant` is the one that it stands for, if that is
-    known; else the most similar one is asked about, if any is similar."""
+    """The error for a name that is not among the known ones.
+
+    Its hint gives `meant`, the known name for the same thing, or else asks about the most similar name.
+    """
     names = list(known)
     near = [meant] if meant else get_close_matches(name, names, 1)
     return error(
@@ -180,7 +182,7 @@ class LayerError(LycorisError):
 
 
 class UnsupportedError(LayerError):
-    """One layer that is sound, but whose change the library cannot make; the other layers can be applied."""
+    """A sound layer whose change the library cannot make. Other layers of the file can be applied."""
 
 
 class UnsuitedError(LayerError):

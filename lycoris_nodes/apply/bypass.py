@@ -44,16 +44,16 @@ class BypassInjection(PatcherInjection):
     def __init__(self, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
         self.plans = plans
         self.tokens = tokens
-        """What the tokens are of each module with a strength that differs over places or pictures."""
+        """The tokens of each module whose strength differs over places or pictures."""
         held = [slot.where for path in self._used_at_places() for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
-        """For what the keys and values of cross-attentions are made apart."""
+        """The places for which cross-attentions get keys and values of their own."""
         self.differ = any(
             slot.where is not None and slot.where.factors is not None
             for path in tokens
             for slot in plans[path].slots()
         )
-        """Whether a strength is another one for each picture."""
+        """Whether a strength differs between pictures."""
         self.timed = [path for path, plan in plans.items() if plan.timed]
         """The modules with a strength that follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
@@ -61,11 +61,11 @@ class BypassInjection(PatcherInjection):
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
         """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
-        """Model to the pass that it makes now."""
+        """Model to its current pass."""
         self._sampled: Shape | None = None
-        """The size of the latent that is sampled now."""
+        """The size of the latent that is being sampled."""
         self._areas: dict[Any, Sequence[range]] = {}
-        """What a pass sees of its latent, by the host's number of the conditioning that it is for."""
+        """The part of the latent that each conditioning is for, by the host's number for the conditioning."""
         self._retained: Sequence[int] = ()
         """The frames that stand in every context window."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
@@ -141,7 +141,7 @@ class BypassInjection(PatcherInjection):
             self._areas, self._retained = {}, ()
 
     def follow(self, run: Any, x: Any, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Prepare the strengths that are others in each pass, then run the pass.
+        """Set the strengths that change from pass to pass, then run the pass.
 
         The host calls this in place of the model's `apply_model`, which it gives as `run`.
         """
@@ -158,7 +158,7 @@ class BypassInjection(PatcherInjection):
         chunks = len(options.get("cond_or_uncond") or ()) or 1
         count = max(1, len(x) // chunks)
         crops = self._crops(picture_shape(x, given)[2:], options, chunks)
-        # A grid may have more pictures than the memory holds. The host divides a pass by its texts alone.
+        # A grid may have more pictures than fit in memory, and the host divides a pass only by its texts.
         most = pictures_that_fit(model, x, chunks, given) if self.differ else count
         found: list[torch.Tensor] = []
         for start in range(0, count, most):
@@ -174,7 +174,7 @@ class BypassInjection(PatcherInjection):
             passing = Passing.about(model, part, own, [*pictures] * chunks, count, apart)
             own["transformer_options"] = self._placed(model, options, passing)
             try:
-                # In their places again: others may wrap the pass too.
+                # By position, as they came: others may wrap the pass too.
                 beside = [own.pop(name) for name in names]
                 found += [run(part, at, *beside, **own)]
             finally:
@@ -187,13 +187,13 @@ class BypassInjection(PatcherInjection):
     def prepare(self, run: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
         """Load what a sampling needs, with memory for as many pictures as there is beside the model.
 
-        The host calls this in place of its `prepare_sampling`, which it gives as `run`. It would leave room
-        for the whole of a batch, and load as much less of the model.
+        The host calls this in place of its `prepare_sampling`, which it gives as `run`. That alone would
+        leave room for the whole batch, and so load less of the model.
         """
         return run(patcher, [pictures_beside(patcher, shape), *shape[1:]], *args, **kwargs)
 
     def _crops(self, size: Shape, options: Mapping[str, Any], chunks: int) -> tuple[Crop, ...]:
-        """What each chunk of a pass has of the latent; () where each has the whole."""
+        """The part of the latent that each chunk of a pass has; () where each has all of it."""
         numbers, window = options.get("uuids") or (), options.get("context_window")
         areas = [self._areas.get(number) for number in numbers] or [None] * chunks
         if self._sampled is None or (self._sampled == size and window is None and areas == [None] * chunks):
@@ -208,7 +208,7 @@ class BypassInjection(PatcherInjection):
         return crops
 
     def _placed(self, model: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
-        """Note what a pass is about. The result are the options of the pass."""
+        """Note what a pass computes, and return the options for it."""
         self._passing[model] = passing
         if not self.apart:
             return options
@@ -242,7 +242,7 @@ class BypassInjection(PatcherInjection):
     def _set_strengths(
         self, model: Any, attached: Mapping[str, Bypass], sigma: float, options: Mapping[str, Any]
     ) -> None:
-        """Set the strengths that follow timings for the sigma of a pass."""
+        """Set the strengths that follow timings to what they are at the sigma of a pass."""
         now = moment_of(model.model_sampling, sigma, self._steps(options))
         strengths = {path: attached[path].plan.strengths_at(now) for path in self.timed}
         if any(attached[path].strengths != own for path, own in strengths.items()):
@@ -310,7 +310,7 @@ def _ours(patcher: Any) -> BypassInjection | None:
 
 
 def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
-    """What a pass with some of `count` samples gets: those of each tensor that has one value for each."""
+    """A value for some of `count` samples: their rows of each tensor that has one row for each sample."""
     if isinstance(value, torch.Tensor):
         return value[samples] if value.ndim and len(value) == count else value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Where the tokens of a model's layers are in its passes, for strengths that differ over places."""
+"""Which tokens of a model's layers are which places of the picture, for strengths that differ over places."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokens_by_path(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tokens]:
 
 @dataclass(frozen=True)
 class Passing:
-    """What one pass of the host's model is about: pictures, their size, and other tokens beside theirs."""
+    """What one pass of the host's model computes: which pictures, of what size, beside which other tokens."""
 
     pictures: tuple[int, ...]
     """As in `Places`."""
@@ -40,15 +40,15 @@ class Passing:
     pace: int | Shape
     """As in `Places`."""
     text: int
-    """The tokens of the text, and those of sound that stand with them."""
+    """How many tokens the text has, with those of sound beside it."""
     kept: int = 0
-    """How many of them, the first ones, a pass may be without: the model keeps their keys and values."""
+    """How many of these, from the first on, a pass may leave out: the model keeps their keys and values."""
     multiple: int = 1
     """The tokens of the text, and those of the picture, may be filled up to a multiple of this number."""
     earlier: int = 0
-    """The tokens of other pictures that stand before those of the picture."""
+    """How many tokens of other pictures stand before those of the picture."""
     later: int = 0
-    """The tokens of other pictures that stand behind them."""
+    """How many tokens of other pictures stand behind those of the picture."""
     of: int = 0
     """As in `Places`."""
     crops: tuple[Crop, ...] = ()
@@ -93,7 +93,7 @@ class Passing:
         )
 
     def places(self, kind: Tokens, tokens: int) -> Places:
-        """Where the places of a layer are that has so many tokens for each sample.
+        """Where the places are in a layer that has so many tokens for each sample.
 
         Raises LycorisError where the counts do not agree.
         """
@@ -123,7 +123,7 @@ class Passing:
         elif kind == "text, places" and tokens == total - self.kept:
             before -= self.kept
         elif tokens != total:
-            # The first layer of a model sees its places before these are filled up.
+            # The first layer of a model sees the places before they are filled up.
             after += -count % self.multiple
         if before + count + after != tokens:
             known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
@@ -134,7 +134,7 @@ class Passing:
         return Places(self.pictures, grid, before, after, self.pace, self.of, self.crops)
 
     def _level(self, tokens: int) -> Shape:
-        """The grid of a UNet's level with so many tokens: each level has half of the one above."""
+        """The grid of the UNet level with so many tokens. Each level halves the sides of the one above."""
         *_, high, wide = self.size
         # Some models halve an odd number up, some down.
         for up in (1, 0):
@@ -147,18 +147,18 @@ class Passing:
 
 
 def picture_shape(x: Tensor, given: Mapping[str, Any]) -> Shape:
-    """The shape of the latent of the pictures in x, which may have that of sound beside it."""
+    """The shape of the pictures' latent in x, which may hold a latent of sound too."""
     shapes = given.get("latent_shapes")
     return tuple(shapes[0]) if shapes else tuple(x.shape)
 
 
 def crop_of(whole: Shape, window: Any, retained: Sequence[int], area: Sequence[range] | None) -> Crop:
-    """What a pass has of a latent of the size `whole`.
+    """The part of a latent of the size `whole` that a pass sees.
 
-    `window` is the host's context window or None. Before its frames may be one that leads up to them, and
-    behind them are those of the guides, which stand behind all frames of the whole. The frames `retained`
-    stand at their own numbers in every window. `area` are the rows of the window, or of the whole, along
-    each axis.
+    `window` is the host's context window or None. A frame that leads up to its frames may come before them.
+    The guides' frames come behind them; in the whole latent they stand behind all frames. The frames
+    `retained` stand at their own numbers in every window. `area` is the range along each axis of the window,
+    or of the whole.
     """
     axes: list[range | tuple[int, ...]] = [range(count) for count in whole]
     # Windows over the first axis are over pictures.
@@ -194,7 +194,7 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
         return numbers.shape[1]
     texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
     count = sum(text.shape[1] for text in texts if text is not None)
-    # HiDream takes a text twice: what the last layer of its encoder gives, and what the layer of a block.
+    # HiDream takes a text twice: from the last layer of its encoder, and from the layer chosen for a block.
     layers = given.get("encoder_hidden_states_llama3")
     if layers is not None:
         count += 2 * layers.shape[2]
@@ -211,7 +211,7 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
 
 
 def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """The latents whose tokens stand before those of the picture, and those whose tokens stand behind."""
+    """The latents whose tokens stand before the picture's, and the latents whose tokens stand behind."""
     named = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
     later = [one for one in (*named, given.get("time_dim_concat")) if one is not None]
     # OmniGen2 and Boogu.
@@ -259,7 +259,7 @@ def _not_agreeing(tokens: int, known: str) -> LycorisError:
 def blended_attention(
     passing: Passing, kind: Tokens, apart: Sequence[Where], before: Attention | None
 ) -> Attention:
-    """The host's override of attention: one for each set of keys and values, blended over the places.
+    """The host's override of attention: attend with each set of keys and values, and blend over the places.
 
     Keys and values whose batch is larger than that of the queries hold the samples once for the layers
     without a mask, and once for each of `apart`. `before` is the override that another node has set.
@@ -277,7 +277,7 @@ def blended_attention(
         places = passing.places(kind, q.shape[-2])
         for where, key, value in zip(apart, keys[1:], values[1:], strict=True):
             factors = where.over(places, places.grid, base.dtype, base.device)[..., None]
-            # With the heads as a dimension of their own.
+            # The heads are a dimension of their own.
             factors = factors[:, None] if base.ndim == 4 else factors
             found = one(key, value)
             total = torch.lerp(total, found if total is base else found + (total - base), factors)

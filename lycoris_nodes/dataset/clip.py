@@ -1,4 +1,4 @@
-"""Read clips: frames at a rate of one's own, turned upright, cut and resized."""
+"""Read clips: frames at any rate, turned upright, cut and resized."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .sizes import PictureFit, Pixels
 
 CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv")
 FRAMES = ".frames"
-"""The end of the name of a folder whose pictures are the frames of a clip, in the order of their names and of
-the numbers in them."""
+"""The ending of a folder's name whose pictures are the frames of a clip. They are ordered by their names, and
+numbers in names by value."""
 LONGEST = 3600.0
-"""The most seconds of a clip."""
+"""The longest clip in seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClipFacts:
     frames: int
     """How many there are at the rate that is asked for."""
     repeated: bool
-    """Whether the clip has fewer of its own, so that some come several times."""
+    """Whether the clip itself has fewer, so that some are repeated."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Cut:
 
 
 def cuts_of(frames: int, most: int, step: int, cuts: int) -> list[Cut]:
-    """Evenly spaced parts of a clip that do not overlap, at most so many, of `most` frames or fewer.
+    """At most `cuts` evenly spaced parts of a clip that do not overlap, each of at most `most` frames.
 
-    Each has a multiple of `step` frames and one more, which is what the VAEs of videos take.
+    Each has a multiple of `step` frames and one more, as the VAEs of videos need it.
     """
     count = (min(frames, most) - 1) // step * step + 1
     number = max(1, min(cuts, frames // count))
@@ -56,19 +56,22 @@ def cuts_of(frames: int, most: int, step: int, cuts: int) -> list[Cut]:
 
 
 def facts_of(path: Path, rate: float) -> ClipFacts:
-    """Read from a clip, without its frames. Raises TrainError for an unreadable one, and one too long."""
+    """The facts of a clip, of which only the first frame is decoded.
+
+    Raises TrainError for a clip that cannot be read or is too long.
+    """
     if path.is_dir():
         found = frame_files(path)
         return ClipFacts(size_of(found[0]), len(found), repeated=False)
     with _opened(path) as (container, stream):
-        # Without the packets, which hold the data of the whole file.
+        # Keep no packets: they hold the data of the whole file.
         times = [
             float(packet.pts * packet.time_base)
             for packet in container.demux(stream)
             if packet.pts is not None
         ]
         count = len(times)
-        # The last frame is shown as long as the others: not all files say how long.
+        # Assume that the last frame is shown as long as the others: not all files say it.
         seconds = (max(times) - min(times)) * count / (count - 1) if count > 1 else 0.0
         if seconds > LONGEST:
             raise TrainError(
@@ -79,7 +82,7 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
                 hint="Cut out what is to be learned",
             )
     first = next(_at_times(path, [0.0]))
-    # Times of files are rounded.
+    # Files round their times.
     frames = max(1, int(seconds * rate + 0.05))
     return ClipFacts(first.size, frames, repeated=frames > count)
 
@@ -91,7 +94,7 @@ def frame_files(folder: Path) -> list[Path]:
     if len(set(sizes.values())) != 1:
         other = next((path for path in found if sizes[path] != sizes[found[0]]), folder)
         raise TrainError(
-            "the frames of a clip have one size",
+            "all frames of a clip must have one size",
             file=str(other),
             got="{} x {}".format(*sizes[other]) if found else "no pictures",
             expected="{} x {}".format(*sizes[found[0]]) if found else "its frames",
@@ -105,7 +108,7 @@ def _is_frame(path: Path) -> bool:
 
 
 def _place_of(path: Path) -> list[str | int]:
-    """The name in parts, its numbers as such: 2 is before 10."""
+    """The name in parts, with numbers as integers: 2 comes before 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
@@ -135,15 +138,15 @@ def hash_of(path: Path) -> str:
 
 
 def _at_times(path: Path, times: list[float]) -> Iterator[Image.Image]:
-    """The frame that is shown at each of some rising times; the last one also after the end.
+    """The frame that is shown at each of these rising times; after the end of the film, its last one.
 
-    Raises TrainError for a film of which no frame can be decoded.
+    Raises TrainError if no frame of the film can be decoded.
     """
     left = list(times)
     shown: Any = None
     with _opened(path) as (container, stream):
         for time, frame in _decoded(container, stream):
-            # Times of files are rounded to a thousandth.
+            # Files round their times to a thousandth.
             while left and shown is not None and left[0] < time - 2e-3:
                 yield _picture(shown)
                 left.pop(0)
@@ -167,14 +170,14 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
 
 def _picture(frame: Any) -> Image.Image:
     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    # Phones store films lying, with how they are to be turned.
+    # Phones store films on their side, with the angle to turn them by.
     turned = int(getattr(frame, "rotation", 0) or 0)
     return picture.rotate(turned, expand=True) if turned else picture
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[tuple[Any, Any]]:
-    """A film and its stream of pictures. Names the file in the error where it cannot be read."""
+    """A film and its stream of pictures. If it cannot be read, the error names the file."""
     try:
         with cast("Any", av).open(str(path)) as container:
             streams = container.streams.video

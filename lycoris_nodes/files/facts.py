@@ -1,6 +1,6 @@
-"""What the page's list of files shows of each one, kept on the disk as long as the file stays the same.
+"""What the page's list of files shows of each file, kept on disk until the file changes.
 
-To tell the kind of a file, all names of its tensors are read: minutes for thousands of files.
+Telling a file's kind means reading the names of all its tensors: minutes for thousands of files.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .loras import lora_path
 from .thumbnails import THUMBNAIL
 
 TAGS = 30
-"""The most tags of a file that are told: the rest are rare ones."""
+"""How many tags of a file are told: the others are rare."""
 MOST = 1 << 15
-"""The most files of which facts are kept."""
+"""For how many files facts are kept."""
 PAUSE = 5
-"""The seconds for which what is new is collected before it is written."""
+"""For how many seconds new facts are collected before they are written."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Few enough that those of thousands of files can be told at once."""
+    """What is told of a file: so little that thousands of files fit in one answer."""
 
     error: str = ""
     """Why the file cannot be used; "" where it can."""
@@ -40,7 +40,7 @@ class Facts:
     families: Sequence[str] = ()
     triggers: Sequence[str] = ()
     stated: bool = False
-    """Whether the trigger words are stated, and not found in the tags of the training pictures."""
+    """Whether the file states its trigger words. Else they come from the tags of the training pictures."""
     tags: Sequence[str] = ()
     title: str = ""
     base: str = ""
@@ -53,7 +53,7 @@ class Facts:
 
 def facts_of(names: Iterable[str]) -> dict[str, Facts]:
     """The facts of files by their names."""
-    # A folder is listed once, and not asked for each of the names that may be in it.
+    # List a folder once, rather than ask for each name that may be in it.
     listed: dict[str, frozenset[str]] = {}
 
     def there(path: str) -> bool:
@@ -88,7 +88,7 @@ def _facts(name: str, there: Callable[[str], bool]) -> Facts:
 
 
 class _Kept:
-    """What files say themselves, by their paths, each with the file's stamp."""
+    """What files themselves say, by path, with the stamp of the file when it was read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class _Kept:
         if known is not None and known[0] == stamp:
             return known[1]
         facts = _own(path)
-        # What the system refuses today it may allow tomorrow.
+        # Errors are not kept: what the system refuses today it may allow tomorrow.
         if not facts.error:
             with self._lock:
                 self._found[path] = stamp, facts
@@ -115,7 +115,7 @@ class _Kept:
         return facts
 
     def write(self) -> None:
-        """Write them, so that the host's next start has them."""
+        """Write the facts, so that the host's next start has them."""
         with self._lock:
             self._later = None
             latest = list((self._found or {}).items())[-MOST:]
@@ -134,13 +134,13 @@ def _place() -> Path:
 
 
 def _read() -> dict[str, tuple[str, Facts]]:
-    """What an earlier start has written; nothing of another version of the pack, which may say more."""
+    """What an earlier start wrote; {} if another version of the pack did, which may tell other facts."""
     try:
         said = json.loads(_place().read_bytes())
         files = said["files"] if said["pack"] == _pack() else {}
         return {path: (stamp, Facts(**told)) for path, (stamp, told) in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        # There is none, or not a whole one: the files themselves say it again.
+        # The file is missing or damaged: the adapters are read again.
         return {}
 
 

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        # Look at the disk: the interrupt may have come just after the file got its name. It gets it only when
-        # it is complete.
+        # Look at the disk: the interrupt may have come just after the file got its name, which it gets only
+        # when it is complete.
         unchanged = output_state(options) == before
         outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
         return interrupted(error, outcome)

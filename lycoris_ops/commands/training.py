@@ -54,7 +54,7 @@ def table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A table of the settings, empty where there is none."""
     found = settings.get(name, {})
     if not isinstance(found, dict):
-        raise LycorisError("this is a table", key=name, got=repr(found), expected=f"[{name}]")
+        raise LycorisError("this must be a table", key=name, got=repr(found), expected=f"[{name}]")
     return dict(cast("dict[str, Any]", found))
 
 
@@ -144,7 +144,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: s
         # Only the arguments are checked here: a TypeError from inside the function must pass through.
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise LycorisError("these are not the arguments", key=place, got=str(error)) from error
+        raise LycorisError("the function does not take these arguments", key=place, got=str(error)) from error
     return function(**arguments)
 
 

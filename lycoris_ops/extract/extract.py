@@ -46,18 +46,17 @@ def extract_adapter(
     progress: Progress | None = None,
     **making: Unpack[Making],
 ) -> Adapter:
-    """Extract an adapter in memory that turns `base` into nearly `tuned`: its layers approximate tuned -
-    base.
+    """Extract, in memory, an adapter whose layers approximate tuned - base.
 
     The models are state dicts or safetensors files; files are read weight by weight, so no model is ever
-    whole in memory. `codec` reads quantised weights of files. Layers are matched by the names that adapters
-    have for them, so that prefixes and fused attentions may differ.
+    whole in memory. `codec` reads quantised weights of files. The layers of the two are matched by their
+    names in adapters, so that prefixes and fused attentions may differ.
 
-    `algorithm` and `size` are as in `resize_adapter`. Rounding noise of the two models is left out: singular
-    values that noise alone could have (see `Delta`). With the size "auto" the noise also decides the ranks;
-    without noise, as between float32 models, the knee of the energy does. Nothing is clamped. Weights of one
-    dimension, biases and bare parameters become differences, which are exact. `dtype` is float16 unless
-    given. The other arguments are as in `resize_adapter`.
+    Rounding noise of the two models is left out: singular values that noise alone could have (see `Delta`).
+    With the size "auto" the noise also decides the ranks; without noise, as between float32 models, the knee
+    of the energy does. Nothing is clamped. Weights of one dimension, biases and bare parameters become
+    differences, which are exact. `dtype` is float16 unless given. The other arguments are as in
+    `resize_adapter`.
 
     `Adapter.report` says what was kept and how the layers of the models differ; with `strict` a difference is
     an error.
@@ -68,7 +67,7 @@ def extract_adapter(
     """
     if algorithm == SAME:
         raise LycorisError(
-            "a difference of two models is of no kind yet, so it cannot keep one",
+            "the difference of two models has no kind yet that it could keep",
             got=algorithm,
             expected="lora, lokr, full ...",
         )
@@ -169,7 +168,7 @@ def _check_same(pairs: Pairs, after: Weights) -> None:
     found = pairs.differences()
     if found:
         raise MatchError(
-            "the two models have not the same layers",
+            "the two models do not have the same layers",
             file=after.name,
             got="; ".join(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}" for what, keys in found),
             expected="the same layers in both",

@@ -1,7 +1,7 @@
 """Bounds on what a file may hold. They are far above any real file, and nothing beyond them is worked on.
 
-A file comes from a stranger. It is held against these bounds when it is opened, before anything is made of
-what it says, so that opening a file that was made to do harm takes at most 2 s and 1 GB of memory.
+A file comes from a stranger. It is checked against these bounds when it is opened, before anything is made
+of what it says, so that opening a malicious file takes at most 2 s and 1 GB of memory.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ MAX_TENSORS = 1 << 17
 checkpoint of a diffusion model a few thousand."""
 
 MAX_JSON = 32 << 20
-"""Bytes of a text in JSON, such as the header of a safetensors file. An entry of the header takes about 150
+"""Bytes of a JSON document, such as the header of a safetensors file. An entry of the header takes about 150
 bytes, and what training tools write about their data sets takes several MB. The format allows 100 MB."""
 
 MAX_BRACKETS = 8 * MAX_TENSORS
-"""Opening brackets and braces in a text in JSON. A tensor's entry in a header has three. Each becomes a list
-or a table of its own, which takes 20 times the memory of the text and much of the time."""
+"""Opening brackets and braces in a JSON document. A tensor's entry in a header has three. Each becomes a list
+or a table of its own, which takes 20 times the memory of its characters and much of the time."""
 
 MAX_QUOTES = 12 * MAX_TENSORS
-"""Quotation marks in a text in JSON, without those inside of its texts. A tensor's entry in a header has ten.
-Each pair becomes a text of its own, which takes about 10 times the memory of a short one in the file."""
+"""Quotation marks in a JSON document that delimit strings. A tensor's entry in a header has ten. Each pair
+becomes a string of its own; a short one takes about 10 times the memory that it has in the file."""
 
 MAX_COMMAS = 24 * MAX_TENSORS
-"""Commas in a text in JSON, also inside of its texts. A tensor's entry in a header has about six. Each stands
-before a value, which takes 40 bytes or less unless it is a table, a list or a text."""
+"""Commas in a JSON document, also inside its strings. A tensor's entry in a header has about six. Each stands
+before a value, which takes 40 bytes or less unless it is a table, a list or a string."""
 
 MAX_METADATA = 10_000
 """Entries of the metadata. Training tools write about 100."""
@@ -39,24 +39,24 @@ MAX_DIMENSIONS = 16
 """Dimensions of a tensor. A kernel of a 3D convolution has five, and no layer of a model more than eight."""
 
 MAX_ELEMENTS = 1 << 40
-"""Elements of a tensor, where dimensions of 0 count as 1. The data of a tensor bound its size except where
-one of its dimensions is 0, and torch fails where the product of the others does not fit into 63 bits."""
+"""Elements of a tensor, where dimensions of 0 count as 1. A tensor is no larger than its data, unless one of
+its dimensions is 0: then torch fails if the product of the others does not fit into 63 bits."""
 
 MAX_PICKLE = 8 << 20
 """Bytes of the pickle that says which tensors a file has, without their data. A tensor takes about 200."""
 
 MAX_STEPS = 1_000_000
-"""Instructions of such a pickle. A tensor takes about 30. Each may make an object of about 60 bytes."""
+"""Instructions of that pickle. A tensor takes about 30. Each may make an object of about 60 bytes."""
 
 MAX_MADE = 16 * MAX_STEPS
-"""Values that such a pickle's tables, lists and calls may hold, each counted wherever it is held."""
+"""Values in that pickle's tables, lists and calls. A value counts again in each that holds it."""
 
 MAX_NESTED = 100
-"""How deep the values of such a pickle may lie within each other."""
+"""How deep the values of that pickle may lie within each other."""
 
 MAX_MEMBERS = MAX_TENSORS + 100
-"""Members of such an archive: a storage for each tensor, and a few more."""
+"""Members of the zip archive of a .pt or .bin file: a storage for each tensor, and a few more."""
 
 MAX_SHARING = 16
-"""How many times the bytes of a pickle's tensors may add up to the size of the file. Tensors that are tied,
-or that are parts of a larger one, lie in the file once, but each is read into memory of its own."""
+"""How many times the size of its file the tensors of a pickle may take together. Tensors that are tied, or
+that are parts of a larger one, lie in the file once, but each is read into memory of its own."""

@@ -18,7 +18,7 @@ SMALL = 1e-4
 
 
 def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
-    """Whether adapters that were made by fits hold all of their sources, and a sentence that says so."""
+    """Whether adapters that were made by fits hold all of their sources, and the sentence that says it."""
     reports = [_report(adapter) for adapter in adapters]
     before = [report.source_size for report in reports if report.source_size is not None]
     old = sum(before) if len(before) == len(reports) else None

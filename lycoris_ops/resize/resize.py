@@ -48,16 +48,15 @@ def resize_adapter(
     progress: Progress | None = None,
     **making: Unpack[Making],
 ) -> Adapter:
-    """Make an adapter in memory whose layers have another kind or size, each as near as possible to the layer
-    that it replaces.
+    """Make, in memory, an adapter of another kind or size, each layer as near as possible to the original.
 
-    `size` is a Rank for every layer, or a Budget, Ratio or Energy, given to the layers where it keeps most.
+    `size` is a Rank for every layer, or a Budget, Ratio or Energy that goes where it keeps most.
     "auto" stops where one more parameter would keep less than an average parameter of the full weights. A
     budget in bytes counts the whole file, with its tensors in the dtype that they get here. `algorithm` is a
     kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or "same" for the kind
-    that each layer has. Some layers stay the same, bit by bit: those already of the kind and not larger,
-    norms, biases, and those that enlarge their weight. alpha follows the rank, so that the scale of the
-    factors stays.
+    that each layer has. Some layers stay the same, bit by bit: those that already have the kind and are not
+    larger, norms, biases, and those that enlarge their weight. alpha follows the rank, so that the scale of
+    the factors stays.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
     needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); then the result
@@ -133,9 +132,7 @@ class _Resizing:
         if self.adapter.embeddings:
             lines.append(f"the embeddings {', '.join(self.adapter.embeddings)} are left out")
         if self.adapter.unused_keys:
-            lines.append(
-                f"{number_of(len(self.adapter.unused_keys), 'key')} of the file that nothing reads left out"
-            )
+            lines.append(f"{number_of(len(self.adapter.unused_keys), 'unknown key')} of the file left out")
         return tuple(lines)
 
     def metadata(self) -> dict[str, str]:

@@ -328,7 +328,7 @@ class LycorisNetwork(nn.Module):
         missing = sorted(self.members.keys() - found.keys())
         if extra or missing:
             raise MatchError(
-                "the file and the network have not the same layers",
+                "the file and the network do not have the same layers",
                 file=adapter.path,
                 key=(extra or missing)[0],
                 got=f"{len(found)} layers, {len(extra)} of them not in the network",

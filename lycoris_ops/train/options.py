@@ -40,10 +40,10 @@ class TrainOptions:
     steps: int | None = None
     """How many steps. Either this or `epochs` is given."""
     epochs: int | None = None
-    """How often the batches are gone through, which then need a length."""
+    """How many times the training goes through the batches, which then need a length."""
 
     optimiser: str = "adamw"
-    """A name out of `train.optimisers`, or `module:Class` of any installed package."""
+    """A name in `train.optimisers`, or `module:Class` of any installed package."""
     optimiser_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further arguments of the optimiser, such as `betas`."""
     lr: float | None = None
@@ -52,7 +52,7 @@ class TrainOptions:
     """How many times higher the rate of `up` is than that of `down` (LoRA+, arXiv 2402.12354)."""
     weight_decay: float = 0.0
     schedule: str = "constant"
-    """A name out of `train.schedules`: how the rate goes from its full value to zero."""
+    """A name in `train.schedules`: how the rate goes from its full value to zero."""
     warmup: float = 0
     """Steps in which the rate rises to its full value; below 1 it is a share of all steps."""
     restarts: int = 0
@@ -71,9 +71,9 @@ class TrainOptions:
     max_weight_norm: float | None = None
     """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
     rise: float | None = None
-    """How many times the loss of the model alone the loss of a step may be, as far as it was not so in the
-    first step. Where it is more for a twentieth of the steps, at least 25, the training stops. Each of these
-    checks is one more pass. None never stops."""
+    """How many times its first value the ratio of a step's loss to the loss of the model alone may be, see
+    `train.rise.Rise`. It is checked after each twentieth of the steps, at least 25, by one more pass. The
+    training stops where two checks in a row find more. None never stops."""
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
     the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""
@@ -97,7 +97,7 @@ class TrainOptions:
 
     mesh: Any | None = None
     """The `DeviceMesh` over copies of the model, where several processes compute each copy and see the same
-    batches. None is that of the model's own weights, where they are divided so, and else of all processes."""
+    batches. With None the model's weights say which processes do, and without divided weights none do."""
 
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
@@ -115,13 +115,13 @@ class TrainOptions:
     """The file of the finished adapter."""
     dialect: str = "lycoris"
     dtype: torch.dtype | None = None
-    """The dtype of the written adapter; None is that of the trained tensors."""
+    """The dtype of the written adapter; None keeps the one of the trained tensors."""
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     """Entries of the file's metadata, which win over those that the training writes. None takes one away."""
     checkpoints: str | os.PathLike[str] | None = None
-    """The folder of the checkpoints; None is one beside `output`, or none at all where that is None too."""
+    """The folder of the checkpoints; None is one beside `output`, or none if there is no `output`."""
     overwrite: bool = False
-    """Whether the files of an earlier training may be replaced. A resumed one always goes on with its own."""
+    """Whether the files of an earlier training may be replaced. A resumed one always replaces its own."""
 
     bar: bool = True
     """Whether progress is shown on stderr."""
@@ -133,7 +133,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise TrainError(
-                "a training has a number of steps or of epochs",
+                "a training needs a number of steps or of epochs",
                 got="neither" if self.steps is None else "both",
                 expected="one of steps and epochs",
             )
@@ -205,12 +205,12 @@ class TrainOptions:
 
     @property
     def race_file(self) -> Path | None:
-        """The file of the outcome of a race: beside `output`, or else in the folder of the checkpoints."""
+        """The file for the outcome of a race: beside `output`, or else in the folder of the checkpoints."""
         if self.output is None:
             return None if self.folder is None else self.folder / "race.json"
         return self._beside("-race.json")
 
     @property
     def last_state(self) -> Path | None:
-        """The file of the latest steps of a run that came to an end or was stopped, if there is a folder."""
+        """The file for the state after the last step of a run, finished or stopped, if there is a folder."""
         return None if self.folder is None else self.folder / f"last{STATE}"

@@ -27,7 +27,9 @@ def check_text(entries: Mapping[str, Any], error: type[LycorisError] = LycorisEr
     """Raise `error` for an entry that is neither text nor None: other readers refuse the whole file."""
     for name, value in entries.items():
         if not (value is None or isinstance(value, str)):
-            raise error("metadata is text", key=f"metadata[{name!r}]", got=repr(value), expected=f'"{value}"')
+            raise error(
+                "metadata must be text", key=f"metadata[{name!r}]", got=repr(value), expected=f'"{value}"'
+            )
 
 
 def metadata_for(
@@ -38,12 +40,12 @@ def metadata_for(
     added: Mapping[str, str | None],
     configuration: str | None,
 ) -> dict[str, str]:
-    """The metadata to write: those of the source that are still true, and what the new file needs.
+    """The metadata to write: what is still true of the source's, and what the new file needs.
 
-    The latter are the options of layers, the PEFT `configuration` of a file for diffusers, the `added`
-    metadata, where None takes a key away, and the recipe. Hashes are left out, see `add_hashes`.
+    The latter is the options of layers, the PEFT `configuration` of a file for diffusers, the recipe, and
+    the `added` metadata, where None takes a key away. Hashes are left out, see `add_hashes`.
     """
-    # PEFT's configuration of the source is for its names and factors, and not for the new ones.
+    # The source's PEFT configuration is for the source's names and factors, not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
     kept |= plain_args(kept, {key: str(v) for layer in made for key, v in layer.encoded.options.items()})
     if adapter.transposed:
@@ -65,7 +67,7 @@ def metadata_for(
 
 
 def alpha_changed(made: Made) -> bool:
-    """Whether a layer is written with another alpha than the layer that it is made of has in the source file.
+    """Whether a layer is written with another alpha than its source layer has.
 
     False where the layer is made of several, or where alpha is no scale.
     """

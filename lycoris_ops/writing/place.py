@@ -16,12 +16,12 @@ PEFT_FILE = "adapter_model.safetensors"
 
 
 def has_folder(dialect: str) -> bool:
-    """Whether an adapter is a folder, of its weights and a configuration beside them."""
+    """Whether an adapter in this dialect is a folder that holds the weights and a configuration."""
     return write_of(dialect).configuration == "beside"
 
 
 def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
-    """The file to write for a path that a user gave; for peft that may be a folder.
+    """The file to write for a path that a user gave. For peft the path may be a folder.
 
     Raises WriteError for a name that readers would not find or not accept.
     """
@@ -53,7 +53,7 @@ def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
 
 
 def _peft_place(path: Path) -> Path:
-    # A folder that does not exist yet is known by a name without a file's ending. `style-v1.5` has none.
+    # A path without a tensor file's ending, such as `style-v1.5`, means a folder, which may not exist yet.
     if path.suffix.lower() not in SAFETENSORS + PICKLES and not path.is_file():
         path = path / PEFT_FILE
     if path.name != PEFT_FILE:

@@ -49,15 +49,15 @@ class Regrouper:
         self._change = lru_cache(maxsize=HELD)(self._change_of)
 
     def shape_of(self, layer: str) -> Shape:
-        """The shape of what a layer of the adapter is applied to; () where the model does not say it."""
+        """The shape of the weight that a layer of the adapter changes; () where it is not known."""
         return self._shapes.get(layer, ())
 
     def may_have_bias(self, layer: str) -> bool:
-        """Whether a bias may be beside what a layer is applied to; True where the model does not say it."""
+        """Whether the weight that a layer changes may have a bias beside it; True where it is not known."""
         return layer not in self._shapes or layer in self._biased
 
     def make(self, planned: LayerToWrite) -> Layer:
-        """The layer to write. If it is cut or joined, it is checked that it changes the model as before.
+        """The layer to write. One that is cut or joined is checked to change the model as before.
 
         Raises LayerError where rows of a layer cannot be taken alone, or layers cannot be joined; WriteError
         where the check fails.
@@ -76,7 +76,7 @@ class Regrouper:
     def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:
         """A layer made of some rows of one layer.
 
-        None where several layers are needed, or where no layer changes some of the rows: then see `_fused`.
+        None where several layers are needed, or where some rows stay unchanged: then see `_fused`.
         """
         if len(planned.sources) != 1:
             return None
@@ -104,7 +104,7 @@ class Regrouper:
         return fuse(pieces, rows)
 
     def _check(self, planned: LayerToWrite, made: Layer) -> None:
-        """Raise WriteError unless the layer changes weight and bias as the layers do that it is made of."""
+        """Raise WriteError unless the layer changes weight and bias as the layers it is made of do."""
         assert planned.shape is not None
         weight = torch.zeros(planned.shape)
         wanted = torch.zeros(planned.shape)

@@ -294,7 +294,7 @@ def _changes(
         (bool(given), f"alpha written, with none in the file, for {number_of(len(given), 'layer')}"),
         (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
         (bool(loose), f"{number_of(len(loose), 'key')} copied unchanged (embeddings, or of no known kind)"),
-        (dropped > 0, f"{number_of(dropped, 'key')} that nothing reads left out"),
+        (dropped > 0, f"{number_of(dropped, 'unknown key')} left out"),
     ]
     return tuple(text for holds, text in lines if holds)
 

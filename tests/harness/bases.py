@@ -28,10 +28,10 @@ from .facts import ROOT
 PAGE = ROOT / "docs" / "bases.md"
 HEAD = """# What is trained on what
 
-Each cell is a linear layer with a network of one kind, on a weight of one sort. The output was compared
-with that of the whole changed weight, W + delta(W), in float64: `beside` is the form "bypass", `rebuilt`
-forms the changed weight in each pass, and `merged` is `merge_to`. What a cell does not name is refused, at
-the latest in the first pass, for the reason whose letter stands there. The page is written by
+Each cell is a linear layer with a network of one kind, on a weight of one sort. Its output was compared in
+float64 with what the whole changed weight, W + delta(W), gives. `beside` is the form "bypass", `rebuilt`
+forms the changed weight in each pass, and `merged` is `merge_to`. A form that a cell does not name is
+refused, in the first pass at the latest; the letters give the reasons. The page is written by
 `python -m tests.harness.bases --write`, and a test compares it.
 """
 SIDE = 32

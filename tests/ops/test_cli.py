@@ -125,7 +125,7 @@ def test_resize_and_extract_write_and_report(file: Path, model: Path, tmp_path: 
     done = run("resize", file, "-o", small, "--size", "rank 1", "--dialect", "comfy", "--base", model)
     assert done.returncode == 0, done.stderr
     assert "1 lora (rank 1), from lora 2" in done.stdout and "% of the energy" in done.stdout
-    assert "1 key of the file that nothing reads left out" in done.stdout
+    assert "1 unknown key of the file left out" in done.stdout
     assert lyc.load_adapter(small).metadata["ss_network_dim"] == "1"
     key = "diffusion_model.input_blocks.1.1.proj_in"
     assert {name: info.rank for name, info in lyc.load_adapter(small).info.items()} == {key: 1}

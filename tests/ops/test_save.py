@@ -461,7 +461,7 @@ def test_what_nothing_reads_stays_with_its_dialect(tmp_path: Path) -> None:
         saved(adapter, tmp_path, "comfy", model=model())
     result = lyc.save_adapter(adapter, out(tmp_path, "comfy"), "comfy", model=model(), drop_unread=True)
     assert set(lyc.load_adapter(result.path).unused_keys) == set()
-    assert "2 keys that nothing reads left out" in lyc.describe_saved(result)
+    assert "2 unknown keys left out" in lyc.describe_saved(result)
     # Names that no tool uses stay as they are, and so does what is beside them.
     tensors = {f"part.x.{suffix}": tensor for suffix, tensor in lora((12, 18), 3).items()}
     save_file({**tensors, "_aux.note": torch.ones(2)}, tmp_path / "bare.safetensors")

@@ -69,7 +69,7 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
         ("plan = {rmax = 3}", "", "Is it r_max"),
         ("plan = {preset = 'everything'}", "", "everything"),
         ("arguments = {number = 3}", "", "arguments"),
-        ("arguments = 3", "", "this is a table"),
+        ("arguments = 3", "", "this must be a table"),
     ],
 )
 def test_bad_settings(

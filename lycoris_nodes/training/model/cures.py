@@ -90,10 +90,10 @@ OVERWRITES_NORMED = {
 Copying these is cheaper than watching every operation: a step of a small Flux takes a quarter of the time."""
 
 OVERWRITES_ATTENDED = {"LTXVModel": "CrossAttention", "LTXAVModel": "CrossAttention"}
-"""Networks that overwrite only inputs of norms (functions there) and of attentions of the class given."""
+"""Networks that overwrite only inputs of norms, which are functions there, and of attentions of a class."""
 
 ENCODER = "SDClipModel"
-"""The host's class of one text encoder, whose `transformer` is the network."""
+"""The host's class for one text encoder. Its `transformer` is the network."""
 
 
 def kinds_of(network: nn.Module) -> frozenset[str]:

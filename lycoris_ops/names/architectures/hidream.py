@@ -1,4 +1,4 @@
-"""HiDream I1, whose layers have one name in the host, in published files and in diffusers.
+"""HiDream I1. Its layers have the same names in the host, in published files and in diffusers.
 
 Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_hidream_image.py`.
 """
@@ -15,7 +15,7 @@ ARCHITECTURE = Architecture(
             diffusers=same("**"),
         ),
     ),
-    # One for each layer of a text encoder whose output the model takes.
+    # One embedder for each layer of the text encoders that the model reads.
     aside={"caption_projection.*": "embedders of captions"},
     tokens={
         "x_embedder.proj": "places",

@@ -1,9 +1,9 @@
-"""DiffSynth-Studio's adapters for MiniMax-H3, which have the rows of query, key and value head by head.
+"""DiffSynth-Studio's adapters for MiniMax-H3, which order the rows of query, key and value head by head.
 
 DiffSynth-Studio trains the original weights, in which the rows of `attn.qkv_proj` are ordered
 [head 0: q k v, head 1: q k v, ...]. All other tools, and the host, have [all of q; all of k; all of v]. The
-shapes are the same. What tells such a file is PEFT's word `default` in its keys, beside names of this model:
-no other tool for MiniMax-H3 writes it.
+shapes are the same. Such a file is recognised by PEFT's word `default` in its keys, beside names of this
+model: no other tool for MiniMax-H3 writes it.
 
 Source: diffusers (Apache-2.0), `_convert_non_diffusers_minimax_h3_lora_to_diffusers` in
 `loaders/lora_conversion_utils.py`.
@@ -26,7 +26,7 @@ LAYER = re.compile(
     r"|(?:.*\.)?(?:(?:video|audio)_patch_proj|condition_proj|time_embedder\.proj_(?:in|out))$"
     r"|(?:.*\.)?final_layer\.(?:adaln_proj\.linear|(?:video|audio)_out)$"
 )
-"""The linear layers of MiniMax-H3, by their original names. There may be more in front."""
+"""The linear layers of MiniMax-H3, by their original names, perhaps behind a prefix."""
 HEAD = 128
 """Rows of one head in each of query, key and value, in every published size of the model."""
 

@@ -56,7 +56,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
     decompose_factor: int = -1
 
     def read_tensors(self, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-        """PEFT scales a layer of two full factors too, whose scale is 1 by LyCORIS and in `Lokr`."""
+        """PEFT scales a layer of two full factors too: into w1, as its scale in LyCORIS and `Lokr` is 1."""
         if not {W1, W2} <= tensors.keys():
             return tensors
         rank = self.rank_at(path)
@@ -104,7 +104,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
 
 
 def _cut(members: Sequence[ConfiguredLayer[WantedLokr]]) -> tuple[bool, int]:
-    """The `decompose_both` and `decompose_factor` with which PEFT gives every layer the factors that it has.
+    """`decompose_both` and `decompose_factor` with which PEFT makes factors of each layer's own shapes.
 
     Raises ConflictError where there are none.
     """
@@ -129,7 +129,7 @@ def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
     (rows, columns), (k, j) = wanted.outer, wanted.inner
     if factorization(rows * k, factor, ordered=False) != (rows, k):
         return False
-    # Where the columns are inputs times kernel, any divisor of their number may be that of the inputs.
+    # Where j counts inputs times kernel, any divisor of it may be the number of inputs.
     inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
     if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
         return False
