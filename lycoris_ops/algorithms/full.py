@@ -1,19 +1,20 @@
-"""A full difference: stores the change itself, to the weight, the bias or both."""
+"""A full difference: stores the change itself, to the weight, some of its rows, the bias or both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from ..changes.forms import Dense
+from ..changes.forms import Dense, LowRank
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.shapes import Shape
-from .base import DIFF_B, SET_BIAS, Join, Products, column
+from ..maths.shapes import Extent, Shape
+from .base import ALPHA, DIFF_B, IGNORED, SET_BIAS, Join, Products, column
+from .checks import agree, exactly, vector
 from .fitting import Delta, Fit, Fitted
 from .training import Trained
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DIFF, SET = "diff", "set_weight"
+SET_ROWS, ROWS_AT = "set_rows", "set_rows_at"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,6 +33,9 @@ class Full(Trained, Fitted):
     which may be (O,). `diff_b` (O,) is added to the bias; `set_bias` (O,) holds the values that the bias has
     at strength 1. Alpha has no meaning here.
 
+    set_rows (n, I) holds the values of n rows of the weight alone, such as those of tokens in an embedding,
+    and set_rows_at (n,) their numbers from 0 on: delta[set_rows_at] = set_rows - W[set_rows_at], else 0.
+
     Source: the key names of LyCORIS ("full") and of ComfyUI's own saver.
     """
 
@@ -38,10 +43,12 @@ class Full(Trained, Fitted):
     variants: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({DIFF}),
         frozenset({SET}),
+        frozenset({SET_ROWS, ROWS_AT}),
         frozenset({DIFF_B}),
         frozenset({SET_BIAS}),
     )
 
+    numbers: ClassVar[frozenset[str]] = frozenset({ALPHA, ROWS_AT})
     products: ClassVar[Products] = ((DIFF,),)
     whole: ClassVar[bool] = True
     fresh_rate: ClassVar[float] = 0.1
@@ -49,9 +56,15 @@ class Full(Trained, Fitted):
 
     diff: Tensor | None = None
     set_weight: Tensor | None = None
+    set_rows: Tensor | None = None
+    set_rows_at: Tensor | None = None
 
     @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
+    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+        if SET_ROWS in shapes:
+            count, size = exactly(shapes, SET_ROWS, 2)
+            agree("numbers of rows", (SET_ROWS, count), (ROWS_AT, vector(shapes, ROWS_AT)))
+            return (None, size)
         found = shapes.get(DIFF) or shapes.get(SET) or ()
         if 0 in found or (not found and not {DIFF_B, SET_BIAS} & shapes.keys()):
             raise LayerError("a full difference is empty", got=str(list(found)), expected="a weight's shape")
@@ -67,22 +80,71 @@ class Full(Trained, Fitted):
         """diff: the change itself, at the size of the weight."""
         return (Fit.whole(cls.algorithm, delta, lambda values: cls(diff=values)),)
 
-    def additive(self) -> tuple[Dense, ...] | None:
+    def check_values(self) -> None:
+        if self.set_rows_at is None:
+            return
+        at = numbers_of(self.set_rows_at)
+        if not all(row >= 0 and row == int(row) for row in at) or len(set(at)) < len(at):
+            raise LayerError(
+                f"{ROWS_AT} does not name different rows", key=ROWS_AT, expected="whole numbers from 0 on"
+            )
+
+    def check_fit(self, shape: Sequence[int]) -> None:
+        super().check_fit(shape)
+        if self.set_rows_at is None:
+            return
+        kept = vars(self)
+        # Kept, because a device has to be waited for.
+        if "_last" not in kept:
+            kept["_last"] = int(self.set_rows_at.max())
+        if kept["_last"] >= shape[0]:
+            raise LayerError(
+                "the layer sets a row that the weight does not have",
+                got=f"row {kept['_last']} of {shape[0]}, counted from 0",
+                expected=f"{kept['_last'] + 1} rows or more",
+                hint="Enlarge the embedding first, as it was when the rows were trained",
+            )
+
+    def fault_in_comfy(self) -> str | None:
+        return super().fault_in_comfy() if self.set_rows is None else IGNORED
+
+    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+        layer = super().shrunk(ratio, weight)
         if self.set_weight is not None:
+            return replace(layer, set_weight=weight + ratio * (self.set_weight - weight))
+        if self.set_rows is not None and self.set_rows_at is not None:
+            rows = weight[self.set_rows_at.flatten().to(weight.device, torch.int64)]
+            return replace(layer, set_rows=rows + ratio * (self.set_rows - rows))
+        return layer
+
+    def additive(self) -> tuple[Dense, ...] | None:
+        if self.set_weight is not None or self.set_rows is not None:
             return None
         return (Dense(_matrix(self.diff)),) if self.diff is not None else ()
 
     def sides(self, weight: Tensor) -> Sides:
+        if self.set_rows is not None and self.set_rows_at is not None:
+            at = self.set_rows_at.flatten().to(weight.device, torch.int64)
+            removed = weight.new_zeros(weight.shape[0]).index_fill_(0, at, -1.0)
+            # A column for each row that is set, with a single one.
+            places = weight.new_zeros(weight.shape[0], len(at))
+            places[at, torch.arange(len(at), device=weight.device)] = 1.0
+            return Sides(outputs=Diagonal(removed), beside=(LowRank(places, self.set_rows, 1.0),))
         assert self.set_weight is not None
         # 1 + diag(-1) is zero, so W is removed.
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
 
-    def row_axes(self) -> Mapping[str, int]:
-        return {"diff": 0, "set_weight": 0}
+    def row_axes(self) -> Mapping[str, int] | None:
+        return None if self.set_rows is not None else {"diff": 0, "set_weight": 0}
 
     def column_axes(self) -> Mapping[str, int] | None:
-        return None if self.set_weight is not None else {"diff": 1}
+        return None if self.additive() is None else {"diff": 1}
+
+
+def numbers_of(rows: Tensor) -> list[float]:
+    """The values of `set_rows_at` as numbers."""
+    return cast("Any", rows).flatten().tolist()
 
 
 def _matrix(values: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ from typing import Any
 from ..algorithms import Layer
 from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
-from .config import PURPOSE, Config, ConfiguredLayer, ConflictError, Module, Wanted, WantedRank
+from .config import PURPOSE, TOKENS, Config, ConfiguredLayer, ConflictError, Module, Wanted, WantedRank
 from .fields import MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS
 from .kinds.ln_tuning import LnTuningConfig
 from .kinds.lora import LoraConfig
+from .kinds.trainable_tokens import TrainableTokensConfig
 from .unread import UNREAD, not_read
 
 __all__ = [
     "CONFIG_NAME",
     "METADATA_KEY",
     "PURPOSE",
+    "TOKENS",
     "Config",
     "ConfiguredLayer",
     "ConflictError",
@@ -51,15 +53,21 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
 
     Raises ConflictError where no configuration gives these very layers.
     """
+    # Beside another kind PEFT keeps whole values of any module, or of some of its rows, see `beside_others`.
     whole = [member for member in members if member.kind is LnTuningConfig]
-    if 0 < len(whole) < len(members):
-        # Beside another kind PEFT keeps whole values of any module, see `beside_others`.
-        others = config_for([member for member in members if member not in whole], module)
-        config = replace(others, modules_to_save=sorted(member.path for member in whole))
-        own = {member.path for member in whole}
-        beside = next((path for path in sorted(module.paths) if path not in own and config.saves(path)), None)
-        if beside is not None:
-            raise ConflictError("would save another module whole, too", whole[0], beside)
+    rows = [member for member in members if member.kind is TrainableTokensConfig]
+    others = [member for member in members if member not in whole and member not in rows]
+    if others and (whole or rows):
+        config = replace(
+            config_for(others, module),
+            modules_to_save=sorted(member.path for member in whole),
+            trainable_token_indices={member.path: member.wanted.rows for member in rows},
+        )
+        for own, named in ((whole, config.saves), (rows, config.rows_at)):
+            paths = {member.path for member in own}
+            beside = next((path for path in sorted(module.paths) if path not in paths and named(path)), None)
+            if beside is not None:
+                raise ConflictError("would keep values of another module, too", own[0], beside)
         return config
     # The kind of most layers, so that the error names one of the few others.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
@@ -138,6 +146,10 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
     kind.check(fields)
     named = fields.texts("modules_to_save")
     purpose = {key: value for key in PURPOSE if isinstance(value := fields.given.get(key), str)}
+    config = kind.read(fields)
     return replace(
-        kind.read(fields), modules_to_save=(named,) if isinstance(named, str) else named, purpose=purpose
+        config,
+        modules_to_save=(named,) if isinstance(named, str) else named,
+        trainable_token_indices=fields.rows(TOKENS) or config.trainable_token_indices,
+        purpose=purpose,
     )

@@ -105,13 +105,15 @@ class Refusal:
     hint: str = "Use it in PEFT itself"
 
 
+TOKENS = "trainable_token_indices"
+"""The field that says which rows of an embedding were trained beside a layer of another kind."""
 NAMED_BY_KEYS = frozenset(
     {
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        *("trainable_token_indices", "ensure_weight_tying"),
+        "ensure_weight_tying",
     }
 )
-"""Fields that say which layers PEFT adapts, or saves whole. The keys of the file tell as much."""
+"""Fields that say which layers PEFT adapts. The keys of the file tell as much."""
 PURPOSE = ("base_model_name_or_path", "revision", "task_type")
 """Fields that say what an adapter was made for. PEFT's and transformers' Auto classes need them."""
 NOTES = frozenset({"peft_type", "auto_mapping", "peft_version", "inference_mode", *PURPOSE})
@@ -148,6 +150,9 @@ class Config(ABC, Generic[W]):
     file tell which layers there are."""
     modules_to_save: Sequence[str] = ()
     """Modules whose whole values the file holds, such as a new head, by the ends of their paths."""
+    trainable_token_indices: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
+    """The rows that were trained of modules, by the ends of their paths. "" is the one embedding that has
+    such."""
     purpose: Mapping[str, str] = field(default_factory=dict[str, str])
     """The fields of `PURPOSE` that are texts."""
 
@@ -249,7 +254,8 @@ class Config(ABC, Generic[W]):
     def table(self) -> dict[str, Any]:
         """The configuration as the JSON table that PEFT writes."""
         # `path` is where it was read from, and no field of PEFT's.
-        own = {"path", "purpose"} if self.modules_to_save else {"path", "purpose", "modules_to_save"}
+        own = {"path", "purpose"}
+        own |= {name for name in ("modules_to_save", TOKENS) if not getattr(self, name)}
         names = [one.name for one in dataclasses.fields(self) if one.name not in own]
         fields = {name: getattr(self, name) for name in names}
         return {"peft_type": self.peft_type, **INFERENCE, **fields}
@@ -260,6 +266,11 @@ class Config(ABC, Generic[W]):
         As PEFT finds them: a name is the end of a module's path, with or without a dot before it.
         """
         return any(module in self._whole for module in accumulate(path.split("."), "{}.{}".format))
+
+    def rows_at(self, path: str) -> Sequence[int] | None:
+        """The numbers of the rows that were trained of the module at a path; None where it names none."""
+        named = self.trainable_token_indices.items()
+        return next((rows for end, rows in named if path.endswith(end)), None)
 
     @cached_property
     def _whole(self) -> patterns.Names:

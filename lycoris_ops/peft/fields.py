@@ -113,6 +113,20 @@ class Fields:
         """A table of whole numbers; {} where it is missing."""
         return {key: self._whole(name, value, low, high, key) for key, value in self._entries(name)}
 
+    def rows(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Lists of numbers of rows by modules, or one list, by the name ""; {} where it is missing."""
+        value: Any = self._value(name, {})
+        lists: dict[str, Any] = {"": value} if isinstance(value, list) else dict(self._entries(name))
+        for key, rows in lists.items():
+            if not isinstance(rows, list):
+                raise self.error(
+                    name, f"it holds no list in the entry {_shown(key)}", rows, "numbers of rows"
+                )
+        return {
+            key: tuple(self._whole(name, row, 0, MOST_ROWS, key) for row in rows)
+            for key, rows in lists.items()
+        }
+
     def error(self, name: str, why: str, got: Any, expected: str, hint: str = HINT) -> FileFormatError:
         """The error for a field whose value `got` cannot be followed."""
         return unreadable(
@@ -161,6 +175,8 @@ class Fields:
         return self.error(name, f"it holds no usable number{place}", value, range_)
 
 
+MOST_ROWS = 1 << 31
+"""More rows than any embedding has."""
 LARGEST = 1e30
 """The largest number that a field may hold. Ranks, scales and bounds are far smaller, and a product with such
 a number would overflow float32."""

@@ -15,8 +15,6 @@ class Unread:
     """What its authors call it."""
     tensors: tuple[str, ...]
     """Names of its tensors, each a word of a key between dots."""
-    instead: str = ""
-    """What to do without it, for a message."""
 
 
 UNREAD: dict[str, Unread] = {
@@ -53,11 +51,6 @@ UNREAD: dict[str, Unread] = {
     "SHIRA": Unread("SHiRA", ("shira_weight", "shira_indices")),
     "SUPERTUNING": Unread("Super-Tuning", ("supertuning_values", "supertuning_lora_A", "supertuning_lora_B")),
     "TINYLORA": Unread("TinyLoRA", ("tinylora_v",)),
-    "TRAINABLE_TOKENS": Unread(
-        "trainable tokens",
-        ("trainable_tokens_delta",),
-        "merge them in PEFT, or train the embedding whole among its modules_to_save, which are read",
-    ),
     "UNILORA": Unread("UniLoRA", ("unilora_theta_d",)),
     "VBLORA": Unread("VB-LoRA", ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")),
     "VERA": Unread("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")),
@@ -73,8 +66,8 @@ _BY_TENSOR = {tensor: kind for kind in UNREAD.values() for tensor in kind.tensor
 
 
 def not_read(kind: Unread) -> str:
-    """The kind in words, for a message: `VeRA, a kind of PEFT's that is not read`, and what to do instead."""
-    return f"{kind.name}, a kind of PEFT's that is not read" + (f": {kind.instead}" if kind.instead else "")
+    """The kind in words, for a message: `VeRA, a kind of PEFT's that is not read`."""
+    return f"{kind.name}, a kind of PEFT's that is not read"
 
 
 def told_by(keys: Iterable[str]) -> Unread | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms import explain
 from ..algorithms.base import SET_BIAS
-from ..algorithms.full import SET
+from ..algorithms.full import SET, SET_ROWS
 from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
@@ -32,6 +32,7 @@ from .followed import Configs
 from .grouping import Groups, group
 from .options import check_options, options_of
 from .parameters import parameters_of
+from .rows import has_rows, with_rows
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
@@ -130,14 +131,15 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     on_parameters = frozenset[str]()
     if config is not None and of_peft and targets_parameters(config.path):
         file, on_parameters = parameters_of(file, read_peft_config(config.path))
+    if config is not None and of_peft and any(map(has_rows, file.tensors)):
+        file = with_rows(file, read_peft_config(config.path))
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
     unused = _take_values(grouped, unused, configs, file)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
-    # Tensors beside the layers that tell their kind, such as those of trained tokens.
-    unreadable = {key: not_read(kind) for key in unused if (kind := told_by([key]))}
+    unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
         if DIAGONAL in keys and _is_pruned(dict(shapes)):
@@ -179,6 +181,8 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
 @lru_cache(maxsize=HEADERS)
 def _why_not(suffixes: frozenset[str]) -> str:
     """Why tensors of these suffixes make no layer that can be read."""
+    if suffixes == frozenset({SET_ROWS}):
+        return f"it sets rows whose numbers are in PEFT's {CONFIG_NAME}, which is not beside the file"
     kind = told_by(suffixes)
     return not_read(kind) if kind else explain(suffixes)
 

@@ -211,9 +211,7 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
 
 
 def _of_unreadable(key: str, unreadable: Container[str]) -> bool:
-    """Whether a key belongs to one of the unreadable layers, or is one itself."""
-    if key in unreadable:
-        return True
+    """Whether a key belongs to one of the unreadable layers."""
     end = len(key)
     # Looked up by the key's beginnings: a file may have as many unreadable layers as keys.
     for _ in range(WORDS):

@@ -113,7 +113,11 @@ class _Resizing:
 
     def _stays(self, info: LayerInfo) -> bool:
         shape = info.shape
-        if info.enlarges or not shape or (info.algorithm in (Norm, Full) and len(shape) == 1):
+        if (
+            info.enlarges
+            or not shape
+            or (info.algorithm in (Norm, Full) and (len(shape) == 1 or None in shape))
+        ):
             return True
         return self.settings.algorithm == SAME and info.algorithm.algorithm not in FITTED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -16,6 +17,7 @@ from ..algorithms import Layer, declaring
 from ..algorithms.base import DIFF_B, Dependent, field_of
 from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
+from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
 from ..bypass import Bypass, BypassPlan, Rebuilt
@@ -309,8 +311,12 @@ class Member(nn.Module):
 
 def read_weight(site: Site) -> Tensor:
     """A site's weight in float32; float64 stays float64. Raises LycorisError where it is packed."""
-    weight = site.oriented(values_of(site.module, site.weight, site.path).detach())
+    weight = _weight_as_held(site)
     return weight.to(compute_dtype(weight.dtype))
+
+
+def _weight_as_held(site: Site) -> Tensor:
+    return site.oriented(values_of(site.module, site.weight, site.path).detach())
 
 
 def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:
@@ -320,6 +326,8 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
     Raises LycorisError for an algorithm or an option that has no meaning for the site.
     """
     kind = settings.kind
+    if settings.tokens:
+        return _rows(site, settings.tokens), None
     if site.kind == "norm":
         # A factored change of a vector would have more numbers than the vector.
         norm = Norm.init(site.shape, 1, 1.0, seed=seed)
@@ -342,6 +350,22 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
     if rank == asked or layer.rank is None:
         return layer, None
     return layer, f"{site.path}: rank {rank} in place of {asked}, the most that {list(site.shape)} can use"
+
+
+def _rows(site: Site, tokens: Sequence[int]) -> Layer:
+    """A layer that sets rows of a weight (V, D) to the values that they have."""
+    if len(site.shape) != 2:
+        raise LayerError(
+            "tokens are rows of an embedding or a linear layer", key=site.path, got=str(list(site.shape))
+        )
+    at = torch.tensor(tokens, dtype=torch.int64)
+    with located(key=site.path):
+        layer = Full(set_rows=torch.zeros(len(at), site.shape[1]), set_rows_at=at)
+        layer.check_values()
+        layer.check_fit(site.shape)
+    rows = _weight_as_held(site)
+    rows = rows[at.to(rows.device)]
+    return layer.with_tensors({"set_rows": rows.to(compute_dtype(rows.dtype))})
 
 
 def completed(layer: Layer, site: Site, settings: LayerSettings) -> Layer:

@@ -96,9 +96,11 @@ class LycorisNetwork(nn.Module):
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
         Raises LycorisError where a layer cannot act beside another network's, or beside the part of a weight
-        that each of several processes computes with; then no layer acts.
+        that each of several processes computes with, and where rows are set of a weight that another module
+        has too; then no layer acts.
         """
         if self._flags is None:
+            self._check_rows()
             parts = {id(weight) for weight in processes.in_parts(self.module).values()}
             for member in self.members.values() if parts else ():
                 weight = getattr(member.site.module, member.site.weight)
@@ -112,6 +114,25 @@ class LycorisNetwork(nn.Module):
                 self.restore()
                 raise
         return self
+
+    def _check_rows(self) -> None:
+        """Raise LycorisError where tokens are those of two modules, and only one of these has the layer.
+
+        PEFT changes them in both. The rows of an embedding are often those of the head.
+        """
+        rows = [path for path, one in self.members.items() if "set_rows" in one.layer.tensors()]
+        shared = shared_weights(all_sites(self.module).values()) if rows else {}
+        for path in rows:
+            beside = [other for other in shared.get(path, ()) if other not in self.members]
+            if beside:
+                raise LycorisError(
+                    "the tokens of a weight that two modules have would be changed in one of them",
+                    weight=path,
+                    got=f"the weight of {beside[0]} too",
+                    expected="a weight that the module has for itself",
+                    hint=f"Train {beside[0]} too, with values of its own, or merge a file into the model by "
+                    "merge_checkpoint",
+                )
 
     def restore(self) -> None:
         """Take the layers away. The model is as before `apply_to`: weights, hooks and `requires_grad`.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 from ..algorithms import declaring
 from ..algorithms.training import Trained
@@ -29,6 +29,7 @@ THEIRS: Mapping[str, str] = {
     "form": "bypass_mode",
     "include": "train_norm target_modules target_module target_name",
     "exclude": "exclude_name exclude_modules",
+    "tokens": "trainable_token_indices token_indices",
     "overrides": "rank_pattern alpha_pattern module_algo_map name_algo_map",
 }
 """Our names, each with the keywords of LyCORIS and PEFT that mean the same."""
@@ -71,6 +72,9 @@ class LayerSettings:
     rslora: bool = False
     constraint: float | None = None
     """OFT and BOFT: the bound of the rotation's norm; None for no bound."""
+    tokens: Sequence[int] = ()
+    """Numbers of rows of an embedding or a head, such as those of new tokens. Their values alone are trained,
+    whatever the algorithm. () trains the module as the algorithm does."""
     bias: bool = False
     """Whether the bias of the module is trained as well, where it has one."""
     input_dropout: float = 0.0
@@ -113,6 +117,8 @@ class LayerSettings:
             value = getattr(self, name)
             if value not in others and not (type(value) is int and value > 0):
                 raise _wrong(name, value, "a whole number above 0", place)
+        if not _are_rows(self.tokens):
+            raise _wrong("tokens", self.tokens, "a list of whole numbers, 0 or more", place)
         for name in ("alpha", "conv_alpha", "constraint", "lr"):
             value = getattr(self, name)
             if value is not None and not _between(value, 0, math.inf):
@@ -175,6 +181,12 @@ def check_names(
 
 def _between(value: object, least: float, below: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(
+        type(row) is int and row >= 0 for row in cast("Sequence[Any]", value)
+    )
 
 
 def _wrong(name: str, value: object, expected: str, place: str) -> LycorisError:

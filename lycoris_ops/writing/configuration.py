@@ -15,11 +15,14 @@ from ..names.layer_name import LayerName
 from ..names.targets import Targets
 from ..names.to_write import LayerToWrite, all_names
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
-from ..peft.kinds.ln_tuning import BESIDE, LnTuningConfig
+from ..peft.kinds import ln_tuning, trainable_tokens
 from ..peft.parameters import parameter_of
 
 Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
+
+BY_VALUES = frozenset({ln_tuning.LnTuningConfig, trainable_tokens.TrainableTokensConfig})
+"""The kinds that hold values in place of changes. PEFT has names of their own for them beside other kinds."""
 
 
 def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
@@ -50,12 +53,14 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
 
 
 def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
-    """Layers as one file holds them: whole values beside another kind are PEFT's modules to save."""
+    """Layers as one file holds them: beside another kind whole values are PEFT's modules to save, and values
+    of rows its trained tokens."""
     kinds = {one.configured[0] for one in made if one.configured}
-    if LnTuningConfig not in kinds or len(kinds) == 1:
+    if kinds <= BY_VALUES:
         return list(made)
+    beside = {**ln_tuning.BESIDE, **trainable_tokens.BESIDE}
     return [
-        replace(one, tensors={BESIDE.get(suffix, suffix): tensor for suffix, tensor in one.tensors.items()})
+        replace(one, tensors={beside.get(suffix, suffix): tensor for suffix, tensor in one.tensors.items()})
         for one in made
     ]
 

@@ -15,12 +15,13 @@ from lycoris_ops.algorithms import ALGORITHMS, detect
 OTHER_VARIANTS = {
     frozenset({"lora_embedding_A", "lora_embedding_B"}),
     frozenset({"lora_up.weight", "lora_down.weight", "lora_E"}),
+    frozenset({"set_rows", "set_rows_at"}),
     frozenset({"diff_b"}),
     frozenset({"set_bias"}),
     frozenset({"b_norm"}),
     frozenset({"w_norm", "b_norm"}),
 }
-"""Variants for embeddings, biases and norms. They are not in `KINDS`, and have tests of their own."""
+"""Variants for embeddings, rows, biases and norms. They are not in `KINDS`, and have tests of their own."""
 
 
 def test_every_variant_of_every_algorithm_is_tested() -> None:

@@ -448,24 +448,6 @@ def test_a_lora_of_a_grouped_convolution_leaves_the_other_layers_alone(tmp_path:
         adapter.layer(f"{ROOT}conv")
 
 
-def test_strict_fails_on_trained_tensors_that_are_left_out(tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    model = nn.ModuleDict({"q": layer((6, 8)), "words": nn.Embedding(9, 8)})
-    config = LoraConfig(r=4, target_modules=["q"], trainable_token_indices={"words": [1, 4]})
-    adapter, before, _ = saved(tmp_path, model, config)
-    resolution = lyc.resolve(
-        lyc.Stack([lyc.Entry(adapter)]), {name: tuple(one.shape) for name, one in before.items()}
-    )
-    resolution.check()
-    with pytest.raises(lyc.MatchError, match=r"trainable_tokens_delta: .*strict"):
-        resolution.check(strict=True)
-    said = lyc.describe(resolution)
-    assert "1 layer cannot be matched" in said and "of no known kind" not in said
-    (why,) = adapter.unreadable.values()
-    assert why.startswith("trainable tokens, a kind of PEFT's that is not read: merge them in PEFT")
-
-
 # Kinds that are not read.
 
 UNREAD_CONFIGS: dict[str, dict[str, Any]] = {

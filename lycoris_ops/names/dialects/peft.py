@@ -15,6 +15,7 @@ from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
 from ...maths.shapes import Extent, Shape
 from ...peft import kind_of
+from ...peft.kinds import trainable_tokens as tokens
 from ...peft.parameters import DOWN, UP
 from .. import layouts
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
@@ -148,7 +149,8 @@ def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
     """A layer as PEFT's classes build it again from a configuration, which holds the scale."""
-    kind = kind_of(type(layer))
+    rows = isinstance(layer, Full) and layer.set_rows is not None
+    kind = tokens.TrainableTokensConfig if rows else kind_of(type(layer))
     if kind is None:
         raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
     kind.check_weight(asked.weight)
@@ -186,6 +188,8 @@ DIALECT = Dialect(
         # The values of whole norms.
         "ln_tuning_layers.weight": "set_weight",
         "ln_tuning_layers.bias": "set_bias",
+        # The values of rows alone; the configuration has their numbers.
+        **dict.fromkeys((tokens.DELTA, *tokens.BESIDE.values()), "set_rows"),
     },
     recognises=_recognises,
     rename=_rename,

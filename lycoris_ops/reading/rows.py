@@ -1,0 +1,79 @@
+"""A file of PEFT's trained tokens, with the numbers of the rows that only the configuration has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithms.full import ROWS_AT, SET_ROWS
+from ..errors import FileFormatError
+from ..files.cache import TensorCache
+from ..files.tensor_file import TensorFile, TensorInfo
+from ..names.dialects import split_key
+from ..names.layer_name import LayerName
+from ..peft import TOKENS, Config
+from ..peft.kinds.trainable_tokens import DELTA
+
+
+@dataclass(frozen=True)
+class RowsFile:
+    """A file with further tensors in memory."""
+
+    file: TensorFile
+    added: Mapping[str, Tensor]
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {**self.file.tensors, **{key: TensorInfo.of(value) for key, value in self.added.items()}}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.file.metadata
+
+    def check_unchanged(self) -> None:
+        self.file.check_unchanged()
+
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
+        own = tuple(name for name in names if name not in self.added)
+        held = self.file.read(own, cache, keep=keep)
+        return {name: self.added[name] if name in self.added else held[name] for name in names}
+
+
+def has_rows(key: str) -> bool:
+    """Whether a tensor of this name holds values of rows."""
+    return DELTA in key
+
+
+def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
+    """The file with the numbers of the rows that its configuration names, a tensor for each layer.
+
+    Raises FileFormatError where the configuration names none of a layer, or another count of them.
+    """
+    added: dict[str, Tensor] = {}
+    for key in filter(has_rows, file.tensors):
+        name, suffix = split_key(key) or ("", "")
+        if suffix != SET_ROWS:
+            continue
+        rows, held = config.rows_at(LayerName.of(name).path) or (), file.tensors[key].shape
+        if len(rows) != held[0]:
+            raise FileFormatError(
+                "the configuration of trained tokens names other rows than the file holds",
+                file=config.path,
+                key=f"{TOKENS} of {name}",
+                got=f"{len(rows)} numbers",
+                expected=f"{held[0]}, for {key}",
+            )
+        added[f"{name}.{ROWS_AT}"] = torch.tensor(rows)
+    return RowsFile(file, added) if added else file

@@ -1,0 +1,120 @@
+"""Tokens that PEFT trained: read, merged, trained and written, compared with PEFT."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lycoris_ops as lyc
+
+IDS = torch.tensor([[0, 1, 4, 8], [4, 2, 7, 1]])
+BESIDE = peft.LoraConfig(r=2, target_modules=["q"], trainable_token_indices={"words": [4, 1], "head": [8]})
+CONFIGS: dict[str, Any] = {
+    "beside": BESIDE,
+    "alone": peft.TrainableTokensConfig(token_indices=[4, 1], target_modules=["words"]),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, *, tied: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.q = nn.Embedding(9, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.q(self.words(ids)))
+
+
+def output(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS)
+
+
+def made(folder: Path, config: Any) -> Tensor:
+    """Write an adapter of PEFT's, and return the output of the model with it."""
+    model = peft.get_peft_model(Model(), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    model.save_pretrained(str(folder))
+    return output(model)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_tokens_are_read_merged_and_written(kind: str, tmp_path: Path) -> None:
+    wanted = made(tmp_path / "theirs", CONFIGS[kind])
+    adapter = lyc.load_adapter(tmp_path / "theirs")
+    assert not adapter.unused_keys and not adapter.unreadable
+    model = Model()
+    own = {key: value.clone() for key, value in model.state_dict().items()}
+    network = lyc.create_lycoris(model, weights=adapter).apply_to()
+    torch.testing.assert_close(output(model), wanted)
+    network.merge_to()
+    torch.testing.assert_close(output(model), wanted)
+    kept = [row for row in range(9) if row not in (4, 1)]
+    assert torch.equal(model.words.weight[kept], own["words.weight"][kept])
+    network.save_weights(tmp_path / "plain.safetensors")
+    again = lyc.load_adapter(tmp_path / "plain.safetensors")
+    lyc.save_adapter(adapter, tmp_path / "ours", "peft")
+    in_peft = peft.PeftModel.from_pretrained(Model(), str(tmp_path / "ours"))
+    torch.testing.assert_close(output(in_peft), wanted)
+    model = Model()
+    lyc.create_lycoris(model, weights=again).apply_to()
+    torch.testing.assert_close(output(model), wanted)
+
+
+def test_tokens_are_trained_as_peft_trains_them(tmp_path: Path) -> None:
+    def train(model: nn.Module, parameters: Any) -> None:
+        optimiser = torch.optim.SGD(parameters, 0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten()).backward()
+            optimiser.step()
+
+    config = peft.TrainableTokensConfig(token_indices=[4, 1], target_modules=["words"])
+    theirs = peft.get_peft_model(Model(), config)
+    train(theirs, [one for one in theirs.parameters() if one.requires_grad])
+    model = Model()
+    network = lyc.create_lycoris(model, include="words", tokens=[4, 1]).apply_to()
+    assert sum(one.numel() for one in network.parameters()) == 12
+    train(model, network.parameters())
+    torch.testing.assert_close(output(model), output(theirs))
+    assert network.clip_weight_norm(1e-3) == 1
+    wanted = output(model)
+    change = network.to_adapter().layer("base_model.model.words").delta(model.words.weight.detach())
+    torch.testing.assert_close(float(change.norm()), 1e-3, rtol=1e-3, atol=0)
+    network.save_weights(tmp_path / "out", dialect="peft")
+    in_peft = peft.PeftModel.from_pretrained(Model(), str(tmp_path / "out"))
+    torch.testing.assert_close(output(in_peft), wanted)
+
+
+def test_tokens_that_cannot_be_placed_are_an_error(tmp_path: Path) -> None:
+    made(tmp_path, BESIDE)
+    place = tmp_path / "adapter_config.json"
+    config = json.loads(place.read_text())
+    for rows, message in (
+        ([4], "1 numbers; expected 2, for .*words.*delta"),
+        ([4, 4], "set_rows_at does not name different rows"),
+        ([4, 9], "row 9 of 9.*expected 10 rows"),
+        (["4"], "no usable number in the entry 'words'"),
+    ):
+        place.write_text(json.dumps({**config, "trainable_token_indices": {"words": rows, "head": [8]}}))
+        with pytest.raises(lyc.LycorisError, match=message):
+            lyc.create_lycoris(Model(), weights=tmp_path)
+    place.write_text(json.dumps(config))
+    with pytest.raises(lyc.LycorisError, match=re.escape("changed in one of them (found the weight of head")):
+        lyc.create_lycoris(Model(tied=True), include="words", tokens=[1]).apply_to()
+    place.unlink()
+    (why, _) = lyc.load_adapter(tmp_path).unreadable.values()
+    assert why.startswith("it sets rows whose numbers are in PEFT's adapter_config.json")
