@@ -56,7 +56,7 @@ def cuts_of(frames: int, most: int, step: int, cuts: int) -> list[Cut]:
 
 
 def facts_of(path: Path, rate: float) -> ClipFacts:
-    """The facts of a clip, of which only the first frame is decoded.
+    """The facts of a clip. Only its first frame is decoded.
 
     Raises TrainError for a clip that cannot be read or is too long.
     """

@@ -177,7 +177,7 @@ _Shelf = dict[str, list[tuple[str, Path]]]
 
 
 def _shelf_of(folder: Path) -> _Shelf:
-    """In the order of their numbers, of which a name alone has none."""
+    """In the order of their numbers, behind the picture that has the name alone."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
     for path in _files_of(folder):
         if path.name.lower().endswith(PICTURES):

@@ -43,7 +43,7 @@ def _has_samples(value: object) -> bool:
 AS_FAMILY = "auto"
 """The choice of what is usual for the family of the model."""
 USUAL_NUMBER = "STRING,FLOAT,INT"
-"""The host's type of a number in place of which there may be `auto`, see `inputs.usual_input`."""
+"""The host's type of a number or the text `auto` in its place, see `inputs.usual_input`."""
 
 
 def _usual_number(value: Any) -> float | None:

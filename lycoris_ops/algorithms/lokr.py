@@ -44,7 +44,7 @@ class Lokr(Factored, Planned):
 
     With `product_of` "peft" and w2 (k, j, K), the product is the one that PEFT trains on a Conv1d whose w2 is
     full: kron(w1, w2) with w1 aligned with the last two dimensions of w2, so of shape (k, l * j, i * K), and
-    read as (O, I, K). It is another change than that of the same factors elsewhere, and no Kronecker product
+    read as (O, I, K). The same factors elsewhere make another change, and this one is no Kronecker product
     of matrices (O, I * K). PEFT's low-rank w2 of a Conv1d is as above.
 
     Source: Edalati et al., "KronA" (2212.10650), eq. 4; layout and key names by LyCORIS (2309.14859).

@@ -164,9 +164,9 @@ class Bypass:
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
         self.places: Places | None = None
-        """Where the module's tokens are, and of which pictures, for strengths that differ over them.
+        """The places and pictures of the module's tokens, for strengths that differ between them.
 
-        It must be there before a pass, at the latest after `before_pass`."""
+        `before_pass` must set it, unless it is set already."""
         self.apart: tuple[Where, ...] = ()
         """Places whose outputs are not blended: as in `PlacedPlan`. To be set before the first pass."""
         self.strengths = plan.strengths
@@ -384,7 +384,7 @@ class Bypass:
             else:
                 bound = self._live(x)
                 if bound is not None:
-                    # It needs what it makes of the input, of which `given` is a rounded copy.
+                    # It needs its own value of the input: `given` is a rounded copy.
                     whole = isinstance(bound, WholePass)
                     seen = bound.given(x, self._slots)[0] if whole else bound.seen(x)
                     self._pass = (bound, seen, given)

@@ -81,11 +81,11 @@ def leading_triples(
     """The `count` leading singular triples of a matrix (m, n), or all where it has fewer.
 
     Returns U (m, k), S (k,) in descending order and V^T (k, n), in float32 (float64 for float64), with k =
-    min(count, m, n). Small matrices, and those of which more than a third is asked for, are decomposed
-    exactly. For others a random basis is refined by POWERS power iterations, with a QR decomposition after
-    each product: `seed` gives the same basis again. What the basis leaves out of the matrix A is known at
-    each time without another product, ||A||^2 - ||Q^T A||^2. The iterations end early where one has lowered
-    it by less than the share `settled`.
+    min(count, m, n). A small matrix is decomposed exactly, and so is one of which `count` is more than a
+    third. For others a random basis is refined by POWERS power iterations, with a QR decomposition after
+    each product: `seed` gives the same basis again. What the basis Q leaves out of the matrix A is
+    ||A||^2 - ||Q^T A||^2, which needs no further product. The iterations end early when one lowers it by
+    less than the share `settled`.
 
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.

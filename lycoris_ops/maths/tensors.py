@@ -150,7 +150,7 @@ def divided_as(own: Tensor, like: Tensor) -> Tensor:
 
 
 def put(target: Tensor, values: Tensor) -> None:
-    """Copy whole values into a tensor in place, of which each process may have a part."""
+    """Copy whole values in place into a tensor, which may be divided among the processes."""
     own_part(target).copy_(own_part(part_of(values, target)))
 
 

@@ -12,7 +12,7 @@ SHELLS = {"PeftModel": "base_model", "BaseTuner": "model", "BaseTunerLayer": "ba
 
 All else in such a layer is PEFT's adapter, and no part of the model."""
 COPIED = "AuxiliaryTrainingWrapper"
-"""PEFT's class around a layer of which it trains a whole copy."""
+"""PEFT's class around a layer that it trains as a whole copy."""
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -296,8 +296,8 @@ class Targets:
         """
         found: dict[str, tuple[Target, ...]] = {}
         for left, name in zip(range(len(names), 0, -1), names, strict=True):
-            # Too few are left: without this a file of which nothing matches would cost as many searches as
-            # it has layers, for each front.
+            # Too few names are left to find enough. Without this, a file that matches nothing would cost a
+            # search for each layer and front.
             if len(found) + left <= more_than:
                 return {}
             candidates = self._behind(front, name)

@@ -63,12 +63,12 @@ def summed(
     seed: int,
     least: int | None = None,
 ) -> Sums:
-    """One pass over the batches for some sites, of which each process takes every n-th one.
+    """One pass over the batches for some sites. Each of n processes takes every n-th batch.
 
-    The loss of a batch draws the same numbers, whichever process has it.
+    The loss of a batch draws the same random numbers, whichever process has it.
 
-    With `least` it ends after so many batches, or twice as many, four times as many and so on, as soon as
-    their halves agree by FIRM.
+    With `least` it looks after so many batches, then twice, four times as many and so on, and ends as soon
+    as their halves agree by FIRM.
 
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """

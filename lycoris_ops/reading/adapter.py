@@ -163,8 +163,8 @@ class Adapter:
         A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a
         path in the model itself. Reports and errors call the adapter `name`, and the style of its names
         `dialect`, which is told from the prefixes of the names unless it is given. `metadata` is written with
-        the adapter when it is saved, and has no influence on its layers. `on_parameters` names those of
-        experts and routers, which PEFT has otherwise than those of modules.
+        the adapter when it is saved, and has no influence on its layers. `on_parameters` names the layers of
+        experts and routers, which PEFT writes differently from those of modules.
 
         Raises LayerError for a layer that its tensors do not state in full (see `Layer.dump`), or that would
         be read back as another kind, and LycorisError where there are no layers.

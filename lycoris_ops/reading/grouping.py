@@ -112,10 +112,10 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
 def _by_part(grouped: Groups) -> Groups:
     """The layers, where each numbered part of kohya-ss' OFT of a fused layer is a layer of its own.
 
-    For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ..., each of which rotates one
-    part of the rows. All parts share the layer's alpha. The parts are named `<layer>.0`, `<layer>.1`, ...; a
-    part that is the only one keeps the layer's name. A layer stays as it is, which no algorithm reads, where
-    it has blocks without a number too, or where another layer has the name of one of its parts.
+    For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
+    rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a part that is the
+    only one keeps the layer's name. A layer that also has blocks without a number stays as it is, and so does
+    one with a part whose name another layer has: no algorithm reads these.
     Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
     parted: Groups = {}

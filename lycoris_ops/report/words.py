@@ -71,7 +71,7 @@ def plain_name(name: str) -> str:
 
 
 def unmeasured(entry: Entry) -> list[str]:
-    """A line for the low-noise file of a pair, of which the high-noise one alone is measured; else none."""
+    """A line saying that only the high-noise file of a pair was measured; no line for other entries."""
     low = entry.low_noise
     return [f"  not measured: {low.name}, the file for low noise"] if low else []
 

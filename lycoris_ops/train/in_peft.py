@@ -66,7 +66,8 @@ def for_peft(layer: Layer, site: Site) -> Layer:
 
 
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
-    """Layers with one for each expert of a parameter of which any is adapted, all of one rank and scale.
+    """The layers, completed so that a parameter with any adapted expert has one for each, of one rank and
+    scale.
 
     PEFT has one pair of factors for all experts. Experts and components that are missing change nothing, and
     can learn there: only their factors for outputs are zero.

@@ -192,8 +192,7 @@ class Member(nn.Module):
         self._attached = True
 
     def check_part(self, weight: Tensor) -> None:
-        """Raise LycorisError where the layer cannot act beside a part of its weight, of which each process
-        has another one."""
+        """Raise LycorisError where the layer cannot act while each process holds a part of its weight."""
         layer, site = self.whole(), self.site
         linear = site.kind == "linear" and site.geometry is not None and not site.transposed
         forms = (*layer.forms(), *layer.forms("bias"))

@@ -21,7 +21,7 @@ from ..stack.stack import Entry, Stack
 NEAR = 2**-7
 """How far a weight in a file may be from the model's: both may be rounded to bfloat16."""
 PLAIN = "base_model.model."
-"""PEFT's prefix, for models of which no other is known."""
+"""PEFT's prefix, for models without another one."""
 
 
 def usual_prefix(module: nn.Module) -> str:

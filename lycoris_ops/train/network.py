@@ -75,7 +75,7 @@ class LycorisNetwork(nn.Module):
         )
         self.seed = seed
         self.origin: Literal["fresh", "plan", "file"] = "fresh"
-        """What said of which kind and size the layers are: options, a plan or a file."""
+        """Where the kinds and sizes of the layers come from: options, a plan or a file."""
         self.prefix = prefix
         """The prefix of the model's module paths in files: `diffusion_model.`, or ""."""
         self.notes = tuple(notes)

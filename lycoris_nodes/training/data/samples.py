@@ -169,7 +169,7 @@ def judged(samples: Sequence[Sample], size: int, times: int) -> list[list[Sample
 
 
 def described(samples: Sequence[Sample], size: int) -> str:
-    """How many samples there are and of which sizes, in words, and what comes of batches of this size."""
+    """In words: the number and the sizes of the samples, and how batches of this size turn out."""
     sizes = Counter(_size(sample) for sample in samples)
     listed = ", ".join(f"{words} x{count}" for words, count in sizes.most_common())
     batches = len(batches_of(samples, size))

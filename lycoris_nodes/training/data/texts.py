@@ -104,11 +104,11 @@ class TextEncoder:
 
 
 _ANY = Text('a sign that says "open"', {})
-"""A text that goes through all parts for texts. Those of HunyuanImage have one for quoted words alone."""
+"""A text that goes through all parts for texts. HunyuanImage has one that sees only quoted words."""
 
 
 def _without(module: nn.Module, called: Set[nn.Module], path: str) -> Iterator[str]:
-    """The outermost modules with layers of which none was called."""
+    """The paths of the outermost modules that have layers, none of which was called."""
     for name, child in module.named_children():
         place = path + name
         if any(inner in called for inner in child.modules()):

@@ -132,14 +132,13 @@ def train(
     passes: int = 1,
     because: str = "",
 ) -> FinishedTraining:
-    """Train as it is asked, or go on with the training that was broken off, see `run_of`.
+    """Train as asked, or go on with the training that was broken off, see `run_of`.
 
-    `data_of` makes what is trained on, of which each batch is so many passes of the model at once.
+    `data_of` makes the data; each of its batches takes `passes` passes of the model at once. `because` is
+    why the model is trained as the expert that is asked for, see `trained_expert`.
 
-    `because` is why the model is trained as the expert that is asked, see `trained_expert`.
-
-    `tell` is told how far it is, see `Live`, and `rescued` of what an exception has left, in words. An
-    interrupt by the user is one: there is no result before the end, so that the host can keep none.
+    `tell` gets the progress, see `Live`, and `rescued` gets, in words, what an exception has left. An
+    interrupt by the user is an exception too: there is no result before the end that the host could keep.
 
     Raises LycorisError for what cannot be trained, before the first step.
     """

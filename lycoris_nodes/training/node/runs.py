@@ -242,7 +242,7 @@ def folder_of(name: str) -> Path:
 def _runs(new: Path, dialect: str) -> Iterator[Run]:
     """The trainings of this name that have states, the latest first.
 
-    Raises TrainError if no state of the latest is whole. Earlier ones of which none is are left out.
+    Raises TrainError if no state of the latest is whole. Earlier trainings without a whole one are left out.
     """
     latest = True
     for folder, output in _folders(new, dialect):

@@ -34,7 +34,7 @@ def strengths_of(text: str) -> tuple[float, ...]:
 
 
 def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None, live: Live) -> list[Sample]:
-    """The samples of a slider, each of which is learned at all strengths in one step.
+    """The samples of a slider. Each is learned at all strengths in one step.
 
     With the captions `less` and `more` each latent has a guide between them, see `DiffusionLoss`. Where the
     latents are empty, the model first samples pictures of `positive` in their sizes. Without these captions
@@ -76,7 +76,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
 
 
 def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
-    """Opposed pictures as rows, of which each has one at each strength."""
+    """Opposed pictures as rows, each with one picture for each strength."""
     if len(found) % len(strengths):
         raise TrainError(
             "the pictures make no rows of one for each strength",

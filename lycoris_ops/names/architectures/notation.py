@@ -58,7 +58,7 @@ class Share:
     - `like` is the path of another layer. Each part but the last has as many rows as that layer has, and the
       last has the rest.
     - `output` is the path of the projection after an attention. The parts are the attention's query, key and
-      value, of which key and value can have fewer rows (see `qkv_ends`).
+      value. Key and value can have fewer rows (see `qkv_ends`).
     """
 
     path: str

@@ -87,10 +87,10 @@ class Encoded:
     configured: tuple[type[Config[Any]], Wanted] | None = None
     """The kind of PEFT configuration that the layer needs, and what that configuration must say for it."""
     remarks: tuple[str, ...] = ()
-    """What differs from the layer's own tensors, in words for a report. Of several layers with the same
-    remark, `{count}` stands for the number, `{layers}` for `1 layer` or `2 layers`, and `{s}` for an s."""
+    """What differs from the layer's own tensors, in words for a report. Layers with the same remark share a
+    line: `{count}` is their number, `{layers}` is `1 layer` or `2 layers`, `{s}` an s if they are several."""
     on_parameter: bool = False
-    """As in `Asked`, in a dialect that writes such layers otherwise than those of modules."""
+    """As in `Asked`, in a dialect that writes layers on parameters differently from layers on modules."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Adafactor (arXiv 1804.04235), torch's, since 2.5.
 
-A step is in proportion to the root mean square of each tensor, of which at least `eps[1]` counts. The tensors
-that start at zero are slow at first, so the usual rate is higher than that of AdamW.
+A step is proportional to the root mean square of each tensor, or to `eps[1]` if that is larger. Tensors that
+start at zero are slow at first, so the usual rate is higher than AdamW's.
 """
 
 from __future__ import annotations
