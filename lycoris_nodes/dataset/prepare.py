@@ -263,7 +263,7 @@ def prepared(
 
 
 def _check_references(planned: Sequence[_Planned], shown: Shown | None) -> None:
-    """Raise TrainError where there are references for a model that takes none, or not so many."""
+    """Raise TrainError for more references than the model takes, which may be none."""
     most = shown.references.most if shown and shown.references else 0
     for one in planned:
         count = len(one.found.references)

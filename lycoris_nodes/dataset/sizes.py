@@ -70,7 +70,7 @@ def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> Picture
 
     def kept(size: Pixels) -> tuple[float, float]:
         share = min(size[0] / size[1] / shape, shape * size[1] / size[0])
-        # Rounded, so that of two that keep as much the one that cuts less is taken.
+        # Rounded, so that between two that keep the same, the one that cuts less wins.
         return round(share * size[0] * size[1], 3), share
 
     return middle(source, max(sizes_of(resolution, step), key=kept))

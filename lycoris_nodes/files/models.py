@@ -35,7 +35,7 @@ def asked_models(text: str) -> list[str]:
     """The files of the model that the page asks for, as `folder/name`, those of text encoders last.
 
     The text is JSON: `{"model": [...], "clip": [...]}`, with what the loading nodes name among their choices.
-    Names that mean no file of a model are left out, and so is a text of another form.
+    Names that mean no file of a model are left out. Any other text gives no files.
     """
     try:
         return known_files(parse_json(text))

@@ -59,7 +59,7 @@ def progress(total: int) -> Progress:
 
     def update(done: int, of: int, /) -> None:
         end_if_interrupted()
-        # Without a picture: where Vue draws the node, it would stay beside those of the result.
+        # Without a picture: where Vue draws the node, it would stay beside the pictures of the result.
         bar.update_absolute(done, of)
 
     return update

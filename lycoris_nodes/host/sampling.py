@@ -40,7 +40,7 @@ def is_cut(clip: Any, text: str) -> bool:
 
 
 FEWEST = 200
-"""No text encoder leaves anything out of a text of fewer letters."""
+"""No text encoder cuts a text of fewer letters."""
 
 
 def sampled(
@@ -56,7 +56,7 @@ def sampled(
 ) -> torch.Tensor:
     """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...).
 
-    `told` is called after each step with the number of steps done, and with that of all.
+    `told` is called after each step with the number of steps done and the number of all steps.
     """
     noise = comfy.sample.prepare_noise(latent, seed)
     return comfy.sample.sample(

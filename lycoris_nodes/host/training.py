@@ -141,8 +141,8 @@ def encoded(
 ) -> dict[str, Any]:
     """A conditioning as the model takes it: the host's own objects by name, one row each.
 
-    `noise` has the shape of the latent, and `shapes` are those of its parts. No latent of a picture is given:
-    a model that sees one beside its input would be shown what it is to predict.
+    `noise` has the shape of the latent, and `shapes` are the shapes of its parts. The picture's latent is not
+    given: a model that sees one beside its input would be shown what it is to predict.
     """
     (entry,) = comfy.samplers.encode_model_conds(
         model.extra_conds,
@@ -192,7 +192,7 @@ def grid_of(model: Any) -> int:
 
 def _patch_of(model: Any) -> Sequence[int]:
     network = model.diffusion_model
-    # The last is that of LTX-Video.
+    # The last one is LTX-Video's.
     holders = (
         (network, "patch_size"),
         (network, "patch_spatial"),
@@ -203,10 +203,10 @@ def _patch_of(model: Any) -> Sequence[int]:
 
 
 def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:
-    """The names of the host's classes for a model with weights of these shapes, the most special first, and
-    that of the model itself; nothing where the host knows no such model.
+    """The names of the host's configuration classes for a model with weights of these shapes, the most
+    special first, and the name of the model's class; empty where the host knows no such model.
 
-    The model is not made: the class is the one that the method of its configuration names.
+    The model is not made: the method of its configuration names the class.
     """
     weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
     for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):

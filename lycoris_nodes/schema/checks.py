@@ -190,10 +190,9 @@ def _grouped(inputs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node with what all nodes ask of the host.
 
-    The host hands over all values of a prompt, so that `checked` can refuse those that are no input, and the
-    workflow, by which prompts of the page are told from others. It sends what the node shows in every run,
-    also where it takes the result from its cache. ComfyUI before 0.20 cannot: there the page asks for what
-    is kept.
+    The host hands over all values of a prompt, so that `checked` can refuse what is no input, and also the
+    workflow, which only prompts from the page have. In every run it sends what the node shows, even when the
+    result comes from its cache. ComfyUI before 0.20 cannot: there the page asks for what is kept.
     """
     define = node.define_schema.__func__
 
@@ -259,7 +258,7 @@ def _checked(one: Any, value: Any, parameters: Mapping[str, Any], judged: Contai
         check(place, kind, each)
     options = getattr(one, "options", None)
     if options and one.id not in judged and value not in options:
-        problem = f"the input `{one.id}` is none of its choices"
+        problem = f"the value of `{one.id}` is none of its choices"
         raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
     return _read(one, value)
 

@@ -62,7 +62,7 @@ def tuples_in(text: str) -> list[Table]:
     found = TUPLE.findall(text)
     if found and len(found) != len(BEGUN.findall(text)):
         raise LycorisError(
-            "a row of this LORA_STACK is none",
+            "a row of this LORA_STACK cannot be read",
             got=f"{len(BEGUN.findall(text))} rows, {len(found)} of them with two strengths",
             expected='("name", model strength, text-encoder strength)',
         )

@@ -124,7 +124,7 @@ def _own(table: dict[str, Any]) -> list[Any]:
 
 
 def row_of(where: str, table: Any) -> Row:
-    """The row of a table. Raises LycorisError, with its name, for one that is none."""
+    """The row of a table. Raises LycorisError, with its name, for a table that is no row."""
     if not isinstance(table, dict):
         raise LycorisError(
             "a row is no table", place=where, got=type(table).__name__, expected='{"file": "..."}'

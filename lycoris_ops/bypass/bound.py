@@ -157,12 +157,12 @@ class BoundPlan:
     def blend(
         self, x: Tensor, y: Tensor, total: Tensor, strengths: Strengths, run: Run, factors: Tensor
     ) -> Tensor:
-        """`total` with `finish` of y less y, times factors over places; total may be written over, and be y.
+        """total + factors * (finish(y) - y). total may be y, and may be written over.
 
-        Each step is that of `finish`, with its change multiplied by the factors before it is added: where
-        these are 1 and total is y, all bits are those of `finish`. `factors` are in float32 or float64 and
-        shaped like y with one channel. It records no gradients, and where operators change the input, y must
-        be of the changed one.
+        It takes the steps of `finish`, and multiplies each step's change by the factors before it is added.
+        Where the factors are 1 and total is y, the result is that of `finish`, bit by bit. `factors` are in
+        float32 or float64 and shaped like y with one channel. It records no gradients. Where operators change
+        the input, y must come from the changed input.
         """
         base = self._batched(y).to(self.dtype)
         found = self._batched(total).to(self.dtype).contiguous()

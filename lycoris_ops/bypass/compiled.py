@@ -70,9 +70,9 @@ def keep_id(module: nn.Module, handle: RemovableHandle) -> None:
 
 
 def stands_apart(*tensors: Tensor) -> bool:
-    """Whether torch.compile traces a pass that records no gradients.
+    """Whether torch.compile is tracing and the bypass of this pass stays out of the graph.
 
-    A pass that does is traced, and so is one for `torch.export`, which keeps no bypass.
+    It stays out unless gradients are recorded, or `torch.export` traces, which keeps no bypass.
     """
     # Not `is_compiling`, which is true in all threads while one of them compiles.
     if not torch.compiler.is_dynamo_compiling() or recorded(*tensors):

@@ -198,9 +198,9 @@ class Bypass:
 
     @plan.setter
     def plan(self, plan: BypassPlan) -> None:
-        # The hooks are others for a plan with operators.
+        # A plan with operators needs other hooks.
         operates = plan.operates
-        # Not that of the former plan itself: an optimiser has changed what its tensors are views of.
+        # Not asked of the former plan: an optimiser has changed what its tensors are views of.
         again = bool(self._handles) and operates != self._operates
         if again:
             self.remove()

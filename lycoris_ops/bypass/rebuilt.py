@@ -32,8 +32,8 @@ class Rebuilt(Hiding):
     `follows` is for modules that move and cast their own weight to their input in each pass: the sum is made
     on the input's device, and in such a dtype too.
 
-    `weight` and `bias` are the names of the two in the module. `caller` is the module in whose pass they are
-    used, where that is another one. `transposed` is for a module that stores the weight as (I, O).
+    `weight` and `bias` are their names in the module. `caller` is the module in whose pass they are used, if
+    it is another one. `transposed` is for a module that stores the weight as (I, O).
     """
 
     def __init__(

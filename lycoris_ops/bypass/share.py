@@ -31,9 +31,9 @@ class WeightShare:
 
     @classmethod
     def of(cls, weight: Tensor) -> WeightShare:
-        """The share of a weight that processes have in parts.
+        """The share that this process has of a weight that is divided among processes.
 
-        Where `fully_shard` has divided what each has, the share is that of a pass, in which this is undone.
+        If `fully_shard` has divided the shares further, it is the share in a pass, where that is undone.
         """
         divided: Any = weight
         mesh, placement = divided.device_mesh, divided.placements[-1]

@@ -71,8 +71,8 @@ class Crop:
 class Places:
     """Which tokens of a layer are places, in one pass.
 
-    Each sample has `before` other tokens, then those of `grid`, (h, w) or (frames, h, w), row by row, then
-    `after` others. A convolution needs no grid, because its output has one.
+    Each sample has `before` other tokens, then the tokens of `grid`, (h, w) or (frames, h, w), row by row,
+    then `after` others. A convolution needs no grid, because its output has one.
     Raises LycorisError for no samples, and for sizes that count nothing.
     """
 
@@ -158,8 +158,8 @@ class Mask:
     def on(self, grid: Sequence[int], pace: int | Shape = 1, crop: Crop | None = None) -> Tensor:
         """The factors on a grid, (h, w) or (frames, h, w), in float32: means over what each place covers.
 
-        `pace` is as in `Places`. Where there is a crop, the grid is that of what is left. Raises LycorisError
-        for no such grid, and where the frames do not agree.
+        `pace` is as in `Places`. With a crop, the grid is the cropped one. Raises LycorisError for no such
+        grid, and where the frames do not agree.
         """
         if len(grid) not in (2, 3):
             raise LycorisError(
@@ -248,8 +248,8 @@ class Where:
     def over(self, places: Places, grid: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The factors (samples, tokens) in a pass; (samples, 1) without a mask.
 
-        `grid` is that of the places, or a convolution's own. Raises LycorisError where the mask's frames, or
-        the number of pictures, do not agree.
+        `grid` is the grid of the places, or a convolution's own. Raises LycorisError where the mask's frames,
+        or the number of pictures, do not agree.
         """
 
         def make() -> Tensor:

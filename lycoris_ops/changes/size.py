@@ -13,8 +13,8 @@ from .forms import Additive, Kronecker, LowRank, add_up, product
 def norm_of(forms: Sequence[Additive]) -> float:
     """The Frobenius norm of the sum of at least one form, at strength 1.
 
-    Of products U D it is tr((U^T U)(D D^T)), and of a Kronecker product that of its factors: neither forms
-    the matrix (O, K).
+    For products U D its square is tr((U^T U)(D D^T)). For a Kronecker product the norm is the product of the
+    factors' norms. Neither needs the matrix (O, K).
     """
     one = forms[0]
     if len(forms) == 1 and isinstance(one, Kronecker) and one.rows is one.columns is None:

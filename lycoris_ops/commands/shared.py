@@ -59,7 +59,7 @@ def add_adapters(command: argparse.ArgumentParser) -> None:
 
 
 def stack_of(options: argparse.Namespace) -> Stack:
-    """The adapters given by --adapter. Raises LycorisError for strengths that are none."""
+    """The adapters given by --adapter. Raises LycorisError for strengths that are no numbers."""
     return Stack(_entry(*values) for values in options.adapter)
 
 

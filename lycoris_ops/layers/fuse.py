@@ -25,11 +25,11 @@ Pieces = Sequence[tuple[Layer, Rows]]
 def fuse(pieces: Pieces, rows: int) -> Layer:
     """One layer for a weight of `rows` rows, from layers that each change some of these rows.
 
-    Rows in no range do not change. The kind says in `Layer.join` which tensors are joined. Of each product
-    the right factors stand one below the other and the left one is block-diagonal, so that the rank is the
+    Rows in no range do not change. The kind says in `Layer.join` which tensors are joined. In each product
+    the right factors stand one below the other and the left factor is block-diagonal, so that the rank is the
     sum of the ranks; layers with equal right factors share one. Both left factors of a LoHa have zeros at the
-    same places, so that the product of its two products is that of the layers. All other tensors stand one
-    below the other.
+    same places, so that its change is the layers' changes, joined. All other tensors stand one below the
+    other.
 
     Raises LayerError for layers of different kinds or of a kind that cannot be joined, for tensors and
     options that have no place in the result, and for layers of different inputs or with DoRA in some rows

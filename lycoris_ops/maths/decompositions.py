@@ -200,9 +200,9 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[T
     """up (O, r), core (r, r, *kernel) and down (r, I) of a convolution (O, I, *kernel).
 
     Given the leading r singular triples of its matrix (O, K). up and down are orthonormal bases of outputs
-    and of inputs, ordered by importance. The bases of a lower rank are their first vectors, and the energy
-    that it keeps is that of the core's first rows and columns. The singular values are in the core. With
-    fewer inputs than r, all ranks are I.
+    and of inputs, ordered by importance. A lower rank takes their first vectors, and keeps the energy of the
+    core's first rows and columns. The singular values are in the core. With fewer inputs than r, all ranks
+    are I.
 
     Source: De Lathauwer, De Moor and Vandewalle, "A Multilinear Singular Value Decomposition" (2000).
     """

@@ -30,7 +30,7 @@ def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
 def lengths(weight: Tensor, axis: int) -> Tensor:
     """The norm of each output (axis 0) or input (axis 1) of a weight, as (O, 1, ...) or (1, I, 1, ...).
 
-    The norm of an output is taken over all other dimensions, that of an input over outputs and kernel.
+    The norm of an output is taken over all other dimensions, the norm of an input over outputs and kernel.
     """
     shape = [1] * weight.ndim
     shape[axis] = -1
@@ -42,8 +42,8 @@ def changed_lengths(weight: Tensor, left: Tensor, right: Tensor, axis: int) -> T
 
     For an output with the row w of the weight and b of `left` it is, with A for `right`,
     ||w + b A|| = ||w|| sqrt(1 + (2 w A^T + b A A^T) b^T / ||w||^2). A change of zero leaves ||w|| as it is.
-    The terms are of the dtype of the weight, so that the relative error is that of the dtype times
-    (||w|| + ||b A||)^2 / ||w + b A||^2: much only where a change all but takes away what it is added to.
+    The terms have the weight's dtype, so that the relative error is the dtype's rounding times
+    (||w|| + ||b A||)^2 / ||w + b A||^2: large only where the change nearly cancels the weight.
     """
     flat = weight.flatten(1)
     if axis == 1:

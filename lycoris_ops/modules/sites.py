@@ -256,9 +256,9 @@ def select(
     `include` and `exclude` are patterns, see `Pattern`. Chosen are the sites of the preset and those that
     `include` matches, without those that `exclude` matches. Without a preset, only what `include` matches is
     chosen, or all of preset "full" where that is empty too. Norms, embeddings, experts and routers are in no
-    preset: `include` chooses them, so that "*" chooses all there is. A preset leaves out a module whose
-    weight another one has too, unless both are chosen: such as the output layer of a language model that is
-    tied to its embedding. A change of the one would be a change of the other as soon as it is merged.
+    preset: `include` chooses them, so that "*" chooses all there is. A preset leaves out a module that shares
+    its weight with another, such as the output layer of a language model that is tied to its embedding,
+    unless both are chosen: when merged, the change of one would change the other too.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
     and where one weight is chosen under two names: changing it twice is never meant.
@@ -279,7 +279,7 @@ def select(
     kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
     named = {path for path in kept if _any(wanted, path)}
     asked = named | (by_preset & kept.keys())
-    # Their weight is also that of a module that is neither chosen nor excluded by name.
+    # They share their weight with a module that is neither chosen nor excluded by name.
     shared = shared_weights(found.values())
     lent = {path for path, others in shared.items() if not asked.issuperset(kept.keys() & set(others))}
     chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}

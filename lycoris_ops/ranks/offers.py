@@ -13,8 +13,8 @@ of 1, has just this energy, and gains of different kinds can be compared.
 
 This largest gain is what the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA dL/dup is
 G down^T, and no down of r orthonormal rows gives it more energy than the r leading right singular vectors.
-For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1, and has most
-energy where w1 is that of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
+For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1. It has most
+energy with the w1 of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
 With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
 
 The **first step** is what an optimiser makes of it. In its first step Adam moves every value by the learning

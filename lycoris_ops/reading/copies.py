@@ -72,10 +72,11 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     """The layers of an adapter that only repeat others, each with one that it repeats.
 
     uses: what the layers change in a model. Of two layers for the same rows the larger one counts, and of two
-    equal ones the first in the file. The tensors of a layer are read only where another one meets its rows.
+    equal ones the first in the file. The tensors of a layer are read only where another layer has some of its
+    rows.
 
-    Raises MatchError where two layers change the same rows differently, or only some of the rows of one are
-    those of others.
+    Raises MatchError where two layers change the same rows differently, or where layers share only some of
+    their rows.
     """
     if len({use.place for use in uses}) == len(uses):
         # As in nearly every file, each parameter is changed by one layer.
@@ -111,7 +112,7 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
 
 
 def _meeting(uses: list[Use]) -> set[str]:
-    """The layers whose rows are also those of another one, among the uses of one parameter."""
+    """The layers that share rows with another one, among the uses of one parameter."""
     found: set[str] = set()
     last: Use | None = None
     for use in sorted(uses, key=lambda use: use.span):

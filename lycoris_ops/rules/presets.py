@@ -65,8 +65,8 @@ def read_presets(text: str, file: str) -> PresetFile:
     """The presets of a text: a heading `[name]` with rules below it, or lines `NAME:1,0,0,...`.
 
     Lines below a heading are as in `Rules.parse`, and may name the presets before them. They end at the next
-    heading, or at a line `NAME:1,0,0,...` behind an empty one whose name is that of no tool. `file` is the
-    name of the file, for the faults.
+    heading, or at a line `NAME:1,0,0,...` that comes after an empty line and whose NAME no tool uses. `file`
+    is the name of the file, for the faults.
     """
     found: dict[str, str] = {}
     broken: dict[str, str] = {}
@@ -88,7 +88,7 @@ def read_presets(text: str, file: str) -> PresetFile:
             fail(f": {name}: {error}", name)
             return
         lines = rules.strip("\n").splitlines()
-        # With the lines of those that it names, which may be given other ones further down.
+        # With the lines of the presets that it names, which may be redefined further down.
         found[name] = "\n".join(known.get(without_comment(line).strip(), line) for line in lines).strip()
         broken.pop(name, None)
 
@@ -111,7 +111,7 @@ def read_presets(text: str, file: str) -> PresetFile:
             body.append(raw)
         elif line and not line.startswith("#"):
             if vector := VECTOR.fullmatch(line):
-                # In its own place, so that columns are those of the file.
+                # At its own line and column, so that faults name the file's.
                 before = raw.index(":") + 1
                 add(vector[1].strip(), "\n" * (number - 1) + " " * before + raw[before:], {})
             else:

@@ -59,14 +59,13 @@ class Rules:
         - `pattern = value`: patterns as in `Pattern`, with spaces or commas between several; the value is a
           number, `off`, `*0.5` for a factor on what is in force, or `0.2..1.0` for a ramp over the blocks;
         - `1,0,0,...` or `NAME:1,0,0,...`: a vector of sd-webui-lora-block-weight, read by its length;
-        - `%default=1,in1-4=0.5`: values by the place of a block among those of the file;
+        - `%default=1,in1-4=0.5`: values by the position of a block among the file's blocks;
         - `BLOCKS:WORDS:value`: layers of some blocks with some word in their names;
         - the name of one of the presets, whose lines take its place.
 
         `broken` are presets that cannot be read, each with what is wrong with it.
 
-        Raises RuleError, with line and column, for a line that is none of these, and for the name of a broken
-        preset.
+        Raises RuleError, with line and column, for any other line, and for the name of a broken preset.
         """
         found = tuple(_lines(text, presets or {}, broken or {}, NESTED))
         return cls((RuleStage(found, seed),) if found else ())

@@ -19,8 +19,9 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
 
     The number is multiplied into one tensor of each product of a layer, in float32 where its own dtype does
     not hold the result exactly. Layers at strength 0 are left out. An entry at strength 1 without rules is
-    its adapter itself. `model` is what the adapter is for, as keys and shapes: rules are told by its names,
-    and so is the part of a layer whose name does not say it, where the strengths differ.
+    its adapter itself. `model` is what the adapter is for, as keys and shapes: its names decide what rules
+    match, and, where the strengths of the parts differ, which part a layer belongs to if its own name does
+    not say it.
 
     Raises LycorisError where the model is needed and is not given, where a layer has no place in it, or
     nothing is left; LayerError for a layer whose effect is no product of its tensors (DoRA, OFT, BOFT).

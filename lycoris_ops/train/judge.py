@@ -45,16 +45,16 @@ def judge(
 ) -> Judgement:
     """Find the contender and the strength with the lowest mean of `loss(module, batch)` on held-out batches.
 
-    Each pair of a contender and a strength, and the model alone, meets the same batches with the same chance:
-    that of batch k is `Chance(seed, "validation", k)`, as in a training's own validation. So differences are
-    far more exact than losses. Strength 0 is the model alone, which is judged in any case.
+    Each pair of a contender and a strength, and the model alone, sees the same batches with the same random
+    numbers: batch k draws from `Chance(seed, "validation", k)`, as in a training's own validation. So
+    differences are far more exact than losses. Strength 0 is the model alone, which is judged in any case.
 
     By successive halving (Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits",
     2013, algorithm 1; on a fixed set of draws as Jamieson and Talwalkar, 1502.07943): all begin, and in each
-    of log2(n) rounds those that are left are measured on further batches and the worse half drops out. The
-    passes of a round are as many as those of another, so that the last ones are measured on most batches. All
-    of it takes `share` of the passes that all pairs on all batches take, but at least one for each that is
-    left in a round. With a share of 1 nobody drops out.
+    of log2(n) rounds those that are left are measured on further batches and the worse half drops out. Every
+    round has the same number of passes, so that the last pairs are measured on most batches. In all it takes
+    `share` of the passes of all pairs on all batches, but at least one a round for each pair that is left.
+    With a share of 1 none drops out.
 
     `order` are the numbers of the batches in the order in which they are met, such that the first ones stand
     for all. `told` is called with the passes that are done and the most that there may be. Afterwards the

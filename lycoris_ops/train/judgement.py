@@ -149,8 +149,8 @@ def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, floa
 
     Below them are further numbers of some places by their names, such as how near their pictures are.
 
-    The stronger the one colour, the further the loss is below that of the model alone, and the other colour
-    is above it. The best pair has a frame, and those beside it thin ones.
+    One colour is for losses below the model's own, stronger the further they are; the other is for losses
+    above it. The best pair has a frame, and its neighbours have thin ones.
     """
     alone, best = found.loss(ALONE), found.best
     finite = [found.loss(place) for place in found.losses if math.isfinite(found.loss(place))]

@@ -91,7 +91,7 @@ class Member(nn.Module):
             self._check_dropouts(layer)
         weight: Tensor = getattr(self.site.module, self.site.weight)
         held = next(chain(self.parameters(), self.buffers()), weight)
-        # The device of the tensors, else that of the weight. None if hooks load the weight within each pass.
+        # The device of the tensors, else the weight's. None if hooks load the weight within each pass.
         device = None if held.is_meta else held.device
         attached = self._attached
         self.detach()

@@ -420,8 +420,8 @@ class LycorisNetwork(nn.Module):
     def recipe(self) -> dict[str, Any]:
         """What the network is, as plain data for JSON: its seed, and each layer with its settings.
 
-        Settings with their usual values are left out. The outcome stands beside them: a layer's rank may be
-        lower than the one asked for.
+        Settings with their usual values are left out. The outcome is given too: a layer's rank may be lower
+        than the one asked for.
         """
         return {
             "seed": self.seed,

@@ -71,8 +71,8 @@ class TrainOptions:
     max_weight_norm: float | None = None
     """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
     rise: float | None = None
-    """How many times its first value the ratio of a step's loss to the loss of the model alone may be, see
-    `train.rise.Rise`. It is checked after each twentieth of the steps, at least 25, by one more pass. The
+    """How many times its first value the ratio of a step's loss to the loss of the model alone may become,
+    see `train.rise.Rise`. It is checked after each twentieth of the steps, at least 25, by one more pass. The
     training stops where two checks in a row find more. None never stops."""
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of

@@ -21,11 +21,11 @@ from .trainer import Trainer
 FORM = 1
 """The version of the JSON."""
 SHORTEST, OF_KINDS = 8, 15
-"""The fewest steps of a heat, and of one that compares kinds. On the text lines of docs/quality.md heats of
-10 steps take the wrong kind, those of 20 the right one."""
+"""The fewest steps of a heat, and of a heat that compares kinds. On the text lines of docs/quality.md heats
+of 10 steps take the wrong kind, and heats of 20 the right one."""
 MOVED = 0.97
-"""A loss above this share of that before any step says that the rate is far too low: the climb goes on by a
-whole decade."""
+"""A loss above this share of the loss before any step says that the rate is far too low: the climb goes on by
+a whole decade."""
 CLIMB = 4
 """For how many heats of one entrant there is room. Of less than three no rate lies between two others; more
 would be shorter."""
@@ -188,7 +188,7 @@ def race(
 
     A heat is one entrant at one rate, trained as a whole training of fewer steps: with the `options`, its own
     warm-up and fall of the rate, from the first of the `batches`. At its end it is judged by the loss on
-    `held_out`, always with the same chance. None goes on from another one, since unfinished trainings
+    `held_out`, always with the same random numbers. No heat goes on from another, since unfinished trainings
     mislead.
 
     Each entrant has a heat at its own rate. Where the loss is not below that before any step it goes down

@@ -64,9 +64,9 @@ class Searched:
     """What a training begins with."""
 
     network: LycorisNetwork
-    """The one that was given, or another one for the same modules."""
+    """The given network, or the winner of the race, for the same modules."""
     options: TrainOptions
-    """Those that were given, with the rate that was found."""
+    """The given options, with the rate that was found."""
     race: Race | None = None
     file: Path | None = None
     """Where the race was kept before, if it was not run now."""
@@ -104,7 +104,7 @@ class _Given:
 class _Kind:
     algorithm: str
     make: Callable[[_Given], Callable[[], LycorisNetwork] | None]
-    """What makes the network, which has at most as many parameters; None where there is none of this kind."""
+    """What makes the network, with at most as many parameters; None where this kind has none to try."""
     cost: float = 0.0
 
 
@@ -320,7 +320,7 @@ def _entrants(given: _Given) -> list[Entrant]:
         if make is not None:
             rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
             found.append(Entrant(name, make, rate, kind.cost / options.accumulation))
-    # A plan that was asked for is in the place of that of the race, and others come after the best two.
+    # A plan that was asked for replaces the race's own; any other network comes after the best two.
     found.insert(0 if net.origin == "plan" else 2, asked)
     return found
 

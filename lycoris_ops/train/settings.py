@@ -42,7 +42,7 @@ NOT_HERE: Mapping[str, str] = {
     "full_matrix": "A rank above that of all layers, such as 1000000, keeps both factors of a LoKr whole",
     "enable_conv": 'Choose the modules by preset: "full" has convolutions, "full-lin" has none',
 }
-"""Keywords of LyCORIS that are none here, with what to do."""
+"""LyCORIS' keywords that do not exist here, with what to do instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Recognise the data of a training, even after they were computed again.
 
 The same picture encoded again on a GPU does not give the same bits. So each sample is recognised by a few
-random projections of its values (Johnson and Lindenstrauss, 1984). They change as little as the values do,
-and far more if the sample is another one.
+random projections of its values (Johnson and Lindenstrauss, 1984). They change only as little as the values
+do, and far more for a different sample.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The batches of one process of several, without reading those of the others where that can be."""
+"""The batches of one process of several, without reading the others' where that is possible."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LASTING = frozenset({"persistent_workers", "pin_memory_device"})
 
 
 class Turn(NamedTuple):
-    """The batch of one process, where each has one."""
+    """The batch of one process, when every process takes one."""
 
     batch: Any
     counts: bool
-    """Whether it is the process's own. Of the last batches there may be too few: then it is another's."""
+    """Whether it is the process's own. At the end there may be too few batches: then it is another's."""
     of: int
     """How many batches the processes have together."""
 
@@ -46,7 +46,7 @@ def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iter
 
 
 def shared_out(batches: Iterable[Any], count: int) -> bool:
-    """Whether the batches are those of one of several processes, as many as each other one has."""
+    """Whether the batches are already one process's share, as large as every other process's."""
     if count == 1:
         return False
     from torch.utils.data import DistributedSampler
@@ -55,7 +55,7 @@ def shared_out(batches: Iterable[Any], count: int) -> bool:
 
 
 class _Places:
-    """The places of one process's batches, of those that a sampler gives."""
+    """The part of a sampler's places that belongs to one process's batches."""
 
     def __init__(self, every: Iterable[Any], rank: int, count: int, start: int = 0) -> None:
         self.every, self.rank, self.count, self.start = every, rank, count, start
@@ -88,7 +88,7 @@ def _has_places(batches: Iterable[Any]) -> bool:
 
 
 def _with_places(loader: Any, places: _Places, *, by_batch: bool) -> Iterable[Any]:
-    """A loader like another one, of the batches at these places."""
+    """A copy of a loader that gives only the batches at these places."""
     from torch.utils.data import DataLoader
 
     known = inspect.signature(DataLoader).parameters.keys() - REPLACED - LASTING

@@ -212,7 +212,7 @@ def check_expected(
 ) -> None:
     """Raise LayerError or MatchError, before layers are made, where a dialect has no name or place for them.
 
-    `name` is that of the adapter in errors, and `model` as in `save_adapter`. What a layer's values decide,
+    `name` is the adapter's name in errors, and `model` is as in `save_adapter`. What a layer's values decide,
     such as whether a norm changes at all, is not known yet.
     """
     targets = None if model is None else Targets(known_shapes(model))

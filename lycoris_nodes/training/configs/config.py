@@ -55,13 +55,13 @@ class Config:
     """
 
     def __init__(self, table: Mapping[str, Any], within: str = "") -> None:
-        """`within` stands before the names of settings that are in another one."""
+        """`within` is the prefix of the settings' names, for a table inside another setting."""
         self.left = dict(table)
         self.within = within
         self.values: dict[str, Any] = {}
         """Values of the node's inputs, by their own names."""
         self.notes: list[str] = []
-        """What is meant otherwise, or has no counterpart, in words."""
+        """What means something else here, or has no counterpart, in words."""
 
     def inside(self, key: str, table: Mapping[str, Any]) -> Config:
         """The settings that one setting holds. What becomes of them is added by `add`."""
@@ -81,9 +81,9 @@ class Config:
     def put(
         self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value, usual: Any = None
     ) -> None:
-        """Give a value to an input. `read` turns it into the input's; None says that there is none here.
+        """Give a setting's value to an input. `read` turns it into the input's value, or None if it has none.
 
-        `usual` is what the trainer takes where the setting is not there.
+        `usual` is what the trainer takes where the setting is missing.
         """
         value = self.take(key, usual)
         if value is None:

@@ -80,9 +80,9 @@ class DiffusionLoss:
     Samples are on the CPU, and what a batch needs is moved to the model. With `encoder` captions that have a
     text are encoded in each pass, so that gradients reach the text encoders.
 
-    All chance is drawn from torch's generator of the CPU: that of a step in training, and that of a
-    validation, which is always the same (see `Trainer`). A batch is one pass of the model, or one for each
-    group of samples that go with each other: a sample's prediction is that which it has alone.
+    All random numbers come from torch's generator of the CPU. Those of a validation are always the same (see
+    `Trainer`). A batch is one pass of the model, or one for each group of samples that fit in one pass: a
+    sample's prediction is the same as when it is alone.
 
     A sample with a guide is trained towards what the model without the adapter predicts of the same noised
     latent: D(caption) + strength by (D(more) - D(less)) (LECO: Gandikota et al., "Erasing concepts from

@@ -56,11 +56,10 @@ def samples_of(
 ) -> list[Sample]:
     """A sample for each latent, with its caption and mask; one caption or mask for all is used for all.
 
-    They are on the CPU. With `encoder`, which is trained, the captions are those of `texts`, and `captions`
-    say what is beside the encoded text. `empty` is the caption of no text, which takes the place of others
-    where captions are dropped; an encoder has its own. `told` is called with the number of each sample, and
-    with that of all. Without `masks` the `noise_mask` of a latent is its mask. `name` is what the latents are
-    called in errors.
+    They are on the CPU. With an `encoder` that is trained, `texts` are the captions, and `captions` say what
+    is beside the encoded text. `empty` is the caption of no text, which replaces captions that are dropped;
+    an encoder has its own. `told` is called with the number of each sample and the number of all. Without
+    `masks` the `noise_mask` of a latent is its mask. `name` is what errors call the latents.
 
     Raises TrainError where there is no latent, where the numbers differ, and for what cannot be trained on,
     with its number.
@@ -275,7 +274,7 @@ def _for_each(values: list[Any], count: int, what: str, name: str) -> list[Any]:
 
 
 def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list[str]:
-    """What becomes of the `noise_mask` of some latents, in words; nothing where there is none."""
+    """What is done with the `noise_mask` of latents, in words; [] where there is none."""
     if not any(one.get(NOISE_MASK) is not None for one in latents):
         return []
     if masks:
@@ -284,7 +283,7 @@ def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list
 
 
 def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
-    """What becomes of the guidance of some captions, in words; nothing where there is none, or it is used."""
+    """That the guidance of captions is not used, in words; [] where there is none, or it is used."""
     said = {settings.get("guidance") for caption in captions for _, settings in caption}
     others = said - {None, family.guidance}
     if family.guidance is None or not others:

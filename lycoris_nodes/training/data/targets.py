@@ -103,10 +103,10 @@ WEIGHTINGS = ("none", "min-snr", "debiased")
 def weight_on_denoised(model_sampling: Any, sigma: Tensor, weighting: str = "none") -> Tensor:
     """The weight (B,) of the mean of (D - x0)^2 in each row.
 
-    none: as much as the network's own output says, which is what most trainers do. min-snr: min(SNR, 5)
-    on D (Hang et al., 2303.09556, equation 7). debiased: that of the output divided by sqrt(SNR) where it is
-    the noise (Yu et al., 2310.08442, equation 9), and by sqrt(SNR + 1) where it is a velocity, as in
-    OneTrainer.
+    none: the weight that makes it the plain error of the network's output, as in most trainers. min-snr:
+    min(SNR, 5) on D (Hang et al., 2303.09556, equation 7). debiased: the weight of none, divided by sqrt(SNR)
+    where the output is the noise (Yu et al., 2310.08442, equation 9), and by sqrt(SNR + 1) where it is a
+    velocity, as in OneTrainer.
     """
     kind = parametrisation_of(model_sampling)
     raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))

@@ -24,8 +24,7 @@ Encoded = tuple[Tensor, dict[str, Any]]
 class TextEncoder:
     """The text encoders of a CLIP that is open for training.
 
-    `session` is that of the CLIP's patcher, and `model` the host's model that is trained with what they
-    encode.
+    `session` belongs to the CLIP's patcher. `model` is the host's model that is trained on their output.
     """
 
     clip: Any

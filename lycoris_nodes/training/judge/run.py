@@ -48,7 +48,7 @@ from .networks import Networks
 GOLDEN = 0.6180339887
 """The fraction of the golden ratio, by which any first numbers of a sequence lie far apart."""
 FINALISTS = 4
-"""How many pairs that the loss cannot tell apart are told apart by pictures."""
+"""How many pairs of nearly equal loss are compared by their pictures."""
 SEEN = 16
 """How many pictures of the data are looked at."""
 
@@ -162,7 +162,7 @@ def spread(times: int, batches: int) -> list[int]:
 
 
 def _check_links(asked: Asked) -> None:
-    """Raise TrainError for links that lack another one."""
+    """Raise TrainError for a link that needs another one which is missing."""
     for name, present, needed in (
         ("captions", asked.captions, asked.clip),
         ("clip_vision", asked.clip_vision, asked.vae),

@@ -66,9 +66,9 @@ class Prompt:
 @dataclass
 class Previews:
     """Samples prompts before the first step, every so many steps and after the last, always from the same
-    noise, and keeps the pictures: those of one step side by side.
+    noise, and keeps the pictures, with the pictures of one step side by side.
 
-    They are decoded by `vae` where there is one and it has room beside the models in training, else roughly.
+    `vae` decodes them where there is one and it has room beside the models in training; else they are rough.
     """
 
     session: Session

@@ -73,7 +73,7 @@ from .settings import (
 DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
 RISE = 1.5
-"""How many times the loss of the model alone that of a training may be: above it, a rate is too high."""
+"""See `TrainOptions.rise`. With more, the rate is too high."""
 KEEP = 3
 """How many of the checkpoints of every so many steps are usually kept."""
 SAMPLES, APART = 10, 50
@@ -398,7 +398,7 @@ def _network(
         # A magnitude for each output, as PEFT and the paper have it.
         **({"dora": "output"} if asked.dora else {}),
     }
-    # A plan or a file says itself which modules are trained.
+    # A plan or a file already says which modules are trained.
     usual = family.preset if given is fresh else None
     network = session.adapted(
         preset=usual if asked.preset == AS_FAMILY else asked.preset,

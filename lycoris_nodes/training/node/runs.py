@@ -90,12 +90,12 @@ def run_of(
     """Choose the training to run: the latest of this name that was stopped with these settings and data,
     else a new one.
 
-    Only the files on disk decide. With `resume` or a checkpoint the latest of this name is continued, with
-    all settings that may be others, from that checkpoint or the newest one.
+    Only the files on disk decide. With `resume` or a checkpoint the latest training of this name is
+    continued, from that checkpoint or the newest one, with the new values of all settings that may change.
 
-    Raises TrainError for `resume` if there is none, and for a setting that may not be another. Without
-    `resume`, raises it if the latest was stopped on these data with other settings, and none with these: then
-    the user must choose.
+    Raises TrainError for `resume` if there is no such training, and for a changed setting that may not
+    change. Without `resume`, raises it if the latest was stopped on these data with other settings, and none
+    with these: then the user must choose.
     """
     new = adapter_path(prefix, dialect)
     if resume or checkpoint:
@@ -139,7 +139,7 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
             file=shown_path(folder),
             key="resume_from",
             got=checkpoint,
-            expected=", ".join(known) or "checkpoints, of which there is none",
+            expected=", ".join(known) or "a checkpoint, but there is none",
         )
     return state_at(known[name])
 
@@ -166,8 +166,8 @@ def offer_of(
     data: Mapping[str, Sequence[Sketch]] | None = None,
     unknown: Container[str] = (),
 ) -> Offer | None:
-    """The stopped training that Run would go on with or ask about; None where it begins a new one. One that
-    runs now is none, whoever has queued it.
+    """The stopped training that Run would go on with or ask about; None where it begins a new one. A training
+    that runs now does not count, whoever queued it.
 
     `unknown` are settings that may have any value, and without `data` the data may be any too.
     """

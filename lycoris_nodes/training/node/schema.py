@@ -1,7 +1,7 @@
 """The inputs and outputs of Train LoRA / LyCORIS: those that most users look at, and groups of the others.
 
-A group is a choice of `usual` or `own`, and only with `own` the front end shows what is in it. The name of an
-input in a group is that of the group, a dot and its own.
+A group is a choice of `usual` or `own`, and only with `own` the front end shows what is in it. An input in a
+group is named by the group's name, a dot and its own.
 """
 
 from __future__ import annotations

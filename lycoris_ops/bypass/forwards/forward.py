@@ -135,9 +135,9 @@ def recorded(*tensors: Tensor) -> bool:
 
 
 def plus_product(y: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
-    """y + alpha * left @ right, for matrices or for one of each item of a batch.
+    """y + alpha * left @ right, for matrices or for a batch of them.
 
-    It is written into y unless gradients are recorded. y is a view as a rule, and for each write into a view
+    It is written into y unless gradients are recorded: y is usually a view, and for each write into a view
     the backward pass copies the whole gradient, fills another one with zeros and adds the two.
     """
     anew = recorded(y, left, right)

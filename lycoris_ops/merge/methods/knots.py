@@ -26,8 +26,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     else:
         basis = None
         aligned = [deltas.dense(index) for index in range(deltas.count)]
-    # Of the triangle of a QR decomposition, whose rounding is that of the dtype: that of the product with
-    # itself would be as large as the root of it.
+    # By a QR decomposition, whose error is the dtype's rounding: by the product with its own transpose it
+    # would be the root of that.
     vectors, values, _ = of_long(torch.cat(aligned, 1))
     turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]

@@ -182,5 +182,5 @@ class Architecture:
     """Frames a second of the videos that the model makes, by the host's class: those of the model's own
     examples, and of LTX-Video the host's. None is for a class that makes pictures."""
     boundaries: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """Of models with two experts the time from which on that for high noise is used, by the host's class of
-    the model or of its configuration: those of the model's own code. None is for a class without experts."""
+    """For models with two experts: the time from which the one for high noise is used, as in the model's own
+    code, by the host's class of the model or of its configuration. None is for a class without experts."""

@@ -125,8 +125,8 @@ class Write:
     spelled: Callable[[str, str], str] = "{}.{}".format
     """The key of a tensor, given the layer's name and the suffix."""
     configuration: Literal["beside", "within"] | None = None
-    """Where PEFT's configuration of the layers is written: into a file beside theirs, which makes a folder of
-    the two, or into the metadata."""
+    """Where PEFT's configuration of the layers is written: into a second file, in one folder with the
+    layers' own, or into the metadata."""
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False
@@ -159,10 +159,9 @@ class Dialect:
     LayerError for a number of rows that it cannot order.
     """
     restated: Callable[[Held], Mapping[str, Tensor]] | None = None
-    """Those tensors of a layer that the tool states otherwise than the algorithm does, as the algorithm has
-    them.
+    """The tensors of a layer that the tool defines differently, converted to the algorithm's definition.
 
-    It is asked for every layer of every file, since one file can have layers of several tools.
+    It is called for every layer of every file, since one file can have layers of several tools.
     """
     write: Write | None = None
     """How files of the dialect are written; None where they are only read."""

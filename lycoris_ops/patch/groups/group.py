@@ -91,8 +91,8 @@ class Group(Protocol):
     ) -> Add | None:
         """The change that is not in `products`, for these tensors and strengths; None where there is none.
 
-        `dtype` is that of the rows that the change will be added to. `weight` has the rows of the weight that
-        the group is for, as they are before the patch.
+        The change will be added to rows of this `dtype`. `weight` has the rows of the weight that the group
+        is for, as they are before the patch.
         """
         ...
 
