@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,17 +30,20 @@ FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {O
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to `make test-fronts` what is on another front end than the host's, but for what is marked.
 
-    That is tried on the newest one too. `every_front_end(name=value)` marks the cases with this value alone.
+    `every_front_end` is tried on the newest one too, and `newest_front_end` there alone. With
+    `(name=value)` they mark the cases with this value.
     """
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
-        marked = item.get_closest_marker("every_front_end")
-        always = (
-            marked
-            and values.get("front_end") == FRONT_ENDS[-1]
-            and all(values[name] == value for name, value in marked.kwargs.items())
-        )
-        if values.get("front_end", OWN) != OWN and not always:
+
+        def marked(name: str, item: pytest.Item = item, values: dict[str, Any] = values) -> bool:
+            marker = item.get_closest_marker(name)
+            return marker is not None and marker.kwargs.items() <= values.items()
+
+        front_end = values.get("front_end", OWN)
+        newest = front_end == FRONT_ENDS[-1]
+        own = front_end == OWN and not marked("newest_front_end")
+        if not (own or (newest and (marked("every_front_end") or marked("newest_front_end")))):
             item.add_marker("fronts")
 
 

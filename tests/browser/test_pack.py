@@ -260,7 +260,7 @@ def _schedule_draws_what_is_typed(ui: Ui) -> None:
     assert set(prompt["inputs"]) == {"curve", "clock"}
 
 
-@pytest.mark.every_front_end(vue_nodes=True)
+@pytest.mark.newest_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     """On a small screen all of a template is seen at first, in words that can be read.

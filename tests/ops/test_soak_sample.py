@@ -17,7 +17,7 @@ if sys.platform != "linux":
 from tests.soak.campaign import SEED, grouped, line, run
 from tests.soak.crafted import CRAFTED
 
-FILES = 60
+FILES = 30
 
 
 def test_files_made_by_hand_and_mutated_ones_give_a_right_result_or_an_error(tmp_path: Path) -> None:
