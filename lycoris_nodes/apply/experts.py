@@ -1,4 +1,4 @@
-"""Which of a model's two experts a MODEL is, and what the pairs of a stack come to for it.
+"""Which of a model's two experts a MODEL is, and which file of each pair in a stack it gets.
 
 The two are loaded as models of their own, with the same layers. The name of the file tells them apart.
 """
@@ -17,10 +17,10 @@ CHOICES = ("auto", HIGH, LOW)
 
 
 def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[Stack, str, bool]:
-    """The stack with the file of one expert for each pair, what to report of it, and whether it is known.
+    """The stack with one file for each pair, what to report, and whether the model's expert is known.
 
-    `hidden` tells the prompt of the run and the node in it, None for none. Where it is not known which expert
-    the model is, the files are those for high noise.
+    `hidden` has the prompt of the run and the node in it, or is None. If the expert is not known, the files
+    are those for high noise.
     """
     pairs = sum(entry.low_noise is not None for entry in stack)
     if not pairs:
@@ -45,7 +45,7 @@ def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
     `hidden` is as in `of_expert`.
     """
     path = loaded_from(model) or ""
-    # Its own name and that of its folder: those further up say where this machine keeps its models.
+    # Only the file's name and its folder's: folders further up say where this machine keeps its models.
     names = ["/".join(path.replace("\\", "/").split("/")[-2:]), *_names_before(hidden)]
     for name in names:
         if expert := expert_of(name):
@@ -56,7 +56,7 @@ def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
 def _names_before(hidden: Any) -> list[str]:
     """The files that the loader of the model names.
 
-    Loaders of other packs tell the host nothing of their file. Nodes between name files of other kinds.
+    Loaders of other packs tell the host nothing of their file. Nodes in between name files of other kinds.
     """
     prompt: Mapping[str, Any] = getattr(hidden, "prompt", None) or {}
     node: Any = getattr(hidden, "unique_id", None)

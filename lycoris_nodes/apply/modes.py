@@ -47,7 +47,7 @@ class Choice:
     bypassed: dict[str, BypassPlan] = field(default_factory=dict)
     """Module path, which is the key of a weight or bias without its last part, to the plan of the module."""
     tokens: dict[str, Tokens] = field(default_factory=dict)
-    """Module path to what its tokens are, of the bypassed modules whose strength differs over places."""
+    """Module path to the kind of its tokens, for bypassed modules whose strength differs over places."""
     unmasked: list[str] = field(default_factory=list[str])
     """Module paths of layers that act at all places although they have a mask."""
     why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -60,8 +60,8 @@ def choose(
 ) -> Choice:
     """Choose to merge or to bypass, layer by layer. A layer's weight and bias always go the same way.
 
-    A layer whose strength follows a schedule, or differs over places, is bypassed in any mode. Where it can
-    only be merged, it takes the mean of its strength over the sampling, and the whole at all places; with
+    A layer whose strength follows a schedule, or differs over places, is bypassed in any mode. If it can only
+    be merged, it takes the mean of its strength over the sampling, or its whole strength at all places; with
     `strict` that is an error. A layer that is at no place is left out where the mask says so.
 
     `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
@@ -134,7 +134,7 @@ def _is_masked(met: Pairs) -> bool:
 
 
 def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequence[tuple[Entry, Match]]:
-    """What meets a layer that is at no place: with `whole` in full, else as the masks say."""
+    """The adapter layers for a layer that is at no place: all with `whole`, else as their masks say."""
     found: list[tuple[Entry, Match]] = []
     for entry, match in pairs:
         mask = match.where.mask if match.where is not None else None

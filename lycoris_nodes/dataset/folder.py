@@ -23,12 +23,12 @@ MASKS = ("-masklabel", "_mask", ".mask")
 MASK_FOLDERS = ("mask", "masks")
 """The names of folders that hold the masks of the pictures beside them, under the pictures' own names."""
 BESIDE = re.compile(r"(.+?)(?:-condlabel|_control|_reference)_?(\d*)")
-"""The name of a reference of the picture whose name it begins with. The first ending is OneTrainer's."""
+"""A reference's name: that of its picture, and one of these endings. The first ending is OneTrainer's."""
 BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
-"""The names of folders that hold references under the names of their pictures, with a number behind them or
-not: beside the pictures (kohya-ss/musubi-tuner), or beside their folder (ostris/ai-toolkit)."""
+"""The names of folders of references. Each file in them has its picture's name, perhaps with a number behind
+it. They lie beside the pictures (kohya-ss/musubi-tuner), or beside their folder (ostris/ai-toolkit)."""
 REPEATED = re.compile(r"(\d+)_(.*)")
-"""The name of a folder whose pictures count so many times, as kohya-ss/sd-scripts has it."""
+"""The name of a folder that begins with how often its pictures count, as kohya-ss/sd-scripts has it."""
 MOST = 100_000
 """The most samples of a folder, with their repeats."""
 
@@ -57,7 +57,7 @@ class PictureFolder:
     path: Path
     pictures: tuple[Found, ...]
     left_out: tuple[str, ...]
-    """The names of files that are no pictures and belong to none."""
+    """The names of files that are no pictures and belong to no picture."""
 
     @classmethod
     def of(cls, path: Path, *, clips: bool = False) -> PictureFolder:
@@ -160,12 +160,12 @@ def _with_masks_beside(
 
 
 def _only_references(folders: list[str]) -> bool:
-    """Whether all folders have names of folders of references: then they are those of the pictures."""
+    """Whether all folders are named as folders of references. Then they belong to the pictures."""
     return all(BESIDE_FOLDERS.fullmatch(name.lower()) for name in folders)
 
 
 def _taken_out(folder: Path, folders: list[str]) -> list[Path]:
-    """The folders of references in a folder, by their numbers, which are taken out of `folders`."""
+    """Take the folders of references out of `folders`, and return them in the order of their numbers."""
     found = {name: match for name in folders if (match := BESIDE_FOLDERS.fullmatch(name.lower()))}
     for name in found:
         folders.remove(name)
@@ -173,7 +173,7 @@ def _taken_out(folder: Path, folders: list[str]) -> list[Path]:
 
 
 _Shelf = dict[str, list[tuple[str, Path]]]
-"""The pictures of a folder of references with their names, by the name that each begins with."""
+"""The pictures of a folder of references with their names, by the name of the picture they may be for."""
 
 
 def _shelf_of(folder: Path) -> _Shelf:
@@ -190,7 +190,7 @@ def _shelf_of(folder: Path) -> _Shelf:
 
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
-    """The pictures with the references of their names. What is named as another picture belongs to that."""
+    """The pictures, with the references named after them. One with a picture's very name belongs to that."""
     names = {one.path.stem.lower() for one in pictures}
     return [
         replace(

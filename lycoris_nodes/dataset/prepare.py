@@ -39,7 +39,7 @@ class Encoder:
 
     encode: Callable[[Any], Any]
     identity: str | None
-    """What tells it from others. None where nothing does: what it makes is not kept then."""
+    """What identifies it. None where nothing does: then what it makes is not kept."""
     cuts: Callable[[str], bool] = lambda text: False
     """Whether it leaves out the end of a text."""
 
@@ -50,26 +50,26 @@ class PictureSettings:
 
     resolution: int
     step: int
-    """Pixels between two sizes of a side."""
+    """The step between sizes of a side, in pixels."""
     cut_off: float = 1.0
     """The largest share of a picture that may be cut off."""
     enlarge: bool = True
     """Whether small pictures are enlarged to the resolution."""
     mirror: bool = False
-    """Whether each picture is there mirrored too."""
+    """Whether each picture is also trained mirrored."""
     background: str | None = None
     """The colour that transparent parts get. None: they are masked."""
     trigger: str = ""
     tag_orders: int = 1
-    """How many orders of its tags each caption is there in."""
+    """In how many orders of its tags each caption is trained."""
     kept_tags: int = 1
     """How many tags stay in front in all orders."""
     held_out: int = 0
-    """How many pictures are not trained on."""
+    """How many pictures are held out of the training."""
     frames: int = 1
     """The most frames of a cut of a clip."""
     frame_step: int = 1
-    """Frames between two numbers of frames."""
+    """The step between numbers of frames."""
     frame_rate: float = 24.0
     """Frames a second."""
     cuts: int = 1
@@ -86,9 +86,9 @@ class Shown:
     clip: Any
     references: References | None = None
     given: Given | None = None
-    """What it is given of the picture or clip that it is to make."""
+    """How parts of the picture or clip that it is to make are given to it."""
     misses_frames: bool = False
-    """Whether it should be given frames of clips, and none are given."""
+    """Whether it needs frames of clips that nothing gives it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class PreparedPicture:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """What comes of a folder. A sample that counts several times is there several times, as one object."""
+    """The data made from a folder. A sample that counts several times is in it several times, as one object."""
 
     training: list[PreparedPicture]
     held_out: list[PreparedPicture]
@@ -117,10 +117,10 @@ class DataSet:
 
     @property
     def masks(self) -> list[Tensor]:
-        """A mask for each sample that is trained on, white where it has none. None at all if none has one."""
+        """A mask for each sample that is trained on, white where it has none; [] if no sample has one."""
         if not any(one.mask is not None for one in self.training):
             return []
-        # One value, seen everywhere, takes no memory.
+        # One value, expanded, takes no memory.
         white = torch.ones(1, 1, 1)
         return [
             white.expand(1, one.size[1], one.size[0]) if one.mask is None else one.mask
@@ -163,7 +163,7 @@ class _Planned:
     """Whether frames of it come several times."""
 
     def texts(self, settings: PictureSettings) -> list[str]:
-        """The caption in all its choices and orders; of a picture that is held out the first."""
+        """The caption in all its choices and orders; for a held-out picture only the first."""
         if self.held_out:
             return choices_of(self.text)[:1]
         found = [
@@ -187,8 +187,8 @@ def prepared(
 ) -> DataSet:
     """Encode the pictures and captions of a folder, or find them where they were kept.
 
-    `check` raises LycorisError for a latent that the model cannot be trained on. `progress(total)` gives what
-    is called after each picture and caption, which may end the work, and `stage` before each of them.
+    `check` raises LycorisError for a latent that the model cannot be trained on. `progress(total)` returns
+    what is called after each picture and caption, and may end the work; `stage` is called before each.
 
     Raises TrainError, with the file, for pictures, captions and masks that cannot be used, and for pictures
     without a caption.
@@ -198,7 +198,7 @@ def prepared(
     together = shown is not None and shown.references is not None and bool(shown.references.node)
 
     def is_pair(one: _Planned) -> bool:
-        """Whether its captions are encoded with its references, and by themselves."""
+        """Whether its captions are encoded together with its references, and so for it alone."""
         return together and bool(one.found.references)
 
     texts = sorted({text for one in planned if not is_pair(one) for text in one.texts(settings)} | {""})
@@ -357,7 +357,7 @@ class _Pictures:
         mask = _content(one.found.mask) if one.found.mask else b""
         given = self.shown.given if self.shown else None
         if given and view.cut is None and not given.masked:
-            # Of a picture the first frame is all that there is to be learned.
+            # A picture's first frame is all that it has to teach.
             given = None
         key = None
         if self.vae.identity is not None:
@@ -458,7 +458,7 @@ class _Pictures:
                 file=str(one.found.mask or one.found.path),
                 expected="white where the picture is to be learned",
             )
-        # Of a clip its ends.
+        # The first and the last frame of a clip.
         seen = dict.fromkeys((0, len(pixels) - 1))
         miniature = _row([small(picture_of(pixels[number]), mask) for number in seen])
         pixels = _mirrored(pixels, view.mirrored)
@@ -487,8 +487,8 @@ def _content(path: Path) -> bytes:
 
 
 def _told(one: _Planned, settings: PictureSettings) -> dict[str, Any]:
-    """What a conditioning says of how large its picture was and how it was cut, if the model is told that,
-    and of the rate of a clip."""
+    """Settings of a conditioning: the size and the cut of its picture, if the model is told these, and the
+    rate of a clip."""
     sizes = sizes_told(one.fit.source, one.fit.corner, one.fit.size) if settings.sized else {}
     return {**sizes, **({"frame_rate": settings.frame_rate} if one.found.is_clip else {})}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...lycoris_ops import TrainError
 
-# UTF-32's mark begins with that of UTF-16.
+# UTF-32's mark begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),

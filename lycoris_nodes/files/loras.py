@@ -23,9 +23,9 @@ def lora_names() -> list[str]:
 
 
 def lora_files() -> list[tuple[str, int, float]]:
-    """Every adapter file with its bytes and the time of its last change; 0 where the system tells none.
+    """Every adapter file with its bytes and the time of its last change.
 
-    Such as of a link without its file, which the page strikes out.
+    Both are 0 where the system does not tell them, as for a link without its file: the page strikes it out.
     """
     places = folders_of(FOLDER)
     return [(name, *_size_and_change(places, name)) for name in lora_names()]

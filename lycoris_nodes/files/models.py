@@ -64,7 +64,7 @@ def _known(names: Iterable[str]) -> list[str]:
 
 
 def told_model(models: Iterable[str]) -> AboutModel | None:
-    """What the files of a model tell of it; None where one is in no format that is read piece by piece."""
+    """What the files of a model tell of it; None where one cannot be read piece by piece."""
     try:
         return _told(tuple(Fingerprint.of(model_path(model)) for model in models))
     except LycorisError:
@@ -78,7 +78,7 @@ def _told(files: tuple[Fingerprint, ...]) -> AboutModel:
 
 
 def model_like(families: Collection[str]) -> str | None:
-    """A file of a diffusion model that is of one of some families, as `folder/name`; None for none here."""
+    """The file of a diffusion model of one of these families, as `folder/name`; None if there is none."""
     if not families:
         return None
     names = (name for name in model_names() if not name.startswith("text_encoders/"))

@@ -1,7 +1,7 @@
 """Files that are published in pairs, one for each of the two experts of a model, as for Wan 2.2.
 
-Both have one name, but for the word that says whether it is for high or for low noise. It is anywhere in
-the path: `ink_high_noise`, `Ink-HighNoise_v2`, `INK_HIGH_fp16`, `ink_HN`, `ink/high_noise_model`.
+Both have the same name, except for the word that says high or low noise. It may be anywhere in the path:
+`ink_high_noise`, `Ink-HighNoise_v2`, `INK_HIGH_fp16`, `ink_HN`, `ink/high_noise_model`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ ENDING = re.compile(r"(?:\.(?:safetensors|sft|gguf|ckpt|pth?|bin))+$", re.IGNORE
 WORD = re.compile(r"/|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 """A word of a path: `wan/Ink2.2HighNoise` has wan, /, Ink, 2, 2, High and Noise."""
 GLUED = re.compile(r"((?:high|hi|low|lo)noise)")
-"""What says it within a longer word too: WANHIGHNOISEINK."""
+"""What says the expert even inside a longer word: WANHIGHNOISEINK."""
 NOISE = "noise"
 MARKS: Mapping[str, Expert] = {
     **dict.fromkeys(("high", "hn", "highnoise", "hinoise"), HIGH),
     **dict.fromkeys(("low", "ln", "lownoise", "lonoise"), LOW),
 }
 BEFORE_NOISE: Mapping[str, Expert] = {"hi": HIGH, "lo": LOW}
-"""Words that say it where the word noise follows."""
+"""Words that say the expert where the word noise follows."""
 UNSURE: Mapping[str, Expert] = {"h": HIGH, "hi": HIGH, "l": LOW, "lo": LOW}
-"""Words that may say it, and may say anything else."""
+"""Words that may say the expert, or anything else."""
 COUNT = re.compile(
     r"(?<![a-z])(?:epochs?|epoc|ep?)[ _.-]*\d+|\d+[ _.-]*epoc(?:hs?)?(?![a-z])|(?<!\d)0*\d{6,}(?!\d)"
     r"|\d{3,}[ _.-]*steps?(?![a-z])|\(\d+\)",
@@ -66,7 +66,7 @@ def expert_of(name: str) -> Expert | None:
 def partner_of(name: str, names: Sequence[str]) -> Partner | None:
     """The file among `names` that makes a pair with `name`, which is among them too; None for none.
 
-    There is none as well where several fit equally.
+    None too where several fit equally.
     """
     return _partners(tuple(names)).get(name)
 
@@ -78,11 +78,11 @@ def _partners(names: tuple[str, ...]) -> Mapping[str, Partner]:
 
 
 def _matched(names: Iterable[str], read: Callable[[str], _Read | None], *, sure: bool) -> dict[str, Partner]:
-    """The partner of each name that has one and no more."""
+    """The partner of each name that has exactly one."""
     groups = _grouped((name, found.expert, found.rest) for name in names if (found := read(name)))
     partners: dict[str, Partner] = {}
     for group in groups:
-        # Of files that differ in nothing but hyphens and the like, those belong together that agree in them.
+        # Of files that differ only in hyphens and the like, those with the same ones belong together.
         alike = [group] if len(group) == 2 else _grouped((*one, SEPARATORS.sub("", one[0])) for one in group)
         for pair in alike:
             found = {expert: name for name, expert in pair}
@@ -95,7 +95,7 @@ def _matched(names: Iterable[str], read: Callable[[str], _Read | None], *, sure:
 
 
 def _grouped(names: Iterable[tuple[str, Expert, Hashable]]) -> list[list[tuple[str, Expert]]]:
-    """Names, each with its expert, that agree in the rest."""
+    """Groups of names that agree in the rest, each with its expert."""
     groups: dict[Hashable, list[tuple[str, Expert]]] = {}
     for name, expert, rest in names:
         groups.setdefault(rest, []).append((name, expert))

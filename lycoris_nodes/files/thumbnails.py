@@ -55,7 +55,7 @@ def _small_file(path: str, size: int, changed: int) -> bytes:
 
 def _small(source: str | io.BytesIO) -> bytes:
     with Image.open(source) as picture:
-        # Of a JPEG, no more is decoded than is shown.
+        # Decode no more of a JPEG than is shown.
         picture.draft("RGB", (SIZE, SIZE))
         picture.thumbnail((SIZE, SIZE))
         out = io.BytesIO()

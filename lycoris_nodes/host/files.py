@@ -54,7 +54,7 @@ def _full_path(folder: str, name: str) -> str | None:
     try:
         return folder_paths.get_full_path(folder, name)
     except ValueError:
-        # So the host answers on Windows for a path on another drive.
+        # The host raises this on Windows for a path on another drive.
         return None
 
 
@@ -232,7 +232,7 @@ def _folder_names() -> dict[str, str]:
     real = {os.path.realpath(place): name for place, name in named.items()}
     # Some are given with a slash at the end.
     found = {place.rstrip("/\\"): name for place, name in {**real, **named}.items()}
-    # In what Python quotes, backslashes are twice.
+    # Python doubles the backslashes in what it quotes.
     return {**{place.replace("\\", "\\\\"): name for place, name in found.items()}, **found}
 
 

@@ -22,12 +22,12 @@ OF_PICTURES = ("HunyuanVideoSkyreelsI2V", "SVD_img2vid")
 
 @dataclass(frozen=True)
 class Given:
-    """By a `node` of the host, of pixels (F, H, W, 3) and of the mask (1, H, W) of what is to be painted."""
+    """What a `node` of the host makes of pixels (F, H, W, 3) and the mask (1, H, W) of what to paint."""
 
     node: str
     make: Callable[[Any, Tensor, Tensor | None], Settings]
     masked: bool = False
-    """Whether masks say what is to be painted, and not what is learned."""
+    """Whether masks say what to paint, and not what to learn."""
 
 
 def given_of(model: Any, ends: str = "first") -> Given | None:

@@ -74,7 +74,7 @@ def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[r
 def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, Any]) -> int:
     """How many pictures the free memory holds in a pass of a model, by the host's own estimate; at least 1.
 
-    Each has so many chunks, samples for one text each. `given` is what the pass gets beside `x`.
+    Each picture has `chunks` samples, one for each text. `given` is what the pass gets beside `x`.
     """
     held: dict[str, list[list[int]]] = {}
     for name, one in given.items():
@@ -113,7 +113,7 @@ def _wrap(
 def forget_passes(model: Any) -> None:
     """Let a model forget what it keeps of a pass for the next one.
 
-    HiDream-O1 keeps the keys and values of a text, and does not notice that its weights are others.
+    HiDream-O1 keeps the keys and values of a text, and does not notice that its weights have changed.
     """
     forget = getattr(getattr(model, "diffusion_model", None), "clear_kv_cache", None)
     if forget:

@@ -1,4 +1,4 @@
-"""References: pictures that a model is shown beside its prompt, given to it as by the host's own nodes."""
+"""References: pictures that a model sees beside its prompt, given to it as the host's own nodes give them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LATENTS, CONCATENATED = "reference_latents", "concat_latent_image"
 class References:
     """How a model takes references: as latents under `key`, or by a node of the host, with the caption.
 
-    `fitted` says whether each is cut and resized as its target is; else it keeps its own shape. `given` is
-    what `node` gets beside an encoder, a VAE and a text: of references (1, H, W, 3), and of the width and
+    `fitted` says whether each is cut and resized as its target is; else it keeps its own shape. `given` makes
+    what `node` gets beside an encoder, a VAE and a text, from references (1, H, W, 3) and the width and
     height of the target.
     """
 
@@ -90,7 +90,7 @@ def references_of(model: Any, way: str = "auto") -> References | None:
     if found is _QWEN:
         return WAYS[way] or found
     config = model.model_config.unet_config
-    # Of Flux there are models with channels for a picture of edges or of depth.
+    # Some Flux models have channels for a picture of edges or of depth.
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
     return _TAKEN_IN if found is _BESIDE and channels > own > 0 else found
 

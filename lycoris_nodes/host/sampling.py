@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def literal(text: str) -> str:
-    """A text for the host with parentheses as they are, which it would take for weights of words."""
+    """A text whose parentheses the host takes as they are, and not as weights of words."""
     return re.sub(r"\\?([()])", r"\\\1", text)
 
 
@@ -32,7 +32,7 @@ def encoded_text(clip: Any, text: str) -> list[Any]:
 
 
 def is_cut(clip: Any, text: str) -> bool:
-    """Whether a text encoder leaves out the end of a text: without it the tokens are the same."""
+    """Whether a text encoder cuts off the end of a text: then the tokens are the same without it."""
     if len(text) < FEWEST or "embedding:" in text:
         return False
     shorter = text.rpartition(" ")[0] or text[:-1]
@@ -76,8 +76,7 @@ def sampled(
 
 
 def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
-    """An empty latent in the channels and sizes of a model, as the host's samplers make it of one of another
-    model."""
+    """An empty latent of any model, turned into one for this model as the host's samplers do."""
     ratios = {name: value for name, value in latent.items() if name.startswith("downscale_ratio")}
     return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
 
@@ -110,7 +109,7 @@ def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:
 
 
 def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
-    """The picture of a latent (1, C, ...), of a video its first frame."""
+    """The picture of a latent (1, C, ...); for a video, its first frame."""
     pixels = vae.decode(latent)
     first = pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1).cpu()
     return fromarray((255 * first).round().to(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""PEFT's configuration, which lies beside its weights or in diffusers' metadata, and alone holds alpha."""
+"""PEFT's configuration, beside its weights or in diffusers' metadata. Only it holds alpha."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ..peft.parameters import DOWN, UP, declared, expert_of, parameter_of
 
 
 def joined(made: Sequence[Encoded]) -> list[Encoded]:
-    """Layers as PEFT's file has them: those on parameters by the modules' names, and experts in one.
+    """Layers as in PEFT's files: those on parameters under their modules' names, all experts of one joined.
 
     All experts of a parameter must be there, from 0, with one rank. Raises LayerError where the order of a
     module's parameters is not known, ConflictError where an expert is missing.

@@ -1,4 +1,4 @@
-"""Kandinsky 5, whose layers have one name in the host, in published files and in diffusers.
+"""Kandinsky 5. Its layers have the same names in the host, in published files and in diffusers.
 
 Source: the class in diffusers (Apache-2.0), `models/transformers/transformer_kandinsky.py`.
 """
@@ -17,7 +17,7 @@ ARCHITECTURE = Architecture(
     ),
     tokens={
         "visual_embeddings.in_layer": "places",
-        # The host lays keys and values out by the text's batch, so that there cannot be some for each mask.
+        # The host shapes keys and values by the text's batch, so a mask cannot have its own.
         **dict.fromkeys(
             (f"visual_transformer_blocks.*.cross_attention.to_{end}" for end in ("key", "value")), "text"
         ),
