@@ -56,7 +56,7 @@ THIN = 1.5
 OVER = 0.6
 """How much of its colour a share of 1 has, over what is below."""
 STEPS = 8
-"""How many shares of a plane are told apart."""
+"""How many steps of a plane's shares are drawn apart."""
 WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "msyh.ttc",
@@ -169,7 +169,7 @@ class Canvas(Protocol):
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a picture from side to side: how high it is, and what draws it at a distance from the top."""
+    """A part of a picture from side to side: its height, and what draws it at a distance from the top."""
 
     height: float
     draw: Callable[[Canvas, float], None]

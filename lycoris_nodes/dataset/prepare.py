@@ -105,7 +105,7 @@ class PreparedPicture:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """The data made from a folder. A sample that counts several times is in it several times, as one object."""
+    """The data made from a folder. A sample that counts several times is listed as often, as one object."""
 
     training: list[PreparedPicture]
     held_out: list[PreparedPicture]

@@ -181,7 +181,7 @@ def tokens_of(model: Any, shape: Sequence[int]) -> int:
 
 
 def grid_of(model: Any) -> int:
-    """The sides of a model's pictures are multiples of so many pixels, which its coarsest level sees as one.
+    """The pixels that the sides of a model's pictures are multiples of: its coarsest level sees them as one.
 
     It is what one value of a latent stands for, times the patch of a transformer or the steps down of a UNet.
     """

@@ -135,7 +135,7 @@ def planes(mask: Any) -> Tensor:
 
 
 def softened(weights: Tensor, pixels: int) -> Tensor:
-    """Planes with edges as ramps over so many pixels to each side: means of the square around each pixel."""
+    """Planes whose edges are ramps of so many pixels to each side: means over a square around each pixel."""
     if not pixels or weights.ndim != 3 or not weights.numel():
         return weights
     around = functional.pad(weights.float()[None], (pixels,) * 4, mode="replicate")

@@ -137,9 +137,9 @@ def _row(text: str) -> int:
 
 
 def repeated(latent: Any, count: int) -> dict[str, Any]:
-    """A latent as a batch of so many that all start from one noise.
+    """A latent as a batch of `count` that all start from one noise.
 
-    Raises LycorisError for a batch of several, and for latents that are no one tensor.
+    Raises LycorisError for a batch of several, and for latents that are not one tensor.
     """
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or len(samples) != 1:

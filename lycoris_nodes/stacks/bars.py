@@ -30,8 +30,8 @@ from ..files.models import known_files, model_like, model_path, told_model
 from .presets import known_presets, own_presets, parsed
 
 SECONDS = 0.4
-"""How long the changes of a file are measured before the page is told how far that is. It asks again, as long
-as it wants to know."""
+"""How many seconds the changes of a file are measured before the page gets what there is. It asks again as
+long as it wants more."""
 
 
 def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:

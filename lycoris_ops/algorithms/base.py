@@ -626,7 +626,7 @@ def axis_of(vector: Tensor) -> int:
 
 
 def block_of(count: int, largest: int, what: str) -> tuple[int, int]:
-    """The size and number of blocks for so many outputs or inputs; `what` says which they are.
+    """The size and number of blocks for `count` outputs or inputs; `what` says which of the two.
 
     The size is the largest up to `largest` (at least 2) that divides them. Raises UnsuitedError where no size
     from 2 on divides them.

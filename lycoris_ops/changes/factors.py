@@ -12,7 +12,7 @@ from .forms import Additive, Hadamard, Kronecker, LowRank
 
 
 def low_rank(form: Additive, most: int) -> LowRank | None:
-    """The same change as a LowRank of a rank of at most `most`; None where it has none that is told exactly.
+    """The same change as a LowRank of rank at most `most`; None where there is no exact one.
 
     A Hadamard product of ranks r1 and r2 is one of rank r1 * r2, by the row-wise and the column-wise
     Khatri-Rao product of the factors. kron(A B, C D) = kron(A, C) kron(B, D), where a factor that is not

@@ -189,7 +189,7 @@ class Mask:
         return planes * self._shares(spans)[:, None, None]
 
     def _in_frames(self, planes: Tensor, spans: Sequence[int]) -> Tensor:
-        """The planes for the frames of a latent, which stand for so many of a video."""
+        """The planes for the frames of a latent, each of which stands for `spans` frames of a video."""
         found, count, video = len(planes), len(spans), sum(spans)
         if found in (1, count):
             return planes.expand(count, -1, -1)

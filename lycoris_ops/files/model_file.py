@@ -170,7 +170,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
 
 
 def shard_names(index: str, count: int) -> list[str]:
-    """The names of so many files beside an index of that name, such as `model-00001-of-00002.safetensors`.
+    """The names of the `count` files beside an index, such as `model-00001-of-00002.safetensors`.
 
     Raises WriteError for a name that is not an index's.
     """

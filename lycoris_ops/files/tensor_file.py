@@ -172,7 +172,7 @@ ANSWERS = {
     b"version https://git-lfs": "this is Git LFS's pointer to a model, not the model",
     b'{"error"': "this is a site's answer that it failed, not a model",
 }
-"""How files begin that were saved in place of what was to be downloaded, and what they are."""
+"""How files begin that a download has saved in place of a model, and what they are."""
 
 
 def check_no_answer(file: BinaryIO, path: str) -> None:

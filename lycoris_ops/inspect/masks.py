@@ -53,7 +53,7 @@ def mask_picture(stack: Stack) -> Picture | None:
 
 
 def _even(count: int) -> list[int]:
-    """Some of so many frames, with the first and the last."""
+    """The numbers of at most FRAMES of `count` frames, from the first to the last."""
     most = min(count, FRAMES)
     return [round(place * (count - 1) / max(1, most - 1)) for place in range(most)]
 

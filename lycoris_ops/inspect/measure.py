@@ -70,7 +70,7 @@ class LayerMeasure:
         return math.fsum(squares) ** 2 / fourth if fourth else 0.0
 
     def kept(self, ranks: int) -> list[float]:
-        """The shares of the energy that rank 1 keeps, rank 2, and so on, of so many ranks."""
+        """The share of the energy that each rank keeps, from rank 1 to `ranks`, in this order."""
         shares = list(accumulate(value * value for value in self.spectrum)) or [1.0]
         return [shares[min(rank, len(shares) - 1)] / shares[-1] for rank in range(ranks)]
 

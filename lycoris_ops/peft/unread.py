@@ -58,7 +58,7 @@ UNREAD: dict[str, Unread] = {
     "XLORA": Unread("X-LoRA", ("internal_xlora_classifier",)),
 }
 """The kinds by their `peft_type`, and KaSA, which is a setting of LoRA's, by its name. Kinds without tensors
-are told by their configuration alone.
+are recognised by their configuration alone.
 
 Source: `peft_types.py` and the layers of peft 0.21.
 """

@@ -18,7 +18,7 @@ from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that `algorithms="auto"` stands for."""
 WORTH = 1.0
-"""A plan that captures no more than so many times the energy of a uniform LoRA of its size is made uniform.
+"""A plan that captures no more than this many times the energy of a uniform LoRA of its size becomes uniform.
 On four tasks that nothing was chosen on, plans by another criterion captured 1.01 to 1.32 times as much where
 they were as good as a uniform LoRA or better, and 0.84 times where they were worse. It is no law: on the text
 lines of docs/quality.md they captured 0.6 to 0.85 times as much and were far better. Plans by the first step

@@ -100,7 +100,7 @@ class Probe:
         return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
 
     def uniform_gain(self, parameters: int) -> float | None:
-        """The gain of a LoRA of one rank on all layers with so many parameters.
+        """The gain of a LoRA with the same rank on all layers, and with so many parameters.
 
         Between two ranks, and below rank 1, it grows with the parameters in proportion. None where the probe
         has no offer of LoRA.

@@ -32,7 +32,7 @@ class Outcome(Generic[Given]):
     of: Mapping[str, Given]
     """What each layer gets, by the layer's name."""
     notes: tuple[str, ...] = ()
-    """How lines were read that have several readings, and what the file has no layer for."""
+    """Which reading was taken of lines with several, and what the file has no layer for."""
     idle: tuple[str, ...] = ()
     """Each pattern that matches nothing in the model, with what is near."""
 

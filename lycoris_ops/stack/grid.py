@@ -17,7 +17,7 @@ MOST = 256
 VALUES = "numbers such as 0, 0.5, 1, or 0..1.2 in 5"
 
 Parts = Sequence[tuple[Entry, tuple[float, ...]]]
-"""What becomes of one entry along an axis: entries whose effects add up, each with its factors."""
+"""What stands for one entry along an axis: entries whose effects add up, each with its factors."""
 
 
 def parse_values(text: str) -> tuple[float, ...]:
@@ -57,7 +57,7 @@ class Axis:
     labels: tuple[str, ...]
     """What each step is called."""
     split: Callable[[int, Entry], Parts]
-    """What becomes of an entry, given its place in the stack."""
+    """The parts of an entry, given its place in the stack."""
 
 
 def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
@@ -112,7 +112,7 @@ def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """A stack whose strengths are others for each picture of a batch, and what the pictures are called."""
+    """A stack whose strengths differ between the pictures of a batch, and what the pictures are called."""
 
     stack: Stack
     columns: tuple[str, ...]

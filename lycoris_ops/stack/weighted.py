@@ -76,7 +76,7 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
         part = info.named.part
         if entry.rules is not None or (part is None and not same):
             raise LycorisError(
-                "the strength of a layer is told by its place in the model"
+                "the strength of a layer depends on its place in the model"
                 if model is None
                 else "a layer has no place in the model, so that its strength is not known",
                 file=adapter.path,

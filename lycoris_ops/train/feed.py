@@ -59,7 +59,7 @@ class Feed:
         return self._epoch, self._used
 
     def take(self, most: int) -> StepBatches:
-        """The next batches, at most so many for each copy. A group never holds two epochs' batches.
+        """The next batches, at most `most` for each copy. A group never holds two epochs' batches.
 
         Raises TrainError where an epoch has no batch.
         """
@@ -117,7 +117,7 @@ class Feed:
 
 
 def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> int:
-    """How many steps so many epochs have, of `accumulation` batches for each of so many copies of the model.
+    """How many steps `epochs` have, of `accumulation` batches for each of the model's `copies`.
 
     Raises TrainError where the batches have no length.
     """

@@ -69,11 +69,11 @@ def _unread(adapter: Adapter) -> list[str]:
 
 
 def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[str, Layer], list[str]]:
-    """The layers of an adapter by the paths of the sites of a model that they are for, and what is left out.
+    """The layers of an adapter by the paths of the model's sites that they are for, and what is left out.
 
     A file may have layers for another part too, such as the text encoder of a diffusion model; they are left
-    out. Raises MatchError for another layer that has no module or does not fit it, or is for a part of a
-    module alone, since training goes on with whole layers; and where all layers are for another part.
+    out. Raises MatchError for any other layer that has no module, does not fit it, or is for only a part of
+    it, since training goes on with whole layers; and where all layers are for another part.
     """
     # diffusers writes a part of a model without a prefix. Try both readings, and take the one that leaves
     # fewer layers without a module.

@@ -32,10 +32,10 @@ would be shorter."""
 SPARE = 1
 """For how many heats beside one of each kind there is room: for rates that are far off."""
 AS_GOOD, NEAR = 0.8, 1.1
-"""A rate above an entrant's own is not taken where the next lower one has this share of its fall, and at most
-so many times its loss. As long as a rate is too low, the loss falls in proportion to it; one that saturates
-in a short training is too high for a long one. Near zero the share says nothing, since nearly all of the loss
-has fallen at both."""
+"""A rate above an entrant's own is not taken where the next lower one has at least AS_GOOD of its fall of the
+loss, and at most NEAR times its loss. As long as a rate is too low, the loss falls in proportion to it; one
+that saturates in a short training is too high for a long one. Near a loss of zero the fall says nothing: at
+both rates nearly all of the loss is gone."""
 VALIDATED = 0.5
 """What a pass of a held-out batch costs, in steps of one batch: a step goes forth and back."""
 
@@ -184,7 +184,7 @@ def race(
     share: float,
     told: Callable[[RaceStep], None] | None = None,
 ) -> Race:
-    """Find the entrant and the rate with which a training of so many steps comes to the lowest loss.
+    """Find the entrant and the rate with which a training of this length comes to the lowest loss.
 
     A heat is one entrant at one rate, trained as a whole training of fewer steps: with the `options`, its own
     warm-up and fall of the rate, from the first of the `batches`. At its end it is judged by the loss on
@@ -390,7 +390,7 @@ def judging(held_out: Sequence[Any], options: TrainOptions) -> float:
 
 
 def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:
-    """The first entrants, as many as can race for so many steps; none where two heats are too much.
+    """The first entrants, as many as can race within the budget; none where two heats are too much.
 
     `judged` is what it costs to judge a heat.
     """

@@ -15,10 +15,10 @@ CHECKS, FEWEST = 20, 25
 
 
 class Rise:
-    """Compares the loss of a step with that of the model alone, at the same batches and chance.
+    """Compares the loss of a step with that of the model alone, with the same batches and random numbers.
 
-    Their ratio is free of the chance that losses of different steps differ by. It is compared with the one in
-    the first step, so that a training may begin with an adapter that makes another model of it.
+    Their ratio is free of the noise between the losses of different steps. It is compared with the ratio in
+    the first step, so that a training may begin from an adapter that makes another model of it.
     """
 
     def __init__(self, most: float | None, steps: int, parameters: Sequence[Tensor]) -> None:

@@ -43,10 +43,10 @@ HELD = 4
 SEEN = 64
 """Among how many of the batches for validation these are evenly spaced."""
 PROBED, PROBE_COST = 8, 1.6
-"""How many batches the plan looks at, and what each takes, in steps of one batch, see docs/quality.md."""
+"""How many batches the plan looks at, and what each costs, in steps of one batch, see docs/quality.md."""
 ALIKE = 4
-"""How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md the
-best rate of a kind after 120 steps is on the average that after 480."""
+"""How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md a
+kind's best rate is on average the same after 120 and after 480 steps."""
 FACTORS = range(2, 129)
 WHOLE = 2**20
 """A rank at which LoKr keeps its second factor whole."""
@@ -229,11 +229,11 @@ def search_network(
     modules race with it, each with at most as many parameters: LoRA with planned ranks that starts from the
     gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. `options.search_share`
     times `steps` is what it may cost. Where that is too little for all, the first of these race; where it is
-    too little for a race, all stays as it is given.
+    too little for a race, everything stays as it was given.
 
     Heats are judged on some of the `validation` batches. Without them the first batches of each epoch are set
-    apart for that, at most a quarter, and the training itself has them again. Where an epoch has less than
-    four batches, they are judged on the trained ones, at other noise.
+    apart for that, at most a quarter, and the training itself has them again. Where an epoch has fewer than
+    four batches, heats are judged on the batches they were trained on, with other noise.
 
     The outcome is written to `options.race_file`. A race that lies in the same folder is not run again if it
     was for the same frozen weights, layers, options and data (`options.data`, or the first tensors of the

@@ -351,7 +351,7 @@ def test_a_file_does_at_strength_1_what_the_weighted_entry_does(
 ) -> None:
     stack = host.stack((recipe, 0.7, 0.3))
     (stack,) = host.run("LycorisWeightBlocks", stack, "mid = 0\nin = -0.5")
-    with pytest.raises(Exception, match="told by its place in the model"):
+    with pytest.raises(Exception, match="depends on its place in the model"):
         node(stack)
     _, path = node(stack, model=plain.model, clip=plain.clip)
     live = host.apply(plain, stack)

@@ -199,7 +199,7 @@ def test_rules_and_two_strengths_need_the_model_where_names_do_not_tell() -> Non
     factors = [error(change(found.layers[name], shape), change(layers[name], shape)) for name in layers]
     assert factors == pytest.approx([0.5, 0.5, 0.75], rel=1e-3)
     ruled = lyc.Entry(held, strength=0.5, rules=lyc.Rules.parse("mid = 0\nin = 2"))
-    with pytest.raises(lyc.LycorisError, match=r"told by its place in the model"):
+    with pytest.raises(lyc.LycorisError, match=r"depends on its place in the model"):
         lyc.weighted(ruled)
     model = {
         f"{UNET}input_blocks.1.1.attn.weight": (12, 18),

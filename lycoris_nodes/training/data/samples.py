@@ -156,9 +156,10 @@ def epochs_of(
 
 
 def judged(samples: Sequence[Sample], size: int, times: int) -> list[list[Sample]]:
-    """The samples in batches that are always the same, each at so many evenly spaced shares of all times.
+    """The samples in batches that are always the same, each sample at `times` evenly spaced shares of all
+    times.
 
-    None of their captions is dropped.
+    No caption is dropped.
     """
     return [
         [replace(samples[index], share=(number + 0.5) / times, without=None) for index in batch]

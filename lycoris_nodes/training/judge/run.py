@@ -67,7 +67,7 @@ class Judged:
 
 
 def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
-    """Judge as it is asked. `told` is told of each stage, see `stages`.
+    """Judge as asked. `told` is called at each stage, see `stages`.
 
     Raises LycorisError for what cannot be judged.
     """

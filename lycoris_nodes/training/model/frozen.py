@@ -94,7 +94,7 @@ class _Fetching(torch.autograd.Function):
 
 
 def _is_plain_convolution(module: Any, dimensions: int) -> bool:
-    """Whether a layer is a convolution as torch has it, called with a batch alone, of so many dimensions."""
+    """Whether a layer is a plain convolution of torch whose inputs have this many dimensions, batch too."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     plain = isinstance(module, kinds) and module.padding_mode == "zeros"
     return plain and not isinstance(module.padding, str) and len(module.stride) + 2 == dimensions

@@ -46,12 +46,12 @@ def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Genera
     """A context in which the blocks of a model are checkpointed. Yields how many there are.
 
     The last one is left as it is: it is the first in the backward pass, and would run again at once.
-    `within` is called when a block runs, and what it gives makes the context that it runs in again: torch
-    leaves some of the modes that are on while a backward pass runs.
+    `within` is called when a block runs. What it returns makes the context in which the block runs again,
+    because torch turns some modes off in a backward pass.
 
-    The gradients are those without it, exactly: a block gets copies of its inputs, so that it may write over
-    them, and in the backward pass it draws the same random numbers again and computes in the same autocast.
-    All tensors that a block needs gradients for must come by its arguments.
+    The gradients are exactly the same as without it: a block gets copies of its inputs, so that it may write
+    over them, and in the backward pass it draws the same random numbers again and computes in the same
+    autocast. All tensors that a block needs gradients for must come by its arguments.
     """
     with ExitStack() as stack:
         count = 0
@@ -109,7 +109,7 @@ class _Call:
         return made
 
     def again(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Run with the chance and in the autocast of the first time."""
+        """Run with the random numbers and the autocast of the first time."""
         with ExitStack() as stack:
             stack.callback(chance.restore, chance.states())
             chance.restore(self.chance)

@@ -72,7 +72,7 @@ class Session:
 
     @contextmanager
     def scaled(self, by: float) -> Generator[None]:
-        """A context in which the adapters act so many times as strongly as they are set; 0: not at all."""
+        """A context in which the adapters' strengths are multiplied by a number; with 0 they do not act."""
         with ExitStack() as stack:
             for net in self.networks if by != 1 else ():
                 stack.enter_context(net.at(by * net.multiplier))

@@ -22,9 +22,9 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     """What the page shows on a node with these inputs, see the keys below.
 
     It asks with a table: `node` and `page` are their keys, `model` and `clip` are as in `asked_models`,
-    `values` are those of the node's widgets by their names in a prompt, `linked` are the inputs that another
-    node gives, and `anew` says whether to set aside the stopped training that would be gone on with. Without
-    `values` only what is usual is told.
+    `values` are the values of the node's widgets by their names in a prompt, `linked` are the inputs that
+    another node gives, and `anew` says whether to set aside the stopped training that Run would go on with.
+    Without `values` the answer is only what is usual.
 
     Raises LycorisError for values that cannot be used.
     """

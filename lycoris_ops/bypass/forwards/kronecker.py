@@ -23,7 +23,7 @@ from .forward import Item, Prepared, Strengths, plus_product, recorded
 FORMS = (Kronecker,)
 
 LEARNING = 1.5
-"""In training the input is multiplied by w2 first, unless this takes more than so many times the
+"""In training the input is multiplied by w2 first, unless this takes more than this many times the
 multiplications of the other order.
 
 With w2 first only the input is kept for the backward pass. On a CPU this is a tenth faster at equal numbers

@@ -30,7 +30,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """Models that adapters are made for, and what tells them. No layer is matched by it.
+    """Models that adapters are made for, and what identifies them. No layer is matched by it.
 
     All but `said` are regular expressions at the beginning of a layer's path. The paths are those of the
     host, of diffusers and of kohya, with underscores for dots.
@@ -145,7 +145,7 @@ Tokens = Literal["places", "level", "level, text", "text, places", "places, text
 - `level`: those of the picture at one of the sizes of a UNet.
 - `level, text`: these, and behind them those of the text.
 - `text, places` and `places, text`: those of the text before or behind those of the picture.
-- `text`: at no place, such as those of a text or of sound, and what is made of the time.
+- `text`: at no place, such as the tokens of a text or of sound, and what is computed from the time.
 - `for places`: at no place, but their output is used place by place: keys and values of a cross-attention.
 """
 

@@ -18,8 +18,8 @@ FORM = Kronecker
 
 @dataclass(frozen=True)
 class KroneckerTerm:
-    """One layer: where its factors are in the plan's tensors, and what multiplies them. w1 and w2 are each
-    one tensor or the product of two.
+    """One layer: the places of its factors in the plan's tensors, and what multiplies them. w1 and w2 are
+    each one tensor or the product of two.
     """
 
     first: int
