@@ -91,7 +91,7 @@ def create_lycoris(
         beside = [name for name in beside if name in own and beside[name] not in (own[name].default, [])]
         if beside:
             raise LycorisError(
-                f"a {source} says itself which modules are adapted, of which kind and size",
+                f"a {source} already says which modules are adapted, by which kinds and sizes",
                 got=f"{', '.join(beside)} beside it",
                 expected="weights or plan alone",
             )
@@ -120,7 +120,7 @@ def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> 
             changes = what == "file" and place != "create_lycoris" and name in CHANGING
             if name in known and name not in LEFT[what] and not changes:
                 raise LycorisError(
-                    f"a {what} says itself of which kind and size its layers are",
+                    f"a {what} already says the kind and size of its layers",
                     key=place,
                     got=name,
                     expected=either(sorted(LEFT[what])),

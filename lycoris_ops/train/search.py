@@ -249,7 +249,7 @@ def search_network(
         return Searched(net, options)
     if options.search == "all" and net.origin == "file":
         raise TrainError(
-            "the layers are from a file, which says of which kind they are",
+            "the layers are from a file, which already says their kind",
             key="search",
             got="all",
             expected='"rate" or "off"',

@@ -426,7 +426,7 @@ def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable
     second = train(stack=first["stack"], filename_prefix="loras/more", steps=1)
     assert len(second["lora"]) == len(first["lora"])
     assert {layer.algorithm for layer in second["stack"].entries[0].adapter.layers.values()} == kinds
-    with pytest.raises(host.ops.LycorisError, match=r"a file says itself.*Resize or convert"):
+    with pytest.raises(host.ops.LycorisError, match=r"a file already says.*Resize or convert"):
         train(stack=first["stack"], overrides="*attn2*: alpha 2")
     with pytest.raises(host.ops.LycorisError, match=r"from one adapter.*a stack of 2"):
         train(stack=first["stack"] + second["stack"])

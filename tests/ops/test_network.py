@@ -225,7 +225,7 @@ def test_what_the_layers_of_a_file_are_is_not_for_options_to_say() -> None:
         {"overrides": {"0": {"dora": "output"}}},
         {"tucker": True},
     ):
-        with pytest.raises(lyc.LycorisError, match=r"a file says itself.*Resize or convert"):
+        with pytest.raises(lyc.LycorisError, match=r"a file already says.*Resize or convert"):
             lyc.create_lycoris(model, weights=adapter, **options)
     network = lyc.create_lycoris(model, weights=adapter, overrides={"0": {"lr": 0.5}}, rank_dropout=0.25)
     (member,) = network.members.values()
