@@ -69,12 +69,14 @@ class PlainReader:
 
 
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
-    """The values of a module's own weight or bias, see `own_of`: the parameter itself, or a copy of what
-    `unpacked` can read.
+    """The values of a module's own weight or bias, see `own_of`: the parameter itself, what hooks of
+    accelerate load in its place within each pass, or a copy of what `unpacked` can read.
 
     Raises LycorisError where only the module knows how it is packed.
     """
     value: Any = own_of(module, name)
+    if value.is_meta:
+        value = _offloaded(module).get(name, value)
     # The first pass of an int8 layer of bitsandbytes moves the scales of its weight there.
     found = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
     if found is not None:
@@ -86,6 +88,13 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
         expected="a floating-point dtype",
         hint="Choose an algorithm whose change does not depend on the weight, such as lora, loha or lokr",
     )
+
+
+def _offloaded(module: nn.Module) -> Mapping[str, Tensor]:
+    """The weights that a hook of accelerate on this very module keeps elsewhere, by name."""
+    hook = getattr(module, "_hf_hook", None)
+    maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
+    return next((held for held in maps if held is not None), {})
 
 
 def own_of(module: nn.Module, name: str) -> Any:
@@ -106,8 +115,8 @@ def check_present(value: Tensor, device: torch.device, path: str | None = None) 
             weight=path,
             got="a tensor on the device meta",
             expected=f"values on {device} or a device that it can be copied from",
-            hint="They are loaded within each pass, as by accelerate's offloading: choose an algorithm whose "
-            'change does not depend on the weight, and form="bypass"',
+            hint="They are loaded within each pass, by other hooks than accelerate's for this module: choose "
+            'an algorithm whose change does not depend on the weight, and form="bypass"',
         )
 
 

@@ -179,8 +179,9 @@ class Member(nn.Module):
                 bias=site.bias,
                 caller=site.caller,
                 transposed=site.transposed,
-                # A user who asks for a bypass has weights that cannot be read as the module uses them.
-                follows=self.settings.form == "bypass",
+                # A user who asks for a bypass has weights that cannot be read as the module uses them, and an
+                # offloaded weight is elsewhere.
+                follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
             )
         # A single call in each pass prepares both hooks, so it belongs to the one that acts first. Only
         # additive layers have both hooks, and there the bypass acts after the rebuilt weight.

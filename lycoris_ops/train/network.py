@@ -439,8 +439,17 @@ class LycorisNetwork(nn.Module):
 
 
 def plain_values(site: Site, name: str) -> Tensor:
-    """The parameter of a module, for `changed_in_place`. Raises LycorisError where it is packed."""
+    """The parameter of a module, for `changed_in_place`. Raises LycorisError where it is packed, or not in
+    memory."""
     value: Tensor = getattr(site.module, name)
+    if value.is_meta:
+        raise LycorisError(
+            "a weight that is loaded within each pass cannot be changed in place",
+            weight=site.path,
+            got="a tensor on the device meta",
+            expected="a weight in memory",
+            hint="Save the network, and merge the file into that of the model by merge_checkpoint",
+        )
     if not (is_divided(value) or is_plain(value)):
         raise LycorisError(
             "a packed weight cannot be changed in place",

@@ -131,7 +131,7 @@ def check_devices() -> None:
 
 def check_offloaded() -> None:
     """Beside weights that are in memory within each pass only, with the values of a model that keeps them."""
-    for options in ({"algorithm": "lora"}, {"algorithm": "oftv2"}):
+    for options in ({}, {"dora": "output"}, {"dora": "output", "form": "rebuilt"}, {"algorithm": "ia3"}):
         found: list[list[Tensor]] = []
         for offloaded in (False, True):
             module = model().to("cpu" if offloaded else NAME)
