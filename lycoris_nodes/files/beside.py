@@ -31,7 +31,7 @@ TAGS = ("tags", "usertags")
 
 
 class Beside(NamedTuple):
-    """What the tables beside a file say of it; the first that says something of a kind counts for a text."""
+    """What the tables beside a file say of it. For a text, the first table that says it counts."""
 
     title: str = ""
     base: str = ""

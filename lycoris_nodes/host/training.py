@@ -79,7 +79,7 @@ def bypasses(model: nn.Module) -> list[Any]:
     for module in model.modules():
         around = getattr(vars(module).get("forward"), "__self__", None)
         while isinstance(around, BypassForwardHook):
-            # A tensor for each value of a file, in a tuple; others train, as modules with parameters.
+            # An adapter from a file has a tuple of tensors. The others are in training, with parameters.
             if isinstance(getattr(around.adapter, "weights", None), tuple):
                 found.append(around.adapter)
             around = getattr(around.original_forward, "__self__", None)

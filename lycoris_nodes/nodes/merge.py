@@ -147,7 +147,7 @@ class LycorisMergeAdapters(io.ComfyNode):
 
 
 def _check_apart(**given: Any) -> None:
-    """Raise LycorisError for settings of the merged adapter, which parts do not have."""
+    """Raise LycorisError for settings that one merged adapter has and separate parts do not."""
     whole = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
     for name, value in whole.items():
         if given[name] != value:
@@ -161,13 +161,13 @@ def _check_apart(**given: Any) -> None:
 
 
 def not_worth(merged: Adapter) -> str:
-    """Why adapters stay apart whose merged one would be larger than they are together; "" where it is not."""
+    """Why the adapters are not merged, if the result would be larger than they are together; "" otherwise."""
     report = merged.report
     if report is None or report.source_size is None or merged.size <= report.source_size:
         return ""
     return (
         f"Not merged, the adapters stay as they were: {fit_verdict(merged)[1]}\n"
-        f"For one adapter all the same write a size: {EXACT}, rank 16, 50MB or 90%."
+        f"To make one adapter all the same, write a size: {EXACT}, rank 16, 50MB or 90%."
     )
 
 

@@ -131,7 +131,7 @@ class LycorisPlan(io.ComfyNode):
             times = times_of_expert(family.times, expert, model)
             loss = DiffusionLoss(session=session, times=times)
             samples = samples_of(session, latents, positive, masks=masks, seed=seed)
-            # In no order, since the first ones may be enough.
+            # In random order, since the first ones may be enough.
             drawn = torch.Generator().manual_seed(seed)
             rounds = range(-(-batches // len(samples)))
             order = [at for _ in rounds for at in torch.randperm(len(samples), generator=drawn).tolist()]

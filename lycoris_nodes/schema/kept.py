@@ -9,7 +9,7 @@ from typing import Any
 from ..host.page import running_node
 
 MOST = 256
-"""How many reports are kept. The one that is given up is the one that was made longest ago."""
+"""How many reports are kept. With more, the oldest is given up."""
 
 Prompt = Mapping[str, Mapping[str, Any]]
 SHOWN = ("text", "lycoris", "training")
@@ -20,7 +20,7 @@ _kept: dict[str, Mapping[str, Any]] = {}
 def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
     """Keep what the running node shows, with the part of the prompt that it depends on.
 
-    Only of prompts of a page, which come with its workflow: no other can be asked for again. A node that
+    Only for prompts from a page, which come with its workflow: no others can be asked for again. A node that
     shows no report loses what it showed before.
     """
     node, prompt = running_node(), getattr(hidden, "prompt", None) or {}

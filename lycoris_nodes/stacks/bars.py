@@ -61,7 +61,7 @@ def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `rules` of the question do to the bars, and in a line to what the file changes.
+    """What the `rules` of the question do to the bars, and, in one line, to what the file changes.
 
     The line has each block of the diffusion model, then what is beside them and each text encoder as one.
 

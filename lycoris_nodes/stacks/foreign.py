@@ -122,7 +122,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
             expected="<lora:name:strength>, with no more than te=, unet= and lbw=",
             hint="Change the tag" if beyond else None,
         )
-    # Those packs take 1 for the text encoder where only the strength of the model has its name.
+    # Those packs take 1 for the text encoder where only the model's strength is named.
     te = given.get("te", "1" if "unet" in named else None)
     return {**_row(name, given.get("unet", te), te), "rules": rules.strip()}
 

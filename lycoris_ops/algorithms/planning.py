@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Planned(Fitted, Trained):
-    """A kind that plans choose from: what its layers gain from a gradient is what a fit keeps of it.
+    """A kind that plans choose from: its layers gain from a gradient what a fit keeps of the gradient.
 
-    See `ranks.offers` for what gain means. The `start` of a fit has the factors that are not zero where a
-    layer gains most.
+    See `ranks.offers` for what gain means. The `start` of a fit has the factors that are not zero at the
+    start from which a layer gains most.
     """
 
     @classmethod

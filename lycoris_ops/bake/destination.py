@@ -60,7 +60,7 @@ class Destination:
         return (name for name, where in self.places.items() if where == place)
 
     def index_text(self, base: ModelFile, tensors: Mapping[str, TensorInfo]) -> bytes:
-        """The index of the files, with what the base's says beside."""
+        """The index of the files, with the metadata of the base's index."""
         metadata = dict(base.index.metadata) if base.index else {}
         metadata["total_size"] = sum(info.end - info.start for info in tensors.values())
         files = {name: self.weights[place].name for name, place in sorted(self.places.items())}

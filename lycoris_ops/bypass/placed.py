@@ -126,7 +126,7 @@ class PlacedPlan:
     def _beside(
         self, where: Where | None, bound: BoundPlan, x: Tensor, y: Tensor, strengths: Strengths
     ) -> Tensor:
-        """y with what the additive layers of a where add; y may be written over."""
+        """y with what the additive layers for one `where` add; y may be written over."""
         if where is None:
             return bound.beside(x, y, strengths)
         if bound.thin:

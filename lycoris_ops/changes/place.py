@@ -88,7 +88,7 @@ class Places:
     of: int = 0
     """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
     crops: tuple[Crop, ...] = ()
-    """For each sample what it has of its picture, and `grid` is that of; () where each has the whole."""
+    """For each sample the part of its picture that `grid` covers; () where each has the whole."""
 
     def __post_init__(self) -> None:
         if len(self.crops) not in (0, len(self.pictures)):

@@ -37,7 +37,7 @@ ALPHA_BYTES = 4
 SHARE_ROUNDING = 3e-7
 """How exactly the share of the energy that is kept is known: squares of float32 numbers are summed."""
 OTHERS = 640
-"""Bytes for what else a file holds: the record of how it was saved, and the ends of its header."""
+"""Bytes for the rest of a file: the record of how it was saved, and the ends of its header."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ LARGEST = 128
 class Making(TypedDict, total=False):
     """How layers are made.
 
-    - `dtype` is that of the tensors; None is that of each source.
+    - `dtype` is the tensors' dtype; None keeps each source's.
     - `factor` is LoKr's; None tries several. `tucker` gives convolutions a Tucker core.
-    - `largest` is the highest rank of a layer. Without it, it is that of the size, or LARGEST.
-    - `device` is where it is computed, and `seed` that of random bases.
+    - `largest` is the highest rank of a layer. Without it, the size gives it, or LARGEST.
+    - `device` is where they are computed, and `seed` is the seed of random bases.
     """
 
     dtype: torch.dtype | None

@@ -100,7 +100,8 @@ def _names(found: Examination) -> list[str]:
 
 
 def _groups(found: Examination) -> Iterator[tuple[str, str, list[tuple[int, LayerMeasure]]]]:
-    """Layers with their places, by what has a colour: kinds of layers of one adapter, else adapters.
+    """Layers with their places, by colour: one for each kind of layer if there is one adapter, else for each
+    adapter.
 
     Adapters have no label: the legend of all charts names them.
     """

@@ -13,8 +13,8 @@ AWAY = 1 << 26
 """The values that an accelerator works on at once. It has no cache of a CPU's kind, and each part of a weight
 costs its launches: the largest weights of a model of 12 billion, 3072 x 12288, are in one part."""
 IN_PASS = 1 << 24
-"""The same for what a pass forms beside a model: such parts of several layers' changes are there at once, in
-float32, with the values of the model."""
+"""The same for changes that are formed in a pass, beside a model: parts of several layers' changes are in
+memory at once, in float32, with the model's own values."""
 KEPT = 16 << 20
 """Largest buffer in bytes that is kept for the next layer."""
 

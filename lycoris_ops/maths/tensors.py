@@ -131,9 +131,9 @@ def own_part(value: Tensor) -> Tensor:
 
 
 def divided_as(own: Tensor, like: Tensor) -> Tensor:
-    """The part of this process as a tensor that is divided as `like` is; itself where that is whole.
+    """This process's part as a tensor that is divided as `like` is; the part itself where `like` is whole.
 
-    The gradient of the part is that of a tensor divided alike: whole in each process that has it whole.
+    Its gradient is divided in the same way, and whole in each process that has the tensor whole.
     """
     if not is_divided(like):
         return own
@@ -155,10 +155,10 @@ def put(target: Tensor, values: Tensor) -> None:
 
 
 def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
-    """The values of a tensor that holds them packed, or that processes have together, and else the tensor.
+    """The values of a packed or divided tensor; any other tensor itself.
 
-    `scales` are those of its rows where a module of bitsandbytes holds them beside an int8 weight. None where
-    only its module knows how it is packed. All processes of a divided tensor have to call it.
+    `scales` are the scales of its rows where a module of bitsandbytes holds them beside an int8 weight. None
+    where only its module knows how it is packed. All processes of a divided tensor have to call it.
     """
     if is_plain(value):
         return value

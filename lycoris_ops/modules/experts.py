@@ -12,7 +12,7 @@ def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stac
     """The parameters (E, O, I) of a module at a path that hold the weights of E experts, by name; or why they
     cannot be adapted.
 
-    Such modules are those of transformers, which know their number of experts or are called so.
+    Such modules come from transformers: they know their number of experts, or their name says it.
     """
     if not (hasattr(module, "num_experts") or "Experts" in type(module).__name__):
         return []

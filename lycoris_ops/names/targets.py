@@ -86,8 +86,7 @@ LONG = 256
 """Characters of the longest name that is looked up as another tool's. Real names have about 100. Longer ones
 are only looked up among the model's own paths."""
 SHORTLIST = 64
-"""How many names are compared letter by letter with a name that was not found. They are those that share most
-words with it."""
+"""How many names are compared letter by letter with a missing name: those that share most words with it."""
 COMPARED = 160
 """Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
 SIMILAR = 0.85

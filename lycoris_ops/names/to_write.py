@@ -239,7 +239,7 @@ The part is needed because PEFT and LyCORIS do not write it: two parts can have 
 class _Names:
     """All names that a dialect has for a model's layers, and the rows of the layers that each name means.
 
-    With `lokr` they are those that it has in a file of LoKr, see `Write.lokr`.
+    With `lokr` they are the dialect's names in a file of LoKr, see `Write.lokr`.
     """
 
     def __init__(self, targets: Targets, dialect: str, *, lokr: bool = False) -> None:

@@ -68,8 +68,8 @@ class ConfiguredLayer(Generic[W]):
     name: str
     """The layer's name in the file."""
     path: str
-    """The layer's path in its module: the name without the prefix. On a parameter it is that of the
-    parameter, which all its experts share."""
+    """The layer's path in its module: the name without the prefix. For a layer on a parameter it is the
+    parameter's path, which all its experts share."""
     kind: type[Config[W]]
     wanted: W
     on_parameter: bool = False
@@ -228,7 +228,7 @@ class Config(ABC, Generic[W]):
     def check_weight(cls, weight: Shape) -> None:
         """Raise LayerError where PEFT does not compute a layer as this library does, on a weight's shape.
 
-        () is that of a weight that is not known.
+        () stands for an unknown weight.
         """
 
     @classmethod

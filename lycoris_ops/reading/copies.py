@@ -21,8 +21,8 @@ from ..names.targets import Target, Targets
 from .adapter import Adapter, LayerInfo
 
 PROBES = 8
-"""How many random vectors two changes are multiplied by. If all of these products are equal,
-the changes are: that different ones agree with even one of them is as good as impossible."""
+"""How many random vectors two changes are multiplied by. If all the products are equal, so are the changes:
+different ones practically never agree on even one vector."""
 ROUNDING = 2.0
 """How far two copies may differ, in roundings of the coarsest dtype of their factors, relative to the largest
 value. One of them may have the scale multiplied into a factor."""

@@ -79,8 +79,8 @@ class Judgement:
 
     @property
     def alike(self) -> list[Place]:
-        """The pairs that the loss cannot tell from the best: no more behind than the standard error of that.
-        The best comes first, and the lower losses before the others."""
+        """The pairs that the loss cannot tell from the best: behind it by at most the standard error of the
+        difference. The best comes first, then the others, lower losses first."""
         found = (place for place in self.losses if place != ALONE)
         near = [place for place in found if (both := self.behind(place))[0] <= both[1] < math.inf]
         return sorted(near, key=lambda place: (place != self.best, self.behind(place)[0]))

@@ -280,7 +280,7 @@ class Member(nn.Module):
         assert geometry is not None
         self._planned = layer
         parts = [Part(layer)] if layer.extent else []
-        # A factor changes nothing of no bias.
+        # Where there is no bias, a factor changes nothing.
         absent = layer.bias_may_be_absent and not self.site.has_bias
         biased = layer.forms("bias") and self.site.may_add_bias and not absent
         beside = [Part(layer, parameter="bias")] if biased else []

@@ -116,9 +116,9 @@ class LycorisNetwork(nn.Module):
         return self
 
     def _check_rows(self) -> None:
-        """Raise LycorisError where tokens are those of two modules, and only one of these has the layer.
+        """Raise LycorisError where two modules share a weight with trained tokens and only one has the layer.
 
-        PEFT changes them in both. The rows of an embedding are often those of the head.
+        PEFT changes the tokens in both. An embedding often shares its rows with the head.
         """
         rows = [path for path, one in self.members.items() if "set_rows" in one.layer.tensors()]
         shared = shared_weights(all_sites(self.module).values()) if rows else {}
@@ -401,7 +401,7 @@ class LycorisNetwork(nn.Module):
                 lines.append(f"{path} has its weight from {others[0]}: the layer cannot be merged into it")
             elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":
                 lines.append(
-                    f"{path} is left alone unless it is named: its weight is that of {others[0]} too"
+                    f"{path} is left alone unless it is named: it shares its weight with {others[0]}"
                 )
         return "\n".join(lines)
 

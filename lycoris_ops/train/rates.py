@@ -28,8 +28,8 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
     rank, and f the kind's `fresh_rate`. alpha is taken to be equal to the rank.
 
     Wider layers and higher ranks change the output more at the same rate, because Adam moves each value by
-    as much. The numbers are those that lose least on the tasks of docs/quality.md, where widths are 70 to
-    490; of a linear layer of width 4096 at rank 16 they make 2.2e-4.
+    the same amount. The numbers are those that lose least on the tasks of docs/quality.md, where widths are
+    70 to 490; for a linear layer of width 4096 at rank 16 they give 2.2e-4.
     """
     sides = [math.log(shape[0] * math.prod(shape[1:])) / 2 for shape in shapes if len(shape) > 1]
     width = math.exp(sum(sides) / len(sides)) if sides else 1.0

@@ -89,7 +89,7 @@ class _Given:
     plan: str | None = None
     """A plan in JSON that was kept."""
     started: bool = True
-    """Whether a plan is to start from the gradient. A training that is gone on with has its weights."""
+    """Whether a plan is to start from the gradient. A resumed training has its weights already."""
 
     def asked(self) -> LycorisNetwork:
         return self.net
@@ -193,7 +193,7 @@ def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
     def make() -> LycorisNetwork:
         return _all_of(net, "lokr", rank=WHOLE, factor=factor)
 
-    # Better not at all than found at the end of a training that it cannot be written.
+    # Leave it out rather than find at the end of a training that it cannot be written.
     try:
         make().check_dialect(given.options.dialect)
     except LycorisError:
@@ -207,7 +207,7 @@ KINDS: Mapping[str, _Kind] = {
     "uniform lora": _Kind("lora", _uniform),
 }
 """What races beside the network that is asked for, in the order in which there is room for it. On the tasks
-of docs/quality.md one of the first two is ahead of LoRA of one rank of as many numbers."""
+of docs/quality.md one of the first two is ahead of LoRA with one rank and equally many numbers."""
 
 
 # A host may call from within inference mode, whose tensors cannot be trained.
@@ -237,10 +237,10 @@ def search_network(
 
     The outcome is written to `options.race_file`. A race that lies in the same folder is not run again if it
     was for the same frozen weights, layers, options and data (`options.data`, or the first tensors of the
-    batches), at least as large a share, and a training at most four times longer or shorter. A training that
-    is gone on with (`resumed`) takes its own race, and none otherwise.
+    batches), at least as large a share, and a training at most four times longer or shorter. A resumed
+    training (`resumed`) takes its own race or none.
 
-    Afterwards the network that is not taken is as it was, and nothing is applied to the model.
+    Afterwards networks that were not taken are as before, and nothing is applied to the model.
 
     Raises TrainError for "all" where the network's layers are from a file, and as `race` does;
     FileFormatError where another file has the name of the outcome, and WriteError.
@@ -290,7 +290,7 @@ def search_network(
     if resumed:
         return Searched(net, options)
     if len(affordable(entrants, steps * options.search_share, judging(held, options))) < 2:
-        # Nothing takes the place of what was asked for without having been better.
+        # Nothing replaces what was asked for without having been better in a race.
         entrants.sort(key=lambda entrant: entrant.make != given.asked)
     found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
     if not found.heats:
@@ -454,7 +454,7 @@ def _tensors(batch: Any) -> list[Tensor]:
 def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
     """The races in the folder of the outcome, its own first, then the newest.
 
-    Raises FileFormatError where its own is something else, which would be replaced.
+    Raises FileFormatError where its own file is something else, which the outcome would replace.
     """
     own, found = options.race_file, list[tuple[Path, Race]]()
     if own is None:

@@ -84,7 +84,7 @@ class LayerSettings:
     module_dropout: float = 0.0
     """The share of the passes that leave the layer out."""
     lr: float = 1.0
-    """The layer's learning rate, in multiples of that of the optimiser."""
+    """The layer's learning rate, as a multiple of the optimiser's."""
     form: MemberForm = "auto"
     """What the layer changes: the module's output (bypass) or its weight (rebuilt). auto chooses what costs
     less.

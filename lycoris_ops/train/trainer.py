@@ -49,8 +49,8 @@ ALIKE = 1e-2
 class Trainer:
     """The state of a training: the network with its optimiser, schedule, scaler, average and history.
 
-    `loss(module, batch)` is a scalar. It is called with `net.module`, to which the network is applied. The
-    chance in step n is that of `Chance(seed, "step", n)`, whatever was drawn before. The modules of the model
+    `loss(module, batch)` is a scalar. It is called with `net.module`, to which the network is applied. Step n
+    draws its random numbers from `Chance(seed, "step", n)`, whatever was drawn before. The model's modules
     stay in the modes that they have, except that running statistics (BatchNorm) never change.
 
     `validation` are the batches of `validate`.
@@ -129,11 +129,11 @@ class Trainer:
         self._proven = copies(self.parameters)
         self._rise = Rise(options.rise, total, self.parameters)
         self.whole = True
-        """Whether weights and optimiser are those after the same step: not after an error amid an update."""
+        """Whether weights and optimiser are of the same step, as they are not after an error in an update."""
 
     @property
     def device(self) -> torch.device:
-        """The device of the model, on which its layers are: an accelerator where some of them are on one."""
+        """The device of the model's layers: an accelerator where some of them are on one."""
         devices = [parameter.device for parameter in self.parameters]
         return next((device for device in devices if device.type != "cpu"), devices[0])
 
@@ -178,12 +178,12 @@ class Trainer:
         return report
 
     def step_of(self, feed: Feed) -> StepReport:
-        """Make one step by the next batches of a feed, each process by its own of them, as `step`."""
+        """Make one step, as `step`, by the next batches of a feed. Each process takes its own of them."""
         group = feed.take(self.options.accumulation)
         return self.step(*group.own, of=group.of, place=feed.place, beside=group.beside)
 
     def validate(self) -> float:
-        """The mean loss of the validation batches, as `evaluated`, always with the same chance."""
+        """The mean loss of the validation batches, as `evaluated`, always with the same random numbers."""
         if self.validation is None:
             raise TrainError("there are no batches to validate with")
         total, count = 0.0, 0
@@ -277,7 +277,7 @@ class Trainer:
         """Go on from a state. Rates and weight decay are those of the options, all else is the state's.
 
         Raises MatchError where the state is for another model or network, and TrainError for another
-        optimiser or seed, for other data, or where one of both has an average.
+        optimiser or seed, for other data, or where only one of the two has an average.
         """
         check_same(state["identity"], self.identity, file)
         check_data(state["data"], self.options.data, file)
@@ -315,7 +315,7 @@ class Trainer:
         self.idle = set(state["idle"])
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as one file. Raises WriteError; an earlier file of that name is whole then.
+        """Write the state as one file. Raises WriteError, and then an earlier file of that name stays whole.
 
         All processes call it where they have the network in parts, and the first one writes.
         """
@@ -487,9 +487,9 @@ class Trainer:
             return first_bad(self.net.module, lambda: [self._loss_of(batch) for batch in batches])
 
     def _diverged(self, problem: str, place: str | None = None) -> DivergedError:
-        """The error for values that are not finite, at `place` or where the gradient began not to be.
+        """The error for values that are not finite, at `place` or at the layer where the gradient broke.
 
-        The backward pass goes from the last layer to the first: the last one that it spoilt was the first.
+        The backward pass goes from the last layer to the first, so it broke at the last layer that is bad.
         """
         bad = [
             name

@@ -193,7 +193,7 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
     ids = torch.arange(6)[None]
     network = made(net)
     assert "lm_head" not in network.members
-    assert "lm_head is left alone unless it is named: its weight is that of model.embed" in network.report
+    assert "lm_head is left alone unless it is named: it shares its weight with model.embed" in network.report
     found = net(ids).logits
     network.merge_to()
     assert (net(ids).logits - found).abs().max() < 1e-5

@@ -99,7 +99,7 @@ class Config:
         self.put(key, name, lambda value: choices.get(str(value).lower()), usual)
 
     def elsewhere(self, where: str, *keys: str) -> None:
-        """Say of keys that are there where the same is set in a workflow."""
+        """For those of these keys that are there, say where a workflow sets the same."""
         found = [key for key in keys if self.take(key) is not None]
         if found:
             self.notes.append(f"{', '.join(found)}: {where}")

@@ -19,5 +19,5 @@ LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "smooth_l1": lambda d, delta: 2 * _rounded(d, delta),
     "l1": lambda d, delta: d.abs(),
 }
-"""The loss of each value, by name: of the difference d in what the network puts out, and of `delta`, from
-where on a difference counts less than its square."""
+"""The loss of each value, by name, given the difference d in the network's output and `delta`, above which a
+difference counts less than its square."""

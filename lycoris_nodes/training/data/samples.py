@@ -1,4 +1,4 @@
-"""From what the graph gives, latents, captions and masks in lists or batches, to what is trained on."""
+"""Turn what the graph gives (latents, captions and masks, in lists or batches) into samples to train on."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def epochs_of(
 ) -> Callable[[int], list[list[Sample]]]:
     """The batches of each epoch: all samples in another order, those of a batch in one pass of the model.
 
-    Beside them come as many of the samples `prior`, which preserve what the model knows, whatever their
-    number is: others in each epoch, and some of them several times where there are fewer.
+    Beside them come equally many of the samples `prior`, which preserve what the model knows: different ones
+    in each epoch, and some several times where there are fewer.
     """
 
     def epoch(number: int) -> list[list[Sample]]:
@@ -206,7 +206,7 @@ def _encoded(
 
 
 def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """The conditioning of no text with the pictures of another, after those that it is made of."""
+    """The conditionings that the second result is made of, and the one of no text with another's pictures."""
     shown = {name: conditioning[1][name] for name in PICTURED if name in conditioning[1]}
     if not shown:
         return (nothing,), nothing
@@ -228,7 +228,7 @@ def _parts(value: Any) -> list[Tensor | str]:
 
 
 def _singles(latents: Latents) -> Iterator[tuple[_Place, Any]]:
-    """Each latent (1, C, ...) of lists and batches. Of nested ones a batch is one sample."""
+    """Each latent (1, C, ...) of lists and batches. A batch of nested latents is one sample."""
     for one in latents:
         samples = one["samples"]
         parts = [samples] if getattr(samples, "is_nested", False) else samples.split(1)

@@ -22,7 +22,7 @@ from ....lycoris_ops import TrainError
 from ...host.sampling import PARAMETRISATIONS
 
 LEAST_SIGMA = 1e-3
-"""No smaller sigma is trained at: D is a difference in float32 from which F could not be told below."""
+"""The smallest sigma trained at. Below it F could not be recovered from D, which is a float32 difference."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from .likeness import Likeness, drift, nearness
 from .networks import Networks
 
 GOLDEN = 0.6180339887
-"""The fraction of the golden ratio, by which any first numbers of a sequence lie far apart."""
+"""The fraction of the golden ratio. Its multiples, modulo 1, lie far apart however many there are."""
 FINALISTS = 4
 """How many pairs of nearly equal loss are compared by their pictures."""
 SEEN = 16

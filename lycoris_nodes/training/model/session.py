@@ -126,9 +126,9 @@ def opened(
 ) -> Generator[Session]:
     """A context in which a model, or the patcher of text encoders, can be trained beside.
 
-    The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Its weights
-    are those that other nodes hold too: no copy is made, and afterwards every weight, flag, hook and method
-    is as before, also after an error or an interrupt. All that is trained is made and used in this time.
+    The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Other nodes
+    hold the same weights: no copy is made, and afterwards every weight, flag, hook and method is as before,
+    also after an error or an interrupt. All that is trained is made and used within the context.
 
     With `checkpointing` the blocks of the model run again in the backward pass and keep their inputs alone.
     `dtype` is what a diffusion model computes in; None is what the host has chosen. The patchers `beside` are

@@ -204,8 +204,8 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTa
         multiplied |= {part.dtype for factor in (first, second) if len(factor) == 2 for part in factor}
     packed = [torch.tensor(numbers, dtype=torch.int64), torch.tensor(scales, dtype=torch.float32)]
     whole = torch.cat([part.view(torch.uint8) for part in packed])
-    # From pinned memory a copy does not wait for what the GPU has to do before it. torch keeps such memory
-    # until the copy is done.
+    # A copy from pinned memory does not make the CPU wait for the GPU. torch keeps such memory until the copy
+    # is done.
     moved = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
     end = packed[0].nbytes
     return TermTable(
