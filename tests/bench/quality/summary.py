@@ -46,32 +46,35 @@ against the numbers that an adapter holds. It wrote this page.
 
 ## How it was measured
 
-Nothing of any method was chosen by figures of **characters** and **series** before their last run: what is
+Figures of **characters** and **series** decided nothing about any method before their last run, so what is
 said of methods is said of these first. On the other tasks criteria, defaults and candidates were chosen.
 
-- **characters**: a GPT on characters (0.2 M), trained by the benchmark on the English texts of Mercurial's
-  catalogues, on their German ones. Cross entropy per character.
-- **series**: a network of gated causal 1-D convolutions (0.1 M), trained by the benchmark to predict the next
-  sample of plucked strings, on bells and glides, all made by a seeded recipe. Cross entropy over 64 levels.
-- **digits**: a vision transformer (0.2 M), trained by the benchmark on scikit-learn's digits, on digits that
-  are inverted and named otherwise. Cross entropy.
-- **flow**: a flow-matching diffusion transformer (0.3 M), trained by the benchmark on the digits 0 to 4, on
-  the digits 5 to 9, each turned, and inverted or mirrored. Mean square error of the velocity.
-- **table**: a transformer over the columns of a table (0.2 M), trained by the benchmark to fill in missing
-  cells of the lighter half of plotnine's diamonds, on the heavier half. Cross entropy per missing cell.
-- **text lines**: easyocr's reader of text lines (CRNN: convolutions, two LSTMs, linear layers; 3.8 M) on
-  random letters and digits that are rendered upside down and slanted. CTC loss per character. The LSTMs stay
-  as they are.
-- **source code**: all-MiniLM-L6-v2 (a BERT of 6 layers, 22.7 M) with a random classifier, which stays as it
-  is, says which of 16 packages of Python's standard library a line or two of source is from. Cross entropy.
+- **characters**: a GPT on characters (0.2 M), trained by the benchmark on the English texts of
+  Mercurial's catalogues, adapted to their German ones. Cross entropy per character.
+- **series**: a network of gated causal 1-D convolutions (0.1 M), trained by the benchmark to predict the
+  next sample of plucked strings, adapted to bells and glides, all made by a seeded recipe. Cross entropy
+  over 64 levels.
+- **digits**: a vision transformer (0.2 M), trained by the benchmark on scikit-learn's digits, adapted to
+  digits that are inverted and have other names. Cross entropy.
+- **flow**: a flow-matching diffusion transformer (0.3 M), trained by the benchmark on the digits 0 to 4,
+  adapted to the digits 5 to 9, each turned, and inverted or mirrored. Mean square error of the velocity.
+- **table**: a transformer over the columns of a table (0.2 M), trained by the benchmark to fill in
+  missing cells of the lighter half of plotnine's diamonds, adapted to the heavier half. Cross entropy per
+  missing cell.
+- **text lines**: easyocr's reader of text lines (CRNN: convolutions, two LSTMs, linear layers; 3.8 M),
+  adapted to random letters and digits that are rendered upside down and slanted. CTC loss per character.
+  The LSTMs stay as they are.
+- **source code**: all-MiniLM-L6-v2 (a BERT of 6 layers, 22.7 M) with a random classifier, which stays as
+  it is, adapted to say which of 16 packages of Python's standard library a line or two of source is from.
+  Cross entropy.
 - **pictures**: a flow-matching UNet of convolutions and attention (1.9 M), trained by the benchmark on
-  photographs, textures and coloured shapes at 24 x 24, on pictures of stained tissue as a sensor with a Bayer
-  filter sees them. Mean square error of the velocity.
+  photographs, textures and coloured shapes at 24 x 24, adapted to pictures of stained tissue as a sensor
+  with a Bayer filter sees them. Mean square error of the velocity.
 
 Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
 of the base; alpha = rank. AdamW without weight decay, small batches, a warm-up over 5 % of the steps and
 a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long};
-fewer methods are on the tasks that the benchmark trained itself, apart from the pictures.
+the tasks that the benchmark trained itself, apart from the pictures, have fewer methods.
 The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
 (then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
 does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
