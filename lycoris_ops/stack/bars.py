@@ -176,7 +176,7 @@ class Bars:
         return Weighed(weights, mine.notes, mine.idle)
 
     def fitting(self, presets: Mapping[str, str]) -> dict[str, str]:
-        """The presets, by name, whose blocks the model has without exception."""
+        """The presets, by name, that name only blocks of the model."""
         first = {block: members[0] for block, members in self.blocks.members.items()}
         scene = Scene(self.blocks, first)
 

@@ -97,7 +97,7 @@ class TrainOptions:
 
     mesh: Any | None = None
     """The `DeviceMesh` over copies of the model, where several processes compute each copy and see the same
-    batches. With None the model's weights say which processes do, and without divided weights none do."""
+    batches. With None the model's divided weights say which do, and without any each has its own copy."""
 
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""

@@ -206,7 +206,7 @@ def _encoded(
 
 
 def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """The conditionings that the second result is made of, and the one of no text with another's pictures."""
+    """What the conditioning is made of, and the conditioning of no text with another's pictures."""
     shown = {name: conditioning[1][name] for name in PICTURED if name in conditioning[1]}
     if not shown:
         return (nothing,), nothing

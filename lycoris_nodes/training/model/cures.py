@@ -90,7 +90,7 @@ OVERWRITES_NORMED = {
 Copying these is cheaper than watching every operation: a step of a small Flux takes a quarter of the time."""
 
 OVERWRITES_ATTENDED = {"LTXVModel": "CrossAttention", "LTXAVModel": "CrossAttention"}
-"""Networks that overwrite only inputs of norms, which are functions there, and of attentions of a class."""
+"""Networks that overwrite only inputs of norms (functions there) and of attentions, each with their class."""
 
 ENCODER = "SDClipModel"
 """The host's class for one text encoder. Its `transformer` is the network."""

@@ -56,7 +56,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
     decompose_factor: int = -1
 
     def read_tensors(self, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-        """PEFT scales a layer of two full factors too: into w1, as its scale in LyCORIS and `Lokr` is 1."""
+        """PEFT scales a layer of two full factors too. LyCORIS and `Lokr` do not, so w1 takes the scale."""
         if not {W1, W2} <= tensors.keys():
             return tensors
         rank = self.rank_at(path)
