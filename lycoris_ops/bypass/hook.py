@@ -94,7 +94,7 @@ def _offloaded(module: nn.Module) -> Mapping[str, Tensor]:
     """The weights that a hook of accelerate on this very module keeps elsewhere, by name."""
     hook = getattr(module, "_hf_hook", None)
     maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
-    return next((held for held in maps if held is not None), {})
+    return next((held for held in maps if held is not None), dict[str, Tensor]())
 
 
 def own_of(module: nn.Module, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from ..errors import DivergedError, FileFormatError, MatchError, TrainError, eit
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
-from ..maths.tensors import norm, own_part, part_of, put
+from ..maths.tensors import is_divided, norm, own_part, part_of, put
 from ..modules import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from .feed import Batches, DataPlace, Feed, batches_of, moved
@@ -32,6 +32,7 @@ from .rates import usual_rate
 from .rise import Rise
 from .schedules import schedule
 from .sketches import check_data
+from .sums import Sums
 from .tensors import copies, copy_into, gathered, move_towards, norm_of, scale
 
 STATE_FORM = TreeForm(
@@ -101,6 +102,8 @@ class Trainer:
         self.history = History()
         processes.share(list(net.parameters()))
         self.names, self.parameters = _parameters_of(net)
+        divided = self.sharded or any(map(is_divided, net.module.parameters()))
+        self._sums = Sums(self.parameters, self.copies, whole=not divided)
         self.idle = set(self.names)
         """The parameters that no gradient has reached yet."""
         self._compared = False
@@ -157,11 +160,14 @@ class Trainer:
             with torch.inference_mode(mode=False), torch.enable_grad(), self._statistics.kept():
                 total = torch.zeros((), device=self.device)
                 with Chance(self.options.seed, "step", number, self.copies.index).drawn():
-                    for index, batch in enumerate((*batches, *beside)):
+                    self._sums.begin()
+                    for index, batch in enumerate((*batches, *beside), start=1):
                         loss = self._loss_of(batch)
-                        counts = index < len(batches)
+                        counts = index <= len(batches)
                         scaled: Any = self.scaler.scale(loss / count if counts else loss * 0)
-                        scaled.backward()
+                        last = index == len(batches) + len(beside)
+                        with self._sums.watched() if last else nullcontext():
+                            scaled.backward()
                         if counts:
                             total += loss.detach().to(total.device, total.dtype) / count
                 report = self._gathered(total, number, batches)
@@ -377,7 +383,7 @@ class Trainer:
             elif processes.count() > 1:
                 parameter.grad = torch.zeros_like(parameter)
         self._check_alike(total, number)
-        self.copies.add_up([total, *(p.grad for p in self.parameters if p.grad is not None)])
+        self._sums.finish(total)
         rate = self._rate(self.done)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * rate
