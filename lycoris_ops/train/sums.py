@@ -21,7 +21,7 @@ LEAST = 1 << 14
 """The fewest values of a message."""
 
 
-class Sums:
+class GradientSums:
     """Gradients in parts. Each part is sent when all its gradients are there and the part before it is sent.
 
     The first parts are of the last layers, whose gradients come first. So all processes send them in one

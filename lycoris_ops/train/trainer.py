@@ -32,7 +32,7 @@ from .rates import usual_rate
 from .rise import Rise
 from .schedules import schedule
 from .sketches import check_data
-from .sums import Sums
+from .sums import GradientSums
 from .tensors import copies, copy_into, gathered, move_towards, norm_of, scale
 
 STATE_FORM = TreeForm(
@@ -103,7 +103,7 @@ class Trainer:
         processes.share(list(net.parameters()))
         self.names, self.parameters = _parameters_of(net)
         divided = self.sharded or any(map(is_divided, net.module.parameters()))
-        self._sums = Sums(self.parameters, self.copies, whole=not divided)
+        self._sums = GradientSums(self.parameters, self.copies, whole=not divided)
         self.idle = set(self.names)
         """The parameters that no gradient has reached yet."""
         self._compared = False
