@@ -19,6 +19,7 @@ from ..host.files import shown_path
 from ..host.given import Given
 from ..host.page import Progress, picture_tensor
 from ..host.references import Conditioning, References, encoded_with, with_references
+from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told
 from .clip import Cut, cuts_of, facts_of, hash_of, pixels_of_clip
 from .folder import Found, PictureFolder
@@ -99,6 +100,8 @@ class PreparedPicture:
     text: str
     conditioning: Conditioning
     mask: Tensor | None
+    noise_mask: Tensor | None
+    """Where the latent is to be made (1, 1, F, ...): 1, or 0 in the frames that the model is given."""
     size: Pixels
     """Width and height of the picture as it is trained."""
 
@@ -146,6 +149,7 @@ class _Encoded:
     """A small picture of it."""
     given: Mapping[str, Any]
     """What the model is given of it, as settings of a conditioning."""
+    noise_mask: Tensor | None
     references: Sequence[Tensor]
     """The latents of its references, where those are what the model takes."""
 
@@ -246,7 +250,8 @@ def prepared(
                     told("captions", done - count + 1, len(texts) + pairs)
                     conditioning = _saying(pictures.caption(one, view, text, clip), told_of_it)
                 conditioning = _saying(conditioning, value.given)
-                made.append(PreparedPicture(value.latent, text, conditioning, value.mask, one.fit.size))
+                rest = (value.mask, value.noise_mask, one.fit.size)
+                made.append(PreparedPicture(value.latent, text, conditioning, *rest))
         samples[one.held_out] += made * (1 if one.held_out else one.found.repeats)
     masked = {one.found for one, views in zip(planned, encoded, strict=True) if views[0].mask is not None}
     made_now = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
@@ -368,7 +373,7 @@ class _Pictures:
             ]
             if view.cut:
                 how += [view.cut.start, view.cut.count, self.settings.frame_rate]
-            how += [given.node] if given else []
+            how += [given.node, given.ends] if given else []
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
             value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
@@ -381,7 +386,8 @@ class _Pictures:
         references: list[Tensor] = []
         if one.found.references and not self.kind.node:
             references = [self._reference(one, path, view.mirrored) for path in one.found.references]
-        return _Encoded(value["latent"], learned, value["shown"], value.get("given", {}), references)
+        told = (value.get("given", {}), value.get(NOISE_MASK))
+        return _Encoded(value["latent"], learned, value["shown"], *told, references)
 
     def _hash_of_clip(self, one: _Planned) -> str:
         if one.found.path not in self.hashes:
@@ -468,7 +474,17 @@ class _Pictures:
         self.check(latent)
         made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
         if given and self.shown:
-            made["given"] = given.make(self.shown.vae, pixels, mask)
+            of_it = given.make(self.shown.vae, pixels, mask)
+            made |= {"latent": of_it.within(latent), "given": of_it.settings}
+            if of_it.noise_mask is not None:
+                if not of_it.noise_mask.any():
+                    raise TrainError(
+                        "all of the clip is given to the model",
+                        got=number_of(len(pixels), "frame"),
+                        expected="frames that are to be made, between the first and the last",
+                        hint="Raise `frames`, take a longer clip, or set `first_frames` to first",
+                    )
+                made[NOISE_MASK] = of_it.noise_mask
         if mask is not None and not (given and given.masked):
             made["mask"] = (mask * 255).round().to(torch.uint8)
         return made
@@ -541,6 +557,8 @@ def _described(
         lines += named("with fewer frames, which come several times", lambda one: one.repeated)
     if shown and shown.given and (shown.given.masked or cuts):
         lines.append(f"the model is given what {shown.given.node} gives it")
+        if not shown.given.needed:
+            lines.append("  for videos of texts alone set first_frames to none")
     if shown and shown.misses_frames and cuts:
         lines.append("no frame is given: no node is known that gives this model one")
     if shown and shown.references and any(one.found.references for one in planned):

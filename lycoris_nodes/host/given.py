@@ -1,9 +1,9 @@
-"""What a model is given of the very picture or clip that it is to make: its first frame, or what is around a
+"""What a model is given of the very picture or clip that it is to make: its ends, or what is around a
 hole. The host's own nodes make it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,50 @@ import torch
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
+from .training import NOISE_MASK
 
 Settings = dict[str, Any]
-ENDS = ("first", "first and last", "none")
-"""Which frames of a clip a model of videos from pictures is given."""
+REPLACED = "first, v2 (replace)"
+ENDS = ("first", "first and last", REPLACED, "none")
+"""Which frames of a clip a model of videos from pictures is given. The third is for HunyuanVideo's second
+model of that kind, whose weights have the shapes of those of videos from texts."""
 OF_PICTURES = ("HunyuanVideoSkyreelsI2V", "SVD_img2vid")
 """Models of videos from pictures that the host does not mark as such."""
+OF_BOTH = ("WAN22", "LTXV", "LTXAV")
+"""Models of videos from texts as well as from pictures."""
+_NODES: Mapping[str, str] = {
+    "HunyuanVideoI2V": "HunyuanImageToVideo",
+    "Kandinsky5": "Kandinsky5ImageToVideo",
+    "WAN22": "Wan22ImageToVideoLatent",
+    **dict.fromkeys(("LTXV", "LTXAV"), "LTXVImgToVideo"),
+}
+_OF_MARKED: Mapping[str, str] = {
+    "WAN21": "WanImageToVideo",
+    "CosmosVideo": "CosmosImageToVideoLatent",
+    "CosmosPredict2": "CosmosPredict2ImageToVideoLatent",
+}
+"""Of models that the host marks as those of videos from pictures."""
+_OF_LAST: Mapping[str, str] = {
+    "WanImageToVideo": "WanFirstLastFrameToVideo",
+    **{name: name for name in _OF_MARKED.values() if name.startswith("Cosmos")},
+}
+"""The nodes that take a last frame too."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a node gives: settings of a conditioning, and a latent (1, C, F, ...) that holds what is given
+    where its noise mask (1, 1, F, ...) is 0."""
+
+    settings: Settings
+    latent: Tensor | None = None
+    noise_mask: Tensor | None = None
+
+    def within(self, latent: Tensor) -> Tensor:
+        """A latent with what is given in its place."""
+        if self.latent is None or self.noise_mask is None:
+            return latent
+        return torch.where(self.noise_mask == 0, self.latent, latent)
 
 
 @dataclass(frozen=True)
@@ -25,9 +63,13 @@ class Given:
     """What a `node` of the host makes of pixels (F, H, W, 3) and the mask (1, H, W) of what to paint."""
 
     node: str
-    make: Callable[[Any, Tensor, Tensor | None], Settings]
+    make: Callable[[Any, Tensor, Tensor | None], Made]
     masked: bool = False
     """Whether masks say what to paint, and not what to learn."""
+    ends: str = ""
+    """Which frames it is made of."""
+    needed: bool = True
+    """Whether the model cannot make a video without it."""
 
 
 def given_of(model: Any, ends: str = "first") -> Given | None:
@@ -39,19 +81,28 @@ def given_of(model: Any, ends: str = "first") -> Given | None:
         return Given("InpaintModelConditioning", _around, masked=True)
     if ends == "none":
         return None
-    named = {"HunyuanVideoI2V": "HunyuanImageToVideo", "Kandinsky5": "Kandinsky5ImageToVideo"}
-    if kind == "WAN21" and model.image_to_video:
-        named[kind] = "WanImageToVideo" if ends == "first" else "WanFirstLastFrameToVideo"
+    node = _NODES.get(kind) or (_OF_MARKED.get(kind) if getattr(model, "image_to_video", False) else None)
     if kind == "HunyuanVideo15" and channels > model.latent_format.latent_channels:
-        named[kind] = "HunyuanVideo15ImageToVideo"
-    if kind not in named:
-        return None
-    node = named[kind]
-    if ends != "first" and "Last" not in node:
+        node = "HunyuanVideo15ImageToVideo"
+    if kind == "HunyuanVideo" and ends == REPLACED:
+        found = "HunyuanImageToVideo"
+    else:
+        found = {"first": node, "first and last": _OF_LAST.get(node or "")}.get(ends)
+    if node and not found:
         raise TrainError(
-            "this model is given the first frame alone", key="first_frames", got=ends, expected="first"
+            "this model is given other frames",
+            key="first_frames",
+            got=ends,
+            expected="first, first and last, or none" if node in _OF_LAST else "first or none",
         )
-    return Given(node, lambda vae, pixels, mask: _of_ends(node, vae, pixels))
+    if not found:
+        return None
+    return Given(
+        found,
+        lambda vae, pixels, mask: _of_ends(found, ends, vae, pixels),
+        ends=ends,
+        needed=kind not in OF_BOTH,
+    )
 
 
 def misses_frames(model: Any, ends: str) -> bool:
@@ -61,13 +112,13 @@ def misses_frames(model: Any, ends: str) -> bool:
     return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
 
 
-def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Settings:
+def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Made:
     hole = torch.ones(1, *pixels.shape[1:3]) if mask is None else mask
     made = nodes.InpaintModelConditioning().encode([_nothing()], [_nothing()], pixels, vae, hole, False)
-    return made[0][0][1]
+    return Made(made[0][0][1])
 
 
-def _of_ends(name: str, vae: Any, pixels: Tensor) -> Settings:
+def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor) -> Made:
     node: Any = nodes.NODE_CLASS_MAPPINGS.get(name)
     if node is None:
         raise TrainError(
@@ -76,15 +127,17 @@ def _of_ends(name: str, vae: Any, pixels: Tensor) -> Settings:
             hint="Update ComfyUI",
         )
     length, height, width = pixels.shape[:3]
-    given: dict[str, Any] = {"positive": [_nothing()], "vae": vae, "width": width, "height": height}
-    given |= {"length": length, "batch_size": 1, "start_image": pixels[:1]}
-    if name == "HunyuanImageToVideo":
-        given["guidance_type"] = "v1 (concat)"
-    else:
-        given["negative"] = [_nothing()]
-    if "Last" in name:
-        given["end_image"] = pixels[-1:]
-    return node.execute(**given).args[0][0][1]
+    inputs: dict[str, Any] = {"positive": [_nothing()], "negative": [_nothing()], "vae": vae}
+    inputs |= {"width": width, "height": height, "length": length, "batch_size": 1, "strength": 1.0}
+    inputs |= {"start_image": pixels[:1], "image": pixels[:1]}
+    inputs["guidance_type"] = "v2 (replace)" if ends == REPLACED else "v1 (concat)"
+    if ends == "first and last":
+        inputs["end_image"] = pixels[-1:]
+    known = {one.id for one in node.define_schema().inputs}
+    made = node.execute(**{name: value for name, value in inputs.items() if name in known}).args
+    settings = made[0][0][1] if isinstance(made[0], list) else {}
+    latent = next((one for one in made if isinstance(one, dict) and NOISE_MASK in one), None)
+    return Made(settings, latent["samples"], latent[NOISE_MASK]) if latent else Made(settings)
 
 
 def _nothing() -> list[Any]:

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from .sampling import literal_tokens
 
+NOISE_MASK = "noise_mask"
+"""The name under which the host keeps the mask of a latent, beside `samples`."""
+
 
 def loaded(patchers: Sequence[Any], memory: float) -> None:
     """Load models with their patches and injections, and leave `memory` bytes free for what training keeps.
@@ -137,12 +140,19 @@ def held(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def encoded(
-    model: Any, text: Any, settings: Mapping[str, Any], noise: Tensor, shapes: Sequence[torch.Size], seed: int
+    model: Any,
+    text: Any,
+    settings: Mapping[str, Any],
+    noise: Tensor,
+    shapes: Sequence[torch.Size],
+    seed: int,
+    noise_mask: Tensor | None,
 ) -> dict[str, Any]:
     """A conditioning as the model takes it: the host's own objects by name, one row each.
 
-    `noise` has the shape of the latent, and `shapes` are the shapes of its parts. The picture's latent is not
-    given: a model that sees one beside its input would be shown what it is to predict.
+    `noise` has the shape of the latent, `shapes` are the shapes of its parts, and `noise_mask` is as
+    `with_given` takes it. The picture's latent is not given: a model that sees one beside its input would be
+    shown what it is to predict.
     """
     (entry,) = comfy.samplers.encode_model_conds(
         model.extra_conds,
@@ -151,7 +161,7 @@ def encoded(
         noise.device,
         "positive",
         latent_image=torch.zeros_like(noise),
-        denoise_mask=None,
+        denoise_mask=None if noise_mask is None else noise_mask.expand_as(noise),
         seed=seed,
         latent_shapes=list(shapes),
     )
@@ -228,6 +238,25 @@ def ratios_of(model: Any) -> tuple[int, int, int]:
     """A model's latents: channels, dimensions of space and time, and pixels for a value along a side."""
     kind = model.latent_format
     return kind.latent_channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
+
+
+def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+    """The noise masks of a latent's parts as the sampler makes them, for its packed values. Parts without a
+    mask get noise everywhere."""
+    prepare = comfy.sampler_helpers.prepare_mask
+    # As there, masks of further parts are left out.
+    parts = [prepare(mask, shape, mask.device) for mask, shape in zip(masks, shapes, strict=False)]
+    parts += [torch.ones(shape) for shape in shapes[len(parts) :]]
+    return (packed(parts)[0] if len(parts) > 1 else parts[0]).float()
+
+
+def with_given(
+    model: Any, x: Tensor, sigma: Tensor, noise: Tensor, latent: Tensor, noise_mask: Tensor
+) -> Tensor:
+    """Noised latents x (B, ...) as the sampler hands them to the model where they are given, that is where
+    the noise mask, which is broadcast to them, is 0: mostly clean."""
+    given = model.scale_latent_inpaint(x=x, sigma=sigma, noise=noise, latent_image=latent)
+    return x * noise_mask + given * (1.0 - noise_mask)
 
 
 def packed(parts: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:

@@ -18,7 +18,7 @@ from ..host.given import ENDS, given_of, misses_frames
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
 from ..host.sampling import encoded_text, is_cut
-from ..host.training import grid_of
+from ..host.training import NOISE_MASK, grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
 from ..schema.inputs import TRAIN, advanced, count_input, number_input, output, usual_input
@@ -150,7 +150,7 @@ class LycorisDataset(io.ComfyNode):
                         options=list(ENDS),
                         default=ENDS[0],
                         tooltip="For models that make videos of a picture: which frames of each clip they "
-                        "are given.",
+                        "are given. v2 (replace) is for HunyuanVideo's second model of that kind.",
                     ),
                 ),
             ],
@@ -275,7 +275,12 @@ class LycorisDataset(io.ComfyNode):
 def _latents(samples: list[PreparedPicture]) -> list[dict[str, Any]]:
     # The same object where a sample counts several times, so that it is there once.
     made: dict[int, dict[str, Any]] = {}
-    return [made.setdefault(id(sample), {"samples": sample.latent}) for sample in samples]
+    return [made.setdefault(id(sample), _latent(sample)) for sample in samples]
+
+
+def _latent(sample: PreparedPicture) -> dict[str, Any]:
+    mask = {} if sample.noise_mask is None else {NOISE_MASK: sample.noise_mask}
+    return {"samples": sample.latent, **mask}
 
 
 def _picture_encoder(vae: Any) -> Encoder:

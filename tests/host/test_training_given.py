@@ -1,4 +1,4 @@
-"""What a model is given in a training step beside its input: bitwise what the host's sampler gives it."""
+"""What a model is given in a training step: bitwise what the host's sampler gives it."""
 
 from __future__ import annotations
 
@@ -66,23 +66,25 @@ def latent_for(model: Any) -> Tensor:
     return torch.zeros(1, kind.latent_channels, *sides)
 
 
-def by_the_sampler(host: Host, model: Any, given: list[Any], latent: Tensor) -> dict[str, Any]:
-    """What the model is called with in the first step of KSampler."""
+def by_the_sampler(model: Any, given: list[Any], latent: Any, **more: Any) -> dict[str, Any]:
+    """What the model is called with in the first step of KSampler: its input, the sigma, and the rest."""
     import comfy.sample
 
     seen: list[dict[str, Any]] = []
 
     def noted(apply: Any, told: dict[str, Any]) -> Tensor:
-        seen.append(told["c"])
+        seen.append({"x": told["input"], "sigma": told["timestep"], **told["c"]})
         return torch.zeros_like(told["input"])
 
-    sampled = patcher(model)
+    sampled, noise = patcher(model), more.pop("noise", None)
     sampled.set_model_unet_function_wrapper(noted)
+    noise = torch.randn(latent.shape) if noise is None else noise
     with torch.inference_mode():
         comfy.sample.sample(
-            *(sampled, torch.randn(latent.shape), 1, 1.0, "euler", "simple", given, given, latent),
+            *(sampled, noise, 1, 1.0, "euler", "simple", given, given, latent),
             seed=0,
             disable_pbar=True,
+            **more,
         )
     return {name: value for name, value in seen[0].items() if name not in ("transformer_options", "control")}
 
@@ -152,9 +154,10 @@ def test_a_training_step_is_given_what_the_sampler_gives(host: Host, architectur
         if usual is not None:
             given[0][1]["guidance"] = usual
         try:
-            wanted = by_the_sampler(host, model, given, latent)
+            wanted = by_the_sampler(model, given, latent)
         except REFUSED:
             continue
+        del wanted["x"], wanted["sigma"]
         found = in_training(host, model, given, latent)
         compared[name] = set(found)
         assert found.keys() == wanted.keys(), name
@@ -163,3 +166,58 @@ def test_a_training_step_is_given_what_the_sampler_gives(host: Host, architectur
     if architecture in SHOWN:
         kind, argument = SHOWN[architecture]
         assert argument in compared[kind]
+
+
+IN_THE_LATENT = ("Wan 2.2 5B", "LTX-Video", "LTX-2", "Cosmos", "Cosmos-Predict2", "HunyuanVideo")
+"""Architectures that are given frames in the latent, by a noise mask."""
+
+
+@pytest.mark.parametrize("architecture", IN_THE_LATENT)
+def test_given_frames_are_as_the_sampler_gives_them_and_are_not_learned(
+    host: Host, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.nested_tensor import NestedTensor
+    from comfy.utils import unpack_latents
+
+    training, model = module(host, ""), tiny(architecture)
+    if architecture.startswith("Cosmos"):
+        model.image_to_video, model.concat_keys = True, ("mask_inverted",)
+    video = drawn(1, model.latent_format.latent_channels, FRAMES, 8, 8, seed=9)
+    mask = torch.ones(1, 1, FRAMES, 1, 1)
+    mask[:, :, [0, -1]] = 0
+    latent, noise_mask, parts = video, mask, [mask]
+    if architecture == "LTX-2":
+        sound = drawn(1, 8, 3, 16, seed=10)
+        latent, parts = NestedTensor([video, sound]), [mask, torch.ones_like(sound)]
+        noise_mask = NestedTensor(parts)
+    text = conditioning(model, architecture, guiding_frame_index=0)
+    usual = training.family_of(model).guidance
+    if usual is not None:
+        text[0][1]["guidance"] = usual
+    held = training.latent_of(model, latent, torch.device("cpu"), parts)
+    torch.manual_seed(4)
+    torch.rand(1)
+    noise: Any = torch.randn(held.values.shape)
+    if architecture == "LTX-2":
+        noise = NestedTensor(unpack_latents(noise, held.shapes))
+    wanted = by_the_sampler(model, text, latent, noise=noise, noise_mask=noise_mask, denoise=0.5)
+    found: dict[str, Any] = {}
+
+    def noted(x: Tensor, sigma: Tensor, transformer_options: Any, **conds: Any) -> Tensor:
+        found.update(x=x, sigma=sigma, **conds)
+        # Right where it is learned, and far off where the frame is given.
+        return held.values + 1000 * (1 - held.noise_mask)
+
+    monkeypatch.setattr(module(host, "loss"), "sigma_at", lambda sampling, time: wanted["sigma"].clone())
+    with training.opened(patcher(model)) as session:
+        caption = training.caption_of(model, text, held)
+        model.apply_model = noted
+        torch.manual_seed(4)
+        loss = training.DiffusionLoss(session=session, times=training.Times())
+        assert float(loss(session.network, [training.Sample(held, caption)])) == 0
+    assert found.keys() == wanted.keys() and found.keys() & {
+        "denoise_mask",
+        "c_concat",
+        "guiding_frame_index",
+    }
+    assert [key for key in wanted if not same(found[key], wanted[key])] == []

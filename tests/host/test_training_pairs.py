@@ -328,6 +328,42 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
     )
 
 
+def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    path = film(folder / "a.mp4", 12, RATE)
+    drawing(folder / "still.png", "green")
+    made = tiny("Cosmos-Predict2", in_channels=17, crossattn_emb_channels=WORD_WIDTH)
+    made.image_to_video, made.concat_keys = True, ("mask_inverted",)
+    # Of the configuration of the model of videos: that of pictures has the same class.
+    made.model_config.__class__ = importlib.import_module("comfy.supported_models").CosmosI2VPredict2
+    vae, model = Counted(16, video=True), patcher(made)
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    frames = clip.pixels_of_clip(path, clip.Cut(0, 9), RATE, sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)))
+    given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9}
+    plain, _ = prepare(**given, first_frames="none")["latents"]
+    data = prepare(**given, first_frames="first and last")
+    with torch.inference_mode():
+        size = {"width": PIXELS, "height": PIXELS, "length": 9, "batch_size": 1}
+        node = host.nodes.NODE_CLASS_MAPPINGS["CosmosPredict2ImageToVideoLatent"]
+        (wanted,) = node.execute(vae=vae.vae, **size, start_image=frames[:1], end_image=frames[-1:]).args
+    (found, still), shown = data["latents"], wanted["noise_mask"] == 0
+    assert torch.equal(found["noise_mask"], wanted["noise_mask"])
+    assert torch.equal(found["samples"] * shown, wanted["samples"] * shown)
+    assert torch.equal(found["samples"] * ~shown, plain["samples"] * ~shown)
+    assert "noise_mask" not in plain and "noise_mask" not in still
+    called = vae.calls
+    again = prepare(**given, first_frames="first and last")
+    assert vae.calls == called and same(again["latents"], data["latents"])
+    with pytest.raises(host.ops.TrainError, match=r"a\.mp4.*all of the clip is given"):
+        prepare(**{**given, "frames": 5}, first_frames="first and last")
+    # A mask of what is learned is there beside it.
+    white = torch.ones(2, PIXELS, PIXELS)
+    settings = {"model": model, "steps": 1, "rank": 2, "latents": data["latents"], "masks": [white]}
+    report = train(host, tmp_path, **settings, positive=data["positive"])["report"]
+    assert "1 of which the model is given a part, which is not learned" in " ".join(report.split())
+
+
 def test_what_is_around_a_hole_is_given_to_a_model_that_fills_it(
     host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, vae: Counted, tmp_path: Path
 ) -> None:

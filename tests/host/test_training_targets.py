@@ -220,9 +220,12 @@ def test_an_expert_is_trained_at_its_own_times(
             experts.trained_expert("high noise", model, None)
 
 
-@pytest.mark.parametrize(("architecture", "rate"), [("HunyuanVideo", 24), ("HunyuanImage 2.1", None)])
+@pytest.mark.parametrize(
+    ("architecture", "rate"),
+    [("HunyuanVideo", 24), ("HunyuanImage 2.1", None), ("Cosmos-Predict2", None), ("LTX-2", 25)],
+)
 def test_a_model_of_pictures_has_no_frame_rate(host: Host, architecture: str, rate: int | None) -> None:
-    """Its configuration is derived from that of a model of videos."""
+    """Its configuration is derived from that of a model of videos, or its class is that of one."""
     assert module(host, "families").frame_rate_of(tiny(architecture)) == rate
 
 

@@ -141,7 +141,8 @@ def caption_of(
     if usual is not None and told.get("guidance", usual) is not None:
         told["guidance"] = usual
     noise = torch.zeros(latent.values.shape, device=device)
-    conds = host.encoded(model, mapped(text, finite), told, noise, latent.shapes, seed)
+    mask = None if latent.noise_mask is None else latent.noise_mask.to(device)
+    conds = host.encoded(model, mapped(text, finite), told, noise, latent.shapes, seed, mask)
     made = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
     return made.moved(own)
 

@@ -51,8 +51,9 @@ def family_of(model: Any) -> Family:
 
 def frame_rate_of(model: Any) -> float | None:
     """Frames a second of the videos that a model makes; None for one that makes none."""
-    # Configurations of models of pictures are derived from those of videos.
-    return next((FRAME_RATES[kind] for kind in _kinds(model) if kind in FRAME_RATES), None)
+    # Of configurations the own class alone: those of models of pictures are derived from those of videos.
+    kinds = [type(model.model_config).__name__, *_kinds(model)]
+    return next((FRAME_RATES[kind] for kind in kinds if kind in FRAME_RATES), None)
 
 
 def boundary_of(model: Any) -> float | None:

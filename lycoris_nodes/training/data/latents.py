@@ -23,12 +23,20 @@ class Latent:
 
     values: Tensor
     shapes: tuple[torch.Size, ...]
+    noise_mask: Tensor | None = None
+    """Where it gets noise, (1, 1, ...) to be broadcast to `values`: 1 where the model is to make it, 0 where
+    the model is given it, such as a first frame. None: it gets noise everywhere."""
 
 
-def latent_of(model: Any, latent: Any, device: torch.device) -> Latent:
+def latent_of(
+    model: Any, latent: Any, device: torch.device, noise_masks: Sequence[Tensor] | None = None
+) -> Latent:
     """Prepare a latent from a VAE of the host, (1, C, ...) or nested, for training.
 
-    Raises TrainError for a latent that is not of this model, is empty, or has values that are not finite.
+    `noise_masks` are one (1, 1, ...) for each of its parts.
+
+    Raises TrainError for a latent that is not of this model, is empty, or has values that are not finite, and
+    for noise masks with other values than 0 and 1 or with nothing that is to be made.
     """
     nested = bool(getattr(latent, "is_nested", False))
     # Copy: tensors made by other nodes cannot be trained on.
@@ -45,7 +53,24 @@ def latent_of(model: Any, latent: Any, device: torch.device) -> Latent:
     if not any(bool(part.any()) for part in parts):
         raise TrainError("a latent is all zeros", hint="Encode a picture by VAE Encode; this one is empty")
     values, shapes = host.packed(parts) if nested else (parts[0], [parts[0].shape])
-    return Latent(model.process_latent_in(values), tuple(shapes))
+    noise_mask = _noise_mask(noise_masks, shapes) if noise_masks is not None else None
+    return Latent(model.process_latent_in(values), tuple(shapes), noise_mask)
+
+
+def _noise_mask(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
+    """The noise mask of a latent with parts of these shapes."""
+    found = host.noise_mask_of(masks, shapes)[:, :1]
+    between = found[(found != 0) & (found != 1)]
+    if between.numel():
+        raise TrainError(
+            "a frame is given to the model in part, which cannot be trained",
+            got=f"{float(between[0]):g}",
+            expected="0 where a frame is given, 1 where it is made",
+            hint="Set the strength of the node that gives the frame to 1",
+        )
+    if not found.any():
+        raise TrainError("all of a latent is given to the model", expected="a part that it is to make")
+    return found
 
 
 def _as_expected(model: Any, latent: Tensor) -> Tensor:
@@ -91,20 +116,25 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     if bad.numel():
         raise TrainError("a mask has values that are no weights", got=f"{float(bad[0]):g}", expected="0 to 1")
     found = functional.interpolate(pixels, (height, width), mode="area")
-    if not found.any():
+    found = found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
+    if not (found if latent.noise_mask is None else found * latent.noise_mask).any():
         raise TrainError("a mask leaves nothing of its picture", expected="values above 0 somewhere")
-    return found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
+    return found
 
 
 def means(values: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
     """The mean (B,) of each row, over the part that a mask (B, 1, ...) leaves.
 
     With several parts it is the sum of their means; otherwise the part with the most values would dominate.
+    A part of which a mask leaves nothing adds nothing.
     """
     if len(shapes) > 1:
         parts = host.unpacked(values, shapes)
-        return torch.stack([part.flatten(1).mean(1) for part in parts]).sum(0)
+        masks = [None for _ in parts] if mask is None else host.unpacked(mask, shapes)
+        each = [means(part, [part.shape], own) for part, own in zip(parts, masks, strict=True)]
+        return torch.stack(each).sum(0)
     if mask is None:
         return values.flatten(1).mean(1)
     weight = mask.expand_as(values)
-    return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    total = weight.flatten(1).sum(1)
+    return (values * weight).flatten(1).sum(1) / total.where(total > 0, 1.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ....lycoris_ops import TrainError
 from ...host.page import end_if_interrupted
 from ...host.sampling import ends_in_noise
-from ...host.training import tokens_of
+from ...host.training import tokens_of, with_given
 from ..model.session import Session
 from .captions import Caption, joined
 from .latents import Latent, means
@@ -165,12 +165,20 @@ class DiffusionLoss:
         noise = self._here(torch.cat([one.noise for one in group]))
         columns = list(zip(*((one.sample, *one.sample.others) for one in group), strict=True))
         latents = [self._here(torch.cat([one.latent.values for one in column])) for column in columns]
-        seen = [noised(self._sampling, sigma, noise, latent) for latent in latents]
+        seen = [self._seen(*each, noise, sigma) for each in zip(columns, latents, strict=True)]
         wanted = latents if columns[0][0].guide is None else self._guided(columns, seen[0], sigma)
         losses = [self._pass(*each, sigma) for each in zip(columns, seen, wanted, strict=True)]
         unit = weight_on_denoised(self._sampling, sigma)
         weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
         return weight * torch.stack(losses).mean(0)
+
+    def _seen(self, column: Sequence[Sample], latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Latents (B, ...) of some samples with noise, as the model is to see them."""
+        x = noised(self._sampling, sigma, noise, latent)
+        mask = _rows([one.latent.noise_mask for one in column], latent[:1, :1])
+        return (
+            x if mask is None else with_given(self.session.model, x, sigma, noise, latent, self._here(mask))
+        )
 
     def _pass(self, column: Sequence[Sample], x: Tensor, wanted: Tensor, sigma: Tensor) -> Tensor:
         """The losses (B,) of one pass, of samples at one strength."""
@@ -181,20 +189,23 @@ class DiffusionLoss:
         # In units of the output, before the square: at a small sigma both factors would be far from 1.
         unit = rows(weight_on_denoised(self._sampling, sigma).sqrt(), x)
         values = LOSSES[self.loss_type]((found - wanted) * unit, self.delta)
-        mask = _mask(column)
-        shapes = column[0].latent.shapes
-        if mask is None:
+        like, shapes = x[:1, :1], column[0].latent.shapes
+        mask = _rows([one.mask for one in column], like)
+        made = _rows([one.latent.noise_mask for one in column], like)
+        if mask is None and made is None:
             return own * means(values, shapes, None)
-        mask = self._here(mask)
-        loss = means(values, shapes, mask)
-        outside = 1 - mask.clamp(max=1)
+        mask, made = (self._here(torch.ones_like(like) if one is None else one) for one in (mask, made))
+        # What the model is given is not learned.
+        learned = mask * made
+        loss = means(values, shapes, learned)
+        outside = (1 - mask.clamp(max=1)) * made
         if self.masked_prior and outside.any():
             with self._off():
                 alone = self.session.prediction(x, sigma, conds)
             apart = (found - alone) * unit
             kept = LOSSES[self.loss_type](apart, self.delta) * outside
             # Beside the mean over the mask, so that a place counts as much outside as within.
-            loss = loss + self.masked_prior * kept.flatten(1).mean(1) / mask.flatten(1).mean(1)
+            loss = loss + self.masked_prior * kept.flatten(1).mean(1) / learned.flatten(1).mean(1)
         return own * loss
 
     def _guided(self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor) -> list[Tensor]:
@@ -246,12 +257,11 @@ def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
     return found
 
 
-def _mask(samples: Sequence[Sample]) -> Tensor | None:
-    masks = [one.mask for one in samples]
+def _rows(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
+    """Masks as the rows of one, each in the shape of `like` (1, 1, ...), with 1 where a sample has none."""
     if all(mask is None for mask in masks):
         return None
-    like = samples[0].latent.values[:, :1]
-    return torch.cat([torch.ones_like(like) if mask is None else mask.expand_as(like) for mask in masks])
+    return torch.cat([torch.ones(like.shape) if mask is None else mask.expand(like.shape) for mask in masks])
 
 
 def batches_of(samples: Sequence[Sample], size: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....lycoris_ops import LycorisError, Sketch, TrainError, number_of, sketches
-from ...host.training import held
+from ...host.training import NOISE_MASK, held
 from ..model.session import Session
 from .captions import Caption, Text, caption_of
 from .families import Family
@@ -23,12 +23,10 @@ from .widths import check_width
 
 CPU = torch.device("cpu")
 
-NOISE_MASK = "noise_mask"
-"""The name under which the host keeps the mask of a latent, beside `samples`."""
-
 PICTURED = (
     *("reference_latents", "reference_latents_method", "reference_latents_text_embeds", "clip_vision_output"),
     *("clip_vision_outputs", "concat_latent_image", "concat_mask", "concat_mask_index", "time_dim_replace"),
+    "guiding_frame_index",
 )
 """What a conditioning says of pictures that the model is shown: it stays where the text is dropped."""
 
@@ -59,7 +57,9 @@ def samples_of(
     They are on the CPU. With an `encoder` that is trained, `texts` are the captions, and `captions` say what
     is beside the encoded text. `empty` is the caption of no text, which replaces captions that are dropped;
     an encoder has its own. `told` is called with the number of each sample and the number of all. Without
-    `masks` the `noise_mask` of a latent is its mask. `name` is what errors call the latents.
+    `masks` the `noise_mask` of a latent is its mask; a `noise_mask` that has frames, as nodes make it that
+    put a first frame into a video, always says what the model is given. `name` is what errors call the
+    latents.
 
     Raises TrainError where there is no latent, where the numbers differ, and for what cannot be trained on,
     with its number.
@@ -92,24 +92,25 @@ def samples_of(
 
         `of` are the conditionings that it is made of.
         """
-        key = (*map(id, of), words, latent.shapes)
+        key = (*map(id, of), words, latent.shapes, id(latent.noise_mask))
         if key not in made:
             made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
         return made[key]
 
     found: list[Sample] = []
     # A picture that is repeated is the same tensor, and is converted and held once.
-    known: dict[_Place, Latent] = {}
+    known: dict[tuple[_Place, _Place | None], Latent] = {}
     masked: dict[tuple[_Place, _Place], Tensor] = {}
-    for number, ((place, single), text, word, mask) in enumerate(
-        zip(singles, conditionings, words, weights, strict=True), 1
+    for number, ((place, single), text, word, mask, given) in enumerate(
+        zip(singles, conditionings, words, weights, _given(latents, name), strict=True), 1
     ):
         told(number, count)
         with _numbered(name, number, count):
-            if place not in known:
-                latent = latent_of(session.model, single, CPU)
-                known[place] = replace(latent, values=held(latent.values, session.device))
-            latent = known[place]
+            key, parts = given or (None, None)
+            if (place, key) not in known:
+                latent = latent_of(session.model, single, CPU, parts)
+                known[place, key] = replace(latent, values=held(latent.values, session.device))
+            latent = known[place, key]
         with _numbered("captions", number, count):
             caption = encoded((text,), text, latent, word)
         own = None
@@ -181,6 +182,8 @@ def described(samples: Sequence[Sample], size: int) -> str:
         text += f"; in one step at the strengths {', '.join(f'{one:g}' for one in strengths)}"
     if masked := sum(sample.mask is not None for sample in samples):
         text += f"; {masked} with a mask"
+    if given := sum(sample.latent.noise_mask is not None for sample in samples):
+        text += f"; {given} of which the model is given a part, which is not learned"
     return text
 
 
@@ -241,12 +244,35 @@ def _planes(mask: Tensor) -> list[tuple[_Place, Tensor]]:
     return [((id(mask), index), plane) for index, plane in enumerate(mask.reshape(-1, *mask.shape[-2:]))]
 
 
+def _is_given(latent: Mapping[str, Any]) -> bool:
+    """Whether the `noise_mask` of a latent says what the model is given: it has frames, or several parts."""
+    mask, samples = latent.get(NOISE_MASK), latent["samples"]
+    if getattr(samples, "is_nested", False) and mask is not None:
+        return True
+    return isinstance(mask, Tensor) and mask.ndim == samples.ndim == 5
+
+
+def _given(latents: Latents, name: str) -> Iterator[tuple[_Place, list[Tensor]] | None]:
+    """The parts of the `noise_mask` of each latent, where it says what the model is given, as nodes give it
+    that put a first frame into a video."""
+    for one in latents:
+        count = sum(1 for _ in _singles([one]))
+        mask: Any = one.get(NOISE_MASK)
+        if not _is_given(one):
+            yield from [None] * count
+        elif getattr(one["samples"], "is_nested", False):
+            yield (id(mask), 0), list(mask.unbind()) if getattr(mask, "is_nested", False) else [mask]
+        else:
+            rows = [((id(mask), index), [row]) for index, row in enumerate(mask.split(1))]
+            yield from _for_each(rows, count, NOISE_MASK, name)
+
+
 def _noise_masks(latents: Latents, name: str) -> Iterator[tuple[_Place, Tensor] | None]:
     """The `noise_mask` of each latent, as Set Latent Noise Mask and VAE Encode (for Inpainting) give it."""
     for number, one in enumerate(latents, 1):
         count = sum(1 for _ in _singles([one]))
         mask = one.get(NOISE_MASK)
-        if mask is None:
+        if mask is None or _is_given(one):
             yield from [None] * count
             continue
         with _numbered(name, number, len(latents)):
@@ -276,7 +302,7 @@ def _for_each(values: list[Any], count: int, what: str, name: str) -> list[Any]:
 
 def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list[str]:
     """What is done with the `noise_mask` of latents, in words; [] where there is none."""
-    if not any(one.get(NOISE_MASK) is not None for one in latents):
+    if not any(one.get(NOISE_MASK) is not None and not _is_given(one) for one in latents):
         return []
     if masks:
         return [f"the {NOISE_MASK} of {name} is not used, because masks are linked"]

@@ -106,5 +106,5 @@ ARCHITECTURE = Architecture(
         Training("Anima", "Anima", "kohya-ss/sd-scripts", rank=8),
         Training("CosmosPredict2", "Cosmos-Predict2", "kohya-ss/sd-scripts", rank=8),
     ),
-    frame_rates={"CosmosVideo": 24},
+    frame_rates={"CosmosVideo": 24, "CosmosI2VPredict2": 16},
 )

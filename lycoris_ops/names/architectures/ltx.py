@@ -103,5 +103,5 @@ ARCHITECTURE = Architecture(
         Training("LTXV", "LTX-Video", "diffusion-pipe", rank=32, resolution=512),
         Training("LTXAV", "LTX-2", "diffusion-pipe", rank=32, resolution=512),
     ),
-    frame_rates={"LTXV": 25},
+    frame_rates={"LTXV": 25, "LTXAV": 25},
 )

@@ -179,8 +179,9 @@ class Architecture:
     signals: Mapping[str, Signal] = field(default_factory=dict[str, "Signal"])
     """Which layers make the picture and which the sound, by paths as in `aside`."""
     frame_rates: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """Frames a second of the videos that the model makes, by the host's class: those of the model's own
-    examples, and of LTX-Video the host's. None is for a class that makes pictures."""
+    """Frames a second of the videos that the model makes, by the host's class of the model, or of its
+    configuration where the class makes pictures too: those of the model's own examples, and of LTX-Video the
+    host's. None is for a class that makes pictures."""
     boundaries: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
     """For models with two experts: the time from which the one for high noise is used, as in the model's own
     code, by the host's class of the model or of its configuration. None is for a class without experts."""
