@@ -27,7 +27,11 @@ from ..host.passes import (
 from ..host.weights import HostReader, layer_of
 from .patch import memory_named
 from .places import Passing, blended_attention, crop_of, picture_shape
+from .turns import CalledInTurn
 
+IN_TURN: Tokens = "for places, in turn"
+APART: tuple[Tokens, ...] = ("for places", IN_TURN)
+"""Tokens at no place whose outputs are used place by place."""
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
 PERCENTS = range(1 << 24)
@@ -45,7 +49,8 @@ class BypassInjection(PatcherInjection):
         self.plans = plans
         self.tokens = tokens
         """The tokens of each module whose strength differs over places or pictures."""
-        held = [slot.where for path in self._used_at_places() for slot in plans[path].slots()]
+        used = [path for path, kind in tokens.items() if kind in APART]
+        held = [slot.where for path in used for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
         """The places for which cross-attentions get keys and values of their own."""
         self.differ = any(
@@ -58,6 +63,8 @@ class BypassInjection(PatcherInjection):
         """The modules with a strength that follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
         """Model to its attached hooks, by module path."""
+        self._in_turn: WeakKeyDictionary[Any, list[CalledInTurn]] = WeakKeyDictionary()
+        """Model to the hooks on its cross-attentions, beside those on their layers."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
         """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
@@ -70,9 +77,6 @@ class BypassInjection(PatcherInjection):
         """The frames that stand in every context window."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
         """The sigmas of the steps of a run, as the host has them and as numbers."""
-
-    def _used_at_places(self) -> list[str]:
-        return [path for path, kind in self.tokens.items() if kind == "for places"]
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
@@ -91,6 +95,7 @@ class BypassInjection(PatcherInjection):
         if stamp != patcher.patches_uuid:
             self._met[patcher.model] = (patcher.patches_uuid, known := {})
         attached = self._attached[patcher.model] = {}
+        in_turn = self._in_turn[patcher.model] = []
         try:
             for path, plan in self.plans.items():
                 module = layer_of(patcher, path)
@@ -105,12 +110,25 @@ class BypassInjection(PatcherInjection):
                 known[path] = hooks.met
                 if path in self.tokens:
                     hooks.before_pass = partial(self._locate, patcher.model, hooks, self.tokens[path])
-                    hooks.apart = self.apart if self.tokens[path] == "for places" else ()
+                    hooks.apart = self.apart if self.tokens[path] in APART else ()
                 attached[path] = hooks.attach()
+            # After those on the layers, whose outputs they take.
+            for path, layers in self._called_in_turn().items():
+                found = [layer_of(patcher, layer) for layer in layers]
+                passing = partial(self._passing.__getitem__, patcher.model)
+                in_turn.append(CalledInTurn(layer_of(patcher, path), found, self.apart, passing))
         except BaseException:
             # Interrupts too: a hook that stayed would change every later run of the model.
             self.eject(patcher)
             raise
+
+    def _called_in_turn(self) -> dict[str, list[str]]:
+        """The layers that make keys and values for attentions that are called in turn, by the attentions."""
+        found: dict[str, list[str]] = {}
+        for path, kind in self.tokens.items():
+            if self.apart and kind == IN_TURN:
+                found.setdefault(path.rpartition(".")[0], []).append(path)
+        return found
 
     def around_sampling(self, run: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
         """Note the size of what is sampled, then run the sampling.
@@ -233,7 +251,7 @@ class BypassInjection(PatcherInjection):
                 hint="Take the mask away: nobody says where the places are",
             )
         # A convolution has its own grid.
-        own = "text" if hooks.plan.geometry.kernel or kind == "for places" else kind
+        own = "text" if hooks.plan.geometry.kernel or kind in APART else kind
         try:
             hooks.places = passing.places(own, x.numel() // x.shape[-1] // len(passing.pictures))
         except LycorisError as error:
@@ -261,6 +279,8 @@ class BypassInjection(PatcherInjection):
 
     def eject(self, patcher: Any) -> None:
         """Remove the hooks and release the tensors that they hold on the device."""
+        for one in self._in_turn.pop(patcher.model, ()):
+            one.remove()
         for hooks in self._attached.pop(patcher.model, {}).values():
             hooks.remove()
 

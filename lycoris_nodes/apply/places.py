@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -273,14 +273,20 @@ def blended_attention(
             return one(k, v)
         count = 1 + len(apart)
         keys, values = (each.chunk(count) if len(each) > len(q) else [each] * count for each in (k, v))
-        total = base = one(keys[0], values[0])
-        places = passing.places(kind, q.shape[-2])
-        for where, key, value in zip(apart, keys[1:], values[1:], strict=True):
-            factors = where.over(places, places.grid, base.dtype, base.device)[..., None]
-            # The heads are a dimension of their own.
-            factors = factors[:, None] if base.ndim == 4 else factors
-            found = one(key, value)
-            total = torch.lerp(total, found if total is base else found + (total - base), factors)
-        return total
+        others = map(one, keys[1:], values[1:])
+        return blended(passing.places(kind, q.shape[-2]), apart, one(keys[0], values[0]), others)
 
     return attend
+
+
+def blended(places: Places, apart: Sequence[Where], base: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """base + sum of factor * (other - base) over the places, with one other for each of `apart`.
+
+    Each is (samples, tokens, channels) or (samples, heads, tokens, channels).
+    """
+    total = base
+    for where, found in zip(apart, others, strict=True):
+        factors = where.over(places, places.grid, base.dtype, base.device)[..., None]
+        factors = factors[:, None] if base.ndim == 4 else factors
+        total = torch.lerp(total, found if total is base else found + (total - base), factors)
+    return total

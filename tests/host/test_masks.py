@@ -102,13 +102,14 @@ def made(host: Host, kind: str, shape: tuple[int, ...], seed: int) -> Any:
     return host.ops.ALGORITHMS[spec.algorithm].load(tensors, spec.options)
 
 
-def stack_for(host: Host, model: Any, kinds: tuple[str, ...], seed: int = 0) -> Any:
-    """A stack with a layer for every layer of a model, of the kinds in turn."""
+def stack_for(host: Host, model: Any, kinds: tuple[str, ...], seed: int = 0, within: str = "") -> Any:
+    """A stack with a layer for every layer of a model that is within a module of this name, of the kinds in
+    turn."""
     layers = {
         path: made(host, kinds[number % len(kinds)], tuple(layer.weight.shape), seed + number)
         for number, (path, layer) in enumerate(zoo.adaptable(model).items())
         # OFT has no blocks for some sizes.
-        if layer.weight.shape[0] % 4 == 0
+        if layer.weight.shape[0] % 4 == 0 and within in path
     }
     return host.ops.Stack([host.ops.Entry(host.ops.Adapter.of(layers, name="test"), strength=0.5)])
 
@@ -225,6 +226,10 @@ def compared(
         if mine.tokens[path] == "for places":
             first, second = one.y.chunk(2)
             assert torch.equal(first, own) and torch.equal(second, unmasked), path
+            continue
+        if mine.tokens[path] == "for places, in turn":
+            # The first turn is the base's own, which the comparison of the attention sees.
+            assert torch.equal(one.y, unmasked), path
             continue
         within = held(own, bool(mine.plans[path].geometry.kernel))
         assert within is not None, f"{path} is at no place: {list(own.shape)}"
@@ -413,6 +418,54 @@ def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, nam
         torch.testing.assert_close(seen[f"{parent}.{out}"].x.double(), wanted, rtol=1e-4, atol=1e-5)
         count += 1
     assert count >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "cross"),
+    [("Kandinsky 5", "cross_attention"), ("PixArt sigma", "cross_attn"), ("HunyuanDiT", "attn2")],
+)
+def test_a_cross_attention_is_called_in_turn_where_it_takes_no_more_keys(
+    host: Host, name: str, cross: str
+) -> None:
+    """In the mask its output is that of the unmasked stack, outside the model's own, in every bit, and two
+    complementary masks of one stack are the unmasked one."""
+    model = tiny(name)
+    stack = stack_for(host, model, ("lora", "oft"), within=f".{cross}.")
+    whole, bound = applied(host, model, stack)
+    plans = whole.model.get_injections("lycoris_bypass")[0].plans
+    wanted, _ = passed(whole, name)
+    unload()
+    load(bound.model)
+    seen: dict[str, tuple[Any, ...]] = {}
+    crosses = {path: one for path, one in model.named_modules() if path.endswith(f".{cross}")}
+    handles = [
+        one.register_forward_hook(
+            lambda module, args, kwargs, y, path=path: seen.update({path: (module, args, kwargs, y)}),
+            with_kwargs=True,
+        )
+        for path, one in crosses.items()
+    ]
+    once(bound, name)
+    for handle in handles:
+        handle.remove()
+    unload()
+    assert len(seen) >= 2
+    for path, (attention, args, kwargs, y) in seen.items():
+        with torch.inference_mode():
+            own = attention(*args, **kwargs)
+            layers = {one: plan for one, plan in plans.items() if one.startswith(f"{path}.")}
+            hooks = [host.ops.Bypass(model.get_submodule(one), plan).attach() for one, plan in layers.items()]
+            unmasked = attention(*args, **kwargs)
+            for hook in hooks:
+                hook.remove()
+        own, unmasked, y = (one[0] if isinstance(one, tuple) else one for one in (own, unmasked, y))
+        assert len(layers) >= 3 and not torch.equal(own, unmasked)
+        within = inside(own, WANTED[name], False)
+        assert within is not None and torch.equal(y, torch.where(within, unmasked, own)), path
+    both = masked(host, stack) + masked(host, stack, mask=1 - half())
+    found, _ = passed(host.apply(Patched(patcher(model), None), both, clip=False), name)
+    unload()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS),),
     tokens={
         "x_embedder": "places",
-        # The host tells this attention no options of a pass, so that there cannot be some for each mask.
-        "blocks.*.attn2.kv_proj": "text",
+        # The host tells this attention no options of a pass.
+        "blocks.*.attn2.kv_proj": "for places, in turn",
         "blocks.*.default_modulation": "text",
         "blocks.*": "places",
         "final_layer.linear": "places",

@@ -17,9 +17,10 @@ ARCHITECTURE = Architecture(
     ),
     tokens={
         "visual_embeddings.in_layer": "places",
-        # The host shapes keys and values by the text's batch, so a mask cannot have its own.
+        # The host shapes keys and values by the text's batch.
         **dict.fromkeys(
-            (f"visual_transformer_blocks.*.cross_attention.to_{end}" for end in ("key", "value")), "text"
+            (f"visual_transformer_blocks.*.cross_attention.to_{end}" for end in ("key", "value")),
+            "for places, in turn",
         ),
         **dict.fromkeys(
             (

@@ -38,7 +38,7 @@ ARCHITECTURE = Architecture(
     tokens={
         "x_embedder": "places",
         # The keys and values of all samples are one sequence.
-        "blocks.*.cross_attn.kv_linear": "text",
+        "blocks.*.cross_attn.kv_linear": "for places, in turn",
         "blocks.*": "places",
         "final_layer.linear": "places",
     },

@@ -138,7 +138,16 @@ class Training:
     """Whether the model is told the size of a picture and how it was cropped."""
 
 
-Tokens = Literal["places", "level", "level, text", "text, places", "places, text", "text", "for places"]
+Tokens = Literal[
+    "places",
+    "level",
+    "level, text",
+    "text, places",
+    "places, text",
+    "text",
+    "for places",
+    "for places, in turn",
+]
 """What the tokens of a layer are.
 
 - `places`: those of the picture, behind which reference pictures may stand.
@@ -147,6 +156,7 @@ Tokens = Literal["places", "level", "level, text", "text, places", "places, text
 - `text, places` and `places, text`: those of the text before or behind those of the picture.
 - `text`: at no place, such as the tokens of a text or of sound, and what is computed from the time.
 - `for places`: at no place, but their output is used place by place: keys and values of a cross-attention.
+- `for places, in turn`: these, where the host's attention takes no more keys and values than it has queries.
 """
 
 

@@ -1,0 +1,62 @@
+"""Cross-attentions that are called once for each set of their keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...lycoris_ops import Where
+from .places import Passing, blended
+
+
+class CalledInTurn:
+    """Hooks that call an attention once for each set of keys and values, and blend its outputs by place.
+
+    The first set is from the layers without a mask, and each of `apart` has a further one. `layers` make the
+    keys and values, and put out all sets as one batch. `passing` says what pass the model makes.
+
+    This is for an attention whose keys and values cannot have a larger batch than its queries. What follows
+    the attention within the module acts token by token, so that blending behind it is the same.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        layers: Sequence[nn.Module],
+        apart: Sequence[Where],
+        passing: Callable[[], Passing],
+    ) -> None:
+        self._apart = tuple(apart)
+        self._passing = passing
+        self._turn = 0
+        self._handles = [layer.register_forward_hook(self._own) for layer in layers]
+        self._handles.append(attention.register_forward_hook(self._all, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _own(self, layer: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        """The keys or values of this turn."""
+        return y.chunk(1 + len(self._apart))[self._turn]
+
+    def _all(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], first: Any) -> Any:
+        """What the attention puts out, with the turns after the first one."""
+        packed = isinstance(first, tuple)
+
+        def made(turn: int) -> Tensor:
+            self._turn = turn
+            # Its own hooks are not called again.
+            found = attention.forward(*args, **kwargs)
+            return found[0] if packed else found
+
+        base = first[0] if packed else first
+        places = self._passing().places("places", base.shape[-2])
+        try:
+            total = blended(places, self._apart, base, map(made, range(1, 1 + len(self._apart))))
+        finally:
+            self._turn = 0
+        return (total, *first[1:]) if packed else total
