@@ -172,6 +172,53 @@ IN_THE_LATENT = ("Wan 2.2 5B", "LTX-Video", "LTX-2", "Cosmos", "Cosmos-Predict2"
 """Architectures that are given frames in the latent, by a noise mask."""
 
 
+def tiny_of_pictures(architecture: str) -> Any:
+    """A tiny model of videos that begin with a picture."""
+    model = tiny(architecture)
+    if architecture.startswith("Cosmos"):
+        model.image_to_video, model.concat_keys = True, ("mask_inverted",)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pace", "side"),
+    [
+        ("Wan 2.2 5B", 4, 16),
+        ("LTX-Video", 8, 32),
+        ("LTX-2", 8, 32),
+        ("Cosmos", 8, 8),
+        ("Cosmos-Predict2", 4, 8),
+        ("HunyuanVideo", 4, 8),
+    ],
+)
+def test_the_hosts_node_puts_the_first_frame_into_the_latent(
+    host: Host, architecture: str, pace: int, side: int
+) -> None:
+    """With a VAE that makes of some frames the mean of the first one."""
+    given, model = host.module("lycoris_nodes.host.given"), tiny_of_pictures(architecture)
+    pixels = torch.rand(1 + 2 * pace, 64, 64, 3)
+    shape = (1, model.latent_format.latent_channels, 1, 64 // side, 64 // side)
+    vae = SimpleNamespace(
+        encode=lambda pixels: torch.cat([one.mean() * torch.ones(shape) for one in pixels[::pace]], 2)
+    )
+    replaced = architecture == "HunyuanVideo"
+    made = given.given_of(model, given.REPLACED if replaced else "first").make(vae, pixels, None)
+    latent = made.within(torch.full((*shape[:2], 3, *shape[3:]), 9.0))
+    assert (
+        torch.equal(latent[:, :, :1], pixels[0].mean() * torch.ones(shape)) and (latent[:, :, 1:] == 9).all()
+    )
+    assert made.noise_mask.mean((0, 1, 3, 4)).tolist() == [0, 1, 1]
+    assert set(made.settings) == ({"guiding_frame_index"} if replaced else set())
+    if replaced:
+        assert given.given_of(model, "first") is None
+    elif architecture.startswith("Cosmos"):
+        made = given.given_of(model, "first and last").make(vae, pixels, None)
+        assert made.noise_mask.mean((0, 1, 3, 4)).tolist() == [0, 1, 0]
+    else:
+        with pytest.raises(host.ops.TrainError, match=r"given other frames.*first or none"):
+            given.given_of(model, "first and last")
+
+
 @pytest.mark.parametrize("architecture", IN_THE_LATENT)
 def test_given_frames_are_as_the_sampler_gives_them_and_are_not_learned(
     host: Host, architecture: str, monkeypatch: pytest.MonkeyPatch
@@ -179,9 +226,7 @@ def test_given_frames_are_as_the_sampler_gives_them_and_are_not_learned(
     from comfy.nested_tensor import NestedTensor
     from comfy.utils import unpack_latents
 
-    training, model = module(host, ""), tiny(architecture)
-    if architecture.startswith("Cosmos"):
-        model.image_to_video, model.concat_keys = True, ("mask_inverted",)
+    training, model = module(host, ""), tiny_of_pictures(architecture)
     video = drawn(1, model.latent_format.latent_channels, FRAMES, 8, 8, seed=9)
     mask = torch.ones(1, 1, FRAMES, 1, 1)
     mask[:, :, [0, -1]] = 0
