@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ FRAMES = ".frames"
 numbers in names by value."""
 LONGEST = 3600.0
 """The longest clip in seconds."""
+GIF_END = b";"
+"""The last byte of a GIF."""
+LATER = 1.2
+"""A film may say that it is so many times as long as its frames: its last one may be shown for long."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class ClipFacts:
     size: Pixels
     frames: int
     """How many there are at the rate that is asked for."""
-    repeated: bool
+    repeated: bool = False
     """Whether the clip itself has fewer, so that some are repeated."""
+    cut_off: bool = False
+    """Whether its end is missing, as of a file that was not copied to its end."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
     """
     if path.is_dir():
         found = frame_files(path)
-        return ClipFacts(size_of(found[0]), len(found), repeated=False)
+        return ClipFacts(size_of(found[0]), len(found))
     with _opened(path) as (container, stream):
         # Keep no packets: they hold the data of the whole file.
         times = [
@@ -81,10 +88,24 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
                 expected=f"at most {LONGEST / 60:.0f}",
                 hint="Cut out what is to be learned",
             )
+        cut_off = _is_cut_off(path, container, stream, count, seconds)
     first = next(_at_times(path, [0.0]))
     # Files round their times.
     frames = max(1, int(seconds * rate + 0.05))
-    return ClipFacts(first.size, frames, repeated=frames > count)
+    return ClipFacts(first.size, frames, frames > count, cut_off)
+
+
+def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: float) -> bool:
+    """Whether the end of a film with so many frames is missing, by what its kind of file says of it."""
+    if path.suffix.lower() == ".gif":
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != GIF_END
+    if stream.frames:
+        return count < stream.frames
+    # With sound, which may be longer, nothing is known.
+    alone = len(container.streams) == 1 and count > 1
+    return alone and (container.duration or 0) / 1e6 > LATER * seconds
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -189,6 +210,7 @@ def _opened(path: Path) -> Generator[tuple[Any, Any]]:
         raise TrainError(
             "the clip cannot be read",
             file=str(path),
-            got=str(error),
+            # Without the number and the path of FFmpeg's own message.
+            got=getattr(error, "strerror", None) or str(error),
             hint="Save it again as MP4, or take it out of the folder",
         ) from error

@@ -49,6 +49,10 @@ class Found:
     subject: str = ""
     """What the folder's name says after the number of repeats."""
 
+    @property
+    def is_named_as_reference(self) -> bool:
+        return BESIDE.fullmatch(self.path.stem.lower()) is not None
+
 
 @dataclass(frozen=True)
 class PictureFolder:

@@ -21,7 +21,7 @@ from ..host.page import Progress, picture_tensor
 from ..host.references import Conditioning, References, encoded_with, with_references
 from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told
-from .clip import Cut, cuts_of, facts_of, hash_of, pixels_of_clip
+from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import mask_of, picture_of, pixels_of, size_of, small
@@ -163,8 +163,7 @@ class _Planned:
     text: str
     held_out: bool
     views: tuple[_View, ...]
-    repeated: bool = False
-    """Whether frames of it come several times."""
+    clip: ClipFacts | None = None
 
     def texts(self, settings: PictureSettings) -> list[str]:
         """The caption in all its choices and orders; for a held-out picture only the first."""
@@ -197,6 +196,8 @@ def prepared(
     Raises TrainError, with the file, for pictures, captions and masks that cannot be used, and for pictures
     without a caption.
     """
+    if shown and shown.references:
+        _check_targets(folder)
     planned = _planned(folder, settings, progress(len(folder.pictures)))
     _check_references(planned, shown)
     together = shown is not None and shown.references is not None and bool(shown.references.node)
@@ -267,6 +268,20 @@ def prepared(
     return DataSet(samples[False], samples[True], conditionings[""], _side_by_side(first), report)
 
 
+def _check_targets(folder: PictureFolder) -> None:
+    """Raise TrainError for references of pictures that are not there: they would be learned themselves."""
+    alone = [one.name for one in folder.pictures if one.is_named_as_reference and not one.caption]
+    if alone:
+        raise TrainError(
+            "there are references without the picture that they belong to",
+            file=str(folder.path),
+            got=few(alone),
+            expected="a picture of the same name without what begins with `_control`, `_reference` or "
+            "`-condlabel`",
+            hint="Put it there, or rename those that are pictures to be learned",
+        )
+
+
 def _check_references(planned: Sequence[_Planned], shown: Shown | None) -> None:
     """Raise TrainError for more references than the model takes, which may be none."""
     most = shown.references.most if shown and shown.references else 0
@@ -321,7 +336,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             cuts = cuts_of(facts.frames, settings.frames, settings.frame_step, settings.cuts)
         mirrored = settings.mirror and not held and may_be_mirrored(text)
         views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
-        planned.append(_Planned(one, fitted, text, held, views, bool(facts and facts.repeated)))
+        planned.append(_Planned(one, fitted, text, held, views, facts))
         update(number, len(found))
     return planned
 
@@ -552,9 +567,21 @@ def _described(
     )
     if cuts := Counter(view.cut.count for one in planned for view in one.views if view.cut):
         clips = sum(one.found.is_clip for one in planned)
-        counted = ", ".join(f"{count} frames x{number}" for count, number in sorted(cuts.items()))
+        counted = ", ".join(
+            f"{number_of(count, 'frame')} x{number}" for count, number in sorted(cuts.items())
+        )
         lines.append(f"{number_of(clips, 'clip')}, at {settings.frame_rate:g} frames a second: {counted}")
-        lines += named("with fewer frames, which come several times", lambda one: one.repeated)
+        lines += named(
+            "with fewer frames, which come several times", lambda one: one.clip and one.clip.repeated
+        )
+        lines += named(
+            "whose end is missing, as of files that are cut off", lambda one: one.clip and one.clip.cut_off
+        )
+        if settings.frames > settings.frame_step:
+            lines += named(
+                f"too short for {1 + settings.frame_step} frames, and learned as a still picture",
+                lambda one: one.clip and one.clip.frames <= settings.frame_step,
+            )
     if shown and shown.given and (shown.given.masked or cuts):
         lines.append(f"the model is given what {shown.given.node} gives it")
         if not shown.given.needed:

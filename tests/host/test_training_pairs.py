@@ -176,6 +176,18 @@ def test_references_that_are_concatenated_are_cut_as_their_targets(
         assert torch.equal(data["positive"][0][0][1]["concat_latent_image"], vae.vae.encode(middle))
 
 
+def test_references_without_their_picture_are_refused(
+    host: Host, prepare: Callable[..., Any], folder: Path
+) -> None:
+    drawing(folder / "a.png", "blue")
+    drawing(folder / "b_control.png", "green")
+    inputs: dict[str, Any] = {"model": flux(), "vae": Counted(16).vae, "trigger": "qwx"}
+    with pytest.raises(host.ops.TrainError, match=r"without the picture.*found b_control\.png"):
+        prepare(**inputs)
+    (folder / "b_control.txt").write_text("a remote control")
+    assert len(prepare(**inputs)["latents"]) == 2
+
+
 def test_references_for_a_model_that_takes_none_are_refused(
     host: Host, prepare: Callable[..., Any], folder: Path
 ) -> None:
@@ -216,6 +228,14 @@ def test_frames_of_a_clip_are_those_of_their_times(host: Host, tmp_path: Path, e
         # Codecs round colours, by less than half the step from frame to frame.
         assert (found.mean((1, 2, 3)) * 255 - wanted).abs().max() < 2.6, (rate, start)
     assert clip.facts_of(path, 2 * own).repeated
+    # The end of the file is missing.
+    assert not facts.cut_off
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    if ending == ".mp4":
+        with pytest.raises(host.ops.TrainError, match=r"clip cannot be read.*found Invalid data"):
+            clip.facts_of(path, RATE)
+    else:
+        assert clip.facts_of(path, RATE).cut_off
 
 
 def test_a_film_without_a_frame_is_named(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
