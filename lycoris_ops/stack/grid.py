@@ -33,7 +33,7 @@ def parse_values(text: str) -> tuple[float, ...]:
         found += [round(begin + (end - begin) * n / max(1, steps - 1), 6) for n in range(steps)]
     if not 0 < len(found) <= MOST:
         raise LycorisError(
-            "a grid has no strengths" if not found else "a grid has too many strengths",
+            "there are no strengths" if not found else "there are too many strengths",
             got=text.strip() or "an empty text",
             expected=f"1 to {MOST} {VALUES}",
         )
@@ -46,7 +46,7 @@ def _number(word: str, piece: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise LycorisError("the strengths of a grid are not understood", got=piece, expected=VALUES)
+        raise LycorisError("a strength is not understood", got=piece, expected=VALUES)
     return value
 
 

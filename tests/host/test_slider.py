@@ -184,8 +184,11 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
         ({"less": [caption(1)]}, "both of its ends"),
         ({"latents": [latent(0)]}, "make no rows"),
         ({"latents": [{"samples": torch.zeros((1, 4, 8, 8))}]}, "all zeros"),
+        ({"latents": [latent(0), latent(0)]}, "number 1 to 2: opposed pictures are the same"),
+        ({"less": [caption(1)], "more": [caption(2), caption(1)]}, "more, number 2 of 2: both ends.* same"),
+        ({"less": [caption(1)], "more": [caption(2)], "guidance": 0.0}, "guidance.*nothing to learn"),
     ],
-    ids=["strengths", "ends", "few", "empty"],
+    ids=["strengths", "ends", "few", "empty", "one picture", "one prompt", "guidance"],
 )
 def test_what_is_no_slider_says_why(
     host: Host, tmp_path: Path, tiny_unet: Any, given: dict[str, Any], problem: str

@@ -46,7 +46,7 @@ def test_values_are_listed_or_a_ramp() -> None:
     "text", ["a", "0..1", "0..x in 3", "nan", "1e999", "", " , ", "0..1 in 257", "0..1 in 0"]
 )
 def test_values_that_are_none(text: str) -> None:
-    with pytest.raises(lyc.LycorisError, match="strengths"):
+    with pytest.raises(lyc.LycorisError, match="strength"):
         lyc.parse_values(text)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ....lycoris_ops import TrainError, parse_values
 from ...host.sampling import empty_latent
 from ..data.latents import Latent
 from ..data.loss import Guide, Sample
-from ..data.samples import Captions, Latents, samples_of
+from ..data.samples import Captions, Latents, samples_of, sketches_of
 from ..data.texts import TextEncoder
 from ..model.session import Session
 from ..node.live import Live
@@ -42,8 +43,8 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     noise, so that what they share has no part in the step (visual sliders: Gandikota et al., "Concept
     sliders", 2311.12092).
 
-    Raises TrainError where one of both captions is missing, for empty latents without captions to guide, and
-    for pictures that make no rows.
+    Raises TrainError where one of both captions is missing or both are the same, for empty latents without
+    captions to guide, and for pictures that make no rows.
     """
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
@@ -59,6 +60,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
             session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, told=told
         )
         return _rows(found, strengths)
+    _check_ends(asked)
     captions: dict[str, Captions] = {name: getattr(asked, name) for name in ("positive", "less", "more")}
     latents: Latents = asked.latents
     if _is_empty(latents):
@@ -73,6 +75,26 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
         guided = replace(what, strength=first, guide=Guide(down.caption, up.caption, asked.guidance))
         made.append(replace(guided, others=tuple(replace(guided, strength=each) for each in others)))
     return made
+
+
+def _check_ends(asked: Asked) -> None:
+    """Raise TrainError where nothing lies between the captions `less` and `more`."""
+    if not asked.guidance:
+        raise TrainError(
+            "without guidance there is nothing to learn between prompts",
+            key="guidance",
+            got="0",
+            expected="above 0; 1 is usual",
+        )
+    less, more = sketches_of(less=asked.less, more=asked.more).values()
+    for number in range(max(len(less), len(more))):
+        if less[number % len(less)] == more[number % len(more)]:
+            raise TrainError(
+                "both ends of the slider are the same prompt",
+                key=f"more, number {number % len(more) + 1} of {len(more)}",
+                got="what `less` says",
+                expected="two prompts that differ in what the slider is to move",
+            )
 
 
 def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
@@ -98,6 +120,12 @@ def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
                 key=f"latents, number {start + 1} to {start + len(row)}",
                 got=", ".join(str(list(one.latent.values.shape)) for one in row),
                 expected="the same size for all of a row",
+            )
+        if all(torch.equal(one.latent.values, row[0].latent.values) for one in row):
+            raise TrainError(
+                "opposed pictures are the same picture",
+                key=f"latents, number {start + 1} to {start + len(row)}",
+                expected="pictures that differ in what the slider is to move",
             )
         made.append(replace(row[0], others=tuple(row[1:])))
     return made
