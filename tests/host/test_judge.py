@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched, patcher
+from safetensors.torch import save_file
 from trainable import (
     caption,
     clip_with_words,
@@ -235,6 +236,7 @@ def test_text_encoders_are_judged_with_their_texts(host: Host, tmp_path: Path, j
         ({"training": "loras/style", "clip_vision": "linked"}, "no use without `vae`"),
         ({"training": "loras/style", "other_positive": [caption(1)]}, "no use without `clip_vision`"),
         ({"training": "loras/style", "strengths": "0"}, "nothing to judge"),
+        ({"training": "loras/style", "stack": "of another model"}, r"other\.safetensors.*does not fit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -248,6 +250,12 @@ def test_what_cannot_be_judged_says_why(
 ) -> None:
     if given.get("training") == "loras/style":
         train(host, tmp_path, model=tiny_unet, **HELD, preset="attn-only", steps=1, rank=2)
+    if "stack" in given:
+        layer = {"lora_up.weight": torch.zeros(9, 2), "lora_down.weight": torch.zeros(2, 9)}
+        key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+        save_file({f"{key}.{name}": value for name, value in layer.items()}, tmp_path / "other.safetensors")
+        other = host.ops.load_adapter(tmp_path / "other.safetensors")
+        given = {**given, "stack": host.ops.Stack([host.ops.Entry(other)])}
     if "clip_vision" in given:
         from comfy.clip_vision import ClipVisionModel
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....lycoris_ops import Adapter, Entry, LycorisNetwork, TrainError, join_networks, weighted
+from ....lycoris_ops import Adapter, Entry, LycorisNetwork, join_networks, weighted
 from ...host.weights import weight_shapes
 from ..data.texts import TextEncoder
 from ..model.session import Session
@@ -56,12 +56,6 @@ class Networks:
                 else {}
             ),
         }
-        if not networks:
-            raise TrainError(
-                "the file has layers for text encoders alone",
-                file=entry.name,
-                hint="Link `clip` and `captions`, so that they can be judged",
-            )
         # A joined network is for a model that holds both.
         return join_networks(networks) if len(networks) > 1 else next(iter(networks.values()))
 

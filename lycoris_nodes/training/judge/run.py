@@ -17,6 +17,7 @@ from ....lycoris_ops import (
     Judgement,
     Picture,
     Place,
+    Resolution,
     Stack,
     TrainError,
     acting,
@@ -25,9 +26,11 @@ from ....lycoris_ops import (
     number_of,
     paragraph,
     parse_values,
+    resolve,
 )
 from ...host.page import end_if_interrupted
 from ...host.sampling import decoded_picture, embeddings, rough_picture
+from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
 from ..data.families import family_of
@@ -73,6 +76,10 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     """
     entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
     _check_links(asked)
+    shapes = weight_shapes(asked.model, asked.clip)
+    for one in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
+        # Each by itself, before the first pass.
+        Resolution((one,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
     with opened_both(
         asked.model, asked.clip, memory=memory, recompute=False, precision=AS_FAMILY, seed=asked.seed
