@@ -190,18 +190,19 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "which"),
     [
-        "network_dim = 'much'",
-        "network_dim = inf",
-        "network_dim = 4\nnetwork_args = 3",
-        "config: {process: [{train: {ema_config: [1]}}]}",
-        '{"training_method": "LORA", "learning_rate": 1, "optimizer": "ADAMW"}',
+        ("network_dim = 'much'", "network_dim: .*found much"),
+        ("network_dim = inf", "network_dim: .*found inf"),
+        ("network_dim = 4\nnetwork_args = ['rank_dropout=x']", "network_args: rank_dropout: .*found x"),
+        ("network_dim = 4\nnetwork_args = 3", ""),
+        ("config: {process: [{train: {ema_config: [1]}}]}", ""),
+        ('{"training_method": "LORA", "learning_rate": 1, "optimizer": "ADAMW"}', ""),
     ],
 )
-def test_values_of_another_form_are_refused(host: Host, text: str) -> None:
+def test_values_of_another_form_are_refused(host: Host, text: str, which: str) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
-    with pytest.raises(host.ops.LycorisError, match="another form"):
+    with pytest.raises(host.ops.LycorisError, match=which or "another form"):
         configs.translated({"text": text})
 
 

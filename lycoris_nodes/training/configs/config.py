@@ -17,6 +17,8 @@ from . import trainers
 
 OFF = (None, False, "", 0, "none", "None", [], {})
 """Values that ask for nothing."""
+OF_ANOTHER_FORM = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+"""What reading a value raises that is not as its trainer has it."""
 DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16"), "bfloat16"),
     **dict.fromkeys(("fp16", "float16"), "float16"),
@@ -88,7 +90,15 @@ class Config:
         value = self.take(key, usual)
         if value is None:
             return
-        found = read(value)
+        try:
+            found = read(value)
+        except OF_ANOTHER_FORM as error:
+            raise LycorisError(
+                "a setting has a value of another form than its trainer's",
+                key=f"{self.within}{key}",
+                got=str(value),
+                hint="Set it right in the text, or take it out",
+            ) from error
         if found is None:
             self.notes.append(f"{self.within}{key} = {value}")
         else:
@@ -170,7 +180,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         config = Config(found)
         try:
             trainer.read(config)
-        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        except OF_ANOTHER_FORM as error:
             raise LycorisError(
                 "a setting has a value of another form than its trainer's",
                 got=f"{type(error).__name__}: {error}",

@@ -63,11 +63,12 @@ def arguments_of(text: str) -> dict[str, Any]:
 
 def sampled_as(text: str) -> list[Sampling]:
     """Parse lines such as `seed 7, 768 x 512`: the seed, and width and height; None for what is not said.
+    Empty lines at the end are no lines.
 
     Raises RuleError for any other line.
     """
     found: list[Sampling] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.rstrip().splitlines(), 1):
         match = SAMPLE_LINE.fullmatch(without_comment(line).strip())
         if match is None:
             raise RuleError(

@@ -475,13 +475,13 @@ def _prompts(
     settings = [*settings, *[(None, None)] * (len(texts) - len(settings))]
     grid, pixels = grid_of(session.model), ratios_of(session.model)[2]
     made: list[Prompt] = []
-    for text, (seed, size) in zip(texts, settings, strict=True):
+    for number, (text, (seed, size)) in enumerate(zip(texts, settings, strict=True), 1):
         own = like
         if size:
             if any(side % grid or not side for side in size):
                 raise TrainError(
                     "the model makes no pictures of this size",
-                    key="sample_settings",
+                    key=f"sample_settings, line {number}",
                     got="{} x {}".format(*size),
                     expected=f"multiples of {grid}",
                 )
