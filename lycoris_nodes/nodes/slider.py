@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..host.page import io
 from ..schema.checks import checked
 from ..schema.inputs import TRAIN
-from ..schema.report import valid
 from ..training.node.output import trained
 from ..training.node.schema import asked_of, outputs
 from ..training.slider.samples import slider_samples, strengths_of
@@ -31,11 +29,6 @@ class LycorisSlider(io.ComfyNode):
             outputs=outputs(),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, strengths: Sequence[str | None] = ()) -> bool | str:
-        # A node that takes lists is given lists here too, with None where another node gives the text.
-        return valid(*(lambda text=text: strengths_of(text) for text in strengths if text is not None))
 
     @classmethod
     @checked
