@@ -27,7 +27,8 @@ R, S = "boft_R", "boft_s"
 class BoftPeft(Trained):
     """W' = s * W B^T over the flattened inputs, B = (P_m R_m P_m^T) ... (P_1 R_1 P_1^T).
 
-    boft_R (m, n, b, b) with I * prod(kernel) = n * b, and m the number of stages; boft_s (O, 1) holds s.
+    boft_R (m, n, b, b) with I * prod(kernel) = n * b, and m the number of stages; boft_s (O, 1) holds s, or
+    (1, O) on a convolution.
     Each block of R is (I - Q) (I + Q)^-1 with Q = (boft_R - boft_R^T) / 2: half the angle of LyCORIS'
     BOFT, in the opposite sense.
 
@@ -69,7 +70,10 @@ class BoftPeft(Trained):
         The blocks have the largest size up to `rank` that divides the inputs.
         """
         size, count = block_of(flat_shape(shape)[1], rank, "inputs")
-        return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(shape[0], 1))
+        # As PEFT has it for convolutions.
+        outputs, *inputs = shape
+        scales = (1, outputs) if inputs[1:] else (outputs, 1)
+        return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(scales))
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.boft_r.to(weight.device, weight.dtype)

@@ -347,16 +347,16 @@ def _any(chosen: Iterable[Pattern], path: str) -> bool:
 
 
 def _check_distinct(chosen: Iterable[Site]) -> None:
-    for first, *others in by_weight(chosen):
-        if others:
-            path = others[0].path
-            raise LycorisError(
-                "one weight is chosen under two names",
-                key=path,
-                got=f"the weight of {first.path}",
-                expected="each weight once",
-                hint=f"Leave one of them out: exclude={path!r}",
-            )
+    groups = [group for group in by_weight(chosen) if group[1:]]
+    if groups:
+        again = [site.path for _, *others in groups for site in others]
+        raise LycorisError(
+            "one weight is chosen under two names",
+            key=again[0],
+            got=f"the weight of {groups[0][0].path}",
+            expected="each weight once",
+            hint=f"Leave out all but one: exclude={again if again[1:] else again[0]!r}",
+        )
 
 
 def _counted(found: Mapping[str, Site], others: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from ..algorithms.boft_peft import BoftPeft
 from ..algorithms.checks import a_layer, scale
 from ..algorithms.full import DIFF, SET, Full
 from ..algorithms.lora import Lora
+from ..algorithms.norm import Norm
 from ..algorithms.oftv2 import OftV2
 from ..bypass.hook import values_of
 from ..errors import LycorisError
@@ -59,6 +60,8 @@ def for_peft(layer: Layer, site: Site) -> Layer:
             expected="lora",
             hint="Save it in the dialect lycoris, and go on from the file by a network",
         )
+    if isinstance(layer, Norm):
+        layer = Full(diff=layer.w_norm, diff_b=layer.b_norm)
     if isinstance(layer, Full):
         # PEFT keeps the values of a whole module, not their change.
         return _valued(layer, site)

@@ -92,3 +92,35 @@ def test_a_head_that_is_trained_whole_is_written_for_peft(home: Path, tmp_path: 
     model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3)
     assert isinstance(model, PeftModel)
     assert torch.allclose(logits(model.eval()), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("include", ["*norm", ("*q_proj", "*norm")], ids=["alone", "beside"])
+def test_norms_are_written_for_peft_as_values(include: Any, tmp_path: Path) -> None:
+    model = classifier()
+    network = lyc.create_lycoris(model, include=include, rank=2, seed=0).apply_to()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    network.save_weights(tmp_path / "out", dialect="peft")
+    in_peft = PeftModel.from_pretrained(classifier(), str(tmp_path / "out"))
+    assert torch.allclose(logits(in_peft.eval()), logits(model), atol=1e-6)
+
+
+def test_a_boft_of_a_convolution_is_written_as_peft_has_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 6)), torch.randn(2, 4, 4, 4)
+    kept = {key: value.clone() for key, value in base.state_dict().items()}
+    network = lyc.create_lycoris(base, algorithm="boft_peft", rank=4, seed=0).apply_to()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        wanted = base(x)
+    network.save_weights(tmp_path / "out", dialect="peft")
+    network.restore()
+    base.load_state_dict(kept)
+    in_peft = PeftModel.from_pretrained(base, str(tmp_path / "out"))  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        assert torch.allclose(in_peft.eval()(x), wanted, atol=1e-5)
+    network = lyc.create_lycoris(nn.Sequential(nn.Conv1d(4, 6, 3)), algorithm="boft_peft", rank=4, seed=0)
+    with pytest.raises(lyc.LayerError, match="BOFT of linear layers and 2-D convolutions alone"):
+        network.save_weights(tmp_path / "no", dialect="peft")

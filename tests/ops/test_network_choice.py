@@ -263,8 +263,8 @@ def test_one_of_several_modules_of_one_weight_is_chosen_by_leaving_out_the_other
     net = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abcd"})
     for name in "bc":
         net[name].weight = net["a"].weight
-    with pytest.raises(lyc.LycorisError, match="one weight is chosen under two names"):
-        lyc.create_lycoris(net, rank=2, exclude="b")
+    with pytest.raises(lyc.LycorisError, match=r"one weight is chosen .*exclude=\['b', 'c'\]"):
+        lyc.create_lycoris(net, rank=2)
     assert set(lyc.create_lycoris(net, rank=2, exclude=("b", "c")).members) == {"a", "d"}
 
 

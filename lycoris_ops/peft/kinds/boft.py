@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...algorithms.boft_peft import BoftPeft
+from ...errors import LayerError
+from ...maths.shapes import Shape
 from .. import patterns
 from ..config import (
     LORA_ONLY,
@@ -54,6 +56,15 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     def read(cls, fields: Fields) -> Self:
         # The tensors tell both numbers.
         return cls(path=fields.file, bias=fields.text("bias", "none"))
+
+    @classmethod
+    def check_weight(cls, weight: Shape) -> None:
+        if len(weight) not in (0, 2, 4):
+            raise LayerError(
+                "has BOFT of linear layers and 2-D convolutions alone",
+                got=f"boft_peft of a weight {list(weight)}",
+                expected="a weight of 2 or 4 dimensions",
+            )
 
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
