@@ -49,10 +49,12 @@ class MergeResult:
 
     def __str__(self) -> str:
         """What was written, in words. The report of the adapters is `describe` of the resolution."""
+        left = sum(entry.left_out for entry in self.resolution.entries if not entry.entry.off)
         return (
             f"{Path(self.path).name}: {number_of(self.merged, 'weight')} merged, "
             f"{number_of(self.copied, 'tensor')} kept, "
-            f"{self.size / 1e6:.1f} MB\n{self.path}"
+            + (f"{number_of(left, 'layer')} of the adapters left out, " if left else "")
+            + f"{self.size / 1e6:.1f} MB\n{self.path}"
         )
 
 

@@ -76,6 +76,9 @@ class SafetensorsFile(DiskFile):
         """Open the file of a model. Raises FileFormatError for another format too."""
         ending = Path(path).suffix
         if ending.lower() not in SAFETENSORS:
+            if not ending:
+                # Perhaps that of a folder which is not there.
+                Fingerprint.of(path)
             raise FileFormatError(
                 "only a safetensors checkpoint can be streamed",
                 file=str(path),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -166,7 +166,11 @@ class _Merging:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        given = adapters if isinstance(adapters, Stack) else Stack(Entry(*pair) for pair in adapters)
+        # The stack refuses what is neither an entry nor a pair.
+        found: Iterable[Any] = adapters
+        given = Stack(
+            Entry(*cast("tuple[Adapter, float]", each)) if isinstance(each, tuple) else each for each in found
+        )
         given.check_constant("be merged with others")
         self.entries = [entry for entry in given if not entry.off]
         self.method = method_of(method)

@@ -25,10 +25,15 @@ def check_used(
     if any(map(pattern.matches_path, known)):
         return
     refused = next(((path, why) for path, why in (others or {}).items() if pattern.matches_path(path)), None)
+    inner = any(path.endswith(f".{pattern.text}") for path in known)
     near = difflib.get_close_matches(pattern.text.strip("/*"), known, n=3, cutoff=0.3) or known[:3]
     raise RuleError(
         f"a pattern matches none of the {what}",
         got=pattern.text,
         expected=f"one that matches, such as {' or '.join(near)}" if near else None,
-        hint=f"{refused[0] or 'The model itself'} cannot be adapted: {refused[1]}" if refused else None,
+        hint=f"{refused[0] or 'The model itself'} cannot be adapted: {refused[1]}"
+        if refused
+        else f"A pattern is for whole paths: *.{pattern.text} matches all that end in it"
+        if inner
+        else None,
     )

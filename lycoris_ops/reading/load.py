@@ -109,8 +109,16 @@ def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     if not os.path.isdir(path):
         return path
     folder = Path(path)
-    places = (folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin"))
-    return next((place for place in places if place.is_file()), path)
+    places = [folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin")]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileFormatError(
+            "the folder holds no adapter of PEFT or diffusers",
+            file=str(path),
+            expected=" or ".join(place.name for place in places),
+            hint="Name the file itself",
+        )
+    return found
 
 
 # By fingerprints, so that a file that changed is read again.

@@ -48,6 +48,12 @@ class Entry:
         return (self.adapter,) if self.low_noise is None else (self.adapter, self.low_noise)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.adapter, Adapter):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LycorisError(
+                "the adapter of an entry is no adapter",
+                got=type(self.adapter).__name__,
+                expected="what load_adapter returns",
+            )
         for value in (self.strength, self.strength_of("te"), *(self.factors or ())):
             if not math.isfinite(value):
                 raise LycorisError(
@@ -82,6 +88,13 @@ class Stack:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         # Written by hand to accept any iterable. The class is frozen, so it cannot assign `self.entries`.
         object.__setattr__(self, "entries", tuple(entries))
+        for one in self.entries:
+            if not isinstance(one, Entry):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise LycorisError(
+                    "a stack holds entries alone",
+                    got=type(one).__name__,
+                    expected="such as Entry(load_adapter(path), 0.8)",
+                )
 
     def __add__(self, other: Stack) -> Stack:
         return Stack(self.entries + other.entries)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import LycorisError, UnsuitedError, either
+from ..errors import LycorisError, UnsuitedError, either, located
 from ..modules import Site, all_sites, check_used, select
 from ..ranks.plan import Plan
 from ..reading.adapter import Adapter
@@ -96,6 +96,13 @@ def create_lycoris(
                 expected="weights or plan alone",
             )
         _check_left(source, options, overrides or {})
+    if base.tokens and not include and plan is None and weights is None:
+        raise LycorisError(
+            "tokens are rows of an embedding or a head, which has to be named",
+            key="create_lycoris",
+            got="tokens without include",
+            expected='include="*embed_tokens", or the tokens in overrides',
+        )
     drawn = random.getrandbits(31) if seed is None else seed
     start = usual_prefix(module) if prefix is None else prefix
     if plan is not None:
@@ -237,7 +244,8 @@ def _from_file(
     ]
     changed, notes = changed_layers(wishes, adapter.name, seed)
     layers |= changed
-    members = {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}
+    with located(file=adapter.path):
+        members = {one.site.path: Member(one.site, layers[one.site.path], one.settings) for one in planned}
     return members, [*notes, *left]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,32 @@ def test_a_strength_that_is_no_usable_number_is_an_error(strength: float) -> Non
     with pytest.raises(lyc.LayerError, match="strength of a layer is no usable number"):
         lyc.patch_(weight, [(lyc.ALGORITHMS["full"](diff=torch.ones(12, 18)), strength)])
     assert not weight.any()
+
+
+def test_what_is_given_in_place_of_an_adapter_a_layer_or_a_path_is_named(tmp_path: Path) -> None:
+    file = str(adapter(tmp_path, {"lora_unet_a": {"lora_down.weight": torch.ones(2, 18)}}).path)
+    nan = adapter(tmp_path, {"lora_unet_a": factors("lora", "linear", alpha=math.nan)}, name="nan")
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(18, 12), "b": torch.nn.Embedding(4, 6)})
+    none = tmp_path / "none"
+    none.mkdir()
+    stack = lyc.Stack()
+    wrong: list[tuple[Callable[[], object], str]] = [
+        (lambda: lyc.merge_adapters([file], "linear"), "entries alone .found str; expected such as Entry"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.Entry(file), "no adapter .found str; expected what load_adapter returns"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.load_adapter(none), f"{none}: the folder holds no adapter of PEFT or diffusers"),
+        (lambda: lyc.merge_checkpoint(none / "x", stack, none / "y"), "x: there is no such file"),
+        (
+            lambda: lyc.create_lycoris(model, weights=file, prefix="lora_unet_"),
+            f"{file}: lora_unet_a: a layer of the file cannot be read .found a lora layer without lora_up",
+        ),
+        (lambda: lyc.create_lycoris(model, weights=nan), f"{nan.path}: a: alpha is not a finite number"),
+        (
+            lambda: lyc.create_lycoris(torch.nn.ModuleDict({"m": model}), include="a"),
+            r"whole paths: \*\.a matches all that end in it",
+        ),
+        (lambda: lyc.create_lycoris(model, tokens=[1]), "a head, which has to be named"),
+        (lambda: lyc.create_lycoris(model, include="b", tokens=[1, 1]), "b: .* 1 of them different"),
+    ]
+    for run, says in wrong:
+        with pytest.raises(lyc.LycorisError, match=says):
+            run()

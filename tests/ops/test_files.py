@@ -154,7 +154,7 @@ def test_a_linked_file_keeps_its_readable_name_and_what_lies_beside_it(tmp_path:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(lyc.FileFormatError, match=r"nowhere\.safetensors: there is no such file"):
         lyc.load_adapter(tmp_path / "nowhere.safetensors")
-    with pytest.raises(lyc.FileFormatError, match="not a file"):
+    with pytest.raises(lyc.FileFormatError, match="the folder holds no adapter"):
         lyc.load_adapter(tmp_path)
 
 

@@ -536,7 +536,7 @@ def test_a_file_of_other_layers_changes_nothing(model: Model, tmp_path: Path) ->
     made(model).save_weights(tmp_path / "all.safetensors")
     network = lyc.create_lycoris(model, include="head")
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(lyc.MatchError, match="not the same layers"):
+    with pytest.raises(lyc.MatchError, match="not have the same layers"):
         network.load_weights(tmp_path / "all.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     other = nn.Sequential(nn.Linear(3, 3))
