@@ -33,10 +33,13 @@ NAMED_AT_MOST = 4
 more."""
 OF_AN_EXPERT = (
     "it is for one expert, and no tensor (experts, rows, columns) of that name is here, or one with as many "
-    "rows as columns: create_lycoris can apply it"
+    "rows as columns: create_lycoris can apply it, and merge_to add it"
 )
 """Only a model tells which way a square weight of an expert lies."""
-STORED_TRANSPOSED = "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it"
+STORED_TRANSPOSED = (
+    "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it, and merge_to "
+    "add it"
+)
 
 
 class Match(NamedTuple):

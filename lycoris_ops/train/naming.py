@@ -14,6 +14,7 @@ from ..maths.tensors import is_plain
 from ..modules import all_sites, named_modules
 from ..names.dialects.peft import BASE_WEIGHT
 from ..names.layer_name import LayerName
+from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..stack.resolve import PART_NAMES, EntryResolution, resolve
 from ..stack.stack import Entry, Stack
@@ -65,6 +66,17 @@ def _unread(adapter: Adapter) -> list[str]:
         return []
     return [
         f"{number_of(len(keys), 'key')} of {adapter.name} left out, which no layer has, such as {keys[0]}"
+    ]
+
+
+def _unscaled(adapter: Adapter) -> list[str]:
+    """That PEFT's layers lack the configuration that says their scale, in words."""
+    names = [name for name in adapter.without_alpha if adapter.info[name].named.dialect == "peft"]
+    if not names:
+        return []
+    return [
+        f"{number_of(len(names), 'layer')} of {adapter.name} at scale 1, as the file has no alpha and no "
+        f"{CONFIG_NAME} lies beside it, such as {names[0]}"
     ]
 
 
@@ -131,7 +143,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {PART_NAMES[part]}"
         for part, layers in entry.absent.items()
     ]
-    return found, [*beside, *_unread(adapter)]
+    return found, [*beside, *_unread(adapter), *_unscaled(adapter)]
 
 
 def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:
