@@ -20,7 +20,6 @@ from ..errors import FileFormatError, LycorisError, TrainError, UnsuitedError
 from ..files.writing import new_files
 from ..maths.chance import Chance
 from ..maths.shapes import Shape, factorization
-from ..modules import Site
 from ..ranks.choice import plan_ranks
 from ..ranks.gradients import Loss
 from ..ranks.plan import Plan
@@ -153,7 +152,7 @@ class _Planned:
                     row.start(plan.probe, seed=layer_seed(net.seed, path)), member.site, settings
                 )
                 members[path] = Member(member.site, layer, settings)
-            elif not _is_factored(member.site):
+            elif not _is_factored(member):
                 members[path] = _remade(member, member.settings, net.seed)
         return _like(net, members)
 
@@ -338,7 +337,7 @@ def _all_of(net: LycorisNetwork, algorithm: str, **options: Any) -> LycorisNetwo
     members: dict[str, Member] = {}
     for path, member in net.members.items():
         settings = member.settings
-        if _is_factored(member.site):
+        if _is_factored(member):
             settings = replace(_plain(settings), algorithm=algorithm, **options)
         members[path] = _remade(member, settings, net.seed)
     return _like(net, members)
@@ -360,13 +359,13 @@ def _like(net: LycorisNetwork, members: Mapping[str, Member]) -> LycorisNetwork:
     return made.to(next(iter(net.parameters())).device)
 
 
-def _is_factored(site: Site) -> bool:
-    """Whether the site is of a kind that all algorithms adapt."""
-    return site.kind in ("linear", "conv")
+def _is_factored(member: Member) -> bool:
+    """Whether the site is of a kind that all algorithms adapt, and not only rows of it are trained."""
+    return member.site.kind in ("linear", "conv") and not member.settings.tokens
 
 
 def _plannable(net: LycorisNetwork) -> tuple[str, ...]:
-    return tuple(path for path, member in net.members.items() if _is_factored(member.site))
+    return tuple(path for path, member in net.members.items() if _is_factored(member))
 
 
 def _shapes(net: LycorisNetwork) -> list[Shape]:
@@ -377,7 +376,7 @@ def _others(net: LycorisNetwork) -> int:
     """The parameters that every entrant has: layers of norms and embeddings, and biases."""
     count = 0
     for member in net.members.values():
-        if not _is_factored(member.site):
+        if not _is_factored(member):
             count += sum(parameter.numel() for parameter in member.parameters())
         elif member.settings.bias and member.site.has_bias:
             count += member.site.shape[0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.train.race import VALIDATED
-from lycoris_ops.train.search import KINDS
+from lycoris_ops.train.search import KINDS, _Given  # pyright: ignore[reportPrivateUsage]
 
 
 def model() -> nn.Sequential:
@@ -394,3 +394,14 @@ def test_an_interrupt_leaves_the_model_and_the_network_as_they_were() -> None:
         lyc.search_network(net, BATCHES, Loss(), replace(OPTIONS, search="rate"), steps=300, told=halt)
     assert not net.applied and all(parameter.requires_grad for parameter in net.module.parameters())
     assert all(torch.equal(one, other) for one, other in zip(before, net.parameters(), strict=True))
+
+
+def test_rows_that_are_trained_stay_so_in_every_network_of_a_race() -> None:
+    net = network(overrides={"0": {"tokens": [1, 3]}})
+    options = replace(OPTIONS, search="all", search_share=1.0)
+    given = _Given(net, BATCHES, Loss(), options)
+    made = [kind.make(given) for kind in KINDS.values()]
+    assert any(made)
+    for make in filter(None, made):
+        held = make().members["0"].layer.tensors()
+        assert held.keys() == {"set_rows", "set_rows_at"}
