@@ -56,8 +56,8 @@ test-hosts: ## the host tests on every ComfyUI version of tests/harness/hosts.to
 	done; \
 	if [ $$status != 0 ]; then echo "Host tests failed on ComfyUI$$failed"; fi; exit $$status
 
-soak: ## mutated files, faults while writing, the host under load, and the cases that every run leaves out
-	@status=0; for part in campaign "campaign --seed random" faults host; do \
+soak: ## mutated files, faults while writing, the host under load, trainings broken off, and the cases that every run leaves out
+	@status=0; for part in campaign "campaign --seed random" faults host trainings; do \
 		echo "tests.soak.$$part"; \
 		$(IN) -- python -m tests.soak.$$part || { status=1; failed="$$failed, $$part"; }; \
 	done; \

@@ -1,0 +1,334 @@
+"""Trainings in the real host that is killed, or whose disk fills up, at random moments.
+
+`python -m tests.soak.trainings [--kills 5] [--full 2] [--seed 0] [--job clips]` runs each job once unbroken:
+trainings of pictures, of pairs, of clips and of a slider, and a judgement of checkpoints. Then the host is
+killed in the middle of each so often, at any time or as a file is written, and started again; and so often no
+file can become larger any more until the node has said so. After each, Run goes on.
+
+It prints a summary and ends with status 1 unless
+
+- what lies in the output folder at the end equals bit by bit what the unbroken run has left: the files, the
+  checkpoints and the pictures on the way, and nothing besides but rests `.part` of killed writers;
+- a training that was broken off with a whole state went on from the newest one;
+- a judgement leaves nothing in the output folder, and comes to the same;
+- the error of a full disk comes from the node, says that the disk is full, and leaves no rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+import lycoris_ops as lyc
+from tests.harness.assets import install, parts
+from tests.harness.facts import ROOT, facts
+from tests.harness.launch import Run, base_directory
+from tests.harness.prompts import Prompt, node, own
+from tests.harness.templates import CLIPS, EDIT, JUDGE, SLIDER, SMALL, TRAIN, draw_pictures, ready
+from tests.harness.workflow import to_prompt
+
+from .ahead import ServerAhead
+
+STEPS, EVERY = 8, 2
+"""The steps of a training, and those between two checkpoints."""
+ROOM = 1 << 16
+"""Bytes by which a file may be larger than the host's log where the disk is full."""
+REST = ".part"
+CHECKPOINTS = "_-checkpoints"
+STATE = ".state."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A template up to the node that is tried."""
+
+    name: str
+    template: str
+    node: str
+
+    def prompt(self, info: dict[str, Any]) -> tuple[Prompt, str]:
+        """The prompt, and the number of the node in it."""
+        whole = _smaller(to_prompt(ready(self.template, info, SMALL), info))
+        (number,) = (number for number, one in whole.items() if one["class_type"] == self.node)
+        inputs = whole[number]["inputs"]
+        if self.node == "LycorisJudge":
+            inputs |= {"training": f"loras/{JUDGED.name}", "samples": 1, "times": 2}
+        else:
+            often = own("output", checkpoint_every=EVERY, keep=STEPS, sample_every=STEPS // 2)
+            inputs |= {"steps": STEPS, "filename_prefix": f"loras/{self.name}", **often}
+        return _upto(whole, number), number
+
+
+JUDGED = Job("pictures", TRAIN, "LycorisTrain")
+"""The training whose checkpoints are judged."""
+JOBS = (
+    JUDGED,
+    Job("pairs", EDIT, "LycorisTrain"),
+    Job("clips", CLIPS, "LycorisTrain"),
+    Job("slider", SLIDER, "LycorisSlider"),
+    Job("judge", JUDGE, "LycorisJudge"),
+)
+
+
+def _smaller(prompt: Prompt) -> Prompt:
+    """A prompt with the model and VAE of Flux 2's layout for those of a checkpoint, which take ten times as
+    long. Its text encoder serves both."""
+    small = {0: "small model", 2: "small vae"}
+    loaders = [number for number, one in prompt.items() if one["class_type"] == "CheckpointLoaderSimple"]
+    for one in prompt.values():
+        for name, value in one["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders and value[1] in small:
+                one["inputs"][name] = [small[value[1]], 0]
+    return prompt | {
+        small[0]: node("UNETLoader", unet_name="flux2.safetensors", weight_dtype="default"),
+        small[2]: node("VAELoader", vae_name="flux2_vae.safetensors"),
+    }
+
+
+def _upto(prompt: Prompt, number: str) -> Prompt:
+    """A node of a prompt, and what it needs."""
+    found: Prompt = {}
+    waiting = [number]
+    while waiting:
+        one = waiting.pop()
+        found[one] = prompt[one]
+        waiting += [value[0] for value in prompt[one]["inputs"].values() if isinstance(value, list)]
+    return found
+
+
+def kept_files(folder: Path) -> dict[str, Any]:
+    """What the files of a folder hold, by their paths: tensors of models, and bytes of all others.
+
+    A state's and a file's metadata tell when it was written and from where it went on, so they are left out.
+    """
+    return {
+        str(path.relative_to(folder)): _digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(REST)
+    }
+
+
+def _digest(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    found = load_file(path)
+    return {name: (one.dtype, one.shape, one.numpy().tobytes()) for name, one in found.items()}
+
+
+def rests(base: Path) -> list[Path]:
+    return [path for part in ("output", "user") for path in (base / part).rglob(f"*{REST}")]
+
+
+@dataclass
+class Campaign:
+    server: ServerAhead
+    rng: random.Random
+    counted: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = self.server.base / "output" / "loras"
+
+    def run(self, job: Job, kills: int, full: int) -> None:
+        """Try a job: once unbroken, then with a host that is killed, and with a disk that is full."""
+        prompt, number = job.prompt(self.server.object_info())
+        if job.node == "LycorisJudge":
+            training, _ = JUDGED.prompt(self.server.object_info())
+            self._clear()
+            self._ended(self.server.queue(training), "the training that is judged")
+        self._forget(job)
+        before = kept_files(self.folder)
+        start = time.monotonic()
+        told = self._ended(self.server.queue(prompt), f"{job.name}, unbroken")[number]
+        took = time.monotonic() - start
+        whole, words = kept_files(self.folder), "\n".join(told["text"])
+        if job.node == "LycorisJudge" and whole != before:
+            self._violated(job, f"it leaves files: {sorted(whole.keys() ^ before.keys())}")
+
+        def tried(breaking: Callable[[float], None], times: int, what: str) -> None:
+            """Break it off so often, one to three times before it comes to its end."""
+            left = times
+            while left:
+                self._forget(job)
+                for _ in range(min(left, self.rng.randint(1, 3))):
+                    if not self._broken_off(job, prompt, breaking, took):
+                        break
+                    self.counted[what] += 1
+                    left -= 1
+                self._finished(job, prompt, number, whole, words)
+
+        tried(self._kill, kills, "killed")
+        tried(self._fill, full, "full")
+
+    def _broken_off(self, job: Job, prompt: Prompt, breaking: Callable[[float], None], took: float) -> bool:
+        """Run it and break it off. Whether that came before its end."""
+        self._restarted_if_ended()
+        known = set(rests(self.server.base))
+        prompt_id = self.server.submit(prompt)
+        breaking(self.rng.uniform(0.0, took))
+        try:
+            run = self.server.wait(prompt_id)
+        except (RuntimeError, OSError):
+            # With its file written, only the prompt was broken off.
+            return not self._is_written(job)
+        finally:
+            self._unlimited()
+        if run.error is None:
+            return False
+        if not run.error.node_type.startswith("Lycoris") or "full" not in run.error.exception_message:
+            self._violated(job, f"a full disk ends in {run.error.node_type}: {run.error.exception_message}")
+        if left := set(rests(self.server.base)) - known:
+            self._violated(job, f"a full disk leaves {sorted(map(str, left))}")
+        return True
+
+    def _is_written(self, job: Job) -> bool:
+        return any(self.folder.glob(f"{job.name}_*_.safetensors"))
+
+    def _kill(self, after: float) -> None:
+        """Kill the host after so many seconds, or when it writes the next file after that."""
+        writing = self.rng.random() < 0.5
+        known = set(rests(self.server.base))
+        start = time.monotonic()
+        time.sleep(after)
+        while writing and not self._written_since(known) and time.monotonic() < start + after + 10:
+            time.sleep(0.001)
+        self.counted["as a file was written"] += self._written_since(known)
+        os.kill(self.server.pid, signal.SIGKILL)
+        while self.server.running():
+            time.sleep(0.01)
+
+    def _written_since(self, known: set[Path]) -> bool:
+        return bool(set(rests(self.server.base)) - known)
+
+    def _fill(self, after: float) -> None:
+        """Let no file become larger than it is."""
+        time.sleep(after)
+        most = self.server.log.stat().st_size + ROOM
+        resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+    def _unlimited(self) -> None:
+        if self.server.running():
+            both = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, both)
+
+    def _restarted_if_ended(self) -> None:
+        if not self.server.running():
+            self.server.__exit__()
+            self.server.__enter__()
+
+    def _forget(self, job: Job) -> None:
+        """Begin with nothing in the output folder, nothing encoded, and nothing in memory."""
+        self._restarted_if_ended()
+        if job.node != "LycorisJudge":
+            self._clear()
+        shutil.rmtree(self.server.base / "user" / "__lycoris", ignore_errors=True)
+        self.server.post("/free", {"unload_models": True, "free_memory": True})
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ended(self, run: Run, what: str) -> dict[str, Any]:
+        if run.error is not None:
+            raise RuntimeError(f"{what} fails: {run.error.node_type}: {run.error.exception_message}")
+        return run.outputs
+
+    def _finished(self, job: Job, prompt: Prompt, number: str, whole: Mapping[str, Any], words: str) -> None:
+        """Run it to its end, if it is not there yet, and compare with the unbroken run."""
+        self._restarted_if_ended()
+        if not self._is_written(job):
+            places = sorted(self.folder.glob(f"{job.name}_*{CHECKPOINTS}"))
+            state = lyc.newest_state(places[-1]) if places else None
+            run = self.server.queue(prompt)
+            if run.error is not None:
+                self._violated(job, f"{run.error.node_type}: {run.error.exception_message}")
+                return
+            report = "\n".join(run.outputs[number]["text"])
+            if job.node == "LycorisJudge":
+                if report != words:
+                    self._violated(job, f"it comes to {report!r} and not to {words!r}")
+            else:
+                went = re.search(r"^went on from step (\d+)", report, re.MULTILINE)
+                if (state.step if state else None) != (int(went[1]) if went else None):
+                    self._violated(job, f"from {went and went[0]} and not from {state}")
+        found = self._made(job)
+        if found != dict(whole):
+            wrong = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
+            self._violated(job, f"not as in the unbroken run: {wrong}")
+        self.counted["to the end"] += 1
+
+    def _made(self, job: Job) -> dict[str, Any]:
+        """The files that are there, with the name of the first training for that of the last one.
+
+        One that was broken off before its first state is begun anew under the next number.
+        """
+        found = kept_files(self.folder)
+        names = sorted(path.name for path in self.folder.glob(f"{job.name}_*{CHECKPOINTS}"))
+        for name in names[:-1]:
+            own = [each for each in found if each.startswith(f"{name}/")]
+            if any(STATE in each for each in own):
+                self._violated(job, f"{name} is left with a state: {own}")
+            for each in own:
+                del found[each]
+        last = names[-1].removesuffix("-checkpoints") if names else ""
+        return {
+            name.replace(last, f"{job.name}_00001_") if last else name: each for name, each in found.items()
+        }
+
+    def _violated(self, job: Job, what: str) -> None:
+        self.violations.append(f"{job.name}: {what}")
+        print(f"VIOLATION {job.name}: {what}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def serving() -> Iterator[ServerAhead]:
+    base = install(base_directory(ROOT / ".cache" / facts().host / "soak-trainings", ROOT), parts())
+    for part in ("output", "user"):
+        shutil.rmtree(base / part)
+        (base / part).mkdir()
+    draw_pictures(base / "input")
+    server = ServerAhead(facts().comfyui, base)
+    try:
+        with server:
+            yield server
+    finally:
+        server.end()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=5, help="how often the host is killed in each job (5)")
+    parser.add_argument("--full", type=int, default=2, help="how often the disk fills up in each job (2)")
+    parser.add_argument("--seed", type=int, default=0, help="what the moments are drawn from (0)")
+    parser.add_argument("--job", action="append", choices=[job.name for job in JOBS], help="these jobs alone")
+    options = parser.parse_args()
+    with serving() as server:
+        campaign = Campaign(server, random.Random(options.seed))
+        for job in JOBS:
+            if options.job is None or job.name in options.job:
+                start = time.monotonic()
+                campaign.run(job, options.kills, options.full)
+                counts = ", ".join(f"{count} {what}" for what, count in sorted(campaign.counted.items()))
+                print(f"{job.name} in {time.monotonic() - start:.0f} s: {counts}", flush=True)
+                campaign.counted.clear()
+    print(f"seed {options.seed}: {len(campaign.violations)} violations")
+    return 1 if campaign.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
