@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -89,7 +89,8 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
                 hint="Cut out what is to be learned",
             )
         cut_off = _is_cut_off(path, container, stream, count, seconds)
-    first = next(_at_times(path, [0.0]))
+    with closing(_at_times(path, [0.0])) as shown:
+        first = next(shown)
     # Files round their times.
     frames = max(1, int(seconds * rate + 0.05))
     return ClipFacts(first.size, frames, frames > count, cut_off)
@@ -158,7 +159,7 @@ def hash_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _at_times(path: Path, times: list[float]) -> Iterator[Image.Image]:
+def _at_times(path: Path, times: list[float]) -> Generator[Image.Image]:
     """The frame that is shown at each of these rising times; after the end of the film, its last one.
 
     Raises TrainError if no frame of the film can be decoded.

@@ -107,6 +107,8 @@ class _Kept:
         # Errors are not kept: what the system refuses today it may allow tomorrow.
         if not facts.error:
             with self._lock:
+                # At the end, where the latest are.
+                self._found.pop(path, None)
                 self._found[path] = stamp, facts
                 if self._later is None:
                     self._later = threading.Timer(PAUSE, self.write)

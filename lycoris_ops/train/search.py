@@ -455,17 +455,18 @@ def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
 
     Raises FileFormatError where its own file is something else, which the outcome would replace.
     """
-    own, found = options.race_file, list[tuple[Path, Race]]()
+    own, others = options.race_file, list[tuple[float, Path, Race]]()
     if own is None:
         return []
-    if own.is_file():
-        found.append((own, Race.of_json(own.read_text(encoding="utf-8"), str(own))))
-    others = [file for file in own.parent.glob(f"*{ENDING}") if file != own]
-    for file in sorted(others, key=lambda file: -file.stat().st_mtime):
-        # A file of that name may be another program's.
+    first = [(own, Race.of_json(own.read_text(encoding="utf-8"), str(own)))] if own.is_file() else []
+    for file in own.parent.glob(f"*{ENDING}"):
+        # A file of that name may be another program's, or be gone by now.
         with suppress(FileFormatError, OSError, UnicodeDecodeError):
-            found.append((file, Race.of_json(file.read_text(encoding="utf-8"))))
-    return found
+            if file != own:
+                made = file.stat().st_mtime
+                others.append((made, file, Race.of_json(file.read_text(encoding="utf-8"))))
+    others.sort(key=lambda one: one[0], reverse=True)
+    return first + [(file, kept) for _, file, kept in others]
 
 
 def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: int) -> bool:
