@@ -32,8 +32,12 @@ INK, LONG, OTHER = (
 FILES = ("lora.safetensors", "loha.safetensors", "lokr.safetensors")
 
 
+STRENGTHS = ".lycoris-strength:not(.lycoris-signal) .lycoris-number"
+"""The fields of the model and of the text encoder. Those before them are hidden in most files."""
+
+
 def field(rows: Rows, row: int, column: int = 0) -> Locator:
-    return rows.line(row).locator(".lycoris-number").nth(column)
+    return rows.line(row).locator(STRENGTHS).nth(column)
 
 
 def drag(rows: Rows, source: Locator, steps: int, *keys: str, release: bool = True) -> None:
@@ -61,9 +65,9 @@ def strengths(rows: Rows) -> list[float | str]:
 def wait(rows: Rows, *shown: str) -> None:
     """Wait until the first column shows these strengths."""
     rows.page.wait_for_function(
-        """shown => JSON.stringify([...document.querySelectorAll('.lycoris-row')]
-            .map(row => row.querySelector('.lycoris-number').value)) === JSON.stringify(shown)""",
-        arg=list(shown),
+        """([strengths, ...shown]) => JSON.stringify([...document.querySelectorAll('.lycoris-row')]
+            .map(row => row.querySelector(strengths).value)) === JSON.stringify(shown)""",
+        arg=[STRENGTHS, *shown],
     )
     # The front end takes no key while it is still at the last Undo.
     rows.page.wait_for_timeout(400)
@@ -158,15 +162,15 @@ def test_strengths_are_dragged_stepped_and_typed(
     assert field(rows, 2).input_value() == "1/3"
     screenshot(f"strengths-{name}-typed")
     field(rows, 1).hover()
-    more = rows.line(1).get_by_title("0.05 more").first
+    more = rows.line(1).get_by_title("0.05 more").filter(visible=True).first
     more.click()
     more.click(modifiers=["Shift"])
     assert strengths(rows)[1] == 1.16
 
     # With a finger.
     page.evaluate(
-        """() => {
-            const [field] = document.querySelectorAll('.lycoris-number')
+        """strengths => {
+            const [field] = document.querySelectorAll(strengths)
             const {left, top} = field.getBoundingClientRect()
             const send = (type, x) => field.dispatchEvent(new PointerEvent(type, {
                 pointerType: 'touch', pointerId: 1, isPrimary: true, bubbles: true, cancelable: true,
@@ -179,7 +183,8 @@ def test_strengths_are_dragged_stepped_and_typed(
             for (const x of [10, 20, 40]) send('pointermove', x)
             send('pointerup', 40)
             Object.assign(Element.prototype, {setPointerCapture})
-        }"""
+        }""",
+        STRENGTHS,
     )
     assert strengths(rows)[0] == 0
     assert (
