@@ -192,7 +192,10 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
         # The host has nothing to run in these nodes alone.
         answer = {"prompt_id": "0", "number": 0, "node_errors": {}}
         page.route("**/api/prompt", lambda route: route.fulfill(json=answer), times=1)
-        with page.expect_response("**/api/settings/lycoris.picker"):
+        # They are read before they are written.
+        with page.expect_response(
+            lambda got: got.url.endswith("lycoris.picker") and got.request.method == "POST"
+        ):
             ui.press_run()
 
     run()
