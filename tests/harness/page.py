@@ -97,10 +97,12 @@ class Ui:
         self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
-        # The workflow comes last.
+        # On a slow machine the workflow can come before the last nodes are known. Extensions are set up after
+        # them, and ours gives links their colours then.
         self.page.wait_for_function(
             "window.app?.vueAppReady && app.graph.nodes.length"
-            " && app.extensionManager.workflow.activeWorkflow",
+            " && app.extensionManager.workflow.activeWorkflow"
+            " && getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-LYCORIS_STACK')",
             polling=100,
             timeout=120_000,
         )
