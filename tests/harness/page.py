@@ -99,10 +99,11 @@ class Ui:
     def _wait_until_ready(self) -> None:
         # On a slow machine the workflow can come before the last nodes are known. Extensions are set up after
         # them, and ours gives links their colours then.
+        colour = "getPropertyValue('--color-datatype-LYCORIS_STACK')"
         self.page.wait_for_function(
             "window.app?.vueAppReady && app.graph.nodes.length"
             " && app.extensionManager.workflow.activeWorkflow"
-            " && getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-LYCORIS_STACK')",
+            f" && getComputedStyle(document.documentElement).{colour}",
             polling=100,
             timeout=120_000,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,15 @@ TINY: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attenti
 TINY |= {"image_size": 16, "projection_dim": 8, "hidden_act": "quick_gelu", "num_channels": 3}
 TINY |= {"model_type": "clip_vision_model"}
 """The configuration of a CLIP vision model, without the number of its layers."""
+
+
+def vision_model(folder: Path, layers: int) -> Any:
+    from comfy.clip_vision import ClipVisionModel
+
+    # Older hosts take no table.
+    config = folder / "vision.json"
+    config.write_text(json.dumps({**TINY, "num_hidden_layers": layers}), encoding="utf-8")
+    return ClipVisionModel(str(config))
 
 
 @pytest.fixture
@@ -157,11 +167,9 @@ def test_it_runs_again_when_a_training_has_another_checkpoint(host: Host, tmp_pa
 
 @pytest.mark.soak
 def test_halving_takes_a_fifth_and_pictures_decide_among_equals(
-    host: Host, train: Callable[..., Any], judge: Callable[..., Any]
+    host: Host, train: Callable[..., Any], judge: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from comfy.clip_vision import ClipVisionModel
-
-    vision = ClipVisionModel({**TINY, "num_hidden_layers": 3})
+    vision = vision_model(tmp_path, 3)
     draw = torch.Generator().manual_seed(0)
     for parameter in vision.model.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
@@ -257,8 +265,6 @@ def test_what_cannot_be_judged_says_why(
         other = host.ops.load_adapter(tmp_path / "other.safetensors")
         given = {**given, "stack": host.ops.Stack([host.ops.Entry(other)])}
     if "clip_vision" in given:
-        from comfy.clip_vision import ClipVisionModel
-
-        given = {**given, "clip_vision": ClipVisionModel({**TINY, "num_hidden_layers": 1})}
+        given = {**given, "clip_vision": vision_model(tmp_path, 1)}
     with pytest.raises(host.ops.LycorisError, match=problem):
         judge(**given)

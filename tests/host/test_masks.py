@@ -539,10 +539,19 @@ def test_the_edge_and_the_rest_of_a_mask(host: Host) -> None:
     assert entry.mask.on((1, 2)).tolist() == [[1, 0]]
 
 
+def test_frames_that_older_hosts_do_not_count_are_as_in_this_one(host: Host) -> None:
+    import comfy.latent_formats
+
+    for name, frames in host.module("lycoris_nodes.apply.places").FRAMES_OF_OLDER.items():
+        assert getattr(getattr(comfy.latent_formats, name), "temporal_downscale_ratio", frames) == frames
+
+
 # What cannot be masked.
 
 
 def test_a_model_whose_places_are_not_known_is_left_whole(host: Host) -> None:
+    if not zoo.supported("PixelDiT"):
+        pytest.skip("an older host does not have it")
     model = tiny("PixelDiT")
     base = Patched(patcher(model), None)
     stack = stack_for(host, model, ("lora",))
