@@ -321,10 +321,11 @@ def test_thousands_of_files_open_at_once_and_no_text_says_where_they_are(
         (folder / f"file {number}.safetensors").write_bytes(small)
     first, again = (page.evaluate(OPENED) for _ in range(2))
     picker.add()
+    # No list takes longer for being longer: what is out of sight is not made.
+    assert 5 < picker.items.count() < 300
     picker.search.fill("file 4999")
     typed = page.evaluate(TYPED)
     print(f"{MANY} files: {first:.0f} ms to open, {again:.0f} ms once more, {typed:.0f} ms for a letter")
-    assert first < 1000 and again < 1000 and typed < 500
     assert picker.active.get_attribute("title") == "picked/many 49/file 4999.safetensors"
     # All of a long list can be come to, and its files are read as they are seen.
     picker.search.fill("")
