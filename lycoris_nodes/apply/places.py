@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...lycoris_ops import Crop, LycorisError, Places, Shape, Tokens, Where, tokens_of
+from ..host.paces import frames_of
 
 ROOT = "diffusion_model."
 WEIGHT = ".weight"
@@ -222,28 +223,12 @@ def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor
     return earlier if first is None else [first, *earlier], later
 
 
-FRAMES_OF_OLDER = {
-    "Mochi": 6,
-    "LTXV": 8,
-    "HunyuanVideo": 4,
-    "HunyuanVideo15": 4,
-    "Cosmos1CV8x8x8": 8,
-    "Wan21": 4,
-}
-"""Frames of a video for one of the latent, by the host's class of latents, where hosts before 0.24 do not say
-it. Source: `temporal_downscale_ratio` of ComfyUI 0.30."""
-
-
 def _pace(model: Any) -> int | Shape:
     """How many frames of a video a frame of the model's latent stands for, as in `Places`."""
     if hasattr(model.diffusion_model, "audio_patch_proj"):
         # MiniMax-H3 begins anew with every fifth frame.
         return (1, 4, 4, 4, 4)
-    latents = model.latent_format
-    older = (
-        FRAMES_OF_OLDER[kind.__name__] for kind in type(latents).__mro__ if kind.__name__ in FRAMES_OF_OLDER
-    )
-    return int(getattr(latents, "temporal_downscale_ratio", next(older, 1)))
+    return frames_of(model.latent_format)
 
 
 def _patch(network: Any) -> tuple[int, int, int]:

@@ -22,8 +22,8 @@ WORDS = {
     *(size.preset for family in FAMILIES.values() for size in family.sizes if size.preset),
 }
 """What the records call architectures."""
-OTHERS = ("cures.py", "references.py")
-"""Files that list the host's classes by what its own code does with tensors and references."""
+OTHERS = ("cures.py", "paces.py", "references.py")
+"""Files that list the host's classes by what its own code does with tensors, frames and references."""
 
 
 def written_out(file: Path) -> Iterator[tuple[int, set[str]]]:

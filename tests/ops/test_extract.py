@@ -110,7 +110,7 @@ def test_what_the_models_do_not_share_is_told_and_strict_refuses_it() -> None:
         "[48, 36, 3, 3]",
     ):
         assert part in notes
-    with pytest.raises(lyc.MatchError, match=r"not the same layers.*modulation"):
+    with pytest.raises(lyc.MatchError, match=r"not have the same layers.*modulation"):
         lyc.extract_adapter(before, after, size=lyc.Rank(RANK), strict=True)
     with pytest.raises(lyc.MatchError, match=r"no layer in common"):
         lyc.extract_adapter(before, {"other.weight": torch.randn(4, 4)})

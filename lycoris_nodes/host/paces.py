@@ -1,0 +1,25 @@
+"""How many frames of a video a frame of a latent stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OF_OLDER = {
+    "Mochi": 6,
+    "LTXV": 8,
+    "HunyuanVideo": 4,
+    "HunyuanVideo15": 4,
+    "Cosmos1CV8x8x8": 8,
+    "Wan21": 4,
+}
+"""By the host's class of latents, for hosts before 0.24, which do not say it.
+
+Source: `temporal_downscale_ratio` of ComfyUI 0.30.
+"""
+
+
+def frames_of(latents: Any) -> int:
+    """Frames of a video for one of a latent in this format of the host's, 1 where it has no frames."""
+    names = [kind.__name__ for kind in type(latents).__mro__]
+    older = next((OF_OLDER[name] for name in names if name in OF_OLDER), 1)
+    return int(getattr(latents, "temporal_downscale_ratio", older))
