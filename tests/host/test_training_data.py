@@ -116,6 +116,7 @@ def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None
     assert train(**settings, masks=masks, steps=2, resume=True)["steps_done"] == 2
 
 
+@pytest.mark.soak
 def test_a_model_computes_in_the_precision_that_is_asked_for(
     host: Host,
     train: Train,

@@ -173,6 +173,7 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     )
 
 
+@pytest.mark.soak
 def test_a_stopped_training_is_found_whatever_ran_after_it(
     host: Host,
     train: Callable[..., Any],

@@ -140,6 +140,7 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
             train(**inputs, steps=1)
 
 
+@pytest.mark.soak
 def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
     host: Host,
     train: Callable[..., Any],
