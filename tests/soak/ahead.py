@@ -78,6 +78,8 @@ class ServerAhead(Server):
             start_new_session=True,
         )
         assert source.stdin is not None and source.stdout is not None
+        # The copy may write it only later.
+        self.log.touch()
         print(json.dumps([str(self.base), str(self.log), *self.command]), file=source.stdin, flush=True)
         return Copy(int(source.stdout.readline()))
 
