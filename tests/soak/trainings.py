@@ -1,9 +1,9 @@
 """Trainings in the real host that is killed, or whose disk fills up, at random moments.
 
 `python -m tests.soak.trainings [--kills 5] [--full 2] [--seed 0] [--job clips]` runs each job once unbroken:
-trainings of pictures, of pairs, of clips and of a slider, and a judgement of checkpoints. Then the host is
-killed in the middle of each so often, at any time or as a file is written, and started again; and so often no
-file can become larger any more until the node has said so. After each, Run goes on.
+trainings of pictures, of pairs, of clips and of a slider, and a judgement of checkpoints. Then it breaks each
+off: `--kills` times the host is killed, at any time or as a file is written, and started again; `--full`
+times no file can become larger until the node has said so. After each, Run goes on.
 
 It prints a summary and ends with status 1 unless
 
@@ -162,7 +162,7 @@ class Campaign:
             self._violated(job, f"it leaves files: {sorted(whole.keys() ^ before.keys())}")
 
         def tried(breaking: Callable[[float], None], times: int, what: str) -> None:
-            """Break it off so often, one to three times before it comes to its end."""
+            """Break it off `times` times in all, one to three times before each run to the end."""
             left = times
             while left:
                 self._forget(job)
