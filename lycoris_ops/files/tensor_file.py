@@ -126,6 +126,34 @@ class TensorFile(Protocol):
 
 
 @dataclass(frozen=True)
+class DerivedFile(ABC):
+    """A file with other tensors than the one that they are made of."""
+
+    file: TensorFile
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.file.metadata
+
+    def check_unchanged(self) -> None:
+        """Raise FileFormatError where the file that they are made of changed since it was opened."""
+        self.file.check_unchanged()
+
+    @abstractmethod
+    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
+        """See `TensorFile`."""
+
+
+@dataclass(frozen=True)
 class DiskFile(ABC):
     """A file on a disk, identified by its fingerprint at the time when it was opened."""
 

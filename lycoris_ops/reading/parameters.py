@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import FileFormatError, LayerError
 from ..files.cache import TensorCache
-from ..files.tensor_file import TensorFile, TensorInfo
+from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from ..names.dialects.peft import PREFIX
 from ..peft import Config
 from ..peft.kinds.lora import LoraConfig
@@ -37,27 +37,10 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class ParametersFile:
+class ParametersFile(DerivedFile):
     """A file in which the factors of parameters are those of single experts, see `peft.parameters`."""
 
-    file: TensorFile
-    tensors: Mapping[str, TensorInfo]
     pieces: Mapping[str, _Piece]
-
-    @property
-    def path(self) -> str:
-        return self.file.path
-
-    @property
-    def size(self) -> int:
-        return self.file.size
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self.file.metadata
-
-    def check_unchanged(self) -> None:
-        self.file.check_unchanged()
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         wanted = {name: self.pieces.get(name) for name in names}

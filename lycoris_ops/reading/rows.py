@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithms.full import ROWS_AT, SET_ROWS
 from ..errors import FileFormatError
 from ..files.cache import TensorCache
-from ..files.tensor_file import TensorFile, TensorInfo
+from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from ..names.dialects import split_key
 from ..names.layer_name import LayerName
 from ..peft import TOKENS, Config
@@ -20,30 +20,10 @@ from ..peft.kinds.trainable_tokens import DELTA
 
 
 @dataclass(frozen=True)
-class RowsFile:
+class RowsFile(DerivedFile):
     """A file with further tensors in memory."""
 
-    file: TensorFile
     added: Mapping[str, Tensor]
-
-    @property
-    def path(self) -> str:
-        return self.file.path
-
-    @property
-    def size(self) -> int:
-        return self.file.size
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return {**self.file.tensors, **{key: TensorInfo.of(value) for key, value in self.added.items()}}
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self.file.metadata
-
-    def check_unchanged(self) -> None:
-        self.file.check_unchanged()
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         own = tuple(name for name in names if name not in self.added)
@@ -76,4 +56,7 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
                 expected=f"{held[0]}, for {key}",
             )
         added[f"{name}.{ROWS_AT}"] = torch.tensor(rows)
-    return RowsFile(file, added) if added else file
+    if not added:
+        return file
+    tensors = {**file.tensors, **{key: TensorInfo.of(value) for key, value in added.items()}}
+    return RowsFile(file, tensors, added)
