@@ -68,7 +68,7 @@ def make_library() -> Path:
     # Beside the page are the others; outside the repository they are at its address.
     page = (SOURCE / "docs" / "library.md").read_text(encoding="utf-8")
     pages = rf"]({urls['Repository']}/blob/main/docs/\1)"
-    (tree / "README.md").write_text(re.sub(r"\]\((\w+\.md)\)", pages, page), encoding="utf-8")
+    (tree / "README.md").write_text(re.sub(r"\]\((\w+\.md(?:#[\w-]+)?)\)", pages, page), encoding="utf-8")
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(SOURCE / name, tree)
     settings = (SOURCE / "packaging" / "library" / "pyproject.toml").read_text(encoding="utf-8")
