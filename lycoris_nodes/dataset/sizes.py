@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 STEP = 64
-"""Pixels between two sizes of a side, where the model's grid is not coarser. As in most trainers."""
+"""Pixels between two sizes of a side, unless the model's grid is coarser. As in most trainers."""
 LONGEST = 2
-"""The longest side, in resolutions."""
+"""The longest side, as a multiple of the resolution."""
 
 Pixels = tuple[int, int]
 """Width and height in pixels."""
@@ -26,12 +26,12 @@ class PictureFit:
 
     @property
     def scale(self) -> float:
-        """Pixels afterwards for a pixel of the picture."""
+        """Pixels of the result for one pixel of the picture."""
         return self.size[0] / (self.box[2] - self.box[0])
 
     @property
     def corner(self) -> Pixels:
-        """Left and top of what is cut out, in the pixels of the resized picture, as SDXL is told."""
+        """Left and top of the cut-out part in pixels of the resized picture, on which SDXL is conditioned."""
         return round(self.box[0] * self.scale), round(self.box[1] * self.scale)
 
     @property
@@ -60,8 +60,8 @@ def sizes_of(resolution: int, step: int) -> list[Pixels]:
 def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> PictureFit:
     """Fit a picture of this width and height: its middle is trained, in the size that keeps most of it.
 
-    That is the size with the largest product of its pixels and of the share of the picture that is not cut
-    off. Without `enlarge` a picture of fewer than resolution^2 pixels gets a size that it has the pixels for.
+    This size has the largest product of its number of pixels and the share of the picture that is not cut
+    off. Without `enlarge` it has no more pixels than the picture, unless even one step has more.
     """
     width, height = source
     if not enlarge:
@@ -70,14 +70,14 @@ def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> Picture
 
     def kept(size: Pixels) -> tuple[float, float]:
         share = min(size[0] / size[1] / shape, shape * size[1] / size[0])
-        # Rounded, so that between two that keep the same, the one that cuts less wins.
+        # Rounded, so that of two sizes that keep as many pixels the one that cuts less wins.
         return round(share * size[0] * size[1], 3), share
 
     return middle(source, max(sizes_of(resolution, step), key=kept))
 
 
 def middle(source: Pixels, size: Pixels) -> PictureFit:
-    """The middle of a picture of this width and height, as much of it as has the shape of a size."""
+    """The largest part of a picture, in its middle, that has the shape of a size."""
     width, height = source
     scale = max(size[0] / width, size[1] / height)
     # Rounding must not push the box over the edge.

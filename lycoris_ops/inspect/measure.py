@@ -30,7 +30,7 @@ SPECTRUM = 256
 KINDS = ("attn", "mlp", "conv", "norm")
 """Names for what a layer is in its block. Everything else is `other`."""
 ENOUGH = 0.99
-"""The share of the energy that a rank keeps which is enough."""
+"""A rank that keeps this share of the energy is enough."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Examination:
     entries: tuple[Entry, ...]
     layers: tuple[LayerMeasure, ...]
     blocks: tuple[str, ...]
-    """The changed blocks, in the order of the model, or without a base in that of the adapters."""
+    """The changed blocks in the model's order; without a base, in the adapters'."""
     products: Mapping[str, Tensor]
-    """For each block <w_i D_i, w_j D_j>, (T, T) in float64, summed over its weights."""
+    """For each block <w_i D_i, w_j D_j> of T adapters, (T, T) in float64, summed over its weights."""
     conflicts: Mapping[str, tuple[Tensor, Tensor]]
     """For each block and each pair of adapters, how many values both change, and how many of these they
     change in opposite directions: two matrices (T, T). Empty unless asked for."""
@@ -121,8 +121,7 @@ class Examination:
         return torch.where(sizes > 0, gram / sizes.clamp(min=1e-300), 0.0)
 
     def disagreement(self, block: str | None = None) -> Tensor:
-        """Of the values that two adapters both change, the share that they change in opposite directions, (T,
-        T).
+        """The share of opposite changes among the values that both adapters of a pair change, (T, T).
 
         Unrelated changes give one half. In general expect arccos(cosine) / pi.
         """
@@ -138,7 +137,7 @@ class Examination:
         }
 
     def keeping(self) -> float:
-        """The factor for all strengths that makes the sum as large as the largest change alone.
+        """The factor for all strengths with which the sum is as large as the largest single change.
 
         max ||w_i D_i|| / ||sum of w_i D_i||, or 1 if the sum is zero.
         """
@@ -161,9 +160,9 @@ def examine(
 
     Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of
     a change between its factors. `base` is the model, as in `merge_adapters`. With it changes are compared to
-    the weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs`
-    compares the signs of single values too, which forms every change in full. `progress` is called with the
-    number of weights done.
+    the weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs` also
+    compares the signs of single values, for which every change is formed in full. `progress` is called with
+    the number of weights done.
 
     Raises as `merge_adapters` does.
     """

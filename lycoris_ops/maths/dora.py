@@ -16,14 +16,14 @@ from .tensors import norm
 def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
     """magnitude / length, the factor by which DoRA multiplies each output or input of a direction.
 
-    `length` is what `lengths` returns for the direction, and the result is of its shape. An output or input
+    `length` is what `lengths` returns for the direction, and the result has its shape. An output or input
     of zeros has no direction: its factor is 0.
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
     """
     # `tiny` is the smallest normal number: a division by less can overflow.
     absent = length < torch.finfo(length.dtype).tiny
     met = magnitude.to(length.device, length.dtype).reshape(length.shape)
-    # By 1 and not by 0, whose gradients would be NaN.
+    # Divided by 1, because a division by 0 would give NaN gradients.
     return (met / length.masked_fill(absent, 1)).masked_fill(absent, 0)
 
 
@@ -40,10 +40,10 @@ def lengths(weight: Tensor, axis: int) -> Tensor:
 def changed_lengths(weight: Tensor, left: Tensor, right: Tensor, axis: int) -> Tensor:
     """`lengths` of weight + left @ right, with left (O, r) and right (r, K), without forming the sum.
 
-    For an output with the row w of the weight and b of `left` it is, with A for `right`,
+    With w and b the rows of `weight` and `left` for one output, and A = `right`:
     ||w + b A|| = ||w|| sqrt(1 + (2 w A^T + b A A^T) b^T / ||w||^2). A change of zero leaves ||w|| as it is.
-    The terms have the weight's dtype, so that the relative error is the dtype's rounding times
-    (||w|| + ||b A||)^2 / ||w + b A||^2: large only where the change nearly cancels the weight.
+    All terms have the weight's dtype. The relative error is the dtype's rounding times
+    (||w|| + ||b A||)^2 / ||w + b A||^2, large only where the change nearly cancels the weight.
     """
     flat = weight.flatten(1)
     if axis == 1:
@@ -51,7 +51,7 @@ def changed_lengths(weight: Tensor, left: Tensor, right: Tensor, axis: int) -> T
     length = lengths(weight, axis)
     absent = length < torch.finfo(length.dtype).tiny
     one = length.masked_fill(absent, 1)
-    # For an input, one row of `left` for each place of the kernel.
+    # An input has one row of `left` for each place of the kernel.
     each = one.flatten().repeat_interleave(len(left) // one.numel())[:, None]
     unit = left / each
     cross = 2 * (flat @ right.T) / each + unit @ (right @ right.T)
@@ -68,10 +68,10 @@ def learned_extra(
     """magnitude / ||V|| - 1 as a vector, for V = weight + scale * up @ down; -1 where V is zero.
 
     weight is (O, I, *kernel), up (O, r) and down (r, K). The norm is that of `lengths`. For training on an
-    accelerator: V is formed in both passes and kept in neither, which takes a third of the launches of plain
+    accelerator: V is formed in both passes and kept in neither, with a third of the kernel launches of plain
     operations.
     """
-    # A tensor of the inference mode cannot be kept for a backward pass.
+    # An inference tensor cannot be saved for a backward pass.
     if transformed() or weight.is_inference():
         return _plain_extra(magnitude, weight, up, down, scale, axis)
     learned: Any = _Extra
@@ -103,7 +103,7 @@ class _Extra(torch.autograd.Function):
         magnitude, weight, up, down, ctx.scale, ctx.axis = given
         cut = _direction(weight, up, down, ctx.scale).view(*weight.shape[:2], -1)
         length = norm(cut, *(each for each in range(3) if each != ctx.axis)).flatten()
-        # What has no direction: its factor is 0, and it has no gradient.
+        # Without a direction the factor and its gradients are 0.
         length.masked_fill_(length < torch.finfo(length.dtype).tiny, math.inf)
         factor = magnitude.reshape(length.shape) / length
         ctx.save_for_backward(magnitude, weight, up, down, length, factor)

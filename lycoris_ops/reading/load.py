@@ -1,4 +1,4 @@
-"""Opening an adapter file: its header is read, and tells the kind and shape of every layer."""
+"""Open an adapter file. Its header tells the kind and shape of every layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .rows import has_rows, with_rows
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
 VALUES = {"weight": SET, "bias": SET_BIAS}
-"""The ends of the keys of a module's own values, and what they are in a layer."""
+"""How the keys of a module's own values end, and the suffix that each has in a layer."""
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -48,9 +48,9 @@ def load_adapter(
     """Open an adapter: .safetensors or .sft, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin), or the
     folder in which PEFT or diffusers wrote one.
 
-    Of a safetensors file only the header is read. A later call with the same options returns the same adapter
-    without reading again, as long as size and time of change of the file stay the same. `options` are what a
-    file does not say: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA, `start` of
+    Only the header of a safetensors file is read. A later call with the same options returns the same adapter
+    without reading again, as long as the file's size and time of change stay the same. `options` say what a
+    file does not: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA, `start` of
     PEFT's LoRA, `product_of` of LoKr, `terms`, `last` and `constraint` of OFTv2, `feedforward` of IA3. They
     take precedence over the file's metadata and PEFT's configuration.
 
@@ -88,7 +88,7 @@ def adapter_of_tensors(
 
 
 def adapter_stamp(path: str | os.PathLike[str]) -> str:
-    """A short text that changes when the adapter's file changes, or the PEFT configuration beside it.
+    """A short text that changes with the adapter's file or the PEFT configuration beside it.
 
     Raises FileFormatError where there is no such file.
     """
@@ -98,7 +98,7 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
     """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
     path = _file_of(path)
-    # The file first: a path that is no file's may not have a name to replace.
+    # The file first: `with_name` fails on a path without a name, which is no file.
     own = Fingerprint.of(path)
     config = Path(path).with_name(CONFIG_NAME)
     return own, Fingerprint.of(config) if config.is_file() else None
@@ -134,7 +134,7 @@ def _load(
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
-    # The configuration of another file may be damaged.
+    # Without PEFT's keys the configuration is another file's, which may be damaged.
     of_peft = any(key.startswith(peft_names.PREFIX) for key in file.tensors)
     on_parameters = frozenset[str]()
     if config is not None and of_peft and targets_parameters(config.path):
@@ -188,7 +188,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
 # Remembered, because thousands of layers of a file can have the same suffixes.
 @lru_cache(maxsize=HEADERS)
 def _why_not(suffixes: frozenset[str]) -> str:
-    """Why tensors of these suffixes make no layer that can be read."""
+    """Why tensors with these suffixes are no readable layer."""
     if suffixes == frozenset({SET_ROWS}):
         return f"it sets rows whose numbers are in PEFT's {CONFIG_NAME}, which is not beside the file"
     kind = told_by(suffixes)
@@ -196,9 +196,9 @@ def _why_not(suffixes: frozenset[str]) -> str:
 
 
 def _take_values(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:
-    """Make layers of the values that PEFT trained in modules that it did not adapt; return the other keys.
+    """Make layers of biases and whole modules that PEFT trained without an adapter; return the other keys.
 
-    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. Beside a weight such a key
+    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. One with a weight beside it
     belongs to a module that is saved whole, such as a new head.
     """
     taken: set[str] = set()
@@ -214,7 +214,7 @@ def _take_values(grouped: Groups, unused: list[str], configs: Configs, file: Ten
 
 
 def _is_pruned(shapes: Mapping[str, Shape]) -> bool:
-    """Whether AdaLoRA has left a layer no singular value: it then changes nothing."""
+    """Whether AdaLoRA pruned all singular values of a layer, which then changes nothing."""
     return Lora.accepts(shapes) and all(0 in shapes[name] for name in (UP, DOWN, DIAGONAL))
 
 
@@ -290,7 +290,7 @@ def _describe(
 
 
 def _order(name: str, outline: Outline, dialect: Dialect) -> tuple[Rows, ...]:
-    """`LayerInfo.order`, as the dialect of the whole file has it."""
+    """`LayerInfo.order`, by the dialect of the whole file."""
     rows = outline.shape[0] if outline.shape else None
     return dialect.order(name, rows) if dialect.order and rows else ()
 

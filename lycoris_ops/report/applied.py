@@ -15,7 +15,7 @@ from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
 from .words import ITEMS, counted, listed, paragraph, ranks
 
 RULES = 200
-"""The most characters of block rules that are written out where not all is."""
+"""The most characters of block rules in a report that is not whole."""
 State = Literal["all", "partly", "nothing"]
 """Whether all that was asked for was applied, some of it, or nothing."""
 
@@ -91,7 +91,7 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
         lines.append(f"  names read without the {resolution.front} in front of them")
     if resolution.copies:
         repeat = number_of(len(resolution.copies), "layer repeats", "layers repeat")
-        lines.append(f"  {repeat} others of the file and are applied once")
+        lines.append(f"  {repeat} others of the file: applied once")
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in _odd_alphas(resolution)]
     for part, names in resolution.absent.items():
@@ -148,8 +148,8 @@ def _configured(resolution: EntryResolution) -> list[str]:
     left = adapter.without_alpha
     if left and adapter.config:
         lines.append(
-            f"{number_of(len(left), 'layer')} without an alpha, for which the {CONFIG_NAME} beside the file "
-            "does not count: the rank is not the one it says, the name is not PEFT's, or the file itself "
+            f"{number_of(len(left), 'layer')} without an alpha, which the {CONFIG_NAME} beside the file "
+            "does not apply to: the rank is not the one it says, the name is not PEFT's, or the file itself "
             "holds a configuration"
         )
     # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
@@ -157,14 +157,14 @@ def _configured(resolution: EntryResolution) -> list[str]:
         lines.append(f"no {CONFIG_NAME} beside the file: {number_of(len(left), 'layer')} at scale 1")
     starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [
-        f"{number_of(count, 'layer is', 'layers are')} for a base without its {start} start, which is "
+        f"{number_of(count, 'layer was', 'layers were')} trained on a base minus its {start} start, which is "
         "computed from the model's weight"
         for start, count in starts.items()
         if start is not None
     ]
     aligned = sum(info.options.get("product_of") == "peft" for info in adapter.info.values())
     if aligned:
-        lines.append(f"{aligned} lokr layers of a Conv1d with the product that PEFT computes there")
+        lines.append(f"{number_of(aligned, 'lokr layer')} of a Conv1d, multiplied as PEFT does")
     return lines
 
 
@@ -198,15 +198,11 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
     unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
     lines: list[str] = []
     if unusable:
-        lines.append(
-            f"alpha is NaN or infinite in {number_of(unusable, 'layer')}, where nothing can be applied"
-        )
+        lines.append(f"alpha is NaN or infinite in {number_of(unusable, 'layer')}, which cannot be applied")
     if zero:
-        lines.append(f"alpha is 0 in {number_of(zero, 'layer')}, without any effect")
+        lines.append(f"alpha is 0 in {number_of(zero, 'layer')}: no effect")
     if negative:
-        lines.append(
-            f"alpha is negative in {number_of(negative, 'layer')}, where the effect is turned around"
-        )
+        lines.append(f"alpha is negative in {number_of(negative, 'layer')}, which reverses the effect")
     return lines
 
 

@@ -23,8 +23,8 @@ from .network import LycorisNetwork
 class Contender:
     """An adapter that is judged.
 
-    `make` gives its network, applied to nothing, whose module is the model. It may give the same network each
-    time, or a new one.
+    `make` gives its network for the model, not applied yet. It may give the same network each time, or a new
+    one.
     """
 
     name: str
@@ -52,13 +52,13 @@ def judge(
     By successive halving (Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits",
     2013, algorithm 1; on a fixed set of draws as Jamieson and Talwalkar, 1502.07943): all begin, and in each
     of log2(n) rounds those that are left are measured on further batches and the worse half drops out. Every
-    round has the same number of passes, so that the last pairs are measured on most batches. In all it takes
-    `share` of the passes of all pairs on all batches, but at least one a round for each pair that is left.
-    With a share of 1 none drops out.
+    round has the same number of passes, so that the last pairs are measured on the most batches. The total is
+    `share` of the passes that all pairs on all batches would take, but at least one for each pair in each of
+    its rounds. With a share of 1 none drops out.
 
-    `order` are the numbers of the batches in the order in which they are met, such that the first ones stand
-    for all. `told` is called with the passes that are done and the most that there may be. Afterwards the
-    model is as it was.
+    `order` lists the numbers of the batches in the order of their use: any first few should represent all.
+    `told` is called with the number of passes done and the most there may be. Afterwards the model is as it
+    was.
 
     A pair whose loss is not finite drops out. Raises TrainError where there is nothing to judge, where no
     pair has a finite loss, and for a share that is not above 0 and up to 1.
@@ -92,10 +92,9 @@ def halved(
     share: float,
     told: Callable[[int, int], None] | None = None,
 ) -> dict[Place, tuple[float, ...]]:
-    """The losses of each place on the first of `count` draws, see `judge`: the fewer, the earlier it dropped
-    out.
+    """The losses of each place on the first of `count` draws, few if it dropped out early, see `judge`.
 
-    `measure(place, numbers)` gives the losses on some draws.
+    `measure(place, numbers)` gives the losses of a place on the draws with these numbers.
     """
     losses: dict[Place, tuple[float, ...]] = dict.fromkeys(places, ())
     budget = share * len(places) * count
@@ -112,7 +111,7 @@ def halved(
             if told:
                 told(spent, max(spent, round(budget)))
         done += more
-        # Sorted places follow each other by contender, which is put in place once in a round.
+        # Sorted by contender, so that a contender that loads its network loads it once a round.
         ranked = sorted(left, key=lambda place: mean(losses[place]))
         left = sorted(ranked[: -(-len(left) // 2)])
     return losses
@@ -157,7 +156,7 @@ class _Judging:
 
 @contextmanager
 def acting(network: LycorisNetwork, strength: float) -> Generator[None]:
-    """A context in which a network acts on its model at a strength, as in use: its dropouts do not."""
+    """A context in which a network acts on its model at a strength, without dropout, as in use."""
     with evaluating(network.modules()), network.at(strength):
         try:
             network.apply_to()

@@ -23,12 +23,12 @@ from ..names.to_write import LayerToWrite
 from ..reading.adapter import Adapter
 
 NEAR = 1e-5
-"""The largest difference between a cut or joined layer and the layers that it is made of, relative to their
-largest change. It allows for some roundings of scales that are multiplied into factors, and is far below the
+"""The largest allowed difference between a cut or joined layer and its sources, relative to their largest
+change. It leaves room for the rounding of scales that are multiplied into factors, and is far below the
 difference that a wrong row makes."""
 HELD = 4
-"""How many of the adapter's layers are kept in memory while layers are made of them. The layers made of one,
-such as q, k and v, follow each other."""
+"""How many of the adapter's layers are kept in memory. Layers made from the same one, such as q, k and v,
+follow each other, so few are enough."""
 
 
 class Regrouper:
@@ -41,7 +41,7 @@ class Regrouper:
         if targets is not None:
             _, found = targets.candidates(adapter.names)
             shapes = {name: targets.shape_of(*places[0]) for name, places in found.items() if places}
-            # Those without a place in the model, or whose weight's shape is not known, are left out.
+            # Left out: layers without a place in the model, and weights of unknown shape.
             self._shapes = {name: shape for name, shape in shapes.items() if shape}
             self._biased = {name for name, places in found.items() if any(p.bias for p in chain(*places))}
         # Made here, not by a decorator, so that they end with this object.
@@ -136,7 +136,7 @@ class Regrouper:
     def _change_of(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """A weight to try a layer on, and the layer's change of that weight and of the bias."""
         layer, shape = self._layer(name), self._shapes[name]
-        # Where the change depends on the weight, zeros would hide it. Elsewhere zeros do, and need no memory.
+        # A weight of zeros needs no memory, but hides a change that depends on the weight.
         if layer.additive() is not None:
             weight = torch.zeros(1).expand(shape)
         else:

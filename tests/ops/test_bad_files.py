@@ -100,7 +100,7 @@ def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_pa
     text = report(adapter)
     assert "alpha from adapter_config.json" in text
     assert (
-        "2 layers without an alpha, for which the adapter_config.json beside the file does not count" in text
+        "2 layers without an alpha, which the adapter_config.json beside the file does not apply to" in text
     )
 
 
@@ -194,7 +194,7 @@ def test_every_option_has_values_that_are_known(tmp_path: Path) -> None:
 def test_an_alpha_that_is_no_number_is_in_the_report(tmp_path: Path, alpha: float) -> None:
     for kind in ("lora", "oft"):
         text = report(adapter_of(tmp_path, {NAME: factors(kind, "linear", alpha=alpha)}))
-        assert "alpha is NaN or infinite in 1 layer, where nothing can be applied" in text
+        assert "alpha is NaN or infinite in 1 layer, which cannot be applied" in text
         assert "negative" not in text and "alpha is 0" not in text
 
 

@@ -373,7 +373,7 @@ def test_a_magnitude_of_the_inputs_may_have_its_kernel_folded_into_the_columns(
 
 @pytest.mark.parametrize(
     ("alpha", "line"),
-    [(0.0, "alpha is 0 in 1 layer, without any effect"), (-2.0, "alpha is negative in 1 layer,")],
+    [(0.0, "alpha is 0 in 1 layer: no effect"), (-2.0, "alpha is negative in 1 layer,")],
 )
 def test_a_strange_alpha_is_applied_as_it_stands_and_reported(
     tmp_path: Path, alpha: float, line: str

@@ -247,7 +247,7 @@ def test_split_and_fused_copies_are_applied_once(tmp_path: Path) -> None:
     close(ours, changes(read(tmp_path, split, "split"), Z_IMAGE))
     (entry,) = resolved(adapter, Z_IMAGE).entries
     assert set(entry.copies) == {f"{LAYER}.to.{x}" for x in "qkv"} | {f"{LAYER}.to_out.0"}
-    assert "4 layers repeat others of the file and are applied once" in lyc.describe(lyc.Resolution((entry,)))
+    assert "4 layers repeat others of the file: applied once" in lyc.describe(lyc.Resolution((entry,)))
     result = lyc.save_adapter(adapter, tmp_path / "y.safetensors", "comfy", model=Z_IMAGE)
     assert any("repeat others" in change for change in result.changes)
     close(changes(lyc.load_adapter(result.path), Z_IMAGE), ours)

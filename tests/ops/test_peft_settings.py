@@ -143,7 +143,7 @@ def test_a_start_is_kept_where_it_can_be_written_and_refused_elsewhere(tmp_path:
     merged = {name: one.double() for name, one in load_file(tmp_path / "merged.safetensors").items()}
     assert_same(merged, after, 64 * EPS32)
     report = lyc.describe(lyc.resolve(stack, {"tall.weight": (36, 20)}))
-    assert "1 layer is for a base without its olora start" in report
+    assert "1 layer was trained on a base minus its olora start" in report
     # Beside the weight the same change comes of the weight that the module has.
     module = nn.Linear(20, 36, bias=False).double().requires_grad_(False)
     module.weight.copy_(before["tall.weight"])

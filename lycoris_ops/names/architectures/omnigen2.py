@@ -1,4 +1,4 @@
-"""OmniGen2, and Boogu, which has further blocks. Their layers have one name in the host and in files."""
+"""OmniGen2, and Boogu, which has further blocks. Their layers have the same names in host and files."""
 
 from __future__ import annotations
 
