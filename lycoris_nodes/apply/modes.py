@@ -30,8 +30,8 @@ from .uncalled import used_uncalled
 
 SCHEDULED = "its strength follows a schedule"
 PLACED = "its strength differs over places or pictures"
-UNKNOWN = "its strength is the same at all places, because it is not known where this model has them"
-AT_NO_PLACE = "it works on the text, the time or the sound, for all places at once, and `text` is off"
+UNKNOWN = "its strength is the same at all places, because the places of this model's tokens are not known"
+AT_NO_PLACE = "it acts on the text, the time or the sound, for all places at once, and `text` is off"
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
@@ -110,9 +110,9 @@ def choose(
 
 
 def _add_partners(patcher: Any, tokens: Mapping[str, Tokens], choice: Choice) -> None:
-    """Have all keys and values of a cross-attention made for the same places, where some of them are masked.
+    """Bypass all keys and values of a cross-attention where some are, so that all are for the same places.
 
-    The host's models take them together.
+    The host's models use them together.
     """
     own = {path.rpartition(".")[0] for path, kind in choice.tokens.items() if kind == "for places"}
     for path, kind in tokens.items():
@@ -134,7 +134,7 @@ def _is_masked(met: Pairs) -> bool:
 
 
 def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequence[tuple[Entry, Match]]:
-    """The adapter layers for a layer that is at no place: all with `whole`, else as their masks say."""
+    """The adapter layers for a layer that is at no place: all if `whole`, else those not masked out there."""
     found: list[tuple[Entry, Match]] = []
     for entry, match in pairs:
         mask = match.where.mask if match.where is not None else None
@@ -152,7 +152,7 @@ def without_mask(choices: Sequence[Choice]) -> str:
 
 
 def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
-    """The part of the report on modes, in words; "" where mode is merge and nothing is bypassed.
+    """The part of the report on modes, in words; "" where mode is merge and every layer is just merged.
 
     `stack` is what was given, with both adapters of its pairs.
     """
@@ -170,7 +170,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
         if reason:
             lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
     if bypassed:
-        # It refuses the others.
+        # Save Merged Model refuses the others.
         constant = not any(entry.schedule or entry.where or entry.low_noise for entry in stack)
         lines.append(
             f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
@@ -220,8 +220,8 @@ def _plan(
 ) -> tuple[BypassPlan | None, str]:
     """The plan of a layer to bypass, None for a layer to merge; and the reason.
 
-    `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes
-    have given the layer. Raises LycorisError for a layer that can be neither merged nor bypassed.
+    `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes gave the layer. Raises
+    LycorisError for a layer that can be neither merged nor bypassed.
     """
     bypassed, reason = wanted
     if not bypassed and before is None:

@@ -74,7 +74,7 @@ class Rebuilt(Hiding):
         value = own_of(self.module, self.weight)
         if value is not None and only_for_its_module(value):
             raise LycorisError(
-                "a packed weight cannot be rebuilt, because its module multiplies by it as it is packed",
+                "a packed weight cannot be rebuilt, because its module multiplies by the packed values",
                 weight=self.name,
                 got=f"a weight of the class {type(value).__name__}",
                 expected="a weight that is not packed, or a layer beside it",

@@ -26,10 +26,10 @@ from tests.ops.networks import unattached
 from .facts import ROOT
 
 PAGE = ROOT / "docs" / "bases.md"
-HEAD = """# What is trained on what
+HEAD = """# Which kinds act on which weights
 
-Each cell is a linear layer with a network of one kind, on a weight of one sort. Its output was compared in
-float64 with what the whole changed weight, W + delta(W), gives. `beside` is the form "bypass", `rebuilt`
+Each cell is a linear layer with a network of one kind, on a weight of one sort. Its output was compared with
+that of the whole changed weight W + delta(W), in float64. `beside` is the form "bypass", `rebuilt`
 forms the changed weight in each pass, and `merged` is `merge_to`. A form that a cell does not name is
 refused, in the first pass at the latest; the letters give the reasons. The page is written by
 `python -m tests.harness.bases --write`, and a test compares it.
@@ -138,13 +138,13 @@ TOGETHER: Mapping[str, Callable[[], nn.Module]] = {
     "tensor parallel, by columns": lambda: divided("columns"),
     "tensor parallel, by rows": lambda: divided("rows"),
 }
-"""Bases that two processes have in parts."""
+"""Bases that two processes share in parts."""
 NEAR = {"int8, bitsandbytes": 0.02, "bfloat16": 0.005, "float8": 0.04}
 """How far an output may be from the exact one, as a share of it: these round changed weights, or inputs."""
 
 
 def outcome(make: Callable[[], nn.Module], kind: Mapping[str, Any], form: str, near: float) -> str | None:
-    """None where a network of a kind gives what the changed weight gives, else why it is refused."""
+    """None where a network of a kind gives the changed weight's output, else why it is refused."""
     base = make()
     x = torch.randn(5, SIDE, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

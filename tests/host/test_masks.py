@@ -566,7 +566,7 @@ def test_what_is_at_no_place_is_left_out_or_whole(host: Host, unet: Patched) -> 
     stack = stack_for(host, unet.model.model, ("lora",))
     off = host.apply(unet, masked(host, stack), clip=False)
     whole = host.apply(unet, masked(host, stack, text="whole"), clip=False)
-    told = [line for line in off.report.splitlines() if "left out: it works on the text" in line]
+    told = [line for line in off.report.splitlines() if "left out: it acts on the text" in line]
     assert len(told) == 1 and "time_embed" in told[0] and "left out:" not in whole.report
     plans = [one.model.get_injections("lycoris_bypass")[0].plans for one in (off, whole)]
     embedded = "diffusion_model.time_embed.0"

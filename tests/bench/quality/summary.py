@@ -46,8 +46,8 @@ against the numbers that an adapter holds. It wrote this page.
 
 ## How it was measured
 
-Figures of **characters** and **series** decided nothing about any method before their last run, so what is
-said of methods is said of these first. On the other tasks criteria, defaults and candidates were chosen.
+No method was changed because of **characters** or **series** before their last run, so claims about methods
+rest on these first. The other tasks were used to choose criteria, defaults and candidates.
 
 - **characters**: a GPT on characters (0.2 M), trained by the benchmark on the English texts of
   Mercurial's catalogues, adapted to their German ones. Cross entropy per character.
@@ -55,7 +55,7 @@ said of methods is said of these first. On the other tasks criteria, defaults an
   next sample of plucked strings, adapted to bells and glides, all made by a seeded recipe. Cross entropy
   over 64 levels.
 - **digits**: a vision transformer (0.2 M), trained by the benchmark on scikit-learn's digits, adapted to
-  digits that are inverted and have other names. Cross entropy.
+  digits that are inverted and have other labels. Cross entropy.
 - **flow**: a flow-matching diffusion transformer (0.3 M), trained by the benchmark on the digits 0 to 4,
   adapted to the digits 5 to 9, each turned, and inverted or mirrored. Mean square error of the velocity.
 - **table**: a transformer over the columns of a table (0.2 M), trained by the benchmark to fill in
@@ -63,9 +63,9 @@ said of methods is said of these first. On the other tasks criteria, defaults an
   missing cell.
 - **text lines**: easyocr's reader of text lines (CRNN: convolutions, two LSTMs, linear layers; 3.8 M),
   adapted to random letters and digits that are rendered upside down and slanted. CTC loss per character.
-  The LSTMs stay as they are.
-- **source code**: all-MiniLM-L6-v2 (a BERT of 6 layers, 22.7 M) with a random classifier, which stays as
-  it is, adapted to say which of 16 packages of Python's standard library a line or two of source is from.
+  The LSTMs are frozen.
+- **source code**: all-MiniLM-L6-v2 (a BERT of 6 layers, 22.7 M) with a random frozen classifier,
+  adapted to say which of 16 packages of Python's standard library a line or two of source is from.
   Cross entropy.
 - **pictures**: a flow-matching UNet of convolutions and attention (1.9 M), trained by the benchmark on
   photographs, textures and coloured shapes at 24 x 24, adapted to pictures of stained tissue as a sensor
@@ -74,23 +74,24 @@ said of methods is said of these first. On the other tasks criteria, defaults an
 Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
 of the base; alpha = rank. AdamW without weight decay, small batches, a warm-up over 5 % of the steps and
 a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long};
-the tasks that the benchmark trained itself, apart from the pictures, have fewer methods.
+the tasks whose models the benchmark trained, except pictures, have fewer methods.
 The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
 (then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
-does not. Figures are means over as many of the seeds 0, 1, 2 as "seeds" says, on a third split, which chose
-nothing; differences between figures of one seed may be chance. "numbers" is what is trained, and what the
-file holds; "x 1" is a budget of as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of
-each other are compared as equal. Methods that look ahead do so on {probe} batches of the training split,
-"{name}" on {probe} to {more}, until their halves agree, as the command line and the node do. "a step" and
-"the start" are in steps of {unit}, which was trained in turn with each method
-(`python -m tests.bench.quality.times`, {processors}).
+does not. Figures are means over the seeds 0, 1, 2, or as many of them as "seeds" says, on a third split that
+no choice used; differences between figures of one seed may be chance. "numbers" counts the trained values,
+which are those in the file; "x 1" is a budget of as many as a LoRA of rank 1 on every layer has. Numbers
+within 2 % of each other are compared as equal. Methods that probe gradients first do so on {probe}
+batches of the training split, "{name}" on {probe} to {more}, until their halves agree, as the command
+line and the node do. "a step" and "the start" are in steps of {unit}, which was trained in turn with each
+method (`python -m tests.bench.quality.times`, {processors}).
 
-A training that names no rate takes that of `lycoris_ops.train.rates`, whose three numbers were chosen on the
-tasks other than characters and series. Beside the best rate that was found it loses, over methods and sizes:
-3 % on characters (at most 8 %), 3 % on series (6 %), 3 % on table (8 %), 4 % on flow (8 %), 5 % on digits
-(20 %), 6 % on source code (18 %), 12 % on pictures (38 %), and 66 % on text lines (183 %), where losses fall
-from 4.5 to 0.2 and half a decade decides whether they do. By kind: OFT 1 %, LoKr 5 %, full differences 8 %,
-LoRA and DoRA 18 %, and without the text lines 7 and 8 %. One seed, linear between half decades.
+A training that names no rate takes that of `lycoris_ops.train.rates`, whose three numbers were chosen on
+the tasks other than characters and series. Its loss is above that at the best rate found, over methods
+and sizes, by 3 % on characters (at most 8 %), 3 % on series (6 %), 3 % on table (8 %), 4 % on flow (8 %),
+5 % on digits (20 %), 6 % on source code (18 %), 12 % on pictures (38 %), and 66 % on text lines (183 %),
+where losses fall from 4.5 to 0.2 and half a decade decides whether they do. By kind: OFT 1 %, LoKr 5 %,
+full differences 8 %, LoRA and DoRA 18 %, and without the text lines 7 and 8 %. One seed, interpolated
+between half decades.
 
 How a plan weighs the components of gradients was chosen on the text lines, the source code and the pictures,
 from four powers of their norms at one budget and one seed.
@@ -100,11 +101,11 @@ from four powers of their norms at one budget and one seed.
 OVERVIEW = f"""\
 ## In short
 
-The share of the numbers of uniform LoRA x {REFERENCE} with which a method comes to its loss (an upper
-bound where its smallest size is below that already), and how much higher or lower its loss is at that size.
-Each method is at its own best rate, but for "search all", which finds kind and rate by a race that costs at
-most as many steps as a short training, and 0.4 times as many as a long one. Means of shares are geometric,
-with 1 for "over 1".
+"Share": how many numbers a method needs for the loss of uniform LoRA x {REFERENCE}, as a share of that
+LoRA's (an upper bound if the smallest size of the method is better already). "Loss": how much higher or
+lower the method's is at x {REFERENCE}. Each method is at its own best rate, except "search all", which
+finds kind and rate by a race that costs at most as many steps as a short training, and 0.4 times as many
+as a long one. Means of shares are geometric, with 1 for "over 1".
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
@@ -185,7 +186,7 @@ def steps(methods: Mapping[str, list[Entry]], times: Times) -> str:
 def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
     """The fewest steps until the target's final loss, at as many numbers or fewer.
 
-    The start, and what each step takes more or less than one of the target's, are counted as steps of that.
+    They are counted by time, in steps of the target, with the start included.
     """
     group = [entry for entry in group if entry.numbers <= ALIKE * target.numbers]
     if not group:
@@ -357,18 +358,20 @@ def main() -> None:
         parts.append(losses(methods, times))
         if compared := auto(methods):
             parts.append(
-                f"Loss of `{AUTO}` less that of the best single algorithm at as many numbers: {compared}.\n"
+                f"Loss of `{AUTO}` minus that of the best single algorithm with as many numbers: "
+                f"{compared}.\n"
             )
         for against in (UNIFORM, GRADIENT):
             if against in methods:
                 parts.append(
-                    f"Share of the numbers of {against} at a rank that a method needs for the same loss:\n"
+                    f"Numbers that a method needs for the loss of {against} at each rank, as a share of that "
+                    "LoRA's:\n"
                 )
                 parts.append(needed(methods, against))
         if UNIFORM in methods:
             parts.append(
-                "Steps to the final loss of uniform LoRA at a rank, with at most as many numbers. The start, "
-                "and what a step takes more than one of uniform LoRA, are counted in as steps of that:\n"
+                "Steps to the final loss of uniform LoRA at each rank, with at most as many numbers, counted "
+                "by time in steps of that LoRA, with the start included:\n"
             )
             parts.append(steps(methods, times))
     (DOCS / "quality.md").write_text("\n".join(parts), encoding="utf-8")

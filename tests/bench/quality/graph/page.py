@@ -25,16 +25,17 @@ spaced times. Without an adapter it is {before:.4f}. "By theirs" is the loss tha
 that of the denoised latent, at the times of its schedule.
 
 Rates are the best of half decades after {last} steps, on pictures of their own, unless the node finds its
-rate itself; "edge" marks those that are not yet between two worse ones. All else is as the nodes have it,
-such as a constant rate, and in ComfyUI's trainer an alpha of 1, and bfloat16 "as set". That trainer adds the
-changes of all norms and biases to LoRA on all layers; this pack's trains the layers that are usual for the
-model, but for "all layers". "Plan" is Plan LyCORIS Ranks before Train LoRA / LyCORIS; "x 4" is LoRA of rank
-4, or as many numbers. "Steps" and "share" are what a way needs for the loss of {name} x {size} after {last}
-steps: steps at this size, and the share of its numbers over all sizes of the way. "By theirs" and seconds are
-after {last} steps; seconds are of CPU time on one core of {machines}, plan and search counted in. Figures are
-of one seed, and means of up to {seeds} where a standard deviation is beside them.
+rate itself; "edge" marks those that are not yet between two worse ones. All other settings are the
+defaults of the nodes, such as a constant rate, and in ComfyUI's trainer an alpha of 1, and bfloat16 in
+"as set". That trainer also trains all norms and biases, beside LoRA on all layers; this pack's trains the
+layers that are usual for the model, except in "all layers". "Plan" is Plan LyCORIS Ranks before Train
+LoRA / LyCORIS; "x 4" is LoRA of rank 4, or as many numbers. "Steps" is how many a way needs at this size
+for the loss of {name} x {size} after {last} steps. "Share" is how many numbers it needs for that loss,
+over all its sizes, as a share of the numbers of {name} x {size}. "By theirs" and seconds are after {last}
+steps; seconds are CPU time on one core of {machines}, plan and search included. Figures are of one seed;
+those with a standard deviation are means of up to {seeds}.
 
-`python -m tests.bench.quality.graph.run` trains what is not there.
+`python -m tests.bench.quality.graph.run` trains the missing rows.
 """
 Groups = Mapping[tuple[str, int], Mapping[int, Sequence[Row]]]
 """The rows at the best rate, by way and size and then by the number of steps."""
