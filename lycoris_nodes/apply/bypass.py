@@ -31,28 +31,28 @@ from .turns import CalledInTurn
 
 IN_TURN: Tokens = "for places, in turn"
 APART: tuple[Tokens, ...] = ("for places", IN_TURN)
-"""Tokens at no place whose outputs are used place by place."""
+"""Tokens that have no place themselves, but whose outputs are used place by place."""
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
 PERCENTS = range(1 << 24)
-"""Steps of the search for the share of a diffusion; the result is exact to 6e-8."""
+"""The grid on which the percent of a sigma is searched: exact to 6e-8."""
 
 
 class BypassInjection(PatcherInjection):
     """The bypass plans of a model's layers, by module path, and the hooks that are attached for them.
 
-    All clones of a patcher share one injection. One injection may also serve several models, such as the
-    copies of a model on several GPUs. Hooks are therefore kept for each model apart.
+    All clones of a patcher share one injection. It may also serve several models, such as the copies of a
+    model on several GPUs, so it keeps the hooks of each model apart.
     """
 
     def __init__(self, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
         self.plans = plans
         self.tokens = tokens
-        """The tokens of each module whose strength differs over places or pictures."""
+        """For each module whose strength differs over places or pictures: what its tokens are."""
         used = [path for path, kind in tokens.items() if kind in APART]
         held = [slot.where for path in used for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
-        """The places for which cross-attentions get keys and values of their own."""
+        """The places that have their own keys and values in cross-attentions."""
         self.differ = any(
             slot.where is not None and slot.where.factors is not None
             for path in tokens
@@ -64,26 +64,26 @@ class BypassInjection(PatcherInjection):
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
         """Model to its attached hooks, by module path."""
         self._in_turn: WeakKeyDictionary[Any, list[CalledInTurn]] = WeakKeyDictionary()
-        """Model to the hooks on its cross-attentions, beside those on their layers."""
+        """Model to the hooks on its cross-attentions; `_attached` has those on their layers."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
-        """Model to (`patches_uuid`, what each layer learned from its weight under these patches)."""
+        """Model to (`patches_uuid`, what each layer read from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
         """Model to its current pass."""
         self._sampled: Shape | None = None
         """The size of the latent that is being sampled."""
         self._areas: dict[Any, Sequence[range]] = {}
-        """The part of the latent that each conditioning is for, by the host's number for the conditioning."""
+        """The host's id of a conditioning to the part of the latent that it is for."""
         self._retained: Sequence[int] = ()
-        """The frames that stand in every context window."""
+        """The frames that every context window contains."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
         """The sigmas of the steps of a run, as the host has them and as numbers."""
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
 
-        Layers whose change depends on the weight read it here. What they learn from it is kept until the
-        patches of the model change, so loading the model again reads no weight. Plans of several stages read
-        it in each pass. They read it here too, to find faults early.
+        Layers whose change depends on the weight read it here, and keep the result until the patches of the
+        model change, so loading the model again reads no weight. Plans of several stages read the weight in
+        each pass, and here too, to find faults early.
 
         Raises LycorisError, and leaves no hook attached, if the model lacks a layer or a layer cannot be
         computed; PatchMemoryError if there is no memory to read a weight.
@@ -112,7 +112,7 @@ class BypassInjection(PatcherInjection):
                     hooks.before_pass = partial(self._locate, patcher.model, hooks, self.tokens[path])
                     hooks.apart = self.apart if self.tokens[path] in APART else ()
                 attached[path] = hooks.attach()
-            # After those on the layers, whose outputs they take.
+            # After the hooks on the layers: these take the layers' outputs.
             for path, layers in self._called_in_turn().items():
                 found = [layer_of(patcher, layer) for layer in layers]
                 passing = partial(self._passing.__getitem__, patcher.model)
@@ -123,7 +123,7 @@ class BypassInjection(PatcherInjection):
             raise
 
     def _called_in_turn(self) -> dict[str, list[str]]:
-        """The layers that make keys and values for attentions that are called in turn, by the attentions."""
+        """Each attention that is called in turn, with the layers that make its keys and values."""
         found: dict[str, list[str]] = {}
         for path, kind in self.tokens.items():
             if self.apart and kind == IN_TURN:
@@ -176,7 +176,7 @@ class BypassInjection(PatcherInjection):
         chunks = len(options.get("cond_or_uncond") or ()) or 1
         count = max(1, len(x) // chunks)
         crops = self._crops(picture_shape(x, given)[2:], options, chunks)
-        # A grid may have more pictures than fit in memory, and the host divides a pass only by its texts.
+        # A grid may have more pictures than fit in memory, and the host splits a pass only by conditionings.
         most = pictures_that_fit(model, x, chunks, given) if self.differ else count
         found: list[torch.Tensor] = []
         for start in range(0, count, most):
@@ -203,15 +203,15 @@ class BypassInjection(PatcherInjection):
         return torch.cat(parts, 1).flatten(0, 1)
 
     def prepare(self, run: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load what a sampling needs, with memory for as many pictures as there is beside the model.
+        """Load what a sampling needs, with room for only as many pictures as fit beside the model.
 
-        The host calls this in place of its `prepare_sampling`, which it gives as `run`. That alone would
-        leave room for the whole batch, and so load less of the model.
+        The host calls this in place of its `prepare_sampling`, which it gives as `run`. Unchanged, that
+        would leave room for the whole batch, and so load less of the model.
         """
         return run(patcher, [pictures_beside(patcher, shape), *shape[1:]], *args, **kwargs)
 
     def _crops(self, size: Shape, options: Mapping[str, Any], chunks: int) -> tuple[Crop, ...]:
-        """The part of the latent that each chunk of a pass has; () where each has all of it."""
+        """Each chunk's part of the latent in a pass; () where each has all of it."""
         numbers, window = options.get("uuids") or (), options.get("context_window")
         areas = [self._areas.get(number) for number in numbers] or [None] * chunks
         if self._sampled is None or (self._sampled == size and window is None and areas == [None] * chunks):
@@ -226,7 +226,7 @@ class BypassInjection(PatcherInjection):
         return crops
 
     def _placed(self, model: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
-        """Note what a pass computes, and return the options for it."""
+        """Note the pass, and return its options with the blended cross-attention."""
         self._passing[model] = passing
         if not self.apart:
             return options
@@ -242,13 +242,13 @@ class BypassInjection(PatcherInjection):
         return {**options, "optimized_attention_override": attend}
 
     def _locate(self, model: Any, hooks: Bypass, kind: Tokens, x: torch.Tensor) -> None:
-        """Say where the places of a layer are in the pass that begins."""
+        """Tell a layer's hooks where its places are in the pass that begins."""
         passing = self._passing.get(model)
         if passing is None:
             raise LycorisError(
-                "a layer whose strength differs over places was called outside of a sampling",
+                "a layer whose strength differs over places was called outside of sampling",
                 key=hooks.name,
-                hint="Take the mask away: nobody says where the places are",
+                hint="Remove the mask: only sampling says where the places are",
             )
         # A convolution has its own grid.
         own = "text" if hooks.plan.geometry.kernel or kind in APART else kind
@@ -260,7 +260,7 @@ class BypassInjection(PatcherInjection):
     def _set_strengths(
         self, model: Any, attached: Mapping[str, Bypass], sigma: float, options: Mapping[str, Any]
     ) -> None:
-        """Set the strengths that follow timings to what they are at the sigma of a pass."""
+        """Set the strengths that follow timings to their values at the sigma of a pass."""
         now = moment_of(model.model_sampling, sigma, self._steps(options))
         strengths = {path: attached[path].plan.strengths_at(now) for path in self.timed}
         if any(attached[path].strengths != own for path, own in strengths.items()):
@@ -292,9 +292,9 @@ def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
 
 
 def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
-    """Add plans, by module path, to a patcher. `tokens` are those of modules with strengths over places.
+    """Add plans, by module path, to a patcher. They act after the plans that it has for the same modules.
 
-    They act after the plans that it already has for the same modules.
+    `tokens` says what the tokens are of modules whose strength differs over places or pictures.
     """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))
@@ -303,7 +303,7 @@ def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[st
             joined[path] = joined[path].then(plan) if path in joined else plan
         except LycorisError as error:
             raise error.within(key=path) from None
-    # Setting the key replaces all of its injections, those of a second copy of the pack too.
+    # Setting the key replaces all its injections, so keep those of a second copy of the pack.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
     ours = BypassInjection(joined, {**(before.tokens if before is not None else {}), **tokens})
     add_injection(patcher, NAME, [*others, ours])
@@ -330,7 +330,7 @@ def _ours(patcher: Any) -> BypassInjection | None:
 
 
 def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
-    """A value for some of `count` samples: their rows of each tensor that has one row for each sample."""
+    """The part of a value for some of `count` samples: their rows, from each tensor with a row per sample."""
     if isinstance(value, torch.Tensor):
         return value[samples] if value.ndim and len(value) == count else value
     if isinstance(value, Mapping):
@@ -343,19 +343,19 @@ def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
 def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:
     """The moment at a sigma, by the host's `model_sampling` and the sigmas of the steps of this run.
 
-    Without sigmas, such as for a model that is called outside a run, both clocks count the diffusion.
+    Without sigmas, as when a model is called outside a run, both clocks show the share of the diffusion.
     """
 
     def risen(place: int) -> float:
         return -float(sampling.percent_to_sigma(place / len(PERCENTS)))
 
-    # Find the least percent whose sigma is not above this one. In every sampling the sigmas fall.
+    # Find the least percent whose sigma is not above this one: sigmas fall as percents rise.
     diffusion = bisect_left(PERCENTS, -sigma, key=risen) / len(PERCENTS)
     return Moment(diffusion, _steps(sigma, sigmas) if len(sigmas) > 1 else diffusion)
 
 
 def _steps(sigma: float, sigmas: Sequence[float]) -> float:
-    """The share of the steps that the run has done; between two steps it follows the sigma."""
+    """The share of the steps that the run has done, linear in sigma between two steps."""
     count = len(sigmas) - 1
     for step, (now, following) in enumerate(pairwise(sigmas)):
         if sigma >= now:

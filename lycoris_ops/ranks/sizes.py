@@ -17,7 +17,7 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 @dataclass(frozen=True)
 class Rank:
-    """Every layer has this rank, or its highest where that is lower."""
+    """This rank for every layer, or the layer's highest possible rank if that is lower."""
 
     rank: int
 
@@ -28,7 +28,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Energy:
-    """The smallest adapter that gains this share of what the whole weights would, to within one rank.
+    """The smallest adapter, to within one rank, that gains this share of what full weights would gain.
 
     The share is of all layers together: layers that gain much get more of it than others.
     """
@@ -42,7 +42,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class Ratio:
-    """As many parameters as the full weights of the layers have, divided by this."""
+    """The number of parameters in the full weights of the layers, divided by this."""
 
     ratio: float
 
@@ -70,9 +70,9 @@ class Budget:
                 expected='Budget("50MB") or Budget(parameters=20_000)',
             )
         if not self.dtype.is_floating_point:
-            raise PlanError("a budget is for values of a floating-point dtype", got=str(self.dtype))
+            raise PlanError("a budget needs a floating-point dtype", got=str(self.dtype))
         if self.most < 1:
-            raise PlanError("a budget holds no parameter", got=repr(self.size or self.parameters))
+            raise PlanError("the budget is too small for a parameter", got=repr(self.size or self.parameters))
 
     @property
     def most(self) -> int:
@@ -128,7 +128,7 @@ def check_size(size: object) -> Size:
 
 
 def bytes_of(size: int | str) -> int:
-    """A number of bytes, given as a number or as a text such as "50MB". Raises PlanError for others."""
+    """The bytes that a number or a text such as "50MB" means. Raises PlanError for others."""
     if not isinstance(size, str):
         return _whole(size)
     found = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
@@ -140,7 +140,7 @@ def bytes_of(size: int | str) -> int:
 
 def _whole(number: object) -> int:
     if type(number) is not int:
-        raise PlanError("a budget is a whole number", got=repr(number), expected="20_000 or a text: 50MB")
+        raise PlanError("not a whole number", got=repr(number), expected="20_000 or a text: 50MB")
     return number
 
 

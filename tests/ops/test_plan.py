@@ -315,7 +315,7 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "a ratio": ("number from 1", lambda probe: lyc.Ratio(0.5)),
     "two budgets": ("in bytes or in parameters", lambda probe: lyc.Budget("1MB", parameters=3)),
     "a unit": ("number of bytes", lambda probe: lyc.Budget("1 furlong")),
-    "nothing": ("holds no parameter", lambda probe: lyc.Budget("1B")),
+    "nothing": ("too small for a parameter", lambda probe: lyc.Budget("1B")),
     "a number": (r"Rank\(16\)$", lambda probe: lyc.plan_ranks(probe, size=16)),  # type: ignore[arg-type]
     "too little": (
         "below the smallest plan.*expected at least 28.*Ask for more or",

@@ -18,9 +18,9 @@ RULES = {module.METHOD.name: module.METHOD for module in (ties, magnitude_prune,
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = Q_U M Q_V^T, where M is what the rule makes of the cores Q_U^T D_i Q_V, (R, R).
 
-    Q_U and Q_V are bases of all outputs and inputs of the adapters, from balanced factors. So no adapter
-    loses anything, and the rank of the result is at most the sum of all ranks. Without small factors, the
-    rule is applied directly.
+    Q_U and Q_V are orthonormal bases of what all adapters put out and take in, from balanced factors (see
+    `Deltas.bases`). So no adapter loses anything, and the rank of the result is at most the sum of all ranks.
+    Without small factors, the rule is applied directly.
     """
     rule = RULES[options["rule"]]
     inner = {name: options[name] for name in ("density", "scale")}
@@ -53,7 +53,7 @@ METHOD = MergeMethod(
     source="Panariello et al., Low-Rank Model Merging in Core Space (2509.17786), section 4",
     factors=True,
     options=(
-        Option("rule", "ties", "What is done in the core.", choices=tuple(RULES)),
+        Option("rule", "ties", "The method that merges in the core space.", choices=tuple(RULES)),
         DENSITY,
         SCALE,
     ),

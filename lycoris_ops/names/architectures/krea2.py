@@ -1,8 +1,8 @@
 """Krea 2: the original layout beside the names of diffusers.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_krea2_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`. The blocks' modulation vectors are
-left out: they have another shape in diffusers.
+in `loaders/single_file_utils.py`. The blocks' modulation vectors are left out:
+their shape differs in diffusers.
 """
 
 from __future__ import annotations
