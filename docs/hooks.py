@@ -1,7 +1,7 @@
 """What the site takes from elsewhere in the repository: help pages of the nodes, pages of the root, the API.
 
 Each fact stands once: the help pages are those that the nodes show, and the page of errors is made of their
-tables. Links lead to files of the repository, so that the same pages can be read on a forge.
+tables. Pages link to files of the repository, so that they can be read on a forge too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ BROUGHT = {
     "tests/bench/README.md": "performance.md",
     "README.md": "index.md",
 }
-"""Files of the repository that are pages of the site, but for the home page, which docs/ has of its own."""
+"""Files of the repository, and the pages that stand for them in the site. Each becomes its page, but for
+README.md: docs/ has a home page of its own."""
 GROUPS = {
     "Adapters and their files": "reading files algorithms names layers writing",
     "Stacks, rules and schedules": "stack rules changes",
@@ -88,7 +89,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The page with what is made for it, and with links of the site for those to files of the repository."""
+    """Insert what is generated for a page, and turn links to files of the repository into the site's."""
     path = page.file.src_uri
     made = {
         "command-line.md": ("<!-- options -->", commands),
@@ -104,7 +105,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """The page with drawings inside of it, so that their words have its colour."""
+    """Put the drawings into the page itself, so that their words have its colour."""
 
     def drawn(found: re.Match[str]) -> str:
         name = posixpath.basename(found[1])
@@ -124,9 +125,9 @@ def read(path: str) -> str:
 
 
 def link_of(target: str, page: str) -> str:
-    """What a link of a page is in the site; NOWHERE for a file that is not in it.
+    """The target of a link as the site has it; NOWHERE for a file that is not in the site.
 
-    A link that leads to no file of the repository stays.
+    A link that does not lead to a file of the repository stays as it is.
     """
     path, mark, anchor = target.partition("#")
     source = source_of(page)
@@ -140,7 +141,7 @@ def link_of(target: str, page: str) -> str:
 
 
 def source_of(page: str) -> str:
-    """The file of the repository that a page of the site is from."""
+    """The file of the repository that a page of the site is made from."""
     for source, path in BROUGHT.items():
         if path == page and page != "index.md":
             return source
@@ -197,7 +198,7 @@ def errors() -> str:
 def commands() -> str:
     """The help of each command."""
     verbs = sorted(file.stem for file in (ROOT / "lycoris_ops" / "commands" / "verbs").glob("[a-z]*.py"))
-    # As wide as the page shows without a bar.
+    # As wide as the page shows without a scroll bar.
     wide = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1"}
     parts: list[str] = []
     for verb in verbs:

@@ -1,4 +1,4 @@
-"""The nodes for ComfyUI. `nodes` holds one node a file, and a file that is put there is registered."""
+"""The nodes for ComfyUI. `nodes` holds one node per file, and every file there is registered."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A stack on a model: merged into its weights, or beside its layers."""
+"""Apply a stack to a model: merge it into the weights, or compute it beside the layers."""

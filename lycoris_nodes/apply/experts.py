@@ -1,6 +1,6 @@
 """Which of a model's two experts a MODEL is, and which file of each pair in a stack it gets.
 
-The two are loaded as models of their own, with the same layers. The name of the file tells them apart.
+Each is loaded as a model of its own, with the same layers: only the name of the file tells them apart.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ CHOICES = ("auto", HIGH, LOW)
 def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[Stack, str, bool]:
     """The stack with one file for each pair, what to report, and whether the model's expert is known.
 
-    `hidden` has the prompt of the run and the node in it, or is None. If the expert is not known, the files
-    are those for high noise.
+    `hidden` has the prompt of the run and the id of the node in it, or is None. If the expert is not known,
+    the files for high noise are taken.
     """
     pairs = sum(entry.low_noise is not None for entry in stack)
     if not pairs:
@@ -35,12 +35,12 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
 def _unknown(pairs: int) -> str:
     return (
         f"It is not known which of two experts this model is: {number_of(pairs, 'pair')} gave the file for "
-        "high noise. Choose the input expert to say it."
+        "high noise. Choose it in the input expert."
     )
 
 
 def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
-    """The expert that the name of the model's file says, and which name that is.
+    """The expert that the name of the model's file tells, and that name in words; None and "" if none does.
 
     `hidden` is as in `of_expert`.
     """
@@ -54,9 +54,9 @@ def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
 
 
 def _names_before(hidden: Any) -> list[str]:
-    """The files that the loader of the model names.
+    """The files that the loader of the model names in the prompt.
 
-    Loaders of other packs tell the host nothing of their file. Nodes in between name files of other kinds.
+    Loaders of other packs do not tell the host their file. Nodes in between name files of other kinds.
     """
     prompt: Mapping[str, Any] = getattr(hidden, "prompt", None) or {}
     node: Any = getattr(hidden, "unique_id", None)

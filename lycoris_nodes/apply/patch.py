@@ -73,9 +73,9 @@ class LycorisPatch(WeightAdapterBase):
         intermediate_dtype: torch.dtype = torch.float32,
         original_weight: Any = None,
     ) -> Tensor:
-        """Patch the weight in place, in the dtype it has, and return it.
+        """Patch the weight in place, in its own dtype, and return it.
 
-        For a weight that is quantised or that the stack enlarges, a new tensor is returned. `strength` scales
+        A weight that is quantised or that the stack enlarges is replaced by a new tensor. `strength` scales
         the whole stack: it is 1 unless another node merges patched models. The parameters after it belong to
         the host's signature and are not used.
 
@@ -123,8 +123,8 @@ def build_patches(
     shapes: Mapping[str, Sequence[int]],
     pairs: Mapping[str, Sequence[tuple[Entry, Match]]],
 ) -> dict[str, LycorisPatch]:
-    """Maps keys to patches, for each weight in `shapes` that the stack changes. If the user interrupts, the
-    host's own exception is raised between two weights.
+    """A patch for each weight in `shapes` that the stack changes, by key. If the user interrupts, the host's
+    own exception is raised between two weights.
     """
     patches: dict[str, LycorisPatch] = {}
     for key, found in pairs.items():

@@ -1,4 +1,4 @@
-"""Cross-attentions that are called once for each set of their keys and values."""
+"""Call a cross-attention once for each set of its keys and values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .places import Passing, blended
 class CalledInTurn:
     """Hooks that call an attention once for each set of keys and values, and blend its outputs by place.
 
-    The first set is from the layers without a mask, and each of `apart` has a further one. `layers` make the
-    keys and values, and put out all sets as one batch. `passing` says what pass the model makes.
+    The first set is what adapters without a mask make; each of `apart` has a further one. The modules
+    `layers` make the keys and values, and output all sets as one batch. `passing` returns the current pass.
 
     This is for an attention whose keys and values cannot have a larger batch than its queries. What follows
-    the attention within the module acts token by token, so that blending behind it is the same.
+    the attention within the module acts token by token, so blending after it gives the same.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CalledInTurn:
         self._handles.append(attention.register_forward_hook(self._all, with_kwargs=True))
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -44,12 +44,12 @@ class CalledInTurn:
         return y.chunk(1 + len(self._apart))[self._turn]
 
     def _all(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], first: Any) -> Any:
-        """What the attention puts out, with the turns after the first one."""
+        """The blend of all turns. `first` is the output of the first one; the others are called here."""
         packed = isinstance(first, tuple)
 
         def made(turn: int) -> Tensor:
             self._turn = turn
-            # Its own hooks are not called again.
+            # `forward` does not run the hooks again.
             found = attention.forward(*args, **kwargs)
             return found[0] if packed else found
 

@@ -18,8 +18,8 @@ def used_uncalled(patcher: Any, path: str) -> bool:
     """Whether the model uses a layer's weight without calling the layer, so that no hook would run.
 
     This is read from the source of the class that holds the layer, see `_Uncalled`. The head of a language
-    model (`lm_head`) always counts as uncalled: the host puts it into a variable before it multiplies by its
-    weight.
+    model (`lm_head`) always counts as uncalled: the host reads its weight through a variable, which is not
+    followed here.
     """
     parent, _, name = path.rpartition(".")
     if name == "lm_head":
@@ -36,13 +36,13 @@ DESCRIBES = frozenset({"device", "dtype", "is_cuda", "ndim", "numel", "requires_
 
 @dataclass(frozen=True)
 class _Uncalled:
-    """The layers, by attribute name, whose weights a class uses without calling the layers."""
+    """The layers whose weights a class uses without calling them, by attribute name."""
 
     always: frozenset[str]
     """Layers whose `weight` is read, or that are passed to `cast_bias_weight`."""
     int8: frozenset[str]
-    """Layers that are passed to `linear_input_act`, which multiplies by an int8 weight itself and calls other
-    layers."""
+    """Layers that are passed to `linear_input_act`, which uses the weight of an int8 layer itself, and
+    calls all others."""
 
     @staticmethod
     @cache
@@ -58,7 +58,7 @@ class _Uncalled:
             except (OSError, TypeError, SyntaxError):
                 return None
             for method in ast.walk(tree):
-                # `__init__`, `init_weights` and the like are done before the model is used.
+                # `__init__`, `init_weights` and the like run before the model is used.
                 if isinstance(method, ast.FunctionDef) and not method.name.strip("_").startswith("init"):
                     always |= _weights_read(method)
                     always |= _layers_given(method, _CAST)
@@ -71,7 +71,7 @@ _USES = {"weight", _CAST, _FUSED}
 
 
 def _names_in(kind: type) -> set[str]:
-    """The attributes and global names in the methods of a class. Finding its source would take 20 ms."""
+    """The attributes and global names in the methods of a class, without the 20 ms that its source takes."""
     methods = (getattr(value, "fget", value) for value in vars(kind).values())
     codes = [inspect.unwrap(method).__code__ for method in methods if inspect.isfunction(method)]
     names: set[str] = set()

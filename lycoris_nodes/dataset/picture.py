@@ -24,11 +24,11 @@ UNREADABLE = (
     *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError),
     *(EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow raises for files that are no pictures, or are damaged."""
+"""What Pillow raises for damaged files and for those that are not pictures."""
 SMALL = 128
 """The longest side of a small picture in pixels."""
 NEAR = 0.02
-"""How far a mask's proportions may differ from its picture's, because of rounding."""
+"""How far a mask's proportions may differ from its picture's, to allow for rounding."""
 
 
 def size_of(path: Path) -> Pixels:
@@ -40,7 +40,7 @@ def size_of(path: Path) -> Pixels:
 
 
 def whole_of(path: Path) -> Image.Image:
-    """The colours of an upright picture in its own size. Raises TrainError for an unreadable one."""
+    """The upright picture in RGB, in its own size. Raises TrainError for an unreadable one."""
     with _readable(path):
         return _decoded(path, path.read_bytes())[0]
 
@@ -77,7 +77,7 @@ def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
                 "the mask has another shape than its picture",
                 file=str(path),
                 got=f"{width} x {height}",
-                expected=f"{wide} x {high}, or the same shape in another size",
+                expected=f"{wide} x {high}, or the same proportions",
             )
         return _weights(mask.resize(fitted.source, Image.Resampling.BILINEAR), fitted)
 
@@ -99,12 +99,12 @@ def picture_of(pixels: Tensor) -> Image.Image:
 
 
 def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """The colours of the upright picture, and its opacity; None where all of it is opaque."""
+    """The upright picture in RGB, and its opacity; None where all of it is opaque."""
     with Image.open(io.BytesIO(content)) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode == "F":
             raise TrainError(
-                "the picture has colours of no known range",
+                "the range of the picture's colours is not known",
                 file=str(path),
                 got="floating-point numbers",
                 hint="Save it with 8 bits a colour",

@@ -29,8 +29,8 @@ class Oft(Trained):
     """W' = rescale * R^T W, R block-diagonal, each block (I + Q) (I - Q)^-1 with Q = B - B^T.
 
     oft_blocks B (n, b, b) with O = n * b; rescale (O, 1, ...), optional. alpha is the constraint: where
-    it is above 0 and the Frobenius norm over all blocks Q exceeds alpha * O, all Q are scaled down
-    together, to that norm.
+    it is above 0 and the Frobenius norm of all blocks Q together exceeds alpha * O, all are scaled down
+    alike, to that norm.
 
     Source: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning" (2306.07280),
     eq. 3 and 5; layout and constraint by LyCORIS and by kohya-ss, whose files are the same.
@@ -76,12 +76,12 @@ class Oft(Trained):
 
     def fault_in_comfy(self) -> str | None:
         if self.alpha:
-            return "takes the constraint for the bound itself, and not for a share of the outputs"
+            return "bounds the rotation by the constraint itself, not times the number of outputs"
         return super().fault_in_comfy()
 
     def row_axes(self) -> Mapping[str, int] | None:
-        """As in `Layer`, but None where all rows depend on each other. They do in BOFT, whose later stages
-        mix blocks, and under a constraint, whose norm is over all blocks.
+        """As in `Layer`, but None where all rows depend on each other: in BOFT, where later stages mix
+        blocks, and under a constraint, whose norm is over all blocks.
         """
         constrained = self.alpha is not None and self.alpha > 0
         if self.oft_blocks.ndim != 3 or constrained:
@@ -98,14 +98,14 @@ class Oft(Trained):
     def rotations(self, weight: Tensor) -> Tensor:
         """The rotation of each block, shaped as `oft_blocks`, in the weight's dtype and on its device.
 
-        Raises LayerError where alpha is NaN or infinite.
+        Raises LayerError where alpha is NaN or infinite, and as `bounded` and `rotation` do.
         """
         blocks = self.oft_blocks.to(weight.device, weight.dtype)
         skew = blocks - blocks.transpose(-1, -2)
         if self.alpha is not None:
             check_alpha(self.alpha, "a constraint")
         bound = (self.alpha or 0) * weight.shape[0]
-        # A bound that float32 does not hold bounds nothing.
+        # A bound beyond float32 bounds nothing.
         if 0 < bound <= MOST_SCALE:
             skew = bounded(skew, bound)
         return rotation(skew)
@@ -117,7 +117,7 @@ def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
     Raises LayerError where the norm overflows: the blocks would be scaled to zero.
     """
     length = norm(skew, *dims)
-    # Whoever trains it judges the loss, without a wait in each step.
+    # In training an overflow shows in the loss; to look here would wait for the device in each step.
     if not skew.requires_grad and not is_finite(length):
         raise overflow(skew.dtype)
     # clamp_min makes the factor 1 where the norm is within the bound.

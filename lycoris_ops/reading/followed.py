@@ -20,9 +20,9 @@ class Configs:
     """The PEFT configurations that a file's layers may follow.
 
     Each configuration in the file is for one part of a model. The one beside the file counts only if the file
-    holds none. Every layer with PEFT's prefix follows it. In a folder of many files it may belong to another
-    file, so a layer that only has PEFT's suffixes must also have the rank that the configuration gives. A
-    layer with an alpha of its own follows no configuration.
+    holds none. Then every layer with PEFT's prefix follows it. But in a folder of many files it may belong to
+    another file, so a layer that only has PEFT's suffixes must also have the rank that it gives. A layer with
+    an alpha of its own follows no configuration.
     """
 
     own: Mapping[str, Config[Any]]
@@ -30,11 +30,11 @@ class Configs:
     beside: str | None
     """The path of the configuration beside the file."""
     all_peft: bool
-    """Whether the file as a whole was recognised as PEFT's, so that no layer needs its prefix."""
+    """Whether the file as a whole was recognised as PEFT's, so that layers need no prefix."""
 
     @classmethod
     def of(cls, file: TensorFile, config: Fingerprint | None, *, all_peft: bool) -> Configs:
-        # What the file itself says is certainly about it, unlike a configuration beside it.
+        # A configuration in the file certainly belongs to it; one beside it may not.
         if METADATA_KEY in file.metadata:
             own = read_lora_metadata(file.metadata[METADATA_KEY], file.path)
             return cls(own, None, all_peft)
@@ -66,7 +66,7 @@ class Configs:
         return self.beside is not None and self._is_peft(name) and self._read.sets_biases
 
     def saves(self, name: LayerName) -> bool:
-        """Whether the file holds the whole values of a module, as the configuration beside it says.
+        """Whether the file holds a module's values, not changes of them, as the configuration beside it says.
 
         Raises FileFormatError as `of_layer` does.
         """

@@ -16,10 +16,10 @@ from ..stack.survey import blocks_of
 
 @dataclass(frozen=True)
 class AboutModel:
-    """What the keys and shapes of a model tell of it."""
+    """What the keys and shapes of a model say about it."""
 
     families: Families
-    """The families that it can be of, to be compared with those of an adapter; () for none known."""
+    """The families that it may belong to, to compare with those of an adapter; () for none known."""
     family: str
     """The families in words; "" for none known."""
     blocks: Blocks
@@ -31,10 +31,10 @@ class AboutModel:
 
 
 def about_model(paths: Sequence[str | os.PathLike[str]]) -> AboutModel:
-    """What the files of a model tell of it: the diffusion model or checkpoint, then text encoders.
+    """What the files of a model say about it: the diffusion model or checkpoint, then text encoders.
 
-    Only the headers are read. Text encoders that the first file holds too are taken from there. Raises
-    FileFormatError for a file that is not safetensors.
+    Only the headers are read. If a text encoder holds layers of the first file too, the first file alone
+    counts. Raises FileFormatError for a file that is not safetensors.
     """
     try:
         shapes = read_shapes(paths)

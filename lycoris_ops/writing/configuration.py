@@ -22,14 +22,14 @@ Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
 
 BY_VALUES = frozenset({ln_tuning.LnTuningConfig, trainable_tokens.TrainableTokensConfig})
-"""The kinds that hold values in place of changes. PEFT has names of their own for them beside other kinds."""
+"""The kinds that hold values, not changes. Beside other kinds PEFT names their tensors differently."""
 
 
 def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
     """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
-    Within the metadata it is one configuration for each part of a pipeline, all in one table, with the part
-    in front of each key (`unet.r`). `targets` are the model's layers, if the model is known.
+    Within the metadata, one table holds the configurations of all parts of a pipeline, with the part in front
+    of each key (`unet.r`). `targets` are the model's layers, if the model is known.
     Raises ConflictError where no configuration describes all of the layers.
     """
     where = write_of(dialect).configuration
@@ -53,8 +53,8 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
 
 
 def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
-    """Layers as one file holds them: beside another kind whole values are PEFT's modules to save, and values
-    of rows its trained tokens."""
+    """Layers as one file holds them. Beside other kinds, PEFT names whole values as in `modules_to_save`, and
+    values of rows as those of a `token_adapter`."""
     kinds = {one.configured[0] for one in made if one.configured}
     if kinds <= BY_VALUES:
         return list(made)

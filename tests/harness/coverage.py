@@ -22,10 +22,10 @@ from .zoo import ENCODERS, SPECIES, supported
 PAGE = ROOT / "docs" / "coverage.md"
 HEAD = """# What is matched
 
-Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class. In it,
-every layer that an adapter can change was looked for under the names that other software gives it; a cell
-says how many of these layers were found. A cell has several counts where dialects name different layers. The
-page is written by `python -m tests.harness.coverage --write`, and a test compares it.
+Names of layers are matched against the model's own list. Each row is a model of ComfyUI's own class. Each of
+its layers that an adapter can change was looked up under the names that other software uses, and a cell says
+how many were found. A cell has several counts where dialects name different layers. The page is written by
+`python -m tests.harness.coverage --write`, and a test compares it.
 """
 GROUPS = {
     "ComfyUI's names": ("host", "lycoris"),

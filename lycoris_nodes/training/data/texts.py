@@ -1,4 +1,4 @@
-"""Text encoders in training: texts are encoded anew in each pass, in its graph."""
+"""Train text encoders: each pass encodes its texts anew, within its autograd graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Encoded = tuple[Tensor, dict[str, Any]]
 class TextEncoder:
     """The text encoders of a CLIP that is open for training.
 
-    `session` belongs to the CLIP's patcher. `model` is the host's model that is trained on their output.
+    `session` belongs to the CLIP's patcher. `model` is the host's model that is trained with their output.
     """
 
     clip: Any
@@ -51,7 +51,7 @@ class TextEncoder:
     def adapted(self, **options: Any) -> LycorisNetwork:
         """A network for the encoders, see `Session.adapted`.
 
-        With a preset the parts that no text goes through, such as those that see pictures, are left out.
+        With a preset, parts that no text goes through are left out, such as those for pictures.
         Raises TrainError for encoders whose outputs have no gradient.
         """
         if "preset" in options:
@@ -64,15 +64,15 @@ class TextEncoder:
         if not any(tensor.requires_grad for tensor in _tensors(encoded)):
             kinds = ", ".join(sorted(kinds_of(self.session.network)))
             raise TrainError(
-                "these text encoders cannot be trained: what they make of a text has no gradient",
+                "these text encoders cannot be trained: their output has no gradient",
                 key="clip",
                 got=f"{type(self.session.network).__name__} of {kinds}",
-                hint="Take the links of `clip` and `captions` away, and train the model alone",
+                hint="Remove the links to `clip` and `captions`, and train the model alone",
             )
         return net
 
     def conditioning(self, text: Text) -> list[Any]:
-        """A text as CLIP Text Encode gives it, by the encoders as they are now."""
+        """What CLIP Text Encode would give for a text with the encoders as they are now."""
         words = text.words
         found = None if self._made is None else self._made.get(words)
         if found is None:
@@ -103,11 +103,11 @@ class TextEncoder:
 
 
 _ANY = Text('a sign that says "open"', {})
-"""A text that goes through all parts for texts. HunyuanImage has one that sees only quoted words."""
+"""A text that goes through all parts for texts. One part of HunyuanImage sees only quoted words."""
 
 
 def _without(module: nn.Module, called: Set[nn.Module], path: str) -> Iterator[str]:
-    """The paths of the outermost modules that have layers, none of which was called."""
+    """The paths of the outermost modules that contain linear layers and no module that was called."""
     for name, child in module.named_children():
         place = path + name
         if any(inner in called for inner in child.modules()):

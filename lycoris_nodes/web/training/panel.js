@@ -1,6 +1,6 @@
-// What a node of training shows of it: what it does, a bar, the curve of the loss, and the pictures sampled so far.
+// What a node shows of its training: what it is doing, a bar, the curve of the loss, and the pictures sampled so far.
 //
-// It is above the box with the report, and like that no part of the workflow.
+// This stands above the box with the report. Neither is saved in the workflow.
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
@@ -23,7 +23,7 @@ addStyle("./style.css", import.meta.url)
  * @typedef {{goOn: () => void, beginAnew: () => void, takeOver: () => void}} Acts
  */
 
-// Around elements on the canvas: the front end's own.
+// The front end's own margin around elements on the canvas.
 const MARGIN = 10
 
 /** @type {WeakMap<GraphNode, Panel>} */
@@ -72,7 +72,7 @@ function fit(node, panel) {
  */
 export function showTraining(node, shown, acts) {
   const panel = panels.get(node) ?? addPanel(node, acts)
-  // What one message leaves out is as it was: a stage before the first step knows no curve.
+  // Keep what a message leaves out: before the first step it has no curve.
   const same = shown.name && shown.name === panel.shown.name
   panel.shown = same ? { ...panel.shown, loss: undefined, ...shown } : shown
   panel.element.dataset.stage = shown.stage
@@ -87,7 +87,7 @@ export function showTraining(node, shown, acts) {
 function draw(node, panel) {
   const { shown } = panel
   const strip = panel.inner.querySelector(".strip")
-  // Who has scrolled back goes on looking there.
+  // Do not move the strip for a user who has scrolled back.
   const atEnd = !strip || strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 4
   const kept = strip?.scrollLeft ?? 0
   const words = inWords(shown)

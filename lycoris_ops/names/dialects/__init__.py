@@ -61,7 +61,7 @@ WRITES: dict[str, Write] = {
 WRITTEN_DIALECTS = tuple(WRITES)
 """The names of the dialects that can be written."""
 KEPT = "comfy"
-"""The dialect for the tensors if names are kept unchanged."""
+"""The dialect in which tensors are written when names are kept unchanged."""
 
 
 def write_of(dialect: str) -> Write:
@@ -72,9 +72,9 @@ def write_of(dialect: str) -> Write:
 
 
 def own_dialect(spoken: str) -> str | None:
-    """The dialect to write an adapter in if none is asked for: the one of its names.
+    """The dialect to write an adapter in if none is asked for: the one that its names are in.
 
-    None if that is not in `WRITTEN_DIALECTS`: then the names stay as they are.
+    None if that cannot be written: then the names stay as they are.
     """
     return spoken if spoken in WRITES else None
 
@@ -132,9 +132,9 @@ PREFIXES = sorted(
 
 
 def recognise(keys: Mapping[str, object]) -> Dialect | None:
-    """The dialect, if all keys of a file together show it; None if the prefix of each key must."""
-    marked = (dialect for dialect in DIALECTS.values() if dialect.recognises)
-    return next((dialect for dialect in marked if dialect.recognises and dialect.recognises(keys)), None)
+    """The dialect that a file's keys show together; None where the prefix of each key has to show it."""
+    known = DIALECTS.values()
+    return next((one for one in known if one.recognises and one.recognises(keys)), None)
 
 
 def restated(held: Held) -> dict[str, Tensor]:
