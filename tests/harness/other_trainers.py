@@ -25,8 +25,8 @@ of each setting. They are made of what reads the configs, by `python -m tests.ha
 AdamW decays weights by 0.01 in these trainers where a config says nothing of it, and so it does here after a
 paste. On the node itself the usual weight decay is 0.
 """
-CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
-"""What readers are shown: nothing, and what makes one of them read other settings."""
+CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"}, {"network.type": "lokr"})
+"""What readers are shown: nothing, and what makes some of them read other settings."""
 
 
 def page(pack: str) -> str:
@@ -76,6 +76,15 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
         def optimiser(self, key: str, arguments: Mapping[str, Any], usual: str = "AdamW") -> None:
             super().optimiser(key, arguments, usual)
             self._note(f"{key}, its arguments", f"`{named['weight_decay']}` and `{named['optimiser_args']}`")
+
+        def everywhere(self, options: Mapping[str, str]) -> None:
+            for theirs, ours in options.items():
+                self._note(theirs, f"`{ours}` of all layers, in `{named['overrides']}`")
+            super().everywhere(options)
+
+        def whole(self, key: str) -> None:
+            self._note(key, f"a `{named['rank']}` above that of all layers")
+            super().whole(key)
 
         def elsewhere(self, where: str, *keys: str) -> None:
             for key in keys:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from hosting import Host
 
 from tests.harness import other_trainers
@@ -98,6 +99,8 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "rank": 32,
             "layers.alpha": 1.0,
             "layers.dora": True,
+            "layers.preset": "full",
+            "layers.overrides": "*: factor 8",
             "learning_rate": 2e-4,
             "optimisation.text_learning_rate": 1e-5,
             "optimisation.optimiser": "adamw8bit",
@@ -118,7 +121,7 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "output.dtype": "float16",
             "filename_prefix": "loras/cat",
         },
-        ("network_args: factor=8", "keep_tokens = 1", "pretrained_model_name_or_path: link the model"),
+        ("keep_tokens = 1", "pretrained_model_name_or_path: link the model"),
     ),
     "ai-toolkit": (
         AI_TOOLKIT,
@@ -229,6 +232,45 @@ def test_arguments_may_be_one_text(host: Host) -> None:
 def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text: str, alpha: float) -> None:
     values = host.module("lycoris_nodes.training.configs.config").translated({"text": text})["values"]
     assert values["layers.alpha"] == alpha and values["rank"] in (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("network_dim = 4", {"rank": 4}),
+        (
+            "network_dim = 4\nnetwork_args = ['conv_dim=8', 'conv_alpha=1']",
+            {"rank": 4, "layers.preset": "full", "layers.overrides": "*: conv_rank 8, conv_alpha 1"},
+        ),
+        (
+            "network_module = 'lycoris'\nnetwork_args = ['algo=lokr', 'conv_dim=0', 'full_matrix=True']",
+            {"layers.preset": "full-lin", "rank": 1_000_000},
+        ),
+        (
+            "network_module = 'lycoris.kohya'\nnetwork_args = ['preset=attn-mlp', 'use_tucker=True']",
+            {"layers.preset": "attn-mlp", "layers.overrides": "*: tucker True"},
+        ),
+        (
+            "config: {process: [{network: {type: lokr, linear: 32, lokr_full_rank: true, lokr_factor: 8}}]}",
+            {"rank": 1_000_000, "layers.overrides": "*: factor 8"},
+        ),
+        ("config: {process: [{network: {type: lora, lokr_full_rank: true, lokr_factor: -1}}]}", {}),
+    ],
+)
+def test_what_layers_are_like_is_taken_over_as_options_of_all(
+    host: Host, text: str, values: dict[str, Any]
+) -> None:
+    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
+    chosen = ("layers.preset", "layers.overrides", "rank")
+    there = {name: found["values"][name] for name in chosen if name in found["values"]}
+    assert there == values
+    assert not [note for note in found["notes"] if "lokr" in note or "conv" in note]
+    overrides = host.module("lycoris_nodes.training.node.overrides").overrides_of
+    for options in overrides(there.get("layers.overrides", "")).values():
+        # The library takes each option.
+        host.ops.create_lycoris(
+            torch.nn.Sequential(torch.nn.Linear(16, 16)), algorithm="lokr", rank=4, overrides={"*": options}
+        )
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ ALGORITHMS = {
 """Kinds by what trainers call them, in small letters."""
 
 
+WHOLE = 1_000_000
+"""A rank above that of all layers: both factors of a LoKr stay whole."""
 DECAY = 0.01
 """The weight decay of AdamW in torch and bitsandbytes, which these trainers leave to them."""
 
@@ -107,6 +109,20 @@ class Config:
     def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
         """`put` for one of the words of a trainer, whatever their case."""
         self.put(key, name, lambda value: choices.get(str(value).lower()), usual)
+
+    def everywhere(self, options: Mapping[str, str]) -> None:
+        """Put settings that are no inputs of the node into the line of `overrides` that is for all layers.
+
+        `options` are the names of theirs and of ours. A text "0" asks for nothing.
+        """
+        taken = [(ours, self.take(theirs)) for theirs, ours in options.items()]
+        if found := [f"{ours} {value}" for ours, value in taken if value not in (None, "0")]:
+            self.values["overrides"] = f"*: {', '.join(found)}"
+
+    def whole(self, key: str) -> None:
+        """Take a rank above that of all layers where this setting keeps the factors of a LoKr whole."""
+        if str(self.take(key)).lower() == "true":
+            self.values["rank"] = WHOLE
 
     def elsewhere(self, where: str, *keys: str) -> None:
         """For those of these keys that are there, say where a workflow sets the same."""

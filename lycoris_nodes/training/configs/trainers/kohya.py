@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from .....lycoris_ops import PRESETS
 from ...data.losses import LOSSES
 from ..config import ALGORITHMS, DTYPES, Config, flat, pairs
 
 NAME, FORM = "kohya", "TOML with network_dim"
+OPTIONS = {
+    "factor": "factor",
+    "decompose_both": "decompose_both",
+    "conv_dim": "conv_rank",
+    "conv_alpha": "conv_alpha",
+    "use_tucker": "tucker",
+    "rs_lora": "rslora",
+}
+"""Arguments of its networks that are options of layers here."""
 TIMES = {"uniform": "uniform", "sigmoid": "logit-normal", "shift": "logit-normal", "flux_shift": "auto"}
 
 
@@ -28,7 +38,14 @@ def read(config: Config) -> None:
         # Its default, which is not the rank.
         config.put("network_alpha", "alpha", float, usual=1)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
-    if str(config.left.get("network_module", "")).startswith("lycoris"):
+    lycoris = str(config.left.get("network_module", "")).startswith("lycoris")
+    # LyCORIS trains convolutions unless their rank is 0; kohya's own networks only where they have a rank.
+    usual = {"": "full" if lycoris else None, "0": "full-lin" if lycoris else None}
+    preset = usual.get(more.left.get("conv_dim", ""), "full")
+    more.choose("preset", "preset", {name: name for name in PRESETS}, usual=preset)
+    more.everywhere(OPTIONS)
+    more.whole("full_matrix")
+    if lycoris:
         config.unused("network_module")
         more.choose("algo", "algorithm", ALGORITHMS, usual="locon")
     else:
