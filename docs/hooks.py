@@ -44,7 +44,7 @@ GROUPS = {
     "Ranks": "ranks",
     "Errors and the rest": "errors discovery maths version",
 }
-"""The pages of the Python API, each with the rooms of `lycoris_ops` that its names come from."""
+"""The pages of the Python API, each with the folders and modules of `lycoris_ops` that its names come from."""
 
 NOWHERE = "not-in-the-site"
 
@@ -209,7 +209,7 @@ def commands() -> str:
 
 
 def offered() -> Iterator[tuple[str, str]]:
-    """The public names, each with the room that it comes from."""
+    """The public names, each with the folder or module that it comes from."""
     for node in ast.parse(read("lycoris_ops/__init__.py")).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             for one in node.names:
@@ -223,14 +223,14 @@ def api_page(group: str) -> str:
 
 def names_of(group: str) -> list[str]:
     """The public names on a page of the API."""
-    return [name for name, room in offered() if room in GROUPS[group].split()]
+    return [name for name, module in offered() if module in GROUPS[group].split()]
 
 
 def names() -> str:
     """Links to all public names, by page."""
-    rooms = {room for text in GROUPS.values() for room in text.split()}
-    if lost := sorted({room for _, room in offered()} - rooms):
-        raise PluginError(f"no page of the API has the rooms {', '.join(lost)}")
+    modules = {module for text in GROUPS.values() for module in text.split()}
+    if lost := sorted({module for _, module in offered()} - modules):
+        raise PluginError(f"no page of the API has the names of {', '.join(lost)}")
     parts: list[str] = []
     for group in GROUPS:
         links = [f"[`{name}`]({api_page(group)}#lycoris_ops.{name})" for name in names_of(group)]
