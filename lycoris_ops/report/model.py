@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import MatchError, either
 from ..names.blocks import Blocks
 from ..names.families import Families
 from ..names.model_files import read_shapes
+from ..names.targets import Targets
 from ..stack.resolve import families_of_model
 from ..stack.survey import blocks_of
 
@@ -33,13 +35,17 @@ class AboutModel:
 def about_model(paths: Sequence[str | os.PathLike[str]]) -> AboutModel:
     """What the files of a model say about it: the diffusion model or checkpoint, then text encoders.
 
-    Only the headers are read. If a text encoder holds layers of the first file too, the first file alone
-    counts. Raises FileFormatError for a file that is not safetensors.
+    Only the headers are read. A file is left out if an earlier one holds one of its text encoders or layers.
+    Raises FileFormatError for a file that is not safetensors.
     """
-    try:
-        shapes = read_shapes(paths)
-    except MatchError:
-        shapes = read_shapes(paths[:1])
+    taken = list(paths[:1])
+    shapes = read_shapes(taken)
+    for path in paths[1:]:
+        # Two files may name the layers of one encoder differently.
+        if Targets(shapes).encoders.isdisjoint(Targets(read_shapes([path])).encoders):
+            with suppress(MatchError):
+                shapes = read_shapes([*taken, path])
+                taken.append(path)
     blocks = blocks_of(shapes)
     families = families_of_model(blocks.targets)
     return AboutModel(families, either(families), blocks)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import unet
 from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
@@ -47,6 +48,20 @@ def test_metadata_that_are_damaged_are_said_to_be(tmp_path: Path, text: str) -> 
     found = told(tmp_path, ss_tag_frequency=text, ss_dataset_dirs=text, **{"modelspec.date": "1e999"})
     assert found.tags == () and found.triggers == () and found.date == "1e999"
     assert len(found.problems) == (2 if text in ("{", "[]", "5") else 0)
+
+
+@pytest.mark.parametrize("front", ["conditioner.embedders.0.transformer.", "clip_l.transformer."])
+def test_an_encoder_that_a_checkpoint_holds_counts_once(tmp_path: Path, front: str) -> None:
+    def encoder(name: str, width: int) -> dict[str, torch.Tensor]:
+        return {f"{name}text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(1, width)}
+
+    network = {key: torch.zeros(shape) for key, shape in unet().items()}
+    files = [{**network, **encoder(front, 768)}, encoder("", 768), encoder("", 1280)]
+    paths = [tmp_path / f"{number}.safetensors" for number in range(len(files))]
+    for path, tensors in zip(paths, files, strict=True):
+        save_file(tensors, path)
+    counts = lyc.about_model(paths).counts
+    assert {name: count for name, count in counts.items() if "clip" in name} == {"clip_l.0": 1, "clip_g.0": 1}
 
 
 def test_a_look_at_a_file_is_not_remembered(tmp_path: Path) -> None:
