@@ -44,7 +44,7 @@ GROUPS = {
     "Ranks": "ranks",
     "Errors and the rest": "errors discovery maths version",
 }
-"""The pages of the Python API, each with the folders and modules of `lycoris_ops` that its names come from."""
+"""The pages of the Python API, each with the modules of `lycoris_ops` that have its names."""
 
 NOWHERE = "not-in-the-site"
 
