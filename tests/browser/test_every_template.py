@@ -1,18 +1,42 @@
-"""Every template is opened and run in both renderers."""
+"""Every template is opened, looked at and run in both renderers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.templates import SLOW, SMALL, TEMPLATES, TRAIN, ready
+from tests.harness.templates import SLOW, SMALL, TEMPLATES, TRAIN, ready, template
 
 if TYPE_CHECKING:
     from tests.harness.page import Ui
 
 pytestmark = pytest.mark.browser
+
+READABLE = 8 / 14
+"""The front end leaves out the words of nodes, which are 14 pixels high at zoom 1, where they are below 8."""
+
+
+@pytest.mark.newest_front_end(vue_nodes=True)
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
+    """On a small screen all of a template is seen at first, in words that can be read.
+
+    No node is over another.
+    """
+    ui.render_with_vue(vue_nodes)
+    ui.page.set_viewport_size({"width": 1280, "height": 720})
+    for name in TEMPLATES:
+        ui.load_template(template(name))
+        ui.drawn(vue_nodes)
+        assert ui.page.evaluate("app.canvas.ds.scale") > READABLE, name
+        assert ui.overlaps(vue_nodes) == [], name
+        screenshot(f"{name}-{'vue' if vue_nodes else 'canvas'}")
+        # What the user has to choose is said of nodes that load a model, and of no others.
+        wrong = "app.graph.nodes.filter(node => node.has_errors && !node.properties.models)"
+        assert ui.page.evaluate(f"{wrong}.map(node => node.type)") == [], name
+    assert ui.errors == []
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 PACK = "lycoris-nodes"
-READABLE = 8 / 14
-"""The front end leaves out the words of nodes, which are 14 pixels high at zoom 1, where they are below 8."""
 
 
 def test_the_page_loads_without_an_error(ui: Ui, server: Server) -> None:
@@ -258,27 +256,6 @@ def _schedule_draws_what_is_typed(ui: Ui) -> None:
     (prompt,) = ui.prompt().values()
     assert prompt["inputs"]["curve"] == "1@0, 0@0.5, -1@1\nmid = ease in"
     assert set(prompt["inputs"]) == {"curve", "clock"}
-
-
-@pytest.mark.newest_front_end(vue_nodes=True)
-@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
-def test_the_templates_open_in_order(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
-    """On a small screen all of a template is seen at first, in words that can be read.
-
-    No node is over another.
-    """
-    ui.render_with_vue(vue_nodes)
-    ui.page.set_viewport_size({"width": 1280, "height": 720})
-    for name in TEMPLATES:
-        ui.load_template(template(name))
-        ui.drawn(vue_nodes)
-        assert ui.page.evaluate("app.canvas.ds.scale") > READABLE, name
-        assert ui.overlaps(vue_nodes) == [], name
-        screenshot(f"{name}-{'vue' if vue_nodes else 'canvas'}")
-        # What the user has to choose is said of nodes that load a model, and of no others.
-        wrong = "app.graph.nodes.filter(node => node.has_errors && !node.properties.models)"
-        assert ui.page.evaluate(f"{wrong}.map(node => node.type)") == [], name
-    assert ui.errors == []
 
 
 def test_a_template_is_found_and_run(ui: Ui, base: Path, screenshot: Callable[[str], None]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -96,18 +96,14 @@ def _made(name: str, modules: Sequence[ModuleType], write: Callable[[Path], None
     """
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(code).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
     folder.parent.mkdir(exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder.parent))
-    try:
-        write(making)
-        try:
-            making.rename(folder)
-        except OSError:
-            # Another run has made the folder in the meantime.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+    # The processes of one run start together: one makes the folder, and the others wait for it.
+    with open(folder.parent / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder.parent) as making:
+                whole = Path(making, "whole")
+                whole.mkdir()
+                write(whole)
+                whole.rename(folder)
     return folder

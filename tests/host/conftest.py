@@ -25,8 +25,10 @@ from tests.harness.launch import base_directory, boot_in_process
 def host() -> Host:
     # Each process has a folder of its own, since tests write models and outputs there.
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    base = install(base_directory(ROOT / ".cache" / facts().host / f"host-tests-{worker}", ROOT))
+    base = base_directory(ROOT / ".cache" / facts().host / f"host-tests-{worker}", ROOT)
+    # Before the assets: in a fresh checkout another process makes them meanwhile.
     booted = Host(base, boot_in_process(facts().comfyui, base))
+    install(base)
     # The host's imports are another half million objects, which stay: see `tests/conftest.py`.
     gc.freeze()
     return booted
