@@ -53,7 +53,6 @@ BROWSER_TESTS = (
     "test_every_template.py",
     "test_pack.py::test_the_page_loads_without_an_error",
     "test_pack.py::test_a_node_is_found_by_name_and_by_alias",
-    "test_every_template.py::test_the_templates_open_in_order",
 )
 """Every template opened and run in both renderers, and every node found."""
 
