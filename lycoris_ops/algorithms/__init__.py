@@ -66,7 +66,7 @@ def _explained(names: frozenset[str]) -> str:
     variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]
     complete = {kind.algorithm: kind for kind, variant in variants if variant <= names}
     read = frozenset[str]().union(*(kind.suffixes() for kind in complete.values()))
-    # The tensors of a whole layer are there, and suffixes that its algorithm does not read.
+    # A whole layer is there, and beside it suffixes that its algorithm does not read.
     if unknown := sorted(names - read) if complete else []:
         other = sorted(
             {kind.algorithm for kind, variant in variants if variant & names.intersection(unknown)}
@@ -74,13 +74,13 @@ def _explained(names: frozenset[str]) -> str:
         if other:
             return f"it holds two kinds at once, {' and '.join(sorted(complete))} and {other[0]}"
         return f"{a_layer(' or '.join(sorted(complete)))} with {', '.join(unknown)}, which is not known"
-    # An algorithm has these suffixes, so it is the number of dimensions that it refuses.
+    # An algorithm has these suffixes, so it refuses the number of dimensions.
     if named := _named(names):
         known = " or ".join(f"the {kind.dimensions} of {a_layer(kind.algorithm)}" for kind in named)
         return f"its {_listed(named[0].variants[0])} has another number of dimensions than {known}"
     if len(complete) > 1:
         return f"it holds two kinds at once, {' and '.join(sorted(complete))}"
-    # One algorithm reads every suffix, but not together: they are of more than one of its variants.
+    # One algorithm reads every suffix, but they belong to several of its variants.
     if complete:
         (kind,) = complete.values()
         first = max((variant - kind.extras for variant in kind.variants if variant <= names), key=len)

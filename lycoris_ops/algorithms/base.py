@@ -88,8 +88,8 @@ class Layer(ABC):
     - `variants`, the sets of suffixes that occur together in a file;
     - `extras`, the suffixes that may accompany any of the variants.
 
-    Fields of other types are options, which a file does not hold. `alpha` is None where the file holds
-    none, which means a scale of 1.
+    Fields of other types are options, which no file holds. `alpha` is None where the file has none; the
+    scale is then 1.
     """
 
     algorithm: ClassVar[str]
@@ -102,7 +102,7 @@ class Layer(ABC):
     bias_may_be_absent: ClassVar[bool] = False
     """Whether the layer works without a bias: it only multiplies one that is there."""
     dimensions: ClassVar[int | None] = None
-    """The number of dimensions of the only tensor of the first variant. It tells algorithms apart that use
+    """The number of dimensions of the only tensor of the first variant. It tells apart algorithms that use
     the same suffix."""
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Suffixes of tensors that may be empty."""
@@ -111,13 +111,13 @@ class Layer(ABC):
     downs: ClassVar[tuple[str, ...]] = ()
     """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
     in_comfy: ClassVar[bool] = True
-    """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` says it of a single layer."""
+    """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` answers for a single layer."""
     for_norms: ClassVar[bool] = False
     """Whether the kind is for the weights of norms alone."""
     products: ClassVar[Products] = ()
     """The fields of each product's factors. The change is the sum of the products.
 
-    The angles of a rotation are given like a factor: its change is about proportional to them."""
+    A rotation lists its angles as a factor, because its change is about proportional to them."""
     around_one: ClassVar[tuple[str, ...]] = ()
     """Fields of factors that change nothing where they are 1."""
     cores: ClassVar[tuple[str, ...]] = ()
@@ -146,7 +146,7 @@ class Layer(ABC):
 
     @classmethod
     def accepts(cls, tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> bool:
-        """Whether these tensors are exactly one variant of this algorithm, with any of its extras."""
+        """As `has_names`, and whether the number of dimensions is right (see `dimensions`)."""
         if cls.dimensions is None:
             return cls.has_names(frozenset(tensors))
         first = next(iter(cls.variants[0]))
@@ -172,8 +172,8 @@ class Layer(ABC):
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         """The shape (O, I, *kernel) or (O, K) of the change, from the tensors' shapes alone.
 
-        None stands for a size that the layer leaves open; () means that the weight is not changed. IA3
-        cannot tell outputs from inputs by shape: it returns (n,), and `suits` accepts either.
+        None stands for a size that the layer leaves open; () means that the weight is not changed. Where
+        shapes do not tell outputs from inputs, IA3 returns (n,), and its `suits` accepts either.
         Raises LayerError where the tensors contradict each other. The shapes have passed `check_shapes`.
         """
 
@@ -212,7 +212,7 @@ class Layer(ABC):
     def work(cls, shapes: Mapping[str, Shape]) -> int:
         """The most values that are computed on the way to the change, besides the change itself.
 
-        0 where the factors are used as they are, or where products of them are no larger than they are.
+        0 where the factors are used as they are, or their products are no larger than the factors.
         """
         return 0
 
@@ -343,7 +343,7 @@ class Layer(ABC):
         if not self.products:
             raise LayerError(
                 f"the change of {a_layer(self.algorithm)} cannot be made smaller",
-                got="a limit of its norm",
+                got="a limit on its norm",
                 expected="a change that is a product or a sum of its tensors",
                 hint="Train it without a limit",
             )
@@ -382,7 +382,7 @@ class Layer(ABC):
 
     @property
     def extent(self) -> Extent:
-        """The shape of the change as `shape` gives it, or more exact where the tensors' values tell more."""
+        """The shape of the change as `shape` gives it; more exact where the tensors' values tell more."""
         kept = vars(self)
         if "_extent" not in kept:
             kept["_extent"] = self.shape(self.shapes)

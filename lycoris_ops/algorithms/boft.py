@@ -80,11 +80,11 @@ class Boft(Oft):
 
 
 def check_stages(algorithm: str, stages: int, count: int, size: int, of: str) -> None:
-    """Raise LayerError unless `stages` butterflies fit `count` blocks of `size` rows, or of what `of` names.
+    """Raise LayerError unless `stages` butterflies fit `count` blocks of `size`; `of` is the unit of a size.
 
     Stage i interleaves two halves of 2^i blocks, so the number of blocks limits the number of stages.
     """
-    # Compare the stages first: 2 to the power of a file's number may have thousands of digits.
+    # Compare `stages` first: it is read from a file, and 2 ** stages may have thousands of digits.
     if size % 2 or stages > count.bit_length() or count % (1 << stages - 1):
         wanted = f"a multiple of {1 << stages - 1} of them" if stages < 64 else "fewer stages"
         raise LayerError(

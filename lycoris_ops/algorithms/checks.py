@@ -32,9 +32,9 @@ MOST_DIMENSIONS = 8
 WORK = 16
 """How many values may be computed on the way to a change, for each value of the weight and of the file.
 
-A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In sound files r is not many
-times the number of outputs, so that this is smaller than the weight itself. A crafted core of a few kilobytes
-could ask for gigabytes."""
+A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In sound files r is at most a
+few times the number of outputs, so the product is at most a few times the weight. A crafted core of a few
+kilobytes could ask for gigabytes."""
 SMALL = 1 << 20
 """A number of values (4 MB in float32) that may be computed whatever the sizes of the weight and of the file:
 an output layer of 3 channels may have any rank."""
@@ -44,7 +44,7 @@ MOST_SCALE = torch.finfo(torch.float32).max
 
 def check_alpha(alpha: float, expected: str = "a finite number") -> None:
     """Raise LayerError for NaN and infinity."""
-    # As `isfinite`, which torch.compile cannot trace where it lets numbers vary.
+    # Not `isfinite`: torch.compile cannot trace it for a number that varies.
     if not abs(alpha) < math.inf:
         raise LayerError("alpha is not a finite number", got=str(alpha), expected=expected)
 
@@ -116,7 +116,7 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
     found = dimensions(shapes, name, 1)
     if max(found) != math.prod(found):
         raise LayerError(
-            f"{name} is not a vector", got=str(list(found)), expected="one size that is not 1, at most"
+            f"{name} is not a vector", got=str(list(found)), expected="at most one size that is not 1"
         )
     return max(found)
 
@@ -137,7 +137,7 @@ def multiplied(shapes: Mapping[str, Shape], left: str, right: str, core: str = "
 
 
 def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:
-    """The number of values of a Tucker core that is folded into its input factor; 0 without a core.
+    """The number of values of the product of a Tucker core and its input factor; 0 without a core.
 
     The core is (r, r, *kernel) and the factor (r, I): see `maths.tensors.fold_core`.
     """
@@ -192,7 +192,7 @@ def check_factor(name: str, tensor: Tensor) -> None:
             expected="float16, bfloat16 or float32",
         )
     if not is_finite(tensor.detach()):
-        # Counted for the message alone: `is_finite` costs less and does for all sound files.
+        # Counted for the message alone: sound files need only `is_finite`, which costs less.
         bad = int((~torch.isfinite(tensor.detach().float())).sum())
         raise LayerError(
             "a factor holds NaN or infinity",

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
 KEPT = 1 << 16
-"""A direction of up to so many values is kept for the backward pass. Below this size recomputing costs more
-than keeping."""
+"""The direction V is kept for the backward pass if it has at most this many values. Below this size
+recomputing costs more than keeping."""
 INT16 = 1 << 16
 """The number of values of int16: a place is stored modulo this."""
 
@@ -45,8 +45,8 @@ class Factored(Trained):
     The sparse remainder is a tensor of shape `bias_size`. It holds `bias_values` (n,) at `bias_indices`
     (dimensions, n), int16, and zero elsewhere. Despite its name it belongs to the weight.
 
-    `dora` chooses the norm: "paper" is that of V. "host" is that of W where d is for outputs, as ComfyUI
-    0.30 computes it, to reproduce results that were made with it.
+    `dora` chooses the norm: "paper" takes that of V. "host" takes that of W where d is for outputs, as
+    ComfyUI 0.30 does, to reproduce its results.
 
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the sparse remainder by the extraction of LyCORIS.
     """
@@ -106,7 +106,7 @@ class Factored(Trained):
         return magnitude and fits(cls.plain_shape(shapes), weight)
 
     def check_values(self) -> None:
-        # For the checks of the places.
+        # Computing the places checks them.
         _ = self._places
 
     def additive(self) -> tuple[Additive, ...] | None:
@@ -146,7 +146,7 @@ class Factored(Trained):
         """d / norm - 1, a value for each output or input."""
         one, magnitude = plain[0], self.dora_scale
         assert magnitude is not None
-        # For large weights on a CPU `changed_lengths` takes less time, as the memory is what counts there.
+        # For large weights on a CPU `changed_lengths` is faster: there memory traffic decides.
         forms = weight.numel() <= KEPT or weight.device.type != "cpu"
         alone = len(plain) == 1 and self.dora == "paper"
         if forms and alone and isinstance(one, LowRank) and one.up.requires_grad:
@@ -156,7 +156,7 @@ class Factored(Trained):
 
     def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
         """V in the weight's shape, given the forms of product (+ sparse)."""
-        # In place, as it is as large as the weight: no form of a product is a tensor that is held elsewhere.
+        # In place, to save a copy of the weight's size. The sum is never a tensor that is held elsewhere.
         return shaped(add_up(plain, weight.dtype, weight.device), weight.shape).add_(weight)
 
     def _length(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
@@ -183,7 +183,7 @@ class Factored(Trained):
 
     def fault_in_comfy(self) -> str | None:
         if self.dora_scale is not None and self.magnitude_axis() == 0:
-            return "divides by the norm of the weight without the change, where the magnitude is of outputs"
+            return "divides by the norm of the unchanged weight, where the magnitude is for outputs"
         if self.bias_indices is not None:
             return "leaves the sparse remainder out"
         return super().fault_in_comfy()
@@ -215,7 +215,7 @@ class Factored(Trained):
         return replace(self, dora_scale=lengths(weight, axis))
 
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
-        """As in `Layer`. With DoRA also the magnitude's distance from the norm of the weight is shrunk."""
+        """As in `Layer`. With DoRA, the magnitude moves closer to the norm of the weight by `ratio` too."""
         layer = super().shrunk(ratio, weight)
         if self.dora_scale is None:
             return layer
@@ -255,7 +255,7 @@ class Factored(Trained):
     def _sparse(self) -> Dense | None:
         """The sparse remainder as a matrix; values at one place add up."""
         if self.bias_size is None:
-            # The lock of `cached_property` on Python 3.11 would break the graph of torch.compile.
+            # Before `_places`: the lock of `cached_property` on Python 3.11 breaks a graph of torch.compile.
             return None
         values, places = self.bias_values, self._places
         if values is None or places is None:

@@ -1,7 +1,7 @@
 """Approximate a change by layers: the wanted change, and the nearest layers of one kind.
 
-What a layer **keeps** of a change D is the energy ||D||^2 - ||D - D'||^2, with D' its own change. For a
-nearest layer, D - D' is orthogonal to D', so it keeps the energy of D' itself.
+Of a change D, a layer with the change D' **keeps** the energy ||D||^2 - ||D - D'||^2. For a nearest layer,
+D - D' is orthogonal to D', so it keeps the energy of D'.
 """
 
 from __future__ import annotations
@@ -232,11 +232,10 @@ class Fit:
     factor: int | None = None
     """The LoKr factor for `Lokr.init`; None if no factor gives this split."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """The nonzero factors of the start at which layers of this kind gain most from a gradient, see
-    `Planned`."""
+    """The nonzero factors of the start from which layers of this kind gain most, see `Planned`."""
     sums: tuple[float, ...] = ()
-    """For each of `ranks`, with D a gradient, the sum of the absolute values of the gradient of the factors
-    that are zero at `start`; empty for kinds that start from none."""
+    """With D a gradient: for each of `ranks`, the sum of the absolute gradients of the factors that are zero
+    at `start`. Empty for kinds without a start."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 

@@ -1,4 +1,4 @@
-"""A full difference: stores the change itself, to the weight, some of its rows, the bias or both."""
+"""A full difference: the change itself, stored for the weight, some of its rows, the bias or both."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Full(Trained, Fitted):
         if self.set_rows_at is None:
             return
         kept = vars(self)
-        # Kept, because a device has to be waited for.
+        # Kept, because reading it waits for the device.
         if "_last" not in kept:
             kept["_last"] = int(self.set_rows_at.max())
         if kept["_last"] >= shape[0]:
@@ -128,7 +128,7 @@ class Full(Trained, Fitted):
         if self.set_rows is not None and self.set_rows_at is not None:
             at = self.set_rows_at.flatten().to(weight.device, torch.int64)
             removed = weight.new_zeros(weight.shape[0]).index_fill_(0, at, -1.0)
-            # A column for each row that is set, with a single one.
+            # One column for each row that is set, with a single 1.
             places = weight.new_zeros(weight.shape[0], len(at))
             places[at, torch.arange(len(at), device=weight.device)] = 1.0
             return Sides(outputs=Diagonal(removed), beside=(LowRank(places, self.set_rows, 1.0),))

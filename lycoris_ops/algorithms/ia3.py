@@ -95,7 +95,7 @@ class Ia3(Trained):
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
         made = super().with_tensors(tensors)
-        # The flag is read once: on an accelerator each look at it is a wait. One that is moved is as before.
+        # Read once, because each read waits for the device: a flag on an accelerator is the old one, moved.
         flag, known = made.on_input, self.on_input is not None or "of_inputs" in vars(self)
         if known and (flag is None or flag is self.on_input or flag.device.type != "cpu"):
             vars(made)["of_inputs"] = self.of_inputs
@@ -103,7 +103,7 @@ class Ia3(Trained):
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
-        """Of PEFT's form, only the configuration says whether a layer of a convolution scales the inputs."""
+        """Not in PEFT's form, where only the configuration says whether a convolution's inputs are scaled."""
         return ON_INPUT in names
 
     @classmethod
@@ -113,7 +113,7 @@ class Ia3(Trained):
         if IA3_L not in shapes:
             return None
         found = shapes[IA3_L]
-        # Without a word on it the layer is an error when it is used; see `of_inputs`.
+        # Without the option, `of_inputs` raises when the layer is used.
         outputs = found[1] == 1 if len(found) == 2 else (options or {}).get("feedforward") is False
         return (math.prod(found),) if outputs else None
 
@@ -154,7 +154,7 @@ class Ia3(Trained):
         return Ia3(ia3_l=own if own.ndim > 2 else own.reshape(flat), feedforward=self.of_inputs)
 
     def like(self, other: Layer) -> Ia3:
-        """In PEFT's form where the other is in that, and with the side as an option in any case."""
+        """In PEFT's form if the other is, and in any case with `feedforward` set."""
         found = self.by_factor() if other.tensors().keys() & {IA3_L} else self
         return replace(found, feedforward=found.of_inputs)
 

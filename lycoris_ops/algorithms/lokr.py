@@ -42,10 +42,10 @@ class Lokr(Factored, Planned):
     w2, or of w1 where only w1 is factored; with both factors full it is 1, whatever alpha says
     (such files store alpha for their trainer's book-keeping, up to 1e12).
 
-    With `product_of` "peft" and w2 (k, j, K), the product is the one that PEFT trains on a Conv1d whose w2 is
-    full: kron(w1, w2) with w1 aligned with the last two dimensions of w2, so of shape (k, l * j, i * K), and
-    read as (O, I, K). The same factors elsewhere make another change, and this one is no Kronecker product
-    of matrices (O, I * K). PEFT's low-rank w2 of a Conv1d is as above.
+    `product_of` "peft" with w2 (k, j, K) is the product that PEFT trains on a Conv1d with a full w2: its
+    kron(w1, w2) aligns w1 with the last two dimensions of w2, and the result (k, l * j, i * K) is read as
+    (O, I, K). This differs from the change above, and is no Kronecker product of matrices (O, I * K). A
+    low-rank w2 of PEFT's on a Conv1d is as above.
 
     Source: Edalati et al., "KronA" (2212.10650), eq. 4; layout and key names by LyCORIS (2309.14859).
     """
@@ -138,7 +138,7 @@ class Lokr(Factored, Planned):
 
     @classmethod
     def most_rank(cls, shape: Shape) -> None:
-        """No bound: a second factor that would not get smaller by the rank stays whole."""
+        """No bound: w2 stays full where the rank would not make it smaller."""
         return
 
     @classmethod
@@ -152,7 +152,7 @@ class Lokr(Factored, Planned):
         seed: int,
         factor: int | None = None,
     ) -> Self:
-        """As in `Planned`. A rank of None is for a full w2, whose scale is 1 always: w1 holds `scale`."""
+        """As in `Planned`. A rank of None gives a full w2. Its scale is always 1, so w1 holds `scale`."""
         generator = torch.Generator().manual_seed(seed)
         (rows, k), (columns, j) = (factorization(size, factor or -1) for size in shape[:2])
         w1 = start["lokr_w1"].clone() if "lokr_w1" in start else kaiming((rows, columns), generator)
@@ -171,8 +171,8 @@ class Lokr(Factored, Planned):
         """The nearest Kronecker product for each factor in FACTORS, with a full w2 and with low-rank ones.
 
         w1 is the leading left singular vector of the rearranged change R(D) and w2 is R(D)^T w1, which keeps
-        sigma_1(R(D))^2. A low-rank w2 has the leading singular triples of that, and keeps the sum of their
-        squares: with w1 as it is, none is nearer.
+        sigma_1(R(D))^2. A low-rank w2 has the leading singular triples of the full one, and keeps the sum of
+        their squared singular values: for this w1 none of its rank is nearer.
         """
         shape = delta.shape
         if len(shape) < 2:
@@ -214,7 +214,7 @@ class Lokr(Factored, Planned):
             start={"lokr_w1": w1},
             sums=(float(absolute(inner)),),
         )
-        # A higher rank takes more than the full factor.
+        # From a higher rank on, a full w2 has fewer parameters.
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
         if most < 1:
             return (whole,)
@@ -247,17 +247,14 @@ class Lokr(Factored, Planned):
 
     @property
     def of_peft(self) -> bool:
-        """Whether the product is PEFT's own of a Conv1d."""
+        """Whether the product is PEFT's own for a Conv1d."""
         return self.product_of == "peft" and self.lokr_w2 is not None and self.lokr_w2.ndim == 3
 
     def _peft_product(self) -> Dense:
-        assert self.lokr_w2 is not None
-        w1 = _matrix(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, None)
-        dtype = compute_dtype(self.lokr_w2.dtype)
-        outer = product(w1, dtype, self.lokr_w2.device)
-        rank = self.rank
-        factor = 1.0 if rank is None else scale(self.alpha, rank)
-        aligned = torch.kron(outer, self.lokr_w2.to(dtype)) * factor
+        form, w2 = self._kronecker(), self.lokr_w2
+        assert w2 is not None
+        dtype = compute_dtype(w2.dtype)
+        aligned = torch.kron(product(form.w1, dtype, w2.device), w2.to(dtype)) * form.scale
         return Dense(aligned.reshape(self.plain_shape(self.shapes)).flatten(1))
 
     def _kronecker(self) -> Kronecker:

@@ -26,8 +26,8 @@ R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
 TERMS = 5
 """PEFT's default number of terms of the Cayley-Neumann series."""
 MOST_TERMS = 100
-"""The most terms of the series. Where it converges fast enough to be of use, its terms are below the last
-digit of float32 long before: with blocks of norm 0.8, after 75."""
+"""The most terms of the series. Where it converges at a useful speed, fewer reach the last digit of float32:
+75 for blocks of norm 0.8."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,8 +39,8 @@ class OftV2(Trained):
 
     `terms` is the number of terms of the Cayley-Neumann series, R = I + 2 Q + 2 Q^2 + ... +
     `last` * Q^(terms - 1). `last` is 1 from PEFT 0.18 on, and 2 before it. With `last` 1 PEFT computes the
-    same for 3 terms as for 4. `terms` 0 stands for the exact R = (I - Q) (I + Q)^-1, which PEFT has in the
-    opposite sense of the series.
+    same for 3 terms as for 4. `terms` 0 stands for PEFT's exact R = (I - Q) (I + Q)^-1, the inverse of what
+    the series converges to.
 
     Where oft_R.scaled_oft is there (OneTrainer writes it), Q is divided by 2 sqrt(b - 1). `constraint`
     (PEFT's coft) bounds the norm of each Q by constraint / sqrt(n).
@@ -88,13 +88,13 @@ class OftV2(Trained):
 
     def check_fit(self, shape: Sequence[int]) -> None:
         super().check_fit(shape)
-        # A block that all runs of inputs share is repeated for each: how often, only the weight tells.
+        # A shared block is repeated for each run of inputs, and only the weight tells how many there are.
         size = self.rank_of(self.shapes)
         check_work(self.algorithm, flat_shape(shape)[1] * size, math.prod(shape), self.oft_r.numel())
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
-        """Only with an alpha, which this library writes: PEFT's configuration says which series it is."""
+        """Only with alpha, which this library writes: of PEFT's files, the configuration tells the series."""
         return ALPHA in names
 
     @classmethod
@@ -140,7 +140,7 @@ class OftV2(Trained):
             return rotation(-skew) - torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         factors = [2.0] * (self.terms - 1)
         if self.last == 1 and self.terms > 2:
-            # PEFT adds the term of Q^3 to 3 terms as well.
+            # With 3 terms PEFT adds that of Q^3 as well.
             factors = [*[2.0] * (max(4, self.terms) - 2), 1.0]
         return series(skew, factors)
 

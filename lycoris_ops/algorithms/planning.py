@@ -1,4 +1,4 @@
-"""What a kind says so that plans choose its layers: how they start from a gradient."""
+"""What a kind must define so that plans can choose its layers: how they start from a gradient."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 class Planned(Fitted, Trained):
-    """A kind that plans choose from: its layers gain from a gradient what a fit keeps of the gradient.
+    """A kind that plans choose from: its layers gain from a gradient as much as a fit keeps of it.
 
-    See `ranks.offers` for what gain means. The `start` of a fit has the factors that are not zero at the
-    start from which a layer gains most.
+    `ranks.offers` defines the gain. `Fit.start` holds the nonzero factors of the start with the most gain.
     """
 
     @classmethod
@@ -37,10 +36,10 @@ class Planned(Fitted, Trained):
         seed: int,
         factor: int | None = None,
     ) -> Self:
-        """The layer of one rank (and `factor`, for LoKr) at the start of a fit, whose change is zero.
+        """A layer of this rank (and `factor`, for LoKr) with the factors of `start`; its change is zero.
 
-        Without a start it is one that needs no gradient, as in `init`. alpha is `scale` * rank. `seed` is for
-        what the start leaves open.
+        What `start` leaves open is drawn with `seed`; all of it, as in `init`, where `start` is empty. alpha
+        is `scale` * rank.
         """
 
 

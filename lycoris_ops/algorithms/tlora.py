@@ -81,7 +81,7 @@ class Tlora(Layer):
         flat = weight.reshape(weight.shape[0], -1)
         if not is_finite(flat):
             raise LayerError(
-                "the factors that a tlora layer started from cannot be found in a weight of such values",
+                "the factors that a tlora layer started from cannot be computed from this weight",
                 got="NaN or infinity",
                 expected="finite numbers",
             )
