@@ -25,12 +25,12 @@ from .plan import Base, BypassPlan, Met
 from .rescaled import PlainOutput, rescaled
 
 PIECE = 1 << 17
-"""Values of an output that are blended at once on a CPU: with two others in float32 they fit its cache."""
+"""Values of an output that are blended at once on a CPU: three float32 tensors of this size fit its cache."""
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
 """W x + b for an input x."""
 _Change = tuple[Tensor, Rows | None, float]
-"""A change of the output, its rows of the weight (None for all) and the strength to apply."""
+"""A change of the output, the rows of the weight that it is for (None for all), and its strength."""
 
 FORWARDS: dict[type[Any], MakeForward] = {
     form: module.FORWARD for module in discover(forwards.__name__) for form in getattr(module, "FORMS", ())
@@ -48,7 +48,7 @@ class _Placed:
 
 
 class BoundPlan:
-    """A plan bound to a device and to the dtype that inputs are worked on in: y += sum of strength * change.
+    """A plan bound to a device and a working dtype: y += sum of strength * change.
 
     `shifts` are the operators M that change the input alike for all outputs. They add up to one changed
     input, x + sum of strength * (M - 1) x. Where no other operator needs W x of the unchanged input, the
@@ -69,7 +69,7 @@ class BoundPlan:
         self.takes_shift = bool(self.shifts) and all(base.outputs is None for base in others)
         """Whether the module is given the changed input in place of x."""
         self.scales: list[tuple[Tensor, int]] = []
-        """M - 1 and slot of each operator M that scales all outputs and does nothing else, as DoRA's."""
+        """M - 1 and slot of each operator M that only scales all outputs, such as DoRA's."""
         self.others: list[Base] = []
         for base in others:
             extra = _diagonal(base)
@@ -90,17 +90,17 @@ class BoundPlan:
         self.operates = bool(self.shifts or self.scales or self.others)
         """Whether there are operators on the input or the output."""
         self.blends = all(isinstance(placed.forward, LowRankForward) for placed in self.forwards)
-        """Whether `blend` is for it."""
+        """Whether `blend` can be used: all forms are low-rank."""
         self.thin = not (self.operates or self.biases) and self.blends
-        """Whether `beside` takes factors of places."""
+        """Whether `beside` takes `factors`."""
         self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
-        """Whether nothing is left to do when the module is given the changed input."""
+        """Whether the changed input, given to the module, does all the work."""
         # What torch.compile traces is not kept.
         self.follows = not torch.compiler.is_compiling() and self._reads_only(plan.tensors)
-        """Whether passes see the present values of the layers' tensors, where these learn."""
+        """Whether later passes see the current values of tensors that learn."""
 
     def _reads_only(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether passes read the present values of these very tensors, and nothing else."""
+        """Whether passes read these very tensors, with their current values, and nothing else."""
         if self.operates or self.biases:
             return False
         read = [placed.forward.reads for placed in self.forwards]
@@ -109,9 +109,9 @@ class BoundPlan:
         )
 
     def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
-        """Whether it is right for a pass with this input, and for a plan that meets its weight anew or not.
+        """Whether this bound plan can be used for a pass with this input.
 
-        Layers that do not learn have the values that it was made from, whether it follows them or not.
+        `anew` is that of the plan: then it must also follow the layers' tensors.
         """
         if anew and (not self.follows or torch.compiler.is_compiling()):
             return False
@@ -130,10 +130,10 @@ class BoundPlan:
     def finish(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
     ) -> Tensor:
-        """The module's output with all layers, from y, its output for the input that it is given.
+        """The module's output with all layers.
 
-        x is the input that the layers see. y may be written over. `run` is W x + b. `weight` is the W of a y
-        that is W x + b and nothing else, where that is known.
+        x is the input as the layers see it. y is the module's output for the input that it was given, and may
+        be written over. `run` computes W x + b. `weight` is W where y is known to be W x + b alone.
         """
         total = self._batched(y).to(self.dtype)
         changes: list[_Change] = []
@@ -146,8 +146,8 @@ class BoundPlan:
         if extra is not None:
             total = self._scaled(total, extra, x, None if self.takes_shift else weight)
         elif total is before and changes and torch.is_grad_enabled():
-            # Autograd may have kept y for the backward pass of an operator on y: then y must stay. With a
-            # bias it has kept y - b. The module itself needs only its input and its weight.
+            # Autograd may have saved y for an operator on outputs: then y must not be written over. With a
+            # bias it has saved y - b instead. The module's own gradients need only its input and weight.
             learns = before.requires_grad or any(change.requires_grad for change, _, _ in changes)
             total = before.clone() if learns and self.bias is None else before
         for change, rows, strength in changes:
@@ -187,9 +187,9 @@ class BoundPlan:
         return shaped(found, total.shape).to(total.dtype)
 
     def _pieces(self, total: Tensor, change: Tensor, factors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-        """The three in pieces of some tokens, so that on a CPU several steps find a piece in its cache.
+        """All three in pieces of some tokens, so that a piece stays in a CPU's cache for several steps.
 
-        Those of `total` are views.
+        The pieces of `total` are views.
         """
         if self.geometry.kernel or total.device.type != "cpu":
             return [(total, change, factors)]
@@ -201,8 +201,8 @@ class BoundPlan:
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.
 
-        `factors` multiply the change over the places of y, see `LowRankForward.add`. They are for a `thin`
-        plan.
+        `factors` multiply the change over the places of y, see `LowRankForward.add`. Only a `thin` plan takes
+        them.
         """
         met, total = x.to(self.dtype), y.to(self.dtype)
         if self.geometry.kernel:
@@ -248,7 +248,7 @@ class BoundPlan:
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
             return found if self.bias is None else found.sub_(self.bias * extra)
-        # Where the additive layers keep another tensor than x, x would be kept beside it.
+        # `rescaled` saves x. That costs nothing only where the additive layers save the same tensor.
         kept = self.forwards and not self.dropout and not self.geometry.pads and x.is_contiguous()
         if weight is not None and kept:
             product = PlainOutput(self.geometry, weight, self.bias)

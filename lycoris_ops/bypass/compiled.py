@@ -1,9 +1,9 @@
 """A bypass as operations that torch.compile does not look into, so that nothing of it is part of a graph.
 
-A graph is given the number of a bypass as a tensor, and so serves any bypass of the same hooks. Strengths,
-masks, moments and layers are read in each pass, and a change of them compiles nothing again. The passes are
-those of the uncompiled bypass, bit by bit. torch runs graphs without autocast, so that an operation is given
-the dtype that autocast had where its graph was traced.
+A graph gets the number of a bypass as a tensor, so that it serves any bypass with the same hooks. Strengths,
+masks, moments and layers are read in each pass: changing them recompiles nothing. The results are those of
+the uncompiled bypass, bit by bit. torch runs graphs without autocast, so each operation also gets the
+autocast dtype of the time when its graph was traced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .forwards.forward import narrowed, outliving, recorded
 
 
 class Acting(Protocol):
-    """What acts in a pass, not compiled."""
+    """What the operations call in a pass: a bypass."""
 
     def given(self, x: Tensor) -> Tensor:
         """What the module is given in place of x."""
@@ -42,7 +42,7 @@ _numbers = count()
 
 
 def numbered(one: Acting) -> Tensor:
-    """A number by which graphs know it."""
+    """Register a bypass. Returns its number, by which graphs find it."""
     number = next(_numbers)
     _acting[number] = one
     with outliving():
@@ -50,8 +50,7 @@ def numbered(one: Acting) -> Tensor:
 
 
 def see_hooks() -> None:
-    """Have torch.compile see that hooks are added to modules: by default it goes on with the graphs from
-    before."""
+    """Make torch.compile notice hooks that are added to modules: by default it reuses its older graphs."""
     dynamo: Any = sys.modules.get("torch._dynamo")
     if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards:
         dynamo.config.skip_nnmodule_hook_guards = False
@@ -59,9 +58,9 @@ def see_hooks() -> None:
 
 
 def keep_id(module: nn.Module, handle: RemovableHandle) -> None:
-    """Give a forward hook that is always called the same id in all modules.
+    """Give a forward hook with `always_call` the same id in all modules.
 
-    Graphs depend on the id of such a hook, and torch counts ids up.
+    Graphs depend on the id of such a hook, and torch gives each hook a new one.
     """
     known: Any = module
     for held in (known._forward_hooks, known._forward_hooks_with_kwargs, known._forward_hooks_always_called):
@@ -135,7 +134,7 @@ def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation that a graph has; `form` gives the shape of what `run` gives."""
+    """Make an operation of `run` for graphs; `form` returns an empty tensor in the shape of its result."""
     # Inductor leaves what has this mark out of CUDA graphs. Older versions of torch do not know it.
     mark = getattr(_torch.Tag, "cudagraph_unsafe", None)
     _operations.define(schema, tags=() if mark is None else (mark,))
@@ -161,7 +160,7 @@ def _form_of_apart(
 
 
 given = _operation("given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _given, _form_of_given)
-"""What a module is given in place of x. `dtype` is, here and below, that of `narrowing` outside of graphs."""
+"""What a module is given in place of x. Here and below, `dtype` is that of `narrowing` outside of graphs."""
 change = _operation(
     "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number, ScalarType? dtype) -> ()",
     _change,
@@ -173,4 +172,4 @@ apart = _operation(
     _apart,
     _form_of_apart,
 )
-"""The outputs of a module whose places stand apart."""
+"""The output of a module with `Bypass.apart`: see `PlacedPlan`."""

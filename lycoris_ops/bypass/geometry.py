@@ -61,7 +61,7 @@ class Geometry:
         return math.prod(self.shape[1:])
 
     def tokens(self, x: Tensor) -> int:
-        """How many vectors of an input are multiplied with the weight: about, for a convolution."""
+        """How many vectors of an input are multiplied with the weight; an estimate for a convolution."""
         return x.numel() // self.inputs // math.prod(self.stride)
 
     def padded(self, x: Tensor) -> Tensor:

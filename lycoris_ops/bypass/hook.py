@@ -98,7 +98,7 @@ def _offloaded(module: nn.Module) -> Mapping[str, Tensor]:
 
 
 def own_of(module: nn.Module, name: str) -> Any:
-    """A module's own weight or bias, not what `Rebuilt` hides it by in a pass; None where it has none."""
+    """A module's own weight or bias, even while `Rebuilt` hides it in a pass; None where it has none."""
     held: Mapping[str, Any] = cast("Any", module)._parameters
     return held[name] if name in held else getattr(module, name, None)
 
@@ -108,7 +108,7 @@ class Hiding:
 
 
 def check_present(value: Tensor, device: torch.device, path: str | None = None) -> None:
-    """Raise LycorisError for a weight without values, of a module whose pass is on a device that has them."""
+    """Raise LycorisError for a weight on the meta device, unless the pass runs there too."""
     if value.is_meta and device.type != "meta":
         raise LycorisError(
             "the values of a weight are not in memory",
@@ -121,7 +121,7 @@ def check_present(value: Tensor, device: torch.device, path: str | None = None) 
 
 
 def shards(module: nn.Module) -> bool:
-    """Whether `fully_shard` was called with a module, which then has its weights in its passes alone."""
+    """Whether `fully_shard` was called on a module, which then has its whole weights only in its passes."""
     return all(callable(getattr(module, name, None)) for name in ("reshard", "unshard"))
 
 
@@ -165,7 +165,7 @@ class Bypass:
         with located(weight=name):
             self._operates = plan.operates
         self._in_parts = False
-        """Whether it is known that no `WholePlan` is for its layers."""
+        """Whether its layers are known to suit no `WholePlan`."""
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
@@ -190,7 +190,7 @@ class Bypass:
         self._traced: tuple[Tensor, Tensor | None] | None = None
         """Likewise in a pass that torch.compile traces: the input, and what the module is given for it."""
         self._alone = False
-        """What `_is_alone` was at the start of the pass: a hook may take itself away."""
+        """`_is_alone()` at the start of the pass: a hook may remove itself in the pass."""
         self._handles: list[RemovableHandle] = []
         self._number = compiled.numbered(self)
         self._turns: bool | None = None
@@ -209,7 +209,7 @@ class Bypass:
     def plan(self, plan: BypassPlan) -> None:
         # A plan with operators needs other hooks.
         operates = plan.operates
-        # Not asked of the former plan: an optimiser has changed what its tensors are views of.
+        # Not `self._plan.operates`: its tensors may be views of what an optimiser has changed since.
         again = bool(self._handles) and operates != self._operates
         if again:
             self.remove()
@@ -226,7 +226,7 @@ class Bypass:
 
     @property
     def _slots(self) -> Strengths:
-        """The strengths of what the layers met."""
+        """The strengths by the slots of `Met`."""
         return (1.0,) if self.plan.formed else self.strengths[0]
 
     def attach(self) -> Bypass:
@@ -250,7 +250,7 @@ class Bypass:
             self._turns = self._may_turn()
         compiled.see_hooks()
         add: Any = self.module.register_forward_hook
-        # While the module still has its weights, and before what it has in parts is put together.
+        # Run first: while a sharded module still has its weights, and before divided outputs are joined.
         first = shards(self.module) or is_divided(getattr(self.module, "weight", None))
         add = partial(add, with_kwargs=True, prepend=first)
         if self.plan.operates:
@@ -313,7 +313,7 @@ class Bypass:
     def _added(self, x: Tensor, y: Tensor) -> Tensor:
         """y with what a plan that only adds makes of x."""
         bound = self._begun(x)
-        # A plan of one layer that depends on the weight has operators.
+        # A `WholePass` is for a layer that depends on the weight, and such a plan has operators.
         assert not isinstance(bound, WholePass)
         return y if bound is None else bound.beside(x, y, self._slots)
 
@@ -332,7 +332,7 @@ class Bypass:
         own, given = bound.given(flat, self._slots)
         self._pass = (bound, own, given)
         self._alone = self._is_alone()
-        # No layer changes the input, or it must not be changed for what others add in `forward`.
+        # Either no layer changes the input, or what others add in `forward` must see it unchanged.
         if given is own or self._stands_beside_another(bound.operates):
             return None
         return _with_input(args, kwargs, _like(given.view(flat.shape).to(x.dtype), x))
@@ -366,7 +366,7 @@ class Bypass:
         return _like(y + (bound.finish(seen, met, self._slots, run) - base), nested)
 
     def _stands_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any], *tensors: Tensor) -> bool:
-        """Whether torch.compile traces a pass that it is not to look into."""
+        """Whether torch.compile is tracing a pass that it must not look into."""
         learns = torch.is_grad_enabled() and self._plan.learns
         return len(args) + len(kwargs) == 1 and compiled.stands_apart(*tensors) and not learns
 
@@ -413,11 +413,11 @@ class Bypass:
     def _whole(self, y: Tensor) -> Tensor | None:
         """The weight (O, I, *kernel) where y is its product, with the bias, and nothing else; else None.
 
-        None too where a transform of torch decides itself what is kept.
+        None also under a transform of torch, which decides itself what to save.
         """
         if transformed():
             return None
-        # Other readers have weights that are not at hand as the module uses them.
+        # With another reader the module may not multiply by its `weight` as stored.
         if type(self._reader) is not PlainReader or not (self._alone and self._is_alone()):
             return None
         weight: Any = cast("Any", self.module).weight
@@ -434,7 +434,7 @@ class Bypass:
         return self._live(x)
 
     def _live(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
-        # The output has another form with places that stand apart.
+        # With `apart` the output has another shape, whatever the strengths are.
         return self._bind(x) if self.apart or any(map(any, self.strengths)) else None
 
     def _may_turn(self) -> bool:
@@ -473,11 +473,11 @@ class Bypass:
         return bound
 
     def _whole_pass(self, x: Tensor) -> WholePass | None:
-        """For a plan of one layer that learns, at strength 1, and a pass with this input; None for others."""
-        # What torch transforms takes plain operations.
-        if transformed() or self.apart or any(one != 1.0 for each in self.strengths for one in each):
+        """The pass of a plan of one layer that learns, at strength 1; None for other plans."""
+        # Transforms of torch need plain operations.
+        if self._in_parts or transformed() or self.apart:
             return None
-        if self._in_parts:
+        if any(one != 1.0 for each in self.strengths for one in each):
             return None
         dtype, device = compute_dtype(x.dtype), x.device
         found: WholePass | None = None
@@ -537,7 +537,7 @@ def _flat(values: Tensor) -> Tensor:
 
 
 def _like(values: Tensor, like: Tensor) -> Tensor:
-    """Vectors that `_flat` made of such a tensor as a nested one again; any other tensor as it is."""
+    """Undo `_flat` where `like` is nested; else the values as they are."""
     if not like.is_nested:
         return values
     parts = torch.split(values, [len(part) for part in like.unbind()])

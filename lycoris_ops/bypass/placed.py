@@ -17,15 +17,15 @@ from .plan import BypassPlan, Met
 
 
 class PlacedPlan:
-    """A plan that is bound apart for the layers of each `Where`: y + sum of factor * (y' - y).
+    """A plan that is bound separately for the layers of each `Where`: y + sum of factor * (y' - y).
 
-    y' is what the layers of one `Where` alone make of the module's output y. Where all factors but one are 0
-    and that one is 1, the result is this y' in every bit; where all are 0, it is y.
+    y' is what the layers of one `Where` alone make of the module's output y. Where one factor is 1 and all
+    others are 0, the result is that y' in every bit; where all are 0, it is y.
 
-    It stands in for a `BoundPlan`, whose methods it has. `places` is set before each pass. `apart` is for a
-    module whose tokens are at no place, and whose output is used at all places, as keys and values made of a
-    text are: then these factors are not applied. The output holds the samples once as the other layers make
-    them, and behind that once for each of `apart`.
+    It has the methods of a `BoundPlan`. `places` is set before each pass. `apart` is for a module whose
+    tokens have no place but whose output is used at all places, such as keys and values made of a text. The
+    factors of each `Where` in it are not applied. The output holds the samples as all other layers make them,
+    and after these the samples once more for each of `apart`.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class PlacedPlan:
             and any(bound.takes_shift for bound in bounds)
             and all(bound.takes_shift or not bound.operates for bound in bounds)
         )
-        """Whether the module is given the changed input of all places in its own pass. The changes of a
-        linear layer's input are as large as those of its output, token by token."""
+        """Whether the module is given one changed input for all places, in its own pass: blending a linear
+        layer's input token by token blends its output too."""
 
     def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
         return all(bound.serves(x, dropout, anew=anew) for _, bound, _ in self.parts)
@@ -91,7 +91,7 @@ class PlacedPlan:
                 continue
             runs_again = bound.takes_shift and not self.shares_shift
             if not (where is None or self.apart or runs_again or self._records(x, base)) and bound.blends:
-                # The others need the module's output too.
+                # Later parts need the module's output unchanged.
                 total = base.clone() if total is base and number < len(live) else total
                 factors = self._factors(where, base, compute_dtype(base.dtype))
                 total = bound.blend(x, base, total, strengths, run, factors)
@@ -133,7 +133,7 @@ class PlacedPlan:
             factors = self._factors(where, y, compute_dtype(y.dtype))
             return bound.beside(x, y, strengths, factors if self.geometry.kernel else factors.reshape(-1, 1))
         if not (self.geometry.kernel or bound.biases):
-            # A change is linear in x, token by token: exact where the factor is 0 or 1.
+            # The change is linear in x, so x takes the factors: exact where they are 0 or 1.
             return bound.beside(
                 (x * self._factors(where, x, compute_dtype(x.dtype))).to(x.dtype), y, strengths
             )
@@ -142,12 +142,12 @@ class PlacedPlan:
     def _factors(self, where: Where, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The factors of a where, shaped to be multiplied with an input or output y of the module.
 
-        Raises LycorisError where y has other tokens than the places says.
+        Raises LycorisError where y has another number of tokens than `places` says.
         """
         places = self.places
         if places is None:
             raise LycorisError(
-                "the strength of a layer differs over places, and nobody has said where they are",
+                "the strength of a layer differs over places, but no places are set",
                 expected="`Bypass.places` to be set before a pass",
             )
         kernel, samples = len(self.geometry.kernel), len(places.pictures)
@@ -168,7 +168,7 @@ class PlacedPlan:
 
 
 def _blended(total: Tensor, base: Tensor, found: Tensor, factors: Tensor) -> Tensor:
-    """total + factors * (found - base), which is `found` in every bit at 1 where the total is the base."""
+    """total + factors * (found - base): `found` in every bit where factors are 1 and `total` is `base`."""
     return torch.lerp(total, _joined(total, base, found), factors)
 
 
@@ -183,7 +183,7 @@ def _never(x: Tensor) -> Tensor:
 
 def _other_count(got: str, expected: str) -> LycorisError:
     return LycorisError(
-        "a layer with a mask has another number of tokens than its places says",
+        "a layer with a mask has another number of tokens than its places say",
         got=got,
         expected=expected,
         hint="Take the mask away, or the layer out of the stack by a rule of weight 0",

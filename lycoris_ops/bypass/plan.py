@@ -149,8 +149,8 @@ class BypassPlan:
         """This plan and then `later`.
 
         An additive stage of `later` joins the stage before it, because its changes depend on no weight.
-        Raises LayerError where one stage would follow another and a strength differs over places: no one
-        weight would be what the later stage sees.
+        Raises LayerError where one stage would follow another and a strength differs over places: then there
+        is no single weight for the later stage to see.
         """
         stages = list(self.stages)
         for stage in later.stages:
@@ -182,9 +182,9 @@ class BypassPlan:
 
     @property
     def anew(self) -> bool:
-        """Whether what is computed from the weight and the layers serves one pass alone.
+        """Whether everything is computed from the weight and the layers again in each pass.
 
-        Changes that are formed would take as much memory as the weights of a model.
+        A formed change is not kept: all of them would take as much memory as the weights of the model.
         """
         return self.learns or self.formed
 
@@ -231,9 +231,8 @@ class BypassPlan:
         """Find out what the layers need to know of the weight and bias.
 
         `weight` and `bias` read these, and are called only where a layer needs the values. They give `dtype`
-        (float32 or float64), which is also computed in. The result is on the CPU, or on `device` where the
-        layers are there. For a plan that meets the weight anew it is there too, and gradients flow through it
-        to the layers.
+        (float32 or float64), in which everything is computed. The result is on `device` if a layer is
+        there or learns, or the plan is formed; else on the CPU. Gradients flow through it to the layers.
 
         A plan that is formed has its whole change in slot 0, at these strengths (its own by default).
 
@@ -250,7 +249,7 @@ class BypassPlan:
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             if self.formed:
                 return self._form(own(), bias, strengths or self.strengths)
-            # Without memory.
+            # Takes no memory.
             like = torch.zeros((), dtype=dtype, device=device).expand(self.geometry.shape)
             met = _meet(self, own, bias, like)
             here = self.learns or any(tensor.device == device for tensor in self.tensors)
@@ -262,7 +261,7 @@ class BypassPlan:
         """The whole change of the weight and of the bias that the stages make one after the other."""
         changes_bias = any(stage.biases for stage in self.stages)
         own = bias() if changes_bias else None
-        # A factor changes nothing of no bias.
+        # Where there is no bias, a factor has nothing to change.
         beside = before = weight.new_zeros(self.geometry.outputs) if own is None else own
         whole = weight
         for stage, values in zip(self.stages, strengths, strict=True):
@@ -316,7 +315,7 @@ def _meet(
     for slot, (part, *_) in enumerate(stage.biases, start=len(stage.layers)):
         met = None if Stage((Slot(part, 1.0),)).additive else bias()
         if met is None:
-            # An additive change needs only the size, and a factor changes nothing of no bias.
+            # An additive change needs only the size; where there is no bias, a factor has nothing to change.
             met = like.new_zeros(plan.geometry.outputs)
         biases.append((part.delta(met), slot))
     return Met(tuple(forms), tuple(bases), tuple(biases), bias() if bases else None)

@@ -1,4 +1,4 @@
-"""A layer in a module's passes by the changed weight, formed anew for each pass."""
+"""A layer that acts by a changed weight, formed anew for each pass of its module."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Rebuilt(Hiding):
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
 
-    Several on one module each add the change of its own weight: the first one forms the sum.
+    Several on one module each add their change of the module's own weight: the first one forms the sum.
 
-    The sum is rounded to the dtype of the weight. In half precision a small change may be lost in it, where a
-    bypass would add it to the output. Nothing computes in the dtypes of one byte, so that a module casts such
-    a weight in each pass: there the sum is in a dtype that holds the values of the weight and of the input.
+    The sum is rounded to the dtype of the weight. In half precision this may lose a small change, which a
+    bypass would still add to the output. Nothing computes in dtypes of one byte, so a module casts such a
+    weight in each pass: its sum has a dtype that holds the values of both the weight and the input.
 
     `follows` is for modules that move and cast their own weight to their input in each pass: the sum is made
     on the input's device, and in such a dtype too.
@@ -145,7 +145,7 @@ class Rebuilt(Hiding):
             self._add(changed, self.bias, torch.zeros_like(change.bias, dtype=weight.dtype), change.bias)
 
     def _values(self, name: str) -> Tensor:
-        """The values of the weight or bias; of what processes have in parts those of this one."""
+        """The values of the weight or bias; where it is divided among processes, those of this one."""
         value = own_of(self.module, name)
         return value.to_local() if is_divided(value) else values_of(self.module, name, self.name)
 
@@ -160,7 +160,7 @@ class Rebuilt(Hiding):
         if not self.follows and value.itemsize > 1:
             return value
         dtype = promoted(value.dtype, x.dtype) if x.is_floating_point() else value.dtype
-        # An embedding in such a dtype.
+        # Still one byte for an embedding, whose input is integers.
         dtype = compute_dtype(dtype) if dtype.itemsize == 1 else dtype
         return value.to(x.device if self.follows else value.device, dtype)
 

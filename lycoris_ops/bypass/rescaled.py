@@ -12,8 +12,8 @@ from ..maths.scaling import scaled
 from .geometry import Geometry
 
 WEIGHTS = 1.75
-"""The most bytes of an output that are saved, as a multiple of the weight's bytes in float32. A pass by the
-changed weight saves as much twice: before scaling and after."""
+"""The most bytes of an output that are saved, as a multiple of the weight's bytes in float32. A pass with the
+changed weight saves twice the weight's bytes: before scaling and after."""
 LITTLE = 1 << 22
 """Up to this many bytes of an output are always saved. Below this size recomputing costs more than saving."""
 
@@ -61,7 +61,7 @@ class _Rescaled(torch.autograd.Function):
     ) -> Tensor:
         rows = product.rows(y)
         kept = product.bytes_kept * len(rows) // max(1, y.nbytes)
-        # A view would keep all of y. Of the weight autograd sees whether it is changed before it is used.
+        # A view would keep all of y. Autograd raises if the saved weight is changed before the backward pass.
         ctx.save_for_backward(rows[:kept].clone(), extra, x, weight)
         ctx.geometry, ctx.bias, ctx.rows = product.geometry, product.bias, product.rows
         return scaled(y, extra, product.bias)

@@ -1,7 +1,7 @@
-"""The share that a process has of a layer beside a weight that processes have in parts together.
+"""A process's share of a layer whose weight is divided among processes.
 
-So do `parallelize_module` of torch and other tensor parallelism whose weights and inputs are DTensors. Each
-process has the whole layer, and computes with its part of it beside its part of the weight.
+This is for tensor parallelism with weights and inputs that are DTensors, as by torch's `parallelize_module`.
+Each process has the whole layer, and computes with the part of it that is for its part of the weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class WeightShare:
     """Some rows (axis 0) or columns (axis 1) of a weight, or all of it (None)."""
 
     mesh: Any
-    """The processes that have the weight together, in its last dimension."""
+    """The mesh of processes, whose last dimension divides the weight."""
     axis: int | None
     part: Rows
     """The rows or columns."""
@@ -40,7 +40,7 @@ class WeightShare:
         if placement.is_replicate():
             return cls(mesh, None, (0, len(weight)), len(weight))
         axis: int = placement.dim % weight.ndim
-        # As torch divides: all have as much, but for the last ones.
+        # As torch divides: equal parts, except that the last ones may be smaller or empty.
         size = weight.shape[axis]
         count: int = mesh.size(mesh.ndim - 1)
         most = -(-size // count)
@@ -57,8 +57,9 @@ class WeightShare:
     def of_layer(self, layer: Layer) -> Layer:
         """The part of a layer that is for this part of the weight.
 
-        The gradients of its tensors are added up over the processes in the backward pass. Of a bias beside
-        columns each process adds an equal share. Raises LayerError for a layer that cannot be cut so.
+        The gradients of its tensors are added up over the processes in the backward pass. Where the weight is
+        divided by columns, each process adds an equal share of the bias's change. Raises LayerError for a
+        layer that cannot be cut so.
         """
         if self.axis is None:
             return layer
@@ -71,12 +72,12 @@ class WeightShare:
 
     def beside(self, x: Tensor, y: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """y with what `add` makes of this process's parts of the module's input x and output y."""
-        # Some builds of torch have none.
+        # Some builds of torch lack this module.
         from torch.distributed.tensor import Partial, Replicate, Shard
 
         takes = Shard(x.ndim - 1) if self.axis == 1 else Replicate()
         gives = (Shard(y.ndim - 1), Partial())[self.axis] if self.axis is not None else Replicate()
-        # What each adds by its rows is a part of the input's gradient. That of a sum is whole in each.
+        # With rows, each process has a part of the input's gradient. A sum's gradient is whole in each.
         met = _own(x, takes, Partial() if self.axis == 0 else takes)
         found = add(met, _own(y, gives, Replicate() if self.axis == 1 else gives))
         kind: Any = type(y)
@@ -95,5 +96,5 @@ class WeightShare:
 
 
 def _own(value: Any, placement: Any, gradient: Any) -> Tensor:
-    """This process's part of a tensor that is divided so, with a gradient that is divided so."""
+    """This process's part of a tensor divided by `placement`, with a gradient divided by `gradient`."""
     return value.redistribute(placements=[placement]).to_local(grad_placements=[gradient])

@@ -16,7 +16,7 @@ from .rebuilt import Rebuilt
 
 
 class Stacked:
-    """A parameter (E, O, I) of a module whose parts (O, I) are changed each by a layer of its own.
+    """A parameter (E, O, I) of a module where each part (O, I) is changed by its own layer.
 
     In a pass the module has the changed parameter in place of its own, formed once from all parts.
     """
@@ -25,7 +25,7 @@ class Stacked:
         self.module = module
         self.weight = weight
         self.path = path
-        """What errors call the parameter."""
+        """The name of the parameter in errors."""
         self.parts: dict[int, StackedPart] = {}
         """The layers that act, by the number of their part."""
         self._handles: list[RemovableHandle] = []
@@ -59,7 +59,7 @@ class Stacked:
         found = {number: self.parts[number].change(values[number], given) for number in sorted(self.parts)}
         changes = {number: one for number, one in found.items() if one is not None}
         if changes:
-            # Another network may have changed them already.
+            # Another network may have changed some parts already.
             rows = list((values if before is None else before).unbind())
             for number, change in changes.items():
                 rows[number] = torch.add(rows[number].to(change), change).to(values.dtype)
@@ -88,7 +88,7 @@ class StackedPart(Rebuilt):
         self._whole.take(self._number)
 
     def change(self, weight: Tensor, x: Tensor) -> Tensor | None:
-        """What is added to a part in a pass with this input, in a wide dtype; None where nothing is."""
+        """The change of a part in a pass with this input, in a wide dtype; None for no change."""
         if self.before_pass is not None:
             self.before_pass(x)
         if self.strength == 0.0:

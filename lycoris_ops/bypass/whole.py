@@ -22,7 +22,7 @@ ALONE = (1.0,)
 
 
 def alone_in(plan: BypassPlan) -> Layer | None:
-    """The layer that a `WholePlan` is for: the only one of a plan, where its change depends on the weight."""
+    """The plan's only layer, if its change depends on the weight: what a `WholePlan` takes. Else None."""
     if plan.formed or plan.placed or plan.geometry.groups > 1 or len(plan.stages[0].layers) != 1:
         return None
     (part,) = (slot.part for slot in plan.stages[0].layers)
@@ -33,26 +33,26 @@ def alone_in(plan: BypassPlan) -> Layer | None:
 
 
 class WholePlan:
-    """y = outputs @ (W + inside) @ inputs x + b + beside x: the `Sides` of the layer as they are.
+    """y = outputs @ (W + inside) @ inputs x + b + beside x, with the `Sides` of the layer.
 
-    A `BoundPlan` adds strength * change for any number of layers. At strength 1 nothing has to be subtracted
-    first, which is about half as many operations. This plan is kept from pass to pass. In each the layer
-    computes its operators anew, such as norms and rotations.
+    A `BoundPlan` adds strength * change for any number of layers. At strength 1 no W x has to be subtracted
+    first, which takes about half as many operations. This plan is kept from pass to pass. In each pass the
+    layer computes its operators anew, such as norms and rotations.
     """
 
     def __init__(self, plan: BypassPlan, layer: Layer, x: Tensor, dropout: float = 0.0) -> None:
         self.plan, self.layer, self.geometry = plan, layer, plan.geometry
         self.made_for = (x.dtype, x.device, dropout)
-        # Without memory: for layers that need only the weight's shape, dtype and device.
+        # Takes no memory: for layers that need only the weight's shape, dtype and device.
         like = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
         self.like = like.expand(self.geometry.shape)
         self.plain = BoundPlan(plan, Met((), (), ()), x, dropout)
-        """What adds nothing, in the dtype of all."""
+        """A plan that adds nothing: it knows the working dtype and the form of inputs."""
         self._inside: BoundPlan | None = None
         self._beside: BoundPlan | None = None
 
     def serves(self, x: Tensor, dropout: float) -> bool:
-        """Whether it is right for a pass with this input."""
+        """Whether this plan can be used for a pass with this input."""
         return self.made_for == (x.dtype, x.device, dropout)
 
     def begun(
@@ -71,7 +71,7 @@ class WholePlan:
             return None
         inside = self._adding(sides.inside, x, self._inside)
         beside = self._adding(sides.beside, x, self._beside)
-        # What does not see later values would keep the graph of this pass.
+        # A plan that does not follow the layer's tensors would keep the graph of this pass.
         self._inside = inside if inside is not None and inside.follows else None
         self._beside = beside if beside is not None and beside.follows else None
         dtype = self.plain.dtype
@@ -81,7 +81,7 @@ class WholePlan:
         own = bias() if stage.biases or outputs is not None else None
         biases: tuple[Tensor, ...] = ()
         if stage.biases:
-            # An additive change needs only the size, and a factor changes nothing of no bias.
+            # An additive change needs only the size; where there is no bias, a factor has nothing to change.
             before = self.like.new_zeros(self.geometry.outputs) if own is None else own
             biases = tuple(one.part.delta(before).to(dtype) for one in stage.biases)
         own = None if own is None else self.geometry.per_channel(own.to(dtype))
@@ -93,13 +93,13 @@ class WholePlan:
         return BoundPlan(self.plan, met, x, self.plain.dropout) if forms else None
 
     def _adding(self, forms: Sequence[Additive], x: Tensor, kept: BoundPlan | None) -> BoundPlan | None:
-        # The one of the pass before, where that sees the present values.
+        # The plan of the last pass is kept only if it follows the tensors.
         return self.bound(forms, x) if kept is None else kept
 
 
 @dataclass
 class WholePass:
-    """What one pass needs of a `WholePlan`. It stands in for a `BoundPlan`, whose methods it has."""
+    """One pass of a `WholePlan`, with the methods of a `BoundPlan`."""
 
     whole: WholePlan
     sides: Sides
@@ -151,10 +151,10 @@ class WholePass:
         return found if bias is None else found + bias
 
     def _leaner(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor | None:
-        """outputs @ (y + inside x) for y = W x + b, with less kept for the backward pass than usual; None
-        where it would be more."""
+        """outputs @ (y + inside x) for y = W x + b, saving less for the backward pass; None where it would
+        save more."""
         geometry, outputs = self.whole.geometry, self.outputs
-        # Where the forms keep another tensor than x, x would be kept beside it.
+        # `rescaled` saves x. That costs nothing only where the forms save the same tensor.
         kept = self.sides.inside and not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()
         if not (isinstance(outputs, Diagonal) and isinstance(self.sides.outputs, Diagonal) and kept):
             return None

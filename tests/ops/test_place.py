@@ -350,7 +350,7 @@ def test_tokens_and_pictures_that_do_not_agree() -> None:
     case = PLACED["linear"]
     module, x = case.module(), case.input()
     one = layer("lora", case)
-    with pytest.raises(lyc.LycorisError, match="nobody has said where"):
+    with pytest.raises(lyc.LycorisError, match="no places are set"):
         run(module, x, None, (one, 1.0, halves()))  # pyright: ignore[reportArgumentType]
     with pytest.raises(lyc.LycorisError, match=r"another number of tokens.*58 tokens.*24 for each of 2"):
         run(module, x, Places((0, 1), GRID), (one, 1.0, halves()))

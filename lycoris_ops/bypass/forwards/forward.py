@@ -31,7 +31,7 @@ class Forward(Protocol):
 
     @property
     def reads(self) -> Sequence[Tensor] | None:
-        """As `Prepared` has it."""
+        """See `Prepared`."""
         ...
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
@@ -44,14 +44,13 @@ class Forward(Protocol):
 
 
 class Prepared(Generic[T]):
-    """What passes need of the forms of layers: made once, or in each pass where a tensor of them learns.
+    """What passes compute from the forms of layers: made once, or in each pass if a tensor of them learns.
 
-    It is made once there too while all that is made are the forms' own tensors, in the dtypes and on the
-    devices that passes need: these have their present values.
+    Even then it is made only once if it holds nothing but the forms' own tensors, which need no conversion:
+    their values are always current.
 
-    `reads` holds the tensors of all forms where at least one of them learns: each pass sees their present
-    values. It is None where passes would not see later values. `make` holds no tensors, so that a copy of a
-    model makes them of its own.
+    `reads` holds the tensors of all forms if at least one of them learns, because each pass sees their
+    current values. Else it is None. `make` must hold no tensors, so that a copied model uses its own.
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
@@ -59,7 +58,7 @@ class Prepared(Generic[T]):
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
-        # Else what was moved to a device would be there twice.
+        # Not kept needlessly: what `make` moved to a device would be in memory twice.
         self._items = items if learns else ()
         self._made = None if learns else make(items)
         self._kinds: list[tuple[torch.dtype, torch.device]] | None = None
@@ -95,7 +94,7 @@ def outliving() -> AbstractContextManager[Any]:
 
     Gradients are recorded inside as they are outside.
     """
-    # torch.compile cannot trace the question.
+    # torch.compile cannot trace `is_inference_mode_enabled`.
     ready = not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
     return nullcontext() if ready else _outliving()
 
@@ -111,7 +110,7 @@ def _outliving() -> Generator[None]:
 def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
     """A context where a product has the dtype of its factors.
 
-    Autocast would narrow some results, which could not be added in place to what is not narrowed.
+    Autocast would narrow some results, and these cannot be added in place to wider tensors.
     """
     return nullcontext() if narrowing(device) is None else torch.autocast(device.type, enabled=False)
 
@@ -119,7 +118,7 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
 def narrowing(device: torch.device) -> torch.dtype | None:
     """The dtype to which autocast narrows the factors of products on a device; None where it is off."""
     kind = device.type
-    # Some devices, such as meta, have none.
+    # Some devices, such as meta, have no autocast.
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
 

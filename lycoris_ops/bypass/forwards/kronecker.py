@@ -55,7 +55,7 @@ class KroneckerForward:
 
     A low-rank w2 = left @ right is not multiplied out: x goes through right, w1 and left, so that w1 works on
     the smallest result. On a convolution w2 is convolved with each of the i parts of the channels, and w1
-    mixes what that gives.
+    mixes the results.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class KroneckerForward:
         for one in self.factors():
             w1, alpha = one.w1, one.scale * strengths[one.slot]
             if self.dtype == torch.float16:
-                # Before the product, which may be beyond float16 without it.
+                # Scale before the product, which could overflow float16 otherwise.
                 w1, alpha = w1 * alpha, 1.0
             w1 = w1.to(self.dtype)
             met = x if one.columns is None else x * self.geometry.per_channel(one.columns)

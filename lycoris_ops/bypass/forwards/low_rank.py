@@ -33,14 +33,14 @@ class LowRankForward:
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
         """As `Forward.add`. `factors`, in float32 or float64, multiply the change over the places of y:
-        (tokens, 1), or (samples, 1, *places) for a convolution. They do so in the rank, where it is thinnest.
+        (tokens, 1), or (samples, 1, *places) for a convolution. They are applied to down x, which is smaller.
         """
         down, up = self.pair()
         hidden = self.geometry.product(x, down)
         scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
-        # A scale that all ranks share is given to the product itself, where it costs nothing. Else in
-        # float32: rounded to the dtype of the input, a factor would shift all values by the same share, an
-        # error that does not average out as random ones do.
+        # A scale that all layers share is the product's `alpha`, where it costs nothing. Different ones are
+        # applied in float32: rounded to the dtype of the input, a scale would be off by the same share for
+        # all values, an error that does not average out as random ones do.
         alpha = scales[0] if len(set(scales)) == 1 else 1.0
         if len(set(scales)) > 1:
             diagonal = self.geometry.per_channel(self._diagonal(scales, up))
