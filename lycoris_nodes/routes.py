@@ -117,9 +117,8 @@ def _model(text: str) -> Answer:
     """What is known of the model that some loaders load, by what their nodes name: `asked_models`."""
     files = asked_models(text)
     told = told_model(files) if files else None
-    blocks = [{"name": name, "layers": count} for name, count in told.counts.items()] if told else []
     known = {"family": told.family if told else "", "families": told.families if told else ()}
-    return _json({"file": files[0] if files else "", **known, "blocks": blocks})
+    return _json({"file": files[0] if files else "", **known})
 
 
 def _name_here(name: str) -> str:

@@ -70,7 +70,7 @@ def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
     rules = parsed(question["rules"], own_presets())
     if not is_lora(question["file"]):
         # The row says so itself.
-        return {"line": [], "weights": {}, "notes": [], "idle": []}
+        return {"line": [], "weights": {}, "idle": []}
     bars, *_ = _asked(question)
     found = bars.weighed(rules)
     line: list[float] = []
@@ -80,7 +80,7 @@ def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
             line += means
         elif group.sort != "kinds" and means:
             line.append(fsum(means) / len(means))
-    return {"line": line, "weights": found.weights, "notes": found.notes, "idle": found.idle}
+    return {"line": line, "weights": found.weights, "idle": found.idle}
 
 
 def _asked(question: Mapping[str, Any]) -> tuple[Bars, str, bool]:

@@ -7,10 +7,10 @@ const MARGIN = { left: 30, right: 8, top: 8, bottom: 16 }
 const WIDTH = 320
 export const HEIGHT = 110
 
-/** @typedef {{name: string, values: number[]}} Curve values at even distances from the start to the end */
+/** @typedef {{name: string, values: number[]}} Curve values at evenly spaced times from 0 to 1 */
 
 /**
- * The bounds of the values, 0 and 1 among them, and the points of each curve in the drawing.
+ * The range of the values, which includes 0 and 1, and the points of each curve in the drawing.
  *
  * @param {Curve[]} curves
  */

@@ -1,5 +1,5 @@
-// What the front end has no hook for: all of this touches its own tables, methods and elements. Checked in its
-// versions 1.41.21, 1.47.12 and 1.58.1; look here first when a later one shows something wrong.
+// What the front end has no hook for: this changes its own tables, methods and elements. Checked with its versions
+// 1.41.21, 1.47.12 and 1.58.1; look here first when a later one shows something wrong.
 
 import { app } from "../../scripts/app.js"
 import { make } from "./elements.js"
@@ -8,7 +8,7 @@ import { isMet } from "./search.js"
 
 /** @type {Record<string, string>} */
 const COLOURS = { LYCORIS_STACK: "#58c7a8", LYCORIS_PLAN: "#c792e0", LORA_STACK: "#a0c75c" }
-// Settings after whose change the front end empties the colours of types that its palette does not know.
+// When one of these settings changes, the front end drops the colours of types that its palette lacks.
 const REPAINTED = ["Comfy.ColorPalette", "Comfy.Canvas.BackgroundImage"]
 
 /** Give our types of wires their colours on the canvas. A colour that the palette has for them stays. */
@@ -20,7 +20,7 @@ function paint() {
   app.canvas.setDirty(true, true)
 }
 
-/** Show the elements of nodes that are new under an old number, as after Undo: Vue keeps those of the node before. */
+/** Show the elements of nodes that took over an old id, as after Undo: Vue keeps those of the earlier node. */
 function showNewElements() {
   for (const node of app.canvas.graph?.nodes ?? []) {
     if (!isOurs(/** @type {GraphNode} */ (node).comfyClass)) continue
@@ -32,9 +32,9 @@ function showNewElements() {
 }
 
 /**
- * Call `ask` before each prompt that the page sends, `sent` with its id, that of its workflow and its nodes where the
- * host takes it, and `refuse` with the errors of its nodes, by their keys, where the host refuses some. The front end
- * has an event only for prompts that are accepted, which does not say the workflow.
+ * Call `ask` before the page sends a prompt. Where the host accepts it, call `sent` with the ids of the prompt and of
+ * its workflow, and with its nodes; where the host refuses nodes, call `refuse` with their errors by their keys. The
+ * front end's own event comes only for accepted prompts, and does not name the workflow.
  *
  * @param {{
  *   ask?: () => void,
@@ -64,14 +64,14 @@ export function onPrompt({ ask = () => {}, sent, refuse = () => {} }) {
 }
 
 /**
- * Put the rows before all other nodes where the search is for "lora" or "lycoris". The front end's own order follows
- * how often nodes of its list are used, and looks at names alone, not at aliases.
+ * Put Load LoRA / LyCORIS (rows) first in a search for "lora" or "lycoris". The front end's own order goes by a list
+ * of how often nodes are used, and by names without aliases.
  *
  * @param {Record<string, any>} definitions
  */
 function putFirst({ LycorisAdapterRows: rows }) {
   if (!rows) return
-  // The search calls it on its entry for the node, which has all that a definition has.
+  // The search calls this on its own entry for the node, which has every field of a definition.
   rows.postProcessSearchScores = function (/** @type {number[]} */ [way, ...score]) {
     return isMet([this.name, this.display_name], [way, ...score]) ? [-1, 0, ...score] : [way, 0, ...score]
   }
@@ -96,7 +96,7 @@ app.registerExtension({
 
   beforeRegisterNodeDef(nodeType, { name }) {
     if (!isOurs(name)) return
-    // On the canvas its own method leaves room for folded widgets, above what is shown after a run.
+    // On the canvas the front end's own method leaves a gap for folded widgets above the report.
     nodeType.prototype.getLayoutWidgets = function () {
       return this.widgets?.filter((widget) => this.isWidgetVisible(widget)) ?? []
     }

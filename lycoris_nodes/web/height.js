@@ -1,10 +1,10 @@
-// The heights of nodes without what we show below their widgets for a while: they are saved in these heights, so that
-// what is shown is no change of the workflow.
+// The heights that nodes have without what we show below their widgets for a while. Nodes are saved with these
+// heights, so that showing it does not change the workflow.
 //
-//   hold(node, by)      before `by`, any value, makes the node higher
-//   changing(node)      what is shown gets another height, which is no drag of the user's
-//   grow(node)          it has got one: the node is made as high as it needs
-//   release(node, by)   after the element of `by` has gone
+//   hold(node, by)      call it before `by`, any value, makes the node higher
+//   changing(node)      the height of what is shown changes, and not because the user drags
+//   grow(node)          after such a change: makes the node as high as it needs
+//   release(node, by)   call it after the element of `by` is removed
 
 import { app } from "../../scripts/app.js"
 import { after, drawn, isOurs, ourNodes } from "./nodes.js"
@@ -13,7 +13,7 @@ import { after, drawn, isOurs, ourNodes } from "./nodes.js"
 /** @type {WeakMap<GraphNode, Held>} */
 const held = new WeakMap()
 
-// Milliseconds for which Vue still measures a node with what has gone.
+// For so many milliseconds Vue still measures a node with the element that was removed.
 const LEAVES = 500
 
 /**
@@ -66,7 +66,7 @@ export async function release(node, by) {
   held.delete(node)
 }
 
-// A node that a user drags higher is higher without what we show too.
+// Dragging a node higher raises its height without what we show by as much.
 addEventListener(
   "pointerdown",
   ({ target, clientY: from }) => {

@@ -17,7 +17,7 @@ async function read(node) {
     const answer = await fetch(new URL(path, PAGES))
     if (answer.ok) return answer.text()
   }
-  throw new Error(`There is no help page of ${node}.`)
+  throw new Error(`There is no help page for ${node}.`)
 }
 
 /**

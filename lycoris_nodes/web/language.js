@@ -4,7 +4,7 @@
 let words = {}
 
 /**
- * What the server says, as patterns of its English, those first that say most by themselves.
+ * The server's sentences as patterns of their English, those with the most fixed text first.
  *
  * @type {{pattern: RegExp, names: string[], plain: number, text: string}[]}
  */
@@ -16,8 +16,8 @@ const NUMBER = String.raw`(-?\d[\d.,]*)`
 const TEXT = "((?:(?!: |; ).)+?)"
 
 /**
- * @param {Record<string, string>} table from English: what the page says
- * @param {Record<string, string>} [said] likewise: what the server says, with a `{name}` where it puts a value
+ * @param {Record<string, string>} table the page's texts, by their English
+ * @param {Record<string, string>} [said] the server's likewise, with a `{name}` for each value
  */
 export function speak(table, said = {}) {
   words = table
@@ -50,8 +50,8 @@ export function t(english, values = {}) {
 }
 
 /**
- * What the server says in the user's language, line by line: it composes its sentences, so each is known by its form,
- * and so are the parts of one.
+ * A text of the server in the user's language, line by line. The server composes its sentences, so each is matched by
+ * its form, or else part by part.
  *
  * @param {string} english
  */
@@ -69,7 +69,7 @@ export const answered = (answer) => (answer.error ? { ...answer, error: told(ans
 
 /**
  * @param {string} line
- * @param {Map<string, string>} [known] parts and what was found for them: each is met again within many others
+ * @param {Map<string, string>} [known] what was found for each part, because a part recurs within others
  * @returns {string}
  */
 function said(line, known = new Map()) {

@@ -3,14 +3,14 @@
 import { app } from "../../scripts/app.js"
 
 /**
- * Whether a node of this type is ours. By its id: categories are translated, and titles are the user's.
+ * Whether a node of this type is ours. Goes by the id: categories are translated, and users change titles.
  *
  * @param {string | null | undefined} type
  */
 export const isOurs = (type) => type?.startsWith("Lycoris") ?? false
 
 /**
- * Our nodes of the workflow, those in subgraphs among them, each with the host's key of it.
+ * Our nodes in the workflow and its subgraphs, each with the host's key for it.
  *
  * @returns {Generator<[key: string, node: GraphNode]>}
  */
@@ -22,7 +22,7 @@ export function* ourKeyedNodes(graph = app.rootGraph, within = "") {
   }
 }
 
-/** Our nodes of the workflow, those in subgraphs among them. */
+/** Our nodes in the workflow and its subgraphs. */
 export function* ourNodes() {
   for (const [, node] of ourKeyedNodes()) yield node
 }
@@ -73,7 +73,7 @@ export function after(nodeType, method, act) {
 }
 
 /**
- * Call `act` after each new value of a widget: typed, of a loaded workflow, or of an undone step.
+ * Call `act` after each new value of a widget: typed, loaded with a workflow, or restored by Undo.
  *
  * @param {Widget} widget
  * @param {() => void} act
@@ -94,7 +94,7 @@ export function onValue(widget, act) {
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 
 /**
- * Show an element on a node. It is no part of the prompt and of the saved workflow.
+ * Show an element on a node. It is part of neither the prompt nor the saved workflow.
  *
  * @param {GraphNode} node
  * @param {string} name

@@ -9,7 +9,7 @@ import { fill, remove, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
 import { showReasons } from "./rows/reasons.js"
 
-// The workflows, by their ids, of the prompts that this page has sent and that have not ended.
+// The workflow's id of each prompt that this page has sent and that has not ended.
 /** @type {Map<string, string | undefined>} */
 const workflows = new Map()
 
@@ -24,8 +24,8 @@ const done = new Set()
 const rescued = new Map()
 
 /**
- * Whether a prompt, or else the one that runs, is of the workflow that is on the page: in another tab the same key is
- * another node's. One that was sent before the page was loaded anew may be.
+ * Whether a prompt, by default the running one, belongs to the workflow on the page: in another tab the same key is
+ * another node's. A prompt from before a reload of the page is taken to belong to it.
  */
 export const isHere = (prompt = running) => !workflows.has(prompt ?? "") || workflows.get(prompt ?? "") === app.rootGraph.id
 
@@ -33,8 +33,8 @@ export const isHere = (prompt = running) => !workflows.has(prompt ?? "") || work
 const listeners = []
 
 /**
- * Call `listener` with each node whose report is shown, and with all that it put out: after a run, and when the page
- * is opened anew.
+ * Call `listener` with each node whose report is shown and with the node's whole output, after a run and after a reload
+ * of the page.
  *
  * @param {(node: GraphNode, output: any) => void} listener
  */
@@ -74,7 +74,7 @@ function refuse(errors) {
 }
 
 /**
- * Shows the reports that the server keeps on nodes without one, where nothing before them has changed since.
+ * Shows the server's last reports on nodes without one, if nothing upstream of them has changed since.
  *
  * @param {Iterable<[key: string, node: GraphNode]>} nodes
  */
@@ -100,8 +100,8 @@ function* nodesOf(keys) {
 }
 
 /**
- * Ends a run. Of a node whose result is in its cache the host sends nothing where the run failed, or where it is
- * older than 0.20. A box that has got no report goes.
+ * Ends a run. For cached nodes the host sends nothing if the run failed or the host is older than 0.20, so their
+ * reports are recalled. A box without a report is removed.
  */
 async function finish() {
   const here = isHere()
@@ -111,7 +111,7 @@ async function finish() {
   try {
     await recall(nodesOf(done))
   } finally {
-    // The next run may have begun, and the boxes are about that.
+    // If the next run has begun, the boxes wait for that one.
     if (!running) removeAll("waiting")
   }
 }
@@ -162,13 +162,13 @@ function listen() {
   api.addEventListener("execution_interrupted", ({ detail }) => {
     const node = nodeIn(detail)
     const kept = rescued.get(String(detail.node_id))
-    // Who presses Stop and has lost nothing has met no error.
+    // A stop that lost nothing is no error.
     if (node) fill(node, kept ? "partly" : "error", kept ?? t("Interrupted: the node did not finish."))
   })
   api.addEventListener("execution_error", finish)
   api.addEventListener("execution_interrupted", finish)
   api.addEventListener("execution_success", finish)
-  // What ended meanwhile was told to nobody.
+  // The page was not told of a run that ended meanwhile.
   api.addEventListener("reconnected", async () => {
     const lost = running
     if (lost && (await queuedPrompts()).has(lost)) return
@@ -189,7 +189,7 @@ app.registerExtension({
     })
   },
 
-  // The page is new, or another workflow is on it: what was said of it comes back. While it runs, of what has run.
+  // After a reload, or on another workflow, the reports come back; during its run, those of the nodes that are done.
   afterConfigureGraph() {
     recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
   },

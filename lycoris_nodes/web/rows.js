@@ -36,10 +36,10 @@ function setHeight(node, height) {
   if (height !== node.size[1]) node.setSize([node.size[0], height])
 }
 
-// Ends the step that waits until it has been drawn.
+// Ends the step that is still open.
 let finish = () => {}
 
-/** Begin a step that can be undone. What it returns ends the step. */
+/** Begin a step that can be undone. Returns the function that ends it. */
 function begin() {
   finish()
   app.canvas.emitBeforeChange()
@@ -58,7 +58,7 @@ function begin() {
 }
 
 /**
- * Change a widget's value as one step that can be undone, or as a part of the one that has begun.
+ * Change a widget's value as one step that can be undone, or as part of the open one.
  *
  * @param {GraphNode} node
  * @param {Widget} widget

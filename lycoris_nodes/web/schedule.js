@@ -28,7 +28,7 @@ function addPicture(node) {
   element.style.cssText = `height: ${HEIGHT}px; overflow: hidden`
   shareWheel(element, () => false)
   showElement(node, "curves", element, { margin: 0, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT })
-  // Two more lines than the least height of the text has.
+  // The text is two lines higher than its least height.
   node.setSize([node.size[0], node.computeSize()[1] + 2 * LiteGraph.NODE_WIDGET_HEIGHT])
 
   let asked = 0

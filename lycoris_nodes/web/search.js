@@ -1,11 +1,11 @@
 // Where a node stands among the results of the front end's search for nodes.
 
-// What users type who look for a node that loads their files.
+// What users type to find a node that loads their files.
 const WORDS = ["lora", "lycoris"]
 
 /**
- * Whether the front end's score of a node is that of one of WORDS in a name of it. The query itself is not told, but
- * how it was met (1: the name begins with it; more: it is within), where, and how long the name is.
+ * Whether the front end's score of a node says that one of its names matched where one of WORDS is. The score has not
+ * the query, but how the name matched (1: it begins with the query; more: the query is within), where, and its length.
  *
  * @param {string[]} names
  * @param {number[]} score

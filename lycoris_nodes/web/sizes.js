@@ -20,8 +20,8 @@ export function fold(node) {
 }
 
 /**
- * The width that shows a node's title beside its button. Nodes without widgets get that of the others: where Vue
- * draws them, a name has less than half of the width.
+ * The width that shows a node's title beside its button. Nodes without widgets get the width of the others: in Vue's
+ * nodes, the name of an input has less than half of it.
  *
  * @param {string} title
  */

@@ -1,12 +1,12 @@
-// What the nodes of training show beside their reports: how far they are, what was stopped, and what is usual for the
-// model that is linked.
+// What training nodes show beside their reports: how far they are, what was stopped, and the usual values for the
+// linked model.
 
 import { app } from "../../scripts/app.js"
 import { onPrompt } from "./frontend.js"
 import { t } from "./language.js"
 import { after, anyNodeOf, drawn, nodeOf, onValue, ourKeyedNodes, widgetOf } from "./nodes.js"
 import { queuedPrompts } from "./queue.js"
-// First, so that its size of a node is known when the panel's is taken off.
+// It listens first, and shows boxes that are taken off here.
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
@@ -28,19 +28,19 @@ const isTrain = (/** @type {GraphNode} */ node) => TRAINING.includes(node.comfyC
 const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".") + 1)
 
 /**
- * What was asked about a node, and of the answer what `auto` stands for and the settings of a stopped training.
+ * The last question about a node, and from its answer the values of `auto` and the settings of a stopped training.
  *
  * @type {WeakMap<GraphNode, {asked: string, usual: Record<string, string>, others: Record<string, any>}>}
  */
 const known = new WeakMap()
-/** Of the prompts that this page has sent and that have not begun, the workflows. @type {Map<string, string | undefined>} */
+/** The workflow's id of each prompt of this page that has not begun. @type {Map<string, string | undefined>} */
 const queued = new Map()
 /** How many prompts the server has, of this page and of others. */
 let remaining = 0
 /** The prompt of this page that runs. @type {string | null} */
 let running = null
 
-/** @typedef {{key: string, node: GraphNode, way: GraphNode[]}} Place `way` has the nodes whose subgraphs a node is in */
+/** @typedef {{key: string, node: GraphNode, way: GraphNode[]}} Place `way` has the subgraph nodes around it */
 
 /**
  * @param {string} key
@@ -53,7 +53,7 @@ function placeOf(key) {
   return { key, node: nodes.at(-1), way: nodes.slice(0, -1) }
 }
 
-/** The nodes of the workflow that are of training. */
+/** The training nodes of the workflow. */
 function* placed() {
   for (const [key, node] of ourKeyedNodes()) if (WITH_USUAL.includes(node.comfyClass ?? "")) yield placeOf(key)
 }
@@ -103,7 +103,7 @@ function showUsual(node, usual, before) {
   for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
     const name = ownName(widget.name)
     if (!USUAL.includes(name)) continue
-    // What stands behind "auto: " before anything was shown is no one's choice: a subgraph saves its inputs as shown.
+    // A value behind "auto: " from before the first answer is nobody's choice: a subgraph saves its inputs as shown.
     const present = name in before ? widget.value : plain(widget.value)
     const value = shownValue(present, usual[name], before[name])
     if (value !== widget.value) widget.value = value
@@ -119,7 +119,7 @@ function showUsual(node, usual, before) {
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let waiting
 let forced = false
-/** Ask about all nodes once nothing changes any more; with `force` also where the question is as before. */
+/** Ask about all nodes once changes pause; with `force`, even if the question is the same. */
 function askSoon(force = false) {
   forced ||= force
   clearTimeout(waiting)
@@ -234,7 +234,7 @@ function listen() {
   for (const event of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
     api.addEventListener(event, end)
   }
-  // What ended meanwhile was told to nobody.
+  // The page was not told of a run that ended meanwhile.
   api.addEventListener("reconnected", async () => {
     if (running && !(await queuedPrompts()).has(running)) end()
   })

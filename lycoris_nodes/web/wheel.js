@@ -10,7 +10,7 @@ export const canScroll = (element) => element.scrollHeight > element.clientHeigh
 export function shareWheel(element, scrolls = canScroll) {
   element.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && scrolls(element)) event.stopPropagation()
-    // Vue's nodes hand it on by themselves. Over the canvas elements are beside it, and it would hear nothing.
+    // Vue's nodes pass it on by themselves. On the canvas, elements lie above it, and it would hear nothing.
     else if (!LiteGraph.vueNodesMode) {
       event.preventDefault()
       app.canvas.processMouseWheel(event)

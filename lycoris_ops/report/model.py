@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -25,11 +25,6 @@ class AboutModel:
     family: str
     """The families in words; "" for none known."""
     blocks: Blocks
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """The number of weights in each block, in the order of the model."""
-        return {block: len(members) for block, members in self.blocks.members.items()}
 
 
 def about_model(paths: Sequence[str | os.PathLike[str]]) -> AboutModel:

@@ -66,7 +66,6 @@ class Weighed(NamedTuple):
 
     weights: Mapping[str, Weight]
     """By the name of the bar."""
-    notes: tuple[str, ...]
     idle: tuple[str, ...]
     """Patterns that mean nothing in the model."""
 
@@ -173,7 +172,7 @@ class Bars:
             values = [mine.of[layer] for layer in bar.layers]
             values = values or [rest[f"{bar.name}#{at}"] for at in range(len(bar.members))]
             weights[bar.name] = Weight(fsum(values) / len(values), min(values), max(values))
-        return Weighed(weights, mine.notes, mine.idle)
+        return Weighed(weights, mine.idle)
 
     def fitting(self, presets: Mapping[str, str]) -> dict[str, str]:
         """The presets, by name, that name only blocks of the model."""

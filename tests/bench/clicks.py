@@ -612,7 +612,7 @@ class Ours(Side):
         told.get_by_text(re.compile(rf"^Step [3-9] of {STEPS}")).wait_for(timeout=LONG)
         hand.click(self.page.get_by_role("button", name="Cancel current run"))
         self.page.locator(".lycoris-training[data-stage=stopped]").wait_for(timeout=LONG)
-        hand.click(self.page.get_by_role("button", name="Go on"))
+        hand.click(self.page.get_by_role("button", name="Continue"))
         told.get_by_text(re.compile(rf"^Step ([4-9]|[1-9][0-9]) of {STEPS}")).wait_for(timeout=LONG)
         self.page.evaluate("void app.api.interrupt()")
 

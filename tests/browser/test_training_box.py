@@ -244,7 +244,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     follow(ui, r"^Step ([4-9]|\d\d) of 60, ")
     stop(ui)
     at = int(re.findall(r"^Stopped at (\d+) of 60$", words(ui))[0])
-    assert page.locator(f"{PANEL} button").all_inner_texts() == ["Go on", "Begin anew"]
+    assert page.locator(f"{PANEL} button").all_inner_texts() == ["Continue", "Start over"]
     screenshot(f"training-stopped-{name}")
 
     # Another name, other settings, F5: each has its own offer, or none.
@@ -264,8 +264,8 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     page.locator(f"{PANEL}[data-stage=stopped]").wait_for()
     assert words(ui) == f"Stopped at {at} of 60"
 
-    # Begin anew makes another one, and goes on with it.
-    page.get_by_role("button", name="Begin anew").click()
+    # Start over makes another one, and goes on with it.
+    page.get_by_role("button", name="Start over").click()
     follow(ui, "^Step [2-9] of 60, ")
     # Meanwhile a node before it, whose result is in the host's cache, shows its own report.
     page.locator(".lycoris-report .first", has_text="2 pictures in discs").wait_for()
@@ -275,7 +275,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     assert int(re.findall(r"^Stopped at (\d+) of 60$", words(ui))[0]) < at
     change(ui, "steps", 59)
     page.evaluate("heard.length = 0")
-    page.get_by_role("button", name="Take its settings and go on").click()
+    page.get_by_role("button", name="Take its settings and continue").click()
     follow(ui, r"^Step \d+ of 60, ")
     # In another tab the same key is another node's.
     first_tab = ui.serialized()

@@ -36,7 +36,7 @@ AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 UNCHANGED = ("seed", "optimiser")
 """Settings with which alone a training goes on. Model, layers and data are compared when they are there."""
-ANEW = "To begin a new one, press Begin anew on the node, or give another `filename_prefix`"
+ANEW = "To begin a new one, press Start over on the node, or give another `filename_prefix`"
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""

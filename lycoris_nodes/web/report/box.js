@@ -1,6 +1,6 @@
 // The box with a report on a node, below its other widgets: one sentence, and the rest folded below it.
 //
-// It takes no room that another node has, and is no part of the workflow.
+// It never covers another node, and is not saved in the workflow.
 
 import { app } from "../../../scripts/app.js"
 import { addStyle, make } from "../elements.js"
@@ -13,13 +13,13 @@ import { freeBelow, partsOf } from "./words.js"
 
 addStyle("./style.css", import.meta.url)
 
-// The most lines that a box has, and one with a picture.
+// The most lines of a box, and of one with a picture.
 const LINES = 16
 const DRAWN = 36
 
 /**
- * `height` is that of the box on the canvas. `open` says whether the user has unfolded the details, which the next
- * report keeps. `fills` counts how often it has changed, and `lines` are the most that it has.
+ * `height` is the box's on the canvas, and `lines` its most lines. `open`: the user has unfolded the details, and the
+ * next report shows them too. `fills` counts its changes.
  *
  * @typedef {{widget: DomWidget, fills: number, height: number, lines: number, open: boolean}} Box
  */
@@ -45,7 +45,7 @@ function roomFor(node, { lines }, needed) {
     .filter((other) => other !== node)
     .map(({ pos, size }) => ({ left: pos[0], right: pos[0] + size[0], top: pos[1] - title }))
   const free = freeBelow({ left: x, right: x + node.size[0], bottom: y + Math.max(height, needed) }, others)
-  // What the node has below its widgets is free too.
+  // Empty space of the node below its widgets is free too.
   const spare = Math.max(0, height - needed)
   return Math.round(Math.max(2.5 * line, Math.min(lines * line, free - gap + spare)))
 }
@@ -105,12 +105,12 @@ async function fit(node, box) {
   }
   app.canvas.setDirty(true, true)
   await drawn()
-  // Where Vue draws nodes, its word for what keeps the wheel to itself.
+  // Vue's nodes leave the wheel to elements with this mark.
   element.dataset.captureWheel = String(canScroll(element))
 }
 
 /**
- * Show a report on a node: its first lines, and what follows an empty line folded. While the node runs, all.
+ * Show a report on a node: its first paragraph, and the rest folded, except while the node runs.
  *
  * @param {GraphNode} node
  * @param {string} state

@@ -5,7 +5,7 @@ import { sourceOf, valueOf } from "../rows/graph.js"
 import { plain } from "../training/usual.js"
 
 /**
- * Why the host refused a node, in words. Its own checks name the input, and ours are repeated for each input.
+ * Why the host refused a node, in words. The host's own checks name the input; ours come once for each input.
  *
  * @param {{type: string, message: string, details?: string, extra_info?: any}[]} reasons
  */
@@ -32,7 +32,7 @@ export function partsOf(report) {
 }
 
 /**
- * Texts as one: what each begins with, then what each folds.
+ * Join texts: first their first paragraphs, then the folded ones.
  *
  * @param {string[]} texts
  */
@@ -46,7 +46,7 @@ export function together(texts) {
  * How much is free between a node and the next one below it; infinity where there is none.
  *
  * @param {{left: number, right: number, bottom: number}} node
- * @param {{left: number, right: number, top: number}[]} others with their titles
+ * @param {{left: number, right: number, top: number}[]} others whose `top` is that of the title
  */
 export function freeBelow({ left, right, bottom }, others) {
   const tops = others
@@ -60,7 +60,7 @@ export function freeBelow({ left, right, bottom }, others) {
 /**
  * Whether a node and all before it have the values and links that they had in a prompt.
  *
- * The front end is not asked for a new prompt: for that it calls widgets that take pictures and upload them.
+ * The front end is not asked for a new prompt, because making one makes some widgets take and upload pictures.
  *
  * @param {Prompt} prompt
  * @param {string} key
@@ -86,7 +86,7 @@ export function isAsIn(prompt, key, find, done = new Set()) {
       const from = source && [...source.way, source.node].map(({ id }) => id).join(":")
       return from === value[0] && source?.output === value[1] && isAsIn(prompt, value[0], find, done)
     }
-    // What another node gives when it runs.
+    // A value that another node gives only when it runs.
     if (source?.output !== undefined && !source.node.isVirtualNode) return false
     const present = linked.has(name) ? valueOf(source ?? null) : node.widgets?.find((widget) => widget.name === name)?.value
     return JSON.stringify(plain(present)) === JSON.stringify(value)

@@ -1,12 +1,12 @@
-// Block rules as a text and as bars: which lines bars can say, and the text for bars that were set.
+// Block rules as text and as bars: which lines bars can show, and the text for bars that were set.
 //
-// The end of a text is the bars': lines that name bars alone, then lines that scale kinds of layers. All before it,
-// down to the last line of another form (a pattern, a preset, a vector), stays as it is written, and what the bars
-// say comes behind it, so that it wins.
+// The end of a text belongs to the bars: lines that name only bars, then lines that scale kinds of layers. Everything
+// up to the last line of another form (a pattern, a preset, a vector) stays as written. The bars' lines come after it,
+// so they win.
 
 /**
- * `sort` is `blocks`, `beside` (in no list of blocks), `text` (a text encoder) or `kinds`. `layers` are those of the
- * model in a bar, `mine` those of the file, and `share` is the file's from 0 to 1.
+ * `sort` is `blocks`, `beside` (in no list of blocks), `text` (a text encoder) or `kinds`. `layers` counts the model's
+ * layers in a bar, `mine` the file's, and `share` is the bar's part of the file's change, from 0 to 1.
  *
  * @typedef {{name: string, layers: number, mine: number, share: number}} Bar
  * @typedef {{name: string, sort: string, bars: Bar[]}} Group
@@ -30,7 +30,7 @@ function placesOf(groups) {
 }
 
 /**
- * The bars that a word names; null where it names none, or more than they are.
+ * The bars that a word names; null if one of them does not exist.
  *
  * @param {string} word
  * @param {ReturnType<typeof placesOf>} places
@@ -76,8 +76,8 @@ function saidBy(line, places, kinds) {
 }
 
 /**
- * A text in its parts: the lines before those of the bars, and what each bar says. `first` is the number of the first
- * line that scales a kind.
+ * Split a text into the lines before the bars' and the values of the bars. `first` is the number of the first line that
+ * scales a kind.
  *
  * @param {string} text
  * @param {Group[]} groups
@@ -121,7 +121,7 @@ export function partsOf(text, groups) {
 }
 
 /**
- * A text without the lines that scale kinds, which the bars of the kinds say; its lines keep their numbers.
+ * A text without the lines that scale kinds, which the bars of the kinds show; the other lines keep their numbers.
  *
  * @param {string} text
  * @param {Group[]} groups
@@ -141,7 +141,7 @@ export const shownWeight = (value) => String(Number(value.toFixed(3)))
 const key = (names, value, places) => `${spelled(names, places).join(" ")} = ${shownWeight(value)}`
 
 /**
- * Names of bars, with ranges for those that follow each other.
+ * Names of bars, consecutive ones as ranges.
  *
  * @param {string[]} names
  * @param {ReturnType<typeof placesOf>} places
@@ -201,7 +201,7 @@ export function painted(text, changes, groups) {
     if (places.has(name.toLowerCase())) values.set(name, value)
     else kinds.set(name, value)
   }
-  // Without other lines before them, bars that nothing is said of have the weight 1.
+  // If no other lines come before, a bar without a line has the weight 1.
   if (!head.length) for (const [name, value] of values) if (value === 1) values.delete(name)
   const scales = [...kinds].filter(([, value]) => value !== 1)
   const commented = (/** @type {string} */ line) => {
@@ -228,7 +228,7 @@ export function outline(heights) {
   const gap = count > 16 ? 0 : 0.3
   const points = heights.flatMap((height, at) => {
     const [left, right] = [at / count, (at + 1 - gap) / count]
-    // Also a bar of no height is seen.
+    // A bar of height 0 is visible too.
     const top = 1 - Math.min(1, Math.max(0.08, height))
     return [[left, 1], [left, top], [right, top], [right, 1]]
   })
@@ -236,7 +236,7 @@ export function outline(heights) {
 }
 
 /**
- * At most so many values: the means of as many neighbours as needed.
+ * Reduce values to at most `most`, each the mean of neighbours.
  *
  * @param {number[]} values
  * @param {number} most

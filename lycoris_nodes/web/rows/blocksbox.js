@@ -1,5 +1,5 @@
 // A panel in which the block weights of a row are painted as bars, beside the text of their rules. A press outside of
-// it keeps what the text says, also where that is not understood yet; Escape leaves the row as it was.
+// it keeps the text, even one with an error; Escape leaves the row as it was.
 
 import { make, nameParts } from "../elements.js"
 import { t } from "../language.js"
@@ -13,14 +13,14 @@ import { closePopup, openPopup } from "./popup.js"
 
 const STEP = 0.05
 const FINE = 0.01
-/** How much farther than a coarse one a fine movement goes for the same change. */
+/** A fine drag moves so many times as far for the same change. */
 const SLOWER = 5
-/** How near to 1 a drag stays at 1. */
+/** A drag within this distance of 1 snaps to it. */
 const SNAP = 0.03
 const HIGHEST = 1.5
 /** How long a pause in typing is, in milliseconds. */
 const PAUSE = 150
-/** How many blocks have a number each. */
+/** With more bars than this in a group, only every fifth number is shown. */
 const NUMBERED = 24
 
 /** @param {string} sort */
@@ -37,7 +37,7 @@ const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`
  * @param {{
  *   file: string, text: string, model: import("./model.js").Model, unsuited: string | null,
  *   done: (text: string) => void,
- * }} row `done` gets the new text, where it is another
+ * }} row `done` gets the new text if it differs
  * @param {import("./popup.js").Place} point
  */
 export function openBlocks({ file, text: before, model, unsuited, done }, point) {
@@ -149,7 +149,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
       const number = Number(bar.name.split(".").at(-1))
       const plain = group.bars.length <= NUMBERED || Number.isNaN(number) || number % 5 === 0
       const label = make("span", { class: "lycoris-block-label", textContent: plain ? labelOf(bar, group) : "" })
-      // It has the focus: where an input has it, the front end leaves Ctrl+Z alone.
+      // An input, because the front end leaves Ctrl+Z alone while one has the focus.
       const input = make("input", { type: "range", tabIndex: -1, step: String(FINE), "aria-label": bar.name })
       const element = make("div", { class: "lycoris-block", data: { bar: bar.name } }, input, track, label)
       element.onpointerenter = input.onfocus = () => tell(bar.name)
@@ -223,7 +223,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     area.classList.toggle("lycoris-wrong", Boolean(found.error))
     panel.classList.toggle("lycoris-blocks-wrong", Boolean(found.error))
     if (!found.error) {
-      // A copy: it is painted on.
+      // A copy, because painting changes it.
       weights = { ...found.weights }
       if (!dragging) fitScale()
       const mixed = [...bars.keys()].some((name) => bars.get(name)?.group.sort !== "kinds" && mixedIn(name))
@@ -314,8 +314,8 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     const value = valueAt(event)
     // A fast pointer skips bars.
     const [from, to] = [Math.min(last, here), Math.max(last, here)]
-    const passed = line.slice(last === here ? here : from, to + 1).filter((_, at) => last === here || from + at !== last)
-    paint(new Map((passed.length ? passed : [line[here]]).map((element) => [nameOf(element), value])))
+    const passed = line.slice(from, to + 1).filter((_, at) => last === here || from + at !== last)
+    paint(new Map(passed.map((element) => [nameOf(element), value])))
     dragging.last = here
     tell(nameOf(line[here]))
   }
@@ -324,10 +324,10 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     const element = barAt(event)
     if (!element || event.button === 1) return
     event.preventDefault()
-    bars.get(nameOf(element))?.input.focus({ preventScroll: true })
+    const found = bars.get(nameOf(element))
+    found?.input.focus({ preventScroll: true })
     const { top } = element.getBoundingClientRect()
     const line = elements().filter((one) => Math.abs(one.getBoundingClientRect().top - top) < 4)
-    const found = bars.get(nameOf(element))
     const value = found ? valueOf(found) : 1
     const fixed = event.button === 2 ? 0 : null
     dragging = { line, last: line.indexOf(element), fixed, y: event.clientY, value, fine: event.shiftKey }
@@ -344,7 +344,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     remember()
     check()
   }
-  // The bar that was pressed: these events go to what has captured the pointer.
+  // The pressed bar, found by the focus: these events go to the element that captured the pointer.
   const pressed = () => /** @type {HTMLElement | null} */ (document.activeElement?.closest(".lycoris-block") ?? null)
   field.ondblclick = () => {
     const element = pressed()
@@ -362,7 +362,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
    * @param {number} value
    */
   function setBar(name, value) {
-    paint(new Map([[name, Number(Math.min(Math.max(value, Math.min(low, value)), 100).toFixed(3))]]))
+    paint(new Map([[name, Number(Math.min(value, 100).toFixed(3))]]))
     remember()
     tell(name)
   }
@@ -393,11 +393,11 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   area.oninput = checkSoon
   area.onchange = remember
   panel.addEventListener("keydown", (event) => {
-    const undoes = event.ctrlKey || event.metaKey
+    const control = event.ctrlKey || event.metaKey
     const key = event.key.toLowerCase()
-    if (undoes && key === "enter") closePopup()
-    else if (undoes && key === "z" && !event.shiftKey) step(past, future)
-    else if (undoes && (key === "y" || key === "z")) step(future, past)
+    if (control && key === "enter") closePopup()
+    else if (control && key === "z" && !event.shiftKey) step(past, future)
+    else if (control && (key === "y" || key === "z")) step(future, past)
     else return
     event.preventDefault()
   })

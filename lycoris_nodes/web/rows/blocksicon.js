@@ -6,7 +6,7 @@ import { outline, thinned } from "./blocks.js"
 import { weighedBy } from "./blocksserver.js"
 
 const MOST = 24
-/** What is shown of a row without rules, and of rules before it is known what they do. */
+/** The bars of a row without rules, and of rules whose effect is not known yet. */
 const NONE = [0.45, 0.8, 1, 0.6]
 
 /** @param {() => void} open */

@@ -1,4 +1,4 @@
-// What the server says of the bars of a row, and of rules for them.
+// Asks the server for the bars of a row, and for what rules do to them.
 
 import { app } from "../../../scripts/app.js"
 import { answered } from "../language.js"
@@ -13,7 +13,7 @@ import { answered } from "../language.js"
  * }} Bars
  * @typedef {{
  *   error?: string, line: number[], weights: Record<string, [mean: number, least: number, most: number]>,
- *   notes: string[], idle: string[],
+ *   idle: string[],
  * }} Weighed
  */
 
@@ -53,8 +53,8 @@ export async function followBars(question, show, signal) {
 }
 
 /**
- * What rules do to the bars; `error` alone where they cannot be used. The same is asked once, and again only where no
- * answer came.
+ * What rules do to the bars; only `error` if they cannot be used. A question is asked once, and again only if no answer
+ * came.
  *
  * @param {Question} question
  * @param {string} rules

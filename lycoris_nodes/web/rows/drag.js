@@ -1,4 +1,4 @@
-// Moves lines with the pointer: a mark shows where they would come to be. A press without a way is a click.
+// Moves lines with the pointer: a mark shows where they would land. A press without movement is a click.
 
 /** How far the pointer goes before a press is a drag, in pixels. */
 const STILL = 3

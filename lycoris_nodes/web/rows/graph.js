@@ -2,7 +2,7 @@
 // nodes and subgraphs. It asks the nodes that it is given and nothing of the page.
 
 /**
- * What is asked of a node here. Some hold a subgraph, and virtual ones only hand on what another node gives.
+ * The part of a node that is used here. Some hold a subgraph, and virtual ones only pass on what another node gives.
  *
  * @typedef {{
  *   id: any, type?: string | null, mode?: number, isVirtualNode?: boolean, graph?: any, subgraph?: any,
@@ -16,19 +16,19 @@
  */
 
 /**
- * A node, and the nodes with subgraphs on the way to it: a subgraph that is there twice has its nodes twice.
+ * A node and the subgraph nodes around it, outermost first: a subgraph that is used twice has its nodes twice.
  *
  * @typedef {{node: Node, way: Node[]}} Place
  */
 
 const [NEVER, BYPASSED] = [2, 4]
-/** The id by which links know the inputs of the subgraph that they are in. In some front ends ids are texts. */
+/** The id that stands for the inputs of the subgraph in its own links. In some front ends ids are texts. */
 const INPUTS = "-10"
 const STACKS = ["LYCORIS_STACK", "LORA_STACK"]
 const ENDING = /\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf)$/iu
 
 /**
- * All nodes of a workflow that run, those in subgraphs among them.
+ * All nodes that run, in a workflow and its subgraphs.
  *
  * @param {any} graph
  * @param {Node[]} way
@@ -54,8 +54,8 @@ const typesOf = (type) => String(type).split(",")
 const isOf = (slot, types) => typesOf(slot.type).some((type) => types.includes(type))
 
 /**
- * What an input is linked to; the open end of the link where nothing is, with `input` in place of `output`. Null for
- * what does not run.
+ * The output that an input is linked to. If the way ends at an input without a link, that input, with `input` in place
+ * of `output`; null if the source does not run.
  *
  * @param {Place} place
  * @param {number} input
@@ -104,14 +104,14 @@ function through(place, output) {
     if (told) return through({ node: told.node, way }, told.slot)
     const link = node.getInputLink?.(output)
     if (link) return origin(node.graph, link, way)
-    // A reroute that nothing is linked to hands on nothing; a primitive has a value of its own.
+    // A reroute without a link passes on nothing; a primitive has a value of its own.
     if (node.inputs?.length) return null
   }
   return { node, way, output }
 }
 
 /**
- * The inputs of a node that have one of these types; those of any type where it has no others.
+ * The inputs of a node that have one of these types; without such, its inputs of any type (`*`).
  *
  * @param {Node} node
  * @param {string[]} types
@@ -149,7 +149,8 @@ const gives = (/** @type {Node} */ node, /** @type {string} */ type) =>
   (node.outputs ?? []).some((output) => isOf(output, [type]))
 
 /**
- * The nodes that take what a node's stack goes into together with a model: those that give a model first.
+ * The nodes reached by a node's stack that take a model beside it or pass no stack on. If some of them give a model,
+ * only those.
  *
  * @param {any} root the graph of the whole workflow
  * @param {Node} node
@@ -168,8 +169,8 @@ export function takersOf(root, node) {
 }
 
 /**
- * What a node's own choices name that may be a file, in their order. What another node gives counts where that is a
- * value on the page.
+ * The values of a node's widgets that may name a file, in their order. A linked value counts if it is known on the
+ * page.
  *
  * @param {Place} place
  * @returns {string[]}
@@ -187,7 +188,7 @@ function choicesOf(place) {
 }
 
 /**
- * The value on the page that an input gets; undefined for what a node gives only when it runs.
+ * The value that an input gets, as known on the page; undefined for one that a node gives only when it runs.
  *
  * @param {ReturnType<typeof sourceOf>} source
  */
@@ -200,8 +201,8 @@ export function valueOf(source) {
 }
 
 /**
- * What is named by the node that loads what an input gets, through all that changes it on the way. The loader is the
- * first node that gets nothing of the same type itself.
+ * The files named by the node that loads the model or CLIP of a node, past all nodes that change it on the way. The
+ * loader is the first node without a linked input of that type.
  *
  * @param {Place} place
  * @param {string} type `MODEL` or `CLIP`

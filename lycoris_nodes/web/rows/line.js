@@ -15,7 +15,7 @@ import { strengthField } from "./strength.js"
 /** @typedef {import("./state.js").Row} Row */
 /** @typedef {import("./popup.js").Point} Point */
 
-/** What the fields for the picture and for the sound begin with. */
+/** The symbols of the fields for the picture and for the sound. */
 const MARKS = { video: "▶", audio: "♪" }
 
 /** @typedef {"strength_model" | "strength_clip" | import("./state.js").Signal} Changed what a field of a line changes */
@@ -38,7 +38,7 @@ const MARKS = { video: "▶", audio: "♪" }
  */
 
 /**
- * The names that are nearest to that of a file which is not there; none for one that is.
+ * The files with the nearest names to that of a missing file; none if the file is there.
  *
  * @param {string} file
  */
@@ -48,8 +48,8 @@ async function nearTo(file) {
 }
 
 /**
- * Give the focus back after a click of the mouse: the front end's keys, Undo among them, are not for the elements of a
- * form that have it.
+ * Drop the focus after a click of the mouse: the front end ignores keys, such as those of Undo, while an element of a
+ * form has the focus.
  *
  * @param {MouseEvent} event
  */
@@ -67,7 +67,7 @@ export function createLine(acts, bounds) {
   let row = { file: "" }
   /** @type {string | null} */
   let shownFile = null
-  // What is shown of the file now.
+  // A new object for each description: one that was overtaken is not shown.
   let shown = {}
   const handle = make("span", { class: "lycoris-handle", textContent: "⠿" })
   handle.title = t("Drag to move, click to select. Several: Ctrl-click on rows, or Shift-click up to a row")
@@ -111,8 +111,8 @@ export function createLine(acts, bounds) {
     event.stopPropagation()
     acts.menu(index, { x: event.clientX, y: event.clientY })
   }
-  // With a key held, a click on a row selects it, whatever is below the pointer; without, one beside all that is there
-  // gives the selection up.
+  // With Ctrl or Shift, a click anywhere on a row selects it. Without, a click beside its buttons and fields clears the
+  // selection.
   element.addEventListener(
     "click",
     (event) => {
@@ -154,7 +154,7 @@ export function createLine(acts, bounds) {
   }
 
   /**
-   * What says that the row is a pair, or takes the other file of the pair into it.
+   * The badge of a pair, or the button that takes the other file of the pair into the row.
    *
    * @param {import("./server.js").About} about
    * @param {string | undefined} low
@@ -177,7 +177,7 @@ export function createLine(acts, bounds) {
     return [button]
   }
 
-  /** @param {string} file one that a click takes in place of that which is missing */
+  /** @param {string} file a click takes it in place of the missing one */
   const instead = (file) =>
     make("button", {
       type: "button",
@@ -225,7 +225,7 @@ export function createLine(acts, bounds) {
     twice.textContent = `x${times}`
     twice.title = t("This file is on in {times} rows: what they change adds up", { times })
   }
-  /** @param {string | null} why in the server's words, with what is folded elsewhere after an empty line */
+  /** @param {string | null} why in the server's words; only the first paragraph is shown */
   const blame = (why) => {
     reason.hidden = !why
     reason.textContent = shownOf(why ?? "")

@@ -78,11 +78,11 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   let reached = null
   /** @type {Map<number, {row: string, why: string}>} */
   let refused = new Map()
-  /** Ends with the change of a strength that goes on: it is made of the rows that were there when it began. */
+  /** Resolves when the ongoing change of a strength ends, which is made to the rows as they were at its start. */
   let settled = Promise.resolve()
 
   const set = (/** @type {Row[]} */ changed) => void write(formatRows(changed))
-  /** The rows that are meant where one is: all that are selected with it. */
+  /** The rows that an action on one row is for: all selected rows, if it is one of them. */
   const meant = (/** @type {number} */ index) => (chosen.has(index) ? chosen : new Set([index]))
   /** @type {(meant: Set<number>, change: (row: Row) => Row) => Row[]} */
   const changed = (meant, change) => rows.map((row, index) => (meant.has(index) ? change(row) : row))
@@ -100,7 +100,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     return index
   }
 
-  /** Where a panel for a row leaves all rows to be seen. */
+  /** The place where a panel for a row does not cover the rows. */
   const asideOf = (/** @type {number} */ index) => beside(element, lines[index].element)
 
   /** @param {Set<number>} selected */
@@ -116,7 +116,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   function move(from, to) {
     const going = meant(from)
     const order = moved([...rows.keys()], going, from, to)
-    // Where they are now, before the list is shown anew.
+    // Select them at their new places, before the list is drawn.
     if (chosen.has(from)) chosen = new Set([...order.keys()].filter((place) => going.has(order[place])))
     else chosen = new Set()
     set(order.map((index) => rows[index]))
@@ -215,7 +215,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
         return from.map((row, at) => {
           if (!these.has(at)) return row
           const factor = change(signalOf(row, name))
-          // What is typed and is no strength is no factor either.
+          // Typed text that is no number leaves the factor as it is.
           return typeof factor === "number" ? withSignal(row, name, factor) : row
         })
       }
@@ -240,7 +240,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * The end of a change that goes on from now on: `settled` waits for it.
+   * Wrap the end of a change that begins now, so that `settled` waits for it.
    *
    * @param {() => void} end
    */
@@ -254,7 +254,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * What switches the sound or the picture off in a row, or on again.
+   * The item that switches the sound or the picture of a row off, or on again.
    *
    * @param {number} index
    * @param {import("./state.js").Signal} signal
@@ -339,7 +339,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     }
   }
 
-  /** Show the rows of the text; those of another form once the server has read them. */
+  /** Show the rows of the text; if it has another form, once the server has read it. */
   function draw() {
     const text = read()
     const own = parseRows(text)
@@ -372,7 +372,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   /** @param {Row[]} found */
   function show(found) {
     reached = null
-    // What is selected is so by its place.
+    // Rows are selected by their places.
     if (found.length !== rows.length) chosen = new Set()
     rows = found
     const linked = isLinked()
@@ -416,7 +416,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     countFiles()
   }
 
-  /** Show on the rows of a file that is on in several that it is. */
+  /** Mark the rows whose file is on in several rows. */
   async function countFiles() {
     const counted = rows
     const found = async (/** @type {string} */ file) => (await aboutFile(file)).file ?? file
@@ -429,10 +429,10 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * Take the other file of a pair into a row, where the names leave no doubt and no row has both. Where one has, a row
-   * that was added goes, and one whose file was replaced stays as it is.
+   * Take the other file of a pair into a row, if the names leave no doubt and no row has both. If one has, an added row
+   * is removed, and a row whose file was replaced stays as it is.
    *
-   * It is known only after the server answered, and the row is there before.
+   * The row is there before the server has answered.
    *
    * @param {import("./state.js").Row} row
    * @param {boolean} added
@@ -458,21 +458,21 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     void joinPair(row, true)
   }
 
-  /** Why a row was refused, as long as it is what it was. */
+  /** Why a row was refused, as long as it is unchanged. */
   function reasonOf(/** @type {number} */ index) {
     const found = refused.get(index)
     return found && found.row === JSON.stringify(rows[index]) ? found.why : null
   }
 
   /**
-   * Show on the rows what a text says of them, in place of what was said before. Returns whether that is all it says.
+   * Show on the rows what an error says of them, in place of the last one. Returns whether this is all that it says.
    *
    * @param {string} text
    */
   function blame(text) {
     const { rows: reasons, rest } = reasonsOf(text)
     refused = new Map([...reasons].map(([index, why]) => [index, { row: JSON.stringify(rows[index]), why }]))
-    // What was known of their files may be what was refused.
+    // What is cached of their files may be out of date.
     for (const index of refused.keys()) if (index in rows) filesOf(rows[index]).forEach(forgetFile)
     if (rows.length) show(rows)
     const first = lines[Math.min(...refused.keys())]
@@ -487,7 +487,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   function setHeight() {
-    // Where the list scrolls, it has the wheel, which else zooms the canvas.
+    // If the list scrolls, the wheel is for it; otherwise the wheel zooms the canvas.
     const shown = rows.reduce((sum, _, index) => sum + 1 + heightOf(reasonOf(index)), 0)
     if (shown > MOST) body.dataset.captureWheel = "true"
     else delete body.dataset.captureWheel

@@ -3,21 +3,19 @@
 //   const model = await modelOf(node)
 //   model.file              "checkpoints/sdxl.safetensors"; "" where no model is connected or its file is not known
 //   model.family            "SDXL", "SD1.5 or SD2"; "" where it is not known
-//   model.blocks            [{name: "in.0", layers: 12}, ...] in the order of the model, text encoders last; []
 //   model.suits(about)      null where a file suits or nothing is known, else the reason in words. `about` is what
 //                           `aboutFile` or `askFacts` of server.js gives
-//   model.names             {model: [...], clip: [...]}: what the loaders name, by which the server knows the model
-//   model.key               the same text for the same model: what is worked out for a model can be kept by it
+//   model.names             {model: [...], clip: [...]}: the files that the loaders name, to ask the server with
 //
 //   followModel(node, (model) => ...)
-//                           calls with the model each time that the workflow has changed so that it is another, and
-//                           once the node is in a workflow
+//                           calls with the model whenever a change of the workflow makes it another, and once after
+//                           the node is in a workflow
 //
-// The way: from the stack that a node gives on to the nodes that take it together with a model (through Combine,
-// Weight Blocks, Schedule and whatever else takes and gives stacks), and from their model back to the node that loads
-// it. Its choices are sent to the server, which knows the files of models by their names. Nothing of this throws:
-// where a step leads nowhere, or the server does not answer, the model is one of which nothing is known. Where a
-// stack reaches several models, it is the first; a file suits where it suits one of them.
+// The stack that a node gives is followed to the nodes that take it together with a model (through Combine, Weight
+// Blocks, Schedule and whatever else takes and gives stacks), and their model back to the node that loads it. The names
+// that this node has chosen are sent to the server, which finds the files. Nothing of this throws: if a step leads
+// nowhere, or the server does not answer, nothing is known of the model. If a stack reaches several models, the first
+// counts; a file suits if it suits one of them.
 
 import { app } from "../../../scripts/app.js"
 import { t } from "../language.js"
@@ -27,21 +25,19 @@ import { loadedBy, takersOf } from "./graph.js"
 /**
  * What the server says of the files of a model, as `lycoris_nodes/routes.py` answers.
  *
- * @typedef {{
- *   file: string, family: string, families: string[], blocks: {name: string, layers: number}[],
- * }} Facts
+ * @typedef {{file: string, family: string, families: string[]}} Facts
  * @typedef {Facts & {
  *   key: string, names: {model: string[], clip: string[]}, suits: (about: {family: string, families: string[]}) => string | null,
  * }} Model
  */
 
 /** @type {Facts} */
-const UNKNOWN = { file: "", family: "", families: [], blocks: [] }
+const UNKNOWN = { file: "", family: "", families: [] }
 /** @type {Map<string, Promise<Facts>>} */
 const known = new Map()
 /**
- * What looks at the model of a node, by its node: of those in a subgraph the front end does not say that another
- * workflow takes their place.
+ * What looks again at the model of a node. Weak, because the front end does not say that nodes in subgraphs are gone
+ * when another workflow is loaded.
  *
  * @type {WeakMap<GraphNode, () => void>}
  */
@@ -62,7 +58,7 @@ function ask(question) {
       .fetchApi("/lycoris/model", { method: "POST", body: question })
       .then((answer) => answer.json())
       .catch(() => {
-        // The next one who wants to know asks again.
+        // The next call asks again.
         known.delete(question)
         return UNKNOWN
       })

@@ -13,8 +13,8 @@ export function splitName(file) {
 }
 
 /**
- * As `splitName`, for where little room is left to the folder. PEFT calls each of its files `adapter_model`, in a folder
- * that has the name.
+ * As `splitName`, for rows, which have little room for the folder. PEFT calls every file `adapter_model`, and the name
+ * is that of the folder.
  *
  * @param {string} file
  * @returns {[folder: string, name: string]}
@@ -43,18 +43,22 @@ export function shownSize(bytes) {
 /** @param {string} file */
 const lettersOf = (file) => splitName(file)[1].toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ").trim()
 
-/** @param {string} text its pairs of letters that follow each other, with its ends */
+/**
+ * Each two neighbouring letters, with spaces as the ends.
+ *
+ * @param {string} text
+ */
 function pairsOf(text) {
   const whole = [..." ", ...text, " "]
   return new Set(whole.slice(1).map((letter, index) => `${whole[index]}${letter}`))
 }
 
-/** How much of its pairs of letters a name shares at least with one that is near to it. */
+/** The least Dice coefficient of the pairs of letters of two near names. */
 const NEAR = 0.5
 
 /**
- * What finds the files whose names are nearest to one that is gone, the nearest first. A file in another folder is as
- * near as can be.
+ * A function that finds the files whose names are nearest to that of a missing one, the nearest first. Folders do not
+ * count.
  *
  * @param {string[]} files
  */

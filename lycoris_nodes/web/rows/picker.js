@@ -1,5 +1,5 @@
-// Chooses a file: a list or cards of all files in their folders, what is typed found in their paths and in what
-// they and the files beside them say, and a side that shows the one that the mouse or the keyboard is on.
+// Chooses a file from a list or cards of all files in their folders. What is typed is sought in their paths and in what
+// they and the files beside them say. The side shows the file that the mouse or the keyboard is on.
 
 import { badges, make, nameParts } from "../elements.js"
 import { t, told } from "../language.js"
@@ -11,7 +11,7 @@ import { createScroll } from "./picker/scroll.js"
 import { closePopup, openPopup } from "./popup.js"
 import { askFacts, knownFacts, listed } from "./server.js"
 
-/** How many files are asked for at once: first few, and then as many as take about this long. */
+/** How many files are asked for at once: few at first, later as many as take about `MILLISECONDS`. */
 const FIRST = 30
 const MOST = 500
 const MILLISECONDS = 700
@@ -73,7 +73,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   let items = []
   /** The key of the item that Enter takes: not that under the mouse. */
   let active = ""
-  /** Whether a key has moved it: else it is the best. */
+  /** Whether a key has moved it; if not, it is the best. */
   let moved = false
   /** The file under the mouse, which the side shows. @type {Entry | null} */
   let hovered = null
@@ -149,7 +149,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       return element
     }
     const { entry } = item
-    // A file that is there twice has its title where it is in its folder.
+    // A favourite or recent file is listed twice, and has its tooltip only in its folder.
     if (item.key === entry.file) element.title = entry.file
     const favourite = make("button", { type: "button", class: "lycoris-star", tabIndex: -1 })
     element.append(
@@ -287,7 +287,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     }
   }
 
-  /** Ask for what is not known of the files, those first that are seen. */
+  /** Ask for the facts of files that have none yet, first of visible ones. */
   async function read() {
     let most = FIRST
     while (open) {
@@ -299,7 +299,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       if (!open) return
       most = Math.round(Math.min(MOST, 1 + (next.length * MILLISECONDS) / (performance.now() - start)))
       for (const entry of next) learn(entry, found[entry.file] ?? gone(), suits)
-      // What is typed may be found in what is known now, and a favourite of another pack too.
+      // The new facts may match what is typed, or mark a favourite of another pack.
       arrange()
     }
   }
@@ -343,8 +343,6 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     ;[moved, hovered] = [true, null]
     scroll.reveal(next.key)
     activate(next.key)
-    // A heading above the first item of a list is seen with it.
-    if (next === items[0]) results.scrollTop = 0
   }
 
   /** @param {number} way */
@@ -361,7 +359,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
 
   search.oninput = () => kept && arrange(true)
   panel.onkeydown = onKey
-  // A click keeps the keys in the picker: those of the front end delete and move nodes.
+  // Keep the focus in the picker after a click: the front end's keys delete and move nodes.
   panel.tabIndex = -1
   results.onmousedown = (event) => event.preventDefault()
   list.onclick = () => view("list")
@@ -389,7 +387,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   /** @type {NonNullable<typeof latest>} */
   let known
   try {
-    // The list that was there last is shown until the new one is here.
+    // The last list is shown until the new one is here.
     known = latest ?? (await Promise.all([anew, readKept()]).then(([files, kept]) => ({ files, kept })))
   } catch (error) {
     results.dataset.empty = t("The server does not answer: {error}", { error: String(error) })
@@ -423,7 +421,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   }
 }
 
-/** Of a file that was taken away while the picker was open. */
+/** The facts of a file that was removed while the picker was open. */
 const gone = () => ({
   ...{ error: t("the file is not there any more"), kind: "", rank: "", family: "", families: [], triggers: [] },
   ...{ tags: [], title: "", base: "", favourite: false, preview: "", problems: [] },

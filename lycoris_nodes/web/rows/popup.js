@@ -12,7 +12,7 @@ const ASIDE = 20
 /** @type {{panel: HTMLElement, controller: AbortController, closed?: (escaped: boolean) => void} | null} */
 let open = null
 
-/** @param {boolean} [escaped] whether by the key for it */
+/** @param {boolean} [escaped] whether Escape closes it */
 export function closePopup(escaped = false) {
   const closing = open
   open = null
@@ -80,7 +80,7 @@ export function below(element) {
 }
 
 /**
- * The place beside an element where there is room, else below another one.
+ * The place beside an element if there is room, otherwise below another one.
  *
  * @param {Element} element
  * @param {Element} other

@@ -5,8 +5,8 @@ import { told } from "../language.js"
 const ROW = /^(?:(?<file>.*): )?row (?<number>[0-9]+): (?<what>.*)$/u
 
 /**
- * The reasons of a text by the places of the rows that they are about, and the rest. What follows a line about a row
- * belongs to it.
+ * Split an error into the reasons by the places of their rows, and the rest. The lines after one about a row belong to
+ * it.
  *
  * @param {string} text
  * @returns {{rows: Map<number, string>, rest: string}}
@@ -34,7 +34,7 @@ export function reasonsOf(text) {
  */
 export const shownOf = (why) => told(why).split("\n\n")[0]
 
-// About as much as two lines of text hold in a node of its first width, and in a row's height.
+// About as many letters as fit into a row's height, in two lines, at the node's first width.
 const SHORT = 110
 
 /**
@@ -51,7 +51,7 @@ export function heightOf(why) {
 const takers = new WeakMap()
 
 /**
- * Give a node what shows errors on its rows.
+ * Register what shows errors on the rows of a node.
  *
  * @param {GraphNode} node
  * @param {(text: string) => boolean} take returns whether it shows all that a text says
@@ -59,7 +59,7 @@ const takers = new WeakMap()
 export const onReasons = (node, take) => void takers.set(node, take)
 
 /**
- * Show an error on the rows of a node, or none any more. Returns whether it needs no other place.
+ * Show an error on the rows of a node; an empty text clears it. Returns whether the rows show all of it.
  *
  * @param {GraphNode} node
  * @param {string} text

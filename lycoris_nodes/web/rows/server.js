@@ -58,7 +58,7 @@ async function askNames() {
   return { files: new Set(files), nearest: nearestOf(files) }
 }
 
-/** The names of all files, and what finds the nearest of them to a name; as they were when the lists were refreshed. */
+/** The names of all files, and a function that finds the nearest ones to a name. Kept until the lists are refreshed. */
 export const fileNames = () =>
   (names ??= askNames().catch((error) => {
     names = null
@@ -66,7 +66,7 @@ export const fileNames = () =>
   }))
 
 /**
- * What was asked of a file before, if it has not changed since.
+ * The facts of a file from an earlier answer, if it has not changed since.
  *
  * @param {Listed} file
  */
@@ -127,14 +127,18 @@ export function forgetFiles() {
   names = null
 }
 
-/** @param {string} file the address of its picture or clip */
+/**
+ * The address of a file's picture or clip.
+ *
+ * @param {string} file
+ */
 export function previewOf(file) {
   return app.api.apiURL(`${ROOT}/preview?file=${encodeURIComponent(file)}`)
 }
 
 /**
- * The rows that a text of any known form states, as the server reads it, with the files' names as they are here.
- * Throws an error with the reason where it states none or where one of them cannot be used.
+ * The rows in a text of any known form, as the server reads it, with the names that the files have here. Throws an
+ * Error with the reason if the text has another form or a row cannot be used.
  *
  * @param {string} text
  * @returns {Promise<import("./state.js").Row[]>}

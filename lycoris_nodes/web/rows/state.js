@@ -3,7 +3,7 @@
 const VERSION = 1
 
 /**
- * A strength that is a text is what was typed, which may be no number.
+ * A strength as text is what was typed, and may be no number.
  *
  * @typedef {{
  *   file: string, on?: boolean, strength_model?: number | string, strength_clip?: number | string, rules?: string,
@@ -12,7 +12,7 @@ const VERSION = 1
  */
 
 /**
- * What a model makes of which a row can change the strength by itself, by a rule that scales its layers.
+ * A part of what a model makes that a row can weaken or strengthen alone, with a rule that scales its layers.
  *
  * @typedef {"video" | "audio"} Signal
  */
@@ -93,8 +93,8 @@ export function withClip(rows, separate) {
 }
 
 /**
- * The rows with another strength in some of them: what `change` makes of the one that is there. Where text encoders
- * have strengths of their own, that of such a row no longer follows the model's.
+ * The rows with `change` applied to a strength of some. If any row has a strength of its own for text encoders, each
+ * changed row gets one too, which no longer follows the model's.
  *
  * @param {Row[]} rows
  * @param {Set<number>} chosen
@@ -141,8 +141,8 @@ const settingsOf = (/** @type {Row} */ row) =>
   JSON.stringify([isOn(row), modelStrength(row), clipStrength(row), row.rules ?? ""])
 
 /**
- * The rows with both files of a pair in one of them. A row of the other file alone, as new or with the same settings,
- * goes: what it does, the pair does.
+ * The rows with both files of a pair in one of them. A row with only the other file goes if its settings are the same
+ * or those of a new row: the pair does the same.
  *
  * @param {Row[]} rows
  * @param {number} index
@@ -151,7 +151,7 @@ const settingsOf = (/** @type {Row} */ row) =>
 export function joined(rows, index, pair) {
   const row = rows[index]
   const partner = row.file === pair.file ? pair.low_noise : pair.file
-  // Beside a row that is off, a new row of the other file does what the pair does not.
+  // If the row is off, so is the pair, and a new row of the other file is still needed.
   const plain = [row, ...(isOn(row) ? [newRow(partner)] : [])].map(settingsOf)
   const spare = rows.findIndex((one) => one.file === partner && !one.low_noise && plain.includes(settingsOf(one)))
   const made = rows.with(index, withFiles(row, pair))
@@ -183,7 +183,7 @@ export function signalOf(row, signal) {
  * @param {number} factor
  */
 export function withSignal(row, signal, factor) {
-  // So rounded, no number within the bounds of strengths has an exponent.
+  // Rounded so, no number within the bounds of strengths is written with an exponent.
   const rounded = Number(factor.toFixed(6))
   const others = linesOf(row).filter((line) => !scaleOf(signal).test(line))
   return withRules(row, [...others, ...(rounded === 1 ? [] : [`${signal} = *${rounded}`])].join("\n").trim())
@@ -201,7 +201,7 @@ const SETS = 40
 const filesOn = (/** @type {Row[]} */ rows) => JSON.stringify(rows.filter(isOn).flatMap(filesOf).sort())
 
 /**
- * The sets with one that was run now before them. One of the same files goes: it is kept once, as it was used last.
+ * Put the set that was run last first. An earlier one of the same files is dropped.
  *
  * @param {RunSet[]} sets
  * @param {RunSet} latest

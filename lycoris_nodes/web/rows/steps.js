@@ -1,4 +1,4 @@
-// How strengths change by steps, and rows by what is chosen among them.
+// Steps of strengths, and how rows are selected and moved.
 
 /** A step with Shift, without a key, and with Ctrl. */
 export const STEPS = { fine: 0.01, usual: 0.05, coarse: 0.5 }
@@ -9,7 +9,7 @@ export function stepOf({ shiftKey, ctrlKey, metaKey }) {
 }
 
 /**
- * Counts a way in whole pieces: what is left over is kept for the next part of the way.
+ * Counts a distance in whole pieces; the rest is kept for the next distance.
  *
  * @param {number} piece
  */
@@ -24,7 +24,7 @@ export function pieces(piece) {
 }
 
 /**
- * A strength and an amount, within bounds and without the dust of binary fractions.
+ * A strength plus an amount, within bounds and rounded to six decimals.
  *
  * @param {number} value
  * @param {number} amount
@@ -45,7 +45,7 @@ export function toggled(chosen, index) {
 }
 
 /**
- * What is chosen, and all from one index to another.
+ * The chosen indices, and all from one to another.
  *
  * @param {Set<number>} chosen
  * @param {number} from
@@ -57,7 +57,7 @@ export function chosenUpTo(chosen, from, to) {
 }
 
 /**
- * Things in the order that they have once some of them, `from` among them, are put where another one is.
+ * Move the chosen things, `from` among them, to the place of another one.
  *
  * @template Thing
  * @param {Thing[]} things

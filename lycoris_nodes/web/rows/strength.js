@@ -10,17 +10,17 @@ const WAY = 4
 const STILL = 3
 /** How far a wheel turns for a step: wheels report 100 or more a notch, touch pads a little at a time. */
 const NOTCH = 40
-/** How long after the last turn or key the next one is a step of its own for Undo, in milliseconds. */
+/** After so many milliseconds without a turn or key, the next one is a new step for Undo. */
 const PAUSE = 600
 
 /**
- * A change that goes on: `by` makes it an amount from where the strength was.
+ * An ongoing change: `by` sets the strength to its first value plus an amount.
  *
  * @typedef {{by: (amount: number) => void, end: () => void}} Change
  */
 
 /**
- * What a field changes. Both changes are one step for Undo: a `step` counts at once, and a `preview` at its end.
+ * What a field changes. Each change is one step for Undo: a `step` takes effect at once, a `preview` at its end.
  *
  * @typedef {{
  *   type: (value: number | string) => void,
@@ -51,7 +51,7 @@ export function strengthField(label, bounds, strength) {
   let change = null
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let pause
-  // Gives up the drag that goes on, if one does.
+  // Cancels the ongoing drag, if there is one.
   let drop = () => {}
 
   const read = (/** @type {string} */ text) => {
@@ -68,7 +68,7 @@ export function strengthField(label, bounds, strength) {
     mark(String(given))
   }
 
-  /** In red where it is no strength. */
+  /** Show it in red if it is no strength. */
   const mark = (/** @type {string} */ text) => {
     const wrong = Number.isNaN(read(text))
     field.classList.toggle("lycoris-wrong", wrong)
@@ -91,7 +91,7 @@ export function strengthField(label, bounds, strength) {
     change = null
   }
 
-  /** @type {(amount: number, begin: () => Change) => void} `begin` is called where no change goes on */
+  /** @type {(amount: number, begin: () => Change) => void} `begin` is called unless a change is ongoing */
   const move = (amount, begin) => {
     const start = change?.start ?? read(String(value))
     if (Number.isNaN(start)) return
@@ -113,7 +113,7 @@ export function strengthField(label, bounds, strength) {
     const typed = field.value.trim()
     const number = read(typed)
     if (!typed || typed === shown()) return restore()
-    // What is not taken stays as it was typed.
+    // If it is refused, it stays as typed.
     mark(typed)
     strength.type(Number.isNaN(number) ? typed : number)
   }
@@ -159,7 +159,7 @@ export function strengthField(label, bounds, strength) {
 
   element.onpointerdown = (event) => {
     const { target, clientX: from, pointerId } = event
-    // What is being typed has the pointer to itself.
+    // While something is typed, the pointer is for the text.
     if (event.button !== 0 || !event.isPrimary || isTyped()) return
     if (document.activeElement !== field) {
       event.preventDefault()
@@ -211,7 +211,7 @@ export function strengthField(label, bounds, strength) {
       }
     }
   }
-  // A press that is not for the text must not begin to mark it.
+  // A press that is not for the text must not select it.
   element.onmousedown = (event) => {
     if (document.activeElement !== field) event.preventDefault()
   }

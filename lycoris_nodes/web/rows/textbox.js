@@ -23,7 +23,7 @@ export function askText({ title, hint, text = "", button, done }, point) {
   area.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.ctrlKey) submit()
   })
-  // What is pasted as a whole needs no word more.
+  // A text that is pasted whole is complete.
   area.addEventListener("paste", () => {
     if (!area.value) requestAnimationFrame(submit)
   })

@@ -1,7 +1,7 @@
 // Strengths as people type them, and as they are shown. `lycoris_nodes/stacks/typed.py` reads the same.
 
 const NUMBER = /^[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?$/u
-// The minus sign of typography, and the wide letters of Chinese, Japanese and Korean keyboards.
+// The full-width forms of ASCII, as Chinese, Japanese and Korean keyboards type them.
 const WIDE = /[\uff01-\uff5e]/gu
 const narrow = (/** @type {string} */ letter) => String.fromCharCode(letter.charCodeAt(0) - 0xfee0)
 

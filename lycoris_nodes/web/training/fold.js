@@ -20,7 +20,7 @@ const heights = new WeakMap()
 const orderOf = ({ name, widget }) => (widget ? RARE.length + 1 : RARE.indexOf(name) + 1)
 
 /**
- * Fold what a group has shown since the node was made, which is advanced too. Vue knows it by the options.
+ * Fold the advanced widgets that a group has added since the node was made. Vue knows them by their options.
  *
  * @param {GraphNode} node
  */
@@ -39,7 +39,7 @@ export function foldInputs(node) {
   foldGroups(node)
   const kept = folded.get(node) ?? []
   const inputs = /** @type {any[]} */ (node.inputs)
-  // A workflow that was loaded has names alone for inputs that the node did not have at the time.
+  // Inputs that a loaded workflow adds to the node have no localized names.
   for (const { name, localized_name: shown } of kept) {
     const input = inputs.find((one) => one.name === name)
     if (input && shown) input.localized_name = shown

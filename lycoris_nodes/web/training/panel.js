@@ -120,13 +120,13 @@ function offer({ shown, acts }) {
   const name = shown.name ?? ""
   const buttons = [
     differences.length
-      ? button(t("Take its settings and go on"), acts.takeOver, t("Sets the inputs to those of {name}, and runs", { name }))
-      : button(t("Go on"), acts.goOn, t("Runs, from where {name} was stopped", { name })),
-    button(t("Begin anew"), acts.beginAnew, t("Runs from the first step, in new files. {name} stays as it is", { name })),
+      ? button(t("Take its settings and continue"), acts.takeOver, t("Sets the inputs to those of {name}, and runs", { name }))
+      : button(t("Continue"), acts.goOn, t("Runs, from where {name} was stopped", { name })),
+    button(t("Start over"), acts.beginAnew, t("Runs from the first step, in new files. {name} stays as it is", { name })),
   ]
   const line = make("div", { class: "buttons" }, ...buttons)
   if (!differences.length) return [line]
-  const told = t("With other settings: {differences}", { differences: differences.join("; ") })
+  const told = t("Differs in: {differences}", { differences: differences.join("; ") })
   return [make("div", { class: "differences", textContent: told }), line]
 }
 

@@ -6,7 +6,7 @@ import { t } from "../language.js"
 /** @typedef {{trainer: string, values: Record<string, any>, notes: string[], error?: string}} Translated */
 
 /**
- * Ask for a config, and give what it means to `use`. What has no counterpart stays in the box.
+ * Ask for a config, and give its settings to `use`. The box lists what has no counterpart.
  *
  * @param {(text: string) => Promise<Translated>} translate
  * @param {(values: Record<string, any>) => void} use

@@ -1,5 +1,5 @@
-// Values that stand for what is usual: a text such as "auto: 0.0001" on the node, and "auto" in whatever is saved or
-// sent. It asks nothing of the page.
+// Values that are `auto`: "auto: 0.0001" on the node, with the usual value, and "auto" in whatever is saved or sent.
+// This does not touch the page.
 
 const AUTO = "auto"
 const SHOWN = /^auto: ?(.*)$/u
@@ -12,8 +12,8 @@ const SHOWN = /^auto: ?(.*)$/u
 export const plain = (value) => (typeof value === "string" && SHOWN.test(value) ? AUTO : value)
 
 /**
- * What a widget shows for a value, where `usual` is what it stands for; undefined where that is not known. Who changes
- * the number behind "auto: " means the new one.
+ * What a widget shows for a value. `usual` is what `auto` stands for, undefined if that is not known. A changed number
+ * behind "auto: " becomes the value.
  *
  * @param {any} value
  * @param {string | undefined} usual
@@ -23,7 +23,7 @@ export function shownValue(value, usual, before = usual) {
   const text = String(value ?? "").trim()
   const typed = SHOWN.exec(text)?.[1].trim()
   if (typed && typed !== before) return typed
-  // Zero is how earlier versions said it.
+  // Earlier versions had 0 for `auto`.
   const isUsual = !text || text === AUTO || typed !== undefined || Number(text) === 0
   if (!isUsual) return typeof value === "number" ? decimal(value) : text
   return usual ? `${AUTO}: ${usual}` : AUTO

@@ -1,4 +1,4 @@
-// What a training is at, in words, and its curve as points. It asks nothing of the page.
+// The state of a training in words, and its curve as points. This does not touch the page.
 
 import { t, told } from "../language.js"
 
@@ -24,14 +24,14 @@ export function duration(seconds) {
 }
 
 /**
- * A number with so many digits that count, without an exponent.
+ * A number with so many significant digits, without an exponent.
  *
  * @param {number} value
  */
 export const digits = (value, count = 3) => String(Number(value.toPrecision(count)))
 
 /**
- * What a node does, by the names that the server has for it, see `stages` in `lycoris_nodes/schema/report.py`.
+ * What a node is doing. Its stages are named by the server, see `stages` in `lycoris_nodes/schema/report.py`.
  *
  * @param {Shown} shown
  */
@@ -60,7 +60,7 @@ export function inWords(shown) {
 }
 
 /**
- * What a race before a training is at, and what it costs at most.
+ * How far the search before a training is, and what it costs at most.
  *
  * @param {Shown} shown
  */
@@ -90,7 +90,7 @@ export function layout(curves, steps) {
   const last = Math.max(steps, 1, ...curves.flatMap((curve) => curve.map(([step]) => step)))
   const [right, bottom] = [WIDTH - EDGES.right, HEIGHT - EDGES.bottom]
   const x = (/** @type {number} */ step) => EDGES.left + (step / last) * (right - EDGES.left)
-  // A flat curve is in the middle.
+  // A flat curve is drawn in the middle.
   const y = (/** @type {number} */ loss) =>
     high > low ? bottom - ((loss - low) / (high - low)) * (bottom - EDGES.top) : (EDGES.top + bottom) / 2
   const lines = curves.map((curve) => curve.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" "))

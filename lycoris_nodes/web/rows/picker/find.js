@@ -4,7 +4,7 @@ import { t } from "../../language.js"
 import { splitName } from "../names.js"
 
 /**
- * A file of the list, and what is known of it so far. `name`, `path` and `more` are what typed words are sought in.
+ * A file of the list, and what is known of it so far. Typed words are sought in `name`, `path` and `more`.
  *
  * @typedef {{
  *   listed: import("../server.js").Listed, file: string, parts: [folder: string, name: string],
@@ -12,7 +12,7 @@ import { splitName } from "../names.js"
  * }} Entry
  *
  * @typedef {{item: "file", key: string, entry: Entry, depth: number, found: string[], whole: boolean}} FileItem
- * `found`: the title, trigger words and tags in which typed words are; `whole`: shown with its folder
+ * `found`: the title, trigger words and tags that hold typed words; `whole`: shown with its folder
  * @typedef {{item: "folder", key: string, words: string, count: number, depth: number, open: boolean}} FolderItem
  * @typedef {FileItem | FolderItem} Item
  *
@@ -20,18 +20,18 @@ import { splitName } from "../names.js"
  *   view: "list" | "grid", sort: string, closed: string[],
  *   favourites: Record<string, boolean>, used: Record<string, [times: number, last: number]>,
  *   sets: import("../state.js").RunSet[],
- * }} Kept what of the picker stays, and the sets of rows that were run, the last one first
+ * }} Kept what the picker remembers, and the sets of rows that were run, the last one first
  */
 
 export const FAVOURITES = "*favourites"
 export const RECENT = "*recent"
 export const ALL = "*all"
 const RECENTS = 8
-/** Above all that is found in whole. */
+/** More than any rank of `rankOf`. */
 const LAST = 10
 
 const order = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" })
-/** Small letters, with one space for what parts words. */
+/** Lower case, with one space between words. */
 const plain = (/** @type {string} */ text) =>
   text.normalize("NFKC").toLowerCase().replaceAll("\\", "/").replace(/[\s_.\-]+/gu, " ").trim()
 
@@ -110,8 +110,8 @@ export const sorts = () => [
 ]
 
 /**
- * The files that match what is typed, the best first; broken ones last, and after others as good those that do not
- * suit the model.
+ * The files that match what is typed, the best first. Broken ones are last; among equals, so are those that do not suit
+ * the model.
  *
  * @param {Entry[]} sorted
  * @param {string} text
@@ -246,7 +246,7 @@ export function arranged(entries, typed, kept) {
   ]
   const tree = treeOf(sorted)
   if (!above.length) return inFolder(tree, closed, 0)
-  // Else files of no folder would seem to belong to what is above them.
+  // Without it, files outside folders would seem to belong to the section above.
   const head = headOf(ALL, t("All files"), sorted.length, closed, 0)
   return [...above, head, ...(head.open ? inFolder(tree, closed, 1) : [])]
 }

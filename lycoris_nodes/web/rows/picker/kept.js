@@ -1,5 +1,5 @@
-// What of the picker and of the sets of rows stays: in the host's settings of the user, so that it follows the user and
-// not the browser.
+// What the picker and the sets of rows remember. It is in the host's settings of the user, so that it follows the user
+// and not the browser.
 
 import { app } from "../../../../scripts/app.js"
 
@@ -13,9 +13,9 @@ const NOTHING = { view: "list", sort: "name", closed: [], favourites: {}, used: 
 
 /** Changes that are not written yet. @type {((kept: Kept) => Kept)[]} */
 const waiting = []
-/** Whether they will be. */
+/** Whether a write of them is planned. */
 let planned = false
-/** What is being written. @type {Promise<unknown>} */
+/** The latest write. @type {Promise<unknown>} */
 let writing = Promise.resolve()
 
 /** @returns {Promise<Kept>} */

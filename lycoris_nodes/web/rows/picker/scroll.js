@@ -1,8 +1,8 @@
-// A long list of which only what is near to the seen part is drawn.
+// A long list that draws only what is near to the visible part.
 
 import { make } from "../../elements.js"
 
-/** Pixels of a line, of a card and of its least width. */
+/** In pixels: the heights of a line and of a card, and a card's least width. */
 const LINE = 30
 const CARD = 148
 const WIDTH = 116
@@ -92,7 +92,7 @@ export function createScroll({ make: makeItem, dress }) {
   }
 
   element.onscroll = () => {
-    // Only where what is drawn comes to its end.
+    // Draw again only near the end of what is drawn.
     if (Math.abs(element.scrollTop - drawnAt) > BEYOND / 2) draw()
   }
 
