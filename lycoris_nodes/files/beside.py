@@ -7,7 +7,7 @@ adapter's folder belongs to none: it may mean any file of the machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,15 +15,15 @@ from ...lycoris_ops import parse_json
 
 _KINDS = ("png", "jpg", "jpeg", "webp", "gif", "avif")
 PICTURES = tuple(f"{mark}.{kind}" for mark in (".preview", "") for kind in _KINDS)
-"""What stands in place of the ending of the adapter's file, as model managers name previews."""
+"""Endings of previews, in place of the adapter's own, as model managers name them."""
 CLIPS = {f"{mark}.{kind}": f"video/{kind}" for mark in (".preview", "") for kind in ("mp4", "webm")}
-"""The same of clips, each with its type."""
+"""The same for clips, each with its media type."""
 NOTES = (".metadata.json", ".civitai.info", ".cm-info.json", ".json")
-"""The same of tables in JSON: of ComfyUI-Lora-Manager, Civitai Helper, Stability Matrix and A1111."""
+"""The same for JSON tables: of ComfyUI-Lora-Manager, Civitai Helper, Stability Matrix and A1111."""
 OWN_NOTES = ".rgthree-info.json"
-"""rgthree's, which follows the whole name."""
+"""rgthree's, which is added to the whole name."""
 MAX_NOTES = 4 << 20
-"""The most bytes of a table."""
+"""The largest table that is read, in bytes."""
 TITLES = ("model_name", "modelname", "usertitle")
 BASES = ("base_model", "basemodel", "sd version")
 WORDS = ("trainedwords", "activation text")
@@ -31,7 +31,7 @@ TAGS = ("tags", "usertags")
 
 
 class Beside(NamedTuple):
-    """What the tables beside a file say of it. For a text, the first table that says it counts."""
+    """What the tables beside a file say of it. The first title and the first base count."""
 
     title: str = ""
     base: str = ""
@@ -67,20 +67,20 @@ def notes_beside(path: str, there: Callable[[str], bool] = os.path.isfile) -> Be
     return Beside(
         title=next(_texts(tables, TITLES), ""),
         base=next(_texts(tables, BASES), ""),
-        words=tuple(dict.fromkeys(_texts(tables, WORDS))),
-        tags=tuple(dict.fromkeys(_texts(tables, TAGS))),
+        words=_parts(_texts(tables, WORDS)),
+        tags=_parts(_texts(tables, TAGS)),
         favourite=any(table.get("favorite") is True for table in tables),
         problems=tuple(problems),
     )
 
 
 def trigger_words(said: Sequence[str], stated: bool, notes: Beside) -> tuple[str, ...]:
-    """The trigger words that an adapter or a table beside it states; else what the adapter says."""
+    """The trigger words that an adapter or a table beside it states; else those that its tags suggest."""
     return tuple(dict.fromkeys((*(said if stated else ()), *notes.words) or said))
 
 
 def _tables(path: str) -> list[Mapping[str, Any]]:
-    """A table, and those in it that are of the same file, with their keys in small letters."""
+    """A table and the inner tables about the same file, with their keys in lower case."""
     with open(path, "rb") as file:
         data = file.read(MAX_NOTES + 1)
     if len(data) > MAX_NOTES:
@@ -103,11 +103,17 @@ def _small(table: Any) -> dict[str, Any]:
 
 
 def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator[str]:
-    """The texts under these keys, each in a text, in a list of texts or in a list of tables."""
+    """The texts under these keys, each alone, in a list of texts or in a list of tables."""
     for table in tables:
         for key in keys:
             value = table.get(key)
             for one in value if isinstance(value, list) else [value]:
                 said = (one.get("word") or one.get("name")) if isinstance(one, dict) else one
-                if isinstance(said, str):
-                    yield from (part.strip() for part in said.split(",") if part.strip())
+                if isinstance(said, str) and said.strip():
+                    yield said.strip()
+
+
+def _parts(texts: Iterable[str]) -> tuple[str, ...]:
+    """What stands between the commas of texts, each once."""
+    parts = (part.strip() for text in texts for part in text.split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))

@@ -185,7 +185,7 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
         "told.json": {"sd version": "SD1", "activation text": "w3", "notes": "n", "preferred weight": 0.7},
         "told.metadata.json": {
             "file_name": "told",
-            "model_name": "Ink by hand",
+            "model_name": "Ink, by hand",
             "base_model": "SD 1.5 Hyper",
             "favorite": True,
             "tags": ["drawing"],
@@ -203,7 +203,7 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     found = facts(host, file)[file]
     assert found["triggers"] == ["ink wash", "w4", "w1", "w2", "w6", "w3", "w5"]
     assert set(found["tags"]) == {"tree", "drawing", "brush", "style", "ink", "six", "t"}
-    assert (found["title"], found["base"], found["favourite"]) == ("Ink by hand", "SD 1.5 Hyper", True)
+    assert (found["title"], found["base"], found["favourite"]) == ("Ink, by hand", "SD 1.5 Hyper", True)
     assert (found["preview"], found["problems"], found["stated"]) == ("picture", [], True)
     # The panel of a file has the same, and the node gives the words.
     panel = json.loads(ask("/lycoris/adapters/about", file=file)[2])
