@@ -1,4 +1,4 @@
-"""Which tokens of a model's layers are which places of the picture, for strengths that differ over places."""
+"""Map the tokens of a model's layers to places in the picture, for strengths that vary over it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokens_by_path(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tokens]:
 
 @dataclass(frozen=True)
 class Passing:
-    """What one pass of the host's model computes: which pictures, of what size, beside which other tokens."""
+    """One pass of the host's model: its pictures, their size, and the other tokens beside them."""
 
     pictures: tuple[int, ...]
     """As in `Places`."""
@@ -41,15 +41,15 @@ class Passing:
     pace: int | Shape
     """As in `Places`."""
     text: int
-    """How many tokens the text has, with those of sound beside it."""
+    """The number of text tokens, and of sound tokens beside them."""
     kept: int = 0
-    """How many of these, from the first on, a pass may leave out: the model keeps their keys and values."""
+    """How many of these, from the first on, a pass may skip: the model caches their keys and values."""
     multiple: int = 1
-    """The tokens of the text, and those of the picture, may be filled up to a multiple of this number."""
+    """Text tokens and picture tokens may each be padded to a multiple of this number."""
     earlier: int = 0
-    """How many tokens of other pictures stand before those of the picture."""
+    """The number of tokens of other pictures before the picture's."""
     later: int = 0
-    """How many tokens of other pictures stand behind those of the picture."""
+    """The number of tokens of other pictures after the picture's."""
     of: int = 0
     """As in `Places`."""
     crops: tuple[Crop, ...] = ()
@@ -94,7 +94,7 @@ class Passing:
         )
 
     def places(self, kind: Tokens, tokens: int) -> Places:
-        """Where the places are in a layer that has so many tokens for each sample.
+        """The places in a layer with this many tokens for each sample.
 
         Raises LycorisError where the counts do not agree.
         """
@@ -124,7 +124,7 @@ class Passing:
         elif kind == "text, places" and tokens == total - self.kept:
             before -= self.kept
         elif tokens != total:
-            # The first layer of a model sees the places before they are filled up.
+            # The first layer of a model sees the places before padding.
             after += -count % self.multiple
         if before + count + after != tokens:
             known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
@@ -156,10 +156,10 @@ def picture_shape(x: Tensor, given: Mapping[str, Any]) -> Shape:
 def crop_of(whole: Shape, window: Any, retained: Sequence[int], area: Sequence[range] | None) -> Crop:
     """The part of a latent of the size `whole` that a pass sees.
 
-    `window` is the host's context window or None. A frame that leads up to its frames may come before them.
-    The guides' frames come behind them; in the whole latent they stand behind all frames. The frames
-    `retained` stand at their own numbers in every window. `area` is the range along each axis of the window,
-    or of the whole.
+    `window` is the host's context window or None. An anchor frame may come before its frames, and guide
+    frames come after them; in the whole latent, guide frames come after all others. The frames `retained`
+    keep their own numbers in every window. `area` is the range along each axis of the window, or of the
+    whole.
     """
     axes: list[range | tuple[int, ...]] = [range(count) for count in whole]
     # Windows over the first axis are over pictures.
@@ -181,10 +181,10 @@ def _grid(size: Shape, patch: tuple[int, int, int]) -> Shape:
 
 
 def _text(network: Any, given: Mapping[str, Any]) -> int:
-    """How many tokens of a text, and of sound that stands with it, a pass has."""
+    """The number of text tokens in a pass, and of sound tokens beside them."""
     several = getattr(network, "c_clip_seq", None)
     if several is not None:
-        # Stable Cascade makes several tokens of a vector.
+        # Stable Cascade makes several tokens from a vector.
         vectors = [given.get(name) for name in ("clip_text_pooled", "clip_img", "clip")]
         made = sum(several * (one.shape[1] if one.ndim > 2 else 1) for one in vectors if one is not None)
         text = given.get("clip_text")
@@ -212,7 +212,7 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
 
 
 def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """The latents whose tokens stand before the picture's, and the latents whose tokens stand behind."""
+    """The latents whose tokens come before the picture's, and those whose tokens come after."""
     named = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
     later = [one for one in (*named, given.get("time_dim_concat")) if one is not None]
     # OmniGen2 and Boogu.
@@ -224,15 +224,15 @@ def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor
 
 
 def _pace(model: Any) -> int | Shape:
-    """How many frames of a video a frame of the model's latent stands for, as in `Places`."""
+    """The number of video frames per frame of the model's latent, as in `Places`."""
     if hasattr(model.diffusion_model, "audio_patch_proj"):
-        # MiniMax-H3 begins anew with every fifth frame.
+        # MiniMax-H3 starts a new group with every fifth frame of the latent.
         return (1, 4, 4, 4, 4)
     return frames_of(model.latent_format)
 
 
 def _patch(network: Any) -> tuple[int, int, int]:
-    """How many frames, rows and columns of a latent a token of the host's network stands for."""
+    """The frames, rows and columns of a latent per token of the host's network."""
     # The latents of Ideogram and Lens are cut into patches already.
     cut = hasattr(network, "ae_channels") or hasattr(network, "selected_layer_index")
     size = 1 if cut else getattr(network, "patch_size", None)
@@ -262,8 +262,8 @@ def blended_attention(
 ) -> Attention:
     """The host's override of attention: attend with each set of keys and values, and blend over the places.
 
-    Keys and values whose batch is larger than that of the queries hold the samples once for the layers
-    without a mask, and once for each of `apart`. `before` is the override that another node has set.
+    If the batch of the keys or values is larger than the queries', it holds the samples once without the
+    masked layers, then once for each of `apart`. `before` is the override that another node has set.
     """
 
     def attend(run: Attention, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:

@@ -216,7 +216,7 @@ def _checked(file: TensorFile, key: str, mark: Any) -> dict[str, Any]:
 
 def _kind(value: Any) -> str:
     """The type of a JSON value, in words."""
-    names = {dict: "a table", list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
+    names = {dict: "a table", list: "a list", str: "a text", bool: "a boolean", type(None): "nothing"}
     return names.get(type(value), "a number")
 
 

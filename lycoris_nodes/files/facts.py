@@ -21,16 +21,16 @@ from .loras import lora_path
 from .thumbnails import THUMBNAIL
 
 TAGS = 30
-"""How many tags of a file are told: the others are rare."""
+"""The most tags sent for a file: further ones are rare."""
 MOST = 1 << 15
-"""For how many files facts are kept."""
+"""The most files whose facts are kept."""
 PAUSE = 5
-"""For how many seconds new facts are collected before they are written."""
+"""Seconds for which new facts are collected before they are written."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is told of a file: so little that thousands of files fit in one answer."""
+    """What the page is told of a file: little, because one answer may be about thousands of files."""
 
     error: str = ""
     """Why the file cannot be used; "" where it can."""
@@ -107,7 +107,7 @@ class _Kept:
         # Errors are not kept: what the system refuses today it may allow tomorrow.
         if not facts.error:
             with self._lock:
-                # At the end, where the latest are.
+                # Move it to the end, to the latest.
                 self._found.pop(path, None)
                 self._found[path] = stamp, facts
                 if self._later is None:
@@ -136,7 +136,7 @@ def _place() -> Path:
 
 
 def _read() -> dict[str, tuple[str, Facts]]:
-    """What an earlier start wrote; {} if another version of the pack did, which may tell other facts."""
+    """What an earlier start wrote; {} if another version of the pack wrote it, since its facts may differ."""
     try:
         said = json.loads(_place().read_bytes())
         files = said["files"] if said["pack"] == _pack() else {}

@@ -25,7 +25,7 @@ def lora_names() -> list[str]:
 def lora_files() -> list[tuple[str, int, float]]:
     """Every adapter file with its bytes and the time of its last change.
 
-    Both are 0 where the system does not tell them, as for a link without its file: the page strikes it out.
+    Both are 0 if the system does not tell them, as for a link without its file. The page strikes it out.
     """
     places = folders_of(FOLDER)
     return [(name, *_size_and_change(places, name)) for name in lora_names()]
@@ -54,8 +54,7 @@ def lora_name(name: str) -> str:
     """The file that a name means, as it is in `lora_names`. Raises LycorisError as `lora_path` does."""
     found = _meant(name)
     if found is None:
-        # The error of `file_path` says where the file was sought. One that is there and not listed is no
-        # adapter.
+        # For a missing file, `file_path` raises an error that says where it was sought.
         raise LycorisError(
             "this is no adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
         )
@@ -73,7 +72,7 @@ def is_lora(name: str) -> bool:
 def relative_name(path: str) -> str | None:
     """The name of a file that is given by its full path; None where it is in no loras folder."""
     for folder in folders_of(FOLDER):
-        # As it is written first: links within a folder may lead out of it.
+        # The path as written comes first: links within a folder may lead out of it.
         for place, home in ((path, folder), (os.path.realpath(path), os.path.realpath(folder))):
             if Path(place).is_relative_to(home):
                 return os.path.relpath(place, home)

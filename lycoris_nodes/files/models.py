@@ -32,10 +32,10 @@ def model_path(model: str) -> str:
 
 
 def asked_models(text: str) -> list[str]:
-    """The files of the model that the page asks for, as `folder/name`, those of text encoders last.
+    """The files of the model that the page asks about, as `folder/name`, text encoders last.
 
-    The text is JSON: `{"model": [...], "clip": [...]}`, with what the loading nodes name among their choices.
-    Names that mean no file of a model are left out. Any other text gives no files.
+    The text is JSON: `{"model": [...], "clip": [...]}`, with the choices made on the loading nodes. Choices
+    that name no model file are left out. Any other text gives no files.
     """
     try:
         return known_files(parse_json(text))
@@ -53,7 +53,7 @@ def known_files(table: Any) -> list[str]:
 
 
 def _known(names: Iterable[str]) -> list[str]:
-    """Those of some names that mean a model's file, as `folder/name`. They may begin with their folder."""
+    """The names that mean a model's file, as `folder/name`. Given names may begin with the folder."""
     parts = ((name, *name.partition("/")[::2]) for name in names)
     return [
         f"{folder}/{file}"
@@ -64,7 +64,7 @@ def _known(names: Iterable[str]) -> list[str]:
 
 
 def told_model(models: Iterable[str]) -> AboutModel | None:
-    """What the files of a model tell of it; None where one cannot be read piece by piece."""
+    """What the files of a model say about it; None if one cannot be read piece by piece."""
     try:
         return _told(tuple(Fingerprint.of(model_path(model)) for model in models))
     except LycorisError:

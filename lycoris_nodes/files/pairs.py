@@ -19,7 +19,7 @@ ENDING = re.compile(r"(?:\.(?:safetensors|sft|gguf|ckpt|pth?|bin))+$", re.IGNORE
 WORD = re.compile(r"/|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 """A word of a path: `wan/Ink2.2HighNoise` has wan, /, Ink, 2, 2, High and Noise."""
 GLUED = re.compile(r"((?:high|hi|low|lo)noise)")
-"""What says the expert even inside a longer word: WANHIGHNOISEINK."""
+"""Marks of the expert that count even inside a longer word: WANHIGHNOISEINK."""
 NOISE = "noise"
 MARKS: Mapping[str, Expert] = {
     **dict.fromkeys(("high", "hn", "highnoise", "hinoise"), HIGH),
@@ -34,11 +34,11 @@ COUNT = re.compile(
     r"|\d{3,}[ _.-]*steps?(?![a-z])|\(\d+\)",
     re.IGNORECASE,
 )
-"""How long a file was trained, and which copy it is. The two of a pair need not agree in it."""
+"""A length of training or the number of a copy. The two files of a pair may differ in it."""
 SEPARATORS = re.compile(r"[^ _.-]")
-"""All but what stands between words."""
+"""Every character except the separators between words."""
 STAND_IN = "*"
-"""What stands for the word that says which of the two it is."""
+"""Replaces the word that says which of the two files it is."""
 
 
 class Partner(NamedTuple):
@@ -48,7 +48,7 @@ class Partner(NamedTuple):
     expert: Expert
     """The expert that it is for."""
     sure: bool
-    """Whether the two names agree in all else. They may differ in `COUNT`, or be told apart by `UNSURE`."""
+    """Whether the names agree in all else. If not, `COUNT` differs, or only `UNSURE` tells them apart."""
 
 
 class _Read(NamedTuple):
@@ -64,9 +64,9 @@ def expert_of(name: str) -> Expert | None:
 
 
 def partner_of(name: str, names: Sequence[str]) -> Partner | None:
-    """The file among `names` that makes a pair with `name`, which is among them too; None for none.
+    """The file among `names` that makes a pair with `name`, which is among them too.
 
-    None too where several fit equally.
+    None if no file fits, or several fit equally.
     """
     return _partners(tuple(names)).get(name)
 
@@ -82,7 +82,7 @@ def _matched(names: Iterable[str], read: Callable[[str], _Read | None], *, sure:
     groups = _grouped((name, found.expert, found.rest) for name in names if (found := read(name)))
     partners: dict[str, Partner] = {}
     for group in groups:
-        # Of files that differ only in hyphens and the like, those with the same ones belong together.
+        # If several files differ only in separators, those with the same separators are a pair.
         alike = [group] if len(group) == 2 else _grouped((*one, SEPARATORS.sub("", one[0])) for one in group)
         for pair in alike:
             found = {expert: name for name, expert in pair}
@@ -127,7 +127,7 @@ def _read(words: Sequence[str], said: Sequence[Expert], meant: Callable[[str], s
 
 
 def _words(name: str) -> list[str]:
-    """The words of a path in small letters, with the expert's name for each word that says it for sure."""
+    """The words of a path in lower case. Words that surely say the expert are replaced by its name."""
     path = ENDING.sub("", name.replace("\\", "/"))
     pieces = [part for word in WORD.findall(path) for part in GLUED.split(word.lower()) if part]
     found: list[str] = []

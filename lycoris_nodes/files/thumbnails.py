@@ -59,7 +59,7 @@ def _small(source: str | io.BytesIO) -> bytes:
         picture.draft("RGB", (SIZE, SIZE))
         picture.thumbnail((SIZE, SIZE))
         out = io.BytesIO()
-        # As a browser turns it.
+        # Turn it as browsers do.
         ImageOps.exif_transpose(picture).convert("RGB").save(out, "JPEG", quality=88)
     return out.getvalue()
 

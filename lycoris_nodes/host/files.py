@@ -28,7 +28,7 @@ def file_names(folder: str, endings: Sequence[str]) -> list[str]:
 
 
 def folders_of(folder: str) -> list[str]:
-    """The places on the disk that one of the host's model folders stands for."""
+    """The paths on disk of one of the host's model folders."""
     return folder_paths.get_folder_paths(folder)
 
 
@@ -93,13 +93,13 @@ def output_path(prefix: str, ending: str) -> Path:
 
 
 def has_output_folder(prefix: str) -> bool:
-    """Whether the folder of `output_path` is there already. Raises WriteError as that does."""
+    """Whether the folder of `output_path` is there already. Raises WriteError as `output_path` does."""
     _, wanted = _root_and_place(_with_date(prefix))
     return wanted.parent.is_dir()
 
 
 def _with_date(prefix: str) -> str:
-    """A prefix with what the host puts for %year% and the like in the names of files without a picture."""
+    """A prefix with the host's values for %year% and the like, as in names of files without a picture."""
     now = time.localtime()
     parts = {"year": now.tm_year, "month": now.tm_mon, "day": now.tm_mday}
     parts |= {"hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec, "width": 0, "height": 0}
@@ -128,7 +128,7 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
 
 
 def output_name(path: Path) -> str:
-    """A path as it is seen from the output folder. Raises WriteError for one on another drive of Windows."""
+    """A path relative to the output folder. Raises WriteError for one on another drive of Windows."""
     root = os.path.realpath(folder_paths.get_output_directory())
     try:
         return Path(os.path.relpath(path, root)).as_posix()
@@ -141,8 +141,9 @@ def output_name(path: Path) -> str:
 
 
 def picture_folders() -> list[str]:
-    """The folders in the host's input folder that hold a file, by their paths there, as they were
-    `REMEMBERED` seconds ago or less: the host asks several times in a row.
+    """The folders in the host's input folder that hold a file, by their paths there.
+
+    The list may be `REMEMBERED` seconds old, because the host asks several times in a row.
     """
     return [*_remembered(folder_paths.get_input_directory(), int(time.monotonic() / REMEMBERED))]
 
@@ -155,8 +156,7 @@ def _remembered(home: str, _when: int) -> list[str]:
 def _walked(home: str) -> dict[str, bool]:
     """The folders in a folder, by their paths there, and whether a file is in them or below.
 
-    Links that are in it are followed, which the host's own list does not do: they are how a user says that
-    a folder elsewhere may be read.
+    Links are followed, unlike in the host's own list: by a link a user allows a folder elsewhere to be read.
     """
     found: list[str] = []
     filled: set[str] = set()
@@ -192,32 +192,30 @@ def picture_folder(name: str) -> Path:
 
 
 def kept_folder() -> Path:
-    """The folder for encoded data. The host serves no file out of folders whose names begin so."""
+    """The folder for encoded data. The host serves no files from folders that begin with `__`."""
     return Path(folder_paths.get_user_directory()) / "__lycoris" / "encoded"
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as it is seen from the host's folders: `output/loras/mine.safetensors`.
+    """A path from one of the host's folders on: `output/loras/mine.safetensors`.
 
-    The folders have the names that they have in the host's API, wherever they are. Any other path is shown in
-    full.
+    Folders are named as in the host's API, wherever they are on disk. Any other path is shown in full.
     """
     shown = shown_text(str(path))
-    # As it is written first: links within a folder may lead out of it.
+    # The path as written comes first: links within a folder may lead out of it.
     return Path(shown if shown != str(path) else shown_text(os.path.realpath(path))).as_posix()
 
 
 def shown_text(text: str) -> str:
-    """A text for users, with the names of the host's folders in place of where they are on this machine."""
+    """A text for users, with the names of the host's folders in place of their paths on this machine."""
     names = _folder_names()
     places = "|".join(re.escape(place) for place in sorted(names, key=len, reverse=True))
-    # As a whole path or as its beginning: /data is no part of my/data, nor of /database.
+    # Only whole paths and beginnings of paths: not /data in my/data or in /database.
     return re.sub(rf"(?<![^\s\"'`(\[:,;=])(?:{places})(?![\w-])", lambda found: names[found[0]], text)
 
 
 def _folder_names() -> dict[str, str]:
-    """The names of the host's folders, by where they are. A folder of models that lies elsewhere has the name
-    of its kind."""
+    """The names of the host's folders, by path. A model folder outside of them has the name of its kind."""
     named = {
         folder_paths.base_path: "ComfyUI",
         folder_paths.models_dir: "models",

@@ -1,5 +1,7 @@
-"""What a model is given of the very picture or clip that it is to make: its ends, or what is around a
-hole. The host's own nodes make it."""
+"""Parts of the target that a model is given: the ends of a clip, or what surrounds a hole in a picture.
+
+The host's own nodes make them.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ from .training import NOISE_MASK
 Settings = dict[str, Any]
 REPLACED = "first, v2 (replace)"
 ENDS = ("first", "first and last", REPLACED, "none")
-"""Which frames of a clip a model of videos from pictures is given. The third is for HunyuanVideo's second
-model of that kind, whose weights have the shapes of those of videos from texts."""
+"""Which frames of a clip an image-to-video model is given. The third is for HunyuanVideo's second one, whose
+weights have the shapes of the text-to-video model's."""
 OF_PICTURES = ("HunyuanVideoSkyreelsI2V", "SVD_img2vid")
-"""Models of videos from pictures that the host does not mark as such."""
+"""Image-to-video models that the host does not mark as such."""
 OF_BOTH = ("WAN22", "LTXV", "LTXAV")
-"""Models of videos from texts as well as from pictures."""
+"""Models that are for text-to-video as well as image-to-video."""
 _NODES: Mapping[str, str] = {
     "HunyuanVideoI2V": "HunyuanImageToVideo",
     "Kandinsky5": "Kandinsky5ImageToVideo",
@@ -34,7 +36,7 @@ _OF_MARKED: Mapping[str, str] = {
     "CosmosVideo": "CosmosImageToVideoLatent",
     "CosmosPredict2": "CosmosPredict2ImageToVideoLatent",
 }
-"""Of models that the host marks as those of videos from pictures."""
+"""The nodes of models that the host marks as image-to-video."""
 _OF_LAST: Mapping[str, str] = {
     "WanImageToVideo": "WanFirstLastFrameToVideo",
     **{name: name for name in _OF_MARKED.values() if name.startswith("Cosmos")},
@@ -44,15 +46,15 @@ _OF_LAST: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Made:
-    """What a node gives: settings of a conditioning, and a latent (1, C, F, ...) that holds what is given
-    where its noise mask (1, 1, F, ...) is 0."""
+    """What a node returns: settings of a conditioning, and a latent (1, C, F, ...). The latent holds given
+    values where its noise mask (1, 1, F, ...) is 0."""
 
     settings: Settings
     latent: Tensor | None = None
     noise_mask: Tensor | None = None
 
     def within(self, latent: Tensor) -> Tensor:
-        """A latent with what is given in its place."""
+        """A latent with the given values put in."""
         if self.latent is None or self.noise_mask is None:
             return latent
         return torch.where(self.noise_mask == 0, self.latent, latent)
@@ -60,7 +62,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Given:
-    """What a `node` of the host makes of pixels (F, H, W, 3) and the mask (1, H, W) of what to paint."""
+    """How a `node` of the host makes it, from pixels (F, H, W, 3) and a mask (1, H, W) of what to paint."""
 
     node: str
     make: Callable[[Any, Tensor, Tensor | None], Made]
@@ -106,8 +108,8 @@ def given_of(model: Any, ends: str = "first") -> Given | None:
 
 
 def misses_frames(model: Any, ends: str) -> bool:
-    """Whether a model that `given_of` gives nothing should be given frames of clips: it makes videos of
-    pictures, or the user has asked for more than the usual."""
+    """Whether frames are wanted for which `given_of` has no node: by an image-to-video model, or by a user
+    who asks for more than the first frame."""
     takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
     return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
 

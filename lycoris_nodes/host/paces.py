@@ -1,4 +1,4 @@
-"""How many frames of a video a frame of a latent stands for."""
+"""The number of video frames per frame of a latent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Source: `temporal_downscale_ratio` of ComfyUI 0.30.
 
 
 def frames_of(latents: Any) -> int:
-    """Frames of a video for one of a latent in this format of the host's, 1 where it has no frames."""
+    """Video frames per frame of a latent in this format of the host's; 1 if it has no frames."""
     names = [kind.__name__ for kind in type(latents).__mro__]
     older = next((OF_OLDER[name] for name in names if name in OF_OLDER), 1)
     return int(getattr(latents, "temporal_downscale_ratio", older))

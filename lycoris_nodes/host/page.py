@@ -23,13 +23,13 @@ from torch import Tensor
 
 
 def tell_page(event: str, hidden: Any, **data: Any) -> None:
-    """Send an event about the running node to the page that has queued it, if it was a page."""
+    """Send an event about the running node to the page that queued it, if a page did."""
     if hidden is not None and (client := PromptServer.instance.client_id) is not None:
         PromptServer.instance.send_sync(event, {"node": hidden.unique_id, **data}, client)
 
 
 def asking_page() -> str | None:
-    """The page that has queued what runs now; None if it was none."""
+    """The page that queued the current run; None if no page did."""
     return PromptServer.instance.client_id
 
 
@@ -40,7 +40,7 @@ def running_node() -> str | None:
 
 
 class Progress(Protocol):
-    """Shows how much of all is done."""
+    """Shows how much is done."""
 
     def __call__(self, done: int, of: int, /) -> None: ...
 
@@ -59,20 +59,20 @@ def progress(total: int) -> Progress:
 
     def update(done: int, of: int, /) -> None:
         end_if_interrupted()
-        # Without a picture: where Vue draws the node, it would stay beside the pictures of the result.
+        # Send no preview: on nodes drawn by Vue it would stay beside the pictures of the result.
         bar.update_absolute(done, of)
 
     return update
 
 
 def shown_picture(picture: Image, node: type[io.ComfyNode]) -> dict[str, Any]:
-    """What makes the front end show a picture on a node after it has run, on the colour of the node."""
+    """Makes the front end show a picture on a node after it has run, on the colour of the node."""
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
     return ui.PreviewImage(pixels, cls=node).as_dict()
 
 
 class Answer(NamedTuple):
-    """What a route answers: the status of HTTP, the type of the content, and the content or its file."""
+    """What a route answers: the HTTP status, the media type, and the content or its file."""
 
     status: int
     kind: str

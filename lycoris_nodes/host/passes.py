@@ -1,4 +1,4 @@
-"""What is put into and around the passes of a model."""
+"""Injections into the passes of a model, and wrappers around them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -
     """Set the injections that a patcher has under a name.
 
     The host calls `inject` when it has loaded the model and `eject` before it unloads it. Every clone is
-    marked as not injected. The host would copy the mark of a loaded model: when such a clone is deleted, it
-    would eject hooks that it never injected, from the model that is in use.
+    marked as not injected. The host would copy the mark of a loaded model, and deleting such a clone would
+    eject hooks from the model that is in use.
     """
     patcher.set_injections(name, injections)
     patcher.is_injected = False
@@ -57,12 +57,12 @@ def wrap_preparations(
 def wrap_conditionings(
     patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
 ) -> None:
-    """As `wrap_passes`, around what makes the passes for some conditionings, (run, model, them, x, ...)."""
+    """As `wrap_passes`, around all passes for some conditionings, (run, model, conditionings, x, ...)."""
     _wrap(patcher, WrappersMP.CALC_COND_BATCH, name, wrapper, in_place_of)
 
 
 def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[range] | None:
-    """Which rows of x along each axis a pass for a conditioning sees; None for all."""
+    """The range of x along each axis that a pass for a conditioning sees; None for all."""
     area = conditioning.get("area")
     if area is None:
         return None
@@ -91,7 +91,7 @@ def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, An
 
 
 def pictures_beside(patcher: Any, shape: Sequence[int]) -> int:
-    """How many of the pictures of a latent the memory of the device holds beside the whole model; at least 1.
+    """How many pictures of a latent fit into the device's memory beside the whole model; at least 1.
 
     A pass has two samples of each, as with classifier-free guidance.
     """
@@ -111,7 +111,7 @@ def _wrap(
 
 
 def forget_passes(model: Any) -> None:
-    """Let a model forget what it keeps of a pass for the next one.
+    """Clear what a model caches from one pass for the next.
 
     HiDream-O1 keeps the keys and values of a text, and does not notice that its weights have changed.
     """

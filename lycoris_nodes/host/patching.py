@@ -69,7 +69,7 @@ def merge_loss(patcher: Any, key: str) -> str | None:
 
 
 def merges_in_every_pass(patcher: Any) -> bool:
-    """Whether the host is short of memory and would merge again each time that a weight is used.
+    """Whether the host is short of memory and would merge again each time a weight is used.
 
     It does not do so on a CPU, nor with "dynamic VRAM", where weights are loaded one by one as they are used.
     """

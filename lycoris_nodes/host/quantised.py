@@ -24,14 +24,14 @@ def _quantised_ops() -> Any:
 def quantised_layer(
     shape: Sequence[int], tensors: Mapping[str, torch.Tensor], mark: Mapping[str, Any]
 ) -> Any:
-    """The host's own layer for a quantised weight (O, I), loaded from the tensors that a file holds of it.
+    """The host's own layer for a quantised weight (O, I), loaded from its tensors in a file.
 
     `mark` is what the file says of the format. The layer unpacks by `convert_weight(weight)` and packs by
     `set_weight(values, seed=, return_weight=True)`, as the host does when it patches.
     """
     rows, columns = shape
     layer = _quantised_ops().Linear(columns, rows, bias=False, device="cpu", dtype=torch.float32)
-    # From this tensor the layer reads the format when it is loaded.
+    # The layer reads its format from this tensor.
     said = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
     layer.load_state_dict({**tensors, "comfy_quant": said})
     return layer

@@ -14,22 +14,22 @@ from .sampling import literal
 
 Conditioning = list[Any]
 LATENTS, CONCATENATED = "reference_latents", "concat_latent_image"
-"""What the latents of references are called in a conditioning."""
+"""The keys of reference latents in a conditioning."""
 
 
 @dataclass(frozen=True)
 class References:
     """How a model takes references: as latents under `key`, or by a node of the host, with the caption.
 
-    `fitted` says whether each is cut and resized as its target is; else it keeps its own shape. `given` makes
-    what `node` gets beside an encoder, a VAE and a text, from references (1, H, W, 3) and the width and
-    height of the target.
+    `fitted` says whether each is cropped and resized like its target; else it keeps its own shape. `given`
+    makes the further inputs of `node`, beside an encoder, a VAE and a text, from references (1, H, W, 3) and
+    the width and height of the target.
     """
 
     key: str = LATENTS
     fitted: bool = False
     most: int = 16
-    """How many a model takes."""
+    """How many a model takes at most."""
     node: str = ""
     given: Callable[[Sequence[Tensor], tuple[int, int]], dict[str, Any]] = lambda images, size: {}
 
@@ -80,7 +80,7 @@ _BY_CLASS: Mapping[str, References | None] = {
 }
 """How models take references, by the host's class."""
 WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN}
-"""Choices of a user: Qwen-Image-Edit of August 2025 and the later ones have the same layers."""
+"""The user's choices: layers do not tell Qwen-Image-Edit of August 2025 from later versions."""
 
 
 def references_of(model: Any, way: str = "auto") -> References | None:

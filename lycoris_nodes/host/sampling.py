@@ -1,4 +1,4 @@
-"""Encoding, sampling and decoding, and what a model's sampling says of it."""
+"""Encoding, sampling and decoding, and the noise schedules of models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 
 def literal(text: str) -> str:
-    """A text whose parentheses the host takes as they are, and not as weights of words."""
+    """A text with escaped parentheses, which the host would otherwise read as weights of words."""
     return re.sub(r"\\?([()])", r"\\\1", text)
 
 
 def literal_tokens(clip: Any, text: str) -> Any:
-    """The tokens of a text as it is."""
+    """The tokens of a text with parentheses as they are."""
     return clip.tokenize(literal(text))
 
 
@@ -32,7 +32,7 @@ def encoded_text(clip: Any, text: str) -> list[Any]:
 
 
 def is_cut(clip: Any, text: str) -> bool:
-    """Whether a text encoder cuts off the end of a text: then the tokens are the same without it."""
+    """Whether a text encoder cuts off the end of a text: its tokens are the same without the last word."""
     if len(text) < FEWEST or "embedding:" in text:
         return False
     shorter = text.rpartition(" ")[0] or text[:-1]
@@ -54,7 +54,7 @@ def sampled(
     seed: int,
     told: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """What the host's sampler (euler, simple) makes of noise in the shape of a latent (1, C, ...).
+    """Sample by the host (euler, simple) from noise in the shape of a latent (1, C, ...).
 
     `told` is called after each step with the number of steps done and the number of all steps.
     """
@@ -76,15 +76,15 @@ def sampled(
 
 
 def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
-    """An empty latent of any model, turned into one for this model as the host's samplers do."""
+    """An empty latent of any model, converted for this model as by the host's samplers."""
     ratios = {name: value for name, value in latent.items() if name.startswith("downscale_ratio")}
     return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
 
 
 def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
-    """A rough picture of a latent, by the host's own way of previews if one is on, else by its colours.
+    """A rough picture of a latent by the host's preview method, or by latent-to-RGB factors if none is on.
 
-    None where the host knows no colours for these latents.
+    None if the host has no factors for these latents.
     """
     kind = patcher.model.latent_format
     previewer = latent_preview.get_previewer(patcher.load_device, kind)
@@ -116,7 +116,7 @@ def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
 
 
 def embeddings(clip_vision: Any, pictures: Sequence[Image]) -> torch.Tensor:
-    """What a CLIP vision model makes of pictures, (N, D), each cropped to a square as it was trained."""
+    """A CLIP vision model's embeddings (N, D) of pictures, each cropped to a square as in its training."""
     tensors = [torch.from_numpy(np.asarray(one.convert("RGB"), dtype=np.float32) / 255) for one in pictures]
     found = [clip_vision.encode_image(one[None], crop=True)["image_embeds"] for one in tensors]
     return torch.cat(found).float().cpu()
@@ -146,13 +146,13 @@ PARAMETRISATIONS: Sequence[tuple[type, str | None]] = tuple(
 
 
 def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
-    """The sigma of a time from 0 (data) to 1 (noise) in the clock that the model was trained with.
+    """The sigma of a time from 0 (data) to 1 (noise), on the time scale of the model's training.
 
-    The host's own schedules add a shift that is meant for sampling; it is left out here.
+    It is without the shift that the host's own schedules add for sampling.
     """
     if isinstance(model_sampling, sampling.CONST):
         return time
-    # The type checker knows `sigmas` from a base class that is not the one meant here.
+    # The type checker finds the `sigmas` of another base class.
     steps: Tensor = model_sampling.sigmas
     low, high = float(steps[0]), float(steps[-1])
     if isinstance(model_sampling, sampling.COSMOS_RFLOW):

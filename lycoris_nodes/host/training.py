@@ -29,7 +29,7 @@ NOISE_MASK = "noise_mask"
 def loaded(patchers: Sequence[Any], memory: float) -> None:
     """Load models with their patches and injections, and leave `memory` bytes free for what training keeps.
 
-    They are loaded in one call: else the host could take one away to make room for another.
+    They are loaded in one call: else the host could unload one to make room for another.
     """
     comfy.model_management.load_models_gpu(list(patchers), memory_required=int(memory))
 
@@ -38,7 +38,7 @@ def loaded(patchers: Sequence[Any], memory: float) -> None:
 def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
     """A context in which a model computes in a dtype, whatever its weights are kept in; None changes nothing.
 
-    It is the way in which the host computes with weights in a dtype that a device cannot compute in.
+    The host does the same for weights in a dtype that a device cannot compute in.
     """
     if dtype is None:
         yield
@@ -62,7 +62,7 @@ def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
 
 @contextmanager
 def running(patcher: Any) -> Generator[None]:
-    """A context in which the model runs outside of the host's sampler, which prepares it in the same way."""
+    """A context that prepares the model as the host's sampler does, to run outside of it."""
     if not hasattr(patcher, "pre_run"):
         yield
         return
@@ -102,12 +102,12 @@ def marked_training(on: bool = True) -> Generator[None]:
 
 
 def attention(function: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """An attention in place of any other: the host's own choice may have no derivative (flash, sage)."""
+    """PyTorch's attention in place of the host's choice, which may have no derivative (flash, sage)."""
     return attention_pytorch(*args, **kwargs)
 
 
 def fused_functions() -> dict[str, Callable[..., Any]]:
-    """The host's fused kernels without a derivative, by name, as functions of plain torch that have one."""
+    """Differentiable functions of plain torch, by the names of the host's fused kernels that are not."""
     found: dict[str, Any] = {}
     for module in ("rope", "adaln"):
         try:
@@ -120,21 +120,21 @@ def fused_functions() -> dict[str, Callable[..., Any]]:
 
 
 def staying(clip: Any) -> Any:
-    """The text encoders of a CLIP, which encode without being loaded again."""
+    """A CLIP whose text encoders encode without being loaded again."""
     other = copy.copy(clip)
-    # Loading could take away the model that is trained beside them.
+    # Loading could unload the model that is trained beside them.
     other.load_model = lambda *args, **kwargs: other.patcher
     return other
 
 
 def text_encoded(clip: Any, text: str) -> tuple[Tensor, dict[str, Any]]:
-    """A text as `encoded_text` encodes it, with its graph: the encoded tokens, and all other values."""
+    """A text as `encoded_text` encodes it, with gradients: the encoded tokens, and all other values."""
     made = clip.encode_from_tokens(literal_tokens(clip, text), return_dict=True)
     return made.pop("cond"), made
 
 
 def held(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the CPU, fit to be moved to a device quickly."""
+    """A tensor on the CPU, pinned for a fast copy to a GPU."""
     here = tensor.cpu()
     return here.pin_memory() if device.type == "cuda" else here
 
@@ -151,8 +151,8 @@ def encoded(
     """A conditioning as the model takes it: the host's own objects by name, one row each.
 
     `noise` has the shape of the latent, `shapes` are the shapes of its parts, and `noise_mask` is as
-    `with_given` takes it. The picture's latent is not given: a model that sees one beside its input would be
-    shown what it is to predict.
+    `with_given` takes it. The picture's latent is withheld: a model that takes one beside its input would see
+    its target.
     """
     (entry,) = comfy.samplers.encode_model_conds(
         model.extra_conds,
@@ -191,9 +191,9 @@ def tokens_of(model: Any, shape: Sequence[int]) -> int:
 
 
 def grid_of(model: Any) -> int:
-    """The pixels that the sides of a model's pictures are multiples of: its coarsest level sees them as one.
+    """The number of pixels that the sides of a model's pictures must be multiples of.
 
-    It is what one value of a latent stands for, times the patch of a transformer or the steps down of a UNet.
+    It is the pixels per value of a latent, times a transformer's patch or all downsampling of a UNet.
     """
     levels = getattr(model.diffusion_model, "channel_mult", None)
     patch = max(_patch_of(model)[-2:]) if levels is None else 2 ** (len(levels) - 1)
@@ -216,7 +216,7 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
     """The names of the host's configuration classes for a model with weights of these shapes, the most
     special first, and the name of the model's class; empty where the host knows no such model.
 
-    The model is not made: the method of its configuration names the class.
+    No model is made: the configuration's method that would make it names the class.
     """
     weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
     for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):
@@ -235,7 +235,7 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
 
 
 def ratios_of(model: Any) -> tuple[int, int, int]:
-    """A model's latents: channels, dimensions of space and time, and pixels for a value along a side."""
+    """A model's latents: channels, dimensions of space and time, and pixels per value along a side."""
     kind = model.latent_format
     return kind.latent_channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
 
@@ -244,7 +244,7 @@ def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tens
     """The noise masks of a latent's parts as the sampler makes them, for its packed values. Parts without a
     mask get noise everywhere."""
     prepare = comfy.sampler_helpers.prepare_mask
-    # As there, masks of further parts are left out.
+    # Like the sampler, leave out masks of further parts.
     parts = [prepare(mask, shape, mask.device) for mask, shape in zip(masks, shapes, strict=False)]
     parts += [torch.ones(shape) for shape in shapes[len(parts) :]]
     return (packed(parts)[0] if len(parts) > 1 else parts[0]).float()
@@ -253,8 +253,10 @@ def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tens
 def with_given(
     model: Any, x: Tensor, sigma: Tensor, noise: Tensor, latent: Tensor, noise_mask: Tensor
 ) -> Tensor:
-    """Noised latents x (B, ...) as the sampler hands them to the model where they are given, that is where
-    the noise mask, which is broadcast to them, is 0: mostly clean."""
+    """Noised latents x (B, ...) with given values as the sampler hands them to the model, mostly clean.
+
+    Values are given where the noise mask, which is broadcast to x, is 0.
+    """
     given = model.scale_latent_inpaint(x=x, sigma=sigma, noise=noise, latent_image=latent)
     return x * noise_mask + given * (1.0 - noise_mask)
 

@@ -24,7 +24,7 @@ def patcher_of(patchable: Any) -> Any:
 
 
 def loaded_from(patchable: Any) -> str | None:
-    """The path of the file that the host has loaded a model from; None where it does not say it."""
+    """The path of the file that the host has loaded a model from; None if it does not say."""
     made: Any = getattr(patcher_of(patchable), "cached_patcher_init", None)
     found = made[1][0] if made else None
     return found if isinstance(found, str) else None
@@ -45,7 +45,7 @@ def layer_of(patcher: Any, path: str) -> Any:
 
 
 def weight_shapes(*patchables: Any) -> dict[str, Shape]:
-    """Every key of some models and text encoders with its shape; None stands for one that is not there.
+    """The shapes of all keys of some models and text encoders. Arguments that are None are skipped.
 
     A quantised weight has the shape of its unpacked values.
     """
@@ -71,7 +71,7 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
     """
     patcher = patcher_of(patchable)
     own = ("patches", "injections", "hook_patches", "forced_hooks", "weight_wrapper_patches")
-    # The host sets the dtype that is computed in as if it patched the module.
+    # The host sets its compute dtype as a patch of the module.
     settings = dict(patcher.object_patches)
     if any(getattr(patcher, name, None) for name in own):
         return None
@@ -79,7 +79,7 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
         return None
     kept = patcher.backup
     weights: dict[str, torch.Tensor] = patcher.model_state_dict()
-    # Files have none, so that the values are whatever was in memory.
+    # Files lack these weights, so their values are whatever was in memory.
     unused = {
         f"{path}.transformer.text_projection.weight"
         for path, module in patcher.model.named_modules()
@@ -96,8 +96,8 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
 def merge_obstacle(patcher: Any, key: str) -> str | None:
     """Why the host cannot merge a change into this weight correctly, in words; None where it can.
 
-    Packed weights are an obstacle, but not with ComfyUI-GGUF's own patcher: this unpacks a weight in every
-    forward pass and calls the patches then (city96/ComfyUI-GGUF, ops.py and nodes.py).
+    Packed weights are an obstacle, but not with ComfyUI-GGUF's own patcher, which unpacks a weight in
+    every forward pass and then calls the patches (city96/ComfyUI-GGUF, ops.py and nodes.py).
     """
     weight = held_at(patcher, key)
     if weight is None:
