@@ -1,6 +1,6 @@
 """What the front end asks: about files and trainings, and what a text means.
 
-Nothing is changed, but for a stopped training that the user sets aside.
+Nothing is changed, except a stopped training that the user sets aside.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def add_routes() -> None:
     answer_get(REPORTS, lambda query: _json(kept(query.get("nodes", "").split(","))))
 
 
-# None of them answers with an error of HTTP, which a browser would log: files without a picture are common,
+# None of them answers with an HTTP error, which a browser would log: files without a picture are common,
 # and the front end shows a file that is missing on its row.
 def _about(query: Mapping[str, str]) -> Answer:
     try:
@@ -74,9 +74,9 @@ def _about(query: Mapping[str, str]) -> Answer:
 
 
 def _of_experts(name: str, families: Sequence[str]) -> dict[str, Any]:
-    """For which of two experts a file is in a row of its own, and the two files of the pair that it is in.
+    """The expert that a file is for when it is alone in a row, and the two files of its pair.
 
-    Both are None for a file whose models have no two experts.
+    Both are None for a file whose models have only one expert.
     """
     if not has_experts(families):
         return {"expert": None, "pair": None}
@@ -88,7 +88,7 @@ def _of_experts(name: str, families: Sequence[str]) -> dict[str, Any]:
 
 
 def _facts(text: str) -> Answer:
-    """The facts of the files whose names are given as a list in JSON; nothing of what is no adapter file."""
+    """The facts of the files named in a JSON list. Names of no adapter file are skipped."""
     try:
         asked = parse_json(text)
     except ValueError:
@@ -100,7 +100,7 @@ def _facts(text: str) -> Answer:
 
 
 def _rows(text: str) -> Answer:
-    """The rows of a text of any form that is known, with the names that the files have here."""
+    """The rows of a text in any known form, with file names as they are here."""
     try:
         rows = [
             replace(
@@ -114,7 +114,7 @@ def _rows(text: str) -> Answer:
 
 
 def _model(text: str) -> Answer:
-    """What is known of the model that some loaders load, by what their nodes name: `asked_models`."""
+    """What is known of the model that the loading nodes on the page load, see `asked_models`."""
     files = asked_models(text)
     told = told_model(files) if files else None
     known = {"family": told.family if told else "", "families": told.families if told else ()}

@@ -249,7 +249,7 @@ def _patch(network: Any) -> tuple[int, int, int]:
 
 def _not_agreeing(tokens: int, known: str) -> LycorisError:
     return LycorisError(
-        "a mask cannot be laid on a layer, because it has other tokens than the picture and the text",
+        "a mask cannot be applied to a layer that has other tokens than those of the picture and the text",
         got=f"{tokens} tokens",
         expected=known,
         hint="Another node may have changed the passes of the model. Take the mask away, or leave the layer "

@@ -75,7 +75,7 @@ class LycorisAdapterRows(io.ComfyNode):
 
 
 def _check(rows: str) -> bool | str:
-    """True, or what is wrong with each row, in lines of their own."""
+    """True, or what is wrong with the rows, one line for each."""
     whole = valid(lambda: check("rows", "STRING", rows), lambda: row_tables(rows))
     if isinstance(whole, str):
         return whole

@@ -68,7 +68,7 @@ class LycorisApplyStack(io.ComfyNode):
                         "expert",
                         options=list(CHOICES),
                         default="auto",
-                        tooltip="For pairs of files, as for Wan 2.2: which of its two experts the model is. "
+                        tooltip="For pairs of files, as for Wan 2.2: which of the two experts this model is. "
                         "auto: as the name of the model's file says.",
                     )
                 ),

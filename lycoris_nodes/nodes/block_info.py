@@ -20,7 +20,7 @@ class LycorisBlockInfo(io.ComfyNode):
             display_name="LyCORIS Blocks of a Model",
             category=SHAPE,
             description="Lists the blocks of a model by their names in block rules and, for each LoRA / "
-            "LyCORIS of a stack, how many of its layers are in each and what share of its change.",
+            "LyCORIS of a stack, the number of its layers and the share of its change in each block.",
             search_aliases=["lora block info", "block weight", "lora layers", "block names", "lora analysis"],
             is_output_node=True,
             inputs=[

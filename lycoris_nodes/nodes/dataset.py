@@ -39,7 +39,7 @@ class LycorisDataset(io.ComfyNode):
             node_id="LycorisDataset",
             display_name="LyCORIS Training Pictures",
             category=TRAIN,
-            description="Makes latents and conditionings for Train LoRA / LyCORIS of a folder of pictures "
+            description="Makes latents and conditionings for Train LoRA / LyCORIS from a folder of pictures "
             "or clips with text files beside them. Pictures keep their shapes, in sizes that suit the model. "
             "What was encoded is kept on disk, so that the next run starts at once.",
             search_aliases=[
@@ -70,14 +70,14 @@ class LycorisDataset(io.ComfyNode):
                 usual_input("resolution", "Pictures get about as many pixels as a square of this side has."),
                 count_input(
                     "held_out",
-                    "How many pictures are not trained on but given out by `validation_latents`. "
+                    "How many pictures are not trained on, but come out of `validation_latents`. "
                     "They stay the same when others are added.",
                     most=1000,
                 ),
                 io.Boolean.Input(
                     "mirror",
                     default=False,
-                    tooltip="On: each picture is there mirrored too, except where its caption has words such "
+                    tooltip="On: each picture is also used mirrored, unless its caption has words such "
                     "as left, right or text. Not for faces and things that are not symmetrical.",
                 ),
                 *advanced(
@@ -96,8 +96,8 @@ class LycorisDataset(io.ComfyNode):
                     ),
                     count_input(
                         "tag_orders",
-                        "For captions that are tags with commas between them: in how many orders "
-                        "each is learned. 1: as it is written.",
+                        "For captions of tags with commas between them: in how many orders each is "
+                        "learned. 1: only as it is written.",
                         most=64,
                         default=1,
                         least=1,
@@ -115,8 +115,8 @@ class LycorisDataset(io.ComfyNode):
                     ),
                     number_input(
                         "cut_off",
-                        "The largest share of a picture that may be cut off to give it a shape that is "
-                        "trained. One that would lose more is an error. 1: all are taken.",
+                        "The largest share of a picture that may be cropped to fit a training size. A "
+                        "picture that would lose more is an error. 1: no limit.",
                         most=1.0,
                         default=0.5,
                         step=0.05,
@@ -125,21 +125,21 @@ class LycorisDataset(io.ComfyNode):
                         "references",
                         options=list(WAYS),
                         default="auto",
-                        tooltip="How a model is shown references. auto: as its newest version is. The first "
-                        "Qwen-Image-Edit, of August 2025, takes one and is told of it in other words.",
+                        tooltip="How a model is shown references. auto: like its newest version. The first "
+                        "Qwen-Image-Edit, of August 2025, takes one, in another prompt template.",
                     ),
                     count_input(
                         "frames",
-                        "For models of videos: the most frames of a cut of a clip, at the model's rate. More "
-                        "take more memory.",
+                        "For video models: the most frames in a cut of a clip, at the frame rate. More take "
+                        "more memory.",
                         most=1000,
                         default=33,
                         least=1,
                     ),
-                    usual_input("frame_rate", "Frames a second of clips, however many they have."),
+                    usual_input("frame_rate", "Frames a second at which clips are read, whatever they have."),
                     count_input(
                         "cuts",
-                        "How many cuts of a long clip are trained, evenly spaced and beside each other. "
+                        "How many cuts of a long clip are trained, evenly spaced and without overlap. "
                         "1: its beginning.",
                         most=1000,
                         default=1,
@@ -149,8 +149,8 @@ class LycorisDataset(io.ComfyNode):
                         "first_frames",
                         options=list(ENDS),
                         default=ENDS[0],
-                        tooltip="For models that make videos of a picture: which frames of each clip they "
-                        "are given. v2 (replace) is for HunyuanVideo's second model of that kind.",
+                        tooltip="For image-to-video models: which frames of each clip they are given. "
+                        "v2 (replace) is for HunyuanVideo's second image-to-video model.",
                     ),
                 ),
             ],
@@ -162,7 +162,7 @@ class LycorisDataset(io.ComfyNode):
                     io.Mask,
                     "masks",
                     "Where each picture is learned, by its mask or by what is not transparent. "
-                    "Nothing comes out where no picture has a mask.",
+                    "Empty if no picture has a mask.",
                     many=True,
                 ),
                 output(
@@ -273,7 +273,7 @@ class LycorisDataset(io.ComfyNode):
 
 
 def _latents(samples: list[PreparedPicture]) -> list[dict[str, Any]]:
-    # The same object where a sample counts several times, so that it is there once.
+    # A sample that counts several times is the same object, so that it is in memory once.
     made: dict[int, dict[str, Any]] = {}
     return [made.setdefault(id(sample), _latent(sample)) for sample in samples]
 
@@ -284,7 +284,7 @@ def _latent(sample: PreparedPicture) -> dict[str, Any]:
 
 
 def _picture_encoder(vae: Any) -> Encoder:
-    # The dtype that it computes in, which another start of the host may choose otherwise.
+    # With the compute dtype, which may differ in another start of the host.
     named = (type(vae.first_stage_model).__name__, str(vae.vae_dtype))
     return Encoder(vae.encode, _identity(vae, *named))
 

@@ -29,9 +29,9 @@ class LycorisExtractAdapter(io.ComfyNode):
             node_id="LycorisExtractAdapter",
             display_name="Extract LoRA / LyCORIS",
             category=SHAPE,
-            description="Makes an adapter of what a tuned model has learned: of its difference from the "
+            description="Makes an adapter from what a tuned model has learned: its difference from the "
             "model that it was tuned from. Files are read weight by weight, so even large ones need little "
-            "memory; rounding of the files is left out.",
+            "memory. Differences that are only rounding are left out.",
             search_aliases=[
                 "extract lora",
                 "lora from checkpoint",
@@ -53,9 +53,7 @@ class LycorisExtractAdapter(io.ComfyNode):
                     "error.",
                 ),
                 *optional(
-                    io.Model.Input(
-                        "tuned_model", tooltip="The tuned model, loaded, with all that is patched on it."
-                    ),
+                    io.Model.Input("tuned_model", tooltip="The tuned model, loaded, with all its patches."),
                     io.Model.Input("base_model", tooltip="The model that it was tuned from, loaded."),
                     io.Clip.Input("tuned_clip", tooltip="The tuned text encoder, loaded."),
                     io.Clip.Input("base_clip", tooltip="The text encoder that it was tuned from, loaded."),

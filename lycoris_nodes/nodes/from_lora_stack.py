@@ -29,8 +29,8 @@ class LycorisFromLoraStack(io.ComfyNode):
             node_id="LycorisFromLoraStack",
             display_name="LyCORIS Stack from LORA_STACK",
             category=LOAD,
-            description="Makes a stack of the LORA_STACK that other packs pass from node to node, and of the "
-            "LORA_MODEL of ComfyUI's own training nodes.",
+            description="Makes a stack from the LORA_STACK that other packs pass from node to node, and from "
+            "the LORA_MODEL of ComfyUI's own training nodes.",
             search_aliases=["lora stack", "LORA_STACK", "LORA_MODEL", "convert lora stack", "lora stacker"],
             inputs=[
                 LORA_STACK.Input(

@@ -36,7 +36,7 @@ class LycorisInspect(io.ComfyNode):
             inputs=[
                 stack_input("The adapters to measure, at their strengths."),
                 *optional_model(
-                    "The model that they are for. With it changes are related to its weights, "
+                    "The model that they are for. With it, changes are compared with its weights, "
                     "blocks have its names, and kinds whose change depends on the weights (DoRA, OFT, "
                     "IA3, ...) can be measured.",
                     "The text encoder, to measure its layers too.",
@@ -45,8 +45,8 @@ class LycorisInspect(io.ComfyNode):
                     "signs",
                     default=False,
                     optional=True,
-                    tooltip="On: also count the values that two adapters change in opposite directions, "
-                    "for which changes are formed in full.",
+                    tooltip="On: also count the values that two adapters change in opposite directions. "
+                    "This computes each change in full.",
                 ),
             ],
             outputs=[

@@ -51,7 +51,7 @@ class LycorisJudge(io.ComfyNode):
                 io.Latent.Input(
                     "latents",
                     tooltip="Encoded pictures that were not trained on, such as `validation_latents` of "
-                    "LyCORIS Training Pictures. On those that were, the last checkpoint nearly always wins.",
+                    "LyCORIS Training Pictures. On trained pictures the last checkpoint nearly always wins.",
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -76,13 +76,13 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     io.ClipVision.Input(
                         "clip_vision",
-                        tooltip="Looks at samples of those that the loss cannot tell apart: the one nearest "
-                        "to the pictures of `latents` is named, with least drift. Needs `vae`.",
+                        tooltip="Compares samples of those that the loss cannot tell apart: the report names "
+                        "the one nearest to the pictures of `latents` with least drift. Needs `vae`.",
                     ),
                     io.Conditioning.Input(
                         "other_positive",
-                        tooltip="Prompts of other things, on which the adapter is to change nothing. Their "
-                        "drift is how far pictures of them are from the model's own.",
+                        tooltip="Prompts for other things, which the adapter should not change. The drift is "
+                        "how far their pictures are from the model's own.",
                     ),
                     io.Conditioning.Input(
                         "empty_caption",
@@ -104,13 +104,13 @@ class LycorisJudge(io.ComfyNode):
                     "samples", "How many captions the best is sampled with. 0: none.", most=64, default=4
                 ),
                 seed_input(
-                    "What the noise is made of, of losses and samples. The losses are those that a "
-                    "training with this seed validates."
+                    "The seed of the noise, for losses and samples. The losses are those of the validation "
+                    "in a training with this seed."
                 ),
                 *advanced(
                     number_input(
                         "share",
-                        "How many of all passes of the model may be made. 0.2: a fifth, in which the worse "
+                        "The share of all passes of the model that may be made. 0.2: a fifth, and the worse "
                         "half drops out several times. 1: all, and nothing drops out.",
                         most=1.0,
                         default=0.2,
@@ -118,14 +118,14 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     count_input(
                         "times",
-                        "At how many amounts of noise each latent is judged at most.",
+                        "The most amounts of noise at which each latent is judged.",
                         most=64,
                         default=8,
                         least=1,
                     ),
                     count_input(
                         "batch_size",
-                        "Latents in one pass of the model, of those that have one size.",
+                        "Latents in one pass of the model, all of one size.",
                         most=1024,
                         default=1,
                         least=1,

@@ -15,7 +15,7 @@ from ..schema.checks import checked
 from ..schema.inputs import SHAPE, output
 
 SHARE = 14
-"""How often the height of a letter goes into the side of a picture."""
+"""The shorter side of a picture is this many letters high."""
 SMALLEST = 12
 """The least height of a letter, in pixels."""
 
@@ -27,8 +27,8 @@ class LycorisLabelGrid(io.ComfyNode):
             node_id="LycorisLabelGrid",
             display_name="Label Grid",
             category=SHAPE,
-            description="Puts the pictures of LyCORIS Strength Grid together into one, with what each row "
-            "and column is called.",
+            description="Puts the pictures of LyCORIS Strength Grid together into one, with the name of each "
+            "row and column.",
             search_aliases=["xy plot", "image grid", "contact sheet", "labels"],
             inputs=[
                 io.Image.Input("pictures", tooltip="The pictures, row by row."),
@@ -51,7 +51,7 @@ class LycorisLabelGrid(io.ComfyNode):
         count = len(columns) * max(1, len(rows))
         if len(pictures) != count:
             raise LycorisError(
-                "there is another number of pictures than of names",
+                "the numbers of pictures and of names differ",
                 got=f"{len(pictures)} pictures",
                 expected=f"{count}: {len(columns)} columns by {max(1, len(rows))} rows",
                 hint="Link the pictures of the latents that LyCORIS Strength Grid gives",

@@ -23,7 +23,7 @@ from ..schema.report import valid
 
 Text = Literal["off", "whole"]
 SLACK = 0.01
-"""How far values of a mask may be beyond 0 and 1, as where one was resized."""
+"""How far values of a mask may be beyond 0 and 1, as after resizing."""
 
 
 class LycorisMask(io.ComfyNode):
@@ -55,8 +55,8 @@ class LycorisMask(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="Where they act: white for the whole strength, black for none. Any size; it is "
-                    "stretched over the picture. A batch of masks is one for each frame of a video. Nothing "
-                    "linked is the whole picture.",
+                    "stretched over the picture. A batch has one for each frame of a video. Without a link: "
+                    "the whole picture.",
                 ),
                 io.String.Input(
                     "frames",
@@ -75,9 +75,8 @@ class LycorisMask(io.ComfyNode):
                     "text",
                     options=["off", "whole"],
                     default="off",
-                    tooltip="What the layers do that work on the text, on the time or on sound, and so for "
-                    "all places at once, and those of text encoders. off: nothing. whole: they act for the "
-                    "whole picture.",
+                    tooltip="For text encoders, and for layers that work on text, time or sound, and so on "
+                    "all places at once. off: they do nothing. whole: they act for the whole picture.",
                 ),
             ],
             outputs=[
@@ -120,7 +119,7 @@ class LycorisMask(io.ComfyNode):
 
 
 def planes(mask: Any) -> Tensor:
-    """A mask of the host as planes (n, h, w), with values a little beyond 0 and 1 at these.
+    """A mask of the host as planes (n, h, w). Values that are a little beyond 0 and 1 are clamped.
 
     Raises LycorisError for a tensor of another form.
     """

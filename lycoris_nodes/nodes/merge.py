@@ -47,9 +47,9 @@ class LycorisMergeAdapters(io.ComfyNode):
             node_id="LycorisMergeAdapters",
             display_name="Merge LoRAs / LyCORIS",
             category=SHAPE,
-            description="Makes one adapter of a stack of any mix of kinds, by the true changes that they "
-            "make. The sum is exact: the new adapter does at strength 1 what the stack does. Other "
-            "methods combine changes that disturb each other.",
+            description="Makes one adapter from a stack of any mix of kinds, by their true changes. The sum "
+            "is exact: the new adapter does at strength 1 what the stack does. Other methods combine changes "
+            "that disturb each other.",
             search_aliases=[
                 "merge lora",
                 "combine loras",
@@ -122,7 +122,7 @@ class LycorisMergeAdapters(io.ComfyNode):
         base, fitted = connected_weights(model, clip), fit_options(**fit)
         if options.pop("result", TOGETHER) == APART:
             _check_apart(size=size.strip().lower(), algorithm=algorithm, norm_limit=norm_limit, **fit)
-            # The parts have the ranks that they have.
+            # The parts keep their ranks.
             common = {name: fitted[name] for name in ("dtype", "device", "progress")}
             made = orthogonal_adapters(stack, name, base=base, **common, **options)
             live = [entry for entry in stack if not entry.off]

@@ -32,7 +32,7 @@ from ..training.node.experts import expert_in_words, times_of_expert, trained_ex
 from ..training.node.memory import checkpointing_input, is_checkpointed, memory_for
 
 LEAST = 8
-"""How many latents are measured where they agree."""
+"""How many latents are measured if they agree."""
 
 
 class LycorisPlan(io.ComfyNode):
@@ -53,9 +53,9 @@ class LycorisPlan(io.ComfyNode):
                 io.String.Input(
                     "size",
                     default="auto",
-                    tooltip="How large the adapter may be. auto: as long as more pays. 50MB: the size of the "
-                    "file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. 90%: as much as "
-                    "gains that share. 1/100: that share of the model's parameters.",
+                    tooltip="How large the adapter may be. auto: until more gains too little. 50MB: the size "
+                    "of the file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. 90%: as "
+                    "little as gains that share. 1/100: that share of the model's parameters.",
                 ),
                 io.String.Input(
                     "algorithms",
@@ -64,14 +64,14 @@ class LycorisPlan(io.ComfyNode):
                 ),
                 count_input(
                     "batches",
-                    "At most how many latents are measured, each at noise of its own. 8 or 16 are enough "
-                    "where they agree, and the report says how many it took and where it was too few. Few "
-                    "latents are gone through several times.",
+                    "The most latents that are measured, each with noise of its own. 8 or 16 are enough if "
+                    "they agree. The report says how many it took, and if they were too few. Few latents are "
+                    "measured several times.",
                     most=1000,
                     default=32,
                     least=1,
                 ),
-                seed_input("What the noise of the measurement is made of."),
+                seed_input("The seed of the noise in the measurement."),
                 mask_input(),
                 *advanced(
                     *choice_inputs(),
@@ -87,8 +87,8 @@ class LycorisPlan(io.ComfyNode):
                         "edited",
                         default="",
                         multiline=True,
-                        tooltip="A plan as text, in the form of the output `text`, to be used in place of "
-                        "the one that would be made. Its layers still start where the measurement points.",
+                        tooltip="A plan as text, in the form of the output `text`, to use in place of a new "
+                        "one. Its layers still start where the measurement points.",
                     ),
                 ),
             ],

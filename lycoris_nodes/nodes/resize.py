@@ -31,8 +31,8 @@ class LycorisResizeAdapter(io.ComfyNode):
             display_name="Resize / Convert LoRA",
             category=SHAPE,
             description="Makes adapters smaller, or turns them into another kind: LoHa, LoKr, DoRA, OFT and "
-            "the rest into LoRA, or the reverse. Each new layer is the nearest to the old one that there is, "
-            "and the report says what is lost.",
+            "the rest into LoRA, or the reverse. Each new layer is the nearest to the old one in its kind "
+            "and size, and the report says what is lost.",
             search_aliases=[
                 "resize lora",
                 "lora rank",

@@ -49,7 +49,7 @@ class LycorisSaveAdapter(io.ComfyNode):
                     "interfaces), comfy (ComfyUI's own names), peft, diffusers, or lycoris (lycoris-lora, "
                     "SimpleTuner). 'as in the file' keeps the names that the layers have, and needs no "
                     "model. ComfyUI's own loaders ignore some kinds (ia3, oftv2, boft_peft) and most files "
-                    "in PEFT's names: the report says it.",
+                    "in PEFT's names: the report says so.",
                 ),
                 dtype_input("The dtype to save the tensors in. 'as in the file' keeps each tensor's own."),
                 io.String.Input(

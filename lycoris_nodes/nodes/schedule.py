@@ -25,8 +25,8 @@ class LycorisSchedule(io.ComfyNode):
             display_name="Schedule LyCORIS Strength",
             category=SHAPE,
             description="Changes the strength of every LoRA / LyCORIS in a stack over the sampling, as a "
-            "whole or block by block. Its layers are computed beside the weights in each step, whatever the "
-            "mode of Apply is. Text encoders run before the sampling, so that their strength stays.",
+            "whole or block by block. Their layers are computed beside the weights in each step, whatever "
+            "the mode of Apply is. Text encoders run before the sampling, so their strength stays.",
             search_aliases=[
                 "lora schedule",
                 "lora strength over time",
@@ -61,7 +61,7 @@ class LycorisSchedule(io.ComfyNode):
                     tooltip="A curve from ComfyUI's Curve Editor, in place of the one in the text. Lines for "
                     "single blocks stay in force.",
                     # Else the front end puts an editor on the node, whose curve always replaces the text's.
-                    # Its preview of a node that is searched has the editor all the same, and needs a curve.
+                    # The preview in the search for nodes has the editor anyway, and needs a curve.
                     extra_dict={"forceInput": True, "default": STRAIGHT},
                 ),
             ],

@@ -57,7 +57,7 @@ class LycorisStrengthGrid(io.ComfyNode):
                 ),
                 count_input(
                     "row",
-                    "Whose strength they are: 1 is the first adapter of the stack. 0: they multiply the "
+                    "Which adapter has these strengths: 1 is the first of the stack. 0: they multiply the "
                     "strengths of all.",
                     most=MOST_ROWS,
                 ),
@@ -115,7 +115,7 @@ class LycorisStrengthGrid(io.ComfyNode):
 
 
 def second_axis(stack: Stack, second: Second, values: str, which: str) -> Axis | None:
-    """The axis from top to bottom; None for none. Raises LycorisError where `which` is not what it needs."""
+    """The axis from top to bottom; None for none. Raises LycorisError if `which` does not suit `second`."""
     if second == "none":
         return None
     if second == "file":
@@ -137,7 +137,7 @@ def _row(text: str) -> int:
 
 
 def repeated(latent: Any, count: int) -> dict[str, Any]:
-    """A latent as a batch of `count` that all start from one noise.
+    """A latent as a batch of `count`, all with the same noise.
 
     Raises LycorisError for a batch of several, and for latents that are not one tensor.
     """

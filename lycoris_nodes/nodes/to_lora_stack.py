@@ -44,7 +44,7 @@ class LycorisToLoraStack(io.ComfyNode):
                     io.LoraModel,
                     "lora_model",
                     "The tensors of a stack of one adapter, with its strengths in them. ComfyUI's "
-                    "own nodes ignore some kinds (ia3, oftv2, boft_peft): the report says it. Another stack "
+                    "own nodes ignore some kinds (ia3, oftv2, boft_peft): the report says so. Another stack "
                     "stops the nodes that are connected here.",
                 ),
                 report_output(),
@@ -70,7 +70,7 @@ class LycorisToLoraStack(io.ComfyNode):
         rows, row_words = _held(lambda: to_lora_stack(stack), "lora_stack", "row")
         held, held_words = _held(tensors, "lora_model", "tensor")
         told = paragraph([row_words, held_words, *(f"  {fault}" for fault in faults)])
-        # A stack of several is no LORA_MODEL, and need be none.
+        # A stack of several cannot be a LORA_MODEL, and that is no fault.
         state = "partly" if faults or isinstance(rows, ExecutionBlocker) else "all"
         if isinstance(rows, ExecutionBlocker) and isinstance(held, ExecutionBlocker):
             state = "nothing"
@@ -78,7 +78,7 @@ class LycorisToLoraStack(io.ComfyNode):
 
 
 def _held(make: Callable[[], Any], name: str, unit: str) -> tuple[Any, str]:
-    """What an output holds and the line of the report on it.
+    """The value of an output, and its line of the report.
 
     Where it cannot be made, only nodes that are connected to this output stop, with the reason.
     """

@@ -57,7 +57,7 @@ class LycorisWeightBlocks(io.ComfyNode):
                     tooltip="Rules by name, before those of the text. Your own are in "
                     f"{FILE} in ComfyUI's user folder.",
                 ),
-                *advanced(seed_input("What the letters R and U in a vector are drawn with.")),
+                *advanced(seed_input("The seed for the letters R and U in a vector.")),
             ],
             outputs=[stack_output("The same stack with these weights.")],
         )

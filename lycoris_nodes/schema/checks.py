@@ -116,9 +116,9 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
     The host does the same with a literal. An optional input that is not there has the schema's default.
 
-    To a node that takes lists the host gives every value as a list. Only inputs that are many stay so. The
-    inputs of a group come one by one, as if there were no groups. A group that `execute` takes by its own
-    name comes whole, and is the node's to judge.
+    To a node that takes lists the host gives every value as a list. Only inputs of which `is_many` is true
+    stay lists. The inputs of a group come one by one, as if there were no groups. A group that `execute`
+    takes by its own name comes whole, and the node itself judges it.
 
     What the node shows is kept for pages that are opened later, errors included.
     """
@@ -160,14 +160,15 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
 
 def places(inputs: Sequence[Any]) -> dict[str, str]:
-    """The names of a node's inputs in a prompt, by their own: those in groups begin with the group's."""
+    """The names of a node's inputs in a prompt, by input. In a group they begin with the group's name."""
     grouped = {each.id: f"{group.id}.{each.id}" for group, each in _grouped(inputs)}
     return {**{one.id: one.id for one in inputs}, **grouped}
 
 
 def literals(inputs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a node's inputs by name as `checked` gives them, from its widgets by their names in a
-    prompt. What is not given has the schema's default. Raises LycorisError for a value that cannot be used.
+    """The values of a node's inputs as `checked` gives them, from widget values by their names in a prompt.
+
+    What is not given has the schema's default. Raises LycorisError for a value that cannot be used.
     """
     named = places(inputs)
     every = (*inputs, *(each for _, each in _grouped(inputs)))
@@ -188,7 +189,7 @@ def _grouped(inputs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node with what all nodes ask of the host.
+    """The node, with a schema that asks the host for what all nodes need.
 
     The host hands over all values of a prompt, so that `checked` can refuse what is no input, and also the
     workflow, which only prompts from the page have. In every run it sends what the node shows, even when the
@@ -291,9 +292,9 @@ def check(name: str, kind: str, value: object) -> None:
 
 
 def file_stamp(name: str, file: str | None, stamp: Callable[[str], str]) -> str:
-    """What changes with the file that an input names, by `stamp`.
+    """The `stamp` of the file that an input names.
 
-    It is "" for None, where another node gives the name: that node has not run yet.
+    It is "" for None: another node gives the name, and has not run yet.
     """
     if file is None:
         return ""

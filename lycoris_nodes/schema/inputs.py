@@ -52,7 +52,7 @@ def strength_input(name: str, tooltip: str) -> Any:
 
 
 def check_strength(name: str, value: Any) -> None:
-    """Raise LycorisError for a strength that is no finite number in the range. None is not known yet."""
+    """Raise LycorisError for a strength that is no finite number in the range. None means not known yet."""
     if value is None:
         return
     check(name, "FLOAT", value)
@@ -89,8 +89,8 @@ def size_input() -> Any:
         default="auto",
         tooltip="How large the adapter is to be. rank 16: this rank everywhere. 50MB: the size of the file; "
         "2000000: parameters. Both are spread over the layers where they keep most. 90%: as little as keeps "
-        "that share of the energy. 1/100: that share of the weights' parameters. auto: as long as more pays; "
-        "no layer gets larger than it is.",
+        "that share of the energy. 1/100: that share of the weights' parameters. auto: until more keeps too "
+        "little; no layer gets larger than it is.",
     )
 
 
@@ -147,8 +147,8 @@ def fit_inputs() -> list[Any]:
     """The further inputs of nodes that make layers of a kind and size."""
     return advanced(
         dtype_input(
-            "The dtype of the tensors. 'as in the file' is the source's own, of a merged layer the "
-            "widest of its sources; what is extracted is in float16 then."
+            "The dtype of the tensors. 'as in the file': that of the source, for a merged layer the "
+            "widest of its sources', and float16 for what is extracted."
         ),
         io.Boolean.Input(
             "tucker",
@@ -156,7 +156,7 @@ def fit_inputs() -> list[Any]:
             tooltip="On: convolutions get a Tucker core, which takes less for the same rank.",
         ),
         count_input("largest_rank", "The highest rank that a layer may get; 0 leaves it open.", most=4096),
-        seed_input("What random bases are made of. Any seed gives nearly the same layers."),
+        seed_input("The seed of random bases. Any seed gives nearly the same layers."),
     )
 
 
@@ -217,7 +217,7 @@ USUAL, OWN = "usual", "own"
 
 
 def group_input(name: str, tooltip: str, inputs: list[Any]) -> Any:
-    """Inputs that the front end shows only where the user wants settings of their own; none must be there."""
+    """Inputs that the front end shows only if the user chooses `own`. All are optional."""
     (made,) = advanced(
         io.DynamicCombo.Input(
             name,

@@ -13,7 +13,7 @@ MOST = 256
 
 Prompt = Mapping[str, Mapping[str, Any]]
 SHOWN = ("text", "lycoris", "training")
-"""What of a node's output is its report."""
+"""The parts of a node's output that are its report."""
 _kept: dict[str, Mapping[str, Any]] = {}
 
 
@@ -28,7 +28,7 @@ def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
         return
     part = dict(_before(prompt, node, set()))
     signature = json.dumps(part, sort_keys=True)
-    # The latest is the last.
+    # The latest comes last.
     _kept.pop(signature, None)
     if shown and "text" in shown:
         output = {name: shown[name] for name in SHOWN if name in shown}

@@ -1,8 +1,8 @@
-"""The bars by which the page sets the block weights of a row: `lycoris_ops.Bars`, by what the page asks.
+"""Bars for the block weights of a row on the page, from `lycoris_ops.Bars`.
 
-A question is a table: `file` is the row's, `model` and `clip` are what the loaders of the connected model
-name, as in `asked_models`. Where no model is connected whose file is known, another file of the same family
-stands for it, or else the file's own layers do.
+A question of the page is a table: `file` is the row's file, `model` and `clip` are as in `asked_models`. If
+the file of the connected model is not known, another file of the same family stands in for it, or else the
+row's own layers do.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ..files.models import known_files, model_like, model_path, told_model
 from .presets import known_presets, own_presets, parsed
 
 SECONDS = 0.4
-"""How many seconds the changes of a file are measured before the page gets what there is. It asks again as
-long as it wants more."""
+"""Seconds of measuring a file's changes before the page gets what there is. It asks again as long as it wants
+more."""
 
 
 def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
-    """The bars of a row, each with the share that its file has there, as far as it is measured by now."""
+    """The bars of a row, each with its share of the file's change, as far as it is measured."""
     bars, model, connected = _asked(question)
-    # To see which presets are for this model takes its time too.
+    # Finding the presets for this model takes time too.
     whole = bars.measure(SECONDS)
     presets = _fitting(bars, tuple(known_presets(own_presets()).items())) if whole else {}
     groups = [
@@ -61,11 +61,10 @@ def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `rules` of the question do to the bars, and, in one line, to what the file changes.
+    """What the `rules` of the question do to each bar, and a line of mean weights of what the file changes.
 
-    The line has each block of the diffusion model, then what is beside them and each text encoder as one.
-
-    Raises LycorisError for rules that cannot be used.
+    The line has each block of the diffusion model, then one value for each further group: what is beside the
+    blocks, and each text encoder. Raises LycorisError for rules that cannot be used.
     """
     rules = parsed(question["rules"], own_presets())
     if not is_lora(question["file"]):
@@ -108,7 +107,7 @@ def _bars(file: Fingerprint, told: AboutModel | None, model: str) -> Bars:
 
 
 def _reader(model: str) -> Callable[[str], Tensor | None]:
-    """Read weights of a model's file by their keys there or in the whole model; None for unreadable ones."""
+    """Read weights of a model's file by their keys there or in the loaded model; None for unreadable ones."""
     live = "diffusion_model."
 
     @cache
@@ -121,7 +120,7 @@ def _reader(model: str) -> Callable[[str], Tensor | None]:
             name = key if key in held.shapes else key.removeprefix(live)
             return held.read(name).float() if name in held.shapes else None
         except LycorisError:
-            # Of a form that nothing here reads: the bars say that it is not counted.
+            # In a format that nothing here reads: the bars say that it is not counted.
             return None
 
     return read

@@ -1,4 +1,4 @@
-"""Curves of strengths: from a wire of the host, and from a text for the front end to draw."""
+"""Curves of strengths: from a link of the host, and from a text for the front end to draw."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ...lycoris_ops import Curve, LycorisError, Schedule, ScheduleError
 SAMPLES = 96
 """Into how many parts the time is divided for drawing: a node is a few hundred pixels wide."""
 EASES: Mapping[str, Any] = {"linear": "linear", "monotone_cubic": "smooth"}
-"""The host's names for ways between points, with ours."""
+"""The host's names of interpolations, with ours."""
 
 
 def wired(value: Any) -> Curve:
-    """The curve of a CURVE wire: points and the way between them, or a plain list of points.
+    """The curve of a CURVE link: points with an interpolation, or a plain list of points.
 
     Raises ScheduleError for anything else.
     """

@@ -1,6 +1,6 @@
 """Rows out of texts of other packs: rgthree's Power Lora Loader, LORA_STACK, Lora-Manager, and prompts' tags.
 
-Each row is a table with fields of ours, and nothing of it is checked here.
+Each row is a table with our fields, not yet checked.
 """
 
 from __future__ import annotations

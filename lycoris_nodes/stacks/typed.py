@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NUMBER = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
-# The minus sign of typography, and the wide letters of Chinese, Japanese and Korean keyboards.
+# The typographic minus sign, and the full-width characters of Chinese, Japanese and Korean keyboards.
 _PLAIN = {0x2212: "-", **{wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}}
 
 

@@ -257,7 +257,7 @@ def _optimisation() -> list[Any]:
         ),
         count_input(
             "batch_size",
-            "Latents in one pass of the model, of those that have one size. More is smoother and "
+            "Latents in one pass of the model, all of one size. More is smoother and "
             "takes more memory.",
             most=1024,
             default=1,
