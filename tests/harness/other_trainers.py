@@ -20,10 +20,10 @@ HEAD = """# Settings of other trainers
 
 **Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of kohya,
 ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what becomes
-of each setting. They are made of what reads the configs, by `python -m tests.harness.other_trainers --write`.
+of each setting. `python -m tests.harness.other_trainers --write` makes them from what reads the configs.
 
-AdamW decays weights by 0.01 in these trainers where a config says nothing of it, and so it does here after a
-paste. On the node itself the usual weight decay is 0.
+In these trainers AdamW has a weight decay of 0.01 if a config names none, and so it does here after a paste.
+On the node itself the usual weight decay is 0.
 """
 CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"}, {"network.type": "lokr"})
 """What readers are shown: nothing, and what makes some of them read other settings."""

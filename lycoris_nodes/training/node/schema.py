@@ -132,7 +132,7 @@ def _usual(prefix: str) -> list[Any]:
                 "and data are as before, exactly as if it had not been. On: the latest one goes on with the "
                 "settings of now, also a finished one, for more steps.",
             ),
-            seed_input("What all chance is made of: the same seed and inputs give the same file."),
+            seed_input("The seed of all randomness: the same seed and inputs give the same file."),
         ),
     ]
 
@@ -257,8 +257,7 @@ def _optimisation() -> list[Any]:
         ),
         count_input(
             "batch_size",
-            "Latents in one pass of the model, all of one size. More is smoother and "
-            "takes more memory.",
+            "Latents in one pass of the model, all of one size. More is smoother and takes more memory.",
             most=1024,
             default=1,
             least=1,
