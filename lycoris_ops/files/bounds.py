@@ -1,7 +1,7 @@
-"""Bounds on what a file may hold. They are far above any real file, and nothing beyond them is worked on.
+"""Bounds on what a file may hold, far above any real file. A file beyond them is refused.
 
-A file comes from a stranger. It is checked against these bounds when it is opened, before anything is made
-of what it says, so that opening a malicious file takes at most 2 s and 1 GB of memory.
+A file comes from a stranger. It is checked against these bounds when it is opened, before its content is
+used, so that opening a malicious file takes at most 2 s and 1 GB of memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ bytes, and what training tools write about their data sets takes several MB. The
 
 MAX_BRACKETS = 8 * MAX_TENSORS
 """Opening brackets and braces in a JSON document. A tensor's entry in a header has three. Each becomes a list
-or a table of its own, which takes 20 times the memory of its characters and much of the time."""
+or a table, which takes 20 times the memory of its characters and much of the parsing time."""
 
 MAX_QUOTES = 12 * MAX_TENSORS
 """Quotation marks in a JSON document that delimit strings. A tensor's entry in a header has ten. Each pair
-becomes a string of its own; a short one takes about 10 times the memory that it has in the file."""
+becomes a string; a short one takes about 10 times its size in the file."""
 
 MAX_COMMAS = 24 * MAX_TENSORS
 """Commas in a JSON document, also inside its strings. A tensor's entry in a header has about six. Each stands
@@ -52,11 +52,11 @@ MAX_MADE = 16 * MAX_STEPS
 """Values in that pickle's tables, lists and calls. A value counts again in each that holds it."""
 
 MAX_NESTED = 100
-"""How deep the values of that pickle may lie within each other."""
+"""The nesting depth of that pickle's values."""
 
 MAX_MEMBERS = MAX_TENSORS + 100
 """Members of the zip archive of a .pt or .bin file: a storage for each tensor, and a few more."""
 
 MAX_SHARING = 16
-"""How many times the size of its file the tensors of a pickle may take together. Tensors that are tied, or
-that are parts of a larger one, lie in the file once, but each is read into memory of its own."""
+"""The total size of a pickle's tensors, as a multiple of its file's size. Tied tensors and views of a larger
+one are stored once, but each is read into memory of its own."""

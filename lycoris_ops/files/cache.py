@@ -25,8 +25,8 @@ def size_of(group: Tensors) -> int:
 class TensorCache:
     """Groups of tensors and other values by key, in at most `max_bytes` bytes.
 
-    Above that bound the least recently used entries are dropped first. The cache keeps no file open: what it
-    holds is in memory of its own. It is safe to use from several threads.
+    Above that bound the least recently used entries are dropped first. The cache keeps no file open. It is
+    safe to use from several threads.
 
     `max_bytes` may be a function that gives the bound; it is called when the cache is first used. With 0
     nothing is kept. Raises ValueError for a negative bound.
@@ -42,7 +42,6 @@ class TensorCache:
 
     @cached_property
     def max_bytes(self) -> int:
-        """The bound in bytes."""
         return self._bound() if callable(self._bound) else self._bound
 
     @property
@@ -51,18 +50,18 @@ class TensorCache:
         return self._bytes
 
     def fetch(self, key: Hashable, read: Callable[[], Tensors], *, keep: bool = True) -> Tensors:
-        """The group of tensors under a key, from the cache or else by a call of `read`.
+        """The group of tensors under a key; if the cache lacks it, `read` gives it.
 
-        A group that was read is kept, unless `keep` is False.
+        The group is then kept, unless `keep` is False.
         """
         return self.fetch_any(key, read, size_of, keep=keep)
 
     def fetch_any(
         self, key: Hashable, make: Callable[[], T], size: Callable[[T], int], *, keep: bool = True
     ) -> T:
-        """The value under a key, from the cache or else by a call of `make`; see `fetch` for `keep`.
+        """The value under a key; if the cache lacks it, `make` gives it. See `fetch` for `keep`.
 
-        `size` gives the bytes that the value counts for.
+        `size` gives the value's size in bytes.
         """
         # Ask for the bound before reading anything: it may be invalid.
         most = self.max_bytes
@@ -70,9 +69,9 @@ class TensorCache:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key][0]
-        # Outside the lock, so that a slow file holds up no other thread. Two threads may then make one value.
+        # Outside the lock, so that a slow file blocks no other thread. Two threads may then make one value.
         value = make()
-        # A larger one would drop every other entry, and then itself.
+        # A larger value would evict every other entry, and then itself.
         if keep and (counted := size(value)) <= most:
             self._put(key, value, counted)
         return value
@@ -100,7 +99,7 @@ BOUND = "LYCORIS_CACHE_MB"
 
 
 DEFAULT_MB = 4096
-"""The bound where the variable is not set."""
+"""The default of the variable."""
 DIGITS = 9
 """The most digits of the variable's value; a machine has far less memory than that."""
 
@@ -118,5 +117,5 @@ def _from_environment() -> int:
 
 
 DEFAULT_CACHE = TensorCache(_from_environment)
-"""The cache for adapters that are read without one. Its bound is read from LYCORIS_CACHE_MB when it is first
-used, so that a wrong value is an error where an adapter is read, and not when the library is imported."""
+"""The cache for adapters that are read without one. Its bound is read from LYCORIS_CACHE_MB on first use, so
+that a wrong value is an error when an adapter is read, and not when the library is imported."""

@@ -19,7 +19,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Names of the dtypes that can be read into tensors, to torch's dtypes."""
+"""The dtypes that can be read into tensors: safetensors' name to torch's dtype."""
 
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 """The reverse of `DTYPES`."""
@@ -30,7 +30,7 @@ ITEM_BITS: dict[str, int] = {
     "U32": 32,
     "U16": 16,
     "C64": 64,
-    # Again, since `DTYPES` has it only with a torch that knows it.
+    # Here too: an older torch lacks it in `DTYPES`.
     "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
@@ -38,8 +38,8 @@ ITEM_BITS: dict[str, int] = {
     "F6_E3M2": 6,
     "F4": 4,
 }
-"""Bits per element of every dtype that a file may hold: those without an entry in `DTYPES` can be copied as
-bytes, but not read into tensors."""
+"""Bits per element of every dtype that a file may hold. Those that `DTYPES` lacks can be copied as bytes, but
+not read into tensors."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """The dtypes that weights and factors can be written in. Quantised values are not among them: they mean

@@ -13,10 +13,9 @@ from .bounds import MAX_BRACKETS, MAX_COMMAS, MAX_JSON, MAX_QUOTES
 
 @contextmanager
 def collector_paused() -> Generator[None]:
-    """A context without Python's search for objects that refer to each other in circles.
+    """Pause Python's cyclic garbage collector.
 
-    Python repeats this search whenever many new objects exist. For a large file it takes most of the time of
-    parsing.
+    It runs whenever many objects were made, and takes most of the time of parsing a large file.
     """
     was = gc.isenabled()
     gc.disable()
@@ -28,17 +27,17 @@ def collector_paused() -> Generator[None]:
 
 
 def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
-    """What a text in JSON says. Bytes are UTF-8 without a mark of the byte order.
+    """Parse JSON. Bytes are UTF-8 without a byte order mark.
 
-    Raises ValueError, with the reason, for what is not JSON or is nested too deeply, for a text beyond
-    the bounds, and with `unique` where a table gives a key twice. Without it the last one counts.
+    Raises ValueError, with the reason, for invalid JSON, for too deep nesting, for a text beyond the bounds,
+    and with `unique` for a key that a table has twice. Without `unique` the last one counts.
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
     _check(len(text), "characters", MAX_JSON)
     # There are at most as many marks as characters, so short texts need no count.
     if len(text) > min(MAX_BRACKETS, MAX_COMMAS, MAX_QUOTES):
-        # Count before parsing, because parsing makes an object for each mark. A quotation mark inside of a
-        # text has a backslash before it, and the one that opens a text has none, so no text goes uncounted.
+        # Count before parsing, which makes an object for each mark. A quotation mark inside a string
+        # is escaped and an opening one is not, so every string is counted.
         _check(text.count("[") + text.count("{"), "brackets", MAX_BRACKETS)
         _check(text.count(","), "commas", MAX_COMMAS)
         _check(text.count('"') - text.count('\\"'), "quotation marks", MAX_QUOTES)

@@ -32,8 +32,8 @@ class MemoryFile:
         return size_of(self.held)
 
     def check_unchanged(self) -> None:
-        """Nothing is checked: tensors in memory are what they are."""
+        """Does nothing: there is no file that could change."""
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """The named tensors themselves. The cache is not used: holding them once more would save nothing."""
+        """The named tensors themselves. The cache is not used: they are in memory already."""
         return {name: self.held[name] for name in names}

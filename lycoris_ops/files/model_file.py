@@ -44,12 +44,12 @@ class ModelFile:
     shards: tuple[SafetensorsFile, ...]
     """The files, in the order of their names."""
     tensors: Mapping[str, TensorInfo]
-    """Those of all files, in their order. The offsets count within each file."""
+    """The tensors of all files, in their order. The offsets count within each file."""
     places: Mapping[str, int]
-    """Which of the `shards` holds a tensor."""
+    """The index in `shards` of the file that holds a tensor."""
     index: Index | None
     folder: Path | None
-    """The folder that was opened, if it was one."""
+    """The folder, if one was opened."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
@@ -58,7 +58,7 @@ class ModelFile:
         Raises FileFormatError where a folder holds none or several models, where an index and its files do
         not agree, and for a file that is damaged or in another format.
         """
-        # False for a name that no file can have, where Path's own raises an error.
+        # Not `Path.is_dir`, which raises for a name that no file can have.
         folder = Path(path) if os.path.isdir(path) else None
         source = _model_in(folder) if folder else Path(path)
         if not INDEX.fullmatch(source.name):
@@ -76,7 +76,7 @@ class ModelFile:
                 tensors[name], places[name] = info, place
         for name, file in weight_map.items():
             if name not in places or Path(shards[places[name]].path).name != file:
-                raise _disagree("a file lacks a tensor that the index has in it", index, name, file, None)
+                raise _disagree("a file lacks a tensor that the index lists for it", index, name, file, None)
         return cls(index.fingerprint.path, shards, tensors, places, index, folder)
 
     @property
@@ -85,7 +85,7 @@ class ModelFile:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """That of all files; of entries that differ, that of the first file."""
+        """The entries of all files; where files differ, the first one counts."""
         return {key: text for shard in reversed(self.shards) for key, text in shard.metadata.items()}
 
     def check_unchanged(self) -> None:
@@ -98,7 +98,7 @@ class ModelFile:
             )
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> dict[str, Tensor]:
-        """The named tensors, as of one file. Raises FileFormatError where a file changed."""
+        """The named tensors, in the order of `names`. Raises FileFormatError where a file changed."""
         found: dict[str, Tensor] = {}
         for place in sorted({self.places[name] for name in names}):
             own = [name for name in names if self.places[name] == place]
@@ -129,7 +129,7 @@ def _model_in(folder: Path) -> Path:
 
 
 def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
-    """An index, and the name of the file of each tensor."""
+    """An index, and each tensor's file name."""
     fingerprint = Fingerprint.of(path)
     with open_file(fingerprint.path) as file:
         text = file.read(MAX_JSON + 1) if fingerprint.size <= MAX_JSON else b""

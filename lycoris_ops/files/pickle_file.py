@@ -1,8 +1,8 @@
 """Adapter files that torch saved as pickles (.pt, .pth, .ckpt, .bin).
 
-torch's own reader makes the tensors, with `weights_only`. Three looks at the file come before it, since a
-reader that runs no code can still be made to take any amount of time and memory: at the archive's list of
-members, at the names in its pickle, and at how much the pickle's instructions make.
+torch's own reader makes the tensors, with `weights_only`. It runs no code, but a malicious file can still
+make it take any amount of time and memory. So three checks come first: of the archive's list of members, of
+the names in its pickle, and of how much the pickle's instructions make.
 Source of the layout: `torch/serialization.py` of torch 2.13, PKWARE's APPNOTE for zip archives, and the
 documentation of Python's `pickletools`.
 """
@@ -36,26 +36,26 @@ from .tensor_file import (
 )
 
 ZIP, END, LOCATOR = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
-"""The first bytes of an archive, of its last record, and of what stands before that in a large archive."""
+"""The signatures of a zip archive: of a member, of the end record, and of the ZIP64 end locator."""
 NAMES = re.compile(
     r"collections\.(OrderedDict|Counter)"
     r"|torch\.(_utils\._rebuild_(tensor_v[23]|tensor|parameter|parameter_with_state)"
     r"|_tensor\._rebuild_from_type_v2|Tensor|nn\.parameter\.Parameter|Size|device"
     r"|serialization\._get_layout|(storage\.)?[A-Z]\w*Storage|(b?float|u?int|complex|bool)\w*)"
 )
-"""What a pickle of plain tensors names."""
+"""The globals that a pickle of plain tensors names."""
 TAKEN = {
     instruction.name: (True, kinds.index("mark")) if "mark" in kinds else (False, len(kinds))
     for instruction in pickletools.opcodes
     for kinds in [[kind.name for kind in instruction.stack_before]]
 }
-"""Whether an instruction takes all values from the last mark on, and how many below or without it."""
+"""For each instruction: whether it pops all values down to the last mark, and how many more it pops."""
 GROW = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"})
-"""The instructions that change a value where it is."""
+"""The instructions that change a value in place."""
 LAYOUT = "a bare pickle, as torch wrote them before 1.6"
 
 
-class _NotPlain(Exception):  # noqa: N818 - what was found, and no fault of the program
+class _NotPlain(Exception):  # noqa: N818 - its text is a finding, not an error
     """What was found in place of an archive of plain tensors."""
 
 
@@ -69,10 +69,10 @@ class PickleFile(DiskFile):
     @classmethod
     @collector_paused()
     def open(cls, path: str | os.PathLike[str]) -> PickleFile:
-        """Check a file, and read what it says of its tensors.
+        """Check a file, and read the descriptions of its tensors.
 
         Raises FileFormatError, with the key where there is one, where the file holds anything but plain
-        tensors, and where torch is older than 2.6, whose reader a file could make run code (CVE-2025-32434).
+        tensors, and where torch is older than 2.6: its reader can be made to run code (CVE-2025-32434).
         """
         fingerprint = Fingerprint.of(path)
         if torch.__version__ < "2.6":
@@ -96,7 +96,7 @@ class PickleFile(DiskFile):
         return cls(fingerprint, tensors)
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        # All at once: torch goes through the whole pickle for a single tensor.
+        # All at once: torch parses the whole pickle even for a single tensor.
         whole = super().read(list(self.tensors), cache, keep=keep)
         return {name: whole[name] for name in names}
 
@@ -111,10 +111,10 @@ class PickleFile(DiskFile):
 
 
 def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
-    """Check an archive and its pickle; returns the sizes in bytes of its storages.
+    """Check an archive and its pickle; return the sizes of its storages in bytes.
 
-    Raises _NotPlain where members are compressed, are more or larger than bounds and the file allow, or where
-    the pickle is more than plain tensors.
+    Raises _NotPlain where members are compressed, too many or too large, or where the pickle holds more than
+    plain tensors.
     """
     if start[:4] != ZIP:
         raise _NotPlain(LAYOUT if start[:1] == b"\x80" else "no zip archive")
@@ -124,7 +124,7 @@ def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
         archive = zipfile.ZipFile(file)
         members = {member.filename: member for member in archive.infolist()}
         _check_members(archive, members, size)
-        # All members are in one folder, whose name is any.
+        # All members are in one folder, of any name.
         root = next(iter(members), "").partition("/")[0]
         pickle = members.get(f"{root}/data.pkl")
         if pickle is None:
@@ -138,7 +138,7 @@ def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
 
 
 def _list_size(file: BinaryIO, size: int) -> int:
-    """Bytes of an archive's list of members, as its end says it: in 64 bits if there is a record of these."""
+    """The size of an archive's list of members in bytes, from the ZIP64 end record if there is one."""
     file.seek(max(0, size - 98))
     tail = file.read(98)
     if tail[-22:-18] != END:
@@ -165,11 +165,11 @@ def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipIn
 
 
 def _check_pickle(data: bytes) -> None:
-    """Raise _NotPlain for a pickle that names more than tensors have, or makes far more than it has bytes.
+    """Raise _NotPlain for a pickle that names more than tensors have, or makes too many or too deep values.
 
-    Two numbers stand for each value: how many values it holds, and how deep they lie. They are what makes a
-    small file dangerous: a tuple that holds the one before it twice, forty times over, takes a few bytes in
-    the file, and forever as the key of a table.
+    Two numbers are kept for each value on the stack: how many values it holds, and how deep they are nested.
+    A small file can be dangerous: forty tuples, each of which holds the one before it twice, take a few bytes
+    in the file, but as the key of a table they take forever.
     """
     stack: list[list[int]] = []
     marks: list[int] = []
@@ -198,17 +198,17 @@ def _check_pickle(data: bytes) -> None:
             del stack[first:]
             size = 1 + sum(held[0] for held in taken)
             depth = 1 + max((held[1] for held in taken), default=0)
-            # Lists and tables are changed where they are, and may be held by others already.
+            # Lists and tables are changed in place, and others may hold them already.
             value = taken[0] if name in GROW and taken else [0, 0]
             made += size - value[0]
             value[:] = size, depth
             stack += [value for _ in instruction.stack_after]
             if made > MAX_MADE or depth > MAX_NESTED:
-                raise _NotPlain("tables or tuples within each other, more than a file of tensors has")
+                raise _NotPlain("tables or tuples larger or nested deeper than in a file of tensors")
 
 
 def _table(path: str) -> dict[str, Any]:
-    """The entries of a file by name. A trainer's checkpoint has its table of them under `state_dict`."""
+    """The entries of a file by name. In a trainer's checkpoint they are under `state_dict`."""
     try:
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, MemoryError):
@@ -251,7 +251,7 @@ def _described(name: str, entry: Any, path: str) -> TensorInfo:
 
 
 def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerprint: Fingerprint) -> None:
-    """Raise FileFormatError where storages are not those of the archive, or tensors share too much of them.
+    """Raise FileFormatError where a storage has the size of no member, or tensors share too much storage.
 
     torch takes the size of a storage from the pickle, and its start from the archive.
     """
@@ -269,7 +269,7 @@ def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerpr
     total = sum(tensor.numel() * tensor.element_size() for tensor in table.values())
     if total > MAX_SHARING * fingerprint.size:
         raise FileFormatError(
-            "the tensors of the file lie on top of each other",
+            "the tensors of the file overlap too much",
             file=fingerprint.path,
             got=f"{total} bytes of tensors in a file of {fingerprint.size}",
             expected=f"at most {MAX_SHARING} times as many bytes as the file has",
@@ -277,7 +277,7 @@ def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerpr
 
 
 def _not_plain(path: str, found: str, start: bytes = b"") -> FileFormatError:
-    # A file of the other container begins with 8 bytes of its header's length, then the header's brace.
+    # A safetensors file begins with the header's length in 8 bytes, then the header's brace.
     hint = "It is damaged, or it would run code when loaded: ask for a .safetensors file"
     if start[8:] == b"{":
         hint = "It is a safetensors file: rename it so that it ends in .safetensors"

@@ -24,12 +24,12 @@ class Quantised:
     key: str
     format: str
     shape: Shape
-    """The shape of the weight that the stored data stand for. Packed data have another shape."""
+    """The shape of the decoded weight. Packed data have another shape."""
     parts: Mapping[str, str]
-    """Names of the tensors to write anew when the weight changes, each with the safetensors dtype to write it
-    in. The weight's own key is among them. The shapes of these tensors stay the same."""
+    """The tensors to rewrite when the weight changes, each with the safetensors dtype to write it in. The
+    weight's own key is among them. Their shapes stay the same."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Whatever else the codec that found the weight needs, to decode and encode it."""
+    """Whatever else the codec needs to decode and encode the weight."""
 
 
 class Codec(Protocol):
@@ -59,12 +59,11 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
     These are all float tensors except quantised weights (the `quantised` ones, and those of 8 bits or fewer
     that have companions) and the companions themselves. In a file with a quantised float8 tensor, no other
-    float8 tensor counts either: it may be a mere mark of the format.
+    float8 tensor counts either: it may only mark the format.
 
-    Companions of a tensor mean something only together with it, such as its scale. The name of one is the
-    tensor's, then a dot or an underscore, then more (`w_scale`, `weight.absmax`). The companions of a layer's
-    `weight` are also all other tensors of that layer, whatever their names (`scale_weight`, `comfy_quant`),
-    except its `bias`.
+    A companion of a tensor, such as its scale, has the tensor's name, then a dot or an underscore, then more
+    (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are companions of its
+    `weight` too, whatever their names (`scale_weight`, `comfy_quant`).
     """
     ordered = sorted(tensors)
     # For every tensor that is neither a weight nor a bias: the weight of its layer.
@@ -88,13 +87,12 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
 
 def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
-    """The names that begin with one of the heads. Takes far less time than to compare each name with each
-    head."""
+    """The names that begin with one of the heads, found without comparing each name with each head."""
     ordered = sorted(names)
     found: set[str] = set()
     at = 0
-    # In sorted order the names that begin with one head are neighbours. A longer head that begins with this
-    # one has its names among them.
+    # In sorted order the names that begin with one head are neighbours. The names of a longer head that
+    # begins with this one are among them.
     for head in sorted(heads):
         at = max(at, bisect_left(ordered, head))
         while at < len(ordered) and ordered[at].startswith(head):
@@ -110,14 +108,14 @@ def _begins(ordered: list[str], head: str) -> bool:
 
 
 def _packed(dtype: str) -> bool:
-    # Booleans take 8 bits too, but are masks and no weights.
+    # Booleans take 8 bits too, but are masks, not weights.
     return ITEM_BITS[dtype] <= 8 and dtype != "BOOL"
 
 
 def seed_of(key: str) -> int:
-    """The seed for the rounding of a weight, told from its key alone.
+    """The seed for the rounding of a weight, from its key alone.
 
-    The same merge therefore writes the same file every time and on any machine.
+    So the same merge writes the same file every time and on any machine.
     """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
@@ -125,9 +123,9 @@ def seed_of(key: str) -> int:
 def round_to_float8(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     """The values in `dtype` (float8_e4m3fn or float8_e5m2), rounded up or down at random.
 
-    The chance of each direction is such that the mean over all seeds is the value itself. A value that float8
-    holds exactly stays as it is. A value beyond the largest of `dtype` becomes NaN. Rounding to nearest
-    would lose most of an adapter's change, which is mostly smaller than half a step of an 8-bit float.
+    Rounding is unbiased: the mean over all seeds is the value itself. A value that float8 holds exactly stays
+    as it is. A value beyond the largest of `dtype` becomes NaN. Rounding to nearest would lose most of an
+    adapter's change, which is mostly smaller than half a step of an 8-bit float.
     Source of the layouts: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
     """
     info = torch.finfo(dtype)
@@ -146,7 +144,7 @@ def round_to_float8(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
         steps = piece / step
         low = steps.floor()
         up = torch.rand(piece.shape, generator=generator) < steps.sub_(low)
-        # Rounding never crosses zero, so the sign stays the value's. Copying it keeps that of a zero too.
+        # Rounding never crosses zero, so the sign stays. Copying it keeps the sign of a zero too.
         piece = low.add_(up).mul_(step).copysign_(piece)
         rounded[start : start + PIECE] = piece.masked_fill_(~(piece.abs() <= info.max), torch.nan).to(dtype)
     return rounded.reshape(values.shape)

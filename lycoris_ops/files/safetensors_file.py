@@ -77,7 +77,7 @@ class SafetensorsFile(DiskFile):
         ending = Path(path).suffix
         if ending.lower() not in SAFETENSORS:
             if not ending:
-                # Perhaps that of a folder which is not there.
+                # It may be a folder that does not exist.
                 Fingerprint.of(path)
             raise FileFormatError(
                 "only a safetensors checkpoint can be streamed",
@@ -94,9 +94,7 @@ class SafetensorsFile(DiskFile):
 
     @contextmanager
     def data(self) -> Generator[BinaryIO]:
-        """The file, open for reading at an arbitrary position. Raises FileFormatError if it changed since its
-        header was read.
-        """
+        """The file, open for reading. Raises FileFormatError if it changed since its header was read."""
         self.check_unchanged()
         with open_file(self.path) as file:
             yield file
@@ -122,7 +120,7 @@ class SafetensorsFile(DiskFile):
 
 
 def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file: the header's length and the header.
+    """The start of a file: the header's length and the header.
 
     Spaces pad the header, so that the tensor data begin at a multiple of 8 bytes. Raises WriteError for a
     name or metadata that UTF-8 cannot encode.
@@ -150,7 +148,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor: a view of its memory, or of a copy if it is on another device."""
     flat = tensor.reshape(-1).cpu()
     # A tensor of one value counts as contiguous with any stride, but only stride 1 can be viewed as bytes.
-    # Viewed as uint8, since numpy has neither bfloat16 nor float8.
+    # As uint8, since numpy has neither bfloat16 nor float8.
     return memoryview(cast("Any", flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()))
 
 
@@ -178,7 +176,7 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
 
 
 def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
-    """The metadata of a header. The format allows only texts; numbers and the like are converted to texts."""
+    """The metadata of a header. The format allows only texts; other values are converted to text."""
     if not isinstance(table, dict):
         raise _damaged(fingerprint, "its metadata is not a table", METADATA)
     entries = cast("dict[str, Any]", table)
@@ -223,7 +221,7 @@ def _tensors(header: dict[str, Any], fingerprint: Fingerprint, available: int) -
                 expected=f"data from byte {position}",
             )
         position = info.end
-    # A truncated file has fewer bytes; bytes that belong to no tensor make it more.
+    # A truncated file has fewer bytes. Bytes that belong to no tensor make it longer.
     if position != available:
         last = ordered[-1][0] if ordered else None
         raise _damaged(

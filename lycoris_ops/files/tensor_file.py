@@ -26,8 +26,8 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 """The endings of files that torch saved as pickles, in lower case."""
 TICK = 20_000_000
-"""Nanoseconds within which two changes of a file can get the same time stamp: systems count time in steps of
-up to 10 ms."""
+"""Nanoseconds within which two changes of a file can get the same time stamp: systems count in steps of up to
+10 ms."""
 
 
 def _clock_of_stamps() -> int:
@@ -41,7 +41,7 @@ def _clock_of_stamps() -> int:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Path, size and time of the last change: what identifies a file's content without reading it."""
+    """Path, size and time of the last change: they identify a file's content without reading it."""
 
     path: str
     size: int
@@ -66,7 +66,7 @@ class Fingerprint:
                 time.sleep((TICK - age) / 1e9)
                 found = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
-            # ValueError comes of a null character in the name, or of one that no name on a disk can have.
+            # ValueError: the name holds a null, or another character that the disk does not allow.
             raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
         except OSError as error:
             why = str(error.strerror)
@@ -97,13 +97,13 @@ class TensorInfo(NamedTuple):
 
 
 OFFSETS = slice(2, 4)
-"""The slice of a `TensorInfo` that holds both offsets, to sort tensors by the place of their data."""
+"""The slice of a `TensorInfo` with both offsets, to sort tensors by where their data is."""
 
 
 class TensorFile(Protocol):
     """Named tensors in a file or in memory.
 
-    Their names, dtypes and shapes are known; the tensors themselves are read when they are asked for.
+    Their names, dtypes and shapes are known; the tensors themselves are read on request.
     """
 
     @property
@@ -113,7 +113,7 @@ class TensorFile(Protocol):
 
     @property
     def size(self) -> int:
-        """Size of the file in bytes, or of the tensors where they are in memory."""
+        """Size in bytes of the file, or of tensors in memory."""
         ...
 
     @property
@@ -129,15 +129,15 @@ class TensorFile(Protocol):
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """The named tensors. Callers must not write to them, since the cache may hold the same ones.
 
-        A file on a disk is read through `cache`: tensors that it holds are taken from it, and tensors that
-        are read go into it unless `keep` is False. No file and no mapping of it stays open.
+        A file on a disk is read through `cache`, which keeps what is read unless `keep` is False. No file and
+        no mapping of it stays open.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DerivedFile(ABC):
-    """A file with other tensors than the one that they are made of."""
+    """A file whose tensors are made from those of another `file`."""
 
     file: TensorFile
     tensors: Mapping[str, TensorInfo]
@@ -155,7 +155,7 @@ class DerivedFile(ABC):
         return self.file.metadata
 
     def check_unchanged(self) -> None:
-        """Raise FileFormatError where the file that they are made of changed since it was opened."""
+        """Raise FileFormatError where `file` changed since it was opened."""
         self.file.check_unchanged()
 
     @abstractmethod
@@ -165,7 +165,7 @@ class DerivedFile(ABC):
 
 @dataclass(frozen=True)
 class DiskFile(ABC):
-    """A file on a disk, identified by its fingerprint at the time when it was opened."""
+    """A file on a disk, identified by its fingerprint when it was opened."""
 
     fingerprint: Fingerprint
 
@@ -208,15 +208,15 @@ ANSWERS = {
     b"<!doctype html": "this is a web page, not a model",
     b"<html": "this is a web page, not a model",
     b"version https://git-lfs": "this is Git LFS's pointer to a model, not the model",
-    b'{"error"': "this is a site's answer that it failed, not a model",
+    b'{"error"': "this is a site's error message, not a model",
 }
-"""How files begin that a download has saved in place of a model, and what they are."""
+"""The beginnings of files that a download saved in place of a model, and what these files are."""
 
 
 def check_no_answer(file: BinaryIO, path: str) -> None:
-    """Raise FileFormatError where a file is what a site answered in place of a model.
+    """Raise FileFormatError where a file is a site's answer in place of a model.
 
-    The file stands at its start, before and after.
+    The file must be at its start, and is there again afterwards.
     """
     start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     file.seek(0)
@@ -253,8 +253,8 @@ def read_exactly(file: BinaryIO, view: memoryview, path: str) -> None:
 def check_names(names: Collection[str], path: str) -> None:
     """Raise FileFormatError where a file has too many tensors, or a name that no tensor can have.
 
-    Such names are longer than `MAX_KEY`, have more than `MAX_DOTS` dots, or hold half of a pair of
-    surrogates, which is no character and cannot be written to a file or a terminal.
+    Such a name is longer than `MAX_KEY`, has more than `MAX_DOTS` dots, or holds half of a surrogate pair,
+    which cannot be written to a file or a terminal.
     """
     if len(names) > MAX_TENSORS:
         raise FileFormatError(
@@ -274,7 +274,7 @@ def check_names(names: Collection[str], path: str) -> None:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8, which half of a pair of surrogates cannot."""
+    """Whether a text can be written as UTF-8. Half of a surrogate pair cannot."""
     if text.isascii():
         return True
     try:
@@ -285,18 +285,18 @@ def is_text(text: str) -> bool:
 
 
 def stated_shape(sizes: Sequence[Any]) -> Shape | None:
-    """Sizes that a file states as a shape; None where a tensor cannot have them.
+    """The sizes that a file states, as a shape; None where no tensor can have it.
 
-    They must be whole numbers from 0, at most `MAX_DIMENSIONS`, whose product is at most `MAX_ELEMENTS` even
-    without those that are 0.
+    It must have at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of those above 0 must
+    be at most `MAX_ELEMENTS`.
     """
     if len(sizes) > MAX_DIMENSIONS:
         return None
     for size in sizes:
-        # By type, since isinstance takes True and False for whole numbers.
+        # Compare types: for isinstance, True and False are integers.
         if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
             return None
     shape: Shape = tuple(sizes)
-    # Most have no size of 0, and leaving those out takes time.
+    # Filter only where needed: it takes time, and most shapes have no size of 0.
     count = math.prod(filter(None, shape)) if 0 in shape else math.prod(shape)
     return shape if count <= MAX_ELEMENTS else None

@@ -23,15 +23,15 @@ from .writing import header_of, in_file_order, new_files
 
 @dataclass(frozen=True)
 class TreeForm:
-    """One kind of such files: how to recognise it, and its name in errors."""
+    """One kind of such files."""
 
     key: str
     """The metadata key of the JSON."""
     version: int
     what: str
-    """What such a file is called in errors, such as `the state of a training`."""
+    """Its name in errors, such as `the state of a training`."""
     hint: str | None = None
-    """A hint for files of another kind."""
+    """The hint of the error for a file of another kind."""
 
     def write(self, path: Path, value: Any) -> None:
         """Write dictionaries, lists, tuples, numbers, texts and tensors. Raises WriteError."""
@@ -53,8 +53,8 @@ class TreeForm:
         )
 
     def peek(self, path: Path, *names: str) -> dict[str, Any]:
-        """Read some entries of a table that `write` wrote, with no other tensors than theirs. Missing entries
-        are left out. Raises FileFormatError as `read` does.
+        """Read some entries of a table that `write` wrote, and only their tensors. Missing entries are left
+        out. Raises FileFormatError as `read` does.
         """
 
         def unpacked(tree: Any, file: SafetensorsFile) -> dict[str, Any]:

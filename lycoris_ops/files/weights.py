@@ -37,11 +37,11 @@ class Weights(Protocol):
         ...
 
     def reads(self, key: str) -> bool:
-        """Whether a tensor holds a parameter's values, not integers, scales or marks for other tensors."""
+        """Whether a tensor holds a parameter's values, and not integers or another tensor's scales."""
         ...
 
     def grain(self, key: str) -> torch.dtype | None:
-        """The dtype that the values of a tensor were rounded to; None where it is not one of torch's."""
+        """The dtype that a tensor's values were rounded to; None if it is not one of torch's."""
         ...
 
 
@@ -99,7 +99,7 @@ class FileWeights:
         return plain_floats(self.file.tensors, self._quantised)
 
     def read(self, key: str) -> Tensor:
-        """Raises FileFormatError where the file changed, or a weight is in a form that nothing here reads."""
+        """Raises FileFormatError where the file changed, or where no codec reads the weight's format."""
         weight = self._quantised.get(key)
         if weight is None and key not in self._plain:
             raise FileFormatError(
@@ -110,7 +110,7 @@ class FileWeights:
                 expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
                 hint="Give a codec that reads its format, or take the file it was quantised from",
             )
-        # Weights are read once, and would push adapters out of a cache.
+        # Weights are read once, and would evict adapters from a cache.
         if weight is None or self._codec is None:
             return self.file.read([key], TensorCache(0), keep=False)[key]
         return self._codec.decode(weight, self.file.read(list(weight.parts), TensorCache(0), keep=False))
@@ -121,7 +121,7 @@ class FileWeights:
         return DTYPES[self.file.tensors[key].dtype]
 
     def reads(self, key: str) -> bool:
-        # Do not skip a weight in an unknown form: reading it is an error.
+        # Do not skip a weight in an unknown format: reading it must be an error.
         return key in self._quantised or key in self._plain or key.endswith(".weight")
 
 
@@ -143,7 +143,7 @@ def rounding_variance(values: Tensor, dtype: torch.dtype) -> float:
     """
     info = torch.finfo(dtype)
     flat = values.detach().reshape(-1)
-    # A sample of about PIECE values gives the mean as well as all of them.
+    # About PIECE values are enough for the mean.
     sample = flat[:: max(1, flat.numel() // PIECE)].float()
     # |x| = f 2^e with f in [0.5, 1), and f = 0 for 0.
     part, exponent = torch.frexp(sample)

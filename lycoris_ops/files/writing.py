@@ -1,4 +1,4 @@
-"""Writing files: they appear under their names only when they are complete, with the right metadata."""
+"""Writing files. They get their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .safetensors_file import encode_header, raw_bytes
 from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
 
 UNFINISHED = ".part"
-"""The ending of unfinished files, and of earlier ones set aside. No program takes these for models."""
+"""The ending of unfinished files, and of earlier ones set aside. No program takes them for models."""
 RECIPE = "lycoris_recipe"
 """The metadata key of a file's recipe: what the file was made from, and how, as JSON."""
 
 DATA_HASH, MODELSPEC_HASH = "sshs_model_hash", "modelspec.hash_sha256"
 HASHES = (DATA_HASH, MODELSPEC_HASH, "sshs_legacy_hash")
-"""Metadata keys of hashes over the tensors, which are false once a tensor has changed."""
+"""Metadata keys of hashes of the tensors. They are wrong once a tensor has changed."""
 
 Progress = Callable[[int, int], None]
 """Called with the amount done and the total, both in layers or both in bytes.
@@ -44,8 +44,8 @@ def metadata_of(
 ) -> dict[str, str]:
     """The metadata of a file that is made from another.
 
-    First come the source file's metadata `kept` without its hashes; then `added`, where None removes a key;
-    then `recipe` as JSON. The source file's own recipe is kept inside the new one under the key `source`.
+    It has the source file's metadata `kept` without its hashes, then `added`, where None removes a key, then
+    `recipe` as JSON. The source file's own recipe is kept inside the new one under the key `source`.
     """
     own = {source: kept[RECIPE]} if RECIPE in kept else {}
     table: dict[str, str | None] = {
@@ -59,7 +59,7 @@ def metadata_of(
 
 
 def short_name(path: str) -> str:
-    """A file's name without its folder, from a Windows or POSIX path, as recipes record it."""
+    """A file's name without its folder, as recipes record it, from a Windows or POSIX path."""
     return path.replace("\\", "/").rpartition("/")[2]
 
 
@@ -72,17 +72,16 @@ def in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def data_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hexadecimal, of the data of a safetensors file of these tensors in the order given.
+    """SHA-256, in hexadecimal, of a safetensors file of these tensors in this order, without the header.
 
-    The data are all bytes after the header. The hash is both kohya-ss' `sshs_model_hash` (networks'
-    `precalculate_safetensors_hashes` in library/train_util.py of sd-scripts, Apache-2.0) and, with 0x in
-    front, ModelSpec's `hash_sha256`.
+    This is kohya-ss' `sshs_model_hash` (`precalculate_safetensors_hashes` in library/train_util.py of
+    sd-scripts, Apache-2.0) and, with 0x in front, ModelSpec's `hash_sha256`.
     """
     return _digest(tensors.values())
 
 
 def data_hash_of(file: TensorFile, cache: TensorCache) -> str:
-    """The `data_hash` of a file's tensors as they would be written, read one at a time."""
+    """The `data_hash` of a file's tensors in the order of writing, read one at a time."""
     keys = sorted(file.tensors, key=lambda key: (-ITEM_BITS[file.tensors[key].dtype], key))
     return _digest(file.read([key], cache, keep=False)[key] for key in keys)
 
@@ -95,7 +94,7 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The header, with its length in front, of a file of these tensors in the order given."""
+    """The header of a file of these tensors in this order, with its length in front."""
     return encode_header(_layout(tensors), metadata)
 
 
@@ -117,10 +116,10 @@ def new_files(
     """New files, open for writing. They get the names `paths` together if the block ends without error.
 
     All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to
-    be written. Until the end each file has a name that ends in `.part`, which no program takes for a model.
-    It can be read there once it is flushed. At the end the files are written through to the disk and get
-    their names; with `overwrite` off, only names that no file has. After an error they are removed, and
-    earlier files of these names are untouched. A process that is killed leaves unfinished files behind.
+    be written. Until the end each file has a name that ends in `.part`, and can be read there once it is
+    flushed. At the end the files are synced to the disk and get their names; with `overwrite` off, only names
+    that no file has. After an error they are removed, and earlier files of these names are untouched. A
+    process that is killed leaves unfinished files behind.
 
     A link is replaced and not followed: the file that it points to stays as it is.
 
@@ -135,13 +134,13 @@ def new_files(
         files: list[BinaryIO] = []
         try:
             for each in paths:
-                # A random part, so that two writers of one name do not meet.
+                # A random part, so that two writers of one name do not collide.
                 part = home / f".{each.name}.{secrets.token_hex(8)}{UNFINISHED}"
                 files.append(cast("BinaryIO", part.open("xb")))
             yield files
             for file in files:
                 file.flush()
-                # Never give a name to a file whose bytes a power cut can still take.
+                # Never give a name to a file that a power cut can still damage.
                 os.fsync(file.fileno())
                 file.close()
             parts = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
@@ -149,10 +148,10 @@ def new_files(
                 _place(parts, overwrite=overwrite)
         finally:
             for file in files:
-                # On a full disk the last bytes fail to be written once more, now that the file is closed.
+                # On a full disk, closing tries to write the last bytes again, and fails again.
                 with suppress(OSError):
                     file.close()
-                # After a success the file has its new name, and nothing is missing here.
+                # After a success the file has its new name.
                 with suppress(OSError):
                     os.unlink(file.name)
 
@@ -168,7 +167,7 @@ def _folder_of(path: Path) -> Generator[None]:
         yield
     except BaseException:
         if new:
-            # Not if another writer has put its files there.
+            # This fails if another writer has put its files there.
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -181,8 +180,8 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
     """Give files their names. `parts` maps each new name to the file's present name.
 
     Readers look for the first of several files, and read the others along with it. So an earlier first file
-    is set aside before anything else, and the new one comes last: no reader ever finds an earlier file beside
-    a new one. After an error the files are as they were before.
+    is set aside before anything else, and the new one is placed last: no reader ever finds old and new files
+    together. After an error the files are as they were before.
     """
     aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}") for path in parts}
     try:
@@ -207,11 +206,10 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
 
 
 def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:
-    """Undo what `_place` has done to several files, however far it got."""
+    """Undo `_place`, however far it got."""
     try:
         for path, part in parts.items():
-            # A file with its new name has lost the old one, unless an interruption came between the two
-            # steps.
+            # A placed file has lost its old name, unless the interruption came between link and unlink.
             if not part.exists() or (path.exists() and path.samefile(part)):
                 path.unlink(missing_ok=True)
         for path in reversed(list(aside)):
@@ -230,11 +228,11 @@ def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: Ba
 def _claim(part: Path, path: Path) -> None:
     """Give a file a name that no file has yet. Raises FileExistsError where one has it."""
     if sys.platform == "win32":
-        # On Windows this replaces nothing.
+        # On Windows this never replaces a file.
         os.rename(part, path)
         return
     try:
-        # A rename would replace a file that appeared after any check; a link does not.
+        # A rename would replace a file that appeared after a check; a link fails.
         os.link(part, path)
     except FileExistsError:
         raise
@@ -251,10 +249,7 @@ def _claim(part: Path, path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Write the names in a folder through to the disk, so that they survive a power cut.
-
-    Where the system cannot do that, nothing is done: the files are complete and have their names.
-    """
+    """Sync the names in a folder to the disk, so that they survive a power cut, where the system can."""
     if sys.platform == "win32":
         return
     with suppress(OSError):
@@ -278,8 +273,8 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     Raises WriteError for a text that is not a valid name on every system.
     """
     text = os.fspath(path)
-    # Half of a surrogate pair (Cs) is no character: Linux would write it as a byte that is no text in any
-    # encoding. Control characters (Cc) are refused by Windows, and NUL by every system.
+    # Linux would write half of a surrogate pair (Cs) as a byte that is no text in any encoding. Windows
+    # refuses control characters (Cc), and every system refuses NUL.
     wrong = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs")), None)
     if wrong is not None:
         raise WriteError(
@@ -305,10 +300,7 @@ def safetensors_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_other(path: Path, source: str) -> None:
-    """Raise WriteError where `path`, the file to write, is the file `source` that it is made from.
-
-    A link to that file counts as the file.
-    """
+    """Raise WriteError where `path`, the file to write, is its own `source`, or a link to it."""
     with system_errors(path):
         same = path.exists() and path.samefile(source)
     if same:
@@ -322,7 +314,7 @@ def check_other(path: Path, source: str) -> None:
 
 
 def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: bool = False) -> None:
-    """Raise WriteError, before any work is done, where `new_files` would find a name or folder in the way."""
+    """Raise WriteError, before any work is done, where `new_files` would refuse a name or folder."""
     if not overwrite:
         check_free(*paths)
     with system_errors(paths[0]):
@@ -332,7 +324,7 @@ def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: b
 
 
 def _home(folder: Path, *, make_folder: bool) -> Path:
-    """The existing folder: the one to write to, or the one in which it will be made."""
+    """The folder to write to, or, if it is yet to be made, the one that will contain it."""
     return folder if folder.is_dir() or not make_folder else folder.parent
 
 
@@ -365,7 +357,7 @@ def check_room(path: Path, size: int, what: str = "the file", *, home: Path | No
 
 @contextmanager
 def system_errors(path: Path, size: int = 0) -> Generator[None]:
-    """A context in which an OSError becomes a WriteError for the file at `path`.
+    """Turn an OSError into a WriteError for the file at `path`.
 
     `size` is the number of bytes that the file needs, for the message of a full disk.
     """

@@ -243,7 +243,7 @@ NOT_PLAIN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "meta": (lambda: torch.empty(1 << 40, device="meta"), "_rebuild_meta_tensor_no_storage"),
     "quantised": (lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "_rebuild_qtensor"),
-    "expanded": (lambda: torch.zeros(1).expand(1 << 34), "on top of each other"),
+    "expanded": (lambda: torch.zeros(1).expand(1 << 34), "overlap too much"),
     "uint32": (lambda: torch.zeros(2, dtype=torch.uint32), "odd: .*dtype uint32"),
     "a number": (lambda: 3, "odd: .*found int"),
     "a text": (lambda: "x", "odd: .*found str"),
@@ -277,8 +277,8 @@ PICKLES: dict[str, tuple[Make, str]] = {
     "huge strides": (archive(table(a=tensor([2], [1 << 62], 1)), ONE), "what torch cannot read.*strides"),
     "a size of 2^63": (archive(table(a=tensor([0, 1 << 63], [1, 1], 1)), ONE), "what torch cannot read"),
     "a storage of 2^70": (archive(table(a=tensor([1], [1], 1 << 70)), ONE), ": a: .*not of the size"),
-    "a tuple of 2^60 as a name": (archive(b"}" + LONG_TUPLE + b"Ns"), "within each other"),
-    "a call with 2^60": (archive(called("collections.Counter", LONG_TUPLE)), "within each other"),
+    "a tuple of 2^60 as a name": (archive(b"}" + LONG_TUPLE + b"Ns"), "nested deeper"),
+    "a call with 2^60": (archive(called("collections.Counter", LONG_TUPLE)), "nested deeper"),
     "a terabyte of bytes": (
         archive(called("builtins.bytearray", number(1 << 40))),
         "the name builtins.bytearray",
@@ -287,18 +287,18 @@ PICKLES: dict[str, tuple[Make, str]] = {
         archive(called("torch.Tensor", number(1 << 40))),
         "what torch cannot read.*memory",
     ),
-    "1,000,000 nested tuples": (archive(b")" + b"\x85" * 999_000), "within each other"),
+    "1,000,000 nested tuples": (archive(b")" + b"\x85" * 999_000), "nested deeper"),
     "8,000,000 tables": (archive(b"}" * 8_000_000), "more than 1000000 instructions"),
     "20 MB of a pickle": (archive(text("x" * 20_000_000)), "data.pkl of 200000"),
     "10,000 dictionaries of one list": (
         archive(b"](" + b"N" * 900_000 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 10_000),
-        "within each other",
+        "nested deeper",
     ),
     "one storage 1,000 times": (
         archive(
             table(**{f"a{n}": tensor([250_000], [1], 250_000) for n in range(1000)}), {"0": bytes(1_000_000)}
         ),
-        "on top of each other.*1000000000 bytes",
+        "overlap too much.*1000000000 bytes",
     ),
     "a zip bomb": (
         archive(

@@ -1,6 +1,6 @@
-"""What is known of each architecture, one record a file. A file that is put here is registered.
+"""What is known of each architecture, one record a file. A file added here is registered.
 
-A file defines ARCHITECTURE, see `record.Architecture`. The tables of names have the notation of `notation`.
+A file defines ARCHITECTURE, see `record.Architecture`. The tables of names are in the notation of `notation`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ TRAINED: tuple[Training, ...] = tuple(one for record in _RECORDS for one in reco
 FRAME_RATES: Mapping[str, float | None] = {
     kind: rate for record in _RECORDS for kind, rate in record.frame_rates.items()
 }
-"""Frames a second of the videos that models make, by the host's class; None for those that make pictures."""
+"""Frame rates of the videos that models make, by the host's class; None for those that make pictures."""
 BOUNDARIES: Mapping[str, float | None] = {
     kind: time for record in _RECORDS for kind, time in record.boundaries.items()
 }
-"""From which time on the expert for high noise is used, by the host's class; None for no experts."""
+"""The lowest time of the expert for high noise, by the host's class; None for no experts."""
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Model | None:
-    """The model that has these layers, with their names in other tools; None for an unknown architecture.
+    """The model with these layers, and its names in other tools; None for an unknown architecture.
 
     shapes: the shapes of its weights by path.
     """
@@ -58,7 +58,7 @@ def recognise(shapes: Mapping[str, Shape]) -> Model | None:
 
 
 def tokens_of(shapes: Mapping[str, Shape]) -> Mapping[str, Tokens]:
-    """What the tokens of each of a model's layers are; empty where it is not known.
+    """The tokens of each layer of a model, by path; empty where they are not known.
 
     shapes: the shapes of its weights by path.
     """
@@ -74,7 +74,7 @@ def tokens_of(shapes: Mapping[str, Shape]) -> Mapping[str, Tokens]:
 
 
 def _below(path: str) -> re.Pattern[str]:
-    """What fits the path of a layer at or below this one, in a model or in a part of one."""
+    """A pattern for the paths at or below this one, in a model or in a part of one."""
     numbered = re.escape(path).replace(r"\*", r"\d+")
     return re.compile(rf"(?:^|\.){numbered}(?:\.|$)")
 
@@ -82,7 +82,7 @@ def _below(path: str) -> re.Pattern[str]:
 ASIDE: Mapping[re.Pattern[str], str] = {
     _below(path): why for record in _RECORDS for path, why in record.aside.items()
 }
-"""The layers of blocks that the records set aside, with the reasons."""
+"""The layers that the records set aside, with the reasons, see `Architecture.aside`."""
 
 _SIGNALS: Mapping[re.Pattern[str], Signal] = {
     _below(path): signal for record in _RECORDS for path, signal in record.signals.items()
@@ -90,7 +90,7 @@ _SIGNALS: Mapping[re.Pattern[str], Signal] = {
 
 
 def signals_of(paths: Iterable[str]) -> Mapping[str, Signal]:
-    """Which of some layers make the picture and which the sound; empty where there are not both."""
+    """The layers that make the picture, and those that make the sound; empty unless there are both."""
     paths = tuple(paths)
     # Most models have no sound, and there are many layers.
     if not any("audio" in path for path in paths):

@@ -111,9 +111,9 @@ FLUX_2 = {
     **under("transformer_blocks.*", "double_blocks.*", FLUX_2_MLP),
     **under("single_transformer_blocks.*", "single_blocks.*", FLUX_2_SINGLE),
 }
-# Where a file has LoKr under a name of fused projections, diffusers fuses those of the whole model
-# (`_maybe_fuse_qkv_projections_for_lokr` in `utils/peft_utils.py`), because the parts of a Kronecker product
-# are not always such products themselves.
+# Where a file has LoKr of fused projections, diffusers fuses those of the whole model
+# (`_maybe_fuse_qkv_projections_for_lokr` in `utils/peft_utils.py`), because a part of a Kronecker product is
+# not always one itself.
 FLUX_2_FUSED = {
     "attn.to_qkv": "img_attn.qkv",
     "attn.to_added_qkv": "txt_attn.qkv",
@@ -160,7 +160,7 @@ NORMS = (
     "txt_norm",
 )
 SPELLINGS = {f"{norm}.scale": norm for norm in NORMS}
-"""The original files call the weight of a norm its scale, where the host calls it its weight."""
+"""The original files call a norm's weight `scale`; the host calls it `weight`."""
 
 QKV = "double_blocks.*.img_attn.qkv"
 
@@ -193,7 +193,7 @@ ARCHITECTURE = Architecture(
         "final_layer.linear": "places",
     },
     # Chroma's: it makes the modulation of each block from the time and the block's number.
-    aside={"distilled_guidance_layer": "what makes the modulation"},
+    aside={"distilled_guidance_layer": "the network that makes the modulation"},
     families=(
         Family("Flux 1", said=r"flux", like=LIKE, sizes=(Size(BLOCKS, "FLUX"),), lists=LISTS),
         Family(

@@ -19,7 +19,7 @@ ARCHITECTURE = Architecture(
     aside={"caption_projection.*": "embedders of captions"},
     tokens={
         "x_embedder.proj": "places",
-        # Each expert gets some of the tokens, and nobody says which.
+        # Each expert gets some of the tokens, and it is not known which.
         **dict.fromkeys(
             (f"{blocks}.*.block.ff_i.experts" for blocks in ("double_stream_blocks", "single_stream_blocks")),
             "text",

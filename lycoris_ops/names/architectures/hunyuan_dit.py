@@ -1,7 +1,7 @@
 """HunyuanDiT under the names of diffusers.
 
-In diffusers the second and the third norm of a block have each other's names. A file with one of these names
-does not say whose it is: it is taken for the model's own.
+diffusers exchanges the names of a block's second and third norm. A file does not say which norm it means by
+one of these names: it is taken for the model's own.
 
 Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandit_to_diffusers.py`.
 """
@@ -52,7 +52,7 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("mlp_t5.0", "blocks.*.attn1.Wqkv"), diffusers=DIFFUSERS),),
     tokens={
         "x_embedder": "places",
-        # The host tells this attention no options of a pass.
+        # The host does not give this attention the options of the pass.
         "blocks.*.attn2.kv_proj": "for places, in turn",
         "blocks.*.default_modulation": "text",
         "blocks.*": "places",

@@ -121,7 +121,7 @@ ONE_TRAINER = {
 """Names in OneTrainer's original layout that are not Tencent's."""
 
 MARK = "txt_in.individual_token_refiner.blocks.*.norm1"
-"""A layer of the whole family."""
+"""A layer that the whole family has."""
 SINGLE_MARK = "single_blocks.*.linear1"
 OTHERS = {**TENCENT_PARTS, **ONE_TRAINER}
 

@@ -17,7 +17,7 @@ ARCHITECTURE = Architecture(
     ),
     tokens={
         "visual_embeddings.in_layer": "places",
-        # The host shapes keys and values by the text's batch.
+        # The host reshapes keys and values to the batch size of the text.
         **dict.fromkeys(
             (f"visual_transformer_blocks.*.cross_attention.to_{end}" for end in ("key", "value")),
             "for places, in turn",

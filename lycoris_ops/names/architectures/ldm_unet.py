@@ -24,11 +24,11 @@ ENDS = {
 ADDED = {
     **under("add_embedding", "label_emb.0", SEQUENCE),
 }
-"""The embedding of the vector beside the prompt in SDXL."""
+"""SDXL's embedding of the pooled text and the sizes."""
 CLASSES = {
     **under("class_embedding", "label_emb.0", SEQUENCE),
 }
-"""The same layers in SD 2.1 unCLIP, where diffusers calls the vector a class."""
+"""The same layers in SD 2.1 unCLIP, where they embed an image. diffusers calls it a class."""
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -95,13 +95,13 @@ def _side(
 
 MARKS = ("input_blocks.0.0", "input_blocks.1.0.in_layers.2")
 WITH_VECTOR = (*MARKS, "label_emb.0.0")
-"""With a vector beside the prompt, as in SDXL."""
+"""With a vector embedding beside the prompt, as in SDXL."""
 PLACES = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
 LIKE = r"(input|output|middle|down|up|mid)_blocks?_.*(attn|resnets|in_layers|proj_in)"
 CROSS = r"(?!.*motion)(input|output|middle|down|up|mid)_blocks?_.*attn2_to_[kv]$"
 
 KEPT = {
-    # The 17 numbers of LBW's presets (`scripts/lora_block_weight.py`) by name, so that they are for any UNet.
+    # LBW's presets of 17 numbers (`scripts/lora_block_weight.py`) by block name, so that they fit any UNet.
     "INS": "in.1 in.2 in.4",
     "IND": "in.5 in.7 in.8",
     "INALL": "in.1 in.2 in.4 in.5 in.7 in.8",
@@ -109,13 +109,13 @@ KEPT = {
     "OUTD": "out.3-6",
     "OUTS": "out.7-11",
     "OUTALL": "out.3-11",
-    # As the Inspire Pack's, for LoRA on SDXL.
+    # The Inspire Pack's, for LoRA on SDXL.
     "SDXL-INALL": "in.4 in.5 in.7 in.8",
     "SDXL-MIDALL": "mid",
     "SDXL-OUTALL": "out.0-5",
 }
 """The blocks that a preset keeps."""
-# Of the Inspire Pack's (`resources/lbw-preset.txt`), those that these do not say.
+# Those of the Inspire Pack (`resources/lbw-preset.txt`) with other numbers than 0 and 1.
 RULES = {
     "MIDD0.2": "in.8 = 0.2\nmid out.3 = 0.4\nout.4 = 0.2",
     "MIDD0.8": "in.7 = 0.5\nin.8 mid = 0.8\nout.3 = 0.4",
@@ -130,8 +130,8 @@ def _vector(title: str, inputs: Iterable[int], outputs: Iterable[int], count: in
 
 ARCHITECTURE = Architecture(
     layouts=(
-        # In diffusers SVD has other names: its class has the layers for time beside those for space. The
-        # host's own map gives SVD the names of the other UNets, so they are entered as other names.
+        # SVD has other names in diffusers, whose class has the layers for time beside those for space. The
+        # host's own map gives SVD the names of the other UNets, so these are entered as other names.
         Layout(
             (*WITH_VECTOR, "input_blocks.1.0.time_stack.in_layers.2"),
             others=lambda shapes: {**table(shapes), **ADDED},
@@ -145,7 +145,7 @@ ARCHITECTURE = Architecture(
         **dict.fromkeys((f"{place}.time_stack.emb_layers" for place in PLACES), "modulation"),
         # SVD.
         **dict.fromkeys(
-            (f"{place}.time_pos_embed" for place in PLACES), "embedders of the numbers of frames"
+            (f"{place}.time_pos_embed" for place in PLACES), "embedders of frame numbers"
         ),
     },
     tokens={

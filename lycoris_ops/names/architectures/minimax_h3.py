@@ -4,8 +4,8 @@ Source of the correspondence: diffusers (Apache-2.0), `convert_minimax_h3_transf
 in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward.
 
 The rows of `qkv_proj` are all of the query, then the key, then the value, as in every published single file.
-In the original shards they are ordered head by head, each with its query, key and value, and so they are in
-the adapters that DiffSynth-Studio trains on them: see `dialects/diffsynth.py`.
+In the original shards they are ordered head by head, each with its query, key and value. So are those of
+adapters that DiffSynth-Studio trains on these shards: see `dialects/diffsynth.py`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_mochi_transformer_checkpoint_to_diffusers`
 in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward, and shift and scale of the
-last modulation. The text stream of the last block ends before its output: its modulation has no gate, and
-another name in diffusers.
+last modulation. The last block has no text output: its text modulation has no gate, and another name in
+diffusers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DIFFUSERS = {
 
 
 def table(shapes: Mapping[str, Shape]) -> Table:
-    """The table for one model, with the other name that the modulation of the text has in the last block."""
+    """The table for one model. In the last block the text modulation has another name."""
     last = max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks."))
     return {**DIFFUSERS, f"transformer_blocks.{last}.norm1_context.linear_1": f"blocks.{last}.mod_y"}
 

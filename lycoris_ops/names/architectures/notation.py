@@ -9,7 +9,7 @@ A table has names on the left and their meaning on the right, which is a layer's
     **split("attn.qkv", "to_q", "to_k", "to_v")        parts of a layer's rows, in order
     "attn.linear1_qkv": rows("linear1", 0, 3, of=4)    several such parts as one
     "norm_out.linear": swapped("modulation")           halves in the other order
-    "ff.proj": fused("up", "gate")                     layers one below the other
+    "ff.proj": fused("up", "gate")                     the rows of several layers, stacked
     **under("blocks.*", "layers.*", BLOCK)             a table for what is below a path
 
 An entry is left out where the model does not have its layers, or where their shapes do not allow its parts.
@@ -51,12 +51,12 @@ FUSED = {
 
 @dataclass(frozen=True)
 class Share:
-    """Some parts of a layer's rows: of its `of` parts, `first` up to `end`, which is not included.
+    """Some of a layer's rows: of its `of` parts, `first` up to `end`, which is not included.
 
     The default is the whole layer. The parts have equal numbers of rows, unless one of these is given:
 
-    - `like` is the path of another layer. Each part but the last has as many rows as that layer has, and the
-      last has the rest.
+    - `like` is the path of another layer. Each part but the last has as many rows as that layer, and the last
+      has the rest.
     - `output` is the path of the projection after an attention. The parts are the attention's query, key and
       value. Key and value can have fewer rows (see `qkv_ends`).
     """
@@ -79,16 +79,16 @@ class Share:
 
 
 Shares = tuple[Share, ...]
-"""Rows of layers, one below the other."""
+"""Rows of one or several layers, stacked."""
 Meaning = str | Shares
 """What an entry of a table means: the path of a layer, or shares."""
 Table = Mapping[str, Meaning]
 Naming = Table | Callable[[Mapping[str, Shape]], Table]
-"""A table, or a function that makes one where the names depend on which layers a model has."""
+"""A table, or a function that makes one where the names depend on the model's layers."""
 
 
 def same(*paths: str) -> dict[str, Meaning]:
-    """Layers that have one name on both sides."""
+    """Layers with one name on both sides."""
     return {path: path for path in paths}
 
 
@@ -125,12 +125,12 @@ def under(theirs: str, ours: str, table: Table) -> dict[str, Meaning]:
 EMBEDDER = {"linear_1": "in_layer", "linear_2": "out_layer"}
 """The two layers of an embedder, in diffusers and in the original code of Flux and its relatives."""
 SEQUENCE = {"linear_1": "0", "linear_2": "2"}
-"""The same where the original code has them in a sequence, with a function between them."""
+"""The same where the original code has them in a sequence, with an activation between them."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of one architecture: how to know it, and what other tools call them."""
+    """The layers of one architecture: how to recognise it, and other tools' names for them."""
 
     marks: tuple[str, ...]
     """Paths, with `*` for a number. A model that has all of them is of this architecture.
@@ -144,8 +144,7 @@ class Layout:
     spellings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Maps other paths that the model's own layers can have in files to the paths in the tables."""
     lokr: Naming = field(default_factory=dict[str, Meaning])
-    """The layers of diffusers' model once it holds LoKr: then all projections that the class can fuse are
-    fused.
+    """The layers of diffusers' model when it holds LoKr: all projections that the class can fuse are fused.
 
     Empty where diffusers reads no LoKr for the model.
     """
@@ -179,12 +178,12 @@ class Model:
     """The paths that the model itself has."""
     shapes: Mapping[str, Shape]
     real: Mapping[str, str]
-    """A path in the tables to the model's own path, where the two are spelled differently."""
+    """Maps paths in the tables to the model's own, where the two differ."""
     forms: Mapping[str, list[str]]
     """The paths of `shapes` by their form, see `_by_form`."""
 
     def in_diffusers(self) -> Mapping[str, Places]:
-        """The names of diffusers, with the places that they mean. No two names share a row of a weight."""
+        """diffusers' names, with the places that they mean. No two names share a row of a weight."""
         return self._placed(self._expanded(self.layout.diffusers))
 
     def in_diffusers_with_lokr(self) -> Mapping[str, Places]:
@@ -230,7 +229,7 @@ class Model:
             yield _fill(name, numbers), filled
 
     def _placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
-        """Names with the places that they mean. Names whose rows the shapes do not tell are left out."""
+        """Names with the places that they mean, without names whose rows the shapes do not tell."""
         found: dict[str, Places] = {}
         for name, parts in names.items():
             # Only layers with the same inputs can be fused. In cross-attention, keys can have other inputs
@@ -262,12 +261,12 @@ class Model:
             return ()
         unit = like[0] if part.like else shape[0] // part.of
         bounds = (*(n * unit for n in range(part.of)), shape[0])
-        # With `like`, the other parts may leave no rows for the last one.
+        # With `like`, there may be no rows left for the last part.
         return bounds if bounds[-2] < bounds[-1] else ()
 
 
 def recognised(layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Model | None:
-    """The model in the layout whose marks it has; None where no layout fits.
+    """The model in the layout whose marks it has, the most marks first; None where no layout fits.
 
     An unknown shape is (); names that depend on it (parts of a layer's rows) are then left out.
     """
@@ -340,7 +339,7 @@ def _fits(pattern: str, forms: Mapping[str, list[str]]) -> bool:
 
 
 def _matches(pattern: str, forms: Mapping[str, list[str]]) -> Iterator[tuple[str, ...]]:
-    """For each path that a pattern fits, the numbers that its stars stand for."""
+    """For each path that a pattern fits, the numbers at its stars."""
     regex = _regex(pattern)
     for path in forms.get(_form(pattern), ()):
         if match := regex.fullmatch(path):

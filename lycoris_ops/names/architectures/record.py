@@ -1,4 +1,4 @@
-"""The record of an architecture: all that is known of it, in the one file that it has in this folder."""
+"""The record of an architecture. Each has one file in this folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Size:
     """The start of the names of its block presets. Each preset keeps a third of a list. "" for no presets."""
 
     def likeness(self, counts: Mapping[str, int]) -> float:
-        """See `Family.likeness`. counts: how many blocks of each list are known at least."""
+        """See `Family.likeness`. counts: how many blocks each list has at least."""
         lacking = sum(max(0, count - self.blocks[name]) for name, count in counts.items())
         if lacking:
             return 1 / (1 + lacking)
@@ -30,20 +30,20 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """Models that adapters are made for, and what identifies them. No layer is matched by it.
+    """A family of models that adapters are for, and what identifies it. Layers are not matched by it.
 
-    All but `said` are regular expressions at the beginning of a layer's path. The paths are those of the
-    host, of diffusers and of kohya, with underscores for dots.
+    All regular expressions but `said` are for the beginning of a layer's path in the host, in diffusers and
+    in kohya, with underscores for dots.
     """
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     said: str = ""
-    """What it is called in an adapter's metadata, in small letters: a regular expression."""
+    """A regular expression for its name in an adapter's metadata, in small letters."""
     mark: str = ""
     """Layers that only this family has."""
     like: str = ""
-    """Layers that it has and other families have too."""
+    """Layers that it shares with other families."""
     unlike: str = ""
     """Layers that rule it out: other families have them beside those of `like`."""
     width: tuple[str, int] | None = None
@@ -52,13 +52,14 @@ class Family:
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
     """The layers in lists of blocks, by the short name of the list. The group is the number of the block."""
     experts: bool = False
-    """Whether some of its models are two, one for high and one for low noise, with an adapter for each."""
+    """Whether some of its models are pairs, for high and for low noise, with an adapter for each."""
 
     def likeness(self, layers: Mapping[str, Shape]) -> float:
-        """How much speaks for this family, given the layers of a model or adapter.
+        """How likely a model or an adapter with these layers is of this family.
 
-        3: layers of its own. 2: layers that others have too, to the last block of one of its lists. 1: such
-        layers, and no block more than it has. Less than 1: the more blocks it lacks, the less. 0: nothing.
+        3: it has layers of this family alone. 2: it has shared layers, up to the last block of one of the
+        family's lists. 1: it has shared layers, and no more blocks than the family. Less than 1: it has more
+        blocks, and the more, the less. 0: it has none of these layers, or one that rules the family out.
         """
 
         def has(pattern: str) -> bool:
@@ -88,7 +89,7 @@ def _count(pattern: str, layers: Mapping[str, Shape]) -> int:
 
 @dataclass(frozen=True)
 class Vector:
-    """What the numbers of a published vector of block weights stand for. Its length tells which vector it is.
+    """The blocks that the numbers of a published vector of block weights are for. Its length identifies it.
 
     The tables are those of sd-webui-lora-block-weight (`scripts/lora_block_weight.py`), which supermerger
     (`pluslora.py`) has too.
@@ -98,7 +99,7 @@ class Vector:
     blocks: tuple[tuple[str, ...], ...]
     """The short names of the blocks that each number is for."""
     lists: Mapping[str, int]
-    """The lists of blocks that the model must have, with how many blocks each."""
+    """The lists of blocks that the model must have, with the number of blocks of each."""
 
 
 BY_TOKENS = (0.5, 1.15, 256, 4096)
@@ -110,7 +111,7 @@ class Training:
     """How trainers train a model by default. The learning rate is for a scale (alpha / rank) of 1.
 
     The sources are the defaults and examples of these trainers in 2026. Their learning rates are for scales
-    of 1/16 to 1, so that they are a start and no more.
+    of 1/16 to 1, so they are only a start.
     """
 
     host: str
@@ -128,7 +129,7 @@ class Training:
     tokens and high at `many`, and linear between.
     """
     guidance: float | None = None
-    """What a guidance embedding gets in a training; None for what the caption says, if it has one."""
+    """The input of a guidance embedding in training; None for that of the caption, if it has one."""
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"
@@ -148,15 +149,16 @@ Tokens = Literal[
     "for places",
     "for places, in turn",
 ]
-"""What the tokens of a layer are.
+"""The tokens of a layer. A place is a position in the picture.
 
-- `places`: those of the picture, behind which reference pictures may stand.
+- `places`: those of the picture, perhaps followed by those of reference pictures.
 - `level`: those of the picture at one of the sizes of a UNet.
-- `level, text`: these, and behind them those of the text.
+- `level, text`: these, then those of the text.
 - `text, places` and `places, text`: those of the text before or behind those of the picture.
-- `text`: at no place, such as the tokens of a text or of sound, and what is computed from the time.
-- `for places`: at no place, but their output is used place by place: keys and values of a cross-attention.
-- `for places, in turn`: these, where the host's attention takes no more keys and values than it has queries.
+- `text`: at no place, such as the tokens of text or sound, or the embedding of the time.
+- `for places`: at no place, but used place by place: the keys and values of a cross-attention.
+- `for places, in turn`: these, in an attention whose keys and values cannot have a larger batch than its
+  queries.
 """
 
 
@@ -165,33 +167,33 @@ Signal = Literal["video", "audio"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is known of one architecture: what knows it reads it here."""
+    """All that is known of one architecture."""
 
     layouts: tuple[Layout, ...] = ()
-    """Its models by their layers."""
+    """The layouts of its models."""
     aside: Mapping[str, str] = field(default_factory=dict[str, str])
     """Layers of its blocks that are not trained by default, with the reasons.
 
-    They are paths with `*` for a number. What is below a path is meant too.
+    They are paths with `*` for a number, and include all that is below.
     """
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Short names of its lists of blocks, where the last word of a list's path makes none."""
+    """Short names of its lists of blocks that cannot be derived from their paths."""
     families: tuple[Family, ...] = ()
     presets: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Block rules by name, beside those that follow from the sizes of the families."""
+    """Block rules by name, beside those derived from the sizes of the families."""
     place: int = 100
-    """Its place in the list of block presets, which begins with the most usual models."""
+    """Its place in the list of block presets, the most usual models first."""
     vectors: tuple[Vector, ...] = ()
     trained: tuple[Training, ...] = ()
     tokens: Mapping[str, Tokens] = field(default_factory=dict[str, Tokens])
-    """What the tokens of its layers are, by paths as in `aside`; the first that fits counts. Those of its
-    other layers are `text`. Empty where it is not known."""
+    """The tokens of its layers, by paths as in `aside`; the first that fits counts. All other layers have
+    `text`. Empty where they are not known."""
     signals: Mapping[str, Signal] = field(default_factory=dict[str, "Signal"])
     """Which layers make the picture and which the sound, by paths as in `aside`."""
     frame_rates: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """Frames a second of the videos that the model makes, by the host's class of the model, or of its
-    configuration where the class makes pictures too: those of the model's own examples, and of LTX-Video the
-    host's. None is for a class that makes pictures."""
+    """Frame rates of its videos, by the host's class of the model, or of its configuration where the class
+    makes pictures too; None for pictures. They are those of the model's own examples, and for LTX-Video the
+    host's."""
     boundaries: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """For models with two experts: the time from which the one for high noise is used, as in the model's own
-    code, by the host's class of the model or of its configuration. None is for a class without experts."""
+    """For models with two experts: the lowest time of the one for high noise, as in the model's own code, by
+    the host's class of the model or of its configuration. None for a class without experts."""

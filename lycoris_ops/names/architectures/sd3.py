@@ -48,10 +48,10 @@ MODULATION, OUTPUT = ".context_block.adaLN_modulation.1", ".context_block.attn.p
 
 
 def table(shapes: Mapping[str, Shape]) -> Table:
-    """The table for one model, in which the block where the text stream ends is an exception.
+    """The table for one model.
 
-    That block has no output for the text, and its modulation of the text has only shift and scale, which are
-    exchanged in diffusers.
+    The block where the text stream ends has no text output. Its text modulation has only shift and scale,
+    which diffusers exchanges.
     """
     last = {
         path.replace("joint_blocks", "transformer_blocks").replace(

@@ -1,7 +1,7 @@
 """Stable Cascade, stages C and B, under the names of diffusers and of the original code.
 
 The original code and its files have query, key and value in one parameter, `in_proj_weight`;
-OneTrainer's original layout numbers its thirds (`in_proj.0`). The host has the three apart.
+OneTrainer's original layout numbers its thirds (`in_proj.0`). In the host the three are separate.
 
 Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
 `diffusers/loaders/single_file_utils.py`.
@@ -37,8 +37,8 @@ def _attentions(table: Table) -> Table:
     }
 
 
-# One table for both stages. In diffusers stage B's text embedding is named as in stage C; all other layers
-# have one name.
+# One table for both stages. diffusers names stage B's text embedding as stage C's; all other layers have one
+# name.
 COMMON = {"clip_txt_pooled_mapper": "clip_mapper", **same("**")}
 MARKS = ("clf.1", "embedding.1")
 
@@ -65,7 +65,6 @@ ARCHITECTURE = Architecture(
         for mapper in ("mapper", "mapper_sca", "mapper_crp")
     },
     tokens={
-        # Of the text.
         "kv_mapper": "text",
         **dict.fromkeys(("mapper", "mapper_sca", "mapper_crp"), "text"),
         **dict.fromkeys((f"attention.attn.to_{letter}" for letter in "kv"), "level, text"),
