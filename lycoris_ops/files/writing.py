@@ -95,10 +95,6 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The header of a file of these tensors in this order, with its length in front."""
-    return encode_header(_layout(tensors), metadata)
-
-
-def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
     layout: dict[str, TensorInfo] = {}
     position = 0
     for name, tensor in tensors.items():
@@ -106,7 +102,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
         end = position + tensor.numel() * ITEM_BITS[dtype] // 8
         layout[name] = TensorInfo(dtype, tuple(tensor.shape), position, end)
         position = end
-    return layout
+    return encode_header(layout, metadata)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The blocks of a model, inferred from the names of its layers, and the names that rules use for them.
 
 A family of blocks is the path before the outermost number in the path of a layer: `double_blocks` for
-`double_blocks.3.img_attn.qkv`. A plain sequence (`time_embed.0`) is no family, because its members have no
-name behind the number. Families have short names (`double`) where these are unique in the model.
+`double_blocks.3.img_attn.qkv`. A plain sequence (`time_embed.0`) is no family: nothing follows its numbers.
+Families have short names (`double`) where these are unique in the model.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .architectures import ARCHITECTURES, signals_of
 from .targets import Target, Targets
 
 SHORT = {path: short for record in ARCHITECTURES.values() for path, short in record.lists.items()}
-"""Short names of lists of blocks whose own names make none, as in a UNet."""
+"""Short names of lists of blocks that cannot be derived from their paths, as in a UNet."""
 NUMBER = re.compile(r"(?:block|layer)?(\d+)")
 """The number of a block, as a word of a path. Cosmos 1 has `blocks.block7`."""
 LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
 """The end of a family's name that only says that it is a list: `double_blocks`, `double_layers`."""
 GENERIC = frozenset({"block", "blocks", "layer", "layers", "resblocks", "encoders"})
-"""Names of families that say nothing. The name of the module around such a family stands for it."""
+"""Names of families that say nothing. The name of the module around the family is used instead."""
 WHOLE = {"unet": "unet", None: "unet", "te": "te"}
-"""A part of a model, to the name of everything in it."""
+"""A part of a model, to the name for all its layers."""
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
-"""A word of a layer that is beside an attention or feed-forward and carries its name."""
+"""A word of a layer that belongs to no attention or feed-forward, even if one is in its name: `attn_norm`."""
 ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
 """Attention, in the name of a module or of its class. A UNet's `attentions` are whole transformers."""
 FEED_FORWARD = re.compile(r"(?:\w+_)?(?:mlp|ffn?|feed_?forward|densereludense)(?:_\w+)?\d*", re.IGNORECASE)
@@ -37,7 +37,7 @@ SAID = {
     "mlp": re.compile(r"(?:^|[._])(?:mlp|ffn?|feed_?forward)", re.IGNORECASE),
     "conv": re.compile(r"conv|in_layers|out_layers", re.IGNORECASE),
 }
-"""What the path of a layer says about it. The path may have underscores for its dots."""
+"""The kinds of layers by their paths, which may have underscores for dots."""
 PROJECTION = re.compile(r"(?:w\d*)?(q|k|v|qkv|kv|qk|o|out|query|key|value)")
 """The word in the name of an attention's layer that says what it computes."""
 MEANT = {"query": "q", "key": "k", "value": "v", "o": "out"}
@@ -53,14 +53,14 @@ class Named(NamedTuple):
     names: frozenset[str]
     """Short names, in small letters: of its blocks, of its part of the model, of what it is in its block."""
     paths: tuple[str, ...]
-    """Its name and path, in small letters. Their beginnings name it too."""
+    """Its name and path, in small letters. Beginnings of these name it too."""
     family: str = ""
     """The short name of its block's family; "" for what is in no numbered block."""
     numbers: tuple[int, ...] = ()
     """The numbers of its block in the family."""
 
     def number_in(self, family: str) -> int | None:
-        """The number of its block in a family, from its short name; None outside of it."""
+        """The number of its block in the family of this short name; None outside of it."""
         start = f"{family}."
         ends = (name.removeprefix(start) for name in self.names if name.startswith(start))
         return next((int(end) for end in ends if end.isdigit()), None)
@@ -105,10 +105,7 @@ class Blocks:
 
     @cached_property
     def members(self) -> Mapping[str, list[Named]]:
-        """The layers of each block, in the order of the model: the diffusion model before text encoders.
-
-        Each layer is in one block.
-        """
+        """The layers of each block, in the order of the model, text encoders last. Each is in one block."""
         found: dict[str, list[Named]] = {}
         together: dict[str, tuple[bool, str]] = {}
         for target, named in zip(self.targets.all, self.layers, strict=True):
@@ -125,7 +122,7 @@ class Blocks:
 
     @cached_property
     def places(self) -> Mapping[str, int]:
-        """Each block of the model, to its place in the model's order."""
+        """The position of each block in the model's order."""
         return {block: place for place, block in enumerate(self.members)}
 
     @cached_property
@@ -134,7 +131,7 @@ class Blocks:
         return tuple(dict.fromkeys(name for named in self.layers for name in sorted(named.names)))
 
     def numbers(self, family: str) -> tuple[int, ...]:
-        """The numbers that the blocks of a family have, from its short name; () where there is none."""
+        """The numbers of the blocks of the family with this short name; () where there is none."""
         numbers = {named.number_in(family) for named in self.layers}
         return tuple(sorted(number for number in numbers if number is not None))
 
@@ -150,7 +147,7 @@ class Blocks:
             roots = [target.encoder or "te", "te"]
             roots += [f"te{number}" for number in self._numbers.get(target.encoder or "", ())]
             names.update(roots)
-            # A text encoder's number stands for its main family.
+            # Blocks of the main family are numbered right behind the text encoder: `te1.3`.
             within = [] if family and place.family == part.main else [family or part.alone(place.rest)]
             starts = [".".join((root, *within)) for root in roots]
             block = ".".join((starts[0], *map(str, numbers)))
@@ -195,7 +192,7 @@ class _Part:
 
     @cached_property
     def families(self) -> Mapping[str, int]:
-        """The full path of each family, to how many blocks it has."""
+        """The full path of each family, to the number of its blocks."""
         numbers: dict[str, set[tuple[int, ...]]] = {}
         named: set[str] = set()
         for path in self.paths:
@@ -207,13 +204,13 @@ class _Part:
 
     @cached_property
     def main(self) -> str:
-        """The text family with the most blocks. A text encoder's number stands for it."""
+        """The family of text blocks that has the most; "" for none."""
         of_text = [family for family in self.families if "vis" not in family]
         return max(of_text, key=lambda family: self.families[family], default="")
 
     @cached_property
     def short(self) -> Mapping[str, str]:
-        """The full path of each family, to its short name. No two have the same."""
+        """The full path of each family, to its short name. All are different."""
         wanted = {family: list(_shorter(family)) for family in self.families}
         found: dict[str, str] = {}
         for family, names in wanted.items():
@@ -224,7 +221,7 @@ class _Part:
 
     @cached_property
     def _foreign(self) -> frozenset[str]:
-        """Short names of families that differ from the module that the family is in, as a UNet's `out`."""
+        """Short names that are not the first word of their families' paths, such as a UNet's `out`."""
         return frozenset(
             short
             for family, short in self.short.items()
@@ -242,12 +239,12 @@ class _Part:
         return _Place("", (), tuple(path.split(".")))
 
     def is_clear(self, place: _Place) -> bool:
-        """Whether a path cannot be taken for the short name of a family: a UNet's last layer is `out.2`."""
+        """Whether a path cannot be mistaken for a block's short name, as a UNet's last layer `out.2` can."""
         first = place.family.partition(".")[0] if place.family else place.rest[0]
         return first not in self._foreign
 
     def alone(self, words: tuple[str, ...]) -> str:
-        """The block of a path that is in no family: the shortest beginning that no family is in."""
+        """The block of a path that is in no family: its shortest beginning that no family has."""
         return next((start for start in _starts(words) if start not in self._ancestors), ".".join(words))
 
 
@@ -266,7 +263,7 @@ def _outermost(path: str) -> _Place | None:
 
 
 def block_in_path(path: str) -> str | None:
-    """The block in the path of a layer, where no model tells its blocks: `double_blocks.3`; None for none.
+    """The block in the path of a layer, such as `double_blocks.3`, without its model; None for none.
 
     In names of kohya's kind underscores stand for the dots: `double_blocks_3`.
     """
@@ -279,7 +276,7 @@ def block_in_path(path: str) -> str | None:
 
 
 def kind_in_path(path: str) -> str | None:
-    """What the path of a layer says that it is, where no model tells: attn, mlp, norm or conv."""
+    """The kind of a layer from its path alone: attn, mlp, norm or conv; None where the path does not say."""
     if BESIDE.search(path):
         return "norm" if "norm" in path.lower() else None
     return next((kind for kind, said in SAID.items() if said.search(path)), None)
@@ -305,7 +302,7 @@ def _starts(words: Iterable[str]) -> Iterator[str]:
 
 
 def _counted(root: str, numbers: tuple[int, ...]) -> Iterator[str]:
-    """The name of a block from broad to narrow: `down.0`, `down.0.3`."""
+    """The names of a block from broad to narrow: `down.0`, `down.0.3`."""
     return (f"{root}.{start}" for start in _starts(map(str, numbers)))
 
 

@@ -1,4 +1,4 @@
-"""Tell from its keys whether a model is one of diffusers', in its own layout."""
+"""Recognise a model in diffusers' own layout by its keys."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .architectures import recognise
 
 UNET, TRANSFORMER = "unet", "transformer"
 ENCODERS = "text_encoder"
-"""The beginning of the keys of text encoders, beside a model in a pipeline."""
+"""The beginning of the keys of text encoders in a pipeline."""
 QUERY = re.compile(r"(?:(?:single_)?transformer_blocks|blocks|layers)\.\d+\..*\.(?:to_q|to_k|to_qkv)\.weight")
-"""A projection in a block of a transformer of diffusers."""
+"""A projection in a block of a diffusers transformer."""
 SIDES = ("down_blocks.", "up_blocks.")
-"""The two sides of a UNet of diffusers. Those of a VAE are inside its encoder and decoder."""
+"""The two sides of a diffusers UNet. In a VAE they are inside its encoder and decoder."""
 
 
 def diffusers_part(shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
-    """The part of a pipeline that the keys of a model are for, and what stands before its paths there.
+    """The part of a pipeline that a model is, and the prefix of its keys.
 
     That is ("unet", "unet.") for the keys of a UNet with its prefix, and ("transformer", "") for those of a
-    transformer without one. None for keys in another layout, even of a model that diffusers has as well.
+    transformer without one. None for keys in another layout, even of a model that diffusers has too.
     """
     keys = [key for key in shapes if not key.startswith(ENCODERS)]
     if not keys:

@@ -1,7 +1,7 @@
-"""The family of a model, told by its keys, or of an adapter, told by its file.
+"""The family of a model, from its keys, or of an adapter, from its file.
 
-It is for messages, and for which files may be pairs: no layer is matched by it. Where two families have the
-same layers, both are named.
+It is for messages, and to know which files may be pairs: no layer is matched by it. Where two families have
+the same layers, both are named.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ..maths.shapes import Shape
 from .architectures import ARCHITECTURES
 
 _MOST = 400
-"""Characters of the longest name or text that is looked at. Real ones have about 100."""
+"""Characters of the longest name or text that is searched. Real ones have about 100."""
 METADATA = ("modelspec.architecture", "ss_base_model_version")
 """The metadata in which trainers write the family (kohya, OneTrainer, ai-toolkit, SimpleTuner)."""
 
 Families = tuple[str, ...]
-"""The families that something can be of, as far as it tells; () where it tells nothing."""
+"""The possible families of a model or an adapter; () where nothing tells them."""
 _FAMILIES = [family for record in ARCHITECTURES.values() for family in record.families]
 
 
@@ -46,5 +46,5 @@ def families_said(metadata: Mapping[str, str]) -> Families:
 
 
 def has_experts(families: Collection[str]) -> bool:
-    """Whether one of some families has models of two experts, with an adapter for each."""
+    """Whether any of these families has models of two experts, with an adapter for each."""
     return any(family.experts for family in _FAMILIES if family.name in families)

@@ -1,7 +1,7 @@
 """Fronts, which tools put before every name: DiffSynth-Studio's `pipe.dit.`, or `_orig_mod.` of a compiled
 model.
 
-No list has all of them, so a front is recognised from the names: most of them share it.
+No list of them can be complete, so a front is recognised from the names: most of them share it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def shared_fronts(names: Collection[str], words: int = WORDS) -> list[str]:
     """The prefixes of one to `words` words that more than half of the names share, shortest first.
 
     Words end with a dot, or with an underscore if the name has no dots. A front includes its last separator.
-    Each one extends the one before it, because two different ones cannot both be shared by more than half.
+    Each front extends the one before: more than half of the names cannot share two that differ.
     """
     fronts: list[str] = []
     sharing = list(names)

@@ -1,9 +1,9 @@
 """Names that need no table: the parts of a fused projection, and the fusions of split projections.
 
-They are tried where a name is neither a path of the model nor in a table. They apply to every model whose
-layers have the usual names, text encoders included. The shapes decide which rows a name means; where they do
-not, it means nothing. The names are those of the attention modules of diffusers and transformers (both
-Apache-2.0) and of the models' original code.
+They are tried where a name is neither a path of the model nor in a table, in every model whose layers have
+the usual names, text encoders included. The shapes decide which rows a name means; where they cannot, it
+means nothing. The names are those of the attention modules of diffusers and transformers (both Apache-2.0)
+and of the models' original code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FUSIONS = (
     (ADDED[1:], ADDED_KV),
     *((gates, GATE_UP) for gates in GATES),
 )
-"""The names of parts in the order of their rows, and the names that the layer of all these parts can have."""
+"""The names of parts in the order of their rows, and the possible names of the layer that fuses them."""
 IN_LIST = "to_out.0"
 """The output layer of attention where it is in a list with a dropout."""
 
@@ -62,8 +62,8 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
             elif children.isdisjoint(parts):
                 _split(shapes, parent, parts, [name for name in fusions if name in children], found)
         if ("to_out" in children) != (IN_LIST in children):
-            # Both names mean one layer. diffusers has it in a list with a dropout, whose index some tools
-            # leave out.
+            # Both names mean one layer. diffusers has it in a list with a dropout; some tools leave out the
+            # index.
             written, other = ("to_out", IN_LIST) if "to_out" in children else (IN_LIST, "to_out")
             found.setdefault(f"{parent}{other}", set()).add((Place(f"{parent}{written}"),))
     return {
@@ -74,10 +74,7 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 
 
 def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
-    """The path of a parent, with its dot, to the names of the layers directly below it.
-
-    A `to_out.0` counts as one of them.
-    """
+    """The path of a parent, with its dot, to the names of the layers directly below it, and `to_out.0`."""
     children: dict[str, set[str]] = {}
     for path in shapes:
         parent, dot, name = path.rpartition(".")
@@ -98,7 +95,7 @@ def _join(
 ) -> None:
     """Enter the fused names of layers that the model has separately."""
     places = tuple(Place(f"{parent}{part}") for part in parts)
-    # In cross-attention keys and values can have other inputs than queries. Such layers cannot be one.
+    # In cross-attention keys and values can have other inputs than queries. Such layers cannot be fused.
     columns = {shapes[place.path][1:] for place in places}
     if len(columns) > 1 or () in columns:
         return
@@ -113,8 +110,8 @@ def _split(
     fused: list[str],
     found: dict[str, set[Places]],
 ) -> None:
-    """Enter the names of the parts of the one fused layer that the model has below a parent."""
-    # With two fused layers it is not clear which one a part belongs to.
+    """Enter the names of the parts of the one fused layer below a parent."""
+    # With two fused layers it is ambiguous which one a part belongs to.
     if len(fused) != 1:
         return
     path = f"{parent}{fused[0]}"
@@ -131,10 +128,10 @@ def _ends(shapes: Mapping[str, Shape], parent: str, path: str, parts: int) -> tu
     if parts == 2:
         return (shape[0] // 2, shape[0]) if shape[0] % 2 == 0 else ()
     outputs = [shapes[f"{parent}{name}"] for name in OUTPUTS if f"{parent}{name}" in shapes]
-    # With two candidates it is not clear which one follows the attention.
+    # With two candidates it is ambiguous which one follows the attention.
     if len(outputs) > 1:
         return ()
     if outputs:
         return qkv_ends(shape, outputs[0])
-    # Without an output layer the parts count as equal only if each has as many outputs as inputs.
+    # Without an output layer, take the parts as equal only if each has as many outputs as inputs.
     return (shape[1], 2 * shape[1], 3 * shape[1]) if shape[0] == 3 * shape[1] else ()

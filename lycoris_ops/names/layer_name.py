@@ -1,4 +1,4 @@
-"""The name of a layer in an adapter file, taken apart once and kept where the layer is described."""
+"""The name of a layer in an adapter file, split into prefix and path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPERT = re.compile(r"[._]expert(\d{1,6})$")
 
 
 class LayerName(NamedTuple):
-    """A layer's name: what a tool writes in front of paths, and the path."""
+    """A layer's name: a tool's prefix, and the path."""
 
     text: str
     """The whole name."""
@@ -32,7 +32,7 @@ class LayerName(NamedTuple):
 
     @classmethod
     def bare(cls, text: str) -> LayerName:
-        """A name whose beginning is no prefix, whatever it looks like."""
+        """A name without a prefix, even if it begins like one."""
         return cls(text, None, Prefix(""), text)
 
     @property
@@ -47,6 +47,6 @@ class LayerName(NamedTuple):
 
     @property
     def expert(self) -> int | None:
-        """The number of the expert that the layer is for; None for no expert of a parameter."""
+        """The number of the expert of a parameter that the layer is for; None for no expert."""
         found = EXPERT.search(self.path)
         return int(found[1]) if found else None

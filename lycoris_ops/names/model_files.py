@@ -14,8 +14,8 @@ from .targets import Targets
 def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
     """The keys and shapes of a model in one or several files. Only the headers are read.
 
-    Each is a safetensors file, the index of several, or the folder of either. The file of one part of a model
-    often has keys without a prefix. With several files, such keys get the host's prefix for their part.
+    Each is a safetensors file, the index of several, or the folder of either. A file of one part of a model
+    often has keys without a prefix. With several files, such keys get the host's prefix of their part.
 
     Raises MatchError where two files hold the same layer, FileFormatError for a file of another kind.
     """

@@ -1,6 +1,6 @@
-"""What the metadata of kohya-ss and LyCORIS say about reading the layers of a file.
+"""Options for reading the layers of a file, from the metadata of kohya-ss and LyCORIS.
 
-`ss_network_args` is a JSON table of the options that the network was made with. All of its values are texts.
+`ss_network_args` is a JSON table of the options that the network was made with. All its values are texts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ ARGS = "ss_network_args"
 def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Options of the algorithms in the metadata: only T-LoRA's `sig_type`.
 
-    LyCORIS starts T-LoRA from the principal singular vectors of the base weight unless told otherwise. With
-    `use_data_init` off it starts from a random matrix, which nothing can rebuild, so the result is empty.
+    By default LyCORIS starts T-LoRA from the principal singular vectors of the base weight. With
+    `use_data_init` off it starts from a random matrix, which cannot be rebuilt, so the result is empty.
     """
     args = args_of(metadata)
     if args.get("algo", "").lower() != "tlora" or args.get("use_data_init", "True").lower() == "false":
@@ -30,8 +30,8 @@ def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
 def plain_args(metadata: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
     """The metadata entry of the network's arguments, for a file whose alphas need no correction.
 
-    It has the arguments in `metadata` without `split_qkv`, and the `options` that layers need. It is empty
-    where nothing changes.
+    It has the arguments in `metadata` without `split_qkv`, and the `options` of layers. Empty if that changes
+    nothing.
     """
     args = args_of(metadata)
     wanted = {key: value for key, value in args.items() if key != "split_qkv"} | dict(options)
@@ -51,7 +51,7 @@ def _parsed(text: str) -> dict[str, str]:
     try:
         table: Any = parse_json(text)
     except ValueError:
-        # Other tools write free text here, and nothing in it is needed.
+        # Other tools write free text here, which is not needed.
         return {}
     if not isinstance(table, dict):
         return {}

@@ -19,7 +19,7 @@ PLAIN = {
 FUSED = "attn.in_proj_weight"
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 WIDE = "transformer.resblocks.0.attn.out_proj.weight"
-"""A weight whose last size is the width of the encoder."""
+"""A weight whose last dimension is the width of the encoder."""
 EMBEDDING = {"token_embedding.weight": "text_model.embeddings.token_embedding"}
 
 

@@ -49,13 +49,13 @@ The layouts are those of CompVis and Stability AI.
 """
 OPEN_CLIP_WRAPPERS = {
     "conditioner.embedders.1.model.": "clip_g",
-    # The SDXL refiner has CLIP-G alone. In the same layout SD2 has CLIP-H there, which its width tells.
+    # The SDXL refiner has CLIP-G alone. Where SD2 uses this layout it has CLIP-H, recognised by its width.
     "conditioner.embedders.0.model.": "clip_g",
     "cond_stage_model.model.": "clip_h",
 }
 """The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates.
 
-This name holds if the width of the encoder is not in `CLIP_WIDTHS`.
+This name is used if the width of the encoder is not in `CLIP_WIDTHS`.
 """
 _OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
 _ENCODERS = (*_OPEN_CLIP, *ENCODER_WRAPPERS)
@@ -72,37 +72,35 @@ ENCODERS = {
     3: ("t5xxl",),
     4: ("llama",),
 }
-"""The number of a text encoder in an adapter file, from 1, to the host's encoders that it can stand for.
+"""The number of a text encoder in an adapter file, from 1, to the host's encoders that it can mean.
 
-The number means the first of these encoders that has the layer. Architectures count differently: HunyuanVideo
-counts Llama before CLIP; PixArt has T5 alone.
+It means the first of these that has the layer. Architectures count differently: HunyuanVideo counts Llama
+before CLIP; PixArt has T5 alone.
 """
 WRAPPED = 3
-"""The most words in front of the paths in a file of a model. The known ones have two: `model.model.`."""
+"""The most words in front of the paths in a model file. Known fronts have two at most: `model.model.`."""
 RIVALS = 32
-"""How many meanings of one name are kept. Two are an error already, unless they are in different parts of the
+"""How many meanings of one name are kept. Even two are an error, unless they are in different parts of the
 model, and no model has this many parts."""
 LONG = 256
-"""Characters of the longest name that is looked up as another tool's. Real names have about 100. Longer ones
-are only looked up among the model's own paths."""
+"""Characters of the longest name that is looked up among other tools' names. Real names have about 100."""
 SHORTLIST = 64
-"""How many names are compared letter by letter with a missing name: those that share most words with it."""
+"""How many names are compared letter by letter with a missing name: those with the most similar words."""
 COMPARED = 160
 """Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
 SIMILAR = 0.85
-"""How similar a name must be to be worth naming, as difflib counts it: most of its letters in their order."""
+"""difflib's ratio from which an error names a similar name."""
 SEARCHED = 20_000
-"""How many names are searched for a similar one. Models have a few thousand, with those of other tools."""
+"""How many names are searched for a similar one. A model has a few thousand, with those of other tools."""
 NAMED = 3
-"""How many of several rivals an error names."""
+"""How many rivals an error names."""
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
 FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 """The order of encoders for a file that does not number them. All others come after these."""
 ENCODER_ROOTS = ("text_model.", "model.", "bert.")
 """Beginnings of a text encoder's paths that an adapter file may lack.
 
-Some classes of transformers have them and others have not: a CLIP text model of transformers 5 has no
-`text_model`.
+Not all classes of transformers have them: a CLIP text model of transformers 5 has no `text_model`.
 """
 
 
@@ -112,13 +110,13 @@ class Target(NamedTuple):
     key: str
     """Its key in the model or checkpoint."""
     path: str
-    """Its path in its part of the model, without the part's prefix and without `.weight`."""
+    """Its path in its part of the model, without the part's prefix and `.weight`."""
     part: Component | None
     """The diffusion model or a text encoder; None where the keys of a file do not say which."""
     encoder: str | None = None
-    """The host's name of the text encoder, as `clip_l`; None outside one, or where it is not known."""
+    """The host's name of the text encoder, such as `clip_l`; None outside one, or where it is not known."""
     rows: tuple[int, int] | None = None
-    """First row and end, where the target is a part of the weight's rows; None for all rows."""
+    """First row and end, where the target is only some of the weight's rows; None for all rows."""
     bias: str | None = None
     """The key of the bias beside the weight; None where there is none."""
 
@@ -137,10 +135,10 @@ class Found(NamedTuple):
     """What the names of a file's layers mean in a model."""
 
     front: str
-    """What stands in front of the names without being part of them; "" for nothing."""
+    """What precedes the names and is no part of them; "" for nothing."""
     places: Mapping[str, tuple[Target, ...]]
-    """Name of a layer, to the one target that it means, or to several whose rows, one below the other, are
-    those of the layer; () where the model has none."""
+    """Name of a layer, to the one target that it means, or to several whose stacked rows are the layer's; ()
+    where the model has none."""
 
 
 class Targets:
@@ -165,7 +163,7 @@ class Targets:
 
     @cached_property
     def _aliases(self) -> _Index:
-        """Other tools' names. Made on the first look-up of a name that is not the model's own."""
+        """Other tools' names. Built on the first look-up of a name that is not the model's own."""
         index: _Index = {}
         for target in self.all:
             if target.encoder:
@@ -184,7 +182,7 @@ class Targets:
 
     @cached_property
     def _fallbacks(self) -> _Index:
-        """Usual names of fused and split layers. Made on the first look-up of a name that no tool has."""
+        """Usual names of fused and split layers. Built on the first look-up of a name that no tool has."""
         index: _Index = {}
         for members in self.by_part.values():
             _alias(members, fallback(self._short(members)), index)
@@ -204,7 +202,7 @@ class Targets:
 
     @cached_property
     def parts(self) -> frozenset[Component | None]:
-        """The parts of a model that are here; None is among them where keys do not say their part."""
+        """The parts of a model that are here; None stands for keys that do not say their part."""
         return frozenset(target.part for target in self.all)
 
     @cached_property
@@ -224,17 +222,17 @@ class Targets:
     def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
         """What a layer's name in an adapter file means: one candidate, none, or several rivals.
 
-        A candidate is one target, or several whose rows, one below the other, are the rows of the layer.
-        The name is looked for among the model's own paths, then among other tools' names, then among the
-        usual names of fused and split layers. The first of these that has it decides.
+        A candidate is one target, or several whose stacked rows are the layer's. The name is looked up among
+        the model's own paths, then among other tools' names, then among the usual names of fused and split
+        layers. The first of these that has it decides.
         """
         return self._meanings(LayerName.of(layer))
 
     def find_each(self, names: Iterable[LayerName], file: str) -> Found:
         """The one candidate for each layer of a file, () where there is none. Raises MatchError for rivals.
 
-        file: the adapter's file, for the error. A name that the model does not have counts without the front
-        that the names of the file share, see `_front`.
+        file: the adapter's file, for the error. A name that the model does not have is looked up without the
+        front that the names of the file share, see `_front`.
         """
         front, candidates = self.candidates(names)
         for layer, rivals in candidates.items():
@@ -254,22 +252,22 @@ class Targets:
     def candidates(self, names: Iterable[LayerName]) -> tuple[str, dict[str, tuple[tuple[Target, ...], ...]]]:
         """The front that the names of a file's layers share, see `_front`, and what each name means.
 
-        The meanings are as in `find`, of the whole name or else of the name without the front.
+        The meanings are as in `find`: of the whole name, or else of the name without the front.
         """
         found = {name: self._meanings(name) for name in names}
         front = self._front(found)
         return front, {name.text: places or self._behind(front, name) for name, places in found.items()}
 
     def _front(self, found: Mapping[LayerName, tuple[tuple[Target, ...], ...]]) -> str:
-        """What stands in front of the names of a file's layers and is no part of them; "" for nothing.
+        """The front of the names of a file's layers, which is no part of them; "" for none.
 
         found: what each name means as it is, see `find`.
 
-        Tools put what they like in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
-        `Hunyuan_video_I2V_lora_`. It is the beginning of whole words without which more than half of all
-        layers of the file have exactly one meaning in the model, while fewer than half have one as they are.
-        Where two such beginnings give a layer two meanings, neither counts. What a name says of its part of
-        the model still holds: a text encoder's layer never means a layer of a diffusion model.
+        Tools put anything in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
+        `Hunyuan_video_I2V_lora_`. A front is whole words. Fewer than half of the file's layers have a meaning
+        with it, and more than half have exactly one without it. Where two fronts give a layer two meanings,
+        neither counts. The part of the model that a name states still holds: a text encoder's layer never
+        means a layer of a diffusion model.
 
         Layers of a part of the model that is not here do not count.
         """
@@ -291,7 +289,7 @@ class Targets:
     ) -> dict[str, tuple[Target, ...]]:
         """What layers' names mean without a front, for each that has one meaning.
 
-        Empty unless these are more than `more_than`.
+        Empty unless there are more than `more_than` of them.
         """
         found: dict[str, tuple[Target, ...]] = {}
         for left, name in zip(range(len(names), 0, -1), names, strict=True):
@@ -305,7 +303,7 @@ class Targets:
         return found if len(found) > more_than else {}
 
     def _behind(self, front: str, name: LayerName) -> tuple[tuple[Target, ...], ...]:
-        """What a layer's name means without a front, as in `find`; () where it does not begin with it."""
+        """What a layer's name means without a front, as in `find`; () if it does not begin with the front."""
         if not front or not name.text.startswith(front):
             return ()
         part: Component | None = "te" if is_of_encoder(front) else name.part
@@ -320,7 +318,7 @@ class Targets:
 
     def _indexed(self, name: LayerName) -> tuple[tuple[Target, ...], ...]:
         path = _normal(name.path)
-        # By attribute names, because a later index is made only where the earlier ones have nothing.
+        # By attribute names, so that a later index is built only where the earlier ones have nothing.
         for tier in ("_real", "_aliases", "_fallbacks") if len(path) <= LONG else ("_real",):
             index: _Index = getattr(self, tier)
             candidates = index.get(path)
@@ -336,17 +334,17 @@ class Targets:
         return ()
 
     def _first(self, number: int, candidates: list[tuple[Target, ...]]) -> list[tuple[Target, ...]]:
-        """The candidates in the text encoder that a number stands for, among all that have the layer."""
+        """The candidates in the text encoder that a number means, among all that have the layer."""
         ranks = [self._rank(number, targets[0].encoder) for targets in candidates]
         best = min((rank for rank in ranks if rank is not None), default=-1)
         return [targets for targets, rank in zip(candidates, ranks, strict=True) if rank == best]
 
     def _rank(self, number: int, encoder: str | None) -> int | None:
-        """How early an encoder comes among those that a number can stand for, from 0; None where it cannot.
+        """An encoder's rank among those that a number can mean, from 0; None if the number cannot mean it.
 
         number: as in `Prefix.encoder`. encoder: the host's name. An encoder that the model's keys do not
         name comes first for every number. A model's only encoder is number 1 if `ENCODERS` does not list
-        its kind, as for most language models.
+        it, as most language models.
         """
         if encoder is None:
             return 0
@@ -360,7 +358,7 @@ class Targets:
         return 0 if number == 1 and len(self.encoders) == 1 and encoder not in KNOWN_ENCODERS else None
 
     def encoder_of(self, number: int) -> str | None:
-        """The host's name of the text encoder that a number stands for, see `ENCODERS`; None for none."""
+        """The host's name of the text encoder that a number means, see `ENCODERS`; None for none."""
         ranks = {encoder: self._rank(number, encoder) for encoder in self.encoders}
         known = {encoder: rank for encoder, rank in ranks.items() if rank is not None}
         return min(known, key=lambda encoder: known[encoder], default=None)
@@ -378,7 +376,7 @@ class Targets:
             if not words.isdisjoint(of_name)
             and (name.part is None or any(targets[0].part in (name.part, None) for targets in candidates))
         ]
-        # Most words in common first, and of these the name that has fewest others.
+        # The names with the fewest words that only one of the two has.
         near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
         same = {known.lower(): known for known in near}
         close = difflib.get_close_matches(path.lower(), same, n=1, cutoff=SIMILAR)
@@ -387,7 +385,7 @@ class Targets:
     @cached_property
     def _words(self) -> dict[str, tuple[frozenset[str], list[tuple[Target, ...]]]]:
         """Every name but very long ones, with its words and its meanings."""
-        # The model's own names come last: they replace equal names of other tools.
+        # The model's own names come last, to replace equal names of other tools.
         known = {
             **dict(islice(self._aliases.items(), SEARCHED)),
             **dict(islice(self._real.items(), SEARCHED)),
@@ -449,7 +447,7 @@ def _within(target: Target, rows: tuple[int, int] | None) -> Target:
 
 @dataclass(frozen=True)
 class _Bare:
-    """What keys without a known wrapper belong to. Only all keys of a file together tell it."""
+    """What keys without a known wrapper belong to, from all keys of a file together."""
 
     wrapper: str = ""
     part: Component | None = None
@@ -459,7 +457,6 @@ class _Bare:
 
 
 def _bare(shapes: Mapping[str, Shape]) -> _Bare:
-    """Tell from all keys of a file what its keys without a known wrapper belong to."""
     for wrapper in BARE_WRAPPERS:
         if 2 * sum(key.startswith(wrapper) for key in shapes) > len(shapes):
             return _Bare(wrapper)
@@ -477,16 +474,16 @@ def _bare(shapes: Mapping[str, Shape]) -> _Bare:
 
 
 def _wrapper(shapes: Mapping[str, Shape]) -> str:
-    """What stands in front of the paths of a model of a known architecture: `model.` in files of AuraFlow.
+    """The wrapper around the paths of a known architecture, such as `model.` in files of AuraFlow.
 
-    It is the first of the beginnings that most keys share without which the architecture is known. "" where
-    it is known as it is, or not known either way.
+    It is the shortest beginning that most keys share and without which the architecture is recognised; ""
+    where it is recognised as it is, or not at all.
     """
     if any(key.startswith((*UNET_WRAPPERS, *_ENCODERS)) for key in shapes):
         return ""
     weights = {key.removesuffix(WEIGHT): shape for key, shape in shapes.items() if not key.endswith(BIAS)}
     fronts = takewhile(
-        # The beginning of a list of blocks is the model's own.
+        # A beginning before a block's number belongs to the model.
         lambda front: not any(_numbered_after(front, path) for path in weights),
         shared_fronts(weights, WRAPPED),
     )
@@ -522,7 +519,7 @@ def _targets(
     """The targets in the weight of a key: mostly one.
 
     A fused weight of OpenCLIP holds three. A bias holds none, nor does a key of OpenCLIP that
-    `open_clip.places` does not know. `clips` is as `_open_clips` gives it.
+    `open_clip.places` does not know. clips: see `_open_clips`.
     """
     if key.startswith(_OPEN_CLIP):
         wrapper = next(wrapper for wrapper in _OPEN_CLIP if key.startswith(wrapper))
@@ -556,8 +553,8 @@ def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:
 def _normal(path: str) -> str:
     """A name in the form in which names are compared.
 
-    Dots become underscores, because kohya's dialect writes them so. Underscores at the end go, because Flux
-    files of TheLastBen's trainer have one more there (ComfyUI issue 4347).
+    Dots become underscores, as in kohya's dialect. Underscores at the end are dropped, because Flux files of
+    TheLastBen's trainer have one more there (ComfyUI issue 4347).
     """
     return path.replace(".", "_").rstrip("_")
 

@@ -51,11 +51,11 @@ class Piece:
     rows: Rows | None = None
     """First row and end in the adapter's layer; None for all rows."""
     at: int = 0
-    """The row of the layer to write at which they begin."""
+    """Their first row in the layer to write."""
 
     @property
     def size(self) -> int:
-        """How many rows they are; 0 where `rows` does not say it."""
+        """The number of rows; 0 where `rows` is None."""
         return self.rows[1] - self.rows[0] if self.rows else 0
 
     def precedes(self, other: Piece) -> bool:
@@ -67,7 +67,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class LayerToWrite:
-    """A layer to write: its name, and the pieces that it is made of, in the order of its rows."""
+    """A layer to write: its name, and its pieces in the order of its rows."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -80,7 +80,7 @@ class LayerToWrite:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The adapter's layers that it is made of, each once."""
+        """The adapter's layers that the pieces are from, each once."""
         return tuple(dict.fromkeys(piece.layer for piece in self.pieces))
 
 
@@ -106,8 +106,7 @@ def plan_names(
         lokr.clear()
     planned: list[LayerToWrite] = []
     through: dict[str, tuple[Target, ...]] = {}
-    # Which names diffusers reads LoKr under depends on the whole file, so even names in diffusers' dialect
-    # may change.
+    # diffusers reads LoKr under names that depend on the whole file, so even its own names may change.
     same = {name: None if name in lokr else _as_it_is(name, dialect) for name in layers}
     others = [name for name, kept in same.items() if not kept]
     found: Mapping[str, tuple[Target, ...]] = {}
@@ -128,7 +127,7 @@ def plan_names(
         planned += names.of({name: at for name, at in through.items() if name not in lokr}, file)
     if names is not None and fused is not None:
         found = {name: at for name, at in through.items() if name in lokr}
-        # All layers in one of the layouts, because diffusers' model has one of them at a time.
+        # All layers in the same layout, because diffusers' model has one at a time.
         best = max((names, fused), key=lambda names: sum(map(names.has, found.values())))
         planned += [replace(one, takes_lokr=one.part == UNET) for one in best.of(found, file)]
     _check_distinct(planned, file, dialect)
@@ -136,7 +135,7 @@ def plan_names(
 
 
 def _as_it_is(name: str, dialect: str) -> str | None:
-    """The name itself where the dialect would write it just so, else None."""
+    """The name itself if the dialect would write the same, else None."""
     said = LayerName.of(name)
     written = write_of(dialect).prefix
     # PEFT's names are read with several prefixes, but only one is written.
@@ -161,7 +160,7 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
             got="no model",
             expected="the names of the model's layers",
             hint="Give the model that the adapter is for (model; on the command line --model or --base). Or "
-            "name no dialect: then the layers keep the names that they have",
+            "name no dialect: then the layers keep their names",
         )
     near = targets.nearest(name)
     return MatchError(
@@ -175,9 +174,9 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
 
 
 def _another(dialect: str) -> str:
-    """What to do where a dialect has no name of its own for a layer."""
+    """The hint where a dialect has no name for a layer."""
     if dialect == KEPT:
-        return "Name no dialect: then the layers keep the names that they have"
+        return "Name no dialect: then the layers keep their names"
     return f"Write it as {KEPT}, which has the model's own names, or name no dialect"
 
 
@@ -232,7 +231,7 @@ Segments = tuple[_Segment, ...]
 _Name = tuple[str, str]
 """The part (`unet` or a text encoder) and the written name with its prefix.
 
-The part is needed because PEFT and LyCORIS do not write it: two parts can have a layer of one written name.
+PEFT and LyCORIS do not write the part, so layers of two parts can have the same written name.
 """
 
 
@@ -247,8 +246,8 @@ class _Names:
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
-        # The reverse: a layer of the model to the names that mean rows of it, each with the first row under
-        # that name and the segment that begins there.
+        # The reverse: a layer of the model, to the names that mean rows of it, each with the segment and its
+        # first row under that name.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         shapes: dict[str, dict[str, Shape]] = {}
         for target in targets.all:
@@ -315,7 +314,7 @@ class _Names:
         return _Segment((part, place.path), (place.rows[0] - first, place.rows[1] - first))
 
     def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece]]:
-        """The written names that mean rows of a segment, each with the piece that goes there.
+        """The written names that mean rows of a segment, each with its piece.
 
         layer: the adapter's layer that the segment belongs to. first: the row of that layer at which the
         segment begins.
@@ -394,7 +393,7 @@ class _Names:
         )
 
     def shapes(self, part: str) -> dict[str, Shape]:
-        """Every name that the dialect has in a part of the model, with the shape of its rows together."""
+        """Every name that the dialect has in a part of the model, with the shape of its rows."""
         found: dict[str, Shape] = {}
         for (of, name), segments in self._means.items():
             if of == part:
@@ -404,7 +403,7 @@ class _Names:
 
 
 def all_names(targets: Targets, dialect: str, part: str) -> dict[str, Shape]:
-    """Every name that a dialect has in a part of a model, with the shape of its rows together."""
+    """Every name that a dialect has in a part of a model, with the shape of its rows."""
     return _Names(targets, dialect).shapes(part)
 
 
@@ -419,7 +418,7 @@ def _size(shape: Shape) -> int:
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces; neighbours that follow one another in their layer and in the written one are merged."""
+    """The pieces, with neighbours merged that are adjacent both in their layer and in the written one."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None

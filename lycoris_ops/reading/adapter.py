@@ -32,15 +32,14 @@ from .fitted import FitReport
 from .options import options_of
 
 BUNDLED = "bundle_emb."
-"""The start of the keys of embeddings (textual inversions) that a file brings along. The embedding's name
-follows."""
+"""The start of the keys of embeddings (textual inversions) in a file. The embedding's name follows."""
 OUTLINES = 4096
 """How many combinations of suffixes and shapes are remembered. The layers of a model have a few dozen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What the suffixes and shapes of a layer's tensors tell. Layers with the same ones share one outline."""
+    """What the suffixes and shapes of a layer's tensors say. Layers with the same ones share one outline."""
 
     algorithm: type[Layer]
     shapes: Mapping[str, Shape]
@@ -61,7 +60,7 @@ TRANSPOSED = "lycoris_transposed"
 
 
 class LayerInfo(NamedTuple):
-    """What a file's header tells of a layer: enough to match and report it without reading a tensor."""
+    """What a file's header says of a layer: enough to match and report it without reading a tensor."""
 
     named: LayerName
     """The layer's name as in the file: the start that its keys share."""
@@ -75,8 +74,7 @@ class LayerInfo(NamedTuple):
     peft: Config[Any] | None = None
     """The PEFT configuration that the layer follows, which is in its file or beside it; None without one."""
     order: tuple[Rows, ...] = ()
-    """Ranges of the layer's rows in the file, in the order that they have in the model; () where it is the
-    same order."""
+    """Ranges of the layer's rows in the file, in the model's order; () if the file has that order."""
     on_parameter: bool = False
     """Whether the layer is known to be on a parameter by itself, see `peft.parameters`."""
 
@@ -124,29 +122,29 @@ class LayerInfo(NamedTuple):
 class Adapter:
     """An adapter in a file or in memory.
 
-    Of a file only the header is known at first: a layer's tensors are read when the layer is used. Adapters
-    are compared by identity, and `load_adapter` returns the same object for a file that did not change.
+    Opening a file reads only its header; a layer's tensors are read when the layer is used. Adapters are
+    compared by identity, and `load_adapter` returns the same object for a file that did not change.
     """
 
     file: TensorFile
     name: str
-    """The name in reports: that of the file, with its folder where tools give all their files that name."""
+    """The name in reports: the file's, with its folder's where a tool gives all its files the same name."""
     dialect: str
     """The style of the layers' names, such as `kohya`, or several styles joined by `+`."""
     info: Mapping[str, LayerInfo]
     unreadable: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of the layers that no algorithm reads, with the reasons. They are reported, never dropped."""
     unused_keys: tuple[str, ...] = ()
-    """Keys of the file that nothing reads: those of `unreadable` layers, and those of neither a layer nor an
-    embedding."""
+    """Keys of the file that nothing reads: those of `unreadable` layers, and those outside of layers and
+    embeddings."""
     embeddings: tuple[str, ...] = ()
-    """Names of the embeddings (textual inversions) that the file brings along; they are not applied."""
+    """Names of the embeddings (textual inversions) in the file; they are not applied."""
     config: str | None = None
     """Path of the PEFT configuration that lies beside the file, whether or not a layer follows it."""
     cache: TensorCache = field(default=DEFAULT_CACHE, repr=False)
-    """Where the tensors that are read are kept."""
+    """The cache of its tensors."""
     report: FitReport | None = field(default=None, repr=False)
-    """What was kept, where the adapter was made of changes that it holds only nearly (resized, extracted)."""
+    """How well it keeps the changes that it was made from, if it approximates them (resized, extracted)."""
 
     @classmethod
     def of(
@@ -158,13 +156,13 @@ class Adapter:
         metadata: Mapping[str, str] | None = None,
         on_parameters: Collection[str] = (),
     ) -> Adapter:
-        """An adapter of layers in memory, by their names. It serves wherever an adapter from a file does.
+        """An adapter of layers in memory, by their names. It can be used like an adapter from a file.
 
-        A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a
-        path in the model itself. Reports and errors call the adapter `name`, and the style of its names
-        `dialect`, which is told from the prefixes of the names unless it is given. `metadata` is written with
-        the adapter when it is saved, and has no influence on its layers. `on_parameters` names the layers of
-        experts and routers, which PEFT writes differently from those of modules.
+        A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a path
+        in the model itself. Reports and errors call the adapter `name`, and the style of its names `dialect`,
+        by default that of their prefixes. `metadata` is written with the adapter when it is saved, and does
+        not affect its layers. `on_parameters` names the layers of experts and routers, which PEFT writes
+        differently from those of modules.
 
         Raises LayerError for a layer that its tensors do not state in full (see `Layer.dump`), or that would
         be read back as another kind, and LycorisError where there are no layers.
@@ -191,8 +189,7 @@ class Adapter:
                 )
             named, on = LayerName.of(path), path in on_parameters
             info[path] = LayerInfo(named, keys, outline, options, RESHAPE in held, on_parameter=on)
-        # The alphas of layers are right already, so kohya's `split_qkv`, which would correct them, is left
-        # out.
+        # The alphas are right already: leave out kohya's `split_qkv`, by which a reader would correct them.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(
             MemoryFile.of(name, tensors, said),
@@ -208,7 +205,7 @@ class Adapter:
 
     @property
     def path(self) -> str:
-        """What errors name as the place: the full path of the file, or the name of an adapter in memory."""
+        """The full path of the file, or the name of an adapter in memory, for errors."""
         return self.file.path
 
     @property
@@ -227,7 +224,7 @@ class Adapter:
     def transposed(self) -> bool:
         """Whether its linear layers are for weights that are stored as (I, O), as GPT-2's are.
 
-        The layers themselves are as ever, (O, I). Only a network knows which way a weight lies.
+        The layers themselves are (O, I) as always. Only a network knows how a weight is stored.
         """
         told = any(info.peft is not None and info.peft.transposed for info in self.info.values())
         return told or TRANSPOSED in self.metadata
@@ -248,7 +245,7 @@ class Adapter:
 
     @property
     def families(self) -> Families:
-        """The families of models that it can be for, by its metadata or by its layers; () for none known."""
+        """The families of models that it can be for, by its metadata or its layers; () for none known."""
         named = (
             (info.named.path, tuple(size or 0 for size in info.shape or ()))
             for info in self.info.values()
@@ -281,7 +278,7 @@ class Adapter:
             raise error.within(file=self.path) from None
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The widest dtype of a layer's factors in the file; bfloat16 for those of 8 bits."""
+        """The widest dtype of a layer's factors in the file: float32 for wider ones, bfloat16 for 8 bits."""
         info = self.info[name]
         numbers = info.algorithm.numbers
         held = [self.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
@@ -293,7 +290,7 @@ class Adapter:
     def alphas(self) -> dict[str, float | None]:
         """The alpha of every layer by name: its tensor's, else its PEFT configuration's, else None.
 
-        Of the file only the tensors of alphas are read.
+        Only the tensors of alphas are read.
         """
         keys = {name: info.keys[ALPHA] for name, info in self.info.items() if ALPHA in info.keys}
         tensors = self.file.read(tuple(keys.values()), self.cache)
@@ -321,8 +318,8 @@ class Adapter:
     def _peft_alpha(self, info: LayerInfo) -> float | None:
         """The alpha that the layer's PEFT configuration gives; None where there is none.
 
-        PEFT adds the change of the output layer of torch's attention twice, in training as well. So its alpha
-        counts twice there, or its rank if there is no configuration.
+        PEFT adds the change of the output layer of torch's attention twice, in training too. So its alpha, or
+        its rank if there is no configuration, is doubled.
         """
         if info.rank is None or not info.algorithm.scaled_by_alpha:
             return None
@@ -335,11 +332,11 @@ class Adapter:
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors by suffix as the algorithm defines them, given those of the file.
 
-        They differ where a dialect shapes a tensor in its own way, or states it elsewhere than in a tensor.
+        They differ where a dialect shapes a tensor in its own way, or states its value elsewhere.
         """
         read = restated(Held(info.name, info.keys, tensors, self.metadata))
         if info.enlarges and RESHAPE not in read:
-            # The dialect has no tensor that says that this weight is enlarged, but the algorithm reads one.
+            # The dialect has no tensor for the enlarged shape, but the algorithm reads one.
             read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
             return read

@@ -21,15 +21,15 @@ from ..names.targets import Target, Targets
 from .adapter import Adapter, LayerInfo
 
 PROBES = 8
-"""How many random vectors two changes are multiplied by. If all the products are equal, so are the changes:
+"""How many random vectors two changes are multiplied by. If the products are equal, so are the changes:
 different ones practically never agree on even one vector."""
 ROUNDING = 2.0
-"""How far two copies may differ, in roundings of the coarsest dtype of their factors, relative to the largest
-value. One of them may have the scale multiplied into a factor."""
+"""How far two copies may differ relative to the largest value, in eps of the coarsest dtype of their factors.
+One of them may have the scale multiplied into a factor."""
 LEAST = 1e-5
-"""The same where the factors are finer than the float32 in which the changes are compared."""
+"""The least relative difference that is allowed: the changes are compared in float32."""
 AT_MOST = 4
-"""How often a file may hold one change. The files that are known have it twice."""
+"""How often a file may hold one change. Known files hold it twice."""
 PARTS = 4
 """The most layers that one fused layer stands for: the query, key and value of Flux, and its feed-forward."""
 
@@ -40,7 +40,7 @@ class Use(NamedTuple):
     layer: str
     target: Target
     parameter: Parameter
-    """Whether the target's weight is changed or the bias beside it."""
+    """The target's weight, or the bias beside it."""
     window: Rows | None
     """The rows of the layer; None for all of them."""
     shape: Shape
@@ -53,12 +53,12 @@ class Use(NamedTuple):
 
     @property
     def span(self) -> tuple[int, float]:
-        """The rows of the parameter. Without a known shape, all rows have no end."""
+        """First row and end in the parameter. The end of all rows of an unknown shape is infinite."""
         return self.target.rows or (0, self.shape[0] if self.shape else math.inf)
 
 
 def uses_of(info: LayerInfo, places: Sequence[Target], targets: Targets) -> list[Use]:
-    """What a layer changes at its places in a model: a use for each, of the weight and of the bias."""
+    """What a layer changes at its places in a model: one use for each weight and for each bias."""
     uses: list[Use] = []
     for place, window in zip(places, targets.windows(places), strict=True):
         if info.shape:
@@ -71,9 +71,8 @@ def uses_of(info: LayerInfo, places: Sequence[Target], targets: Targets) -> list
 def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     """The layers of an adapter that only repeat others, each with one that it repeats.
 
-    uses: what the layers change in a model. Of two layers for the same rows the larger one counts, and of two
-    equal ones the first in the file. The tensors of a layer are read only where another layer has some of its
-    rows.
+    uses: what the layers change in a model. Of two layers for the same rows the one with more rows is kept,
+    else the first in the file. The tensors of a layer are read only where another layer has some of its rows.
 
     Raises MatchError where two layers change the same rows differently, or where layers share only some of
     their rows.
@@ -172,7 +171,7 @@ def _differ(adapter: Adapter, use: Use, other: Use, rows: tuple[float, float]) -
     except LayerError:
         return "they cannot be compared"
     allowed = max(LEAST, *(ROUNDING * _rounding(layer) for layer in layers))
-    # In this form NaN fails too.
+    # Written so that NaN fails too.
     if (ours - theirs).abs().max().item() <= allowed * theirs.abs().max().item():
         return None
     return "they change it differently"
@@ -189,7 +188,7 @@ def _probed(layer: Layer, use: Use, rows: Rows) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(math.prod(shape[1:]), PROBES, generator=generator)
     if any(isinstance(form, Dependent) for form in forms):
-        # The change depends on the weight: any weight does, as long as both meet the same one.
+        # The change depends on the weight. Any weight will do, if it is the same for both.
         weight = torch.randn(shape, generator=generator)
         return change_of(forms, weight).reshape(shape[0], -1) @ vectors
     total = torch.zeros(shape[0], PROBES)
@@ -202,6 +201,6 @@ def _probed(layer: Layer, use: Use, rows: Rows) -> Tensor:
 
 
 def _rounding(layer: Layer) -> float:
-    """The relative size of one rounding of the coarsest of a layer's factors."""
+    """The eps of the coarsest dtype of a layer's factors."""
     dtypes = [tensor.dtype for tensor in layer.tensors().values() if tensor.is_floating_point()]
     return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)

@@ -50,7 +50,7 @@ class FitReport:
     notes: tuple[str, ...] = ()
     """What else differs, one line each."""
     stays: str = ""
-    """Why the new adapter has nothing but its source's own layers; "" where it has others."""
+    """Why the new adapter keeps all its source's layers unchanged; "" where it does not."""
     source_size: int | None = None
     """Bytes of the tensors that the new adapter replaces; None where there are none."""
 

@@ -23,8 +23,8 @@ PART_OF_BLOCKS = f"{BLOCKS}."
 NUMBERED = re.compile(rf"{BLOCKS}\.([0-9]+)")
 """The suffix of one part of kohya's OFT of a fused layer, with the part's number."""
 WORDS = 8
-"""The most words of a key that can be a suffix that is not known. No tool writes more than four, and a key
-that is nothing but dots has hundreds."""
+"""The most words of an unknown suffix. No tool writes more than four, but a key of nothing but dots has
+hundreds."""
 
 
 def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]:
@@ -75,13 +75,13 @@ def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) ->
 def _adopt(key: str, grouped: Groups) -> bool:
     """Give a key of unknown suffix to the layer that its start names; False where there is no such layer.
 
-    The key makes the layer unreadable. That is intended: what the tensor means is not known, so without it
+    The key makes the layer unreadable. That is intended: nobody knows what the tensor means, and without it
     the layer would be applied wrongly.
     """
     if peft.TRAINING_ONLY.search(key) or key.endswith(peft.BASE_WEIGHT):
         return False
     end = len(key)
-    # The longest name first, which is the layer that is nearest to the tensor.
+    # The longest name first: that layer is nearest to the tensor.
     for _ in range(WORDS):
         end = key.rfind(".", 0, end)
         if end < 0:
@@ -113,9 +113,9 @@ def _by_part(grouped: Groups) -> Groups:
     """The layers, where each numbered part of kohya-ss' OFT of a fused layer is a layer of its own.
 
     For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
-    rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a part that is the
-    only one keeps the layer's name. A layer that also has blocks without a number stays as it is, and so does
-    one with a part whose name another layer has: no algorithm reads these.
+    rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a single part keeps
+    the layer's name. A layer stays as it is if it also has blocks without a number, or if a part would get
+    another layer's name: no algorithm reads these.
     Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
     parted: Groups = {}

@@ -1,4 +1,4 @@
-"""The options of the algorithms, which no tensor of a file holds, and the values that they may have."""
+"""The options of the algorithms, which no tensor of a file holds, and their valid values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..algorithms.base import ALPHA, DIFF_B, SET_BIAS, field_of
 from ..errors import LycorisError
 
 Check = tuple[Callable[[Any], bool], str]
-"""A test of an option's value, and a description in words of the values that pass it."""
+"""A test of an option's value, and the valid values in words."""
 
 
 @cache
@@ -28,7 +28,7 @@ def options_of(algorithm: type[Layer]) -> dict[str, Check]:
 
 
 def check_options(options: Mapping[str, Any], path: str) -> None:
-    """Raise LycorisError for an option that no algorithm has, or for a value that the option cannot have."""
+    """Raise LycorisError for an option that no algorithm has, or for an invalid value."""
     known = {name: check for kind in ALGORITHMS.values() for name, check in options_of(kind).items()}
     if unknown := sorted(set(options) - set(known)):
         raise LycorisError(
@@ -43,7 +43,7 @@ def check_options(options: Mapping[str, Any], path: str) -> None:
 
 
 def _check(algorithm: type[Layer], option: dataclasses.Field[Any]) -> Check:
-    """The check that an option declares, or of its type, a `Literal` of words, perhaps with None."""
+    """The check that an option declares, else one for its type: a `Literal` of words, perhaps with None."""
     if "suits" in option.metadata:
         return option.metadata["suits"], option.metadata["expected"]
     declared = get_type_hints(algorithm)[option.name]

@@ -1,4 +1,4 @@
-"""A file of PEFT's LoRA of parameters, with a layer for each expert in place of one for all."""
+"""A file of PEFT's LoRA of parameters, read as one layer for each expert."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INNER = ".base_layer"
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tensor of one expert: which part of a tensor of the file it is."""
+    """One expert's part of a tensor of the file."""
 
     key: str
     expert: int | None
@@ -38,14 +38,14 @@ class _Piece:
 
 @dataclass(frozen=True)
 class ParametersFile(DerivedFile):
-    """A file in which the factors of parameters are those of single experts, see `peft.parameters`."""
+    """A file whose factors of parameters are split into those of single experts, see `peft.parameters`."""
 
     pieces: Mapping[str, _Piece]
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         wanted = {name: self.pieces.get(name) for name in names}
         keys = tuple(dict.fromkeys(piece.key if piece else name for name, piece in wanted.items()))
-        # All experts are read with the first, so they are kept for the others.
+        # The first expert's read gives those of all, so keep them.
         held = self.file.read(keys, cache, keep=keep or any(wanted.values()))
         return {
             name: piece.of(held[piece.key]).contiguous() if piece else held[name]
@@ -57,8 +57,9 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
     """A file with a layer for each expert, and the names of the layers that are on parameters.
 
     It is the file itself where its configuration names no parameters.
+
     Raises FileFormatError where the factors are not those of whole experts, and where the configuration
-    names a parameter without a module: PEFT looks in the model for the modules that have it.
+    names a parameter without a module: PEFT searches the model for the modules that have it.
     """
     if not isinstance(config, LoraConfig) or not config.target_parameters:
         return file, frozenset()
@@ -86,7 +87,7 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
 
 
 def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]]:
-    """The keys of the experts' own tensors, each with the part of the file's tensor that it is."""
+    """The keys of single experts' tensors, each with its part of the file."""
     depths: dict[str, dict[int, str]] = {}
     for key in file.tensors:
         if key.startswith(PREFIX) and key.endswith(DOWN):
@@ -111,7 +112,7 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
             ) from None
         if names.keys() != set(range(len(inner))):
             raise FileFormatError(
-                "the file has other layers of a module's parameters than its configuration",
+                "the file and its configuration differ in the parameters of a module",
                 file=file.path,
                 key=module,
                 got=f"{len(names)} pairs of factors",

@@ -1,4 +1,4 @@
-"""A file of PEFT's trained tokens, with the numbers of the rows that only the configuration has."""
+"""A file of PEFT's trained tokens, with the row numbers from its configuration."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class RowsFile(DerivedFile):
 
 
 def has_rows(key: str) -> bool:
-    """Whether a tensor of this name holds values of rows."""
+    """Whether a tensor of this name holds the values of trained tokens."""
     return DELTA in key
 
 
 def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
-    """The file with the numbers of the rows that its configuration names, a tensor for each layer.
+    """The file with one more tensor for each layer: the row numbers that the configuration gives.
 
-    Raises FileFormatError where the configuration names none of a layer, or another count of them.
+    Raises FileFormatError where the configuration gives no numbers for a layer, or too many or too few.
     """
     added: dict[str, Tensor] = {}
     for key in filter(has_rows, file.tensors):

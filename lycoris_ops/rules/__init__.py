@@ -1,1 +1,1 @@
-"""Block rules: a language that weights the blocks and layers of a model, and what people share in it."""
+"""Block rules, a language that weights the blocks and layers of a model, and its presets."""

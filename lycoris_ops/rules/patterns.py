@@ -1,4 +1,4 @@
-"""Patterns of block rules: which layers one means, and what is near to one that means none."""
+"""Patterns of block rules: the layers that one matches, and similar names for one that matches none."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ NUMBER = re.compile(r"[0-9]{1,6}")
 NUMBERS = re.compile(r"(.+)\.([0-9]{1,6})-(?:\1\.)?([0-9]{1,6})")
 """A range of modules in one list: `blocks.0-3`, `blocks.0-blocks.3`."""
 EXPRESSION = r"/(?:\\.|(?!/\s*(?:[=:]|$))[^\\])*/"
-"""A regular expression in a line. It ends at a / behind which the line ends or goes on with = or a colon."""
+"""A regular expression in a line. It ends at a / before the end of the line, a = or a colon."""
 EXPRESSION_LINE = re.compile(rf"(\s*{EXPRESSION}\s*)=(.*)")
 MOST = 4096
-"""How many blocks of a range are looked for. Models have some dozens."""
+"""The most blocks of a range. Models have some dozens."""
 FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
 
 Test = Callable[[Named, Scene | None], bool]
-"""Whether a pattern means a layer. None where there is no model, only a path."""
+"""Whether a pattern matches a layer. The scene is None where there is only a path and no model."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a user writes to choose layers, in block rules or for training, with the test that it means.
+    """A user's text to choose layers, in block rules or for training, with its test.
 
-    A layer in a rule has the names of its blocks and its paths. A module has its path alone, so that a block
-    means nothing there but in a path. Capital and small letters are the same.
+    In rules a layer has the names of its blocks and its paths. In training a module has only its path, so
+    block names do not work there. Case does not matter.
 
     - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or what a layer is in its block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
@@ -64,9 +64,9 @@ class Pattern:
 
     @classmethod
     def of(cls, text: str) -> Pattern:
-        """The pattern that a text means in a rule.
+        """The pattern of a text in a rule.
 
-        Raises RuleError where it is empty, no regular expression, or a range without an end.
+        Raises RuleError where it is empty, an invalid regular expression or an invalid range.
         """
         if searched := _searched(text):
             return cls(text, searched)
@@ -86,9 +86,9 @@ class Pattern:
 
     @classmethod
     def of_modules(cls, text: str) -> Pattern:
-        """The pattern that a text means where modules are chosen. Other tools' names of blocks mean nothing.
+        """The pattern of a text that chooses modules. Other tools' names of blocks mean nothing.
 
-        Raises RuleError where it is empty or no regular expression.
+        Raises RuleError where it is empty or an invalid regular expression.
         """
         if searched := _searched(text):
             return cls(text, searched)
@@ -99,11 +99,11 @@ class Pattern:
         return cls(text, lambda named, _: _is(path, named))
 
     def matches(self, scene: Scene, named: Named) -> bool:
-        """Whether a rule with this pattern is for a layer."""
+        """Whether it matches a layer."""
         return self.test(named, scene)
 
     def matches_path(self, path: str) -> bool:
-        """Whether it means a module of this path, or one around it."""
+        """Whether it matches a module of this path, or one around it."""
         return self.test(Named("", frozenset(), (path.lower(),)), None)
 
     @property
@@ -112,7 +112,7 @@ class Pattern:
         return ENCODER.match(_ours(self.text)) is not None
 
     def near(self, blocks: Blocks) -> str | None:
-        """What a pattern that matches nothing in the model could mean instead, in words; None for nothing."""
+        """Similar names, in words, for a pattern that matches nothing in the model; None for none."""
         name = _ours(re.sub(r"-.*|[*?\[\]/]", "", self.text))
         family = name.rpartition(".")[0] or name
         if numbers := blocks.numbers(family):
@@ -127,8 +127,8 @@ class Pattern:
 def unmet(patterns: Iterable[Pattern], scene: Scene) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The patterns that match none of the adapter's layers, in words: (notes, idle).
 
-    Notes say why it is no mistake: the model has what the pattern means. Idle ones match nothing in the model
-    either, and have what is near behind them.
+    Notes are for patterns that are no mistakes: the adapter lacks these layers, or there is no text encoder.
+    Idle patterns match nothing in the model either; similar names follow them.
     """
     named = scene.layers.values()
     notes: list[str] = []
@@ -170,16 +170,15 @@ class Assigned(NamedTuple):
 
     patterns: tuple[Pattern, ...]
     left: str
-    """What is before the =."""
+    """The text before the =."""
     right: str
-    """What is behind it."""
+    """The text after it."""
 
 
 def assigned(line: str) -> Assigned | None:
     """The patterns and the value of a line; None for a line without a =. There may be no patterns.
 
-    A = within a regular expression is a part of it. Raises RuleError, with the column, for a pattern that
-    cannot be read.
+    A = within a regular expression is part of it. Raises RuleError, with the column, for an invalid pattern.
     """
     if expression := EXPRESSION_LINE.fullmatch(line):
         left, right = expression.groups()
@@ -221,7 +220,7 @@ def _searched(text: str) -> Test | None:
     if not text.strip():
         raise RuleError("a pattern is empty", expected="a block, a layer, a glob or /a regular expression/")
     if (expression := between_slashes(text)) is not None:
-        # Without the names of blocks: in `/in/` nobody means these.
+        # Search only paths: nobody means the block `in` by `/in/`.
         found = search(expression)
         return lambda named, _: any(map(found, named.paths))
     if GLOB.search(text):
@@ -258,7 +257,7 @@ def _range(text: str, first: str, last: str) -> Test:
     if family and family == to_family and NUMBER.fullmatch(number) and NUMBER.fullmatch(to_number):
         low, high = int(number), int(to_number)
         if low > high and "_" not in family:
-            # Else it may be a name, which only the model knows.
+            # With a _ it may be a name of the model.
             raise RuleError("a range of blocks ends before it begins", got=text)
         return _among(family, low, high)
 

@@ -1,4 +1,4 @@
-"""Named block rules: those that people know, and those that a user keeps in a text file."""
+"""Named block rules: the built-in ones, and those in a user's text file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rules import Rules, without_comment
 
 THIRDS = ("FRONT", "MID", "TAIL")
 LISTS = {"double": "-DBL", "single": "-SGL"}
-"""How presets call a list of blocks where a model has several."""
+"""The word for a list of blocks in the names of presets, where a model has several."""
 
 
 def _thirds(size: Size) -> dict[str, str]:
@@ -41,17 +41,17 @@ def _named() -> dict[str, str]:
 
 
 BLOCK_PRESETS: Mapping[str, str] = _named()
-"""Rules by name. What is in no block, text encoders included, keeps its weight, except in the first three."""
+"""Rules by name. All but the first three leave layers in no block, and text encoders, unchanged."""
 HEADING = re.compile(r"\[(.*?)\](?:\s+#.*)?")
 VECTOR = re.compile(r"([^\s:#\[%][^:]*):(.+)")
 NAMED_VECTOR = re.compile(r"([^\s:#\[%=][^:=]*):([^:=]*,[^:=]*)")
 WORD = re.compile(r"[^\s:=,#\[\]]+")
-"""What a line of no form begins with: it may have been meant as the name of a preset."""
+"""The first word of a line of no form, which may be meant as a preset's name."""
 
 
 @dataclass(frozen=True)
 class PresetFile:
-    """What a user's file of presets holds."""
+    """The presets in a user's file."""
 
     presets: Mapping[str, str]
     """Rules by name."""
@@ -80,7 +80,7 @@ def read_presets(text: str, file: str) -> PresetFile:
             found.pop(name, None)
 
     def add(name: str, rules: str, known: Mapping[str, str]) -> None:
-        """Keep a preset, or what is wrong with it. Empty lines before the rules count those of the file."""
+        """Keep a preset, or its fault. Empty lines before the rules keep the file's line numbers."""
         try:
             if not Rules.parse(rules, known, broken=broken):
                 raise RuleError("it has no rules")
@@ -88,7 +88,7 @@ def read_presets(text: str, file: str) -> PresetFile:
             fail(f": {name}: {error}", name)
             return
         lines = rules.strip("\n").splitlines()
-        # With the lines of the presets that it names, which may be redefined further down.
+        # Insert the lines of presets that it names: these may be redefined further down.
         found[name] = "\n".join(known.get(without_comment(line).strip(), line) for line in lines).strip()
         broken.pop(name, None)
 
@@ -122,6 +122,6 @@ def read_presets(text: str, file: str) -> PresetFile:
 
 
 def _is_preset(line: str) -> bool:
-    """Whether a line is a vector with a name of its own, and not with that of the tool that it is for."""
+    """Whether a line is a vector with a name of its own, not with a tool's."""
     found = NAMED_VECTOR.fullmatch(line)
     return found is not None and found[1].strip().lower() not in TOOLS

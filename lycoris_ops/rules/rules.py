@@ -17,10 +17,10 @@ from .scene import Outcome, Scene
 FORMS: list[Callable[[str], Line | None]] = [
     form.read for form in sorted(discover(lines.__name__), key=lambda form: form.ORDER)
 ]
-"""The forms that a line can have, in the order in which they are asked."""
+"""The forms of a line, in the order in which they are tried."""
 EXPECTED = "pattern = value such as in.4 = 0.5, a vector such as 1,0,0,..., or the name of a preset"
 NESTED = 8
-"""How deep presets may be made of presets."""
+"""How deep presets may name presets."""
 BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
 """How a line with a regular expression begins."""
 
@@ -36,8 +36,8 @@ class RuleStage(NamedTuple):
 class Rules:
     """Block rules in stages. The weights of all stages are multiplied.
 
-    Within a stage each line gives a value to the layers that it matches, or scales the one that they have;
-    later lines win. A layer that no line matches has the weight 1.
+    Within a stage each line gives a value to the layers that it matches, or scales their value; later lines
+    win. A layer that no line matches has the weight 1.
     """
 
     stages: tuple[RuleStage, ...] = ()
@@ -57,13 +57,13 @@ class Rules:
         A line is one of
 
         - `pattern = value`: patterns as in `Pattern`, with spaces or commas between several; the value is a
-          number, `off`, `*0.5` for a factor on what is in force, or `0.2..1.0` for a ramp over the blocks;
+          number, `off`, `*0.5` for a factor on the earlier value, or `0.2..1.0` for a ramp over the blocks;
         - `1,0,0,...` or `NAME:1,0,0,...`: a vector of sd-webui-lora-block-weight, read by its length;
         - `%default=1,in1-4=0.5`: values by the position of a block among the file's blocks;
         - `BLOCKS:WORDS:value`: layers of some blocks with some word in their names;
-        - the name of one of the presets, whose lines take its place.
+        - the name of one of the presets, which stands for its lines.
 
-        `broken` are presets that cannot be read, each with what is wrong with it.
+        `broken` are presets that cannot be read, each with its fault.
 
         Raises RuleError, with line and column, for any other line, and for the name of a broken preset.
         """
@@ -83,7 +83,7 @@ class Rules:
     def on(self, scene: Scene) -> Outcome[float]:
         """The weight of each layer of an adapter, at its place in a model.
 
-        Raises RuleError for a vector that fits neither the model nor the file, or that has two readings.
+        Raises RuleError for a vector that does not fit the model.
         """
         total = dict.fromkeys(scene.layers, 1.0)
         notes: list[str] = []
@@ -113,7 +113,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
         content = without_comment(raw).rstrip()
         if not content.strip():
             continue
-        # As it is written: the host makes "None" of a missing text, and NONE is a preset.
+        # Case matters: the host turns a missing text into "None", and NONE is a preset.
         name = content.strip()
         if name in broken:
             raise RuleError(
@@ -128,7 +128,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
             line = next(filter(None, (read(content) for read in FORMS)), None)
             if line is None:
                 column = len(content) - len(content.lstrip()) + 1
-                raise RuleError("it is no rule", got=content.strip(), expected=EXPECTED).at(column)
+                raise RuleError("it is not a rule", got=content.strip(), expected=EXPECTED).at(column)
         except RuleError as error:
             raise RuleError(
                 f"line {number}, column {error.column} of the block rules is not understood: {error.problem}",
@@ -141,7 +141,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
 
 
 def without_comment(line: str) -> str:
-    """A line without its comment. A # within a regular expression begins none."""
+    """A line without its comment. A # within a regular expression begins no comment."""
     begun = BEGUN.match(line)
     place = line.find("#", begun.end() if begun else 0)
     return line if place < 0 else line[:place]

@@ -1,4 +1,4 @@
-"""What rules are about: the blocks of a model, and the layers of one adapter that meet it."""
+"""What rules act on: the blocks of a model, and the layers of an adapter in it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..names.blocks import Blocks, Named
 
 
 class Value(NamedTuple):
-    """What a line gives a layer."""
+    """The value that a line gives a layer."""
 
     number: float
     scales: bool = False
-    """Whether the number multiplies what is in force, and does not take its place."""
+    """Whether the number multiplies the earlier value, and does not replace it."""
 
     def after(self, before: float) -> float:
         return before * self.number if self.scales else self.number
@@ -30,16 +30,16 @@ class Outcome(Generic[Given]):
     """What a line, all rules or a schedule give the layers of an adapter."""
 
     of: Mapping[str, Given]
-    """What each layer gets, by the layer's name."""
+    """The value of each layer, by the layer's name."""
     notes: tuple[str, ...] = ()
-    """Which reading was taken of lines with several, and what the file has no layer for."""
+    """How ambiguous lines were read, and which patterns match only layers that the file lacks."""
     idle: tuple[str, ...] = ()
-    """Each pattern that matches nothing in the model, with what is near."""
+    """Each pattern that matches nothing in the model, with similar names."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The blocks of a model, and the layers of an adapter that meet it."""
+    """The blocks of a model, and the layers of an adapter in it."""
 
     blocks: Blocks
     layers: Mapping[str, Named]
@@ -47,7 +47,7 @@ class Scene:
 
     @cached_property
     def known(self) -> frozenset[str]:
-        """Every name that means a layer of the model or everything within a module of it."""
+        """Every name of a layer or a module of the model."""
         found: set[str] = set()
         for named in self.blocks.layers:
             found |= named.names

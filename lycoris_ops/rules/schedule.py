@@ -31,8 +31,8 @@ class Schedule:
         """A schedule of one stage from the lines of a text. Blank lines and comments are ignored.
 
         Lines `pattern = curve` are for the blocks or layers that the patterns match, as in block rules. All
-        other lines together are one curve for the rest, see `Curve.parse`. `curve` takes its place. Raises
-        ScheduleError and RuleError; for a line with patterns, with its number.
+        other lines together are one curve for the rest, see `Curve.parse`; `curve` replaces it. Raises
+        ScheduleError and RuleError, with the number of a line that has patterns.
         """
         plain: list[str] = []
         tracks: list[Track] = []
@@ -41,7 +41,7 @@ class Schedule:
             line = code.strip()
             try:
                 found = assigned(line)
-                # All else becomes spaces, so that errors name the right columns of the text.
+                # Lines with patterns become spaces, so that errors in the rest name the right columns.
                 plain.append((code if found is None else "").ljust(len(raw)))
                 if found is None:
                     continue

@@ -23,7 +23,7 @@ class Amount:
 
     @classmethod
     def of(cls, text: str) -> Amount:
-        """The value that a text means. Raises RuleError for one that is not finite or not understood."""
+        """Parse a value. Raises RuleError for one that is not finite or not understood."""
         word = text.strip()
         if word.lower() == "off":
             return cls(0.0, 0.0)
@@ -38,7 +38,7 @@ class Amount:
         return self.first != self.last
 
     def at(self, place: int, count: int) -> float:
-        """The value in the block at a place, from 0, among so many: linear from the first to the last."""
+        """The value in block `place`, from 0, of `count`: linear from the first to the last."""
         if count < 2 or not self.is_ramp:
             return self.first
         return self.first + (self.last - self.first) * place / (count - 1)

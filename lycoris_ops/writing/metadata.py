@@ -20,7 +20,7 @@ from ..reading.adapter import TRANSPOSED, Adapter
 from .writer import Made
 
 DIM, NETWORK_ALPHA, DYNAMIC = "ss_network_dim", "ss_network_alpha", "Dynamic"
-"""kohya-ss' metadata keys of rank and alpha, and what its tools write there where layers differ."""
+"""kohya-ss' metadata keys of rank and alpha, and the value of both where layers differ."""
 
 
 def check_text(entries: Mapping[str, Any], error: type[LycorisError] = LycorisError) -> None:
@@ -43,7 +43,7 @@ def metadata_for(
     """The metadata to write: what is still true of the source's, and what the new file needs.
 
     The latter is the options of layers, the PEFT `configuration` of a file for diffusers, the recipe, and
-    the `added` metadata, where None takes a key away. Hashes are left out, see `add_hashes`.
+    the `added` metadata, where None removes a key. `add_hashes` adds the hashes.
     """
     # The source's PEFT configuration is for the source's names and factors, not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
@@ -67,9 +67,9 @@ def metadata_for(
 
 
 def alpha_changed(made: Made) -> bool:
-    """Whether a layer is written with another alpha than its source layer has.
+    """Whether a layer is written with another alpha than its source has.
 
-    False where the layer is made of several, or where alpha is no scale.
+    False for a layer made of several, and where alpha is no scale.
     """
     if made.source_alpha is None or not made.layer.scaled_by_alpha:
         return False
@@ -91,8 +91,8 @@ def add_hashes(
 ) -> None:
     """Add to the metadata `text` hashes of the tensors' data, except those that are `given`.
 
-    They are the hashes that the source's metadata `before` had, and in the dialect of kohya-ss those that its
-    own files have: always `sshs_model_hash`, and ModelSpec's where there are other metadata of ModelSpec.
+    They are the hashes that the source's metadata `before` had, and those of kohya-ss' own files for its
+    dialect: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.
     """
     hashes = write_of(dialect).hashes
     of_modelspec = hashes and any(key.startswith("modelspec.") for key in text)

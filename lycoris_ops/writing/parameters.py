@@ -1,4 +1,4 @@
-"""The layers of single experts as PEFT holds them: one pair of factors for each parameter."""
+"""The layers of single experts in PEFT's form: one pair of factors for each parameter."""
 
 from __future__ import annotations
 

@@ -41,9 +41,9 @@ class SaveResult:
     layers: int
     """How many layers the file holds."""
     changes: tuple[str, ...]
-    """What differs from the source besides the tensors' names, one line in words for each difference."""
+    """What differs from the source besides the tensors' names, in words, a line for each."""
     in_comfy: tuple[str, ...] = ()
-    """What of the file ComfyUI's own loader does not do, one line in words for each."""
+    """What ComfyUI's own loader reads wrongly or not at all, in words, a line for each."""
 
 
 def adapter_tensors(
@@ -52,9 +52,9 @@ def adapter_tensors(
     *,
     model: Mapping[str, Shape] | Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of an adapter by the keys of a dialect, for programs that take no metadata with them.
+    """The tensors of an adapter by the keys of a dialect, for programs that take tensors without metadata.
 
-    `dialect` is one whose tensors say everything: kohya, comfy or lycoris. `model` is as in `save_adapter`.
+    `dialect` is one that needs no configuration: kohya, comfy or lycoris. `model` is as in `save_adapter`.
     No two tensors share memory.
 
     Raises LayerError for a layer that its tensors alone do not state, or for keys that nothing reads and that
@@ -96,10 +96,10 @@ def save_adapter(
     `model` is the model that the adapter is for, as its keys and shapes. Without it a layer can only be
     written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype; alpha
     is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a value of
-    None takes a key away. For peft, `path` is a folder or the adapter_model.safetensors in it, and
+    None removes a key. For peft, `path` is a folder or the adapter_model.safetensors in it, and
     adapter_config.json is written beside that; it has the `base_model_name_or_path` and `task_type` of the
-    metadata, or of the source's configuration, by which Auto classes load it. Keys that nothing reads are
-    copied if the dialect stays the same. If it changes they are an error, or are left out with `drop_unread`.
+    metadata, or of the source's configuration, which Auto classes need. Keys that nothing reads are copied if
+    the dialect stays the same. If it changes they are an error, or are left out with `drop_unread`.
 
     The whole file is built in memory. It takes its name only after it has been read back and compared. It may
     replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with the
@@ -212,8 +212,8 @@ def check_expected(
 ) -> None:
     """Raise LayerError or MatchError, before layers are made, where a dialect has no name or place for them.
 
-    `name` is the adapter's name in errors, and `model` is as in `save_adapter`. What a layer's values decide,
-    such as whether a norm changes at all, is not known yet.
+    `name` is the adapter's name in errors, and `model` is as in `save_adapter`. What depends on a layer's
+    values, such as whether a norm changes at all, is not known yet.
     """
     targets = None if model is None else Targets(known_shapes(model))
     for planned in plan_names(layers, dialect, targets, name):
@@ -291,7 +291,7 @@ def _changes(
         ),
         (bool(from_many), f"{number_of(joined, 'layer')} joined into {len(from_many)}"),
         *((True, _counted(remark, count)) for remark, count in remarks.items()),
-        (bool(given), f"alpha written, with none in the file, for {number_of(len(given), 'layer')}"),
+        (bool(given), f"alpha written for {number_of(len(given), 'layer')} without one"),
         (bool(corrected), f"alpha corrected for {number_of(len(corrected), 'layer')}"),
         (bool(loose), f"{number_of(len(loose), 'key')} copied unchanged (embeddings, or of no known kind)"),
         (dropped > 0, f"{number_of(dropped, 'unknown key')} left out"),

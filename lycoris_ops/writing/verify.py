@@ -1,4 +1,4 @@
-"""Reads a written file back, and compares it with the layers that it should hold."""
+"""Reads a written file back, and compares it with its source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..layers.same import difference
 from ..reading.load import read_adapter
 
 NAMED = 3
-"""How many of the layers that are missing, or that should not be there, the error names."""
+"""How many missing or unexpected layers the error names."""
 
 
 def check_written(
@@ -22,22 +22,22 @@ def check_written(
 ) -> None:
     """Raise WriteError unless the file written holds exactly these layers, and the `loose` keys too.
 
-    `paths` has the file and the PEFT configuration that belongs to it, if there is one. They may have any
-    names. `out` is the name that the file gets when it is right; the error names it.
+    `paths` are the file and its PEFT configuration, if there is one, under any names. `out` is the file's
+    later name, for the error.
     """
     try:
         file, config = paths[0], next(map(Fingerprint.of, paths[1:]), None)
-        # A cache of its own that keeps nothing: the layers are each read once.
+        # Without a cache: each layer is read once.
         found = read_adapter(SafetensorsFile.open(file), config, TensorCache(0))
         if set(found.info) != set(layers) or not set(loose) <= set(found.file.tensors):
             strange = sorted(set(found.info).symmetric_difference(layers))
             raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")
         for name, layer in layers.items():
             if wrong := difference(layer, found.layer(name, keep=False)):
-                raise LayerError("a layer differs from its source", got=f"{name}: {wrong}")
+                raise LayerError("a layer differs", got=f"{name}: {wrong}")
     except LycorisError as error:
         raise WriteError(
-            f"the file that was written is not what it should be: {error.problem}; please report this",
+            f"the written file differs from its source: {error.problem}; please report this",
             file=str(out),
             key=error.key,
             got=error.got,

@@ -68,9 +68,7 @@ class Writer:
         return find_copies(self.adapter, uses)
 
     def plan(self) -> list[LayerToWrite]:
-        """The names of the layers to write, and their sources. Raises MatchError if a layer has no name in
-        the dialect.
-        """
+        """The names of the layers to write, and their sources. Raises MatchError as `plan_names` does."""
         return self._plan(self.named)
 
     def _plan(self, dialect: str | None) -> list[LayerToWrite]:
@@ -108,8 +106,8 @@ class Writer:
     ) -> str | None:
         """PEFT's configuration of the layers as JSON; None for other dialects.
 
-        What the adapter was made for (`PURPOSE`) is as in the source's configuration, and first as in the
-        `metadata`. Raises LayerError if no configuration describes all layers.
+        The adapter's purpose (`PURPOSE`) is from the `metadata`, else from the source's configuration. Raises
+        LayerError if no configuration describes all layers.
         """
         layers = [(one.planned, one.encoded) for one in made]
         try:
@@ -129,7 +127,7 @@ class Writer:
         return read_peft_config(config).purpose if config else {}
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
-        """The error for a layer that the dialect cannot hold. It names the dialects that can."""
+        """The error for a layer that the dialect cannot hold, with the dialects that can."""
         able = [other for other in WRITES if other != self.dialect and self._holds(other, planned.sources)]
         return LayerError(
             problem or f"{self.dialect} {error.problem}",

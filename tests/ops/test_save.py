@@ -501,7 +501,7 @@ def test_a_file_that_does_not_read_back_right_is_not_left(
 
     for damage, what in ((flipped, "other values"), (halved, "scale")):
         monkeypatch.setattr(saving, "raw_bytes", damage)
-        with pytest.raises(lyc.WriteError, match=rf"kohya\.safetensors.*not what it should be.*{what}"):
+        with pytest.raises(lyc.WriteError, match=rf"kohya\.safetensors.*differs from its source.*{what}"):
             lyc.save_adapter(adapter, target)
         assert target.read_bytes() == b"earlier" and sorted(tmp_path.iterdir()) == before
 
@@ -512,7 +512,7 @@ def test_a_layer_missing_from_the_file_is_noticed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         saving, "in_file_order", lambda found: sorted_by({k: t for k, t in found.items() if "up" not in k})
     )
-    with pytest.raises(lyc.WriteError, match="not what it should be"):
+    with pytest.raises(lyc.WriteError, match="differs from its source"):
         lyc.save_adapter(adapter, out(tmp_path, "kohya"))
     assert not out(tmp_path, "kohya").exists()
 

@@ -21,13 +21,9 @@ ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-ADDED = {
-    **under("add_embedding", "label_emb.0", SEQUENCE),
-}
+ADDED = under("add_embedding", "label_emb.0", SEQUENCE)
 """SDXL's embedding of the pooled text and the sizes."""
-CLASSES = {
-    **under("class_embedding", "label_emb.0", SEQUENCE),
-}
+CLASSES = under("class_embedding", "label_emb.0", SEQUENCE)
 """The same layers in SD 2.1 unCLIP, where they embed an image. diffusers calls it a class."""
 RESNET = {
     "norm1": "in_layers.0",
@@ -144,9 +140,7 @@ ARCHITECTURE = Architecture(
         **dict.fromkeys((f"{place}.emb_layers" for place in PLACES), "modulation"),
         **dict.fromkeys((f"{place}.time_stack.emb_layers" for place in PLACES), "modulation"),
         # SVD.
-        **dict.fromkeys(
-            (f"{place}.time_pos_embed" for place in PLACES), "embedders of frame numbers"
-        ),
+        **dict.fromkeys((f"{place}.time_pos_embed" for place in PLACES), "embedders of frame numbers"),
     },
     tokens={
         **dict.fromkeys(("emb_layers", "time_stack", "time_pos_embed", "time_mixer"), "text"),

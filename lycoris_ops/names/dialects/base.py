@@ -1,4 +1,4 @@
-"""What a dialect is: how a tool's names and tensors of layers are read and written."""
+"""What a dialect is: how one tool's layer names and tensors are read and written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..architectures import Places
 from .pipelines import Parts
 
 MEMBERS = ("weight", "bias")
-"""Names of tensors inside of a module that PEFT adds to a layer, such as `lora_A.weight`.
+"""Names of tensors in a module that PEFT adds to a layer, such as `lora_A.weight`.
 
-In the state dict of a live model the adapter's name stands before these names. Where a tensor is in no such
-module, the adapter's name stands after the tensor's.
+In the state dict of a live model the adapter's name comes before these names, and after the name of a tensor
+that is in no such module.
 """
 
 Component = Literal["unet", "te"]
@@ -56,7 +56,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a layer is to be written as."""
+    """How a layer is to be written."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -78,8 +78,8 @@ class Encoded:
     """A layer as a dialect writes it."""
 
     name: str
-    """The start of the layer's keys. It is the layer's name, except that the parts of a fused OFT layer share
-    the name of the fused one in kohya's dialect."""
+    """The start of the layer's keys. It is the layer's name, but in kohya's dialect the parts of a fused OFT
+    layer share the name of the fused one."""
     tensors: Mapping[str, Tensor]
     """The tensors by the suffixes that the dialect writes."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -87,23 +87,23 @@ class Encoded:
     configured: tuple[type[Config[Any]], Wanted] | None = None
     """The kind of PEFT configuration that the layer needs, and what that configuration must say for it."""
     remarks: tuple[str, ...] = ()
-    """What differs from the layer's own tensors, in words for a report. Layers with the same remark share a
-    line: `{count}` is their number, `{layers}` is `1 layer` or `2 layers`, `{s}` an s if they are several."""
+    """Differences from the layer's own tensors, in words for a report. Layers with the same remark share a
+    line: `{count}` is their number, `{layers}` is `1 layer` or `2 layers`, `{s}` the s of the plural."""
     on_parameter: bool = False
     """As in `Asked`, in a dialect that writes layers on parameters differently from layers on modules."""
 
 
 @dataclass(frozen=True)
 class Write:
-    """How a dialect is written. What is not said here is as in the host's own dialect."""
+    """How a dialect is written. The defaults are those of the host's own dialect."""
 
     prefix: str | Callable[[str, Parts], str]
-    """What stands before the paths of a part (`unet` or a text encoder) of a model.
+    """The prefix of the paths in a part (`unet` or a text encoder) of a model.
 
     One text for all parts means that a file is for a single part and does not say which.
     """
     place: int
-    """Its place in lists of the dialects, which begin with the most usual."""
+    """Its place in lists of the dialects, the most usual first."""
     tensors: Callable[[Layer, Asked], Encoded]
     """A layer as it is written.
 
@@ -113,36 +113,36 @@ class Write:
     layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
     """The paths that it has in a diffusion model. In text encoders all tools write those of transformers."""
     lokr: Callable[[Mapping[str, Shape]], Mapping[str, Places]] | None = None
-    """The paths to use instead in a file that holds LoKr. There are no such paths for a model for which the
-    tool does not read LoKr. None where LoKr layers are named like all others."""
+    """The paths to use instead in a file that holds LoKr; empty for a model for which the tool reads no LoKr.
+    None where LoKr layers are named like all others."""
     flat: bool = False
-    """Whether underscores stand for the dots of a path."""
+    """Whether underscores replace the dots of a path."""
     renamed: Callable[[str | None, Prefix, str], str | None] = lambda spoken, prefix, path: None
-    """This dialect's name for a layer of another dialect, which is given by the other dialect, its prefix and
-    its path. None if that needs the model."""
+    """This dialect's name for a layer, given its dialect, prefix and path in another; None if that needs the
+    model."""
     holds: Callable[[type[Layer], bool], bool] = lambda kind, takes_lokr: True
-    """Whether it has a place for changes of a kind; the second argument is as in `Asked`."""
+    """Whether it can hold layers of a kind. The second argument is `Asked.takes_lokr`."""
     spelled: Callable[[str, str], str] = "{}.{}".format
     """The key of a tensor, given the layer's name and the suffix."""
     configuration: Literal["beside", "within"] | None = None
-    """Where PEFT's configuration of the layers is written: into a second file, in one folder with the
-    layers' own, or into the metadata."""
+    """Where PEFT's configuration of the layers is written: into a file beside the layers' own, or into its
+    metadata."""
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False
-    """Whether files have hashes of their tensors in the metadata, even those made of files without."""
+    """Whether the metadata of a file holds hashes of its tensors, even if that of its source does not."""
     in_comfy: str | None = None
-    """What ComfyUI's own loader does not do with any file, in words for a report."""
+    """Why ComfyUI's own loader reads no such file fully, in words for a report."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """One tool's way with the names of layers and with their tensors."""
+    """One tool's names of layers, and its form of their tensors."""
 
     name: str
     prefixes: tuple[Prefix, ...]
     suffixes: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What the tool writes, to the algorithms' own suffix, where the two differ."""
+    """Maps the tool's suffixes to the algorithms' own, where the two differ."""
     recognises: Callable[[Mapping[str, object]], bool] | None = None
     """Whether a file with these keys is of this dialect; None where the prefix of each key tells it."""
     rename: Callable[[str], str] | None = None
@@ -150,13 +150,13 @@ class Dialect:
     enlarged: tuple[str, ...] = ()
     """Layers that enlarge their weight with zeros to their own shape, without a tensor that says so.
 
-    These count in a recognised file only.
+    For recognised files only.
     """
     order: Callable[[str, int], tuple[Rows, ...]] | None = None
     """The rows of a layer in the model's order, as ranges of the rows in the file; () where that is the same.
 
-    The arguments are the layer's name and its number of rows. It counts in a recognised file only. It raises
-    LayerError for a number of rows that it cannot order.
+    The arguments are the layer's name and its number of rows. For recognised files only. Raises LayerError
+    for a number of rows that it cannot order.
     """
     restated: Callable[[Held], Mapping[str, Tensor]] | None = None
     """The tensors of a layer that the tool defines differently, converted to the algorithm's definition.

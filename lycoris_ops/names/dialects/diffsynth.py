@@ -2,8 +2,8 @@
 
 DiffSynth-Studio trains the original weights, in which the rows of `attn.qkv_proj` are ordered
 [head 0: q k v, head 1: q k v, ...]. All other tools, and the host, have [all of q; all of k; all of v]. The
-shapes are the same. Such a file is recognised by PEFT's word `default` in its keys, beside names of this
-model: no other tool for MiniMax-H3 writes it.
+shapes are the same. Such a file is recognised by names of this model with PEFT's word `default` in them: no
+other tool for MiniMax-H3 writes it.
 
 Source: diffusers (Apache-2.0), `_convert_non_diffusers_minimax_h3_lora_to_diffusers` in
 `loaders/lora_conversion_utils.py`.
@@ -41,7 +41,7 @@ def _order(layer: str, rows: int) -> tuple[Rows, ...]:
         return ()
     if rows % (3 * HEAD):
         raise LayerError(
-            "the rows of query, key and value are ordered head by head, and do not make whole heads",
+            "the rows of query, key and value are ordered head by head, but are not whole heads",
             got=f"{rows} rows",
             expected=f"a multiple of 3 * {HEAD}, as MiniMax-H3 has",
         )

@@ -2,8 +2,8 @@
 
 There are three generations of suffixes: PEFT's, `.lora.down.weight`, and those of attention processors
 (`attn1.processor.to_q_lora.down.weight`, where `to_out` stands for `to_out.0`). PEFT's are written, except
-for UNets, which get the older two: diffusers reads these as well, and ComfyUI knows the attention of UNets
-under no other names.
+for UNets, which get the older two: diffusers reads these too, and they are the only names that ComfyUI knows
+for the attention of UNets.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
 
 
 def _lora(layer: Layer, asked: Asked) -> Encoded:
-    """A LoRA layer, scaled in `lora_B` where its dtype holds the product exactly, else in `lora_A` where that
-    factor's dtype does, else in `lora_B` in float32.
+    """A LoRA layer with its scale in `lora_B` if its dtype holds the product exactly, else in `lora_A` if its
+    dtype does, else in `lora_B` in float32.
 
     Raises LayerError for other kinds and for embeddings.
     """
@@ -94,7 +94,7 @@ def _lora(layer: Layer, asked: Asked) -> Encoded:
     factor = scale(layer.alpha, rank)
     if layer.start == "olora" and factor != 1.0:
         # PEFT also scales the part that it subtracts from the base. Without an alpha that scale would be 1.
-        raise LayerError("holds no OLoRA of another scale than 1", got=f"alpha / rank = {factor:g}")
+        raise LayerError("holds OLoRA only at a scale of 1", got=f"alpha / rank = {factor:g}")
     up, down = times(layer.lora_up, factor), layer.lora_down
     if up.dtype != layer.lora_up.dtype and (scaled := times(down, factor)).dtype == down.dtype:
         up, down = layer.lora_up, scaled
@@ -110,9 +110,10 @@ def _lora(layer: Layer, asked: Asked) -> Encoded:
 def _lokr(layer: Lokr, asked: Asked) -> Encoded:
     """A LoKr layer of a linear layer, with its scale multiplied into w1.
 
-    diffusers has no key for alpha here, and where it is given only the tensors it infers a configuration with
-    a scale of 1 (`_create_lokr_config` in its `utils/peft_utils.py`). w1 is in float32 where its own dtype
-    does not hold the product exactly.
+    diffusers has no key for alpha here, and from tensors alone it infers a configuration with a scale of 1
+    (`_create_lokr_config` in its `utils/peft_utils.py`). w1 is in float32 where its own dtype does not hold
+    the product exactly.
+
     Raises LayerError where diffusers does not read LoKr, and for a layer of a convolution.
     """
     if not asked.takes_lokr:

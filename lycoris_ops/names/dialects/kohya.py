@@ -1,4 +1,4 @@
-"""kohya-ss sd-scripts and musubi-tuner, whose suffixes are the algorithms' own names here."""
+"""kohya-ss sd-scripts and musubi-tuner. Their suffixes are the algorithms' own."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ LDM_PATH = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|labe
 
 
 SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
-"""Ends of the names of Flux' fused layers, with the relative heights of the parts of their rows: q, k and v,
-and in `linear1` the MLP."""
+"""Ends of the names of Flux' fused layers, with the relative numbers of rows of their parts: q, k and v, and
+in `linear1` the MLP."""
 
 
 def _restated(held: Held) -> Mapping[str, Tensor]:
-    """The alpha of a layer whose parts kohya's `split_qkv` trained apart.
+    """The corrected alpha of a layer whose parts were trained apart, with kohya's `split_qkv`.
 
     With it kohya-ss' network for Flux trains q, k, v (and the MLP of a single block) each at the scale
-    alpha / r. It writes them as one layer of rank 3 r or 4 r, with a block-diagonal up and with alpha
-    unchanged, so that alpha / rank of that layer is 3 or 4 times too small.
+    alpha / r. It writes them as one layer of rank 3 r or 4 r, with a block-diagonal up and an unchanged
+    alpha, so that alpha / rank of that layer is 3 or 4 times too small.
     Source: networks/lora_flux.py of kohya-ss sd-scripts (Apache-2.0).
     """
     up, alpha = held.tensors.get(UP), held.tensors.get(ALPHA)

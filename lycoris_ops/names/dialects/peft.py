@@ -21,8 +21,8 @@ from .. import layouts
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
 
 PREFIX = "base_model.model."
-"""The prefix that PEFT itself writes. A module's path follows it; for image models it is the path in
-diffusers' model."""
+"""The prefix that PEFT itself writes. A module's path follows; for image models, the path in diffusers'
+model."""
 
 PAIR = {
     "lora_A.weight": "lora_down.weight",
@@ -56,7 +56,7 @@ TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)"
 BASE_WEIGHT = ".base_layer.weight"
 """The end of the key of a weight of the model itself, which PEFT writes beside an adapted embedding."""
 BASE_LAYER = ".base_layer."
-"""Found in keys of what lies inside a module that PEFT put around one of the model's."""
+"""In keys of tensors inside a module that PEFT wrapped."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
 """The name of PEFT's own module around torch's attention. The output layer is adapted inside it."""
 
@@ -77,13 +77,13 @@ WITH_NAME = re.compile(
 
 def _with_name(key: str) -> re.Match[str] | None:
     """The tensor, the adapter's name and the ending in a key, as in `WITH_NAME`."""
-    # These are the last three words. Only they are searched: a key may have hundreds.
+    # These are the last three words. Search only them: a key may have hundreds.
     return WITH_NAME.search(key, len(key.rsplit(".", 3)[0]))
 
 
 def adapter_names(keys: Iterable[str]) -> set[str]:
     """The adapters' names in the keys of a live model's state dict; none in a file of `save_pretrained`."""
-    # Most files have none of these words, and a look for them takes less time than a search.
+    # Most files have none of these words, and a look-up takes less time than a search.
     likely = [key for key in keys if not NAMEABLE.isdisjoint(key.rsplit(".", 3))]
     return {found[2] for found in map(_with_name, likely) if found}
 
@@ -95,10 +95,7 @@ def _rename(key: str) -> str:
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
-    """Whether all keys with an adapter's name have the same one, which is not PEFT's own `default`.
-
-    A key that goes through a module of PEFT's shows it as well.
-    """
+    """Whether keys hold one adapter's name, not PEFT's own `default`, or pass through a PEFT wrapper."""
     names = adapter_names(keys)
     wrapped = any(WRAPPED.search(key) for key in keys if BASE_LAYER in key)
     # `suffixes` reads keys with `default`; with several adapters nothing says which is meant.
@@ -111,8 +108,8 @@ def _recognises(keys: Mapping[str, object]) -> bool:
 def _restated(held: Held) -> Mapping[str, Tensor]:
     """PEFT's DoRA magnitude, which is always for the outputs.
 
-    On a convolution it is (1, O, 1, 1), which the algorithm reads as inputs where O = I. On an embedding (V,
-    D) it is for the D features, which are the inputs here.
+    On a convolution it is (1, O, 1, 1), which the algorithm would read as one for the inputs where O = I. On
+    an embedding (V, D) it is for the D features, which are the inputs here.
     """
     if DORA not in held.tensors or held.keys[DORA].endswith(DORA):
         return {}
@@ -121,10 +118,9 @@ def _restated(held: Held) -> Mapping[str, Tensor]:
 
 
 def check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
-    """Raise LayerError for a PEFT DoRA magnitude that is not for the outputs:
+    """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs.
 
-    PEFT has no others. `keys` and `shapes` describe the layer's tensors by suffix; `shape` is the shape of
-    its change.
+    `keys` and `shapes` describe the layer's tensors by suffix; `shape` is the shape of its change.
     """
     # Other tools have magnitudes for inputs too, under names of their own.
     if MAGNITUDE[0] not in keys.get(DORA, ""):
@@ -143,12 +139,12 @@ def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
 
 
 def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
-    # It holds whole values of norms only, and no `full` changes.
+    # It holds new values of norms and of rows, but no `full` changes.
     return kind is not Full and kind_of(kind) is not None
 
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
-    """A layer as PEFT's classes build it again from a configuration, which holds the scale."""
+    """A layer as PEFT's classes rebuild it with a configuration, which holds the scale."""
     rows = isinstance(layer, Full) and layer.set_rows is not None
     kind = tokens.TrainableTokensConfig if rows else kind_of(type(layer))
     if kind is None:
@@ -185,10 +181,10 @@ DIALECT = Dialect(
         **PAIR,
         **dict.fromkeys(MAGNITUDE, "dora_scale"),
         "base_layer.bias": "set_bias",
-        # The values of whole norms.
+        # New values of norms.
         "ln_tuning_layers.weight": "set_weight",
         "ln_tuning_layers.bias": "set_bias",
-        # The values of rows alone; the configuration has their numbers.
+        # New values of rows. The configuration has the rows' numbers.
         **dict.fromkeys((tokens.DELTA, *tokens.BESIDE.values()), "set_rows"),
     },
     recognises=_recognises,

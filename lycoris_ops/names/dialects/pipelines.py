@@ -22,7 +22,7 @@ class Parts:
     shapes: Mapping[str, Mapping[str, Shape]]
     """The shapes of the weights by part and path."""
     in_diffusers: str | None = None
-    """The part of a pipeline that the diffusion model is, where it is in diffusers' own layout."""
+    """Its name in diffusers' pipeline, where the diffusion model is in diffusers' own layout."""
 
     @property
     def component(self) -> str:
@@ -31,7 +31,7 @@ class Parts:
 
     @cached_property
     def layout(self) -> Layout:
-        """What is known of the diffusion model; an empty layout where it is unknown or not given."""
+        """The layout of the diffusion model; an empty one where it is unknown or not given."""
         model = recognise(self.shapes.get(UNET, {}))
         return model.layout if model else Layout(())
 

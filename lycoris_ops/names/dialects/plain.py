@@ -27,7 +27,7 @@ def encode(layer: Layer, asked: Asked) -> Encoded:
         if option not in layer.chosen and value != defaults[option] and not _is_told(layer, option)
     }
     for option, value in said.items():
-        # LyCORIS reads this one from the metadata. The others are only read from PEFT's configuration.
+        # LyCORIS reads `sig_type` from the metadata. All others are read from PEFT's configuration only.
         if option != "sig_type":
             raise LayerError(f"has no place for {option}", got=f"{option} = {value}")
     tensors = layer.dump()
@@ -44,7 +44,7 @@ def encode(layer: Layer, asked: Asked) -> Encoded:
 
 
 def _is_told(layer: Layer, option: str) -> bool:
-    """Whether the tensors tell an option as well. It is so for IA3's `feedforward`, except on a convolution.
+    """Whether the tensors tell an option too, as they do for IA3's `feedforward`, except on a convolution.
 
     There ia3_l is (1, n, 1, ...) for inputs and for outputs alike.
     """

@@ -1,7 +1,7 @@
-"""The forms of a line of block rules, one in each file. A file that is put here is registered.
+"""The forms of a line of block rules, one in each file. A file added here is registered.
 
-A form is a function `read(text) -> Line | None`, which returns None for a line of another form and
-raises RuleError for one of its own that it does not understand. `ORDER` says when it is asked.
+A form is a function `read(text) -> Line | None`, which returns None for a line of another form and raises
+RuleError for a faulty line of its own. Forms are tried in the order of their `ORDER`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ..scene import Outcome, Scene, Value
 
 
 class Line(Protocol):
-    """A line of block rules that has been understood."""
+    """A parsed line of block rules."""
 
     def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
-        """What it gives each layer of an adapter, with random letters drawn from the seed.
+        """The values for the layers of an adapter, with random letters drawn from the seed.
 
-        Raises RuleError where it cannot be for this model.
+        Raises RuleError where the line does not fit the model.
         """
         ...
 

@@ -16,7 +16,7 @@ ORDER = 2
 
 @dataclass(frozen=True)
 class Assignment:
-    """Gives a value to the layers that any of the patterns matches."""
+    """A value for the layers that any of the patterns matches."""
 
     text: str
     patterns: tuple[Pattern, ...]

@@ -1,8 +1,8 @@
-"""`IN05-OUT05:attn2 to_out:0.5`: the layers in some blocks that have some word in their names.
+"""`IN05-OUT05:attn2 to_out:0.5`: layers in one of the blocks that have one of the words in their names.
 
 The form is that of sd-webui-lora-block-weight: blocks and words are separated by spaces, `NOT` before them
-means all others, and an empty part means all. The value takes the place of the block's. Several of these can
-be on one line, with commas between them.
+means all others, and an empty part means all. The value replaces the block's. Several of these can be on one
+line, with commas between them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..values import number
 
 ORDER = 3
 ENTRY = re.compile(rf"(\s*(?:NOT\s+)?{EXPRESSION}\s*|[^:]*):([^:]*):([^:,]*)(?:,|$)", re.IGNORECASE)
-"""Blocks, words and a value. Between two `/` in place of the blocks there may be colons."""
+"""Blocks, words and a value. A regular expression in place of the blocks may hold colons."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """Layers in blocks, with words in their names, have a value."""
+    """A value for layers by their blocks and the words in their names."""
 
     text: str
     blocks: tuple[Pattern, ...]
@@ -34,7 +34,7 @@ class Element:
 
     def matches(self, scene: Scene, named: Named) -> bool:
         in_block = any(pattern.matches(scene, named) for pattern in self.blocks)
-        # By the name without a prefix, which is the last one.
+        # The last path is the one without a prefix.
         has_word = any(word in named.paths[-1] for word in self.words)
         return (not self.blocks or in_block is not self.other_blocks) and (
             not self.words or has_word is not self.other_words
@@ -43,7 +43,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Elements:
-    """Layers have the value of the last element that they match."""
+    """Each layer gets the value of the last element that matches it."""
 
     text: str
     elements: tuple[Element, ...]

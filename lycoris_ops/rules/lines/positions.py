@@ -82,7 +82,7 @@ def read(text: str) -> Positions | None:
 
 
 def in_family(scene: Scene, family: str) -> list[list[str]]:
-    """The adapter's layers by block number, for one family of blocks."""
+    """The adapter's layers in each block of a family, by block number."""
     found: dict[int, list[str]] = {}
     for layer, named in scene.layers.items():
         count = named.number_in(family) if family in named.names else None

@@ -1,4 +1,4 @@
-"""`1,0,0,0,1,1,1,...` or `NAME:1,0,...`: one number for each block, as people share them for LBW."""
+"""`1,0,0,0,1,1,1,...` or `NAME:1,0,...`: one number for each block, as shared for LBW."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..values import number
 
 ORDER = 4
 PUBLISHED = {len(one.blocks): one for record in ARCHITECTURES.values() for one in record.vectors}
-"""What the numbers stand for, by the length of the vector."""
+"""The published vectors by their length."""
 OTHERS = ("inspire", "donut", "sd-scripts")
-"""Tools whose vectors mean other blocks, or have another weight for blocks that they do not list."""
+"""Tools whose vectors are for other blocks, or give unlisted blocks another weight."""
 TOOLS = ("lbw", "supermerger", *OTHERS)
 RANDOM = {"r": (0.0, 1.0), "u": (-0.5, 1.5)}
 """The range from which a letter's value is drawn, as in LBW."""
 INPUT = re.compile(r"x(?:[-+].*)?", re.IGNORECASE)
-"""A letter whose value is not in the vector: LBW takes it from `x=` in the prompt."""
+"""A letter whose number LBW takes from `x=` in the prompt."""
 SHORTEST = 4
 """Fewer numbers are no vector; the shortest that is published has 12."""
 BY_NAME = "Write the blocks by name, such as `in.1-4 = 0.5`; LyCORIS Blocks of a Model lists the names"
@@ -31,7 +31,7 @@ BY_NAME = "Write the blocks by name, such as `in.1-4 = 0.5`; LyCORIS Blocks of a
 
 @dataclass(frozen=True)
 class VectorLine:
-    """Numbers, or letters for random ones, for the blocks that the length tells."""
+    """Numbers, or letters for random ones. Their count identifies their blocks."""
 
     text: str
     entries: tuple[str, ...]
@@ -110,7 +110,7 @@ def _checked(word: str, column: int) -> None:
     except RuleError:
         if INPUT.fullmatch(word):
             raise RuleError(
-                "a vector has a letter for a number that is not in it",
+                "a vector has a letter whose number it does not give",
                 got=word,
                 expected="the number itself in its place",
                 hint="In LBW X is the number after x= in the prompt",
