@@ -31,7 +31,7 @@ from .destination import Destination, destination_of
 from .experts import Within, experts_in
 
 COPY_BYTES = 4 << 20
-"""The most bytes copied at once. It is also the step of the progress."""
+"""The most bytes copied at once, and so between two calls of `progress`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class MergeResult:
     resolution: Resolution
 
     def __str__(self) -> str:
-        """What was written, in words. The report of the adapters is `describe` of the resolution."""
+        """What was written, in words. `describe(resolution)` reports on the adapters."""
         left = sum(entry.left_out for entry in self.resolution.entries if not entry.entry.off)
         return (
             f"{Path(self.path).name}: {number_of(self.merged, 'weight')} merged, "
@@ -72,8 +72,8 @@ def merge_checkpoint(
 ) -> MergeResult:
     """Write the base checkpoint with the stack merged into it: W + sum of strength * delta.
 
-    The base is a safetensors file, the index of a model in several, or the folder of either; see
-    `destination_of` for what is written from each. It is streamed: at most one of its weights is in memory at
+    The base is a safetensors file, the index of a model in several, or the folder of either;
+    `destination_of` says which files are written. It is streamed: at most one of its weights is in memory at
     a time, and adapter layers are read as they are needed. With `dtype` None every tensor keeps its dtype:
     merged weights are one rounding away from the exact sum, and all other tensors are copied byte by byte. A
     float dtype converts every float tensor. The base's metadata is kept, `metadata` is added, and the recipe
@@ -153,7 +153,7 @@ def merge_checkpoint(
                 done += tensor.nbytes
             if progress:
                 progress(done, size)
-        # Data read before and after a source changed do not belong together.
+        # If a source changed meanwhile, the output mixes two versions of it.
         for source in (base, *(entry.adapter.file for entry in stack)):
             source.check_unchanged()
     return MergeResult(
@@ -181,7 +181,7 @@ class _Merge:
     base: ModelFile
     destination: Destination
     pairs: Mapping[str, list[tuple[Entry, Match]]]
-    """The layers that change each weight or bias, by its key, or by that of `experts`."""
+    """The layers that change each weight or bias, by its key in the base or in `experts`."""
     experts: Mapping[str, Within]
     """See `experts_in`."""
     quantised: Mapping[str, Quantised]
@@ -195,7 +195,7 @@ class _Merge:
 
     @cached_property
     def changed(self) -> dict[str, str]:
-        """For each tensor that the merge rewrites, the weight that it belongs to."""
+        """The key of the weight that each rewritten tensor belongs to."""
         changed = {key: key for key in map(self.tensor_of, self.pairs)}
         for key in self.pairs:
             if key in self.quantised:
@@ -208,7 +208,7 @@ class _Merge:
 
     @cached_property
     def parts(self) -> Mapping[str, list[str]]:
-        """The keys of the changed `experts` in a tensor, by its key."""
+        """For each tensor, the keys of its changed `experts`."""
         found: dict[str, list[str]] = {}
         for key in filter(self.experts.__contains__, self.pairs):
             found.setdefault(self.experts[key].key, []).append(key)

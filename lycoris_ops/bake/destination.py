@@ -14,8 +14,8 @@ from ..files.tensor_file import PICKLES, SAFETENSORS, TensorInfo
 from ..files.writing import check_files, check_name, check_other, safetensors_path
 
 ALONGSIDE = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
-"""Endings of the files in a model's folder that are written with it: without its settings and its tokenizer
-no program loads it."""
+"""Endings of files to copy from a model's folder: no program loads a model without its settings and
+tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Destination:
     """The file, the index or the folder, as it was asked for."""
     weights: tuple[Path, ...]
     places: Mapping[str, int]
-    """Which of the `weights` holds a tensor."""
+    """For each tensor, the place in `weights` of its file."""
     index: Path | None = None
     copied: tuple[Path, ...] = ()
     """The files of the base's folder that are copied."""
 
     @property
     def files(self) -> list[Path]:
-        """All of them. A reader looks for the first, which is the last to get its name."""
+        """All files. Readers look for the first, so it is the last to get its name."""
         index = [self.index] if self.index else []
         return [*index, *self.weights, *(self.weights[0].with_name(file.name) for file in self.copied)]
 
@@ -70,9 +70,9 @@ class Destination:
 def destination_of(base: ModelFile, out_path: str | os.PathLike[str]) -> Destination:
     """Where a model that is made from `base` is to be written.
 
-    A safetensors file takes all tensors. An index or a folder takes as many files as the base has, and a
-    folder also copies of the files in the base's folder that are no weights. Raises WriteError for any other
-    name, and for an index where the base has none.
+    A safetensors file gets all tensors. With an index or a folder there are as many files as in the base. A
+    folder also gets copies of the files in the base's folder that end in ALONGSIDE, indexes excepted. Raises
+    WriteError for any other name, and for an index where the base has none.
     """
     path = check_name(out_path)
     several = base.folder or base.index

@@ -20,7 +20,7 @@ class Within(NamedTuple):
 
 
 def experts_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, Within]:
-    """The weights that the layers of a stack can mean as experts, by a key for each: `<key>.expert3`.
+    """The experts that a stack's layers may name, each with a key of its own: `<key>.expert3`.
 
     A tensor of experts with as many rows as columns is left out: nothing in it tells whether it is (E, O, I)
     or (E, I, O).

@@ -52,7 +52,7 @@ def extract_adapter(
     whole in memory. `codec` reads quantised weights of files. The layers of the two are matched by their
     names in adapters, so that prefixes and fused attentions may differ.
 
-    Rounding noise of the two models is left out: singular values that noise alone could have (see `Delta`).
+    Singular values that the models' rounding noise could explain are left out (see `Delta`).
     With the size "auto" the noise also decides the ranks; without noise, as between float32 models, the knee
     of the energy does. Nothing is clamped. Weights of one dimension, biases and bare parameters become
     differences, which are exact. `dtype` is float16 unless given. The other arguments are as in
@@ -67,7 +67,7 @@ def extract_adapter(
     """
     if algorithm == SAME:
         raise LycorisError(
-            "the difference of two models has no kind yet that it could keep",
+            "the difference of two models has no kind to keep",
             got=algorithm,
             expected="lora, lokr, full ...",
         )

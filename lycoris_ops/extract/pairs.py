@@ -19,7 +19,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer that both models have, as concatenated rows of weights in each."""
+    """A layer of both models: in each a weight, or rows of several."""
 
     name: str
     """The layer's name in the adapter."""
@@ -91,7 +91,7 @@ class _Side:
 
 
 def pairs_of(base: Weights, tuned: Weights) -> Pairs:
-    """Find the layers that two models have in common, in the way adapters' layers are found in a model.
+    """Match the layers of two models by name, as an adapter's layers are matched to a model.
 
     Raises MatchError if a layer of one model fits several of the other, or if they have no layer in common.
     """
@@ -100,8 +100,8 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     reshaped: list[str] = []
     used: tuple[set[str], set[str]] = (set(), set())
     biases: tuple[list[str], list[str]] = ([], [])
-    # The tuned model's names first, then the base's: a fused layer's name finds the split layers, or theirs
-    # find the fused one, but not both.
+    # The tuned model's names first, then the base's: of a fused layer and the split ones, only one side finds
+    # the other by name.
     for first, second in ((1, 0), (0, 1)):
         one, other = sides[first], sides[second]
         for target in one.all:

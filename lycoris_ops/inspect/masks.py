@@ -1,4 +1,4 @@
-"""Draw the masks of a stack over each other."""
+"""Draw the masks of a stack in one picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..report.words import few, plain_name
 from ..stack.stack import Entry, Stack
 
 WIDTH = 280
-"""The pixels from side to side: about as wide as the node that shows it, so that its words can be read."""
+"""In pixels: about the width of the node that shows the picture, so that its words can be read."""
 CELLS = 32
 """The most rows and columns that are drawn."""
 FRAMES = 4
@@ -20,10 +20,10 @@ FRAMES = 4
 
 
 def mask_picture(stack: Stack) -> Picture | None:
-    """The masks of a stack over each other, in a colour each, and the names of their adapters; None for none.
+    """A stack's masks on top of each other, one colour each, with their adapters' names; None without masks.
 
-    Of a video some frames are drawn, evenly over those that its masks and spans name. A factor is drawn as a
-    share of the largest.
+    For a video, at most FRAMES evenly spaced frames are drawn. Factors are drawn by their absolute values, as
+    shares of 1 or of the largest.
     """
     masks: dict[Mask, list[Entry]] = {}
     for entry in stack:
@@ -53,13 +53,13 @@ def mask_picture(stack: Stack) -> Picture | None:
 
 
 def _even(count: int) -> list[int]:
-    """The numbers of at most FRAMES of `count` frames, from the first to the last."""
+    """The numbers of at most FRAMES of `count` frames, evenly spaced from the first to the last."""
     most = min(count, FRAMES)
     return [round(place * (count - 1) / max(1, most - 1)) for place in range(most)]
 
 
 def _frames(mask: Mask) -> int:
-    """How many frames a mask speaks of; one more where a span leaves others out."""
+    """How many frames a mask needs to be shown: those to the end of its last span, and one after it."""
     named = [1 + (first if last is None else last + 1) for first, last in mask.spans]
     within = _frames(mask.within) if mask.within is not None else 1
     return max(len(mask.weights), within, *named)

@@ -31,7 +31,7 @@ from .words import examination_verdict
 
 COLOURS = {kind: colour_of(number) for number, kind in enumerate(KINDS)} | {"other": "#8c8c8c"}
 TIMES = 60
-"""How many points of the sampling a schedule's chart shows."""
+"""The steps along a schedule's chart."""
 LEAST = 1e-6
 """The smallest value on a logarithmic axis."""
 PAIRS = 3
@@ -57,11 +57,11 @@ def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     """The charts of an examination.
 
     1. How large the change is in each block.
-    2. The change of each layer beside its weight, in the order of the model; without a base its norm.
+    2. The change of each layer relative to its weight, in the order of the model; without a base its norm.
     3. What lower ranks would keep of the layers.
-    4. The cosines of all pairs, over all and by block, where there are several adapters.
-    5. What was lost in layers that were resized, merged or extracted, where the adapter says it.
-    6. Strengths over the sampling, where they follow schedules.
+    4. With several adapters, the cosines of all pairs, and those of the strongest pairs by block.
+    5. What each layer lost when it was resized, merged or extracted, if an adapter was made in this session.
+    6. Strengths over the sampling, if there are schedules.
     """
     charts: list[Axes | ColourTable] = [_by_block(found), _relative(found)]
     if ranked := _kept(found):
@@ -78,8 +78,7 @@ def examination_charts(found: Examination) -> list[Axes | ColourTable]:
 
 
 def blocks_picture(found: Survey) -> Picture:
-    """Bars for each block's share of each adapter's change; without adapters, for its share of the
-    weights."""
+    """Bars for each block's share of each adapter's change; without adapters, for its number of weights."""
     legend = [(plain_name(one.entry.name), colour_of(number)) for number, one in enumerate(found.adapters)]
     title = "share of the change in each block" if found.adapters else "weights in each block"
     return in_rows(blocks_verdict(found), title, block_rows(found), legend)
@@ -100,10 +99,9 @@ def _names(found: Examination) -> list[str]:
 
 
 def _groups(found: Examination) -> Iterator[tuple[str, str, list[tuple[int, LayerMeasure]]]]:
-    """Layers with their places, by colour: one for each kind of layer if there is one adapter, else for each
-    adapter.
+    """Groups (label, colour, layers with their places): by kind for one adapter, else by adapter.
 
-    Adapters have no label: the legend of all charts names them.
+    Groups by adapter have no label: the legend of all charts names them.
     """
     layers = list(enumerate(found.layers))
     if len(found.entries) > 1:
@@ -116,7 +114,7 @@ def _groups(found: Examination) -> Iterator[tuple[str, str, list[tuple[int, Laye
 
 
 def _by_block(found: Examination) -> Axes:
-    """The norm in each block; of one adapter the shares of the squared norm, one kind upon the other."""
+    """The norm in each block; for one adapter, the shares of the squared norm, stacked by kind."""
     places = {block: place for place, block in enumerate(found.blocks)}
     count = len(found.entries)
     series: list[Series] = []
@@ -174,7 +172,7 @@ def _relative(found: Examination) -> Axes:
         for label, colour, own in _groups(found)
     ]
     return Axes(
-        "change of each layer, beside its weight" if related else "size of the change of each layer",
+        "change of each layer, relative to its weight" if related else "size of the change of each layer",
         series,
         across="layer, in the order of the model",
         logarithmic=(False, True),
@@ -203,7 +201,7 @@ def _kept(found: Examination) -> Axes | None:
     if not series:
         return None
     return Axes(
-        "what a lower rank would keep: the middle layer, and 8 of 10",
+        "what a lower rank would keep: the median layer, and 8 of 10",
         series,
         across=f"rank; dashed: keeps {ENOUGH:.0%} of 9 in 10 layers",
         logarithmic=(True, False),
@@ -215,7 +213,7 @@ def _kept(found: Examination) -> Axes | None:
 
 
 def _pairs(found: Examination) -> Axes:
-    """The cosines by block of the pairs that are most alike or opposed somewhere."""
+    """The cosines by block, for the pairs that are most alike or opposed in some block."""
     by_block = [found.cosines(block) for block in found.blocks]
     pairs = list(combinations(range(len(found.entries)), 2))
     strongest = sorted(pairs, key=lambda pair: -max(abs(float(one[pair])) for one in by_block))[:PAIRS]

@@ -17,7 +17,7 @@ from .measure import Examination, LayerMeasure
 STRONGEST = 5
 """How many of the strongest layers are named."""
 UNRELATED, SAME = 0.1, 0.5
-"""The cosine below which changes do not matter to each other, and that from which they do much the same."""
+"""Below the first cosine changes do not affect each other; from the second on they do much the same."""
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -33,7 +33,7 @@ def describe_examination(found: Examination) -> str:
 
 
 def examination_verdict(found: Examination) -> str:
-    """What an examination shows: whether adapters meet each other, and which have more ranks than needed."""
+    """What an examination shows: whether adapters affect each other, and whose ranks are needlessly high."""
     first = _meeting(found) if len(found.entries) > 1 else _where(found)
     spare: dict[int, list[str]] = {}
     for entry, name in enumerate(found.names):
@@ -133,7 +133,7 @@ def _pairs(found: Examination) -> str:
                 line += f", {float(signs[one, other]):.1%} of the values in opposite directions"
             near = _nearest(found, one, other)
             lines.append(line + (f"; most in {near}" if near else ""))
-    lines.append(f"  times {found.keeping():.3g} the sum is as large as the strongest adapter alone")
+    lines.append(f"  strengths times {found.keeping():.3g}: the sum is as large as the largest change alone")
     return paragraph(lines)
 
 

@@ -1,9 +1,9 @@
 """Divide a budget among layers: a knapsack problem in which each layer takes one candidate.
 
-Where a layer's gains diminish with its size, the best order of steps is by gain per parameter. The steps go
-along the upper concave hull of gain over cost. What they reach is the best division at its own cost. It falls
-short of the best at a given budget by at most the gain of one step (Sinha and Zoltners, "The Multiple-Choice
-Knapsack Problem", 1979). What a step that does not fit leaves free is then given to whatever fits.
+Steps follow each layer's upper concave hull of gain over cost, in the order of gain per parameter. Each step
+ends at the best division of its cost. For a given budget the best is missed by at most the gain of one step
+(Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979). Where a step does not fit, the rest of the
+budget goes to whatever does.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NOTHING = Candidate(0, 0.0)
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is judged: its cost and gain, and those of all that was chosen before it."""
+    """A step to accept or refuse."""
 
     before: int
-    """The cost of what was chosen before."""
+    """The cost of all that was chosen before."""
     gained: float
-    """The gain of what was chosen before."""
+    """The gain of all that was chosen before."""
     cost: int
     gain: float
 
@@ -60,9 +60,9 @@ def allocate(
 
     Each layer starts from its cheapest candidate. Pass NOTHING as one for a layer that may be left out.
     `accept` says whether a step is taken. Where it refuses one, the layer takes no further step along its
-    hull, and the steps of other layers are still tried. In the end every candidate that gains more than the
-    one its layer has is tried, on the hull or not, in the same order. So a step that is refused once must be
-    refused after any other too.
+    hull, but other layers go on. Then every candidate that gains more than its layer's present one is tried
+    in the same order, on the hull or not. A candidate is not tried again once it is refused, so `accept`
+    should not refuse what it would accept later.
     """
     hulls = {path: hull(each) for path, each in candidates.items()}
     chosen = {path: each[0] for path, each in hulls.items()}

@@ -18,11 +18,11 @@ from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that `algorithms="auto"` stands for."""
 WORTH = 1.0
-"""A plan that captures no more than this many times the energy of a uniform LoRA of its size becomes uniform.
-On four tasks that nothing was chosen on, plans by another criterion captured 1.01 to 1.32 times as much where
-they were as good as a uniform LoRA or better, and 0.84 times where they were worse. It is no law: on the text
-lines of docs/quality.md they captured 0.6 to 0.85 times as much and were far better. Plans by the first step
-capture 1.02 times as much there, and are better too."""
+"""A plan that captures at most this many times the energy of a uniform LoRA of its size becomes uniform. On
+four held-out tasks, plans by another criterion captured 1.01 to 1.32 times as much where they were no worse
+than a uniform LoRA, and 0.84 times where they were worse. This does not always hold: on the text lines of
+docs/quality.md they captured 0.6 to 0.85 times as much and were far better. Plans by the first step capture
+1.02 times as much there, and are better too."""
 
 
 def plan_ranks(
@@ -34,26 +34,25 @@ def plan_ranks(
     r_min: int = 0,
     r_max: int | None = None,
 ) -> Plan:
-    """Divide a size among the layers of a probe so that they gain most together.
+    """Divide a size among the layers of a probe for the largest total gain.
 
     Each layer gets one kind and one rank, or is left out where `r_min` is 0. `algorithms` are the kinds to
-    choose from: a name, several names, "all" that the probe knows, or "auto": lora, or all that the probe
-    knows if lora is not among them. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
+    choose from: a name, several names, "all" that the probe knows, or "auto" for lora, or for all if the
+    probe does not know lora. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
     without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
-    at this rank, or without a rank in no more parameters. With a budget or a ratio, no layer takes a rank at
-    which it would hold more values than its weight has. alpha is `scale` times the rank, so that the scale of
-    all layers is equal whatever their ranks. The plan states gains as shares of the energy whatever the size
-    is.
+    at this rank; kinds without ranks may have no more parameters. With a budget or a ratio, no layer gets
+    more values than its weight has. alpha is `scale` times the rank, so that all layers have the same scale.
+    The plan always states gains as shares of the energy.
 
-    With a budget, a ratio or a rank, a layer is worth what Adam's first step gains with it (see
-    `ranks.offers`). A share of the energy and the size "auto" (see `Size`) are judged by the energy.
+    With a budget, a ratio or a rank, candidates are compared by the gain of Adam's first step (see
+    `ranks.offers`). With a share of the energy and the size "auto" (see `Size`), they are compared by energy.
 
-    Where a budget or a ratio divided among LoRAs captures no more of the energy than one rank on all layers
-    would, every layer gets the highest rank that fits on all of them, and those that gain most by it get one
-    more. They start as without a plan then (`Plan.refused`). A size below rank 1 on all layers stays divided.
+    If LoRAs of a divided budget or ratio capture no more energy than one rank on all layers would, the plan
+    becomes uniform: every layer gets the highest rank that fits on all, those that gain most by it get one
+    more, and they start as without a plan (`Plan.refused`). A size below rank 1 on all layers stays divided.
 
-    Raises PlanError for an impossible size, for a budget below the smallest plan, for a share of the energy
-    that no plan reaches, and where nothing is on offer.
+    Raises PlanError for an impossible size, scale or bound, an unknown algorithm, a budget below the smallest
+    plan, a share of the energy that no plan reaches, and where nothing is on offer.
     """
     size = check_size(size)
     if not 0 < scale < math.inf:
@@ -120,7 +119,7 @@ def _candidates(
     *,
     of_energy: bool,
 ) -> Iterable[Candidate]:
-    """The sizes that a layer could have, each with its worth: its energy, or what the first step gains.
+    """The sizes that a layer could have, each with its gain: of energy, or of the first step.
 
     If all its ranks are below the bounds, the highest rank is used.
     """
@@ -137,7 +136,7 @@ def _candidates(
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-    """For each layer what gains most, where nothing without a rank is larger than what has this rank."""
+    """For each layer the candidate that gains most. No candidate without a rank may be the largest."""
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
         most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)
@@ -184,7 +183,7 @@ def _most(probe: Probe, size: Budget | Ratio) -> int:
 
 
 def _even(probe: Probe, offered: Mapping[str, Sequence[Candidate]], most: int) -> dict[str, Candidate] | None:
-    """The highest rank that fits on all layers, and one more where that gains most; None where none fits."""
+    """The highest rank that fits on all layers, and one more where that gains most; None if none fits."""
     ranks = {path: _worthy(probe, path, each) for path, each in offered.items()}
     # A layer that has no such rank stays at its highest.
     fitting = [

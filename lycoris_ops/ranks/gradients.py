@@ -31,10 +31,10 @@ FIRM = 1 / 3
 signal's share of the mean's energy is 2 c / (1 + c): below a third, more than half is noise."""
 
 Loss = Callable[[Any, Any], Tensor]
-"""Called with the model and a batch: the loss of the batch, a scalar with a graph."""
+"""loss(model, batch): a scalar with a graph."""
 
 AddPass = Callable[[Tensor, Tensor], None]
-"""Called with the input and the gradient of the output of a layer, for each of its passes."""
+"""Called in each pass of a layer, with its input and the gradient of its output."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class Sums:
     reached: bool
     """Whether the loss of any batch depends on any of the layers."""
     halves: tuple[float, float, float]
-    """A B, ||A||^2 and ||B||^2, where A is the gradient of every second batch and B that of the others. They
-    are summed over linear layers and ungrouped convolutions, and estimated by DIRECTIONS projections of
-    each."""
+    """<A, B>, ||A||^2 and ||B||^2 of the gradients A of every second batch and B of the others, estimated by
+    DIRECTIONS projections of each linear layer and ungrouped convolution."""
 
 
 def summed(
@@ -65,16 +64,16 @@ def summed(
 ) -> Sums:
     """One pass over the batches for some sites. Each of n processes takes every n-th batch.
 
-    The loss of a batch draws the same random numbers, whichever process has it.
+    The loss of a batch draws the same random numbers in any process.
 
-    With `least` it looks after so many batches, then twice, four times as many and so on, and ends as soon
-    as their halves agree by FIRM.
+    With `least`, the halves are compared after that many batches, then after twice, four times as many and so
+    on. The pass ends as soon as they agree by FIRM.
 
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """
     check_seen(module, sites)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        # What is made in inference mode cannot be added to outside of it.
+        # Tensors made in inference mode could not be added to in `backward`.
         return _summed(module, {site.path: _Sum(site) for site in sites}, batches, loss, seed, least)
 
 
@@ -94,8 +93,8 @@ def _summed(
             group = list(islice(rest, most))
             if not group:
                 break
-            # Those without one of the last batches take another, which does not count: where they have the
-            # model in parts, others wait for them.
+            # A process without a batch repeats another's, which does not count: with a sharded model, others
+            # wait for it.
             counts = processes.rank() < len(group)
             own = processes.rank() if counts else 0
             with chance.Chance(seed, "probe", count + own).drawn():
@@ -123,17 +122,18 @@ def _summed(
 
 
 def _passed(module: nn.Module, batch: Any, loss: Loss, *, counts: bool) -> float:
-    """The loss of a batch, and a pass through the model and back; 0 and gradients of 0 unless it counts."""
+    """Run a batch forward and backward, and return its loss. Unless it `counts`, loss and gradients are 0."""
     states = chance.states()
     value = scalar(loss(module, batch))
     if not torch.isfinite(value.detach()).all():
+        # With a sharded model other processes would have to take part in another pass.
+        bad = first_bad(module, partial(loss, module, batch), states) if processes.count() == 1 else None
         raise PlanError(
             "the loss is not finite",
-            # Other processes may have this model too, and would not take part in another pass.
-            key=first_bad(module, partial(loss, module, batch), states) if processes.count() == 1 else None,
+            key=bad,
             got=str(float(value.detach())),
             expected="a finite number",
-            hint="The layer that is named is the first whose output is not finite",
+            hint="The named layer is the first whose output is not finite" if bad else None,
         )
     if value.requires_grad:
         # torch has no type for `backward`.
@@ -142,10 +142,10 @@ def _passed(module: nn.Module, batch: Any, loss: Loss, *, counts: bool) -> float
 
 
 def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
-    """Raise PlanError for a layer whose values are not in memory and whose gradient no pass would show.
+    """Raise PlanError for a weight on the device meta whose gradient cannot be seen.
 
     Hooks of accelerate load offloaded weights within each pass. A linear layer's inputs and outputs are
-    visible all the same, but norms and the like need the gradient of the weight itself.
+    visible then, but norms and the like need the gradient of the weight itself.
     """
     inside = {
         id(inner) for outer in module.modules() if hasattr(outer, "_hf_hook") for inner in outer.modules()
@@ -171,7 +171,7 @@ def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
 
 
 def _seen_by_parameter(site: Site) -> bool:
-    """Whether the gradient is read at the weight: norms are of many forms, and some modules call no layer."""
+    """Whether the parameter's own gradient is read: norms have many forms, and some modules call no layer."""
     return site.geometry is None and site.kind != "embedding"
 
 
@@ -241,7 +241,7 @@ def agreement(halves: Sequence[float]) -> float | None:
 
 
 def _halves(sums: Iterable[_Sum]) -> tuple[float, float, float]:
-    """A B, ||A||^2 and ||B||^2 as in `Sums`, from each site's projections of the two halves."""
+    """<A, B>, ||A||^2 and ||B||^2 as in `Sums`, from each site's projections of the two halves."""
     product = one_energy = other_energy = 0.0
     projected = [half.clone() for each in sums for half in each.projected]
     processes.add_up(projected)

@@ -1,32 +1,32 @@
-"""What a layer of some kind can gain from the gradient of a weight, and from where it starts.
+"""What a layer of each kind can gain from a weight's gradient, and where it starts.
 
 The **gain** of a layer is the energy of the gradient that its first step can follow. At its start a layer
-changes nothing, and some of its tensors, the trained ones, reach changes of the weight in a linear space T,
-the tangent space. With G = dL/dW,
+changes nothing, and to first order its tensors move the weight within a linear space T, the tangent space.
+With G = dL/dW,
 
     gain = || projection of G on T ||^2.
 
 A short step along the projection lowers the loss L by the length of the step times the square root of the
 gain. A full difference would gain ||G||^2, more than any other layer. Every kind starts where its gain is
-largest. The factors that are not zero there are orthonormal, so that the gradient of the others, at a scale
-of 1, has just this energy, and gains of different kinds can be compared.
+largest. The factors that are not zero there are orthonormal. So the gradient of the others, at a scale of 1,
+has just this energy, and gains of different kinds can be compared.
 
-This largest gain is what the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA dL/dup is
-G down^T, and no down of r orthonormal rows gives it more energy than the r leading right singular vectors.
-For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1. It has most
-energy with the w1 of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
-With such a w1 LoKr wants the learning rate of LoRA, not ten times as much as from its usual start.
+This largest gain is the energy that the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA
+dL/dup is G down^T. Among downs of r orthonormal rows, the r leading right singular vectors give it the most
+energy. For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1. It has
+most energy with the w1 of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
+With such a w1 LoKr needs the learning rate of LoRA, not ten times as much as from its usual start.
 
-The **first step** is what an optimiser makes of it. In its first step Adam moves every value by the learning
-rate, against the sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first
-order the loss falls by the learning rate times the sum of the absolute values of the gradient. With
-G = U S V^T and down the first r rows of V^T, this sum is
+The **first step** is the gain with Adam, whose first step moves every value by the learning rate, against the
+sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first order the loss falls
+by the learning rate times the sum of the absolute values of the gradient. With G = U S V^T and down the first
+r rows of V^T, this sum is
 
     || dL/dup ||_1 = || U_r S_r ||_1 = sum_{j<=r} s_j ||u_j||_1
 
-for LoRA. ||u_j||_1 is at most the root of the number of outputs, and about sqrt(2 / pi) of that for a u_j of
-no pattern. For LoKr with a full w2 it is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1, and with a
-low-rank w2 sum_{j<=r} s_j ||v_j||_1 of its triples. It means the same for every kind, because all of them
+for LoRA. ||u_j||_1 is at most the root of the number of outputs, and about sqrt(2 / pi) of that for a random
+u_j. For LoKr with a full w2 the sum is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1, and with a low-rank
+w2 sum_{j<=r} s_j ||v_j||_1 of its triples. The sums of different kinds can be compared, because all kinds
 train at one learning rate.
 """
 
@@ -62,7 +62,7 @@ class Offer:
     gains: tuple[float, ...]
     parameters: tuple[int, ...]
     first_steps: tuple[float, ...]
-    """How much the loss falls in Adam's first step, per learning rate."""
+    """The fall of the loss in Adam's first step, divided by the learning rate."""
     factor: int | None = None
     """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

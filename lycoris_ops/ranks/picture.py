@@ -21,10 +21,7 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def plan_picture(plan: Plan) -> Picture:
-    """The parameters of each layer as a bar, coloured by algorithm, with its rank and its gain.
-
-    The gain is a share of the energy of the gradient.
-    """
+    """A bar for each layer's parameters, coloured by algorithm, with its rank and `PlanRow.gain`."""
     rows = plan.rows
     title = "parameters of each layer"
     if len(rows) > SHOWN:
@@ -35,7 +32,7 @@ def plan_picture(plan: Plan) -> Picture:
     drawn: list[BarRow] = []
     for row in rows:
         rank = "" if row.rank is None else f"rank {row.rank}"
-        gain = "" if row.gain is None else f"{row.gain:.1%} of the gain"
+        gain = "" if row.gain is None else f"gain {row.gain:.1%}"
         words = ", ".join(filter(None, (rank, gain)))
         drawn.append(BarRow(row.path, [(row.parameters, colours[row.algorithm], words)]))
     return in_rows(plan.verdict(), title, drawn, list(colours.items()))

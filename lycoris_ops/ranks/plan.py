@@ -41,7 +41,7 @@ class PlanRow:
     alpha: float | None
     """The scale times the rank, or the scale itself where there is no rank."""
     parameters: int
-    """The number of its trained values, which the file holds."""
+    """The number of trained values."""
     gain: float | None = None
     """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `ranks.offers`);
     None where it is not known."""
@@ -56,9 +56,9 @@ class PlanRow:
         return 1.0 if self.alpha is None else self.alpha / (self.rank or 1)
 
     def start(self, probe: Probe | None = None, *, seed: int = 0) -> Layer:
-        """The layer of this row, whose change is zero: started from the probe's gradient where it has one.
+        """A float32 layer of this row that changes nothing, started from the probe's gradient if it has one.
 
-        Its tensors are float32. Raises PlanError where the probe does not know this layer.
+        Raises PlanError where the probe does not know this layer.
         """
         start: Mapping[str, Tensor] = {}
         if probe is not None:
@@ -75,10 +75,9 @@ class Plan:
     """The plan of a model, layer by layer; immutable.
 
     `energy` is ||G||^2 of the layers that were probed. `left_out` names the layers that get nothing, and
-    `full` counts the parameters of the full weights of all layers. `dtype` is that of the file, in which
-    sizes are told. `probe` is in memory only: with it the layers start from the gradient, unless the plan is
-    uniform since dividing its size would gain no more. Then `refused` is the gain of the division, as a share
-    of ||G||^2.
+    `full` counts the parameters of the full weights of all layers. Sizes in bytes are for a file of `dtype`.
+    `probe` is in memory only: with it the layers start from the gradient, unless the plan became uniform
+    because dividing its size gained no more. `refused` is the gain of that division, as a share of ||G||^2.
     """
 
     rows: tuple[PlanRow, ...]
@@ -137,17 +136,17 @@ class Plan:
     def origin(self) -> Probe | None:
         """The probe from which the layers start; None where they start as without a plan.
 
-        A uniform LoRA is better off so: started from the gradient it had the higher loss on two of the three
-        tasks of docs/quality.md.
+        A uniform LoRA started from the gradient had the higher loss on two of the three tasks of
+        docs/quality.md.
         """
         return None if self.refused is not None else self.probe
 
     def with_row(self, path: str, **changes: Any) -> Plan:
         """The plan with other values in one row: `algorithm`, `rank`, `factor`, `alpha` or `lr`.
 
-        alpha follows the rank, so that the scale stays, unless it is given too. Parameters and gain are
-        counted anew; without a probe the gain is not known. A layer that was left out gets a row by its path,
-        if the plan has its probe. Raises PlanError for what cannot be.
+        Unless alpha is given, it follows the rank, so that the scale stays. Parameters and gain are counted
+        anew; without a probe the gain is not known. A layer that was left out gets a row, if the plan has its
+        probe. Raises PlanError for an unknown layer and for values that it cannot have.
         """
         wrong = sorted(changes.keys() - {"algorithm", "rank", "factor", "alpha", "lr"})
         if wrong:
@@ -212,11 +211,10 @@ class Plan:
 
     @classmethod
     def of_json(cls, text: str, *, probe: Probe | None = None) -> Plan:
-        """The plan of a text that `json` made, edited or not. Raises PlanError for another text.
+        """Read a plan that `json` wrote, edited or not. Raises PlanError for any other text.
 
-        Parameters are counted anew, and the gain of a row whose size was edited is not known. Its alpha is
-        the one in the text: it does not follow the rank. With `probe` the layers start from the gradient
-        again.
+        Parameters are counted anew, and the gain of a row whose size was edited is not known. alpha is read
+        as it is: it does not follow an edited rank. With `probe` the layers start from the gradient again.
         """
         try:
             read: Any = parse_json(text)
@@ -281,7 +279,7 @@ class Plan:
 
 
 def _measured(probe: Probe) -> str:
-    """On how many batches a probe is, and how far they agree."""
+    """The number of a probe's batches, and how far they agree."""
     batches = f"measured on {number_of(probe.batches, 'batch', 'batches')}"
     if probe.agreement is None:
         return batches
@@ -292,7 +290,7 @@ def _measured(probe: Probe) -> str:
 
 
 def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Paths in few words: those that differ in numbers alone as one, such as `all 12 layers.*.mlp`."""
+    """Paths in few words: those that differ only in numbers are joined, such as `all 12 layers.*.mlp`."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(_starred(path), []).append(path)
@@ -305,7 +303,7 @@ def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def _starred(path: str) -> str:
-    """A path with `*` for each number that is a whole part of it."""
+    """A path with `*` for each part that is a number."""
     return ".".join("*" if part.isdecimal() else part for part in path.split("."))
 
 
@@ -378,7 +376,7 @@ def _cells(row: PlanRow, dtype: torch.dtype) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Sequence[str]], *, texts: int) -> list[str]:
-    """The lines of a table. The first `texts` columns are texts, to the left, and the others numbers."""
+    """The lines of a table. The first `texts` columns are aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

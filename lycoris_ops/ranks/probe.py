@@ -60,11 +60,11 @@ class Probe:
     loss: float
     batches: int
     agreement: float | None = None
-    """The cosine between the gradients by every second batch and by the others, estimated by random
-    projections: 1 where batches say the same, near 0 where the mean gradient is mostly chance and more
-    batches would say more. None for a single batch, and where no layer is linear or a convolution."""
+    """The cosine between the gradients of every second batch and of the others, estimated by random
+    projections: 1 where batches agree, near 0 where the mean gradient is mostly chance and more batches would
+    help. None for a single batch, and where no layer is linear or a convolution."""
     left_out: str | None = None
-    """Which share of the model's weights was not probed, in words; None where an earlier version probed."""
+    """Which share of the model's weights was not probed, in words; None in files of earlier versions."""
 
     @cached_property
     def energy(self) -> float:
@@ -73,7 +73,7 @@ class Probe:
 
     @property
     def algorithms(self) -> tuple[str, ...]:
-        """The kinds that some layer has an offer of."""
+        """The kinds that the layers have offers of."""
         found = dict.fromkeys(offer.algorithm for layer in self.layers.values() for offer in layer.offers)
         return tuple(found)
 
@@ -100,10 +100,10 @@ class Probe:
         return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
 
     def uniform_gain(self, parameters: int) -> float | None:
-        """The gain of a LoRA with the same rank on all layers, and with so many parameters.
+        """The gain of a LoRA with so many parameters and the same rank on all layers.
 
-        Between two ranks, and below rank 1, it grows with the parameters in proportion. None where the probe
-        has no offer of LoRA.
+        It is interpolated linearly between ranks, and from 0 to rank 1. None where the probe has no offer of
+        LoRA.
         """
         offers = [
             offer for layer in self.layers.values() for offer in layer.offers if offer.algorithm == "lora"
@@ -205,44 +205,44 @@ def probe(
 
     `loss(module, batch)` gives the loss of a batch, a scalar. The gradients of the weights that `preset`,
     `include` and `exclude` choose (see `modules.select`) are averaged over the batches in float32, each as a
-    whole, and only their spectra and leading singular vectors are kept. `algorithms` names the kinds that are
-    to make an offer, "all" or some of them, and `largest` the highest rank that is looked at.
+    whole, and only their spectra and leading singular vectors are kept. `algorithms` names the kinds to
+    consider, "all" or some of them, and `largest` the highest rank.
 
-    Gradients of at most `memory` bytes, a number or a text such as "2GB", are held at a time: where those of
-    all layers take more, the batches are gone through again for the next layers, in the same order, so that
-    they must be a list or the like. A single layer larger than that has a pass of its own. Each pass begins
-    with the same `seed` of torch's generators, which are afterwards as they were. So are the model's weights,
-    gradients, flags, hooks and running statistics, also after an error. Parameters of the loss that are not
-    the model's get gradients as by any `backward`.
+    At most `memory` bytes of gradients, a number or a text such as "2GB", are held at a time. If those of all
+    layers take more, further passes over the batches follow for the next layers. `batches` must then be a
+    list or the like that has the same order each time. A single layer larger than that has a pass of its own.
 
-    All batches are used unless `least` is given. Then the probe ends after so many, or twice as many, four
-    times as many and so on, as soon as their halves agree by a third (see `Probe.agreement`), which the
-    layers of the first pass decide. The order of the batches must then mean nothing.
+    Each pass begins with the same `seed` of torch's generators. They are restored afterwards, also after an
+    error, and so are the model's weights, gradients, flags, hooks and running statistics. Parameters of the
+    loss that are not the model's get gradients as in any `backward`.
 
-    The model runs as it is: in the mode, the dtype and on the device that it has, with weights that hooks of
-    accelerate load within each pass too. Modules with running statistics use them, as in a training.
-    `progress` is called with the number of layers that are done.
+    All batches are used unless `least` is given. Then the probe ends after that many, twice, four times as
+    many and so on, as soon as the halves agree by a third in the layers of the first pass (see
+    `Probe.agreement`). The batches must then be in random order.
 
-    In several processes (`torchrun`) all call this with the same arguments. Each goes through every n-th
-    batch and finds the singular vectors of every n-th layer, and all have the probe of one process.
+    The model runs in its own mode and dtype and on its own device. Hooks of accelerate may load its weights
+    within each pass. Modules with running statistics use them, as in training.
+    `progress` is called with the number of layers done.
 
-    Raises LycorisError for a model that the processes compute in parts, as with tensor parallelism; and
-    PlanError for a loss that is no scalar, has no graph or is not finite, for a gradient that is not
-    finite, for batches that run out in a later pass, and as `check_seen` does; LycorisError where nothing is
-    chosen.
+    In several processes (`torchrun`) all call this with the same arguments. Each takes every n-th batch and
+    finds the singular vectors of every n-th layer. All return the same probe as a single process would.
+
+    Raises LycorisError where no layer is chosen, and for a model that the processes compute in parts, as with
+    tensor parallelism. Raises PlanError for a loss that is no scalar, has no graph or is not finite, for a
+    gradient that is not finite, for batches that run out in a later pass, and as `check_seen` does.
     """
     kinds = chosen_algorithms(algorithms, PLANNED)
     if type(largest) is not int or largest < 1:
         raise PlanError("the highest rank is a whole number from 1", got=repr(largest))
     if least is not None and (type(least) is not int or least < 2):
-        raise PlanError("two halves need two batches", got=repr(least), expected="least=8 or another from 2")
+        raise PlanError("two halves need two batches", got=repr(least), expected="a number from 2, such as 8")
     sites = select(module, preset=preset, include=include, exclude=exclude)
     check_seen(module, sites.values())
     processes.check_whole(module)
     groups = list(_groups(sites, bytes_of(memory)))
     if len(groups) > 1 and iter(batches) is batches:
         raise PlanError(
-            "the batches can be gone through only once, and the gradients do not fit into memory at a time",
+            "the batches can be gone through only once, and the gradients do not fit into memory together",
             got=f"{len(groups)} passes",
             expected="a list of batches or the like, or more memory",
         )
@@ -339,7 +339,7 @@ def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed
 
 
 def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
-    """The offer with its start on the CPU; a start that several offers have is moved once."""
+    """The offer with its start on the CPU; a start that several offers share is moved once."""
     for tensor in offer.start.values():
         # Copied, since a view would keep the whole decomposition in memory.
         moved.setdefault(id(tensor), tensor.to("cpu", copy=True).contiguous())

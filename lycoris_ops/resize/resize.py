@@ -54,7 +54,7 @@ def resize_adapter(
     "auto" stops where one more parameter would keep less than an average parameter of the full weights. A
     budget in bytes counts the whole file, with its tensors in the dtype that they get here. `algorithm` is a
     kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or "same" for the kind
-    that each layer has. Some layers stay the same, bit by bit: those that already have the kind and are not
+    that each layer has. Some layers stay the same, bit for bit: those that already have the kind and are not
     larger, norms, biases, and those that enlarge their weight. alpha follows the rank, so that the scale of
     the factors stays.
 
@@ -108,7 +108,7 @@ class _Resizing:
 
     @property
     def staying(self) -> list[str]:
-        """Names of the layers that stay unchanged with any settings."""
+        """Names of the layers that stay unchanged at any size."""
         return [name for name, info in self.adapter.info.items() if self._stays(info)]
 
     def _stays(self, info: LayerInfo) -> bool:
