@@ -73,7 +73,7 @@ def examination_charts(found: Examination) -> list[Axes | ColourTable]:
     if any(entry.adapter.report is not None for entry in found.entries):
         charts.append(_lost(found))
     if any(entry.schedule for entry in found.entries):
-        charts.append(_schedules(found))
+        charts.append(Axes("strength over the sampling", list(_curves(found)), "share of the clock"))
     return charts
 
 
@@ -247,10 +247,6 @@ def _lost(found: Examination) -> Axes:
         logarithmic=(False, True),
         percent=True,
     )
-
-
-def _schedules(found: Examination) -> Axes:
-    return Axes("strength over the sampling", list(_curves(found)), "share of the clock")
 
 
 def _curves(found: Examination) -> Iterator[Series]:

@@ -49,8 +49,7 @@ class Wish:
 
 @torch.no_grad()
 def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[str, Layer], list[str]]:
-    """The layers with the wanted settings, by path, and remarks on which were changed and how much of them is
-    kept.
+    """The layers with the wanted settings, by path, and remarks on which were changed and how much is kept.
 
     For another kind or a lower rank `resize_adapter` finds the nearest layer. For a higher rank components
     are added that change nothing yet. The scale of the factors stays.
@@ -86,7 +85,7 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
     share = 1 - lost / energy if energy > 0 else 1.0
     path = touched[0].site.path
     return found, [
-        f"{number_of(len(touched), 'layer goes', 'layers go')} on in another kind or at another rank, "
+        f"{number_of(len(touched), 'layer goes', 'layers go')} on as another kind or at another rank, "
         f"such as {path} ({_words(touched[0].layer)} to {_words(found[path])}); "
         f"{share:.1%} of the energy of their change is kept"
     ]
@@ -107,7 +106,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
             key=wish.site.path,
             got=f"{_words(layer)}, and rank {wish.settings.rank}",
             expected=f"at most {layer.rank}",
-            hint="Name another algorithm beside the rank, such as lora",
+            hint="With the rank give another algorithm, such as lora",
         )
     more = rank - layer.rank
     fresh = layer.init(wish.site.shape, more, 1.0, seed=layer_seed(seed, wish.site.path)).tensors()
@@ -127,7 +126,7 @@ def _words(layer: Layer) -> str:
 
 
 def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[str, object]) -> Wish:
-    """The settings that the options of a pattern give to a layer; the rest stays as it is.
+    """A layer of a file with the options of its pattern; all that they do not name stays.
 
     Raises LayerError for a rank or a factor of a kind that has none.
     """
@@ -141,7 +140,7 @@ def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[st
             "a layer without a rank cannot get one",
             key=site.path,
             got=f"{_words(layer)}, and rank {settings.rank}",
-            expected="an algorithm beside the rank",
+            expected="another algorithm with the rank",
         )
     rank = settings.rank if "rank" in given or layer.rank is None else layer.rank
     alpha = layer.alpha / layer.rank * rank if layer.alpha is not None and layer.rank else None

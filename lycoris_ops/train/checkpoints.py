@@ -54,7 +54,7 @@ class FoundState:
         return self.step >= self.of
 
     def history(self) -> History:
-        """The losses up to it. It is read from the file."""
+        """The losses up to this state, read from the file."""
         return History.of(STATE_FORM.peek(self.path, "history")["history"])
 
     def has_data(self, data: Mapping[str, Sequence[Sketch]]) -> bool:
@@ -72,8 +72,8 @@ class FoundState:
 def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     """The newest whole state in a folder of checkpoints, whatever its name; None where there is no state.
 
-    The newest has the most steps. After a training was told to go back to an earlier state, the states that
-    it abandoned count as older than its new ones. Damaged states are passed over.
+    The newest has the most steps. If a training went back to an earlier state, the abandoned states count as
+    older than its new ones. Damaged states are passed over.
 
     Raises TrainError where none is whole.
     """
@@ -143,7 +143,7 @@ def _states(
 class Checkpoints:
     """Writes checkpoints to a folder, and removes all numbered ones except the latest `keep`.
 
-    Where processes have the network in parts, each has this, and only the first one `writes`.
+    For a sharded network every process has one of these, but only the first one `writes`.
     """
 
     def __init__(
@@ -191,12 +191,12 @@ class Checkpoints:
         The count distinguishes abandoned checkpoints from new ones.
         """
         own = (trainer.returns, trainer.done)
-        # What others say is not written.
+        # The count of other processes is never written.
         later = [order for order, *_ in _states(self.folder)[0] if order > own] if self.writes else []
         return max(later)[0] + 1 if later else trainer.returns
 
     def clear(self) -> None:
-        """Remove the checkpoints of an earlier training that `begin` found, once this one has made a step."""
+        """Remove the earlier training's checkpoints that `begin` found. To call after the first step."""
         with system_errors(self.folder):
             for name in self._replaced:
                 self._remove(name)
@@ -232,7 +232,7 @@ class Checkpoints:
             self.write_last_if_possible(trainer)
 
     def write_last_if_possible(self, trainer: Trainer) -> None:
-        """Write `last`. If that fails, the training does not: the reason is in `unwritten`."""
+        """Write `last`. If that fails, the training goes on, and the reason is in `unwritten`."""
         try:
             self.write(trainer, "last")
         except LycorisError as error:
@@ -266,7 +266,7 @@ class Checkpoints:
 
     def _remove(self, name: str) -> None:
         (self.folder / f"{name}{STATE}").unlink(missing_ok=True)
-        # Whatever its dialect was.
+        # In any dialect.
         for adapter in (self.folder / name, self.folder / f"{name}.safetensors"):
             shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
 

@@ -30,7 +30,7 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 _ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "form"})
 LEFT = {"file": _ALWAYS, "plan": _ALWAYS | {"dora", "bias"}}
-"""The settings that neither a file's layers nor a plan's rows decide."""
+"""The settings that a file's layers, or a plan's rows, leave open."""
 CHANGING = frozenset({"algorithm", "rank", "factor"})
 """What a pattern may ask of a file's layers; they are converted before the training."""
 
@@ -55,15 +55,15 @@ def create_lycoris(
     """A network for the modules of a model; `apply_to` lets it act.
 
     Which modules: `preset`, `include` and `exclude`, see `modules.select`. How each is trained: `algorithm`,
-    `rank`, `alpha` (None: the rank, which is a scale of 1) and any field of `LayerSettings` as `options`.
-    `overrides` has other settings for the modules that a pattern matches; the first one that matches counts.
+    `rank`, `alpha` (None: the rank, for a scale of 1) and any field of `LayerSettings` as `options`.
+    `overrides` has other settings for the modules that a pattern matches; the first matching pattern counts.
     So algorithms and ranks can be mixed. On norms the algorithm is always norm.
 
     With `weights`, an adapter file or an adapter in memory, modules, algorithms, ranks and alphas come from
     its layers, and training goes on from them. `options` and `overrides` may set the dropouts, `lr` and
-    `form`. Where `overrides` name an algorithm or a rank, the matching layers first become the nearest such
-    ones (see `resize_adapter`) or get further components. The scale of their factors stays, and the report
-    says how much of their change is kept.
+    `form`. Where `overrides` name an algorithm or a rank, the matching layers are first converted to it (see
+    `resize_adapter`), or get further components for a higher rank. The scale of their factors stays, and the
+    report says how much of their change is kept.
 
     Without `weights` every layer starts at a change of zero, from `seed`; without a seed a random one is
     drawn, which is `network.seed`.
@@ -172,7 +172,8 @@ def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overr
 def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict[str, Member], list[str]]:
     """The members, and a text for each departure from what was asked.
 
-    A module that the algorithm does not suit is left out, unless patterns chose it (`named`) or its options.
+    A module that the algorithm does not suit is left out, or refused if patterns chose it (`named`) or have
+    options for it.
     """
     members: dict[str, Member] = {}
     notes = _undivided(planned)
@@ -201,7 +202,7 @@ def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict
 
 
 def _undivided(planned: Sequence[_Planned]) -> list[str]:
-    """A text for each weight that its factor divides on neither side, so that LoKr splits it by another.
+    """A text for each weight whose factor divides neither side, so that LoKr splits it by a smaller one.
 
     Raises LycorisError where a factor divides none of its weights.
     """

@@ -28,8 +28,7 @@ def curves_picture(
 ) -> Image:
     """Plot the training losses, as means of several steps, and the held-out losses; below them a race.
 
-    If `steps` is given, the axis has that length: the whole training. Raises LycorisError where Pillow is not
-    installed.
+    The axis ends at `steps`, or else at the latest step. Raises LycorisError where Pillow is not installed.
     """
     return _curves(history, steps, title, race).image()
 

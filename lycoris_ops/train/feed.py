@@ -1,4 +1,4 @@
-"""The batches of a training, one after another, at a place that a later run can go on from."""
+"""Give a training its batches, and keep the place from which a later run can go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..processes import Copies
 from .turns import Turn, shared_out, turns
 
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
-"""What is gone through in each epoch: an iterable, or a function of the epoch's number that gives one."""
+"""The batches of each epoch: an iterable, or a function from the epoch's number to an iterable."""
 
 DataPlace = tuple[int, int]
 """A place in the data: the epoch, and how many of its batches were used."""
@@ -32,16 +32,16 @@ class StepBatches:
 
     own: list[Any] = field(default_factory=list[Any])
     beside: list[Any] = field(default_factory=list[Any])
-    """Batches of others, for as many passes as they make: where they share a sharded model they wait."""
+    """Other processes' batches, for as many passes as they make: with a sharded model they wait."""
     of: int = 0
     """How many batches the step has in all processes together."""
 
 
 class Feed:
-    """Gives the batches of all epochs in groups, to each of several copies of a model its own.
+    """Gives the batches of all epochs in groups, to each copy of a model its own.
 
-    An iterable is iterated anew in each epoch, with chance of its own (see `Chance`), so that a loader that
-    shuffles does so in the same way in a resumed run. To reach a place, the batches before it are read again.
+    An iterable is iterated anew in each epoch, with random numbers of its own (see `Chance`), so that a
+    loader shuffles in the same way in a resumed run. To reach a place, the batches before it are read again.
     """
 
     def __init__(self, batches: Batches, seed: int, copies: Copies, place: DataPlace = (0, 0)) -> None:
@@ -99,13 +99,13 @@ class Feed:
         return turn
 
     def _end(self) -> None:
-        """Raise TrainError if the batches are used up after an epoch, so that there can be no further one."""
+        """Raise TrainError if the epoch was empty, or if its iterator cannot give a further one."""
         if self._used == 0:
             raise TrainError(
                 "there are no batches",
                 got=f"none in epoch {self._epoch + 1}",
                 expected="at least one",
-                hint="The data set may be smaller than a batch, or the iterator used up",
+                hint="The data set may be smaller than a batch, or the iterator is used up",
             )
         if self._once:
             raise TrainError(
@@ -119,7 +119,7 @@ class Feed:
 def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> int:
     """How many steps `epochs` have, of `accumulation` batches for each of the model's `copies`.
 
-    Raises TrainError where the batches have no length.
+    Raises TrainError where the batches have no length, or where there are none.
     """
     epoch = batches_of(batches, 0)
     try:

@@ -1,4 +1,4 @@
-"""The parameters of models that networks have frozen, which several networks may do at once."""
+"""Freeze the parameters of models, for one or several networks at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _held: Any = WeakIdKeyDictionary()
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
-    """Take the gradient from these parameters until `thaw` has been called as often. Returns their flags."""
+    """Freeze these parameters until `thaw` has been called as often. Returns their flags."""
     flags: Flags = {}
     for parameter in parameters:
         flags[parameter] = parameter.requires_grad
@@ -27,9 +27,9 @@ def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
 
 
 def thaw(flags: Mapping[nn.Parameter, bool]) -> None:
-    """Give up what `freeze` returned. The last one to do so gives a parameter its flag back."""
+    """Undo the `freeze` that returned these flags. The last one to do so restores a parameter's own flag."""
     for parameter, own in flags.items():
-        # A copy of a model is held by nobody but the copy of its network.
+        # A copied model is held only by its copied network.
         first, count = _held.get(parameter, (own, 1))
         if count > 1:
             _held[parameter] = first, count - 1

@@ -25,8 +25,8 @@ class StepReport:
     lr: float
     """The rate of the first group of parameters."""
     skipped: bool = False
-    """Whether nothing was changed, because the scaled gradients of fp16 were too large for it. The scale is
-    halved then, which is usual in the first steps."""
+    """Whether nothing was changed, because the scaled gradients overflowed fp16. The scale is then halved,
+    which is usual in the first steps."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class History:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> History:
-        """The history that a state was made of."""
+        """The history of a `state_dict`."""
         return cls(_losses(state["losses"]), _losses(state["validation"]), state["skipped"])
 
 

@@ -23,7 +23,7 @@ from ..peft.parameters import of_expert
 from .member import layer_seed
 
 BIASED = (Lora, OftV2, BoftPeft)
-"""The kinds with which PEFT holds the values of a bias beside an adapted weight, by `bias`."""
+"""The kinds beside which PEFT can keep the values of a bias, by its option `bias`."""
 
 
 def path_in_peft(site: Site) -> str:
@@ -69,11 +69,11 @@ def for_peft(layer: Layer, site: Site) -> Layer:
 
 
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
-    """The layers, completed so that a parameter with any adapted expert has one for each, of one rank and
+    """The layers, and where some experts of a parameter have one, layers for all of them, of one rank and
     scale.
 
-    PEFT has one pair of factors for all experts. Experts and components that are missing change nothing, and
-    can learn there: only their factors for outputs are zero.
+    PEFT has one pair of factors for all experts. The added experts and components change nothing, but can be
+    trained: only their `up` is zero.
     Raises LycorisError for experts with anything but the two factors of LoRA.
     """
     made = dict(layers)

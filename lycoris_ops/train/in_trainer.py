@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' Trainer that hold a network, not the model that it is beside."""
+"""Checkpoints of transformers' Trainer that hold a network in place of its model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from .network import LycorisNetwork
 def adapter_checkpoints(
     network: LycorisNetwork, dialect: str = "peft", metadata: Mapping[str, str | None] | None = None
 ) -> Any:
-    """A callback for transformers' `Trainer`, by which it saves a network in place of the whole model.
+    """A callback with which transformers' `Trainer` saves a network in place of the whole model.
 
-    The trainer is given the model itself, this callback, and an optimiser of the network's parameters. While
-    it trains and the network is applied, each checkpoint holds the adapter beside the states of optimiser and
-    schedule, as does what `save_model` writes. For "peft" it is a folder that PEFT loads; for the other
-    dialects a file of the name `adapter.safetensors`. `metadata` is as in `save_adapter`. After the training
-    `save_model` writes the whole model again, without the network, which `save_weights` writes. A training
-    goes on from a checkpoint by `create_lycoris(model, weights=folder)`; the trainer's
-    `resume_from_checkpoint` wants the whole model, as does `load_best_model_at_end`.
+    Give the trainer the model itself, this callback, and an optimiser of the network's parameters. While it
+    trains and the network is applied, `save_model` writes the adapter, and a checkpoint holds the adapter
+    beside the states of optimiser and schedule. For "peft" the adapter is a folder that PEFT loads; for the
+    other dialects a file `adapter.safetensors`. `metadata` is as in `save_adapter`. After the training
+    `save_model` writes the whole model again, without the network; `save_weights` writes the network.
 
-    Raises TrainError without transformers, and at the start for a trainer of another model than the
-    network's, of one that is no model of transformers, or one that is to load the best model at its end.
+    To go on from a checkpoint use `create_lycoris(model, weights=folder)`: the trainer's
+    `resume_from_checkpoint` and `load_best_model_at_end` need the whole model.
+
+    Raises TrainError without transformers. When the trainer is made, it raises TrainError if its model is not
+    the network's or is no model of transformers, and for `load_best_model_at_end`.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 
@@ -36,7 +37,7 @@ def adapter_checkpoints(
         def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if model is not network.module or not isinstance(model, transformers.PreTrainedModel):
                 raise TrainError(
-                    "the trainer is not that of the network's model",
+                    "the trainer is for another model than the network",
                     got=type(model).__name__,
                     expected=f"the {type(network.module).__name__} of the network, a model of transformers",
                 )
@@ -51,7 +52,7 @@ def adapter_checkpoints(
         def on_train_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
         ) -> None:
-            # A training that failed has not ended.
+            # A training that failed has not called on_train_end.
             changed.close()
             whole = model.save_pretrained
 
@@ -73,7 +74,7 @@ def adapter_checkpoints(
 
 @contextmanager
 def _has(owner: object, **attributes: Any) -> Generator[None]:
-    """A context in which an object has these attributes of its own, and afterwards those from before."""
+    """A context in which an object has these attributes. Afterwards its own are as before."""
     held: dict[str, Any] = vars(owner)
     before = {name: held[name] for name in attributes if name in held}
     held.update(attributes)

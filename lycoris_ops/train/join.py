@@ -1,4 +1,4 @@
-"""One network of the networks of several models that are trained together."""
+"""Join the networks of several models into one, to train them together."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
     """One network that trains the members of several, such as those of a model and its text encoders.
 
     The keys of `networks` are the names of their models. The joined network is for a module that holds these
-    models by these names, so that a member's path is its model's name and the path there. With the names
-    `diffusion_model` and `text_encoders` its files are those that ComfyUI reads. The members are the same
-    objects as before, and their own networks are not to be applied any more.
+    models by these names, so a member's path begins with its model's name. With the names `diffusion_model`
+    and `text_encoders` ComfyUI can read its files. The members are shared with the given networks, which must
+    not be applied any more.
 
     Raises LycorisError where there is none, and where the networks have different strengths.
     """

@@ -1,4 +1,4 @@
-"""What came of judging adapters at strengths: the best, what is as good, in words and as a picture."""
+"""The outcome of judging adapters at several strengths, in words and as a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Place = tuple[int, int]
 ALONE: Place = (-1, -1)
 """The place of the model without any adapter."""
 BEST, BESIDE = 2.5, 1.0
-"""How wide the frames are of the best pair and of its neighbours."""
+"""The widths of the frames around the best pair and around its neighbours."""
 LINES = 12
 """The most lines of a table in words."""
 
@@ -29,24 +29,22 @@ def mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The losses of adapters at strengths on draws that all of them share, see `judge`."""
+    """The losses of adapters at several strengths on the same draws, see `judge`."""
 
     names: tuple[str, ...]
     strengths: tuple[float, ...]
     losses: Mapping[Place, Sequence[float]]
-    """Of each place those on the first draws: the fewer, the earlier it dropped out. That of the model
-    alone is `ALONE`."""
+    """For each place, and for `ALONE`, its losses on the first draws. A place that dropped out has fewer."""
     draws: int
     """How many draws there are."""
     chosen: Place | None = None
-    """The best by something else, of those that the loss cannot tell from each other."""
+    """The best by another measure, among the pairs that the loss cannot tell apart."""
     because: str = ""
     """Why it was chosen, in words."""
 
     @property
     def best(self) -> Place:
-        """The adapter and the strength that are `chosen`, else those with the lowest loss, of those that were
-        measured on most draws."""
+        """The `chosen` pair, else the one with the lowest loss of those measured on the most draws."""
         if self.chosen is not None:
             return self.chosen
         own = [place for place in self.losses if place != ALONE]
@@ -54,14 +52,15 @@ class Judgement:
 
     @property
     def spent(self) -> float:
-        """The passes that were made, as a share of those that all pairs on all draws take."""
+        """The number of passes made, as a share of all places on all draws."""
         return sum(map(len, self.losses.values())) / (self.draws * len(self.losses))
 
     def behind(self, place: Place) -> tuple[float, float]:
         """How far the loss of a place is above that of the best, and the standard error of this difference.
 
-        Over the draws that both have: mean d and std(d) / sqrt(n) of their differences d. The error is
-        infinite for one draw, and the difference where a loss is not finite.
+        mean(d) and std(d) / sqrt(n) of their differences d on the n draws that both have. With one draw the
+        error of another place is infinite. Where a loss is not finite, the difference is infinite and the
+        error 0.
         """
         pairs = list(zip(self.losses[place], self.losses[self.best], strict=False))
         differences = [one - other for one, other in pairs]
@@ -74,13 +73,13 @@ class Judgement:
         return middle, math.sqrt(square / count)
 
     def loss(self, place: Place) -> float:
-        """The loss of a place: that of the best, and how far it is above it on the draws that both have."""
+        """The loss of the best, plus how far the place is above it on the draws that both have."""
         return mean(self.losses[self.best]) + self.behind(place)[0]
 
     @property
     def alike(self) -> list[Place]:
         """The pairs that the loss cannot tell from the best: behind it by at most the standard error of the
-        difference. The best comes first, then the others, lower losses first."""
+        difference. The best comes first, then the others by their loss."""
         found = (place for place in self.losses if place != ALONE)
         near = [place for place in found if (both := self.behind(place))[0] <= both[1] < math.inf]
         return sorted(near, key=lambda place: (place != self.best, self.behind(place)[0]))
@@ -145,12 +144,11 @@ class Judgement:
 
 
 def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, float]] | None = None) -> Picture:
-    """The losses as colours, adapters below each other and strengths beside each other.
-
-    Below them are further numbers of some places by their names, such as how near their pictures are.
+    """The losses as colours, with a row for each adapter and a column for each strength.
 
     One colour is for losses below the model's own, stronger the further they are; the other is for losses
-    above it. The best pair has a frame, and its neighbours have thin ones.
+    above it. The best pair has a frame, and its neighbours have thin ones. A second table shows `beside`:
+    further numbers of some places by name, such as how near their pictures are.
     """
     alone, best = found.loss(ALONE), found.best
     finite = [found.loss(place) for place in found.losses if math.isfinite(found.loss(place))]

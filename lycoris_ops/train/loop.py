@@ -55,7 +55,7 @@ class TrainResult:
     unwritten: tuple[str, ...] = ()
     """The timed checkpoints that could not be written, with the reasons."""
     searched: Searched | None = None
-    """What was found before it, see `search_network`. Its network is the one that was trained."""
+    """The outcome of the search before it, see `search_network`. Its network is the one that was trained."""
     resumed: str | None = None
     """The step and state of an earlier run that this one continued from, and why that state."""
 
@@ -102,9 +102,9 @@ def train_network(
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
 
-    With `options.search` a race before it finds the learning rate, or the kind of the layers too, and may put
-    another network in the place of this one: the result says which, see `search_network`. `raced` is called
-    after each of its steps.
+    With `options.search` a race first finds the learning rate, or the kind of the layers too, and may replace
+    the network: the result has the one that was trained, see `search_network`. `raced` is called before each
+    heat and after each of its steps.
 
     `batches` is an iterable that each epoch goes through again, or a function from the epoch's number to an
     iterable. `loss(module, batch)` returns a scalar, using the model with the network applied. `validation`
@@ -119,10 +119,10 @@ def train_network(
     be sharded by `fully_shard`; a state serves sharded and whole networks alike. With tensor parallelism, see
     `apply_to`, and for `options.mesh` a step takes `accumulation` batches for each copy of the model.
 
-    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step. Of a
-    sharded network no process has all to write, and the checkpoints from before the exception remain.
-    DivergedError is different: then `last-good` holds the last weights whose loss was finite. A killed
-    process leaves the checkpoints written so far.
+    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step. A
+    sharded network cannot be written then, since no process has all of it; earlier checkpoints remain.
+    After a DivergedError `last-good` holds the last weights whose loss was finite instead. A killed process
+    leaves the checkpoints written so far.
 
     Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
     that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
@@ -200,7 +200,7 @@ def train_network(
             raise
         if kept:
             with uninterrupted():
-                # Where there is a file besides, that has what was learned.
+                # If this fails, the file of the adapter still has what was learned.
                 kept.write_last_if_possible(trainer) if out else kept.write(trainer, "last")
         if out and (first or sharded):
             trainer.save(options.output or out)

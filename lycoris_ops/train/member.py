@@ -44,8 +44,8 @@ MANY_SMALL = 3
 Measured on a CPU, for layers of width 640 to 3072."""
 
 FORMED = 500
-"""The cost to form one value of a factored weight, and the factors' gradients from the weight's. The unit is
-one multiplication of a large matrix product, measured on a CPU: these steps wait for memory."""
+"""The cost, per value of a factored weight, to form the weight and to turn its gradient into the factors'.
+The unit is one multiplication of a large matrix product, measured on a CPU: these steps wait for memory."""
 
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
@@ -77,14 +77,14 @@ class Member(nn.Module):
     def replace(self, layer: Layer) -> None:
         """Train `layer` in place of this one, starting from its values. Its parameters are new ones.
 
-        Raises LycorisError where the layer does not fit the module, a dropout cannot act on it, or processes
-        have the present one in parts.
+        Raises LycorisError where the layer does not fit the module, a dropout cannot act on it, or the
+        present one is sharded.
         """
         if any(map(is_divided, self.parameters())):
             raise LycorisError(
-                "processes have the layer in parts, and no other can take its place",
+                "a sharded layer cannot be replaced",
                 weight=self.site.path,
-                hint="Give the network its layers first, and shard it then",
+                hint="Give the network its layers before it is sharded",
             )
         with located(weight=self.site.path):
             layer.check_fit(self.site.shape)
@@ -115,7 +115,7 @@ class Member(nn.Module):
     def layer(self) -> Layer:
         """The layer, whose tensors are this member's parameters.
 
-        Processes may have these in parts, see `whole`.
+        They may be sharded, see `whole`.
         """
         # `to` and others may put new tensors in the place of the old ones.
         held = self._parameters
@@ -126,9 +126,8 @@ class Member(nn.Module):
         return self._layer
 
     def whole(self) -> Layer:
-        """The layer with whole tensors. Where processes have it in parts, all of them call this.
-
-        Gradients of such tensors are added up over the processes.
+        """The layer with whole tensors. If it is sharded, all processes call this, and their gradients are
+        added up.
         """
         layer = self.layer
         if not any(is_divided(value) for _, value in self._tensors):
@@ -142,7 +141,7 @@ class Member(nn.Module):
 
     @property
     def form(self) -> str:
-        """How the layer acts on its module, in words: `bypass`, `rebuilt`, or which for how many tokens."""
+        """How the layer acts on its module, in words: `bypass`, `rebuilt`, or both with a limit in tokens."""
         if self.bypass_up_to == math.inf:
             return "bypass"
         if self.bypass_up_to == 0:
@@ -179,8 +178,8 @@ class Member(nn.Module):
                 bias=site.bias,
                 caller=site.caller,
                 transposed=site.transposed,
-                # A user who asks for a bypass has weights that cannot be read as the module uses them, and an
-                # offloaded weight is elsewhere.
+                # With the form bypass, weights may not be readable as the module uses them; an offloaded
+                # weight is elsewhere.
                 follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
             )
         # A single call in each pass prepares both hooks, so it belongs to the one that acts first. Only
@@ -205,7 +204,7 @@ class Member(nn.Module):
             ),
             (
                 "forward" in vars(site.module) and "a module whose forward others have replaced",
-                "a model that parallelize_module of torch has divided",
+                "a model divided by torch's parallelize_module",
             ),
             (
                 any(isinstance(form, Dependent) for form in forms)
@@ -280,7 +279,7 @@ class Member(nn.Module):
         assert geometry is not None
         self._planned = layer
         parts = [Part(layer)] if layer.extent else []
-        # Where there is no bias, a factor changes nothing.
+        # A factor changes nothing where there is no bias.
         absent = layer.bias_may_be_absent and not self.site.has_bias
         biased = layer.forms("bias") and self.site.may_add_bias and not absent
         beside = [Part(layer, parameter="bias")] if biased else []
@@ -353,7 +352,7 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
 
 
 def _rows(site: Site, tokens: Sequence[int]) -> Layer:
-    """A layer that sets rows of a weight (V, D) to the values that they have."""
+    """A layer that sets rows of a weight (V, D) to their present values."""
     if len(site.shape) != 2:
         raise LayerError(
             "tokens are rows of an embedding or a linear layer", key=site.path, got=str(list(site.shape))
@@ -369,10 +368,9 @@ def _rows(site: Site, tokens: Sequence[int]) -> Layer:
 
 
 def completed(layer: Layer, site: Site, settings: LayerSettings) -> Layer:
-    """A fresh layer with what the settings add to every kind:
+    """A fresh layer with DoRA's magnitude and a change of the bias, where the settings ask for them.
 
-    DoRA's magnitude and a change of the bias. Only DoRA reads the weight. Raises LayerError where the
-    algorithm has no magnitude.
+    Only DoRA reads the weight. Raises LayerError where the algorithm has no magnitude.
     """
     with located(key=site.path):
         if settings.dora is not None:

@@ -35,16 +35,16 @@ ELSEWHERE = frozenset(
 )
 """The options that do not change what is learned."""
 IN_LYCORIS = {"oft": "diag-oft"}
-"""Kinds that LyCORIS calls otherwise."""
+"""Our names of kinds, with LyCORIS' where they differ."""
 TRAINING = "lycoris_training"
-"""The key of the options of the training, as JSON."""
+"""The key of the training's options and network, as JSON."""
 
 
 def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
     """The entries, from the trainer's present state."""
     options, net = trainer.options, trainer.net
     layers = [member.layer for member in net.members.values()]
-    # The kinds that the file holds. Settings that only we have are in the recipe.
+    # The kinds that the file holds. The settings of this package are in the recipe.
     kinds = sorted({layer.algorithm for layer in layers})
     title = Path(options.output).stem if options.output is not None else None
     first = trainer.optimiser.param_groups[0]
@@ -55,7 +55,7 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         DIM: _one_of([layer.rank for layer in layers]),
         NETWORK_ALPHA: _one_of([alpha_of(layer) for layer in layers]),
         "ss_v2": False,
-        # What the model is called is not known here, and readers expect the key.
+        # The model's name is not known here, but readers expect the key.
         "ss_base_model_version": "unknown",
         "ss_steps": trainer.done,
         "ss_max_train_steps": trainer.total,
@@ -78,13 +78,13 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
 
 
 def _one_of(values: list[float | None]) -> float | str | None:
-    """The value that all layers have; kohya's word for several."""
+    """The value that all layers have, or kohya's word for different ones."""
     found = set(values) - {None}
     return DYNAMIC if len(found) > 1 else next(iter(found), None)
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:
-    """The options that influence the weights, without those that say what is written where."""
+    """The options that influence the weights."""
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     plain = {name: value for name, value in given.items() if name not in ELSEWHERE}
     return plain | {"optimiser_options": {key: repr(v) for key, v in options.optimiser_options.items()}}

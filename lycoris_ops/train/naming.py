@@ -26,7 +26,7 @@ PLAIN = "base_model.model."
 
 
 def usual_prefix(module: nn.Module) -> str:
-    """What stands before the paths of a model in files: that of diffusers for its models, else nothing."""
+    """The prefix of a model's paths in files: diffusers' own for its models, else none."""
     _, base = next(named_modules(module))
     kind = type(base)
     if not kind.__module__.startswith("diffusers."):
@@ -37,8 +37,8 @@ def usual_prefix(module: nn.Module) -> str:
 def named(prefix: str, path: str) -> str:
     """A module's name in a file, with the model's prefix, or PEFT's where it has none.
 
-    A path that says its part of a model as ComfyUI does (`diffusion_model.`, `text_encoders.`) is a name
-    already.
+    A path that begins with a part of a model as ComfyUI names it (`diffusion_model.`, `text_encoders.`) stays
+    as it is.
     """
     if not prefix and LayerName.of(path).dialect == "comfy":
         return path
@@ -46,9 +46,9 @@ def named(prefix: str, path: str) -> str:
 
 
 def model_shapes(module: nn.Module, prefix: str, *, addable: bool = False) -> dict[str, Shape]:
-    """The keys and shapes of a model's weights and biases as they are unpacked, with the prefix.
+    """The keys, with the prefix, and the unpacked shapes of a model's weights and biases.
 
-    With `addable` also those of the biases that modules lack and a layer can add to their outputs.
+    With `addable` also those of missing biases that a layer can add to a module's output.
     """
     shapes: dict[str, Shape] = {}
     for site in all_sites(module).values():
@@ -59,18 +59,16 @@ def model_shapes(module: nn.Module, prefix: str, *, addable: bool = False) -> di
 
 
 def _unread(adapter: Adapter) -> list[str]:
-    """The keys of a file that belong to no layer, in words. They are neither trained nor written again."""
+    """A remark on the keys of a file that belong to no layer. They are neither trained nor written again."""
     # `_check_base` has compared the weights of the base.
     keys = [key for key in adapter.left_out if key.removesuffix(BASE_WEIGHT) not in adapter.info]
     if not keys:
         return []
-    return [
-        f"{number_of(len(keys), 'key')} of {adapter.name} left out, which no layer has, such as {keys[0]}"
-    ]
+    return [f"{number_of(len(keys), 'unknown key')} of {adapter.name} left out, such as {keys[0]}"]
 
 
 def _unscaled(adapter: Adapter) -> list[str]:
-    """That PEFT's layers lack the configuration that says their scale, in words."""
+    """A remark if PEFT's layers lack the configuration that states their scale."""
     names = [name for name in adapter.without_alpha if adapter.info[name].named.dialect == "peft"]
     if not names:
         return []
@@ -81,11 +79,11 @@ def _unscaled(adapter: Adapter) -> list[str]:
 
 
 def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[str, Layer], list[str]]:
-    """The layers of an adapter by the paths of the model's sites that they are for, and what is left out.
+    """The layers of an adapter by the paths of their sites in the model, and remarks on what is left out.
 
     A file may have layers for another part too, such as the text encoder of a diffusion model; they are left
-    out. Raises MatchError for any other layer that has no module, does not fit it, or is for only a part of
-    it, since training goes on with whole layers; and where all layers are for another part.
+    out. Raises MatchError where all layers are for another part, and for any other layer without a module,
+    with another shape than its module, or for a part of a module: only whole layers can be trained.
     """
     # diffusers writes a part of a model without a prefix. Try both readings, and take the one that leaves
     # fewer layers without a module.
@@ -153,7 +151,7 @@ def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:
 
 
 def _check_base(adapter: Adapter, module: nn.Module, paths: Mapping[str, str]) -> None:
-    """Raise MatchError where a weight of the base in the file is not that of the model.
+    """Raise MatchError where the file has a weight of the base that differs from the model's.
 
     PEFT writes the weight of an embedding beside its LoRA, and would load it: the vocabulary may have grown.
     """

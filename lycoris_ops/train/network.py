@@ -95,9 +95,9 @@ class LycorisNetwork(nn.Module):
     def apply_to(self) -> LycorisNetwork:
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
-        Raises LycorisError where a layer cannot act beside another network's, or beside the part of a weight
-        that each of several processes computes with, and where rows are set of a weight that another module
-        has too; then no layer acts.
+        Raises LycorisError, and lets no layer act, where a layer cannot act beside another network's or on a
+        weight that processes compute with in parts, and where tokens of a shared weight are trained in only
+        one of its modules.
         """
         if self._flags is None:
             self._check_rows()
@@ -126,10 +126,10 @@ class LycorisNetwork(nn.Module):
             beside = [other for other in shared.get(path, ()) if other not in self.members]
             if beside:
                 raise LycorisError(
-                    "the tokens of a weight that two modules have would be changed in one of them",
+                    "two modules share a weight, and its tokens would be changed in one of them",
                     weight=path,
                     got=f"the weight of {beside[0]} too",
-                    expected="a weight that the module has for itself",
+                    expected="a weight of one module alone",
                     hint=f"Train {beside[0]} too, with values of its own, or merge a file into the model by "
                     "merge_checkpoint",
                 )
@@ -181,10 +181,10 @@ class LycorisNetwork(nn.Module):
         for path, others in shared_weights(all_sites(self.module).values()).items():
             if path in self.members:
                 raise LycorisError(
-                    "a weight is that of two modules, and the layer is for one of them",
+                    "two modules share a weight, and the layer is for one of them",
                     weight=path,
                     got=f"the weight of {others[0]} too",
-                    expected="a weight that the module has for itself",
+                    expected="a weight of one module alone",
                     hint=f"Save the network and apply it beside the model, or train without {path}",
                 )
         self.restore()
@@ -276,11 +276,11 @@ class LycorisNetwork(nn.Module):
     ) -> Adapter:
         """The layers as an adapter in memory, copied as they are now.
 
-        `include` chooses modules by patterns as in `create_lycoris`. So a mixed network can be written in
-        parts, each of a kind that its dialect holds. For the `dialect` "peft" the LoRA of an embedding takes
-        the form that PEFT has for it, and a full difference becomes the values of the whole module.
+        `include` chooses modules by patterns as in `create_lycoris`. So a mixed network can be written as
+        several files, each in a dialect that holds its kinds. For the `dialect` "peft" the LoRA of an
+        embedding takes PEFT's form, and a full difference becomes the values of the whole module.
 
-        Where `fully_shard` has divided the network, all processes call this, and each has the whole adapter.
+        If `fully_shard` has divided the network, all processes call this, and each gets the whole adapter.
 
         Raises LycorisError for a model that is a single layer, which has no name in a file, and for a pattern
         that matches no module. With "peft" it also refuses a layer that PEFT lacks for transposed weights,
@@ -398,7 +398,7 @@ class LycorisNetwork(nn.Module):
             )
         for path, others in shared_weights(sites.values()).items():
             if path in members:
-                lines.append(f"{path} has its weight from {others[0]}: the layer cannot be merged into it")
+                lines.append(f"{path} shares its weight with {others[0]}: the layer cannot be merged into it")
             elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":
                 lines.append(
                     f"{path} is left alone unless it is named: it shares its weight with {others[0]}"
@@ -420,8 +420,7 @@ class LycorisNetwork(nn.Module):
     def recipe(self) -> dict[str, Any]:
         """What the network is, as plain data for JSON: its seed, and each layer with its settings.
 
-        Settings with their usual values are left out. The outcome is given too: a layer's rank may be lower
-        than the one asked for.
+        Settings with their usual values are left out. A layer's rank may be lower than its settings ask for.
         """
         return {
             "seed": self.seed,

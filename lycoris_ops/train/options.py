@@ -1,4 +1,4 @@
-"""Everything that a training is told: how long, with which optimiser, what is written and where."""
+"""The options of a training: how long, with which optimiser, what is written and where."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TrainOptions:
     """How many times higher the rate of `up` is than that of `down` (LoRA+, arXiv 2402.12354)."""
     weight_decay: float = 0.0
     schedule: str = "constant"
-    """A name in `train.schedules`: how the rate goes from its full value to zero."""
+    """A name in `train.schedules`: the course of the rate after the warm-up."""
     warmup: float = 0
     """Steps in which the rate rises to its full value; below 1 it is a share of all steps."""
     restarts: int = 0
@@ -62,7 +62,7 @@ class TrainOptions:
     """What is found by a race before the training, see `search_network`: nothing ("off"), the learning rate
     ("rate"), or the kind of the network too ("all")."""
     search_share: float = 0.4
-    """What the race may cost, as a share of the steps of the training. With 0 there is none."""
+    """What the race may cost, as a share of the steps of the training. With 0 there is no race."""
 
     accumulation: int = 1
     """Batches of one step. Their gradients are averaged."""
@@ -71,9 +71,9 @@ class TrainOptions:
     max_weight_norm: float | None = None
     """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
     rise: float | None = None
-    """How many times its first value the ratio of a step's loss to the loss of the model alone may become,
-    see `train.rise.Rise`. It is checked after each twentieth of the steps, at least 25, by one more pass. The
-    training stops where two checks in a row find more. None never stops."""
+    """Stop the training where two checks in a row find the loss, as a ratio to that of the model alone, more
+    than `rise` times as high as at first, see `train.rise.Rise`. There is a check, which costs one more pass,
+    after each twentieth of the steps, at least 25. None never stops."""
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
     the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""
@@ -82,13 +82,13 @@ class TrainOptions:
     stay float32."""
     scaled: bool | None = None
     """Whether the loss is scaled, so that small gradients are not lost where the model itself computes in
-    fp16. None scales it with `autocast` fp16 alone."""
+    fp16. None scales it only with `autocast` fp16."""
     data: Mapping[str, Sequence[Sketch]] = field(default_factory=dict[str, Sequence[Sketch]])
     """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
     the same data."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further numbers and texts that influence what is learned but are not options, such as the size of a
-    batch. The state holds them, see `FoundState`, and nothing else is done with them."""
+    batch. The state holds them, see `FoundState`; kept races are compared by them."""
     seed: int = 0
     """The seed of all random numbers. Step n draws the same numbers, whether or not the training was resumed
     before it."""
@@ -97,7 +97,7 @@ class TrainOptions:
 
     mesh: Any | None = None
     """The `DeviceMesh` over copies of the model, where several processes compute each copy and see the same
-    batches. With None the model's divided weights say which do, and without any each has its own copy."""
+    batches. None takes it from the model's sharded weights; without any, each process has its own copy."""
 
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
@@ -108,8 +108,8 @@ class TrainOptions:
     keep: int = 3
     """How many of the regular checkpoints are kept."""
     checkpoint_minutes: float | None = 10.0
-    """After how many minutes without a checkpoint `last` is written during the training, so that a crash
-    loses no more than that. None or inf: only at the end, and after an error or an interrupt."""
+    """Minutes without a checkpoint after which `last` is written, so that a crash loses no more than that.
+    None or inf: only at the end, and after an error or an interrupt."""
 
     output: str | os.PathLike[str] | None = None
     """The file of the finished adapter."""
@@ -117,7 +117,7 @@ class TrainOptions:
     dtype: torch.dtype | None = None
     """The dtype of the written adapter; None keeps the one of the trained tensors."""
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
-    """Entries of the file's metadata, which win over those that the training writes. None takes one away."""
+    """Entries of the file's metadata, which win over those that the training writes. None removes one."""
     checkpoints: str | os.PathLike[str] | None = None
     """The folder of the checkpoints; None is one beside `output`, or none if there is no `output`."""
     overwrite: bool = False

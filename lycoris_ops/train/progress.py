@@ -16,7 +16,7 @@ from .history import StepReport
 from .race import RaceStep
 
 MEASURED = 2
-"""How many steps are measured to tell how long others take."""
+"""How many steps are timed to estimate the rest."""
 
 
 class View(Protocol):
@@ -28,7 +28,7 @@ class View(Protocol):
 
 
 def views(bar: bool, log: str | os.PathLike[str] | None, done: int, total: int) -> list[View]:
-    """What is to be shown, in the first process alone. Raises TrainError where TensorBoard is missing."""
+    """The views to show, in the first process alone. Raises TrainError where TensorBoard is missing."""
     found: list[View] = []
     if processes.rank() == 0:
         if log is not None:
@@ -109,8 +109,7 @@ class Board:
 
 
 def searching() -> Callable[[RaceStep], None]:
-    """What tells of a race on stderr: its cost before it begins, in minutes too once steps were measured, and
-    each heat."""
+    """A callback that reports a race on stderr: its budget, each heat, and an estimate in minutes."""
     began: list[float] = []
 
     def told(now: RaceStep) -> None:

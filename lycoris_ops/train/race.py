@@ -1,4 +1,4 @@
-"""Find what a training begins with, by small trainings that are compared before it."""
+"""Choose a training's network and learning rate by comparing small trainings before it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ SHORTEST, OF_KINDS = 8, 15
 """The fewest steps of a heat, and of a heat that compares kinds. On the text lines of docs/quality.md heats
 of 10 steps take the wrong kind, and heats of 20 the right one."""
 MOVED = 0.97
-"""A loss above this share of the loss before any step says that the rate is far too low: the climb goes on by
-a whole decade."""
+"""If the loss is above this share of the loss before any step, the rate is far too low, and the climb goes up
+by a whole decade."""
 CLIMB = 4
-"""For how many heats of one entrant there is room. Of less than three no rate lies between two others; more
-would be shorter."""
+"""How many heats of one entrant share the budget. Among fewer than three no rate lies between two others;
+more would be shorter."""
 SPARE = 1
-"""For how many heats beside one of each kind there is room: for rates that are far off."""
+"""How many heats, beside one of each kind, share the budget: for rates that are far off."""
 AS_GOOD, NEAR = 0.8, 1.1
-"""A rate above an entrant's own is not taken where the next lower one has at least AS_GOOD of its fall of the
-loss, and at most NEAR times its loss. As long as a rate is too low, the loss falls in proportion to it; one
-that saturates in a short training is too high for a long one. Near a loss of zero the fall says nothing: at
-both rates nearly all of the loss is gone."""
+"""A rate above an entrant's own loses to the next lower one if that lowers the loss at least AS_GOOD times as
+much, to at most NEAR times the loss. While a rate is too low, the loss falls in proportion to it; a rate that
+saturates in a short training is too high for a long one. NEAR matters near a loss of zero, where both rates
+have removed nearly all of the loss."""
 VALIDATED = 0.5
-"""What a pass of a held-out batch costs, in steps of one batch: a step goes forth and back."""
+"""The cost of a held-out batch, in steps of one batch: a step goes forward and backward."""
 
 
 @dataclass(frozen=True)
 class Entrant:
     """A network that could be trained.
 
-    `make` gives it with a change as at the start of a training, applied to nothing. It may give the same
-    network each time, or a new one.
+    `make` returns it as at the start of a training and not applied, the same network each time or a new one.
     """
 
     name: str
@@ -53,19 +52,19 @@ class Entrant:
     lr: float
     """The rate at which its climb begins."""
     cost: float = 0.0
-    """What making it takes, in steps: a probe, for a plan."""
+    """The cost of making it, in steps, such as a plan's probe."""
 
 
 @dataclass(frozen=True)
 class Heat:
-    """One small training: a whole one, with its own warm-up and fall of the rate."""
+    """One small but complete training, with its own warm-up and schedule."""
 
     name: str
     """The entrant."""
     lr: float
     steps: int
     loss: float
-    """The held-out loss at its end. It is infinite where a loss on the way was not finite."""
+    """The held-out loss at its end; infinite if it diverged."""
     parameters: int
 
 
@@ -83,8 +82,9 @@ class RaceStep:
     """The steps of this heat that are done."""
     steps: int
     spent: float
-    """What the race has cost so far, and what it may cost, in steps of the training."""
+    """What the race has cost so far, in steps of the training."""
     budget: float
+    """What it may cost."""
     total: int
     """The steps of the training."""
 
@@ -102,8 +102,9 @@ class Race:
     start: float
     """The held-out loss before any step."""
     spent: float
-    """What the race has cost, in steps of the training, and what it might have cost."""
+    """What the race has cost, in steps of the training."""
     budget: float
+    """What it might have cost."""
     steps: int
     """The steps of the training that it was run for."""
     left_out: tuple[str, ...] = ()
@@ -126,7 +127,7 @@ class Race:
         if won is None:
             return f"nothing was searched: {self.budget:.0f} steps are too few for two heats"
         words = [f"{taken}: {won.loss:.4g} held out after {number_of(won.steps, 'step')}"]
-        # Of another entrant where there is one, else at another rate.
+        # Compare with another entrant if there is one, else with another rate.
         beaten = [heat for heat in self.heats if heat.name != won.name] or [
             heat for heat in self.heats if heat.lr != won.lr
         ]
@@ -156,7 +157,7 @@ class Race:
 
     @classmethod
     def of_json(cls, text: str, file: str | None = None) -> Race:
-        """The race of a text that `json` made. Raises FileFormatError for another text."""
+        """Read a race that `json` wrote. Raises FileFormatError for any other text."""
         try:
             read: Any = parse_json(text)
             if read.pop("form") != FORM:
@@ -169,7 +170,7 @@ class Race:
                 "not the outcome of a race, or one of another version",
                 file=file,
                 got=f"{type(error).__name__}: {error}",
-                hint="Take the file away, and the race is run again",
+                hint="Remove the file to run the race again",
             ) from error
 
 
@@ -186,29 +187,29 @@ def race(
 ) -> Race:
     """Find the entrant and the rate with which a training of this length comes to the lowest loss.
 
-    A heat is one entrant at one rate, trained as a whole training of fewer steps: with the `options`, its own
-    warm-up and fall of the rate, from the first of the `batches`. At its end it is judged by the loss on
-    `held_out`, always with the same random numbers. No heat goes on from another, since unfinished trainings
-    mislead.
+    A heat trains one entrant at one rate, as a complete training of fewer steps: with the `options`, its own
+    warm-up and schedule, from the first of the `batches`. It is judged by its final loss on `held_out`,
+    always with the same random numbers. No heat continues another, since unfinished trainings mislead. All
+    heats have the same length.
 
-    Each entrant has a heat at its own rate. Where the loss is not below that before any step it goes down
-    from there by half decades, and up by whole ones where the loss has hardly fallen. The entrant with the
-    lowest loss wins; all heats have one length. With what is left of the budget it climbs: up by half decades
-    while the loss falls, and down where the first step up is worse, until the best rate lies between two
-    others. A rate above its own has to be much better than the next lower one.
+    Each entrant has a heat at its own rate. If the loss has not fallen, further heats go down by half
+    decades; if it has hardly fallen, they go up by whole ones. The entrant with the lowest loss wins. With
+    the rest of the budget it climbs: up by half decades while the loss falls, and down if the first step up
+    is worse, until the best rate lies between two others. A rate above its own has to be much better than the
+    next lower one.
 
-    Kinds are compared at their own rates, not at the best ones of short heats, because these are too high. On
-    three small tasks of docs/quality.md at two sizes, the kind that is best at its usual rate after a tenth
-    of the training is 1.2 % (at most 4 %) worse in the end than the best of three kinds at three rates each,
-    and the best pair after a tenth 25 % (at most 81 %).
+    Kinds are compared at their own rates, not at the best ones of short heats, because these are too high.
+    This was measured on three small tasks of docs/quality.md at two sizes, against the best final loss of
+    three kinds at three rates each. The kind that is best at its usual rate after a tenth of the training
+    ends 1.2 % worse (at most 4 %); the pair that is best after a tenth ends 25 % worse (at most 81 %).
 
     All of it costs at most `share` times `steps` steps: the steps of the heats, the held-out batches at half
-    a step each, and what entrants cost to make. A heat that diverges costs its steps up to there. Where the
-    budget is too small, the last entrants are left out, and with too little for two heats the first entrant
+    a step each, and what entrants cost to make. A heat that diverges costs its steps up to there. If the
+    budget is too small, the last entrants are left out; if it is too small for two heats, the first entrant
     wins at its own rate.
 
-    The same seed and batches give the same race. One entrant at a time is in training, and afterwards model
-    and networks are as they were. `told` is called before each heat and after each step.
+    The same seed and batches give the same race. Entrants are trained one at a time; afterwards model and
+    networks are as they were. `told` is called before each heat and after each step.
 
     Raises TrainError where there is nothing to race or no heat has a finite loss, and as a Trainer does.
     """
@@ -288,7 +289,7 @@ class _Race:
         steps: int,
         following: Callable[[Mapping[int, float], float], int | None],
     ) -> None:
-        """Go on with all climbs while the budget allows a heat; `following` is `_next` or the like."""
+        """Go on with all climbs while the budget allows a heat; `following`, like `_next`, gives the rate."""
         going = list(racing)
         while going:
             for entrant in tuple(going):
@@ -297,7 +298,9 @@ class _Race:
                 if place is None or self.left - steps - self.judging < -1e-9:
                     going.remove(entrant)
                     continue
-                found[place] = self._heat(entrant, rate_at(entrant.lr, place), steps)
+                lr = rate_at(entrant.lr, place)
+                found[place] = Heat(entrant.name, lr, steps, *self._trained(entrant, lr, steps))
+                self.heats.append(found[place])
 
     def _order(self, racing: Sequence[Entrant], climbs: Mapping[str, dict[int, Heat]]) -> list[Entrant]:
         """The entrants with a finite loss, the best first."""
@@ -314,16 +317,10 @@ class _Race:
         saturated = self.start - below.loss >= AS_GOOD * (self.start - best.loss)
         return below if saturated and below.loss <= NEAR * best.loss else best
 
-    def _heat(self, entrant: Entrant, lr: float, steps: int) -> Heat:
-        loss, parameters = self._trained(entrant, lr, steps)
-        heat = Heat(entrant.name, lr, steps, loss, parameters)
-        self.heats.append(heat)
-        return heat
-
     def _trained(self, entrant: Entrant, lr: float, steps: int) -> tuple[float, int]:
-        """The held-out loss after a whole training of so many steps, and the number of parameters.
+        """The held-out loss after a complete training of so many steps, and the number of parameters.
 
-        Network and model are as before, also after an error.
+        Afterwards network and model are as before, also after an error.
         """
         options = self.options
         warmup = options.warmup if options.warmup < 1 else options.warmup / max(self.steps, options.warmup)
@@ -365,7 +362,7 @@ class _Race:
             try:
                 trainer.step_of(feed)
             except DivergedError:
-                # It has looked for the place in another pass.
+                # The trainer has looked for the place in another pass.
                 self.spent += VALIDATED
                 return False
             self._tell(entrant, lr, trainer.done, steps)
@@ -414,12 +411,12 @@ def check_repeatable(batches: Batches) -> None:
 
 
 def rate_at(lr: float, place: int) -> float:
-    """The rate so many half decades above another: 3 and 10/3 times in turn, so that rates are round."""
+    """The rate `place` half decades above `lr`, by factors of 3 and 10/3 in turn, so that rates are round."""
     return float(f"{lr * 10.0 ** (place // 2) * (3 if place % 2 else 1):.6g}")
 
 
 def _corrected(losses: Mapping[int, float], start: float) -> int | None:
-    """As `_next`, and None too where the last rate was neither far too high nor far too low."""
+    """As `_next`, but None as soon as a loss has clearly fallen: that rate is not far off."""
     best = min(losses.values(), default=math.inf)
     return None if best <= MOVED * start else _next(losses, start)
 
@@ -427,7 +424,7 @@ def _corrected(losses: Mapping[int, float], start: float) -> int | None:
 def _next(losses: Mapping[int, float], start: float) -> int | None:
     """Where a climb goes next, in half decades from its start; None where the best lies between two others.
 
-    A loss above that before any step counts as infinite: from there it goes down.
+    If all are above `start`, the loss before any step, the climb goes down.
     """
     if not losses:
         return 0

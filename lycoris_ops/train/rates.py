@@ -1,4 +1,4 @@
-"""The learning rate of a training that names none."""
+"""The learning rate for trainings where none is given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALED = ("adamw", "adamw8bit")
 FIRST, WIDTH, RANK = 0.45, 0.75, 0.5
 """c, a and b of `rate_of`."""
 USUAL_RANK = 4
-"""The rank that kinds without a low rank count as."""
+"""The rank that stands for all kinds but LoRA."""
 
 
 def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
@@ -28,8 +28,8 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
     rank, and f the kind's `fresh_rate`. alpha is taken to be equal to the rank.
 
     Wider layers and higher ranks change the output more at the same rate, because Adam moves each value by
-    the same amount. The numbers are those that lose least on the tasks of docs/quality.md, where widths are
-    70 to 490; for a linear layer of width 4096 at rank 16 they give 2.2e-4.
+    the same amount. The constants are the best ones on the tasks of docs/quality.md, where widths are 70 to
+    490; for a linear layer of width 4096 at rank 16 they give 2.2e-4.
     """
     sides = [math.log(shape[0] * math.prod(shape[1:])) / 2 for shape in shapes if len(shape) > 1]
     width = math.exp(sum(sides) / len(sides)) if sides else 1.0
@@ -38,9 +38,9 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
 
 
 def usual_rate(net: LycorisNetwork, family: OptimiserFamily) -> float:
-    """The rate for a network where none is given: the geometric mean over its layers of `rate_of`.
+    """The rate for a network where none is given: for SCALED the geometric mean of `rate_of` over its layers.
 
-    An optimiser that finds its rate itself, or whose rates were not compared, has a fixed one. Raises
+    Other optimisers have a fixed rate: they find it themselves, or their rates were not compared. Raises
     TrainError for an optimiser without a usual rate.
     """
     if family.lr is None:

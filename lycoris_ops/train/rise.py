@@ -1,4 +1,4 @@
-"""Whether a training has made its model worse than it was."""
+"""Notice when a training makes its model worse."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Rise:
     """Compares the loss of a step with that of the model alone, with the same batches and random numbers.
 
     Their ratio is free of the noise between the losses of different steps. It is compared with the ratio in
-    the first step, so that a training may begin from an adapter that makes another model of it.
+    the first step, since a training may begin from an adapter that has already changed the model.
     """
 
     def __init__(self, most: float | None, steps: int, parameters: Sequence[Tensor]) -> None:
-        """`most` is how many times its first value the ratio may be; None checks nothing."""
+        """`most` is the highest allowed ratio, as a multiple of the first one; None checks nothing."""
         self.most = most
         self.every = max(FEWEST, steps // CHECKS)
         self.first: float | None = None
         self.high: float | None = None
-        """By what the ratio had risen at the last check, if by too much."""
+        """The factor by which the ratio had risen at the last check, if that was too much."""
         self._parameters = parameters
         self.good = self._copied()
-        """The weights when the loss had last not risen."""
+        """The weights at the last check that found no rise."""
 
     def due(self, step: int) -> bool:
         return self.most is not None and (step == 1 or step % self.every == 0)
@@ -39,8 +39,8 @@ class Rise:
         return [] if self.most is None else copies(self._parameters)
 
     def found(self, loss: float, alone: float) -> float | None:
-        """Note both losses; returns by what their ratio has risen if it was too much twice in a row."""
-        # The losses of other kinds of models may be 0 and below it.
+        """Note both losses. Returns the factor by which their ratio has risen, if twice in a row too much."""
+        # Some models' losses may be zero or negative.
         if not (loss > 0 and alone > 0 and math.isfinite(alone)):
             return None
         ratio = loss / alone

@@ -1,7 +1,7 @@
 """The schedules of the learning rate.
 
-Each gives the share of the full rate at x, the share of the steps after the warm-up that are done (from 0 to
-below 1). A schedule has no state, so it is the same after a resume.
+Each gives the share of the full rate at x, the progress after the warm-up, from 0 to below 1. A schedule has
+no state, so it is the same after a resume.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def schedules() -> Mapping[str, Callable[[float], float]]:
 
 
 def schedule(name: str, warmup: float, steps: int, restarts: int = 0) -> Callable[[int], float]:
-    """The share of the full rate in each step, counted from 0, of a training with `steps` steps.
+    """A function from a step, counted from 0, to the share of the full rate, for `steps` steps in all.
 
     The n-th of w warm-up steps has n / w. A `warmup` below 1 is a share of all steps. With r restarts the
     steps after the warm-up are r + 1 equal parts, and each begins with the full rate (arXiv 1608.03983).

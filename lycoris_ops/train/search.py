@@ -1,4 +1,4 @@
-"""What a training begins with, found by a race before it and kept for the next one."""
+"""Find a training's learning rate and kind by a race before it, and keep the outcome for the next one."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ ENDING = "-race.json"
 HELD = 4
 """How many held-out batches judge a heat."""
 SEEN = 64
-"""Among how many of the batches for validation these are evenly spaced."""
+"""They are evenly spaced among so many of the first validation batches."""
 PROBED, PROBE_COST = 8, 1.6
-"""How many batches the plan looks at, and what each costs, in steps of one batch, see docs/quality.md."""
+"""How many batches the plan's probe sees, and what each costs, in steps of one batch, see docs/quality.md."""
 ALIKE = 4
 """How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md a
 kind's best rate is on average the same after 120 and after 480 steps."""
@@ -60,7 +60,7 @@ NOT_DECIDING = ("steps", "seed", "learning_rate", "text_learning_rate", "search"
 
 @dataclass(frozen=True)
 class Searched:
-    """What a training begins with."""
+    """The outcome of a search."""
 
     network: LycorisNetwork
     """The given network, or the winner of the race, for the same modules."""
@@ -68,7 +68,7 @@ class Searched:
     """The given options, with the rate that was found."""
     race: Race | None = None
     file: Path | None = None
-    """Where the race was kept before, if it was not run now."""
+    """The file of the race, if it was kept and not run now."""
 
     def __str__(self) -> str:
         if self.race is None:
@@ -86,7 +86,7 @@ class _Given:
     loss: Loss
     options: TrainOptions
     plan: str | None = None
-    """A plan in JSON that was kept."""
+    """A kept plan in JSON."""
     started: bool = True
     """Whether a plan is to start from the gradient. A resumed training has its weights already."""
 
@@ -103,12 +103,13 @@ class _Given:
 class _Kind:
     algorithm: str
     make: Callable[[_Given], Callable[[], LycorisNetwork] | None]
-    """What makes the network, with at most as many parameters; None where this kind has none to try."""
+    """Returns a maker of the network, with at most as many parameters as the given one; None to leave the
+    kind out."""
     cost: float = 0.0
 
 
 class _Planned:
-    """LoRA with ranks by a plan. It is made when it is first asked for, and kept."""
+    """Makes LoRA with ranks by a plan, once."""
 
     def __init__(self, given: _Given, most: int) -> None:
         self.given = given
@@ -205,8 +206,8 @@ KINDS: Mapping[str, _Kind] = {
     "whole lokr": _Kind("lokr", _whole_lokr),
     "uniform lora": _Kind("lora", _uniform),
 }
-"""What races beside the network that is asked for, in the order in which there is room for it. On the tasks
-of docs/quality.md one of the first two is ahead of LoRA with one rank and equally many numbers."""
+"""The rivals of the given network. A small budget takes only the first ones. On the tasks of docs/quality.md
+one of the first two is ahead of LoRA with one rank and equally many parameters."""
 
 
 # A host may call from within inference mode, whose tensors cannot be trained.
@@ -224,18 +225,18 @@ def search_network(
 ) -> Searched:
     """Find the rate, and with `options.search` "all" the kind, with which a network is best trained.
 
-    With "rate" the network climbs from `options.lr`, or from a usual rate. With "all" others for the same
-    modules race with it, each with at most as many parameters: LoRA with planned ranks that starts from the
-    gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. `options.search_share`
-    times `steps` is what it may cost. Where that is too little for all, the first of these race; where it is
-    too little for a race, everything stays as it was given.
+    With "rate" only the rate is searched, from `options.lr` or a usual rate on. With "all" the network races
+    against others for the same modules with at most as many parameters: LoRA with planned ranks that starts
+    from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. The race
+    costs at most `options.search_share` times `steps`. If that is too little for all, only the first of these
+    race; if it is too little for a race, everything stays as it was given.
 
-    Heats are judged on some of the `validation` batches. Without them the first batches of each epoch are set
-    apart for that, at most a quarter, and the training itself has them again. Where an epoch has fewer than
-    four batches, heats are judged on the batches they were trained on, with other noise.
+    Heats are judged on some of the `validation` batches. Without them the first batches of each epoch, at
+    most a quarter, judge the heats; only the training itself trains on them. If an epoch has fewer than four
+    batches, heats are judged on the batches they were trained on, with other noise.
 
-    The outcome is written to `options.race_file`. A race that lies in the same folder is not run again if it
-    was for the same frozen weights, layers, options and data (`options.data`, or the first tensors of the
+    The outcome is written to `options.race_file`. A race that was kept in the same folder is not run again if
+    it was for the same frozen weights, layers, options and data (`options.data`, or the first tensors of the
     batches), at least as large a share, and a training at most four times longer or shorter. A resumed
     training (`resumed`) takes its own race or none.
 
@@ -255,7 +256,7 @@ def search_network(
         )
     if processes.check_parts(net, processes.copies_of(net.module, options.mesh)):
         raise TrainError(
-            "a race needs whole networks, and processes have this one in parts",
+            "a race needs whole networks, and this one is sharded",
             key="search",
             got=options.search,
             expected="off",
@@ -289,7 +290,7 @@ def search_network(
     if resumed:
         return Searched(net, options)
     if len(affordable(entrants, steps * options.search_share, judging(held, options))) < 2:
-        # Nothing replaces what was asked for without having been better in a race.
+        # Without a rival in the race, the given network wins.
         entrants.sort(key=lambda entrant: entrant.make != given.asked)
     found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
     if not found.heats:
@@ -309,7 +310,7 @@ def _entrants(given: _Given) -> list[Entrant]:
     lr = options.lr or usual_rate(net, family)
     shapes = _shapes(net)
     rank = max(1.0, given.most / max(1, sum(_lora_numbers(shape, 1) for shape in shapes)))
-    # A plan starts from the gradient, and then other kinds want LoRA's rate too.
+    # Kinds that start from a plan's gradient need LoRA's rate.
     own = rate_of(kinds[0] if net.origin == "fresh" else "lora", shapes, rank)
     dora = "dora " if any(member.settings.dora for member in net.members.values()) else ""
     asked = Entrant(f"{dora}{' and '.join(kinds)} as asked", given.asked, lr)
@@ -360,7 +361,7 @@ def _like(net: LycorisNetwork, members: Mapping[str, Member]) -> LycorisNetwork:
 
 
 def _is_factored(member: Member) -> bool:
-    """Whether the site is of a kind that all algorithms adapt, and not only rows of it are trained."""
+    """Whether all algorithms can adapt the site, and more than some rows of it are trained."""
     return member.site.kind in ("linear", "conv") and not member.settings.tokens
 
 
@@ -388,7 +389,7 @@ def _lora_numbers(shape: Shape, rank: int) -> int:
 
 
 def _lokr_numbers(shape: Shape, factor: int) -> int:
-    """The numbers of LoKr with two whole factors."""
+    """The number of parameters of a LoKr with two whole factors."""
     rows, columns = factorization(shape[0], factor), factorization(shape[1], factor)
     return rows[0] * columns[0] + rows[1] * columns[1] * math.prod(shape[2:])
 
@@ -470,7 +471,7 @@ def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
 
 
 def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: int) -> bool:
-    """Whether a kept race decides a training too."""
+    """Whether a kept race holds for this training too."""
     theirs = kept.about
     if any(theirs.get(name) != about[name] for name in ("search", "network", "options")):
         return False

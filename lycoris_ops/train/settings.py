@@ -73,8 +73,8 @@ class LayerSettings:
     constraint: float | None = None
     """OFT and BOFT: the bound of the rotation's norm; None for no bound."""
     tokens: Sequence[int] = ()
-    """Numbers of rows of an embedding or a head, such as those of new tokens. Their values alone are trained,
-    whatever the algorithm. () trains the module as the algorithm does."""
+    """The numbers of some rows of an embedding or a head, such as those of new tokens. Only these rows are
+    trained, by their values and whatever the algorithm. () trains the module as the algorithm does."""
     bias: bool = False
     """Whether the bias of the module is trained as well, where it has one."""
     input_dropout: float = 0.0

@@ -1,4 +1,4 @@
-"""The sums of gradients over the copies of a model, of which most are computed within the backward pass."""
+"""Sum the gradients over the copies of a model, mostly during the backward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import TrainError
 from ..maths.tensors import is_divided
 
 PARTS = 8
-"""In how many messages the gradients go, where these are not very small."""
+"""The number of messages, unless they would be smaller than LEAST."""
 LEAST = 1 << 14
 """The fewest values of a message."""
 
@@ -24,12 +24,12 @@ LEAST = 1 << 14
 class GradientSums:
     """Gradients in parts. Each part is sent when all its gradients are there and the part before it is sent.
 
-    The first parts are of the last layers, whose gradients come first. So all processes send them in one
-    order, whichever gradients are missing. Those of divided parameters are sums already.
+    The first parts are of the last layers, whose gradients come first. All processes send the parts in the
+    same order, whichever gradients are missing. The gradients of divided parameters are sums already.
 
-    Where `whole` is false nothing is sent before the end of the pass: then processes have the model in parts,
-    and send messages of their own within it. Nor is it in the first step, which shows whether gradients come
-    more than once in a pass, as they do where a module is called twice under reentrant checkpoints.
+    If `whole` is false, nothing is sent before the end of the pass, because a sharded model sends messages of
+    its own within it. Nor is anything sent early in the first step. It shows whether gradients come more than
+    once in a pass, as where a module is called twice under reentrant checkpoints.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], copies: processes.Copies, *, whole: bool) -> None:
@@ -80,7 +80,7 @@ class GradientSums:
 
     @torch.no_grad()
     def finish(self, total: Tensor) -> None:
-        """Put the sums in the places of the gradients, and that of the loss into `total`."""
+        """Replace the gradients, and the loss in `total`, by their sums over the copies."""
         self._copies.add_up([total])
         while len(self._sent) < len(self._parts):
             self._send()

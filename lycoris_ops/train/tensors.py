@@ -23,7 +23,7 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy values into tensors in place, which are divided alike among processes if they are divided."""
+    """Copy values into tensors in place. Sharded tensors have to be sharded alike."""
     _torch._foreach_copy_(*_parts(targets, sources))
 
 
@@ -42,7 +42,7 @@ def scale(tensors: Sequence[Tensor], factor: float) -> None:
 def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """The norm of all tensors together, on the device and in the dtype of `like`.
 
-    Tensors that processes have in parts count as a whole, and all processes call this.
+    Sharded tensors count as a whole, and all processes call this.
     """
     if not tensors:
         return torch.zeros_like(like)
@@ -80,5 +80,5 @@ def _norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _parts(*lists: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors of each list, of divided ones the parts of this process."""
+    """The tensors of each list, and this process's parts of sharded ones."""
     return [[own_part(tensor) for tensor in tensors] for tensors in lists]

@@ -1,4 +1,4 @@
-"""One step of a training at a time: what `train_network` drives, and what a loop of your own can drive."""
+"""A training, one step at a time. `train_network` drives it, and a loop of your own can."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Trainer:
             )
         total = steps or options.steps
         if total is None:
-            raise TrainError("without batches to count, a trainer is given its steps", key="steps")
+            raise TrainError("a trainer needs the number of its steps", key="steps")
         self.net = net
         self.loss = loss
         self.options = options
@@ -88,7 +88,7 @@ class Trainer:
         self.copies = processes.copies_of(net.module, options.mesh)
         """The copies of the model that learn from different batches."""
         self.sharded = processes.check_parts(net, self.copies)
-        """Whether processes have the network in parts: they save it together, and the first one writes."""
+        """Whether processes share one network: all of them gather it to save it, and the first one writes."""
         net.apply_to()
         self.identity = identity_of(net)
         self._rate = schedule(options.schedule, options.warmup, total, options.restarts)
@@ -118,7 +118,7 @@ class Trainer:
         groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
         if self.sharded and not self.family.elementwise:
             raise TrainError(
-                "this optimiser needs whole tensors, and processes have the network in parts",
+                "this optimiser needs whole tensors, and the network is sharded",
                 key="optimiser",
                 got=self.family.name,
                 expected=either([name for name, family in optimisers().items() if family.elementwise]),
@@ -132,7 +132,7 @@ class Trainer:
         self._proven = copies(self.parameters)
         self._rise = Rise(options.rise, total, self.parameters)
         self.whole = True
-        """Whether weights and optimiser are of the same step, as they are not after an error in an update."""
+        """Whether weights and optimiser are of the same step. After an error in an update they are not."""
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +176,7 @@ class Trainer:
                 with uninterrupted():
                     report = self._update(report, place)
         except BaseException:
-            # It would go on from the middle of the step.
+            # The old scaler would go on from the middle of the step.
             self.scaler = self._new_scaler(self.scaler.state_dict())
             raise
         finally:
@@ -184,12 +184,12 @@ class Trainer:
         return report
 
     def step_of(self, feed: Feed) -> StepReport:
-        """Make one step, as `step`, by the next batches of a feed. Each process takes its own of them."""
+        """Make one step, as `step`, by the next batches of a feed. Each process takes its own."""
         group = feed.take(self.options.accumulation)
         return self.step(*group.own, of=group.of, place=feed.place, beside=group.beside)
 
     def validate(self) -> float:
-        """The mean loss of the validation batches, as `evaluated`, always with the same random numbers."""
+        """The mean loss of the validation batches, in `evaluated`, always with the same random numbers."""
         if self.validation is None:
             raise TrainError("there are no batches to validate with")
         total, count = 0.0, 0
@@ -234,16 +234,16 @@ class Trainer:
         finally:
             with uninterrupted():
                 self._averaging(False)
-                # An optimiser's own way back from its average rounds.
+                # An optimiser that takes its average out again rounds the weights.
                 copy_into(self.parameters, before)
                 for module in modes:
                     module.training = True
                 self.whole = True
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter as `evaluated`, in the dialect of the options, with the training's metadata.
+        """Write the adapter as in `evaluated`, in the dialect of the options, with the training's metadata.
 
-        All processes call it where they have the network in parts, and the first one writes.
+        If the network is sharded, all processes call it, and the first one writes.
         """
         options = self.options
         with self.evaluated():
@@ -254,10 +254,10 @@ class Trainer:
             self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later run goes on from, as plain values and tensors, which are those in use.
+        """The whole state, as plain values and the very tensors in use, for a later run to go on from.
 
-        Where processes have the network in parts, all of them call it, and the tensors are whole copies. So
-        any number of processes can go on from it.
+        If the network is sharded, all processes call it, and the tensors are whole copies. So any number of
+        processes can go on from it.
         """
         state = {
             "identity": self.identity,
@@ -323,7 +323,7 @@ class Trainer:
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one file. Raises WriteError, and then an earlier file of that name stays whole.
 
-        All processes call it where they have the network in parts, and the first one writes.
+        If the network is sharded, all processes call it, and the first one writes.
         """
         state = self.state_dict()
         if not self.sharded or processes.rank() == 0:
@@ -345,7 +345,7 @@ class Trainer:
             put(target, values[name])
 
     def _divided(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state of an optimiser, whose tensors are divided as their parameters are."""
+        """An optimiser's state, with its tensors sharded like their parameters."""
         if not self.sharded:
             return state
         own = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
@@ -425,13 +425,13 @@ class Trainer:
                         got=f"{one:.6g} in one of them and {other:.6g} in another, in step {number}",
                         expected="the same loss and the same gradients",
                         hint="Exclude layers that see another part of the input in each process, such as "
-                        "norms of single heads, and give the same batches to both",
+                        "norms of single heads, and give the same batches to all of them",
                     )
 
     def _check_rise(
         self, report: StepReport, count: int, batches: Sequence[Any], beside: Sequence[Any]
     ) -> None:
-        """Raise DivergedError, with the weights from before, if the loss has risen for a while."""
+        """If the loss has risen for a while, restore the weights from before and raise DivergedError."""
         total = torch.zeros((), device=self.device)
         chance = Chance(self.options.seed, "step", report.step, self.copies.index)
         with torch.no_grad(), self.net.off(), chance.drawn():
@@ -446,8 +446,9 @@ class Trainer:
         self.whole = False
         copy_into(self.parameters, self._rise.good)
         raise DivergedError(
-            f"the training makes the model worse: in step {report.step} its loss is {risen:.3g} times what "
-            f"it would be without it, and was as bad {number_of(self._rise.every, 'step')} before",
+            f"the training makes the model worse: in step {report.step} its loss, beside that of the model "
+            f"alone, is {risen:.3g} times as high as at first, and was too high "
+            f"{number_of(self._rise.every, 'step')} before",
             got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
             f"{report.lr:g}",
             hint="The network has the weights from before the loss rose. Try a tenth of the learning rate, "
@@ -474,7 +475,7 @@ class Trainer:
         if self.options.max_weight_norm is not None:
             self.net.clip_weight_norm(self.options.max_weight_norm)
         if self.average is not None:
-            # Of the weights' own dtype, float32: bfloat16 would not hold so small a change.
+            # In the weights' own dtype, float32: bfloat16 would not hold so small a change.
             decay = min(self.options.ema or 0, (1 + report.step) / (10 + report.step))
             move_towards(self.average, self.parameters, 1 - decay)
         self.history.losses.append((report.step, report.loss))
@@ -495,7 +496,7 @@ class Trainer:
     def _diverged(self, problem: str, place: str | None = None) -> DivergedError:
         """The error for values that are not finite, at `place` or at the layer where the gradient broke.
 
-        The backward pass goes from the last layer to the first, so it broke at the last layer that is bad.
+        The backward pass goes from the last layer to the first, so the last bad layer is where it broke.
         """
         bad = [
             name
@@ -511,14 +512,14 @@ class Trainer:
         )
 
     def _averaging(self, on: bool) -> None:
-        """Let an optimiser that averages the weights put the average in their place, or take it out."""
+        """Replace the weights by the average of an optimiser that averages them, or put them back."""
         if self.family.averages:
             optimiser: Any = self.optimiser
             optimiser.eval() if on else optimiser.train()
 
 
 def _independent(found: str) -> TrainError:
-    """The error for a loss that is not made of the network's output; `found` is what it is made of."""
+    """The error for a loss that does not depend on the network; `found` is what the loss is made of."""
     return TrainError(
         "the loss does not depend on the network",
         got=found,

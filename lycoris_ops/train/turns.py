@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 REPLACED = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
 """The arguments of a loader that say what its batches are."""
 LASTING = frozenset({"persistent_workers", "pin_memory_device"})
-"""Arguments that are of no use to a loader of one epoch, or that newer versions of torch warn of."""
+"""Arguments that are of no use to a loader of one epoch, or that newer versions of torch warn about."""
 
 
 class Turn(NamedTuple):
@@ -27,8 +27,8 @@ class Turn(NamedTuple):
 def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iterator[Turn]:
     """Every n-th batch after the first `start % n`, for the process `rank` of n = `count`.
 
-    The batches of others are not read where `batches` is a sequence or torch's loader of a data set with
-    places. A loader with a `DistributedSampler` has no others' batches.
+    The batches of others are not read where `batches` is a sequence or torch's loader of a map-style data
+    set. A loader with a `DistributedSampler` already gives only the process's own.
     """
     if count == 1 or shared_out(batches, count):
         return (Turn(batch, True, count) for batch in iter(batches))
@@ -55,12 +55,12 @@ def shared_out(batches: Iterable[Any], count: int) -> bool:
 
 
 class _Places:
-    """The part of a sampler's places that belongs to one process's batches."""
+    """The places of a sampler that are for one process's batches."""
 
     def __init__(self, every: Iterable[Any], rank: int, count: int, start: int = 0) -> None:
         self.every, self.rank, self.count, self.start = every, rank, count, start
         self.sizes: deque[int] = deque()
-        """The `Turn.of` of the places that were given, whose batches a loader gives later."""
+        """`Turn.of` for each place that was given to a loader, whose batch is still to come."""
 
     def __iter__(self) -> Iterator[Any]:
         for turn in _turns(islice(self.every, self.start, None), self.rank, self.count):

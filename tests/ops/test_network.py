@@ -270,9 +270,9 @@ def test_layers_of_a_file_go_on_in_another_kind_or_at_another_rank(
     if first.algorithm == "lora":
         assert first.alpha == pytest.approx(first.rank / 2)
     if words is None:
-        assert "go on in another kind" not in network.report
+        assert "go on as another kind" not in network.report
     else:
-        assert f"1 layer goes on in another kind or at another rank, such as 0 ({words}" in network.report
+        assert f"1 layer goes on as another kind or at another rank, such as 0 ({words}" in network.report
         assert f"{share:.1%} of the energy of their change is kept" in network.report
     # All of it is trained.
     network.apply_to()

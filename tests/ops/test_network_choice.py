@@ -198,8 +198,8 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
     network.merge_to()
     assert (net(ids).logits - found).abs().max() < 1e-5
     named = made(net, include="lm_head")
-    assert "lm_head has its weight from model.embed_tokens" in named.report
-    with pytest.raises(lyc.LycorisError, match=r"lm_head: a weight is that of two modules"):
+    assert "lm_head shares its weight with model.embed_tokens" in named.report
+    with pytest.raises(lyc.LycorisError, match=r"lm_head: two modules share a weight"):
         named.merge_to()
     assert named.applied
 

@@ -785,7 +785,7 @@ def empty() -> Iterator[Any]:
         ([], plain, {"steps": None, "epochs": 1}, "there are no batches"),
         (batches(1), beside, {}, "the loss does not depend on the network .*none of the network's 4 tensors"),
         (batches(1), plain, {"patience": 1, "validate_every": 1}, "an early stop needs batches"),
-        (batches(1), plain, {"optimiser": "torch.optim:LBFGS"}, "wants the loss computed again"),
+        (batches(1), plain, {"optimiser": "torch.optim:LBFGS"}, "needs the loss computed again"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_with(

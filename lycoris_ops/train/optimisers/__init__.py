@@ -76,7 +76,7 @@ def family_of(name: str) -> OptimiserFamily:
     step = getattr(found, "step", None)
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
-        raise TrainError("this optimiser wants the loss computed again within a step", got=name)
+        raise TrainError("this optimiser needs the loss computed again within a step", got=name)
     # For example those of schedulefree: after `eval()` the weights are the average, until `train()`.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
