@@ -87,8 +87,8 @@ def merge_checkpoint(
 
     Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
-    quantised weight, LycorisError for a dtype that weights cannot have, and WriteError where the file cannot
-    be written.
+    quantised weight or an expert, LycorisError for a dtype that weights cannot have, and WriteError where the
+    file cannot be written.
     """
     stack.check_constant("be merged into a file")
     base = ModelFile.open(base_path)
@@ -218,7 +218,7 @@ class _Merge:
         """The tensors to write, in the base's order, with their new dtypes, shapes and offsets in each file.
 
         Raises LycorisError for a `dtype` that weights cannot have, LayerError where a layer would enlarge a
-        quantised weight or one of `parameters`.
+        quantised weight or one of `experts`.
         """
         if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
             raise LycorisError(
@@ -321,7 +321,7 @@ class _Merge:
             dtype = DTYPE_NAMES.get(parts[name].dtype)
             if (dtype, tuple(parts[name].shape)) != (tensors[name].dtype, tensors[name].shape):
                 raise WriteError(
-                    "a quantised weight came out in another form than it was read in",
+                    "the codec changed the form of a quantised weight",
                     file=self.base.path,
                     key=name,
                     got=f"{parts[name].dtype} {list(parts[name].shape)}",

@@ -136,7 +136,7 @@ def _candidates(
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-    """For each layer the candidate that gains most. No candidate without a rank may be the largest."""
+    """For each layer the candidate that gains most. Those without a rank may not be larger than the rest."""
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
         most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)

@@ -331,7 +331,7 @@ def _check_sizes(row: PlanRow) -> None:
     most = kind.most_rank(row.shape)
     if most is not None and not 1 <= (row.rank or 0) <= most:
         raise PlanError(
-            "no rank that the layer can have",
+            "the layer cannot have this rank",
             key=row.path,
             got=f"rank {row.rank} of {row.algorithm} for {shape}",
             expected=f"from 1 to {most}",
@@ -339,7 +339,7 @@ def _check_sizes(row: PlanRow) -> None:
     if row.factor is None:
         return
     if "factor" not in kind.init_options():
-        raise PlanError("a kind without a factor", key=row.path, got=f"{row.algorithm} {row.factor}")
+        raise PlanError("this kind has no factor", key=row.path, got=f"{row.algorithm} {row.factor}")
     valid = type(row.factor) is int and (row.factor > 0 or row.factor == -1)
     if not valid or math.prod(factorization(size, row.factor)[0] for size in row.shape[:2]) == 1:
         raise PlanError(

@@ -131,7 +131,7 @@ def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> 
                     key=place,
                     got=name,
                     expected=either(sorted(LEFT[what])),
-                    hint="Edit the plan" if what == "plan" else "Resize or convert the adapter before",
+                    hint="Edit the plan" if what == "plan" else "Resize or convert the adapter first",
                 )
 
 

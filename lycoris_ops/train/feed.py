@@ -32,7 +32,7 @@ class StepBatches:
 
     own: list[Any] = field(default_factory=list[Any])
     beside: list[Any] = field(default_factory=list[Any])
-    """Other processes' batches, for as many passes as they make: with a sharded model they wait."""
+    """Other processes' batches, to make as many passes as they do: with a sharded model they would wait."""
     of: int = 0
     """How many batches the step has in all processes together."""
 

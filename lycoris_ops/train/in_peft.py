@@ -69,8 +69,7 @@ def for_peft(layer: Layer, site: Site) -> Layer:
 
 
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
-    """The layers, and where some experts of a parameter have one, layers for all of them, of one rank and
-    scale.
+    """The layers, completed: if any expert of a parameter has one, all get one, of the same rank and scale.
 
     PEFT has one pair of factors for all experts. The added experts and components change nothing, but can be
     trained: only their `up` is zero.

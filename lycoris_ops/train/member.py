@@ -126,8 +126,8 @@ class Member(nn.Module):
         return self._layer
 
     def whole(self) -> Layer:
-        """The layer with whole tensors. If it is sharded, all processes call this, and their gradients are
-        added up.
+        """The layer with whole tensors. If it is sharded, all processes call this, and the gradients of its
+        tensors are added up over them.
         """
         layer = self.layer
         if not any(is_divided(value) for _, value in self._tensors):

@@ -93,7 +93,7 @@ class TrainOptions:
     """The seed of all random numbers. Step n draws the same numbers, whether or not the training was resumed
     before it."""
     device: str | torch.device | None = None
-    """Where the model is moved, and each batch of tensors. None moves nothing."""
+    """The device to which the model and each batch are moved. None moves nothing."""
 
     mesh: Any | None = None
     """The `DeviceMesh` over copies of the model, where several processes compute each copy and see the same
@@ -102,7 +102,7 @@ class TrainOptions:
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
     patience: int | None = None
-    """How many validations in a row may be no better than the best before the training stops."""
+    """The training stops after so many validations in a row without a new best one."""
     checkpoint_every: int | None = None
     """Steps between two checkpoints. The last and the best are always written where there is a folder."""
     keep: int = 3

@@ -110,7 +110,7 @@ class Race:
     left_out: tuple[str, ...] = ()
     """The entrants for which the budget was too small."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What decided it, see `search_network`."""
+    """What it was run for, to find out whether it can be used again, see `search_network`."""
     plan: str | None = None
     """The plan of the winner in JSON, where it has one."""
 

@@ -60,9 +60,9 @@ class LayerSettings:
     conv_rank: int | None = None
     """The rank of convolutions whose kernel is larger than 1; None for `rank`."""
     conv_alpha: float | None = None
-    """Their alpha; None for the scale of all other layers."""
+    """Their alpha; None for the same scale as other layers."""
     factor: int | None = None
-    """LoKr: the size of the first factor, see `maths.shapes.factorization`; None for the most balanced."""
+    """LoKr: the size of the first factor, see `maths.shapes.factorization`; None for the most even split."""
     decompose_both: bool = False
     """LoKr: both factors are low-rank where that saves parameters."""
     tucker: bool = False

@@ -88,7 +88,7 @@ class Trainer:
         self.copies = processes.copies_of(net.module, options.mesh)
         """The copies of the model that learn from different batches."""
         self.sharded = processes.check_parts(net, self.copies)
-        """Whether processes share one network: all of them gather it to save it, and the first one writes."""
+        """Whether the network is sharded: all processes gather it to save it, and the first one writes."""
         net.apply_to()
         self.identity = identity_of(net)
         self._rate = schedule(options.schedule, options.warmup, total, options.restarts)
@@ -523,7 +523,7 @@ def _independent(found: str) -> TrainError:
     return TrainError(
         "the loss does not depend on the network",
         got=found,
-        hint="Compute it by the module that is passed in, without no_grad, detach or item",
+        hint="Compute it with the module that is passed in, without no_grad, detach or item",
     )
 
 

@@ -346,16 +346,16 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         lambda probe: lyc.plan_ranks(probe, size=lyc.Rank(4), r_max=1),
     ),
     "a rank above": (
-        "no rank that the layer can have",
+        "the layer cannot have this rank",
         lambda probe: lyc.plan_ranks(probe).with_row("0", rank=1000),
     ),
     "no rank": (
-        "no rank that the layer can have",
+        "the layer cannot have this rank",
         lambda probe: lyc.plan_ranks(probe).with_row("0", rank=None),
     ),
-    "no factor": ("a kind without a factor", lambda probe: lyc.plan_ranks(probe).with_row("0", factor=2)),
+    "no factor": ("this kind has no factor", lambda probe: lyc.plan_ranks(probe).with_row("0", factor=2)),
     "a factor": ("a factor divides nothing", lambda probe: edited(probe, algorithm="lokr", factor=0)),
-    "edited": ("no rank that the layer can have", lambda probe: edited(probe, rank=1000)),
+    "edited": ("the layer cannot have this rank", lambda probe: edited(probe, rank=1000)),
     "a scale": ("alpha is not a finite number, 0 or more", lambda probe: edited(probe, alpha=-1)),
     "a form": (
         "a plan of another version",

@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101), torch's. Its fused form is used unless `fused` or `foreach` is given."""
+"""AdamW (arXiv 1711.05101), torch's. The fused form is used unless the options name a form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import Optimiser, OptimiserFamily, ParameterGroup, built, tensors_of
 
 def _make(groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Optimiser:
     free = not {"fused", "foreach", "differentiable"} & set(options)
-    # Torch has one for these devices since 2.4; on a CPU it spares a call for each tensor and operation.
+    # Fused since torch 2.4 on these devices; on a CPU that saves a call for each tensor and operation.
     if free and all(tensor.device.type in ("cuda", "cpu") for tensor in tensors_of(groups)):
         options = {**options, "fused": True}
     return built(torch.optim.AdamW, groups, options)
