@@ -19,7 +19,7 @@ Attention = Callable[..., Tensor]
 
 
 def tokens_by_path(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tokens]:
-    """What the tokens of each layer of the host's model are, by module path; empty where it is not known."""
+    """The kind of tokens in each layer of the host's model, by module path; empty if it is not known."""
     own = {
         key.removeprefix(ROOT).removesuffix(WEIGHT): tuple(shape)
         for key, shape in shapes.items()
@@ -37,7 +37,7 @@ class Passing:
     size: Shape
     """The latent's size, (height, width) or (frames, height, width)."""
     patch: tuple[int, int, int]
-    """How many frames, rows and columns of the latent a token stands for."""
+    """The frames, rows and columns of the latent per token."""
     pace: int | Shape
     """As in `Places`."""
     text: int

@@ -30,7 +30,7 @@ PAUSE = 5
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page is told of a file: little, because one answer may be about thousands of files."""
+    """Brief facts of a file for the page, since one answer may be about thousands of files."""
 
     error: str = ""
     """Why the file cannot be used; "" where it can."""
@@ -88,7 +88,7 @@ def _facts(name: str, there: Callable[[str], bool]) -> Facts:
 
 
 class _Kept:
-    """What files themselves say, by path, with the stamp of the file when it was read."""
+    """What files themselves say, by path, each with the stamp that the file had when it was read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

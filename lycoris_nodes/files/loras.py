@@ -62,7 +62,7 @@ def lora_name(name: str) -> str:
 
 
 def is_lora(name: str) -> bool:
-    """Whether a name means a file, or several."""
+    """Whether a name means one file or several."""
     try:
         return _meant(name) is not None
     except LycorisError:
@@ -85,7 +85,7 @@ def adapter_path(prefix: str, dialect: str) -> Path:
 
 
 def ending_of(dialect: str) -> str:
-    """What the name of an adapter ends with. PEFT reads a folder with two files."""
+    """The ending of an adapter's name. It is "" for PEFT, which reads a folder with two files."""
     return "" if has_folder(dialect) else SAFETENSORS[0]
 
 

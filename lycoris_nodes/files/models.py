@@ -11,7 +11,7 @@ from ..host.files import file_names, file_path, is_file
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 LOADED = "the connected model"
-"""The choice that stands for a connected model in place of a file."""
+"""The choice of a connected model in place of a file."""
 
 
 def model_names() -> list[str]:

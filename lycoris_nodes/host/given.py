@@ -62,20 +62,20 @@ class Made:
 
 @dataclass(frozen=True)
 class Given:
-    """How a `node` of the host makes it, from pixels (F, H, W, 3) and a mask (1, H, W) of what to paint."""
+    """How the host's `node` makes the given parts from pixels (F, H, W, 3) and a mask (1, H, W) to paint."""
 
     node: str
     make: Callable[[Any, Tensor, Tensor | None], Made]
     masked: bool = False
     """Whether masks say what to paint, and not what to learn."""
     ends: str = ""
-    """Which frames it is made of."""
+    """The frames that they are made of, as in `ENDS`."""
     needed: bool = True
-    """Whether the model cannot make a video without it."""
+    """Whether the model cannot make a video without them."""
 
 
-def given_of(model: Any, ends: str = "first") -> Given | None:
-    """What a model is given; None for one that is given nothing."""
+def given_of(model: Any, ends: str) -> Given | None:
+    """How a model is given parts of its target; None if it is given nothing."""
     config = model.model_config.unet_config
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
     kind = type(model).__name__

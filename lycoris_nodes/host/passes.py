@@ -72,7 +72,7 @@ def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[r
 
 
 def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, Any]) -> int:
-    """How many pictures the free memory holds in a pass of a model, by the host's own estimate; at least 1.
+    """How many pictures fit into free memory in one pass of a model, by the host's own estimate; at least 1.
 
     Each picture has `chunks` samples, one for each text. `given` is what the pass gets beside `x`.
     """
@@ -126,8 +126,4 @@ def forget_between_samplings(patcher: Any) -> None:
         return
     for time in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):
         if not patcher.get_callbacks(time, "lycoris"):
-            patcher.add_callback_with_key(time, "lycoris", _forget)
-
-
-def _forget(patcher: Any) -> None:
-    forget_passes(patcher.model)
+            patcher.add_callback_with_key(time, "lycoris", lambda patcher: forget_passes(patcher.model))

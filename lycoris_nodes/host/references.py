@@ -19,7 +19,7 @@ LATENTS, CONCATENATED = "reference_latents", "concat_latent_image"
 
 @dataclass(frozen=True)
 class References:
-    """How a model takes references: as latents under `key`, or by a node of the host, with the caption.
+    """How a model takes references: as latents under `key`, or encoded with the caption by a host's `node`.
 
     `fitted` says whether each is cropped and resized like its target; else it keeps its own shape. `given`
     makes the further inputs of `node`, beside an encoder, a VAE and a text, from references (1, H, W, 3) and
@@ -83,7 +83,7 @@ WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": 
 """The user's choices: layers do not tell Qwen-Image-Edit of August 2025 from later versions."""
 
 
-def references_of(model: Any, way: str = "auto") -> References | None:
+def references_of(model: Any, way: str) -> References | None:
     """How a model takes references; None where it takes none."""
     kinds = [kind.__name__ for kind in type(model).__mro__]
     found = next((_BY_CLASS[kind] for kind in kinds if kind in _BY_CLASS), None)

@@ -98,7 +98,7 @@ def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
 
 
 def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:
-    """Whether a VAE can be loaded and decode a latent (1, C, ...) while no other model leaves its device."""
+    """Whether a VAE can be loaded and decode a latent (1, C, ...) without unloading another model."""
     manager: Any = comfy.model_management
     device = vae.device
     if manager.is_device_cpu(device):

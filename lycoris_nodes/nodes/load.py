@@ -30,19 +30,8 @@ class LycorisLoadAdapter(io.ComfyNode):
             description="Adds a LoRA or LyCORIS file of any kind to a stack. Nothing is applied until "
             "Apply LyCORIS Stack. The file is read once, however many nodes use it.",
             search_aliases=[
-                *(
-                    "load lora",
-                    "lora",
-                    "lora loader",
-                    "lycoris",
-                    "loha",
-                    "lokr",
-                    "locon",
-                    "dora",
-                    "oft",
-                    "ia3",
-                ),
-                *("glora", "lora stack", "multi lora", "power lora"),
+                *("load lora", "lora", "lora loader", "lycoris", "loha", "lokr", "locon", "dora", "oft"),
+                *("ia3", "glora", "lora stack", "multi lora", "power lora"),
             ],
             inputs=[
                 io.Combo.Input(

@@ -100,7 +100,7 @@ def _name(entry: Entry) -> str:
     return name
 
 
-def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None = None) -> Adapter:
+def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None) -> Adapter:
     """The adapter of a stack of one, with its strengths and block rules in it, for a `holder` ("an adapter
     file").
 
