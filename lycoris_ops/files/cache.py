@@ -108,10 +108,10 @@ def _from_environment() -> int:
     text = os.environ.get(BOUND, str(DEFAULT_MB))
     if not text.isdecimal() or len(text) > DIGITS:
         raise LycorisError(
-            f"the environment variable {BOUND}, the memory to keep adapters in, is no number of megabytes",
+            f"the environment variable {BOUND}, the size of the adapter cache, is not a number of megabytes",
             got=repr(text),
             expected=f"a whole number without a unit, such as {DEFAULT_MB} for 4 GB",
-            hint="Set it to such a number where the program is started, or take it away, and start again",
+            hint="Set it to such a number or unset it, and start again",
         )
     return int(text) << 20
 

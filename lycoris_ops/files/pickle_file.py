@@ -117,7 +117,7 @@ def _check_archive(file: BinaryIO, size: int, start: bytes) -> frozenset[int]:
     plain tensors.
     """
     if start[:4] != ZIP:
-        raise _NotPlain(LAYOUT if start[:1] == b"\x80" else "no zip archive")
+        raise _NotPlain(LAYOUT if start[:1] == b"\x80" else "not a zip archive")
     if _list_size(file, size) > 256 * MAX_MEMBERS:
         raise _NotPlain("an archive with too many members")
     try:
@@ -165,7 +165,7 @@ def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipIn
 
 
 def _check_pickle(data: bytes) -> None:
-    """Raise _NotPlain for a pickle that names more than tensors have, or makes too many or too deep values.
+    """Raise _NotPlain for a pickle that names more than tensors need, or makes or nests too many values.
 
     Two numbers are kept for each value on the stack: how many values it holds, and how deep they are nested.
     A small file can be dangerous: forty tuples, each of which holds the one before it twice, take a few bytes
@@ -215,7 +215,7 @@ def _table(path: str) -> dict[str, Any]:
         raise
     except Exception as error:
         why = str(error).strip().partition("\n")[0]
-        raise _not_plain(path, f"what torch cannot read ({type(error).__name__}: {why})") from error
+        raise _not_plain(path, f"data that torch cannot read ({type(error).__name__}: {why})") from error
     inner: Any = cast("dict[Any, Any]", value).get("state_dict", value) if isinstance(value, dict) else value
     if not isinstance(inner, dict):
         raise FileFormatError(
@@ -228,7 +228,7 @@ def _table(path: str) -> dict[str, Any]:
     for name in table:
         if type(name) is not str:
             raise FileFormatError(
-                "an entry has no name", file=path, got=type(name).__name__, expected="a text as the name"
+                "the name of an entry is not text", file=path, got=type(name).__name__, expected="text"
             )
     check_names(table.keys(), path)
     return table

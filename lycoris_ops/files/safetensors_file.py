@@ -107,7 +107,7 @@ class SafetensorsFile(DiskFile):
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
             raise FileFormatError(
-                "a tensor has a dtype that cannot be computed with",
+                "torch does not have the dtype of a tensor",
                 file=self.path,
                 key=name,
                 got=info.dtype,
@@ -136,7 +136,7 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
         text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise WriteError(
-            "a name or an entry of the metadata is no text that a file can hold",
+            "a name or an entry of the metadata cannot be written as text",
             got=error.object[max(0, error.start - 20) : error.end + 20],
             expected="characters that UTF-8 has",
         ) from None
@@ -199,7 +199,7 @@ def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
                 fingerprint,
                 "its metadata holds a value that is not text",
                 key,
-                got="half of a pair of surrogates",
+                got="half of a surrogate pair",
                 expected="characters that UTF-8 has",
             )
         texts[key] = text

@@ -49,10 +49,10 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Fingerprint:
-        """The fingerprint of a file as it is at the moment.
+        """The present fingerprint of a file.
 
         Raises FileFormatError where there is no such file, where the system refuses to describe it, or where
-        it is a folder or a device. Sleeps until a change is 20 ms old, see `TICK`.
+        it is a folder or a device. Sleeps until the last change is 20 ms old, see `TICK`.
         """
         # Links are not resolved: a download cache links readable names to files that are named by their hash.
         hint = "Check the name, or refresh the list of files"
@@ -60,7 +60,7 @@ class Fingerprint:
             full = Path(path).absolute()
             found = full.stat()
             # A second change within the same tick of the system's clock would leave the same time stamp,
-            # so the tick must be over before the time stamp can stand for the content.
+            # so the tick must be over before the time stamp can identify the content.
             changed = found.st_mtime_ns
             while 0 <= (age := _clock_of_stamps() - changed) < TICK:
                 time.sleep((TICK - age) / 1e9)
@@ -269,7 +269,7 @@ def check_names(names: Collection[str], path: str) -> None:
                 key=name,
                 got=f"{len(name)} characters, {dots} of them dots",
                 expected=f"text of at most {MAX_KEY} characters and {MAX_DOTS} dots",
-                hint="The file was damaged, or made to do harm",
+                hint="The file is damaged or malicious",
             )
 
 

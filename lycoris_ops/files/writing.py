@@ -256,13 +256,6 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def check_free(*paths: Path) -> None:
-    """Raise WriteError where one of these names is taken, even by a link to nowhere."""
-    for path in paths:
-        if os.path.lexists(path):
-            raise _taken(path)
-
-
 def check_name(path: str | os.PathLike[str]) -> Path:
     """The path of a file or folder to write.
 
@@ -301,7 +294,7 @@ def check_other(path: Path, source: str) -> None:
         same = path.exists() and path.samefile(source)
     if same:
         raise WriteError(
-            "the file to write is the one that is merged into, which would be lost",
+            "the file to write is the model that is merged into, which would be lost",
             file=str(path),
             got=source,
             expected="another file",
@@ -311,8 +304,9 @@ def check_other(path: Path, source: str) -> None:
 
 def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: bool = False) -> None:
     """Raise WriteError, before any work is done, where `new_files` would refuse a name or folder."""
-    if not overwrite:
-        check_free(*paths)
+    # Even a link to nowhere takes a name.
+    if not overwrite and (taken := next(filter(os.path.lexists, paths), None)):
+        raise _taken(taken)
     with system_errors(paths[0]):
         home = _home(paths[0].parent, make_folder=make_folder)
         for each in paths:
@@ -337,8 +331,7 @@ def _check_place(path: Path, home: Path) -> None:
 def check_room(path: Path, size: int, what: str = "the file", *, home: Path | None = None) -> None:
     """Raise WriteError where the disk has no room for `size` bytes.
 
-    `home` is an existing folder on that disk, by default the folder of `path`; `what` says what the bytes
-    are.
+    `home` is an existing folder on that disk, by default the folder of `path`; `what` names the bytes.
     """
     free = shutil.disk_usage(home or path.parent).free
     if size > free:

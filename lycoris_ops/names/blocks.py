@@ -39,7 +39,7 @@ SAID = {
 }
 """The kinds of layers by their paths, which may have underscores for dots."""
 PROJECTION = re.compile(r"(?:w\d*)?(q|k|v|qkv|kv|qk|o|out|query|key|value)")
-"""The word in the name of an attention's layer that says what it computes."""
+"""The word for the role of a layer in an attention."""
 MEANT = {"query": "q", "key": "k", "value": "v", "o": "out"}
 QKV_END = re.compile(r"(?:^|[._])(?:to_|add_)?([qkv])(?:_proj|_linear)?$")
 """The end of an adapter's name for a layer that is rows of a fused weight in the model."""
@@ -51,7 +51,7 @@ class Named(NamedTuple):
     block: str
     """Its block, under a name that no other block of the model has."""
     names: frozenset[str]
-    """Short names, in small letters: of its blocks, of its part of the model, of what it is in its block."""
+    """Short names, in small letters: of its blocks, its part of the model and its role in its block."""
     paths: tuple[str, ...]
     """Its name and path, in small letters. Beginnings of these name it too."""
     family: str = ""
@@ -187,7 +187,7 @@ class _Part:
 
     @cached_property
     def signals(self) -> Mapping[str, str]:
-        """The layers that make the picture and those that make the sound, where there are both."""
+        """See `signals_of`."""
         return signals_of(self.paths)
 
     @cached_property
@@ -265,7 +265,7 @@ def _outermost(path: str) -> _Place | None:
 def block_in_path(path: str) -> str | None:
     """The block in the path of a layer, such as `double_blocks.3`, without its model; None for none.
 
-    In names of kohya's kind underscores stand for the dots: `double_blocks_3`.
+    In kohya's names underscores replace the dots: `double_blocks_3`.
     """
     mark = "." if "." in path else "_"
     found = _outermost(path.replace(mark, "."))

@@ -405,7 +405,7 @@ class Targets:
         return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
     def shape_of(self, *targets: Target) -> Shape:
-        """The shape of one target, or of several one below the other: (O, I, *kernel).
+        """The shape of one target, or of several stacked: (O, I, *kernel).
 
         O counts the rows of the targets alone, not of their whole weights. () where a shape is not known.
         """
@@ -484,7 +484,9 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
     weights = {key.removesuffix(WEIGHT): shape for key, shape in shapes.items() if not key.endswith(BIAS)}
     fronts = takewhile(
         # A beginning before a block's number belongs to the model.
-        lambda front: not any(_numbered_after(front, path) for path in weights),
+        lambda front: (
+            not any(path.startswith(front) and path[len(front) :][:1].isdigit() for path in weights)
+        ),
         shared_fronts(weights, WRAPPED),
     )
     if not (wrappers := list(fronts)):
@@ -498,10 +500,6 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
         if recognise(paths):
             return wrapper
     return ""
-
-
-def _numbered_after(front: str, key: str) -> bool:
-    return key.startswith(front) and key[len(front) : len(front) + 1].isdigit()
 
 
 def _open_clips(shapes: Mapping[str, Shape]) -> dict[str, str]:

@@ -144,7 +144,7 @@ def _as_it_is(name: str, dialect: str) -> str | None:
 
 
 def _part(name: str) -> str | None:
-    """The part of a model, as a name says it without a model; None where it does not."""
+    """The part of a model that a name states; None where it states none."""
     said = LayerName.of(name)
     if said.part != "te":
         return said.part
@@ -255,7 +255,7 @@ class _Names:
             self._bases[part, target.path] = target
             shapes.setdefault(part, {})[target.path] = targets.shape_of(target)
         write, parts = write_of(dialect), Parts(shapes, targets.in_diffusers)
-        # The paths of diffusers' own model are those that diffusers and PEFT have.
+        # A model in diffusers' own layout has the paths that diffusers and PEFT write already.
         layout = own if targets.in_diffusers else (write.lokr if lokr else None) or write.layout
         for part, known in shapes.items():
             prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(part, parts)
@@ -310,7 +310,9 @@ class _Names:
         # A layer of an OpenCLIP text encoder can itself be rows of a fused weight: count from its first row.
         first = base.rows[0] if base.rows else 0
         if place.rows is None or place.rows == base.rows:
-            return _Segment((part, place.path), (0, _size(self._targets.shape_of(base))))
+            shape = self._targets.shape_of(base)
+            # A layer whose shape is not known, (), counts as one row.
+            return _Segment((part, place.path), (0, shape[0] if shape else 1))
         return _Segment((part, place.path), (place.rows[0] - first, place.rows[1] - first))
 
     def _overlaps(self, segment: _Segment, first: int, layer: str) -> list[tuple[_Name, Piece]]:
@@ -335,7 +337,7 @@ class _Names:
         totals: Mapping[str, int],
         file: str,
     ) -> LayerToWrite:
-        """The layer to write under a name, made of the pieces that were found for it.
+        """The layer to write under a name, from the pieces found for it.
 
         totals: the number of rows of each of the adapter's layers.
         """
@@ -374,7 +376,7 @@ class _Names:
         # If the dialect does not name the part of the model, layers of other parts may share the name.
         if means not in candidates or (len(candidates) > 1 and _says_parts(self._dialect)):
             raise MatchError(
-                f"the name that the layer has in {self._dialect} would not lead back to it in the model",
+                f"the layer's name in {self._dialect} would not be read as this layer of the model",
                 file=file,
                 key=layer,
                 got=name,
@@ -410,11 +412,6 @@ def all_names(targets: Targets, dialect: str, part: str) -> dict[str, Shape]:
 def _part_of(target: Target) -> str:
     """The part of the model: `unet`, or a text encoder by the host's name, `te` if it has none."""
     return target.encoder or ("te" if target.part == "te" else UNET)
-
-
-def _size(shape: Shape) -> int:
-    """The number of a weight's rows; 1 for (), which stands for a shape that is not known."""
-    return shape[0] if shape else 1
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:

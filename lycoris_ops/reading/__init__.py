@@ -1,1 +1,1 @@
-"""Adapters out of files: what a file holds, layer by layer."""
+"""Reading adapters from files, layer by layer."""

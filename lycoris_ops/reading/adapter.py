@@ -181,7 +181,7 @@ class Adapter:
             outline = outline_of(tuple((suffix, tuple(tensor.shape)) for suffix, tensor in held.items()))
             if outline is None or outline.algorithm is not type(layer):
                 raise LayerError(
-                    "the tensors of a layer are read as another kind",
+                    "a layer's tensors would be read as another kind",
                     file=name,
                     key=path,
                     got=outline.algorithm.algorithm if outline else ", ".join(sorted(held)),
@@ -265,7 +265,7 @@ class Adapter:
         floating-point dtype, and where tensors contradict each other.
         """
         if name in self.unreadable:
-            raise LayerError("a layer is not read", file=self.path, key=name, got=self.unreadable[name])
+            raise LayerError("a layer cannot be read", file=self.path, key=name, got=self.unreadable[name])
         info = self.info[name]
         tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}

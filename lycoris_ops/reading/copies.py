@@ -31,7 +31,7 @@ LEAST = 1e-5
 AT_MOST = 4
 """How often a file may hold one change. Known files hold it twice."""
 PARTS = 4
-"""The most layers that one fused layer stands for: the query, key and value of Flux, and its feed-forward."""
+"""The most layers that one fused layer replaces: query, key, value and feed-forward in Flux."""
 
 
 class Use(NamedTuple):
@@ -153,7 +153,7 @@ def _two(adapter: Adapter, use: Use, other: Use, why: str) -> MatchError:
         key=use.target.key,
         got=f"{other.layer} and {use.layer} ({keys[0]} and {keys[1]})",
         expected="one layer, or the same change twice",
-        hint="Take one of the two out of the file",
+        hint="Remove one of the two from the file",
     )
 
 

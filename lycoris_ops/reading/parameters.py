@@ -66,12 +66,12 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
     bare = next((target for target in config.target_parameters if "." not in target), None)
     if bare is not None:
         raise FileFormatError(
-            "the configuration names a parameter without its module, which a file alone does not tell",
+            "the configuration names a parameter without its module, which the file does not tell",
             file=file.path,
             key="target_parameters",
             got=bare,
             expected=f"the end of its path with the module, such as experts.{bare}",
-            hint="Write it so into adapter_config.json: PEFT reads both alike",
+            hint="Write that into adapter_config.json: PEFT reads both the same way",
         )
     pieces = dict(_pieces(file, config))
     taken = {piece.key for piece in pieces.values()}

@@ -49,7 +49,7 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
         rows, held = config.rows_at(LayerName.of(name).path) or (), file.tensors[key].shape
         if len(rows) != held[0]:
             raise FileFormatError(
-                "the configuration of trained tokens names other rows than the file holds",
+                "the configuration names more or fewer trained tokens than the file holds",
                 file=config.path,
                 key=f"{TOKENS} of {name}",
                 got=f"{len(rows)} numbers",

@@ -49,7 +49,7 @@ class Pattern:
     In rules a layer has the names of its blocks and its paths. In training a module has only its path, so
     block names do not work there. Case does not matter.
 
-    - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or what a layer is in its block;
+    - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or a layer's role in its block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
     - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model, unless the model
       has a name like this;
@@ -139,7 +139,8 @@ def unmet(patterns: Iterable[Pattern], scene: Scene) -> tuple[tuple[str, ...], t
         if why := _elsewhere(pattern, scene):
             notes.append(f"{pattern.text}: {why}")
         else:
-            idle.append(_idle(pattern, scene))
+            near = pattern.near(scene.blocks)
+            idle.append(f"{pattern.text}: the model has nothing of that name" + (f"; {near}" if near else ""))
     return tuple(notes), tuple(idle)
 
 
@@ -150,11 +151,6 @@ def _elsewhere(pattern: Pattern, scene: Scene) -> str | None:
     if pattern.is_of_encoder and not any("te" in named.names for named in scene.blocks.layers):
         return "there is no text encoder here"
     return None
-
-
-def _idle(pattern: Pattern, scene: Scene) -> str:
-    near = pattern.near(scene.blocks)
-    return f"{pattern.text}: the model has nothing of that name" + (f"; {near}" if near else "")
 
 
 def spans(family: str, numbers: Sequence[int]) -> str:
@@ -208,20 +204,15 @@ def atoms(text: str) -> Iterator[tuple[int, str]]:
         yield match.start(), match[0]
 
 
-def between_slashes(text: str) -> str | None:
-    """The regular expression of a pattern that is one; None for another pattern."""
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == "/" else None
-
-
 def _searched(text: str) -> Test | None:
     """The test of a regular expression or a glob; None for another pattern."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise RuleError("a pattern is not a text", got=repr(text), expected="such as *.attention.*")
     if not text.strip():
         raise RuleError("a pattern is empty", expected="a block, a layer, a glob or /a regular expression/")
-    if (expression := between_slashes(text)) is not None:
+    if len(text) > 1 and text[0] == text[-1] == "/":
         # Search only paths: nobody means the block `in` by `/in/`.
-        found = search(expression)
+        found = search(text[1:-1])
         return lambda named, _: any(map(found, named.paths))
     if GLOB.search(text):
         # Not `fnmatch`, which on Windows takes / for \.

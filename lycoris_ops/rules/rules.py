@@ -121,7 +121,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
             )
         if name in presets:
             if not depth:
-                raise RuleError("presets name each other without end", got=name)
+                raise RuleError("presets name each other too deeply, or in a circle", got=name)
             found += _lines(presets[name], presets, broken, depth - 1)
             continue
         try:

@@ -27,7 +27,7 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True)
 class Outcome(Generic[Given]):
-    """What a line, all rules or a schedule give the layers of an adapter."""
+    """The values that a line, all rules or a schedule give the layers of an adapter."""
 
     of: Mapping[str, Given]
     """The value of each layer, by the layer's name."""

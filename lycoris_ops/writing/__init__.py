@@ -1,1 +1,1 @@
-"""Adapters into files, in one of the dialects that tools read."""
+"""Writing adapters to files, in the dialects that tools read."""

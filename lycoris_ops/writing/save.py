@@ -57,15 +57,15 @@ def adapter_tensors(
     `dialect` is one that needs no configuration: kohya, comfy or lycoris. `model` is as in `save_adapter`.
     No two tensors share memory.
 
-    Raises LayerError for a layer that its tensors alone do not state, or for keys that nothing reads and that
-    the dialect has no place for, MatchError for a layer without a name in the dialect.
+    Raises LayerError for a layer that its tensors alone do not state, or for unread keys that the dialect
+    cannot hold, MatchError for a layer without a name in the dialect.
     """
     writer = Writer(adapter, dialect, None, None if model is None else Targets(known_shapes(model)))
     made = [writer.make(planned) for planned in writer.plan()]
     for one in made:
         if one.encoded.options:
             raise LayerError(
-                "the tensors of a layer do not say all that it needs",
+                "a layer needs options that its tensors do not hold",
                 file=adapter.path,
                 key=one.planned.sources[0],
                 got=", ".join(f"{name} {value}" for name, value in one.encoded.options.items()),
@@ -260,7 +260,7 @@ def _loose(adapter: Adapter, dialect: str, drop: bool, *, same: bool) -> list[st
             f"a part of the file is not read, so it cannot be written as {dialect}",
             file=adapter.path,
             key=adapter.unused_keys[0],
-            got=f"{len(adapter.unused_keys)} keys that are of no known kind",
+            got=f"{len(adapter.unused_keys)} keys of no known kind",
             expected=f"the dialect {adapter.dialect}, where they are copied as they are",
             hint="Leave them out with drop_unread (--drop-unread) if they are not needed",
         )

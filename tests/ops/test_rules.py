@@ -432,7 +432,7 @@ def test_a_name_of_a_broken_preset_says_where_it_is_broken() -> None:
     for name, part in words.items():
         with pytest.raises(lyc.RuleError, match=rf"line 2 of the block rules names a preset .*{part}"):
             lyc.Rules.parse(f"mid = 0\n{name}", known, broken=found.broken)
-    with pytest.raises(lyc.RuleError, match="without end"):
+    with pytest.raises(lyc.RuleError, match="in a circle"):
         lyc.Rules.parse("one", {"one": "two", "two": "one"})
 
 

@@ -37,7 +37,7 @@ class Place:
 
 
 Places = tuple[Place, ...]
-"""What a name means: one place, or several. Their rows, stacked in order, are the named layer's rows."""
+"""The meaning of a name: one or several places, whose rows, stacked in order, are the named layer's."""
 
 NUMBERS = re.compile(r"[0-9*]+")
 FUSED = {
@@ -81,7 +81,7 @@ class Share:
 Shares = tuple[Share, ...]
 """Rows of one or several layers, stacked."""
 Meaning = str | Shares
-"""What an entry of a table means: the path of a layer, or shares."""
+"""The right side of a table's entry: the path of a layer, or shares."""
 Table = Mapping[str, Meaning]
 Naming = Table | Callable[[Mapping[str, Shape]], Table]
 """A table, or a function that makes one where the names depend on the model's layers."""

@@ -118,7 +118,7 @@ class Training:
     """The host's class of the model, or of its configuration where that says more."""
     name: str
     source: str
-    """Whose defaults these are."""
+    """The trainers whose defaults these are."""
     distribution: str = "logit-normal"
     """How times are drawn, before the shift."""
     mean: float = 0.0

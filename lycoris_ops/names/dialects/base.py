@@ -29,7 +29,7 @@ Component = Literal["unet", "te"]
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prefix of layer names and the part of a model that it stands for."""
+    """A prefix of layer names, and the part of a model that it means."""
 
     text: str
     part: Component | None = None
@@ -105,10 +105,10 @@ class Write:
     place: int
     """Its place in lists of the dialects, the most usual first."""
     tensors: Callable[[Layer, Asked], Encoded]
-    """A layer as it is written.
+    """Encodes a layer.
 
-    Raises LayerError where the dialect cannot hold the layer. Its message is the end of a sentence that
-    begins with the dialect's name: `holds no loha`.
+    Raises LayerError where the dialect cannot hold it. The message follows the dialect's name: `holds no
+    loha`.
     """
     layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
     """The paths that it has in a diffusion model. In text encoders all tools write those of transformers."""

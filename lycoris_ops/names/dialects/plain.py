@@ -18,7 +18,8 @@ from .base import Asked, Encoded
 def encode(layer: Layer, asked: Asked) -> Encoded:
     """The layer with alpha, if it has one, in float32.
 
-    Raises LayerError for an option that neither the tensors nor the metadata of a file can hold.
+    Raises LayerError for the values of a bias, and for an option that neither the tensors nor the metadata of
+    a file can hold.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(layer)}
     said = {

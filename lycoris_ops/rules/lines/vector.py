@@ -110,13 +110,13 @@ def _checked(word: str, column: int) -> None:
     except RuleError:
         if INPUT.fullmatch(word):
             raise RuleError(
-                "a vector has a letter whose number it does not give",
+                "an entry of a vector is a letter without its number",
                 got=word,
                 expected="the number itself in its place",
                 hint="In LBW X is the number after x= in the prompt",
             ).at(column) from None
         raise RuleError(
-            "a vector has something that is no number",
+            "an entry of a vector is not a number",
             got=re.sub(r"\s+", " ", word) or "nothing between two commas",
             expected="numbers, or R and U for random ones, with commas between them",
         ).at(column) from None
