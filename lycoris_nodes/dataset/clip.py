@@ -23,30 +23,29 @@ from .sizes import PictureFit, Pixels
 
 CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv")
 FRAMES = ".frames"
-"""The ending of a folder's name whose pictures are the frames of a clip. They are ordered by their names, and
-numbers in names by value."""
+"""A folder with this ending is a clip: its pictures are the frames, in natural order (2 before 10)."""
 LONGEST = 3600.0
 """The longest clip in seconds."""
 GIF_END = b";"
 """The last byte of a GIF."""
 LATER = 1.2
-"""A film may say that it is so many times as long as its frames: its last one may be shown for long."""
+"""A film may state this many times the length of its frames: the last one may be shown for long."""
 
 
 @dataclass(frozen=True)
 class ClipFacts:
     size: Pixels
     frames: int
-    """How many there are at the rate that is asked for."""
+    """How many there are at the requested rate."""
     repeated: bool = False
-    """Whether the clip itself has fewer, so that some are repeated."""
+    """Whether the file has fewer, so that some are repeated."""
     cut_off: bool = False
-    """Whether its end is missing, as of a file that was not copied to its end."""
+    """Whether its end is missing, as in an incomplete copy."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A part of a clip, in frames at the rate that is asked for."""
+    """A part of a clip, in frames at the requested rate."""
 
     start: int
     count: int
@@ -55,7 +54,7 @@ class Cut:
 def cuts_of(frames: int, most: int, step: int, cuts: int) -> list[Cut]:
     """At most `cuts` evenly spaced parts of a clip that do not overlap, each of at most `most` frames.
 
-    Each has a multiple of `step` frames and one more, as the VAEs of videos need it.
+    Each has a multiple of `step` frames plus one, as video VAEs need.
     """
     count = (min(frames, most) - 1) // step * step + 1
     number = max(1, min(cuts, frames // count))
@@ -78,7 +77,7 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
             if packet.pts is not None
         ]
         count = len(times)
-        # Assume that the last frame is shown as long as the others: not all files say it.
+        # Assume that the last frame is shown as long as the others: not all files state its length.
         seconds = (max(times) - min(times)) * count / (count - 1) if count > 1 else 0.0
         if seconds > LONGEST:
             raise TrainError(
@@ -86,7 +85,7 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
                 file=str(path),
                 got=f"{seconds / 60:.0f} minutes",
                 expected=f"at most {LONGEST / 60:.0f}",
-                hint="Cut out what is to be learned",
+                hint="Cut out the part to train on",
             )
         cut_off = _is_cut_off(path, container, stream, count, seconds)
     with closing(_at_times(path, [0.0])) as shown:
@@ -97,20 +96,20 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
 
 
 def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: float) -> bool:
-    """Whether the end of a film with so many frames is missing, by what its kind of file says of it."""
+    """Whether the end of a film is missing, given the frames and seconds found: by what the file states."""
     if path.suffix.lower() == ".gif":
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read() != GIF_END
     if stream.frames:
         return count < stream.frames
-    # With sound, which may be longer, nothing is known.
+    # A file with sound tells nothing: the sound may be longer.
     alone = len(container.streams) == 1 and count > 1
     return alone and (container.duration or 0) / 1e6 > LATER * seconds
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures in a folder. Raises TrainError where they have several sizes."""
+    """The pictures in a folder, in natural order. Raises TrainError for none, and for several sizes."""
     found = sorted((path for path in folder.iterdir() if _is_frame(path)), key=_place_of)
     sizes = {path: size_of(path) for path in found}
     if len(set(sizes.values())) != 1:
@@ -150,7 +149,7 @@ def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Ten
 
 
 def hash_of(path: Path) -> str:
-    """A hash of all that a clip is made of."""
+    """A hash of a clip's file, or of all its frames."""
     digest = hashlib.sha256()
     for file in frame_files(path) if path.is_dir() else [path]:
         with file.open("rb") as opened:
@@ -204,7 +203,7 @@ def _opened(path: Path) -> Generator[tuple[Any, Any]]:
         with cast("Any", av).open(str(path)) as container:
             streams = container.streams.video
             if not streams:
-                raise ValueError("nothing to see in it")
+                raise ValueError("it has no pictures")
             streams[0].thread_type = "AUTO"
             yield container, streams[0]
     except (*UNREADABLE, cast("Any", av).FFmpegError) as error:

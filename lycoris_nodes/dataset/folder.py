@@ -1,4 +1,4 @@
-"""What a folder of training pictures holds: pictures with what belongs to them, and how often each counts."""
+"""Scan a folder of training pictures for captions, masks, references and repeats."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .picture import PICTURES
 from .texts import LONGEST
 
 CAPTIONS = (".txt", ".caption")
-"""The endings of captions, as core's data set nodes and kohya-ss/sd-scripts have them."""
+"""The endings of caption files in ComfyUI's data set nodes and kohya-ss/sd-scripts."""
 MASKS = ("-masklabel", "_mask", ".mask")
-"""The end of a mask's name, after the name of its picture. The first is OneTrainer's."""
+"""What a mask's name adds to that of its picture. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
-"""The names of folders that hold the masks of the pictures beside them, under the pictures' own names."""
+"""Folders of masks beside the pictures. Each mask has its picture's name."""
 BESIDE = re.compile(r"(.+?)(?:-condlabel|_control|_reference)_?(\d*)")
-"""A reference's name: that of its picture, and one of these endings. The first ending is OneTrainer's."""
+"""A reference's name: its picture's name and one of these endings. The first is OneTrainer's."""
 BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
-"""The names of folders of references. Each file in them has its picture's name, perhaps with a number behind
-it. They lie beside the pictures (kohya-ss/musubi-tuner), or beside their folder (ostris/ai-toolkit)."""
+"""Folders of references, beside the pictures (kohya-ss/musubi-tuner) or beside their folder
+(ostris/ai-toolkit). Each file has its picture's name, perhaps with `_` and a number."""
 REPEATED = re.compile(r"(\d+)_(.*)")
-"""The name of a folder that begins with how often its pictures count, as kohya-ss/sd-scripts has it."""
+"""A folder's name with the repeats of its pictures in front, as in kohya-ss/sd-scripts."""
 MOST = 100_000
 """The most samples of a folder, with their repeats."""
 
@@ -43,11 +43,11 @@ class Found:
     caption: Path | None = None
     mask: Path | None = None
     references: tuple[Path, ...] = ()
-    """What the model is shown beside the caption, in order."""
+    """The pictures that the model is shown beside the caption, in order."""
     is_clip: bool = False
     repeats: int = 1
     subject: str = ""
-    """What the folder's name says after the number of repeats."""
+    """The folder's name after the number of repeats."""
 
     @property
     def is_named_as_reference(self) -> bool:
@@ -61,13 +61,13 @@ class PictureFolder:
     path: Path
     pictures: tuple[Found, ...]
     left_out: tuple[str, ...]
-    """The names of files that are no pictures and belong to no picture."""
+    """The names of files and links that are not used."""
 
     @classmethod
     def of(cls, path: Path, *, clips: bool = False) -> PictureFolder:
         """Look through a folder, for clips too if they are asked for.
 
-        Raises TrainError where it has no picture, or where one counts too often.
+        Raises TrainError where it has no picture, or too many repeats.
         """
         pictures: list[Found] = []
         left_out: list[str] = []
@@ -149,7 +149,7 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
 def _with_masks_beside(
     folder: Path, folders: list[str], pictures: list[Found]
 ) -> tuple[list[Found], list[Path]]:
-    """The pictures with the masks in a folder of masks beside them, which is taken out of `folders`.
+    """Give the pictures their masks from folders of masks, which are taken out of `folders`.
 
     Also returns the files there that are no picture's mask.
     """
@@ -164,7 +164,7 @@ def _with_masks_beside(
 
 
 def _only_references(folders: list[str]) -> bool:
-    """Whether all folders are named as folders of references. Then they belong to the pictures."""
+    """Whether all folders are named as references. With no pictures beside them they hold the pictures."""
     return all(BESIDE_FOLDERS.fullmatch(name.lower()) for name in folders)
 
 
@@ -177,11 +177,11 @@ def _taken_out(folder: Path, folders: list[str]) -> list[Path]:
 
 
 _Shelf = dict[str, list[tuple[str, Path]]]
-"""The pictures of a folder of references with their names, by the name of the picture they may be for."""
+"""A folder's references as (name, path), by the name of the picture that each may belong to."""
 
 
 def _shelf_of(folder: Path) -> _Shelf:
-    """In the order of their numbers, behind the picture that has the name alone."""
+    """Each list begins with the reference without a number; the others follow by number."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
     for path in _files_of(folder):
         if path.name.lower().endswith(PICTURES):
@@ -194,7 +194,7 @@ def _shelf_of(folder: Path) -> _Shelf:
 
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
-    """The pictures, with the references named after them. One with a picture's very name belongs to that."""
+    """The pictures with their references. `a_1` belongs to the picture `a_1` if there is one, else to `a`."""
     names = {one.path.stem.lower() for one in pictures}
     return [
         replace(
@@ -252,7 +252,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def stamps(folder: Path) -> Iterator[str]:
-    """What changes when anything in a folder does: each file's path, size and time, and a caption's text."""
+    """A stamp for each file in a folder: its path, size and time, or the hash of a caption's text."""
     for here, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):

@@ -1,4 +1,4 @@
-"""Encoded pictures and captions, kept on disk under a key of all that they were made of."""
+"""A cache of encoded pictures and captions on disk, keyed by a hash of everything they are made from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 FORM = TreeForm("lycoris_encoded", 1, "an encoded picture or caption")
 MOST = 20 * 10**9
-"""The most bytes that are kept, of all folders of pictures together."""
+"""The most bytes kept, for all folders of pictures together."""
 SAMPLED = 256
 """How many values of a weight are hashed. Two models differ in nearly all values of most weights."""
 
@@ -36,11 +36,11 @@ class Kept:
         self.folder = folder
         self.most = most
         self.made = 0
-        """How many values were made and not found."""
+        """How many values were not found and had to be made."""
         self._used: set[Path] = set()
 
     def fetch(self, key: str | None, make: Callable[[], T]) -> T:
-        """The value under a key, from the disk, or made and kept. Without a key it is made.
+        """The value under a key, read from disk or made and kept. Without a key it is always made.
 
         Raises WriteError where it cannot be kept.
         """
@@ -52,7 +52,7 @@ class Kept:
             # One that is damaged, or of another version, is made again.
             with suppress(FileFormatError, FileNotFoundError):
                 value = FORM.read(path)
-                # A folder that may only be read is good enough.
+                # The folder may be read-only.
                 with suppress(OSError):
                     os.utime(path)
                 self._used.add(path)
@@ -60,12 +60,12 @@ class Kept:
         value = make()
         self.made += 1
         try:
-            # Only the last folder is made where it is missing.
+            # `write` makes only the last folder.
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             FORM.write(path, value)
         except (WriteError, OSError) as error:
             raise WriteError(
-                "what was encoded cannot be kept on disk",
+                "encoded pictures or captions cannot be kept on disk",
                 file=str(path),
                 got=getattr(error, "problem", str(error)),
                 hint="Free some space, or turn `keep` off",
@@ -74,7 +74,7 @@ class Kept:
         return value
 
     def sweep(self) -> int:
-        """Delete what is too much, and return the bytes that are left."""
+        """Delete files above the limit, and return the bytes left."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("*.safetensors") if self.folder else ():
             with suppress(FileNotFoundError):

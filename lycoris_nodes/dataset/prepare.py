@@ -1,4 +1,4 @@
-"""From a folder of pictures to what a training takes: latents, conditionings and masks."""
+"""Turn a folder of pictures into training data: latents, conditionings and masks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SHOWN, GAP = 25, 4
 
 @dataclass(frozen=True)
 class Encoder:
-    """A VAE or text encoder: what it makes of pixels (1, H, W, 3) or a text, and its identity."""
+    """A VAE for pixels (F, H, W, 3), or a text encoder."""
 
     encode: Callable[[Any], Any]
     identity: str | None
-    """What identifies it. None where nothing does: then what it makes is not kept."""
+    """A hash that identifies it. None: what it encodes is not kept."""
     cuts: Callable[[str], bool] = lambda text: False
-    """Whether it leaves out the end of a text."""
+    """Whether it truncates a text."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PictureSettings:
     mirror: bool = False
     """Whether each picture is also trained mirrored."""
     background: str | None = None
-    """The colour that transparent parts get. None: they are masked."""
+    """The colour of transparent parts. None: they are masked."""
     trigger: str = ""
     tag_orders: int = 1
     """In how many orders of its tags each caption is trained."""
@@ -87,9 +87,9 @@ class Shown:
     clip: Any
     references: References | None = None
     given: Given | None = None
-    """How parts of the picture or clip that it is to make are given to it."""
+    """How the model is given parts of its target, such as the first frame."""
     misses_frames: bool = False
-    """Whether it needs frames of clips that nothing gives it."""
+    """Whether the model needs frames and no node is known that gives them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +101,19 @@ class PreparedPicture:
     conditioning: Conditioning
     mask: Tensor | None
     noise_mask: Tensor | None
-    """Where the latent is to be made (1, 1, F, ...): 1, or 0 in the frames that the model is given."""
+    """(1, 1, F, ...): 0 in the frames that the model is given, 1 elsewhere."""
     size: Pixels
     """Width and height of the picture as it is trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """The data made from a folder. A sample that counts several times is listed as often, as one object."""
+    """The data made from a folder. A repeated sample is listed several times, always as the same object."""
 
     training: list[PreparedPicture]
     held_out: list[PreparedPicture]
     empty: Conditioning
-    """The conditioning of no text."""
+    """The encoded empty text."""
     shown: Image.Image
     """Its first pictures, small."""
     report: list[str]
@@ -141,17 +141,17 @@ class _View:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What comes of a view."""
+    """A view, encoded."""
 
     latent: Tensor
     mask: Tensor | None
     small: Tensor
     """A small picture of it."""
     given: Mapping[str, Any]
-    """What the model is given of it, as settings of a conditioning."""
+    """The parts of it that the model is given, as settings of a conditioning."""
     noise_mask: Tensor | None
     references: Sequence[Tensor]
-    """The latents of its references, where those are what the model takes."""
+    """The latents of its references, for models that take latents."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ def prepared(
     stage: Callable[[str, int, int], None],
     shown: Shown | None = None,
 ) -> DataSet:
-    """Encode the pictures and captions of a folder, or find them where they were kept.
+    """Encode the pictures and captions of a folder, or read them from the cache.
 
-    `check` raises LycorisError for a latent that the model cannot be trained on. `progress(total)` returns
-    what is called after each picture and caption, and may end the work; `stage` is called before each.
+    `check` raises LycorisError for a latent that the model cannot be trained on. `stage` and the function
+    that `progress(total)` returns are called for each picture and caption; either may end the work.
 
     Raises TrainError, with the file, for pictures, captions and masks that cannot be used, and for pictures
     without a caption.
@@ -203,7 +203,7 @@ def prepared(
     together = shown is not None and shown.references is not None and bool(shown.references.node)
 
     def is_pair(one: _Planned) -> bool:
-        """Whether its captions are encoded together with its references, and so for it alone."""
+        """Whether its captions are encoded together with its references."""
         return together and bool(one.found.references)
 
     texts = sorted({text for one in planned if not is_pair(one) for text in one.texts(settings)} | {""})
@@ -237,7 +237,7 @@ def prepared(
     for one, views in zip(planned, encoded, strict=True):
         made: list[PreparedPicture] = []
         told_of_it = _told(one, settings)
-        # One object for all views of it, which the model is then given once.
+        # One object for all its views, so that it is prepared for the model once.
         captions = {
             text: _saying(conditionings[text], told_of_it) for text in one.texts(settings) if not is_pair(one)
         }
@@ -269,21 +269,20 @@ def prepared(
 
 
 def _check_targets(folder: PictureFolder) -> None:
-    """Raise TrainError for references of pictures that are not there: they would be learned themselves."""
+    """Raise TrainError for references without their picture: they would be trained on as pictures."""
     alone = [one.name for one in folder.pictures if one.is_named_as_reference and not one.caption]
     if alone:
         raise TrainError(
-            "there are references without the picture that they belong to",
+            "there are references without their picture",
             file=str(folder.path),
             got=few(alone),
-            expected="a picture of the same name without what begins with `_control`, `_reference` or "
-            "`-condlabel`",
+            expected="a picture named the same up to `_control`, `_reference` or `-condlabel`",
             hint="Put it there, or rename those that are pictures to be learned",
         )
 
 
 def _check_references(planned: Sequence[_Planned], shown: Shown | None) -> None:
-    """Raise TrainError for more references than the model takes, which may be none."""
+    """Raise TrainError for more references than the model takes."""
     most = shown.references.most if shown and shown.references else 0
     for one in planned:
         count = len(one.found.references)
@@ -307,7 +306,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             got=f"{settings.held_out} of {len(found)} pictures held out",
             expected=f"fewer than {len(found)}",
         )
-    # By their names, so that the same ones stay held out when others are added.
+    # By a hash of the name: adding pictures changes few of those held out.
     ordered = sorted(found, key=lambda one: key_of(one.name))
     held_out = set(ordered[: settings.held_out])
     texts = [_text_of(one, settings.trigger) for one in found]
@@ -348,20 +347,20 @@ def _check_cut(found: Found, fitted: PictureFit, settings: PictureSettings) -> N
             "more of the picture would be cut off than is allowed",
             file=str(found.path),
             got="{:.0%} of {} x {}".format(fitted.lost, *fitted.source),
-            expected=f"at most {settings.cut_off:.0%}, as of shapes up to 4 : 1",
+            expected=f"at most {settings.cut_off:.0%}",
             hint="Cut it yourself, take it out of the folder, or raise `cut_off`",
         )
 
 
 def _text_of(found: Found, trigger: str) -> str:
-    """The caption of a picture: its file's, else what its folder's name says, with the trigger."""
+    """The caption of a picture, from its file or else its folder's name, with the trigger."""
     text = caption_of_file(found.caption) if found.caption else ""
     return with_trigger(text or found.subject, trigger)
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Encodes pictures, or finds what was made of them before."""
+    """Encodes pictures, or reads them from the cache."""
 
     settings: PictureSettings
     vae: Encoder
@@ -369,30 +368,28 @@ class _Pictures:
     check: Callable[[Tensor], object]
     shown: Shown | None = None
     hashes: dict[Path, str] = field(default_factory=dict[Path, str])
-    """Of clips, which are read once for all their views."""
+    """Hashes of clips: each is read once for all its views."""
 
     def encoded(self, one: _Planned, view: _View) -> _Encoded:
-        """What comes of a view."""
+        """Encode a view."""
         content = b"" if view.cut else _content(one.found.path)
         mask = _content(one.found.mask) if one.found.mask else b""
         given = self.shown.given if self.shown else None
         if given and view.cut is None and not given.masked:
-            # A picture's first frame is all that it has to teach.
+            # Given its only frame, the model would have nothing left to learn.
             given = None
         key = None
         if self.vae.identity is not None:
             hashes = [self._hash_of_clip(one) if view.cut else hashlib.sha256(content).hexdigest()]
             hashes += [hashlib.sha256(mask).hexdigest()] if one.found.mask else []
-            how: list[Any] = [
-                *(list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background)
-            ]
+            how: list[Any] = [list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background]
             if view.cut:
                 how += [view.cut.start, view.cut.count, self.settings.frame_rate]
             how += [given.node, given.ends] if given else []
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
             value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
-            # What was kept was made with this VAE, but perhaps for another model.
+            # A cached latent is of this VAE, but perhaps for another model.
             self.check(value["latent"])
         except LycorisError as error:
             error.within(file=str(one.found.path))
@@ -443,7 +440,7 @@ class _Pictures:
         return pixels_of(path, content, PictureFit(size, size, (0, 0, *size)), self.settings.background)[0]
 
     def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
-        """The latent of a reference: in the size of its target where both are joined, else in its shape."""
+        """The latent of a reference: in its target's size if both are concatenated, else in its own shape."""
         settings, content, source = self.settings, _content(path), size_of(path)
         if self.kind.fitted:
             fitted = middle(source, one.fit.size)
@@ -463,7 +460,7 @@ class _Pictures:
     def _made(
         self, one: _Planned, view: _View, content: bytes, mask_content: bytes, given: Given | None
     ) -> dict[str, Any]:
-        """All that is kept of a view, from the contents of its files."""
+        """Encode a view from the contents of its files, as it is kept."""
         mask = None
         if view.cut:
             pixels = pixels_of_clip(one.found.path, view.cut, self.settings.frame_rate, one.fit)
@@ -477,7 +474,7 @@ class _Pictures:
             raise TrainError(
                 "the mask leaves nothing of its picture",
                 file=str(one.found.mask or one.found.path),
-                expected="white where the picture is to be learned",
+                expected="white in the parts to learn",
             )
         # The first and the last frame of a clip.
         seen = dict.fromkeys((0, len(pixels) - 1))
@@ -496,7 +493,7 @@ class _Pictures:
                     raise TrainError(
                         "all of the clip is given to the model",
                         got=number_of(len(pixels), "frame"),
-                        expected="frames that are to be made, between the first and the last",
+                        expected="frames to be made between the first and the last",
                         hint="Raise `frames`, take a longer clip, or set `first_frames` to first",
                     )
                 made[NOISE_MASK] = of_it.noise_mask
@@ -506,7 +503,7 @@ class _Pictures:
 
 
 def _mirrored(pixels: Tensor, mirrored: bool) -> Tensor:
-    """Pixels (1, H, W, C), mirrored if they are to be."""
+    """Pixels (F, H, W, C), mirrored or as they are."""
     return pixels.flip(2) if mirrored else pixels
 
 
@@ -518,14 +515,13 @@ def _content(path: Path) -> bytes:
 
 
 def _told(one: _Planned, settings: PictureSettings) -> dict[str, Any]:
-    """Settings of a conditioning: the size and the cut of its picture, if the model is told these, and the
-    rate of a clip."""
+    """Settings of a conditioning: a picture's size and crop, if the model takes them; a clip's rate."""
     sizes = sizes_told(one.fit.source, one.fit.corner, one.fit.size) if settings.sized else {}
     return {**sizes, **({"frame_rate": settings.frame_rate} if one.found.is_clip else {})}
 
 
 def _saying(conditioning: Conditioning, settings: Mapping[str, Any]) -> Conditioning:
-    """A conditioning with more settings; itself where there are none."""
+    """A conditioning with more settings, or itself for none."""
     return [[text, {**more, **settings}] for text, more in conditioning] if settings else conditioning
 
 
@@ -537,14 +533,14 @@ def _described(
     clip: Encoder,
     shown: Shown | None,
 ) -> list[str]:
-    """What was found and what was made of it, in words."""
+    """The report: what was found, and how it was prepared."""
 
     def named(what: str, chosen: Callable[[_Planned], object]) -> list[str]:
         names = [one.found.name for one in planned if chosen(one)]
         return [f"{what}: {len(names)} ({few(names)})"] if names else []
 
     def smaller(one: _Planned) -> bool:
-        # Not by rounding.
+        # More than by rounding.
         return one.fit.scale > 1.001
 
     sizes = Counter("{} x {}".format(*one.fit.size) for one in planned)
@@ -562,7 +558,7 @@ def _described(
     lines += named("held out", lambda one: one.held_out)
     lines += named("without a text file", lambda one: not one.found.caption)
     lines += named(
-        "with a caption longer than the text encoder takes, whose end is not learned",
+        "with a caption that is too long for the text encoder, which cuts off its end",
         lambda one: any(map(clip.cuts, one.texts(settings))),
     )
     if cuts := Counter(view.cut.count for one in planned for view in one.views if view.cut):
@@ -572,10 +568,10 @@ def _described(
         )
         lines.append(f"{number_of(clips, 'clip')}, at {settings.frame_rate:g} frames a second: {counted}")
         lines += named(
-            "with fewer frames, which come several times", lambda one: one.clip and one.clip.repeated
+            "with repeated frames, because they have fewer", lambda one: one.clip and one.clip.repeated
         )
         lines += named(
-            "whose end is missing, as of files that are cut off", lambda one: one.clip and one.clip.cut_off
+            "whose end is missing, as in incomplete files", lambda one: one.clip and one.clip.cut_off
         )
         if settings.frames > settings.frame_step:
             lines += named(
@@ -583,11 +579,11 @@ def _described(
                 lambda one: one.clip and one.clip.frames <= settings.frame_step,
             )
     if shown and shown.given and (shown.given.masked or cuts):
-        lines.append(f"the model is given what {shown.given.node} gives it")
+        lines.append(f"the model is also given what {shown.given.node} makes")
         if not shown.given.needed:
-            lines.append("  for videos of texts alone set first_frames to none")
+            lines.append("  for text to video set first_frames to none")
     if shown and shown.misses_frames and cuts:
-        lines.append("no frame is given: no node is known that gives this model one")
+        lines.append("no frame is given: no node is known that can give this model one")
     if shown and shown.references and any(one.found.references for one in planned):
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)
@@ -597,7 +593,7 @@ def _described(
     lines += named(f"more than {CUT:.0%} cut off", lambda one: one.fit.lost > CUT)
     if settings.mirror:
         lines += named(
-            "not mirrored, for the words in their captions",
+            "not mirrored, because of words in their captions",
             lambda one: not one.held_out and not one.views[-1].mirrored,
         )
     if folder.left_out:
@@ -625,7 +621,7 @@ def _row(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def _side_by_side(shown: Sequence[Tensor]) -> Image.Image:
-    """Small pictures (h, w, 3) of bytes as one, nearly a square, with nothing between them."""
+    """Small pictures (h, w, 3) of bytes in a grid that is nearly a square, transparent between them."""
     columns = math.ceil(math.sqrt(len(shown)))
     side = max(max(one.shape[:2]) for one in shown) + GAP
     rows = -(-len(shown) // columns)

@@ -1,4 +1,4 @@
-"""Captions as texts: read from files, with a trigger word, with their tags in other orders."""
+"""Caption texts: files, trigger words, choices in braces, orders of tags."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""What files begin with that say their encoding."""
+"""Byte order marks, and the encodings they announce."""
 LONGEST = 100_000
 """The most bytes of a caption."""
 BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 """Choices in a caption, as in ComfyUI's prompts."""
 CHOICES = 16
-"""The most captions of one with choices."""
+"""The most captions made of one with choices."""
 BRACED = 100
 """The most opening braces of a caption."""
 SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE)
@@ -33,8 +33,8 @@ SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE
 def caption_of_file(path: Path) -> str:
     """The text of a caption's file on one line.
 
-    Raises TrainError for a file that is no text in UTF-8, or in UTF-16 or UTF-32 with a mark, and for one
-    with more braces than `BRACED`.
+    Raises TrainError for a file that cannot be read, is too long, has more braces than `BRACED`, or is no
+    text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
     """
     try:
         raw = path.read_bytes()
@@ -72,7 +72,7 @@ def caption_of_file(path: Path) -> str:
 
 
 def with_trigger(text: str, trigger: str) -> str:
-    """A caption that has the trigger: in the place of `[trigger]`, or in front where it is not there yet."""
+    """A caption with the trigger in place of `[trigger]`, or in front if it has neither."""
     if "[trigger]" in text:
         return " ".join(text.replace("[trigger]", trigger).split())
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
@@ -98,9 +98,9 @@ def orders_of(text: str, count: int, kept: int) -> list[str]:
 
 
 def choices_of(text: str) -> list[str]:
-    """A caption for each choice that braces give, as in `a {red|blue} cat`; at most `CHOICES`, evenly spaced.
+    """The captions that choices such as `a {red|blue} cat` stand for; of too many, `CHOICES` evenly spaced.
 
-    Braces within braces are chosen from the inside.
+    Inner braces are expanded first.
     """
     found, done = [text], False
     while not done:

@@ -1,4 +1,4 @@
-"""Training beside the host's models: the model opened, its inputs, and the loss for the library's trainer.
+"""Train adapters for the host's models: open a model, prepare its inputs, compute the trainer's loss.
 
     with opened(model) as session:
         family = family_of(session.model)
@@ -9,5 +9,5 @@
         train_network(net, [[sample]], loss, TrainOptions(steps=100, lr=family.lr))
         net.save_weights("mine.safetensors")
 
-`opened` goes for the patcher of text encoders too.
+`opened` takes the patcher of text encoders too.
 """

@@ -340,7 +340,7 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
         wanted, found = made[0][0][1], data["positive"][0][0][1]
         for name in ("concat_latent_image", "concat_mask"):
             assert torch.equal(found[name], wanted[name])
-        assert f"the model is given what {node} gives it" in data["report"]
+        assert f"the model is also given what {node} makes" in data["report"]
         ends["end_image"] = frames[-1:]
     assert "concat_mask" not in prepare(**given, first_frames="none")["positive"][0][0][1]
     train(

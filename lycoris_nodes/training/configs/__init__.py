@@ -1,4 +1,4 @@
-"""Settings of other trainers as those of Train LoRA / LyCORIS: one file for each trainer."""
+"""Translate configs of other trainers into inputs of Train LoRA / LyCORIS."""
 
 from .config import translated
 

@@ -18,7 +18,7 @@ from . import trainers
 OFF = (None, False, "", 0, "none", "None", [], {})
 """Values that ask for nothing."""
 OF_ANOTHER_FORM = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-"""What reading a value raises that is not as its trainer has it."""
+"""What reading a malformed value raises."""
 DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16"), "bfloat16"),
     **dict.fromkeys(("fp16", "float16"), "float16"),
@@ -44,18 +44,16 @@ ALGORITHMS = {
     **{name: name for name in ("boft", "full", "ia3", "glora")},
 }
 """Kinds by what trainers call them, in small letters."""
-
-
 WHOLE = 1_000_000
 """A rank above that of all layers: both factors of a LoKr stay whole."""
 DECAY = 0.01
-"""The weight decay of AdamW in torch and bitsandbytes, which these trainers leave to them."""
+"""The default weight decay of AdamW in torch and bitsandbytes, which these trainers keep."""
 
 
 class Config:
-    """The settings of a config, which are taken one by one, and what they become here.
+    """A config's settings, taken one by one, and the inputs that they become.
 
-    What nobody takes has no counterpart. docs/other-trainers.md is made of what a trainer's `read` calls.
+    What is left has no counterpart. docs/other-trainers.md is made from the calls of each trainer's `read`.
     """
 
     def __init__(self, table: Mapping[str, Any], within: str = "") -> None:
@@ -68,26 +66,26 @@ class Config:
         """What means something else here, or has no counterpart, in words."""
 
     def inside(self, key: str, table: Mapping[str, Any]) -> Config:
-        """The settings that one setting holds. What becomes of them is added by `add`."""
+        """A config of the table that a setting holds. Give it to `add` once it is read."""
         return type(self)(table, f"{self.within}{key}: ")
 
     def add(self, inner: Config) -> None:
-        """Take over what became of the settings within one. What is left there has no counterpart."""
+        """Take over the values and notes of an inner config. What is left in it has no counterpart."""
         self.values |= inner.values
         left = [f"{inner.within}{key}={value}" for key, value in inner.left.items() if value not in OFF]
         self.notes += [*inner.notes, *left]
 
     def take(self, key: str, default: Any = None) -> Any:
-        """A value, which then counts as understood; `default` where it is not there or asks for nothing."""
+        """Take out a setting: its value, or `default` where it is missing or asks for nothing."""
         value = self.left.pop(key, None)
         return default if value in OFF else value
 
     def put(
         self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value, usual: Any = None
     ) -> None:
-        """Give a setting's value to an input. `read` turns it into the input's value, or None if it has none.
+        """Set the input `name` by a setting. `read` converts its value, to None if it has no counterpart.
 
-        `usual` is what the trainer takes where the setting is missing.
+        `usual` is the trainer's default. Raises LycorisError for a value that cannot be read.
         """
         value = self.take(key, usual)
         if value is None:
@@ -96,10 +94,10 @@ class Config:
             found = read(value)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
-                "a setting has a value of another form than its trainer's",
+                "the value of a setting cannot be read",
                 key=f"{self.within}{key}",
                 got=str(value),
-                hint="Set it right in the text, or take it out",
+                hint="Correct it in the text, or delete it",
             ) from error
         if found is None:
             self.notes.append(f"{self.within}{key} = {value}")
@@ -107,36 +105,36 @@ class Config:
             self.values[name] = found
 
     def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
-        """`put` for one of the words of a trainer, whatever their case."""
+        """`put` for one of several words, in any case."""
         self.put(key, name, lambda value: choices.get(str(value).lower()), usual)
 
     def everywhere(self, options: Mapping[str, str]) -> None:
-        """Put settings that are no inputs of the node into the line of `overrides` that is for all layers.
+        """Put settings without an input of their own into the line of `overrides` for all layers.
 
-        `options` are the names of theirs and of ours. A text "0" asks for nothing.
+        `options` maps the trainer's names to ours. A text "0" asks for nothing.
         """
         taken = [(ours, self.take(theirs)) for theirs, ours in options.items()]
         if found := [f"{ours} {value}" for ours, value in taken if value not in (None, "0")]:
             self.values["overrides"] = f"*: {', '.join(found)}"
 
     def whole(self, key: str) -> None:
-        """Take a rank above that of all layers where this setting keeps the factors of a LoKr whole."""
+        """Set the rank to `WHOLE` where this setting keeps the factors of a LoKr whole."""
         if str(self.take(key)).lower() == "true":
             self.values["rank"] = WHOLE
 
     def elsewhere(self, where: str, *keys: str) -> None:
-        """For those of these keys that are there, say where a workflow sets the same."""
+        """Note where a workflow sets those of these keys that are present."""
         found = [key for key in keys if self.take(key) is not None]
         if found:
             self.notes.append(f"{', '.join(found)}: {where}")
 
     def unused(self, *keys: str) -> None:
-        """Take keys that make no difference to what is learned."""
+        """Drop keys that do not affect what is learned."""
         for key in keys:
             self.left.pop(key, None)
 
     def schedule(self, key: str, cycles_key: str = "", usual: str = "") -> None:
-        """A schedule by the word that most trainers have for it, with the number of its cycles."""
+        """Read a schedule by its common name, and the number of its cycles."""
         name, cycles = self.take(key, usual), self.take(cycles_key)
         word = str(name or "").lower()
         if word in ("cosine_with_restarts", "cosine_with_hard_restarts"):
@@ -149,7 +147,7 @@ class Config:
             self.notes.append(f"the schedule {name}")
 
     def min_snr(self, key: str) -> None:
-        """The weighting min-snr, whose gamma is a constant here."""
+        """Read the gamma of min-snr, which is a constant here."""
         gamma = self.take(key)
         if gamma is None:
             return
@@ -158,7 +156,7 @@ class Config:
             self.notes.append(f"{key} = {gamma}: {GAMMA:g} is used")
 
     def optimiser(self, key: str, arguments: Mapping[str, Any], usual: str = "AdamW") -> None:
-        """An optimiser with its arguments. AdamW decays weights where nothing is said of that."""
+        """Read an optimiser and its arguments. AdamW's weight decay is `DECAY` where none is given."""
         name = str(self.left.get(key) or usual).lower()
         self.choose(key, "optimiser", OPTIMISERS)
         decay = arguments.get("weight_decay")
@@ -182,10 +180,10 @@ def _argument(value: Any) -> str:
 
 
 def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config, the `text` of a request, is for Train LoRA / LyCORIS.
+    """Translate the config in the `text` of a request for Train LoRA / LyCORIS.
 
-    Gives `trainer`, `values` by the inputs' names in a prompt, and `notes` on what has no counterpart. Raises
-    LycorisError for a text that is no config of a trainer that is known.
+    Returns `trainer`, `values` by the inputs' names in a prompt, and `notes` on what has no counterpart.
+    Raises LycorisError for a text that is no config of a known trainer, and for values that cannot be read.
     """
     table = _table(str(asked.get("text", "")))
     known = discover(trainers.__name__)
@@ -198,7 +196,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
             trainer.read(config)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
-                "a setting has a value of another form than its trainer's",
+                "the value of a setting cannot be read",
                 got=f"{type(error).__name__}: {error}",
                 expected=f"a config of {trainer.NAME}",
             ) from error
@@ -207,7 +205,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         values = {named[name]: value for name, value in config.values.items()}
         return {"trainer": trainer.NAME, "values": values, "notes": [*config.notes, *left]}
     raise LycorisError(
-        "no trainer that is known has such settings",
+        "no known trainer has such settings",
         got=", ".join(map(str, list(table)[:6])) or "an empty text",
         expected=", ".join(f"{trainer.NAME} ({trainer.FORM})" for trainer in known),
     )
@@ -229,7 +227,7 @@ def _toml(text: str) -> Any:
     try:
         toml: Any = importlib.import_module("tomllib")
     except ImportError:
-        # Before Python 3.11 the same code is a package.
+        # Python 3.10 has it as a package.
         try:
             toml = importlib.import_module("tomli")
         except ImportError:

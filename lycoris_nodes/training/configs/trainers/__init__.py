@@ -1,1 +1,1 @@
-"""What each trainer calls its settings. A module that lies here is found by itself."""
+"""How each trainer names its settings. A module in this folder is found by itself."""

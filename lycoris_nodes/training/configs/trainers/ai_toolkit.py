@@ -1,4 +1,4 @@
-"""ostris/ai-toolkit: a YAML with `config.process`, of which the first process counts."""
+"""ostris/ai-toolkit: a YAML with `config.process`. Only the first process is read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(config: Config) -> None:
     else:
         # Its templates have them for any kind.
         config.unused("network.lokr_full_rank", "network.lokr_factor")
-    # Its default, which is not the rank.
+    # Its default is 1, not the rank.
     config.put("network.alpha", "alpha", float, usual=1)
     config.put("network.linear_alpha", "alpha", float)
     config.put("train.lr", "learning_rate", float)
@@ -73,7 +73,7 @@ def read(config: Config) -> None:
     config.put("name", "filename_prefix", lambda name: f"loras/{name}")
     config.elsewhere("link `clip` and `captions`", "train.train_text_encoder")
     datasets = [one for one in config.left.get("datasets") or [] if isinstance(one, dict)]
-    # Of several data sets the first: there is one share for all here.
+    # Only the first data set is read: here all share one dropout.
     first = config.inside("datasets", datasets[0] if datasets else {})
     first.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     first.left.clear()

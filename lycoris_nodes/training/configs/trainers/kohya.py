@@ -31,11 +31,11 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 def read(config: Config) -> None:
     config.put("network_dim", "rank", int)
     if str(config.left.get("network_alpha")) in ("0", "0.0"):
-        # The rank, as here.
+        # Here too 0 stands for the rank.
         config.values["alpha"] = 0.0
         config.unused("network_alpha")
     else:
-        # Its default, which is not the rank.
+        # Its default is 1, not the rank.
         config.put("network_alpha", "alpha", float, usual=1)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
     lycoris = str(config.left.get("network_module", "")).startswith("lycoris")
@@ -61,7 +61,7 @@ def read(config: Config) -> None:
     config.put("text_encoder_lr", "text_learning_rate", _first)
     config.optimiser("optimizer_type", pairs(config.take("optimizer_args", ())))
     config.schedule("lr_scheduler", "lr_scheduler_num_cycles", "constant")
-    # Without a warm-up its rate does not rise.
+    # Its default is no warm-up.
     config.put("lr_warmup_steps", "warmup", float, usual=0)
     config.put("max_train_steps", "steps", int)
     config.put("max_train_epochs", "epochs", int)

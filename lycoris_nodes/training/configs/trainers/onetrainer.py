@@ -1,4 +1,4 @@
-"""Nerogar/OneTrainer: a JSON of one table, and one for the optimiser in it."""
+"""Nerogar/OneTrainer: a JSON of one table, with a table for the optimiser in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 def read(config: Config) -> None:
     config.choose("peft_type", "algorithm", ALGORITHMS)
     config.put("lora_rank", "rank", int)
-    # Its default, which is not the rank.
+    # Its default is 1, not the rank.
     config.put("lora_alpha", "alpha", float, usual=1)
     config.put("lora_decompose", "dora", bool)
     config.put("learning_rate", "learning_rate", float)
@@ -30,7 +30,7 @@ def read(config: Config) -> None:
     betas = [optimiser.take(key) for key in ("beta1", "beta2")]
     used = {key: optimiser.left.pop(key, None) for key in ("weight_decay", "eps", "momentum", "d_coef")}
     optimiser.optimiser("optimizer", {**({"betas": betas} if None not in betas else {}), **used})
-    # It writes all that any optimiser has.
+    # The rest are settings of other optimisers: it writes all.
     optimiser.left.clear()
     config.add(optimiser)
     config.schedule("learning_rate_scheduler", "learning_rate_cycles")
