@@ -496,15 +496,15 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"latents": ["x"]}, r"`latents, number 1` cannot be used.*'x'"),
         ({"masks": [torch.ones(1, 32, 32)]}, r"masks, number 1 of 4.*size of its picture.*32 x 32.*64 x 64"),
         ({"masks": [torch.ones(3, 64, 64)]}, r"not as many masks as latents.*3 masks"),
-        ({"masks": [torch.full((1, 64, 64), math.nan)]}, r"masks, number 1 of 4.*no weights.*nan"),
-        ({"masks": [torch.full((1, 64, 64), -1.0)]}, r"masks, number 1 of 4.*no weights.*-1"),
+        ({"masks": [torch.full((1, 64, 64), math.nan)]}, r"masks, number 1 of 4.*negative or not finite.*nan"),
+        ({"masks": [torch.full((1, 64, 64), -1.0)]}, r"masks, number 1 of 4.*negative or not finite.*-1"),
         (
             {"positive": [[[torch.full((1, WORDS, WIDTH), math.nan), {}]]]},
             r"captions, number 1 of 4.*not finite",
         ),
         (
             {"positive": [*[caption(n) for n in range(3)], [[torch.ones(1, WORDS, 2 * WIDTH), {}]]]},
-            r"captions, number 4 of 4: a caption is not as wide.*48 values for .*to_k.*expected 24.*CLIP",
+            r"captions, number 4 of 4: a caption does not have the model's width.*48 values for .*to_k.*expected 24.*CLIP",
         ),
         (
             {"latents": [{**latent(0), "noise_mask": torch.ones(1, 1, 32, 32)}], "positive": [caption(0)]},
@@ -519,7 +519,7 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"positive": [caption(0, hooks=object())]}, r"captions, number 1 of 4.*hooks"),
         ({"positive": [caption(0, strength=0.5)]}, r"captions, number 1 of 4.*a strength.*0.5"),
         ({"positive": [caption(0, start_percent=0.2)]}, r"captions, number 1 of 4.*part of the sampling"),
-        ({"empty_caption": [caption(0), caption(1)]}, r"one caption of no text"),
+        ({"empty_caption": [caption(0), caption(1)]}, r"only one empty caption"),
         ({"validation_positive": [caption(0)]}, r"held-out captions without latents"),
         ({"overrides": "*attn2* rank 8"}, r"line 1.*cannot be understood.*attn2"),
         ({"overrides": "*nothing*: rank 8"}, r"nothing"),

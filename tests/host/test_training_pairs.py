@@ -381,7 +381,7 @@ def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
     white = torch.ones(2, PIXELS, PIXELS)
     settings = {"model": model, "steps": 1, "rank": 2, "latents": data["latents"], "masks": [white]}
     report = train(host, tmp_path, **settings, positive=data["positive"])["report"]
-    assert "1 of which the model is given a part, which is not learned" in " ".join(report.split())
+    assert "1 partly given to the model, which does not learn that part" in " ".join(report.split())
 
 
 def test_what_is_around_a_hole_is_given_to_a_model_that_fills_it(

@@ -147,7 +147,7 @@ class Config:
             self.notes.append(f"the schedule {name}")
 
     def min_snr(self, key: str) -> None:
-        """Read the gamma of min-snr, which is a constant here."""
+        """Turn on the weighting min-snr. Its gamma is a constant here."""
         gamma = self.take(key)
         if gamma is None:
             return

@@ -1,1 +1,1 @@
-"""What is trained on: latents, captions, times, and the loss of them."""
+"""Training data and loss: latents, captions, times."""

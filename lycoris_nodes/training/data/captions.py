@@ -1,4 +1,4 @@
-"""Conditionings as a model is trained with them: encoded once, and joined to batches where they can be."""
+"""Conditionings for training: encoded once, and joined into batches."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FOR_SAMPLERS = {
     "gligen": "GLIGEN boxes",
     "hooks": "hooks",
 }
-"""What only a sampler can follow in a conditioning: its name there, and what it is in words."""
+"""Settings of a conditioning that only a sampler can follow, with their names in words."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and what a conditioning says beside the encoded text, such as a guidance."""
+    """A text, and the settings beside it in a conditioning, such as a guidance."""
 
     words: str
     settings: Mapping[str, Any]
@@ -37,13 +37,13 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """What a model is given beside one latent, by name, in the host's own objects."""
+    """A model's inputs beside one latent, by name, as the host's own objects."""
 
     conds: Mapping[str, Any]
     alone: bool = False
     """Whether the model takes one sample at a time."""
     text: Text | None = None
-    """The text that is encoded anew in each pass, where text encoders are trained."""
+    """The text to encode anew in each pass, where text encoders are trained."""
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Caption:
         """The caption with its tensors moved."""
@@ -56,16 +56,16 @@ class Caption:
 
 
 def sizes_told(size: Size, corner: Size = (0, 0), target: Size | None = None) -> dict[str, int]:
-    """The sizes in pixels that SDXL and its relatives are told: the picture's size, the corner of the crop,
-    and the size after it. Each is two numbers, the one along the width first. Without `target` the picture
-    was not cropped.
+    """The sizes in pixels that SDXL and its relatives take: the picture's, the crop's corner, the result's.
+
+    Each is two numbers, along the width first. Without `target` the picture was not cropped.
     """
     names = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
     return dict(zip(names, (*size, *corner, *(target or size)), strict=True))
 
 
 def joined(captions: Sequence[Caption]) -> dict[str, Any]:
-    """Captions that go with each other as the rows of one batch: the model's arguments by name."""
+    """Join captions that go with each other into one batch: the model's arguments by name."""
     return host.joined([caption.conds for caption in captions])
 
 
@@ -80,19 +80,19 @@ def caption_of(
 ) -> Caption:
     """A conditioning of the host, encoded for one latent.
 
-    SDXL is told the sizes in the conditioning or, if there are none, the size of the latent. A guidance
-    embedding gets the guidance at which the model's family is trained, because the guidance in a conditioning
-    is meant for samplers. If the conditioning switches guidance off, it stays off. Models that mix noise into
-    what they are given draw it from `seed`. `device` is the model's device; the latent's by default. With
-    `graph` the tensors keep their autograd graph, so that gradients reach the text encoders.
+    SDXL gets the sizes in the conditioning or, without them, the size of the latent. A guidance embedding
+    gets the guidance at which the model's family is trained: that of a conditioning is for samplers. If the
+    conditioning switches guidance off, it stays off. `seed` is for models that mix noise into their inputs.
+    `device` is the model's; the latent's by default. With `graph` the tensors keep their autograd graph, so
+    that gradients reach the text encoders.
 
-    To be called while the model is open for training. Raises TrainError for a conditioning of several parts,
-    for one that only a sampler can follow, and for a text with values that are not finite.
+    Call it while the model is open for training. Raises TrainError for a conditioning of several parts, for
+    one that only a sampler can follow, and for a text with values that are not finite.
     """
     if len(conditioning) != 1:
         raise TrainError(
-            "a caption is one conditioning",
-            got=f"{len(conditioning)} of them in one",
+            "a caption must be one conditioning",
+            got=f"{len(conditioning)} combined",
             expected="1",
             hint="Combined conditionings are for samplers. Give one for each picture, as a list",
         )
@@ -119,7 +119,7 @@ def caption_of(
     device = device or latent.values.device
 
     def own(tensor: Tensor) -> Tensor:
-        # Without a graph it is a copy: what other nodes have made cannot be trained on.
+        # Without a graph, copy: tensors made by other nodes cannot be trained on.
         return tensor.to(device) if graph else tensor.detach().to(device, copy=True)
 
     def finite(tensor: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def caption_of(
 
 
 def mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
-    """A value with its tensors changed, in lists, tuples and tables too."""
+    """A value with `move` applied to its tensors, in lists, tuples and dicts too."""
     if isinstance(value, Tensor):
         return move(value)
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):

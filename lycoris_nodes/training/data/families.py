@@ -1,4 +1,4 @@
-"""How the models of each family are trained by default, as their trainers do it."""
+"""Training defaults of each family of models, as in its own trainers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ class Family(Training):
 
     @property
     def times(self) -> Times:
-        """At which times its models are trained."""
+        """The times at which its models are trained."""
         shift = ByTokens(*self.shift) if isinstance(self.shift, tuple) else self.shift
         return Times(self.distribution, self.mean, shift=shift)
 
 
 FAMILIES: dict[str, Family] = {one.host: Family(**vars(one)) for one in TRAINED}
-"""The families, by the name of the host's class for the model or, where this is more exact, for its
-configuration."""
+"""Families by the host's class of the model or, where that is more exact, of its configuration."""
 
 OTHER_FLOW = Family("", "other flow models", "what most trainers do")
 OTHER = Family("", "other models", "what most trainers do", "uniform")
 
 NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")
-"""The host's classes of models that detect, segment or measure, though they are called flow models there."""
+"""Models that detect, segment or measure, though the host calls them flow models."""
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of the host. The model's most special class with a family decides.
+    """The family of a model of the host: that of its most derived class that has one.
 
     Raises TrainError for a model that does not denoise.
     """
@@ -51,23 +50,23 @@ def family_of(model: Any) -> Family:
 
 def frame_rate_of(model: Any) -> float | None:
     """Frames a second of the videos that a model makes; None for one that makes none."""
-    # Of configurations the own class alone: those of models of pictures are derived from those of videos.
+    # Only the configuration's own class: those of picture models derive from those of video models.
     kinds = [type(model.model_config).__name__, *_kinds(model)]
     return next((FRAME_RATES[kind] for kind in kinds if kind in FRAME_RATES), None)
 
 
 def boundary_of(model: Any) -> float | None:
-    """The time from which on the expert for high noise is used; None for a model without experts."""
+    """The lowest time of the expert for high noise; None for a model without experts."""
     return boundary_named(_configured(model))
 
 
 def boundary_named(kinds: Sequence[str]) -> float | None:
-    """The same by the names of the host's classes of a model, the most special first."""
+    """The same by the names of the host's classes of a model, the most derived first."""
     return next((BOUNDARIES[kind] for kind in kinds if kind in BOUNDARIES), None)
 
 
 def _configured(model: Any) -> list[str]:
-    """The names of the host's classes of a model, the most special first: its configuration's, its own."""
+    """The names of the host's classes of a model, the most derived first: its configuration's, its own."""
     return [*_kinds(getattr(model, "model_config", None)), *_kinds(model)]
 
 
@@ -76,12 +75,12 @@ def _kinds(one: Any) -> list[str]:
 
 
 def family_named(kinds: Sequence[str], own: str = "", *, flow: bool = False) -> Family:
-    """The family by the names of the host's classes of a model, the most special first.
+    """The family by the names of the host's classes of a model, the most derived first.
 
-    `own` is the class of the model itself, and `flow` says whether it is trained as a flow.
+    `own` is the class of the model itself, and `flow` whether it is a flow model.
     """
     for name in kinds:
-        # Nearly every model is one of these; only those that predict noise are like it.
+        # Nearly every model derives from BaseModel. Its family is only for its own instances, without flow.
         if name in FAMILIES and not (name == "BaseModel" and (flow or own != "BaseModel")):
             return FAMILIES[name]
     return OTHER_FLOW if flow else OTHER

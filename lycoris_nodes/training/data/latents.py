@@ -24,8 +24,8 @@ class Latent:
     values: Tensor
     shapes: tuple[torch.Size, ...]
     noise_mask: Tensor | None = None
-    """Where it gets noise, (1, 1, ...) to be broadcast to `values`: 1 where the model is to make it, 0 where
-    the model is given it, such as a first frame. None: it gets noise everywhere."""
+    """Where noise is added, (1, 1, ...) broadcast to `values`: 0 in parts that the model is given, such as a
+    first frame, 1 elsewhere. None: everywhere."""
 
 
 def latent_of(
@@ -33,10 +33,10 @@ def latent_of(
 ) -> Latent:
     """Prepare a latent from a VAE of the host, (1, C, ...) or nested, for training.
 
-    `noise_masks` are one (1, 1, ...) for each of its parts.
+    `noise_masks` holds a mask (1, 1, ...) for each of its parts.
 
-    Raises TrainError for a latent that is not of this model, is empty, or has values that are not finite, and
-    for noise masks with other values than 0 and 1 or with nothing that is to be made.
+    Raises TrainError for a latent that is not of this model, is a batch, is all zeros, or has values that are
+    not finite, and for noise masks with values other than 0 and 1, or without any 1.
     """
     nested = bool(getattr(latent, "is_nested", False))
     # Copy: tensors made by other nodes cannot be trained on.
@@ -46,7 +46,7 @@ def latent_of(
     for part in parts:
         if part.shape[0] != 1:
             raise TrainError(
-                "a sample is one latent", got=str(list(part.shape)), expected="a first size of 1"
+                "a sample must be one latent", got=str(list(part.shape)), expected="a first size of 1"
             )
         if not part.isfinite().all():
             raise TrainError("a latent has values that are not finite", got=f"of shape {list(part.shape)}")
@@ -69,7 +69,7 @@ def _noise_mask(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor
             hint="Set the strength of the node that gives the frame to 1",
         )
     if not found.any():
-        raise TrainError("all of a latent is given to the model", expected="a part that it is to make")
+        raise TrainError("all of a latent is given to the model", expected="a part to make")
     return found
 
 
@@ -93,8 +93,8 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     """Turn a picture's mask (H, W) or (1, H, W), from 0 to 1, into weights (1, 1, ..., h, w) for its latent.
 
     Each weight is the mean over the pixels that one value of the latent covers. Raises TrainError for a mask
-    that has another size than the picture, is all zero, or has values outside 0 to 1, and for latents that
-    cannot have a mask.
+    that has another size than the picture, is all zeros, or has negative values or ones that are not finite,
+    and for latents that cannot have a mask.
     """
     if len(latent.shapes) > 1 or latent.values.ndim < 4:
         raise TrainError("only latents of pictures and videos can have masks")
@@ -114,7 +114,9 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
         )
     bad = pixels[~(pixels.isfinite() & (pixels >= 0))]
     if bad.numel():
-        raise TrainError("a mask has values that are no weights", got=f"{float(bad[0]):g}", expected="0 to 1")
+        raise TrainError(
+            "a mask has values that are negative or not finite", got=f"{float(bad[0]):g}", expected="0 to 1"
+        )
     found = functional.interpolate(pixels, (height, width), mode="area")
     found = found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
     if not (found if latent.noise_mask is None else found * latent.noise_mask).any():
@@ -123,10 +125,10 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
 
 
 def means(values: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
-    """The mean (B,) of each row, over the part that a mask (B, 1, ...) leaves.
+    """The mean (B,) of each row, weighted by a mask (B, 1, ...).
 
     With several parts it is the sum of their means; otherwise the part with the most values would dominate.
-    A part of which a mask leaves nothing adds nothing.
+    A part that is masked out adds nothing.
     """
     if len(shapes) > 1:
         parts = host.unpacked(values, shapes)

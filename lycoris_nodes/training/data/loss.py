@@ -25,16 +25,16 @@ from .times import Times, sigma_at
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """What a model is to predict in place of a latent: its own prediction, moved along the way from one
-    caption to another, see `DiffusionLoss`."""
+    """A target in place of a latent: the model's own prediction, moved in the direction from one caption to
+    another, see `DiffusionLoss`."""
 
     less: Caption
     more: Caption
     by: float
-    """How many times the difference of both is added at strength 1."""
+    """The factor of that direction at strength 1."""
 
     def goes_with(self, other: Guide) -> bool:
-        """Whether both can be for rows of one batch."""
+        """Whether both can guide rows of one batch."""
         return self.by == other.by and self.less.goes_with(other.less) and self.more.goes_with(other.more)
 
 
@@ -47,18 +47,18 @@ class Sample:
     mask: Tensor | None = None
     """How much each place counts, (1, 1, ..., h, w), see `mask_of`."""
     weight: float = 1.0
-    """How much the sample counts, such as below 1 for those that preserve what a model knows."""
+    """How much the sample counts in the loss, such as less than 1 for regularisation."""
     without: Caption | None = None
-    """The caption of no text, which is used where captions are dropped."""
+    """The empty caption, which replaces the caption where it is dropped."""
     share: float | None = None
-    """At which quantile of the times the sample is judged, see `Times.at`; None where the time is drawn."""
+    """The quantile of the times for a validation, see `Times.at`; None where the time is drawn."""
     strength: float = 1.0
-    """How many times as strongly as it is set the adapter acts in its pass."""
+    """The factor of the adapter's strength in its pass."""
     guide: Guide | None = None
-    """What is learned in place of the latent."""
+    """The target in place of the latent."""
     others: tuple[Sample, ...] = ()
-    """What is learned in the same step, at the same time and from the same noise, each at a strength of its
-    own: other latents of the same size, or with a guide the same latent and guide again."""
+    """Samples learned in the same step, at the same time and noise, each at its own strength: other latents
+    of the same size or, with a guide, the same latent and guide."""
 
     def goes_with(self, other: Sample) -> bool:
         """Whether both can be rows of one batch."""
@@ -75,27 +75,26 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionLoss:
-    """`loss(module, samples)`: the mean over some samples of the weighted loss of what the model predicts.
+    """`loss(module, samples)`: the weighted loss of the model's predictions, averaged over the samples.
 
-    Samples are on the CPU, and what a batch needs is moved to the model. With `encoder` captions that have a
-    text are encoded in each pass, so that gradients reach the text encoders.
+    Samples are on the CPU; each batch is moved to the model. With `encoder`, captions that have a text are
+    encoded in each pass, so that gradients reach the text encoders.
 
     All random numbers come from torch's generator of the CPU. Those of a validation are always the same (see
-    `Trainer`). A batch is one pass of the model, or one for each group of samples that fit in one pass: a
-    sample's prediction is the same as when it is alone.
+    `Trainer`). A batch takes one pass of the model for each group of samples that fit together: a sample's
+    prediction is the same as when it is alone.
 
-    A sample with a guide is trained towards what the model without the adapter predicts of the same noised
-    latent: D(caption) + strength by (D(more) - D(less)) (LECO: Gandikota et al., "Erasing concepts from
-    diffusion models", 2303.07345; at strengths of both signs "Concept sliders", 2311.12092). There it is said
-    of the noise; of the denoised latent D, which is linear in what a network puts out, it is the same. The
-    loss of a sample with `others` is the mean over all of them.
+    The target of a sample with a guide comes from the model without the adapter, at the same noised latent:
+    D(caption) + strength * by * (D(more) - D(less)) (LECO: Gandikota et al., "Erasing concepts from diffusion
+    models", 2303.07345; at strengths of both signs "Concept sliders", 2311.12092). The papers state it for
+    the noise; the denoised latent D is linear in the network's output, so it holds for D too. The loss of a
+    sample with `others` is the mean over all of them.
 
-    `noise_offset` adds to the noise a share of noise that is the same all over a channel, so that brightness
-    is learned; it is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not
-    noise alone.
+    `noise_offset` adds that much noise that is constant in each channel, so that brightness is learned. It is
+    for models that predict noise or v (kohya-ss/sd-scripts) and whose last step is not pure noise.
 
-    Raises TrainError where it does not suit the model. An interrupt by the user ends a call at its beginning,
-    by the host's own exception, in long validations too.
+    Raises TrainError for a noise offset that does not suit the model, and for values out of range. If the
+    user has interrupted the run, a call ends it first, by the host's own exception.
     """
 
     session: Session
@@ -103,14 +102,14 @@ class DiffusionLoss:
     weighting: str = "none"
     """One of `WEIGHTINGS`."""
     caption_dropout: float = 0.0
-    """The share of captions that are left out, of samples that have one to take their place."""
+    """The share of captions that are replaced by `Sample.without`, where there is one."""
     noise_offset: float = 0.0
     loss_type: str = "l2"
     """One of `LOSSES`."""
     delta: float = 0.1
     masked_prior: float = 0.0
-    """How much what a mask leaves out counts, by its distance from what the model alone predicts there
-    (Nerogar/OneTrainer's masked prior preservation). Each pass with a mask is then two."""
+    """How much the masked-out part counts. Its target is the prediction without the adapter
+    (Nerogar/OneTrainer's masked prior preservation). A pass with a mask then takes two."""
     encoder: TextEncoder | None = None
 
     def __post_init__(self) -> None:
@@ -118,10 +117,10 @@ class DiffusionLoss:
         noise_alone = ends_in_noise(self._sampling)
         if self.noise_offset and ("flow" in kind.name or noise_alone):
             raise TrainError(
-                "an offset of the noise is for models that predict noise or v and never see noise alone",
+                "a noise offset is for models that predict noise or v and never see pure noise",
                 key="noise_offset",
                 got=f"a model of {kind.name}"
-                + (" that learns brightness from a last step of noise alone (zsnr)" if noise_alone else ""),
+                + (" that learns brightness from a last step of pure noise (zsnr)" if noise_alone else ""),
                 expected="0",
             )
         if not 0 <= self.caption_dropout <= 1 or self.noise_offset < 0:
@@ -131,11 +130,11 @@ class DiffusionLoss:
 
     @property
     def _sampling(self) -> Any:
-        # Read in each pass: a patch of the model may have another one.
+        # Read in each pass: a patch of the model may replace it.
         return self.session.model.model_sampling
 
     def __call__(self, module: Any, samples: Sequence[Sample]) -> Tensor:
-        """The loss, a scalar. `module` is what adapters are trained beside, and is not used."""
+        """The loss, a scalar. The `module` of the adapters is not used."""
         end_if_interrupted()
         total = torch.zeros((), device=self.session.device)
         with self.encoder.one_pass() if self.encoder else nullcontext():
@@ -173,7 +172,7 @@ class DiffusionLoss:
         return weight * torch.stack(losses).mean(0)
 
     def _seen(self, column: Sequence[Sample], latent: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Latents (B, ...) of some samples with noise, as the model is to see them."""
+        """The noised latents (B, ...) of some samples, as the model takes them."""
         x = noised(self._sampling, sigma, noise, latent)
         mask = _rows([one.latent.noise_mask for one in column], latent[:1, :1])
         return (
@@ -186,7 +185,7 @@ class DiffusionLoss:
         with self.session.scaled(column[0].strength):
             found = self.session.prediction(x, sigma, conds)
         own = self._here(torch.tensor([one.weight for one in column]))
-        # In units of the output, before the square: at a small sigma both factors would be far from 1.
+        # Weighted before the square: at a small sigma the square alone is tiny, and its weight huge.
         unit = rows(weight_on_denoised(self._sampling, sigma).sqrt(), x)
         values = LOSSES[self.loss_type]((found - wanted) * unit, self.delta)
         like, shapes = x[:1, :1], column[0].latent.shapes
@@ -195,7 +194,7 @@ class DiffusionLoss:
         if mask is None and made is None:
             return own * means(values, shapes, None)
         mask, made = (self._here(torch.ones_like(like) if one is None else one) for one in (mask, made))
-        # What the model is given is not learned.
+        # Parts that the model is given are not learned.
         learned = mask * made
         loss = means(values, shapes, learned)
         outside = (1 - mask.clamp(max=1)) * made
@@ -204,12 +203,12 @@ class DiffusionLoss:
                 alone = self.session.prediction(x, sigma, conds)
             apart = (found - alone) * unit
             kept = LOSSES[self.loss_type](apart, self.delta) * outside
-            # Beside the mean over the mask, so that a place counts as much outside as within.
+            # Divided as the loss within the mask is, so that a place outside counts as much.
             loss = loss + self.masked_prior * kept.flatten(1).mean(1) / learned.flatten(1).mean(1)
         return own * loss
 
     def _guided(self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor) -> list[Tensor]:
-        """What samples with one guide are to predict of x (B, ...) at each strength."""
+        """The targets of guided samples at x (B, ...), for each strength."""
         guides = [one.guide for one in columns[0] if one.guide is not None]
         said = (
             [one.caption for one in columns[0]],
@@ -258,14 +257,14 @@ def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
 
 
 def _rows(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
-    """Masks as the rows of one, each in the shape of `like` (1, 1, ...), with 1 where a sample has none."""
+    """Masks as rows of one tensor, each in the shape of `like` (1, 1, ...); all 1 for a sample without."""
     if all(mask is None for mask in masks):
         return None
     return torch.cat([torch.ones(like.shape) if mask is None else mask.expand(like.shape) for mask in masks])
 
 
 def batches_of(samples: Sequence[Sample], size: int) -> list[list[int]]:
-    """The samples by number, in batches of at most `size` that are one pass of the model each.
+    """Batches of at most `size` samples, by number, that fit in one pass of the model.
 
     Batches of one kind follow each other. The caller shuffles them.
     """

@@ -1,4 +1,4 @@
-"""How a difference between what a model predicts and its target becomes a loss."""
+"""Losses of the difference between a prediction and its target."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "smooth_l1": lambda d, delta: 2 * _rounded(d, delta),
     "l1": lambda d, delta: d.abs(),
 }
-"""The loss of each value, by name, given the difference d in the network's output and `delta`, above which a
-difference counts less than its square."""
+"""Losses of single values by name, given the difference d in the network's output. For huber and smooth_l1 a
+difference above `delta` counts less than its square."""

@@ -28,12 +28,12 @@ PICTURED = (
     *("clip_vision_outputs", "concat_latent_image", "concat_mask", "concat_mask_index", "time_dim_replace"),
     "guiding_frame_index",
 )
-"""What a conditioning says of pictures that the model is shown: it stays where the text is dropped."""
+"""The settings of a conditioning with pictures for the model. They stay where the text is dropped."""
 
 Latents = Sequence[Mapping[str, Any]]
 """For each link or member of a list, a batch of latents under `samples`."""
 _Place = tuple[int, int]
-"""The tensor that a picture or mask is in, and its number there."""
+"""The `id` of the tensor that holds a picture or mask, and its index there."""
 Captions = Sequence[Sequence[Any]]
 """For each link or member of a list, a conditioning: mostly of one text; Resolution Bucket gives several."""
 
@@ -52,17 +52,16 @@ def samples_of(
     name: str = "latents",
     told: Callable[[int, int], None] = lambda number, count: None,
 ) -> list[Sample]:
-    """A sample for each latent, with its caption and mask; one caption or mask for all is used for all.
+    """A sample on the CPU for each latent, with its caption and mask. A single caption or mask is for all.
 
-    They are on the CPU. With an `encoder` that is trained, `texts` are the captions, and `captions` say what
-    is beside the encoded text. `empty` is the caption of no text, which replaces captions that are dropped;
-    an encoder has its own. `told` is called with the number of each sample and the number of all. Without
-    `masks` the `noise_mask` of a latent is its mask; a `noise_mask` that has frames, as nodes make it that
-    put a first frame into a video, always says what the model is given. `name` is what errors call the
-    latents.
+    Where an `encoder` is trained, `texts` are the captions, and `captions` give the settings beside them.
+    `empty` is the empty caption, which replaces captions that are dropped; an encoder encodes its own. `told`
+    is called with the number of each sample and the count. Without `masks` the `noise_mask` of a latent is
+    its mask, unless it has frames: then it marks the frames that the model is given, such as the first of a
+    video. Errors call the latents `name`.
 
-    Raises TrainError where there is no latent, where the numbers differ, and for what cannot be trained on,
-    with its number.
+    Raises TrainError where there is no latent, where the counts differ, and for a sample that cannot be
+    trained on, with its number.
     """
     singles = list(_singles(latents))
     if not singles:
@@ -84,14 +83,11 @@ def samples_of(
         words = _for_each(list(texts), count, "texts", name)
     nothing = [text for one in empty for text in one]
     if len(nothing) > 1:
-        raise TrainError("there is one caption of no text", key="empty_caption", got=f"{len(nothing)}")
+        raise TrainError("there can be only one empty caption", key="empty_caption", got=f"{len(nothing)}")
     made: dict[tuple[Any, ...], Caption] = {}
 
     def encoded(of: Any, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
-        """A caption made of a conditioning, which is encoded once for latents of one size.
-
-        `of` are the conditionings that it is made of.
-        """
+        """Encode a conditioning, once for latents of one size. `of` are the conditionings it is made from."""
         key = (*map(id, of), words, latent.shapes, id(latent.noise_mask))
         if key not in made:
             made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
@@ -137,10 +133,10 @@ def sketches_of(**given: Sequence[Any]) -> dict[str, list[Sketch]]:
 def epochs_of(
     samples: Sequence[Sample], size: int, prior: Sequence[Sample] = ()
 ) -> Callable[[int], list[list[Sample]]]:
-    """The batches of each epoch: all samples in another order, those of a batch in one pass of the model.
+    """The batches of each epoch: all samples in a new order, in batches that fit in one pass of the model.
 
-    Beside them come equally many of the samples `prior`, which preserve what the model knows: different ones
-    in each epoch, and some several times where there are fewer.
+    As many samples of `prior`, for regularisation, are mixed in. They are drawn anew for each epoch, some
+    several times where there are fewer.
     """
 
     def epoch(number: int) -> list[list[Sample]]:
@@ -157,11 +153,7 @@ def epochs_of(
 
 
 def judged(samples: Sequence[Sample], size: int, times: int) -> list[list[Sample]]:
-    """The samples in batches that are always the same, each sample at `times` evenly spaced shares of all
-    times.
-
-    No caption is dropped.
-    """
+    """Fixed batches for a validation: each sample at `times` evenly spaced quantiles, no caption dropped."""
     return [
         [replace(samples[index], share=(number + 0.5) / times, without=None) for index in batch]
         for number in range(times)
@@ -176,14 +168,14 @@ def described(samples: Sequence[Sample], size: int) -> str:
     batches = len(batches_of(samples, size))
     text = f"{number_of(len(samples), 'latent')} ({listed}), batches in an epoch: {batches}"
     if size > 1 and batches == len(samples) > 1:
-        text += f"; no two can be in one batch of {size}, because their sizes or captions differ in length"
+        text += f"; no two fit in one batch of {size}: their sizes or the lengths of their captions differ"
     strengths = [sample.strength for sample in (samples[0], *samples[0].others)]
     if len(strengths) > 1:
         text += f"; in one step at the strengths {', '.join(f'{one:g}' for one in strengths)}"
     if masked := sum(sample.mask is not None for sample in samples):
         text += f"; {masked} with a mask"
     if given := sum(sample.latent.noise_mask is not None for sample in samples):
-        text += f"; {given} of which the model is given a part, which is not learned"
+        text += f"; {given} partly given to the model, which does not learn that part"
     return text
 
 
@@ -198,7 +190,7 @@ def _encoded(
     """A caption on the CPU, encoded from its words where there are an encoder and words."""
     rows = getattr(conditioning[0], "shape", (1,))[0]
     if rows != 1:
-        raise TrainError("a caption is one text", got=f"{rows} in one conditioning", expected="1")
+        raise TrainError("a caption must be one text", got=f"{rows} in one conditioning", expected="1")
     if encoder and words is not None:
         with torch.no_grad():
             made = encoder.caption(Text(words, conditioning[1]), latent)
@@ -209,7 +201,7 @@ def _encoded(
 
 
 def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """What the conditioning is made of, and the conditioning of no text with another's pictures."""
+    """The empty caption with the pictures of a conditioning, after what it is made from."""
     shown = {name: conditioning[1][name] for name in PICTURED if name in conditioning[1]}
     if not shown:
         return (nothing,), nothing
@@ -245,7 +237,7 @@ def _planes(mask: Tensor) -> list[tuple[_Place, Tensor]]:
 
 
 def _is_given(latent: Mapping[str, Any]) -> bool:
-    """Whether the `noise_mask` of a latent says what the model is given: it has frames, or several parts."""
+    """Whether a latent's `noise_mask` marks what the model is given, by having frames or several parts."""
     mask, samples = latent.get(NOISE_MASK), latent["samples"]
     if getattr(samples, "is_nested", False) and mask is not None:
         return True
@@ -253,8 +245,7 @@ def _is_given(latent: Mapping[str, Any]) -> bool:
 
 
 def _given(latents: Latents, name: str) -> Iterator[tuple[_Place, list[Tensor]] | None]:
-    """The parts of the `noise_mask` of each latent, where it says what the model is given, as nodes give it
-    that put a first frame into a video."""
+    """For each latent, the parts of a `noise_mask` that marks what the model is given, see `_is_given`."""
     for one in latents:
         count = sum(1 for _ in _singles([one]))
         mask: Any = one.get(NOISE_MASK)
@@ -310,7 +301,7 @@ def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list
 
 
 def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
-    """That the guidance of captions is not used, in words; [] where there is none, or it is used."""
+    """A note that the guidance of captions is not used; [] where there is none, or it is used."""
     said = {settings.get("guidance") for caption in captions for _, settings in caption}
     others = said - {None, family.guidance}
     if family.guidance is None or not others:
@@ -327,7 +318,7 @@ def _size(sample: Sample) -> str:
 
 @contextmanager
 def _numbered(name: str, number: int, count: int) -> Generator[None]:
-    """Say in errors which one of several it is."""
+    """Name in errors which of several items it was."""
     try:
         yield
     except LycorisError as error:

@@ -1,7 +1,7 @@
-"""What a model predicts, and what its loss weighs.
+"""What a network predicts, and the weight of its loss.
 
-The host's models all hand over the denoised latent D. A trainer's loss is on what the network itself puts
-out, F: the noise, or a velocity. D is linear in F, so that the one loss is the other times a known weight:
+All models of the host return the denoised latent D. Trainers compute the loss of the network's own output F:
+the noise, or a velocity. D is linear in F, so the two losses differ by a known weight:
 
     mean (F - target)^2 = w(sigma) * mean (D - x0)^2
 
@@ -27,17 +27,17 @@ LEAST_SIGMA = 1e-3
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """What a network puts out, by the weights of the losses on it.
+    """What a network predicts, with the weight of its loss.
 
-    `weight` is w(s, d). `snr` is the ratio of signal to noise, in squares, of the noised latent, given s and
-    the scale of its noise.
+    `weight` is w(s, d). `snr` is the signal-to-noise ratio, of powers, of the noised latent, given s and the
+    scale of its noise.
     """
 
     name: str
     weight: Callable[[Tensor, float], Tensor]
     snr: Callable[[Tensor, float], Tensor] = lambda s, scale: (s * scale) ** -2
     predicts_noise: bool = False
-    """Whether the target is the noise alone. Where there is much noise, little can be learned from it."""
+    """Whether the target is the noise alone."""
 
 
 def _edm(s: Tensor, d: float) -> Tensor:
@@ -53,7 +53,7 @@ KINDS = {
         Parametrisation("v", _edm),
         # The same with the other sign of F (Karras et al., 2206.00364, table 1).
         Parametrisation("edm", _edm),
-        # D = x/sqrt(s^2+1) - s F/sqrt(s^2+1) of x/sqrt(s^2+1).
+        # D = (x - s F)/sqrt(s^2+1), where x is the noised latent over sqrt(s^2+1).
         Parametrisation("v of a preserved variance", lambda s, d: (s**2 + 1) / s**2),
         # D = x - s F, target e - x0.
         Parametrisation("flow", lambda s, d: s**-2, lambda s, n: ((1 - s) / (s * n)) ** 2),
@@ -65,7 +65,7 @@ KINDS = {
 
 
 def parametrisation_of(model_sampling: Any) -> Parametrisation:
-    """What a model predicts. Raises TrainError for one that adds no noise, and one that is not known."""
+    """What a model predicts. Raises TrainError for one that is not trained on noised latents, or unknown."""
     for kind, name in PARAMETRISATIONS:
         if isinstance(model_sampling, kind):
             if name is None:
@@ -80,7 +80,7 @@ def parametrisation_of(model_sampling: Any) -> Parametrisation:
 
 
 def noised(model_sampling: Any, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
-    """The latent with noise (B, ...) as the model is to see it, at one sigma a row."""
+    """The noised latent (B, ...) as the model takes it, at one sigma a row."""
     x = model_sampling.noise_scaling(sigma, noise, latent)
     if parametrisation_of(model_sampling) is KINDS["v of a preserved variance"]:
         # The host's function is for its samplers, which keep another scale.
@@ -89,13 +89,12 @@ def noised(model_sampling: Any, sigma: Tensor, noise: Tensor, latent: Tensor) ->
 
 
 def rows(values: Tensor, like: Tensor) -> Tensor:
-    """One value a row (B,) in the shape (B, 1, ...) that meets a latent."""
+    """Values (B,) in the shape (B, 1, ...), which broadcasts to a latent."""
     return values.view(-1, *(1 for _ in like.shape[1:]))
 
 
 GAMMA = 5.0
-"""The largest SNR that counts in full with min-snr. 5 is the paper's."""
-
+"""The gamma of min-snr. 5 is the paper's."""
 
 WEIGHTINGS = ("none", "min-snr", "debiased")
 
@@ -103,10 +102,9 @@ WEIGHTINGS = ("none", "min-snr", "debiased")
 def weight_on_denoised(model_sampling: Any, sigma: Tensor, weighting: str = "none") -> Tensor:
     """The weight (B,) of the mean of (D - x0)^2 in each row.
 
-    none: the weight that makes it the plain error of the network's output, as in most trainers. min-snr:
-    min(SNR, 5) on D (Hang et al., 2303.09556, equation 7). debiased: the weight of none, divided by sqrt(SNR)
-    where the output is the noise (Yu et al., 2310.08442, equation 9), and by sqrt(SNR + 1) where it is a
-    velocity, as in OneTrainer.
+    none: w(sigma), which makes it the plain error of F, as in most trainers. min-snr: min(SNR, 5) (Hang et
+    al., 2303.09556, equation 7). debiased: w(sigma) / sqrt(SNR) where F is the noise (Yu et al., 2310.08442,
+    equation 9), and w(sigma) / sqrt(SNR + 1) where it is a velocity, as in OneTrainer.
     """
     kind = parametrisation_of(model_sampling)
     raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))

@@ -1,4 +1,4 @@
-"""At which times of the noising a model is trained."""
+"""The times of the noise schedule at which a model is trained."""
 
 from __future__ import annotations
 
@@ -32,31 +32,33 @@ class ByTokens:
 
 @dataclass(frozen=True)
 class Times:
-    """How times t from 0 (data) to 1 (noise) are drawn, in the clock that the model was trained with.
+    """How times t from 0 (data) to 1 (noise) are drawn, counted as in the model's own training.
 
     uniform: u. logit-normal: u = sigmoid(mean + z) with z normal (Esser et al., 2403.03206, equation 19).
     Some trainers call it sigmoid. Then the shift moves times towards noise, which suits pictures of a higher
     resolution: t = a u / (1 + (a - 1) u) (equation 23).
 
-    Raises TrainError for a shift that is not above 0, and for times `between` that are no part of 0 to 1.
+    Raises TrainError for a shift that is not above 0, and for `between` out of order or outside 0 to 1.
     """
 
     distribution: str = "uniform"
     mean: float = 0.0
     shift: float | ByTokens = 1.0
     between: tuple[float, float] = (0.0, 1.0)
-    """The least and the most time. Between them times are as likely as they are to each other without it."""
+    """The lowest and the highest time. Between them the distribution keeps its shape."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, ByTokens) and not self.shift > 0:
-            raise TrainError("the shift is above 0", got=f"{self.shift}")
+            raise TrainError("the shift must be above 0", got=f"{self.shift}")
         if not 0 <= self.between[0] < self.between[1] <= 1:
             raise TrainError(
-                "times are between two of 0 to 1, the lower one first", got=f"{self.between}", key="between"
+                "times lie between two numbers of 0 to 1, the lower first",
+                key="between",
+                got=f"{self.between}",
             )
 
     def at(self, shares: Tensor, tokens: int) -> Tensor:
-        """The quantiles of the times at these shares. Evenly spaced shares suit a validation."""
+        """The times at these quantiles of the distribution. Evenly spaced ones suit a validation."""
         a = self.shift.shift(tokens) if isinstance(self.shift, ByTokens) else self.shift
         least, most = (self._below(time, a) for time in self.between)
         u = least + (most - least) * shares.double()
@@ -65,7 +67,7 @@ class Times:
         return (a * u / (1 + (a - 1) * u)).float()
 
     def _below(self, time: float, a: float) -> float:
-        """The share of all times that are below one, with the shift a."""
+        """The share of times below `time`, with the shift a."""
         u = time / (a - (a - 1) * time)
         if self.distribution == "uniform":
             return u

@@ -1,4 +1,4 @@
-"""Whether a model takes captions as wide as those that it is given."""
+"""Check that captions are as wide as a model needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .times import sigma_at
 def check_width(session: Session, caption: Caption, latent: Latent) -> None:
     """Raise TrainError for a caption of another width than the model takes.
 
-    No model says how wide that is, so it is tried: one pass without a graph, once for captions of one width.
+    Models do not state that width, so a pass without a graph is tried, once for each width.
     """
     widths = _widths(caption)
     if widths in session.widths:
@@ -34,7 +34,7 @@ def check_width(session: Session, caption: Caption, latent: Latent) -> None:
                 raise
             path, width, expected = found[0]
             raise TrainError(
-                "a caption is not as wide as the model takes it",
+                "a caption does not have the model's width",
                 got=f"{width} values for {path}",
                 expected=f"{expected}",
                 hint="It was probably encoded by the CLIP of another model. Encode it by the model's own",
@@ -43,7 +43,7 @@ def check_width(session: Session, caption: Caption, latent: Latent) -> None:
 
 
 def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
-    """The name and width of each sequence of vectors, and of a vector for the whole text."""
+    """The name and width of each sequence of embeddings, and of the pooled one (`y`)."""
     conds = {name: cond.cond for name, cond in caption.conds.items()}
     return frozenset(
         (name, value.shape[-1])
@@ -72,7 +72,7 @@ def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
 
 
 def _taken(module: nn.Module) -> int | None:
-    """How wide vectors a linear layer or a norm of vectors takes; None for other modules."""
+    """The input width of a linear layer or a norm of vectors; None for other modules."""
     if isinstance(width := getattr(module, "in_features", None), int):
         return width
     weight = getattr(module, "weight", None)
