@@ -496,15 +496,15 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"latents": ["x"]}, r"`latents, number 1` cannot be used.*'x'"),
         ({"masks": [torch.ones(1, 32, 32)]}, r"masks, number 1 of 4.*size of its picture.*32 x 32.*64 x 64"),
         ({"masks": [torch.ones(3, 64, 64)]}, r"not as many masks as latents.*3 masks"),
-        ({"masks": [torch.full((1, 64, 64), math.nan)]}, r"masks, number 1 of 4.*negative or not finite.*nan"),
-        ({"masks": [torch.full((1, 64, 64), -1.0)]}, r"masks, number 1 of 4.*negative or not finite.*-1"),
+        ({"masks": [torch.full((1, 64, 64), math.nan)]}, r"masks, number 1 of 4.*not finite.*nan"),
+        ({"masks": [torch.full((1, 64, 64), -1.0)]}, r"masks, number 1 of 4.*not finite.*-1"),
         (
             {"positive": [[[torch.full((1, WORDS, WIDTH), math.nan), {}]]]},
             r"captions, number 1 of 4.*not finite",
         ),
         (
             {"positive": [*[caption(n) for n in range(3)], [[torch.ones(1, WORDS, 2 * WIDTH), {}]]]},
-            r"captions, number 4 of 4: a caption does not have the model's width.*48 values for .*to_k.*expected 24.*CLIP",
+            r"captions, number 4 of 4: .*have the model's width.*48 values for .*to_k.*expected 24.*CLIP",
         ),
         (
             {"latents": [{**latent(0), "noise_mask": torch.ones(1, 1, 32, 32)}], "positive": [caption(0)]},
@@ -528,7 +528,7 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"optimiser": "lion"}, r"`optimiser`.*lion.*adamw"),
         (
             {"noise_offset": 2.0, "caption_dropout": 3.0, "empty_caption": [caption(0)]},
-            r"a share is from 0 to 1",
+            r"a share must be from 0 to 1",
         ),
         ({"resume": True}, r"loras/style: there is no training of this name"),
         ({"filename_prefix": "../style"}, r"leaves the output folder"),

@@ -125,7 +125,7 @@ class DiffusionLoss:
             )
         if not 0 <= self.caption_dropout <= 1 or self.noise_offset < 0:
             raise TrainError(
-                "a share is from 0 to 1", got=f"{self.caption_dropout}, noise_offset {self.noise_offset}"
+                "a share must be from 0 to 1", got=f"{self.caption_dropout}, noise_offset {self.noise_offset}"
             )
 
     @property
