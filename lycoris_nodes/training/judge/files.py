@@ -1,4 +1,4 @@
-"""The adapters that are judged: those of a stack, and the checkpoints of a training with its file."""
+"""The adapters to judge: those of a stack, and a training's checkpoints and final file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...host.files import shown_path
 from ..node.runs import CHECKPOINTS, folder_of
 
 STEPS = "ss_steps"
-"""The entry of a file's metadata with the steps that it was trained for, as kohya-ss names it."""
+"""The entry of a file's metadata for the steps it was trained for, as kohya-ss names it."""
 
 
 def judged_files(stack: Stack | None, training: str) -> list[Entry]:
-    """Each adapter of a stack, and each of a training (see `folder_of`) by its steps, at strength 1.
+    """The adapters of a stack, then those of a training (see `folder_of`) by steps, all at strength 1.
 
-    Their labels differ. Of several files of a training with the same layers one is taken.
+    Each gets a label of its own. Of a training's identical files one is taken.
 
     Raises LycorisError where there is none, and for strengths that follow a schedule or a mask.
     """
@@ -43,10 +43,10 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
 
 
 def stamp_of(training: str) -> str:
-    """What changes when the files of a training do: their paths and times. Raises as `folder_of`."""
+    """The paths and times of a training's files, to notice changes. Raises as `folder_of`."""
     stamps: list[str] = []
     for path in _places(folder_of(training.strip())):
-        # A training that runs removes old checkpoints at any time.
+        # A running training may remove old checkpoints.
         with suppress(FileNotFoundError):
             stamps.append(f"{path} {path.stat().st_mtime_ns}")
     return "\n".join(stamps)
@@ -76,7 +76,7 @@ def _of_training(name: str) -> Iterator[Entry]:
         adapter = load_adapter(path)
         layers = sketches(layer.tensors().values() for _, layer in sorted(adapter.layers.items()))
         steps = adapter.metadata.get(STEPS, "")
-        # A file of other software in the folder may say nothing.
+        # Files of other software may lack the entry.
         found.setdefault(repr(layers), (int(steps) if steps.isdecimal() else 0, adapter))
     for steps, adapter in sorted(found.values(), key=lambda one: one[0]):
         label = f"step {steps}" if steps else Path(adapter.path or adapter.name).stem
@@ -87,7 +87,7 @@ def _is_adapter(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        # PEFT's checkpoints are folders. A training that runs removes old ones at any time.
+        # PEFT's checkpoints are folders. A running training may remove old ones.
         with suppress(FileNotFoundError):
             return any(_is_adapter(inner) for inner in path.iterdir() if not inner.is_dir())
         return False

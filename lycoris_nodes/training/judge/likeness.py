@@ -1,4 +1,4 @@
-"""How near pictures are to others, as a CLIP vision model sees them."""
+"""How similar pictures are, by the embeddings of a CLIP vision model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Likeness:
-    """Of what an adapter samples."""
+    """How near an adapter's samples are to the data, and how far its other samples have drifted."""
 
     nearness: float
-    """The mean cosine between each picture of its captions and each picture of the data (CLIP-I: Ruiz et al.,
-    2208.12242, section 4.1)."""
+    """The mean cosine between each sample of the data's captions and each picture of the data (CLIP-I: Ruiz
+    et al., 2208.12242, section 4.1)."""
     drift: float | None
-    """One less the mean cosine between a picture of another prompt and that of the model alone, from the same
+    """1 minus the mean cosine between samples of other prompts with and without the adapter, from the same
     noise; None without other prompts."""
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Both by their names."""
+        """Both by name."""
         return {"nearness": self.nearness, **({} if self.drift is None else {"drift": self.drift})}
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Likeness:
 
     @property
     def score(self) -> float:
-        """The nearness less the drift: what decides between pairs that the loss cannot tell apart."""
+        """Nearness minus drift, which decides between pairs that the loss cannot tell apart."""
         return self.nearness - (self.drift or 0.0)
 
 
@@ -39,7 +39,7 @@ def nearness(made: Tensor, data: Tensor) -> float:
 
 
 def drift(made: Tensor, before: Tensor) -> float:
-    """One less the mean cosine of the embeddings (N, D) of pictures with those of the same prompts before."""
+    """1 minus the mean cosine of embeddings (N, D) with those of the same prompts before."""
     return 1 - float((_directions(made) * _directions(before)).sum(1).mean())
 
 

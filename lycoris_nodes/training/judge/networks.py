@@ -1,4 +1,4 @@
-"""Networks of adapters that are judged, one at a time."""
+"""The networks of the adapters to judge, one at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..node.settings import parts_of
 
 @dataclass
 class Networks:
-    """Makes the network of each entry. The last one stays, so that no two are in memory."""
+    """Makes the network of an entry. Only the last one stays in memory."""
 
     model: Any
     clip: Any
     session: Session
     encoder: TextEncoder | None
     left_out: dict[str, int] = field(default_factory=dict[str, int])
-    """How many layers for text encoders each file has that are not judged, by its name: without `clip`."""
+    """How many layers for text encoders are not judged, by the file's name: all of them without `clip`."""
     _kept: tuple[Entry | None, LycorisNetwork | None] = (None, None)
 
     def of(self, entry: Entry) -> LycorisNetwork:

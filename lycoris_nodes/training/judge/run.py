@@ -1,4 +1,4 @@
-"""The judging: the model opened, the losses by halving, and the pictures that tell what the loss cannot."""
+"""Judge adapters: by their losses, with halving, then by pictures where the losses are nearly equal."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ GOLDEN = 0.6180339887
 FINALISTS = 4
 """How many pairs of nearly equal loss are compared by their pictures."""
 SEEN = 16
-"""How many pictures of the data are looked at."""
+"""How many pictures of the data the samples are compared with."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of it."""
+    """The result."""
 
     stack: Stack
     """The best adapter at its strength."""
     judgement: Judgement
     picture: Picture
     samples: Sequence[Image]
-    """Pictures of the best."""
+    """Pictures sampled with the best."""
     report: str
 
 
@@ -78,7 +78,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     _check_links(asked)
     shapes = weight_shapes(asked.model, asked.clip)
     for one in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
-        # Each by itself, before the first pass.
+        # Each alone: a text encoder's adapter would pass beside one of the model.
         Resolution((one,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
     with opened_both(
@@ -156,7 +156,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
 
 
 def spread(times: int, batches: int) -> list[int]:
-    """The numbers of the batches of `judged`, such that any first ones are spread over times and samples.
+    """An order of the batches of `judged` whose first n are spread over times and samples, for any n.
 
     Batch b at time t has the number t * batches + b. Each run of `times` numbers has every time once.
     """
@@ -169,14 +169,10 @@ def spread(times: int, batches: int) -> list[int]:
 
 
 def _check_links(asked: Asked) -> None:
-    """Raise TrainError for a link that needs another one which is missing."""
-    for name, present, needed in (
-        ("captions", asked.captions, asked.clip),
-        ("clip_vision", asked.clip_vision, asked.vae),
-        ("other_positive", asked.other_positive, asked.clip_vision),
-    ):
-        if present and needed is None:
-            other = {"captions": "clip", "clip_vision": "vae", "other_positive": "clip_vision"}[name]
+    """Raise TrainError for a link without the one that it needs."""
+    needed = {"captions": "clip", "clip_vision": "vae", "other_positive": "clip_vision"}
+    for name, other in needed.items():
+        if getattr(asked, name) and getattr(asked, other) is None:
             raise TrainError(
                 f"`{name}` is of no use without `{other}`",
                 key=name,
@@ -189,13 +185,13 @@ def _check_links(asked: Asked) -> None:
             key="samples",
             got="latents of several parts" if nested else "0",
             expected="1 or more, and latents of pictures" if nested else "1 or more",
-            hint="Take the link of `clip_vision` away" if nested else None,
+            hint="Unlink `clip_vision`" if nested else None,
         )
 
 
 def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:
-    """The first captions that differ, each with its text where text encoders are judged; none where the
-    latents are of several parts, such as video and sound, which are no pictures."""
+    """The first distinct captions, with their texts where text encoders are judged. None for latents of
+    several parts, such as video and sound, which are no pictures."""
     if len(like.shapes) > 1:
         return []
     texts = list(asked.captions) or [None]
@@ -216,7 +212,7 @@ def _sampled(
     text: Text | None,
     seed: int,
 ) -> Tensor:
-    """The latent that the model makes of a prompt, as it is now."""
+    """The latent that the model samples for a prompt, with the adapters as they are now."""
     said = encoder.conditioning(text) if encoder and text is not None else conditioning
     empty = asked.empty_caption[0] if asked.empty_caption else None
     return sample(session, like, said, empty, seed=seed, told=lambda done, of: end_if_interrupted())

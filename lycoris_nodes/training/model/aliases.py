@@ -19,7 +19,7 @@ from ...host.weights import QuantizedTensor
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A tensor on the same memory, with the same class and attributes, but no inference tensor.
+    """A tensor on the same memory, with the same class and attributes, that is no inference tensor.
 
     Call this outside of inference mode.
     """
@@ -38,7 +38,7 @@ def alias(tensor: Tensor) -> Tensor:
 
 
 def _aliased(params: Any) -> Any:
-    """Alias the scales and the like of packed data."""
+    """Alias the tensors beside packed data, such as scales."""
     if not is_dataclass(params) or isinstance(params, type):
         return params
     held = {field.name: getattr(params, field.name) for field in fields(params)}
@@ -52,8 +52,8 @@ def aliased(model: nn.Module) -> Generator[None]:
 
     The adapters that the host's own bypass has put around layers hold no inference tensors either.
 
-    Afterwards the model has its original tensors back, with their flags. If others have replaced an alias
-    meanwhile, their tensor stays.
+    Afterwards the model has its original tensors back, with their flags. An alias that was replaced meanwhile
+    stays replaced.
     """
     held: list[tuple[dict[str, Any], str, Any, Any, bool]] = []
     # A tensor that several modules share must stay one tensor.

@@ -1,4 +1,4 @@
-"""The tensors inside of the arguments of a block, wherever they are held."""
+"""Take the tensors out of a block's arguments, and put others in their places."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class _Hole:
-    """The place of a tensor in a value whose tensors are held elsewhere."""
+    """Marks the place of a tensor that was taken out."""
 
 
 def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
     """A value without the tensors in it, which are appended to a list.
 
-    Looked into are tuples, lists, dicts and dataclasses, and objects of classes of the package `family`: what
-    the code of the block itself defines, such as a cache that its blocks share. All of them are copied, so
-    that what is changed in them reaches neither the caller nor a second run.
+    It looks into tuples, lists, dicts, dataclasses, and objects of classes from the package `family`, which
+    defines the block, such as a cache that its blocks share. All of them are copied, so that changes to them
+    reach neither the caller nor a second run.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -29,14 +29,14 @@ def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
 
 
 def filled(value: Any, tensors: Iterator[Tensor], family: str) -> Any:
-    """A copy of the value again, with these tensors in the places of its own."""
+    """A copy of an emptied value, with these tensors in the holes."""
     if isinstance(value, _Hole):
         return next(tensors)
     return _changed(value, lambda inner: filled(inner, tensors, family), family)
 
 
 def package_of(kind: type) -> str:
-    """The package that a class is of."""
+    """The package of a class."""
     return kind.__module__.rpartition(".")[0]
 
 

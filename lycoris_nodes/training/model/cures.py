@@ -90,7 +90,8 @@ OVERWRITES_NORMED = {
 Copying these is cheaper than watching every operation: a step of a small Flux takes a quarter of the time."""
 
 OVERWRITES_ATTENDED = {"LTXVModel": "CrossAttention", "LTXAVModel": "CrossAttention"}
-"""Networks that overwrite only inputs of norms (functions there) and of attentions, each with their class."""
+"""Networks that overwrite only inputs of attentions, which have this class, and of norms, which are called as
+functions."""
 
 ENCODER = "SDClipModel"
 """The host's class for one text encoder. Its `transformer` is the network."""

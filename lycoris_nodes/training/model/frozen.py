@@ -1,8 +1,8 @@
-"""Layers whose weights are not at hand as the model uses them: offloaded, packed or in another dtype.
+"""Train beside layers whose weights are offloaded, packed or in another dtype.
 
-The host copies, unpacks or casts such a weight for each pass. Autograd would keep the copy of every layer
-until the backward pass, which is the whole model again in memory, or worse, see the buffer that the host has
-meanwhile used for the next layer.
+The host copies, unpacks or casts such a weight for each pass. Autograd would keep every copy until the
+backward pass: the whole model in memory again, or worse, a buffer that the host has reused for the next
+layer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.de
         for _, module in list(lent(model, dtype, device)):
             own = vars(module)
             before = own.get("forward")
-            # What others have put around the layer is not told by its weight.
+            # The weight alone does not give the gradient of a `forward` that others have replaced.
             own["forward"] = _fetching(module, module.forward, alone=before is None)
             stack.callback(put_back, own, before)
             count += 1
@@ -55,7 +55,7 @@ def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.de
 
 def _fetching(module: nn.Module, forward: Callable[..., Tensor], *, alone: bool) -> Callable[..., Tensor]:
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # A weight that an adapter has put over the layer's own is one with a graph.
+        # A weight that an adapter has put in place of the layer's own has a graph.
         if not torch.is_grad_enabled() or not x.requires_grad or "weight" in vars(module):
             return forward(x, *args, **kwargs)
         if args or kwargs:

@@ -1,5 +1,5 @@
 """Replace functions that networks call in training: fused kernels without a derivative by plain torch, and
-norms whose inputs are overwritten later by norms of copies."""
+norms whose inputs are overwritten later by norms that read copies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ...host.training import fused_functions
 
 NAMESPACE = "comfy_kitchen"
-"""The library whose kernels these are. Its functions in plain torch are part of it."""
+"""The library of these kernels. It has the same functions in plain torch."""
 
 
 class Differentiable(TorchFunctionMode):
@@ -35,7 +35,7 @@ class Differentiable(TorchFunctionMode):
 
 
 class NormsCopied(TorchFunctionMode):
-    """A context in which RMS norms that are called as functions read copies."""
+    """A context in which RMS norms that are called as functions read copies of their inputs."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

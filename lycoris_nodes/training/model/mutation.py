@@ -1,4 +1,4 @@
-"""Models that write over their own activations, trained without a change to them."""
+"""Train models that overwrite their own activations, without changing the models."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _open: list[Any] = []
-"""The watch that is open, if there is one: what is in it needs no other."""
+"""The open watch, if there is one: contexts within it need no other."""
 
 
 @contextmanager
 def mutation_allowed() -> Generator[None]:
-    """A time for forward and backward passes of models that write over what a backward pass needs.
+    """A context for forward and backward passes of models that overwrite what a backward pass needs.
 
-    What is needed is copied when it is about to be written over. Every operation takes longer for that, some
-    0.2 s in a step of a small UNet.
+    A needed tensor is copied just before it is overwritten. Every operation takes longer for that, some 0.2 s
+    in a step of a small UNet.
 
-    torch's `allow_mutation_on_saved_tensors` does the same for tensors that begin at one address. Here it is
-    for all of a storage, because a model may write over a part of it. And torch's holds tensors with their
-    graphs, so that a branch of a network whose result is not used, as in PixelDiT's last block, is held by
-    itself for good.
+    torch's `allow_mutation_on_saved_tensors` does the same for tensors that begin at one address. Here it
+    covers the whole storage, because a model may overwrite a part of it. torch's also holds tensors with
+    their graphs, so that an unused branch of a network, as in PixelDiT's last block, is never freed.
     """
     if _open:
         yield
@@ -49,7 +48,7 @@ def mutation_allowed() -> Generator[None]:
 
 
 class _Storage:
-    """What is kept of one storage, for as long as any of it is."""
+    """The kept tensors of one storage. It lives as long as any of them."""
 
     def __init__(self) -> None:
         self.members: WeakSet[_Kept] = WeakSet()
@@ -65,7 +64,7 @@ class _Kept:
 
 
 class _Watch(TorchDispatchMode):
-    """A context in which what is kept of a storage is copied before an operation writes to it."""
+    """A context in which the kept tensors of a storage are copied before an operation writes to it."""
 
     def __init__(self, kept: WeakValueDictionary[int, _Storage]) -> None:
         super().__init__()
@@ -93,12 +92,12 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 
 
 def _storage_of(tensor: Tensor) -> int:
-    """What tells a storage from any other that is alive."""
+    """An id of a storage, unique among those that are alive."""
     return tensor.untyped_storage()._cdata
 
 
 def _copy(storage: _Storage) -> None:
-    """Copy what is kept of a storage, each part of it once."""
+    """Copy the kept tensors of a storage, each part of it once."""
     copies: dict[Any, Tensor] = {}
     for one in list(storage.members):
         tensor = one.tensor

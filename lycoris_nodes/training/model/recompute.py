@@ -1,4 +1,4 @@
-"""Gradient checkpointing: blocks that keep their inputs alone and run again in the backward pass."""
+"""Gradient checkpointing: blocks keep only their inputs and run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .arguments import emptied, filled, package_of
 Within = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 LEAST = 2
-"""A module with fewer layers with weights than this is no block: it would run twice and save nothing."""
+"""The fewest layers with weights in a block. A smaller module would run twice and save nothing."""
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -51,7 +51,7 @@ def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Genera
 
     The gradients are exactly the same as without it: a block gets copies of its inputs, so that it may write
     over them, and in the backward pass it draws the same random numbers again and computes in the same
-    autocast. All tensors that a block needs gradients for must come by its arguments.
+    autocast. A block's tensors that need gradients must be among its arguments.
     """
     with ExitStack() as stack:
         count = 0
@@ -65,7 +65,7 @@ def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Genera
 
 
 def put_back(own: dict[str, Any], before: Any) -> None:
-    """Give a module its `forward` back, given the module's attributes and what was there, if anything."""
+    """Restore `forward` in a module's attributes: `before`, or None if it had none of its own."""
     if before is None:
         own.pop("forward", None)
     else:
@@ -86,7 +86,7 @@ def _checkpointed(forward: Callable[..., Any], family: str, within: Within) -> C
 
 
 class _Call:
-    """One call of a block: its function, its arguments without their tensors, and its chance."""
+    """One call of a block: its function, its arguments without their tensors, and its random state."""
 
     def __init__(self, forward: Callable[..., Any], given: Any, family: str, within: Within) -> None:
         self.forward, self.family, self.within = forward, family, within()
@@ -119,7 +119,7 @@ class _Call:
 
 
 class _Recompute(torch.autograd.Function):
-    """A block without a graph of its own, until its gradients are asked for."""
+    """A block whose graph is made in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, token: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -129,7 +129,7 @@ class _Recompute(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*(value for value in made if not value.is_floating_point()))
-        # A view, and a tensor that is there twice, could not be written over later.
+        # A view, or a tensor returned twice, could not be overwritten later.
         seen: set[int] = set()
         return tuple(_own(value, seen) for value in made)
 

@@ -1,4 +1,4 @@
-"""A model of the host that is open for training, and that is as it was found afterwards."""
+"""Open a model of the host for training, and leave it as it was."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Session:
     def __init__(self, patcher: Any) -> None:
         self.patcher = patcher
         self.networks: list[LycorisNetwork] = []
-        """What the end of the session takes away."""
+        """Those that the end of the session removes."""
         self.dtype = torch.float32
         """What the model computes in."""
         self.fetching = 0
@@ -47,12 +47,12 @@ class Session:
 
     @property
     def network(self) -> nn.Module:
-        """What adapters are trained beside: the diffusion model, or the text encoders as a whole."""
+        """The network to adapt: the diffusion model, or the text encoders as a whole."""
         return getattr(self.model, "diffusion_model", self.model)
 
     @property
     def prefix(self) -> str:
-        """What stands before the paths of `network` in adapter files."""
+        """The prefix of `network`'s paths in adapter files."""
         return "diffusion_model." if hasattr(self.model, "diffusion_model") else ""
 
     @property
@@ -60,12 +60,12 @@ class Session:
         return self.patcher.load_device
 
     def adapted(self, **options: Any) -> LycorisNetwork:
-        """A network of adapters, see `create_lycoris`, which the end of the session takes away again."""
+        """A network of adapters, see `create_lycoris`, which the end of the session removes."""
         if self.fetching:
-            # A rebuilt weight would need the weight that is not at hand.
+            # Rebuilding a weight would need the one that is fetched only in a pass.
             options.setdefault("form", "bypass")
         net = create_lycoris(self.network, prefix=self.prefix, **options)
-        # A weight that the host has offloaded is elsewhere than where it is multiplied.
+        # An offloaded weight is not on the device that multiplies it.
         net.to(self.device)
         self.networks.append(net)
         return net
@@ -80,7 +80,7 @@ class Session:
 
     @contextmanager
     def sampling(self) -> Generator[None]:
-        """A context in which the host's samplers run the model as ever, with the adapters as they are now."""
+        """A context in which the host's samplers run the model as usual with the adapters as they are now."""
         model = self.model
         before = getattr(model, "current_patcher", None)
         with torch.no_grad(), host.marked_training(False):
@@ -124,16 +124,16 @@ def opened(
     dtype: torch.dtype | None = None,
     beside: Sequence[Any] = (),
 ) -> Generator[Session]:
-    """A context in which a model, or the patcher of text encoders, can be trained beside.
+    """A context in which adapters can be trained for a model, or for text encoders, given its patcher.
 
     The model is loaded by the host, with its patches, and `memory` bytes are left free beside it. Other nodes
     hold the same weights: no copy is made, and afterwards every weight, flag, hook and method is as before,
-    also after an error or an interrupt. All that is trained is made and used within the context.
+    also after an error or an interrupt. Adapters must be made and used within the context.
 
-    With `checkpointing` the blocks of the model run again in the backward pass and keep their inputs alone.
+    With `checkpointing` the blocks of the model keep only their inputs and run again in the backward pass.
     `dtype` is what a diffusion model computes in; None is what the host has chosen. The patchers `beside` are
-    loaded at the same time, so that they can be opened within this time without taking the model's place;
-    with `memory` None the model is loaded already.
+    loaded in the same call, so that opening them within the context does not displace the model; for them
+    `memory` is None: they are loaded already.
 
     Raises TrainError for a model that is open already.
     """
@@ -176,7 +176,7 @@ def opened(
 
 
 def _again(session: Session, kinds: Any) -> Callable[[], AbstractContextManager[None]]:
-    """What makes the context in which a block runs again: the adapters are as strong as they are now."""
+    """A function that makes the context in which a block runs again, at the adapters' present strengths."""
     strengths = [(net, net.multiplier) for net in session.networks]
 
     @contextmanager
@@ -184,7 +184,7 @@ def _again(session: Session, kinds: Any) -> Callable[[], AbstractContextManager[
         with ExitStack() as stack:
             stack.enter_context(cured(kinds))
             for net, strength in strengths:
-                # Setting it takes a while for many layers, and this is done for each block.
+                # Setting it takes a while with many layers, and this runs for each block.
                 if net.multiplier != strength:
                     stack.enter_context(net.at(strength))
             yield

@@ -39,12 +39,11 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
 
     With the captions `less` and `more` each latent has a guide between them, see `DiffusionLoss`. Where the
     latents are empty, the model first samples pictures of `positive` in their sizes. Without these captions
-    the latents are opposed pictures, in rows of one for each strength. All of a row are seen under the same
-    noise, so that what they share has no part in the step (visual sliders: Gandikota et al., "Concept
-    sliders", 2311.12092).
+    the latents are opposed pictures, in rows of one for each strength. All of a row get the same noise, so
+    that what they share cancels (visual sliders: Gandikota et al., "Concept sliders", 2311.12092).
 
     Raises TrainError where one of both captions is missing or both are the same, for empty latents without
-    captions to guide, and for pictures that make no rows.
+    captions to guide, and for pictures that do not fill their rows or have several sizes in one.
     """
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
@@ -101,12 +100,11 @@ def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
     """Opposed pictures as rows, each with one picture for each strength."""
     if len(found) % len(strengths):
         raise TrainError(
-            "the pictures make no rows of one for each strength",
+            "the pictures do not fill rows of one for each strength",
             key="latents",
             got=f"{len(found)} pictures and {len(strengths)} strengths",
             expected=f"a multiple of {len(strengths)}",
-            hint="Without `less` and `more` the latents are opposed pictures in turn, in the order of the "
-            "strengths",
+            hint="Without `less` and `more` the latents are opposed pictures, in the order of the strengths",
         )
     made: list[Sample] = []
     for start in range(0, len(found), len(strengths)):
@@ -139,7 +137,7 @@ def _is_empty(latents: Latents) -> bool:
 def _sampled(
     asked: Asked, session: Session, live: Live, captions: Mapping[str, Captions]
 ) -> tuple[Latents, dict[str, Captions]]:
-    """The latents that the model samples in the sizes of empty ones, and the captions of each."""
+    """Latents that the model samples in the sizes of empty ones, and their captions by kind."""
     empty = [one for each in asked.latents for one in empty_latent(session.patcher, each).split(1)]
     prompts = [text for one in asked.positive for text in one]
     count = -(-asked.pictures // len(prompts)) * len(prompts)

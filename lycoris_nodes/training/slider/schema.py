@@ -21,14 +21,14 @@ def inputs() -> list[Any]:
         io.Model.Input("model", tooltip="The model to train for. It stays as it is."),
         io.Latent.Input(
             "latents",
-            tooltip="With `less` and `more`: an empty latent, in whose size the model samples pictures of "
-            "`positive` itself, or encoded pictures of it. Without them: opposed pictures, in rows of one "
-            "for each of the strengths.",
+            tooltip="With `less` and `more`: encoded pictures of `positive`, or an empty latent, in the size "
+            "that the model is to sample them in. Without them: opposed pictures, one for each of the "
+            "strengths in turn.",
         ),
         io.Conditioning.Input(
             "positive",
-            tooltip="The encoded prompt of the thing itself. Several keep what they name apart from the "
-            "attribute.",
+            tooltip="The encoded prompt of the thing itself. Several prompts, such as of a woman and of a "
+            "man, keep what they vary from moving along.",
         ),
         *optional(
             io.Conditioning.Input("less", tooltip="The encoded prompt of the thing with less of it."),
@@ -37,8 +37,8 @@ def inputs() -> list[Any]:
         io.String.Input(
             "strengths",
             default="-1, 1",
-            tooltip="At which strengths it is trained, on both sides of 0. Opposed pictures come in their "
-            "order: -1, 1 for pairs, the one with less first.",
+            tooltip="The strengths that it is trained at, on both sides of 0. Opposed pictures come in this "
+            "order: with -1, 1 the one with less first.",
         ),
         number_input(
             "guidance",
