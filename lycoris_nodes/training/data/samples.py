@@ -78,7 +78,7 @@ def samples_of(
                 key=name.replace("latents", "captions"),
                 got="encoded captions alone",
                 expected="the captions as texts too, one for each latent, or one for all",
-                hint="Link the texts of the pictures, or take the link of `clip` away",
+                hint="Link the texts of the pictures, or unlink `clip`",
             )
         words = _for_each(list(texts), count, "texts", name)
     nothing = [text for one in empty for text in one]

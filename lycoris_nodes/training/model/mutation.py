@@ -47,20 +47,17 @@ def mutation_allowed() -> Generator[None]:
         _open.clear()
 
 
-class _Storage:
-    """The kept tensors of one storage. It lives as long as any of them."""
-
-    def __init__(self) -> None:
-        self.members: WeakSet[_Kept] = WeakSet()
-
-
 class _Kept:
     """A tensor that a backward pass needs, as it was."""
 
     def __init__(self, tensor: Tensor, storage: _Storage) -> None:
         self.tensor = tensor
         self.storage: _Storage | None = storage
-        storage.members.add(self)
+        storage.add(self)
+
+
+_Storage = WeakSet[_Kept]
+"""The kept tensors of one storage. It lives as long as any of them."""
 
 
 class _Watch(TorchDispatchMode):
@@ -99,7 +96,7 @@ def _storage_of(tensor: Tensor) -> int:
 def _copy(storage: _Storage) -> None:
     """Copy the kept tensors of a storage, each part of it once."""
     copies: dict[Any, Tensor] = {}
-    for one in list(storage.members):
+    for one in list(storage):
         tensor = one.tensor
         part = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         if part not in copies:

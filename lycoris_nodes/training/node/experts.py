@@ -1,4 +1,4 @@
-"""Models that are one of two experts, as of Wan 2.2: each is trained at the times that it is for."""
+"""Models that are one of two experts, as in Wan 2.2: each is trained at its own times."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CHOICES = (AS_FAMILY, ALL, HIGH, LOW)
 
 
 def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
-    """Which expert a model is trained as, or `ALL`, and why.
+    """The expert that a model is trained as, or `ALL`, and why.
 
-    With `auto` it is the one that the name of the model's file says, as for Apply LyCORIS Stack. Raises
-    TrainError where one is chosen for a model that has none.
+    `auto` takes it from the name of the model's file, as Apply LyCORIS Stack does. Raises TrainError where an
+    expert is chosen for a model without experts.
     """
     expert, why = told_expert(patcher, hidden) if choice == AS_FAMILY else (choice, "as chosen")
     if expert in (None, ALL):
@@ -41,7 +41,7 @@ def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
 def expert_of_files(choice: str, names: Sequence[str], kinds: Sequence[str]) -> str:
     """The same before the model is loaded, by the names of its files.
 
-    `kinds` are the names of the host's classes of the model; none where its file does not say them.
+    `kinds` are the names of the host's classes of the model; empty if its file does not tell.
     """
     if choice != AS_FAMILY:
         return choice
@@ -50,7 +50,7 @@ def expert_of_files(choice: str, names: Sequence[str], kinds: Sequence[str]) -> 
 
 
 def times_of_expert(times: Times, expert: str, patcher: Any) -> Times:
-    """The times that are an expert's; all for `ALL`."""
+    """The times of an expert; all for `ALL`."""
     boundary = boundary_of(patcher.model)
     if expert == ALL or boundary is None:
         return times
@@ -58,12 +58,12 @@ def times_of_expert(times: Times, expert: str, patcher: Any) -> Times:
 
 
 def named_for(prefix: str, expert: str) -> str:
-    """The name of a training with that of its expert, so that the two files of a pair find each other."""
+    """The name of a training with its expert's, so that the two files of a pair find each other."""
     return prefix if expert in (ALL, expert_of(prefix)) else f"{prefix}_{expert.replace(' ', '_')}"
 
 
 def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
-    """At which times of the noising a model is looked at as an expert, and why; none for `ALL`."""
+    """A note on the times of an expert, and why it is one; none for `ALL`."""
     if expert == ALL:
         return []
     least, most = times.between

@@ -19,13 +19,13 @@ POINTS = 240
 """The most points of a curve."""
 
 running: dict[str, dict[str, Any]] = {}
-"""What was told last of each training that runs, by its node: a page that is opened meanwhile asks for it."""
+"""The last message of each running training, by its node, for pages that are opened meanwhile."""
 
 
 class Live:
     """Tells the page how far a training is.
 
-    `tell` sends a message, whose form is that of `shown`, with the present stage and its count.
+    `tell` sends a message: the present stage, its count, and the values of `shown`.
     """
 
     def __init__(self, tell: Callable[[dict[str, Any]], None], steps: int) -> None:
@@ -100,7 +100,7 @@ def shown(history: History, folder: Path) -> dict[str, Any]:
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
-    """Points of a curve, not too many: the means of several neighbours."""
+    """A curve in at most `POINTS` points: means of neighbours."""
     size = -(-len(points) // POINTS) or 1
     groups: Iterable[Sequence[tuple[int, float]]] = (
         points[at : at + size] for at in range(0, len(points), size)

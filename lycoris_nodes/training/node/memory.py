@@ -57,8 +57,8 @@ def memory_for(
 def memory_of_pass(
     model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int, captions: Iterable[Any] = ()
 ) -> float:
-    """The bytes that a pass without gradients takes for a batch of the largest of these latents, each with
-    the largest of what stands beside it in the captions, by the host's own estimate for sampling."""
+    """The bytes that a pass without gradients takes, by the host's own estimate for sampling: for a batch of
+    the largest of these latents, with the largest inputs that the captions give beside it."""
     tensors = [one["samples"] for one in latents]
     shapes = [tuple(tensor.shape) for tensor in tensors if not getattr(tensor, "is_nested", False)]
     if not shapes:

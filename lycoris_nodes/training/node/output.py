@@ -1,4 +1,4 @@
-"""What nodes of training do: train, tell the page how far it is, and give what came of it."""
+"""What nodes of training do: train, tell the page how far it is, and return the outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .run import DataOf, latents_with_captions, train
 from .settings import Asked
 
 TRAINING = "lycoris.training"
-"""The event with how far a training is."""
+"""The event of a training's progress."""
 RESCUED = "lycoris.rescued"
 """The event with what remains of an interrupted training. The node's box shows it."""
 
@@ -22,7 +22,7 @@ RESCUED = "lycoris.rescued"
 def trained(
     asked: Asked, hidden: Any, data_of: DataOf = latents_with_captions, passes: int = 1
 ) -> io.NodeOutput:
-    """The outputs of `schema.outputs`. `data_of` and `passes` are as in `train`, and so is what is raised."""
+    """Train as asked: the outputs of `schema.outputs`. The arguments and errors are those of `train`."""
     key = str(getattr(hidden, "unique_id", ""))
 
     asked.expert, why = trained_expert(asked.expert, asked.model, hidden)

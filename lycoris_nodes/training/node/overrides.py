@@ -42,7 +42,7 @@ def overrides_of(text: str) -> dict[str, dict[str, Any]]:
 def arguments_of(text: str) -> dict[str, Any]:
     """Parse an optimiser's arguments such as `betas=0.9,0.99 eps=1e-6`; several numbers are a tuple.
 
-    Raises RuleError for what is no argument, and for one that is there twice.
+    Raises RuleError for what is no argument, and for one that is given twice.
     """
     found: dict[str, Any] = {}
     for piece in text.split():
@@ -55,7 +55,7 @@ def arguments_of(text: str) -> dict[str, Any]:
                 expected=ARGUMENTS,
             )
         if name in found:
-            raise RuleError("an argument of the optimiser is there twice", key="optimiser_args", got=name)
+            raise RuleError("an argument of the optimiser is given twice", key="optimiser_args", got=name)
         words = value.strip("()[]").split(",")
         found[name] = tuple(map(_value, words)) if len(words) > 1 else _value(value)
     return found
@@ -63,7 +63,7 @@ def arguments_of(text: str) -> dict[str, Any]:
 
 def sampled_as(text: str) -> list[Sampling]:
     """Parse lines such as `seed 7, 768 x 512`: the seed, and width and height; None for what is not said.
-    Empty lines at the end are no lines.
+    Empty lines at the end are ignored.
 
     Raises RuleError for any other line.
     """
@@ -72,7 +72,7 @@ def sampled_as(text: str) -> list[Sampling]:
         match = SAMPLE_LINE.fullmatch(without_comment(line).strip())
         if match is None:
             raise RuleError(
-                "how a prompt is sampled cannot be understood",
+                "the settings of a sample cannot be understood",
                 key=f"sample_settings, line {number}",
                 got=line,
                 expected=SAMPLE,

@@ -18,7 +18,7 @@ from ..model.session import Session
 
 STEPS = 20
 CFG = 5.0
-"""The guidance where there is a caption of no text, and the model has none built in."""
+"""The guidance where there is an empty caption and the model has no guidance built in."""
 
 Conditioning = list[Any]
 
@@ -32,10 +32,10 @@ def sample(
     seed: int,
     told: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """The latent (1, C, ...) that the host's sampler makes for a caption, by the adapters as they act now.
+    """The latent (1, C, ...) that the host's sampler makes for a caption, with the adapters as they are now.
 
     It has the size of `like`. Without `negative`, and for models with a guidance of their own, there is no
-    CFG. To be called within `session.sampling()`.
+    CFG. Call it within `session.sampling()`.
     """
     built_in = bool(family_of(session.model).guidance)
     return sampled(
@@ -52,7 +52,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is sampled."""
+    """A prompt to sample."""
 
     positive: Callable[[], Conditioning]
     """The encoded text, as the text encoders make it now."""
@@ -60,15 +60,15 @@ class Prompt:
     """The latent whose size the picture has."""
     seed: int
     strength: float = 1.0
-    """That of the adapter."""
+    """The adapter's strength."""
 
 
 @dataclass
 class Previews:
-    """Samples prompts before the first step, every so many steps and after the last, always from the same
-    noise, and keeps the pictures, with the pictures of one step side by side.
+    """Samples prompts before the first step, every `every` steps and after the last, always from the same
+    noise, and saves the pictures of a step side by side.
 
-    `vae` decodes them where there is one and it has room beside the models in training; else they are rough.
+    `vae` decodes them if it has room beside the models in training; else they are rough.
     """
 
     session: Session
@@ -77,12 +77,12 @@ class Previews:
     """0 for no pictures."""
     steps: int
     told: Callable[[int, int], None]
-    """Is told of each step of the sampler, and of their number."""
+    """Called with each step of the sampler, and their number."""
     folder: Path
     prompts: Sequence[Prompt]
-    """None where the latents are no pictures."""
+    """Empty where the latents are no pictures."""
     negative: Callable[[], Conditioning] | None
-    """The caption of no text, if there is one."""
+    """The encoded empty text, if there is one."""
     vae: Any = None
     rough: int = 0
     """How many pictures the VAE had no room for."""
@@ -92,7 +92,7 @@ class Previews:
         return possible and (step % self.every == 0 or step == self.steps) and not self._path(step).exists()
 
     def forget_after(self, step: int) -> None:
-        """Delete the pictures of later steps, those of a training that went back to this one."""
+        """Delete the pictures of later steps, after a training went back to this one."""
         for path in self.folder.glob("sample-*.png"):
             number = path.stem.removeprefix("sample-")
             # Users copy pictures, which then have other names.
@@ -108,7 +108,7 @@ class Previews:
         made = [picture for prompt in self.prompts if (picture := self._picture(prompt)) is not None]
         if made:
             picture = side_by_side(made)
-            # A half one would count as made.
+            # A half-written file would count as made.
             size = 3 * picture.width * picture.height
             with new_files([self._path(step)], size, make_folder=True) as (file,):
                 picture.save(file, "png")
@@ -126,7 +126,7 @@ class Previews:
 
 
 def side_by_side(pictures: Sequence[Image]) -> Image:
-    """Pictures in one row, from the top."""
+    """Pictures in one row, aligned at the top."""
     if len(pictures) == 1:
         return pictures[0]
     made = new("RGB", (sum(one.width for one in pictures), max(one.height for one in pictures)), "white")

@@ -26,7 +26,7 @@ def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
 
 
 def searched_in_words(searched: Searched, apart: int) -> list[str]:
-    """What was searched, and judged by what, if anything was."""
+    """What a search found and how it judged; [] without a search."""
     if searched.race is None:
         return []
     judges = f", judged on {number_of(apart, 'latent')} that took no part in it" if apart else ""
@@ -36,7 +36,7 @@ def searched_in_words(searched: Searched, apart: int) -> list[str]:
 def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
     """What was kept of a training that stopped early, and how to continue it.
 
-    `chosen` is whether it has begun at a checkpoint that was chosen, where it would begin again.
+    `chosen` says that it began at a checkpoint of `resume_from`, where it would begin again.
     """
     first = "Empty `resume_from` first: then Run" if chosen else "Run"
     return (
@@ -46,7 +46,7 @@ def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
 
 
 def loss_in_words(loss: DiffusionLoss, *, masked: bool) -> str:
-    """`masked` is whether any sample has a mask."""
+    """`masked` says whether any sample has a mask."""
     times = loss.times
     shift = f"{times.shift:g}" if isinstance(times.shift, int | float) else "by size"
     dropped = f"{loss.caption_dropout:.0%} of the captions dropped"

@@ -1,4 +1,4 @@
-"""The training: the models opened, the data made fit, the network, the loop, and what comes of it."""
+"""Run a training: open the models, prepare the data, make the network, train it, and report."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ DRAWS = 4
 RISE = 1.5
 """See `TrainOptions.rise`. With more, the rate is too high."""
 KEEP = 3
-"""How many of the checkpoints of every so many steps are usually kept."""
+"""How many of the checkpoints of `checkpoint_every` are kept by default."""
 SAMPLES, APART = 10, 50
 """How many pictures are sampled where a VAE is linked, and the fewest steps between two: a picture takes as
 long as about 13 steps."""
@@ -84,7 +84,7 @@ SAMPLED = (
     *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
     *("validation_latents", "validation_positive", "validation_captions"),
 )
-"""The inputs that a resumed training must have as before."""
+"""The inputs that must be as before when a training is resumed."""
 
 PLACES = ("output", "state", "picture")
 """The paths of a result."""
@@ -92,7 +92,7 @@ PLACES = ("output", "state", "picture")
 
 @dataclass(frozen=True)
 class FinishedTraining:
-    """What came of a training."""
+    """The result of a training."""
 
     result: TrainResult
     name: str
@@ -100,11 +100,11 @@ class FinishedTraining:
     shown: Mapping[str, Any]
     """What the page draws of it."""
     race: Race | None
-    """What was searched before it."""
+    """The search before it, if there was one."""
 
 
 DataOf = Callable[[Asked, Session, "TextEncoder | None", Live], list[Sample]]
-"""Makes the samples that are trained on, when the model is open."""
+"""Makes the samples to train on, once the model is open."""
 
 
 def latents_with_captions(
@@ -134,11 +134,11 @@ def train(
 ) -> FinishedTraining:
     """Train as asked, or go on with the training that was broken off, see `run_of`.
 
-    `data_of` makes the data; each of its batches takes `passes` passes of the model at once. `because` is
-    why the model is trained as the expert that is asked for, see `trained_expert`.
+    `data_of` makes the data; a batch of it takes the memory of `passes` passes of the model. `because` is why
+    the model is trained as this expert, see `trained_expert`.
 
-    `tell` gets the progress, see `Live`, and `rescued` gets, in words, what an exception has left. An
-    interrupt by the user is an exception too: there is no result before the end that the host could keep.
+    `tell` gets the progress, see `Live`. `rescued` gets a text on what is left after an exception, also after
+    an interrupt by the user: before the end there is no result that the host could keep.
 
     Raises LycorisError for what cannot be trained, before the first step.
     """
@@ -179,7 +179,7 @@ def train(
         samples = data_of(asked, session, encoder, live)
         knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
         prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
-        # The captions of the trained latents serve these too where there is one for all.
+        # A single caption for all latents is also that of the held-out ones.
         one = asked.positive if sum(map(len, asked.positive)) == 1 else ()
         usual = (one, asked.captions if len(asked.captions) == 1 else ())
         held = _beside(asked, session, encoder, "validation", "held-out", usual)
@@ -235,7 +235,7 @@ def train(
             told=live.raced,
         )
         if searched.network is not network:
-            # Taken away at the end of its session too.
+            # The session must remove it too.
             (encoder.session if encoder else session).networks.append(searched.network)
         network, options = searched.network, replace(searched.options, search="off")
         previews = _previews(asked, session, encoder, network, samples, sampled, live, run.folder)
@@ -246,7 +246,7 @@ def train(
                 previews.make(report.step)
 
         def batches(epoch: int) -> list[list[Sample]]:
-            # The first one is asked for when the network is in place.
+            # Called for the first epoch once the network is in place.
             if run.state and asked.resume_from and not live.has_stepped:
                 previews.forget_after(run.state.step)
             if previews.due(0) and not live.history.losses:
@@ -306,10 +306,10 @@ def train(
 def _race_data(
     samples: Sequence[Sample], held: Sequence[Sample], prior: Sequence[Sample], size: int
 ) -> tuple[Callable[[int], list[list[Sample]]], list[list[Sample]], int]:
-    """The batches of a race, those that judge it, and how many samples are set apart for that.
+    """The batches of a race, those that judge it, and how many samples are set apart for judging.
 
-    Held-out samples judge. Without them an eighth of the samples, at least one, takes no part in the race
-    alone; of less than four all take part, and judge at other noise.
+    Held-out samples judge. Without them an eighth of the samples, at least one, is kept out of the race, but
+    not of the training, and judges. Of fewer than four all race, and all judge, at other noise.
     """
     apart = 0 if held or len(samples) < 4 else max(1, len(samples) // 8)
     trained = samples[: len(samples) - apart]
@@ -319,7 +319,7 @@ def _race_data(
 
 @contextmanager
 def _meant(run: Run) -> Generator[None]:
-    """Say what can be done where the training that was broken off had another model, network or data."""
+    """Give errors a hint where the training that was broken off had another model, network or data."""
     try:
         yield
     except (MatchError, TrainError) as error:
@@ -336,7 +336,7 @@ def _opened(asked: Asked, passes: int) -> Generator[tuple[Session, TextEncoder |
             raise TrainError(
                 "there are captions as texts, and no text encoder to train on them",
                 key=name,
-                hint=f"Link `clip` to train the text encoders, or take the link of `{name}` away",
+                hint=f"Link `clip` to train the text encoders, or unlink `{name}`",
             )
     recompute = is_checkpointed(asked.model, asked.checkpointing)
     data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
@@ -362,7 +362,7 @@ def _beside(
     usual: tuple[Any, Any] = ((), ()),
     **how: Any,
 ) -> list[Sample]:
-    """The samples of a kind beside those that are trained on; none without latents.
+    """The samples of a kind, such as validation, beside those of `latents`; none without latents.
 
     `called` names the kind in errors. `usual` are encoded captions and texts for a kind without its own.
     """
@@ -413,7 +413,7 @@ def _network(
     share = text_rate_of(asked, rate)
     own: dict[str, Any] = {"preset": TEXT_PRESET, **fresh} if of_text is None else {"weights": of_text}
     texts = encoder.adapted(lr=share, **shared, **own)
-    # Taken away at the end of the session within the other one, before the encoders get their flags back.
+    # Removed with the encoders' session, which ends first, before the encoders get their flags back.
     joined = join_networks({"diffusion_model": network, "text_encoders": texts})
     encoder.session.networks.append(joined)
     return joined, rate, share
@@ -429,7 +429,7 @@ def _previews(
     live: Live,
     folder: Path,
 ) -> Previews:
-    # Of several captions in one conditioning, the first.
+    # The first of several captions in one conditioning.
     first = asked.positive[0][:1]
     empty = asked.empty_caption[0] if asked.empty_caption else None
 
@@ -442,7 +442,7 @@ def _previews(
     texts = [lambda text=text: text for text in asked.sample_positive] or [said]
     like = samples[0].latent
     strengths = sorted(one.strength for one in (samples[0], *samples[0].others))
-    # Of several parts, such as video and sound, none is a picture.
+    # Latents of several parts, such as video and sound, are no pictures.
     prompts = _prompts(asked, session, texts, settings, like) if len(like.shapes) == 1 else []
     return Previews(
         session=session,

@@ -30,22 +30,22 @@ from ...host.files import has_output_folder, output_name, shown_path
 from .live import running
 
 STATES = 4
-"""How many tensors a checkpoint has for each trained one: the adapter's, and in the state the weight and
-AdamW's two averages."""
+"""How many tensors a checkpoint holds for each trained one: the adapter's, the state's, and AdamW's two
+averages."""
 AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 UNCHANGED = ("seed", "optimiser")
-"""Settings with which alone a training goes on. Model, layers and data are compared when they are there."""
+"""Settings that must stay for a training to go on. Model, layers and data are compared later."""
 ANEW = "To begin a new one, press Start over on the node, or give another `filename_prefix`"
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
 """Shown for a setting that only one of two trainings has."""
 CHECKPOINTS = "-checkpoints"
-"""What the name of a folder of checkpoints ends with."""
+"""The ending of a checkpoint folder's name."""
 DIALECT = "comfy"
 """A dialect whose files are no folders. The folder of checkpoints has the same name in all."""
 ASIDE = "set-aside.json"
-"""The file in a folder of checkpoints with the settings that have begun anew instead of going on."""
+"""The file in a folder of checkpoints with the settings for which the user has begun anew."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Offer:
-    """A stopped training that Run would go on with, or ask about where its settings were others."""
+    """A stopped training that Run would go on with, or ask about if its settings differ."""
 
     run: Run
     state: FoundState
     differences: list[str]
-    """The settings that were others, in words."""
+    """The settings that differ, in words."""
 
 
 def run_of(
@@ -93,9 +93,9 @@ def run_of(
     Only the files on disk decide. With `resume` or a checkpoint the latest training of this name is
     continued, from that checkpoint or the newest one, with the new values of all settings that may change.
 
-    Raises TrainError for `resume` if there is no such training, and for a changed setting that may not
-    change. Without `resume`, raises it if the latest was stopped on these data with other settings, and none
-    with these: then the user must choose.
+    With them, raises TrainError if there is no such training or checkpoint, and for a changed setting that
+    may not change. Without them, raises it if the latest training was stopped on these data with other
+    settings, and none with these: then the user must choose.
     """
     new = adapter_path(prefix, dialect)
     if resume or checkpoint:
@@ -192,7 +192,7 @@ def offer_of(
 
 
 def begin_anew(prefix: str, dialect: str, settings: Mapping[str, Any], unknown: Container[str]) -> None:
-    """Set aside what Run would go on with or ask about with these settings. All files stay for use."""
+    """Set aside what Run would go on with or ask about with these settings. All files stay."""
     known = {name: value for name, value in settings.items() if name not in unknown}
     while offer := offer_of(prefix, dialect, settings, unknown=unknown):
         path = offer.run.folder / ASIDE
@@ -206,7 +206,7 @@ def _is_aside(run: Run, settings: Mapping[str, Any]) -> bool:
 
 
 def _set_aside(path: Path) -> list[dict[str, Any]]:
-    """The settings with which the user has begun anew instead of going on."""
+    """The settings for which the user has begun anew."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
@@ -269,14 +269,14 @@ def _folders(new: Path, dialect: str) -> Iterator[tuple[Path, Path]]:
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int]]:
     for path in sorted(folder.glob(f"*{STATE}")):
-        # A training that runs removes old states at any time.
+        # A running training may remove old states.
         with suppress(FileNotFoundError):
             yield path.name, path.stat().st_mtime_ns
 
 
 @lru_cache(maxsize=256)
 def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
-    """The state to go on from. The page asks often, and `stamps` change with what is in the folder."""
+    """The state to go on from, cached because the page asks often. `stamps` change with the folder."""
     return newest_state(folder)
 
 

@@ -1,6 +1,6 @@
 """The inputs and outputs of Train LoRA / LyCORIS: those that most users look at, and groups of the others.
 
-A group is a choice of `usual` or `own`, and only with `own` the front end shows what is in it. An input in a
+A group is a choice of `usual` or `own`, and the front end shows its inputs only with `own`. An input in a
 group is named by the group's name, a dot and its own.
 """
 
@@ -50,18 +50,16 @@ def inputs() -> list[Any]:
 
 
 def settings(prefix: str = "loras/trained", without: Container[str] = ()) -> list[Any]:
-    """All that a training is given beside the model and its data, but for some of them."""
+    """The inputs beside the model and its data, except those of the ids `without`."""
 
     def those(found: list[Any]) -> list[Any]:
         return [one for one in found if one.id not in without]
 
     groups = [
         group_input("layers", "Which layers are trained.", those(_layers())),
-        group_input("optimisation", "How steps are made, in batches of which size.", those(_optimisation())),
+        group_input("optimisation", "The optimiser, its schedule and the batches.", those(_optimisation())),
         group_input("noise", "At which amounts of noise the model is trained.", those(_noise())),
-        group_input(
-            "regularisation", "What keeps the training from learning by heart.", those(_regularisation())
-        ),
+        group_input("regularisation", "What keeps the training from overfitting.", those(_regularisation())),
         group_input("speed", "Precision and memory.", those(_speed())),
         group_input("output", "What is saved and shown on the way, and how.", those(_output())),
     ]
@@ -70,7 +68,7 @@ def settings(prefix: str = "loras/trained", without: Container[str] = ()) -> lis
 
 
 def asked_of(given: Mapping[str, Any]) -> Asked:
-    """What a training asks, of a node with some of these inputs: the others are as usual, and not linked."""
+    """The inputs of a training, given some of them: the others have their defaults, and no links."""
     links = {one.id: () if is_many(one) else None for one in inputs() if one.optional}
     return Asked(**{**links, **literals(inputs(), {}), **given})
 
@@ -128,9 +126,9 @@ def _usual(prefix: str) -> list[Any]:
             io.Boolean.Input(
                 "resume",
                 default=False,
-                tooltip="Off: a training of this name that was stopped goes on by itself where all settings "
-                "and data are as before, exactly as if it had not been. On: the latest one goes on with the "
-                "settings of now, also a finished one, for more steps.",
+                tooltip="Off: a stopped training of this name goes on by itself if all settings and data are "
+                "as before, exactly as if it had never stopped. On: the latest one goes on with the present "
+                "settings, even a finished one, for more steps.",
             ),
             seed_input("The seed of all randomness: the same seed and inputs give the same file."),
         ),
@@ -177,7 +175,7 @@ def _links() -> list[Any]:
         io.Latent.Input(
             "regularisation_latents",
             tooltip="Latents of what the model is not to forget, such as other pictures of the same kind of "
-            "thing. As many of them as of `latents` are trained on.",
+            "thing. Each epoch trains on as many of them as of `latents`.",
         ),
         io.Conditioning.Input(
             "regularisation_positive",
@@ -186,13 +184,13 @@ def _links() -> list[Any]:
         _texts("regularisation_captions", tooltip="The same as texts, where the text encoders are trained."),
         io.Latent.Input(
             "validation_latents",
-            tooltip="Latents that are not trained on. Their loss tells whether what is learned holds beyond "
-            "the pictures that it is learned from.",
+            tooltip="Latents that are not trained on. Their loss tells whether what is learned holds for "
+            "other pictures too.",
         ),
         io.Conditioning.Input(
             "validation_positive",
-            tooltip="The captions of the held-out latents, one for each, or one for all. Without them those "
-            "of `positive`, if it is one for all.",
+            tooltip="The captions of the held-out latents, one for each, or one for all. Without them that "
+            "of `positive` is used, if it is one for all.",
         ),
         _texts("validation_captions", tooltip="The same as texts, where the text encoders are trained."),
     )
@@ -204,7 +202,7 @@ def _rare() -> list[Any]:
             "resume_from",
             default="",
             tooltip="The checkpoint to go on from, such as step-000500 or best, of the latest training "
-            "of this name. It goes on with the settings of now, as with `resume`. Empty: the newest one.",
+            "of this name. It goes on with the present settings, as with `resume`. Empty: the newest one.",
         ),
     )
 
@@ -214,14 +212,14 @@ def _layers() -> list[Any]:
         *choice_inputs(),
         usual_input(
             "alpha",
-            "The change of each layer is scaled by alpha / rank, and a lower one learns as slowly as a lower "
-            "rate.",
+            "The change of each layer is scaled by alpha / rank. A lower alpha learns more slowly, as a "
+            "lower rate does.",
             usual="the rank",
         ),
         io.Boolean.Input(
             "dora",
             default=False,
-            tooltip="On: lora, loha and lokr also learn how long each row of a weight is (DoRA). Slower, and "
+            tooltip="On: lora, loha and lokr also learn the norm of each row of a weight (DoRA). Slower, and "
             "often a little better at low ranks.",
         ),
         io.String.Input(
@@ -239,7 +237,7 @@ def _optimisation() -> list[Any]:
             "optimiser",
             options=sorted(optimisers()),
             default="adamw",
-            tooltip="How steps are made of gradients. adamw needs nothing installed. prodigy finds the "
+            tooltip="How gradients become steps. adamw needs nothing installed. prodigy finds the "
             "learning rate itself; it, schedulefree and adamw8bit need packages of their own.",
         ),
         io.Combo.Input(
@@ -271,13 +269,12 @@ def _optimisation() -> list[Any]:
         ),
         count_input(
             "epochs",
-            "How often all latents are gone through, in place of `steps`. 0: as many steps as are set.",
+            "Passes over all latents, in place of `steps`. 0: `steps` counts.",
             most=100_000,
         ),
         number_input(
             "weight_decay",
-            "How far each step draws the factors back to zero, as a share of the rate: 0.01 is usual for "
-            "AdamW elsewhere.",
+            "Each step shrinks the factors by this share of the rate: 0.01 is usual for AdamW elsewhere.",
             most=10.0,
             step=0.001,
             round=False,
@@ -291,8 +288,8 @@ def _optimisation() -> list[Any]:
         ),
         number_input(
             "loraplus_ratio",
-            "How many times the rate of down the factor up gets (LoRA+): 16 is the paper's. 0: the same "
-            "rate.",
+            "The learning rate of the factor up as a multiple of down's (LoRA+): 16 in the paper. 0: the "
+            "same.",
             most=1000.0,
             step=1.0,
         ),
@@ -303,16 +300,15 @@ def _optimisation() -> list[Any]:
         ),
         usual_input(
             "text_learning_rate",
-            "The learning rate of the text encoders, if `clip` is linked: usually a tenth of that of the "
-            "model.",
+            "The learning rate of the text encoders, if `clip` is linked: usually a tenth of the model's.",
         ),
         io.Combo.Input(
             "search",
             options=list(SEARCHES),
             default="off",
-            tooltip="What small trainings find before the training. rate: the best learning rate for what is "
-            "set here. all: the kind too, of at most this size: LoRA with planned ranks, LoKr, LoRA. What is "
-            "found is kept, and used again for the same data.",
+            tooltip="What small trainings search for first. rate: the best learning rate for these settings. "
+            "all: the kind too, of at most this size: LoRA with planned ranks, LoKr, LoRA. What is found is "
+            "kept, and used again for the same data.",
         ),
         number_input(
             "search_share",
@@ -330,10 +326,10 @@ def _noise() -> list[Any]:
             "times",
             options=[AS_FAMILY, *DISTRIBUTIONS],
             default=AS_FAMILY,
-            tooltip="How much noise is trained at. auto: as is usual for the model. uniform: all amounts "
+            tooltip="The amounts of noise to train at. auto: as is usual for the model. uniform: all amounts "
             "equally. logit-normal: mostly those in the middle.",
         ),
-        usual_input("shift", "Moves training towards more noise where above 1."),
+        usual_input("shift", "Above 1 it moves training towards more noise."),
         io.Combo.Input(
             "weighting",
             options=list(WEIGHTINGS),
@@ -345,12 +341,12 @@ def _noise() -> list[Any]:
             "loss_type",
             options=list(LOSSES),
             default="l2",
-            tooltip="How a difference counts. l2: by its square. huber, smooth_l1: large ones less, which "
-            "bears pictures that do not fit the others. l1: by its size.",
+            tooltip="How errors count. l2: by their square. huber, smooth_l1: large ones less, which "
+            "tolerates pictures that do not fit the others. l1: by their size.",
         ),
         number_input(
             "huber_c",
-            "For huber and smooth_l1: from where on a difference counts less than its square.",
+            "For huber and smooth_l1: errors above this count less than their square.",
             most=10.0,
             default=0.1,
         ),
@@ -364,9 +360,8 @@ def _noise() -> list[Any]:
             "expert",
             options=list(CHOICES),
             default=AS_FAMILY,
-            tooltip="For Wan 2.2, whose two experts are models of their own: at which part of the noise the "
-            "model is trained. auto: that of the expert that the name of the model's file says. all: at all "
-            "of it, as a model without experts is.",
+            tooltip="For Wan 2.2, whose two experts are separate models: the part of the noise to train at. "
+            "auto: that of the expert in the name of the model's file. all: all of it, as without experts.",
         ),
     ]
 
@@ -386,7 +381,7 @@ def _regularisation() -> list[Any]:
             default=1.0,
             step=0.05,
         ),
-        _dropout("input_dropout", "The share of what goes into each layer that it does not see in a pass."),
+        _dropout("input_dropout", "The share of each layer's input that is left out in a pass."),
         _dropout("rank_dropout", "The share of each layer's rank that is left out in a pass."),
         _dropout("module_dropout", "The share of the layers that are left out in a pass."),
         number_input(
@@ -397,15 +392,15 @@ def _regularisation() -> list[Any]:
         ),
         number_input(
             "ema",
-            "The decay of an average of the weights that is saved in their place, such as 0.99. 0: none.",
+            "The decay of an average of the weights, such as 0.99. The average is saved. 0: none.",
             most=0.9999,
             step=0.0001,
             round=False,
         ),
         number_input(
             "masked_prior",
-            "How much what masks leave out is held to what the model makes of it without the adapter. 0: it "
-            "may change. Takes a third more time.",
+            "How strongly masked-out parts are held to the prediction without the adapter. 0: they may "
+            "change. Takes a third more time.",
             most=10.0,
             step=0.05,
         ),
@@ -418,8 +413,8 @@ def _speed() -> list[Any]:
             "precision",
             options=list(PRECISIONS),
             default=AS_FAMILY,
-            tooltip="What the model computes in. auto: what ComfyUI has chosen when it loaded the model. "
-            "What is trained stays in float32, and in fp16 the loss is scaled.",
+            tooltip="What the model computes in. auto: what ComfyUI chose when it loaded the model. Trained "
+            "weights stay in float32, and in fp16 the loss is scaled.",
         ),
         checkpointing_input(),
     ]
@@ -438,7 +433,7 @@ def _output() -> list[Any]:
         ),
         _every(
             "sample_every",
-            "Steps between two pictures that are sampled with the first caption, always from one "
+            "Steps between two pictures that are sampled with the first caption, always from the same "
             "noise. They are shown on the node and kept beside the checkpoints. 0: ten in all if `vae` is "
             "linked, else none. Without a VAE they are rough.",
         ),
@@ -458,8 +453,8 @@ def _output() -> list[Any]:
         ),
         count_input(
             "keep",
-            "How many of the checkpoints of every so many steps are kept: the latest. Judge LyCORIS finds "
-            "the best of them.",
+            "How many of the checkpoints of `checkpoint_every` are kept: the latest. Judge LyCORIS finds the "
+            "best of them.",
             most=1000,
             default=KEEP,
             least=1,
@@ -468,7 +463,7 @@ def _output() -> list[Any]:
             "sample_settings",
             default="",
             multiline=True,
-            tooltip=f"How prompts are sampled, a line for each in order, such as `{SAMPLE}`. What is not "
-            "said: the seed of the training, and the size of the first latent.",
+            tooltip=f"The seed and size of each sampled prompt, a line for each in order: `{SAMPLE}`. Else "
+            "they are the seed of the training, and the size of the first latent.",
         ),
     ]

@@ -65,7 +65,7 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     if told.get("search") == "off":
         for name in ("search", "search_share"):
             told.pop(name, None)
-    # A training without these is the same as before there were any.
+    # Left out where they change nothing, so that older trainings are still recognised.
     if not told.get("masked_prior"):
         told.pop("masked_prior", None)
     if told.get("expert") == ALL:

@@ -1,4 +1,4 @@
-"""What the page is told of a training before it runs: what is usual for the model, and what was stopped."""
+"""What the page shows before a training: the usual settings for the model, and a stopped training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .settings import Asked, rate_of, settings_of, text_rate_of
 
 
 def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
-    """What the page shows on a node with these inputs, see the keys below.
+    """What the page shows on a node with these inputs: `usual`, and `running` or `stopped`.
 
-    It asks with a table: `node` and `page` are their keys, `model` and `clip` are as in `asked_models`,
-    `values` are the values of the node's widgets by their names in a prompt, `linked` are the inputs that
-    another node gives, and `anew` says whether to set aside the stopped training that Run would go on with.
-    Without `values` the answer is only what is usual.
+    In the request `node` and `page` are their keys, `model` and `clip` are as in `asked_models`, `values` are
+    those of the node's widgets by their names in a prompt, `linked` are the inputs that another node gives,
+    and `anew` says whether to set aside the stopped training that Run would go on with. Without `values` the
+    answer is only `usual`.
 
     Raises LycorisError for values that cannot be used.
     """
@@ -48,8 +48,8 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
 
 
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
-    """The names of the host's classes of a model by the header of its file, see `classes_of_file`; none where
-    they are not known."""
+    """The names of the host's classes of a model by the header of its file, see `classes_of_file`; empty
+    where they are unknown."""
     if not files:
         return (), ""
     try:
