@@ -96,7 +96,7 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
 
 
 def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: float) -> bool:
-    """Whether the end of a film is missing, given the frames and seconds found: by what the file states."""
+    """Whether the end of a film is missing: its file states more than the frames and seconds found."""
     if path.suffix.lower() == ".gif":
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)

@@ -186,7 +186,7 @@ def prepared(
     progress: Callable[[int], Progress],
     check: Callable[[Tensor], object],
     stage: Callable[[str, int, int], None],
-    shown: Shown | None = None,
+    shown: Shown,
 ) -> DataSet:
     """Encode the pictures and captions of a folder, or read them from the cache.
 
@@ -196,11 +196,11 @@ def prepared(
     Raises TrainError, with the file, for pictures, captions and masks that cannot be used, and for pictures
     without a caption.
     """
-    if shown and shown.references:
+    if shown.references:
         _check_targets(folder)
     planned = _planned(folder, settings, progress(len(folder.pictures)))
     _check_references(planned, shown)
-    together = shown is not None and shown.references is not None and bool(shown.references.node)
+    together = shown.references is not None and bool(shown.references.node)
 
     def is_pair(one: _Planned) -> bool:
         """Whether its captions are encoded together with its references."""
@@ -281,9 +281,9 @@ def _check_targets(folder: PictureFolder) -> None:
         )
 
 
-def _check_references(planned: Sequence[_Planned], shown: Shown | None) -> None:
+def _check_references(planned: Sequence[_Planned], shown: Shown) -> None:
     """Raise TrainError for more references than the model takes."""
-    most = shown.references.most if shown and shown.references else 0
+    most = shown.references.most if shown.references else 0
     for one in planned:
         count = len(one.found.references)
         if count > most:
@@ -366,7 +366,7 @@ class _Pictures:
     vae: Encoder
     kept: Kept
     check: Callable[[Tensor], object]
-    shown: Shown | None = None
+    shown: Shown
     hashes: dict[Path, str] = field(default_factory=dict[Path, str])
     """Hashes of clips: each is read once for all its views."""
 
@@ -374,7 +374,7 @@ class _Pictures:
         """Encode a view."""
         content = b"" if view.cut else _content(one.found.path)
         mask = _content(one.found.mask) if one.found.mask else b""
-        given = self.shown.given if self.shown else None
+        given = self.shown.given
         if given and view.cut is None and not given.masked:
             # Given its only frame, the model would have nothing left to learn.
             given = None
@@ -408,13 +408,12 @@ class _Pictures:
 
     @property
     def kind(self) -> References:
-        assert self.shown is not None and self.shown.references is not None
+        assert self.shown.references is not None
         return self.shown.references
 
     def caption(self, one: _Planned, view: _View, text: str, clip: Encoder) -> Conditioning:
         """A caption encoded together with a picture's references."""
-        assert self.shown is not None
-        shown, contents = self.shown, [_content(path) for path in one.found.references]
+        contents = [_content(path) for path in one.found.references]
         key = None
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
             hashes = [hashlib.sha256(content).hexdigest() for content in contents]
@@ -426,7 +425,7 @@ class _Pictures:
                 _mirrored(picture_tensor(self._whole(path, content)), view.mirrored)
                 for path, content in zip(one.found.references, contents, strict=True)
             ]
-            return encoded_with(self.kind, shown.clip, shown.vae, text, images, one.fit.size)
+            return encoded_with(self.kind, self.shown.clip, self.shown.vae, text, images, one.fit.size)
 
         return self.kept.fetch(key, made)
 
@@ -485,7 +484,7 @@ class _Pictures:
         latent = self.vae.encode(pixels)
         self.check(latent)
         made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
-        if given and self.shown:
+        if given:
             of_it = given.make(self.shown.vae, pixels, mask)
             made |= {"latent": of_it.within(latent), "given": of_it.settings}
             if of_it.noise_mask is not None:
@@ -531,7 +530,7 @@ def _described(
     masked: set[Found],
     settings: PictureSettings,
     clip: Encoder,
-    shown: Shown | None,
+    shown: Shown,
 ) -> list[str]:
     """The report: what was found, and how it was prepared."""
 
@@ -578,13 +577,13 @@ def _described(
                 f"too short for {1 + settings.frame_step} frames, and learned as a still picture",
                 lambda one: one.clip and one.clip.frames <= settings.frame_step,
             )
-    if shown and shown.given and (shown.given.masked or cuts):
+    if shown.given and (shown.given.masked or cuts):
         lines.append(f"the model is also given what {shown.given.node} makes")
         if not shown.given.needed:
             lines.append("  for text to video set first_frames to none")
-    if shown and shown.misses_frames and cuts:
+    if shown.misses_frames and cuts:
         lines.append("no frame is given: no node is known that can give this model one")
-    if shown and shown.references and any(one.found.references for one in planned):
+    if shown.references and any(one.found.references for one in planned):
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)
         lines += named("without a reference", lambda one: not one.found.references)

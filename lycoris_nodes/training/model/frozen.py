@@ -19,9 +19,9 @@ from ...host.weights import QuantizedTensor, cast_of
 from .recompute import put_back
 
 
-def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, nn.Module]]:
-    """The layers, by path, whose weight the host makes anew for each pass in this dtype on this device."""
-    for path, module in model.named_modules():
+def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[nn.Module]:
+    """The layers whose weight the host makes anew for each pass in this dtype on this device."""
+    for module in model.modules():
         held: Any = module
         weight = module._parameters.get("weight")
         if weight is None or not (hasattr(held, "comfy_cast_weights") or hasattr(held, "cast_bias_weight")):
@@ -32,7 +32,7 @@ def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator
         # The cast of a vector is as small as what autograd keeps anyway.
         cast = weight.dtype != dtype and getattr(held, "comfy_cast_weights", False) and weight.ndim > 1
         if away or packed or patched or cast:
-            yield path, module
+            yield module
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.de
     """
     with ExitStack() as stack:
         count = 0
-        for _, module in list(lent(model, dtype, device)):
+        for module in list(lent(model, dtype, device)):
             own = vars(module)
             before = own.get("forward")
             # The weight alone does not give the gradient of a `forward` that others have replaced.

@@ -18,23 +18,18 @@ LEAST = 2
 """The fewest layers with weights in a block. A smaller module would run twice and save nothing."""
 
 
-def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The outermost blocks of a model, by path: the members of its lists that have layers inside.
+def blocks(model: nn.Module, *, in_list: bool = False) -> Iterator[nn.Module]:
+    """The outermost blocks of a model: the members of its lists that have layers inside.
 
     A list in a list is looked into, because the model calls its members (the `input_blocks` of a UNet).
     """
-    yield from _below(model, "", in_list=False)
-
-
-def _below(module: nn.Module, path: str, *, in_list: bool) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        place = f"{path}.{name}" if path else name
+    for child in model.children():
         if isinstance(child, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            yield from _below(child, place, in_list=True)
+            yield from blocks(child, in_list=True)
         elif in_list and _layers(child) >= LEAST:
-            yield place, child
+            yield child
         else:
-            yield from _below(child, place, in_list=False)
+            yield from blocks(child)
 
 
 def _layers(module: nn.Module) -> int:
@@ -55,7 +50,7 @@ def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Genera
     """
     with ExitStack() as stack:
         count = 0
-        for _, block in list(blocks(model))[:-1]:
+        for block in list(blocks(model))[:-1]:
             own = vars(block)
             before = own.get("forward")
             own["forward"] = _checkpointed(block.forward, package_of(type(block)), within)

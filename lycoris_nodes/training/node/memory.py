@@ -55,7 +55,7 @@ def memory_for(
 
 
 def memory_of_pass(
-    model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int, captions: Iterable[Any] = ()
+    model: Any, latents: Iterable[Mapping[str, Any]], batch_size: int, captions: Iterable[Any]
 ) -> float:
     """The bytes that a pass without gradients takes, by the host's own estimate for sampling: for a batch of
     the largest of these latents, with the largest inputs that the captions give beside it."""

@@ -128,9 +128,9 @@ def train(
     metadata: Mapping[str, str],
     tell: Callable[[dict[str, Any]], None],
     rescued: Callable[[str], None],
-    data_of: DataOf = latents_with_captions,
-    passes: int = 1,
-    because: str = "",
+    data_of: DataOf,
+    passes: int,
+    because: str,
 ) -> FinishedTraining:
     """Train as asked, or go on with the training that was broken off, see `run_of`.
 

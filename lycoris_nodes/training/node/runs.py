@@ -85,7 +85,7 @@ def run_of(
     data: Mapping[str, Sequence[Sketch]],
     *,
     resume: bool,
-    checkpoint: str = "",
+    checkpoint: str,
 ) -> Run:
     """Choose the training to run: the latest of this name that was stopped with these settings and data,
     else a new one.
