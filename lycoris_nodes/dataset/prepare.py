@@ -81,7 +81,7 @@ class PictureSettings:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the model is shown beside captions, with the VAE and text encoder of the host."""
+    """What the model is given beside captions, with the VAE and text encoder of the host."""
 
     vae: Any
     clip: Any

@@ -109,7 +109,7 @@ class DiffusionLoss:
     delta: float = 0.1
     masked_prior: float = 0.0
     """How much the masked-out part counts. Its target is the prediction without the adapter
-    (Nerogar/OneTrainer's masked prior preservation). A pass with a mask then takes two."""
+    (Nerogar/OneTrainer's masked prior preservation). A pass with a mask then becomes two."""
     encoder: TextEncoder | None = None
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Genera
 
 
 def put_back(own: dict[str, Any], before: Any) -> None:
-    """Restore `forward` in a module's attributes: `before`, or None if it had none of its own."""
+    """Restore `forward` in a module's attributes. `before` is None if it had none of its own."""
     if before is None:
         own.pop("forward", None)
     else:

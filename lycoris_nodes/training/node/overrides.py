@@ -14,7 +14,7 @@ SAMPLE_LINE = re.compile(r"(?:seed\s+(\d+))?,?\s*(?:(\d+)\s*x\s*(\d+))?", re.IGN
 ARGUMENTS = "betas=0.9,0.99 eps=1e-6"
 
 Sampling = tuple[int | None, tuple[int, int] | None]
-"""The seed of a sample, and its width and height; None for what is not said."""
+"""The seed of a sample, and its width and height; None for what is missing."""
 
 
 def overrides_of(text: str) -> dict[str, dict[str, Any]]:
@@ -62,7 +62,7 @@ def arguments_of(text: str) -> dict[str, Any]:
 
 
 def sampled_as(text: str) -> list[Sampling]:
-    """Parse lines such as `seed 7, 768 x 512`: the seed, and width and height; None for what is not said.
+    """Parse lines such as `seed 7, 768 x 512`: the seed, and width and height; None for what is missing.
     Empty lines at the end are ignored.
 
     Raises RuleError for any other line.

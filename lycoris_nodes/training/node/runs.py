@@ -93,8 +93,8 @@ def run_of(
     Only the files on disk decide. With `resume` or a checkpoint the latest training of this name is
     continued, from that checkpoint or the newest one, with the new values of all settings that may change.
 
-    With them, raises TrainError if there is no such training or checkpoint, and for a changed setting that
-    may not change. Without them, raises it if the latest training was stopped on these data with other
+    With either, raises TrainError if there is no such training or checkpoint, and for a changed setting that
+    may not change. Without, raises it if the latest training was stopped on these data with other
     settings, and none with these: then the user must choose.
     """
     new = adapter_path(prefix, dialect)
@@ -255,7 +255,7 @@ def _runs(new: Path, dialect: str) -> Iterator[Run]:
 def _folders(new: Path, dialect: str) -> Iterator[tuple[Path, Path]]:
     """The folders of checkpoints of this name and the places of their adapters, the latest first. The name
     may also be the numbered one of a single run."""
-    # The host counts files as the disk compares their names.
+    # The host numbers files by names as the disk compares them.
     folded = re.IGNORECASE if os.path.normcase("A") == "a" else 0
     numbered = re.compile(rf"({re.escape(_name(new, dialect))}(?:_(\d+)_)?){CHECKPOINTS}", folded)
     runs: list[tuple[int, Path, Path]] = []
