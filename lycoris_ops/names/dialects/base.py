@@ -118,8 +118,8 @@ class Write:
     flat: bool = False
     """Whether underscores replace the dots of a path."""
     renamed: Callable[[str | None, Prefix, str], str | None] = lambda spoken, prefix, path: None
-    """This dialect's name for a layer, given its dialect, prefix and path in another; None if that needs the
-    model."""
+    """This dialect's name for a layer of another dialect, given that dialect and the layer's prefix and path
+    there; None if it needs the model."""
     holds: Callable[[type[Layer], bool], bool] = lambda kind, takes_lokr: True
     """Whether it can hold layers of a kind. The second argument is `Asked.takes_lokr`."""
     spelled: Callable[[str, str], str] = "{}.{}".format

@@ -128,7 +128,7 @@ def _lokr(layer: Lokr, asked: Asked) -> Encoded:
     first, written = W1 if W1 in tensors else W1_A, dict(tensors)
     if layer.rank is not None:
         written[first] = times(tensors[first], scale(layer.alpha, layer.rank))
-    # The number of inputs is that of w2's columns, since there is no kernel.
+    # Without a kernel, the columns of w2 tell the number of inputs.
     told = replace(wanted, alpha=float(wanted.r), folded=False)
     remarks = _remarks(layer, tensors, written)
     return Encoded(asked.name, written, configured=(LokrConfig, told), remarks=remarks)
