@@ -322,7 +322,7 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     for palette in ("light", "dark"):
         page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
         page.wait_for_timeout(500)
-        assert page.evaluate(ours)
+        page.wait_for_function(ours)
     screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-many")
 
     rows.click(page.locator(".lycoris-head").get_by_role("checkbox"))

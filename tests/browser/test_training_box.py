@@ -54,7 +54,9 @@ def base(base: Path) -> Path:
         ImageDraw.Draw(picture).ellipse([16, 16, 48, 48], fill=name)
         picture.save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"a {name} disc", encoding="utf-8")
-    shutil.rmtree(base / "output" / "loras", ignore_errors=True)
+    # The folder itself stays: the host lists it, and fails where it is gone.
+    for training in (base / "output" / "loras").glob("*"):
+        shutil.rmtree(training) if training.is_dir() else training.unlink()
     return base
 
 
@@ -129,11 +131,15 @@ def listen(ui: Ui) -> None:
     """Keep what the panel says from now on."""
     ui.page.evaluate(
         f"""() => {{
-            window.said ??= []
-            window.seen ??= setInterval(() => {{
+            if (window.said) return
+            window.said = []
+            const hear = () => {{
                 for (const box of document.querySelectorAll("{PANEL} .words, .lycoris-report .first"))
                     if (!said.slice(-2).includes(box.textContent)) said.push(box.textContent)
-            }}, 20)
+            }}
+            hear()
+            const all = {{childList: true, characterData: true, subtree: true}}
+            new MutationObserver(hear).observe(document, all)
         }}"""
     )
 
