@@ -1,7 +1,7 @@
-"""Charts as pictures: series in axes, tables of colours, and bars with names, below each other.
+"""Draw charts: series over axes, colour tables and rows of bars, below each other.
 
-They are as wide as a node of a graph. An image is drawn by Pillow on white paper, twice as large as it is
-shown; a drawing for a page (SVG) takes the colour of the page's text.
+They are as wide as a node of a graph. Pillow draws an image on white, at twice its displayed size; an SVG for
+a page takes the colour of the page's text.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ Value = TypeVar("Value")
 Stroke = Literal["line", "dashes", "dots", "line and dots", "boxes", "area"]
 
 COLOURS = ("#4a90d9", "#e0872f", "#43a76b", "#d9534f", "#9a72cf", "#a87b5f", "#d774b4", "#2fa5b5", "#a3a13a")
-"""Those of one thing after the other, on white or dark. A tenth has the colour of the first again."""
+"""The colours of series, in order, for white and dark pages. The tenth series has the first colour again."""
 OPPOSED, ALIKE = "#5b8ff0", "#e5655f"
 """The colours of -1 and of 1."""
 INK, PAPER = "#282828", "#ffffff"
 FAINT = 0.18
-"""How much of the ink is in the lines of a grid."""
+"""The opacity of grid lines."""
 WIDTH = 400
-"""The pixels of a picture from side to side, as it is shown."""
+"""The displayed width of a picture in pixels."""
 PLOT = 96
-"""The height of what is drawn in axes."""
+"""The height of a plot without its labels."""
 SHARP = 2
-"""How much larger an image is than it is shown."""
+"""The pixels of an image for each displayed pixel."""
 LARGER = 2
-"""How much larger again an image is drawn, because Pillow does not smooth lines."""
+"""An image is drawn this many times larger still, then reduced, because Pillow does not smooth lines."""
 SMALL, TITLE = 11, 13
-"""The sizes of letters in pixels: of all that stands in charts, and of titles."""
+"""Font sizes in pixels: of text in charts, and of titles."""
 EDGE, GAP = 10, 5
 LINE = 16
-"""The height of a line of a legend or of bars."""
+"""The height of a line of a legend, and of a row of bars."""
 CELL = 40
-"""The least width of a bar with its words."""
+"""The least width of a column of bars."""
 MANY = 500
-"""From how many dots on they are small."""
+"""From this many dots on, they are drawn small."""
 THIN = 1.5
-"""The least width of a bar that stands beside others."""
+"""The least width of a bar among others side by side."""
 OVER = 0.6
-"""How much of its colour a share of 1 has, over what is below."""
+"""The opacity of a share of 1 in `Planes`."""
 STEPS = 8
-"""How many steps of a plane's shares are drawn apart."""
+"""How many levels the shares of a plane are rounded to."""
 WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "msyh.ttc",
     "PingFang.ttc",
     "wqy-microhei.ttc",
 )
-"""Fonts of systems, for letters that Pillow's own font lacks."""
+"""System fonts, for characters that Pillow's own font lacks."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour. Two points after each other are corners of a box; an area is closed."""
+    """Points drawn in one colour. For boxes, each pair is two opposite corners; an area is closed."""
 
     points: Sequence[Point]
     colour: str
@@ -78,7 +78,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """Series over two axes. `names` stand below 0, 1, ... of the axis across, in place of numbers."""
+    """Series over two axes. `names` label 0, 1, ... of the horizontal axis in place of numbers."""
 
     title: str
     series: Sequence[Series]
@@ -86,13 +86,13 @@ class Axes:
     logarithmic: tuple[bool, bool] = (False, False)
     names: Sequence[str] = ()
     ticks: Sequence[float] = ()
-    """Where numbers stand below the axis across; none for round ones."""
+    """The ticks of the horizontal axis; () for round numbers."""
     marks: Sequence[tuple[float, Series]] = ()
-    """Places across of upright lines, each in the colour and form of a series without points."""
+    """Vertical lines: where each crosses the horizontal axis, and a series for its colour and form."""
     limits: Point | None = None
     """The ends of the vertical axis; None for the smallest and largest value."""
     span: Point | None = None
-    """The ends of the axis across."""
+    """The ends of the horizontal axis; None for the smallest and largest value."""
     percent: bool = False
     """Whether the values are shares, written in per cent."""
 
@@ -101,7 +101,7 @@ class Axes:
 class ColourTable:
     """Values from -1 to 1 as colours, a row for each name.
 
-    Without `columns` the columns are the same names, and the values those of all pairs.
+    Without `columns` the columns have the same names, and there is a value for each pair of names.
     """
 
     title: str
@@ -109,28 +109,28 @@ class ColourTable:
     values: Sequence[Sequence[float]]
     columns: Sequence[str] = ()
     words: Sequence[Sequence[str]] = ()
-    """What stands on each value in place of it."""
+    """Texts in the cells in place of the values."""
     frames: Mapping[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
-    """How wide a frame is around the value of a row and a column."""
+    """The width of a frame around a cell, by row and column."""
 
 
 @dataclass(frozen=True)
 class Planes:
-    """Shares over planes beside each other: one thing over the other, in a colour each."""
+    """Planes side by side, each with layers of shares over each other, one colour a layer."""
 
     titles: Sequence[str]
-    """What each plane is called."""
+    """The title of each plane."""
     shares: Sequence[Sequence[tuple[Sequence[Sequence[float]], str]]]
-    """For each plane, shares (rows, columns) from 0 to 1 with their colours. All have as many of both."""
+    """The layers of each plane: shares (rows, columns) from 0 to 1, and a colour. All have one shape."""
 
 
 @dataclass(frozen=True)
 class BarRow:
-    """A name with bars beside each other, each in a column of its own."""
+    """A name with bars side by side, one in each column."""
 
     name: str
     bars: Sequence[tuple[float, str, str]]
-    """The length and the colour of each, and the words on it."""
+    """The length, colour and label of each."""
 
 
 Legend = Sequence[tuple[str, str]]
@@ -138,7 +138,7 @@ Legend = Sequence[tuple[str, str]]
 
 
 class Canvas(Protocol):
-    """What charts are drawn on, in the pixels that are shown."""
+    """A surface for charts, measured in displayed pixels."""
 
     def text(
         self,
@@ -150,9 +150,10 @@ class Canvas(Protocol):
         *,
         upright: bool = False,
     ) -> None:
-        """A text whose `anchor` is at a place: `l`, `m` or `r`, and the top (`a`), middle or baseline (`s`).
+        """Draw a text. `anchor` is the point of it that lies `at` the place: the left (`l`), middle or right
+        end, and the top (`a`), middle or baseline (`s`).
 
-        `whole` is the text that it shortens. An upright one is read from below.
+        `whole` is the full text where this one is shortened. An upright text reads upwards.
         """
         ...
 
@@ -163,13 +164,13 @@ class Canvas(Protocol):
     def dot(self, at: Point, colour: str, radius: float) -> None: ...
 
     def area(self, points: Sequence[Point], colour: str, share: float = 1.0) -> None:
-        """A closed form, with this share of the colour and the rest of what is below."""
+        """Fill a polygon; `share` is the opacity."""
         ...
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a picture from side to side: its height, and what draws it at a distance from the top."""
+    """A full-width part of a picture: its height, and a function that draws it at a distance from the top."""
 
     height: float
     draw: Callable[[Canvas, float], None]
@@ -177,10 +178,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Parts below each other. Each of its forms needs Pillow, and raises LycorisError without it."""
+    """Panels below each other. Every output needs Pillow, and raises LycorisError without it."""
 
     verdict: str
-    """What the picture shows, in a sentence. An image begins with it; a page says it beside the drawing."""
+    """What the picture shows, in a sentence. An image begins with it; a page shows it beside the drawing."""
     parts: Sequence[Panel]
     width: int = WIDTH
 
@@ -196,7 +197,7 @@ class Picture:
         return held.getvalue()
 
     def svg(self) -> str:
-        """The picture for a page. Names in it are escaped: they hold no elements of their own."""
+        """The picture for a page. Names in it are escaped."""
         page = _Vector()
         _draw(page, self.parts)
         size = f'viewBox="0 0 {self.width} {_height(self.parts)}"'
@@ -219,18 +220,18 @@ def colour_of(number: int) -> str:
 
 
 def below_each_other(verdict: str, legend: Legend, charts: Sequence[Axes | ColourTable]) -> Picture:
-    """Charts with one legend for all of them, which may be empty."""
+    """Charts below one legend, which may be empty."""
     drawn = [_axes(chart) if isinstance(chart, Axes) else _table(chart) for chart in charts]
     return Picture(verdict, [*_legends(legend, WIDTH), *drawn])
 
 
 def of_planes(verdict: str, names: Legend, planes: Planes, width: int) -> Picture:
-    """Planes, and below them each name in a line of its own."""
+    """Planes, and below them a legend with one name a line."""
     return Picture(verdict, [_planes(planes, width), *(_legend([name], width) for name in names)], width)
 
 
 def in_rows(verdict: str, title: str, rows: Sequence[BarRow], legend: Legend) -> Picture:
-    """Names below each other, with their bars. With many columns the picture is wider than others."""
+    """Rows of bars. With many columns the picture is wider than `WIDTH`."""
     columns = max((len(row.bars) for row in rows), default=0)
     longest = max((length_of(row.name) for row in rows), default=0.0)
     left = EDGE + min(longest, 0.45 * WIDTH) + 8
@@ -257,15 +258,16 @@ def in_rows(verdict: str, title: str, rows: Sequence[BarRow], legend: Legend) ->
 
 
 def check_png(path: Path) -> None:
-    """Raise LycorisError for a place that is not one of a PNG."""
+    """Raise LycorisError for a path that does not end in .png."""
     if path.suffix.lower() != ".png":
         raise LycorisError("a picture cannot be written in this form", file=str(path), expected=".png")
 
 
 def write_png(path: Path, draw: Callable[[], Picture]) -> None:
-    """Write the picture that `draw` makes as PNG. It is not drawn where the place is not one of a PNG.
+    """Write the picture that `draw` makes as PNG.
 
-    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
+    Raises LycorisError, before it draws, for a path that does not end in .png; LycorisError without Pillow;
+    and WriteError.
     """
     check_png(path)
     data = draw().png()
@@ -274,14 +276,14 @@ def write_png(path: Path, draw: Callable[[], Picture]) -> None:
 
 
 def length_of(text: str, size: int = SMALL) -> float:
-    """How long a text is. Letters that the font may lack are as wide as they are high."""
+    """The width of a text. East Asian letters, which the font may lack, count as wide as they are high."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     rest = "".join(letter for letter in text if unicodedata.east_asian_width(letter) not in "WF")
     return _font(size).getlength(_letters(rest, _font(size))) / (LARGER * SHARP) + wide * size
 
 
 def fitted(text: str, width: float, size: int = SMALL) -> str:
-    """A text, without its middle where it is too long: names differ at their ends."""
+    """A text that fits a width, if need be without its middle: names differ at their ends."""
     if length_of(text, size) <= width:
         return text
     kept = len(text) - 1
@@ -291,13 +293,13 @@ def fitted(text: str, width: float, size: int = SMALL) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """A text of no more letters than `longest`, without its middle where it has more."""
+    """A text of at most `longest` letters, if need be without its middle."""
     first = (longest - 1) // 3
     return text if len(text) <= longest else f"{text[:first]}…{text[len(text) - (longest - 1 - first) :]}"
 
 
 def binned(points: Sequence[Point], most: int) -> Iterator[Point]:
-    """The mean of each of at most so many runs of points."""
+    """The means of successive runs of points, at most `most` of them."""
     width = max(1, -(-len(points) // most))
     for start in range(0, len(points), width):
         part = points[start : start + width]
@@ -316,7 +318,7 @@ def _pillow(name: str) -> Any:
 
 
 class _Raster:
-    """An image in the making."""
+    """A canvas for an image."""
 
     def __init__(self, width: int, height: int) -> None:
         size = (width * LARGER * SHARP, height * LARGER * SHARP)
@@ -341,7 +343,7 @@ class _Raster:
         font = _font(size) if text.isascii() else _wide_font(size)
         shown = _letters(text, font)
         if not upright:
-            # Fonts of fixed size have no anchors.
+            # Bitmap fonts have no anchors.
             self._draw.text(_larger(at), shown, INK, font, anchor=anchor)
             return
         length, high = math.ceil(font.getlength(shown)) or 1, round(1.3 * size * LARGER * SHARP)
@@ -360,7 +362,7 @@ class _Raster:
             )
 
     def dashes(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
-        """A line in parts of 4 pixels."""
+        """Dashes and gaps of 4 pixels."""
         done = 0.0
         for (x, y), (to_x, to_y) in pairwise(points):
             length = math.hypot(to_x - x, to_y - y)
@@ -385,7 +387,7 @@ class _Raster:
 
 
 class _Vector:
-    """The elements of a drawing. What is ink on paper has the colour of the page's text."""
+    """A canvas for an SVG. Ink becomes the colour of the page's text."""
 
     def __init__(self) -> None:
         self.elements: list[str] = []
@@ -461,7 +463,7 @@ def _font(size: int) -> Any:
 
 @lru_cache(maxsize=8)
 def _wide_font(size: int) -> Any:
-    """The first of WIDE_FONTS that this machine has, and Pillow's own without any."""
+    """The first of WIDE_FONTS that this machine has, or else Pillow's own font."""
     fonts = _pillow("ImageFont")
     for name in WIDE_FONTS:
         try:
@@ -472,7 +474,7 @@ def _wide_font(size: int) -> Any:
 
 
 def _letters(text: str, font: Any) -> str:
-    """A text without letters that a font of fixed size would fail on."""
+    """A text with ? for letters that a bitmap font would fail on."""
     return text if hasattr(font, "getmask2") else text.encode("latin-1", "replace").decode("latin-1")
 
 
@@ -481,7 +483,7 @@ def _legends(entries: Legend, width: int) -> list[Panel]:
 
 
 def _words(text: str, width: int) -> Panel:
-    """A text over as many lines as it takes."""
+    """A text, wrapped into lines."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -498,7 +500,7 @@ def _words(text: str, width: int) -> Panel:
 
 
 def _legend(entries: Legend, width: float) -> Panel:
-    """Labels with their colours, in as many lines as they take."""
+    """Labels with their colours, wrapped into lines."""
     placed: list[tuple[float, int, str, str]] = []
     x, line = float(EDGE), 0
     for label, colour in entries:
@@ -519,7 +521,7 @@ def _legend(entries: Legend, width: float) -> Panel:
 
 @dataclass
 class _Scale:
-    """A way from values to pixels, along one axis."""
+    """Maps values to pixels along one axis."""
 
     low: float
     high: float
@@ -559,7 +561,7 @@ class _Scale:
 
 
 def _even(low: float, high: float, *, whole: bool) -> list[float]:
-    """Round numbers at even distances, about five; with `whole` without fractions."""
+    """About five evenly spaced round numbers; whole ones with `whole`."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= raw * 0.999)
@@ -572,7 +574,7 @@ def _number(value: float, *, percent: bool = False) -> str:
 
 
 def _axes(chart: Axes) -> Panel:
-    # Of several series of one label, the first stands for all.
+    # Series that share a label get one entry, in the colour of the first.
     labels = {one.label: one.colour for one in reversed(chart.series) if one.label}
     entries = [(label, labels.pop(label)) for one in chart.series if (label := one.label) in labels]
     head = [_words(chart.title, WIDTH), *_legends(entries, WIDTH)]
@@ -641,7 +643,7 @@ def _draw_series(page: Canvas, one: Series, placed: Sequence[Point]) -> None:
 def _table(chart: ColourTable) -> Panel:
     title = _words(chart.title, WIDTH)
     longest = max(map(length_of, chart.names), default=0.0)
-    # Numbers stand for names above the columns.
+    # Above the columns, numbers stand for the names.
     numbers = [] if chart.columns else [str(place + 1) for place in range(len(chart.names))]
     columns = chart.columns or numbers
     count = max(1, len(columns))
@@ -708,6 +710,6 @@ def _steps(values: Sequence[float]) -> Iterator[int]:
 
 
 def _runs(values: Sequence[Value]) -> Iterator[tuple[int, int, Value]]:
-    """The beginning, the end and the value of what is alike and beside each other."""
+    """The start, end and value of each run of equal values."""
     ends = [place for place in range(1, len(values)) if values[place] != values[place - 1]]
     return ((start, end, values[start]) for start, end in pairwise((0, *ends, len(values))))

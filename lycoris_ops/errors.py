@@ -17,11 +17,11 @@ LONGEST = 500
 
 
 def printable(text: str, most: int = LONGEST) -> str:
-    """A text that may come from a file, as it can be shown on one line.
+    """A text, perhaps from a file, made safe to show on one line.
 
     Line breaks and tabs become spaces. Characters that control a terminal, reverse the direction of text,
-    show nothing or are no text become codes such as `\\x1b`. Letters of any language stay. Of a text longer
-    than `most` characters the middle is left out.
+    show nothing or are no text become codes such as `\\x1b`. Letters of any language stay. A text longer than
+    `most` characters loses its middle.
     """
     if len(text) > most:
         text = f"{text[: most // 2]}...{text[-(most // 2) :]}"
@@ -218,7 +218,7 @@ class WriteError(LycorisError):
 
 
 class TrainError(LycorisError):
-    """A training that cannot begin or cannot go on; what was trained before is whole."""
+    """A training that cannot begin or cannot go on; what was trained before is kept."""
 
 
 class DivergedError(TrainError):

@@ -19,8 +19,8 @@ MOST_TEXT = 1 << 20
 """The most characters that all expressions of one field may have. An expression for each of the 800 layers of
 SDXL needs about 60,000."""
 MOST_COMPILED = 1 << 14
-"""How many characters expressions that are not plain paths may have. Compiling them takes a quarter of a
-second."""
+"""The most characters that all expressions other than plain paths may have. Compiling so many takes a
+quarter of a second."""
 MOST_COPIES = 10_000
 """The most copies that counted repeats (`a{9}`) may make. Compiling writes each of them out."""
 COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
@@ -111,7 +111,7 @@ class Expressions:
 
 
 def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable[[str, float], bool]]]:
-    """The number of each expression, and a function that tests a path against it in at most some seconds."""
+    """The number of each expression, and a function that tests a path against it within some seconds."""
     if not texts:
         return []
     try:

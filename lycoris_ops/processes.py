@@ -46,7 +46,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         if not is_divided(tensor):
             alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for group in alike.values():
-        # A single one is large, such as the gradient of a weight: no copy of it.
+        # A single tensor is not copied: it may be large, such as the gradient of a weight.
         flat = torch.cat([tensor.reshape(-1) for tensor in group]) if group[1:] else group[0].reshape(-1)
         _dist.all_reduce(flat)
         parts = cast("Sequence[Tensor]", torch.split(flat, [tensor.numel() for tensor in group]))
@@ -56,7 +56,9 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by those of the first process, and equal parts by those of their first one."""
+    """Replace tensors in place by those of the first process. Of divided tensors, only copies of one part are
+    made equal, by the first process that has the part.
+    """
     for tensor in tensors if _on() else ():
         if not is_divided(tensor):
             _dist.broadcast(tensor, src=0)
@@ -69,7 +71,7 @@ def share(tensors: Sequence[Tensor]) -> None:
 
 
 def shared(value: float, device: torch.device) -> float:
-    """A number of the first process."""
+    """The number that the first process has."""
     if not _on():
         return value
     tensor = torch.tensor([value], device=device)
@@ -97,9 +99,9 @@ def of_all(value: Value) -> list[Value]:
 
 @dataclass(frozen=True)
 class Copies:
-    """The copies of a model that learn from different batches: one process computes each, or several do.
+    """The copies of a model that learn from different batches.
 
-    Several do so with tensor parallelism, and then see the same batches.
+    One process computes a copy, or several do by tensor parallelism, on the same batches.
     """
 
     count: int
@@ -109,7 +111,7 @@ class Copies:
     """How many processes compute each."""
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """`add_up`, of tensors that the processes of a copy all have."""
+        """`add_up` of tensors that all processes of a copy have: each copy counts once."""
         add_up(tensors)
         if self.size > 1:
             cast("Any", torch)._foreach_div_([one for one in tensors if not is_divided(one)], self.size)
@@ -118,10 +120,10 @@ class Copies:
 def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
     """The copies of a model; all processes call this.
 
-    Those that have a weight in parts compute one copy together. `mesh` is a DeviceMesh over copies, for a
-    model that does not say so: processes at one place of it compute one copy.
+    Processes that hold parts of one weight compute one copy together. `mesh` is a DeviceMesh over copies, for
+    a model whose weights do not tell: processes at the same place of it compute one copy.
 
-    Raises TrainError for a mesh that does not divide the processes evenly, or the parts of a weight.
+    Raises TrainError unless each copy has as many processes as the others, and all parts of its weights.
     """
     parts = in_parts(module)
     if not parts and mesh is None:
@@ -148,9 +150,9 @@ def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
 
 
 def in_parts(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model, by path, that each process computes with a part of, as in tensor parallelism.
+    """The weights of a model, by path, that are divided even within a pass, as in tensor parallelism.
 
-    What `fully_shard` divides is whole within each pass.
+    Weights that `fully_shard` alone divides are whole within each pass.
     """
     return dict(_in_parts(module))
 
@@ -167,21 +169,21 @@ def check_whole(module: nn.Module) -> None:
 
 
 def divided_by(weight: Tensor) -> str:
-    """How processes have a weight in parts, in words."""
+    """How a weight is divided over processes, in words."""
     divided: Any = weight
     return f"{', '.join(map(str, divided.placements))} of {divided.device_mesh}"
 
 
 def check_parts(network: nn.Module, copies: Copies) -> bool:
-    """Whether processes have a network in parts. Raises TrainError unless all of them together do."""
-    # Where someone has put the parts together.
+    """Whether a network is sharded. Raises TrainError unless over all processes, each of which has a copy."""
+    # Where its weights are gathered now.
     give_back(network)
     divided = {name: value for name, value in network.named_parameters() if is_divided(value)}
     for name, value in divided.items():
         mesh = cast("Any", value).device_mesh
         if copies.size > 1:
             raise TrainError(
-                "a network is sharded beside a model whose copies several processes compute together",
+                "a network is sharded beside a model whose copies are each computed by several processes",
                 key=name,
                 got=f"{mesh}, and {copies.size} processes for each copy",
                 expected="a whole network: fully_shard for the model alone",
@@ -198,7 +200,7 @@ def check_parts(network: nn.Module, copies: Copies) -> bool:
 
 
 def give_back(module: nn.Module) -> None:
-    """Let no process keep weights whole that `fully_shard` divides, such as those of the latest pass."""
+    """Free the whole weights that `fully_shard` has gathered, such as in the latest pass."""
     for inner in module.modules():
         if shards(inner):
             cast("Any", inner).reshard()
@@ -214,10 +216,9 @@ def _in_parts(module: nn.Module, path: str = "", *, sharded: bool = False) -> It
 
 
 def _within_passes(weight: Any, *, sharded: bool) -> bool:
-    """Whether a weight is divided within passes too, by more than `fully_shard`.
+    """Whether a weight is divided even within passes, so not by `fully_shard` alone.
 
-    That divides over the first dimension of processes, or over the second one with equal copies over the
-    first.
+    It divides over the first dimension of the mesh, or over the second, with copies over the first.
     """
     first, *rest = weight.placements
     if sharded and rest and first.is_replicate():
@@ -226,7 +227,7 @@ def _within_passes(weight: Any, *, sharded: bool) -> bool:
 
 
 def _together(weight: Tensor) -> tuple[int, ...]:
-    """The processes that have the parts of a weight within passes, from the lowest on."""
+    """The processes that hold the parts of a weight within passes, sorted."""
     mesh = cast("Any", weight).device_mesh
     return tuple(sorted(dist.get_process_group_ranks(mesh.get_group(mesh.ndim - 1))))
 

@@ -40,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with raised():
             return int(options.run(options))
     except LycorisError as error:
-        # On one line, also where a file's own text in the message has line breaks.
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        # Look at the disk: the interrupt may have come just after the file got its name, which it gets only
-        # when it is complete.
+        # Look at the disk: the interrupt may have come just after the complete file was moved into place.
         unchanged = output_state(options) == before
         outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
         return interrupted(error, outcome)

@@ -72,7 +72,7 @@ def add_base(command: argparse.ArgumentParser, why: str) -> None:
 
 
 def check_place(options: argparse.Namespace, own: str | None) -> None:
-    """Raise WriteError where the output cannot be written, before the work is done and not after it.
+    """Raise WriteError, before the work is done, where the output cannot be written.
 
     `own` is the dialect to write if the arguments name none.
     """
@@ -80,7 +80,7 @@ def check_place(options: argparse.Namespace, own: str | None) -> None:
 
 
 def checked_names(options: argparse.Namespace, own: str | None) -> Callable[[Mapping[str, Expected]], None]:
-    """Raises LycorisError where a layer has no place in the dialect that is written, before the work is done.
+    """A check for `prepare`: it raises LycorisError for a layer that the written dialect has no place for.
 
     `own` is as for `check_place`.
     """

@@ -64,7 +64,7 @@ def stack_of(options: argparse.Namespace) -> Stack:
 
 
 def _entry(file: str, *strengths: str) -> Entry:
-    """An adapter with up to two strengths, given as texts. Raises LycorisError for any others."""
+    """An adapter with up to two strengths, given as texts. Raises LycorisError for other texts."""
     try:
         values = [float(text) for text in strengths]
     except ValueError:
@@ -83,9 +83,9 @@ def add_output(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def output_state(options: argparse.Namespace) -> list[tuple[str, int, int, int]]:
-    """What tells the files at the output from any others, without reading them; nothing for other verbs.
+    """Name, inode, size and time of each file at the output; [] for verbs without one.
 
-    It is different once a file has been written there.
+    It differs once a file has been written there.
     """
     if not hasattr(options, "out"):
         return []
@@ -109,13 +109,13 @@ def show(options: argparse.Namespace, data: Any, words: str) -> None:
 
 
 def progress_bar(what: str) -> Progress:
-    """A progress bar on a terminal, or else only a last line with the total and `what` it counts.
+    """A progress bar on a terminal, and everywhere a last line with the total and `what` it counts.
 
     It is printed to stderr, so that stdout holds nothing but the result.
     """
 
     def update(done: int, total: int) -> None:
-        # A bar is drawn over itself, which in a log would be one line for each step.
+        # No bar in a log: each step would be a line.
         if sys.stderr.isatty():
             filled = BAR * done // total
             print(f"\r[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total}", end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The settings of a training as a TOML file: its tables, turned into what the library takes."""
+"""Read the settings of a training from a TOML file, as arguments for the library."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .. import (
 from .shared import DTYPES
 
 TABLES = ("entry", "arguments", "network", "plan", "train")
-"""The tables of a file: the function that makes the task, the arguments of this function, of
-`create_lycoris`, and of `probe` and `plan_ranks`, and the options of `TrainOptions`."""
+"""The keys of a file: the function that makes the task, then tables with the arguments for this function,
+for `create_lycoris`, for `probe` and `plan_ranks`, and for `TrainOptions`."""
 PROBED = {"least": 8, "batches": 32}
-"""How many batches a plan is made from, unless [plan] says it: the least, where they agree, and the most."""
+"""The defaults of [plan]: a plan is made from 32 batches, or from as few as 8 where those agree."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The tables of a file. Raises LycorisError where it cannot be read or has an unknown key."""
-    # In the standard library since 3.11; before, the same code is a package.
+    # Before Python 3.11 the same code is a package.
     name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     try:
         toml: Any = importlib.import_module(name)
@@ -89,12 +89,6 @@ def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
     return cast("tuple[Any, ...]", made)
 
 
-def first_batches(task: tuple[Any, ...], count: int) -> list[Any]:
-    batches = task[1]
-    epoch: Any = batches(0) if callable(batches) else batches
-    return list(islice(epoch, count))
-
-
 def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     """The plan that [plan] asks for, from the task's first batches; None without such a table."""
     if "plan" not in settings:
@@ -103,10 +97,11 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     probing = _names(probe) - {"module", "batches", "loss", "progress"}
     planning = _names(plan_ranks) - {"probe"}
     _check(given, [*sorted(probing | planning), "batches"], "[plan]")
-    module, _, loss, *_ = task
+    module, batches, loss, *_ = task
+    epoch: Any = batches(0) if callable(batches) else batches
     found = probe(
         module,
-        first_batches(task, given["batches"]),
+        list(islice(epoch, given["batches"])),
         loss,
         **{name: value for name, value in given.items() if name in probing and value != "auto"},
     )

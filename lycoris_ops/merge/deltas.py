@@ -24,10 +24,10 @@ Triples = tuple[Tensor, Tensor, Tensor]
 class Deltas:
     """The changes D_1 to D_T, (O, K), that T adapters make to one weight, with their strengths w_1 to w_T.
 
-    `shape` is (O, K), K = I * prod(kernel). `names` are those of the adapters, and `seed` is for methods that
-    draw: what they draw for an adapter depends on the seed, on `layer` and on the adapter's name alone, and
-    so not on order, device or the other adapters. Everything is float32 on `device`, inner products are
-    float64. `pause` is called now and then in long computations.
+    `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters. `seed` is for methods that
+    draw random numbers: for an adapter these depend on the seed, `layer` and the adapter's name alone, not on
+    order, device or the other adapters. Everything is float32 on `device`, inner products are float64.
+    `pause` is called now and then in long computations.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Deltas:
         return tuple(found)
 
     def dense(self, index: int) -> Tensor:
-        """D_i without its strength. Each call forms it again."""
+        """D_i without its strength. Each call computes it again."""
         self.pause()
         return add_up(self.forms[index], torch.float32, self.device).reshape(self.shape)
 

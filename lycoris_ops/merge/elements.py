@@ -1,4 +1,4 @@
-"""What methods that work on single values share."""
+"""Shared by the methods that work value by value."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCALE = Option("scale", 1.0, "Multiplies the whole result. 1 changes nothing.", 
 CONSENSUS = Option(
     "consensus",
     "sum",
-    "sum: what is kept is added up. ties: where the signs differ, only those that win are averaged.",
+    "sum: adds up the values that are kept. ties: averages those that have the sign of the sum.",
     choices=("sum", "ties"),
 )
 
 TILE = 1 << 20
 """How many values are processed between two pauses."""
 LOW_BITS = 15
-"""How many of the 31 bits of a float32's size are the lower ones. The others number the bins."""
+"""How many of the 31 bits of a float32's size count as the lower bits, see `kept_places`."""
 
 
 def tiles(values: Tensor, pause: Pause) -> Iterator[slice]:
@@ -52,7 +52,7 @@ def largest_kept(values: Tensor, density: float, pause: Pause) -> Tensor:
 def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
     """Keep the values ranked `first` to `first + count` by size, where the largest is 0; the others become 0.
 
-    Of equal sizes the earlier places come first.
+    Among equal sizes the earlier places come first.
     """
     if first == 0 and count >= values.numel():
         return values
@@ -63,7 +63,7 @@ def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
 
 
 def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
-    """A mask of the `count` values that are largest in size; of equal sizes the earlier ones.
+    """A mask of the `count` values that are largest in size; among equal sizes, of the earlier ones.
 
     Floats of one sign sort like their bits. A histogram of the upper bits and one of the lower bits find the
     smallest size that is kept, without sorting all values.
@@ -116,7 +116,7 @@ def elected(values: Sequence[Tensor]) -> Tensor:
 
 
 def agreeing(values: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """For each place, the sums of the values whose sign is that of all together, and of their weights."""
+    """For each place, the sum of the values that have the sign of the total, and the sum of their weights."""
     signs = added(values).sign()
     signs[signs == 0] = 1.0
     total = torch.zeros_like(values[0])
@@ -136,6 +136,6 @@ def added(values: Sequence[Tensor]) -> Tensor:
 
 
 def reduced(values: Sequence[Tensor], consensus: str, scale: float, pause: Pause) -> Tensor:
-    """Reduce the values to their sum, or by `elected`, times a scale."""
+    """The sum of the values, or with consensus "ties" their `elected` mean, times a scale."""
     of = elected if consensus == "ties" else added
     return by_tiles(values, lambda tile: scale * of(tile), pause)

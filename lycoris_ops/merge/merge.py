@@ -188,10 +188,10 @@ class _Merging:
 
     def _check(self) -> None:
         least, most = self.method.adapters
-        if not max(least, 1) <= len(self.entries) <= most:
-            wanted = f"{least} adapters" if least == most else f"at least {max(least, 1)}"
+        if not least <= len(self.entries) <= most:
+            wanted = f"{least} adapters" if least == most else f"at least {least}"
             raise LycorisError(
-                f"the merge method {self.method.name} cannot take so many adapters",
+                f"the merge method {self.method.name} cannot take this number of adapters",
                 got=f"{len(self.entries)} at a strength other than 0",
                 expected=wanted,
             )
@@ -230,7 +230,7 @@ class _Merging:
         return layer if factor == 1.0 else layer.multiplied(factor)
 
     def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Goal:
-        """The part of the result that one adapter has."""
+        """One adapter's part of the result."""
         found = self.method.parts
         assert found is not None
 
@@ -243,7 +243,7 @@ class _Merging:
             given = self.entries[entry]
             if given.rules is None:
                 return forms
-            # Without the adapter's own strength, which stays beside the part, it is the weight of its rules.
+            # Only the factor of the block rules: the adapter's own strength is applied later.
             factor = deltas.strengths[at] / given.strength_of(place.target and place.target.part)
             return [form.times(factor) for form in forms]
 
@@ -313,7 +313,7 @@ class _Merging:
     def _notes(self) -> Iterator[str]:
         yield f"merged by {self.method.name}: {self.method.source}"
         alone = sum(len(place.entries()) < len(self.entries) for place in self.places)
-        if alone and len(self.entries) > 1:
+        if alone:
             yield (
                 f"{alone} of {number_of(len(self.places), 'layer')} not in every adapter; averages and "
                 "counts there are over those that have them"

@@ -70,7 +70,10 @@ class MergeMethod:
     """If the result is a sum of parts times strengths: returns each adapter's part at strength 1."""
 
     def checked(self, options: Options) -> dict[str, Any]:
-        """All options, with defaults for those not given. Raises LycorisError for unknown ones."""
+        """All options, with defaults for those not given.
+
+        Raises LycorisError for an unknown option and for a value that is not allowed.
+        """
         known = {option.name: option for option in self.options}
         for name, value in options.items():
             if name not in known:

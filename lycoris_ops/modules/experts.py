@@ -1,4 +1,4 @@
-"""Parameters that hold the weights of several experts, one behind the other."""
+"""Parameters that hold the weights of several experts, stacked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..maths.tensors import is_divided, is_plain
 
 
 def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:
-    """The parameters (E, O, I) of a module at a path that hold the weights of E experts, by name; or why they
-    cannot be adapted.
+    """The parameters of a module that hold the weights of E experts, by name; or why they cannot be adapted.
 
-    Such modules come from transformers: they know their number of experts, or their name says it.
+    They are (E, O, I), or (E, I, O) where `stored_turned`. Such modules come from transformers: they have
+    `num_experts`, or a class with Experts in its name.
     """
     if not (hasattr(module, "num_experts") or "Experts" in type(module).__name__):
         return []
@@ -22,10 +22,10 @@ def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stac
         value.itemsize == 1 or not (is_plain(value) or is_divided(value)) for value in found.values()
     )
     if found and (narrow or any("_scale" in name for name in held)):
-        return "its experts are packed, and have their values by scales"
+        return "its experts are packed, with scales for their values"
     return [(name, value, Stacked(module, name, f"{path}.{name}")) for name, value in found.items()]
 
 
 def stored_turned(module: nn.Module) -> bool:
-    """Whether the experts of a module are stored as (E, I, O), as transformers and PEFT tell it."""
+    """Whether a module stores its experts as (E, I, O), by the attribute that transformers and PEFT use."""
     return bool(getattr(module, "is_transposed", False))

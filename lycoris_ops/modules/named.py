@@ -1,4 +1,4 @@
-"""The modules of a model by name; those that PEFT has wrapped have the names that they had before."""
+"""The modules of a model by name, without PEFT's wrappers: inside them modules keep their own names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, cast
 from torch import nn
 
 SHELLS = {"PeftModel": "base_model", "BaseTuner": "model", "BaseTunerLayer": "base_layer"}
-"""PEFT's classes around a model and around its layers, with the name of what they are around.
+"""PEFT's wrapper classes, with the attribute that holds what they wrap.
 
-All else in such a layer is PEFT's adapter, and no part of the model."""
+All else in a wrapper is PEFT's adapter, and no part of the model."""
 COPIED = "AuxiliaryTrainingWrapper"
-"""PEFT's class around a layer that it trains as a whole copy."""
+"""PEFT's wrapper around a module that it trains as a whole copy. Nothing inside is listed."""
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """A model and the modules inside, by path; one under two names is there twice."""
+    """A model and the modules inside, by path. One under two names is listed twice."""
     return _named(module, "")
 
 

@@ -19,7 +19,7 @@ def check_used(
 ) -> None:
     """Raise RuleError unless a pattern matches one of these paths. `what` names them in the message.
 
-    `others` are paths that cannot be meant, with the reasons.
+    `others` are paths that cannot be adapted, with the reasons.
     """
     known = list(paths)
     if any(map(pattern.matches_path, known)):

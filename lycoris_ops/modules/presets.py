@@ -31,7 +31,7 @@ IA3 = re.compile(r"(^|\.)(to_k|to_v|k_proj|v_proj|key|value)$|(^|\.)(ff\.net\.2|
 
 
 class ModuleClasses:
-    """What presets ask about a model: the classes of its modules, and its blocks."""
+    """The classes and the blocks of a model, for presets."""
 
     def __init__(self, module: nn.Module) -> None:
         named = dict(named_modules(module))
@@ -63,15 +63,12 @@ class ModuleClasses:
 
     @cached_property
     def blocks(self) -> set[str]:
-        """What the model repeats: members of its lists, by path.
+        """The units that the model repeats, by path. They are members of its lists:
 
-        These are blocks:
-
-        - members with modules inside of a class that one list has several times, and all others of this class
-          in lists. A list in a list belongs to the outer one, and is itself no block: what is in a plain
-          sequence of layers repeats nothing.
-        - members that hold an attention, and no such member inside, where a list has one of each.
-        - members whose class is called a block or a layer, because a model may have one block alone.
+        - all members of a class that one list has several times, if they have modules inside. Nested lists
+          count as one list, and are no blocks themselves.
+        - the innermost members that hold an attention, for lists with one member of each class.
+        - members with modules inside whose class is called a block or a layer, for models with one block.
         """
         members = [path for path in self.classes if path and path.rpartition(".")[0] in self.lists]
         parts = [path for path in members if path not in self.lists and path in self._children]
@@ -83,7 +80,7 @@ class ModuleClasses:
         return attending | called | {path for path in parts if self.classes[path] in repeated}
 
     def _outermost_list(self, path: str) -> str:
-        """The outermost of the lists that hold a member of a list, one in another."""
+        """The outermost of the nested lists around a member of a list."""
         while path and (holder := path.rpartition(".")[0]) in self.lists:
             path = holder
         return path
@@ -98,7 +95,7 @@ class ModuleClasses:
         return found
 
     def _attends(self, path: str) -> bool:
-        # A projection of torch's attention is a weight, and no module of its own.
+        # The input projection of torch's attention is a weight, not a module with a class.
         kind = self.classes.get(path, "")
         return bool(
             ATTENTION.search(path.rpartition(".")[2]) or (ATTENTION.search(kind) and not BLOCK.search(kind))
@@ -161,10 +158,10 @@ PRESETS: dict[str, Callable[[ModuleClasses, str, str], bool]] = {
 }
 """For each preset, whether it chooses a module, given its path and kind (see `sites.Kind`).
 
-full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of what the model
-repeats, its blocks, without those that compute modulation or embed something, and without what the record of
-an architecture sets aside; and the linear layers of attentions elsewhere. attn-only: the linear layers of
-attentions, without those that are a feed-forward part as well, as `linear1` and `linear2` of Flux' single
-blocks. unet-transformer-only and unet-convblock-only: the transformers, and the convolutional blocks, of a
-UNet. ia3: keys, values and the last layer of feed-forward parts. The names are those of LyCORIS.
+full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of attentions, and
+of blocks except those that compute modulation, embed, or are set aside by the record of an architecture.
+attn-only: the linear layers of attentions, without layers that are feed-forward too, such as `linear1` and
+`linear2` of Flux' single blocks. unet-transformer-only and unet-convblock-only: the linear layers and
+convolutions of the transformers, and of the convolutional blocks, of a UNet. ia3: keys, values and the last
+layer of feed-forward parts. The names are those of LyCORIS.
 """

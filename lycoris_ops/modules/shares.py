@@ -22,14 +22,14 @@ KINDS = {
     "expert": "experts",
     "router": "routers",
 }
-"""What is left out for no other reason, by its kind."""
+"""The reasons in words for layers that no rule sets aside, by kind."""
 
 
 def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site] | None = None) -> str:
-    """One line on the share of the weights that is left out, of a model's blocks and of the whole model.
+    """One line: which share of the weights in blocks, and of the whole model, is left out.
 
     `chosen` are the paths of the adapted modules; `sites` are the model's sites, if known already. A weight
-    that several modules have is counted once, and biases are not counted.
+    that several modules share counts once. Biases of modules that can be adapted do not count.
     """
     model = ModuleClasses(module)
     whole = missing = in_blocks = 0
@@ -53,7 +53,7 @@ def left_out(module: nn.Module, chosen: Container[str], sites: Mapping[str, Site
 def _weights(
     module: nn.Module, model: ModuleClasses, sites: Mapping[str, Site], chosen: Container[str]
 ) -> Iterator[tuple[str, int, str]]:
-    """The path and size of each weight, and why no layer adapts it; "" where one does."""
+    """The path and size of each weight, and why it is not adapted; "" where it is."""
     for group in by_weight(sites.values()):
         first = next((site for site in group if site.path in chosen), group[0])
         aside = model.aside(first.path) if first.kind == "linear" else None

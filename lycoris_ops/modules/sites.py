@@ -1,4 +1,4 @@
-"""The modules of a model that can be adapted: linear layers, convolutions, norms and embeddings."""
+"""The weights of a model that can be adapted: linear layers, convolutions, norms, embeddings and experts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("MambaMixer", "FalconMambaMixer", "JambaMambaMixer"), ("conv1d", "dt_proj")),
     **dict.fromkeys(("Mamba2Mixer", "BambaMixer", "Zamba2MambaMixer"), ("conv1d",)),
 }
-"""Classes of torchvision and transformers that use the weights of modules inside without calling them, always
-or on some devices, with the names of these modules."""
+"""Classes of torchvision and transformers that use weights of some submodules without calling these, always
+or on some devices, with the names of these submodules."""
 
 KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
 """Packages that name classes like torch's linear layers and convolutions only if they multiply in the same
@@ -68,7 +68,7 @@ class Site:
     expert: int | None = None
     """The number of an expert whose weight is this part of the parameter; None for a whole parameter."""
     stacked: Stacked | None = None
-    """The parameter of all experts, in the passes of the module."""
+    """Puts the changed parameter of all experts into the passes of the module."""
     turned: bool = False
     """Whether the expert's weight is stored as (I, O)."""
     caller: nn.Module | None = None
@@ -86,7 +86,7 @@ class Site:
 
     @property
     def may_add_bias(self) -> bool:
-        """Whether the module adds a bias to its product, or has none where torch's class could have one."""
+        """Whether the module has a bias, or could have one as torch's class of that name could."""
         lacks = self.geometry is not None and getattr(self.module, self.bias, self) is None
         return lacks or self.has_bias
 
@@ -96,13 +96,13 @@ class Site:
         return self.turned or (self.geometry is not None and self.geometry.transposed)
 
     def oriented(self, values: Tensor) -> Tensor:
-        """Values as the module stores the weight, or those of all experts, in `shape`; a view."""
+        """A view in `shape` of values that are laid out as the module's weight, or as that of all experts."""
         own = values if self.expert is None else values[self.expert]
         return own.T if self.transposed else own
 
     @property
     def key(self) -> str:
-        """The key of the weight in the model's state dict, or of an expert one that its path leads to."""
+        """The key of the weight in the model's state dict; for an expert, a key made of its path."""
         return f"{self.path}.weight" if self.kind == "expert" else f"{self._start}{self.weight}"
 
     @property
@@ -122,7 +122,7 @@ class Site:
 
 
 def sites_of(path: str, module: nn.Module) -> list[Site] | str:
-    """The sites of a module itself, without those inside it; or why it has none although it has values."""
+    """The sites of a module itself, not of those inside; or why it has none although it has parameters."""
     if isinstance(module, nn.MultiheadAttention):
         return _projections(path, module)
     if parametrize.is_parametrized(module, "weight") or _by_norm(module):
@@ -183,9 +183,9 @@ def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, St
 
 
 def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
-    """The kind of a linear layer or convolution of a class that multiplies in a way of its own."""
+    """The kind of a subclass of torch's linear layer or convolution with a product of its own."""
     if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
-        # The attention that it is a part of has it.
+        # It is a site of the attention that it is a part of.
         return None
     found: Any = module
     if isinstance(module, nn.Linear):
@@ -198,7 +198,7 @@ def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
 def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
     """Whether a module multiplies like torch's class of the same name. Tried on one random input.
 
-    A class that takes no such input is believed: only its model knows what it takes.
+    A class that refuses this input is believed: only its model knows what it takes.
     """
     if next(module.children(), None) is not None:
         return False
@@ -231,7 +231,7 @@ def _by_norm(module: nn.Module) -> bool:
 def _projections(path: str, module: nn.MultiheadAttention) -> list[Site] | str:
     """The projections of torch's attention, which hands its weights to a function.
 
-    The path of the input projection is its key, by which adapter files call it as well.
+    The path of the input projection is its key, which is also its name in adapter files.
     """
     if getattr(module, "in_proj_weight", None) is None:
         return "its queries, keys and values are of different sizes"
@@ -253,10 +253,10 @@ def select(
 ) -> dict[str, Site]:
     """The sites of a model that a preset or patterns choose, by path and in the model's order.
 
-    `include` and `exclude` are patterns, see `Pattern`. Chosen are the sites of the preset and those that
-    `include` matches, without those that `exclude` matches. Without a preset, only what `include` matches is
-    chosen, or all of preset "full" where that is empty too. Norms, embeddings, experts and routers are in no
-    preset: `include` chooses them, so that "*" chooses all there is. A preset leaves out a module that shares
+    `include` and `exclude` are patterns, see `Pattern`. The preset's sites and those that `include` matches
+    are chosen, without those that `exclude` matches. Without a preset these are only what `include` matches,
+    or the preset "full" where `include` is empty too. Norms, embeddings, experts and routers are in no
+    preset: only `include` chooses them; "*" chooses every site. A preset leaves out a module that shares
     its weight with another, such as the output layer of a language model that is tied to its embedding,
     unless both are chosen: when merged, the change of one would change the other too.
 
@@ -309,7 +309,7 @@ def shared_weights(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
 
 
 def all_sites(module: nn.Module) -> dict[str, Site]:
-    """Every weight of a model that can be adapted, by path. One under two names is there twice."""
+    """Every weight of a model that can be adapted, by path. One under two names is listed twice."""
     return _sites(module)[0]
 
 
@@ -328,13 +328,13 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
         if inner in callers:
             sites = [replace(site, geometry=None, caller=callers[inner]) for site in sites]
         found.update((site.path, site) for site in sites)
-    # The output layer of torch's attention is no site itself, but one of the attention.
+    # The output layer of torch's attention has no site of its own, but one of the attention.
     return found, {path: why for path, why in others.items() if path not in found}
 
 
 def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
-    """The sites in groups of one weight each, or one expert's, in the order of the first of each group."""
-    # The weights are kept meanwhile: the identity of one that is gone may be given to another.
+    """The sites grouped by their weight, or by their expert's part of it, in the order of each first site."""
+    # Hold the weights: the `id` of one that is freed could be given to another.
     held = [(site, getattr(site.module, site.weight)) for site in sites]
     groups: dict[tuple[int, int | None], list[Site]] = {}
     for site, weight in held:

@@ -53,7 +53,7 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
 
     Raises ConflictError where no configuration gives these very layers.
     """
-    # Beside another kind PEFT keeps whole values of any module, or of some of its rows, see `beside_others`.
+    # In a file of another kind, whole values and rows have fields of their own.
     whole = [member for member in members if member.kind is LnTuningConfig]
     rows = [member for member in members if member.kind is TrainableTokensConfig]
     others = [member for member in members if member not in whole and member not in rows]

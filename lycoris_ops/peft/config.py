@@ -39,7 +39,7 @@ LORA_ONLY = (DIFF_B, DORA, *SPARSE)
 """Suffixes that PEFT's other kinds have no place for: the DoRA magnitude is LoRA's alone, and the rest has no
 place in PEFT at all."""
 INFERENCE = {"inference_mode": True}
-"""Written in every configuration. By it PEFT freezes the layers that it loads."""
+"""Written in every configuration. It makes PEFT freeze the layers that it loads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Wanted:
     set_bias: bool = False
     """Whether the layer sets the values of the bias."""
     remarks: tuple[str, ...] = ()
-    """What PEFT's tensors have differently, in words, see `Encoded.remarks`."""
+    """How PEFT's tensors differ, in words, see `Encoded.remarks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,12 @@ class ConflictError(LayerError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a field of PEFT's, at some of its values, makes the tensors mean what is not computed here."""
+    """Why some values of a field are refused: with them the tensors mean what is not computed here."""
 
     why: str
     """The end of a sentence that begins with the field's name and value: `acts only after these tokens`."""
     matters: Callable[[Any], bool] = bool
-    """Whether a value that is not null is one of those. Most such fields are switches."""
+    """Whether a value that is not null is refused. Most such fields are switches."""
     hint: str = "Use it in PEFT itself"
 
 
@@ -113,7 +113,7 @@ NAMED_BY_KEYS = frozenset(
         "ensure_weight_tying",
     }
 )
-"""Fields that say which layers PEFT adapts. The keys of the file tell as much."""
+"""Fields that say which layers PEFT adapts. The keys of the file tell the same."""
 PURPOSE = ("base_model_name_or_path", "revision", "task_type")
 """Fields that say what an adapter was made for. PEFT's and transformers' Auto classes need them."""
 NOTES = frozenset({"peft_type", "auto_mapping", "peft_version", "inference_mode", *PURPOSE})
@@ -131,7 +131,7 @@ class Config(ABC, Generic[W]):
     """A configuration of one kind. A module in `kinds` that defines a subclass registers it.
 
     Each field of PEFT's is a field here too, or is in `without_effect` or `refused`. Any other field is
-    another tool's, which PEFT does not follow either, or is one of a newer release. See `check`.
+    another tool's, which PEFT ignores too, or a newer release's. See `check`.
     """
 
     peft_type: ClassVar[str]
@@ -151,8 +151,7 @@ class Config(ABC, Generic[W]):
     modules_to_save: Sequence[str] = ()
     """Modules whose whole values the file holds, such as a new head, by the ends of their paths."""
     trainable_token_indices: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
-    """The rows that were trained of modules, by the ends of their paths. "" is the one embedding that has
-    such."""
+    """The trained rows of modules, by the ends of the modules' paths; "" if only one embedding has any."""
     purpose: Mapping[str, str] = field(default_factory=dict[str, str])
     """The fields of `PURPOSE` that are texts."""
 
@@ -169,7 +168,7 @@ class Config(ABC, Generic[W]):
 
         A field that is not known is ignored, as PEFT ignores it, unless a newer release of PEFT wrote the
         file. Then one that switches something on is refused: true, or a table or list that is not empty.
-        Numbers and texts are ignored even there, because PEFT writes them for what is switched off, too.
+        Numbers and texts are ignored even there, because PEFT writes them also for what is switched off.
         """
         known = cls.without_effect.union(one.name for one in dataclasses.fields(cls))
         newer = release(fields) > KNOWN_RELEASE
@@ -226,14 +225,14 @@ class Config(ABC, Generic[W]):
 
     @classmethod
     def check_weight(cls, weight: Shape) -> None:
-        """Raise LayerError where PEFT does not compute a layer as this library does, on a weight's shape.
+        """Raise LayerError for a weight of a shape on which PEFT computes the layer in another way.
 
         () stands for an unknown weight.
         """
 
     @classmethod
     def check_bias(cls, layer: Layer) -> None:
-        """Raise LayerError where PEFT would change a bias beside the weight that the layer leaves alone."""
+        """Raise LayerError where PEFT would change the bias too, and the layer itself does not."""
 
     @classmethod
     @abstractmethod
@@ -261,14 +260,14 @@ class Config(ABC, Generic[W]):
         return {"peft_type": self.peft_type, **INFERENCE, **fields}
 
     def saves(self, path: str) -> bool:
-        """Whether the file holds the whole values of the module at a path, or of one that it is in.
+        """Whether the file holds the whole values of the module at a path, or of a module around it.
 
         As PEFT finds them: a name is the end of a module's path, with or without a dot before it.
         """
         return any(module in self._whole for module in accumulate(path.split("."), "{}.{}".format))
 
     def rows_at(self, path: str) -> Sequence[int] | None:
-        """The numbers of the rows that were trained of the module at a path; None where it names none."""
+        """The numbers of the trained rows of the module at a path; None without any."""
         named = self.trainable_token_indices.items()
         return next((rows for end, rows in named if path.endswith(end)), None)
 
@@ -325,7 +324,7 @@ class RankedConfig(Config[W]):
             rank_pattern=fields.wholes("rank_pattern", low=1, high=MOST_RANK),
             alpha_pattern=fields.numbers("alpha_pattern"),
         )
-        # For their errors, where a pattern cannot be read.
+        # Compile now, to raise the errors of invalid patterns.
         _ = config._ranks, config._alphas
         return config
 

@@ -69,14 +69,12 @@ class Fields:
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """All fields with their values as they are, those that are null left out."""
+        """All fields that are not null, with unchecked values."""
         return {name: value for name, value in self._table.items() if value is not None}
 
-    def number(
-        self, name: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
-    ) -> float:
-        """A finite number from `low` to `high`."""
-        return self._number(name, self._value(name, default), low, high)
+    def number(self, name: str, default: float | None = None, *, low: float = -math.inf) -> float:
+        """A finite number of at least `low`."""
+        return self._number(name, self._value(name, default), low)
 
     def whole(self, name: str, default: int | None = None, *, low: int, high: int) -> int:
         """A whole number from `low` to `high`, perhaps written as 8.0."""
@@ -105,16 +103,16 @@ class Fields:
             raise self.error(name, "it is not a list of texts", value, "a list of texts, or one text")
         return tuple(cast("list[str]", value))
 
-    def numbers(self, name: str, *, low: float = -math.inf, high: float = math.inf) -> dict[str, float]:
+    def numbers(self, name: str) -> dict[str, float]:
         """A table of finite numbers; {} where it is missing."""
-        return {key: self._number(name, value, low, high, key) for key, value in self._entries(name)}
+        return {key: self._number(name, value, entry=key) for key, value in self._entries(name)}
 
     def wholes(self, name: str, *, low: int, high: int) -> dict[str, int]:
         """A table of whole numbers; {} where it is missing."""
         return {key: self._whole(name, value, low, high, key) for key, value in self._entries(name)}
 
     def rows(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Lists of numbers of rows by modules, or one list, by the name ""; {} where it is missing."""
+        """Lists of row numbers by module, or one list under the name ""; {} where it is missing."""
         value: Any = self._value(name, {})
         lists: dict[str, Any] = {"": value} if isinstance(value, list) else dict(self._entries(name))
         for key, rows in lists.items():
@@ -153,26 +151,22 @@ class Fields:
             raise self.error(name, "it is not a table", value, "a table of patterns and numbers")
         return list(cast("dict[str, Any]", value).items())
 
-    def _number(self, name: str, value: Any, low: float, high: float, entry: str = "") -> float:
+    def _number(self, name: str, value: Any, low: float = -math.inf, entry: str = "") -> float:
         # Python takes True for 1. Numbers of thousands of digits are compared before they are converted.
         sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not sound or not low <= value <= high or not -LARGEST <= value <= LARGEST:
-            raise self._out_of_bounds(name, value, "number", (low, high), entry)
+        if not sound or not max(low, -LARGEST) <= value <= LARGEST:
+            raise self._out_of_bounds(name, value, "a finite number", entry)
         return float(value)
 
     def _whole(self, name: str, value: Any, low: int, high: int, entry: str = "") -> int:
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if not whole or isinstance(value, bool) or not low <= value <= high:
-            raise self._out_of_bounds(name, value, "whole number", (low, high), entry)
+            raise self._out_of_bounds(name, value, f"a whole number from {low:g} to {high:g}", entry)
         return int(value)
 
-    def _out_of_bounds(
-        self, name: str, value: Any, kind: str, bounds: tuple[float, float], entry: str
-    ) -> FileFormatError:
-        low, high = bounds
-        range_ = f"a {kind} from {low:g} to {high:g}" if math.isfinite(low + high) else f"a finite {kind}"
+    def _out_of_bounds(self, name: str, value: Any, expected: str, entry: str) -> FileFormatError:
         place = f" in the entry {_shown(entry)}" if entry else ""
-        return self.error(name, f"it holds no usable number{place}", value, range_)
+        return self.error(name, f"it holds no usable number{place}", value, expected)
 
 
 MOST_ROWS = 1 << 31

@@ -1,9 +1,9 @@
 """PEFT's LoRA of single parameters (`target_parameters`): routers, and the experts of a mixture.
 
 A parameter of E experts (E, O, I) has one pair of factors: lora_A (E r, I), whose rows e r to (e + 1) r are
-expert e's, and lora_B (O, r E), whose columns e, e + E, e + 2 E, ... are. Where several parameters of one
-module are adapted, PEFT's layers are around each other, in the order in which the module declares them:
-the first is the innermost, which has most `base_layer` in its keys.
+expert e's, and lora_B (O, r E), whose columns e, e + E, e + 2 E, ... are expert e's. Where several
+parameters of one module are adapted, PEFT nests their layers in the order in which the module declares them.
+The first is the innermost, with the most `base_layer` in its keys.
 
 Here each expert is a layer of its own, `<parameter>.expert3`, and a router's has the path of its module. A
 module may be called `expert3` too: only a model, or such a configuration, tells what a layer is on. Source:
@@ -50,7 +50,7 @@ def declared(names: Sequence[str]) -> list[str]:
     """
     if len(names) > 1 and not set(names) <= set(DECLARED):
         raise LayerError(
-            "has layers around each other for the parameters of one module, whose order is not known",
+            "nests the layers of one module's parameters, in an order that is not known here",
             got=", ".join(sorted(names)),
             expected=f"one parameter of a module, or several of {', '.join(DECLARED)}",
         )

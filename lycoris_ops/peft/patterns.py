@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Patterns(Generic[T]):
-    """Values of the layers of a module, by patterns: `rank_pattern`, `alpha_pattern`.
+    """Values for the layers of a module, by patterns: `rank_pattern`, `alpha_pattern`.
 
     Raises FileFormatError, with the file and the field, where a pattern cannot be read or takes too long; see
     `expressions`.

@@ -1,4 +1,4 @@
-"""The kinds of PEFT's adapters that are not read, so that they can be called by their names."""
+"""The kinds of PEFT's adapters that are not read, so that messages can name them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ UNREAD: dict[str, Unread] = {
     "WAVEFT": Unread("WaveFT", ("waveft_spectrum",)),
     "XLORA": Unread("X-LoRA", ("internal_xlora_classifier",)),
 }
-"""The kinds by their `peft_type`, and KaSA, which is a setting of LoRA's, by its name. Kinds without tensors
-are recognised by their configuration alone.
+"""The kinds by their `peft_type`; KaSA, a setting of LoRA's, by its name. Kinds without tensors are known by
+their configuration alone.
 
 Source: `peft_types.py` and the layers of peft 0.21.
 """

@@ -52,7 +52,7 @@ class About:
     family: str
     """The model family that the metadata name or that has such layers; "" where unknown."""
     families: tuple[str, ...]
-    """The same one by one, to be compared with those of a model."""
+    """The same one by one, to compare with those of a model."""
     signals: tuple[str, ...]
     """`video` and `audio` where it has layers for each of the two; else ()."""
     base: str

@@ -8,7 +8,7 @@ from .words import few, paragraph, plain_name, unmeasured
 
 
 def describe_blocks(survey: Survey) -> str:
-    """A table of the blocks of a model, with a line for each, and one of each adapter's."""
+    """The verdict, then a table of the blocks for each adapter; without adapters, a list of the blocks."""
     wide = max(map(len, survey.blocks), default=0)
     text = [blocks_verdict(survey)]
     if not survey.adapters:
@@ -17,7 +17,7 @@ def describe_blocks(survey: Survey) -> str:
 
 
 def blocks_verdict(survey: Survey) -> str:
-    """Where each adapter does most, in a sentence; without adapters, how much there is of the model."""
+    """In which block each adapter changes most, in a sentence; without adapters, the number of blocks."""
     places: list[str] = []
     for one in survey.adapters:
         block = max(survey.blocks, key=one.share, default="")

@@ -18,7 +18,7 @@ SMALL = 1e-4
 
 
 def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
-    """Whether adapters that were made by fits hold all of their sources, and the sentence that says it."""
+    """Whether fitted adapters keep all of their sources, and a sentence that says so."""
     reports = [_report(adapter) for adapter in adapters]
     before = [report.source_size for report in reports if report.source_size is not None]
     old = sum(before) if len(before) == len(reports) else None
@@ -60,7 +60,7 @@ def _report(adapter: Adapter) -> FitReport:
 
 
 def describe_fit(*adapters: Adapter) -> str:
-    """The report of adapters that were made by fits: what was lost first, then kinds and sizes of each."""
+    """The report on fitted adapters: first what was lost, then the kinds and sizes of each."""
     return "\n\n".join([paragraph([fit_verdict(*adapters)[1]]), *map(_described, adapters)])
 
 
@@ -85,7 +85,7 @@ def _described(adapter: Adapter) -> str:
         lines += ["  most is lost in:", *(f"    {line}" for line in lost)]
     reasons = Counter(report.left_out.values())
     if unchanged := reasons.pop(UNCHANGED, 0):
-        # They are many, and nothing is missing.
+        # Only their number: they are many, and nothing is missing.
         lines.append(f"  {number_of(unchanged, 'weight')} left out, {UNCHANGED}")
     for reason, _ in reasons.most_common():
         names = [name for name, why in report.left_out.items() if why == reason]

@@ -1,4 +1,4 @@
-"""What reports share: counts, lists of limited length, long texts shortened, and lines that stay lines."""
+"""Shared by reports: counts, lists of limited length, shortened texts, and lines free of line breaks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = 3
 NAME = 32
 """The most letters of a file's name in a sentence."""
 LONG = 60
-"""The most characters of a value that are written out."""
+"""Longer values are cut off after this many characters."""
 LINE = 2000
 """The most characters of a line. Block rules can make a line long."""
 UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -50,7 +50,7 @@ def ranks(values: Iterable[int | None]) -> str:
 def listed(one: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
     """Lines with the number of items and what they are, then the first `most` items, or all for None.
 
-    `one` is what a single item is, and `many` what several are. There are no lines for no items.
+    `one` names a single item, and `many` several. Without items there are no lines.
     """
     if not items:
         return []
@@ -66,7 +66,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The name of a file for a sentence: no folder, no ending that all have, no middle of a long one."""
+    """The name of a file for a sentence, without folder and .safetensors, and shortened in its middle."""
     return shortened(name.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors"), NAME)
 
 
@@ -78,13 +78,13 @@ def unmeasured(entry: Entry) -> list[str]:
 
 def short(text: str) -> str:
     """A text on one line, cut off with `...` where it is longer than `LONG`."""
-    # Cut off before it is split too: a text out of a file can be long.
+    # Cut off once before it is split: a text from a file can be long.
     line = " ".join(text[: LONG * LONG].split())
     return line if len(line) <= LONG else f"{line[: LONG - 3]}..."
 
 
 def sizes_in_words(before: int | None, after: int) -> str:
-    """A size in bytes, with the one before it where it is another: `0.55 → 13.5 MB`."""
+    """A size in bytes, after the size before if that differs: `0.55 → 13.5 MB`."""
     largest = max(before or 0, after)
     unit, name = next((one for one in UNITS if largest >= one[0] / 10), UNITS[-1])
     old, new = ("" if size is None else _three_digits(size / unit) for size in (before, after))

@@ -26,9 +26,9 @@ from .survey import blocks_of, size_of
 KINDS = ("video", "audio", "attn", "mlp", "conv", "norm")
 PARTS = ("attn.q", "attn.k", "attn.v", "attn.out")
 OWN, LONGEST = 10, 16
-"""How many of the model's own words for kinds of layers have bars at most, and their letters."""
+"""At most OWN of the model's own words for kinds of layers get bars, each shorter than LONGEST letters."""
 GLUED = re.compile(r"_(\d+)(?:_|$)")
-"""The number of a block in a name of kohya's kind."""
+"""The number of a block in a name as kohya writes it."""
 
 Sort = Literal["blocks", "beside", "text", "kinds"]
 
@@ -67,7 +67,7 @@ class Weighed(NamedTuple):
     weights: Mapping[str, Weight]
     """By the name of the bar."""
     idle: tuple[str, ...]
-    """Patterns that mean nothing in the model."""
+    """Patterns that match nothing in the model."""
 
 
 class Bars:
@@ -137,9 +137,9 @@ class Bars:
         return (BarGroup("kinds", "kinds", tuple(found)),) if found else ()
 
     def measure(self, seconds: float) -> bool:
-        """Go on measuring the adapter's changes for so long at least; whether all are measured.
+        """Measure more of the adapter's changes, until `seconds` are over; return whether all are measured.
 
-        Raises LycorisError for a layer that cannot be read, whenever it is asked for.
+        Raises LycorisError for a layer that cannot be read, at this and every later call.
         """
         end = time.monotonic() + seconds
         with self._lock:
@@ -204,7 +204,7 @@ def _shapes(adapter: Adapter) -> Iterable[tuple[str, Shape]]:
     """Keys and shapes of a model that has just the layers of an adapter."""
     for info in adapter.info.values():
         named = info.named
-        # In names of kohya's kind the numbers of blocks stand between underscores.
+        # In names as kohya writes them the numbers of blocks stand between underscores.
         path = named.path if "." in named.path else GLUED.sub(r".\1.", named.path).strip(".")
         if named.part == "te":
             path = f"{ENCODERS[named.encoder or 1][0]}.{HOST_ENCODER}{path}"

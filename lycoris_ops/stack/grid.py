@@ -17,7 +17,7 @@ MOST = 256
 VALUES = "numbers such as 0, 0.5, 1, or 0..1.2 in 5"
 
 Parts = Sequence[tuple[Entry, tuple[float, ...]]]
-"""What stands for one entry along an axis: entries whose effects add up, each with its factors."""
+"""The entries that replace one entry along an axis, each with its factors. Their effects add up."""
 
 
 def parse_values(text: str) -> tuple[float, ...]:
@@ -61,7 +61,7 @@ class Axis:
 
 
 def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
-    """The strength of one entry, counted from 1, in place of its own; for row 0 a factor of all strengths.
+    """An axis with the strength of one entry, by its row from 1; for row 0, with a factor of all strengths.
 
     Raises LycorisError for a row that the stack does not have.
     """
@@ -79,7 +79,7 @@ def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
 
 
 def block_axis(stack: Stack, pattern: str, values: Sequence[float]) -> Axis:
-    """A factor of some blocks or layers, by a pattern as in block rules; the others keep their strengths.
+    """An axis with a factor of the blocks or layers that a pattern of block rules matches.
 
     Raises RuleError for a pattern that is not understood.
     """
@@ -96,7 +96,7 @@ def block_axis(stack: Stack, pattern: str, values: Sequence[float]) -> Axis:
 
 
 def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
-    """One of several entries at a time, by their numbers from 1; () for all. The others are in every step.
+    """An axis with one entry at a time of some rows, from 1; () for all. Other rows are in every step.
 
     Raises LycorisError for a row that the stack does not have.
     """

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NamedTuple
-
-from torch import Tensor
 
 from ..algorithms.base import Parameter
 from ..changes.place import Where
@@ -26,16 +24,14 @@ from ..rules.scene import Outcome, Scene
 from .stack import Entry, Stack
 
 OTHER_MODEL = "Choose another file or checkpoint"
-ReadWeight = Callable[[str], Tensor]
-"""Returns the weight or bias of a model with this key."""
 NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""
 OF_AN_EXPERT = (
-    "it is for one expert, and no tensor (experts, rows, columns) of that name is here, or one with as many "
-    "rows as columns: create_lycoris can apply it, and merge_to add it"
+    "it is for one expert, and there is no tensor (experts, rows, columns) of that name, or a square one: "
+    "create_lycoris can apply it, and merge_to add it"
 )
-"""Only a model tells which way a square weight of an expert lies."""
+"""Only the model's module tells whether a square weight is (O, I) or (I, O)."""
 STORED_TRANSPOSED = (
     "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it, and merge_to "
     "add it"
@@ -235,7 +231,7 @@ def _resolve_entry(
         if turned and len(info.shape) == 2:
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
-        # First the part that the layer's name states: bare keys of a model do not state theirs.
+        # The layer's name comes first: bare keys of a model do not tell their part.
         part = info.named.part or places[0].part
         strength = entry.strength_of(part)
         strength *= weights.of.get(name, 1.0)
@@ -314,7 +310,7 @@ def families_of_model(targets: Targets) -> Families:
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
     file = resolution.entry.adapter.path
-    # Users exclude a layer that does not fit with a rule of weight 0.
+    # By a rule of weight 0 users exclude a layer that does not fit.
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
         first = live[0]
@@ -361,7 +357,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
 
 
 def _stem(resolution: EntryResolution) -> str:
-    """The name of an adapter's file as users say it."""
+    """The name of an adapter's file without folder and ending."""
     return PurePath(resolution.entry.name).stem
 
 

@@ -35,8 +35,8 @@ class Entry:
     label: str = ""
     """The name in reports, such as the file with its folder; "" for the file name alone."""
     low_noise: Adapter | None = None
-    """The adapter for a model that is the low-noise one of two experts, where `adapter` is for the other;
-    None for one adapter for both."""
+    """For a model of two experts, the adapter of the low-noise one; `adapter` is then the other's. None for
+    one adapter for both."""
 
     @property
     def name(self) -> str:

@@ -40,8 +40,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--base",
         metavar="FILE",
-        help="the .safetensors model: changes are measured too, in relation to its weights; needed for kinds "
-        "that depend on them",
+        help="the .safetensors model: measures changes relative to its weights; needed for kinds that depend "
+        "on them",
     )
     add_json(command)
 

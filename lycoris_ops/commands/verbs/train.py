@@ -39,8 +39,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--search",
         choices=SEARCHES,
-        help="what a race of small trainings finds before the training: the learning rate, or all, the kind "
-        "of the layers too; in place of `search` in [train]",
+        help="what a race of small trainings chooses first: the learning rate (rate), or the kind of the "
+        "layers too (all); replaces `search` in [train]",
     )
     command.add_argument(
         "--search-share",
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 def _trained(
     options: argparse.Namespace, settings: Mapping[str, Any], training: TrainOptions, resume: str | None
 ) -> int:
-    """Train, and say what came of it."""
+    """Train, and show the result."""
     task = task_of(settings, Path(options.settings))
     module, batches, loss, *held_out = task
     sizes = table(settings, "network")
@@ -94,7 +94,7 @@ def _trained(
 
 
 def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
-    """The state to go on from, or the folder of an earlier run, if there is to be one."""
+    """The state, or the folder of an earlier run, to go on from; None for a new run."""
     if given is not True:
         return given or None
     if training.folder is None:
@@ -118,7 +118,7 @@ def _processes() -> Generator[None]:
     try:
         yield
     finally:
-        # Its threads would end a process that they outlive, and torchrun then ends the others.
+        # Threads left over would crash this process at its end, and torchrun would then end the others.
         torch.distributed.destroy_process_group()
 
 

@@ -12,11 +12,10 @@ from ..method import MergeMethod, Option, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = scale * sum of w_i B_i.
+    """D = scale * sum of w_i B_i; with `consensus` "ties" their `elected` mean in place of the sum.
 
-    B_i is D_i without its floor(gamma n) largest values in size, of n, and then without the smallest ones, so
-    that floor(density n) are left. Where both together are more than there are, fewer large ones are left
-    out.
+    B_i keeps floor(density n) of the n values of D_i: it leaves out the floor(gamma n) largest in size, and
+    then the smallest. Where density + gamma is above 1, fewer large ones are left out.
     """
     total = math.prod(deltas.shape)
     count = int(options["density"] * total)
@@ -35,7 +34,7 @@ METHOD = MergeMethod(
     factors=False,
     options=(
         Option("density", 0.9, "The share of the values of each adapter that is kept. 1 keeps all.", 0, 1),
-        Option("gamma", 0.01, "The share of the largest values that is left out. 0 leaves none out.", 0, 1),
+        Option("gamma", 0.01, "Leaves out this share of the values, the largest ones. 0 keeps all.", 0, 1),
         CONSENSUS,
         SCALE,
     ),

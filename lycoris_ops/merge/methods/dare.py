@@ -17,8 +17,8 @@ from ..method import MergeMethod, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum of w_i m_i * D_i / density, with m_i of independent zeros and ones.
 
-    A value of m_i is 1 with the probability `density`. With `consensus` ties the values are averaged as
-    there, where their signs agree.
+    A value of m_i is 1 with the probability `density`. With `consensus` "ties" it is the `elected` mean in
+    place of the sum.
     """
     kept = [
         strength * _dropped(deltas.dense(index), options["density"], deltas.generator(index), deltas.pause)

@@ -16,11 +16,11 @@ from ..method import MergeMethod, Option, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = scale * sum of w_i m_i * D_i / p_i, with m_i of independent zeros and ones of the probabilities
-    p_i.
+    """D = scale * sum of w_i m_i * D_i / p_i, with m_i of independent zeros and ones.
 
-    p goes evenly from density - epsilon for the smallest value of a row to density + epsilon for the largest.
-    Raises LycorisError where these are not between 0 and 1.
+    A value of m_i is 1 with the probability p_i, which rises linearly with the rank of the value's size in
+    its row: from density - epsilon for the smallest to density + epsilon for the largest. With `consensus`
+    "ties" it is the `elected` mean in place of the sum. Raises LycorisError unless 0 < p_i <= 1.
     """
     density, epsilon = options["density"], options["epsilon"]
     if not 0 < density - epsilon <= density + epsilon <= 1:

@@ -15,8 +15,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * P S' Q^T, where sum of w_i D_i = P S Q^T and S' = (1 - amount) S + amount * mean(S).
 
     With `directions` "own" the mean is over the true rank of the sum. With "all" it is over all min(O, K), as
-    in the authors' code: most of a change of low rank is then put into directions that no adapter has, and
-    which these are is chance.
+    in the authors' code: most of a low-rank change then goes into arbitrary directions that no adapter has.
     """
     if options["directions"] == "all":
         total = added(deltas.weighted())

@@ -13,15 +13,15 @@ from ..method import MergeMethod, Options
 
 STEPS = 100
 SETTLED = 1e-10
-"""The angle of a step at which the mean is found."""
+"""The mean is found once a step turns by less than this angle."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = m (sum of a_i ||D_i||) u, with a_i = |w_i| / sum of |w_j| and m the mean of |w_i|.
 
     u is the direction that minimises the sum of a_i angle(u, d_i)^2, with d_i = D_i / ||D_i|| with the sign
-    of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), from the mean of all d_i. As u stays a
-    linear combination of the D_i, only their inner products are needed.
+    of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), from the direction of sum of a_i d_i.
+    As u stays a linear combination of the D_i, only their inner products are needed.
     """
     weights = torch.tensor(deltas.strengths, dtype=torch.float64, device=deltas.gram.device)
     norms = deltas.gram.diagonal().clamp(min=0).sqrt()
@@ -38,7 +38,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     u = shares @ directions
     size = inner(u, u).clamp(min=0).sqrt()
     if float(size) < 1e-12:
-        # The directions cancel each other, and every direction is as near to them as any other.
+        # The directions cancel each other: no direction is nearer to them than another.
         return []
     u = u / size
     for _ in range(STEPS):

@@ -13,7 +13,7 @@ from ..method import MergeMethod, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = scale * sum of w_i H_i, with the share `density` of the values of D_i that are largest in size."""
+    """D = scale * sum of w_i H_i. H_i keeps the share `density` of the values of D_i, the largest in size."""
     total = torch.zeros(deltas.shape, device=deltas.device)
     for index, strength in enumerate(deltas.strengths):
         kept = largest_kept(deltas.dense(index), options["density"], deltas.pause)

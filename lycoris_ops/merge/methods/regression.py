@@ -1,4 +1,4 @@
-"""The change that does on each adapter's own inputs what that adapter does there."""
+"""The change that comes nearest to each adapter on that adapter's own inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SCE: where the adapters differ most, by the sizes of what they keep there."""
+"""SCE: keep the places where the adapters differ most; weight each adapter by the size of what it keeps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ METHOD = MergeMethod(
         Option(
             "select",
             1.0,
-            "The share of the places, those where the adapters differ most, that is kept.",
+            "Keeps this share of the places: those where the adapters differ most.",
             0,
             1,
         ),

@@ -10,7 +10,7 @@ from ..deltas import Deltas
 from ..method import MergeMethod, Options
 
 STRAIGHT = 0.9995
-"""From this cosine on, of either sign, the way between two changes is taken as straight."""
+"""Above this absolute cosine the interpolation is linear."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:

@@ -1,4 +1,4 @@
-"""TIES: small values are trimmed, and signs that lose are left out."""
+"""TIES: small values and values of the losing sign are left out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..elements import SCALE, agreeing, by_tiles, largest_kept, reduced
 from ..method import MergeMethod, Option, Options
 
 LEAST = 1e-8
-"""The smallest sum of strengths that is divided by."""
+"""Smaller sums of strengths count as 1."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * mean of the values w_i H_i that have the sign of their sum.
 
-    H_i has the largest values of D_i, the share `density` of them. Zeros do not vote and are not counted.
-    Strengths weight the votes too, so that a negative one subtracts. With `divisor` "strengths" the values
-    are divided by the sum of their strengths in place of their number, as in mergekit with `normalize`; a sum
-    below 1e-8 counts as 1 there.
+    H_i keeps the share `density` of the values of D_i, the largest in size. Zeros do not vote and are not
+    counted.
+    Strengths weight the votes too, so that a negative one subtracts. With `divisor` "strengths" the sum of
+    the values is divided by the sum of their strengths instead of their number, as in mergekit with
+    `normalize`; a sum below 1e-8 counts as 1.
     """
     kept = [
         strength * largest_kept(deltas.dense(index), options["density"], deltas.pause)

@@ -13,7 +13,7 @@ from ..deltas import Deltas, of_triples
 from ..method import MergeMethod, Options
 
 SHARED = 1e-6
-"""Directions whose singular value is below this share of the largest are shared by adapters, and are one."""
+"""Singular values below this share of the largest are 0: adapters share a direction, which counts once."""
 
 
 def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
@@ -23,7 +23,7 @@ def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
     k_i = min(rank of D_i, floor(min(O, K) / T)), and U', V' are the nearest matrices with orthonormal
     columns, the polar factors. So the parts are orthogonal to each other, and each keeps the norm of its
     change. Where adapters share a direction there is no such matrix, and the partial isometry takes its
-    place: of two equal adapters each has half of their change.
+    place: two equal adapters get half of their change each.
     """
     most = min(deltas.shape) // deltas.count
     kept = [(left[:, :most], values[:most], right[:most]) for left, values, right in deltas.triples]

@@ -33,7 +33,7 @@ class AdaLoraConfig(LoraConfig):
     read_only: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = LoraConfig.without_effect | {
         *("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
-        # LoRA's fields that AdaLoRA does not read. The file holds only the singular values that are left.
+        # LoRA's fields that AdaLoRA does not read.
         *("use_qalora", "use_bdlora"),
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "target_parameters"),
     }

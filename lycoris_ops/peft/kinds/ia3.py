@@ -74,7 +74,7 @@ class Ia3Config(Config[WantedIa3]):
             raise LayerError(
                 "scales the bias with the outputs, and LyCORIS' IA3 does not",
                 got="on_input = 0",
-                expected="a layer of inputs, or a model whose layer has no bias",
+                expected="a layer that scales inputs, or a model whose layer has no bias",
             )
 
     @classmethod

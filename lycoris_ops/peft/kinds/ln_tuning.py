@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
-"""The algorithm's suffixes of a norm whose values are set, to those of PEFT."""
+"""PEFT's suffixes by the algorithm's, for a norm whose values are set."""
 BESIDE = {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}
-"""What they are called in the file of another kind, for modules among `modules_to_save`."""
+"""Their names in a file of another kind, for modules among `modules_to_save`."""
 
 
 @dataclass(frozen=True, kw_only=True)

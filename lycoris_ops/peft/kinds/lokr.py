@@ -29,7 +29,7 @@ class WantedLokr(WantedCore):
     full: tuple[bool, bool]
     """Whether w1, and whether w2, is full rather than low-rank."""
     folded: bool
-    """Whether j counts inputs times kernel in one, so that no shape tells the number of inputs."""
+    """Whether j is inputs times kernel, so that no shape tells the number of inputs."""
 
     @property
     def needs_core(self) -> bool:
@@ -129,10 +129,10 @@ def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
     (rows, columns), (k, j) = wanted.outer, wanted.inner
     if factorization(rows * k, factor, ordered=False) != (rows, k):
         return False
-    # Where j counts inputs times kernel, any divisor of it may be the number of inputs.
+    # Where j is inputs times kernel, any divisor of it may be the number of inputs.
     inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
     if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
         return False
-    # Where j counts inputs times kernel, whether PEFT makes w2 full depends on a size that is not known.
+    # There, whether PEFT makes w2 full depends on a size that is not known.
     full = (not (both and wanted.r < max(rows, columns) / 2), wanted.r >= max(k, j) / 2)
     return full == wanted.full or (wanted.folded and full[0] == wanted.full[0])

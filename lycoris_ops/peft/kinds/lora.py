@@ -39,7 +39,7 @@ SUFFIXES = {
     UP: "lora_B.weight",
     DORA: "lora_magnitude_vector",
 }
-"""The algorithm's suffixes of a LoRA layer's tensors, to those of PEFT and diffusers."""
+"""The suffixes of PEFT and diffusers by the algorithm's, for a LoRA layer's tensors."""
 
 
 PLAIN = ("gaussian", "eva", "orthogonal", "mica")
@@ -51,13 +51,13 @@ SHIFTED: Mapping[str, str] = {
     "loftq": "the start comes with a quantised base",
     "pissa_niter_": "the start comes from a random projection, and differs each time it is computed",
 }
-"""Beginnings of values with which PEFT takes the product of the first factors out of the base weight, and why
-these cannot be found again. With `pissa_niter_16` and rank 16 the starts of two runs on a random weight of
-640 inputs and outputs differ by 70 percent."""
+"""Beginnings of values with which PEFT subtracts the product of the first factors from the base weight, and
+why these factors cannot be computed again. With `pissa_niter_16` and rank 16, two runs on a random 640 x 640
+weight start from factors that differ by 70 percent."""
 
 
 def _is_given(value: Any) -> bool:
-    """Whether a table of settings is there, which may be empty: then all of them have their defaults."""
+    """Whether a table of settings is given. An empty one means the defaults."""
     return value is not False
 
 
@@ -173,7 +173,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             del table["init_lora_weights"]
         if not self.target_parameters:
             del table["target_parameters"]
-        # PEFT sets it itself, where a layer is of that kind.
+        # PEFT sets it itself for layers that need it.
         del table["fan_in_fan_out"]
         return table
 
@@ -181,7 +181,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
 def _by_parameter(
     members: Sequence[ConfiguredLayer[WantedLora]],
 ) -> tuple[list[ConfiguredLayer[WantedLora]], list[str]]:
-    """The layers with one for all experts of a parameter, and the paths of all parameters.
+    """The layers, only one for all experts of a parameter, and the paths of all parameters.
 
     Raises ConflictError where experts of a parameter differ in what the configuration says once for all.
     """
@@ -198,7 +198,7 @@ def _by_parameter(
 
 
 def _start(fields: Fields) -> bool | str:
-    """The value of `init_lora_weights`: true for every start that the base weight does not know of.
+    """The value of `init_lora_weights`; true for every start that leaves the base weight as it is.
 
     Raises FileFormatError for a start that shifts the base weight and cannot be found again, and for a value
     that is not known.

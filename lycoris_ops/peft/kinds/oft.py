@@ -80,7 +80,7 @@ class OftConfig(BiasedConfig[WantedOft]):
         return cls(
             path=fields.file,
             coft=coft,
-            # Without `coft` it has no effect, so whatever is there is no error.
+            # Without `coft` it has no effect, so no value is an error.
             eps=fields.number("eps", EPS, low=SMALLEST) if coft else EPS,
             use_cayley_neumann=series,
             # PEFT takes 0 terms for 1.
@@ -111,7 +111,7 @@ class OftConfig(BiasedConfig[WantedOft]):
                 "rotates every window of a convolution's input on its own, and adds where they overlap: its "
                 "forward pass makes another change than its merge",
                 got=f"oftv2 of a kernel {list(weight[2:])}",
-                expected="a linear layer, or a convolution of one value",
+                expected="a linear layer, or a convolution with a kernel of 1",
             )
 
     @classmethod

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DELTA = "trainable_tokens_delta"
 """PEFT's name of the tensor. It holds the values of the rows, not their change."""
 BESIDE = {DELTA: f"token_adapter.{DELTA}"}
-"""What it is called in the file of another kind."""
+"""Its name in a file of another kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TrainableTokensConfig(Config[WantedRows]):
 
     peft_type: ClassVar[str] = "TRAINABLE_TOKENS"
     algorithm: ClassVar[type[Layer]] = Full
-    # Whole values have a kind of their own.
+    # `kind_of` gives LnTuningConfig for `Full`; this kind is for rows alone.
     read_only: ClassVar[bool] = True
     without_effect: ClassVar[frozenset[str]] = Config.without_effect | {"init_weights"}
 
