@@ -182,7 +182,7 @@ def test_references_without_their_picture_are_refused(
     drawing(folder / "a.png", "blue")
     drawing(folder / "b_control.png", "green")
     inputs: dict[str, Any] = {"model": flux(), "vae": Counted(16).vae, "trigger": "qwx"}
-    with pytest.raises(host.ops.TrainError, match=r"without the picture.*found b_control\.png"):
+    with pytest.raises(host.ops.TrainError, match=r"without their picture.*found b_control\.png"):
         prepare(**inputs)
     (folder / "b_control.txt").write_text("a remote control")
     assert len(prepare(**inputs)["latents"]) == 2
