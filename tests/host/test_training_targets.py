@@ -191,7 +191,7 @@ def test_times_between_two_are_as_likely_as_among_all(
     wanted = every[(every >= between[0]) & (every <= between[1])]
     found = replace(times, between=between).at((torch.arange(len(wanted)) + 0.5) / len(wanted), 100)
     torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
-    with pytest.raises(host.ops.TrainError, match="between two of 0 to 1"):
+    with pytest.raises(host.ops.TrainError, match="between two numbers of 0 to 1"):
         replace(times, between=between[::-1])
 
 
