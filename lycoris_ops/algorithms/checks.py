@@ -206,7 +206,7 @@ def check_factor(name: str, tensor: Tensor) -> None:
 def check_number(name: str, tensor: Tensor) -> None:
     if tensor.is_complex() or tensor.is_quantized:
         raise LayerError(
-            f"{name} is not of a dtype of numbers",
+            f"{name} is not of a numeric dtype",
             key=name,
             got=str(tensor.dtype),
             expected="integers or floating-point numbers",

@@ -111,7 +111,7 @@ def _apart(
         return _at(number, x).changed(x, given, y.clone()).contiguous()
 
 
-# torch types little of what makes operations.
+# torch has few types for making operations.
 _torch = cast("Any", torch)
 # A second copy of this library, under another name, has operations of its own.
 _ID = -crc32(__name__.encode())

@@ -63,7 +63,7 @@ class Met:
 
     `forms` are changes of the weight, each with its rows (None for all) and its slot, the index of its
     strength. `bases` are operators on the weight. `biases` are changes (O,) of the bias, each with its slot.
-    `bias` is the module's bias where operators need it, which turn W x but not b; else None.
+    `bias` is the module's bias where operators need it, because they act on W x and not on b; else None.
     """
 
     forms: tuple[tuple[Additive, Rows | None, int], ...]

@@ -69,8 +69,8 @@ class WholePlan:
             sides = self.layer.sides(met)
         if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
             return None
-        inside = self._adding(sides.inside, x, self._inside)
-        beside = self._adding(sides.beside, x, self._beside)
+        inside = self._inside or self.bound(sides.inside, x)
+        beside = self._beside or self.bound(sides.beside, x)
         # A plan that does not follow the layer's tensors would keep the graph of this pass.
         self._inside = inside if inside is not None and inside.follows else None
         self._beside = beside if beside is not None and beside.follows else None
@@ -91,10 +91,6 @@ class WholePlan:
         """A plan that adds these forms; None for none."""
         met = Met(tuple((form, None, 0) for form in forms), (), ())
         return BoundPlan(self.plan, met, x, self.plain.dropout) if forms else None
-
-    def _adding(self, forms: Sequence[Additive], x: Tensor, kept: BoundPlan | None) -> BoundPlan | None:
-        # The plan of the last pass is kept only if it follows the tensors.
-        return self.bound(forms, x) if kept is None else kept
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Forms of a change as one product of two factors, where it has such factors and they are small."""
+"""A change as one product of two small factors, where it has such factors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .forms import Additive, Hadamard, Kronecker, LowRank
 def low_rank(form: Additive, most: int) -> LowRank | None:
     """The same change as a LowRank of rank at most `most`; None where there is no exact one.
 
-    A Hadamard product of ranks r1 and r2 is one of rank r1 * r2, by the row-wise and the column-wise
-    Khatri-Rao product of the factors. kron(A B, C D) = kron(A, C) kron(B, D), where a factor that is not
-    factored is the product of itself and the identity.
+    A Hadamard product of ranks r1 and r2 is a product of rank r1 * r2: of the row-wise and the column-wise
+    Khatri-Rao products of its factors. kron(A B, C D) = kron(A, C) kron(B, D), where a full factor is the
+    product of itself and the identity.
     """
     if isinstance(form, LowRank):
         return form if len(form.down) <= most else None

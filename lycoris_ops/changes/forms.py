@@ -12,7 +12,7 @@ Every form has six methods:
 - `times` returns the form of a number times the matrix.
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
-- `work` returns the multiplications that the product of the matrix with one input takes by its factors.
+- `work` returns how many multiplications it takes to multiply one input by the factors.
 - `parts` returns the parts of the form's `Reach`: numbers, and tensors, which stand for their largest values.
 """
 
@@ -32,10 +32,10 @@ from ..maths.tensors import compute_dtype, kronecker, largest_of
 
 @dataclass(frozen=True)
 class Reach:
-    """How large the values of a matrix may be that is a product: `parts` bound the values of its parts.
+    """Bounds on the values of a matrix that is a product; `parts` are bounds on the values of its parts.
 
-    The matrix is nowhere larger than the product of the parts (`most`). What is computed on the way to it,
-    in whatever order, is nowhere larger than the product of those above 1 (`within`).
+    No value of the matrix is larger than the product of `parts` (`most`). No value on the way to it, computed
+    in any order, is larger than the product of the parts above 1 (`within`).
     """
 
     parts: tuple[float, ...]
@@ -164,7 +164,7 @@ class Dense:
         return Dense(_by_columns(_by_rows(self.values, rows), columns))
 
     def times(self, factor: float) -> Dense:
-        return Dense(_wide(self.values) * factor)
+        return Dense(self.values.to(compute_dtype(self.values.dtype)) * factor)
 
     def embedded(self, rows: Rows, count: int) -> Dense:
         return Dense(_embedded(self.values, rows, count))
@@ -195,7 +195,7 @@ def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) 
 
 
 def reaches(forms: Sequence[Additive]) -> list[Reach]:
-    """What bounds the values of each form, in one pass over all factors and one wait for a device."""
+    """The bounds on the values of each form, with one pass over all factors and one wait for a device."""
     parts = [form.parts() for form in forms]
     held = [one for each in parts for one in each if isinstance(one, Tensor)]
     found = iter(largest_of(held))
@@ -203,7 +203,7 @@ def reaches(forms: Sequence[Additive]) -> list[Reach]:
 
 
 def _parts_of(factors: Sequence[Tensor]) -> Parts:
-    """The parts that a factor makes, or the product of two."""
+    """The parts of one factor, or of the product of two."""
     rank = (float(factors[1].shape[0]),) if len(factors) == 2 else ()
     return (*rank, *factors)
 
@@ -223,11 +223,6 @@ def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one.to(other) * other
-
-
-def _wide(values: Tensor) -> Tensor:
-    """The values in a dtype that changes are computed in."""
-    return values.to(compute_dtype(values.dtype))
 
 
 def _embedded(matrix: Tensor, rows: Rows, count: int) -> Tensor:

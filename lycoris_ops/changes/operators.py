@@ -140,7 +140,7 @@ class Permuted:
         return self._around(self.inner.product, vectors)
 
     def _around(self, run: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        # Of a selection the gradient is a sum. That of an indexing is sorted first on an accelerator.
+        # The gradient of `index_select` is a sum. That of indexing sorts first on an accelerator.
         return run(vectors.index_select(-1, self.order)).index_select(-1, self.inverse)
 
     def transposed(self) -> Permuted:

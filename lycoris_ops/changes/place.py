@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +19,13 @@ Span = tuple[int, int | None]
 
 SPANS = "frames from 0 such as 0-16, 40-"
 KEPT = 64
-"""How many forms of its weights a place keeps, the newest: one for each grid of a model."""
+"""How many results a `Where` keeps, the newest: one for each grid of a model."""
 
 
 def parse_spans(text: str) -> tuple[Span, ...]:
     """The spans of a text such as `0-16, 40-`; () for an empty one, which is all frames.
 
-    Raises LycorisError for what is no span, and for one that ends before it begins.
+    Raises LycorisError for a text that is no span, and for a span that ends before it begins.
     """
     found: list[Span] = []
     for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
@@ -42,26 +42,26 @@ def parse_spans(text: str) -> tuple[Span, ...]:
 
 @dataclass(frozen=True)
 class Crop:
-    """What a pass has of a picture, where it does not have the whole.
+    """The part of a picture that a pass works on, where it does not have the whole.
 
-    Raises LycorisError where `kept` and `size` have another number of axes, or nothing is left.
+    Raises LycorisError where `kept` and `size` have different numbers of axes, or an axis keeps nothing.
     """
 
     size: Shape
-    """The size of the whole, (h, w) or (frames, h, w), as of its latent."""
+    """The size of the whole latent, (h, w) or (frames, h, w)."""
     kept: tuple[range | tuple[int, ...], ...]
-    """Along each axis, the numbers of the rows that are left, from 0."""
+    """For each axis, the indices that are kept."""
 
     def __post_init__(self) -> None:
         if len(self.kept) != len(self.size) or not all(self.kept):
             raise LycorisError(
-                "a crop has nothing of its picture",
+                "a crop keeps nothing of its picture",
                 got=str([len(one) for one in self.kept]),
                 expected=f"some numbers for each axis of {list(self.size)}",
             )
 
     def of(self, whole: Tensor) -> Tensor:
-        """What is left of a tensor (frames, h, w) of the whole's size."""
+        """The kept part of a tensor (frames, h, w) of the whole's size."""
         for axis, kept in enumerate(self.kept, start=whole.ndim - len(self.kept)):
             whole = whole.index_select(axis, torch.tensor(kept))
         return whole
@@ -73,7 +73,7 @@ class Places:
 
     Each sample has `before` other tokens, then the tokens of `grid`, (h, w) or (frames, h, w), row by row,
     then `after` others. A convolution needs no grid, because its output has one.
-    Raises LycorisError for no samples, and for sizes that count nothing.
+    Raises LycorisError for no samples, for another number of crops, and for impossible sizes.
     """
 
     pictures: tuple[int, ...]
@@ -83,8 +83,8 @@ class Places:
     before: int = 0
     after: int = 0
     pace: int | Shape = 1
-    """How many frames of the video a frame of the grid stands for. The first one stands for one alone.
-    Several numbers are for the frames of the grid in turn, from the first one on."""
+    """How many frames of the video a frame of the grid stands for, except that the first stands for one.
+    Several numbers are for the frames of the grid in turn, the first one included."""
     of: int = 0
     """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
     crops: tuple[Crop, ...] = ()
@@ -93,20 +93,20 @@ class Places:
     def __post_init__(self) -> None:
         if len(self.crops) not in (0, len(self.pictures)):
             raise LycorisError(
-                "places are of another number of crops than of samples",
+                "places have another number of crops than of samples",
                 got=str(len(self.crops)),
                 expected=f"{len(self.pictures)}, or none",
             )
         if not self.pictures or min(self.pictures) < 0:
             raise LycorisError(
-                "places are of no pictures",
+                "places have no pictures, or a picture with a number below 0",
                 got=str(self.pictures),
                 expected="for each sample the number of its picture, from 0",
             )
         paces = (self.pace,) if isinstance(self.pace, int) else self.pace
         if min((*self.grid, *paces), default=0) < 1 or min(self.before, self.after) < 0:
             raise LycorisError(
-                "places have a size that counts nothing", got=str(self), expected="whole numbers from 1 up"
+                "places have an impossible size", got=str(self), expected="whole numbers from 1 up"
             )
 
 
@@ -119,7 +119,7 @@ class Mask:
     outside + w (1 - outside). `within` is a mask whose factors are multiplied with these.
 
     `text` says that layers and tokens that are at no place, such as those of a text, have the factor 1; else
-    they have 0. Raises LycorisError for weights of another form or outside [0, 1], and for a factor that is
+    they have 0. Raises LycorisError for weights of another shape or outside [0, 1], and for a factor that is
     not finite.
     """
 
@@ -133,13 +133,13 @@ class Mask:
         values = self.weights
         if values.ndim != 3 or not values.numel():
             raise LycorisError(
-                "a mask has another form", got=str(list(values.shape)), expected="[frames, height, width]"
+                "a mask has another shape", got=str(list(values.shape)), expected="[frames, height, width]"
             )
         # NaN compares as false.
         if not bool(((values >= 0) & (values <= 1)).all()):
             low, high = (float(value) for value in values.aminmax())
             raise LycorisError(
-                "a mask has values that are no shares",
+                "a mask has values outside 0 to 1",
                 got=f"values from {low:g} to {high:g}",
                 expected="values from 0 to 1",
             )
@@ -152,14 +152,14 @@ class Mask:
 
     @property
     def at_no_place(self) -> float:
-        """The factor of what is at no place."""
+        """The factor of layers and tokens at no place."""
         return float(self.text and (self.within is None or self.within.text))
 
     def on(self, grid: Sequence[int], pace: int | Shape = 1, crop: Crop | None = None) -> Tensor:
         """The factors on a grid, (h, w) or (frames, h, w), in float32: means over what each place covers.
 
-        `pace` is as in `Places`. With a crop, the grid is the cropped one. Raises LycorisError for no such
-        grid, and where the frames do not agree.
+        `pace` is as in `Places`. With a crop, the grid is the cropped one. Raises LycorisError for any other
+        grid, and where the numbers of frames do not agree.
         """
         if len(grid) not in (2, 3):
             raise LycorisError(
@@ -251,17 +251,11 @@ class Where:
         `grid` is the grid of the places, or a convolution's own. Raises LycorisError where the mask's frames,
         or the number of pictures, do not agree.
         """
-
-        def make() -> Tensor:
-            return self._over(places, grid).to(device, dtype)
-
-        return self._keep((places, grid, dtype, device), make)
-
-    def _keep(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+        key = (places, grid, dtype, device)
         if key not in self._kept:
             # A tensor of the inference mode could not be used where gradients are recorded.
             with torch.inference_mode(False), torch.no_grad():
-                made = make()
+                made = self._over(places, grid).to(device, dtype)
             while len(self._kept) >= KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = made

@@ -28,7 +28,7 @@ EASES: dict[Ease, Callable[[float], float]] = {
 These are the eases of ComfyUI's hook keyframes (comfy/hooks.py)."""
 
 SAMPLES = 1000
-"""Into how many parts the time is divided for a mean. That of a jump is off by at most half of one."""
+"""The number of parts of the time for a mean. A jump puts the mean off by at most half a part."""
 
 
 class Moment(NamedTuple):
@@ -50,7 +50,7 @@ class Curve:
     Before the first point and after the last one it has their values. Between two points it goes as `ease`
     says; `smooth` is the monotone cubic of Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980). Two points
     at one time are a jump, and the later one counts at that time. Raises ScheduleError for no points, a time
-    outside 0 to 1 or before that of the point in front of it, and a value that is not finite.
+    outside 0 to 1 or before that of the previous point, and a value that is not finite.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -65,11 +65,11 @@ class Curve:
                 raise ScheduleError(
                     f"the time of point {number} of a curve is outside 0 to 1",
                     got=f"{time:g}",
-                    expected="0 for the begin of the sampling to 1 for its end",
+                    expected="0 for the start of the sampling to 1 for its end",
                 )
             if time < before:
                 raise ScheduleError(
-                    f"point {number} of a curve is before the point in front of it",
+                    f"point {number} of a curve is before the previous point",
                     got=f"{time:g} after {before:g}",
                     expected="times in their order",
                 )
@@ -81,8 +81,8 @@ class Curve:
         """A curve from a text.
 
         A number alone is a constant. `0:0.2, 0.5:0.8, 1:1` has times before values, `0.2@0, 0.8@0.5, 1@1`
-        values before times. A name of `CURVES` may have its numbers behind it: `ease in 0 1`. Commas,
-        semicolons and new lines separate points. Raises ScheduleError with the place in the text.
+        values before times. A name of `CURVES` may be followed by numbers: `ease in 0 1`. Commas, semicolons
+        and new lines separate points. Raises ScheduleError with the place in the text.
         """
         words = text.strip()
         if not words:
@@ -201,7 +201,7 @@ def _on_after(numbers: Sequence[float]) -> Curve:
 
 
 def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> list[float]:
-    """The numbers behind a shape's name, with the usual ones for those that are not there."""
+    """The numbers behind a shape's name, with defaults for the missing ones."""
     if len(numbers) > len(wanted):
         raise ScheduleError(
             f"the curve `{name}` has too many numbers",
@@ -211,7 +211,7 @@ def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> l
     return [*numbers, *(usual for _, usual in wanted[len(numbers) :])]
 
 
-# A name that begins like another stands in front of it.
+# A name that begins with another name stands before it.
 CURVES: dict[str, Callable[[Sequence[float]], Curve]] = {
     "constant": _constant,
     "linear": _between("linear"),
@@ -222,14 +222,14 @@ CURVES: dict[str, Callable[[Sequence[float]], Curve]] = {
     "off after": _off_after,
     "on after": _on_after,
 }
-"""The curves that have names. Behind a name may stand: the value of a constant, the first and the last value
-of linear and of the eases, the begin and the end of a pulse, the time of the jump of the last two."""
+"""The curves that have names. A name may be followed by numbers: the value of a constant, the first and the
+last value of linear and the eases, the start and the end of a pulse, the time of the jump of the last two."""
 
 EXPECTED = f"points such as 0:0.2, 0.5:0.8 or 0.2@0, 0.8@0.5, or {either(list(CURVES))}"
 
 
 def _number(text: str) -> float | None:
-    """The finite number that a text is, None where it is none."""
+    """The finite number that a text holds; None where it holds none."""
     try:
         value = float(text)
     except ValueError:
@@ -238,7 +238,7 @@ def _number(text: str) -> float | None:
 
 
 def _numbers(text: str, start: int) -> list[float]:
-    """The numbers of a text from a place on, with spaces or commas between them."""
+    """The numbers of a text from `start` on, separated by spaces, commas or semicolons."""
     found: list[float] = []
     for word in re.compile(r"[^\s,;]+").finditer(text, start):
         value = _number(word[0])

@@ -1,4 +1,4 @@
-"""Which of the layers that changes can become are taken, so that they keep most at a size."""
+"""Choose the layer that each change becomes, so that all together keep most at a size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..ranks.allocate import NOTHING, Candidate, above, allocate, until, within
 from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of
 
 NEAR = 0.99
-"""Kinds that keep this share of what the best one keeps are as good as it, so that the smallest is taken."""
+"""Kinds that keep this share of what the best one keeps count as equally good: the smallest is taken."""
 EXACT = 1e-6
 """Shares of the energy that differ by less are equal."""
 
@@ -33,13 +33,13 @@ class Choice:
 
 @dataclass
 class Measured:
-    """What the layers of one source could be."""
+    """The layers that one source could become."""
 
     energy: float
     signal: float
     noise: float
     complete: bool
-    """Whether higher ranks than those that were looked at would keep no more."""
+    """Whether ranks above `largest` would keep no more."""
     candidates: list[Candidate]
     sure: bool = False
     """Whether the noise is known, so that the size "auto" takes everything except the noise."""
@@ -88,7 +88,7 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
 
     `full` is the number of values of the weights, and `beside` what else a budget must hold.
 
-    Raises PlanError for a budget below the smallest adapter, and for a share of the energy that is not kept.
+    Raises PlanError for a budget below the smallest adapter, and for a share of the energy out of reach.
     """
     offered = {name: [NOTHING, *one.candidates] for name, one in measured.items() if one.candidates}
     if not offered:
@@ -112,9 +112,10 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
 
 
 def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> bool:
-    """Whether the largest candidates together are too small: higher ranks have to be looked at.
+    """Whether higher ranks have to be looked at.
 
-    They are where they keep less than a share of the energy that is wanted, or do not fill a budget.
+    They have to where the largest candidates together keep less than the wanted share of the energy, or do
+    not fill the budget.
     """
     if isinstance(size, Energy):
         wanted = size.share * sum(one.signal for one in measured.values())

@@ -1,4 +1,4 @@
-"""From changes of weights, read one at a time, to layers of one kind and size each."""
+"""Turn changes of weights, read one at a time, into layers, each of a kind and size."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
 HELD = 256 << 20
-"""Bytes of factors that are kept from the measurement for the making of the layers. Others are found anew."""
+"""The most bytes of factors kept from measuring until the layers are made. Others are computed again."""
 KEY = 104
 """Bytes of a tensor's entry in a file's header, beside the name of its layer."""
 KINDS = declaring(Fitted)
 ALPHA_BYTES = 4
 """Bytes of an alpha in float32."""
 SHARE_ROUNDING = 3e-7
-"""How exactly the share of the energy that is kept is known: squares of float32 numbers are summed."""
+"""The rounding error of the share of the energy that is kept: squares of float32 numbers are summed."""
 OTHERS = 640
 """Bytes for the rest of a file: the record of how it was saved, and the ends of its header."""
 
@@ -49,7 +49,7 @@ class Goal:
     bias: Tensor | None = None
     """The change of the bias (O,), None where it has none."""
     own: Layer | None = None
-    """The layer whose change it is exactly, where there is one."""
+    """The layer that makes exactly this change, where there is one."""
     bound: bool = False
     """Whether the change of `own` depends on the weight or bias, so that it equals the goal only on this
     model."""
@@ -86,7 +86,7 @@ class Source:
 
 
 Prepare = Callable[[Mapping[str, Expected]], object]
-"""Is called with the layers that are to be made, by name, before the work; it may raise an error."""
+"""Called before the work, with the layers that are to be made, by name. It may raise an error."""
 
 
 def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expected]:
@@ -123,8 +123,8 @@ def fit_layers(
     """Layers of the kind and size in `settings` nearest to the changes, by name, and what they keep.
 
     With a `Rank`, each source is read once. Other sizes are divided among the layers where they keep most:
-    then each is read twice, first to be measured. `metadata` and `kept`, layers that stay as they are, are
-    what else the file will hold, for a budget in bytes.
+    then each is read twice, first to be measured. A budget in bytes also pays for `metadata` and for `kept`,
+    the layers that stay as they are.
 
     Raises PlanError for a size that cannot be met, LayerError, with the layer, for values that are not finite
     or do not fit the dtype.
@@ -225,7 +225,7 @@ class _Engine:
                     # The kind has no layer for this weight.
                     fits = {"full": Full.fit(delta)}
             complete = all(fit.complete for each in fits.values() for fit in each)
-            # Differences that are no matrices are small, and are all that they can be.
+            # Vectors and bare parameters are small, and become full differences in any case.
             exact = len(source.shape) < 2 or source.whole
             found = Measured(
                 energy=delta.energy,
@@ -402,7 +402,7 @@ class _Engine:
             kind = self.settings.algorithm
             yield (
                 f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: no "
-                f"{kind} is smaller and keeps as much. A rank, a size or a share makes {kind} of all"
+                f"{kind} is smaller and keeps as much. Give a rank, a size or a share to make {kind} of all"
             )
         rank = self.settings.rank
         lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]
@@ -414,7 +414,7 @@ class _Engine:
 
 
 def _factors_of(layer: Layer) -> list[Tensor]:
-    """The tensors of a layer that its size is about: all but biases and numbers."""
+    """The tensors that count for the size of a layer: all but biases and numbers."""
     counted = layer.factors() - set(layer.biases)
     return [tensor for name, tensor in layer.tensors().items() if name in counted]
 

@@ -15,7 +15,7 @@ from ..ranks.sizes import Rank, Size, check_size
 
 ANY, SAME = "auto", "same"
 FITTED: tuple[str, ...] = tuple(
-    # A norm is no choice: weights of one dimension get it in any case.
+    # Nobody chooses norm: the weights of norms get it in any case.
     name
     for name, kind in declaring(Fitted).items()
     if not kind.for_norms
@@ -30,7 +30,7 @@ class Making(TypedDict, total=False):
 
     - `dtype` is the tensors' dtype; None keeps each source's.
     - `factor` is LoKr's; None tries several. `tucker` gives convolutions a Tucker core.
-    - `largest` is the highest rank of a layer. Without it, the size gives it, or LARGEST.
+    - `largest` is the highest rank of a layer. None takes it from the size, or else LARGEST.
     - `device` is where they are computed, and `seed` is the seed of random bases.
     """
 
@@ -44,10 +44,10 @@ class Making(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What layers are to become, and how they are made, as `Making` has it.
+    """The size and the kind of the layers to make, and how they are made (see `Making`).
 
-    The algorithm "auto" is for each layer the kind that keeps most for its bytes, and "same" the one that the
-    layer has. The size "auto" is explained at `Size`.
+    The algorithm "auto" takes for each layer the kind that keeps most for its bytes, and "same" the layer's
+    own kind. `Size` explains the size "auto".
     """
 
     size: Size
@@ -88,7 +88,7 @@ class FitSettings:
 
     @property
     def never_larger(self) -> bool:
-        """Whether a layer may stay what it is, of any kind, and gets no larger: either "auto" promises it."""
+        """Whether layers of any kind may stay as they are and none gets larger: either "auto" promises it."""
         return self.size == "auto" or self.algorithm == ANY
 
     @property

@@ -1,4 +1,4 @@
-"""How far a work in steps is."""
+"""Report the progress of work in steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from ..files.writing import Progress
 
 OFTEN = 0.2
-"""Seconds between two calls of a progress within a step."""
+"""Seconds between two calls of `progress` within a step."""
 
 
 class Steps:
-    """Tells a progress what is done of a work: after each step, and now and then within one.
+    """Calls `progress` with the steps done and their total: after each step, and now and then within one.
 
-    A progress may end the work, by an interrupt.
+    `progress` may raise to end the work.
     """
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -23,13 +23,13 @@ class Steps:
         self._told = 0.0
 
     def step(self) -> None:
-        """A step is done."""
+        """Count a step as done."""
         self._done += 1
         self._told = 0.0
         self.pause()
 
     def pause(self) -> None:
-        """Tell the progress, if a while has passed; see `maths.decompositions.Pause`."""
+        """Call `progress`, if the last call is a while ago; see `maths.decompositions.Pause`."""
         if self._progress and time.monotonic() - self._told > OFTEN:
             self._progress(min(self._done, self.total), self.total)
             self._told = time.monotonic()

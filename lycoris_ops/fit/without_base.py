@@ -15,7 +15,7 @@ def no_weight(
 ) -> LayerError:
     """The error for a layer whose change depends on a weight or bias that is not at hand.
 
-    `base` is the name of the model that has none, None where no model is given.
+    `base` is the name of the model that lacks it; None where no model is given.
     """
     depends = f"the change of {a_layer(kind)} depends on the {parameter}"
     if base is None:

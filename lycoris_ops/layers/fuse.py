@@ -98,7 +98,7 @@ def _times(layer: Layer, names: Sequence[str], factor: float) -> Layer:
 
 
 def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
-    """The tensors of this name in one of `rows` rows, zero where a layer has none; None where none has it."""
+    """The tensors of this name as one of `rows` rows, zero for layers without it; None where none has it."""
     found = [(layer.tensors()[name], at) for layer, at in pieces if name in layer.tensors()]
     if not found:
         return None
@@ -128,7 +128,7 @@ def _groups(rights: Sequence[Sequence[Tensor]]) -> list[int]:
 
 
 def _joined(pieces: Pieces, left: str, right: str, groups: Sequence[int], rows: int) -> tuple[Tensor, Tensor]:
-    """The factors of one product of `rows` rows, from those of products that each have a range of them.
+    """The factors of one product of `rows` rows, from the factors of products for ranges of these rows.
 
     The left factors (O_n, r_n, ...) become the blocks of the new one. The right factors (r_n, ...) stand one
     below the other, once for each of the `groups`.
@@ -150,7 +150,7 @@ def _joined(pieces: Pieces, left: str, right: str, groups: Sequence[int], rows: 
 def _check_magnitudes(pieces: Pieces, rows: int) -> None:
     """Raise LayerError unless every row has a DoRA magnitude, by the same norm.
 
-    No magnitude stands for a row without DoRA: it would have to be the norm of W + delta, and W is not known.
+    A row without DoRA cannot get a magnitude: that would be the norm of W + delta, and W is not known.
     """
     layers = [layer for layer, _ in pieces if isinstance(layer, Factored)]
     if len({layer.dora for layer in layers}) > 1:

@@ -18,8 +18,9 @@ from ..maths.shapes import Rows, Shape, fits, shown
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or its rows `window`, that changes `rows` of a weight or of its bias. None means all rows. An
-    adapter's separate q, k and v each change some `rows` of a fused qkv weight. An adapter's fused qkv
+    """A layer, or its rows `window`, that changes `rows` of a weight or of its bias. None means all rows.
+
+    An adapter's separate q, k and v each change some `rows` of a fused qkv weight. An adapter's fused qkv
     changes the separate weights of q, k and v by one `window` each. `parameter` says whether this changes the
     weight or the bias. Errors name the `file` and `key` of the layer.
     """

@@ -29,7 +29,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     factors = [
         name for name in found.absorbing if all(isinstance(getattr(layer, name), Tensor) for layer in both)
     ]
-    # In other kinds no saver may have multiplied the scale into a tensor.
+    # A saver may have multiplied the scale into a tensor only in kinds with such factors.
     folded = bool(factors) and scales[0] != scales[1]
     # A file holds alpha in float32.
     close = math.isclose(*scales, rel_tol=1e-6)

@@ -21,7 +21,7 @@ EXACT = 128
 SMALL = 1 << 16
 """The most values of a matrix on another device that `singular` decomposes on the CPU."""
 LONG = 3
-"""The ratio of the sizes of a matrix from which a QR decomposition is made first."""
+"""A matrix at least this many times as long as wide gets a QR decomposition first."""
 OVERSAMPLED = 10
 """The least number of vectors that a random basis has beyond those that are asked for."""
 POWERS = 4
@@ -66,8 +66,8 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def cayley(skew: Tensor) -> Tensor:
     """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation.
 
-    Raises NoInverseError where there is no inverse in the dtype. Where Q learns that would be a wait for the
-    device in each step: there the result is not finite, as the loss is then.
+    Raises NoInverseError where there is no inverse in the dtype. In training on an accelerator this check
+    would wait for the device in each step: there the result, and so the loss, is not finite instead.
     """
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     if skew.requires_grad and skew.device.type != "cpu":
@@ -81,11 +81,10 @@ def leading_triples(
     """The `count` leading singular triples of a matrix (m, n), or all where it has fewer.
 
     Returns U (m, k), S (k,) in descending order and V^T (k, n), in float32 (float64 for float64), with k =
-    min(count, m, n). A small matrix is decomposed exactly, and so is one of which `count` is more than a
-    third. For others a random basis is refined by POWERS power iterations, with a QR decomposition after
-    each product: `seed` gives the same basis again. What the basis Q leaves out of the matrix A is
-    ||A||^2 - ||Q^T A||^2, which needs no further product. The iterations end early when one lowers it by
-    less than the share `settled`.
+    min(count, m, n). A matrix whose smaller size is at most EXACT or 3 k is decomposed exactly. For others a
+    random basis is refined by POWERS power iterations, with a QR decomposition after each product: `seed`
+    gives the same basis again. What the basis Q leaves out of the matrix A is ||A||^2 - ||Q^T A||^2, which
+    needs no further product. The iterations end early when one lowers it by less than the share `settled`.
 
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.
@@ -180,16 +179,15 @@ def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:
 def nearest_kronecker(
     values: Tensor, rows: int, columns: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
 ) -> tuple[Tensor, Tensor]:
-    """w1 (rows, columns) of norm 1 and w2 (k, j, *kernel) for which kron(w1, w2) is nearest to (O, I,
-    *kernel).
+    """w1 (rows, columns) of norm 1 and w2 (k, j, *kernel), kron(w1, w2) nearest to values (O, I, *kernel).
 
     It keeps ||w2||^2 of the energy. See `rearranged`.
     """
     blocks = rearranged(values, rows, columns)
     pause()
     if len(blocks) <= EXACT:
-        # The blocks are few and long: a decomposition of them would take much more than their products.
-        left = _linalg.eigh((blocks @ blocks.T).double())[1][:, -1].to(blocks.dtype)
+        # The blocks are few and long: to decompose them takes much longer than to form their products.
+        left = eigen((blocks @ blocks.T).double())[1][:, -1].to(blocks.dtype)
     else:
         left = leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)[0][:, 0]
     inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])

@@ -12,10 +12,10 @@ from .recompute import transformed
 from .tensors import is_plain
 
 LARGE = 256
-"""The places of the values of larger blocks are not kept: they take 12 bytes a value."""
+"""Larger blocks are formed without `_places`, which takes 12 bytes a value."""
 Placed = tuple[Tensor, Tensor, Tensor]
 MOST = 16
-"""How many sizes, dtypes and devices of blocks have their places kept."""
+"""The most entries of _KEPT."""
 _KEPT: dict[tuple[int, torch.dtype, torch.device], Placed] = {}
 
 
@@ -38,7 +38,7 @@ def series(skew: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def _sums(skew: Tensor, factors: Sequence[float]) -> list[Tensor]:
-    """The sums of Horner's scheme, the whole one last; each begins with a factor nearer to the first."""
+    """The partial sums of Horner's scheme, which begins with the last factor; the whole sum comes last."""
     found = [skew if factors[-1] == 1 else skew * factors[-1]]
     for factor in reversed(factors[:-1]):
         found.append(torch.baddbmm(skew, skew, found[-1], beta=factor))
@@ -86,12 +86,13 @@ def _plain_skew(triangles: Tensor, size: int) -> Tensor:
 
 
 def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
-    """Where each value of a block is in a triangle and its sign, and where those of a triangle are in it."""
+    """For each value of a block its index in the triangle, and its sign; for each of a triangle that in the
+    block."""
     key = (size, dtype, device)
     if key in _KEPT:
         return _KEPT[key]
     found = _new_places(*key)
-    # The tensors of a mode, such as fake ones, are for its own passes alone.
+    # Tensors made under a mode, such as fake ones, are valid only under it.
     if all(type(one) is Tensor for one in found):
         if len(_KEPT) >= MOST:
             _KEPT.clear()

@@ -21,7 +21,7 @@ PIECE = 1 << 20
 """Number of elements that `largest` takes at a time where it needs a wider copy of them."""
 
 SEVERAL_IN_ONE: frozenset[Any] = frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
-"""Dtypes that pass for floating-point ones, though each of their values is two."""
+"""Dtypes that torch counts as floating-point, though each of their elements packs two values."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -94,12 +94,12 @@ def is_plain(value: Tensor) -> bool:
 
 
 def is_divided(value: Tensor | None) -> bool:
-    """Whether several processes have a tensor together, each a part: a DTensor of torch."""
+    """Whether a tensor is divided among processes: a DTensor of torch."""
     return hasattr(type(value), "full_tensor")
 
 
 def whole(value: Tensor) -> Tensor:
-    """The whole values of a tensor that processes have in parts, which all of them ask for; else the tensor.
+    """The whole values of a divided tensor; any other tensor itself. All of its processes must call this.
 
     A gradient of the whole values is added up over the processes, and each gets its part of the sum.
     """
@@ -108,7 +108,7 @@ def whole(value: Tensor) -> Tensor:
     divided: Any = value
     if not (value.requires_grad and torch.is_grad_enabled()):
         return divided.full_tensor()
-    # Some builds of torch have none.
+    # Some builds of torch lack this module.
     from torch.distributed.tensor import Partial
 
     return divided.full_tensor(grad_placements=[Partial()] * divided.device_mesh.ndim)
@@ -157,8 +157,8 @@ def put(target: Tensor, values: Tensor) -> None:
 def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
     """The values of a packed or divided tensor; any other tensor itself.
 
-    `scales` are the scales of its rows where a module of bitsandbytes holds them beside an int8 weight. None
-    where only its module knows how it is packed. All processes of a divided tensor have to call it.
+    `scales` are the scales of its rows where a module of bitsandbytes holds them beside an int8 weight.
+    Returns None where only the module knows how it is packed. All processes of a divided tensor must call it.
     """
     if is_plain(value):
         return value
@@ -170,14 +170,15 @@ def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
 
 
 def only_for_its_module(value: Tensor) -> bool:
-    """Whether a weight is packed in a way that its module multiplies by, which takes no plain one instead."""
+    """Whether a weight is packed for its module, which cannot multiply by a plain weight in its place."""
     return not (is_plain(value) or is_divided(value) or _unpacks(value))
 
 
 def _unpacks(value: Tensor) -> bool:
-    """Whether it is of a class as torchao's and ComfyUI's, which pass for tensors of their unpacked dtype.
+    """Whether its own `dequantize` unpacks it, as in torchao's and ComfyUI's classes, which show the dtype of
+    the unpacked values.
 
-    Every tensor has a method of this name, which is for torch's own quantised ones.
+    The method that every tensor has is for torch's own quantised ones.
     """
     return type(value).dequantize is not Tensor.dequantize and value.is_floating_point()
 
@@ -202,7 +203,7 @@ def _of_bitsandbytes(value: Any, scales: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def changed_in_place(value: Tensor) -> Generator[Tensor]:
-    """The values of a plain or divided tensor, to be changed in place, which are its own afterwards."""
+    """The whole values of a plain or divided tensor, to be changed in place: it has them afterwards."""
     if not is_divided(value):
         yield value
         return

@@ -21,9 +21,8 @@ from ..layers.part import Part
 from ..maths.tensors import compute_dtype, is_finite, largest
 
 SHARE = 0.25
-"""The share of a dtype's largest number that the bound of all changes may have without a check of the values.
-The weight itself has as much room as three such changes: weights of models are below 1000, and the largest
-float16 is 65504."""
+"""Values are checked only where the bound of all changes is above this share of the dtype's largest number.
+The rest is left for the weight itself: weights of models are below 1000, and the largest float16 is 65504."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Bound:
 
     @classmethod
     def all_of(cls, forms: Sequence[tuple[Additive, int, Part]]) -> tuple[Bound, ...]:
-        """The bounds of forms of layers, each with its slot, by one wait for the device of all."""
+        """The bounds of forms, each with its slot and the part it is of, by one wait for the device."""
         found = zip(reaches([form for form, _, _ in forms]), forms, strict=True)
         return tuple(
             cls(slot, reach.most, reach.within, part.file, part.key) for reach, (_, slot, part) in found
@@ -56,8 +55,8 @@ def patch_checked(
 ) -> None:
     """Call `patch`, which adds the changes of layers to a weight in place, unless one of them overflows.
 
-    Raises LayerError, with the weight as it was, for a strength that the dtype of the sum does not hold, and
-    with file and key of the layer where finite factors and a finite weight give NaN or infinity.
+    Raises LayerError for a strength that the dtype of the sum does not hold, and with file and key of the
+    layer where finite factors and a finite weight give NaN or infinity. The weight is then as it was.
     """
     wide = torch.finfo(compute_dtype(weight.dtype)).max
     for strength in strengths:
@@ -66,7 +65,7 @@ def patch_checked(
                 "the strength of a layer is no usable number", got=f"{strength:g}", expected="a finite number"
             )
     narrow = torch.finfo(weight.dtype).max
-    # Shares of the two largest numbers.
+    # Shares of the largest numbers of the weight's dtype and of the sum's.
     shares = [
         (
             abs(strengths[bound.slot]) * bound.most / narrow,

@@ -36,7 +36,7 @@ class PatchPath:
 
     name: str
     priority: int
-    """Paths are tried in the order of their ranks, lowest first."""
+    """Paths are tried in the order of their priorities, lowest first."""
     devices: tuple[str, ...]
     """The device types of the weights that the path can patch."""
     dtypes: tuple[torch.dtype, ...]
@@ -61,7 +61,7 @@ class PatchPath:
             # Memory may be free again later, so a lack of it says nothing about the path.
             raise
         except Exception as error:  # noqa: BLE001 - what a path needs can be broken in any way
-            _FAILED[self.name] = f"it cannot be told whether it works here: {briefly(error)}"
+            _FAILED[self.name] = f"its own check failed: {briefly(error)}"
             return _FAILED[self.name]
 
 

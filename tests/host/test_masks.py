@@ -618,9 +618,9 @@ def test_two_nodes_in_a_row_with_kinds_that_depend_on_the_weight(host: Host, une
 @pytest.mark.parametrize(
     ("inputs", "found"),
     [
-        ({"mask": torch.full((1, 4, 4), math.nan)}, "no shares"),
+        ({"mask": torch.full((1, 4, 4), math.nan)}, "values outside 0 to 1"),
         ({"mask": torch.full((1, 4, 4), 2.0)}, "from 2 to 2"),
-        ({"mask": torch.rand(1, 2, 4, 4)}, "another form"),
+        ({"mask": torch.rand(1, 2, 4, 4)}, "another shape"),
         ({"mask": None}, "neither a mask nor a span"),
         ({"frames": "5-2"}, "ends before it begins"),
         ({"frames": "many"}, "not understood"),

@@ -291,7 +291,7 @@ def test_complex_tensors_are_no_numbers_and_no_factors(key: str) -> None:
     """A pickle or a layer in memory may hold them; safetensors files do not."""
     made = {"reshape_weight": torch.tensor([12, 18]), "diff_b": torch.zeros(12)}
     tensors = {**factors("lora", "linear"), **made}
-    says = "of a floating-point dtype" if key in ("lora_up.weight", "diff_b") else "of a dtype of numbers"
+    says = "of a floating-point dtype" if key in ("lora_up.weight", "diff_b") else "of a numeric dtype"
     with pytest.raises(lyc.LayerError, match=rf"^{key}: .*{says}.*complex64"):
         lyc.ALGORITHMS["lora"].load({**tensors, key: tensors[key].to(torch.complex64)})
 

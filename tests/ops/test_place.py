@@ -296,9 +296,9 @@ def test_a_stack_with_masks() -> None:
 @pytest.mark.parametrize(
     ("weights", "found"),
     [
-        (torch.rand(4, 4), r"another form.*\[4, 4\]"),
-        (torch.rand(0, 4, 4), r"another form.*\[0, 4, 4\]"),
-        (torch.full((1, 2, 2), math.nan), "no shares"),
+        (torch.rand(4, 4), r"another shape.*\[4, 4\]"),
+        (torch.rand(0, 4, 4), r"another shape.*\[0, 4, 4\]"),
+        (torch.full((1, 2, 2), math.nan), "values outside 0 to 1"),
         (torch.tensor([[[-0.5, 2.0]]]), "from -0.5 to 2"),
     ],
 )
@@ -313,15 +313,15 @@ def test_masks_that_are_none(weights: Tensor, found: str) -> None:
         (lambda: Where(factors=(1.0, math.nan)), "finite number"),
         (lambda: Places(()), "no pictures"),
         (lambda: Places((0, -1)), "no pictures"),
-        (lambda: Places((0,), (0, 4)), "counts nothing"),
-        (lambda: Places((0,), (4, 4), before=-1), "counts nothing"),
-        (lambda: Places((0,), (2, 4, 4), pace=0), "counts nothing"),
+        (lambda: Places((0,), (0, 4)), "impossible size"),
+        (lambda: Places((0,), (4, 4), before=-1), "impossible size"),
+        (lambda: Places((0,), (2, 4, 4), pace=0), "impossible size"),
         (
             lambda: Places((0,), (4, 4), crops=(Crop((8, 4), (range(4), range(4))),) * 2),
             "another number of crops",
         ),
-        (lambda: Crop((8, 4), (range(4), range(0))), r"has nothing.*\[4, 0\]"),
-        (lambda: Crop((8, 4), (range(4),)), "has nothing"),
+        (lambda: Crop((8, 4), (range(4), range(0))), r"keeps nothing.*\[4, 0\]"),
+        (lambda: Crop((8, 4), (range(4),)), "keeps nothing"),
     ],
 )
 def test_places_and_factors_that_are_none(made: Callable[[], object], found: str) -> None:

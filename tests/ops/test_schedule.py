@@ -70,9 +70,9 @@ def test_a_text_that_is_no_curve_is_refused_with_its_place(text: str, place: int
         (" \n", "is empty"),
         (" , ;", "no points"),
         ("0:0, 1.5:1", "time of point 2 .* outside 0 to 1"),
-        ("0:0, 0.6:1, 0.5:1", "point 3 .* before the point in front of it"),
+        ("0:0, 0.6:1, 0.5:1", "point 3 .* before the previous point"),
         ("constant 1 2", "too many numbers"),
-        ("pulse 0.7 0.3", "point 4 .* before the point"),
+        ("pulse 0.7 0.3", "point 4 .* before the previous"),
     ],
 )
 def test_a_curve_that_cannot_be_is_refused(text: str, words: str) -> None:

@@ -164,22 +164,18 @@ def _operands(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, Ten
     return y.view(tokens, outer, k), w1.expand(tokens, outer, parts), inner
 
 
-def _inner_first(y: Tensor, x: Tensor, w1: Tensor, w2: Tensor, alpha: float) -> Tensor:
-    """y (n, l, k) + alpha * w1 @ x.view(i, j) @ w2^T for each of n tokens."""
-    return torch.baddbmm(*_operands(y, x, w1, w2), alpha=alpha)
-
-
 class _InnerFirst(torch.autograd.Function):
-    """`_inner_first`, saving only x for the backward pass.
+    """y (n, l, k) + alpha * w1 @ x.view(i, j) @ w2^T for each of n tokens.
 
-    Autograd would save the product with w2 too. It is as large as x and quick to compute again.
+    It saves x and the factors for the backward pass. Autograd would save the product with w2 too, which is as
+    large as x and quick to compute again.
     """
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
-        _, *kept, ctx.alpha = given
-        ctx.save_for_backward(*kept)
-        return _inner_first(*given)
+        *tensors, ctx.alpha = given
+        ctx.save_for_backward(*tensors[1:])
+        return torch.baddbmm(*_operands(*tensors), alpha=ctx.alpha)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -46,7 +46,7 @@ class Add:
 
     @property
     def clears(self) -> bool:
-        """Whether `write` sets the rows to zero and then adds: a pass over them that other groups save."""
+        """Whether `write` sets the rows to zero and then adds, a pass that other groups save."""
         return self.write == self._to_zeros
 
 

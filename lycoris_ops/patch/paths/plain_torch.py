@@ -46,7 +46,7 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
         if found:
             add = _one_product(found, strengths, dtype, f"product {number}")
             adds.append(add if rows is None else placed(add, *rows))
-    # The first change is written rather than added, which some can do only after setting zeros: they go last.
+    # The first change is written, not added. Those that must set the rows to zero before they write go last.
     adds.sort(key=lambda one: one.clears)
     if adds and weight.is_contiguous():
         _add_to(weight.view(flat_shape(plan.final)), adds, dtype)

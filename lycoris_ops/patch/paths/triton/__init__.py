@@ -29,8 +29,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 is imported."""
 
 OLDEST = (3, 4)
-"""The first version of Triton that compiles the kernel for all these cards. In earlier ones a function of a
-kernel must not call itself, and cards before Ampere cannot read bfloat16."""
+"""The first version of Triton that compiles the kernel for all these cards: in earlier ones, cards before
+Ampere cannot read bfloat16."""
 
 OLDEST_CARD = (7, 0)
 """The lowest NVIDIA compute capability that Triton compiles for."""

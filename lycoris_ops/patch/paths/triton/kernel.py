@@ -168,7 +168,7 @@ def add_terms(
     row = first_row + tl.arange(0, ROWS)
     column = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)
     column_mask = column < columns
-    # Read first: what the table says of a factor has to come before its values, and the weight need not wait.
+    # The weight is read first: it need not wait for the table, as the factors must.
     place = weight + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     mask = (row < rows)[:, None] & column_mask[None, :]
     before = tl.load(place, mask=mask, other=0.0)
