@@ -119,7 +119,7 @@ def make_venv(folder: Path) -> Path:
                 f"{problem}: install {package}, or name a complete Python with PYTHON="
             )
     say(f"making an environment of Python {sys.version.split()[0]}")
-    run(sys.executable, "-m", "venv", "--clear", folder)
+    run(sys.executable, "-m", "venv", "--clear", "--upgrade-deps", folder)
     marker.write_text(sys.version, encoding="utf-8")
     return python
 

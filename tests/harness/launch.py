@@ -82,7 +82,8 @@ def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
 
 
 def base_directory(root: Path, pack: Path) -> Path:
-    """Lay out `root` as a host's base directory, with `pack` linked under `custom_nodes`."""
+    """Lay out `root` as a host's base directory, with `pack` linked under `custom_nodes`; its real path."""
+    root = root.resolve()
     for folder in (
         *(f"models/{kind}" for kind in MODEL_FOLDERS),
         "input",
@@ -400,7 +401,6 @@ def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
     Raises:
         RuntimeError: a pack did not load, with what the host logged; or `comfy` was there already.
     """
-    base = base.resolve()
     if "folder_paths" in sys.modules:
         found = Path(sys.modules["folder_paths"].base_path)
         if found != base or "nodes" not in sys.modules:

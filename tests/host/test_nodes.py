@@ -325,6 +325,7 @@ def test_the_blocks_of_a_model_are_listed_with_what_an_adapter_does_there(host: 
     assert "mid" in report and "clip_l" not in report
 
 
+@pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the pack's archive has no pages")
 def test_the_node_that_the_page_of_adding_adds_works(tmp_path: Path) -> None:
     home = added(tmp_path)
     chosen = "factor or (explained and LycorisScaleStack) or registers or checks_its_inputs"
