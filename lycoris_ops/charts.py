@@ -692,7 +692,7 @@ def _planes(chart: Planes, width: int) -> Panel:
             left = EDGE + place * (across + GAP) + (across - side * columns) / 2
             page.text((left, top + EDGE + LINE / 2), fitted(title, across))
             for shares, colour in layers:
-                steps = [tuple(_steps(values)) for values in shares]
+                steps = [tuple(round(STEPS * min(1.0, max(0.0, one))) for one in values) for values in shares]
                 for first, last, row in _runs(steps):
                     for start, end, step in _runs(row):
                         corner = (left + start * side, top + over + first * side)
@@ -703,10 +703,6 @@ def _planes(chart: Planes, width: int) -> Panel:
             page.line([*box, box[0]], INK, share=2 * FAINT)
 
     return Panel(over + side * rows + GAP, draw)
-
-
-def _steps(values: Sequence[float]) -> Iterator[int]:
-    return (round(STEPS * min(1.0, max(0.0, value))) for value in values)
 
 
 def _runs(values: Sequence[Value]) -> Iterator[tuple[int, int, Value]]:

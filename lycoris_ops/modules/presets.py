@@ -36,7 +36,8 @@ class ModuleClasses:
     def __init__(self, module: nn.Module) -> None:
         named = dict(named_modules(module))
         self.classes = {path: type(inner).__name__ for path, inner in named.items()}
-        self.lists = frozenset(path for path in named if _is_list(named[path]))
+        lists = nn.ModuleList | nn.ModuleDict | nn.Sequential
+        self.lists = frozenset(path for path, inner in named.items() if isinstance(inner, lists))
 
     def around(self, path: str) -> list[str]:
         """The classes of the modules that hold this one, from the outermost."""
@@ -106,10 +107,6 @@ def _holders(path: str) -> list[str]:
     """The paths of the modules that hold a module, from the outermost, without the model itself."""
     parts = path.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
 
 
 def _full(model: ModuleClasses, path: str, kind: str) -> bool:

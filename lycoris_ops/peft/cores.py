@@ -39,7 +39,7 @@ def with_core(layer: Layer, core: Tensor | None) -> dict[str, Tensor]:
         return tensors
     if core.ndim > 4:
         raise LayerError("holds no Tucker core of a three-dimensional kernel", got=str(list(core.shape)))
-    cores = {suffix: tensor.unsqueeze(-1) for suffix, tensor in tensors.items() if _is_core(suffix)}
+    cores = {name: one.unsqueeze(-1) for name, one in tensors.items() if name.endswith(("_t1", "_t2"))}
     return {**tensors, **cores}
 
 
@@ -54,7 +54,3 @@ def common_core(members: Sequence[ConfiguredLayer[C]], module: Module) -> bool:
         if tucker and without and module.kernels.get(member.path, 1) > 1:
             raise ConflictError("needs a Tucker core in every kernel, or in none", member, "no core")
     return tucker
-
-
-def _is_core(suffix: str) -> bool:
-    return suffix.endswith(("_t1", "_t2"))

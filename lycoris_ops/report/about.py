@@ -79,7 +79,7 @@ def about(adapter: Adapter) -> About:
     text = adapter.metadata
     problems: list[str] = []
     counts = _tables(text, FREQUENCY, problems)
-    stated = [word for key in TRIGGERS for word in _split(text.get(key, ""))]
+    stated = [word for key in TRIGGERS for part in text.get(key, "").split(",") if (word := part.strip())]
     infos = list(adapter.info.values())
     return About(
         kind=counted(info.algorithm.algorithm for info in infos),
@@ -103,10 +103,6 @@ def about(adapter: Adapter) -> About:
 def _says(text: Mapping[str, str], key: str) -> bool:
     # kohya-ss writes None for what was not set.
     return text.get(key, "None") not in ("", "None")
-
-
-def _split(words: str) -> list[str]:
-    return [word for word in (part.strip() for part in words.split(",")) if word]
 
 
 def _date(said: str) -> str:

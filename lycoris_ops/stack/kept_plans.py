@@ -35,8 +35,6 @@ def kept_plan(
         layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
         return PatchPlan.build(shape, torch.float32, "cpu", layers)
 
-    return cache.fetch_any(("plan", tuple(shape), met), make, _size)
-
-
-def _size(plan: PatchPlan) -> int:
-    return sum(tensor.nbytes for tensor in plan.tensors)
+    return cache.fetch_any(
+        ("plan", tuple(shape), met), make, lambda plan: sum(tensor.nbytes for tensor in plan.tensors)
+    )
