@@ -73,8 +73,8 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             self._note(key, f"`{named['weighting']}` min-snr, with a gamma of 5")
             super().min_snr(key)
 
-        def optimiser(self, key: str, arguments: Mapping[str, Any], usual: str = "AdamW") -> None:
-            super().optimiser(key, arguments, usual)
+        def optimiser(self, key: str, arguments: Mapping[str, Any]) -> None:
+            super().optimiser(key, arguments)
             self._note(f"{key}, its arguments", f"`{named['weight_decay']}` and `{named['optimiser_args']}`")
 
         def everywhere(self, options: Mapping[str, str]) -> None:

@@ -155,9 +155,9 @@ class Config:
         if float(gamma) != GAMMA:
             self.notes.append(f"{key} = {gamma}: {GAMMA:g} is used")
 
-    def optimiser(self, key: str, arguments: Mapping[str, Any], usual: str = "AdamW") -> None:
+    def optimiser(self, key: str, arguments: Mapping[str, Any]) -> None:
         """Read an optimiser and its arguments. AdamW's weight decay is `DECAY` where none is given."""
-        name = str(self.left.get(key) or usual).lower()
+        name = str(self.left.get(key) or "AdamW").lower()
         self.choose(key, "optimiser", OPTIMISERS)
         decay = arguments.get("weight_decay")
         if decay is None and OPTIMISERS.get(name) in ("adamw", "adamw8bit") and "adamw" in name:
