@@ -260,7 +260,7 @@ PICKLES: dict[str, tuple[Make, str]] = {
         saved(lambda: {**LORA, "odd": torch.zeros(2).as_subclass(Marked)}),
         "the name .*Marked",
     ),
-    "numbers as names": (saved(lambda: {1: torch.zeros(1)}), "no name.*int"),
+    "numbers as names": (saved(lambda: {1: torch.zeros(1)}), "not text.*int"),
     "no table": (saved(lambda: [torch.zeros(1)]), "no table of tensors.*found list"),
     "twice state_dict": (saved(lambda: {"state_dict": {"state_dict": LORA}}), "state_dict: .*found dict"),
     "code": (saved(lambda: {"a": Call(os._exit, 3)}), r"the name (posix|nt)\._exit"),

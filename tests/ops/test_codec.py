@@ -264,7 +264,7 @@ def test_a_part_may_be_written_in_a_wider_dtype(tmp_path: Path) -> None:
 def test_a_codec_that_writes_another_form_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     quantised_base(tmp_path)
     stack = lora(tmp_path, 40, 30)
-    with pytest.raises(lyc.WriteError, match=r"weight_scale.*another form.*float32.*F16"):
+    with pytest.raises(lyc.WriteError, match=r"weight_scale.*changed the form.*float32.*F16"):
         lyc.merge_checkpoint(
             tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors", codec=Rows("F16")
         )

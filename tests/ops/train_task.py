@@ -240,7 +240,7 @@ def process(rank: int, folder: str, base: str) -> None:
         try:
             lyc.train_network(network(), data, loss, refused)
         except lyc.LycorisError as error:
-            assert "in parts" in str(error)
+            assert "sharded" in str(error)
         else:
             raise AssertionError(f"not refused: {refused}")
     try:
