@@ -126,7 +126,7 @@ function offer({ shown, acts }) {
   ]
   const line = make("div", { class: "buttons" }, ...buttons)
   if (!differences.length) return [line]
-  const told = t("Differs in: {differences}", { differences: differences.join("; ") })
+  const told = t("Settings differ: {differences}", { differences: differences.join("; ") })
   return [make("div", { class: "differences", textContent: told }), line]
 }
 
