@@ -169,7 +169,9 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
         key=name,
         got=", ".join(sorted(filter(None, (*targets.parts, *targets.encoders)))) or "an unknown model",
         expected=f"a layer such as {near}" if near else "the model that the adapter was made for",
-        hint="Give every part that the adapter changes: the diffusion model and the text encoders",
+        hint="The adapter was made for another model"
+        if targets.has_part(LayerName.of(name))
+        else "Give every part that the adapter changes: the diffusion model and the text encoders",
     )
 
 
