@@ -29,7 +29,8 @@ def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
         stay = "they stay as they were" if files else "stays as it was"
         return "nothing", f"{files}{sizes}: {stay}, {reports[0].stays}."
     if not worse:
-        return "all", f"{files}{sizes}: nothing is lost."
+        same = old is not None and sizes == sizes_in_words(None, old)
+        return "all", f"{files}{sizes}: {'no smaller, and ' if same else ''}nothing is lost."
     state: State = "all" if all(words == [LARGER] for _, words in worse) else "partly"
     if files:
         named = "; ".join(f"{adapter.name} {', '.join(words)}" for adapter, words in worse)

@@ -89,9 +89,7 @@ def test_what_preserves_comes_as_often_as_what_is_learned(
 def test_latents_of_which_no_two_have_one_size_are_said(train: Train) -> None:
     latents = [latent(0), latent(1, side=16), latent(2, side=24)]
     made = train(preset="attn-only", steps=1, batch_size=2, latents=latents, positive=[caption(0)])
-    words = (
-        "3 latents (8 x 8 x1, 8 x 16 x1, 8 x 24 x1), batches in an epoch: 3; no two can be in one batch of 2"
-    )
+    words = "3 latents (8 x 8 x1, 8 x 16 x1, 8 x 24 x1), batches in an epoch: 3; no two fit in one batch of 2"
     assert words in " ".join(made["report"].split())
 
 

@@ -118,7 +118,7 @@ def test_what_is_lost_comes_first_and_is_no_success() -> None:
     kept = lyc.resize_adapter(held, lyc.Rank(12), "same")
     state, line = lyc.fit_verdict(kept)
     assert state == "all" and line == lyc.describe_fit(kept).splitlines()[0]
-    assert re.fullmatch(r"\d\.\d\d kB: nothing is lost\.", line), line
+    assert re.fullmatch(r"\d\.\d\d kB: no smaller, and nothing is lost\.", line), line
     own = adapter(a=load("lora", "linear"))
     for size, words in (
         ("auto", "nothing smaller keeps as much"),
