@@ -89,18 +89,17 @@ def _tensors_of(value: Any) -> list[Tensor]:
     return [one for each in inner for one in _tensors_of(each)]
 
 
-def outliving() -> AbstractContextManager[Any]:
+@contextmanager
+def outliving() -> Generator[None]:
     """A context that makes no inference tensors, so that later passes with gradients can use its results.
 
-    Gradients are recorded inside as they are outside.
+    Gradients are recorded inside as they are outside. A generator itself: torch 2.7 does not compile a
+    function that returns one.
     """
     # torch.compile cannot trace `is_inference_mode_enabled`.
-    ready = not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-    return nullcontext() if ready else _outliving()
-
-
-@contextmanager
-def _outliving() -> Generator[None]:
+    if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+        yield
+        return
     # Leaving inference mode turns gradients on, so that they have to be set again.
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(recording):
