@@ -234,22 +234,22 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     ui: Ui, vue: bool, screenshot: Callable[[str], None]
 ) -> None:
     page, name = ui.page, "vue" if vue else "canvas"
-    build(ui, vue, steps=60, filename_prefix=f"loras/{name}")
+    build(ui, vue, steps=120, filename_prefix=f"loras/{name}")
     before = kept(ui)["size"]
     listen(ui)
     ui.press_run()
-    said = follow(ui, "^Step [3-9] of 60, ")
+    said = follow(ui, "^Step [3-9] of 120, ")
     text = "\n".join(said)
     for each in ("Encoding captions 2 of 2", "Loading the model"):
         assert each in text
-    assert re.search(r"^Step \d of 60, [\d.]+ s a step, \d+ (s|min) left, loss [\d.]+$", text, re.MULTILINE)
+    assert re.search(r"^Step \d of 120, [\d.]+ s a step, \d+ (s|min) left, loss [\d.]+$", text, re.MULTILINE)
     assert kept(ui)["size"] == before
     screenshot(f"training-runs-{name}")
-    # F5 while it runs.
+    # F5 while it runs: its steps take longer than a page.
     ui.reload()
-    follow(ui, r"^Step ([4-9]|\d\d) of 60, ")
+    follow(ui, r"^Step ([4-9]|\d\d+) of 120, ")
     stop(ui)
-    at = int(re.findall(r"^Stopped at (\d+) of 60$", words(ui))[0])
+    at = int(re.findall(r"^Stopped at (\d+) of 120$", words(ui))[0])
     assert page.locator(f"{PANEL} button").all_inner_texts() == ["Continue", "Start over"]
     screenshot(f"training-stopped-{name}")
 
@@ -263,26 +263,26 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     assert not page.locator(f"{PANEL} button").count() and page.locator(f"{PANEL} svg").count() == 1
     screenshot(f"training-done-{name}")
     change(ui, "filename_prefix", f"loras/{name}")
-    assert "steps was 60 and is 1" in page.locator(f"{PANEL} .differences").inner_text()
+    assert "steps was 120 and is 1" in page.locator(f"{PANEL} .differences").inner_text()
     screenshot(f"training-other-settings-{name}")
-    change(ui, "steps", 60)
+    change(ui, "steps", 120)
     ui.reload()
     page.locator(f"{PANEL}[data-stage=stopped]").wait_for()
-    assert words(ui) == f"Stopped at {at} of 60"
+    assert words(ui) == f"Stopped at {at} of 120"
 
     # Start over makes another one, and goes on with it.
     page.get_by_role("button", name="Start over").click()
-    follow(ui, "^Step [2-9] of 60, ")
+    follow(ui, "^Step [2-9] of 120, ")
     # Meanwhile a node before it, whose result is in the host's cache, shows its own report.
     page.locator(".lycoris-report .first", has_text="2 pictures in discs").wait_for()
     stop(ui)
     folder = ui.server.base / "output" / "loras"
     assert (folder / f"{name}_00002_-checkpoints" / "last.safetensors").exists()
-    assert int(re.findall(r"^Stopped at (\d+) of 60$", words(ui))[0]) < at
-    change(ui, "steps", 59)
+    assert int(re.findall(r"^Stopped at (\d+) of 120$", words(ui))[0]) < at
+    change(ui, "steps", 119)
     page.evaluate("heard.length = 0")
     page.get_by_role("button", name="Take its settings and continue").click()
-    follow(ui, r"^Step \d+ of 60, ")
+    follow(ui, r"^Step \d+ of 120, ")
     # In another tab the same key is another node's.
     first_tab = ui.serialized()
     other = {**copy.deepcopy(first_tab), "id": str(uuid4())}
@@ -292,7 +292,7 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     assert values(ui)["filename_prefix"] == "loras/other" and not page.locator(PANEL).count()
     show(ui, first_tab)
     assert ended(ui) == "execution_success"
-    assert values(ui)["steps"] == 60 and (folder / f"{name}_00002_.safetensors").exists()
+    assert values(ui)["steps"] == 120 and (folder / f"{name}_00002_.safetensors").exists()
     assert page.locator(f"{PANEL}[data-stage=done] svg").count() == 1
     # While the page was loaded anew, messages came before anything listened.
     assert not [error for error in ui.errors if "Unknown message type lycoris.training" not in error]
