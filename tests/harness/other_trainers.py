@@ -25,7 +25,7 @@ of each setting. `python -m tests.harness.other_trainers --write` makes them fro
 In these trainers AdamW has a weight decay of 0.01 if a config names none, and so it does here after a paste.
 On the node itself the usual weight decay is 0.
 """
-CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"}, {"network.type": "lokr"})
+CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
 """What readers are shown: nothing, and what makes some of them read other settings."""
 
 
@@ -77,14 +77,14 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             super().optimiser(key, arguments)
             self._note(f"{key}, its arguments", f"`{named['weight_decay']}` and `{named['optimiser_args']}`")
 
-        def everywhere(self, options: Mapping[str, str]) -> None:
+        def everywhere(self, algorithm: str, options: Mapping[str, str]) -> None:
             for theirs, ours in options.items():
                 self._note(theirs, f"`{ours}` of all layers, in `{named['overrides']}`")
-            super().everywhere(options)
+            super().everywhere(algorithm, options)
 
-        def whole(self, key: str) -> None:
+        def whole(self, algorithm: str, key: str) -> None:
             self._note(key, f"a `{named['rank']}` above that of all layers")
-            super().whole(key)
+            super().whole(algorithm, key)
 
         def elsewhere(self, where: str, *keys: str) -> None:
             for key in keys:

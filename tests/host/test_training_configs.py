@@ -255,6 +255,17 @@ def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text:
             {"rank": 1_000_000, "layers.overrides": "*: factor 8"},
         ),
         ("config: {process: [{network: {type: lora, lokr_full_rank: true, lokr_factor: -1}}]}", {}),
+        # As there, an option that a kind lacks does nothing.
+        (
+            "network_module = 'lycoris.kohya'\nnetwork_dim = 8\n"
+            "network_args = ['algo=loha', 'factor=8', 'full_matrix=True', 'use_tucker=True', 'rs_lora=True']",
+            {"rank": 8, "layers.preset": "full", "layers.overrides": "*: tucker True, rslora True"},
+        ),
+        (
+            "network_module = 'lycoris.kohya'\n"
+            "network_args = ['algo=diag-oft', 'use_tucker=True', 'rs_lora=True']",
+            {"layers.preset": "full"},
+        ),
     ],
 )
 def test_what_layers_are_like_is_taken_over_as_options_of_all(
@@ -266,10 +277,14 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
     assert there == values
     assert not [note for note in found["notes"] if "lokr" in note or "conv" in note]
     overrides = host.module("lycoris_nodes.training.node.overrides").overrides_of
+    algorithm = found["values"].get("algorithm", "lora")
     for options in overrides(there.get("layers.overrides", "")).values():
         # The library takes each option.
         host.ops.create_lycoris(
-            torch.nn.Sequential(torch.nn.Linear(16, 16)), algorithm="lokr", rank=4, overrides={"*": options}
+            torch.nn.Sequential(torch.nn.Linear(16, 16)),
+            algorithm=algorithm,
+            rank=4,
+            overrides={"*": options},
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import yaml
 
+from ....lycoris_ops import ALGORITHMS as KINDS
 from ....lycoris_ops import LycorisError, discover
 from ...schema.checks import places
 from ..data.targets import GAMMA
@@ -108,18 +109,20 @@ class Config:
         """`put` for one of several words, in any case."""
         self.put(key, name, lambda value: choices.get(str(value).lower()), usual)
 
-    def everywhere(self, options: Mapping[str, str]) -> None:
+    def everywhere(self, algorithm: str, options: Mapping[str, str]) -> None:
         """Put settings without an input of their own into the line of `overrides` for all layers.
 
-        `options` maps the trainer's names to ours. A text "0" asks for nothing.
+        `options` maps the trainer's names to ours. An option that the kind `algorithm` lacks is dropped, as
+        the trainers ignore it too. A text "0" asks for nothing.
         """
         taken = [(ours, self.take(theirs)) for theirs, ours in options.items()]
-        if found := [f"{ours} {value}" for ours, value in taken if value not in (None, "0")]:
+        asked = [(ours, value) for ours, value in taken if value not in (None, "0")]
+        if found := [f"{ours} {value}" for ours, value in asked if _has(algorithm, ours)]:
             self.values["overrides"] = f"*: {', '.join(found)}"
 
-    def whole(self, key: str) -> None:
+    def whole(self, algorithm: str, key: str) -> None:
         """Set the rank to `WHOLE` where this setting keeps the factors of a LoKr whole."""
-        if str(self.take(key)).lower() == "true":
+        if str(self.take(key)).lower() == "true" and algorithm == "lokr":
             self.values["rank"] = WHOLE
 
     def elsewhere(self, where: str, *keys: str) -> None:
@@ -171,6 +174,14 @@ class Config:
         }
         if texts:
             self.values["optimiser_args"] = " ".join(f"{name}={text}" for name, text in texts.items())
+
+
+def _has(algorithm: str, option: str) -> bool:
+    """Whether layers of a kind have this option."""
+    kind: Any = KINDS[algorithm]
+    if option == "rslora":
+        return kind.scaled_by_alpha
+    return option in ("conv_rank", "conv_alpha") or option in kind.init_options()
 
 
 def _argument(value: Any) -> str:

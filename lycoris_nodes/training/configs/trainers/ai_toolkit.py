@@ -32,16 +32,13 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def read(config: Config) -> None:
-    lokr = str(config.left.get("network.type")).lower() == "lokr"
     config.choose("network.type", "algorithm", ALGORITHMS)
     config.put("network.linear", "rank", int)
     config.put("network.rank", "rank", int)
-    if lokr:
-        config.whole("network.lokr_full_rank")
-        config.everywhere({"network.lokr_factor": "factor"})
-    else:
-        # Its templates have them for any kind.
-        config.unused("network.lokr_full_rank", "network.lokr_factor")
+    # Its templates have them for any kind.
+    algorithm = config.values.get("algorithm", "lora")
+    config.whole(algorithm, "network.lokr_full_rank")
+    config.everywhere(algorithm, {"network.lokr_factor": "factor"})
     # Its default is 1, not the rank.
     config.put("network.alpha", "alpha", float, usual=1)
     config.put("network.linear_alpha", "alpha", float)

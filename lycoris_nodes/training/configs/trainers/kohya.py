@@ -39,17 +39,18 @@ def read(config: Config) -> None:
         config.put("network_alpha", "alpha", float, usual=1)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
     lycoris = str(config.left.get("network_module", "")).startswith("lycoris")
-    # LyCORIS trains convolutions unless their rank is 0; kohya's own networks only where they have a rank.
-    usual = {"": "full" if lycoris else None, "0": "full-lin" if lycoris else None}
-    preset = usual.get(more.left.get("conv_dim", ""), "full")
-    more.choose("preset", "preset", {name: name for name in PRESETS}, usual=preset)
-    more.everywhere(OPTIONS)
-    more.whole("full_matrix")
     if lycoris:
         config.unused("network_module")
         more.choose("algo", "algorithm", ALGORITHMS, usual="locon")
     else:
         config.choose("network_module", "algorithm", ALGORITHMS, usual="networks.lora")
+    # LyCORIS trains convolutions unless their rank is 0; kohya's own networks only where they have a rank.
+    convolutions = more.left.get("conv_dim", "" if lycoris else "0") != "0"
+    preset = "full" if convolutions else "full-lin" if lycoris else None
+    more.choose("preset", "preset", {name: name for name in PRESETS}, usual=preset)
+    algorithm = {**config.values, **more.values}.get("algorithm", "lora")
+    more.everywhere(algorithm, OPTIONS)
+    more.whole(algorithm, "full_matrix")
     more.put("dora_wd", "dora", lambda text: text.lower() == "true")
     more.put("loraplus_lr_ratio", "loraplus_ratio", float)
     more.put("rank_dropout", "rank_dropout", float)
