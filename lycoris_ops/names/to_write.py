@@ -164,7 +164,7 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
         )
     near = targets.nearest(name)
     return MatchError(
-        f"the model has no layer of that name, so it cannot be written as {dialect}",
+        f"the model has no layer {name}, so it cannot be written as {dialect}",
         file=file,
         key=name,
         got=", ".join(sorted(filter(None, (*targets.parts, *targets.encoders)))) or "an unknown model",

@@ -56,7 +56,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   let shown = before
   let [low, high] = [0, HIGHEST]
 
-  const source = make("div", { class: "lycoris-hint", textContent: "…" })
+  const source = make("div", { class: "lycoris-hint", textContent: t("Reading the blocks ...") })
   const presets = make("select", { "aria-label": t("Presets") })
   const undo = make("button", { type: "button", class: "lycoris-button", textContent: "↶", title: t("Undo") })
   const ones = make("button", { type: "button", class: "lycoris-button", textContent: t("All 1") })
@@ -194,7 +194,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
       make("span", { textContent: percent(top) }),
       make("span", { textContent: found.done < found.of ? measured : rest }),
     )
-    legend.hidden = top < 1e-6
+    legend.style.visibility = top < 1e-6 ? "hidden" : "visible"
     if (presets.options.length < 2) {
       const names = Object.keys(found.presets)
       const nothing = make("option", { value: "", textContent: t("Presets…") })
