@@ -19,14 +19,14 @@ from .workflow import with_values
 FOLDER = ROOT / "workflows"
 TEMPLATES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
 BLEND = "01 Blend LoRA and LyCORIS files"
-EXPORT = "08 Merge LoRA and LyCORIS files into a checkpoint"
+EXPORT = "08 Checkpoint with LoRA and LyCORIS files merged in"
 CONVERT = "07 Convert LoRA and LyCORIS files"
 EXTRACT = "06 Shrink and extract LoRA and LyCORIS files"
 TRAIN = "10 Train a LoRA or LyCORIS file"
-EDIT = "13 Train a LoRA or LyCORIS file to edit pictures"
-CLIPS = "14 Train a LoRA or LyCORIS file on clips"
-SLIDER = "15 Train a LoRA or LyCORIS slider"
-JUDGE = "16 Find the best LoRA or LyCORIS checkpoint"
+EDIT = "13 Train edits into a LoRA or LyCORIS file"
+CLIPS = "14 Train clips into a LoRA or LyCORIS file"
+SLIDER = "15 Train a slider as a LoRA or LyCORIS file"
+JUDGE = "16 Best checkpoint of a LoRA or LyCORIS training"
 SLOW = (SLIDER, JUDGE)
 """Templates of many passes of the model, which `make test` opens and does not run."""
 WRITING = {EXPORT: "LycorisSaveCheckpoint", CONVERT: "LycorisSaveAdapter"}
