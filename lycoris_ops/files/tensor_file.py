@@ -60,9 +60,10 @@ class Fingerprint:
             full = Path(path).absolute()
             found = full.stat()
             # A second change within the same tick of the system's clock would leave the same time stamp,
-            # so the tick must be over before the time stamp can identify the content.
+            # so the tick must be over before the time stamp can identify the content. The stamp may be a
+            # little ahead of the clock: newer kernels give out a finer one, and the same to another file.
             changed = found.st_mtime_ns
-            while 0 <= (age := _clock_of_stamps() - changed) < TICK:
+            while abs(age := _clock_of_stamps() - changed) < TICK:
                 time.sleep((TICK - age) / 1e9)
                 found = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.files.safetensors_file import read_exactly
+from lycoris_ops.files.tensor_file import TICK
 from tests.harness.opens import held, opened
 from tests.harness.payloads import marking
 
@@ -73,6 +75,10 @@ def test_files_of_one_size_written_in_quick_succession_are_told_apart(tmp_path: 
         for name in ("lora_unet_a", "lora_unet_b"):
             save_file({f"{name}.{key}": part for key, part in factors("lora", "linear").items()}, path)
             assert list(lyc.load_adapter(path).info) == [name]
+    ahead = time.time_ns() + 5_000_000
+    os.utime(path, ns=(ahead, ahead))
+    lyc.load_adapter(path)
+    assert time.time_ns() - ahead >= TICK
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
