@@ -150,6 +150,12 @@ def tiny_unet(host: Host) -> Any:
     return patcher(tiny("SD1.5"))
 
 
+@pytest.fixture(scope="module")
+def unet(host: Host) -> Patched:
+    """A tiny UNet of a file's own, without a text encoder."""
+    return Patched(patcher(tiny("SD1.5")), None)
+
+
 @pytest.fixture
 def train(host: Host, tiny_unet: Any, tmp_path: Path) -> Callable[..., Any]:
     """Run the node on four small latents, with other inputs as given; its outputs by name."""

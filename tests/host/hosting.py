@@ -12,16 +12,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from safetensors.torch import load_file, save_file
 
+from tests.harness import zoo
 from tests.harness.adapters import RECIPES, Recipe
 from tests.harness.assets import adapter_file, assets
 from tests.harness.launch import loaded_pack
 
 STEPS, SIZE, SEED = 2, 16, 7
+
+
+def needs(architecture: str) -> None:
+    """Skip the test where the host has no such architecture."""
+    if not zoo.supported(architecture):
+        pytest.skip(f"this host has no {architecture}")
 
 
 @dataclass(frozen=True)

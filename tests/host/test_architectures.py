@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosting import Host, Patched, calculated, clip_of, patcher
+from hosting import Host, Patched, calculated, clip_of, needs, patcher
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.host
 STRENGTH = 0.5
 COUNTED: dict[coverage.Case, tuple[int, int]] = {}
 """Layers that the tests of this file have found. The page of coverage need not count them again."""
-
-
-def needs(architecture: str) -> None:
-    """Skip the test where the host has no such architecture."""
-    if not zoo.supported(architecture):
-        pytest.skip(f"this host has no {architecture}")
 
 
 def applied(host: Host, on: Patched, path: Path, layers: int) -> Patched:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hosting import Host
+from hosting import Host, needs
 
 from lycoris_ops.names.architectures import ARCHITECTURES
 from lycoris_ops.names.architectures.notation import recognised
@@ -14,8 +14,7 @@ pytestmark = pytest.mark.host
 
 @pytest.mark.parametrize("architecture", zoo.SPECIES)
 def test_no_row_has_two_names(host: Host, architecture: str) -> None:
-    if not zoo.supported(architecture):
-        pytest.skip(f"this host has no {architecture}")
+    needs(architecture)
     shapes = {
         key.removeprefix(in_diffusers.PREFIX).removesuffix(".weight"): shape
         for key, shape in dialects.shapes_of(architecture).items()

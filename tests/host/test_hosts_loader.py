@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched
+from hosting import Host, Patched, needs
 from safetensors.torch import save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms.base import IGNORED
-from tests.harness import dialects, zoo
+from tests.harness import dialects
 from tests.ops import layers
 
 pytestmark = pytest.mark.host
@@ -78,8 +78,7 @@ def test_what_the_host_ignores_is_said_when_it_is_saved_and_handed_on(
 def test_the_host_finds_no_layer_of_flux_under_pefts_names(host: Host, tmp_path: Path) -> None:
     import comfy.lora
 
-    if not zoo.supported("Flux 1"):
-        pytest.skip("this host has no Flux")
+    needs("Flux 1")
     model = dialects.model_of("Flux 1")
     key = "diffusion_model.double_blocks.0.img_attn.proj"
     shapes = dialects.shapes_of("Flux 1")

@@ -9,16 +9,12 @@ import torch
 from hosting import Host, Patched, patcher
 from trainable import tiny
 
-from tests.harness import zoo
-
 pytestmark = pytest.mark.host
 
 
 @pytest.mark.parametrize("mode", ["merge", "bypass"])
 def test_a_text_that_was_seen_with_other_weights_is_seen_anew(host: Host, mode: str) -> None:
     """HiDream-O1 keeps keys and values of a text, by the text alone."""
-    if not zoo.supported("HiDream-O1"):
-        pytest.skip("an older host does not have it")
     model = tiny("HiDream-O1")
     base = patcher(model)
     init, draw = host.ops.ALGORITHMS["lora"].init, torch.Generator().manual_seed(1)

@@ -9,31 +9,20 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched, patcher, unload
-from test_masks import OF_KINDS, WORDS, half, masked, passed, stack_for
+from masking import OF_KINDS, half, latents, masked, passed, sampled, stack_for, text
 from torch import Tensor
 from trainable import tiny
 
+from tests.harness.inputs import WORDS
+
 pytestmark = pytest.mark.host
 
-Given = tuple[Any, dict[str, Any]]
-"""A positive conditioning, and latents."""
-
-
-@pytest.fixture(scope="module")
-def unet(host: Host) -> Patched:
-    return Patched(patcher(tiny("SD1.5")), None)
+Given = tuple[dict[str, Any], Any]
+"""Latents, and a positive conditioning."""
 
 
 def draw() -> torch.Generator:
     return torch.Generator().manual_seed(5)
-
-
-def text(seed: int = 5) -> Any:
-    return [[torch.randn(1, WORDS, 24, generator=torch.Generator().manual_seed(seed)), {}]]
-
-
-def latents(side: int = 8, count: int = 1) -> dict[str, Any]:
-    return {"samples": torch.randn(count, 4, side, side, generator=draw())}
 
 
 def control_net(model: Any) -> Any:
@@ -56,7 +45,7 @@ def with_control(host: Host, model: Any) -> Given:
     positive, _ = host.nodes.ControlNetApplyAdvanced().apply_controlnet(
         text(), text(6), control_net(model), hint, 1.0, 0.0, 1.0
     )
-    return positive, latents()
+    return latents(), positive
 
 
 def with_regions(host: Host, model: Any) -> Given:
@@ -66,29 +55,20 @@ def with_regions(host: Host, model: Any) -> Given:
         host.nodes.ConditioningSetMask().append(text(seed), side, "default", 1.0)[0]
         for seed, side in zip((5, 9), sides, strict=True)
     ]
-    return regions[0] + regions[1], latents()
+    return latents(), regions[0] + regions[1]
 
 
 def with_inpainting(host: Host, model: Any) -> Given:
-    return text(), host.nodes.SetLatentNoiseMask().set_mask(latents(), 1 - half())[0]
+    return host.nodes.SetLatentNoiseMask().set_mask(latents(), 1 - half())[0], text()
 
 
 def in_a_batch(host: Host, model: Any) -> Given:
-    return text(), latents(count=3)
+    return latents(count=3), text()
 
 
 def larger(host: Host, model: Any) -> Given:
     """A second pass, of another shape."""
-    return text(), host.nodes.LatentUpscale().upscale(latents(), "bilinear", 96, 64, "disabled")[0]
-
-
-def sampled(host: Host, on: Patched, given: Given, steps: int = 2, cfg: float = 3.0) -> Tensor:
-    positive, latent = given
-    with torch.inference_mode():
-        (made,) = host.nodes.KSampler().sample(
-            on.model, 3, steps, cfg, "euler", "simple", positive, text(6), latent, 0.6
-        )
-    return made["samples"].clone()
+    return host.nodes.LatentUpscale().upscale(latents(), "bilinear", 96, 64, "disabled")[0], text()
 
 
 @pytest.mark.parametrize("condition", [with_control, with_regions, with_inpainting, in_a_batch, larger])
@@ -101,7 +81,7 @@ def test_masks_hold_beside_other_conditions(
 
     def found(stack: Any, **inputs: Any) -> Tensor:
         on = unet if stack is None else host.apply(unet, stack, clip=False, **inputs)
-        return sampled(host, on, condition(host, model))
+        return sampled(host, on, *condition(host, model))
 
     plain, whole = found(None), found(stack, mode="bypass")
     effect = whole - plain
@@ -122,7 +102,7 @@ def test_an_area_has_its_part_of_the_mask(host: Host, unet: Patched) -> None:
 
     def found(mask: Tensor) -> Tensor:
         on = host.apply(unet, masked(host, stack, mask=mask), clip=False)
-        return sampled(host, on, (areas[0] + areas[1], latents()), cfg=1.0, steps=1)
+        return sampled(host, on, latents(), areas[0] + areas[1], cfg=1.0, steps=1)
 
     none, every = found(torch.zeros(1, 4, 4)), found(torch.ones(1, 4, 4))
     assert not torch.allclose(none, every, rtol=1e-2, atol=1e-2)
@@ -149,7 +129,7 @@ def test_a_context_window_has_its_frames_of_the_mask(host: Host) -> None:
         on = host.apply(base, masked(host, stack, mask=None, frames=frames), clip=False).model
         led = {"causal_window_fix": lead} if leads else {}
         windows = execute(on, 3, 0, "standard_static", 1, False, "flat", 2, False, **led)
-        return sampled(host, Patched(windows.args[0], None), (texts, clip), cfg=1.0, steps=1)
+        return sampled(host, Patched(windows.args[0], None), clip, texts, cfg=1.0, steps=1)
 
     every, none, first = found("0-"), found("20"), found("0-8")
     none[:, :, 3:] = found("0")[:, :, 3:]

@@ -7,23 +7,34 @@ the layer alone, and with that of the unmasked bypass, for this very input.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from hosting import Host, Patched, load, patcher, unload
+from masking import (
+    OF_KINDS,
+    applied,
+    half,
+    latents,
+    masked,
+    once,
+    one_adapter,
+    passed,
+    same,
+    sampled,
+    stack_for,
+)
 from torch import Tensor
 from trainable import tiny
 
-from tests.harness import zoo
-from tests.harness.inputs import FURTHER, INPUTS, WORDS
-from tests.ops.layers import KINDS, Factors
+from tests.harness.inputs import WORDS
 
 pytestmark = pytest.mark.host
 
-OF_KINDS = ("lora", "loha", "lokr-full-low", "lora-dora-out", "oft")
 FRAMES = 2
 
 
@@ -87,106 +98,6 @@ WANTED = {
 }
 
 
-def half() -> Tensor:
-    """The left half of a picture."""
-    weights = torch.zeros(1, 64, 64)
-    weights[..., :32] = 1
-    return weights
-
-
-def made(host: Host, kind: str, shape: tuple[int, ...], seed: int) -> Any:
-    """A layer of a kind with random factors."""
-    torch.manual_seed(seed)
-    spec = KINDS[kind]
-    tensors: Factors = {**spec.make(shape, 2), "alpha": torch.tensor(2.0)}
-    return host.ops.ALGORITHMS[spec.algorithm].load(tensors, spec.options)
-
-
-def stack_for(host: Host, model: Any, kinds: tuple[str, ...], seed: int = 0, within: str = "") -> Any:
-    """A stack with a layer for every layer of a model that is within a module of this name, of the kinds in
-    turn."""
-    layers = {
-        path: made(host, kinds[number % len(kinds)], tuple(layer.weight.shape), seed + number)
-        for number, (path, layer) in enumerate(zoo.adaptable(model).items())
-        # OFT has no blocks for some sizes.
-        if layer.weight.shape[0] % 4 == 0 and within in path
-    }
-    return host.ops.Stack([host.ops.Entry(host.ops.Adapter.of(layers, name="test"), strength=0.5)])
-
-
-def one_adapter(host: Host) -> Any:
-    tensors = {"a.lora_up.weight": torch.ones(2, 1), "a.lora_down.weight": torch.ones(1, 2)}
-    return host.ops.Stack([host.ops.Entry(host.ops.adapter_of_tensors(tensors, name="a"))])
-
-
-def masked(host: Host, stack: Any, **inputs: Any) -> Any:
-    return host.run("LycorisMask", stack, **{"mask": half(), **inputs})[0]
-
-
-def applied(host: Host, model: Any, stack: Any, **inputs: Any) -> tuple[Patched, Patched]:
-    """A model with the stack beside its layers, and with the masked stack."""
-    base = Patched(patcher(model), None)
-    bound = host.apply(base, masked(host, stack, **inputs), clip=False)
-    return host.apply(base, stack, mode="bypass", clip=False), bound
-
-
-@dataclass
-class Seen:
-    """What a layer was given in a pass, and what it gave."""
-
-    module: Any
-    x: Tensor
-    y: Tensor
-
-
-def same(x: Tensor) -> Tensor:
-    """A copy with the same strides: products of views are rounded in another way."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
-
-
-def once(on: Patched, name: str, rows: int = 2, sigma: float = 0.5, **more: Any) -> Tensor:
-    """One pass of a loaded model as the host makes it, which is given `more` beside what it needs."""
-    latent, conds = {**INPUTS, **FURTHER}[name].make(rows)
-    on.model.pre_run()
-    options = {**on.model.model_options["transformer_options"], "cond_or_uncond": [0]}
-    with torch.inference_mode():
-        return on.model.model.apply_model(
-            latent,
-            torch.full((rows,), sigma),
-            transformer_options=wrapped(on.model, options),
-            **conds,
-            **more,
-        )
-
-
-def passed(on: Patched, name: str, rows: int = 2, **more: Any) -> tuple[Tensor, dict[str, Seen]]:
-    """The result of one pass of a model, and the layers that were in it."""
-    load(on.model)
-    model, seen, given = on.model.model, dict[str, Seen](), dict[str, Tensor]()
-    handles: list[Any] = []
-    for path, layer in zoo.adaptable(model).items():
-
-        def before(module: Any, args: Any, path: str = path) -> None:
-            given[path] = same(args[0])
-
-        def after(module: Any, args: Any, y: Tensor, path: str = path) -> None:
-            seen[path] = Seen(module, given[path], y.clone())
-
-        handles += [layer.register_forward_pre_hook(before, prepend=True), layer.register_forward_hook(after)]
-    try:
-        return once(on, name, rows, **more), seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def wrapped(patcher: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a pass with the wrappers of a patcher, as the host's sampler gives them."""
-    from comfy.patcher_extension import merge_nested_dicts
-
-    return merge_nested_dicts(options, {"wrappers": patcher.wrappers})
-
-
 def inside(y: Tensor, wanted: Wanted, kernel: bool) -> Tensor | None:
     """Whether each value of an output is in the left half of the picture; None for no places."""
     if kernel:
@@ -203,14 +114,25 @@ def inside(y: Tensor, wanted: Wanted, kernel: bool) -> Tensor | None:
     return None
 
 
-def compared(
-    host: Host, whole: Patched, bound: Patched, seen: dict[str, Seen], held: Callable[[Tensor, bool], Any]
+def acting(
+    host: Host,
+    name: str,
+    held: Wanted | Callable[[Tensor, bool], Any],
+    kinds: tuple[str, ...] = OF_KINDS,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
 ) -> int:
     """Compare every layer of a masked pass with the layer alone and with its unmasked bypass, bit by bit.
 
-    `held` says of an output which values are in the mask; None for an output at no place. The result is how
-    many layers with places the stack changes.
+    `held` says of an output which values are in the mask; None for an output at no place. Inputs are those
+    of the mask, and more is what the model is given. The result is how many layers with places the stack
+    changes.
     """
+    model = tiny(name)
+    whole, bound = applied(host, model, stack_for(host, model, kinds), **inputs)
+    assert not bound.model.patches and "its strength differs over places" in bound.report
+    _, seen = passed(bound, name, **more)
+    unload()
     plans = whole.model.get_injections("lycoris_bypass")[0].plans
     mine = bound.model.get_injections("lycoris_bypass")[0]
     count = 0
@@ -231,7 +153,8 @@ def compared(
             # The first turn is the base's own, which the comparison of the attention sees.
             assert torch.equal(one.y, unmasked), path
             continue
-        within = held(own, bool(mine.plans[path].geometry.kernel))
+        kernel = bool(mine.plans[path].geometry.kernel)
+        within = inside(own, held, kernel) if isinstance(held, Wanted) else held(own, kernel)
         assert within is not None, f"{path} is at no place: {list(own.shape)}"
         assert torch.equal(one.y, torch.where(within, unmasked, own)), path
         count += not torch.equal(own, unmasked)
@@ -249,25 +172,12 @@ def _stacks() -> Iterator[Any]:
 @pytest.mark.parametrize(("name", "kinds"), list(_stacks()))
 def test_every_layer_acts_in_the_mask_alone(host: Host, name: str, kinds: tuple[str, ...]) -> None:
     """Outside it is the model's own in every bit, inside that of the unmasked stack."""
-    if not zoo.supported(name):
-        pytest.skip("an older host does not have it")
-    model = tiny(name)
-    whole, bound = applied(host, model, stack_for(host, model, kinds))
-    assert not bound.model.patches and "its strength differs over places" in bound.report
-    _, seen = passed(bound, name)
-    unload()
-    assert compared(host, whole, bound, seen, lambda y, kernel: inside(y, WANTED[name], kernel)) >= 8
+    assert acting(host, name, WANTED[name], kinds) >= 8
 
 
 @pytest.mark.parametrize("name", ["Wan 2.1 t2v", "HunyuanVideo", "LTX-Video", "LTX-2"])
 def test_a_span_of_frames(host: Host, name: str) -> None:
     """Without the first frame of the video, which is the first of two of the latent."""
-    if not zoo.supported(name):
-        pytest.skip("an older host does not have it")
-    model = tiny(name)
-    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS), mask=None, frames="1-")
-    _, seen = passed(bound, name)
-    unload()
 
     def held(y: Tensor, kernel: bool) -> Tensor:
         if kernel:
@@ -275,35 +185,25 @@ def test_a_span_of_frames(host: Host, name: str) -> None:
         text = y.shape[1] - FRAMES * 16
         return (torch.arange(y.shape[1]) >= text + 16)[None, :, None].expand_as(y)
 
-    assert compared(host, whole, bound, seen, held) > 8
+    assert acting(host, name, held, inputs={"mask": None, "frames": "1-"}) > 8
 
 
 @pytest.mark.parametrize("name", ["Flux 1", "Qwen-Image"])
 def test_reference_pictures_stand_behind_the_places(host: Host, name: str) -> None:
-    model = tiny(name)
-    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS))
     shape = (2, 4, 1, 4, 8) if name == "Qwen-Image" else (2, 4, 4, 8)
-    _, seen = passed(bound, name, ref_latents=[torch.randn(shape), torch.randn(shape)])
-    unload()
-    wanted = replace(WANTED[name], filled=16)
-    assert compared(host, whole, bound, seen, lambda y, kernel: inside(y, wanted, kernel)) > 8
+    references = [torch.randn(shape), torch.randn(shape)]
+    assert acting(host, name, replace(WANTED[name], filled=16), ref_latents=references) > 8
 
 
 def test_reference_pictures_stand_before_the_places(host: Host) -> None:
     """Behind the text in some layers, and without it in others."""
-    if not zoo.supported("Boogu"):
-        pytest.skip("an older host does not have it")
-    model = tiny("Boogu")
-    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS))
-    shape = (2, 4, 4, 8)
-    _, seen = passed(bound, "Boogu", ref_latents=[torch.randn(shape), torch.randn(shape)])
-    unload()
 
     def held(y: Tensor, kernel: bool) -> Tensor | None:
         found = (inside(y, replace(WANTED["Boogu"], text=count), kernel) for count in (16, 16 + WORDS))
         return next((one for one in found if one is not None), None)
 
-    assert compared(host, whole, bound, seen, held) > 8
+    references = [torch.randn(2, 4, 4, 8), torch.randn(2, 4, 4, 8)]
+    assert acting(host, "Boogu", held, ref_latents=references) > 8
 
 
 @pytest.mark.parametrize(
@@ -328,14 +228,7 @@ def test_where_the_places_of_a_layer_are(
 
 @pytest.mark.parametrize("name", ["Wan 2.1 i2v", "Wan VACE", "Wan 2.2 5B"])
 def test_relatives_have_their_places_too(host: Host, name: str) -> None:
-    if not zoo.supported(name):
-        pytest.skip("an older host does not have it")
-    model = tiny(name)
-    whole, bound = applied(host, model, stack_for(host, model, OF_KINDS))
-    _, seen = passed(bound, name)
-    unload()
-    wanted = WANTED["Wan 2.1 t2v"]
-    assert compared(host, whole, bound, seen, lambda y, kernel: inside(y, wanted, kernel)) > 8
+    assert acting(host, name, WANTED["Wan 2.1 t2v"]) > 8
 
 
 @pytest.mark.parametrize(
@@ -345,8 +238,6 @@ def test_relatives_have_their_places_too(host: Host, name: str) -> None:
 )
 def test_complementary_masks_are_the_unmasked_stack(host: Host, name: str) -> None:
     """Of one and the same file, with what is at no place whole in one of the two."""
-    if not zoo.supported(name):
-        pytest.skip("an older host does not have it")
     model = tiny(name)
     base = Patched(patcher(model), None)
     stack = stack_for(host, model, OF_KINDS)
@@ -468,26 +359,6 @@ def test_a_cross_attention_is_called_in_turn_where_it_takes_no_more_keys(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture
-def unet(host: Host) -> Patched:
-    return Patched(patcher(tiny("SD1.5")), None)
-
-
-def sampled(
-    host: Host, on: Patched, positive: Any = None, *, cfg: float = 3.0, count: int = 1, side: int = 8
-) -> Tensor:
-    """Two steps of the host's sampler from one noise."""
-    draw = torch.Generator().manual_seed(5)
-    texts = [[[torch.randn(1, WORDS, 24, generator=draw), {}]] for _ in range(2)]
-    noise = torch.randn(1, 4, side, side, generator=draw).expand(count, -1, -1, -1).clone()
-    given = {"samples": noise, "batch_index": [0] * count}
-    with torch.inference_mode():
-        (made,) = host.nodes.KSampler().sample(
-            on.model, 3, 2, cfg, "euler", "simple", positive or texts[0], texts[1], given, 0.6
-        )
-    return made["samples"].clone()
-
-
 def test_masks_in_the_hosts_sampler(host: Host, unet: Patched) -> None:
     """With guidance and several pictures: a mask of all is the whole stack, and one of nothing none of it."""
     model = unet.model.model
@@ -500,13 +371,14 @@ def test_masks_in_the_hosts_sampler(host: Host, unet: Patched) -> None:
     none = masked(host, stack, mask=torch.zeros(1, 4, 4))
     torch.testing.assert_close(sampled(host, host.apply(unet, none, clip=False)), plain, rtol=0, atol=0)
     part = host.apply(unet, masked(host, stack), clip=False)
-    once, twice = sampled(host, part), sampled(host, part, count=2)
+    same_noise = {"samples": latents()["samples"].expand(2, -1, -1, -1).clone(), "batch_index": [0, 0]}
+    once, twice = sampled(host, part), sampled(host, part, same_noise)
     torch.testing.assert_close(twice, once.expand_as(twice), rtol=1e-3, atol=1e-3)
     left, right = once.chunk(2, -1)
     own_left, own_right = plain.chunk(2, -1)
     assert (left - own_left).norm() > (right - own_right).norm()
     # A second pass at another size takes the same mask.
-    assert torch.isfinite(sampled(host, part, side=12)).all()
+    assert torch.isfinite(sampled(host, part, latents(side=12))).all()
 
 
 def test_a_schedule_and_a_mask_are_multiplied(host: Host, unet: Patched) -> None:
@@ -550,8 +422,6 @@ def test_frames_that_older_hosts_do_not_count_are_as_in_this_one(host: Host) -> 
 
 
 def test_a_model_whose_places_are_not_known_is_left_whole(host: Host) -> None:
-    if not zoo.supported("PixelDiT"):
-        pytest.skip("an older host does not have it")
     model = tiny("PixelDiT")
     base = Patched(patcher(model), None)
     stack = stack_for(host, model, ("lora",))

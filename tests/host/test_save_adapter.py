@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched, calculated, loaded_by_the_host
+from hosting import Host, Patched, calculated, loaded_by_the_host, needs
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,12 +27,6 @@ DISTINCT = [name for name in in_diffusers.DIFFUSERS if name not in ALIKE]
 UNETS = ("SD1.5", "SD2")
 """Architectures for which kohya-ss writes diffusers' names. For all others it writes the model's own
 names."""
-
-
-def needs(architecture: str) -> None:
-    """Skip the test where the host has no such architecture."""
-    if not zoo.supported(architecture):
-        pytest.skip(f"this host has no {architecture}")
 
 
 def effect(host: Host, adapter: Any, shapes: Shapes) -> dict[str, Tensor]:

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched, patcher
-from test_masks import OF_KINDS, WORDS, half, masked, stack_for
+from hosting import Host, Patched
+from masking import OF_KINDS, half, latents, masked, sampled, stack_for
 from torch import Tensor
-from trainable import tiny
 
 pytestmark = pytest.mark.host
 
@@ -17,25 +16,8 @@ NEAR = 1e-4
 """How far a picture may be from that of its own run, as a share of the effect of the adapters."""
 
 
-@pytest.fixture
-def unet(host: Host) -> Patched:
-    return Patched(patcher(tiny("SD1.5")), None)
-
-
-def latent() -> dict[str, Any]:
-    return {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))}
-
-
-def sampled(host: Host, on: Patched, given: dict[str, Any], cfg: float = 3.0) -> Tensor:
-    draw = torch.Generator().manual_seed(6)
-    texts = [[[torch.randn(1, WORDS, 24, generator=draw), {}]] for _ in range(2)]
-    with torch.inference_mode():
-        (made,) = host.nodes.KSampler().sample(on.model, 3, 2, cfg, "euler", "simple", *texts, given, 0.6)
-    return made["samples"].clone()
-
-
 def grid(host: Host, stack: Any, values: str, **inputs: Any) -> tuple[Any, dict[str, Any], str]:
-    return host.run("LycorisStrengthGrid", latent(), stack, values, **inputs)
+    return host.run("LycorisStrengthGrid", latents(), stack, values, **inputs)
 
 
 @pytest.mark.parametrize(
@@ -49,29 +31,29 @@ def test_each_picture_is_that_of_a_run_of_its_own(host: Host, unet: Patched, kin
     first = stack_for(host, unet.model.model, kinds)
     second = stack_for(host, unet.model.model, ("lora",), seed=70)
     both = first + second
-    stack, latents, labels = grid(
+    stack, pictures, labels = grid(
         host, both, "0, 0.4", row=1, second="strength", second_values="0, 0.7", which="2"
     )
-    assert latents["samples"].shape[0] == 4 and labels.count("\n") == 2
-    found = sampled(host, host.apply(unet, stack, clip=False), latents)
-    plain = sampled(host, unet, latent())
+    assert pictures["samples"].shape[0] == 4 and labels.count("\n") == 2
+    found = sampled(host, host.apply(unet, stack, clip=False), pictures)
+    plain = sampled(host, unet)
     assert (found[0] - plain[0]).norm() < NEAR * plain.norm()
     for place, (down, across) in enumerate([(0.0, 0.0), (0.0, 0.4), (0.7, 0.0), (0.7, 0.4)]):
         (one,), (two,) = first, second
         own = host.ops.Stack(
             [host.ops.Entry(one.adapter, across, one.strength), host.ops.Entry(two.adapter, down, 1.0)]
         )
-        wanted = sampled(host, host.apply(unet, own, mode="bypass", clip=False), latent())
+        wanted = sampled(host, host.apply(unet, own, mode="bypass", clip=False))
         effect = max((wanted - plain).norm(), 0.01 * plain.norm())
         assert (found[place] - wanted[0]).norm() < NEAR * effect, place
 
 
 def test_a_grid_in_a_mask_and_on_a_schedule(host: Host, unet: Patched) -> None:
     whole = stack_for(host, unet.model.model, ("lora", "oft"))
-    stack, latents, _ = grid(host, host.scheduled(masked(host, whole, mask=half()), "constant 0.5"), "0, 2")
-    found = sampled(host, host.apply(unet, stack, clip=False), latents)
-    once = sampled(host, host.apply(unet, masked(host, whole, mask=half()), clip=False), latent())
-    plain = sampled(host, unet, latent())
+    stack, pictures, _ = grid(host, host.scheduled(masked(host, whole, mask=half()), "constant 0.5"), "0, 2")
+    found = sampled(host, host.apply(unet, stack, clip=False), pictures)
+    once = sampled(host, host.apply(unet, masked(host, whole, mask=half()), clip=False))
+    plain = sampled(host, unet)
     assert (found[0] - plain[0]).norm() < NEAR * plain.norm()
     # So strong a stack makes rounding a hundred times larger.
     assert (found[1] - once[0]).norm() < 100 * NEAR * (once - plain).norm()
@@ -84,9 +66,9 @@ def test_a_grid_may_be_larger_than_the_memory(
     """It is computed in parts, and the host is asked for room for as many pictures as there is."""
     import comfy.model_management
 
-    stack, latents, _ = grid(host, masked(host, stack_for(host, unet.model.model, OF_KINDS)), "0..2 in 5")
+    stack, pictures, _ = grid(host, masked(host, stack_for(host, unet.model.model, OF_KINDS)), "0..2 in 5")
     on = host.apply(unet, stack, clip=False)
-    plain, wanted = sampled(host, unet, latent()), sampled(host, on, latents)
+    plain, wanted = sampled(host, unet), sampled(host, on, pictures)
     seen: list[int] = []
     handle = unet.model.model.diffusion_model.register_forward_pre_hook(
         lambda _, args: seen.append(len(args[0]))
@@ -111,7 +93,7 @@ def test_a_grid_may_be_larger_than_the_memory(
             "get_free_memory",
             lambda _=None, torch_free_too=False: (free, free) if torch_free_too else free,
         )
-    found = sampled(host, on, latents)
+    found = sampled(host, on, pictures)
     handle.remove()
     assert {*seen} == ({4, 2} if both else {2, 1})
     assert not both or asked[:2] == [4, 2]
@@ -120,8 +102,8 @@ def test_a_grid_may_be_larger_than_the_memory(
 
 
 def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> None:
-    stack, latents, _ = grid(host, stack_for(host, unet.model.model, ("lora",)), "0..1 in 3")
-    less = {"samples": latents["samples"][:2]}
+    stack, pictures, _ = grid(host, stack_for(host, unet.model.model, ("lora",)), "0..1 in 3")
+    less = {"samples": pictures["samples"][:2]}
     with pytest.raises(host.ops.LycorisError, match=r"another number of pictures.*2 pictures.*3"):
         sampled(host, host.apply(unet, stack, clip=False), less)
 
@@ -141,7 +123,7 @@ def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> No
     ],
 )
 def test_inputs_that_make_no_grid(host: Host, unet: Patched, inputs: dict[str, Any], found: str) -> None:
-    given = {"latent": latent(), "values": "0, 1", **inputs}
+    given = {"latent": latents(), "values": "0, 1", **inputs}
     with pytest.raises(host.ops.LycorisError, match=found):
         host.run("LycorisStrengthGrid", stack=stack_for(host, unet.model.model, ("lora",)), **given)
 

@@ -15,7 +15,6 @@ from hosting import Host, Patched, loaded_by_the_host, patcher
 from torch import Tensor
 from trainable import module, tiny
 
-from tests.harness import zoo
 from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
@@ -33,8 +32,6 @@ def test_the_usual_rate_lowers_the_loss(host: Host, architecture: str, tmp_path:
 
     The file gives the model this loss in the host.
     """
-    if not zoo.supported(architecture):
-        pytest.skip("an older host does not have it")
     training, ops = module(host, ""), host.ops
     model = tiny(architecture)
     latent, conds = INPUTS[architecture].make(ROWS)

@@ -12,7 +12,6 @@ from hosting import Host, patcher
 from torch import Tensor
 from trainable import module, same, tiny
 
-from tests.harness import zoo
 from tests.harness.inputs import FURTHER, INPUTS
 
 pytestmark = pytest.mark.host
@@ -144,8 +143,6 @@ USUAL = ("SD1.5", "SDXL", "Flux 1", "Flux 2", "Qwen-Image", "Wan 2.1 t2v")
     ],
 )
 def test_a_training_step_is_given_what_the_sampler_gives(host: Host, architecture: str) -> None:
-    if not zoo.supported(architecture):
-        pytest.skip("an older host does not have it")
     model = tiny(architecture, **CHANGED.get(architecture, {}))
     latent, usual = latent_for(model), module(host, "").family_of(model).guidance
     compared: dict[str, set[str]] = {}

@@ -14,7 +14,6 @@ from hosting import Host, patcher
 from torch import Tensor
 from trainable import distance, fill, gradients, module, tiny, unchanged
 
-from tests.harness import zoo
 from tests.harness.inputs import FURTHER, INPUTS
 
 pytestmark = pytest.mark.host
@@ -48,8 +47,6 @@ def raw_output(model: Any) -> Iterator[list[Tensor]]:
 def test_gradients_are_those_of_central_differences_in_float64(
     host: Host, architecture: str, checkpointing: bool
 ) -> None:
-    if not zoo.supported(architecture):
-        pytest.skip("an older host does not have it")
     session = module(host, "session")
     model = in_double(architecture)
     x, conds = {**INPUTS, **FURTHER}[architecture].make()

@@ -20,8 +20,6 @@ ALL = {**INPUTS, **FURTHER}
 )
 def test_every_layer_gets_the_gradient_of_the_chain_rule(host: Host, architecture: str) -> None:
     """With and without checkpointing. The model is the same afterwards, and computes the same."""
-    if not zoo.supported(architecture):
-        pytest.skip("an older host does not have it")
     session = module(host, "session")
     model = tiny(architecture)
     x, conds = ALL[architecture].make()
@@ -63,8 +61,6 @@ def test_no_architecture_is_left_out() -> None:
 
 
 def test_the_networks_that_need_less_than_every_cure_are_all_tried(host: Host) -> None:
-    if not all(zoo.supported(name) for name in ALL):
-        pytest.skip("an older host does not have all of them")
     cures = module(host, "cures")
     tried = {type(tiny(name).diffusion_model).__name__ for name in ALL}
     copying = cures.OVERWRITES_NORMED.keys() | cures.OVERWRITES_ATTENDED.keys()

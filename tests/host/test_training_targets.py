@@ -15,7 +15,6 @@ from hosting import Host, patcher
 from torch import Tensor
 from trainable import module, tiny
 
-from tests.harness import zoo
 from tests.harness.inputs import INPUTS
 
 pytestmark = pytest.mark.host
@@ -151,8 +150,6 @@ def test_a_time_is_in_the_models_own_clock_without_the_shift_of_its_sampler(host
 
 @pytest.mark.parametrize("architecture", INPUTS)
 def test_every_model_has_a_family_whose_times_it_can_be_noised_at(host: Host, architecture: str) -> None:
-    if not zoo.supported(architecture):
-        pytest.skip("an older host does not have it")
     families, times, targets = module(host, "families"), module(host, "times"), module(host, "targets")
     model = tiny(architecture)
     family = families.family_of(model)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hosting import Host, clip_of
+from hosting import Host, clip_of, needs
 from torch import Tensor
 
 from tests.harness import zoo
@@ -34,9 +34,13 @@ def module(host: Host, name: str) -> Any:
 
 
 def tiny(architecture: str, seed: int = 3, **changed: Any) -> Any:
-    """A tiny model that runs. Its weights are small, so that its activations are of a usual size."""
+    """A tiny model that runs. Its weights are small, so that its activations are of a usual size.
+
+    Where the host has no such architecture, the test is skipped.
+    """
     from comfy.model_base import model_sampling
 
+    needs(architecture)
     inputs = {**INPUTS, **FURTHER}[architecture]
     model = zoo.make(architecture, seed, changed={**inputs.changed, **changed}, cut=inputs.cut)
     # The zoo has overwritten the noise levels with the other buffers.
