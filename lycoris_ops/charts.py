@@ -41,7 +41,7 @@ PLOT = 96
 SHARP = 2
 """The pixels of an image for each displayed pixel."""
 LARGER = 2
-"""An image is drawn this many times larger still, then reduced, because Pillow does not smooth lines."""
+"""An image is drawn this many times larger again, then reduced, because Pillow does not smooth lines."""
 SMALL, TITLE = 11, 13
 """Font sizes in pixels: of text in charts, and of titles."""
 EDGE, GAP = 10, 5
@@ -150,8 +150,8 @@ class Canvas(Protocol):
         *,
         upright: bool = False,
     ) -> None:
-        """Draw a text. `anchor` is the point of it that lies `at` the place: the left (`l`), middle or right
-        end, and the top (`a`), middle or baseline (`s`).
+        """Draw a text with its `anchor` at `at`: `l`, `m` or `r` for its left, middle or right, then `a`,
+        `m` or `s` for its top, middle or baseline.
 
         `whole` is the full text where this one is shortened. An upright text reads upwards.
         """
@@ -313,7 +313,7 @@ def _pillow(name: str) -> Any:
         return import_module(f"PIL.{name}")
     except ImportError as error:
         raise LycorisError(
-            "Pillow is not installed", expected="it, to draw pictures", hint="pip install pillow"
+            "Pillow is not installed, so no pictures can be drawn", hint="pip install pillow"
         ) from error
 
 

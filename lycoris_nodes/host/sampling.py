@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def literal(text: str) -> str:
-    """A text with escaped parentheses, which the host would otherwise read as weights of words."""
+    """A text with its parentheses escaped, because the host reads plain ones as weights of words."""
     return re.sub(r"\\?([()])", r"\\\1", text)
 
 
@@ -152,7 +152,7 @@ def time_to_sigma(model_sampling: Any, time: Tensor) -> Tensor:
     """
     if isinstance(model_sampling, sampling.CONST):
         return time
-    # The type checker finds the `sigmas` of another base class.
+    # Annotated, because the type checker takes `sigmas` from another base class.
     steps: Tensor = model_sampling.sigmas
     low, high = float(steps[0]), float(steps[-1])
     if isinstance(model_sampling, sampling.COSMOS_RFLOW):

@@ -6,7 +6,7 @@ import { onPrompt } from "./frontend.js"
 import { t } from "./language.js"
 import { after, anyNodeOf, drawn, nodeOf, onValue, ourKeyedNodes, widgetOf } from "./nodes.js"
 import { queuedPrompts } from "./queue.js"
-// It listens first, and shows boxes that are taken off here.
+// Imported first, so that its listeners show a box before those below remove it.
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
 import { loadedBy } from "./rows/graph.js"
@@ -28,7 +28,8 @@ const isTrain = (/** @type {GraphNode} */ node) => TRAINING.includes(node.comfyC
 const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".") + 1)
 
 /**
- * The last question about a node, and from its answer the values of `auto` and the settings of a stopped training.
+ * The last question about a node, and its answer: the values of `auto`, and the settings that a stopped training had
+ * otherwise.
  *
  * @type {WeakMap<GraphNode, {asked: string, usual: Record<string, string>, others: Record<string, any>}>}
  */
@@ -103,7 +104,7 @@ function showUsual(node, usual, before) {
   for (const widget of /** @type {Widget[]} */ (node.widgets ?? [])) {
     const name = ownName(widget.name)
     if (!USUAL.includes(name)) continue
-    // A value behind "auto: " from before the first answer is nobody's choice: a subgraph saves its inputs as shown.
+    // A subgraph saves its inputs as shown, so a value behind "auto: " before the first answer is nobody's choice.
     const present = name in before ? widget.value : plain(widget.value)
     const value = shownValue(present, usual[name], before[name])
     if (value !== widget.value) widget.value = value
@@ -247,7 +248,7 @@ function listen() {
   for (const event of ["click", "pointerup", "keyup"]) addEventListener(event, followFolding, { capture: true })
   onPrompt({
     sent(prompt, workflow) {
-      // It may have begun before the answer to it came.
+      // The prompt may have begun before the server answered.
       if (prompt === running) return
       queued.set(prompt, workflow)
       void showQueue()
@@ -262,7 +263,7 @@ function listen() {
  */
 const unfolded = new WeakMap()
 
-/** Fold and unfold inputs with the widgets. The front end has no event for it, but a person clicks or types. */
+/** Fold and unfold inputs with the widgets: after clicks and keys, because the front end has no event for it. */
 async function followFolding() {
   await drawn()
   for (const { node } of placed()) {

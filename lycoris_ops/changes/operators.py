@@ -140,7 +140,7 @@ class Permuted:
         return self._around(self.inner.product, vectors)
 
     def _around(self, run: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        # The gradient of `index_select` is a sum. That of indexing sorts first on an accelerator.
+        # The gradient of `index_select` is a scatter-add; that of indexing sorts first on an accelerator.
         return run(vectors.index_select(-1, self.order)).index_select(-1, self.inverse)
 
     def transposed(self) -> Permuted:
@@ -222,7 +222,7 @@ def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
-    """An operator, a form or a tuple of these with all tensors on `device`: itself, if they are there.
+    """An operator, form or tuple of these with its tensors on `device`; the same object if they are there.
 
     Floating-point tensors are converted to `dtype`, if it is given; indices keep theirs. Outside of inference
     mode none of them is an inference tensor, except while torch.compile traces.
@@ -230,7 +230,7 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
     if isinstance(value, Tensor):
         narrow = dtype if value.is_floating_point() else None
         there = value.to(device, narrow or value.dtype)
-        # torch.compile cannot trace these questions.
+        # torch.compile cannot trace the last two.
         if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not there.is_inference():
             return there  # type: ignore[return-value]
         return there.clone()  # type: ignore[return-value]

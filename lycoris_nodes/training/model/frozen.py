@@ -20,7 +20,7 @@ from .recompute import put_back
 
 
 def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[nn.Module]:
-    """The layers whose weight the host makes anew for each pass in this dtype on this device."""
+    """The layers whose weight the host copies, unpacks, patches or casts in each pass."""
     for module in model.modules():
         held: Any = module
         weight = module._parameters.get("weight")
@@ -46,7 +46,7 @@ def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.de
         for module in list(lent(model, dtype, device)):
             own = vars(module)
             before = own.get("forward")
-            # The weight alone does not give the gradient of a `forward` that others have replaced.
+            # A `forward` that others have replaced may do more than multiply by the weight.
             own["forward"] = _fetching(module, module.forward, alone=before is None)
             stack.callback(put_back, own, before)
             count += 1
@@ -66,7 +66,7 @@ def _fetching(module: nn.Module, forward: Callable[..., Tensor], *, alone: bool)
 
 
 class _Fetching(torch.autograd.Function):
-    """A layer with a fixed weight. The gradient of its input is dy W, or its like for a convolution."""
+    """A layer with a frozen weight. dx = dy W, or for a convolution the transposed convolution of dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any, forward: Callable[[Tensor], Tensor]) -> Tensor:
@@ -74,10 +74,10 @@ class _Fetching(torch.autograd.Function):
         ctx.back = _of_linear if isinstance(module, nn.Linear) else None
         if _is_plain_convolution(module, x.ndim):
             ctx.back = _of_convolution
-        # The gradients of these layers do not depend on the input.
+        # These gradients do not depend on the input.
         ctx.save_for_backward(*(() if ctx.back else (x,)))
         made = forward(x.detach())
-        # The output may be added to in place, which torch forbids for views that are made here.
+        # Callers may add to the output in place, which torch forbids for a view returned from here.
         return torch.ops.aten._unsafe_view(made, made.shape) if made._is_view() else made
 
     @staticmethod

@@ -77,7 +77,7 @@ class Previews:
     """0 for no pictures."""
     steps: int
     told: Callable[[int, int], None]
-    """Called with each step of the sampler, and their number."""
+    """Called after each step of the sampler with the steps done and their total."""
     folder: Path
     prompts: Sequence[Prompt]
     """Empty where the latents are no pictures."""

@@ -73,7 +73,7 @@ from .settings import (
 DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
 RISE = 1.5
-"""See `TrainOptions.rise`. With more, the rate is too high."""
+"""See `TrainOptions.rise`. A larger rise means that the learning rate is too high."""
 KEEP = 3
 """How many of the checkpoints of `checkpoint_every` are kept by default."""
 SAMPLES, APART = 10, 50
@@ -132,13 +132,13 @@ def train(
     passes: int,
     because: str,
 ) -> FinishedTraining:
-    """Train as asked, or go on with the training that was broken off, see `run_of`.
+    """Train as asked, or resume the stopped training, see `run_of`.
 
     `data_of` makes the data; a batch of it takes the memory of `passes` passes of the model. `because` is why
     the model is trained as this expert, see `trained_expert`.
 
-    `tell` gets the progress, see `Live`. `rescued` gets a text on what is left after an exception, also after
-    an interrupt by the user: before the end there is no result that the host could keep.
+    `tell` gets the progress, see `Live`. `rescued` gets a text on what was saved when an exception or the
+    user stops the training, because a node that does not finish has no output.
 
     Raises LycorisError for what cannot be trained, before the first step.
     """
@@ -179,7 +179,7 @@ def train(
         samples = data_of(asked, session, encoder, live)
         knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
         prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
-        # A single caption for all latents is also that of the held-out ones.
+        # A single caption for all latents also serves the held-out ones.
         one = asked.positive if sum(map(len, asked.positive)) == 1 else ()
         usual = (one, asked.captions if len(asked.captions) == 1 else ())
         held = _beside(asked, session, encoder, "validation", "held-out", usual)
@@ -308,8 +308,8 @@ def _race_data(
 ) -> tuple[Callable[[int], list[list[Sample]]], list[list[Sample]], int]:
     """The batches of a race, those that judge it, and how many samples are set apart for judging.
 
-    Held-out samples judge. Without them an eighth of the samples, at least one, is kept out of the race, but
-    not of the training, and judges. Of fewer than four all race, and all judge, at other noise.
+    Held-out samples judge. Without them an eighth of the samples, at least one, judges: only the training
+    after the race sees these. Fewer than four samples are all raced on, and all judge, with other noise.
     """
     apart = 0 if held or len(samples) < 4 else max(1, len(samples) // 8)
     trained = samples[: len(samples) - apart]
@@ -319,12 +319,12 @@ def _race_data(
 
 @contextmanager
 def _meant(run: Run) -> Generator[None]:
-    """Give errors a hint where the training that was broken off had another model, network or data."""
+    """Add a hint to errors that say that the stopped training had another model, network or data."""
     try:
         yield
     except (MatchError, TrainError) as error:
         if run.state and error.file == str(run.state.path):
-            error.hint = f"The training {run.in_words}. To go on with it, give the same again. {ANEW}"
+            error.hint = f"The training {run.in_words}. To resume it, give it the same inputs. {ANEW}"
         raise
 
 
@@ -334,7 +334,7 @@ def _opened(asked: Asked, passes: int) -> Generator[tuple[Session, TextEncoder |
     for name in ("captions", "regularisation_captions", "validation_captions"):
         if getattr(asked, name) and asked.clip is None:
             raise TrainError(
-                "there are captions as texts, and no text encoder to train on them",
+                "there are captions as text, but no text encoder to train with them",
                 key=name,
                 hint=f"Link `clip` to train the text encoders, or unlink `{name}`",
             )
@@ -362,7 +362,7 @@ def _beside(
     usual: tuple[Any, Any] = ((), ()),
     **how: Any,
 ) -> list[Sample]:
-    """The samples of a kind, such as validation, beside those of `latents`; none without latents.
+    """The samples from the inputs `<kind>_latents` and its captions; none without these latents.
 
     `called` names the kind in errors. `usual` are encoded captions and texts for a kind without its own.
     """
@@ -413,7 +413,7 @@ def _network(
     share = text_rate_of(asked, rate)
     own: dict[str, Any] = {"preset": TEXT_PRESET, **fresh} if of_text is None else {"weights": of_text}
     texts = encoder.adapted(lr=share, **shared, **own)
-    # Removed with the encoders' session, which ends first, before the encoders get their flags back.
+    # The encoders' session removes it: that ends first, and removes networks before it restores flags.
     joined = join_networks({"diffusion_model": network, "text_encoders": texts})
     encoder.session.networks.append(joined)
     return joined, rate, share
