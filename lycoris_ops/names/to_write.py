@@ -1,12 +1,12 @@
 """The names of an adapter's layers in another dialect, and the rows that each name holds.
 
-A layer's path is either in the model's own layout or in that of diffusers. Where both dialects use the same
-layout, and no underscores of a name have to become dots again, only the prefix of the name changes: see
-`Write.renamed`. All other names need the model's keys. From these, `_Names` lists every name of the dialect
-to write, with the rows of the model's layers that it means. `Targets` tells which rows the adapter's own
-layers mean. Each written layer is made of the pieces of the adapter's layers that mean its rows.
+A layer's path is either in the model's own layout or in that of diffusers. If both dialects use the same
+layout, and no underscores have to become dots again, only the prefix of the name changes: see
+`Write.renamed`. All other names need the model's keys. `_Names` maps every name of the dialect to write to
+rows of the model's layers, and `Targets` does so for the adapter's names. Each layer to write is then put
+together from the adapter's rows for the same weights.
 
-diffusers reads LoKr for a few models only. There it may have fused layers, which it does not have for LoRA.
+diffusers reads LoKr for a few models only. In those its LoKr layers may be fused, its LoRA layers never are.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def plan_names(
         planned += names.of({name: at for name, at in through.items() if name not in lokr}, file)
     if names is not None and fused is not None:
         found = {name: at for name, at in through.items() if name in lokr}
-        # All layers in the same layout, because diffusers' model has one at a time.
+        # One layout for all LoKr layers, because diffusers fuses all projections of a model or none.
         best = max((names, fused), key=lambda names: sum(map(names.has, found.values())))
         planned += [replace(one, takes_lokr=one.part == UNET) for one in best.of(found, file)]
     _check_distinct(planned, file, dialect)
@@ -248,8 +248,8 @@ class _Names:
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
-        # The reverse: a layer of the model, to the names that mean rows of it, each with the segment and its
-        # first row under that name.
+        # The reverse: for each layer of the model the names that mean rows of it, each with the first row of
+        # the segment under the name, and the segment.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         shapes: dict[str, dict[str, Shape]] = {}
         for target in targets.all:

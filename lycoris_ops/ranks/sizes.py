@@ -30,7 +30,7 @@ class Rank:
 class Energy:
     """The smallest adapter, to within one rank, that gains this share of what full weights would gain.
 
-    The share is of all layers together: layers that gain much get more of it than others.
+    The share is over all layers together, so layers that gain more get more parameters.
     """
 
     share: float

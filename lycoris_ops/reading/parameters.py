@@ -1,4 +1,4 @@
-"""A file of PEFT's LoRA of parameters, read as one layer for each expert."""
+"""PEFT's LoRA files with `target_parameters`, read with one layer for each expert."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class _Piece:
 
 @dataclass(frozen=True)
 class ParametersFile(DerivedFile):
-    """A file whose factors of parameters are split into those of single experts, see `peft.parameters`."""
+    """A file whose joint factors of all experts are split into a pair for each, see `peft.parameters`."""
 
     pieces: Mapping[str, _Piece]
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         wanted = {name: self.pieces.get(name) for name in names}
         keys = tuple(dict.fromkeys(piece.key if piece else name for name, piece in wanted.items()))
-        # The first expert's read gives those of all, so keep them.
+        # The file holds all experts in one tensor, so keep it for the others.
         held = self.file.read(keys, cache, keep=keep or any(wanted.values()))
         return {
             name: piece.of(held[piece.key]).contiguous() if piece else held[name]
@@ -54,11 +54,11 @@ class ParametersFile(DerivedFile):
 
 
 def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, frozenset[str]]:
-    """A file with a layer for each expert, and the names of the layers that are on parameters.
+    """The file with a layer for each expert, and the names of the layers that are on parameters.
 
-    It is the file itself where its configuration names no parameters.
+    Without `target_parameters` the file is returned as it is.
 
-    Raises FileFormatError where the factors are not those of whole experts, and where the configuration
+    Raises FileFormatError where the factors do not divide into whole experts, and where the configuration
     names a parameter without a module: PEFT searches the model for the modules that have it.
     """
     if not isinstance(config, LoraConfig) or not config.target_parameters:
@@ -66,12 +66,12 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
     bare = next((target for target in config.target_parameters if "." not in target), None)
     if bare is not None:
         raise FileFormatError(
-            "the configuration names a parameter without its module, which the file does not tell",
+            "the configuration names a parameter without its module, and the file does not tell which has it",
             file=file.path,
             key="target_parameters",
             got=bare,
             expected=f"the end of its path with the module, such as experts.{bare}",
-            hint="Write that into adapter_config.json: PEFT reads both the same way",
+            hint="Write the longer name into adapter_config.json: PEFT reads both the same way",
         )
     pieces = dict(_pieces(file, config))
     taken = {piece.key for piece in pieces.values()}
@@ -104,7 +104,7 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
         if not own:
             continue
         try:
-            # A full path and an end of one may both name a parameter.
+            # One parameter may be named twice: by its full path and by the end of it.
             inner = declared(sorted(set(own)))
         except LayerError as error:
             raise FileFormatError(
@@ -131,7 +131,7 @@ def _of_parameter(
     columns = file.tensors[up].shape if up in file.tensors else tuple[int, ...]()
     if not len(rows) == len(columns) == 2 or rows[0] != columns[1] or rows[0] % rank:
         raise FileFormatError(
-            "the factors of a parameter are not those of whole experts",
+            "the factors of a parameter do not divide into whole experts",
             file=file.path,
             key=down,
             got=f"{list(rows)} and {list(columns)}",

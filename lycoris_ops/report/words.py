@@ -48,7 +48,7 @@ def ranks(values: Iterable[int | None]) -> str:
 
 
 def listed(one: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
-    """Lines with the number of items and what they are, then the first `most` items, or all for None.
+    """A line with the number of items, then a line for each of the first `most`, or of all for None.
 
     `one` names a single item, and `many` several. Without items there are no lines.
     """

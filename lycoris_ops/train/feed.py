@@ -32,7 +32,7 @@ class StepBatches:
 
     own: list[Any] = field(default_factory=list[Any])
     beside: list[Any] = field(default_factory=list[Any])
-    """Other processes' batches, to make as many passes as they do: with a sharded model they would wait."""
+    """Other processes' batches, to make as many passes as they do: a sharded model needs all processes."""
     of: int = 0
     """How many batches the step has in all processes together."""
 
@@ -99,7 +99,7 @@ class Feed:
         return turn
 
     def _end(self) -> None:
-        """Raise TrainError if the epoch was empty, or if its iterator cannot give a further one."""
+        """Raise TrainError if the epoch was empty, or if an iterator gave it: that has no second epoch."""
         if self._used == 0:
             raise TrainError(
                 "there are no batches",
@@ -117,7 +117,7 @@ class Feed:
 
 
 def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> int:
-    """How many steps `epochs` have, of `accumulation` batches for each of the model's `copies`.
+    """How many steps `epochs` have, if each of `copies` of the model takes `accumulation` batches a step.
 
     Raises TrainError where the batches have no length, or where there are none.
     """

@@ -44,7 +44,7 @@ class Regrouper:
             # Left out: layers without a place in the model, and weights of unknown shape.
             self._shapes = {name: shape for name, shape in shapes.items() if shape}
             self._biased = {name for name, places in found.items() if any(p.bias for p in chain(*places))}
-        # Made here, not by a decorator, so that they end with this object.
+        # Decorated methods would keep this object, and its layers, alive.
         self._layer = lru_cache(maxsize=HELD)(self._read)
         self._change = lru_cache(maxsize=HELD)(self._change_of)
 
@@ -70,7 +70,7 @@ class Regrouper:
         return made
 
     def _read(self, name: str) -> Layer:
-        # No dialect that is written has AdaLoRA's third factor.
+        # No dialect can be written with AdaLoRA's third factor.
         return self._adapter.layer(name, keep=False).plain()
 
     def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:

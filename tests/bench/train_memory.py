@@ -1,10 +1,9 @@
-"""The memory of a training step beside that of a pass, for models of the real depth and of a small width.
+"""The peak memory of a training step relative to a forward pass, for narrow models of real depth.
 
-`python -m tests.bench.train_memory` prints, for each layout and number of pixels, the most bytes that are
-held at once beside the model in a pass without gradients, in a step with all activations kept, and in a step
-with the blocks computed again, and the last two in multiples of the first, for each of the blocks.
-`lycoris_nodes/training/node/memory.py` has its factors from there. Width and dtype scale all three alike; the
-depth does not, so it is that of the real model.
+`python -m tests.bench.train_memory` prints for each model and latent size the peak bytes, without the model:
+of a pass without gradients, of a step that keeps all activations, and of a step that recomputes the blocks.
+Then it prints the last two divided by the first and by the number of blocks, which are the factors in
+`lycoris_nodes/training/node/memory.py`. Width and dtype scale all peaks alike; depth does not.
 """
 
 from __future__ import annotations
@@ -62,7 +61,8 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def measured(title: str, pack: str) -> tuple[int, int, int, int]:
-    """The peaks of a pass, of a step that keeps all, of one that computes blocks again; and the blocks."""
+    """The peaks of a pass, of a step that keeps all activations and of one that recomputes blocks; then the
+    number of blocks."""
     from comfy.model_patcher import ModelPatcher
 
     from tests.harness import zoo

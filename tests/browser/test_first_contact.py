@@ -16,9 +16,9 @@ pytestmark = pytest.mark.browser
 
 INSPECT = "04 Inspect LoRA and LyCORIS files"
 EMPTY = 130
-"""The most pixels below the widgets of a node of ours that nothing has run on yet."""
+"""The most empty pixels below the widgets of one of our nodes that has not run yet."""
 BEHIND = """() => {
-    // Each wire as it is drawn, on a canvas of its own, and points within each node.
+    // Test points within each node against the path of each wire.
     const context = document.createElement("canvas").getContext("2d")
     context.lineWidth = 4
     const found = []
@@ -71,7 +71,7 @@ def _templates_are_tidy(ui: Ui, vue_nodes: bool) -> None:
         assert ui.page.evaluate(BEHIND) == [], name
         spare = ui.page.evaluate(
             """() => app.graph.nodes
-                // The training's own box makes its room.
+                // The training node reserves room for its box.
                 .filter(({type}) => type.startsWith("Lycoris") && type !== "LycorisTrain")
                 .map(node => [node.type, node.size[1] - node.computeSize()[1]])"""
         )

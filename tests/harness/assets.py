@@ -27,7 +27,7 @@ PARTS = {
     "diffusion_models/flux2.safetensors": ("FLUX.2", torch.float32),
     "vae/flux2_vae.safetensors": ("FLUX.2's autoencoder", torch.float16),
     "diffusion_models/wan.safetensors": ("Wan", torch.float32),
-    # Hosts take one in float16 for that of another model.
+    # Hosts mistake a float16 one for another model's.
     "vae/wan_vae.safetensors": ("autoencoder of videos", torch.float32),
     "text_encoders/clip_l.safetensors": ("CLIP-L", torch.float16),
 }

@@ -2,8 +2,8 @@
 
     python -m tests.harness.promises --write
 
-writes `promises.json`, in the environment of the tests, when a version is published. A test holds what is
-there against it; docs/versions.md says what may go when.
+writes `promises.json`, in the environment of the tests, when a version is published. A test compares the
+present code with it; docs/versions.md says what may be removed, and when.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def _of_schema(schema: Any) -> Promise:
 
 
 def of_library() -> Promise:
-    """The public names of the library, with the parameters of what can be called."""
+    """The public names of the library, with the parameters of functions and classes."""
     names = [name for name, value in vars(lyc).items() if not name.startswith("_") and not ismodule(value)]
     return {name: _parameters(getattr(lyc, name)) for name in sorted(names)}
 
 
 def _parameters(value: Any) -> dict[str, bool] | None:
-    """Whether a function needs a value for each parameter; None for what is not called.
+    """Each parameter of a callable, and whether it has to be given; None for other values.
 
-    Of a class they are what its objects have, and objects that the library makes may get more.
+    A class's never have to: the library makes its objects, which may get more fields.
     """
     try:
         found = signature(value).parameters.values() if callable(value) else None
@@ -61,7 +61,7 @@ def _parameters(value: Any) -> dict[str, bool] | None:
 
 
 def broken_by_nodes(before: Promise, now: Promise) -> Iterator[str]:
-    """What a workflow of the version before may need of the nodes and does not find."""
+    """What a workflow of the version before can use and no longer finds."""
     for node, had in before.items():
         if node not in now:
             yield f"the node {node} is gone"
@@ -79,7 +79,7 @@ def broken_by_nodes(before: Promise, now: Promise) -> Iterator[str]:
 
 
 def broken_by_library(before: Promise, now: Promise) -> Iterator[str]:
-    """What code for the version before may call and does not find."""
+    """What code for the version before can call and no longer finds."""
     for name, had in before.items():
         if name not in now:
             yield f"{name} is gone"

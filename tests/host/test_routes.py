@@ -29,7 +29,7 @@ def preview(file: str) -> tuple[int, str, bytes]:
 
 
 def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the files among a loader's choices, with or without their folder; of others nothing is known."""
+    """A loader's file is found with or without its folder; of other files nothing is said."""
     import folder_paths
 
     folder = host.base / "models" / "checkpoints"
@@ -98,7 +98,7 @@ def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[s
 def test_a_preview_is_a_picture_that_belongs_to_the_file(
     host: Host, lora_file: Callable[[str, Any], str]
 ) -> None:
-    """One that is no picture, or that a link leads to elsewhere, is none."""
+    """A file that is no picture, or a link to one elsewhere, is no preview."""
     file = lora_file("told.safetensors", told())
 
     def picture(answer: tuple[int, str, bytes]) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def test_a_clip_is_given_as_it_is_and_a_picture_comes_first(
         assert preview(file) == (200, f"video/{name[-4:].lstrip('.')}", content)
     Image.new("RGB", (80, 60)).save(folder / "told.png")
     assert preview(file)[1] == "image/jpeg"
-    # No clip of another folder, and none beside what is no adapter.
+    # A link to a clip elsewhere is not shown, nor is a clip without an adapter.
     secret = host.base / "secret.mp4"
     clip(secret)
     lora_file("inner.safetensors", told())
@@ -215,14 +215,14 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     stamp = node.fingerprint_inputs(rows)
     lora_file("told.cm-info.json", b"{}")
     assert node.fingerprint_inputs(rows) != stamp
-    # What is no table takes nothing else away, and is said.
+    # A file that holds no table is reported, and the others still count.
     lora_file("told.json", b"<html>")
     lora_file("told.metadata.json", b"[5]")
     found = facts(host, file)[file]
     assert found["title"] == "Ink Wash" and found["error"] == ""
     assert "told.metadata.json cannot be read: it is no table" in found["problems"]
     assert len(found["problems"]) == 2
-    # Nor is one byte too many read as far as the bound goes.
+    # A file one byte over the limit is not read.
     lora_file("told.json", b"{}".ljust((4 << 20) + 1))
     assert "told.json cannot be read: it has more than 4194304 bytes" in facts(host, file)[file]["problems"]
 
@@ -246,7 +246,7 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(
     found = facts(host, *broken, "pickle.pt", "../../secret", "/etc/passwd", "gone")
     assert set(found) == {*broken, "pickle.pt"}
     assert all(name in one["error"] for name, one in found.items()), found
-    # One that may not be read now is read once it may.
+    # A file without read permission is read once it has it.
     late = lora_file("late.safetensors", told())
     real = os.stat
     with monkeypatch.context() as patched:
@@ -292,16 +292,14 @@ def test_facts_are_kept_until_the_file_changes(
     time.sleep(0.05)
     lora_file(file, told(**{"modelspec.trigger_phrase": "new"}))
     assert facts(host, file)[file]["triggers"] == ["new"] and len(peeked) == 2
-    # Half a file is none.
+    # A cache that is cut off is not used.
     kept = host.base / "user" / "__lycoris" / "files.json"
     kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
     assert facts(host, file)[file]["triggers"] == ["new"] and len(peeked) == 3
 
 
-def test_reports_are_kept_by_what_made_them_and_are_no_more_than_a_number(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reports_are_kept_by_their_prompt_up_to_a_number(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     module = host.module("lycoris_nodes.schema.kept")
     monkeypatch.setattr(module, "running_node", lambda: "2")
     monkeypatch.setattr(module, "MOST", 3)
@@ -317,6 +315,6 @@ def test_reports_are_kept_by_what_made_them_and_are_no_more_than_a_number(
     for value in range(5):
         found = ran(value, {"text": [str(value)], "images": []})
     assert found == [["4"], ["3"], ["2"]]
-    # The same run again is the latest one, and one without a report takes away the report before it.
+    # A repeated run becomes the latest, and one without a report removes its earlier report.
     assert ran(2, {"text": ["again"]}) == [["again"], ["4"], ["3"]]
     assert ran(4, None) == [["again"], ["3"]]

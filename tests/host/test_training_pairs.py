@@ -1,4 +1,4 @@
-"""Pairs and clips of LyCORIS Training Pictures: what models are shown beside captions, and given of clips."""
+"""Pairs and clips of LyCORIS Training Pictures: references beside captions, and given frames of clips."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def flux(**changed: int) -> Any:
 def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
     host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, tmp_path: Path
 ) -> None:
-    """Also mirrored, kept on disk, and where captions are dropped; the training sees them and learns."""
+    """They are mirrored and cached too, and stay where captions are dropped. A training takes them."""
     wide = drawing(folder / "control" / "a.png", "green", (2 * PIXELS, PIXELS // 2))
     drawing(folder / "a.png", "blue")
     drawing(folder / "b.png", "yellow")
@@ -144,7 +144,7 @@ def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
 
 
 def test_what_references_show_is_learned(host: Host, tmp_path: Path) -> None:
-    """Of one text and many latents, each with itself as its reference."""
+    """All latents have one text, and each is its own reference."""
     draw = torch.Generator().manual_seed(1)
     latents = [3 * torch.randn(1, 16, 1, 1, generator=draw).expand(1, 16, 8, 8) for _ in range(8)]
     text, pooled = torch.randn(1, 5, 20, generator=draw), torch.randn(1, 12, generator=draw)
@@ -198,7 +198,7 @@ def test_references_for_a_model_that_takes_none_are_refused(
 
 
 def film(path: Path, frames: int, rate: int, size: tuple[int, int] = (PIXELS, PIXELS)) -> Path:
-    """A clip whose n-th frame is grey, the brighter the later."""
+    """A clip of grey frames that get brighter."""
     codecs = {".mp4": ("libx264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "gray")}
     codec, kind = codecs[path.suffix]
     with av.open(str(path), "w") as container:
@@ -212,7 +212,7 @@ def film(path: Path, frames: int, rate: int, size: tuple[int, int] = (PIXELS, PI
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif"])
-def test_frames_of_a_clip_are_those_of_their_times(host: Host, tmp_path: Path, ending: str) -> None:
+def test_frames_of_a_clip_are_taken_by_their_times(host: Host, tmp_path: Path, ending: str) -> None:
     clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
     # A GIF counts in hundredths of a second.
     own = 25 if ending == ".gif" else 24
@@ -253,7 +253,7 @@ def test_frames_of_a_folder_are_its_pictures_by_their_numbers(host: Host, tmp_pa
         drawing(tmp_path / name, "blue")
     (tmp_path / "notes.txt").touch()
     assert [path.name for path in clip.frame_files(tmp_path)] == names
-    # A frame whose end is missing is named: its header alone is whole.
+    # A frame that is cut off is named, although its header is whole.
     damaged = tmp_path / names[1]
     damaged.write_bytes(damaged.read_bytes()[:-40])
     whole = host.module("lycoris_nodes.dataset.sizes").middle((PIXELS, PIXELS), (PIXELS, PIXELS))
@@ -355,7 +355,7 @@ def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
     drawing(folder / "still.png", "green")
     made = tiny("Cosmos-Predict2", in_channels=17, crossattn_emb_channels=WORD_WIDTH)
     made.image_to_video, made.concat_keys = True, ("mask_inverted",)
-    # Of the configuration of the model of videos: that of pictures has the same class.
+    # Only the class of the configuration tells the model of videos from that of pictures.
     made.model_config.__class__ = importlib.import_module("comfy.supported_models").CosmosI2VPredict2
     vae, model = Counted(16, video=True), patcher(made)
     clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
@@ -377,7 +377,7 @@ def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
     assert vae.calls == called and same(again["latents"], data["latents"])
     with pytest.raises(host.ops.TrainError, match=r"a\.mp4.*all of the clip is given"):
         prepare(**{**given, "frames": 5}, first_frames="first and last")
-    # A mask of what is learned is there beside it.
+    # A training mask may be given as well.
     white = torch.ones(2, PIXELS, PIXELS)
     settings = {"model": model, "steps": 1, "rank": 2, "latents": data["latents"], "masks": [white]}
     report = train(host, tmp_path, **settings, positive=data["positive"])["report"]
@@ -400,7 +400,7 @@ def test_what_is_around_a_hole_is_given_to_a_model_that_fills_it(
         wanted = host.nodes.InpaintModelConditioning().encode(text, text, pixels(path), vae.vae, mask, False)
     for name in ("concat_latent_image", "concat_mask"):
         assert torch.equal(data["positive"][0][0][1][name], wanted[0][0][1][name])
-    # All of the picture is learned, and not what is in the hole alone.
+    # The whole picture is learned, not only the hole.
     assert data["masks"] == []
     train(
         host,
@@ -423,7 +423,7 @@ def test_a_text_encoder_that_sees_is_shown_references_as_by_the_hosts_node(
     told: list[Any] = []
 
     def encode(tokens: Any) -> list[Any]:
-        """In place of the part that sees, which has no tiny form."""
+        """Stand in for the vision encoder, which has no tiny version."""
         told.append(tokens)
         return [[torch.zeros(1, 5, 20), {}]]
 

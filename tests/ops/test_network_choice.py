@@ -71,8 +71,8 @@ class Repeated(nn.Module):
 
 
 def test_blocks_are_what_is_repeated_and_reports_say_what_share_is_left_out(tmp_path: Path) -> None:
-    """Counted by hand: a block has 448 + 448 values in what is trained, 192 in modulation and 8 in its norm;
-    what is before and behind both has 32 + 64 and 32."""
+    """Counted by hand: a block has 448 + 448 trained values, 192 in modulation and 8 in its norm; the layers
+    before both blocks have 32 + 64, and the one after them 32."""
     model = nn.Sequential(
         nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8)), Repeated(), Repeated(), nn.Linear(8, 4)
     )
@@ -100,7 +100,7 @@ class SelfAttention(Mixer):
 
 
 class AttentionModel(nn.Module):
-    """What its own class is called says nothing of its parts."""
+    """The name of the model's own class says nothing about its parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,8 +112,8 @@ def test_an_attention_is_told_by_its_name_or_by_its_class() -> None:
     assert set(network.members) == {"attn.to_q", "mixed.to_q"}
 
 
-def test_an_override_without_a_rank_leaves_that_of_all(model: Model) -> None:
-    """It is lowered to what a module can use, as it is without the override."""
+def test_an_override_without_a_rank_keeps_the_general_one(model: Model) -> None:
+    """A rank above what a module can use is lowered, as without the override."""
     network = made(model, include=ALL, rank=64, overrides={"*": {"bias": True}})
     assert network.members["head"].layer.rank == 8
     assert any("head: rank 8 in place of 64" in note for note in network.notes)
@@ -184,7 +184,7 @@ def test_a_weight_under_two_names(model: Model) -> None:
 
 
 def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
-    """The output layer of a language model is its embedding: merged, its change would be one of that too."""
+    """A language model's output layer shares the embedding's weight: merging would change both."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -205,7 +205,7 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
 
 
 class Strange(nn.Module):
-    """What a model may call a weight: a number, a module, and a tensor that others are computed into."""
+    """Whatever a model may call `weight`: a number, a module, a tensor computed from others."""
 
     def __init__(self) -> None:
         super().__init__()

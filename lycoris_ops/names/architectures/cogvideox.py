@@ -1,8 +1,8 @@
 """CogVideoX: ComfyUI's layout beside the names of diffusers.
 
-Source of the correspondence: the classes themselves, `CogVideoXTransformer3DModel` in diffusers
-(Apache-2.0), `models/transformers/cogvideox_transformer_3d.py`: ComfyUI's blocks hold the same layers,
-in the same order of rows, without the attention and feed-forward modules around them.
+Source: `CogVideoXTransformer3DModel` in diffusers (Apache-2.0),
+`models/transformers/cogvideox_transformer_3d.py`. ComfyUI's blocks hold the same layers with the same order
+of rows, but without the attention and feed-forward modules around them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIFFUSERS = {
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("blocks.*.norm1.linear", "blocks.*.ff_proj", "blocks.*.q"), diffusers=DIFFUSERS),),
     tokens={
-        # Its first convolution takes each frame as a sample.
+        # `patch_embed.proj` is left out: it takes each frame as a sample.
         **dict.fromkeys(
             (f"blocks.*.{layer}" for layer in ("q", "k", "v", "attn_out", "ff_proj", "ff_out")),
             "text, places",

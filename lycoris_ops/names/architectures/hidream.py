@@ -15,7 +15,7 @@ ARCHITECTURE = Architecture(
             diffusers=same("**"),
         ),
     ),
-    # One embedder for each layer of the text encoders that the model reads.
+    # The model reads several layers of its text encoders, each through an embedder.
     aside={"caption_projection.*": "embedders of captions"},
     tokens={
         "x_embedder.proj": "places",

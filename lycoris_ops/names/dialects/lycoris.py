@@ -10,7 +10,7 @@ PREFIX = "lycoris_"
 
 
 def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
-    # LyCORIS writes the paths in the module that it is given; for image models, that is diffusers' model.
+    # LyCORIS writes the paths of the module that it wraps: for image models, of diffusers' model.
     return PREFIX + path.replace(".", "_") if spoken in ("diffusers", "onetrainer", "peft") else None
 
 

@@ -1,4 +1,4 @@
-"""The harness of `make bench-quality` on a task of a moment: its bookkeeping, not the quality of anything."""
+"""The bookkeeping of `make bench-quality`, on a task that takes a moment. No quality is tested."""
 
 from __future__ import annotations
 
@@ -28,12 +28,10 @@ from tests.bench.quality.search import best
 from tests.bench.quality.task import Split, Task, digest, frozen, held_out, sites
 from tests.bench.quality.tasks.characters import CHARACTERS
 
-# All in one process, since they share what is trained once.
-
 
 @dataclass(frozen=True)
 class Tiny:
-    """A network of a convolution and two linear layers is to answer as one with other weights does."""
+    """Train a convolution and two linear layers to match a copy with other weights."""
 
     name: str = "tiny"
     steps: Mapping[str, int] = field(default_factory=lambda: {"short": 16, "long": 32}, hash=False)
@@ -98,7 +96,7 @@ def test_every_method_has_three_seeds_at_a_rate_between_two_others(file: Path) -
         assert entry.loss < start, entry
 
 
-def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+def test_the_number_of_parameters_is_that_of_the_method(tmp_path: Path) -> None:
     """Every method, at its largest size."""
     shapes = [site.shape for site in sites(TASK, TASK.base()).values()]
     assert shapes == [(6, 2, 3, 3), (12, 24), (5, 12)]
@@ -125,7 +123,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     # kron of (2, 1) and (3, 2, 3, 3), of (3, 4) and (4, 6), of (1, 3) and (5, 4).
     assert ours.lokr_numbers(shapes, 4) == (2 + 54) + (12 + 24) + (3 + 20)
     assert bench.result(TASK, ALL["LoKr"], "short", 1.0, -8, 0).numbers == ours.lokr_numbers(shapes, 4)
-    # AdaLoRA keeps so many ranks of all layers, each with a number more.
+    # AdaLoRA keeps 3 x 4 ranks in all, each with a singular value; on which layers is not known.
     assert 3 * 4 * (5 + 12 + 1) <= found["PEFT AdaLoRA"] <= 3 * 4 * (12 + 24 + 1)
     for name in ALL.keys() - expected.keys() - {"LoKr", "PEFT AdaLoRA"}:
         # A LoKr has at most 126 numbers here.
@@ -191,7 +189,7 @@ def test_numbers_for_a_loss_are_interpolated_in_their_logarithm() -> None:
     assert reached([(10.0, math.inf), (20.0, 1.0)], 1.5, logarithmic=True) == ("", pytest.approx(20))
 
 
-def test_a_loss_at_so_many_numbers_is_asked_for_between_points_alone() -> None:
+def test_a_loss_is_interpolated_but_not_extrapolated() -> None:
     points = [(100.0, 0.5), (10000.0, 0.3)]
     assert loss_at(points, 1000) == pytest.approx(0.4)
     assert loss_at(points, 10000) == 0.3
@@ -225,11 +223,11 @@ UNSURE = {
     "characters": math.log(len(CHARACTERS)),
     "series": math.log(64),
     "digits": math.log(10),
-    # The velocity's mean square: that of the noise and that of the pictures.
+    # The mean square of the velocity: of the noise (1), plus of the pictures (about 0.5).
     "flow": 1.5,
     "table": math.log(32),
 }
-"""The loss of what knows nothing, on each task of which the benchmark trains a small base."""
+"""The loss of a model that has learned nothing, on each task with a small base of the benchmark's own."""
 
 
 @pytest.mark.slow
@@ -241,14 +239,14 @@ def test_a_base_is_trained_and_its_batches_are_those_of_their_seed(task: Task) -
     with torch.no_grad():
         own = sum(float(task.loss(base, batch)) for batch in known) / len(known)
     assert own < 0.8 * UNSURE[task.name]
-    assert own < held_out(task, base, "tune"), "the new domain is no other one"
+    assert own < held_out(task, base, "tune"), "the new domain is no harder than the base's own"
     first, same, other = (
         [str(batch) for batch in islice(task.batches(seed, "train"), 3)] for seed in (0, 0, 1)
     )
     assert first == same and first != other
 
 
-def test_drawn_pictures_are_those_of_their_seed_and_kind() -> None:
+def test_drawn_pictures_follow_their_seed_and_kind() -> None:
     plain, kinds = shapes.drawn(40, 1, hatched=False)
     assert plain.shape == (40, 1, 32, 32) and kinds.bincount().tolist() == [10] * 4
     assert torch.equal(plain, shapes.drawn(40, 1, hatched=False)[0])
@@ -257,7 +255,7 @@ def test_drawn_pictures_are_those_of_their_seed_and_kind() -> None:
     assert torch.equal(kinds, same) and hatched.min() >= -1 and hatched.max() <= 1
     inside = plain > 0
     assert plain.min() == -1 and plain.max() == 1
-    # What is bright on black is dark on bright, and at most half of a picture.
+    # Shapes are bright on black, or dark on bright, and fill at most half of a picture.
     assert hatched[plain == 1].max() < 0 < hatched[plain == -1].mean() and 0.05 < inside.float().mean() < 0.5
     # A disc is the largest of the shapes of one size.
     area = [float(inside[kinds == kind].float().mean()) for kind in range(4)]
@@ -267,8 +265,8 @@ def test_drawn_pictures_are_those_of_their_seed_and_kind() -> None:
     assert torch.equal(folded[0, :, 0, 0].view(4, 4), plain[0, 0, :4, :4])
 
 
-def test_what_nodes_trained_is_told_beside_a_lora_by_hand(tmp_path: Path) -> None:
-    """At the best rate on "tune", and beside its loss after as many steps as that was found at."""
+def test_trainings_by_nodes_are_compared_with_a_lora_by_hand(tmp_path: Path) -> None:
+    """Each at its best rate on "tune", by the steps and the size that it needs for the loss of the LoRA."""
     file = tmp_path / "results.jsonl"
     losses = {
         ("LoRA by hand", 4, -8): (4000, (0.8, 0.6, 0.4)),
@@ -289,7 +287,7 @@ def test_what_nodes_trained_is_told_beside_a_lora_by_hand(tmp_path: Path) -> Non
         ["plan", "x 4", "4.0 k", "1.0e-02 (edge)"],
         ["search all", "x 4", "3.0 k", "its own"],
     ]
-    # The loss is 0.6: between 0.7 and 0.4 of the plan after 60 and 120 steps, and between its two sizes.
+    # The LoRA's loss is 0.6. "plan" x 4 reaches it between 60 steps (0.7) and 120 (0.4), x 1 after 240.
     assert [line[8:10] for line in cells[2:]] == [
         ["120", "1.00"],
         ["240", f"{4 ** (1 / 3) / 4:.2f}"],

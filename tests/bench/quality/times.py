@@ -1,7 +1,7 @@
-"""What a step and the start of each method take, in steps of a uniform LoRA that is trained in turn with it.
+"""The time of each method's step and set-up, as multiples of a LoRA's step that is trained in turn with it.
 
-`python -m tests.bench.quality.times` measures what `times.jsonl` beside this file does not have; delete the
-file to measure anew. The seconds of trainings that ran hours or machines apart say less.
+`python -m tests.bench.quality.times` measures what `times.jsonl` beside this file lacks; delete the file to
+measure anew. Seconds measured hours apart, or on other machines, are harder to compare.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ TIMES = Path(__file__).parent / "times.jsonl"
 REFERENCE = 4
 """The rank of the uniform LoRA."""
 STEPS = 24
-"""How many steps are timed, of methods whose steps are alike."""
+"""How many steps are timed. Methods that act between steps are timed over a whole training."""
 FIRST = 2
-"""How many steps go before, which set things up."""
+"""How many warm-up steps come first, untimed."""
 
 
 @dataclass(frozen=True)
 class Time:
-    """The times of a method at a size, in steps of the reference. CPU time, of all threads."""
+    """The times of a method at a size, as multiples of a reference step. CPU time of all threads."""
 
     task: str
     recipe: str
@@ -41,7 +41,7 @@ class Time:
     size: float
     step: float
     start: float
-    """Of making the adapter: the probe, where there is one."""
+    """The time to make the adapter, including the probe of methods that have one."""
     reference_seconds: float
     commit: str
     machine: str
@@ -57,7 +57,7 @@ def read(file: Path = TIMES) -> Times:
 
 
 def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
-    """Train a method and the reference in turn. Methods that act between steps have a whole training."""
+    """Train a method and the reference in turn, for the steps that are timed."""
     length, lr = task.steps["short"], 10 ** (method.start / 4)
     few = min(length, STEPS + FIRST)
     module, reference = task.base(), lora(Setting(task, task.base(), REFERENCE, 0, length))
@@ -83,9 +83,9 @@ def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
 def seconds_in_turn(
     task: Task, trained: Sequence[Adapted], lr: float, length: int, steps: int
 ) -> tuple[float, ...]:
-    """The mean seconds of a step of each, from the first steps of trainings of this length."""
+    """The mean seconds per step of each, over the first `steps` of trainings of `length` steps."""
     running = [stepped(task, adapted, lr=lr, seed=0, steps=length) for adapted in trained]
-    # As long as the losses of all are finite.
+    # Shorter if a loss is not finite: that training ends.
     rounds = list(itertools.islice(zip(*running, strict=False), steps))[FIRST:]
     return tuple(statistics.fmean(step.seconds for step in own) for own in zip(*rounds, strict=True))
 

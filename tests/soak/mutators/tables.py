@@ -108,7 +108,7 @@ def _more_metadata(rng: random.Random, seed: Seed) -> Case | None:
 
 
 def _table_of(seed: Seed) -> tuple[dict[str, Any], str]:
-    """The configuration of a seed, or one that it might have, and what is in front of its keys."""
+    """The configuration of a seed, or one that it might have, and the prefix of its keys."""
     if seed.config is None and "lora_adapter_metadata" in seed.metadata:
         table = json.loads(seed.metadata["lora_adapter_metadata"])
         return table, next((key.rpartition(".")[0] + "." for key in table if key.endswith(".r")), "")

@@ -1,7 +1,7 @@
-"""A small diffusion transformer (flow matching, norms adapt to time and class) on digits, adapted to others.
+"""A small flow-matching diffusion transformer (adaptive norms for time and class), adapted to new digits.
 
-The base draws scikit-learn's digits 0 to 4. The new ones are 5 to 9, each turned, and inverted or mirrored,
-in a way of its own.
+The base draws scikit-learn's digits 0 to 4. The new ones are 5 to 9, rotated and inverted or mirrored, each
+in its own way.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Flow:
 
 
 def _changed(pictures: Tensor, kinds: Tensor) -> Tensor:
-    """Each digit turned by so many quarters as it is above 4; 5, 7 and 9 inverted, 6 and 8 mirrored."""
+    """Each digit d rotated by d - 4 quarter turns; 5, 7 and 9 also inverted, 6 and 8 mirrored."""
     return torch.stack(
         [
             -picture.rot90(kind - 4) if kind % 2 else picture.rot90(kind - 4).flip(0)
@@ -103,7 +103,7 @@ def _changed(pictures: Tensor, kinds: Tensor) -> Tensor:
 
 
 def _noisy(pictures: Tensor, kinds: Tensor, draw: torch.Generator) -> Noisy:
-    """With noise, and times that lie evenly over each batch."""
+    """The pictures with noise, and with times stratified over the batch."""
     count = len(pictures)
     times = (torch.randperm(count, generator=draw) + torch.rand(count, generator=draw)) / count
     return pictures, kinds, torch.randn(pictures.shape, generator=draw), times
