@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hosting import Host, Patched, load, model_of, patcher, unload
-from test_masks import made, masked, once, stack_for
+from masking import made, masked, once, stack_for
 from torch._dynamo.utils import counters
 from trainable import tiny
 
