@@ -28,8 +28,8 @@ const isTrain = (/** @type {GraphNode} */ node) => TRAINING.includes(node.comfyC
 const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".") + 1)
 
 /**
- * The last question about a node, and its answer: the values of `auto`, and the settings that a stopped training had
- * otherwise.
+ * The last question about a node, and its answer: the values of `auto`, and the settings in which a stopped training
+ * differs.
  *
  * @type {WeakMap<GraphNode, {asked: string, usual: Record<string, string>, others: Record<string, any>}>}
  */

@@ -160,7 +160,7 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
             got="no model",
             expected="the names of the model's layers",
             hint="Give the model that the adapter is for (model; on the command line --model or --base). Or "
-            "name no dialect: then the layers keep their names",
+            "leave the dialect out: then the layers keep their names",
         )
     near = targets.nearest(name)
     return MatchError(
@@ -178,8 +178,8 @@ def _needs_model(file: str, name: str, dialect: str, targets: Targets | None) ->
 def _another(dialect: str) -> str:
     """The hint where a dialect has no name for a layer."""
     if dialect == KEPT:
-        return "Name no dialect: then the layers keep their names"
-    return f"Write it as {KEPT}, which has the model's own names, or name no dialect"
+        return "Leave the dialect out: then the layers keep their names"
+    return f"Write it as {KEPT}, which has the model's own names, or leave the dialect out"
 
 
 def _check_fit(file: str, name: str, layer: Sized, places: Sequence[Target], targets: Targets) -> None:
