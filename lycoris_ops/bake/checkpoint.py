@@ -25,10 +25,11 @@ from ..files.writing import Progress, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from ..patch import patch_
-from ..stack.resolve import Match, Resolution, resolve
-from ..stack.stack import Entry, Stack
+from ..stack.resolve import Resolution, resolve
+from ..stack.stack import Stack
 from .destination import Destination, destination_of
-from .experts import Within, experts_in
+from .saved_names import views_of
+from .views import Pairs, Slot, View, placed, slots_of, views_in
 
 COPY_BYTES = 4 << 20
 """The most bytes copied at once, and so between two calls of `progress`."""
@@ -81,9 +82,10 @@ def merge_checkpoint(
     unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
-    `round_to_float8`). Layers of experts are matched by `experts_in`. Quantised weights are
-    read and written by `codec` and keep their format, whatever the `dtype`. A quantised weight that `codec`
-    does not know cannot be merged into.
+    `round_to_float8`). A weight that the file holds as a part of
+    a tensor, transposed, or under another name than the model is found as `views_in` and `views_of` say.
+    Quantised weights are read and written by `codec` and keep their format, whatever the `dtype`. A quantised
+    weight that `codec` does not know cannot be merged into.
 
     Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
@@ -96,16 +98,19 @@ def merge_checkpoint(
     destination.check(base, overwrite=overwrite)
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
-    experts = experts_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
+    views = views_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
     shapes |= {key: weight.shape for key, weight in quantised.items()}
-    shapes |= {name: shapes[within.key][-2:] for name, within in experts.items()}
-    resolution = resolve(stack, shapes, absent_because="the file does not hold it")
-    merge = _Merge(base, destination, resolution.pairs(), experts, quantised, codec)
+    resolution = _resolved(stack, shapes, views)
+    if any(one.unmatched or one.mismatches for one in resolution.entries if not one.entry.off):
+        views |= views_of(base, shapes)
+        resolution = _resolved(stack, shapes, views)
+    merge = _Merge(base, destination, placed(resolution.pairs(), views), quantised, codec)
     # Before the check of shapes: packed data have another shape than their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
-    for key in (*merge.pairs, *(mismatch.target.key for mismatch in misfits)):
-        merge.check_known(merge.tensor_of(key))
+    misfit = (slot for one in misfits for slot in slots_of(one.target.key, views))
+    for slot in (*merge.pairs, *misfit):
+        merge.check_known(slot.key)
     resolution.check(strict=strict)
     tensors = merge.outputs(dtype)
     heads = [
@@ -180,10 +185,8 @@ class _Merge:
 
     base: ModelFile
     destination: Destination
-    pairs: Mapping[str, list[tuple[Entry, Match]]]
-    """The layers that change each weight or bias, by its key in the base or in `experts`."""
-    experts: Mapping[str, Within]
-    """See `experts_in`."""
+    pairs: Mapping[Slot, Pairs]
+    """The layers that change each weight or bias."""
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
     codec: Codec | None
@@ -196,48 +199,45 @@ class _Merge:
     @cached_property
     def changed(self) -> dict[str, str]:
         """The key of the weight that each rewritten tensor belongs to."""
-        changed = {key: key for key in map(self.tensor_of, self.pairs)}
-        for key in self.pairs:
+        changed = {key: key for key in self.slots}
+        for key in self.slots:
             if key in self.quantised:
                 changed |= dict.fromkeys(self.quantised[key].parts, key)
         return changed
 
-    def tensor_of(self, key: str) -> str:
-        """The key of the tensor that holds a weight."""
-        return self.experts[key].key if key in self.experts else key
-
     @cached_property
-    def parts(self) -> Mapping[str, list[str]]:
-        """For each tensor, the keys of its changed `experts`."""
-        found: dict[str, list[str]] = {}
-        for key in filter(self.experts.__contains__, self.pairs):
-            found.setdefault(self.experts[key].key, []).append(key)
+    def slots(self) -> Mapping[str, list[Slot]]:
+        """The changed slots of each tensor, by its key."""
+        found: dict[str, list[Slot]] = {}
+        for slot in self.pairs:
+            found.setdefault(slot.key, []).append(slot)
         return found
 
     def outputs(self, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
         """The tensors to write, in the base's order, with their new dtypes, shapes and offsets in each file.
 
         Raises LycorisError for a `dtype` that weights cannot have, LayerError where a layer would enlarge a
-        quantised weight or one of `experts`.
+        quantised weight or a slot that is not a whole tensor.
         """
         if dtype is not None and DTYPE_NAMES.get(dtype) not in FLOATS:
             raise LycorisError(
                 "a checkpoint cannot be written in this dtype", got=str(dtype), expected=", ".join(FLOATS)
             )
-        for key, parts in self.parts.items():
-            for part in parts:
-                self._check_size(part, self.base.tensors[key].shape[-2:], "a parameter")
+        for slot in self.pairs:
+            if not slot.whole:
+                held = self.quantised.get(slot.key) or self.base.tensors[slot.key]
+                self._check_size(slot, slot.shape(held.shape), "a parameter")
         outputs: dict[str, TensorInfo] = {}
         ends = [0] * len(self.destination.weights)
         for name, info in self.base.tensors.items():
             written, shape = info.dtype, info.shape
             weight = self.quantised.get(self.changed.get(name, ""))
             if weight is not None:
-                self._check_size(weight.key, weight.shape, "a quantised weight")
+                self._check_size(Slot(weight.key), weight.shape, "a quantised weight")
                 written = weight.parts[name]
             elif name in self.plain:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
-                shape = _enlarged(info.shape, self.pairs.get(name, []))
+                shape = _enlarged(info.shape, self.pairs.get(Slot(name), ()))
             size = (math.prod(shape) * ITEM_BITS[written] + 7) // 8
             place = self.destination.places[name]
             outputs[name] = TensorInfo(written, shape, ends[place], ends[place] + size)
@@ -258,17 +258,17 @@ class _Merge:
             hint=f"To merge, {'' if self.codec else with_codec}take the file it was quantised from",
         )
 
-    def _check_size(self, key: str, shape: Shape, what: str) -> None:
-        enlarged = _enlarged(shape, self.pairs.get(key, []))
+    def _check_size(self, slot: Slot, shape: Shape, what: str) -> None:
+        enlarged = _enlarged(shape, self.pairs.get(slot, ()))
         if enlarged != shape:
             raise LayerError(
                 f"{what} cannot be enlarged",
                 file=self.base.path,
-                key=key,
+                key=slot.name,
                 got=str(list(enlarged)),
                 expected=str(list(shape)),
                 hint="Merge into the file it was quantised from"
-                if key in self.quantised
+                if slot.key in self.quantised
                 else "Take the layer out of the adapter",
             )
 
@@ -308,7 +308,7 @@ class _Merge:
         Raises WriteError where values do not fit their format, or where the codec returns tensors of other
         dtypes or shapes than it announced.
         """
-        weight = self.quantised.get(key) if key in self.pairs else None
+        weight = self.quantised.get(key) if key in self.slots else None
         if weight is None or self.codec is None:
             return {key: self._converted(data, key, DTYPES[tensors[key].dtype])}
         stored = {name: self._read(data, name) for name in weight.parts}
@@ -336,17 +336,14 @@ class _Merge:
 
     def _patched(self, key: str, weight: Tensor) -> Tensor:
         """The weight with the stack's change, which may have been added in place."""
-        for part in self.parts.get(key, ()):
-            self._add(part, weight[self.experts[part].expert])
-        return self._add(key, weight)
-
-    def _add(self, key: str, weight: Tensor) -> Tensor:
-        pairs = self.pairs.get(key)
-        if not pairs:
-            return weight
-        with located(weight=key):
-            parts = [match.read(entry.adapter, keep=False) for entry, match in pairs]
-            return patch_(weight, list(zip(parts, (match.strength for _, match in pairs), strict=True)))
+        for slot in self.slots.get(key, ()):
+            with located(weight=slot.name):
+                parts = [match.read(entry.adapter, keep=False) for entry, match in self.pairs[slot]]
+                strengths = (match.strength for _, match in self.pairs[slot])
+                patched = patch_(slot.of(weight), list(zip(parts, strengths, strict=True)))
+            # Only a whole tensor may have been enlarged.
+            weight = patched if slot.whole else weight
+        return weight
 
     def _converted(self, data: Sequence[BinaryIO], key: str, dtype: torch.dtype) -> Tensor:
         """A plain weight of the base, changed where the stack changes it, in `dtype`."""
@@ -373,7 +370,12 @@ class _Merge:
         )
 
 
-def _enlarged(shape: Shape, pairs: list[tuple[Entry, Match]]) -> Shape:
+def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, View]) -> Resolution:
+    known = {**shapes, **{name: view.shape for name, view in views.items()}}
+    return resolve(stack, known, absent_because="the file does not hold it", oriented=True)
+
+
+def _enlarged(shape: Shape, pairs: Pairs) -> Shape:
     """The shape of a weight after the layers that enlarge it."""
     for entry, match in pairs:
         info = entry.adapter.info[match.layer]

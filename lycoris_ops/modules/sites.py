@@ -106,6 +106,11 @@ class Site:
         return f"{self.path}.weight" if self.kind == "expert" else f"{self._start}{self.weight}"
 
     @property
+    def parameter(self) -> str:
+        """The key of the weight, or of that of all experts, in the model's state dict."""
+        return self.key if self.expert is None else self.path.removesuffix(of_expert("", self.expert))
+
+    @property
     def on_parameter(self) -> bool:
         """Whether PEFT has a layer here on the parameter by itself, see `peft.parameters`."""
         return self.kind in ("expert", "router")

@@ -152,6 +152,9 @@ class Config(ABC, Generic[W]):
     """Modules whose whole values the file holds, such as a new head, by the ends of their paths."""
     trainable_token_indices: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     """The trained rows of modules, by the ends of the modules' paths; "" if only one embedding has any."""
+    fan_in_fan_out: bool = False
+    """Whether its linear layers are for weights that are stored as (I, O). PEFT writes what holds for the
+    last one of them."""
     purpose: Mapping[str, str] = field(default_factory=dict[str, str])
     """The fields of `PURPOSE` that are texts."""
 
@@ -202,11 +205,6 @@ class Config(ABC, Generic[W]):
         return tensors
 
     @property
-    def transposed(self) -> bool:
-        """Whether its linear layers are for weights that are stored as (I, O)."""
-        return False
-
-    @property
     def sets_biases(self) -> bool:
         """Whether PEFT trained the biases of layers that it did not adapt, too.
 
@@ -252,8 +250,8 @@ class Config(ABC, Generic[W]):
 
     def table(self) -> dict[str, Any]:
         """The configuration as the JSON table that PEFT writes."""
-        # `path` is where it was read from, and no field of PEFT's.
-        own = {"path", "purpose"}
+        # `path` is where it was read from, and no field of PEFT's, which sets `fan_in_fan_out` itself.
+        own = {"path", "purpose", "fan_in_fan_out"}
         own |= {name for name in ("modules_to_save", TOKENS) if not getattr(self, name)}
         names = [one.name for one in dataclasses.fields(self) if one.name not in own]
         fields = {name: getattr(self, name) for name in names}

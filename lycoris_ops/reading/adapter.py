@@ -226,7 +226,7 @@ class Adapter:
 
         The layers themselves are (O, I) as always. Only a network knows how a weight is stored.
         """
-        told = any(info.peft is not None and info.peft.transposed for info in self.info.values())
+        told = any(info.peft is not None and info.peft.fan_in_fan_out for info in self.info.values())
         return told or TRANSPOSED in self.metadata
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NamedTuple
@@ -29,12 +29,13 @@ NAMED_AT_MOST = 4
 more."""
 OF_AN_EXPERT = (
     "it is for one expert, and there is no tensor (experts, rows, columns) of that name, or a square one: "
-    "create_lycoris can apply it, and merge_to add it"
+    "create_lycoris can apply it, and merge_to add it, or merge_checkpoint with transformers 5 and the "
+    "model's config.json"
 )
-"""Only the model's module tells whether a square weight is (O, I) or (I, O)."""
+"""Only the model's class tells whether a square weight is (O, I) or (I, O)."""
 STORED_TRANSPOSED = (
-    "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it, and merge_to "
-    "add it"
+    "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it, and "
+    "merge_checkpoint and merge_to add it"
 )
 
 
@@ -164,9 +165,7 @@ class Resolution:
             for match in resolution.matches:
                 if match.strength != 0.0:
                     found.setdefault(match.key, []).append((resolution.entry, match))
-        for pairs in found.values():
-            pairs.sort(key=lambda pair: (pair[0].adapter.path, pair[1].strength))
-        return found
+        return {key: in_order(pairs) for key, pairs in found.items()}
 
     def check(self, *, strict: bool = False) -> None:
         """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
@@ -180,6 +179,11 @@ class Resolution:
         any_match = any(resolution.matches for resolution in live)
         for resolution in live:
             _check_entry(resolution, strict, may_be_absent=any_match)
+
+
+def in_order(pairs: Iterable[tuple[Entry, Match]]) -> list[tuple[Entry, Match]]:
+    """The layers that change one weight, in an order that is independent of the stack's."""
+    return sorted(pairs, key=lambda pair: (pair[0].adapter.path, pair[1].strength))
 
 
 @collector_paused()

@@ -12,6 +12,7 @@ from ..algorithms.base import DIFF_B, SET_BIAS
 from ..algorithms.boft_peft import BoftPeft
 from ..algorithms.checks import a_layer, scale
 from ..algorithms.full import DIFF, SET, Full
+from ..algorithms.ia3 import Ia3
 from ..algorithms.lora import Lora
 from ..algorithms.norm import Norm
 from ..algorithms.oftv2 import OftV2
@@ -52,12 +53,12 @@ def for_peft(layer: Layer, site: Site) -> Layer:
     if isinstance(layer, Lora):
         # PEFT finds an embedding's factors by names of their own.
         return layer.of_embedding() if site.kind == "embedding" else layer
-    if site.transposed:
+    if site.transposed and not isinstance(layer, Ia3):
         raise LycorisError(
             "PEFT has no layer of this kind for a weight that is stored transposed",
             key=site.path,
             got=a_layer(layer.algorithm),
-            expected="lora",
+            expected="lora or ia3",
             hint="Save it in the dialect lycoris, and go on from the file by a network",
         )
     if isinstance(layer, Norm):
@@ -79,7 +80,7 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
     stacks: dict[str, list[Site]] = {}
     for site in sites:
         if site.expert is not None:
-            stacks.setdefault(site.path.removesuffix(of_expert("", site.expert)), []).append(site)
+            stacks.setdefault(site.parameter, []).append(site)
     for parameter, own in stacks.items():
         found: dict[int, Lora] = {}
         for site in own:

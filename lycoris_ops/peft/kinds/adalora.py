@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..config import MOST_RANK, TRANSPOSED_TENSORS
+from ..config import MOST_RANK
 from ..fields import Fields
 from .lora import LoraConfig
 
@@ -38,7 +38,6 @@ class AdaLoraConfig(LoraConfig):
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "target_parameters"),
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
-        "fan_in_fan_out": TRANSPOSED_TENSORS,
         "layer_replication": LoraConfig.refused["layer_replication"],
     }
 
@@ -49,6 +48,7 @@ class AdaLoraConfig(LoraConfig):
             r=fields.whole("init_r", INIT_RANK, low=1, high=MOST_RANK),
             alpha=fields.number("lora_alpha"),
             bias=fields.text("bias", "none"),
+            fan_in_fan_out=fields.flag("fan_in_fan_out", False),
         )
 
     def alpha_at(self, path: str, rank: int) -> float:

@@ -16,11 +16,9 @@ from ...maths.shapes import Shape
 from .. import patterns
 from ..config import (
     LORA_ONLY,
-    TRANSPOSED_TENSORS,
     Config,
     ConfiguredLayer,
     Module,
-    Refusal,
     Wanted,
     plain_tensors,
 )
@@ -47,13 +45,16 @@ class Ia3Config(Config[WantedIa3]):
     peft_type: ClassVar[str] = "IA3"
     algorithm: ClassVar[type[Layer]] = Ia3
     without_effect: ClassVar[frozenset[str]] = Config.without_effect | {"init_ia3_weights"}
-    refused: ClassVar[Mapping[str, Refusal]] = {"fan_in_fan_out": TRANSPOSED_TENSORS}
 
     feedforward_modules: Sequence[str] | str = ()
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
-        config = cls(path=fields.file, feedforward_modules=fields.texts("feedforward_modules"))
+        config = cls(
+            path=fields.file,
+            feedforward_modules=fields.texts("feedforward_modules"),
+            fan_in_fan_out=fields.flag("fan_in_fan_out", False),
+        )
         # Compile now, to raise the error of an invalid expression.
         _ = config._fed
         return config

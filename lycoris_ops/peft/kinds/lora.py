@@ -105,7 +105,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
-    fan_in_fan_out: bool = False
     target_parameters: Sequence[str] = ()
     """Parameters that are adapted by themselves, by the ends of their paths. See `peft.parameters`."""
 
@@ -119,10 +118,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             fan_in_fan_out=fields.flag("fan_in_fan_out", False),
             target_parameters=tuple(fields.texts("target_parameters")),
         )
-
-    @property
-    def transposed(self) -> bool:
-        return self.fan_in_fan_out
 
     @property
     def start(self) -> Start | None:
@@ -173,8 +168,6 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
             del table["init_lora_weights"]
         if not self.target_parameters:
             del table["target_parameters"]
-        # PEFT sets it itself for layers that need it.
-        del table["fan_in_fan_out"]
         return table
 
 

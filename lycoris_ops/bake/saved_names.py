@@ -1,0 +1,175 @@
+"""Where a folder of transformers holds each weight of its model, as transformers itself loads it.
+
+Its classes call some weights otherwise than their files do, and hold some in one tensor that are several
+there, such as the experts of a mixture. The tables are those of transformers 5
+(`transformers.conversion_mapping`). Here they convert the numbers of rows in place of their values.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FileFormatError
+from ..files.model_file import ModelFile
+from ..maths.shapes import Shape
+from ..modules.sites import Site, all_sites
+from .views import Place, Slot, View
+
+
+def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, View]:
+    """The weights and biases of the model that an adapter can be for, by their names in memory.
+
+    `shapes` are those of the weights in the file. Empty where no `config.json` beside the file names a class
+    of transformers, and where transformers 5 is not installed. A weight is left out if the file holds its
+    rows in another order, or only its columns. Raises FileFormatError for settings of which transformers can
+    make no model.
+    """
+    model = _model_beside(base)
+    if model is None:
+        return {}
+    numbers = _Numbers(shapes)
+    held = _held(model, numbers)
+    found: dict[str, View] = {}
+    for site in all_sites(model).values():
+        if places := _places(held.get(site.parameter), site, numbers):
+            found[site.key if site.expert is None else site.path] = View(site.shape, places)
+        bias = held.get(site.bias_key) if site.has_bias else None
+        if isinstance(bias, str):
+            found[site.bias_key] = View(site.shape[:1], (Place(Slot(bias)),))
+        elif bias is not None and (places := numbers.places(bias.flatten(), site.shape[:1])):
+            found[site.bias_key] = View(site.shape[:1], places)
+    return found
+
+
+def _model_beside(base: ModelFile) -> Any:
+    """The model of the `config.json` beside a file, without values; None where there is none."""
+    path = Path(base.path).with_name("config.json")
+    if not path.is_file():
+        return None
+    try:
+        importlib.import_module("transformers.conversion_mapping")
+    except ImportError:
+        return None
+    try:
+        classes: Any = importlib.import_module("transformers")
+        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [""]
+        kind = getattr(classes, names[0], None)
+        if kind is None:
+            return None
+        with torch.device("meta"):
+            return kind(kind.config_class.from_json_file(path))
+    except Exception as error:
+        raise FileFormatError(
+            "transformers can make no model of these settings",
+            file=str(path),
+            got=f"{type(error).__name__}: {error}",
+            expected="the settings of the model whose weights are beside them",
+        ) from error
+
+
+class _Numbers:
+    """The numbers of all rows in a file, with a gap after each slot."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = shapes
+        self.slots: list[Slot] = []
+        self.starts: list[int] = []
+        self._first: dict[str, int] = {}
+        number = 0
+        for key, shape in shapes.items():
+            self._first[key] = number
+            parts = [Slot(key, part) for part in range(shape[0])] if len(shape) == 3 else [Slot(key)]
+            for slot in parts if shape else ():
+                self.slots.append(slot)
+                self.starts.append(number)
+                number += slot.shape(shape)[0] + 1
+
+    def of(self, key: str) -> Tensor:
+        """The numbers of a tensor's rows, in the tensor's shape but with one column."""
+        shape = self.shapes[key]
+        if len(shape) == 3:
+            starts = (shape[1] + 1) * torch.arange(shape[0])
+            return self._first[key] + (starts[:, None] + torch.arange(shape[1]))[..., None]
+        return (self._first[key] + torch.arange(shape[0])).reshape(-1, *(1 for _ in shape[1:]))
+
+    def places(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[Place, ...]:
+        """The places of a weight or bias of `shape`, given the numbers of its rows, or of its columns with
+        `turned`; () where a slot does not hold one run of them with all that crosses it.
+        """
+        found: list[Place] = []
+        done = 0
+        for run in rows.tensor_split((rows.diff() != 1).nonzero().flatten() + 1):
+            index = bisect_right(self.starts, int(run[0])) - 1
+            slot, start, end = self.slots[index], int(run[0]) - self.starts[index], done + len(run)
+            stored = slot.shape(self.shapes[slot.key])
+            all_of_it, alone = len(run) == stored[0], len(run) == len(rows)
+            if turned and (stored != shape[::-1] or not all_of_it):
+                return ()
+            if not turned and (stored[1:] != shape[1:] or any(place.slot == slot for place in found)):
+                return ()
+            found.append(
+                Place(
+                    slot._replace(turned=turned),
+                    None if all_of_it else (start, start + len(run)),
+                    None if alone else (done, end),
+                )
+            )
+            done = end
+        return tuple(found) if done == shape[1 if turned else 0] else ()
+
+
+def _held(model: Any, numbers: _Numbers) -> dict[str, str | Tensor]:
+    """For each parameter of a model, the tensor that it is, or the numbers of the rows that it is made of.
+
+    As `convert_and_load_state_dict_in_model` of transformers 5 finds them.
+    """
+    loading: Any = importlib.import_module("transformers.core_model_loading")
+    known: Any = importlib.import_module("transformers.conversion_mapping")
+    changes: list[Any] = known.get_model_conversion_mapping(model)
+    renamings = [one for one in changes if isinstance(one, loading.WeightRenaming)]
+    converters = [one for one in changes if isinstance(one, loading.WeightConverter)]
+    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    parameters: Mapping[str, Tensor] = model.state_dict()
+    front: str = model.base_model_prefix
+    found: dict[str, str | Tensor] = {}
+    begun: dict[str, Any] = {}
+    for key in sorted(numbers.shapes, key=loading.dot_natural_key):
+        name, pattern = loading.rename_source_key(key, renamings, converters, front, parameters)
+        if name not in parameters:
+            name, pattern = loading.rename_source_key(key, [], [], front, parameters)
+        if pattern is None:
+            found[name] = key
+        elif name in parameters:
+            converter = begun.setdefault(name, copy.deepcopy(by_pattern[pattern]))
+            converter.add_tensor(name, key, pattern, numbers.of(key))
+    for name, converter in begun.items():
+        try:
+            converted = converter.convert(name, model=model, config=model.config)
+        except (RuntimeError, ValueError, IndexError):
+            # It needs more than one column.
+            continue
+        found |= {part: rows[0] if isinstance(rows, list) else rows for part, rows in converted.items()}
+    return found
+
+
+def _places(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[Place, ...]:
+    """The places of a site's weight; () where none is known."""
+    if isinstance(held, str):
+        slot = Slot(held, site.expert, site.transposed)
+        return (Place(slot),) if slot.shape(numbers.shapes[held]) == site.shape else ()
+    if held is None:
+        return ()
+    rows = held if site.expert is None else held[site.expert]
+    across = rows.ndim == 2 and rows.shape[0] == 1
+    if rows.ndim != 2 or 1 not in rows.shape:
+        return ()
+    return numbers.places(rows.flatten(), site.shape, turned=site.transposed != across)

@@ -1,0 +1,144 @@
+"""Weights as layers see them, and where a file holds their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..maths.shapes import Rows, Shape
+from ..names.targets import Targets
+from ..peft.parameters import of_expert
+from ..stack.resolve import Match, in_order
+from ..stack.stack import Entry, Stack
+
+Pairs = Sequence[tuple[Entry, Match]]
+
+CONV1D = re.compile(r"\.(c_attn|q_attn|c_fc|c_proj)\.weight$")
+"""What GPT-2 and its kin call the linear layers that they store as (I, O), by the class Conv1D. Other models
+use the same names for layers that they store as (O, I)."""
+WIDE = ("c_attn", "c_fc")
+"""Those of them that have more outputs than inputs."""
+
+
+class Slot(NamedTuple):
+    """A tensor of a file, or the part of it that is one weight."""
+
+    key: str
+    expert: int | None = None
+    """Which part of a tensor (E, O, I) it is; None for the whole tensor."""
+    turned: bool = False
+    """Whether it is stored as (I, O)."""
+
+    @property
+    def name(self) -> str:
+        return self.key if self.expert is None else of_expert(self.key, self.expert)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the tensor as it is stored."""
+        return self.expert is None and not self.turned
+
+    def shape(self, stored: Shape) -> Shape:
+        """Its shape, given the tensor's."""
+        own = stored if self.expert is None else stored[1:]
+        return own[::-1] if self.turned else own
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A view of it in the tensor."""
+        own = tensor if self.expert is None else tensor[self.expert]
+        return own.T if self.turned else own
+
+
+class Place(NamedTuple):
+    """Rows of a weight in a file."""
+
+    slot: Slot
+    rows: Rows | None = None
+    """Which rows of the slot they are; None for all."""
+    window: Rows | None = None
+    """Which rows of the weight they are; None for all."""
+
+
+class View(NamedTuple):
+    """A weight or bias as layers see it, (O, I) or (O,), and where a file holds it."""
+
+    shape: Shape
+    places: tuple[Place, ...]
+
+
+def views_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, View]:
+    """The views that names and shapes of a file and the adapters themselves tell, by name."""
+    return dict((*_experts(shapes, stack), *_transposed(shapes, stack)))
+
+
+def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, View]]:
+    """The experts that a stack's layers may name, each with a name of its own: `<key>.expert3`.
+
+    A tensor of experts with as many rows as columns is left out: nothing in it tells whether it is (E, O, I)
+    or (E, I, O).
+    """
+    names = [name for entry in stack for name in entry.adapter.names]
+    numbers = sorted({name.expert for name in names if name.expert is not None})
+    for key, shape in shapes.items():
+        if len(shape) == 3 and shape[1] != shape[2]:
+            for number in numbers:
+                if number < shape[0]:
+                    yield of_expert(key, number), View(shape[1:], (Place(Slot(key, number)),))
+
+
+def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, View]]:
+    """The weights (I, O): those of GPT-2 and its kin, and those of adapters that are for such weights.
+
+    A layer of such an adapter (see `Adapter.transposed`) that fits only the weight as it is stored is for
+    that.
+    """
+    named = {key: (CONV1D.search(key), shape) for key, shape in shapes.items() if len(shape) == 2}
+    wide = {shape[1] > shape[0] for found, shape in named.values() if found and found[1] in WIDE}
+    turned = {key for key, (found, _) in named.items() if found} if wide == {True} else set[str]()
+    for adapter in (entry.adapter for entry in stack if entry.adapter.transposed):
+        targets = Targets(shapes)
+        for layer, places in targets.find_each(adapter.names, adapter.path).places.items():
+            info = adapter.info[layer]
+            stored = shapes[places[0].key] if len(places) == 1 and places[0].rows is None else ()
+            if info.shape and len(stored) == 2 and info.fits(stored[::-1]):
+                turned.add(places[0].key)
+    for key in turned:
+        yield key, View(shapes[key][::-1], (Place(Slot(key, turned=True)),))
+
+
+def slots_of(name: str, views: Mapping[str, View]) -> tuple[Slot, ...]:
+    """The slots of a weight, by its name in the file or in `views`."""
+    return tuple(place.slot for place in views[name].places) if name in views else (Slot(name),)
+
+
+def placed(pairs: Mapping[str, Pairs], views: Mapping[str, View]) -> dict[Slot, list[tuple[Entry, Match]]]:
+    """The layers that change each slot of a file, given those that change each weight by its name."""
+    found: dict[Slot, list[tuple[Entry, Match]]] = {}
+    for name, of_name in pairs.items():
+        view = views.get(name)
+        for entry, match in of_name:
+            if view is None:
+                found.setdefault(Slot(name), []).append((entry, match))
+                continue
+            for place in view.places:
+                if (met := _met(match, place, view.shape[0])) is not None:
+                    found.setdefault(place.slot, []).append((entry, met))
+    return {slot: in_order(of_slot) for slot, of_slot in found.items()}
+
+
+def _met(match: Match, place: Place, size: int) -> Match | None:
+    """The match for the rows of a place alone; None where it changes none of them. `size` counts all rows."""
+    if place.rows is None and place.window is None:
+        return match
+    changed, held = match.target.rows or (0, size), place.window or (0, size)
+    start, end = max(changed[0], held[0]), min(changed[1], held[1])
+    if start >= end:
+        return None
+    layer = (match.window or (0, 0))[0] - changed[0]
+    slot = (place.rows or (0, 0))[0] - held[0]
+    return match._replace(
+        target=match.target._replace(rows=(slot + start, slot + end)), window=(layer + start, layer + end)
+    )
