@@ -1,4 +1,4 @@
-"""Registration by discovery: a module that is put into the right folder is registered; there are no lists."""
+"""Registration by discovery: a module in the right folder is registered, with no list to keep."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ def _shown(character: str) -> str:
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    Every part is an attribute, unchanged. The message is made of the parts that are known, each through
-    `printable`, so that a file's text can neither begin a line of its own nor control a terminal. A caller
-    that knows more (the file, the layer) adds it with :meth:`within`. `place` is where in the user's input
-    the fault is, such as `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the
-    model's weight that the layer was to be applied to.
+    Every part is an attribute, unchanged. The message joins the known parts, each made safe by `printable`, so
+    that text from a file can neither start a new line nor control a terminal. A caller that knows more (the
+    file, the layer) adds it with :meth:`within`. `place` is where in the user's input the fault is, such as
+    `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the model's weight that the
+    layer was to be applied to.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ Problem = TypeVar("Problem", bound=LycorisError)
 
 
 class located:  # noqa: N801 - used as a function is
-    """A context that adds these places to a LycorisError raised inside, where it does not name its own."""
+    """A context that adds these places to a LycorisError raised inside, unless the error has its own."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class RuleError(LycorisError):
 
 
 class ScheduleError(LycorisError):
-    """A curve of strengths over time that cannot be understood, or that cannot be followed."""
+    """A curve of strengths over time that cannot be understood or followed."""
 
 
 class PlanError(LycorisError):

@@ -1,8 +1,8 @@
-"""Regular expressions that users write, and those in files, which come from strangers.
+"""Regular expressions from users, and from files, which strangers wrote.
 
 Users' expressions use Python's `re`, which a crafted expression can keep busy forever. Expressions from files
-use the package `regex`, which has the same syntax and a time limit. Most of these are plain paths and need
-neither.
+use the package `regex`, which has the same syntax and a time limit. Most expressions in files are plain paths,
+which need no package.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Expressions:
                 others[number] = text
             for match in filter(None, parts if all(parts) else []):
                 table = self._paths if whole or match[1] else self._ends
-                # Of equal expressions the first one counts.
+                # Among equal expressions the first counts.
                 table.setdefault(re.sub(r"\\(.)", r"\1", match[2]), number)
         self._others = _compiled(others, whole=whole)
         self._found: dict[str, int | None] = {}

@@ -1,4 +1,4 @@
-"""A plan of one layer that learns, at strength 1, on one device and in one dtype."""
+"""A bypass plan for one layer in training, at strength 1, on one device and in one dtype."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALONE = (1.0,)
 
 
 def alone_in(plan: BypassPlan) -> Layer | None:
-    """The plan's only layer, if its change depends on the weight: what a `WholePlan` takes. Else None."""
+    """The plan's only layer if a `WholePlan` can run it: its change depends on the weight. Else None."""
     if plan.formed or plan.placed or plan.geometry.groups > 1 or len(plan.stages[0].layers) != 1:
         return None
     (part,) = (slot.part for slot in plan.stages[0].layers)
@@ -35,9 +35,9 @@ def alone_in(plan: BypassPlan) -> Layer | None:
 class WholePlan:
     """y = outputs @ (W + inside) @ inputs x + b + beside x, with the `Sides` of the layer.
 
-    A `BoundPlan` adds strength * change for any number of layers. At strength 1 no W x has to be subtracted
-    first, which takes about half as many operations. This plan is kept from pass to pass. In each pass the
-    layer computes its operators anew, such as norms and rotations.
+    A `BoundPlan` adds strength * change for any number of layers. At strength 1, W x need not be subtracted
+    first, which saves about half of the operations. The plan is kept from pass to pass; the layer computes its
+    operators, such as norms and rotations, anew in each.
     """
 
     def __init__(self, plan: BypassPlan, layer: Layer, x: Tensor, dropout: float = 0.0) -> None:
@@ -81,7 +81,8 @@ class WholePlan:
         own = bias() if stage.biases or outputs is not None else None
         biases: tuple[Tensor, ...] = ()
         if stage.biases:
-            # An additive change needs only the size; where there is no bias, a factor has nothing to change.
+            # Zeros stand in for a missing bias: an additive change needs only the size, and scaling leaves
+            # zeros.
             before = self.like.new_zeros(self.geometry.outputs) if own is None else own
             biases = tuple(one.part.delta(before).to(dtype) for one in stage.biases)
         own = None if own is None else self.geometry.per_channel(own.to(dtype))
@@ -108,7 +109,7 @@ class WholePass:
     inside: BoundPlan | None
     beside: BoundPlan | None
     turned: Tensor | None = None
-    """What `inputs` makes of the input."""
+    """The input after `inputs`."""
     operates: bool = field(default=True, init=False)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class WholePass:
         return shaped(total, y.shape).to(y.dtype)
 
     def _on_outputs(self, y: Tensor) -> Tensor:
-        """y with `outputs` applied to all of it but the bias."""
+        """y with `outputs` applied to everything but the bias."""
         outputs, bias, geometry = self.outputs, self.bias, self.whole.geometry
         if outputs is None:
             return y
@@ -147,7 +148,7 @@ class WholePass:
         return found if bias is None else found + bias
 
     def _leaner(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor | None:
-        """outputs @ (y + inside x) for y = W x + b, saving less for the backward pass; None where it would
+        """outputs @ (y + inside x) for y = W x + b, saving less for the backward pass; None where this would
         save more."""
         geometry, outputs = self.whole.geometry, self.outputs
         # `rescaled` saves x. That costs nothing only where the forms save the same tensor.
@@ -162,5 +163,5 @@ class WholePass:
 
 
 def _plus(plan: BoundPlan | None, x: Tensor, y: Tensor) -> Tensor:
-    """y with what the forms of a plan add for the input x."""
+    """y plus what a plan's forms add for the input x."""
     return y if plan is None else plan.beside(x, y, ALONE)

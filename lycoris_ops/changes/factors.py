@@ -1,4 +1,4 @@
-"""A change as one product of two small factors, where it has such factors."""
+"""A change as one product of two small factors, where such factors exist."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .forms import Additive, Hadamard, Kronecker, LowRank
 def low_rank(form: Additive, most: int) -> LowRank | None:
     """The same change as a LowRank of rank at most `most`; None where there is no exact one.
 
-    A Hadamard product of ranks r1 and r2 is a product of rank r1 * r2: of the row-wise and the column-wise
-    Khatri-Rao products of its factors. kron(A B, C D) = kron(A, C) kron(B, D), where a full factor is the
-    product of itself and the identity.
+    A Hadamard product of ranks r1 and r2 has rank r1 * r2: its two factors are Khatri-Rao products, row-wise of
+    w1_a and w2_a, column-wise of w1_b and w2_b. kron(A B, C D) = kron(A, C) kron(B, D), with a full factor
+    taken as itself times the identity.
     """
     if isinstance(form, LowRank):
         return form if len(form.down) <= most else None
@@ -54,7 +54,7 @@ def _rank(factors: tuple[Tensor, ...]) -> int:
 
 
 def _pair(factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Two matrices whose product the factors stand for, in float32."""
+    """Two matrices, in float32, with the same product as the one or two factors."""
     if len(factors) == 2:
         return factors[0].float(), factors[1].float()
     matrix = factors[0].float()

@@ -1,7 +1,7 @@
 """Factored forms of a change: what a layer hands to the patch ops and to the bypass instead of a full delta.
 
-Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass, merging and `delta` all
-derive from it, so each formula stands once. Factors keep the dtype of their file. `scale` is alpha / rank and
+Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass, merging and `delta` all derive
+from it, so each formula is written once. Factors keep the dtype of their file. `scale` is alpha / rank and
 never includes a strength.
 
 Every form has six methods:
@@ -13,7 +13,7 @@ Every form has six methods:
 - `embedded` returns the form of a matrix of `count` rows: rows `rows[0]` to `rows[1]` are this matrix, and
   all others are zero.
 - `work` returns how many multiplications it takes to multiply one input by the factors.
-- `parts` returns the parts of the form's `Reach`: numbers, and tensors, which stand for their largest values.
+- `parts` returns the parts of the form's `Reach`. A tensor stands for its largest absolute value.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from ..maths.tensors import compute_dtype, kronecker, largest_of
 
 @dataclass(frozen=True)
 class Reach:
-    """Bounds on the values of a matrix that is a product; `parts` are bounds on the values of its parts.
+    """Bounds on the values of a matrix product, from `parts`, the bounds on the values of its factors.
 
-    No value of the matrix is larger than the product of `parts` (`most`). No value on the way to it, computed
-    in any order, is larger than the product of the parts above 1 (`within`).
+    `most`, the product of all parts, bounds the matrix. `within`, the product of the parts above 1, also bounds
+    every intermediate value, whatever the order of computing.
     """
 
     parts: tuple[float, ...]
@@ -50,7 +50,7 @@ class Reach:
 
 
 Parts = tuple[float | Tensor, ...]
-"""The parts of a `Reach`, with a tensor for its largest value."""
+"""The parts of a `Reach`; a tensor stands for its largest absolute value."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Hadamard:
 class Kronecker:
     """scale * kron(w1, w2), with w1 (l, i), w2 (k, j * prod(kernel)), O = l * k and I = i * j.
 
-    `w1` and `w2` each hold the factor itself, or two matrices (a, b) whose product it is. `rows` (O,) and
-    `columns` (I,) are what `scaled` has multiplied the product by: w1 and w2 cannot absorb them.
+    `w1` and `w2` each hold the factor itself, or two matrices (a, b) with that product. `rows` (O,) and
+    `columns` (I,) are the factors from `scaled`, which w1 and w2 cannot absorb.
     """
 
     w1: tuple[Tensor, ...]
@@ -138,7 +138,7 @@ class Kronecker:
         return replace(self, scale=self.scale * factor)
 
     def embedded(self, rows: Rows, count: int) -> Dense:
-        """The full matrix with rows of zeros around it, which is no Kronecker product."""
+        """The full matrix with rows of zeros around it: with them it is no Kronecker product."""
         return Dense(self.dense(torch.float32, self.w1[0].device)).embedded(rows, count)
 
     def work(self) -> int:
@@ -181,7 +181,7 @@ Additive = LowRank | Hadamard | Kronecker | Dense
 
 
 def product(factors: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix that the factors stand for: a of (a,), and a @ b of (a, b)."""
+    """The matrix of one or two factors: a for (a,), a @ b for (a, b)."""
     matrix = factors[0].to(device, dtype)
     return matrix @ factors[1].to(device, dtype) if len(factors) == 2 else matrix
 

@@ -1,4 +1,4 @@
-"""Strengths that differ over place and sample: masks, factors of pictures, and where a layer's places are."""
+"""Strengths that differ by place and sample: masks, factors for pictures, and which tokens are places."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Span = tuple[int, int | None]
 
 SPANS = "frames from 0 such as 0-16, 40-"
 KEPT = 64
-"""How many results a `Where` keeps, the newest: one for each grid of a model."""
+"""A `Where` keeps this many of its newest results. A model needs one for each of its grids."""
 
 
 def parse_spans(text: str) -> tuple[Span, ...]:
-    """The spans of a text such as `0-16, 40-`; () for an empty one, which is all frames.
+    """The spans of a text such as `0-16, 40-`. An empty text gives (), which means all frames.
 
     Raises LycorisError for a text that is no span, and for a span that ends before it begins.
     """
@@ -42,7 +42,7 @@ def parse_spans(text: str) -> tuple[Span, ...]:
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of a picture that a pass works on, where it does not have the whole.
+    """The part of a picture that a pass works on, where it does not work on the whole.
 
     Raises LycorisError where `kept` and `size` have different numbers of axes, or an axis keeps nothing.
     """
@@ -61,7 +61,7 @@ class Crop:
             )
 
     def of(self, whole: Tensor) -> Tensor:
-        """The kept part of a tensor (frames, h, w) of the whole's size."""
+        """The kept part of a tensor (frames, h, w) of the whole latent's size."""
         for axis, kept in enumerate(self.kept, start=whole.ndim - len(self.kept)):
             whole = whole.index_select(axis, torch.tensor(kept))
         return whole
@@ -83,10 +83,11 @@ class Places:
     before: int = 0
     after: int = 0
     pace: int | Shape = 1
-    """How many frames of the video a frame of the grid stands for, except that the first stands for one.
-    Several numbers are for the frames of the grid in turn, the first one included."""
+    """How many video frames each frame of the grid covers; the first covers one. Several numbers apply to the
+    grid's frames in turn, the first frame included, and then repeat."""
     of: int = 0
-    """How many pictures there are, where a pass has only some of them; 0 for those of `pictures`."""
+    """How many pictures there are, where a pass has only some of them; 0: one more than the largest number in
+    `pictures`."""
     crops: tuple[Crop, ...] = ()
     """For each sample the part of its picture that `grid` covers; () where each has the whole."""
 
@@ -118,9 +119,8 @@ class Mask:
     its latent. Frames outside `spans` have weight 0. A weight w stands for the factor
     outside + w (1 - outside). `within` is a mask whose factors are multiplied with these.
 
-    `text` says that layers and tokens that are at no place, such as those of a text, have the factor 1; else
-    they have 0. Raises LycorisError for weights of another shape or outside [0, 1], and for a factor that is
-    not finite.
+    With `text`, layers and tokens at no place, such as those of a text, have the factor 1; else they have 0.
+    Raises LycorisError for weights of another shape or outside [0, 1], and for a factor that is not finite.
     """
 
     weights: Tensor
@@ -156,10 +156,10 @@ class Mask:
         return float(self.text and (self.within is None or self.within.text))
 
     def on(self, grid: Sequence[int], pace: int | Shape = 1, crop: Crop | None = None) -> Tensor:
-        """The factors on a grid, (h, w) or (frames, h, w), in float32: means over what each place covers.
+        """The factors on a grid, (h, w) or (frames, h, w), in float32: means over the area of each place.
 
-        `pace` is as in `Places`. With a crop, the grid is the cropped one. Raises LycorisError for any other
-        grid, and where the numbers of frames do not agree.
+        `pace` is as in `Places`. With a crop, `grid` covers only the kept part. Raises LycorisError for any
+        other grid, and where the numbers of frames do not agree.
         """
         if len(grid) not in (2, 3):
             raise LycorisError(
@@ -182,7 +182,7 @@ class Mask:
         return factors.view(*grid)
 
     def _on_whole(self, count: int, height: int, width: int, pace: int | Shape) -> Tensor:
-        """The shares of the mask (count, height, width) on a grid of the whole."""
+        """The mask's shares (count, height, width) on a grid over the whole picture."""
         wide = self.weights.to("cpu", torch.float32)
         spans = _frames(count, pace)
         planes = self._in_frames(functional.adaptive_avg_pool2d(wide[None], (height, width))[0], spans)
@@ -253,7 +253,7 @@ class Where:
         """
         key = (places, grid, dtype, device)
         if key not in self._kept:
-            # A tensor of the inference mode could not be used where gradients are recorded.
+            # A tensor made in inference mode could not be used where gradients are recorded.
             with torch.inference_mode(False), torch.no_grad():
                 made = self._over(places, grid).to(device, dtype)
             while len(self._kept) >= KEPT:

@@ -1,4 +1,4 @@
-"""Values that change over the sampling: curves, and the two clocks that they are read by."""
+"""Values that change during sampling: curves, and the two clocks for reading them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EASES: dict[Ease, Callable[[float], float]] = {
     "ease out": lambda x: 1 - (1 - x) ** 2,
     "ease in-out": lambda x: (1 - math.cos(math.pi * x)) / 2,
 }
-"""How much of the way from one point of a curve to the next is gone, at a share of the time between them.
+"""From a share of the time between two points of a curve to a share of the way between their values.
 
 These are the eases of ComfyUI's hook keyframes (comfy/hooks.py)."""
 
 SAMPLES = 1000
-"""The number of parts of the time for a mean. A jump puts the mean off by at most half a part."""
+"""A mean divides the time into this many parts. It can be off by half a part at a jump."""
 
 
 class Moment(NamedTuple):
@@ -45,12 +45,12 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A value over the time from 0 to 1, by points (time, value) with times that do not fall.
+    """A value over the time from 0 to 1, by points (time, value) in order of time.
 
-    Before the first point and after the last one it has their values. Between two points it goes as `ease`
-    says; `smooth` is the monotone cubic of Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980). Two points
-    at one time are a jump, and the later one counts at that time. Raises ScheduleError for no points, a time
-    outside 0 to 1 or before that of the previous point, and a value that is not finite.
+    It is constant before the first point and after the last. Between two points it follows `ease`; `smooth` is
+    the monotone cubic of Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980). Two points at one time are a
+    jump, and the later one counts at that time. Raises ScheduleError for no points, a time outside 0 to 1 or
+    before the previous point's, and a value that is not finite.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -97,7 +97,7 @@ class Curve:
         return cls(tuple(_point(piece[0], piece.start()) for piece in pieces))
 
     def at(self, time: float) -> float:
-        """The value at a time; beyond 0 and 1 it stays as it is there."""
+        """The value at a time. Times below 0 and above 1 have the values at 0 and 1."""
         after = bisect_right(self._times, time)
         if after == 0 or after == len(self.points):
             return self.points[max(after - 1, 0)][1]
@@ -125,7 +125,8 @@ class Curve:
         ]
         for index, rise in enumerate(rises):
             sides = math.hypot(slopes[index], slopes[index + 1])
-            # Within a circle of three times the rise the cubic is monotone (their section 4).
+            # The cubic is monotone where the two slopes lie within a circle of three times the rise (section
+            # 4).
             if sides > 3 * abs(rise):
                 for side in (index, index + 1):
                     slopes[side] *= 3 * abs(rise) / sides
@@ -149,7 +150,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Timing:
-    """A curve, and the clock that it is read by."""
+    """A curve and its clock."""
 
     curve: Curve
     clock: Clock = "diffusion"
@@ -162,12 +163,12 @@ class Timing:
 
 
 def product(timings: Sequence[Timing], moment: Moment) -> float:
-    """The product of what several timings give at a moment; 1 for none."""
+    """The product of the values of several timings at a moment; 1 for none."""
     return math.prod(timing.at(moment) for timing in timings)
 
 
 def mean(timings: Sequence[Timing]) -> float:
-    """The mean over time of the product of timings, with both clocks taken for the same; 1 for none."""
+    """The mean over time of the product of timings, as if both clocks were the same; 1 for none."""
     times = ((index + 0.5) / SAMPLES for index in range(SAMPLES))
     return math.fsum(product(timings, Moment(time, time)) for time in times) / SAMPLES if timings else 1.0
 
@@ -211,7 +212,7 @@ def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> l
     return [*numbers, *(usual for _, usual in wanted[len(numbers) :])]
 
 
-# A name that begins with another name stands before it.
+# The first match counts, so a name that begins with another comes before it.
 CURVES: dict[str, Callable[[Sequence[float]], Curve]] = {
     "constant": _constant,
     "linear": _between("linear"),

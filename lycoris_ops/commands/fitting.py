@@ -80,7 +80,7 @@ def check_place(options: argparse.Namespace, own: str | None) -> None:
 
 
 def checked_names(options: argparse.Namespace, own: str | None) -> Callable[[Mapping[str, Expected]], None]:
-    """A check for `prepare`: it raises LycorisError for a layer that the written dialect has no place for.
+    """A check for `prepare`: it raises LycorisError for a layer that the written dialect cannot hold.
 
     `own` is as for `check_place`.
     """

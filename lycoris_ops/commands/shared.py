@@ -109,9 +109,9 @@ def show(options: argparse.Namespace, data: Any, words: str) -> None:
 
 
 def progress_bar(what: str) -> Progress:
-    """A progress bar on a terminal, and everywhere a last line with the total and `what` it counts.
+    """Show a progress bar on a terminal, and at the end, also in logs, the total and `what` it counts.
 
-    It is printed to stderr, so that stdout holds nothing but the result.
+    Both are printed to stderr, so that stdout holds only the result.
     """
 
     def update(done: int, total: int) -> None:

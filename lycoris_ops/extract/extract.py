@@ -48,9 +48,9 @@ def extract_adapter(
 ) -> Adapter:
     """Extract, in memory, an adapter whose layers approximate tuned - base.
 
-    The models are state dicts or safetensors files; files are read weight by weight, so no model is ever
-    whole in memory. `codec` reads quantised weights of files. The layers of the two are matched by their
-    names in adapters, so that prefixes and fused attentions may differ.
+    The models are state dicts or safetensors files; files are read weight by weight, so no model is ever whole
+    in memory. `codec` reads quantised weights of files. The models' layers are matched by the names that
+    adapters give them, so prefixes and fused attentions may differ.
 
     Singular values that the models' rounding noise could explain are left out (see `Delta`).
     With the size "auto" the noise also decides the ranks; without noise, as between float32 models, the knee
@@ -137,7 +137,7 @@ def _difference(
     device: str,
     pause: Pause,
 ) -> tuple[Tensor, float | None]:
-    """tuned - base in float32, and the root mean square of the rounding error of both; None if unknown."""
+    """tuned - base in float32, and the RMS of the two models' rounding error, None if unknown."""
     one = read_rows(before, first)
     pause()
     other = read_rows(after, second)
@@ -151,8 +151,8 @@ def _difference(
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
     if not is_finite(change):
-        # Values that are the same infinity, or NaN, on both sides have not changed. Hosts leave weights that
-        # a checkpoint lacks uninitialised.
+        # The same infinity, or NaN, in both models is no change: hosts do not initialise weights that a
+        # checkpoint lacks.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5

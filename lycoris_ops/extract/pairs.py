@@ -19,7 +19,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer of both models: in each a weight, or rows of several."""
+    """A layer of both models. In each model it is a weight, or rows of one or several weights."""
 
     name: str
     """The layer's name in the adapter."""
@@ -74,8 +74,8 @@ class _Side:
         return f"diffusion_model.{target.path}" if self._known else target.path
 
     def find(self, name: str) -> tuple[Target, ...]:
-        """The rows of this model that a name stands for; () for none. Raises MatchError if it fits several
-        weights."""
+        """The weights or rows of this model with that name; () for none. Raises MatchError if the name fits
+        several."""
         found = self.targets.find(name)
         if len(found) > 1:
             raise MatchError(
@@ -100,8 +100,8 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     reshaped: list[str] = []
     used: tuple[set[str], set[str]] = (set(), set())
     biases: tuple[list[str], list[str]] = ([], [])
-    # The tuned model's names first, then the base's: of a fused layer and the split ones, only one side finds
-    # the other by name.
+    # Look up the tuned model's names first, then the base's: between a fused layer and split ones, names match
+    # in one direction only.
     for first, second in ((1, 0), (0, 1)):
         one, other = sides[first], sides[second]
         for target in one.all:

@@ -12,7 +12,7 @@ checkpoint of a diffusion model a few thousand."""
 
 MAX_JSON = 32 << 20
 """Bytes of a JSON document, such as the header of a safetensors file. An entry of the header takes about 150
-bytes, and what training tools write about their data sets takes several MB. The format allows 100 MB."""
+bytes, and training tools' records of their data sets take several MB. The format allows 100 MB."""
 
 MAX_BRACKETS = 8 * MAX_TENSORS
 """Opening brackets and braces in a JSON document. A tensor's entry in a header has three. Each becomes a list
@@ -23,7 +23,7 @@ MAX_QUOTES = 12 * MAX_TENSORS
 becomes a string; a short one takes about 10 times its size in the file."""
 
 MAX_COMMAS = 24 * MAX_TENSORS
-"""Commas in a JSON document, also inside its strings. A tensor's entry in a header has about six. Each stands
+"""Commas in a JSON document, also inside its strings. A tensor's entry in a header has about six. Each comes
 before a value, which takes 40 bytes or less unless it is a table, a list or a string."""
 
 MAX_METADATA = 10_000
@@ -33,7 +33,7 @@ MAX_KEY = 1000
 """Characters of a tensor's name. The longest of real files have about 200."""
 
 MAX_DOTS = 64
-"""Dots in a tensor's name, which stand between the modules on its path. Real names have up to about 20."""
+"""Dots in a tensor's name; they separate the modules of its path. Real names have up to about 20."""
 
 MAX_DIMENSIONS = 16
 """Dimensions of a tensor. A kernel of a 3D convolution has five, and no layer of a model more than eight."""
@@ -43,13 +43,13 @@ MAX_ELEMENTS = 1 << 40
 its dimensions is 0: then torch fails if the product of the others does not fit into 63 bits."""
 
 MAX_PICKLE = 8 << 20
-"""Bytes of the pickle that says which tensors a file has, without their data. A tensor takes about 200."""
+"""Bytes of the pickle that describes a file's tensors, without their data. A tensor takes about 200."""
 
 MAX_STEPS = 1_000_000
 """Instructions of that pickle. A tensor takes about 30. Each may make an object of about 60 bytes."""
 
 MAX_MADE = 16 * MAX_STEPS
-"""Values in that pickle's tables, lists and calls. A value counts again in each that holds it."""
+"""Values in that pickle's tables, lists and calls. A value counts once for each of them that holds it."""
 
 MAX_NESTED = 100
 """The nesting depth of that pickle's values."""

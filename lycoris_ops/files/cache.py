@@ -101,7 +101,7 @@ BOUND = "LYCORIS_CACHE_MB"
 DEFAULT_MB = 4096
 """The default of the variable."""
 DIGITS = 9
-"""The most digits of the variable's value; a machine has far less memory than that."""
+"""The most digits of the variable's value: more memory than any machine has."""
 
 
 def _from_environment() -> int:
@@ -117,5 +117,5 @@ def _from_environment() -> int:
 
 
 DEFAULT_CACHE = TensorCache(_from_environment)
-"""The cache for adapters that are read without one. Its bound is read from LYCORIS_CACHE_MB on first use, so
+"""The cache for adapters where the caller gives none. Its bound is read from LYCORIS_CACHE_MB on first use, so
 that a wrong value is an error when an adapter is read, and not when the library is imported."""

@@ -30,7 +30,7 @@ ITEM_BITS: dict[str, int] = {
     "U32": 32,
     "U16": 16,
     "C64": 64,
-    # Here too: an older torch lacks it in `DTYPES`.
+    # Listed here too: with an older torch `DTYPES` lacks it.
     "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
@@ -42,8 +42,8 @@ ITEM_BITS: dict[str, int] = {
 not read into tensors."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""The dtypes that weights and factors can be written in. Quantised values are not among them: they mean
-nothing without their scales."""
+"""The dtypes that weights and factors can be written in. Quantised values are not among them: they cannot be
+read without their scales."""
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 """The 8-bit floats. Their values are plain numbers unless a scale lies beside them in the file."""

@@ -1,10 +1,9 @@
 """Adapter files that torch saved as pickles (.pt, .pth, .ckpt, .bin).
 
-torch's own reader makes the tensors, with `weights_only`. It runs no code, but a malicious file can still
-make it take any amount of time and memory. So three checks come first: of the archive's list of members, of
-the names in its pickle, and of how much the pickle's instructions make.
-Source of the layout: `torch/serialization.py` of torch 2.13, PKWARE's APPNOTE for zip archives, and the
-documentation of Python's `pickletools`.
+torch's own reader makes the tensors, with `weights_only`. It runs no code, but a malicious file can still make
+it take any amount of time and memory. So three checks come first: the archive's list of members, the names in
+its pickle, and how many values the pickle's instructions make. Source of the layout: `torch/serialization.py`
+of torch 2.13, PKWARE's APPNOTE for zip archives, and the documentation of Python's `pickletools`.
 """
 
 from __future__ import annotations
@@ -167,9 +166,9 @@ def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipIn
 def _check_pickle(data: bytes) -> None:
     """Raise _NotPlain for a pickle that names more than tensors need, or makes or nests too many values.
 
-    Two numbers are kept for each value on the stack: how many values it holds, and how deep they are nested.
-    A small file can be dangerous: forty tuples, each of which holds the one before it twice, take a few bytes
-    in the file, but as the key of a table they take forever.
+    Each value on the stack has two numbers: how many values it holds, and how deep they are nested. A small
+    file can be dangerous: forty tuples, each holding the previous one twice, take few bytes, but hashing them
+    as the key of a table takes forever.
     """
     stack: list[list[int]] = []
     marks: list[int] = []
@@ -198,7 +197,7 @@ def _check_pickle(data: bytes) -> None:
             del stack[first:]
             size = 1 + sum(held[0] for held in taken)
             depth = 1 + max((held[1] for held in taken), default=0)
-            # Lists and tables are changed in place, and others may hold them already.
+            # Lists and tables change in place, and other values may already hold them.
             value = taken[0] if name in GROW and taken else [0, 0]
             made += size - value[0]
             value[:] = size, depth
@@ -251,7 +250,7 @@ def _described(name: str, entry: Any, path: str) -> TensorInfo:
 
 
 def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerprint: Fingerprint) -> None:
-    """Raise FileFormatError where a storage has the size of no member, or tensors share too much storage.
+    """Raise FileFormatError where no member has a storage's size, or tensors share too much storage.
 
     torch takes the size of a storage from the pickle, and its start from the archive.
     """

@@ -1,4 +1,4 @@
-"""Weights that a file stores in fewer bits than 16-bit floats have: how they are found, read and written."""
+"""Weights that a file stores in fewer than 16 bits: how they are found, read and written."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
     """Names of the float tensors whose values can be read as they are, without any scale.
 
     These are all float tensors except quantised weights (the `quantised` ones, and those of 8 bits or fewer
-    that have companions) and the companions themselves. In a file with a quantised float8 tensor, no other
-    float8 tensor counts either: it may only mark the format.
+    that have companions) and the companions themselves. If a file has a quantised float8 tensor, its other
+    float8 tensors are left out too: one may only mark the format.
 
     A companion of a tensor, such as its scale, has the tensor's name, then a dot or an underscore, then more
     (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are companions of its
@@ -91,8 +91,8 @@ def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
     ordered = sorted(names)
     found: set[str] = set()
     at = 0
-    # In sorted order the names that begin with one head are neighbours. The names of a longer head that
-    # begins with this one are among them.
+    # In sorted order the names with one head are neighbours. They include the names with any longer head that
+    # begins with it.
     for head in sorted(heads):
         at = max(at, bisect_left(ordered, head))
         while at < len(ordered) and ordered[at].startswith(head):
@@ -130,7 +130,7 @@ def round_to_float8(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     """
     info = torch.finfo(dtype)
     mantissa = {torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}[dtype]
-    # The exponent of a step among subnormal values, which is the smallest step there is.
+    # The exponent of the smallest step, the step of subnormal values.
     lowest = round(torch.tensor(info.smallest_normal).log2().item()) - mantissa
     generator = torch.Generator().manual_seed(seed)
     flat = values.reshape(-1)

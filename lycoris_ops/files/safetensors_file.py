@@ -73,7 +73,7 @@ class SafetensorsFile(DiskFile):
 
     @classmethod
     def of_model(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """Open the file of a model. Raises FileFormatError for another format too."""
+        """Open the file of a model. Raises FileFormatError also for another format."""
         ending = Path(path).suffix
         if ending.lower() not in SAFETENSORS:
             if not ending:

@@ -31,7 +31,7 @@ TICK = 20_000_000
 
 
 def _clock_of_stamps() -> int:
-    """The clock that time stamps of files are taken from, in ns.
+    """The time in ns on the clock that gives files their time stamps.
 
     On Linux this is CLOCK_REALTIME_COARSE, number 5, which Python does not name. On a busy virtual machine
     it stands still for longer than a tick.
@@ -59,9 +59,9 @@ class Fingerprint:
         try:
             full = Path(path).absolute()
             found = full.stat()
-            # A second change within the same tick of the system's clock would leave the same time stamp,
-            # so the tick must be over before the time stamp can identify the content. The stamp may be a
-            # little ahead of the clock: newer kernels give out a finer one, and the same to another file.
+            # A second change within the same tick of the system's clock gets the same time stamp, so a stamp
+            # identifies the content only after the tick. A stamp may be a little ahead of the clock: newer
+            # kernels give finer stamps, and may give another file the same one.
             changed = found.st_mtime_ns
             while abs(age := _clock_of_stamps() - changed) < TICK:
                 time.sleep((TICK - age) / 1e9)
@@ -215,9 +215,9 @@ ANSWERS = {
 
 
 def check_no_answer(file: BinaryIO, path: str) -> None:
-    """Raise FileFormatError where a file is a site's answer in place of a model.
+    """Raise FileFormatError where a file holds a site's answer in place of a model.
 
-    The file must be at its start, and is there again afterwards.
+    The file must be at its start, and is left there.
     """
     start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     file.seek(0)
@@ -288,7 +288,7 @@ def is_text(text: str) -> bool:
 def stated_shape(sizes: Sequence[Any]) -> Shape | None:
     """The sizes that a file states, as a shape; None where no tensor can have it.
 
-    It must have at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of those above 0 must
+    It must have at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of the sizes above 0 must
     be at most `MAX_ELEMENTS`.
     """
     if len(sizes) > MAX_DIMENSIONS:

@@ -23,13 +23,13 @@ from .writing import header_of, in_file_order, new_files
 
 @dataclass(frozen=True)
 class TreeForm:
-    """One kind of such files."""
+    """A kind of file that holds nested values."""
 
     key: str
     """The metadata key of the JSON."""
     version: int
     what: str
-    """Its name in errors, such as `the state of a training`."""
+    """The kind's name in errors, such as `the state of a training`."""
     hint: str | None = None
     """The hint of the error for a file of another kind."""
 

@@ -81,7 +81,7 @@ class MappedWeights:
 
 
 class FileWeights:
-    """The weights of a model on a disk, quantised ones by a codec."""
+    """The weights of a model on a disk. A codec reads the quantised ones."""
 
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None) -> None:
         self.file = ModelFile.open(path)
@@ -138,8 +138,8 @@ def read_rows(source: Weights, places: Sequence[tuple[str, Rows | None]]) -> Ten
 def rounding_variance(values: Tensor, dtype: torch.dtype) -> float:
     """The mean squared error of rounding values to nearest in `dtype`: ulp^2 / 12 each.
 
-    ulp is the distance of neighbouring numbers, 2^floor(log2 |x|) eps. Subnormal numbers have the ulp of the
-    smallest normal one.
+    ulp is the distance between neighbouring numbers, 2^floor(log2 |x|) eps. Subnormal numbers have the ulp of
+    the smallest normal one.
     """
     info = torch.finfo(dtype)
     flat = values.detach().reshape(-1)

@@ -1,1 +1,1 @@
-"""Changes of weights in any form become layers of a chosen kind and size."""
+"""Turn changes of weights, in any form, into layers of a chosen kind and size."""

@@ -1,4 +1,4 @@
-"""Choose the layer that each change becomes, so that all together keep most at a size."""
+"""Choose a layer for each change, so that together they keep most at a given size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..ranks.allocate import NOTHING, Candidate, above, allocate, until, within
 from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of
 
 NEAR = 0.99
-"""Kinds that keep this share of what the best one keeps count as equally good: the smallest is taken."""
+"""Kinds count as equally good if they keep this share of what the best one keeps. The smallest is taken."""
 EXACT = 1e-6
 """Shares of the energy that differ by less are equal."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a candidate means: a place among the fits of a kind, or the source's own layer."""
+    """The layer of a candidate: one of the fits of a kind, or the source's own layer."""
 
     kind: str
     fit: int
@@ -49,8 +49,8 @@ class Measured:
     fits: dict[str, tuple[Fit, ...]] = field(default_factory=dict[str, "tuple[Fit, ...]"])
     """The fits themselves by kind, where they are small enough to be kept."""
     own: Layer | None = None
-    """The layer of the source, where each source is read once. Else it is read again: it may be as large as
-    the weight."""
+    """The source's own layer, if each source is read only once. Otherwise it is read again, because it may be
+    as large as the weight."""
 
 
 def in_bytes(size: Size) -> bool:
@@ -59,10 +59,10 @@ def in_bytes(size: Size) -> bool:
 
 
 def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | None:
-    """The candidate of this rank that keeps most, or of the highest rank there is below it.
+    """The candidate that keeps most at this rank, or at the highest rank below it that there is.
 
-    With `any_kind`, the one that keeps most among those that are no larger than a LoRA of this rank. None
-    where there is no candidate.
+    With `any_kind`, the candidate that keeps most and is no larger than a LoRA of this rank. None where there
+    is no candidate.
     """
     found = measured.candidates
     if not found:
@@ -77,7 +77,7 @@ def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | Non
     own = next((one for one in ranked if one.meant.fit < 0), None)
     if own is not None or not ranked:
         return own or max(found, key=lambda one: (one.gain, -one.cost))
-    # A full w2 of LoKr stands in where it takes less than a low-rank one of this rank.
+    # A LoKr with a full w2 competes too, where it is no larger than the largest layer of this rank.
     most = max(one.cost for one in ranked)
     ranked += [one for one in found if one.meant.rank is None and one.cost <= most]
     return max(ranked, key=lambda one: (one.gain, -one.cost))
@@ -86,7 +86,8 @@ def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | Non
 def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> dict[str, Candidate]:
     """The candidates that keep most together at a size; layers that are not named are left out.
 
-    `full` is the number of values of the weights, and `beside` what else a budget must hold.
+    `full` is the number of values of the weights, and `beside` the size of everything else that a budget must
+    hold.
 
     Raises PlanError for a budget below the smallest adapter, and for a share of the energy out of reach.
     """
@@ -112,10 +113,10 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
 
 
 def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> bool:
-    """Whether higher ranks have to be looked at.
+    """Whether higher ranks must be tried.
 
-    They have to where the largest candidates together keep less than the wanted share of the energy, or do
-    not fill the budget.
+    This is so if the largest candidates together keep less than the wanted share of the energy, or do not fill
+    the budget.
     """
     if isinstance(size, Energy):
         wanted = size.share * sum(one.signal for one in measured.values())

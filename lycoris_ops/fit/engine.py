@@ -1,4 +1,4 @@
-"""Turn changes of weights, read one at a time, into layers, each of a kind and size."""
+"""Turn changes of weights, read one at a time, into layers of a chosen kind and size."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from .steps import Steps
 HELD = 256 << 20
 """The most bytes of factors kept from measuring until the layers are made. Others are computed again."""
 KEY = 104
-"""Bytes of a tensor's entry in a file's header, beside the name of its layer."""
+"""Bytes of a tensor's entry in a file's header, without the name of its layer."""
 KINDS = declaring(Fitted)
 ALPHA_BYTES = 4
 """Bytes of an alpha in float32."""
 SHARE_ROUNDING = 3e-7
-"""The rounding error of the share of the energy that is kept: squares of float32 numbers are summed."""
+"""The rounding error of the kept share of the energy, which is a sum of squares of float32 numbers."""
 OTHERS = 640
 """Bytes for the rest of a file: the record of how it was saved, and the ends of its header."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a fit is to reach: the change of a weight, and of the bias beside it, as read from its source."""
+    """The change that a fit approximates: of a weight and of its bias, as read from the source."""
 
     forms: tuple[Additive, ...]
     """The change of the weight; () where only the bias changes."""
@@ -72,7 +72,7 @@ class Source:
     """The weight's shape; () where only the bias changes."""
     read: Callable[[Pause], Goal]
     before: str
-    """What it is, in words: `lora 64`, `difference`."""
+    """The change in words: `lora 64`, `difference`."""
     dtype: torch.dtype
     """The dtype of the new layer's tensors, where none is asked for."""
     kind: str | None = None
@@ -80,9 +80,9 @@ class Source:
     scale: float = 1.0
     """alpha / rank of the new layer."""
     norm: bool = False
-    """Whether a weight of one dimension belongs to a norm, which the file then states."""
+    """Whether a weight of one dimension belongs to a norm; the file then says so."""
     whole: bool = False
-    """Whether it becomes a full difference whatever is asked for, because a bare parameter is no matrix."""
+    """Whether it always becomes a full difference, as a bare parameter does: it is no matrix."""
 
 
 Prepare = Callable[[Mapping[str, Expected]], object]
@@ -90,7 +90,7 @@ Prepare = Callable[[Mapping[str, Expected]], object]
 
 
 def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expected]:
-    """The kind and shape of each layer to be made. If the kind depends on the values, it counts as a full
+    """The kind and shape of each layer to be made. A layer whose kind depends on the values counts as a full
     difference."""
     found: dict[str, Expected] = {}
     for source in sources:
@@ -107,7 +107,7 @@ def kinds_of(source: Source, settings: FitSettings) -> tuple[str, ...]:
         return (source.kind,) if source.kind in FITTED else ("lora",)
     if settings.algorithm != ANY:
         return (settings.algorithm,)
-    # The first wins among layers that keep as much at one size: a LoRA rather than a full difference.
+    # Among layers that keep equally much at one size the first wins: a LoRA rather than a full difference.
     factored = [name for name in FITTED[::-1] if not KINDS[name].whole]
     return (*factored, *(name for name in FITTED if KINDS[name].whole))
 
@@ -120,11 +120,11 @@ def fit_layers(
     metadata: Mapping[str, str] | None = None,
     kept: Mapping[str, Layer] | None = None,
 ) -> tuple[dict[str, Layer], FitReport]:
-    """Layers of the kind and size in `settings` nearest to the changes, by name, and what they keep.
+    """Fit layers of the kind and size in `settings` to the changes. Return them by name, and what they keep.
 
-    With a `Rank`, each source is read once. Other sizes are divided among the layers where they keep most:
-    then each is read twice, first to be measured. A budget in bytes also pays for `metadata` and for `kept`,
-    the layers that stay as they are.
+    With a `Rank`, each source is read once. Any other size is divided among the layers so that they keep most,
+    and each source is read twice, first to be measured. A budget in bytes also pays for `metadata` and for
+    `kept`, the layers that stay as they are.
 
     Raises PlanError for a size that cannot be met, LayerError, with the layer, for values that are not finite
     or do not fit the dtype.
@@ -263,7 +263,8 @@ class _Engine:
     def _candidates(
         self, source: Source, change: Goal, delta: Delta, fits: Mapping[str, Sequence[Fit]]
     ) -> list[Candidate]:
-        """Every layer that the change may become. What it gains is what it keeps without the noise in it."""
+        """Every layer that the change may become. Its gain is the energy that it keeps, less the noise in
+        that."""
         found: list[Candidate] = []
         stays = None if change.own is None else self._staying(source, change.own, delta)
         if stays is not None and change.own is not None and self._may_stay(change, change.own, fits):
@@ -293,7 +294,7 @@ class _Engine:
         return Candidate(self._cost(source, count, len(own.dump())), delta.energy, choice)
 
     def _may_stay(self, change: Goal, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
-        """Whether the source's own layer is one that is asked for."""
+        """Whether the settings allow the source's own layer."""
         plain = own.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.cores)
         if self.settings.factor is not None or (self.settings.tucker and plain):
             return False
@@ -305,7 +306,7 @@ class _Engine:
         return not change.bound and (own.algorithm in fits or self.settings.algorithm == SAME)
 
     def _cost(self, source: Source, parameters: int, tensors: int) -> int:
-        """What a layer takes of the size: parameters, or bytes with those of its entries in the header."""
+        """The cost of a layer: parameters, or bytes including those of its entries in the header."""
         if not in_bytes(self.settings.size):
             return parameters
         return parameters * self._dtype(source).itemsize + tensors * (len(source.name) + KEY) + ALPHA_BYTES
@@ -315,7 +316,7 @@ class _Engine:
         return sum(math.prod(source.shape) for source in self.sources if source.shape)
 
     def _beside(self, measured: Mapping[str, Measured]) -> int:
-        """What is not in the candidates' costs: biases, and in bytes what else the file holds."""
+        """Everything outside the candidates' costs: biases and, for bytes, the rest of the file."""
         biases = [
             (source, one.bias.numel())
             for source in self.sources

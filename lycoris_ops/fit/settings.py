@@ -1,4 +1,4 @@
-"""What is asked of a fit, as values."""
+"""The settings of a fit."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ class FitSettings:
 
     @property
     def rank(self) -> int | None:
-        """The rank that every layer is to have, no higher than `largest`; None for another size."""
+        """The rank of every layer, at most `largest`; None where the size is no rank."""
         if not isinstance(self.size, Rank):
             return None
         return self.size.rank if self.largest is None else min(self.size.rank, self.largest)
 
     @property
     def never_larger(self) -> bool:
-        """Whether layers of any kind may stay as they are and none gets larger: either "auto" promises it."""
+        """Whether layers of any kind may stay as they are and none gets larger: so with either "auto"."""
         return self.size == "auto" or self.algorithm == ANY
 
     @property

@@ -13,7 +13,7 @@ GIVE_BASE = "Give the model that the adapters are for (base; on the command line
 def no_weight(
     kind: str, parameter: Parameter, base: str | None, *, file: str | None = None, key: str | None = None
 ) -> LayerError:
-    """The error for a layer whose change depends on a weight or bias that is not at hand.
+    """The error for a layer whose change depends on a weight or bias that is missing.
 
     `base` is the name of the model that lacks it; None where no model is given.
     """

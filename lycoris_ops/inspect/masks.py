@@ -12,7 +12,7 @@ from ..report.words import few, plain_name
 from ..stack.stack import Entry, Stack
 
 WIDTH = 280
-"""In pixels: about the width of the node that shows the picture, so that its words can be read."""
+"""The picture's width in pixels, about that of the node that shows it, so that its words can be read."""
 CELLS = 32
 """The most rows and columns that are drawn."""
 FRAMES = 4
@@ -23,7 +23,7 @@ def mask_picture(stack: Stack) -> Picture | None:
     """A stack's masks on top of each other, one colour each, with their adapters' names; None without masks.
 
     For a video, at most FRAMES evenly spaced frames are drawn. Factors are drawn by their absolute values, as
-    shares of 1 or of the largest.
+    shares of the largest, or of 1 if that is larger.
     """
     masks: dict[Mask, list[Entry]] = {}
     for entry in stack:
@@ -59,7 +59,7 @@ def _even(count: int) -> list[int]:
 
 
 def _frames(mask: Mask) -> int:
-    """How many frames a mask needs to be shown: those to the end of its last span, and one after it."""
+    """How many frames are needed to show a mask: up to the end of its last span, and one more."""
     named = [1 + (first if last is None else last + 1) for first, last in mask.spans]
     within = _frames(mask.within) if mask.within is not None else 1
     return max(len(mask.weights), within, *named)

@@ -26,9 +26,9 @@ from ..reading.adapter import Adapter
 from ..stack.stack import Entry, Stack
 
 SPECTRUM = 256
-"""How many singular values of a change are kept at most. Energies and norms count all of them."""
+"""The most singular values of a change that are kept. Energies and norms count all of them."""
 KINDS = ("attn", "mlp", "conv", "norm")
-"""Names for what a layer is in its block. Everything else is `other`."""
+"""The kinds of layers in a block. Any other layer is `other`."""
 ENOUGH = 0.99
 """A rank that keeps this share of the energy is enough."""
 
@@ -41,7 +41,7 @@ class LayerMeasure:
     """The layer's name in the file."""
     block: str
     kind: str
-    """What the layer is in its block: one of KINDS, or `other`."""
+    """The layer's kind in its block: one of KINDS, or `other`."""
     entry: int
     """The adapter's index in the stack."""
     algorithm: str
@@ -70,7 +70,7 @@ class LayerMeasure:
         return math.fsum(squares) ** 2 / fourth if fourth else 0.0
 
     def kept(self, ranks: int) -> list[float]:
-        """The share of the energy that each rank keeps, from rank 1 to `ranks`, in this order."""
+        """The shares of the energy that the ranks 1 to `ranks` keep."""
         shares = list(accumulate(value * value for value in self.spectrum)) or [1.0]
         return [shares[min(rank, len(shares) - 1)] / shares[-1] for rank in range(ranks)]
 
@@ -101,7 +101,7 @@ class Examination:
         return tuple(entry.name for entry in self.entries)
 
     def enough(self, entry: int) -> int | None:
-        """The lowest rank that keeps ENOUGH of nine in ten layers; None where no layer has one."""
+        """The lowest rank that is enough for nine in ten layers (see ENOUGH); None where no layer has one."""
         ranks = sorted(one.rank_of(ENOUGH) for one in self.layers if one.entry == entry and one.spectrum)
         return ranks[math.ceil(0.9 * len(ranks)) - 1] if ranks else None
 
@@ -137,7 +137,7 @@ class Examination:
         }
 
     def keeping(self) -> float:
-        """The factor for all strengths with which the sum is as large as the largest single change.
+        """The factor on all strengths that makes the sum as large as the largest single change.
 
         max ||w_i D_i|| / ||sum of w_i D_i||, or 1 if the sum is zero.
         """
@@ -158,11 +158,11 @@ def examine(
 ) -> Examination:
     """Measure what the adapters of a stack change, each alone and all against each other.
 
-    Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of
-    a change between its factors. `base` is the model, as in `merge_adapters`. With it changes are compared to
-    the weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs` also
-    compares the signs of single values, for which every change is formed in full. `progress` is called with
-    the number of weights done.
+    Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of a
+    change between its factors. `base` is the model, as in `merge_adapters`. With it changes are compared to the
+    weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs` also
+    compares the signs of single values; this forms every change in full. `progress` is called with the number
+    of weights done.
 
     Raises as `merge_adapters` does.
     """

@@ -181,7 +181,7 @@ def _relative(found: Examination) -> Axes:
 
 
 def _kept(found: Examination) -> Axes | None:
-    """What each rank keeps of the layers of each adapter; None where no adapter has a rank."""
+    """What each rank would keep of each adapter's layers; None where no adapter has a rank."""
     series: list[Series] = []
     marks: list[tuple[float, Series]] = []
     most = 1

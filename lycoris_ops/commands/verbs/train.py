@@ -108,7 +108,7 @@ def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
 
 @contextmanager
 def _processes() -> Generator[None]:
-    """A context in which this process trains together with others, where torchrun started several."""
+    """A context that joins the training processes, where torchrun started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or torch.distributed.is_initialized():
         yield
         return
@@ -130,7 +130,7 @@ def _first() -> bool:
 def _plan(
     settings: Mapping[str, Any], task: tuple[Any, ...], resume: str | None, training: TrainOptions
 ) -> Plan | None:
-    """The earlier run's plan where it is resumed, else the plan that the settings ask for, if any."""
+    """The earlier run's plan when resuming, else the plan that the settings ask for, if any."""
     if resume is not None:
         home = Path(resume) if Path(resume).is_dir() else Path(resume).parent
         if (home / PLAN).is_file():
