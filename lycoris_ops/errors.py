@@ -38,11 +38,11 @@ def _shown(character: str) -> str:
 class LycorisError(Exception):
     """What went wrong, where, what was found, what was expected, and what to do about it.
 
-    Every part is an attribute, unchanged. The message joins the known parts, each made safe by `printable`, so
-    that text from a file can neither start a new line nor control a terminal. A caller that knows more (the
-    file, the layer) adds it with :meth:`within`. `place` is where in the user's input the fault is, such as
-    `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the model's weight that the
-    layer was to be applied to.
+    Every part is an attribute, unchanged. The message joins the known parts, each made safe by `printable`,
+    so that text from a file can neither start a new line nor control a terminal. A caller that knows more
+    (the file, the layer) adds it with :meth:`within`. `place` is where in the user's input the fault is, such
+    as `row 2`. `key` is a key of the file, mostly the name of a layer; `weight` is the model's weight that
+    the layer was to be applied to.
     """
 
     def __init__(

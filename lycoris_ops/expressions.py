@@ -1,8 +1,8 @@
 """Regular expressions from users, and from files, which strangers wrote.
 
 Users' expressions use Python's `re`, which a crafted expression can keep busy forever. Expressions from files
-use the package `regex`, which has the same syntax and a time limit. Most expressions in files are plain paths,
-which need no package.
+use the package `regex`, which has the same syntax and a time limit. Most expressions in files are plain
+paths, which need no package.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class WholePlan:
     """y = outputs @ (W + inside) @ inputs x + b + beside x, with the `Sides` of the layer.
 
     A `BoundPlan` adds strength * change for any number of layers. At strength 1, W x need not be subtracted
-    first, which saves about half of the operations. The plan is kept from pass to pass; the layer computes its
-    operators, such as norms and rotations, anew in each.
+    first, which saves about half of the operations. The plan is kept from pass to pass; the layer computes
+    its operators, such as norms and rotations, anew in each.
     """
 
     def __init__(self, plan: BypassPlan, layer: Layer, x: Tensor, dropout: float = 0.0) -> None:

@@ -1,8 +1,8 @@
 """Factored forms of a change: what a layer hands to the patch ops and to the bypass instead of a full delta.
 
-Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass, merging and `delta` all derive
-from it, so each formula is written once. Factors keep the dtype of their file. `scale` is alpha / rank and
-never includes a strength.
+Each form describes a matrix (O, K) with K = I * prod(kernel). Patching, bypass, merging and `delta` all
+derive from it, so each formula is written once. Factors keep the dtype of their file. `scale` is alpha / rank
+and never includes a strength.
 
 Every form has six methods:
 
@@ -34,8 +34,8 @@ from ..maths.tensors import compute_dtype, kronecker, largest_of
 class Reach:
     """Bounds on the values of a matrix product, from `parts`, the bounds on the values of its factors.
 
-    `most`, the product of all parts, bounds the matrix. `within`, the product of the parts above 1, also bounds
-    every intermediate value, whatever the order of computing.
+    `most`, the product of all parts, bounds the matrix. `within`, the product of the parts above 1, also
+    bounds every intermediate value, whatever the order of computing.
     """
 
     parts: tuple[float, ...]

@@ -47,8 +47,8 @@ class Moment(NamedTuple):
 class Curve:
     """A value over the time from 0 to 1, by points (time, value) in order of time.
 
-    It is constant before the first point and after the last. Between two points it follows `ease`; `smooth` is
-    the monotone cubic of Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980). Two points at one time are a
+    It is constant before the first point and after the last. Between two points it follows `ease`; `smooth`
+    is the monotone cubic of Fritsch and Carlson (SIAM J. Numer. Anal. 17, 1980). Two points at one time are a
     jump, and the later one counts at that time. Raises ScheduleError for no points, a time outside 0 to 1 or
     before the previous point's, and a value that is not finite.
     """

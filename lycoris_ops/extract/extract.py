@@ -48,9 +48,9 @@ def extract_adapter(
 ) -> Adapter:
     """Extract, in memory, an adapter whose layers approximate tuned - base.
 
-    The models are state dicts or safetensors files; files are read weight by weight, so no model is ever whole
-    in memory. `codec` reads quantised weights of files. The models' layers are matched by the names that
-    adapters give them, so prefixes and fused attentions may differ.
+    The models are state dicts or safetensors files; files are read weight by weight, so no model is ever
+    whole in memory. `codec` reads quantised weights of files. The models' layers are matched by the names
+    that adapters give them, so prefixes and fused attentions may differ.
 
     Singular values that the models' rounding noise could explain are left out (see `Delta`).
     With the size "auto" the noise also decides the ranks; without noise, as between float32 models, the knee

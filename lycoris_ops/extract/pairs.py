@@ -100,8 +100,8 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
     reshaped: list[str] = []
     used: tuple[set[str], set[str]] = (set(), set())
     biases: tuple[list[str], list[str]] = ([], [])
-    # Look up the tuned model's names first, then the base's: between a fused layer and split ones, names match
-    # in one direction only.
+    # Look up the tuned model's names first, then the base's: between a fused layer and split ones, names
+    # match in one direction only.
     for first, second in ((1, 0), (0, 1)):
         one, other = sides[first], sides[second]
         for target in one.all:

@@ -117,5 +117,5 @@ def _from_environment() -> int:
 
 
 DEFAULT_CACHE = TensorCache(_from_environment)
-"""The cache for adapters where the caller gives none. Its bound is read from LYCORIS_CACHE_MB on first use, so
-that a wrong value is an error when an adapter is read, and not when the library is imported."""
+"""The cache for adapters where the caller gives none. Its bound is read from LYCORIS_CACHE_MB on first use,
+so that a wrong value is an error when an adapter is read, and not when the library is imported."""

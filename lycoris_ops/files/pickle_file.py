@@ -1,9 +1,10 @@
 """Adapter files that torch saved as pickles (.pt, .pth, .ckpt, .bin).
 
-torch's own reader makes the tensors, with `weights_only`. It runs no code, but a malicious file can still make
-it take any amount of time and memory. So three checks come first: the archive's list of members, the names in
-its pickle, and how many values the pickle's instructions make. Source of the layout: `torch/serialization.py`
-of torch 2.13, PKWARE's APPNOTE for zip archives, and the documentation of Python's `pickletools`.
+torch's own reader makes the tensors, with `weights_only`. It runs no code, but a malicious file can still
+make it take any amount of time and memory. So three checks come first: the archive's list of members, the
+names in its pickle, and how many values the pickle's instructions make. Source of the layout:
+`torch/serialization.py` of torch 2.13, PKWARE's APPNOTE for zip archives, and the documentation of Python's
+`pickletools`.
 """
 
 from __future__ import annotations

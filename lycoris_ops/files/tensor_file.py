@@ -288,8 +288,8 @@ def is_text(text: str) -> bool:
 def stated_shape(sizes: Sequence[Any]) -> Shape | None:
     """The sizes that a file states, as a shape; None where no tensor can have it.
 
-    It must have at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of the sizes above 0 must
-    be at most `MAX_ELEMENTS`.
+    It must have at most `MAX_DIMENSIONS` sizes, all whole numbers from 0. The product of the sizes above 0
+    must be at most `MAX_ELEMENTS`.
     """
     if len(sizes) > MAX_DIMENSIONS:
         return None

@@ -111,11 +111,11 @@ def new_files(
 ) -> Generator[list[BinaryIO]]:
     """New files, open for writing. They get the names `paths` together if the block ends without error.
 
-    All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to be
-    written. Until the end each file has a name that ends in `.part`, and can be read under that name once it is
-    flushed. At the end the files are synced to the disk and get their names; without `overwrite` they replace
-    no file. After an error the new files are removed, and earlier files of these names are untouched. A process
-    that is killed leaves unfinished files behind.
+    All paths are in one folder; `make_folder` makes it where it is missing. `size` is the number of bytes to
+    be written. Until the end each file has a name that ends in `.part`, and can be read under that name once
+    it is flushed. At the end the files are synced to the disk and get their names; without `overwrite` they
+    replace no file. After an error the new files are removed, and earlier files of these names are untouched.
+    A process that is killed leaves unfinished files behind.
 
     A link is replaced and not followed: the file that it points to stays as it is.
 

@@ -115,8 +115,8 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
 def is_short(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> bool:
     """Whether higher ranks must be tried.
 
-    This is so if the largest candidates together keep less than the wanted share of the energy, or do not fill
-    the budget.
+    This is so if the largest candidates together keep less than the wanted share of the energy, or do not
+    fill the budget.
     """
     if isinstance(size, Energy):
         wanted = size.share * sum(one.signal for one in measured.values())

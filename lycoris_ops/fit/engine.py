@@ -122,9 +122,9 @@ def fit_layers(
 ) -> tuple[dict[str, Layer], FitReport]:
     """Fit layers of the kind and size in `settings` to the changes. Return them by name, and what they keep.
 
-    With a `Rank`, each source is read once. Any other size is divided among the layers so that they keep most,
-    and each source is read twice, first to be measured. A budget in bytes also pays for `metadata` and for
-    `kept`, the layers that stay as they are.
+    With a `Rank`, each source is read once. Any other size is divided among the layers so that they keep
+    most, and each source is read twice, first to be measured. A budget in bytes also pays for `metadata` and
+    for `kept`, the layers that stay as they are.
 
     Raises PlanError for a size that cannot be met, LayerError, with the layer, for values that are not finite
     or do not fit the dtype.

@@ -158,9 +158,9 @@ def examine(
 ) -> Examination:
     """Measure what the adapters of a stack change, each alone and all against each other.
 
-    Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of a
-    change between its factors. `base` is the model, as in `merge_adapters`. With it changes are compared to the
-    weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs` also
+    Inner products are float64 sums over the factors, so it does not matter how an adapter divides the size of
+    a change between its factors. `base` is the model, as in `merge_adapters`. With it changes are compared to
+    the weights, blocks are the model's own, and kinds that depend on the weight can be measured. `signs` also
     compares the signs of single values; this forms every change in full. `progress` is called with the number
     of weights done.
 

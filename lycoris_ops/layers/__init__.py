@@ -1,1 +1,1 @@
-"""Layers of any kind: parts of them, several as one, and whether two are the same."""
+"""Layers of any kind: cast one, take a part, join several, compare two."""

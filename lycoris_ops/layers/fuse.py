@@ -26,10 +26,9 @@ def fuse(pieces: Pieces, rows: int) -> Layer:
     """One layer for a weight of `rows` rows, from layers that each change some of these rows.
 
     Rows in no range do not change. The kind says in `Layer.join` which tensors are joined. In each product
-    the right factors stand one below the other and the left factor is block-diagonal, so that the rank is the
-    sum of the ranks; layers with equal right factors share one. Both left factors of a LoHa have zeros at the
-    same places, so that its change is the layers' changes, joined. All other tensors stand one below the
-    other.
+    the right factors are stacked and the left factor is block-diagonal, so the ranks add up; layers with
+    equal right factors share one. The two left factors of a LoHa have their zeros at the same places, so its
+    change is the layers' changes, joined. All other tensors are stacked.
 
     Raises LayerError for layers of different kinds or of a kind that cannot be joined, for tensors and
     options that have no place in the result, and for layers of different inputs or with DoRA in some rows
@@ -98,7 +97,8 @@ def _times(layer: Layer, names: Sequence[str], factor: float) -> Layer:
 
 
 def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
-    """The tensors of this name as one of `rows` rows, zero for layers without it; None where none has it."""
+    """The tensors of this name, stacked to `rows` rows, zero for layers without one; None if no layer has
+    one."""
     found = [(layer.tensors()[name], at) for layer, at in pieces if name in layer.tensors()]
     if not found:
         return None
@@ -114,7 +114,7 @@ def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
 def _groups(rights: Sequence[Sequence[Tensor]]) -> list[int]:
     """A number from 0 for each layer, the same for layers with equal right factors.
 
-    Layers that were cut from one have equal factors: joined again, they get its rank.
+    Layers cut from one layer have equal right factors. Joined again, they get its rank.
     """
     kept: list[Sequence[Tensor]] = []
     groups: list[int] = []
@@ -130,8 +130,8 @@ def _groups(rights: Sequence[Sequence[Tensor]]) -> list[int]:
 def _joined(pieces: Pieces, left: str, right: str, groups: Sequence[int], rows: int) -> tuple[Tensor, Tensor]:
     """The factors of one product of `rows` rows, from the factors of products for ranges of these rows.
 
-    The left factors (O_n, r_n, ...) become the blocks of the new one. The right factors (r_n, ...) stand one
-    below the other, once for each of the `groups`.
+    The left factors (O_n, r_n, ...) become the blocks of the new one. The right factors (r_n, ...) are
+    stacked, one for each of the `groups`.
     """
     ups, downs = ([layer.tensors()[name] for layer, _ in pieces] for name in (left, right))
     if len({down.shape[1:] for down in downs}) > 1:

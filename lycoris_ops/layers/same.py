@@ -29,7 +29,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     factors = [
         name for name in found.absorbing if all(isinstance(getattr(layer, name), Tensor) for layer in both)
     ]
-    # A saver may have multiplied the scale into a tensor only in kinds with such factors.
+    # Only in kinds with such factors can a saver have multiplied the scale into a tensor.
     folded = bool(factors) and scales[0] != scales[1]
     # A file holds alpha in float32.
     close = math.isclose(*scales, rel_tol=1e-6)
@@ -50,7 +50,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
             if not _equal(ours, theirs, by):
                 return f"{field.name} has other values"
         elif field.name == ALPHA:
-            # To all other kinds alpha means nothing, or it is part of the scale compared above.
+            # In all other kinds alpha has no effect, or it is part of the scale compared above.
             if wanted.constrained_by_alpha and not _close(ours, theirs):
                 return f"alpha {theirs}, not {ours}"
         elif field.name not in wanted.chosen and ours != theirs:

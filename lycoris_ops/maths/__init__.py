@@ -1,1 +1,1 @@
-"""Tensors alone: shapes, numbers and decompositions that know no layer."""
+"""Tensors without layers: shapes, numbers and decompositions."""

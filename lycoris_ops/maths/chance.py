@@ -31,7 +31,8 @@ class Chance:
 
     @contextmanager
     def drawn(self) -> Generator[None]:
-        """A context in which the global generators draw from this stream, from where the last one ended."""
+        """A context in which the global generators draw from this stream, starting where the last context
+        ended."""
         outer = states()
         try:
             if self._states is None:

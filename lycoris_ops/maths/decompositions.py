@@ -1,4 +1,4 @@
-"""Decompositions of matrices, and rotations made of them."""
+"""Decompositions of matrices, and the Cayley transform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tensors import compute_dtype, energy_of
 _linalg = cast("Any", torch.linalg)
 
 NoInverseError: type[RuntimeError] = _linalg.LinAlgError
-"""What torch raises for a matrix that it cannot decompose or invert."""
+"""Torch's error for a matrix that it cannot decompose or invert."""
 EXACT = 128
 """A matrix with at most this many rows or columns is decomposed exactly by `leading_triples`."""
 SMALL = 1 << 16
@@ -23,13 +23,12 @@ SMALL = 1 << 16
 LONG = 3
 """A matrix at least this many times as long as wide gets a QR decomposition first."""
 OVERSAMPLED = 10
-"""The least number of vectors that a random basis has beyond those that are asked for."""
+"""A random basis has at least this many more vectors than are asked for."""
 POWERS = 4
-"""Power iterations of a random basis. Each multiplies the ratio of a small singular value to a large one by
-its square."""
+"""Power iterations of a random basis. Each turns the ratio r of a small singular value to a large one into
+r^3."""
 SETTLED = 1e-3
-"""Stop where a power iteration lowered the energy that the random basis leaves out by less than this
-share."""
+"""Stop once a power iteration lowers the energy outside the random basis by less than this share."""
 
 Pause = Callable[[], None]
 """Called now and then in long computations. An exception that it raises ends them."""
@@ -66,8 +65,8 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def cayley(skew: Tensor) -> Tensor:
     """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation.
 
-    Raises NoInverseError where there is no inverse in the dtype. In training on an accelerator this check
-    would wait for the device in each step: there the result, and so the loss, is not finite instead.
+    Raises NoInverseError where there is no inverse in the dtype. Training on an accelerator skips this check,
+    which would wait for the device in each step: the result, and so the loss, is then not finite.
     """
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     if skew.requires_grad and skew.device.type != "cpu":
@@ -81,10 +80,10 @@ def leading_triples(
     """The `count` leading singular triples of a matrix (m, n), or all where it has fewer.
 
     Returns U (m, k), S (k,) in descending order and V^T (k, n), in float32 (float64 for float64), with k =
-    min(count, m, n). A matrix whose smaller size is at most EXACT or 3 k is decomposed exactly. For others a
-    random basis is refined by POWERS power iterations, with a QR decomposition after each product: `seed`
-    gives the same basis again. What the basis Q leaves out of the matrix A is ||A||^2 - ||Q^T A||^2, which
-    needs no further product. The iterations end early when one lowers it by less than the share `settled`.
+    min(count, m, n). A matrix whose smaller size is at most EXACT or 3 k is decomposed exactly. For others
+    POWERS power iterations refine a random basis, with a QR decomposition after each product; the same `seed`
+    gives the same basis. The energy of the matrix A outside the basis Q is ||A||^2 - ||Q^T A||^2, which needs
+    no further product. The iterations end early when one lowers this energy by less than the share `settled`.
 
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.
@@ -137,8 +136,8 @@ def product_triples(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` leading singular triples of kron(w1, w2), from the decompositions of both factors.
 
-    The singular values are all products of one of w1, (l, i), and one of w2, (k, j), and the vectors are the
-    Kronecker products of theirs. Returns U (l * k, n), S (n,) in descending order and V^T (n, i * j).
+    Each singular value is the product of one of w1, (l, i), and one of w2, (k, j); its vectors are the
+    Kronecker products of their vectors. Returns U (l * k, n), S (n,) in descending order and V^T (n, i * j).
     Source: Van Loan, "The Ubiquitous Kronecker Product" (2000), section 2.
     """
     (left1, values1, right1), (left2, values2, right2) = singular(w1), singular(w2)
@@ -167,7 +166,7 @@ def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:
     """R (l * i, k * j * prod(kernel)) of a tensor (O, I, *kernel), with O = l * k and I = i * j.
 
     l is `rows` and i is `columns`. Each row of R holds one block (k, j, *kernel), so that the tensor is
-    kron(w1, w2) exactly where R is the outer product of w1 and w2: the nearest Kronecker product is the
+    kron(w1, w2) exactly when R is the outer product of w1 and w2: the nearest Kronecker product is the
     leading singular triple of R. Source: Van Loan and Pitsianis, "Approximation with Kronecker Products"
     (1993), section 2.
     """
@@ -179,9 +178,10 @@ def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:
 def nearest_kronecker(
     values: Tensor, rows: int, columns: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
 ) -> tuple[Tensor, Tensor]:
-    """w1 (rows, columns) of norm 1 and w2 (k, j, *kernel), kron(w1, w2) nearest to values (O, I, *kernel).
+    """w1 (rows, columns), of norm 1, and w2 (k, j, *kernel) for the kron(w1, w2) nearest to values (O, I,
+    *kernel).
 
-    It keeps ||w2||^2 of the energy. See `rearranged`.
+    The product keeps ||w2||^2 of the energy. See `rearranged`.
     """
     blocks = rearranged(values, rows, columns)
     pause()
@@ -197,10 +197,10 @@ def nearest_kronecker(
 def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     """up (O, r), core (r, r, *kernel) and down (r, I) of a convolution (O, I, *kernel).
 
-    Given the leading r singular triples of its matrix (O, K). up and down are orthonormal bases of outputs
-    and of inputs, ordered by importance. A lower rank takes their first vectors, and keeps the energy of the
-    core's first rows and columns. The singular values are in the core. With fewer inputs than r, all ranks
-    are I.
+    `left`, `values` and `right` are the leading r singular triples of its matrix (O, K). up and down are
+    orthonormal bases of outputs and of inputs, ordered by importance. A lower rank takes their first vectors,
+    and keeps the energy of the core's first rows and columns. The singular values are in the core. With fewer
+    inputs than r, r becomes I.
 
     Source: De Lathauwer, De Moor and Vandewalle, "A Multilinear Singular Value Decomposition" (2000).
     """

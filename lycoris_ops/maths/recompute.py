@@ -25,7 +25,7 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def by_torch_func() -> bool:
-    """Whether a torch.func transform is active. In it no tensor says that it requires a gradient."""
+    """Whether a torch.func transform is active. Under one, no tensor shows `requires_grad`."""
     # torch has no public function for this.
     return cast("Any", torch)._C._are_functorch_transforms_active()
 
@@ -33,7 +33,7 @@ def by_torch_func() -> bool:
 def transformed() -> bool:
     """Whether torch.compile, a torch.func transform or forward-mode differentiation is active.
 
-    All take plain operations, and decide themselves what to recompute.
+    All of them need plain operations, and decide themselves what to recompute.
     """
     return torch.compiler.is_compiling() or by_torch_func() or cast("Any", forward_ad)._current_level >= 0
 

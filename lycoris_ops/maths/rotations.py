@@ -86,8 +86,8 @@ def _plain_skew(triangles: Tensor, size: int) -> Tensor:
 
 
 def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
-    """For each value of a block its index in the triangle, and its sign; for each of a triangle that in the
-    block."""
+    """The index in the triangle and the sign of each value of a block, and the index in the block of each
+    value of the triangle."""
     key = (size, dtype, device)
     if key in _KEPT:
         return _KEPT[key]
@@ -123,5 +123,5 @@ class _Skew(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         _, _, upper = _places(ctx.size, gradient.dtype, gradient.device)
-        # A value stands above the diagonal, and with the other sign below.
+        # Each value is above the diagonal, and with the other sign below it.
         return (gradient - gradient.transpose(1, 2)).flatten(1).index_select(1, upper), None

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 AWAY = 1 << 26
-"""The values that an accelerator works on at once. It has no cache of a CPU's kind, and each part of a weight
-costs its launches: the largest weights of a model of 12 billion, 3072 x 12288, are in one part."""
+"""How many values an accelerator works on at once. It has no cache like a CPU's, and each part of a weight
+costs kernel launches: the largest weights of a 12B model, 3072 x 12288, are one part."""
 IN_PASS = 1 << 24
-"""The same for changes that are formed in a pass, beside a model: parts of several layers' changes are in
-memory at once, in float32, with the model's own values."""
+"""The same for changes that are formed in a model's pass: parts of several layers' changes are in memory at
+once, in float32, besides the model's own values."""
 KEPT = 16 << 20
 """Largest buffer in bytes that is kept for the next layer."""
 

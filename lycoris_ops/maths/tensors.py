@@ -30,14 +30,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """The dtype that holds all values of both. torch has no answer for float8, which float16 holds."""
+    """The dtype that holds all values of both. torch cannot promote float8; float16 holds its values."""
     if one != other:
         one, other = (torch.float16 if dtype.itemsize == 1 else dtype for dtype in (one, other))
     return torch.promote_types(one, other)
 
 
 def narrowed(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float64 values in `dtype` if that holds all of them exactly, else in the wider of it and float32."""
+    """Float64 values in `dtype` if it holds all of them exactly, else in the wider of `dtype` and float32."""
     own = exact.to(dtype)
     return own if torch.equal(own.double(), exact) else exact.to(promoted(dtype, torch.float32))
 
@@ -69,13 +69,13 @@ def largest_of(tensors: Sequence[Tensor]) -> list[float]:
 
 
 def on_device(tensor: Tensor) -> Tensor:
-    """`largest` as a tensor without dimensions, without a wait."""
+    """`largest` as a tensor without dimensions, without waiting for the device."""
     flat = tensor.detach().reshape(-1)
     if not flat.numel():
         return torch.zeros((), device=flat.device)
     if flat.itemsize > 1:
         low, high = flat.aminmax()
-        # Of NaN and a number, the larger is NaN.
+        # `maximum` gives NaN where either is NaN.
         return torch.maximum(-low, high)
     # torch compares no float8.
     pieces = [flat[start : start + PIECE].float().abs().amax() for start in range(0, flat.numel(), PIECE)]
@@ -115,7 +115,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def part_of(values: Tensor, like: Tensor) -> Tensor:
-    """Whole values, divided among the processes as `like` is; themselves where that is whole."""
+    """Whole values, divided among the processes as `like` is; the values themselves where `like` is whole."""
     if not is_divided(like):
         return values
     kind: Any = type(like)
@@ -126,7 +126,7 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
 
 
 def own_part(value: Tensor) -> Tensor:
-    """The part of a divided tensor that this process has, in place; else the tensor itself."""
+    """This process's part of a divided tensor, without a copy; any other tensor itself."""
     return cast("Any", value.detach()).to_local() if is_divided(value) else value
 
 
@@ -158,7 +158,8 @@ def unpacked(value: Tensor, scales: Tensor | None = None) -> Tensor | None:
     """The values of a packed or divided tensor; any other tensor itself.
 
     `scales` are the scales of its rows where a module of bitsandbytes holds them beside an int8 weight.
-    Returns None where only the module knows how it is packed. All processes of a divided tensor must call it.
+    Returns None where only the module knows how the tensor is packed. All processes of a divided tensor must
+    call this.
     """
     if is_plain(value):
         return value
@@ -175,18 +176,18 @@ def only_for_its_module(value: Tensor) -> bool:
 
 
 def _unpacks(value: Tensor) -> bool:
-    """Whether its own `dequantize` unpacks it, as in torchao's and ComfyUI's classes, which show the dtype of
-    the unpacked values.
+    """Whether the tensor's class unpacks it by its own `dequantize`, as torchao's and ComfyUI's classes do.
+    They show the dtype of the unpacked values.
 
-    The method that every tensor has is for torch's own quantised ones.
+    `Tensor.dequantize` is only for torch's own quantised tensors.
     """
     return type(value).dequantize is not Tensor.dequantize and value.is_floating_point()
 
 
 def _of_bitsandbytes(value: Any, scales: Tensor | None) -> Tensor | None:
-    """The values of a weight of bitsandbytes by its own function; None for any other tensor.
+    """The values of a bitsandbytes weight, by the package's own function; None for any other tensor.
 
-    A weight that is not quantised yet, before its first move to a device, holds them as they are.
+    Before its first move to a device a weight is not yet quantised, and holds its values as they are.
     """
     package = sys.modules.get("bitsandbytes")
     if package is None or not type(value).__module__.startswith("bitsandbytes"):
@@ -203,7 +204,7 @@ def _of_bitsandbytes(value: Any, scales: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def changed_in_place(value: Tensor) -> Generator[Tensor]:
-    """The whole values of a plain or divided tensor, to be changed in place: it has them afterwards."""
+    """The whole values of a plain or divided tensor, to be changed in place; the tensor then gets them."""
     if not is_divided(value):
         yield value
         return
@@ -213,7 +214,8 @@ def changed_in_place(value: Tensor) -> Generator[Tensor]:
 
 
 def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """The values in a shape; themselves where they have it, which is a node less in a graph."""
+    """The values in a shape. If they have it already they are returned as they are, which saves a graph
+    node."""
     return values if values.shape == shape else values.reshape(shape)
 
 
@@ -232,7 +234,7 @@ def fold_core(core: Tensor, factor: Tensor) -> Tensor:
 def kronecker(one: Tensor, other: Tensor) -> Tensor:
     """The Kronecker product (l * k, i * j) of two matrices (l, i) and (k, j).
 
-    `torch.kron` raises for some that are transposed and have one column.
+    `torch.kron` raises for some transposed matrices of one column.
     """
     blocks = one[:, None, :, None] * other[None, :, None, :]
     return blocks.reshape(len(one) * len(other), one.shape[1] * other.shape[1])

@@ -1,2 +1,2 @@
-"""Merge several adapters into one: a method merges the changes of each layer, and a layer is made of the
-result."""
+"""Merge several adapters into one: a method merges the changes of each layer, and the result becomes a
+layer."""

@@ -25,9 +25,9 @@ class Deltas:
     """The changes D_1 to D_T, (O, K), that T adapters make to one weight, with their strengths w_1 to w_T.
 
     `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters. `seed` is for methods that
-    draw random numbers: for an adapter these depend on the seed, `layer` and the adapter's name alone, not on
-    order, device or the other adapters. Everything is float32 on `device`, inner products are float64.
-    `pause` is called now and then in long computations.
+    draw random numbers: an adapter's numbers depend only on the seed, `layer` and its name, not on order,
+    device or the other adapters. Everything is float32 on `device`, inner products are float64. `pause` is
+    called now and then in long computations.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Deltas:
         return Delta(forms, self.shape, largest=min(self.shape), device=self.device, pause=self.pause).triples
 
     def bases(self) -> tuple[Tensor, Tensor] | None:
-        """Q_U (O, R) and Q_V (K, R'), bases of all outputs and of all inputs of the changes.
+        """Q_U (O, R) and Q_V (K, R'), bases for the outputs and for the inputs of all changes.
 
         They come from the balanced factors U sqrt(S) and sqrt(S) V^T, so it does not matter how an adapter
         divides the size of its change between its two factors. None without factors.

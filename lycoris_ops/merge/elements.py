@@ -1,4 +1,4 @@
-"""Shared by the methods that work value by value."""
+"""Helpers of the methods that work value by value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONSENSUS = Option(
 TILE = 1 << 20
 """How many values are processed between two pauses."""
 LOW_BITS = 15
-"""How many of the 31 bits of a float32's size count as the lower bits, see `kept_places`."""
+"""How many of the 31 bits of a float32's absolute value count as the lower bits, see `kept_places`."""
 
 
 def tiles(values: Tensor, pause: Pause) -> Iterator[slice]:
@@ -50,7 +50,8 @@ def largest_kept(values: Tensor, density: float, pause: Pause) -> Tensor:
 
 
 def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
-    """Keep the values ranked `first` to `first + count` by size, where the largest is 0; the others become 0.
+    """Keep the values of ranks `first` to `first + count` by size, rank 0 being the largest; the others
+    become 0.
 
     Among equal sizes the earlier places come first.
     """
