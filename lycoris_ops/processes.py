@@ -1,8 +1,8 @@
 """Work in several processes, as `torchrun` starts them, without a wrapper around a model or network.
 
 In a training each of n copies of the model takes every n-th batch. The gradients are added up over the
-processes before each step, so that all make the same step. Each has the whole network, or its part of one
-that `fully_shard` has divided. Only the first process writes.
+processes before each step, so that all make the same step. Each has the whole network, or its own shard where
+`fully_shard` has divided it. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors in place by those of the first process. Of divided tensors, only copies of one part are
-    made equal, by the first process that has the part.
+    """Replace tensors in place by those of the first process. A divided tensor is copied only among processes
+    that hold the same part, from the first of them.
     """
     for tensor in tensors if _on() else ():
         if not is_divided(tensor):
@@ -108,7 +108,7 @@ class Copies:
     index: int
     """Which copy this process computes, from 0."""
     size: int
-    """How many processes compute each."""
+    """How many processes compute one copy."""
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """`add_up` of tensors that all processes of a copy have: each copy counts once."""
@@ -121,7 +121,7 @@ def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
     """The copies of a model; all processes call this.
 
     Processes that hold parts of one weight compute one copy together. `mesh` is a DeviceMesh over copies, for
-    a model whose weights do not tell: processes at the same place of it compute one copy.
+    a model whose weights do not show the copies: processes at the same position of it compute one copy.
 
     Raises TrainError unless each copy has as many processes as the others, and all parts of its weights.
     """
@@ -175,8 +175,9 @@ def divided_by(weight: Tensor) -> str:
 
 
 def check_parts(network: nn.Module, copies: Copies) -> bool:
-    """Whether a network is sharded. Raises TrainError unless over all processes, each of which has a copy."""
-    # Where its weights are gathered now.
+    """Whether a network is sharded. Raises TrainError where it is sharded over only some of the processes, or
+    where several processes compute one copy of the model."""
+    # Its weights may be gathered now.
     give_back(network)
     divided = {name: value for name, value in network.named_parameters() if is_divided(value)}
     for name, value in divided.items():
@@ -218,7 +219,8 @@ def _in_parts(module: nn.Module, path: str = "", *, sharded: bool = False) -> It
 def _within_passes(weight: Any, *, sharded: bool) -> bool:
     """Whether a weight is divided even within passes, so not by `fully_shard` alone.
 
-    It divides over the first dimension of the mesh, or over the second, with copies over the first.
+    `fully_shard` divides over the first dimension of the mesh, or over the second, with copies over the
+    first.
     """
     first, *rest = weight.placements
     if sharded and rest and first.is_replicate():

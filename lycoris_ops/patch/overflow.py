@@ -1,7 +1,7 @@
-"""Changes that overflow, either the dtype they are computed in or the weight's own, are an error.
+"""Raise an error where a change overflows the dtype it is computed in, or the weight's own.
 
-Reading a patched weight again would take a tenth of the time of patching it. So the factors are read once,
-when a plan is made, and bound the change. Where this bound does not rule out an overflow, a copy of the
+Checking every patched weight would add a tenth to the time of patching. So a bound of the change is computed
+from the factors once, when a plan is made. Where this bound does not rule out an overflow, a copy of the
 weight is patched and its values are checked.
 """
 
@@ -27,20 +27,20 @@ The rest is left for the weight itself: weights of models are below 1000, and th
 
 @dataclass(frozen=True)
 class Bound:
-    """What bounds the change of one layer at strength 1. `file` and `key` say where the layer is from."""
+    """Bounds on the change of one layer at strength 1. `file` and `key` say where the layer is from."""
 
     slot: int
-    """The place of the layer in the plan's strengths."""
+    """The layer's index in the plan's strengths."""
     most: float
     """No value of the change is larger."""
     within: float
-    """Nothing that is computed on the way to the change is larger."""
+    """No intermediate result of the change is larger."""
     file: str | None = None
     key: str | None = None
 
     @classmethod
     def all_of(cls, forms: Sequence[tuple[Additive, int, Part]]) -> tuple[Bound, ...]:
-        """The bounds of forms, each with its slot and the part it is of, by one wait for the device."""
+        """The bounds of (form, slot, part) triples, with one synchronisation of the device."""
         found = zip(reaches([form for form, _, _ in forms]), forms, strict=True)
         return tuple(
             cls(slot, reach.most, reach.within, part.file, part.key) for reach, (_, slot, part) in found
@@ -55,8 +55,8 @@ def patch_checked(
 ) -> None:
     """Call `patch`, which adds the changes of layers to a weight in place, unless one of them overflows.
 
-    Raises LayerError for a strength that the dtype of the sum does not hold, and with file and key of the
-    layer where finite factors and a finite weight give NaN or infinity. The weight is then as it was.
+    Raises LayerError for a strength beyond the range of the sum's dtype, and where a finite weight would
+    become NaN or infinite, with file and key of the layer. The weight is then unchanged.
     """
     wide = torch.finfo(compute_dtype(weight.dtype)).max
     for strength in strengths:
@@ -92,7 +92,7 @@ def _size(share: float) -> float:
 
 
 def doubtful(sizes: Tensor, weight: Tensor) -> bool:
-    """Whether `check_sum` has to look at sums with these largest values (n,), by one wait for the device."""
+    """Whether `check_sum` must check sums with these largest values (n,), with one synchronisation."""
     # NaN is not taken for small.
     return not bool((sizes <= SHARE * torch.finfo(weight.dtype).max).all())
 

@@ -31,7 +31,7 @@ FUSE: dict[type[Form], Fuse] = {
 }
 """For each form, the function that makes one group of all its layers.
 
-Its arguments are the forms, the place of each one's layer in the plan's strengths, and the number of tensors
+Its arguments are the forms, the index of each form's layer in the plan's strengths, and the number of tensors
 that the plan holds already. It returns the group and the group's own tensors.
 """
 
@@ -53,7 +53,7 @@ class PatchPlan:
     tensors: tuple[Tensor, ...] = ()
     strengths: tuple[float, ...] = ()
     bounds: tuple[Bound, ...] = ()
-    """What bounds the changes that do not depend on the weight."""
+    """Bounds on the changes that do not depend on the weight."""
 
     @classmethod
     @torch.no_grad()
@@ -75,8 +75,8 @@ class PatchPlan:
         bounded: list[tuple[Additive, int, Part]] = []
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
-            # A layer that fits only the shape before the enlargement changes that part of the larger weight.
-            # One that fits both meets the larger weight.
+            # A layer that fits only the original shape changes that part of the larger weight. A layer that
+            # fits both shapes is applied to the larger weight.
             beside = final != tuple(shape) and part.fits(shape) and not part.fits(final)
             if not beside:
                 part.check_fit(final)
@@ -106,11 +106,11 @@ class PatchPlan:
     def apply_(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
         """Patch `weight` in place and return it, whatever its strides and floating-point dtype.
 
-        The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's
-        dtype. `tensors` are the plan's, on any device: they are moved to the weight's here. `strengths` has
-        one value for each layer. A weight that a layer enlarges cannot be patched in place: a larger one is
-        returned. Raises LayerError for a weight of another shape than the plan's, of integers, or of a kind
-        that no path can patch, and where a change overflows, with the weight as it was.
+        The sum is formed in float32 (float64 for a float64 weight) and rounded once to the weight's dtype.
+        `tensors` are the plan's, on any device: they are moved to the weight's here. `strengths` has one
+        value for each layer. A weight that a layer enlarges cannot be patched in place: a larger one is
+        returned. Raises LayerError for an integer weight, one of another shape than the plan's, one that no
+        path can patch, and where a change overflows; the weight is then unchanged.
         """
         if not weight.is_floating_point():
             raise LayerError(
@@ -177,7 +177,7 @@ def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
 def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
     """The weight's shape after all layers have enlarged it.
 
-    Raises LayerError where a layer's shape has another number of dimensions, or one that is too small.
+    Raises LayerError where a layer's shape has another number of dimensions, or is too small in one.
     """
     final = shape
     for part in parts:

@@ -1,8 +1,8 @@
 """The ways of applying a plan (paths), best first, and which of them can patch a given weight.
 
 A module of `paths` registers a path by defining PATH. What a path can patch is stated as data and checked at
-every application. The first path that can patch the weight is taken; the reasons against the paths before it
-can be read in `path_report`.
+every application. The first path that can patch the weight is taken; `path_report` says why the paths before
+it cannot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ The weight has the plan's final shape, and the tensors are on its device.
 
 
 class PathError(Exception):
-    """A path turned out not to work here, before it changed the weight: another path can still patch it."""
+    """A path failed before it changed the weight: another path can still patch it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""PEFT's configuration, beside its weights or in diffusers' metadata. Only it holds alpha."""
+"""PEFT's configuration, in a file beside the weights or in diffusers' metadata. Alpha is stored only
+there."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
 
     Raises ConflictError where no configuration gives these very layers.
     """
-    # In a file of another kind, whole values and rows have fields of their own.
+    # A file of another kind lists whole modules and trained rows in fields of their own.
     whole = [member for member in members if member.kind is LnTuningConfig]
     rows = [member for member in members if member.kind is TrainableTokensConfig]
     others = [member for member in members if member not in whole and member not in rows]
@@ -104,15 +105,15 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     """The configurations in diffusers' metadata, by the part of the pipeline: `unet`, `text_encoder`.
 
     `text` is the value of `METADATA_KEY`, and `path` the file for errors. It is one flat JSON table, in which
-    each key has its part in front: `unet.lora_alpha`. Without a part in front the result's key is "".
-    Raises FileFormatError where the table cannot be followed.
+    each key begins with its part: `unet.lora_alpha`. Keys without a part are under "" in the result. Raises
+    FileFormatError where the table cannot be followed.
     """
     file = f"{path} ({METADATA_KEY})"
     parts: dict[str, dict[str, Any]] = {}
     for key, value in parsed(text, file).items():
         part, _, name = key.rpartition(".")
         parts.setdefault(part, {})[name] = value
-    # A part is told by the rank, which every configuration of diffusers has.
+    # A part is recognised by its rank, which every configuration of diffusers has.
     told = {part: table for part, table in parts.items() if "r" in table}
     if not told or len(told) > MOST_PARTS:
         raise unreadable(
@@ -139,7 +140,7 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
     name = fields.text("peft_type", "")
     if name in UNREAD:
         raise fields.error("peft_type", f"it is {not_read(UNREAD[name])}", name, ", ".join(KINDS))
-    # Where the kind is missing, LoRA is the most usual.
+    # Without a kind it is read as LoRA, the most usual.
     kind = KINDS.get(name) if name else LoraConfig
     if kind is None:
         raise fields.error("peft_type", "it is a kind that is not known", name, ", ".join(KINDS))

@@ -1,8 +1,8 @@
 """The configurations of PEFT, read from files and made for layers that are written.
 
 Each kind of configuration (for LoRA, LoHa, OFT, ...) is a dataclass with PEFT's own names of the fields. A
-configuration that is read says what no tensor of a layer tells, such as alpha. One that is made of layers
-holds what PEFT needs to build these layers again.
+configuration that is read gives what the tensors do not hold, such as alpha. One that is made for layers
+holds what PEFT needs to rebuild them.
 Source: the configuration classes of peft 0.21.
 """
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 W = TypeVar("W", bound="Wanted")
 BASE_BIAS = "base_layer.bias"
-"""PEFT's suffix of a bias that was trained with an adapted layer: its values, not their change."""
+"""PEFT's suffix for the trained bias of an adapted layer. The tensor holds the bias itself, not its
+change."""
 LORA_ONLY = (DIFF_B, DORA, *SPARSE)
 """Suffixes that PEFT's other kinds have no place for: the DoRA magnitude is LoRA's alone, and the rest has no
 place in PEFT at all."""
@@ -49,7 +50,7 @@ class Wanted:
     set_bias: bool = False
     """Whether the layer sets the values of the bias."""
     remarks: tuple[str, ...] = ()
-    """How PEFT's tensors differ, in words, see `Encoded.remarks`."""
+    """How PEFT's tensors differ, in words; see `Encoded.remarks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class WantedRank(Wanted):
 
     r: int
     alpha: float
-    """The number for which alpha / r is the layer's scale."""
+    """The layer's scale is alpha / r."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Module:
     """The module that a configuration is made for. It is empty where the model is not known."""
 
     paths: Collection[str] = ()
-    """The paths of all layers of the module, also of those that the adapter does not change."""
+    """The paths of all layers of the module, including layers that the adapter does not change."""
     kernels: Mapping[str, int] = field(default_factory=dict[str, int])
     """The number of values of each layer's kernel, by path: 9 for a 3x3 convolution, 1 for a linear layer."""
 
@@ -96,7 +97,8 @@ class ConflictError(LayerError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why some values of a field are refused: with them the tensors mean what is not computed here."""
+    """Why some values of a field are refused: they give the tensors a meaning that is not implemented
+    here."""
 
     why: str
     """The end of a sentence that begins with the field's name and value: `acts only after these tokens`."""
@@ -113,17 +115,17 @@ NAMED_BY_KEYS = frozenset(
         "ensure_weight_tying",
     }
 )
-"""Fields that say which layers PEFT adapts. The keys of the file tell the same."""
+"""Fields that say which layers PEFT adapts. The keys of the file say so too."""
 PURPOSE = ("base_model_name_or_path", "revision", "task_type")
 """Fields that say what an adapter was made for. PEFT's and transformers' Auto classes need them."""
 NOTES = frozenset({"peft_type", "auto_mapping", "peft_version", "inference_mode", *PURPOSE})
-"""Fields that say for what, and by what, an adapter was made."""
+"""Fields that say what an adapter was made for, and by which software."""
 TRANSPOSED_TENSORS = Refusal("its tensors are for transposed weights")
 """For `fan_in_fan_out`: GPT-2's layers keep their weights as (I, O)."""
 MOST_RANK = 1 << 20
 """The largest rank that a configuration may give: more than any weight of a model has rows."""
 KNOWN_RELEASE = (0, 21)
-"""The newest release of PEFT all of whose fields are known here."""
+"""The newest release of PEFT whose fields are all known here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,7 @@ class Config(ABC, Generic[W]):
     purpose: Mapping[str, str] = field(default_factory=dict[str, str])
     """The fields of `PURPOSE` that are texts."""
 
-    # What a configuration that was read says of a layer.
+    # What a configuration says of layers that are read.
 
     @classmethod
     @abstractmethod
@@ -170,8 +172,8 @@ class Config(ABC, Generic[W]):
         """Raise FileFormatError for a field that changes what the tensors mean in a way not computed here.
 
         A field that is not known is ignored, as PEFT ignores it, unless a newer release of PEFT wrote the
-        file. Then one that switches something on is refused: true, or a table or list that is not empty.
-        Numbers and texts are ignored even there, because PEFT writes them also for what is switched off.
+        file. Then a value that switches something on is refused: true, or a table or list that is not empty.
+        Numbers and texts are ignored even then, because PEFT also writes them for features that are off.
         """
         known = cls.without_effect.union(one.name for one in dataclasses.fields(cls))
         newer = release(fields) > KNOWN_RELEASE
@@ -223,7 +225,7 @@ class Config(ABC, Generic[W]):
 
     @classmethod
     def check_weight(cls, weight: Shape) -> None:
-        """Raise LayerError for a weight of a shape on which PEFT computes the layer in another way.
+        """Raise LayerError for a weight's shape for which PEFT computes the layer differently.
 
         () stands for an unknown weight.
         """
@@ -260,12 +262,12 @@ class Config(ABC, Generic[W]):
     def saves(self, path: str) -> bool:
         """Whether the file holds the whole values of the module at a path, or of a module around it.
 
-        As PEFT finds them: a name is the end of a module's path, with or without a dot before it.
+        By PEFT's rule a name is the end of a module's path, with or without a dot before it.
         """
         return any(module in self._whole for module in accumulate(path.split("."), "{}.{}".format))
 
     def rows_at(self, path: str) -> Sequence[int] | None:
-        """The numbers of the trained rows of the module at a path; None without any."""
+        """The numbers of the trained rows of the module at a path; None if it has none."""
         named = self.trainable_token_indices.items()
         return next((rows for end, rows in named if path.endswith(end)), None)
 
@@ -278,8 +280,8 @@ class Config(ABC, Generic[W]):
 class BiasedConfig(Config[W]):
     """A configuration of a kind with which PEFT can also train biases.
 
-    `bias` says which: "none", "all" for every bias of the model, or those of the adapted layers alone, by a
-    name such as "lora_only".
+    `bias` says which: "none", "all" (every bias of the model), or a name such as "lora_only" (the biases of
+    the adapted layers).
     """
 
     bias: str = "none"
@@ -350,7 +352,7 @@ class RankedConfig(Config[W]):
 def ranks_of(members: Sequence[ConfiguredLayer[Any]], module: Module) -> dict[str, Any]:
     """The fields of a `RankedConfig` for these layers.
 
-    The rank and the alpha of most layers hold for all. The others get patterns of their own.
+    The most common rank and alpha are the defaults. Other layers get patterns of their own.
     """
     ranks = {member.path: int(member.wanted.r) for member in members}
     alphas = {member.path: float(member.wanted.alpha) for member in members}
@@ -396,7 +398,7 @@ def _switches_on(value: Any) -> bool:
 
 def release(fields: Fields) -> tuple[int, ...]:
     """The first two numbers of the release of PEFT that wrote a configuration; () where it names none."""
-    # Cut off, because the text is a file's, and a release has a few characters.
+    # Cut off: the text comes from a file, and a release has only a few characters.
     text = fields.text("peft_version", "")[:32]
     return tuple(int(part) for part in re.findall(r"[0-9]+", text)[:2])
 

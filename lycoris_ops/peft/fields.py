@@ -55,8 +55,8 @@ class Fields:
     """The fields of one configuration by name.
 
     Each method returns one field's value and raises FileFormatError, with file and field, for a value of
-    another type or outside of its bounds. A field that is missing or null has the value `default`; where that
-    is None, the field must be there.
+    another type or outside of its bounds. A field that is missing or null has the value `default`; without a
+    default the field is required.
     """
 
     def __init__(self, table: Mapping[str, Any], file: str, prefix: str = "") -> None:

@@ -5,9 +5,9 @@ expert e's, and lora_B (O, r E), whose columns e, e + E, e + 2 E, ... are expert
 parameters of one module are adapted, PEFT nests their layers in the order in which the module declares them.
 The first is the innermost, with the most `base_layer` in its keys.
 
-Here each expert is a layer of its own, `<parameter>.expert3`, and a router's has the path of its module. A
-module may be called `expert3` too: only a model, or such a configuration, tells what a layer is on. Source:
-`ParamWrapper` of peft 0.21.
+Here each expert has a layer of its own, `<parameter>.expert3`, and a router's layer has the path of its
+module. A module may be called `expert3` too: only a model, or a configuration with `target_parameters`, tells
+whether a layer is on a module or on a parameter. Source: `ParamWrapper` of peft 0.21.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import LayerError
 DECLARED = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 """The order in which the classes of transformers declare the parameters of their experts."""
 DOWN, UP = "lora_A.weight", "lora_B.weight"
-"""What PEFT calls the two factors."""
+"""PEFT's names for the two factors."""
 WEIGHT = ".weight"
 """The end of the path of a router's parameter."""
 EXPERT = re.compile(r"\.expert(\d+)$")

@@ -29,8 +29,8 @@ class Patterns(Generic[T]):
     def at(self, path: str, default: T) -> T:
         """The value of the first pattern that matches a path, or `default`.
 
-        By PEFT's rule a pattern must match the whole path, or the end of it after a dot; with `whole` all of
-        it.
+        By PEFT's rule a pattern must match the whole path, or its end after a dot; with `whole`, only the
+        whole path.
         """
         with self._named():
             number = self._expressions.first(path)
@@ -89,8 +89,8 @@ def one_of(paths: Sequence[str]) -> str:
 def modules(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
     """The value of `target_modules` that names these paths and no others: a list, or else one expression.
 
-    PEFT takes the entries of a list as ends of paths. A list would therefore name too much where another path
-    of the module, out of `known`, ends like one of `paths`. Without known paths an expression is used, too.
+    PEFT takes the entries of a list as ends of paths. A list would therefore also name any other path in
+    `known` that ends like one of `paths`. In that case, or without known paths, an expression is used.
     """
     others = {path[match.end() :] for path in known for match in re.finditer(r"\.", path)}
     return sorted(paths) if known and not others.intersection(paths) else one_of(paths)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unread:
-    """A kind of PEFT's that is not read."""
+    """A kind of PEFT adapter that is not read."""
 
     name: str
     """What its authors call it."""
     tensors: tuple[str, ...]
-    """Names of its tensors, each a word of a key between dots."""
+    """Names of its tensors, each a part of a key between dots."""
 
 
 UNREAD: dict[str, Unread] = {
@@ -57,8 +57,8 @@ UNREAD: dict[str, Unread] = {
     "WAVEFT": Unread("WaveFT", ("waveft_spectrum",)),
     "XLORA": Unread("X-LoRA", ("internal_xlora_classifier",)),
 }
-"""The kinds by their `peft_type`; KaSA, a setting of LoRA's, by its name. Kinds without tensors are known by
-their configuration alone.
+"""The kinds by their `peft_type`; KaSA, a setting of LoRA's, by its name. Kinds without tensors here are
+recognised only by their configuration.
 
 Source: `peft_types.py` and the layers of peft 0.21.
 """
@@ -71,6 +71,6 @@ def not_read(kind: Unread) -> str:
 
 
 def told_by(keys: Iterable[str]) -> Unread | None:
-    """The kind that most of these keys, or suffixes of keys, belong to; None where no word tells it."""
+    """The kind that most of these keys, or suffixes of keys, belong to; None where no key names one."""
     found = Counter(_BY_TENSOR[word] for key in keys for word in key.split(".") if word in _BY_TENSOR)
     return found.most_common(1)[0][0] if found else None

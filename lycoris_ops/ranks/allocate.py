@@ -1,9 +1,9 @@
 """Divide a budget among layers: a knapsack problem in which each layer takes one candidate.
 
-Steps follow each layer's upper concave hull of gain over cost, in the order of gain per parameter. Each step
-ends at the best division of its cost. For a given budget the best is missed by at most the gain of one step
-(Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979). Where a step does not fit, the rest of the
-budget goes to whatever does.
+Steps follow each layer's upper concave hull of gain over cost, in the order of gain per parameter. After each
+step the division is the best one of its cost. For a given budget the result is below the optimum by at most
+the gain of one step (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", 1979). Where a step does not
+fit, the rest of the budget goes to candidates that do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Candidate(NamedTuple):
-    """One choice for a layer: parameters, gain, and what the caller means by it."""
+    """One choice for a layer: parameters, gain, and the caller's own data."""
 
     cost: int
     gain: float
@@ -58,11 +58,11 @@ def allocate(
 ) -> dict[str, Candidate]:
     """Choose one candidate for each layer, by steps along the hulls in the order of gain per parameter.
 
-    Each layer starts from its cheapest candidate. Pass NOTHING as one for a layer that may be left out.
-    `accept` says whether a step is taken. Where it refuses one, the layer takes no further step along its
-    hull, but other layers go on. Then every candidate that gains more than its layer's present one is tried
-    in the same order, on the hull or not. A candidate is not tried again once it is refused, so `accept`
-    should not refuse what it would accept later.
+    Each layer starts from its cheapest candidate. For a layer that may be left out, include NOTHING among its
+    candidates. `accept` says whether a step is taken. Where it refuses one, the layer takes no further step
+    along its hull, but other layers go on. Then every candidate that gains more than its layer's present one
+    is tried in the same order, even if it is not on the hull. A candidate is not tried again once it is
+    refused, so `accept` should not refuse what it would accept later.
     """
     hulls = {path: hull(each) for path, each in candidates.items()}
     chosen = {path: each[0] for path, each in hulls.items()}
@@ -95,7 +95,7 @@ def allocate(
 
 
 def within(most: int) -> Callable[[Step], bool]:
-    """Accepts what keeps the total cost within `most`."""
+    """Accepts steps that keep the total cost within `most`."""
     return lambda step: step.before + step.cost <= most
 
 

@@ -37,22 +37,23 @@ def plan_ranks(
     """Divide a size among the layers of a probe for the largest total gain.
 
     Each layer gets one kind and one rank, or is left out where `r_min` is 0. `algorithms` are the kinds to
-    choose from: a name, several names, "all" that the probe knows, or "auto" for lora, or for all if the
-    probe does not know lora. Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers
-    without any gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most
-    at this rank; kinds without ranks may have no more parameters. With a budget or a ratio, no layer gets
-    more values than its weight has. alpha is `scale` times the rank, so that all layers have the same scale.
-    The plan always states gains as shares of the energy.
+    choose from: a name, several names, "all" (all that the probe knows), or "auto" (lora, or all if the probe
+    does not know lora). Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers without any
+    gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most at this rank;
+    kinds without ranks may have no more parameters. With a budget or a ratio, no layer gets more values than
+    its weight has. alpha is `scale` times the rank, so that all layers have the same scale. The plan always
+    states gains as shares of the energy.
 
     With a budget, a ratio or a rank, candidates are compared by the gain of Adam's first step (see
     `ranks.offers`). With a share of the energy and the size "auto" (see `Size`), they are compared by energy.
 
     If LoRAs of a divided budget or ratio capture no more energy than one rank on all layers would, the plan
-    becomes uniform: every layer gets the highest rank that fits on all, those that gain most by it get one
-    more, and they start as without a plan (`Plan.refused`). A size below rank 1 on all layers stays divided.
+    becomes uniform: every layer gets the highest rank that fits on all, the layers that gain most by it get
+    one more, and all start as without a plan (`Plan.refused`). A size too small for rank 1 on all layers
+    stays divided.
 
     Raises PlanError for an impossible size, scale or bound, an unknown algorithm, a budget below the smallest
-    plan, a share of the energy that no plan reaches, and where nothing is on offer.
+    plan, a share of the energy that no plan reaches, and where no layer has a candidate.
     """
     size = check_size(size)
     if not 0 < scale < math.inf:
@@ -136,7 +137,8 @@ def _candidates(
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-    """For each layer the candidate that gains most. Those without a rank may not be larger than the rest."""
+    """For each layer the candidate that gains most. None without a rank may be larger than the largest with
+    one."""
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
         most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)

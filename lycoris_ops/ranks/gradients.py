@@ -93,8 +93,8 @@ def _summed(
             group = list(islice(rest, most))
             if not group:
                 break
-            # A process without a batch repeats another's, which does not count: with a sharded model, others
-            # wait for it.
+            # A process without a batch repeats another's without counting it: with a sharded model, the
+            # others wait for it.
             counts = processes.rank() < len(group)
             own = processes.rank() if counts else 0
             with chance.Chance(seed, "probe", count + own).drawn():

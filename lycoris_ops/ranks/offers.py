@@ -12,10 +12,11 @@ largest. The factors that are not zero there are orthonormal. So the gradient of
 has just this energy, and gains of different kinds can be compared.
 
 This largest gain is the energy that the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA
-dL/dup is G down^T. Among downs of r orthonormal rows, the r leading right singular vectors give it the most
-energy. For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by w1. It has
-most energy with the w1 of the nearest Kronecker product; a low-rank w2 starts from its left singular vectors.
-With such a w1 LoKr needs the learning rate of LoRA, not ten times as much as from its usual start.
+dL/dup is G down^T. Among down matrices with r orthonormal rows, the r leading right singular vectors give it
+the most energy. For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by
+w1. It has most energy with the w1 of the nearest Kronecker product; a low-rank w2 starts from its left
+singular vectors. With this w1 LoKr trains at LoRA's learning rate; from its usual start it needs ten times as
+much.
 
 The **first step** is the gain with Adam, whose first step moves every value by the learning rate, against the
 sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first order the loss falls
@@ -25,9 +26,9 @@ r rows of V^T, this sum is
     || dL/dup ||_1 = || U_r S_r ||_1 = sum_{j<=r} s_j ||u_j||_1
 
 for LoRA. ||u_j||_1 is at most the root of the number of outputs, and about sqrt(2 / pi) of that for a random
-u_j. For LoKr with a full w2 the sum is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1, and with a low-rank
-w2 sum_{j<=r} s_j ||v_j||_1 of its triples. The sums of different kinds can be compared, because all kinds
-train at one learning rate.
+u_j. For LoKr with a full w2 the sum is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1. With a low-rank w2
+it is sum_{j<=r} s_j ||v_j||_1 over the singular triples of that w2. The sums of different kinds can be
+compared, because all kinds train at one learning rate.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from ..algorithms.fitting import Delta, Fitted
 
 
 class Gradient(Delta):
-    """A gradient as a change. Even singular values of zero count: few batches do not reach all directions."""
+    """A gradient as a change. Singular values of zero count too: a few batches do not reach all
+    directions."""
 
     @cached_property
     def significant(self) -> int:
@@ -66,7 +68,7 @@ class Offer:
     factor: int | None = None
     """The factor of LoKr, as `Lokr.init` takes it; None for kinds without one."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """What `Planned.started` needs: the factors that are not zero at the start, for the highest rank."""
+    """The factors that are not zero at the start, for the highest rank, as `Planned.started` takes them."""
 
 
 def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer, ...]:

@@ -15,7 +15,7 @@ SHOWN = 60
 def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write the picture of a plan to a PNG file, see `plan_picture`.
 
-    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
+    Raises LycorisError for another file ending or without Pillow, and WriteError where it cannot write.
     """
     write_png(Path(path), lambda: plan_picture(plan))
 

@@ -43,8 +43,8 @@ class PlanRow:
     parameters: int
     """The number of trained values."""
     gain: float | None = None
-    """The gain expected of it, as a share of ||G||^2 of all layers of the probe (see `ranks.offers`);
-    None where it is not known."""
+    """The expected gain, as a share of ||G||^2 of all layers of the probe (see `ranks.offers`); None where it
+    is not known."""
     factor: int | None = None
     """The factor of LoKr; None for kinds without one."""
     lr: float = 1.0
@@ -56,7 +56,8 @@ class PlanRow:
         return 1.0 if self.alpha is None else self.alpha / (self.rank or 1)
 
     def start(self, probe: Probe | None = None, *, seed: int = 0) -> Layer:
-        """A float32 layer of this row that changes nothing, started from the probe's gradient if it has one.
+        """A new float32 layer for this row, which changes nothing; it starts from the gradient of `probe`, if
+        given.
 
         Raises PlanError where the probe does not know this layer.
         """
@@ -77,7 +78,8 @@ class Plan:
     `energy` is ||G||^2 of the layers that were probed. `left_out` names the layers that get nothing, and
     `full` counts the parameters of the full weights of all layers. Sizes in bytes are for a file of `dtype`.
     `probe` is in memory only: with it the layers start from the gradient, unless the plan became uniform
-    because dividing its size gained no more. `refused` is the gain of that division, as a share of ||G||^2.
+    because dividing its size gained no more. `refused` is the gain of the division that was refused, as a
+    share of ||G||^2.
     """
 
     rows: tuple[PlanRow, ...]
@@ -123,7 +125,7 @@ class Plan:
 
     @property
     def uniform(self) -> float | None:
-        """The gain of a LoRA of one rank everywhere with as many parameters, as a share of ||G||^2.
+        """The gain of a LoRA with one rank for all layers and as many parameters, as a share of ||G||^2.
 
         None where it is not known: without a probe, and for plans that have other kinds too.
         """
@@ -290,7 +292,7 @@ def _measured(probe: Probe) -> str:
 
 
 def _grouped(paths: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Paths in few words: those that differ only in numbers are joined, such as `all 12 layers.*.mlp`."""
+    """Paths in few words: paths that differ only in numbers are joined, as in `all 12 layers.*.mlp`."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(_starred(path), []).append(path)

@@ -73,7 +73,7 @@ class Probe:
 
     @property
     def algorithms(self) -> tuple[str, ...]:
-        """The kinds that the layers have offers of."""
+        """The kinds on offer for the layers."""
         found = dict.fromkeys(offer.algorithm for layer in self.layers.values() for offer in layer.offers)
         return tuple(found)
 
@@ -100,7 +100,7 @@ class Probe:
         return max(g for r, g in zip(found.ranks, found.gains, strict=True) if r is None or r <= (rank or r))
 
     def uniform_gain(self, parameters: int) -> float | None:
-        """The gain of a LoRA with so many parameters and the same rank on all layers.
+        """The gain of a LoRA with this many parameters and the same rank on all layers.
 
         It is interpolated linearly between ranks, and from 0 to rank 1. None where the probe has no offer of
         LoRA.
@@ -134,7 +134,7 @@ class Probe:
         """Write the probe to a safetensors file, whole or not at all. Raises WriteError where it cannot."""
         place = safetensors_path(path)
         tensors: dict[str, Tensor] = {}
-        # With the tensors themselves, since the id of a freed tensor may be used again.
+        # The tensors are kept too, since the id of a freed tensor may be used again.
         names: dict[int, tuple[str, Tensor]] = {}
 
         def keep(tensor: Tensor) -> str:
@@ -208,13 +208,14 @@ def probe(
     whole, and only their spectra and leading singular vectors are kept. `algorithms` names the kinds to
     consider, "all" or some of them, and `largest` the highest rank.
 
-    At most `memory` bytes of gradients, a number or a text such as "2GB", are held at a time. If those of all
-    layers take more, further passes over the batches follow for the next layers. `batches` must then be a
-    list or the like that has the same order each time. A single layer larger than that has a pass of its own.
+    At most `memory` bytes of gradients, a number or a text such as "2GB", are held at a time. If the
+    gradients of all layers take more, further passes over the batches follow for the next layers. `batches`
+    must then be a list or the like that has the same order each time. A single layer larger than that has a
+    pass of its own.
 
-    Each pass begins with the same `seed` of torch's generators. They are restored afterwards, also after an
-    error, and so are the model's weights, gradients, flags, hooks and running statistics. Parameters of the
-    loss that are not the model's get gradients as in any `backward`.
+    Each pass begins with the same `seed` of torch's generators. The generators are restored afterwards, also
+    after an error, and so are the model's weights, gradients, flags, hooks and running statistics. Parameters
+    of the loss that are not the model's get gradients as in any `backward`.
 
     All batches are used unless `least` is given. Then the probe ends after that many, twice, four times as
     many and so on, as soon as the halves agree by a third in the layers of the first pass (see
@@ -290,7 +291,8 @@ def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple
 def check_layers(
     shapes: Mapping[str, Shape], sites: Mapping[str, Site] | Mapping[str, Probed], what: str
 ) -> None:
-    """Raise PlanError unless the sites hold layers of these shapes. `what` says whose they are."""
+    """Raise PlanError unless the sites hold layers of these shapes. `what` names their owner: plan or
+    probe."""
     missing = [path for path in shapes if path not in sites]
     if missing:
         raise PlanError(
@@ -347,7 +349,7 @@ def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
 
 
 def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
-    """A layer as JSON, where `keep` gives each tensor a name in the file."""
+    """A layer as JSON; `keep` stores a tensor and returns its name in the file."""
     return {
         "shape": list(layer.shape),
         "kind": layer.kind,

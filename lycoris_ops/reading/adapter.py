@@ -32,14 +32,15 @@ from .fitted import FitReport
 from .options import options_of
 
 BUNDLED = "bundle_emb."
-"""The start of the keys of embeddings (textual inversions) in a file. The embedding's name follows."""
+"""The prefix of the keys of embeddings (textual inversions) in a file. The embedding's name follows."""
 OUTLINES = 4096
 """How many combinations of suffixes and shapes are remembered. The layers of a model have a few dozen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What the suffixes and shapes of a layer's tensors say. Layers with the same ones share one outline."""
+    """What follows from the suffixes and shapes of a layer's tensors. Layers where these are equal share
+    one."""
 
     algorithm: type[Layer]
     shapes: Mapping[str, Shape]
@@ -63,9 +64,9 @@ class LayerInfo(NamedTuple):
     """What a file's header says of a layer: enough to match and report it without reading a tensor."""
 
     named: LayerName
-    """The layer's name as in the file: the start that its keys share."""
+    """The layer's name as in the file: the common prefix of its keys."""
     keys: Mapping[str, str]
-    """The algorithm's own suffix of each tensor, to the tensor's key in the file."""
+    """From the algorithm's suffix of each tensor to the tensor's key in the file."""
     outline: Outline
     options: Mapping[str, Any]
     """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
@@ -128,7 +129,7 @@ class Adapter:
 
     file: TensorFile
     name: str
-    """The name in reports: the file's, with its folder's where a tool gives all its files the same name."""
+    """The name in reports: the file's name, with its folder's where a tool names all its files alike."""
     dialect: str
     """The style of the layers' names, such as `kohya`, or several styles joined by `+`."""
     info: Mapping[str, LayerInfo]
@@ -159,12 +160,12 @@ class Adapter:
         """An adapter of layers in memory, by their names. It can be used like an adapter from a file.
 
         A layer's name is read as in a file: by its prefix (`lora_unet_`, `diffusion_model.`), else as a path
-        in the model itself. Reports and errors call the adapter `name`, and the style of its names `dialect`,
-        by default that of their prefixes. `metadata` is written with the adapter when it is saved, and does
-        not affect its layers. `on_parameters` names the layers of experts and routers, which PEFT writes
-        differently from those of modules.
+        in the model itself. In reports and errors `name` is the adapter's name and `dialect` the style of its
+        layers' names, by default the dialect of their prefixes. `metadata` is written with the adapter when
+        it is saved, and does not affect its layers. `on_parameters` names the layers of experts and routers,
+        which PEFT writes differently from those of modules.
 
-        Raises LayerError for a layer that its tensors do not state in full (see `Layer.dump`), or that would
+        Raises LayerError for a layer that its tensors do not define in full (see `Layer.dump`), or that would
         be read back as another kind, and LycorisError where there are no layers.
         """
         if not layers:
@@ -200,7 +201,7 @@ class Adapter:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """`unused_keys` without those that only training needs."""
+        """`unused_keys` without the keys that only training needs."""
         return tuple(key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key))
 
     @property
@@ -245,7 +246,8 @@ class Adapter:
 
     @property
     def families(self) -> Families:
-        """The families of models that it can be for, by its metadata or its layers; () for none known."""
+        """The families of models that it can be for, by its metadata or its layers; () where none is
+        known."""
         named = (
             (info.named.path, tuple(size or 0 for size in info.shape or ()))
             for info in self.info.values()
@@ -273,12 +275,12 @@ class Adapter:
             layer = info.algorithm.load(self._read(info, named), info.options)
             return layer.rows(*info.order) if info.order else layer
         except LayerError as error:
-            # The algorithm knows a tensor by its suffix.
+            # The algorithm names a tensor by its suffix, the file by its key.
             error.key = info.keys.get(error.key or "", name)
             raise error.within(file=self.path) from None
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The widest dtype of a layer's factors in the file: float32 for wider ones, bfloat16 for 8 bits."""
+        """The widest dtype of a layer's factors in the file, at most float32; bfloat16 for 8-bit factors."""
         info = self.info[name]
         numbers = info.algorithm.numbers
         held = [self.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
@@ -288,7 +290,7 @@ class Adapter:
         return torch.float16 if "F16" in held else torch.bfloat16
 
     def alphas(self) -> dict[str, float | None]:
-        """The alpha of every layer by name: its tensor's, else its PEFT configuration's, else None.
+        """The alpha of every layer by name: from its tensor, else from its PEFT configuration, else None.
 
         Only the tensors of alphas are read.
         """
@@ -330,9 +332,9 @@ class Adapter:
         return alpha
 
     def _read(self, info: LayerInfo, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by suffix as the algorithm defines them, given those of the file.
+        """The file's tensors by suffix, converted to the algorithm's definition.
 
-        They differ where a dialect shapes a tensor in its own way, or states its value elsewhere.
+        They change where a dialect shapes a tensor in its own way, or keeps its value elsewhere.
         """
         read = restated(Held(info.name, info.keys, tensors, self.metadata))
         if info.enlarges and RESHAPE not in read:

@@ -53,7 +53,7 @@ class Use(NamedTuple):
 
     @property
     def span(self) -> tuple[int, float]:
-        """First row and end in the parameter. The end of all rows of an unknown shape is infinite."""
+        """First row and end in the parameter. For all rows of an unknown shape the end is infinite."""
         return self.target.rows or (0, self.shape[0] if self.shape else math.inf)
 
 
@@ -69,10 +69,11 @@ def uses_of(info: LayerInfo, places: Sequence[Target], targets: Targets) -> list
 
 
 def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
-    """The layers of an adapter that only repeat others, each with one that it repeats.
+    """The layers of an adapter that only repeat others, each mapped to a layer that it repeats.
 
-    uses: what the layers change in a model. Of two layers for the same rows the one with more rows is kept,
-    else the first in the file. The tensors of a layer are read only where another layer has some of its rows.
+    uses: what the layers change in a model. Where two layers change the same rows, the one with more rows is
+    kept, else the first in the file. The tensors of a layer are read only where another layer has some of its
+    rows.
 
     Raises MatchError where two layers change the same rows differently, or where layers share only some of
     their rows.

@@ -11,7 +11,7 @@ from ..files.tensor_file import TensorFile
 from ..names.dialects import Dialect, peft, split_key
 
 Groups = dict[str, dict[str, str]]
-"""Layer name, to the layer's keys in the file by the algorithms' own suffixes."""
+"""From a layer's name to its keys in the file, by the algorithms' own suffixes."""
 
 COMPANIONS: frozenset[str] = (
     frozenset[str]()
@@ -30,7 +30,7 @@ hundreds."""
 def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]:
     """The keys of a file by layer, and the keys that belong to no layer.
 
-    Raises LayerError where two keys are the same tensor of one layer.
+    Raises LayerError where two keys name the same tensor of one layer.
     """
     grouped: Groups = {}
     strangers: list[str] = []
@@ -73,7 +73,8 @@ def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) ->
 
 
 def _adopt(key: str, grouped: Groups) -> bool:
-    """Give a key of unknown suffix to the layer that its start names; False where there is no such layer.
+    """Give a key of unknown suffix to the layer whose name it begins with; False where there is no such
+    layer.
 
     The key makes the layer unreadable. That is intended: nobody knows what the tensor means, and without it
     the layer would be applied wrongly.
@@ -110,7 +111,7 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
 
 
 def _by_part(grouped: Groups) -> Groups:
-    """The layers, where each numbered part of kohya-ss' OFT of a fused layer is a layer of its own.
+    """Make each numbered part of kohya-ss' OFT of a fused layer a layer of its own.
 
     For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
     rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a single part keeps

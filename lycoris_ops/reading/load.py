@@ -37,7 +37,7 @@ from .rows import has_rows, with_rows
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
 VALUES = {"weight": SET, "bias": SET_BIAS}
-"""How the keys of a module's own values end, and the suffix that each has in a layer."""
+"""The endings of the keys of a module's own values, and their suffixes in a layer."""
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -49,10 +49,10 @@ def load_adapter(
     folder in which PEFT or diffusers wrote one.
 
     Only the header of a safetensors file is read. A later call with the same options returns the same adapter
-    without reading again, as long as the file's size and time of change stay the same. `options` say what a
-    file does not: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA, `start` of
-    PEFT's LoRA, `product_of` of LoKr, `terms`, `last` and `constraint` of OFTv2, `feedforward` of IA3. They
-    take precedence over the file's metadata and PEFT's configuration.
+    without reading again, as long as the file's size and modification time stay the same. `options` give what
+    a file does not state: `dora` ("paper" or "host", see `algorithms.factored`), `sig_type` of T-LoRA,
+    `start` of PEFT's LoRA, `product_of` of LoKr, `terms`, `last` and `constraint` of OFTv2, `feedforward` of
+    IA3. They take precedence over the file's metadata and PEFT's configuration.
 
     Raises FileFormatError for a file that is damaged or holds no adapter, LayerError where the shapes of
     a layer contradict each other, LycorisError for an unknown option or value.
@@ -62,9 +62,9 @@ def load_adapter(
 
 
 def peek_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """An adapter as `load_adapter` opens it, read anew and not remembered.
+    """Open an adapter like `load_adapter`, but always anew and without remembering it.
 
-    For a look at many files: it does not push adapters that are in use out of memory.
+    For scanning many files: adapters that are in use are not evicted from memory.
     """
     found, config = _fingerprints(path)
     return read_adapter(_open(found.path), config, DEFAULT_CACHE)
@@ -105,7 +105,7 @@ def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprin
 
 
 def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The adapter in a folder, as PEFT and diffusers write theirs; any other path as it is."""
+    """The adapter's file in a folder that PEFT or diffusers wrote; any other path unchanged."""
     if not os.path.isdir(path):
         return path
     folder = Path(path)
@@ -134,7 +134,7 @@ def _load(
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
-    # Without PEFT's keys the configuration is another file's, which may be damaged.
+    # Without PEFT's keys the configuration belongs to another file, and may be damaged.
     of_peft = any(key.startswith(peft_names.PREFIX) for key in file.tensors)
     on_parameters = frozenset[str]()
     if config is not None and of_peft and targets_parameters(config.path):
@@ -198,8 +198,8 @@ def _why_not(suffixes: frozenset[str]) -> str:
 def _take_values(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:
     """Make layers of biases and whole modules that PEFT trained without an adapter; return the other keys.
 
-    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. One with a weight beside it
-    belongs to a module that is saved whole, such as a new head.
+    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. A bias with a weight beside
+    it belongs to a module that is saved whole, such as a new head.
     """
     taken: set[str] = set()
     for key in unused:

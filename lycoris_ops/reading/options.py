@@ -17,7 +17,7 @@ Check = tuple[Callable[[Any], bool], str]
 
 @cache
 def options_of(algorithm: type[Layer]) -> dict[str, Check]:
-    """The checks of an algorithm's options, by name: of the fields that no tensor of a file fills."""
+    """The checks of an algorithm's options by name. Options are the fields that no tensor of a file fills."""
     tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
     others = tensors | {ALPHA, DIFF_B, SET_BIAS}
     return {

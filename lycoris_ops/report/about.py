@@ -38,7 +38,7 @@ FACTS = {
     "clip skip": "ss_clip_skip",
     "network": "ss_network_module",
 }
-"""What else is shown: a label, and its key in the metadata."""
+"""Further facts that are shown: from the label to the key in the metadata."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class About:
     rank: str
     """Their ranks in words; `full` where nothing is factored."""
     family: str
-    """The model family that the metadata name or that has such layers; "" where unknown."""
+    """The model family, by the metadata or by the layers; "" where unknown."""
     families: tuple[str, ...]
-    """The same one by one, to compare with those of a model."""
+    """The same families as a tuple, to compare with a model's."""
     signals: tuple[str, ...]
     """`video` and `audio` where it has layers for each of the two; else ()."""
     base: str
@@ -101,7 +101,7 @@ def about(adapter: Adapter) -> About:
 
 
 def _says(text: Mapping[str, str], key: str) -> bool:
-    # kohya-ss writes None for what was not set.
+    # kohya-ss writes None for values that were not set.
     return text.get(key, "None") not in ("", "None")
 
 

@@ -15,9 +15,9 @@ from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
 from .words import ITEMS, counted, listed, paragraph, ranks
 
 RULES = 200
-"""The most characters of block rules in a report that is not whole."""
+"""Longer block rules are cut off after this many characters, unless the report is `whole`."""
 State = Literal["all", "partly", "nothing"]
-"""Whether all that was asked for was applied, some of it, or nothing."""
+"""Whether the request was applied in full, in part, or not at all."""
 
 
 def verdict(resolution: Resolution) -> tuple[State, str]:
@@ -141,7 +141,7 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
 
 
 def _configured(resolution: EntryResolution) -> list[str]:
-    """Lines on the PEFT configuration that is followed, and on layers that have no alpha from anywhere."""
+    """Lines on the PEFT configuration in use, and on layers without an alpha from any source."""
     adapter = resolution.entry.adapter
     files = sorted({Path(info.peft.path).name for info in adapter.info.values() if info.peft})
     lines = [f"alpha from {', '.join(files)}"] if files else []
@@ -209,7 +209,7 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
 def _of_unreadable(key: str, unreadable: Container[str]) -> bool:
     """Whether a key belongs to one of the unreadable layers."""
     end = len(key)
-    # Looked up by the key's beginnings: a file may have as many unreadable layers as keys.
+    # Prefixes of the key are looked up: a file may have as many unreadable layers as keys.
     for _ in range(WORDS):
         end = key.rfind(".", 0, end)
         if end < 0:

@@ -1,4 +1,4 @@
-"""What a model is, by the headers of its files: its family and its blocks."""
+"""A model's family and blocks, from the headers of its files."""
 
 from __future__ import annotations
 

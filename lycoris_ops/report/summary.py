@@ -15,7 +15,7 @@ SHOWN = 12
 """How many metadata entries and how many keys are written out. It is more than `words.ITEMS`, because a file
 is inspected in a terminal and not on a node."""
 FIRST = ("ss_", "modelspec.", "format", "lycoris_")
-"""Starts of the metadata keys that say the most about an adapter. These are shown first."""
+"""Prefixes of the metadata keys that say the most about an adapter. These are shown first."""
 
 
 def summary(adapter: Adapter) -> dict[str, Any]:

@@ -50,13 +50,13 @@ def resize_adapter(
 ) -> Adapter:
     """Make, in memory, an adapter of another kind or size, each layer as near as possible to the original.
 
-    `size` is a Rank for every layer, or a Budget, Ratio or Energy that goes where it keeps most.
+    `size` is a Rank for every layer, or a Budget, Ratio or Energy, divided among the layers to keep the most.
     "auto" stops where one more parameter would keep less than an average parameter of the full weights. A
-    budget in bytes counts the whole file, with its tensors in the dtype that they get here. `algorithm` is a
-    kind in FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or "same" for the kind
-    that each layer has. Some layers stay the same, bit for bit: those that already have the kind and are not
-    larger, norms, biases, and those that enlarge their weight. alpha follows the rank, so that the scale of
-    the factors stays.
+    budget in bytes counts the whole file, with its tensors in their new dtype. `algorithm` is a kind in
+    FITTED, "auto" for the one that keeps most for its bytes, layer by layer, or "same" for the kind that each
+    layer has. Some layers stay the same, bit for bit: those that already have the kind and are not larger,
+    norms, biases, and those that enlarge their weight. alpha follows the rank, so that the scale of the
+    factors stays.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
     needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); then the result

@@ -1,4 +1,4 @@
-"""Patterns of block rules: the layers that one matches, and similar names for one that matches none."""
+"""Patterns of block rules: which layers a pattern matches, and similar names where it matches none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KNOWN_AS = {
     "clip": "clip_l",
     "t5": "t5xxl",
 }
-"""Other tools' names of blocks, in small letters, to ours."""
+"""From other tools' names of blocks, in lower case, to ours."""
 GLUED = re.compile(r"(in|input|out|output|d|double|s|single|m|mid|middle)_?([0-9]{1,6})")
 """A block's name with its number glued to it: `IN04`, `OUT11`, `D00`."""
 ENCODER = re.compile(r"te[1-4]?(?![a-z])|clip_|\w*t5|llama")
@@ -35,7 +35,7 @@ EXPRESSION = r"/(?:\\.|(?!/\s*(?:[=:]|$))[^\\])*/"
 """A regular expression in a line. It ends at a / before the end of the line, a = or a colon."""
 EXPRESSION_LINE = re.compile(rf"(\s*{EXPRESSION}\s*)=(.*)")
 MOST = 4096
-"""The most blocks of a range. Models have some dozens."""
+"""The most blocks in a range. Models have some dozens."""
 FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
 
 Test = Callable[[Named, Scene | None], bool]
@@ -86,7 +86,7 @@ class Pattern:
 
     @classmethod
     def of_modules(cls, text: str) -> Pattern:
-        """The pattern of a text that chooses modules. Other tools' names of blocks mean nothing.
+        """The pattern of a text that chooses modules. Other tools' names of blocks are not recognised.
 
         Raises RuleError where it is empty or an invalid regular expression.
         """
@@ -103,7 +103,7 @@ class Pattern:
         return self.test(named, scene)
 
     def matches_path(self, path: str) -> bool:
-        """Whether it matches a module of this path, or one around it."""
+        """Whether it matches the module of this path, or a module around it."""
         return self.test(Named("", frozenset(), (path.lower(),)), None)
 
     @property
@@ -128,7 +128,7 @@ def unmet(patterns: Iterable[Pattern], scene: Scene) -> tuple[tuple[str, ...], t
     """The patterns that match none of the adapter's layers, in words: (notes, idle).
 
     Notes are for patterns that are no mistakes: the adapter lacks these layers, or there is no text encoder.
-    Idle patterns match nothing in the model either; similar names follow them.
+    Idle patterns match nothing in the model either; similar names are added to them.
     """
     named = scene.layers.values()
     notes: list[str] = []
@@ -172,7 +172,7 @@ class Assigned(NamedTuple):
 
 
 def assigned(line: str) -> Assigned | None:
-    """The patterns and the value of a line; None for a line without a =. There may be no patterns.
+    """The patterns and the value of a line; None for a line without a =. The patterns may be empty.
 
     A = within a regular expression is part of it. Raises RuleError, with the column, for an invalid pattern.
     """
@@ -193,7 +193,7 @@ def assigned(line: str) -> Assigned | None:
 
 
 def atoms(text: str) -> Iterator[tuple[int, str]]:
-    """The patterns of a text, which spaces or commas separate, each with its place in it.
+    """The patterns of a text, separated by spaces or commas, each with its position in the text.
 
     A regular expression is one pattern, whatever is in it.
     """

@@ -14,7 +14,7 @@ from ..groups.group import ROWS, Add, Factors, PathPlan, joined, placed
 from ..registry import PatchPath
 
 SHALLOW = 64
-"""Largest rank of a product that may be added to a weight directly, because it is rounded once. Matrix
+"""Products up to this rank may be added to a weight directly, because the result is rounded once. Matrix
 libraries sum over a small rank in registers before they add. They cut a larger one into blocks (OpenBLAS from
 256 on) and add the product of each block separately."""
 
@@ -46,7 +46,7 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
         if found:
             add = _one_product(found, strengths, dtype, f"product {number}")
             adds.append(add if rows is None else placed(add, *rows))
-    # The first change is written, not added. Those that must set the rows to zero before they write go last.
+    # The first change is written, not added. Changes that must zero the rows before they write go last.
     adds.sort(key=lambda one: one.clears)
     if adds and weight.is_contiguous():
         _add_to(weight.view(flat_shape(plan.final)), adds, dtype)

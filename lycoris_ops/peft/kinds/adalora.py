@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 INIT_RANK = 12
 """PEFT's default of `init_r`."""
 EPS = 1e-5
-"""What PEFT adds to the rank that it divides by."""
+"""PEFT adds this to the rank in the denominator of the scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLoraConfig(LoraConfig):
-    """The scale is lora_alpha / (init_r + 1e-5), whatever rank training has left to a layer.
+    """The scale is lora_alpha / (init_r + 1e-5), whatever rank a layer has left after training.
 
-    An alpha of 0 or below stands for the rank that is left. The file holds the singular values that are left.
+    An alpha of 0 or below stands for this remaining rank. The file holds only the remaining singular values.
     """
 
     peft_type: ClassVar[str] = "ADALORA"

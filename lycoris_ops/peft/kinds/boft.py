@@ -54,7 +54,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
-        # The tensors tell both numbers.
+        # Both numbers follow from the shapes of the tensors.
         return cls(path=fields.file, bias=fields.text("bias", "none"))
 
     @classmethod

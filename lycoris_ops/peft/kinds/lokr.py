@@ -41,8 +41,8 @@ class WantedLokr(WantedCore):
 class LokrConfig(RankedConfig[WantedLokr]):
     """`decompose_factor` splits the numbers of outputs and of inputs, see `maths.shapes.factorization`.
 
-    w2 is low-rank where r is below half of its larger size, else full. With `decompose_both` the same holds
-    for w1, which is always full without it.
+    w2 is low-rank where r is below half of its larger size, else full. With `decompose_both` the same rule
+    holds for w1; without it w1 is always full.
     """
 
     peft_type: ClassVar[str] = "LOKR"
@@ -104,7 +104,8 @@ class LokrConfig(RankedConfig[WantedLokr]):
 
 
 def _cut(members: Sequence[ConfiguredLayer[WantedLokr]]) -> tuple[bool, int]:
-    """`decompose_both` and `decompose_factor` with which PEFT makes factors of each layer's own shapes.
+    """The `decompose_both` and `decompose_factor` for which PEFT makes each layer's factors in their own
+    shapes.
 
     Raises ConflictError where there are none.
     """
@@ -133,6 +134,6 @@ def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
     inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
     if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
         return False
-    # There, whether PEFT makes w2 full depends on a size that is not known.
+    # In that case, whether PEFT makes w2 full depends on a size that is not known.
     full = (not (both and wanted.r < max(rows, columns) / 2), wanted.r >= max(k, j) / 2)
     return full == wanted.full or (wanted.folded and full[0] == wanted.full[0])

@@ -43,15 +43,15 @@ SUFFIXES = {
 
 
 PLAIN = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of `init_lora_weights`, beside true and false, that say only how the first factors are drawn. The
-base weight stays as it is."""
+"""Values of `init_lora_weights`, beside true and false, that only choose how the factors are initialised. The
+base weight is not changed."""
 SHIFTED: Mapping[str, str] = {
     "corda": "the start comes from the training data",
     "lora_ga": "the start comes from a gradient",
     "loftq": "the start comes with a quantised base",
     "pissa_niter_": "the start comes from a random projection, and differs each time it is computed",
 }
-"""Beginnings of values with which PEFT subtracts the product of the first factors from the base weight, and
+"""Prefixes of values for which PEFT subtracts the product of the initial factors from the base weight, and
 why these factors cannot be computed again. With `pissa_niter_16` and rank 16, two runs on a random 640 x 640
 weight start from factors that differ by 70 percent."""
 
@@ -77,16 +77,16 @@ class WantedLora(WantedRank):
 class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     """With `use_rslora` the scale is alpha / sqrt(r) instead of alpha / r.
 
-    With `init_lora_weights` "pissa" or "olora" PEFT starts from a part of the base weight, which it takes out
-    of the base. The factors belong to the rest; see `Lora.start`. A file that was converted when it was saved
-    says true there, and is like any other.
+    With `init_lora_weights` "pissa" or "olora" PEFT initialises the factors from a part of the base weight
+    and subtracts it from the base. The factors then belong to the reduced base; see `Lora.start`. A file that
+    was converted when it was saved has true there, and is an ordinary LoRA.
     """
 
     peft_type: ClassVar[str] = "LORA"
     algorithm: ClassVar[type[Layer]] = Lora
     alpha_name: ClassVar[str] = "lora_alpha"
     without_effect: ClassVar[frozenset[str]] = RankedConfig.without_effect | {
-        # For the computation in training alone; the tensors are those of any LoRA.
+        # They affect training alone; the tensors are those of any LoRA.
         *("lora_dropout", "megatron_config", "megatron_core", "runtime_config", "velora_config"),
         *("monteclora_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
         # Without `use_qalora` it has no meaning.
@@ -126,7 +126,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     def alpha_at(self, path: str, rank: int) -> float:
         alpha = super().alpha_at(path, rank)
         if self.start is not None and rank < (asked := self.rank_at(path)):
-            # A weight of fewer rows or columns than r has a start of that rank, which PEFT scales by r.
+            # With fewer rows or columns than r, the start has that lower rank, but PEFT's scale still uses r.
             return alpha * rank / (math.sqrt(asked) if self.use_rslora else asked)
         # Callers divide this by the rank, which gives alpha / sqrt(rank).
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
@@ -174,9 +174,9 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
 def _by_parameter(
     members: Sequence[ConfiguredLayer[WantedLora]],
 ) -> tuple[list[ConfiguredLayer[WantedLora]], list[str]]:
-    """The layers, only one for all experts of a parameter, and the paths of all parameters.
+    """The layers, with one for all experts of a parameter, and the paths of all parameters.
 
-    Raises ConflictError where experts of a parameter differ in what the configuration says once for all.
+    Raises ConflictError where experts of one parameter differ in a value that the configuration gives once.
     """
     found: dict[str, ConfiguredLayer[WantedLora]] = {}
     parameters: set[str] = set()

@@ -37,7 +37,7 @@ EPS = 6e-5
 SMALLEST = torch.finfo(torch.float32).tiny
 """The smallest bound of a rotation: it must be above 0."""
 ONCE = (0, 18)
-"""The first release of PEFT that counts the last term of OFT's series once. Those before count it twice."""
+"""The first release of PEFT that counts the last term of OFT's series once. Earlier ones count it twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class OftConfig(BiasedConfig[WantedOft]):
             eps=EPS if constraint is None else constraint,
             use_cayley_neumann=terms > 0,
             num_cayley_neumann_terms=terms or TERMS,
-            # Left out for the older series, as by the releases that compute it. Newer ones warn without it.
+            # Left out for the older series: its releases do not write it. Newer releases warn without it.
             peft_version=".".join(map(str, (*ONCE, 0))) if last == 1 else "",
         )
 

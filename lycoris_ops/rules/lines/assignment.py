@@ -36,9 +36,9 @@ class Assignment:
         return Outcome(values, *unmet(self.patterns, scene))
 
     def _places(self, scene: Scene, met: Iterable[Named]) -> dict[str, int]:
-        """The blocks that a ramp runs over, each with its position in it. They include the model's blocks
-        that the adapter lacks, and those of the adapter's own layers: it can have `attn.q` where the model
-        has only `attn.qkv`.
+        """The blocks that a ramp runs over, each with its position. They include blocks of the model that the
+        adapter lacks. The adapter's layers count too: they can be `attn.q` where the model has only
+        `attn.qkv`.
         """
         own = {named.block for named in met}
         blocks = (

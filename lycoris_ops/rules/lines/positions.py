@@ -1,7 +1,7 @@
 """`%default=1,base=1,in1-4=0.5,mid=0`: values for blocks by their place among the file's blocks.
 
 The form comes from ComfyUI-Inspire-Pack: places count from 1 in each family, `base` is for layers in no
-block, and `default` for whatever else is not named. Unlike there, values can be negative.
+block, and `default` for all other blocks. Unlike there, values can be negative.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 is imported."""
 
 OLDEST = (3, 4)
-"""The first version of Triton that compiles the kernel for all these cards: in earlier ones, cards before
-Ampere cannot read bfloat16."""
+"""The first version of Triton that compiles the kernel for all these cards: earlier ones cannot read bfloat16
+on cards before Ampere."""
 
 OLDEST_CARD = (7, 0)
 """The lowest NVIDIA compute capability that Triton compiles for."""
@@ -84,7 +84,7 @@ PRECISION: dict[tuple[str, bool, int], str] = {
 }
 
 Factor = tuple[Tensor, ...]
-"""A matrix, or two matrices whose product it is; () for a factor of ones."""
+"""A matrix, or two matrices to be multiplied; () for a factor of ones."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def terms_of(
 
 @dataclass(frozen=True)
 class TermTable:
-    """The terms as the kernel reads them, and what decides which variant of the kernel is compiled."""
+    """The terms as the kernel reads them, and the properties that select the kernel's compiled variant."""
 
     numbers: Tensor
     """FIELDS integers for each term, as `kernel.py` describes them, int64."""

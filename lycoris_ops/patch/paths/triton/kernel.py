@@ -56,8 +56,8 @@ def _at(address, index, mask, DTYPE: tl.constexpr, PLAIN: tl.constexpr):
 def _read(address, stored, index, mask, UNIFORM: tl.constexpr, PLAIN: tl.constexpr):
     """The values at an address, as float32.
 
-    `stored` is the number of their dtype as in the table. UNIFORM is the number that all factors have in
-    common, which spares the look-up while the kernel runs, or -1.
+    `stored` is the number of their dtype as in the table. UNIFORM is the number that all factors share, so
+    that it need not be looked up at run time; -1 where they differ.
     """
     if UNIFORM == 0:
         value = _at(address, index, mask, tl.float32, PLAIN)
@@ -127,7 +127,7 @@ def _stored(value, DTYPE: tl.constexpr):
     if DTYPE == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        # Rounding could carry the bits of a NaN over to infinity: they are cut off, and 0x40 keeps it a NaN.
+        # Rounding could turn a NaN into infinity: its bits are truncated instead, and 0x40 keeps it a NaN.
         nearest = tl.where(value == value, nearest, (bits >> 16) | 0x40)
         result = nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
@@ -157,10 +157,10 @@ def add_terms(
     """weight (rows, columns) += the sum of `terms` terms; each program patches one tile (ROWS, COLUMNS).
 
     `table` and `scales` are the terms' integers and scales. PAIRS says whether any term has a second factor,
-    UNIFORM and PRECISION are as in `_read` and `tl.dot`, RANK is the part of a rank multiplied at once.
-    PLAIN says that no term repeats or shares values, and that all factors are at addresses of a multiple of
-    16 bytes, with ranks of a multiple of 8 and columns of a multiple of 16: nothing has to be divided, and
-    the factors are read 16 bytes at once.
+    UNIFORM and PRECISION are as in `_read` and `tl.dot`, RANK is the part of a rank multiplied at once. PLAIN
+    says that no term repeats or shares values, and that all addresses are multiples of 16 bytes, ranks
+    multiples of 8 and columns multiples of 16: no index is divided, and the factors are read 16 bytes at
+    once.
     The sum is formed first and then added to the weight, so that a float32 weight too is rounded once.
     """
     across = tl.cdiv(columns, COLUMNS)
