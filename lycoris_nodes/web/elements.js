@@ -1,4 +1,4 @@
-// Elements of the page. Texts are set as texts: a name or metadata with markup in it shows as it is written.
+// Elements of the page. Texts are set as text, so that markup in a name or in metadata shows as it is written.
 
 /**
  * An element with properties, `class` and `data`, and children.
@@ -22,7 +22,7 @@ export function make(tag, { class: name, data, ...properties } = {}, ...children
 }
 
 /**
- * A name with its folder in a paler colour, in the direction of its own letters.
+ * A name and its folder, which is paler; each in the writing direction of its own letters.
  *
  * @param {[folder: string, name: string]} parts
  */

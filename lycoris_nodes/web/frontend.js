@@ -1,5 +1,5 @@
-// What the front end has no hook for: this changes its own tables, methods and elements. Checked with its versions
-// 1.41.21, 1.47.12 and 1.58.1; look here first when a later one shows something wrong.
+// Changes that the front end has no hook for: they are made in its own tables, methods and elements. Checked with its
+// versions 1.41.21, 1.47.12 and 1.58.1. If a later version shows something wrong, look here first.
 
 import { app } from "../../scripts/app.js"
 import { make } from "./elements.js"
@@ -11,7 +11,7 @@ const COLOURS = { LYCORIS_STACK: "#58c7a8", LYCORIS_PLAN: "#c792e0", LORA_STACK:
 // When one of these settings changes, the front end drops the colours of types that its palette lacks.
 const REPAINTED = ["Comfy.ColorPalette", "Comfy.Canvas.BackgroundImage"]
 
-/** Give our types of wires their colours on the canvas. A colour that the palette has for them stays. */
+/** Give our types of wires their colours on the canvas. Colours that the palette sets for them stay. */
 function paint() {
   const { link_type_colors } = /** @type {any} */ (app.canvas.constructor)
   for (const table of [link_type_colors, app.canvas.default_connection_color_byType]) {
@@ -20,7 +20,7 @@ function paint() {
   app.canvas.setDirty(true, true)
 }
 
-/** Show the elements of nodes that took over an old id, as after Undo: Vue keeps those of the earlier node. */
+/** Show the elements of nodes made with an old id, as by Undo: Vue keeps the elements of the earlier node. */
 function showNewElements() {
   for (const node of app.canvas.graph?.nodes ?? []) {
     if (!isOurs(/** @type {GraphNode} */ (node).comfyClass)) continue
@@ -83,7 +83,7 @@ app.registerExtension({
   addCustomNodeDefs: putFirst,
 
   setup() {
-    // Links and slots that Vue draws. A palette sets the same on the element, which takes precedence.
+    // Links and slots that Vue draws. A palette's own value, set on the element, takes precedence.
     const lines = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`)
     document.head.append(make("style", { textContent: `:where(html) { ${lines.join(" ")} }` }))
     for (const setting of REPAINTED) {

@@ -1,23 +1,23 @@
-// The heights that nodes have without what we show below their widgets for a while. Nodes are saved with these
-// heights, so that showing it does not change the workflow.
+// The bare heights of nodes: without the elements that we show below their widgets for a while. Nodes are saved with
+// their bare heights, so that showing an element does not change the workflow. `by` is any value that stands for one.
 //
-//   hold(node, by)      call it before `by`, any value, makes the node higher
-//   changing(node)      the height of what is shown changes, and not because the user drags
+//   hold(node, by)      call it before the element makes the node higher
+//   changing(node)      the height of an element changes, and not because the user drags
 //   grow(node)          after such a change: makes the node as high as it needs
-//   release(node, by)   call it after the element of `by` is removed
+//   release(node, by)   call it after the element is removed
 
 import { app } from "../../scripts/app.js"
 import { after, drawn, isOurs, ourNodes } from "./nodes.js"
 
-/** `grown` counts the changes of what is shown. @typedef {{bare: number, by: Set<any>, grown: number}} Held */
+/** `grown` counts the changes of the elements. @typedef {{bare: number, by: Set<any>, grown: number}} Held */
 /** @type {WeakMap<GraphNode, Held>} */
 const held = new WeakMap()
 
-// For so many milliseconds Vue still measures a node with the element that was removed.
+// For this many milliseconds Vue still measures a node with the removed element.
 const LEAVES = 500
 
 /**
- * The height of a node without what we show.
+ * The height of a node without our elements.
  *
  * @param {GraphNode} node
  */
@@ -66,7 +66,7 @@ export async function release(node, by) {
   held.delete(node)
 }
 
-// Dragging a node higher raises its height without what we show by as much.
+// Dragging a node higher raises its bare height by as much.
 addEventListener(
   "pointerdown",
   ({ target, clientY: from }) => {
@@ -80,7 +80,7 @@ addEventListener(
     })
     if (!heights.length) return
     const dragged = async (/** @type {PointerEvent} */ { clientY: to }) => {
-      // Vue may make a node higher, by what we show, while the user clicks somewhere.
+      // Vue may make a node higher, for our elements, while the user clicks somewhere.
       if (to === from) return
       await drawn()
       for (const { node, known, grown, height } of heights) {

@@ -4,20 +4,20 @@
 let words = {}
 
 /**
- * The server's sentences as patterns of their English, those with the most fixed text first.
+ * The server's sentences, each with a pattern of its English; the ones with the most fixed text come first.
  *
  * @type {{pattern: RegExp, names: string[], plain: number, text: string}[]}
  */
 let sentences = []
 
 const NAME = /\{(\w+)\}/gu
-// A name of one letter stands for a number. A text ends where the next part of the sentence begins.
+// A one-letter name stands for a number. The text of a longer name ends where the next part of the sentence begins.
 const NUMBER = String.raw`(-?\d[\d.,]*)`
 const TEXT = "((?:(?!: |; ).)+?)"
 
 /**
  * @param {Record<string, string>} table the page's texts, by their English
- * @param {Record<string, string>} [said] the server's likewise, with a `{name}` for each value
+ * @param {Record<string, string>} [said] the server's texts likewise, with a `{name}` for each value
  */
 export function speak(table, said = {}) {
   words = table
@@ -50,8 +50,8 @@ export function t(english, values = {}) {
 }
 
 /**
- * A text of the server in the user's language, line by line. The server composes its sentences, so each is matched by
- * its form, or else part by part.
+ * A text of the server in the user's language, line by line. The server composes its sentences, so each line is matched
+ * as a whole, or else part by part.
  *
  * @param {string} english
  */
@@ -69,7 +69,7 @@ export const answered = (answer) => (answer.error ? { ...answer, error: told(ans
 
 /**
  * @param {string} line
- * @param {Map<string, string>} [known] what was found for each part, because a part recurs within others
+ * @param {Map<string, string>} [known] the translations found so far, because parts recur within others
  * @returns {string}
  */
 function said(line, known = new Map()) {

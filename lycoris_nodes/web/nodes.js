@@ -1,4 +1,4 @@
-// What the parts of this extension do with nodes.
+// Helpers for nodes that the parts of this extension share.
 
 import { app } from "../../scripts/app.js"
 

@@ -1,4 +1,4 @@
-// What the server runs and will run.
+// The server's queue of prompts.
 
 import { app } from "../../scripts/app.js"
 

@@ -19,7 +19,7 @@ let running = null
 /** @type {Set<string>} */
 const done = new Set()
 
-// What nodes of this run have kept although they did not finish, in words.
+// What unfinished nodes of this run have saved, in words.
 /** @type {Map<string, string>} */
 const rescued = new Map()
 
@@ -168,7 +168,7 @@ function listen() {
   api.addEventListener("execution_error", finish)
   api.addEventListener("execution_interrupted", finish)
   api.addEventListener("execution_success", finish)
-  // The page was not told of a run that ended meanwhile.
+  // A run may have ended while the page was disconnected.
   api.addEventListener("reconnected", async () => {
     const lost = running
     if (lost && (await queuedPrompts()).has(lost)) return
@@ -189,7 +189,7 @@ app.registerExtension({
     })
   },
 
-  // After a reload, or on another workflow, the reports come back; during its run, those of the nodes that are done.
+  // After a reload, or on another workflow, the reports come back; during a run, only those of the nodes that are done.
   afterConfigureGraph() {
     recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
   },

@@ -51,7 +51,7 @@ function begin() {
       open = false
     }
     finish = end
-    // A size that Vue measures later would be a step of its own.
+    // If Vue measured the size after the step, it would be a step of its own.
     await drawn()
     end()
   }

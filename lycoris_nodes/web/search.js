@@ -1,11 +1,11 @@
-// Where a node stands among the results of the front end's search for nodes.
+// The rank of a node among the results of the front end's search for nodes.
 
 // What users type to find a node that loads their files.
 const WORDS = ["lora", "lycoris"]
 
 /**
- * Whether the front end's score of a node says that one of its names matched where one of WORDS is. The score has not
- * the query, but how the name matched (1: it begins with the query; more: the query is within), where, and its length.
+ * Whether the front end's score of a node says that one of its names matched where one of WORDS is. The score does not
+ * hold the query, but how the name matched (1: at its beginning; more: further in), where, and the length of the name.
  *
  * @param {string[]} names
  * @param {number[]} score

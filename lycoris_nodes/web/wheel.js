@@ -10,7 +10,7 @@ export const canScroll = (element) => element.scrollHeight > element.clientHeigh
 export function shareWheel(element, scrolls = canScroll) {
   element.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && scrolls(element)) event.stopPropagation()
-    // Vue's nodes pass it on by themselves. On the canvas, elements lie above it, and it would hear nothing.
+    // Vue's nodes pass it on by themselves. Otherwise elements lie above the canvas, which would not get the event.
     else if (!LiteGraph.vueNodesMode) {
       event.preventDefault()
       app.canvas.processMouseWheel(event)

@@ -83,7 +83,7 @@ function heightOf(element, width) {
 }
 
 /**
- * Make the box as high as what it shows, and the node with it.
+ * Fit the box to its content, and the node to the box.
  *
  * @param {GraphNode} node
  * @param {Box} box
@@ -93,7 +93,7 @@ async function fit(node, box) {
   const fills = ++box.fills
   changing(node)
   const vue = LiteGraph.vueNodesMode
-  // Vue makes a node as high as what is in it.
+  // Vue makes a node as high as its content.
   if (vue) element.style.maxHeight = `${roomFor(node, box, bareHeight(node))}px`
   else await drawn()
   if (fills !== box.fills || boxes.get(node) !== box) return
@@ -115,7 +115,7 @@ async function fit(node, box) {
  * @param {GraphNode} node
  * @param {string} state
  * @param {string} report
- * @param {string} [whole] what the report leaves out, folded
+ * @param {string} [whole] what the report leaves out, to be shown folded
  * @param {string} [drawing] a picture, as SVG
  */
 export async function fill(node, state, report, whole, drawing) {

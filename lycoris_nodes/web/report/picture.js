@@ -15,7 +15,7 @@ function drawingOf(svg) {
     const own = told(words.data)
     if (own === words.data) continue
     words.data = own
-    // It is for the English text.
+    // The length is that of the English text.
     text.removeAttribute("textLength")
   }
   return drawing

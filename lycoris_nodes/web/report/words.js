@@ -21,7 +21,7 @@ export function refusal(reasons) {
 }
 
 /**
- * A report in the parts that a box shows: the first line, what belongs to it, and what is folded below.
+ * A report in the parts that a box shows: the first line, the rest of its paragraph, and the folded paragraphs.
  *
  * @param {string} report
  */
@@ -46,7 +46,7 @@ export function together(texts) {
  * How much is free between a node and the next one below it; infinity where there is none.
  *
  * @param {{left: number, right: number, bottom: number}} node
- * @param {{left: number, right: number, top: number}[]} others whose `top` is that of the title
+ * @param {{left: number, right: number, top: number}[]} others with the `top` of their titles
  */
 export function freeBelow({ left, right, bottom }, others) {
   const tops = others
@@ -86,7 +86,7 @@ export function isAsIn(prompt, key, find, done = new Set()) {
       const from = source && [...source.way, source.node].map(({ id }) => id).join(":")
       return from === value[0] && source?.output === value[1] && isAsIn(prompt, value[0], find, done)
     }
-    // A value that another node gives only when it runs.
+    // Another node gives this value only when it runs.
     if (source?.output !== undefined && !source.node.isVirtualNode) return false
     const present = linked.has(name) ? valueOf(source ?? null) : node.widgets?.find((widget) => widget.name === name)?.value
     return JSON.stringify(plain(present)) === JSON.stringify(value)

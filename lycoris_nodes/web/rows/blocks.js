@@ -1,4 +1,4 @@
-// Block rules as text and as bars: which lines bars can show, and the text for bars that were set.
+// Block rules as text and as bars: which lines the bars can show, and the text that they write.
 //
 // The end of a text belongs to the bars: lines that name only bars, then lines that scale kinds of layers. Everything
 // up to the last line of another form (a pattern, a preset, a vector) stays as written. The bars' lines come after it,
@@ -76,8 +76,8 @@ function saidBy(line, places, kinds) {
 }
 
 /**
- * Split a text into the lines before the bars' and the values of the bars. `first` is the number of the first line that
- * scales a kind.
+ * Split a text into the lines before those of the bars (`head`) and the values of the bars. `first` is the number of
+ * the first line that scales a kind.
  *
  * @param {string} text
  * @param {Group[]} groups
@@ -162,7 +162,7 @@ function spelled(names, places) {
 }
 
 /**
- * The lines that give bars their values, those with the same value together.
+ * The lines that give bars their values. Bars of the same value share a line.
  *
  * @param {Map<string, number>} values
  * @param {ReturnType<typeof placesOf>} places

@@ -13,7 +13,7 @@ import { closePopup, openPopup } from "./popup.js"
 
 const STEP = 0.05
 const FINE = 0.01
-/** A fine drag moves so many times as far for the same change. */
+/** A fine drag has to go this many times as far for the same change. */
 const SLOWER = 5
 /** A drag within this distance of 1 snaps to it. */
 const SNAP = 0.03
@@ -118,7 +118,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   /** Show the weights of all bars. */
   function draw() {
     const { kinds } = partsOf(area.value, groups)
-    // Kinds are larger parts than blocks.
+    // A kind is a larger part of the model than a block, so kinds have a scale of their own.
     const most = { kinds: topOf("kinds"), blocks: topOf("blocks") }
     for (const { bar, group, element, fill, input } of bars.values()) {
       const value = group.sort === "kinds" ? (kinds.get(bar.name) ?? 1) : (weights[bar.name]?.[0] ?? 1)

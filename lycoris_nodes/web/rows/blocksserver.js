@@ -4,7 +4,7 @@ import { app } from "../../../scripts/app.js"
 import { answered } from "../language.js"
 
 /**
- * Which bars: the file of the row, and what loads the model (`names` of model.js).
+ * The row's file, and the files that the loaders of the model name (`names` of model.js).
  *
  * @typedef {{file: string, model: string[], clip: string[]}} Question
  * @typedef {{

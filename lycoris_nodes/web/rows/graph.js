@@ -1,5 +1,5 @@
 // Where a node's output goes and where a node's input comes from: through reroutes and other virtual nodes, bypassed
-// nodes and subgraphs. It asks the nodes that it is given and nothing of the page.
+// nodes and subgraphs. It uses only the nodes that it is given, and nothing else of the page.
 
 /**
  * The part of a node that is used here. Some hold a subgraph, and virtual ones only pass on what another node gives.
@@ -62,7 +62,7 @@ const isOf = (slot, types) => typesOf(slot.type).some((type) => types.includes(t
  * @returns {Place & {output?: number, input?: number} | null}
  */
 export function sourceOf({ node, way }, input) {
-  // Virtual nodes and those with subgraphs have a method of this name that is about their outputs.
+  // In virtual nodes and nodes with subgraphs, the method of this name is about their outputs.
   const found = LiteGraph.LGraphNode.prototype.getInputLink.call(node, input)
   return found ? origin(node.graph, found, way) : { node, way, input }
 }
@@ -111,7 +111,7 @@ function through(place, output) {
 }
 
 /**
- * The inputs of a node that have one of these types; without such, its inputs of any type (`*`).
+ * The inputs of a node that have one of these types; if there are none, its inputs of any type (`*`).
  *
  * @param {Node} node
  * @param {string[]} types
@@ -149,8 +149,8 @@ const gives = (/** @type {Node} */ node, /** @type {string} */ type) =>
   (node.outputs ?? []).some((output) => isOf(output, [type]))
 
 /**
- * The nodes reached by a node's stack that take a model beside it or pass no stack on. If some of them give a model,
- * only those.
+ * The nodes that a node's stack reaches and that also take a model, or that pass no stack on. If some of them give a
+ * model, only these.
  *
  * @param {any} root the graph of the whole workflow
  * @param {Node} node

@@ -1,4 +1,4 @@
-// What a file says of itself, in a panel. All of it is read from the file and from what lies beside it.
+// A panel about a file. All of it is read from the file and from the files beside it.
 
 import { badges, make, nameParts } from "../elements.js"
 import { t, told } from "../language.js"
@@ -10,7 +10,7 @@ import { aboutFile } from "./server.js"
 const TAGS = 40
 
 /**
- * A title and what is below it; nothing where there is nothing.
+ * A title with elements below it; nothing if there are no elements.
  *
  * @param {string} title
  * @param {HTMLElement[]} children

@@ -38,7 +38,7 @@ const MARKS = { video: "▶", audio: "♪" }
  */
 
 /**
- * The files with the nearest names to that of a missing file; none if the file is there.
+ * The files whose names are most similar to that of a missing file; none if the file is there.
  *
  * @param {string} file
  */
@@ -59,7 +59,7 @@ export function leave({ detail, currentTarget }) {
 
 /**
  * @param {Acts} acts
- * @param {{min: number, max: number}} bounds those of a strength
+ * @param {{min: number, max: number}} bounds the bounds of a strength
  */
 export function createLine(acts, bounds) {
   let index = 0
@@ -67,7 +67,7 @@ export function createLine(acts, bounds) {
   let row = { file: "" }
   /** @type {string | null} */
   let shownFile = null
-  // A new object for each description: one that was overtaken is not shown.
+  // A new object for each description: an outdated one is not shown.
   let shown = {}
   const handle = make("span", { class: "lycoris-handle", textContent: "⠿" })
   handle.title = t("Drag to move, click to select. Several: Ctrl-click on rows, or Shift-click up to a row")
@@ -233,7 +233,7 @@ export function createLine(acts, bounds) {
     reason.classList.toggle("lycoris-long", heightOf(why) > 1)
     element.classList.toggle("lycoris-blamed", Boolean(why))
   }
-  /** Whether it has such a field: not every file changes the picture, or the sound, by itself. */
+  /** Whether the line has this field: not every file has layers for the picture, or for the sound, alone. */
   const has = (/** @type {Changed} */ name) => !signals.some(({ signal, element }) => signal === name && element.hidden)
   return { element, reason, update, showTimes, blame, has, close }
 }

@@ -41,9 +41,9 @@ const MOST = 16
  *   resized: () => void,
  *   bounds: {min: number, max: number},
  *   model: () => Promise<import("./model.js").Model>,
- * }} text `begin` begins a step that can be undone, and what it returns ends it; `undo` takes the last step back, or
- *   does it again; `isLinked` says whether another node gives the text; `resized` is called when the list has another
- *   height; `bounds` are those of a strength; `model` is the one that the stack reaches
+ * }} text `begin` begins a step that can be undone, and returns the function that ends it; `undo` takes the last step
+ *   back, or does it again; `isLinked` says whether another node gives the text; `resized` is called when the height of
+ *   the list changes; `bounds` are the bounds of a strength; `model` gives the model that the stack reaches
  */
 export function createList({ read, write, begin, undo, isLinked, resized, bounds, model }) {
   const line = 1.5 * LiteGraph.NODE_WIDGET_HEIGHT
@@ -66,7 +66,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   const lines = []
   /** @type {Row[]} */
   let rows = []
-  /** @type {Set<number>} what is selected, and from where Shift selects */
+  /** @type {Set<number>} the selected rows; `anchor` is the row from which Shift selects */
   let chosen = new Set()
   let anchor = 0
   let height = 0
@@ -78,7 +78,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   let reached = null
   /** @type {Map<number, {row: string, why: string}>} */
   let refused = new Map()
-  /** Resolves when the ongoing change of a strength ends, which is made to the rows as they were at its start. */
+  /** Resolves when the ongoing change of a strength ends. The change is made to the rows as they were at its start. */
   let settled = Promise.resolve()
 
   const set = (/** @type {Row[]} */ changed) => void write(formatRows(changed))
@@ -149,7 +149,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     async menu(index, point) {
       const row = rows[index]
       const about = await aboutFile(row.file)
-      // The list may be another one meanwhile.
+      // The rows may have changed meanwhile.
       if (rows[index] !== row) return
       /** @type {import("./state.js").Signal[]} */
       const has = about.signals ?? []
@@ -339,7 +339,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     }
   }
 
-  /** Show the rows of the text; if it has another form, once the server has read it. */
+  /** Show the rows of the text. A text in another form is first read by the server. */
   function draw() {
     const text = read()
     const own = parseRows(text)
@@ -396,7 +396,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
 
   /** @param {boolean} separate */
   function showLines(separate) {
-    // In place of words.
+    // Lines replace the words for an empty list.
     if (!lines.length) body.replaceChildren()
     while (lines.length > rows.length) {
       const line = lines.pop()
@@ -432,7 +432,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
    * Take the other file of a pair into a row, if the names leave no doubt and no row has both. If one has, an added row
    * is removed, and a row whose file was replaced stays as it is.
    *
-   * The row is there before the server has answered.
+   * The row is shown before the server has answered.
    *
    * @param {import("./state.js").Row} row
    * @param {boolean} added
@@ -465,14 +465,14 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * Show on the rows what an error says of them, in place of the last one. Returns whether this is all that it says.
+   * Show on the rows what an error says of them, in place of the last error. Returns whether it says nothing else.
    *
    * @param {string} text
    */
   function blame(text) {
     const { rows: reasons, rest } = reasonsOf(text)
     refused = new Map([...reasons].map(([index, why]) => [index, { row: JSON.stringify(rows[index]), why }]))
-    // What is cached of their files may be out of date.
+    // The cached facts of their files may be out of date.
     for (const index of refused.keys()) if (index in rows) filesOf(rows[index]).forEach(forgetFile)
     if (rows.length) show(rows)
     const first = lines[Math.min(...refused.keys())]

@@ -5,7 +5,7 @@ import { t } from "../language.js"
 import { closePopup, openPopup } from "./popup.js"
 
 /**
- * Null is a line, and an action that is null cannot be chosen.
+ * A null item is a separator. An item whose action is null cannot be chosen.
  *
  * @typedef {[words: string, action: (() => void) | null] | null} Item
  */

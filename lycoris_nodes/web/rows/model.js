@@ -8,12 +8,12 @@
 //   model.names             {model: [...], clip: [...]}: the files that the loaders name, to ask the server with
 //
 //   followModel(node, (model) => ...)
-//                           calls with the model whenever a change of the workflow makes it another, and once after
-//                           the node is in a workflow
+//                           calls with the model once after the node is in a workflow, and whenever a change of the
+//                           workflow gives the node another model
 //
 // The stack that a node gives is followed to the nodes that take it together with a model (through Combine, Weight
 // Blocks, Schedule and whatever else takes and gives stacks), and their model back to the node that loads it. The names
-// that this node has chosen are sent to the server, which finds the files. Nothing of this throws: if a step leads
+// that this node has chosen are sent to the server, which finds the files. Nothing here throws: if a step leads
 // nowhere, or the server does not answer, nothing is known of the model. If a stack reaches several models, the first
 // counts; a file suits if it suits one of them.
 
@@ -36,8 +36,8 @@ const UNKNOWN = { file: "", family: "", families: [] }
 /** @type {Map<string, Promise<Facts>>} */
 const known = new Map()
 /**
- * What looks again at the model of a node. Weak, because the front end does not say that nodes in subgraphs are gone
- * when another workflow is loaded.
+ * For each node, the function that looks at its model again. Weak, because the front end does not report that nodes in
+ * subgraphs are gone when another workflow is loaded.
  *
  * @type {WeakMap<GraphNode, () => void>}
  */

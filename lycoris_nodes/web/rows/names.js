@@ -1,4 +1,4 @@
-// Files in words.
+// Names, badges and sizes of files, as the page shows them.
 
 /**
  * A file's folder, with its last slash, and its name without the ending.
@@ -44,7 +44,7 @@ export function shownSize(bytes) {
 const lettersOf = (file) => splitName(file)[1].toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ").trim()
 
 /**
- * Each two neighbouring letters, with spaces as the ends.
+ * All pairs of neighbouring letters, with a space at each end.
  *
  * @param {string} text
  */
@@ -53,7 +53,7 @@ function pairsOf(text) {
   return new Set(whole.slice(1).map((letter, index) => `${whole[index]}${letter}`))
 }
 
-/** The least Dice coefficient of the pairs of letters of two near names. */
+/** Two names are near if the Dice coefficient of their pairs of letters is at least this. */
 const NEAR = 0.5
 
 /**

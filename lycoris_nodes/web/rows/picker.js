@@ -1,5 +1,5 @@
-// Chooses a file from a list or cards of all files in their folders. What is typed is sought in their paths and in what
-// they and the files beside them say. The side shows the file that the mouse or the keyboard is on.
+// Chooses a file from a list or cards of all files in their folders. Typed words are searched in paths, in metadata and
+// in the files beside the adapters. The side shows the file that the mouse or the keyboard is on.
 
 import { badges, make, nameParts } from "../elements.js"
 import { t, told } from "../language.js"
@@ -71,9 +71,9 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   let kept
   /** @type {Item[]} */
   let items = []
-  /** The key of the item that Enter takes: not that under the mouse. */
+  /** The key of the item that Enter takes, which need not be the one under the mouse. */
   let active = ""
-  /** Whether a key has moved it; if not, it is the best. */
+  /** Whether a key has moved `active`; otherwise it is the best match. */
   let moved = false
   /** The file under the mouse, which the side shows. @type {Entry | null} */
   let hovered = null
@@ -83,7 +83,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
   /** How many times each file was chosen here. @type {Map<string, number>} */
   const chosen = new Map()
 
-  // Pictures are asked for when they come near.
+  // Pictures are loaded when they come near the visible part.
   const seen = new IntersectionObserver(
     (found) => {
       for (const { isIntersecting, target } of found) {
@@ -263,7 +263,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     return own ?? whole ?? items.find(({ item }) => item === "file") ?? items[0]
   }
 
-  /** Show the files by what is typed and chosen; with `anew`, the best of them is marked. */
+  /** Show the files that match the typed words, in the chosen order; with `anew`, mark the best of them. */
   function arrange(anew = false) {
     items = arranged(entries, search.value, kept)
     list.ariaPressed = String(kept.view === "list")
@@ -287,7 +287,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     }
   }
 
-  /** Ask for the facts of files that have none yet, first of visible ones. */
+  /** Ask for the facts of files that have none yet, of visible files first. */
   async function read() {
     let most = FIRST
     while (open) {

@@ -6,7 +6,7 @@ const ASIDE = 20
 
 /**
  * @typedef {{x: number, y: number}} Point
- * @typedef {Point | ((size: DOMRect) => Point)} Place a point, or what gives it for a panel of this size
+ * @typedef {Point | ((size: DOMRect) => Point)} Place a point, or a function that gives it for a panel of this size
  */
 
 /** @type {{panel: HTMLElement, controller: AbortController, closed?: (escaped: boolean) => void} | null} */

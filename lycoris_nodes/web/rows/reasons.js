@@ -5,8 +5,8 @@ import { told } from "../language.js"
 const ROW = /^(?:(?<file>.*): )?row (?<number>[0-9]+): (?<what>.*)$/u
 
 /**
- * Split an error into the reasons by the places of their rows, and the rest. The lines after one about a row belong to
- * it.
+ * Split an error into the reasons, by the places of their rows, and the rest. Lines after the line of a row belong to
+ * that row.
  *
  * @param {string} text
  * @returns {{rows: Map<number, string>, rest: string}}
@@ -51,7 +51,7 @@ export function heightOf(why) {
 const takers = new WeakMap()
 
 /**
- * Register what shows errors on the rows of a node.
+ * Register the function that shows errors on the rows of a node.
  *
  * @param {GraphNode} node
  * @param {(text: string) => boolean} take returns whether it shows all that a text says

@@ -3,7 +3,7 @@
 const VERSION = 1
 
 /**
- * A strength as text is what was typed, and may be no number.
+ * A strength that is a text is as the user typed it, and may be no number.
  *
  * @typedef {{
  *   file: string, on?: boolean, strength_model?: number | string, strength_clip?: number | string, rules?: string,
@@ -12,7 +12,7 @@ const VERSION = 1
  */
 
 /**
- * A part of what a model makes that a row can weaken or strengthen alone, with a rule that scales its layers.
+ * A part of a model's output whose layers a row can scale alone, by a block rule.
  *
  * @typedef {"video" | "audio"} Signal
  */
@@ -141,8 +141,8 @@ const settingsOf = (/** @type {Row} */ row) =>
   JSON.stringify([isOn(row), modelStrength(row), clipStrength(row), row.rules ?? ""])
 
 /**
- * The rows with both files of a pair in one of them. A row with only the other file goes if its settings are the same
- * or those of a new row: the pair does the same.
+ * The rows with both files of a pair in the row at `index`. A row with only the other file is removed if its settings
+ * are the same or those of a new row: the pair replaces it.
  *
  * @param {Row[]} rows
  * @param {number} index
@@ -183,7 +183,7 @@ export function signalOf(row, signal) {
  * @param {number} factor
  */
 export function withSignal(row, signal, factor) {
-  // Rounded so, no number within the bounds of strengths is written with an exponent.
+  // So rounded, no number within the bounds of a strength is written with an exponent.
   const rounded = Number(factor.toFixed(6))
   const others = linesOf(row).filter((line) => !scaleOf(signal).test(line))
   return withRules(row, [...others, ...(rounded === 1 ? [] : [`${signal} = *${rounded}`])].join("\n").trim())

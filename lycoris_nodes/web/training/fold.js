@@ -70,7 +70,7 @@ function sort(/** @type {GraphNode} */ node) {
   const sorted = [...inputs].sort((one, other) => orderOf(one) - orderOf(other))
   const slots = inputs.map((input) => sorted.indexOf(input))
   inputs.splice(0, inputs.length, ...sorted)
-  // The newest front end knows a link by its slot, and refuses to move one to a slot that another still has.
+  // The newest front end finds a link by its slot, and refuses to move one to a slot that another link still has.
   for (const beyond of [slots.length, 0]) {
     for (const [before, link] of links.entries()) if (link) link.target_slot = beyond + slots[before]
   }

@@ -24,7 +24,7 @@ export function duration(seconds) {
 }
 
 /**
- * A number with so many significant digits, without an exponent.
+ * A number with `count` significant digits, without an exponent.
  *
  * @param {number} value
  */

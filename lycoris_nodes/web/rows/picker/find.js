@@ -68,7 +68,7 @@ export function learn(entry, facts, suits) {
 }
 
 /**
- * How well a file matches what is typed, 0 the best; -1 where a word is nowhere.
+ * How well a file matches what is typed, 0 the best; -1 if a word is not found.
  *
  * @param {Entry} entry
  * @param {string} typed
@@ -110,8 +110,8 @@ export const sorts = () => [
 ]
 
 /**
- * The files that match what is typed, the best first. Broken ones are last; among equals, so are those that do not suit
- * the model.
+ * The files that match what is typed, the best first. Broken files come last. Among equal matches, files that do not
+ * suit the model come last.
  *
  * @param {Entry[]} sorted
  * @param {string} text
@@ -224,7 +224,7 @@ function section(key, words, entries, closed) {
 }
 
 /**
- * What is shown: with words, the files that match them; else all, by name in their folders, or in another order.
+ * The items to show: the files that match typed words; without words all, by name in their folders or in another order.
  *
  * @param {Entry[]} entries by name
  * @param {string} typed

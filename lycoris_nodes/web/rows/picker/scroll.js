@@ -43,7 +43,7 @@ export function placedIn(items, cards, width) {
 
 /**
  * @param {{make: (item: Item) => HTMLElement, dress: (element: HTMLElement, item: Item) => void}} drawing `make` makes
- *   the element of an item, `dress` gives it what changes
+ *   the element of an item, `dress` updates it
  */
 export function createScroll({ make: makeItem, dress }) {
   const inside = make("div", { class: "lycoris-inside" })
@@ -54,7 +54,7 @@ export function createScroll({ make: makeItem, dress }) {
   /** @type {Map<string, HTMLElement>} */
   let drawn = new Map()
 
-  /** The items that are seen, or near to it. */
+  /** The items that are visible, or up to `beyond` pixels away from it. */
   function near(beyond = 0) {
     const { scrollTop, clientHeight } = element
     const [from, to] = [scrollTop - beyond, scrollTop + clientHeight + beyond]
