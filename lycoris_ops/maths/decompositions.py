@@ -25,8 +25,8 @@ LONG = 3
 OVERSAMPLED = 10
 """A random basis has at least this many more vectors than are asked for."""
 POWERS = 4
-"""Power iterations of a random basis. Each turns the ratio r of a small singular value to a large one into
-r^3."""
+"""Power iterations of a random basis. Each damps a small singular value against a large one by the square of
+their ratio."""
 SETTLED = 1e-3
 """Stop once a power iteration lowers the energy outside the random basis by less than this share."""
 

@@ -44,7 +44,7 @@ class AdapterChange:
 
     @property
     def source(self) -> tuple[int, str, float]:
-        """Which layer, at which strength. Changes of the weight and the bias by one layer share it."""
+        """The layer and its strength: the same for the layer's change of the weight and of the bias."""
         return self.entry, self.layer, self.strength
 
 
@@ -65,7 +65,7 @@ class ChangedPlace:
     """The weight in the base."""
 
     def entries(self, parameter: Parameter | None = None) -> list[int]:
-        """The adapters that change it (or only its weight or bias), in the order of `deltas`."""
+        """The adapters that change the weight or bias (or `parameter` only), in the order of `deltas`."""
         wanted = (change for change in self.changes if parameter in (None, change.parameter))
         return list(dict.fromkeys(change.entry for change in wanted))
 
@@ -176,7 +176,7 @@ def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
 
 
 def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo]]) -> ChangedPlace:
-    """The place of the layers that have one name in several adapters."""
+    """The place that the layers of one name in several adapters change."""
     shape: Shape = ()
     bias: Shape = ()
     changes: list[AdapterChange] = []

@@ -70,19 +70,18 @@ def merge_adapters(
     are read and merged one at a time, from their true changes, whatever their kinds. Where an adapter has no
     layer for a weight, averages and counts are over the other adapters.
 
-    With `size` None nothing is lost: a layer becomes a LoRA of the rank that its merged change has, or a full
-    difference where that takes less. A layer that only one adapter has keeps its kind, times its strength,
-    where the method does nothing else to it (`MergeMethod.alone`). Other sizes, `algorithm`,
-    `dtype`, `factor`, `tucker` and `largest` are as in `resize_adapter`. With `dtype` None each layer has
-    the widest dtype of those that it is made of, float32 for float16 beside bfloat16.
+    With `size` None nothing is lost: a layer becomes a LoRA of the rank of its merged change, or a full
+    difference where that takes less. A layer that only one adapter has keeps its kind, if the method only
+    multiplies its change (`MergeMethod.alone`). Other sizes, `algorithm`, `dtype`, `factor`, `tucker` and
+    `largest` are as in `resize_adapter`. With `dtype` None each layer has the widest dtype of its sources,
+    float32 for float16 with bfloat16.
 
-    `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. With it
-    the layers of all adapters are matched by the weights that they change, whatever they are called, and get
-    the model's own names. Without it they are matched by their names. It is needed for kinds whose change
-    depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA), for block rules, and for adapters that name
-    layers in different ways.
+    `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. With a
+    base, layers are matched by the weights that they change, and get the model's own names. Without one, they
+    are matched by their names. A base is needed for kinds whose change depends on the weight (DoRA, OFT,
+    BOFT, IA3, GLoRA, T-LoRA), for block rules, and for adapters that name layers in different ways.
 
-    `norm_limit` bounds the spectral norm of each merged change to this many times the largest one among the
+    `norm_limit` bounds the spectral norm of each merged change to this many times the largest of the
     adapters' changes, strengths included; None for no bound. `seed` is for methods that draw, and for random
     bases. `device` is where it is computed. `prepare` is called with the layers that are to be made, before
     the work, and may raise an error. `progress` is called with layers done.
@@ -128,8 +127,8 @@ def orthogonal_adapters(
 
     At the given strengths they sum to the result of `merge_adapters` with the same method, and their
     strengths can still be changed. Only methods whose result is the sum of such parts can do so (TSV-M, whose
-    parts are orthogonal to each other). The other arguments are as in `merge_adapters`. Strengths do not
-    matter here; block rules are in the parts.
+    parts are orthogonal to each other). The other arguments are as in `merge_adapters`. The parts include the
+    factors of block rules, but no strengths.
     """
     merging = _Merging(adapters, method, options, base, codec, device=device)
     if merging.method.parts is None:
@@ -211,7 +210,7 @@ class _Merging:
         return Goal(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
     def _own(self, place: ChangedPlace) -> Layer | None:
-        """The weight's only layer, times a number, where the method does nothing else to it; otherwise
+        """The weight's only layer, times a factor, if the method does no more to it than that; otherwise
         None."""
         first = place.changes[0]
         if self.method.alone is None or any(change.source != first.source for change in place.changes):
@@ -390,7 +389,7 @@ def _before(place: ChangedPlace) -> str:
 
 
 def _told(entry: Entry) -> dict[str, Any]:
-    """An adapter of a recipe: its file, the hash of its tensors, and its strengths."""
+    """An adapter as a recipe records it: its file, the hash of its tensors, and its strengths."""
     adapter = entry.adapter
     return {
         "name": short_name(adapter.name),

@@ -1,4 +1,5 @@
-"""What a file in `methods` declares: how to merge the changes that several adapters make to one weight."""
+"""A merge method, declared by each file in `methods`: how to merge several adapters' changes to one
+weight."""
 
 from __future__ import annotations
 

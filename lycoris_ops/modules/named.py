@@ -16,7 +16,7 @@ COPIED = "AuxiliaryTrainingWrapper"
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """A model and the modules inside, by path. One under two names is listed twice."""
+    """A model and the modules inside, by path. A module under two names is listed twice."""
     return _named(module, "")
 
 

@@ -1,4 +1,4 @@
-"""Named choices of modules, told from the classes and names that models have in common."""
+"""Named choices of modules, by the classes and names that models have in common."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..names.blocks import ATTENTION
 from .named import named_modules
 
 BLOCK = re.compile(r"Block|Layer$")
-"""In the name of a class that is a block: if it has an attention, it has other parts too."""
+"""Matches the names of block classes: a block with an attention has other parts too."""
 MODULATION = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)
-"""In the name of a linear layer inside a block: it computes scales and shifts from time or a vector.
+"""Matches the names of linear layers in a block that compute scales and shifts from time or a vector.
 
 Trainers leave these out by default, because small changes of them act on every value of a block."""
 EMBEDDER = re.compile(r"Embed(der|dings?)?$")
-"""In the name of a class inside a block: it embeds times, positions or numbers."""
+"""Matches the names of classes in a block that embed times, positions or numbers."""
 TRANSFORMER = re.compile(
     r"Transformer2DModel|TransformerTemporalModel|SpatialTransformer|SpatialVideoTransformer"
 )
@@ -66,10 +66,11 @@ class ModuleClasses:
     def blocks(self) -> set[str]:
         """The units that the model repeats, by path. They are members of its lists:
 
-        - all members of a class that one list has several times, if they have modules inside. Nested lists
-          count as one list, and are no blocks themselves.
-        - the innermost members that hold an attention, for lists with one member of each class.
-        - members with modules inside whose class is called a block or a layer, for models with one block.
+        - members of a list with several members of the same class, if they have modules inside. Nested
+          lists count as one list, and are no blocks themselves.
+        - the innermost members that hold an attention: a list may have only one member of each class.
+        - members with modules inside whose class is called a block or a layer: a model may have only one
+          block.
         """
         members = [path for path in self.classes if path and path.rpartition(".")[0] in self.lists]
         parts = [path for path in members if path not in self.lists and path in self._children]

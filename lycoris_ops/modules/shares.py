@@ -1,4 +1,4 @@
-"""Tell in words what share of a model's weights is left out when some of its modules are adapted."""
+"""Describe which share of a model's weights is left out when some of its modules are adapted."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from .presets import PRESETS, ModuleClasses
 
 Kind = Literal["linear", "conv", "norm", "embedding", "expert", "router"]
 ROUTER = re.compile(r"Router|TopK|MoE?Gate")
-"""In the names of classes that choose experts by a weight (E, I)."""
+"""Matches the names of classes that choose experts by a weight (E, I)."""
 
 READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
     "ShiftedWindowAttention": ("qkv", "proj"),
@@ -35,12 +35,11 @@ READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("MambaMixer", "FalconMambaMixer", "JambaMambaMixer"), ("conv1d", "dt_proj")),
     **dict.fromkeys(("Mamba2Mixer", "BambaMixer", "Zamba2MambaMixer"), ("conv1d",)),
 }
-"""Classes of torchvision and transformers that use weights of some submodules without calling these, always
-or on some devices, with the names of these submodules."""
+"""Classes of torchvision and transformers that use weights of some submodules without calling them (always,
+or on some devices), with the names of these submodules."""
 
 KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
-"""Packages that name classes like torch's linear layers and convolutions only if they multiply in the same
-way."""
+"""Packages whose classes multiply like torch's linear layers and convolutions of the same name."""
 CLOSE = 0.05
 """The largest relative difference between a module's output and that of torch's class of the same name.
 Rounding in narrow dtypes stays below it."""
@@ -66,7 +65,7 @@ class Site:
     """The name of the weight in its module."""
     bias: str = "bias"
     expert: int | None = None
-    """The number of an expert whose weight is this part of the parameter; None for a whole parameter."""
+    """The number of the expert whose part of the parameter this is; None for a whole parameter."""
     stacked: Stacked | None = None
     """Puts the changed parameter of all experts into the passes of the module."""
     turned: bool = False
@@ -112,7 +111,7 @@ class Site:
 
     @property
     def on_parameter(self) -> bool:
-        """Whether PEFT has a layer here on the parameter by itself, see `peft.parameters`."""
+        """Whether PEFT puts its layer on the parameter, not on a module, see `peft.parameters`."""
         return self.kind in ("expert", "router")
 
     @property
@@ -188,7 +187,7 @@ def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, St
 
 
 def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
-    """The kind of a subclass of torch's linear layer or convolution with a product of its own."""
+    """The kind of a subclass of torch's linear layer or convolution that multiplies in its own way."""
     if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
         # It is a site of the attention that it is a part of.
         return None
@@ -203,7 +202,7 @@ def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
 def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
     """Whether a module multiplies like torch's class of the same name. Tried on one random input.
 
-    A class that refuses this input is believed: only its model knows what it takes.
+    A class that refuses this input counts as one that does: only its model knows the right input.
     """
     if next(module.children(), None) is not None:
         return False
@@ -259,11 +258,11 @@ def select(
     """The sites of a model that a preset or patterns choose, by path and in the model's order.
 
     `include` and `exclude` are patterns, see `Pattern`. The preset's sites and those that `include` matches
-    are chosen, without those that `exclude` matches. Without a preset these are only what `include` matches,
-    or the preset "full" where `include` is empty too. Norms, embeddings, experts and routers are in no
-    preset: only `include` chooses them; "*" chooses every site. A preset leaves out a module that shares
-    its weight with another, such as the output layer of a language model that is tied to its embedding,
-    unless both are chosen: when merged, the change of one would change the other too.
+    are chosen, without those that `exclude` matches. Without a preset, only the sites that `include` matches
+    are chosen, or, if it is empty too, those of the preset "full". Norms, embeddings, experts and routers are
+    in no preset: only `include` chooses them; "*" chooses every site. A preset leaves out a module that
+    shares its weight with another, such as the output layer of a language model that is tied to its
+    embedding, unless both are chosen: when merged, the change of one would change the other too.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
     and where one weight is chosen under two names: changing it twice is never meant.
@@ -314,7 +313,7 @@ def shared_weights(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
 
 
 def all_sites(module: nn.Module) -> dict[str, Site]:
-    """Every weight of a model that can be adapted, by path. One under two names is listed twice."""
+    """Every weight of a model that can be adapted, by path. A weight under two names is listed twice."""
     return _sites(module)[0]
 
 

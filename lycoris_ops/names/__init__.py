@@ -1,1 +1,1 @@
-"""What a key of an adapter file means: which tool wrote it, and which layer of a model it names."""
+"""The meaning of an adapter file's keys: which tool wrote them, and which layers of a model they name."""

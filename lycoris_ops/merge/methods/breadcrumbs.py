@@ -1,4 +1,4 @@
-"""Breadcrumbs: the largest and the smallest values are left out."""
+"""Breadcrumbs: leave out the largest and the smallest values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..method import MergeMethod, Option, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = scale * sum of w_i B_i; with `consensus` "ties" their `elected` mean in place of the sum.
+    """D = scale * sum of w_i B_i; with `consensus` "ties", the `elected` mean replaces the sum.
 
     B_i keeps floor(density n) of the n values of D_i: it leaves out the floor(gamma n) largest in size, and
     then the smallest. Where density + gamma is above 1, fewer large ones are left out.

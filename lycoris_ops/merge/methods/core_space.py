@@ -16,9 +16,9 @@ RULES = {module.METHOD.name: module.METHOD for module in (ties, magnitude_prune,
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = Q_U M Q_V^T, where M is what the rule makes of the cores Q_U^T D_i Q_V, (R, R).
+    """D = Q_U M Q_V^T, where M is the rule's merge of the cores Q_U^T D_i Q_V, (R, R).
 
-    Q_U and Q_V are orthonormal bases of what all adapters put out and take in, from balanced factors (see
+    Q_U and Q_V are orthonormal bases of all adapters' outputs and inputs, from balanced factors (see
     `Deltas.bases`). So no adapter loses anything, and the rank of the result is at most the sum of all ranks.
     Without small factors, the rule is applied directly.
     """

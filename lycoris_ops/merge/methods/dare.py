@@ -1,4 +1,4 @@
-"""DARE: values are dropped at random, and what is left is scaled up."""
+"""DARE: drop values at random, and scale up the rest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..method import MergeMethod, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum of w_i m_i * D_i / density, with m_i of independent zeros and ones.
 
-    A value of m_i is 1 with the probability `density`. With `consensus` "ties" it is the `elected` mean in
-    place of the sum.
+    A value of m_i is 1 with the probability `density`. With `consensus` "ties", the `elected` mean replaces
+    the sum.
     """
     kept = [
         strength * _dropped(deltas.dense(index), options["density"], deltas.generator(index), deltas.pause)

@@ -1,4 +1,4 @@
-"""DELLA: values are dropped at random, small ones more often, and what is left is scaled up."""
+"""DELLA: drop values at random, small ones more often, and scale up the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
 
     A value of m_i is 1 with the probability p_i, which rises linearly with the rank of the value's size in
     its row: from density - epsilon for the smallest to density + epsilon for the largest. With `consensus`
-    "ties" it is the `elected` mean in place of the sum. Raises LycorisError unless 0 < p_i <= 1.
+    "ties", the `elected` mean replaces the sum. Raises LycorisError unless 0 < p_i <= 1.
     """
     density, epsilon = options["density"], options["epsilon"]
     if not 0 < density - epsilon <= density + epsilon <= 1:

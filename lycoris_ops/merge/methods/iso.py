@@ -1,4 +1,4 @@
-"""Iso-C: all directions of the sum made equally strong."""
+"""Iso-C: make all directions of the sum equally strong."""
 
 from __future__ import annotations
 

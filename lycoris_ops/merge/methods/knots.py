@@ -17,8 +17,8 @@ from ..method import MergeMethod, Option, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = U M, where [D_1 ... D_T] = U [Y_1 ... Y_T] and M is the TIES merge of the Y_i.
 
-    U (O, R) has the left singular vectors of all changes side by side, and Y_i = U^T D_i = S V_i^T. The rank
-    of the result is at most the sum of all ranks. Without small factors the same is done on the matrices.
+    U (O, R) holds the left singular vectors of [D_1 ... D_T], and Y_i = U^T D_i = S V_i^T. The rank of the
+    result is at most the sum of all ranks. Without small factors the same is done on the matrices.
     """
     if deltas.factors is not None:
         basis = leading(torch.cat([up for up, _ in deltas.factors], 1))
@@ -26,7 +26,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     else:
         basis = None
         aligned = [deltas.dense(index) for index in range(deltas.count)]
-    # By QR, whose error is the dtype's rounding. The Gram matrix would give the root of that.
+    # By QR, with an error of the dtype's rounding. By the Gram matrix it would be the root of that.
     vectors, values, _ = of_long(torch.cat(aligned, 1))
     turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]

@@ -1,4 +1,4 @@
-"""Only the largest values of each change are added."""
+"""Add only the largest values of each change."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ..deltas import Deltas
 from ..method import MergeMethod, Option, Options
 
 CUT = 1e-7
-"""Eigenvalues of the sum of all G_i below this share of the largest one are taken for 0."""
+"""Eigenvalues of the sum of all G_i below this share of the largest one count as 0."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
@@ -21,8 +21,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
 
     With ridge mu = 0 it is the D of least norm that minimises the sum of ||(D - w_i D_i) D_i^T||^2 /
     ||D_i||^2: the inputs of an adapter are taken to lie in the row space of its change. Adapters with
-    independent row spaces each act on their own inputs as if they were alone, those with orthogonal ones add
-    up, and equal ones are counted once. A large mu gives the average. mu is in units of the largest
+    independent row spaces each act on their own inputs as if they were alone. Adapters with orthogonal row
+    spaces add up, and equal adapters count once. A large mu gives the average. mu is in units of the largest
     eigenvalue of the sum of G_i.
     """
     if deltas.factors is not None:

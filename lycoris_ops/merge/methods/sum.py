@@ -11,7 +11,7 @@ from ..method import MergeMethod, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = scale * sum of w_i D_i. Nothing is computed: the forms stand side by side."""
+    """D = scale * sum of w_i D_i. Nothing is computed: the result is the list of all forms."""
     return deltas.combined([options["scale"] * strength for strength in deltas.strengths])
 
 

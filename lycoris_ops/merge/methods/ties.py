@@ -1,4 +1,4 @@
-"""TIES: small values and values of the losing sign are left out."""
+"""TIES: leave out small values and values of the losing sign."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * mean of the values w_i H_i that have the sign of their sum.
 
     H_i keeps the share `density` of the values of D_i, the largest in size. Zeros do not vote and are not
-    counted.
-    Strengths weight the votes too, so that a negative one subtracts. With `divisor` "strengths" the sum of
-    the values is divided by the sum of their strengths instead of their number, as in mergekit with
+    counted. Strengths weight the votes too, so a negative strength subtracts. With `divisor` "strengths" the
+    sum of the values is divided by the sum of their strengths instead of their number, as in mergekit with
     `normalize`; a sum below 1e-8 counts as 1.
     """
     kept = [

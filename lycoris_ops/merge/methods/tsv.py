@@ -1,4 +1,4 @@
-"""TSV-M: the singular vectors of all adapters made orthogonal to each other."""
+"""TSV-M: make the singular vectors of all adapters orthogonal to each other."""
 
 from __future__ import annotations
 

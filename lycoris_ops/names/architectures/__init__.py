@@ -1,4 +1,4 @@
-"""What is known of each architecture, one record a file. A file added here is registered.
+"""Records of the architectures, one a file. A file added here is registered.
 
 A file defines ARCHITECTURE, see `record.Architecture`. The tables of names are in the notation of `notation`.
 """
@@ -46,7 +46,7 @@ FRAME_RATES: Mapping[str, float | None] = {
 BOUNDARIES: Mapping[str, float | None] = {
     kind: time for record in _RECORDS for kind, time in record.boundaries.items()
 }
-"""The lowest time of the expert for high noise, by the host's class; None for no experts."""
+"""The lowest time of the expert for high noise, by the host's class; None without experts."""
 
 
 def recognise(shapes: Mapping[str, Shape]) -> Model | None:

@@ -1,7 +1,7 @@
 """ACE-Step 1.5: its decoder under the names of diffusers and of the official adapter files.
 
-Official adapters are trained on the decoder alone, and their names do not have `decoder.`. diffusers' class
-is the decoder alone. ACE-Step 1 needs no table: its layers have one name everywhere.
+Official adapters are trained on the decoder alone, and their names lack `decoder.`. diffusers' class is the
+decoder alone. ACE-Step 1 needs no table: its layers have one name everywhere.
 
 Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_ace_step_to_diffusers.py`, and
 `_convert_non_diffusers_ace_step_lora_to_diffusers` in `loaders/lora_conversion_utils.py`.

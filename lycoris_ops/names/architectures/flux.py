@@ -111,9 +111,9 @@ FLUX_2 = {
     **under("transformer_blocks.*", "double_blocks.*", FLUX_2_MLP),
     **under("single_transformer_blocks.*", "single_blocks.*", FLUX_2_SINGLE),
 }
-# Where a file has LoKr of fused projections, diffusers fuses those of the whole model
-# (`_maybe_fuse_qkv_projections_for_lokr` in `utils/peft_utils.py`), because a part of a Kronecker product is
-# not always one itself.
+# If a file has LoKr of fused projections, diffusers fuses all projections of the model
+# (`_maybe_fuse_qkv_projections_for_lokr` in `utils/peft_utils.py`), because a part of a Kronecker product
+# need not be one itself.
 FLUX_2_FUSED = {
     "attn.to_qkv": "img_attn.qkv",
     "attn.to_added_qkv": "txt_attn.qkv",

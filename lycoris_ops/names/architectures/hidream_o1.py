@@ -1,8 +1,8 @@
 """HiDream-O1, a Qwen3-VL with an image head, under the names that its class has in training.
 
-Source of the correspondence: the official checkpoint's keys and the names of musubi-tuner (Apache-2.0), those
-of the modules of transformers' `Qwen3VLForConditionalGeneration` (Apache-2.0): all layers are below `model`.
-diffusers has no such model. HiDream I1 has other layers: see `hidream`.
+Source of the correspondence: the official checkpoint's keys and the names of musubi-tuner (Apache-2.0), which
+are the module names of transformers' `Qwen3VLForConditionalGeneration` (Apache-2.0): all layers are below
+`model`. diffusers has no such model. HiDream I1 has other layers: see `hidream`.
 """
 
 from __future__ import annotations

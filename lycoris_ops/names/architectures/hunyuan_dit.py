@@ -1,7 +1,7 @@
 """HunyuanDiT under the names of diffusers.
 
-diffusers exchanges the names of a block's second and third norm. A file does not say which norm it means by
-one of these names: it is taken for the model's own.
+diffusers exchanges the names of a block's second and third norm. A file does not say whose names it uses for
+these norms: they are read as the model's own.
 
 Source of the correspondence: diffusers (Apache-2.0), `scripts/convert_hunyuandit_to_diffusers.py`.
 """

@@ -35,7 +35,7 @@ RESNET = {
 }
 PLACE = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(\w+)")
 TRANSFORMER = same("norm", "proj_in", "proj_out", "transformer_blocks.**")
-# Distilled models leave out the transformer in the middle, or all of it.
+# Distilled models leave out the transformer in the middle, or the whole middle.
 MIDDLE = {
     **under("mid_block.resnets.0", "middle_block.0", RESNET),
     **under("mid_block.attentions.0", "middle_block.1", TRANSFORMER),
@@ -47,7 +47,7 @@ def table(shapes: Mapping[str, Shape]) -> Table:
     """The table for one UNet.
 
     Each layer in a numbered block of the model is a resnet, a transformer or a resampler in a level of
-    diffusers' model. Which one it is shows in the names of the layers below it.
+    diffusers' model. The names of the layers below it show which.
     """
     layers: dict[str, dict[int, dict[int, set[str]]]] = {"input_blocks": {}, "output_blocks": {}}
     for path in shapes:
@@ -56,7 +56,7 @@ def table(shapes: Mapping[str, Shape]) -> Table:
             layers[side].setdefault(int(block), {}).setdefault(int(layer), set()).add(child)
     return {
         **ENDS,
-        # SDXL and its relatives have no transformers in the first level; SD 2.1 unCLIP has.
+        # SDXL and its relatives have no transformers in the first level; SD 2.1 unCLIP has some.
         **(CLASSES if "input_blocks.1.1.proj_in" in shapes else ADDED),
         **MIDDLE,
         **_side(layers["input_blocks"], "input_blocks", "down_blocks", "op", "downsamplers.0.conv"),
@@ -91,7 +91,7 @@ def _side(
 
 MARKS = ("input_blocks.0.0", "input_blocks.1.0.in_layers.2")
 WITH_VECTOR = (*MARKS, "label_emb.0.0")
-"""With a vector embedding beside the prompt, as in SDXL."""
+"""The marks of a UNet with a vector embedding besides the prompt, as in SDXL."""
 PLACES = ("input_blocks.*.*", "middle_block.*", "output_blocks.*.*")
 LIKE = r"(input|output|middle|down|up|mid)_blocks?_.*(attn|resnets|in_layers|proj_in)"
 CROSS = r"(?!.*motion)(input|output|middle|down|up|mid)_blocks?_.*attn2_to_[kv]$"
@@ -126,8 +126,8 @@ def _vector(title: str, inputs: Iterable[int], outputs: Iterable[int], count: in
 
 ARCHITECTURE = Architecture(
     layouts=(
-        # SVD has other names in diffusers, whose class has the layers for time beside those for space. The
-        # host's own map gives SVD the names of the other UNets, so these are entered as other names.
+        # SVD has other names in diffusers, where layers for time are beside those for space. The host's own
+        # map gives SVD the names of the other UNets, so these are entered as other names.
         Layout(
             (*WITH_VECTOR, "input_blocks.1.0.time_stack.in_layers.2"),
             others=lambda shapes: {**table(shapes), **ADDED},

@@ -4,8 +4,8 @@ Source of the correspondence: diffusers (Apache-2.0), `convert_minimax_h3_transf
 in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward.
 
 The rows of `qkv_proj` are all of the query, then the key, then the value, as in every published single file.
-In the original shards they are ordered head by head, each with its query, key and value. So are those of
-adapters that DiffSynth-Studio trains on these shards: see `dialects/diffsynth.py`.
+In the original shards the rows are ordered head by head, each with its query, key and value. Adapters that
+DiffSynth-Studio trains on these shards have the same order: see `dialects/diffsynth.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DIFFUSERS = {
 
 ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("video_patch_proj", "blocks.*.attn.qkv_proj"), diffusers=DIFFUSERS),),
-    # The tokens of sound stand behind those of the text.
+    # The tokens of sound come after those of the text.
     tokens={
         "video_patch_proj": "places",
         "token_refiner": "text",

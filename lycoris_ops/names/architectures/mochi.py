@@ -1,9 +1,9 @@
 """Mochi 1: the original layout beside the names of diffusers.
 
-Source of the correspondence: diffusers (Apache-2.0), `convert_mochi_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward, and shift and scale of the
-last modulation. The last block has no text output: its text modulation has no gate, and another name in
-diffusers.
+Source of the correspondence: diffusers (Apache-2.0), `convert_mochi_transformer_checkpoint_to_diffusers` in
+`loaders/single_file_utils.py`. That conversion exchanges gate and value of the feed-forward, and shift and
+scale of the last modulation. The last block has no text output: its text modulation has no gate, and another
+name in diffusers.
 """
 
 from __future__ import annotations
