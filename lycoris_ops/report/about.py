@@ -54,7 +54,7 @@ class About:
     families: tuple[str, ...]
     """The same families as a tuple, to compare with a model's."""
     signals: tuple[str, ...]
-    """`video` and `audio` where it has layers for each of the two; else ()."""
+    """`video` and `audio` where it has layers for both; else ()."""
     base: str
     """The base model as the metadata name it; "" for none."""
     dialect: str

@@ -46,7 +46,7 @@ HEADING = re.compile(r"\[(.*?)\](?:\s+#.*)?")
 VECTOR = re.compile(r"([^\s:#\[%][^:]*):(.+)")
 NAMED_VECTOR = re.compile(r"([^\s:#\[%=][^:=]*):([^:=]*,[^:=]*)")
 WORD = re.compile(r"[^\s:=,#\[\]]+")
-"""The first word of a line of no form, which may be meant as a preset's name."""
+"""The first word of a line of no known form: it may be meant as a preset's name."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_presets(text: str, file: str) -> PresetFile:
             body.append(raw)
         elif line and not line.startswith("#"):
             if vector := VECTOR.fullmatch(line):
-                # At its own line and column, so that faults name the file's.
+                # Padded, so that faults name the file's line and column.
                 before = raw.index(":") + 1
                 add(vector[1].strip(), "\n" * (number - 1) + " " * before + raw[before:], {})
             else:

@@ -51,8 +51,8 @@ class Rules:
         broken: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> Rules:
-        """Rules of one stage from the lines of a text. Blank lines are ignored, and all after a # that is not
-        within a regular expression.
+        """Rules of one stage from the lines of a text. Blank lines are ignored, and so is all text after a #
+        outside a regular expression.
 
         A line is one of
 

@@ -32,7 +32,7 @@ class Schedule:
 
         Lines `pattern = curve` are for the blocks or layers that the patterns match, as in block rules. All
         other lines together are one curve for the rest, see `Curve.parse`; `curve` replaces it. Raises
-        ScheduleError and RuleError, with the number of a line that has patterns.
+        ScheduleError and RuleError; for a line with patterns they give its number.
         """
         plain: list[str] = []
         tracks: list[Track] = []

@@ -28,14 +28,14 @@ PARTS = ("attn.q", "attn.k", "attn.v", "attn.out")
 OWN, LONGEST = 10, 16
 """At most OWN of the model's own words for kinds of layers get bars, each shorter than LONGEST letters."""
 GLUED = re.compile(r"_(\d+)(?:_|$)")
-"""The number of a block in a name as kohya writes it."""
+"""The number of a block in a name in kohya's style."""
 
 Sort = Literal["blocks", "beside", "text", "kinds"]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A name that rules may set, and the layers that it means."""
+    """A name that rules may weight, and the layers that it stands for."""
 
     name: str
     members: tuple[Named, ...]
@@ -46,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarGroup:
-    """Bars that belong together: a list of blocks, a text encoder, what is in no list, or kinds of layers."""
+    """Bars that belong together: a list of blocks, a text encoder, layers in no list, or kinds of layers."""
 
     name: str
     sort: Sort
@@ -73,9 +73,9 @@ class Weighed(NamedTuple):
 class Bars:
     """The bars of one adapter on one model.
 
-    `blocks` are the model's, see `blocks_of`; None for a model that has just the layers of the adapter's
-    file, under the names that they have there. Layers that the model lacks are left out. Raises MatchError
-    as `resolve` does. `read` reads weights for changes that depend on them, as in `survey`.
+    `blocks` are the model's, see `blocks_of`; None stands for a model with just the layers of the adapter's
+    file, under their names in the file. Layers that the model lacks are left out. Raises MatchError as
+    `resolve` does. `read` reads weights for changes that depend on them, as in `survey`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Bars:
         return fsum(self._squares.get(layer, 0.0) for layer in bar.layers) / total if total else 0.0
 
     def weighed(self, rules: Rules) -> Weighed:
-        """What rules do to each bar: to the adapter's layers in it, or else to those of the model.
+        """The weights that rules give each bar: to the adapter's layers in it, or else to the model's layers.
 
         Raises RuleError for a line that fits neither the model nor the file.
         """
@@ -189,7 +189,7 @@ class Bars:
 
 
 def _is_kind(word: str) -> bool:
-    """Whether a name is the model's own for attention or feed-forward, and short enough for a label."""
+    """Whether a name is the model's own word for attention or feed-forward, and short enough for a label."""
     said = ATTENTION.search(word) or FEED_FORWARD.fullmatch(word)
     return said is not None and len(word) < LONGEST and not BESIDE.search(word)
 
@@ -204,7 +204,7 @@ def _shapes(adapter: Adapter) -> Iterable[tuple[str, Shape]]:
     """Keys and shapes of a model that has just the layers of an adapter."""
     for info in adapter.info.values():
         named = info.named
-        # In names as kohya writes them the numbers of blocks stand between underscores.
+        # In names in kohya's style the numbers of blocks are between underscores.
         path = named.path if "." in named.path else GLUED.sub(r".\1.", named.path).strip(".")
         if named.part == "te":
             path = f"{ENCODERS[named.encoder or 1][0]}.{HOST_ENCODER}{path}"

@@ -23,7 +23,7 @@ Parts = Sequence[tuple[Entry, tuple[float, ...]]]
 def parse_values(text: str) -> tuple[float, ...]:
     """The numbers of a text such as `0, 0.5, 1`, or `0..1.2 in 5` for 5 numbers from 0 to 1.2.
 
-    Raises LycorisError for what is no number, for none, and for more than `MOST`.
+    Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
     """
     found: list[float] = []
     for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
@@ -55,13 +55,13 @@ class Axis:
     """What differs from picture to picture along one side of a grid."""
 
     labels: tuple[str, ...]
-    """What each step is called."""
+    """The name of each step."""
     split: Callable[[int, Entry], Parts]
     """The parts of an entry, given its place in the stack."""
 
 
 def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
-    """An axis with the strength of one entry, by its row from 1; for row 0, with a factor of all strengths.
+    """An axis over the strength of the entry in `row`, from 1; for row 0, over a factor of all strengths.
 
     Raises LycorisError for a row that the stack does not have.
     """
@@ -79,7 +79,7 @@ def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
 
 
 def block_axis(stack: Stack, pattern: str, values: Sequence[float]) -> Axis:
-    """An axis with a factor of the blocks or layers that a pattern of block rules matches.
+    """An axis over a factor of the blocks or layers that a pattern of block rules matches.
 
     Raises RuleError for a pattern that is not understood.
     """
@@ -96,7 +96,7 @@ def block_axis(stack: Stack, pattern: str, values: Sequence[float]) -> Axis:
 
 
 def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
-    """An axis with one entry at a time of some rows, from 1; () for all. Other rows are in every step.
+    """An axis with one entry of `rows` at a time, from 1; () for all rows. Other entries are in every step.
 
     Raises LycorisError for a row that the stack does not have.
     """
@@ -112,7 +112,7 @@ def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """A stack whose strengths differ between the pictures of a batch, and what the pictures are called."""
+    """A stack whose strengths differ between the pictures of a batch, and the names of the pictures."""
 
     stack: Stack
     columns: tuple[str, ...]
@@ -125,7 +125,8 @@ class Grid:
 
     @property
     def labels(self) -> str:
-        """The names as a table: those of the columns in the first line, then that of each row."""
+        """The names as a table: the columns' names in the first line, then each row's name on its own
+        line."""
         return "\n".join(["\t".join(("", *self.columns)), *self.rows])
 
 

@@ -62,7 +62,7 @@ class Match(NamedTuple):
         return self.target.key if self.parameter == "weight" else self.target.bias or ""
 
     def constant(self) -> Match:
-        """The same match at its mean strength over the sampling and the pictures, the same at all places."""
+        """The same match at one strength: the mean over the sampling and the pictures, without the mask."""
         factors = self.where.factors if self.where is not None else None
         share = mean(self.timings) * (sum(factors) / len(factors) if factors else 1.0)
         return self._replace(strength=self.strength * share, timings=(), where=None)
@@ -121,7 +121,7 @@ class EntryResolution:
     """The model families that the adapter can be for, by its metadata or else its names; () if unknown, or if
     every layer meets a weight."""
     target_is: Families = ()
-    """The families that the model can belong to; () as above."""
+    """The families that the model can belong to; () in the same cases."""
 
     @property
     def elsewhere(self) -> str | None:
@@ -235,7 +235,7 @@ def _resolve_entry(
         if turned and len(info.shape) == 2:
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
-        # The layer's name comes first: bare keys of a model do not tell their part.
+        # The layer's name takes precedence: bare keys of a model do not show their part.
         part = info.named.part or places[0].part
         strength = entry.strength_of(part)
         strength *= weights.of.get(name, 1.0)
@@ -314,7 +314,7 @@ def families_of_model(targets: Targets) -> Families:
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
     file = resolution.entry.adapter.path
-    # By a rule of weight 0 users exclude a layer that does not fit.
+    # Users exclude a layer that does not fit by a rule of weight 0.
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
         first = live[0]

@@ -35,8 +35,8 @@ class Entry:
     label: str = ""
     """The name in reports, such as the file with its folder; "" for the file name alone."""
     low_noise: Adapter | None = None
-    """For a model of two experts, the adapter of the low-noise one; `adapter` is then the other's. None for
-    one adapter for both."""
+    """For a model of two experts, the adapter for the low-noise expert; `adapter` is then for the other one.
+    None where one adapter is for both."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
-        """Its adapter, or those of a pair."""
+        """The entry's adapter, or both adapters of a pair."""
         return (self.adapter,) if self.low_noise is None else (self.adapter, self.low_noise)
 
     def __post_init__(self) -> None:
@@ -121,13 +121,13 @@ class Stack:
         )
 
     def with_mask(self, mask: Mask) -> Stack:
-        """The stack with this mask on every adapter. Masks that are there already multiply with it."""
-        # One object for the same masks, so that their adapters are computed together.
+        """The stack with this mask on every adapter. It is multiplied with masks that are already there."""
+        # Equal masks get one object, so that their adapters are computed together.
         joined = {entry.mask: replace(mask, within=entry.mask) if entry.mask else mask for entry in self}
         return Stack(replace(entry, mask=joined[entry.mask]) for entry in self)
 
     def of_expert(self, *, low_noise: bool) -> Stack:
-        """The stack for one of the two experts of a model: each entry with its adapter for that one."""
+        """The stack for one of the two experts of a model: each entry has its adapter for that expert."""
         return Stack(
             entry
             if entry.low_noise is None

@@ -90,7 +90,7 @@ def survey(
 
 
 def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:
-    """The blocks of a model or checkpoint. What is in none of its parts is left out."""
+    """The blocks of a model or checkpoint. Keys that belong to no part are left out."""
     targets = Targets(shapes)
     if targets.parts - {None}:
         # Keys outside the parts of a loaded model are tables for sampling, and in a file the VAE.

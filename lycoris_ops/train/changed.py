@@ -126,7 +126,7 @@ def _words(layer: Layer) -> str:
 
 
 def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[str, object]) -> Wish:
-    """A layer of a file with the options of its pattern; all that they do not name stays.
+    """A layer of a file with the options of its pattern; settings that are not among them stay.
 
     Raises LayerError for a rank or a factor of a kind that has none.
     """

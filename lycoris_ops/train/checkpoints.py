@@ -82,7 +82,7 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
         raise TrainError("no state of this training is whole", file=str(folder), got=", ".join(damaged))
     if not states:
         return None
-    # Of two states after the same step either would do.
+    # Of two states after the same step either will do.
     _, path, state = max(states, key=lambda found: (found[0], found[1].name == f"last{STATE}"))
     why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
     if damaged:
@@ -186,7 +186,7 @@ class Checkpoints:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
     def returns_of(self, trainer: Trainer) -> int:
-        """How often the training has gone back to an earlier state, including the trainer's present one.
+        """How often the training has gone back to an earlier state, including the trainer's present return.
 
         The count distinguishes abandoned checkpoints from new ones.
         """
@@ -196,7 +196,7 @@ class Checkpoints:
         return max(later)[0] + 1 if later else trainer.returns
 
     def clear(self) -> None:
-        """Remove the earlier training's checkpoints that `begin` found. To call after the first step."""
+        """Remove the earlier training's checkpoints that `begin` found. Call it after the first step."""
         with system_errors(self.folder):
             for name in self._replaced:
                 self._remove(name)
@@ -220,7 +220,7 @@ class Checkpoints:
     def write_by_time(self, trainer: Trainer) -> None:
         """Write `last` if the latest checkpoint is `minutes` old. The first call starts the clock.
 
-        The clock is that of the first process. If writing fails, for example on a full disk, the training
+        The clock of the first process decides. If writing fails, for example on a full disk, the training
         goes on, and the next try is `minutes` later.
         """
         due = False
@@ -266,7 +266,7 @@ class Checkpoints:
 
     def _remove(self, name: str) -> None:
         (self.folder / f"{name}{STATE}").unlink(missing_ok=True)
-        # In any dialect.
+        # An adapter of any dialect: a folder or a file.
         for adapter in (self.folder / name, self.folder / f"{name}.safetensors"):
             shutil.rmtree(adapter) if adapter.is_dir() else adapter.unlink(missing_ok=True)
 

@@ -32,7 +32,7 @@ _ALWAYS = frozenset({"input_dropout", "rank_dropout", "module_dropout", "lr", "f
 LEFT = {"file": _ALWAYS, "plan": _ALWAYS | {"dora", "bias"}}
 """The settings that a file's layers, or a plan's rows, leave open."""
 CHANGING = frozenset({"algorithm", "rank", "factor"})
-"""What a pattern may ask of a file's layers; they are converted before the training."""
+"""Settings that a pattern may change in a file's layers, which are then converted before the training."""
 
 
 def create_lycoris(
@@ -66,7 +66,7 @@ def create_lycoris(
     report says how much of their change is kept.
 
     Without `weights` every layer starts at a change of zero, from `seed`; without a seed a random one is
-    drawn, which is `network.seed`.
+    drawn and kept in `network.seed`.
 
     With `plan`, modules, algorithms, ranks, alphas and learning rates come from its rows, and the layers
     start from the gradient if the plan has its probe. `options` and `overrides` add what a plan does not say,
@@ -77,7 +77,7 @@ def create_lycoris(
 
     Raises LycorisError where nothing is chosen, a pattern matches nothing, or a rank of `overrides` is above
     what its module can use. It also refuses an option that is unknown, has no meaning for its algorithm, or
-    is for the file or plan to decide.
+    is already decided by the file or plan.
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     own = inspect.signature(create_lycoris).parameters
@@ -170,7 +170,7 @@ def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overr
 
 
 def _fresh(planned: Sequence[_Planned], seed: int, *, named: bool) -> tuple[dict[str, Member], list[str]]:
-    """The members, and a text for each departure from what was asked.
+    """The members, and a note for each deviation from the settings.
 
     A module that the algorithm does not suit is left out, or refused if patterns chose it (`named`) or have
     options for it.

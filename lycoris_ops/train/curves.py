@@ -19,7 +19,7 @@ BINS = 50
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Write the curves as PNG. Raises LycorisError where Pillow is not installed, and WriteError."""
+    """Write the curves as PNG. Raises LycorisError without Pillow, and WriteError where it cannot write."""
     write_png(path, lambda: _curves(history, None, "loss"))
 
 
@@ -47,7 +47,7 @@ def _curves(history: History, steps: int | None, title: str, race: Race | None =
 def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
     """Write the picture of a race to a PNG file, see `race_picture`.
 
-    Raises LycorisError for another ending and where Pillow is not installed, and WriteError.
+    Raises LycorisError for another file ending or without Pillow, and WriteError where it cannot write.
     """
     write_png(Path(path), lambda: race_picture(race))
 

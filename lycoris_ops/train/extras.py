@@ -1,4 +1,4 @@
-"""Packages that are not needed to train, and are imported when they are asked for."""
+"""Optional packages, which are imported only when they are used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def has(module: str) -> bool:
 
 
 def required(module: str, package: str, what: str) -> ModuleType:
-    """Import a module. Raises TrainError, with how to install it, where that cannot be done."""
+    """Import a module. Raises TrainError, with how to install it, where the import fails."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

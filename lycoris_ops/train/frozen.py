@@ -16,7 +16,7 @@ _held: Any = WeakIdKeyDictionary()
 
 
 def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
-    """Freeze these parameters until `thaw` has been called as often. Returns their flags."""
+    """Freeze these parameters until `thaw` has undone each `freeze` of them. Returns their flags."""
     flags: Flags = {}
     for parameter in parameters:
         flags[parameter] = parameter.requires_grad
@@ -27,7 +27,7 @@ def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
 
 
 def thaw(flags: Mapping[nn.Parameter, bool]) -> None:
-    """Undo the `freeze` that returned these flags. The last one to do so restores a parameter's own flag."""
+    """Undo the `freeze` that returned these flags. The last `thaw` of a parameter restores its own flag."""
     for parameter, own in flags.items():
         # A copied model is held only by its copied network.
         first, count = _held.get(parameter, (own, 1))

@@ -24,7 +24,7 @@ from ..peft.parameters import of_expert
 from .member import layer_seed
 
 BIASED = (Lora, OftV2, BoftPeft)
-"""The kinds beside which PEFT can keep the values of a bias, by its option `bias`."""
+"""The kinds with which PEFT can also keep the values of a bias, by its option `bias`."""
 
 
 def path_in_peft(site: Site) -> str:
@@ -51,7 +51,7 @@ def for_peft(layer: Layer, site: Site) -> Layer:
     if isinstance(layer, BIASED) and layer.diff_b is not None and site.has_bias:
         layer = _valued(layer, site)
     if isinstance(layer, Lora):
-        # PEFT finds an embedding's factors by names of their own.
+        # In PEFT an embedding's factors have names of their own.
         return layer.of_embedding() if site.kind == "embedding" else layer
     if site.transposed and not isinstance(layer, Ia3):
         raise LycorisError(
@@ -70,7 +70,8 @@ def for_peft(layer: Layer, site: Site) -> Layer:
 
 
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:
-    """The layers, completed: if any expert of a parameter has one, all get one, of the same rank and scale.
+    """The layers, completed: if one expert of a parameter has a layer, all get one of the same rank and
+    scale.
 
     PEFT has one pair of factors for all experts. The added experts and components change nothing, but can be
     trained: only their `up` is zero.

@@ -26,8 +26,8 @@ def adapter_checkpoints(
     To go on from a checkpoint use `create_lycoris(model, weights=folder)`: the trainer's
     `resume_from_checkpoint` and `load_best_model_at_end` need the whole model.
 
-    Raises TrainError without transformers. When the trainer is made, it raises TrainError if its model is not
-    the network's or is no model of transformers, and for `load_best_model_at_end`.
+    Raises TrainError without transformers. When a trainer is created, the callback raises TrainError if the
+    trainer's model is not the network's or is no model of transformers, and for `load_best_model_at_end`.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 

@@ -19,7 +19,7 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
     and `text_encoders` ComfyUI can read its files. The members are shared with the given networks, which must
     not be applied any more.
 
-    Raises LycorisError where there is none, and where the networks have different strengths.
+    Raises LycorisError for no networks, and for networks of different strengths.
     """
     if not networks:
         raise LycorisError("there are no networks to join", expected="at least one")

@@ -50,15 +50,15 @@ def judge(
     differences are far more exact than losses. Strength 0 is the model alone, which is judged in any case.
 
     By successive halving (Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits",
-    2013, algorithm 1; on a fixed set of draws as Jamieson and Talwalkar, 1502.07943): all begin, and in each
-    of log2(n) rounds those that are left are measured on further batches and the worse half drops out. Every
-    round has the same number of passes, so that the last pairs are measured on the most batches. The total is
-    `share` of the passes that all pairs on all batches would take, but at least one for each pair in each of
-    its rounds. With a share of 1 none drops out.
+    2013, algorithm 1; on a fixed set of draws as Jamieson and Talwalkar, 1502.07943): all pairs begin. In
+    each of log2(n) rounds the remaining pairs are measured on further batches, and the worse half drops out.
+    Every round has the same number of passes, so the last pairs are measured on the most batches. The total
+    is `share` of the passes that all pairs on all batches would take, but at least one for each pair in each
+    of its rounds. With a share of 1 none drops out.
 
-    `order` lists the numbers of the batches in the order of their use: any first few should represent all.
-    `told` is called with the number of passes done and the most there may be. Afterwards the model is as it
-    was.
+    `order` lists the numbers of the batches in the order of their use: the first few should represent all.
+    `told` is called with the number of passes done and the largest number that there may be. Afterwards the
+    model is as it was.
 
     A pair whose loss is not finite drops out. Raises TrainError where there is nothing to judge, where no
     pair has a finite loss, and for a share that is not above 0 and up to 1.
@@ -92,7 +92,8 @@ def halved(
     share: float,
     told: Callable[[int, int], None] | None = None,
 ) -> dict[Place, tuple[float, ...]]:
-    """The losses of each place on the first of `count` draws, few if it dropped out early, see `judge`.
+    """The losses of each place on the first of `count` draws; a place that dropped out has fewer. See
+    `judge`.
 
     `measure(place, numbers)` gives the losses of a place on the draws with these numbers.
     """

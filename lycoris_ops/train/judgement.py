@@ -12,7 +12,7 @@ from ..ranks.plan import table
 from ..report.words import NAME
 
 Place = tuple[int, int]
-"""The number of an adapter and that of a strength."""
+"""The numbers of an adapter and of a strength."""
 ALONE: Place = (-1, -1)
 """The place of the model without any adapter."""
 BEST, BESIDE = 2.5, 1.0
@@ -58,9 +58,9 @@ class Judgement:
     def behind(self, place: Place) -> tuple[float, float]:
         """How far the loss of a place is above that of the best, and the standard error of this difference.
 
-        mean(d) and std(d) / sqrt(n) of their differences d on the n draws that both have. With one draw the
-        error of another place is infinite. Where a loss is not finite, the difference is infinite and the
-        error 0.
+        These are mean(d) and std(d) / sqrt(n) for the differences d on the n draws that both have. With one
+        draw the error is infinite, except for the best itself. Where a loss is not finite, the difference is
+        infinite and the error 0.
         """
         pairs = list(zip(self.losses[place], self.losses[self.best], strict=False))
         differences = [one - other for one, other in pairs]
@@ -73,13 +73,13 @@ class Judgement:
         return middle, math.sqrt(square / count)
 
     def loss(self, place: Place) -> float:
-        """The loss of the best, plus how far the place is above it on the draws that both have."""
+        """The loss of the best, plus the mean difference of the place from it on the draws that both have."""
         return mean(self.losses[self.best]) + self.behind(place)[0]
 
     @property
     def alike(self) -> list[Place]:
-        """The pairs that the loss cannot tell from the best: behind it by at most the standard error of the
-        difference. The best comes first, then the others by their loss."""
+        """The pairs whose loss is above the best one's by at most the standard error of the difference. The
+        best comes first, then the others by their loss."""
         found = (place for place in self.losses if place != ALONE)
         near = [place for place in found if (both := self.behind(place))[0] <= both[1] < math.inf]
         return sorted(near, key=lambda place: (place != self.best, self.behind(place)[0]))
@@ -91,7 +91,7 @@ class Judgement:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best strength is the least or the highest of several, so that one beyond may be
+        """Whether the best strength is the lowest or highest of several, so that one further out may be
         better."""
         column = self.best[1]
         return len(self.strengths) > 1 and self.strengths[column] in (

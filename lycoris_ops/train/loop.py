@@ -57,7 +57,7 @@ class TrainResult:
     searched: Searched | None = None
     """The outcome of the search before it, see `search_network`. Its network is the one that was trained."""
     resumed: str | None = None
-    """The step and state of an earlier run that this one continued from, and why that state."""
+    """The step and state of an earlier run that this one continued from, and why that state was chosen."""
 
     def __str__(self) -> str:
         losses, best = self.history.losses, self.history.best
@@ -103,8 +103,8 @@ def train_network(
     """Train a network, which stays applied to its model.
 
     With `options.search` a race first finds the learning rate, or the kind of the layers too, and may replace
-    the network: the result has the one that was trained, see `search_network`. `raced` is called before each
-    heat and after each of its steps.
+    the network: the trained one is in the result, see `search_network`. `raced` is called before each heat
+    and after each of its steps.
 
     `batches` is an iterable that each epoch goes through again, or a function from the epoch's number to an
     iterable. `loss(module, batch)` returns a scalar, using the model with the network applied. `validation`
@@ -200,7 +200,7 @@ def train_network(
             raise
         if kept:
             with uninterrupted():
-                # If this fails, the file of the adapter still has what was learned.
+                # If this fails, the adapter's file still has the trained weights.
                 kept.write_last_if_possible(trainer) if out else kept.write(trainer, "last")
         if out and (first or sharded):
             trainer.save(options.output or out)

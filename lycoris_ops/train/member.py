@@ -45,7 +45,8 @@ Measured on a CPU, for layers of width 640 to 3072."""
 
 FORMED = 500
 """The cost, per value of a factored weight, to form the weight and to turn its gradient into the factors'.
-The unit is one multiplication of a large matrix product, measured on a CPU: these steps wait for memory."""
+The unit is one multiplication of a large matrix product, measured on a CPU: memory bandwidth limits these
+steps."""
 
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
@@ -78,7 +79,7 @@ class Member(nn.Module):
         """Train `layer` in place of this one, starting from its values. Its parameters are new ones.
 
         Raises LycorisError where the layer does not fit the module, a dropout cannot act on it, or the
-        present one is sharded.
+        present layer is sharded.
         """
         if any(map(is_divided, self.parameters())):
             raise LycorisError(
@@ -100,7 +101,7 @@ class Member(nn.Module):
         trained = layer.factors()
         for name, tensor in layer.tensors().items():
             # Copy: others may use the same layer of a file. The rounding of products depends on the memory
-            # layout, so take the one that a tensor has after saving and reading.
+            # layout, so use the layout that a tensor has after saving and loading.
             value = tensor.detach().clone(memory_format=torch.contiguous_format).to(device)
             if name in trained:
                 self.register_parameter(name, nn.Parameter(value.to(compute_dtype(value.dtype))))
@@ -178,12 +179,12 @@ class Member(nn.Module):
                 bias=site.bias,
                 caller=site.caller,
                 transposed=site.transposed,
-                # With the form bypass, weights may not be readable as the module uses them; an offloaded
-                # weight is elsewhere.
+                # With the form bypass a module may move and cast its weight within the pass; an offloaded
+                # weight is loaded there.
                 follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
             )
-        # A single call in each pass prepares both hooks, so it belongs to the one that acts first. Only
-        # additive layers have both hooks, and there the bypass acts after the rebuilt weight.
+        # One call in each pass prepares both hooks, so the hook that acts first makes it. Only additive
+        # layers have both hooks, and there the bypass acts after the rebuilt weight.
         hooks = [hook for hook in (self._rebuilt, self._bypass) if hook is not None]
         hooks[0].before_pass = self._before_pass
         # Attach the bypass first: only it can refuse.
@@ -279,7 +280,7 @@ class Member(nn.Module):
         assert geometry is not None
         self._planned = layer
         parts = [Part(layer)] if layer.extent else []
-        # A factor changes nothing where there is no bias.
+        # A factor of the bias changes nothing where there is no bias.
         absent = layer.bias_may_be_absent and not self.site.has_bias
         biased = layer.forms("bias") and self.site.may_add_bias and not absent
         beside = [Part(layer, parameter="bias")] if biased else []
@@ -290,7 +291,7 @@ class Member(nn.Module):
     def _check_dropouts(self, layer: Layer) -> None:
         settings, path = self.settings, self.site.path
         if self.site.kind == "norm":
-            # It has neither a rank nor an input of its own, and is left out of both dropouts.
+            # A norm's layer has neither a rank nor an input of its own, so both dropouts leave it out.
             return
         if settings.rank_dropout and not layer.downs:
             raise LycorisError(
@@ -446,7 +447,7 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
 
 @cache
 def zeroed(algorithm: str, dimensions: int) -> frozenset[str]:
-    """The fields that an algorithm's `init` makes zero, for weights of so many dimensions."""
+    """The fields that an algorithm's `init` makes zero, for weights of this many dimensions."""
     kind = declaring(Trained).get(algorithm)
     if kind is None:
         return frozenset()

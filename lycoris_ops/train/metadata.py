@@ -33,9 +33,9 @@ ELSEWHERE = frozenset(
     }
     | {"output", "dialect", "dtype", "metadata", "checkpoints", "overwrite", "bar", "log", "picture"}
 )
-"""The options that do not change what is learned."""
+"""The options that do not affect the trained weights."""
 IN_LYCORIS = {"oft": "diag-oft"}
-"""Our names of kinds, with LyCORIS' where they differ."""
+"""From our names of kinds to LyCORIS' names, where they differ."""
 TRAINING = "lycoris_training"
 """The key of the training's options and network, as JSON."""
 

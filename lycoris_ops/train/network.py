@@ -49,8 +49,8 @@ TURNS = 8
 class LycorisNetwork(nn.Module):
     """Adapter layers beside the modules of a frozen model; `parameters()` gives only the layers' parameters.
 
-    `apply_to` lets the layers act, and `restore` leaves the model as it was. A member's layer has the class
-    that files are read into, with parameters as tensors. Dropouts act in training mode.
+    `apply_to` lets the layers act, and `restore` leaves the model as it was. A member's layer has the same
+    class as a layer from a file, with parameters as its tensors. Dropouts act in training mode.
 
     `create_lycoris` makes networks.
     """
@@ -81,7 +81,7 @@ class LycorisNetwork(nn.Module):
         self.notes = tuple(notes)
         self._multiplier = 1.0
         self._flags: Flags | None = None
-        """What `freeze` found in `apply_to`; None while nothing is applied."""
+        """The flags that `freeze` returned in `apply_to`; None while the network is not applied."""
 
     module: nn.Module
 
@@ -95,9 +95,9 @@ class LycorisNetwork(nn.Module):
     def apply_to(self) -> LycorisNetwork:
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
-        Raises LycorisError, and lets no layer act, where a layer cannot act beside another network's or on a
-        weight that processes compute with in parts, and where tokens of a shared weight are trained in only
-        one of its modules.
+        Raises LycorisError, and lets no layer act, where a layer cannot act beside another network's layer or
+        on a weight that is split among processes, and where tokens of a shared weight are trained in only one
+        of its modules.
         """
         if self._flags is None:
             self._check_rows()
@@ -217,9 +217,9 @@ class LycorisNetwork(nn.Module):
         """Groups for a torch optimiser, each with `name`, `params`, `lr`, `weight_decay` and `vectors`.
 
         A layer's learning rate is `lr` times the `lr` of its settings. `lora_plus` multiplies the rate of the
-        parameters that start at zero, such as LoRA's up (Hayou et al., "LoRA+", 2402.12354). Vectors by
-        meaning, such as biases, norms and DoRA's magnitude, are not decayed; `vectors` marks a group of them.
-        A factor is never a vector, whatever its rank and the sizes of its layer.
+        parameters that start at zero, such as LoRA's up (Hayou et al., "LoRA+", 2402.12354). Tensors that are
+        vectors in meaning, such as biases, norms and DoRA's magnitude, get no weight decay; `vectors` marks a
+        group of them. A factor is never a vector, whatever its rank and the sizes of its layer.
         """
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
         for member in self.members.values():
@@ -306,7 +306,7 @@ class LycorisNetwork(nn.Module):
         if dialect == "peft":
             own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
         layers = {named(self.prefix, path): layer for path, layer in own.items()}
-        # Those that `all_experts` added have no site.
+        # Experts that `all_experts` added have no site.
         of_modules = {named(self.prefix, path_in_peft(site)) for site in sites if not site.on_parameter}
         turned = any(site.transposed for site in sites)
         return Adapter.of(
@@ -420,7 +420,7 @@ class LycorisNetwork(nn.Module):
     def recipe(self) -> dict[str, Any]:
         """What the network is, as plain data for JSON: its seed, and each layer with its settings.
 
-        Settings with their usual values are left out. A layer's rank may be lower than its settings ask for.
+        Settings at their defaults are left out. A layer's rank may be lower than its settings ask for.
         """
         return {
             "seed": self.seed,

@@ -71,9 +71,9 @@ class TrainOptions:
     max_weight_norm: float | None = None
     """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
     rise: float | None = None
-    """Stop the training where two checks in a row find the loss, as a ratio to that of the model alone, more
-    than `rise` times as high as at first, see `train.rise.Rise`. There is a check, which costs one more pass,
-    after each twentieth of the steps, at least 25. None never stops."""
+    """Stop the training where the ratio of its loss to the loss of the model alone is more than `rise` times
+    the first ratio at two checks in a row, see `train.rise.Rise`. A check costs one more pass. Checks are a
+    twentieth of the steps apart, but at least 25 steps. None never stops."""
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
     the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""
@@ -87,8 +87,8 @@ class TrainOptions:
     """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
     the same data."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further numbers and texts that influence what is learned but are not options, such as the size of a
-    batch. The state holds them, see `FoundState`; kept races are compared by them."""
+    """Further numbers and texts that affect the trained weights but are not options, such as the batch size.
+    The state holds them, see `FoundState`; kept races are compared by them."""
     seed: int = 0
     """The seed of all random numbers. Step n draws the same numbers, whether or not the training was resumed
     before it."""
@@ -102,7 +102,7 @@ class TrainOptions:
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
     patience: int | None = None
-    """The training stops after so many validations in a row without a new best one."""
+    """The training stops after this many validations in a row without a new best one."""
     checkpoint_every: int | None = None
     """Steps between two checkpoints. The last and the best are always written where there is a folder."""
     keep: int = 3
@@ -117,11 +117,12 @@ class TrainOptions:
     dtype: torch.dtype | None = None
     """The dtype of the written adapter; None keeps the one of the trained tensors."""
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
-    """Entries of the file's metadata, which win over those that the training writes. None removes one."""
+    """Entries of the file's metadata. They override those that the training writes; None removes one."""
     checkpoints: str | os.PathLike[str] | None = None
     """The folder of the checkpoints; None is one beside `output`, or none if there is no `output`."""
     overwrite: bool = False
-    """Whether the files of an earlier training may be replaced. A resumed one always replaces its own."""
+    """Whether the files of an earlier training may be replaced. A resumed training always replaces its
+    own."""
 
     bar: bool = True
     """Whether progress is shown on stderr."""

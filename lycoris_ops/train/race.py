@@ -27,15 +27,15 @@ MOVED = 0.97
 """If the loss is above this share of the loss before any step, the rate is far too low, and the climb goes up
 by a whole decade."""
 CLIMB = 4
-"""How many heats of one entrant share the budget. Among fewer than three no rate lies between two others;
-more would be shorter."""
+"""How many heats of one entrant share the budget. With fewer than three no rate lies between two others; with
+more, each would be shorter."""
 SPARE = 1
-"""How many heats, beside one of each kind, share the budget: for rates that are far off."""
+"""How many heats beside one of each kind share the budget, for entrants whose own rate is far off."""
 AS_GOOD, NEAR = 0.8, 1.1
-"""A rate above an entrant's own loses to the next lower one if that lowers the loss at least AS_GOOD times as
-much, to at most NEAR times the loss. While a rate is too low, the loss falls in proportion to it; a rate that
-saturates in a short training is too high for a long one. NEAR matters near a loss of zero, where both rates
-have removed nearly all of the loss."""
+"""A rate above an entrant's own loses to the next lower rate if the lower one reduces the loss by at least
+AS_GOOD times as much, and ends at no more than NEAR times the loss. While a rate is too low, the loss falls
+in proportion to it; a rate that saturates in a short training is too high for a long one. NEAR matters near a
+loss of zero, where both rates have removed nearly all of the loss."""
 VALIDATED = 0.5
 """The cost of a held-out batch, in steps of one batch: a step goes forward and backward."""
 
@@ -44,7 +44,7 @@ VALIDATED = 0.5
 class Entrant:
     """A network that could be trained.
 
-    `make` returns it as at the start of a training and not applied, the same network each time or a new one.
+    `make` returns the network in its initial state, not applied: the same one each time or a new one.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Race:
     left_out: tuple[str, ...] = ()
     """The entrants for which the budget was too small."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What it was run for, to find out whether it can be used again, see `search_network`."""
+    """What it was run for, to decide whether it can be reused, see `search_network`."""
     plan: str | None = None
     """The plan of the winner in JSON, where it has one."""
 
@@ -185,7 +185,7 @@ def race(
     share: float,
     told: Callable[[RaceStep], None] | None = None,
 ) -> Race:
-    """Find the entrant and the rate with which a training of this length comes to the lowest loss.
+    """Find the entrant and the rate with which a training of this length reaches the lowest loss.
 
     A heat trains one entrant at one rate, as a complete training of fewer steps: with the `options`, its own
     warm-up and schedule, from the first of the `batches`. It is judged by its final loss on `held_out`,
@@ -204,7 +204,7 @@ def race(
     ends 1.2 % worse (at most 4 %); the pair that is best after a tenth ends 25 % worse (at most 81 %).
 
     All of it costs at most `share` times `steps` steps: the steps of the heats, the held-out batches at half
-    a step each, and what entrants cost to make. A heat that diverges costs its steps up to there. If the
+    a step each, and what entrants cost to make. A heat that diverges costs the steps that it made. If the
     budget is too small, the last entrants are left out; if it is too small for two heats, the first entrant
     wins at its own rate.
 
@@ -289,7 +289,8 @@ class _Race:
         steps: int,
         following: Callable[[Mapping[int, float], float], int | None],
     ) -> None:
-        """Go on with all climbs while the budget allows a heat; `following`, like `_next`, gives the rate."""
+        """Continue all climbs while the budget allows a heat; `following`, like `_next`, gives the next
+        rate."""
         going = list(racing)
         while going:
             for entrant in tuple(going):
@@ -318,7 +319,7 @@ class _Race:
         return below if saturated and below.loss <= NEAR * best.loss else best
 
     def _trained(self, entrant: Entrant, lr: float, steps: int) -> tuple[float, int]:
-        """The held-out loss after a complete training of so many steps, and the number of parameters.
+        """The held-out loss after a complete training of `steps` steps, and the number of parameters.
 
         Afterwards network and model are as before, also after an error.
         """
@@ -362,7 +363,7 @@ class _Race:
             try:
                 trainer.step_of(feed)
             except DivergedError:
-                # The trainer has looked for the place in another pass.
+                # The trainer has searched for the first bad layer in another pass.
                 self.spent += VALIDATED
                 return False
             self._tell(entrant, lr, trainer.done, steps)
@@ -400,7 +401,7 @@ def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Seq
 
 
 def check_repeatable(batches: Batches) -> None:
-    """Raise TrainError for an iterator: each heat meets the same batches."""
+    """Raise TrainError for an iterator: each heat needs the same batches."""
     if isinstance(batches, Iterator):
         raise TrainError(
             "the batches can be gone through only once",

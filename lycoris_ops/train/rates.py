@@ -16,7 +16,7 @@ SCALED = ("adamw", "adamw8bit")
 FIRST, WIDTH, RANK = 0.45, 0.75, 0.5
 """c, a and b of `rate_of`."""
 USUAL_RANK = 4
-"""The rank that stands for all kinds but LoRA."""
+"""The rank in the formula for all kinds but LoRA."""
 
 
 def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:

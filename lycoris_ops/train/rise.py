@@ -39,7 +39,8 @@ class Rise:
         return [] if self.most is None else copies(self._parameters)
 
     def found(self, loss: float, alone: float) -> float | None:
-        """Note both losses. Returns the factor by which their ratio has risen, if twice in a row too much."""
+        """Note both losses. Returns the factor by which their ratio has risen, if it was too high at two
+        checks in a row."""
         # Some models' losses may be zero or negative.
         if not (loss > 0 and alone > 0 and math.isfinite(alone)):
             return None

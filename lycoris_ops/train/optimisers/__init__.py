@@ -50,7 +50,8 @@ class OptimiserFamily:
     """Whether it averages the weights itself. Then it has `train()` and `eval()` and needs a constant
     rate."""
     elementwise: bool = False
-    """Whether a step changes each value by its own gradients alone, so that each process can have a part."""
+    """Whether a step changes each value by its own gradients alone, so that each process can update its own
+    part."""
 
     @classmethod
     def packaged(cls, name: str, path: str, lr: float | None, **traits: bool) -> OptimiserFamily:
@@ -77,7 +78,7 @@ def family_of(name: str) -> OptimiserFamily:
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser needs the loss computed again within a step", got=name)
-    # For example those of schedulefree: after `eval()` the weights are the average, until `train()`.
+    # Such as schedulefree's: after `eval()` the weights are their average, until `train()`.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
 
