@@ -1,6 +1,6 @@
-"""What the site takes from elsewhere in the repository: help pages of the nodes, pages of the root, the API.
+"""Collect pages for the site from elsewhere in the repository: help pages of the nodes, root pages, the API.
 
-Each fact stands once: the help pages are those that the nodes show, and the page of errors is made of their
+No fact is written twice: the site shows the nodes' own help pages, and makes the page of errors from their
 tables. Pages link to files of the repository, so that they can be read on a forge too.
 """
 
@@ -32,8 +32,8 @@ BROUGHT = {
     "tests/bench/README.md": "performance.md",
     "README.md": "index.md",
 }
-"""Files of the repository, and the pages that stand for them in the site. Each becomes its page, but for
-README.md: docs/ has a home page of its own."""
+"""Files of the repository, and their pages in the site. Each file becomes its page, except README.md: docs/
+has its own home page."""
 GROUPS = {
     "Adapters and their files": "reading files algorithms names layers writing",
     "Stacks, rules and schedules": "stack rules changes",
@@ -44,7 +44,7 @@ GROUPS = {
     "Ranks": "ranks",
     "Errors and the rest": "errors discovery maths version",
 }
-"""The pages of the Python API, each with the modules of `lycoris_ops` that have its names."""
+"""The pages of the Python API, each with the modules of `lycoris_ops` whose names it lists."""
 
 NOWHERE = "not-in-the-site"
 
@@ -98,14 +98,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     }
     if path in made:
         mark, make = made[path]
-        # What follows the mark is for readers without the site.
+        # The text after the mark is for readers without the site.
         markdown = markdown.partition(mark)[0] + make()
     markdown = re.sub(r'(\]\(|src=")([^)\s"]+)', lambda found: found[1] + link_of(found[2], path), markdown)
     return re.sub(rf"\[([^\[\]]*)\]\({NOWHERE}\)", r"\1", markdown)
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Put the drawings into the page itself, so that their words have its colour."""
+    """Inline the drawings, so that their text has the page's colour."""
 
     def drawn(found: re.Match[str]) -> str:
         name = posixpath.basename(found[1])
