@@ -1,6 +1,6 @@
-"""What the front end asks: about files and trainings, and what a text means.
+"""Answer the front end's questions: about files and trainings, and about what a text means.
 
-Nothing is changed, except a stopped training that the user sets aside.
+The only thing that an answer can change is to set a stopped training aside.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def add_routes() -> None:
     answer_post(f"{ROOT}/facts", _facts)
     answer_get(f"{ROOT}/about", _about)
     answer_get(f"{ROOT}/preview", _preview)
-    # A text may be longer than an address.
+    # A text may be longer than a URL.
     answer_post(ROWS, _rows)
     answer_post(MODEL, _model)
     answer_post(TRAINING, lambda text: _answered(_training, text))
@@ -54,7 +54,7 @@ def add_routes() -> None:
     answer_get(REPORTS, lambda query: _json(kept(query.get("nodes", "").split(","))))
 
 
-# None of them answers with an HTTP error, which a browser would log: files without a picture are common,
+# No route answers with an HTTP error, which a browser would log: files without a picture are common,
 # and the front end shows a file that is missing on its row.
 def _about(query: Mapping[str, str]) -> Answer:
     try:
@@ -88,7 +88,7 @@ def _of_experts(name: str, families: Sequence[str]) -> dict[str, Any]:
 
 
 def _facts(text: str) -> Answer:
-    """The facts of the files named in a JSON list. Names of no adapter file are skipped."""
+    """The facts of the files named in a JSON list. Names that are no adapter file are skipped."""
     try:
         asked = parse_json(text)
     except ValueError:
@@ -100,7 +100,7 @@ def _facts(text: str) -> Answer:
 
 
 def _rows(text: str) -> Answer:
-    """The rows of a text in any known form, with file names as they are here."""
+    """The rows of a text in any known form, with the names that their files have here."""
     try:
         rows = [
             replace(
@@ -125,7 +125,7 @@ def _name_here(name: str) -> str:
     try:
         return lora_name(name)
     except LycorisError:
-        # The list shows on its row that it is missing.
+        # The row itself shows that the file is missing.
         return name
 
 

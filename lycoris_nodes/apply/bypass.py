@@ -48,7 +48,7 @@ class BypassInjection(PatcherInjection):
     def __init__(self, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
         self.plans = plans
         self.tokens = tokens
-        """For each module whose strength differs over places or pictures: what its tokens are."""
+        """For each module whose strength differs over places or pictures: the kind of its tokens."""
         used = [path for path, kind in tokens.items() if kind in APART]
         held = [slot.where for path in used for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
@@ -131,7 +131,7 @@ class BypassInjection(PatcherInjection):
         return found
 
     def around_sampling(self, run: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note the size of what is sampled, then run the sampling.
+        """Note the size of the latent, then run the sampling.
 
         The host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
         """
@@ -203,15 +203,15 @@ class BypassInjection(PatcherInjection):
         return torch.cat(parts, 1).flatten(0, 1)
 
     def prepare(self, run: Any, patcher: Any, shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load what a sampling needs, with room for only as many pictures as fit beside the model.
+        """Load the models for a sampling, with room for only as many pictures as fit beside the model.
 
-        The host calls this in place of its `prepare_sampling`, which it gives as `run`. Unchanged, that
+        The host calls this in place of its `prepare_sampling`, which it gives as `run`. The host itself
         would leave room for the whole batch, and so load less of the model.
         """
         return run(patcher, [pictures_beside(patcher, shape), *shape[1:]], *args, **kwargs)
 
     def _crops(self, size: Shape, options: Mapping[str, Any], chunks: int) -> tuple[Crop, ...]:
-        """Each chunk's part of the latent in a pass; () where each has all of it."""
+        """Each chunk's part of the latent in a pass; () if every chunk has all of it."""
         numbers, window = options.get("uuids") or (), options.get("context_window")
         areas = [self._areas.get(number) for number in numbers] or [None] * chunks
         if self._sampled is None or (self._sampled == size and window is None and areas == [None] * chunks):
@@ -294,7 +294,7 @@ def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
 def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
     """Add plans, by module path, to a patcher. They act after the plans that it has for the same modules.
 
-    `tokens` says what the tokens are of modules whose strength differs over places or pictures.
+    `tokens` gives the kind of tokens of each module whose strength differs over places or pictures.
     """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))

@@ -1,6 +1,6 @@
 """Which of a model's two experts a MODEL is, and which file of each pair in a stack it gets.
 
-Each is loaded as a model of its own, with the same layers: only the name of the file tells them apart.
+Each expert is a model of its own, with the same layers: only the name of its file tells which it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _unknown(pairs: int) -> str:
 
 
 def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
-    """The expert that the name of the model's file tells, and that name in words; None and "" if none does.
+    """The expert that the model's file is named for, and that name in words; None and "" if it names none.
 
     `hidden` is as in `of_expert`.
     """

@@ -62,7 +62,7 @@ def choose(
 
     A layer whose strength follows a schedule, or differs over places, is bypassed in any mode. If it can only
     be merged, it takes the mean of its strength over the sampling, or its whole strength at all places; with
-    `strict` that is an error. A layer that is at no place is left out where the mask says so.
+    `strict` that is an error. A layer that is at no place is left out if the mask says so.
 
     `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
     they belong to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
@@ -110,9 +110,9 @@ def choose(
 
 
 def _add_partners(patcher: Any, tokens: Mapping[str, Tokens], choice: Choice) -> None:
-    """Bypass all keys and values of a cross-attention where some are, so that all are for the same places.
+    """If some keys or values of a cross-attention are bypassed, bypass all of them.
 
-    The host's models use them together.
+    The host's models use them together, so all must be for the same places.
     """
     own = {path.rpartition(".")[0] for path, kind in choice.tokens.items() if kind == "for places"}
     for path, kind in tokens.items():
@@ -152,7 +152,7 @@ def without_mask(choices: Sequence[Choice]) -> str:
 
 
 def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
-    """The part of the report on modes, in words; "" where mode is merge and every layer is just merged.
+    """The part of the report on modes, in words; "" if the mode is merge and every layer is merged whole.
 
     `stack` is what was given, with both adapters of its pairs.
     """
@@ -183,7 +183,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
 def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
     """Why a layer takes the mean of its schedule, or is the same at all places.
 
-    Raises LycorisError where that is not wanted.
+    Raises LycorisError if `strict`.
     """
     instead = "the same at all places" if placed else "the mean of its schedule"
     if strict:

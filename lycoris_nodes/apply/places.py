@@ -76,7 +76,7 @@ class Passing:
         network = model.diffusion_model
         patch = _patch(network)
         earlier, later = _other_pictures(network, given)
-        # HiDream-O1 cuts them into patches itself.
+        # HiDream-O1 gets its references as patches.
         patches = given.get("ref_patches")
         return cls(
             pictures=tuple(pictures),
@@ -119,7 +119,7 @@ class Passing:
             after += text
         total = before + count + after
         if kind == "places" and tokens == count:
-            # The first and the last layers of some models see the picture without the others.
+            # The first and the last layers of some models see only the tokens of the picture.
             before, after = 0, 0
         elif kind == "text, places" and tokens == total - self.kept:
             before -= self.kept
@@ -191,7 +191,7 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
         return made if text is None else made + text.shape[1]
     numbers = given.get("input_ids")
     if numbers is not None:
-        # HiDream-O1 is given the text as numbers, and takes no other.
+        # HiDream-O1 takes the text as token ids, and no other text.
         return numbers.shape[1]
     texts = [given.get(name) for name in ("c_crossattn", "txt_byt5")]
     count = sum(text.shape[1] for text in texts if text is not None)
@@ -199,7 +199,7 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
     layers = given.get("encoder_hidden_states_llama3")
     if layers is not None:
         count += 2 * layers.shape[2]
-    # AuraFlow's own tokens stand with the text.
+    # AuraFlow's own tokens count as text.
     registers = getattr(network, "register_tokens", None)
     if registers is not None:
         count += registers.shape[1]

@@ -14,11 +14,11 @@ from .places import Passing, blended
 class CalledInTurn:
     """Hooks that call an attention once for each set of keys and values, and blend its outputs by place.
 
-    The first set is what adapters without a mask make; each of `apart` has a further one. The modules
-    `layers` make the keys and values, and output all sets as one batch. `passing` returns the current pass.
+    The first set comes from the adapters without a mask; each of `apart` adds one set. The modules `layers`
+    make the keys and values, and output all sets as one batch. `passing` returns the current pass.
 
-    This is for an attention whose keys and values cannot have a larger batch than its queries. What follows
-    the attention within the module acts token by token, so blending after it gives the same.
+    This is for an attention whose keys and values cannot have a larger batch than its queries. The rest of
+    the module acts token by token, so blending its outputs gives the same as blending the attention's.
     """
 
     def __init__(

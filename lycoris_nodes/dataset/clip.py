@@ -29,18 +29,18 @@ LONGEST = 3600.0
 GIF_END = b";"
 """The last byte of a GIF."""
 LATER = 1.2
-"""A film may state this many times the length of its frames: the last one may be shown for long."""
+"""A film may state up to this many times the length of its frames: the last one may be shown longer."""
 
 
 @dataclass(frozen=True)
 class ClipFacts:
     size: Pixels
     frames: int
-    """How many there are at the requested rate."""
+    """The number of frames at the requested rate."""
     repeated: bool = False
-    """Whether the file has fewer, so that some are repeated."""
+    """Whether the file has fewer frames, so that some are repeated."""
     cut_off: bool = False
-    """Whether its end is missing, as in an incomplete copy."""
+    """Whether the end of the file is missing, as in an incomplete copy."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: fl
             return file.read() != GIF_END
     if stream.frames:
         return count < stream.frames
-    # A file with sound tells nothing: the sound may be longer.
+    # The duration of a file with sound proves nothing: the sound may be longer.
     alone = len(container.streams) == 1 and count > 1
     return alone and (container.duration or 0) / 1e6 > LATER * seconds
 

@@ -19,7 +19,7 @@ from .texts import LONGEST
 CAPTIONS = (".txt", ".caption")
 """The endings of caption files in ComfyUI's data set nodes and kohya-ss/sd-scripts."""
 MASKS = ("-masklabel", "_mask", ".mask")
-"""What a mask's name adds to that of its picture. The first is OneTrainer's."""
+"""Endings that a mask's name adds to its picture's name. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
 """Folders of masks beside the pictures. Each mask has its picture's name."""
 BESIDE = re.compile(r"(.+?)(?:-condlabel|_control|_reference)_?(\d*)")
@@ -30,12 +30,12 @@ BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
 REPEATED = re.compile(r"(\d+)_(.*)")
 """A folder's name with the repeats of its pictures in front, as in kohya-ss/sd-scripts."""
 MOST = 100_000
-"""The most samples of a folder, with their repeats."""
+"""The most samples in a folder, repeats included."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A picture or clip in the folder, with what belongs to it."""
+    """A picture or clip in the folder, with its caption, mask and references."""
 
     path: Path
     name: str
@@ -56,7 +56,7 @@ class Found:
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """The pictures of a folder and of those in it, in the order of their names."""
+    """The pictures in a folder and its subfolders, in the order of their names."""
 
     path: Path
     pictures: tuple[Found, ...]
@@ -112,7 +112,7 @@ class PictureFolder:
 
 
 def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tuple[list[Found], list[Path]]:
-    """The pictures and clips directly in a folder with what belongs to them, and the other files.
+    """The pictures and clips directly in a folder, with their captions, masks and references; and the rest.
 
     `clips` are the endings of clips.
     """
@@ -164,7 +164,7 @@ def _with_masks_beside(
 
 
 def _only_references(folders: list[str]) -> bool:
-    """Whether all folders are named as references. With no pictures beside them they hold the pictures."""
+    """Whether all folders are named as references. Then, with no pictures beside them, they are learned."""
     return all(BESIDE_FOLDERS.fullmatch(name.lower()) for name in folders)
 
 
@@ -219,7 +219,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _repeats_of(folder: Path) -> tuple[int, str]:
-    """How often the pictures of a folder count, by the nearest folder around them that says it."""
+    """The repeats and the subject of a folder's pictures, by the nearest folder around them that says it."""
     for part in reversed(folder.parts):
         if found := REPEATED.fullmatch(part):
             return int(found[1]), found[2].replace("_", " ").strip()

@@ -129,7 +129,7 @@ def _weights(mask: Image.Image, fitted: PictureFit) -> Tensor:
 
 @contextmanager
 def _readable(path: Path) -> Generator[None]:
-    """A context whose errors name the file of a picture that cannot be read."""
+    """A context in which an error names the file of the picture that cannot be read."""
     try:
         yield
     except UNREADABLE as error:

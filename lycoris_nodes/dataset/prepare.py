@@ -29,7 +29,7 @@ from .sizes import PictureFit, Pixels, fit, middle
 from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
 
 CUT = 0.2
-"""The share of a picture above which the report names it as cut off."""
+"""The report names a picture as cut off if it loses more than this share."""
 SHOWN, GAP = 25, 4
 """How many pictures are shown at most, and the pixels between them."""
 
@@ -68,15 +68,15 @@ class PictureSettings:
     held_out: int = 0
     """How many pictures are held out of the training."""
     frames: int = 1
-    """The most frames of a cut of a clip."""
+    """The most frames in one cut of a clip."""
     frame_step: int = 1
-    """The step between numbers of frames."""
+    """A cut has a multiple of this number of frames, plus one."""
     frame_rate: float = 24.0
     """Frames a second."""
     cuts: int = 1
-    """How many cuts of a clip there are at most."""
+    """The most cuts of one clip."""
     sized: bool = False
-    """Whether the model is told the size of pictures and how they were cut, as SDXL is."""
+    """Whether the model is conditioned on the size and crop of pictures, as SDXL is."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Shown:
     clip: Any
     references: References | None = None
     given: Given | None = None
-    """How the model is given parts of its target, such as the first frame."""
+    """How the model gets parts of its target, such as the first frame."""
     misses_frames: bool = False
-    """Whether the model needs frames and no node is known that gives them."""
+    """Whether the model needs given frames, but no known node makes them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +306,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             got=f"{settings.held_out} of {len(found)} pictures held out",
             expected=f"fewer than {len(found)}",
         )
-    # By a hash of the name: adding pictures changes few of those held out.
+    # Chosen by a hash of the name, so that adding pictures changes few of the held-out ones.
     ordered = sorted(found, key=lambda one: key_of(one.name))
     held_out = set(ordered[: settings.held_out])
     texts = [_text_of(one, settings.trigger) for one in found]
@@ -341,7 +341,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
 
 
 def _check_cut(found: Found, fitted: PictureFit, settings: PictureSettings) -> None:
-    """Raise TrainError where more would be cut off than is allowed."""
+    """Raise TrainError if more of the picture would be cut off than is allowed."""
     if fitted.lost > settings.cut_off:
         raise TrainError(
             "more of the picture would be cut off than is allowed",
@@ -459,7 +459,7 @@ class _Pictures:
     def _made(
         self, one: _Planned, view: _View, content: bytes, mask_content: bytes, given: Given | None
     ) -> dict[str, Any]:
-        """Encode a view from the contents of its files, as it is kept."""
+        """Encode a view from the contents of its files, in the form that the cache keeps."""
         mask = None
         if view.cut:
             pixels = pixels_of_clip(one.found.path, view.cut, self.settings.frame_rate, one.fit)
@@ -539,7 +539,7 @@ def _described(
         return [f"{what}: {len(names)} ({few(names)})"] if names else []
 
     def smaller(one: _Planned) -> bool:
-        # More than by rounding.
+        # Ignore rounding.
         return one.fit.scale > 1.001
 
     sizes = Counter("{} x {}".format(*one.fit.size) for one in planned)

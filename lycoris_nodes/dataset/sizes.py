@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 STEP = 64
-"""Pixels between two sizes of a side, unless the model's grid is coarser. As in most trainers."""
+"""The step between lengths of a side in pixels, unless the model's grid is coarser. As in most trainers."""
 LONGEST = 2
 """The longest side, as a multiple of the resolution."""
 
@@ -42,7 +42,7 @@ class PictureFit:
 
 
 def step_of(grid: int) -> int:
-    """Pixels between two sizes of a side: the smallest multiple of the model's grid of at least 64."""
+    """The step between lengths of a side: the smallest multiple of the model's grid that is at least 64."""
     return grid * math.ceil(STEP / grid)
 
 
@@ -70,7 +70,7 @@ def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> Picture
 
     def kept(size: Pixels) -> tuple[float, float]:
         share = min(size[0] / size[1] / shape, shape * size[1] / size[0])
-        # Rounded, so that of two sizes that keep as many pixels the one that cuts less wins.
+        # Rounded: if two sizes keep equally many pixels, the one that cuts less wins.
         return round(share * size[0] * size[1], 3), share
 
     return middle(source, max(sizes_of(resolution, step), key=kept))

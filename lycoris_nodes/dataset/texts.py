@@ -19,15 +19,15 @@ MARKS = (
 )
 """Byte order marks, and the encodings they announce."""
 LONGEST = 100_000
-"""The most bytes of a caption."""
+"""The most bytes in a caption."""
 BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 """Choices in a caption, as in ComfyUI's prompts."""
 CHOICES = 16
-"""The most captions made of one with choices."""
+"""The most captions made from one with choices."""
 BRACED = 100
-"""The most opening braces of a caption."""
+"""The most opening braces in a caption."""
 SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE)
-"""Words for what a mirrored picture would show wrong."""
+"""Words for things that a mirrored picture would show wrong."""
 
 
 def caption_of_file(path: Path) -> str:
@@ -72,7 +72,7 @@ def caption_of_file(path: Path) -> str:
 
 
 def with_trigger(text: str, trigger: str) -> str:
-    """A caption with the trigger in place of `[trigger]`, or in front if it has neither."""
+    """A caption with the trigger in place of `[trigger]`, or in front if the caption has neither of them."""
     if "[trigger]" in text:
         return " ".join(text.replace("[trigger]", trigger).split())
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
@@ -83,7 +83,7 @@ def with_trigger(text: str, trigger: str) -> str:
 def orders_of(text: str, count: int, kept: int) -> list[str]:
     """A caption of tags in several orders, first as it is written. The first `kept` tags stay in front.
 
-    The orders are the same in each run. There are fewer than `count` where the tags have fewer orders.
+    The orders are the same in each run. There are fewer than `count` if the tags have fewer.
     """
     tags = [tag.strip() for tag in text.split(",") if tag.strip()]
     front, rest = tags[:kept], tags[kept:]
@@ -98,7 +98,7 @@ def orders_of(text: str, count: int, kept: int) -> list[str]:
 
 
 def choices_of(text: str) -> list[str]:
-    """The captions that choices such as `a {red|blue} cat` stand for; of too many, `CHOICES` evenly spaced.
+    """The captions of a text with choices, such as `a {red|blue} cat`; of too many, `CHOICES` evenly spaced.
 
     Inner braces are expanded first.
     """

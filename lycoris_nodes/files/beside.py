@@ -1,7 +1,7 @@
-"""What lies beside an adapter's file: preview pictures and clips, and what model managers wrote of it.
+"""The files beside an adapter's: preview pictures and clips, and the tables that model managers wrote.
 
-A file belongs to an adapter if its name is the adapter's with another ending. A link that leads out of the
-adapter's folder belongs to none: it may mean any file of the machine.
+A file belongs to an adapter if it has the adapter's name with another ending. A link that leads out of the
+adapter's folder is ignored: it may point to any file on the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLIPS = {f"{mark}.{kind}": f"video/{kind}" for mark in (".preview", "") for kind
 NOTES = (".metadata.json", ".civitai.info", ".cm-info.json", ".json")
 """The same for JSON tables: of ComfyUI-Lora-Manager, Civitai Helper, Stability Matrix and A1111."""
 OWN_NOTES = ".rgthree-info.json"
-"""rgthree's, which is added to the whole name."""
+"""The ending of rgthree's table. It follows the whole name, with the adapter's ending."""
 MAX_NOTES = 4 << 20
 """The largest table that is read, in bytes."""
 TITLES = ("model_name", "modelname", "usertitle")
@@ -31,7 +31,7 @@ TAGS = ("tags", "usertags")
 
 
 class Beside(NamedTuple):
-    """What the tables beside a file say of it. The first title and the first base count."""
+    """What the tables beside a file say about it. The first title and the first base count."""
 
     title: str = ""
     base: str = ""
@@ -45,7 +45,7 @@ class Beside(NamedTuple):
 def files_beside(
     path: str, endings: Sequence[str], there: Callable[[str], bool] = os.path.isfile
 ) -> Iterator[str]:
-    """The files beside an adapter with these endings; `there` says which files there are."""
+    """The files beside an adapter with these endings; `there` says whether a file exists."""
     stem = os.path.splitext(path)[0]
     home = os.path.realpath(os.path.dirname(path))
     for ending in endings:
@@ -55,7 +55,7 @@ def files_beside(
 
 
 def notes_beside(path: str, there: Callable[[str], bool] = os.path.isfile) -> Beside:
-    """What the tables beside an adapter say of it."""
+    """What the tables beside an adapter say about it."""
     tables: list[Mapping[str, Any]] = []
     problems: list[str] = []
     for beside in files_beside(path, (*NOTES, OWN_NOTES), there):
@@ -103,7 +103,7 @@ def _small(table: Any) -> dict[str, Any]:
 
 
 def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator[str]:
-    """The texts under these keys, each alone, in a list of texts or in a list of tables."""
+    """The texts under these keys: a value may be a text, a list of texts or a list of tables."""
     for table in tables:
         for key in keys:
             value = table.get(key)
@@ -114,6 +114,6 @@ def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator
 
 
 def _parts(texts: Iterable[str]) -> tuple[str, ...]:
-    """What stands between the commas of texts, each once."""
+    """The parts between the commas of texts, each once."""
     parts = (part.strip() for text in texts for part in text.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))

@@ -1,6 +1,6 @@
 """What the page's list of files shows of each file, kept on disk until the file changes.
 
-Telling a file's kind means reading the names of all its tensors: minutes for thousands of files.
+To tell a file's kind, the names of all its tensors are read: this takes minutes for thousands of files.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class _Kept:
             latest = list((self._found or {}).items())[-MOST:]
         kept = {path: [stamp, asdict(facts)] for path, (stamp, facts) in latest}
         data = json.dumps({"pack": _pack(), "files": kept}).encode()
-        # Where nothing can be written, the next start reads the files again.
+        # If nothing can be written, the next start reads the files again.
         with suppress(WriteError), new_files([_place()], len(data), make_folder=True) as (file,):
             file.write(data)
 
@@ -148,7 +148,7 @@ def _read() -> dict[str, tuple[str, Facts]]:
 
 @cache
 def _pack() -> int:
-    """A number that changes with the pack."""
+    """A number that changes with the pack's code."""
     return max(file.stat().st_mtime_ns for file in Path(__file__).parents[2].glob("lycoris_*/**/*.py"))
 
 

@@ -23,9 +23,9 @@ def lora_names() -> list[str]:
 
 
 def lora_files() -> list[tuple[str, int, float]]:
-    """Every adapter file with its bytes and the time of its last change.
+    """Every adapter file with its size in bytes and the time of its last change.
 
-    Both are 0 if the system does not tell them, as for a link without its file. The page strikes it out.
+    Both are 0 if the system does not know them, as for a broken link. The page strikes such a file out.
     """
     places = folders_of(FOLDER)
     return [(name, *_size_and_change(places, name)) for name in lora_names()]

@@ -26,9 +26,9 @@ MARKS: Mapping[str, Expert] = {
     **dict.fromkeys(("low", "ln", "lownoise", "lonoise"), LOW),
 }
 BEFORE_NOISE: Mapping[str, Expert] = {"hi": HIGH, "lo": LOW}
-"""Words that say the expert where the word noise follows."""
+"""Words that name the expert if the word noise follows."""
 UNSURE: Mapping[str, Expert] = {"h": HIGH, "hi": HIGH, "l": LOW, "lo": LOW}
-"""Words that may say the expert, or anything else."""
+"""Words that may name the expert, or mean anything else."""
 COUNT = re.compile(
     r"(?<![a-z])(?:epochs?|epoc|ep?)[ _.-]*\d+|\d+[ _.-]*epoc(?:hs?)?(?![a-z])|(?<!\d)0*\d{6,}(?!\d)"
     r"|\d{3,}[ _.-]*steps?(?![a-z])|\(\d+\)",
@@ -48,17 +48,17 @@ class Partner(NamedTuple):
     expert: Expert
     """The expert that it is for."""
     sure: bool
-    """Whether the names agree in all else. If not, `COUNT` differs, or only `UNSURE` tells them apart."""
+    """Whether the names agree otherwise. If not, `COUNT` differs, or only `UNSURE` tells them apart."""
 
 
 class _Read(NamedTuple):
     expert: Expert
     rest: tuple[str, ...]
-    """The words of a path, with `STAND_IN` for those that say the expert."""
+    """The words of a path, with `STAND_IN` for those that name the expert."""
 
 
 def expert_of(name: str) -> Expert | None:
-    """The expert that the name of a file says it is for; None where it says neither, or both."""
+    """The expert that a file is for, by its name; None if the name says neither or both."""
     found = _plainly(name)
     return None if found is None else found.expert
 
@@ -127,7 +127,7 @@ def _read(words: Sequence[str], said: Sequence[Expert], meant: Callable[[str], s
 
 
 def _words(name: str) -> list[str]:
-    """The words of a path in lower case. Words that surely say the expert are replaced by its name."""
+    """The words of a path in lower case. Words that surely name the expert are replaced by its name here."""
     path = ENDING.sub("", name.replace("\\", "/"))
     pieces = [part for word in WORD.findall(path) for part in GLUED.split(word.lower()) if part]
     found: list[str] = []

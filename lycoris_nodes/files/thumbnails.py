@@ -49,7 +49,7 @@ def thumbnail(path: str) -> tuple[str, bytes | Path]:
 
 @lru_cache(maxsize=KEPT)
 def _small_file(path: str, size: int, changed: int) -> bytes:
-    # By size and time, so that a picture that changed is read again.
+    # Cached by size and time, so that a changed picture is read again.
     return _small(path)
 
 

@@ -99,7 +99,7 @@ def has_output_folder(prefix: str) -> bool:
 
 
 def _with_date(prefix: str) -> str:
-    """A prefix with the host's values for %year% and the like, as in names of files without a picture."""
+    """A prefix with the host's values for %year% and the like. Without a picture, width and height are 0."""
     now = time.localtime()
     parts = {"year": now.tm_year, "month": now.tm_mon, "day": now.tm_mday}
     parts |= {"hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec, "width": 0, "height": 0}
@@ -156,7 +156,7 @@ def _remembered(home: str, _when: int) -> list[str]:
 def _walked(home: str) -> dict[str, bool]:
     """The folders in a folder, by their paths there, and whether a file is in them or below.
 
-    Links are followed, unlike in the host's own list: by a link a user allows a folder elsewhere to be read.
+    Links are followed, unlike in the host's own list: with a link a user allows reading a folder elsewhere.
     """
     found: list[str] = []
     filled: set[str] = set()

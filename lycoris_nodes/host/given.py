@@ -19,8 +19,8 @@ from .training import NOISE_MASK
 Settings = dict[str, Any]
 REPLACED = "first, v2 (replace)"
 ENDS = ("first", "first and last", REPLACED, "none")
-"""Which frames of a clip an image-to-video model is given. The third is for HunyuanVideo's second one, whose
-weights have the shapes of the text-to-video model's."""
+"""Which frames of a clip an image-to-video model is given. The third is for HunyuanVideo's second
+image-to-video model, whose weights have the shapes of the text-to-video model's."""
 OF_PICTURES = ("HunyuanVideoSkyreelsI2V", "SVD_img2vid")
 """Image-to-video models that the host does not mark as such."""
 OF_BOTH = ("WAN22", "LTXV", "LTXAV")
@@ -62,14 +62,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Given:
-    """How the host's `node` makes the given parts from pixels (F, H, W, 3) and a mask (1, H, W) to paint."""
+    """How the host's `node` makes the given parts from pixels (F, H, W, 3) and a mask (1, H, W)."""
 
     node: str
     make: Callable[[Any, Tensor, Tensor | None], Made]
     masked: bool = False
     """Whether masks say what to paint, and not what to learn."""
     ends: str = ""
-    """The frames that they are made of, as in `ENDS`."""
+    """The frames that the given parts are made from, as in `ENDS`."""
     needed: bool = True
     """Whether the model cannot make a video without them."""
 
@@ -108,8 +108,8 @@ def given_of(model: Any, ends: str) -> Given | None:
 
 
 def misses_frames(model: Any, ends: str) -> bool:
-    """Whether frames are wanted for which `given_of` has no node: by an image-to-video model, or by a user
-    who asks for more than the first frame."""
+    """Whether frames are wanted, but `given_of` has no node for them. An image-to-video model wants them, and
+    a user who asks for more than the first frame."""
     takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
     return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
 

@@ -53,7 +53,7 @@ def end_if_interrupted() -> None:
 def progress(total: int) -> Progress:
     """A progress bar on the running node.
 
-    A call of it also ends the work, by the host's own exception, when the user has interrupted the run.
+    Calling it also ends the work, by the host's own exception, if the user has interrupted the run.
     """
     bar = comfy.utils.ProgressBar(total)
 
@@ -66,7 +66,7 @@ def progress(total: int) -> Progress:
 
 
 def shown_picture(picture: Image, node: type[io.ComfyNode]) -> dict[str, Any]:
-    """Makes the front end show a picture on a node after it has run, on the colour of the node."""
+    """The UI output that shows a picture on a node after it has run, over the node's own colour."""
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
     return ui.PreviewImage(pixels, cls=node).as_dict()
 
@@ -101,13 +101,13 @@ def answer_post(path: str, answer: Callable[[str], Answer]) -> None:
 def _response(answer: Answer) -> web.StreamResponse:
     headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
     if isinstance(answer.content, Path):
-        # In parts, as a browser asks for a clip.
+        # A browser asks for a clip in parts.
         return web.FileResponse(answer.content, headers={**headers, "Content-Type": answer.kind})
     return web.Response(status=answer.status, content_type=answer.kind, body=answer.content, headers=headers)
 
 
 def _add_route(add: Callable[[str], Callable[..., Any]], path: str, handle: Callable[..., Any]) -> None:
-    # The pack may be loaded twice, and aiohttp refuses to start with a path that has two answers.
+    # The pack may be loaded twice, and aiohttp refuses to start with two handlers for a path.
     if not any(getattr(route, "path", None) == path for route in PromptServer.instance.routes):
         add(path)(handle)
 

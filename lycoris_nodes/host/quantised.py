@@ -26,7 +26,7 @@ def quantised_layer(
 ) -> Any:
     """The host's own layer for a quantised weight (O, I), loaded from its tensors in a file.
 
-    `mark` is what the file says of the format. The layer unpacks by `convert_weight(weight)` and packs by
+    `mark` is the file's description of the format. The layer unpacks by `convert_weight(weight)` and packs by
     `set_weight(values, seed=, return_weight=True)`, as the host does when it patches.
     """
     rows, columns = shape

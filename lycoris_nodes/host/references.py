@@ -22,8 +22,8 @@ class References:
     """How a model takes references: as latents under `key`, or encoded with the caption by a host's `node`.
 
     `fitted` says whether each is cropped and resized like its target; else it keeps its own shape. `given`
-    makes the further inputs of `node`, beside an encoder, a VAE and a text, from references (1, H, W, 3) and
-    the width and height of the target.
+    makes the inputs of `node`, except the encoder, the VAE and the text, from references (1, H, W, 3) and the
+    width and height of the target.
     """
 
     key: str = LATENTS
@@ -54,7 +54,7 @@ _FIRST_QWEN = References(
 _BY_CLASS: Mapping[str, References | None] = {
     "Flux": _BESIDE,
     "Flux2": _BESIDE,
-    # Its network has no place for what its class passes on.
+    # Its class passes references on, but its network ignores them.
     "Chroma": None,
     "Omnigen2": _BESIDE,
     "Krea2": _BESIDE,
@@ -80,7 +80,7 @@ _BY_CLASS: Mapping[str, References | None] = {
 }
 """How models take references, by the host's class."""
 WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN}
-"""The user's choices: layers do not tell Qwen-Image-Edit of August 2025 from later versions."""
+"""The user's choices: Qwen-Image-Edit of August 2025 has the same layers as later versions."""
 
 
 def references_of(model: Any, way: str) -> References | None:

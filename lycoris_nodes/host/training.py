@@ -107,7 +107,7 @@ def attention(function: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def fused_functions() -> dict[str, Callable[..., Any]]:
-    """Differentiable functions of plain torch, by the names of the host's fused kernels that are not."""
+    """Differentiable functions of plain torch, by the names of the host's fused kernels that they replace."""
     found: dict[str, Any] = {}
     for module in ("rope", "adaln"):
         try:
@@ -165,7 +165,7 @@ def encoded(
         seed=seed,
         latent_shapes=list(shapes),
     )
-    # Some of these objects hold one row for all rows.
+    # Some of these objects hold one row for the whole batch.
     return {name: value.process_cond(batch_size=1, area=None) for name, value in entry["model_conds"].items()}
 
 
@@ -214,7 +214,7 @@ def _patch_of(model: Any) -> Sequence[int]:
 
 def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:
     """The names of the host's configuration classes for a model with weights of these shapes, the most
-    special first, and the name of the model's class; empty where the host knows no such model.
+    specific first, and the name of the model's class; empty where the host knows no such model.
 
     No model is made: the configuration's method that would make it names the class.
     """
@@ -228,7 +228,7 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
         if config is not None:
             named = (getattr(model_base, name, None) for name in type(config).get_model.__code__.co_names)
             made = [one for one in named if isinstance(one, type) and hasattr(one, "extra_conds")]
-            # Of several the last is the usual one. A pack's own configuration may name none of the host's.
+            # If it names several, the last is the usual one. A pack's own configuration may name none.
             kinds = [type(config), *made[-1:]]
             return [kind.__name__ for one in kinds for kind in one.__mro__], made[-1].__name__ if made else ""
     return [], ""

@@ -27,7 +27,7 @@ from ..training.data.families import family_of, frame_rate_of
 from ..training.data.latents import latent_of
 
 LARGEST = 16384
-"""The highest resolution: that of the host's own inputs for sizes of pictures."""
+"""The highest resolution, as in the host's own inputs for picture sizes."""
 TRANSPARENT = {"not learned": None, "white": "white", "black": "black"}
 """The choices for transparent parts, each with the colour that they get."""
 
@@ -284,7 +284,7 @@ def _latent(sample: PreparedPicture) -> dict[str, Any]:
 
 
 def _picture_encoder(vae: Any) -> Encoder:
-    # With the compute dtype, which may differ in another start of the host.
+    # With the compute dtype, which may differ after a restart of the host.
     named = (type(vae.first_stage_model).__name__, str(vae.vae_dtype))
     return Encoder(vae.encode, _identity(vae, *named))
 

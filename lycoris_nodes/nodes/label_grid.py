@@ -95,7 +95,7 @@ def drawn(pictures: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Imag
 
 
 def wrapped(name: str, font: Any, width: int) -> list[str]:
-    """A name in lines that are no wider than a picture, broken at spaces, or else where it must be."""
+    """A name in lines no wider than a picture, broken at spaces, or inside words that are too wide."""
     lines = [""]
     for word in name.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -134,7 +134,7 @@ def planes(mask: Any) -> Tensor:
 
 
 def softened(weights: Tensor, pixels: int) -> Tensor:
-    """Planes whose edges are ramps of so many pixels to each side: means over a square around each pixel."""
+    """Planes with edges blurred by `pixels` to each side: each value is the mean of a square around it."""
     if not pixels or weights.ndim != 3 or not weights.numel():
         return weights
     around = functional.pad(weights.float()[None], (pixels,) * 4, mode="replicate")

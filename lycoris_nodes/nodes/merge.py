@@ -147,7 +147,7 @@ class LycorisMergeAdapters(io.ComfyNode):
 
 
 def _check_apart(**given: Any) -> None:
-    """Raise LycorisError for settings that one merged adapter has and separate parts do not."""
+    """Raise LycorisError for settings that do nothing to separate parts."""
     whole = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
     for name, value in whole.items():
         if given[name] != value:
@@ -177,7 +177,7 @@ def _place(method: tuple[str, Any]) -> tuple[bool, str]:
 
 
 def _inputs(method: MergeMethod) -> list[Any]:
-    """The settings of a method, which the node shows where it is chosen."""
+    """The settings of a method, which the node shows while the method is chosen."""
     found: list[Any] = []
     for option in method.options:
         if option.choices:

@@ -32,7 +32,7 @@ from ..training.node.experts import expert_in_words, times_of_expert, trained_ex
 from ..training.node.memory import checkpointing_input, is_checkpointed, memory_for
 
 LEAST = 8
-"""How many latents are measured if they agree."""
+"""After this many latents the measurement may end, if they agree."""
 
 
 class LycorisPlan(io.ComfyNode):
@@ -138,7 +138,7 @@ class LycorisPlan(io.ComfyNode):
             tell = stages(cls.hidden)
 
             def counted(module: Any, batch: Any) -> Any:
-                # Each is measured at one noise.
+                # Each batch is one latent at one noise.
                 tell("measuring", min(next(numbers), batches), batches)
                 return loss(module, batch)
 

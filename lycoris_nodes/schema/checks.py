@@ -1,7 +1,7 @@
 """Check what a prompt gives a node against the node's schema, before the node runs.
 
-The host itself checks only some of it. A link can bring a value of any type, a number in place of a model or
-of a stack passes, and so does NaN in place of a number.
+The host itself checks only some of it. A link can bring a value of any type: the host passes a number for a
+model or a stack, and NaN for a number.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ MANY = ("LATENT", "CONDITIONING", "MASK")
 
 
 def is_many(one: Any) -> bool:
-    """Whether an input may have many values in a node that takes lists. A text may where it can only be
-    linked."""
+    """Whether an input may have many values in a node that takes lists. A text input may if it takes only
+    links."""
     kind = one.get_io_type()
     return kind in MANY or (kind == "STRING" and bool(one.force_input))
 
@@ -114,11 +114,11 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     """Wrap a node's `execute`: raise LycorisError for an input that the node's schema does not have or allow.
 
     A choice is also looked up in the schema's list, unless the node judges it in its own `validate_inputs`.
-    The host does the same with a literal. An optional input that is not there has the schema's default.
+    The host does the same with a literal. An optional input that is not given gets the schema's default.
 
-    To a node that takes lists the host gives every value as a list. Only inputs of which `is_many` is true
-    stay lists. The inputs of a group come one by one, as if there were no groups. A group that `execute`
-    takes by its own name comes whole, and the node itself judges it.
+    The host gives a node that takes lists every value as a list. Only inputs for which `is_many` is true stay
+    lists. The inputs of a group are passed one by one, as if there were no groups. A group that `execute`
+    takes by its own name is passed whole, and the node itself judges it.
 
     What the node shows is kept for pages that are opened later, errors included.
     """
@@ -168,7 +168,7 @@ def places(inputs: Sequence[Any]) -> dict[str, str]:
 def literals(inputs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a node's inputs as `checked` gives them, from widget values by their names in a prompt.
 
-    What is not given has the schema's default. Raises LycorisError for a value that cannot be used.
+    An input that is not given gets the schema's default. Raises LycorisError for a value that cannot be used.
     """
     named = places(inputs)
     every = (*inputs, *(each for _, each in _grouped(inputs)))
@@ -191,9 +191,9 @@ def _grouped(inputs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 def completed(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node, with a schema that asks the host for what all nodes need.
 
-    The host hands over all values of a prompt, so that `checked` can refuse what is no input, and also the
-    workflow, which only prompts from the page have. In every run it sends what the node shows, even when the
-    result comes from its cache. ComfyUI before 0.20 cannot: there the page asks for what is kept.
+    The host then passes all values of a prompt, so that `checked` can refuse unknown inputs, and the
+    workflow, which only prompts from the page have. In every run it sends what the node shows, even if the
+    result comes from its cache. ComfyUI before 0.20 cannot do this: there the page asks for kept reports.
     """
     define = node.define_schema.__func__
 
@@ -215,7 +215,7 @@ def _named(
     """The inputs and the values by name, as if there were no groups.
 
     Raises LycorisError for an unknown name. In a prompt of the page it may be a widget that another pack has
-    added to the node. It is left out there, unless it is close to the name of an input.
+    added to the node. There it is left out, unless it is close to the name of an input.
     """
     known, names, values = dict[str, Any](), dict[str, str](), dict[str, Any]()
     for one in schema:
@@ -270,7 +270,7 @@ def _may_be_missing(parameters: Mapping[str, Any], one: Any) -> bool:
 
 
 def _alone(one: Any, value: Any) -> Any:
-    """The value of an input of a node that takes lists: the list where it may be many, else its one value."""
+    """The value of an input of a node that takes lists: the list if `is_many`, else its one value."""
     if is_many(one) or not isinstance(value, list):
         return value
     if len(value) != 1:
@@ -303,7 +303,7 @@ def file_stamp(name: str, file: str | None, stamp: Callable[[str], str]) -> str:
 
 
 def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """The name, the host's type and the value of an input, or of each member of one that grows."""
+    """The name, the host's type and the value of an input, or of each member of a growing input."""
     template = getattr(one, "template", None)
     kind = one.get_io_type() if template is None else ""
     if template is None and is_many(one) and isinstance(value, list):
@@ -319,7 +319,7 @@ def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _read(one: Any, value: Any) -> Any:
-    """The value of an input as the node gets it, or its members' values where the input grows."""
+    """The value of an input as the node gets it, or the values of a growing input's members."""
     template = getattr(one, "template", None)
     kind = (one if template is None else template.input).get_io_type()
     if kind not in READ or value is None:

@@ -29,7 +29,7 @@ NOTHING_MERGED, NOTHING_RESIZED = f"Nothing was merged: {NO_STACK}", f"Nothing w
 def stack_input(tooltip: str) -> Any:
     """A stack, or the LORA_STACK of another pack. The node gets a stack in both cases, see `checks.READ`.
 
-    It is always optional: nothing arrives where the node that makes it is switched off.
+    It is always optional: nothing arrives if the node that makes it is switched off.
     """
     return io.MultiType.Input("stack", types=[STACK, LORA_STACK], optional=True, tooltip=tooltip)
 
@@ -131,7 +131,7 @@ def count_input(name: str, tooltip: str, *, most: int, default: int = 0, least: 
 
 
 def usual_input(name: str, tooltip: str, usual: str = "as is usual for the model") -> Any:
-    """A number from 0 on, or `auto` for what is usual. The node gets 0 for that.
+    """A number from 0 on, or `auto` for what is usual. The node gets 0 for `auto`.
 
     It is a text, so that the page can say what is usual. Numbers and links to numbers are taken as well.
     """
@@ -144,7 +144,7 @@ def usual_input(name: str, tooltip: str, usual: str = "as is usual for the model
 
 
 def fit_inputs() -> list[Any]:
-    """The further inputs of nodes that make layers of a kind and size."""
+    """More inputs of nodes that make layers of a given kind and size."""
     return advanced(
         dtype_input(
             "The dtype of the tensors. 'as in the file': that of the source, for a merged layer the "
@@ -243,7 +243,7 @@ def seed_input(tooltip: str) -> Any:
         default=0,
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
-        # Else the front end draws another one after each run, and no training could be resumed.
+        # Else the front end draws another seed after each run, and no training could be resumed.
         control_after_generate=False,
         tooltip=tooltip,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from ..host.page import running_node
 
 MOST = 256
-"""How many reports are kept. With more, the oldest is given up."""
+"""The most reports that are kept. Beyond this the oldest is dropped."""
 
 Prompt = Mapping[str, Mapping[str, Any]]
 SHOWN = ("text", "lycoris", "training")

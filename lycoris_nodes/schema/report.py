@@ -14,7 +14,7 @@ from .inputs import output
 MEANWHILE = "lycoris.meanwhile"
 """The event whose text a node's box shows while the node runs."""
 STAGE = "lycoris.stage"
-"""The event with what a node does now, and how much of it is done."""
+"""The event that says what a node does now, and how much of that is done."""
 PAUSE = 0.25
 """Seconds between two such events."""
 

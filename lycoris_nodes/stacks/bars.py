@@ -30,8 +30,8 @@ from ..files.models import known_files, model_like, model_path, told_model
 from .presets import known_presets, own_presets, parsed
 
 SECONDS = 0.4
-"""Seconds of measuring a file's changes before the page gets what there is. It asks again as long as it wants
-more."""
+"""After measuring a file's changes for this many seconds, the page gets a first answer. It asks again for the
+rest."""
 
 
 def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,14 +61,14 @@ def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `rules` of the question do to each bar, and a line of mean weights of what the file changes.
+    """What the `rules` of the question do to each bar, and a line of mean weights over layers of the file.
 
-    The line has each block of the diffusion model, then one value for each further group: what is beside the
-    blocks, and each text encoder. Raises LycorisError for rules that cannot be used.
+    The line has a value for each block of the diffusion model, then one for each further group: the layers
+    outside the blocks, and each text encoder. Raises LycorisError for rules that cannot be used.
     """
     rules = parsed(question["rules"], own_presets())
     if not is_lora(question["file"]):
-        # The row says so itself.
+        # The row itself shows that the file is missing.
         return {"line": [], "weights": {}, "idle": []}
     bars, *_ = _asked(question)
     found = bars.weighed(rules)
@@ -83,7 +83,7 @@ def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(question: Mapping[str, Any]) -> tuple[Bars, str, bool]:
-    """The bars, the file of the model that they are of, and whether it is the connected one."""
+    """The bars, the model file that they are for, and whether that is the connected model."""
     path = lora_path(question["file"])
     files = known_files(question)
     told = told_model(files) if files else None
@@ -120,7 +120,7 @@ def _reader(model: str) -> Callable[[str], Tensor | None]:
             name = key if key in held.shapes else key.removeprefix(live)
             return held.read(name).float() if name in held.shapes else None
         except LycorisError:
-            # In a format that nothing here reads: the bars say that it is not counted.
+            # Nothing here reads its format: the bars say that the weight is not counted.
             return None
 
     return read

@@ -8,9 +8,9 @@ from typing import Any
 from ...lycoris_ops import Curve, LycorisError, Schedule, ScheduleError
 
 SAMPLES = 96
-"""Into how many parts the time is divided for drawing: a node is a few hundred pixels wide."""
+"""The number of intervals that are drawn: a node is a few hundred pixels wide."""
 EASES: Mapping[str, Any] = {"linear": "linear", "monotone_cubic": "smooth"}
-"""The host's names of interpolations, with ours."""
+"""The host's names of interpolations to ours."""
 
 
 def wired(value: Any) -> Curve:

@@ -1,4 +1,4 @@
-"""Rows out of texts of other packs: rgthree's Power Lora Loader, LORA_STACK, Lora-Manager, and prompts' tags.
+"""Rows from texts of other packs: rgthree's Power Lora Loader, LORA_STACK, Lora-Manager, and prompts' tags.
 
 Each row is a table with our fields, not yet checked.
 """
@@ -31,7 +31,7 @@ DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
 
 
 def rows_of(value: Any, fields: Collection[str]) -> list[Table]:
-    """The rows anywhere in a value of JSON, in the order in which they stand there.
+    """The rows anywhere in a value of JSON, in their order there.
 
     A table whose names are all among `fields` is a row of our own.
     """
@@ -122,7 +122,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
             expected="<lora:name:strength>, with no more than te=, unet= and lbw=",
             hint="Change the tag" if beyond else None,
         )
-    # Those packs take 1 for the text encoder where only the model's strength is named.
+    # Those packs take 1 for the text encoder if only the model's strength is named.
     te = given.get("te", "1" if "unet" in named else None)
     return {**_row(name, given.get("unet", te), te), "rules": rules.strip()}
 

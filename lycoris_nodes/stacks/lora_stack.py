@@ -1,9 +1,9 @@
-"""LORA_STACK, the list that other packs pass from node to node, and our stacks.
+"""Convert between our stacks and LORA_STACK, which other packs pass from node to node.
 
-It is a list of (name, model strength, text-encoder strength), each name relative to a loras folder.
-Efficiency Nodes introduced it, and Comfyroll, Easy-Use, Lora-Manager and others follow it. Some of them pass
-None in place of an empty list, rows with the name "None", tables in place of tuples, or further values at the
-end of a row.
+A LORA_STACK is a list of (name, model strength, text-encoder strength), each name relative to a loras
+folder. Efficiency Nodes introduced it, and Comfyroll, Easy-Use, Lora-Manager and others follow it. Some of
+them pass None in place of an empty list, rows with the name "None", tables in place of tuples, or further
+values at the end of a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...lycoris_ops import Adapter, Entry, LycorisError, Shape, Stack, load_adap
 from ..files.loras import lora_path, relative_name
 
 NOTHING = (None, "", "None")
-"""What packs write where no file is chosen."""
+"""What packs write if no file is chosen."""
 FORM = "(name, model strength, text-encoder strength)"
 LoraTuple = tuple[str, float, float]
 
@@ -26,7 +26,7 @@ def is_lora_stack(value: object) -> bool:
 
 
 def from_lora_stack(value: Sequence[Any] | None) -> Stack:
-    """The stack that a LORA_STACK means. Raises LycorisError, with its number, for a row of another form."""
+    """The stack that a LORA_STACK means. Raises LycorisError for a row of another form, with its number."""
     entries = [
         _entry(f"row {number} of the LORA_STACK", row) for number, row in enumerate(value or (), start=1)
     ]
@@ -65,7 +65,7 @@ def _number(value: Any) -> float:
 
 
 def to_lora_stack(stack: Stack) -> list[LoraTuple]:
-    """The rows of a LORA_STACK that load the same.
+    """The rows of a LORA_STACK that load the same adapters.
 
     Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules, a
     schedule or a mask: a LORA_STACK cannot say these.
@@ -101,11 +101,11 @@ def _name(entry: Entry) -> str:
 
 
 def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None) -> Adapter:
-    """The adapter of a stack of one, with its strengths and block rules in it, for a `holder` ("an adapter
-    file").
+    """The adapter of a stack of one, with its strengths and block rules multiplied in.
 
-    `model` has the keys and shapes of what the adapter is for. Raises LycorisError if the stack has none or
-    several, or where `weighted` cannot put the strengths into the adapter.
+    `holder` is what will hold it, for errors ("an adapter file"), and `model` has the keys and shapes of what
+    it is for. Raises LycorisError if the stack has none or several, or if `weighted` cannot multiply them
+    in.
     """
     if len(stack) != 1:
         names = ", ".join(entry.name for entry in stack) or "none"

@@ -28,7 +28,7 @@ def known_presets(own: PresetFile) -> Mapping[str, str]:
 
 
 def parsed(text: str, own: PresetFile, *, seed: int = 0) -> Rules:
-    """Parse rules, which may name any preset. Raises RuleError as `Rules.parse` does, and mentions it if the
+    """Parse rules, which may name any preset. Raises RuleError as `Rules.parse` does; its hint says if the
     user's presets cannot be read.
     """
     try:

@@ -7,8 +7,8 @@ A JSON table with the version of the format and a list of rows, in their order:
     ]}
 
 Only `rows` and the `file` of each row are required. `strength_clip` defaults to `strength_model`. A strength
-may be a text, as the user typed it. `low_noise` is the file for the low-noise one of a model's two experts,
-and `file` is then for the other. The formats of `foreign.py` are read too.
+may be a text, as the user typed it. For a model with two experts, `low_noise` is the file for the low-noise
+expert, and `file` for the other. The formats of `foreign.py` are read too.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Row:
     on: bool = True
     strength_model: float = 1.0
     strength_clip: float | None = None
-    """The strength for the text encoder; None for `strength_model`."""
+    """The strength for the text encoder; if None, `strength_model`."""
     rules: str = ""
     """Block rules of this adapter alone, as in Weight LyCORIS Blocks."""
     low_noise: str = ""
-    """The file for the low-noise one of a model's two experts, where `file` is for the other; "" for none."""
+    """For a model with two experts: the file for low noise, while `file` is for high noise; "" for none."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ def _own(table: dict[str, Any]) -> list[Any]:
 
 
 def row_of(where: str, table: Any) -> Row:
-    """The row of a table. Raises LycorisError, with its name, for a table that is no row."""
+    """The row of a table. Raises LycorisError, with the row's name, for a table that is no row."""
     if not isinstance(table, dict):
         raise LycorisError(
             "a row is no table", place=where, got=type(table).__name__, expected='{"file": "..."}'

@@ -17,7 +17,7 @@ from ..node.schema import inputs
 from . import trainers
 
 OFF = (None, False, "", 0, "none", "None", [], {})
-"""Values that ask for nothing."""
+"""Values that leave a setting off."""
 OF_ANOTHER_FORM = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 """What reading a malformed value raises."""
 DTYPES = {
@@ -35,7 +35,7 @@ OPTIMISERS = {
     **dict.fromkeys(("adamwschedulefree", "schedule_free_adamw", "schedulefree"), "schedulefree"),
     **dict.fromkeys(("muon",), "muon"),
 }
-"""Optimisers by what trainers call them, in small letters."""
+"""Optimisers by what trainers call them, in lower case."""
 ALGORITHMS = {
     **dict.fromkeys(("lora", "locon", "networks.lora", "networks.lora_flux", "networks.lora_sd3"), "lora"),
     **dict.fromkeys(("loha", "networks.loha"), "loha"),
@@ -44,7 +44,7 @@ ALGORITHMS = {
     **dict.fromkeys(("oft_2", "oft_v2", "oftv2"), "oftv2"),
     **{name: name for name in ("boft", "full", "ia3", "glora")},
 }
-"""Kinds by what trainers call them, in small letters."""
+"""Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
 """A rank above that of all layers: both factors of a LoKr stay whole."""
 DECAY = 0.01
@@ -54,7 +54,8 @@ DECAY = 0.01
 class Config:
     """A config's settings, taken one by one, and the inputs that they become.
 
-    What is left has no counterpart. docs/other-trainers.md is made from the calls of each trainer's `read`.
+    Settings that are not taken have no counterpart. docs/other-trainers.md is made from the calls of each
+    trainer's `read`.
     """
 
     def __init__(self, table: Mapping[str, Any], within: str = "") -> None:
@@ -64,10 +65,10 @@ class Config:
         self.values: dict[str, Any] = {}
         """Values of the node's inputs, by their own names."""
         self.notes: list[str] = []
-        """What means something else here, or has no counterpart, in words."""
+        """In words, settings that mean something else here or have no counterpart."""
 
     def inside(self, key: str, table: Mapping[str, Any]) -> Config:
-        """A config of the table that a setting holds. Give it to `add` once it is read."""
+        """A config of the table that a setting holds. Pass it to `add` when it has been read."""
         return type(self)(table, f"{self.within}{key}: ")
 
     def add(self, inner: Config) -> None:
@@ -77,7 +78,7 @@ class Config:
         self.notes += [*inner.notes, *left]
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Take out a setting: its value, or `default` where it is missing or asks for nothing."""
+        """Take out a setting: its value, or `default` if it is missing or `OFF`."""
         value = self.left.pop(key, None)
         return default if value in OFF else value
 
@@ -113,7 +114,7 @@ class Config:
         """Put settings without an input of their own into the line of `overrides` for all layers.
 
         `options` maps the trainer's names to ours. An option that the kind `algorithm` lacks is dropped, as
-        the trainers ignore it too. A text "0" asks for nothing.
+        the trainers ignore it too. A text "0" counts as missing.
         """
         taken = [(ours, self.take(theirs)) for theirs, ours in options.items()]
         asked = [(ours, value) for ours, value in taken if value not in (None, "0")]
@@ -121,12 +122,12 @@ class Config:
             self.values["overrides"] = f"*: {', '.join(found)}"
 
     def whole(self, algorithm: str, key: str) -> None:
-        """Set the rank to `WHOLE` where this setting keeps the factors of a LoKr whole."""
+        """Set the rank to `WHOLE` if this setting keeps the factors of a LoKr whole."""
         if str(self.take(key)).lower() == "true" and algorithm == "lokr":
             self.values["rank"] = WHOLE
 
     def elsewhere(self, where: str, *keys: str) -> None:
-        """Note where a workflow sets those of these keys that are present."""
+        """For the keys that are present, note where a workflow sets them."""
         found = [key for key in keys if self.take(key) is not None]
         if found:
             self.notes.append(f"{', '.join(found)}: {where}")

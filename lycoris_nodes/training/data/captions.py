@@ -81,7 +81,7 @@ def caption_of(
     """A conditioning of the host, encoded for one latent.
 
     SDXL gets the sizes in the conditioning or, without them, the size of the latent. A guidance embedding
-    gets the guidance at which the model's family is trained: that of a conditioning is for samplers. If the
+    gets the guidance at which the model's family is trained: a conditioning's own is for samplers. If the
     conditioning switches guidance off, it stays off. `seed` is for models that mix noise into their inputs.
     `device` is the model's; the latent's by default. With `graph` the tensors keep their autograd graph, so
     that gradients reach the text encoders.

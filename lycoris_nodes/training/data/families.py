@@ -31,7 +31,7 @@ NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of the host: that of its most derived class that has one.
+    """The family of a model of the host, by its most derived class that has one.
 
     Raises TrainError for a model that does not denoise.
     """
@@ -61,7 +61,7 @@ def boundary_of(model: Any) -> float | None:
 
 
 def boundary_named(kinds: Sequence[str]) -> float | None:
-    """The same by the names of the host's classes of a model, the most derived first."""
+    """`boundary_of` by the names of the host's classes of a model, the most derived first."""
     return next((BOUNDARIES[kind] for kind in kinds if kind in BOUNDARIES), None)
 
 

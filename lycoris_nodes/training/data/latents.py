@@ -93,8 +93,8 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     """Turn a picture's mask (H, W) or (1, H, W), from 0 to 1, into weights (1, 1, ..., h, w) for its latent.
 
     Each weight is the mean over the pixels that one value of the latent covers. Raises TrainError for a mask
-    that has another size than the picture, is all zeros, or has negative values or ones that are not finite,
-    and for latents that cannot have a mask.
+    that has another size than the picture, is all zeros, or has values that are negative or not finite, and
+    for latents that cannot have a mask.
     """
     if len(latent.shapes) > 1 or latent.values.ndim < 4:
         raise TrainError("only latents of pictures and videos can have masks")

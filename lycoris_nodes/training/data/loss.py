@@ -203,7 +203,7 @@ class DiffusionLoss:
                 alone = self.session.prediction(x, sigma, conds)
             apart = (found - alone) * unit
             kept = LOSSES[self.loss_type](apart, self.delta) * outside
-            # Divided as the loss within the mask is, so that a place outside counts as much.
+            # The same divisor as within the mask, so that a place outside counts as much as one inside.
             loss = loss + self.masked_prior * kept.flatten(1).mean(1) / learned.flatten(1).mean(1)
         return own * loss
 
@@ -257,7 +257,7 @@ def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
 
 
 def _rows(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
-    """Masks as rows of one tensor, each in the shape of `like` (1, 1, ...); all 1 for a sample without."""
+    """Masks as rows of one tensor, each in the shape of `like` (1, 1, ...); all 1 if a sample has none."""
     if all(mask is None for mask in masks):
         return None
     return torch.cat([torch.ones(like.shape) if mask is None else mask.expand(like.shape) for mask in masks])

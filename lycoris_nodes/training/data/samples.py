@@ -28,14 +28,14 @@ PICTURED = (
     *("clip_vision_outputs", "concat_latent_image", "concat_mask", "concat_mask_index", "time_dim_replace"),
     "guiding_frame_index",
 )
-"""The settings of a conditioning with pictures for the model. They stay where the text is dropped."""
+"""Settings of a conditioning that hold pictures for the model. They are kept if the text is dropped."""
 
 Latents = Sequence[Mapping[str, Any]]
-"""For each link or member of a list, a batch of latents under `samples`."""
+"""A batch of latents, under `samples`, for each link or list member."""
 _Place = tuple[int, int]
 """The `id` of the tensor that holds a picture or mask, and its index there."""
 Captions = Sequence[Sequence[Any]]
-"""For each link or member of a list, a conditioning: mostly of one text; Resolution Bucket gives several."""
+"""A conditioning for each link or list member, mostly of one text; Resolution Bucket gives several."""
 
 
 def samples_of(
@@ -187,7 +187,7 @@ def _encoded(
     latent: Latent,
     words: str | None,
 ) -> Caption:
-    """A caption on the CPU, encoded from its words where there are an encoder and words."""
+    """A caption on the CPU. It is encoded from `words` if an encoder and words are given."""
     rows = getattr(conditioning[0], "shape", (1,))[0]
     if rows != 1:
         raise TrainError("a caption must be one text", got=f"{rows} in one conditioning", expected="1")
@@ -201,7 +201,7 @@ def _encoded(
 
 
 def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """The empty caption with the pictures of a conditioning, after what it is made from."""
+    """What the empty caption is made from, and the empty caption with the pictures of a conditioning."""
     shown = {name: conditioning[1][name] for name in PICTURED if name in conditioning[1]}
     if not shown:
         return (nothing,), nothing
@@ -292,7 +292,7 @@ def _for_each(values: list[Any], count: int, what: str, name: str) -> list[Any]:
 
 
 def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list[str]:
-    """What is done with the `noise_mask` of latents, in words; [] where there is none."""
+    """In words, how the `noise_mask` of latents is used; [] if there is none."""
     if not any(one.get(NOISE_MASK) is not None and not _is_given(one) for one in latents):
         return []
     if masks:

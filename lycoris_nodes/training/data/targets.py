@@ -29,8 +29,8 @@ LEAST_SIGMA = 1e-3
 class Parametrisation:
     """What a network predicts, with the weight of its loss.
 
-    `weight` is w(s, d). `snr` is the signal-to-noise ratio, of powers, of the noised latent, given s and the
-    scale of its noise.
+    `weight` is w(s, d). `snr` is the ratio of signal power to noise power in the noised latent, given s and
+    the scale of its noise.
     """
 
     name: str

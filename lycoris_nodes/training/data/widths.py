@@ -19,7 +19,7 @@ from .times import sigma_at
 def check_width(session: Session, caption: Caption, latent: Latent) -> None:
     """Raise TrainError for a caption of another width than the model takes.
 
-    Models do not state that width, so a pass without a graph is tried, once for each width.
+    Models do not state that width, so one pass without a graph is tried for each new width.
     """
     widths = _widths(caption)
     if widths in session.widths:
@@ -54,7 +54,7 @@ def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
 
 @contextmanager
 def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
-    """A context that notes layers given vectors of a wrong width: path, that width, and the right one."""
+    """A context that notes layers given vectors of a wrong width: path, this width, the right width."""
     found: list[tuple[str, int, int]] = []
 
     def note(path: str, width: int) -> Callable[..., None]:

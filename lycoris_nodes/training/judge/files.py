@@ -13,13 +13,13 @@ from ...host.files import shown_path
 from ..node.runs import CHECKPOINTS, folder_of
 
 STEPS = "ss_steps"
-"""The entry of a file's metadata for the steps it was trained for, as kohya-ss names it."""
+"""The metadata key of the number of steps that a file was trained for, as kohya-ss names it."""
 
 
 def judged_files(stack: Stack | None, training: str) -> list[Entry]:
     """The adapters of a stack, then those of a training (see `folder_of`) by steps, all at strength 1.
 
-    Each gets a label of its own. Of a training's identical files one is taken.
+    Each gets its own label. Of identical files of a training only one is taken.
 
     Raises LycorisError where there is none, and for strengths that follow a schedule or a mask.
     """

@@ -39,7 +39,7 @@ def nearness(made: Tensor, data: Tensor) -> float:
 
 
 def drift(made: Tensor, before: Tensor) -> float:
-    """1 minus the mean cosine of embeddings (N, D) with those of the same prompts before."""
+    """1 minus the mean cosine of embeddings (N, D) with those of the same prompts without the adapter."""
     return 1 - float((_directions(made) * _directions(before)).sum(1).mean())
 
 

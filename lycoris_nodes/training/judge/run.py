@@ -51,9 +51,9 @@ from .networks import Networks
 GOLDEN = 0.6180339887
 """The fraction of the golden ratio. Its multiples, modulo 1, lie far apart however many there are."""
 FINALISTS = 4
-"""How many pairs of nearly equal loss are compared by their pictures."""
+"""The most pairs of nearly equal loss that are compared by their pictures."""
 SEEN = 16
-"""How many pictures of the data the samples are compared with."""
+"""The most pictures of the data that the samples are compared with."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     _check_links(asked)
     shapes = weight_shapes(asked.model, asked.clip)
     for one in resolve(Stack(entries), shapes, absent_because="no `clip` is linked").entries:
-        # Each alone: a text encoder's adapter would pass beside one of the model.
+        # Check each alone: an adapter that fits nothing would pass beside one that fits.
         Resolution((one,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
     with opened_both(
@@ -169,7 +169,7 @@ def spread(times: int, batches: int) -> list[int]:
 
 
 def _check_links(asked: Asked) -> None:
-    """Raise TrainError for a link without the one that it needs."""
+    """Raise TrainError if an input is linked and another that it needs is not."""
     needed = {"captions": "clip", "clip_vision": "vae", "other_positive": "clip_vision"}
     for name, other in needed.items():
         if getattr(asked, name) and getattr(asked, other) is None:
@@ -190,7 +190,7 @@ def _check_links(asked: Asked) -> None:
 
 
 def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:
-    """The first distinct captions, with their texts where text encoders are judged. None for latents of
+    """The first distinct captions, with their texts where text encoders are judged. Empty for latents of
     several parts, such as video and sound, which are no pictures."""
     if len(like.shapes) > 1:
         return []

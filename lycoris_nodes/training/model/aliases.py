@@ -59,7 +59,7 @@ def aliased(model: nn.Module) -> Generator[None]:
     # A tensor that several modules share must stay one tensor.
     made: dict[int, Any] = {}
     around = bypasses(model)
-    # By the `id` of the alias in their place. Aliases are kept so that no other object gets their `id`.
+    # Original and alias, by the `id` of the alias. It is kept so that no other object gets that `id`.
     lent: dict[int, tuple[Any, Any]] = {}
     try:
         for adapter in around:

@@ -87,10 +87,11 @@ OVERWRITES_NORMED = {
 }
 """Networks that overwrite only inputs of norms, each with the class of the part that does so.
 
-Copying these is cheaper than watching every operation: a step of a small Flux takes a quarter of the time."""
+Copying these inputs is cheaper than watching every operation: a step of a small Flux takes a quarter of the
+time."""
 
 OVERWRITES_ATTENDED = {"LTXVModel": "CrossAttention", "LTXAVModel": "CrossAttention"}
-"""Networks that overwrite only inputs of attentions, which have this class, and of norms, which are called as
+"""Networks that overwrite only inputs of attentions of this class, and of norms that are called as
 functions."""
 
 ENCODER = "SDClipModel"

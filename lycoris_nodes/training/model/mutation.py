@@ -19,8 +19,8 @@ _open: list[Any] = []
 def mutation_allowed() -> Generator[None]:
     """A context for forward and backward passes of models that overwrite what a backward pass needs.
 
-    A needed tensor is copied just before it is overwritten. Every operation takes longer for that, some 0.2 s
-    in a step of a small UNet.
+    A needed tensor is copied just before it is overwritten. This makes every operation slower: it adds some
+    0.2 s to a step of a small UNet.
 
     torch's `allow_mutation_on_saved_tensors` does the same for tensors that begin at one address. Here it
     covers the whole storage, because a model may overwrite a part of it. torch's also holds tensors with

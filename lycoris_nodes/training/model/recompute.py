@@ -40,13 +40,13 @@ def _layers(module: nn.Module) -> int:
 def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Generator[int]:
     """A context in which the blocks of a model are checkpointed. Yields how many there are.
 
-    The last one is left as it is: it is the first in the backward pass, and would run again at once.
+    The last block is not checkpointed: it comes first in the backward pass, and would run again at once.
     `within` is called when a block runs. What it returns makes the context in which the block runs again,
     because torch turns some modes off in a backward pass.
 
-    The gradients are exactly the same as without it: a block gets copies of its inputs, so that it may write
-    over them, and in the backward pass it draws the same random numbers again and computes in the same
-    autocast. A block's tensors that need gradients must be among its arguments.
+    The gradients are exactly the same as without checkpointing: a block gets copies of its inputs, so that it
+    may write over them, and in the backward pass it draws the same random numbers again and computes in the
+    same autocast. A block's tensors that need gradients must be among its arguments.
     """
     with ExitStack() as stack:
         count = 0

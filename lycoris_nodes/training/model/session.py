@@ -30,9 +30,9 @@ class Session:
     def __init__(self, patcher: Any) -> None:
         self.patcher = patcher
         self.networks: list[LycorisNetwork] = []
-        """Those that the end of the session removes."""
+        """The networks that are removed when the session ends."""
         self.dtype = torch.float32
-        """What the model computes in."""
+        """The dtype that the model computes in."""
         self.fetching = 0
         """How many layers fetch their weights again in the backward pass."""
         self.blocks = 0
@@ -60,9 +60,9 @@ class Session:
         return self.patcher.load_device
 
     def adapted(self, **options: Any) -> LycorisNetwork:
-        """A network of adapters, see `create_lycoris`, which the end of the session removes."""
+        """A network of adapters, see `create_lycoris`. It is removed when the session ends."""
         if self.fetching:
-            # Rebuilding a weight would need the one that is fetched only in a pass.
+            # To rebuild, the weight itself is needed, and it is fetched only in a pass.
             options.setdefault("form", "bypass")
         net = create_lycoris(self.network, prefix=self.prefix, **options)
         # An offloaded weight is not on the device that multiplies it.
@@ -95,9 +95,9 @@ class Session:
     def prediction(self, x: Tensor, sigma: Tensor, conds: Mapping[str, Any]) -> Tensor:
         """The denoised latent (B, ...) that the model makes of x (B, ...) at sigma (B,).
 
-        It is what a sampler gets for one prompt, by the same function of the model, without its loop: each
-        row has its own conditioning, where a sampler would compute every row with every prompt and average.
-        `conds` are the model's arguments by name (see `Caption`).
+        A sampler gets the same for one prompt, by the same function of the model. But a sampler computes
+        every row with every prompt and averages, while here each row has its own conditioning. `conds` are
+        the model's arguments by name (see `Caption`).
         """
         told: dict[str, Any] = {
             **self.patcher.model_options["transformer_options"],
@@ -132,8 +132,8 @@ def opened(
 
     With `checkpointing` the blocks of the model keep only their inputs and run again in the backward pass.
     `dtype` is what a diffusion model computes in; None is what the host has chosen. The patchers `beside` are
-    loaded in the same call, so that opening them within the context does not displace the model; for them
-    `memory` is None: they are loaded already.
+    loaded in the same call, so that opening them within the context does not displace the model. Open these
+    with `memory` None, because they are loaded already.
 
     Raises TrainError for a model that is open already.
     """
@@ -200,7 +200,7 @@ def _dtype(model: Any) -> torch.dtype:
 
 @contextmanager
 def _modes_kept(model: nn.Module) -> Generator[None]:
-    """A context in which the modules are in `eval` mode, and afterwards in the modes that they were in."""
+    """A context in which the modules are in `eval` mode. Afterwards they have their modes back."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

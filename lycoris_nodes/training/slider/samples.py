@@ -39,11 +39,12 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
 
     With the captions `less` and `more` each latent has a guide between them, see `DiffusionLoss`. Where the
     latents are empty, the model first samples pictures of `positive` in their sizes. Without these captions
-    the latents are opposed pictures, in rows of one for each strength. All of a row get the same noise, so
-    that what they share cancels (visual sliders: Gandikota et al., "Concept sliders", 2311.12092).
+    the latents are opposed pictures, in rows with a picture for each strength. All pictures of a row get the
+    same noise, so that what they share cancels (visual sliders: Gandikota et al., "Concept sliders",
+    2311.12092).
 
-    Raises TrainError where one of both captions is missing or both are the same, for empty latents without
-    captions to guide, and for pictures that do not fill their rows or have several sizes in one.
+    Raises TrainError if only one of `less` and `more` is given or both are the same, for empty latents
+    without them, and for pictures that do not fill their rows or differ in size within a row.
     """
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
@@ -77,7 +78,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
 
 
 def _check_ends(asked: Asked) -> None:
-    """Raise TrainError where nothing lies between the captions `less` and `more`."""
+    """Raise TrainError if there is nothing to learn between the captions `less` and `more`."""
     if not asked.guidance:
         raise TrainError(
             "without guidance there is nothing to learn between prompts",
@@ -130,7 +131,7 @@ def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
 
 
 def _is_empty(latents: Latents) -> bool:
-    # Those of several parts, such as video and sound, are taken as they are.
+    # Latents of several parts, such as video and sound, are taken as they are.
     return all(isinstance(one["samples"], Tensor) and not one["samples"].any() for one in latents)
 
 

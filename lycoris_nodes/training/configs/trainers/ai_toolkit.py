@@ -35,7 +35,7 @@ def read(config: Config) -> None:
     config.choose("network.type", "algorithm", ALGORITHMS)
     config.put("network.linear", "rank", int)
     config.put("network.rank", "rank", int)
-    # Its templates have them for any kind.
+    # Its templates have these settings for any kind.
     algorithm = config.values.get("algorithm", "lora")
     config.whole(algorithm, "network.lokr_full_rank")
     config.everywhere(algorithm, {"network.lokr_factor": "factor"})
@@ -70,7 +70,7 @@ def read(config: Config) -> None:
     config.put("name", "filename_prefix", lambda name: f"loras/{name}")
     config.elsewhere("link `clip` and `captions`", "train.train_text_encoder")
     datasets = [one for one in config.left.get("datasets") or [] if isinstance(one, dict)]
-    # Only the first data set is read: here all share one dropout.
+    # Only the first data set is read: here all data sets share one dropout.
     first = config.inside("datasets", datasets[0] if datasets else {})
     first.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     first.left.clear()

@@ -30,7 +30,7 @@ def read(config: Config) -> None:
     betas = [optimiser.take(key) for key in ("beta1", "beta2")]
     used = {key: optimiser.left.pop(key, None) for key in ("weight_decay", "eps", "momentum", "d_coef")}
     optimiser.optimiser("optimizer", {**({"betas": betas} if None not in betas else {}), **used})
-    # The rest are settings of other optimisers: it writes all.
+    # The rest belongs to other optimisers: OneTrainer writes the settings of all.
     optimiser.left.clear()
     config.add(optimiser)
     config.schedule("learning_rate_scheduler", "learning_rate_cycles")
