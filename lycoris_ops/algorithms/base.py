@@ -68,7 +68,7 @@ Products = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Join:
-    """How the tensors of several layers of a kind become those of one layer."""
+    """How several layers of one kind are joined into one, tensor by tensor."""
 
     products: tuple[tuple[str, str], ...] = ()
     """The fields of the left factor (O, r, ...) and of the right one (r, ...) of each product."""
@@ -80,7 +80,7 @@ class Join:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer(ABC):
-    """The named tensors of one adapted layer, and the change that they stand for.
+    """The named tensors of one adapted layer, and the change that they define.
 
     A subclass declares:
 
@@ -100,7 +100,7 @@ class Layer(ABC):
     constrained_by_alpha: ClassVar[bool] = False
     """Whether alpha bounds the norm of a rotation instead (OFT and BOFT of LyCORIS)."""
     bias_may_be_absent: ClassVar[bool] = False
-    """Whether the layer works without a bias: it only multiplies one that is there."""
+    """Whether the layer works without a bias, because it only multiplies an existing one."""
     dimensions: ClassVar[int | None] = None
     """The number of dimensions of the only tensor of the first variant. It tells apart algorithms that use
     the same suffix."""
@@ -109,7 +109,7 @@ class Layer(ABC):
     numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
     """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
     downs: ClassVar[tuple[str, ...]] = ()
-    """Fields of the factors on the side of the inputs, whose first axis counts the rank."""
+    """Fields of the factors that take the inputs. Their first axis counts the rank."""
     in_comfy: ClassVar[bool] = True
     """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` answers for a single layer."""
     for_norms: ClassVar[bool] = False
@@ -366,7 +366,7 @@ class Layer(ABC):
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the tensors, by suffix."""
         # Kept by hand, as `extent` is: `cached_property` takes a lock on Python 3.11, which torch.compile
-        # cannot pass.
+        # cannot trace.
         kept = vars(self)
         if "_shapes" not in kept:
             held = self.tensors()
@@ -596,7 +596,7 @@ def checked(change: Tensor, met: Tensor) -> Tensor:
     """The change of `met`, if it is finite.
 
     Raises LayerError where it holds NaN or infinity and `met` does not. A change that requires gradients is
-    not checked: whoever trains it judges the loss.
+    not checked, because training checks the loss.
     """
     if not change.requires_grad and not is_finite(change) and is_finite(met):
         raise overflow(change.dtype)

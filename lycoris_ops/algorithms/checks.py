@@ -1,4 +1,4 @@
-"""What the tensors of a layer must be: their shapes, dtypes and numbers.
+"""Checks of the tensors of a layer: their shapes, dtypes and numbers.
 
 Each function raises LayerError, which names the tensor by its suffix.
 """
@@ -32,8 +32,8 @@ MOST_DIMENSIONS = 8
 WORK = 16
 """How many values may be computed on the way to a change, for each value of the weight and of the file.
 
-A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In sound files r is at most a
-few times the number of outputs, so the product is at most a few times the weight. A crafted core of a few
+A Tucker core and its input factor are multiplied first, into (r, I, *kernel). In ordinary files r is at most
+a few times the number of outputs, so the product is at most a few times the weight. A crafted core of a few
 kilobytes could ask for gigabytes."""
 SMALL = 1 << 20
 """A number of values (4 MB in float32) that may be computed whatever the sizes of the weight and of the file:
@@ -174,7 +174,7 @@ def a_layer(kind: str) -> str:
 
 
 def number(name: str, tensor: Tensor) -> float:
-    """The single number that a tensor holds. Raises LayerError where it holds another count or no numbers."""
+    """The single number in a tensor. Raises LayerError for another count, or for values of another kind."""
     check_number(name, tensor)
     if tensor.numel() != 1 or tensor.dtype == torch.bool:
         raise LayerError(
@@ -192,7 +192,7 @@ def check_factor(name: str, tensor: Tensor) -> None:
             expected="float16, bfloat16 or float32",
         )
     if not is_finite(tensor.detach()):
-        # Counted for the message alone: sound files need only `is_finite`, which costs less.
+        # Counted only for the message: finite factors need only `is_finite`, which costs less.
         bad = int((~torch.isfinite(tensor.detach().float())).sum())
         raise LayerError(
             "a factor holds NaN or infinity",

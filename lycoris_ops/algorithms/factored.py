@@ -45,8 +45,8 @@ class Factored(Trained):
     The sparse remainder is a tensor of shape `bias_size`. It holds `bias_values` (n,) at `bias_indices`
     (dimensions, n), int16, and zero elsewhere. Despite its name it belongs to the weight.
 
-    `dora` chooses the norm: "paper" takes that of V. "host" takes that of W where d is for outputs, as
-    ComfyUI 0.30 does, to reproduce its results.
+    `dora` chooses the norm: "paper" takes the norm of V. "host" takes the norm of W where d is for outputs,
+    as ComfyUI 0.30 does, to reproduce its results.
 
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the sparse remainder by the extraction of LyCORIS.
     """
@@ -76,7 +76,7 @@ class Factored(Trained):
 
     @abstractmethod
     def factor_axes(self) -> Mapping[str, int]:
-        """The part of `row_axes` that is for the factors."""
+        """The entries of `row_axes` for the factors."""
 
     @abstractmethod
     def factor_columns(self) -> Mapping[str, int]:
@@ -101,7 +101,7 @@ class Factored(Trained):
 
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
-        # One dimension alone has no norms to be scaled.
+        # A weight of one dimension has no norms to scale.
         magnitude = DORA not in shapes or (len(weight) > 1 and math.prod(shapes[DORA]) in weight[:2])
         return magnitude and fits(cls.plain_shape(shapes), weight)
 

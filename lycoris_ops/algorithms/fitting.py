@@ -1,6 +1,6 @@
 """Approximate a change by layers: the wanted change, and the nearest layers of one kind.
 
-Of a change D, a layer with the change D' **keeps** the energy ||D||^2 - ||D - D'||^2. For a nearest layer,
+A layer with the change D' **keeps** the energy ||D||^2 - ||D - D'||^2 of a change D. For a nearest layer,
 D - D' is orthogonal to D', so it keeps the energy of D'.
 """
 
@@ -195,7 +195,7 @@ class Delta:
         """All singular triples if the change has small factors, else None."""
         self.pause()
         highest = min(flat_shape(self.shape))
-        # Decomposing the matrix itself is less work only if just leading triples are wanted.
+        # Where all triples are wanted, decomposing the matrix itself is never less work.
         most = highest if self.largest >= highest else int(FACTORED * highest)
         factors = joined(self.forms, most, self.device)
         return None if factors is None else product_triples(*factors)

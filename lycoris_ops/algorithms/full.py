@@ -33,8 +33,9 @@ class Full(Trained, Fitted):
     which may be (O,). `diff_b` (O,) is added to the bias; `set_bias` (O,) holds the values that the bias has
     at strength 1. Alpha has no meaning here.
 
-    set_rows (n, I) holds the values of n rows of the weight alone, such as those of tokens in an embedding,
-    and set_rows_at (n,) their numbers from 0 on: delta[set_rows_at] = set_rows - W[set_rows_at], else 0.
+    set_rows (n, I) holds the values of only n rows of the weight, such as the rows of some tokens in an
+    embedding. set_rows_at (n,) holds the numbers of these rows, counted from 0:
+    delta[set_rows_at] = set_rows - W[set_rows_at], else 0.
 
     Source: the key names of LyCORIS ("full") and of ComfyUI's own saver.
     """

@@ -95,7 +95,7 @@ class Ia3(Trained):
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
         made = super().with_tensors(tensors)
-        # Read once, because each read waits for the device: a flag on an accelerator is the old one, moved.
+        # Read once, because each read waits for the device: a flag on an accelerator is the old flag, moved.
         flag, known = made.on_input, self.on_input is not None or "of_inputs" in vars(self)
         if known and (flag is None or flag is self.on_input or flag.device.type != "cpu"):
             vars(made)["of_inputs"] = self.of_inputs
@@ -159,7 +159,7 @@ class Ia3(Trained):
         return replace(found, feedforward=found.of_inputs)
 
     def row_axes(self) -> Mapping[str, int]:
-        """The axis whose size is not 1, for outputs; empty for inputs, which all outputs share."""
+        """For outputs, the axis whose size is not 1. Empty for inputs: all outputs share their factors."""
         factors = {name: tensor for name, tensor in self.tensors().items() if name in ("weight", "ia3_l")}
         return {} if self.of_inputs else {name: axis_of(tensor) for name, tensor in factors.items()}
 

@@ -30,7 +30,7 @@ FACTORS = (2, 4, 8, 16, 32, 64, -1)
 OUTER = (W1, W1_A)
 """The tensors of w1 that have a row for each block of k rows of the product."""
 OUTER_COLUMNS = (W1, W1_B)
-"""Those that have a column for each block of j columns."""
+"""The tensors of w1 that have a column for each block of j columns of the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,7 +58,7 @@ class Lokr(Factored, Planned):
     )
     cores: ClassVar[tuple[str, ...]] = (T2,)
     absorbing: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w1_a")
-    # PEFT's comparison of methods on FLUX.2 klein trains it so, level with a LoRA of 50 times its size.
+    # PEFT's comparison of methods on FLUX.2 klein uses this rate: LoKr equals a LoRA of 50 times its size.
     fresh_rate: ClassVar[float] = 10.0
     variants: ClassVar[tuple[frozenset[str], ...]] = tuple(
         frozenset({*first, *second})
@@ -172,7 +172,7 @@ class Lokr(Factored, Planned):
 
         w1 is the leading left singular vector of the rearranged change R(D) and w2 is R(D)^T w1, which keeps
         sigma_1(R(D))^2. A low-rank w2 has the leading singular triples of the full one, and keeps the sum of
-        their squared singular values: for this w1 none of its rank is nearer.
+        their squared singular values: for this w1, no other w2 of this rank is nearer.
         """
         shape = delta.shape
         if len(shape) < 2:
@@ -214,7 +214,7 @@ class Lokr(Factored, Planned):
             start={"lokr_w1": w1},
             sums=(float(absolute(inner)),),
         )
-        # From a higher rank on, a full w2 has fewer parameters.
+        # Above this rank a full w2 has no more parameters.
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
         if most < 1:
             return (whole,)

@@ -117,10 +117,10 @@ def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
     Raises LayerError where the norm overflows: the blocks would be scaled to zero.
     """
     length = norm(skew, *dims)
-    # In training an overflow shows in the loss; to look here would wait for the device in each step.
+    # In training an overflow shows in the loss; a check here would wait for the device in each step.
     if not skew.requires_grad and not is_finite(length):
         raise overflow(skew.dtype)
-    # clamp_min makes the factor 1 where the norm is within the bound.
+    # With `clamp_min` the factor is 1 where the norm is within the bound.
     return skew * (bound / length.clamp_min(bound))
 
 

@@ -26,7 +26,7 @@ R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
 TERMS = 5
 """PEFT's default number of terms of the Cayley-Neumann series."""
 MOST_TERMS = 100
-"""The most terms of the series. Where it converges at a useful speed, fewer reach the last digit of float32:
+"""The most terms of the series. Where it converges at a useful speed, fewer terms give all digits of float32:
 75 for blocks of norm 0.8."""
 
 
@@ -94,7 +94,7 @@ class OftV2(Trained):
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
-        """Only with alpha, which this library writes: of PEFT's files, the configuration tells the series."""
+        """Only with alpha, which this library writes. PEFT's files need a configuration for the series."""
         return ALPHA in names
 
     @classmethod
@@ -140,7 +140,7 @@ class OftV2(Trained):
             return rotation(-skew) - torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         factors = [2.0] * (self.terms - 1)
         if self.last == 1 and self.terms > 2:
-            # With 3 terms PEFT adds that of Q^3 as well.
+            # With 3 terms PEFT adds the term of Q^3 as well.
             factors = [*[2.0] * (max(4, self.terms) - 2), 1.0]
         return series(skew, factors)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Planned(Fitted, Trained):
-    """A kind that plans choose from: its layers gain from a gradient as much as a fit keeps of it.
+    """A kind that plans choose from: the most that its layers gain from a gradient is what a fit keeps of it.
 
     `ranks.offers` defines the gain. `Fit.start` holds the nonzero factors of the start with the most gain.
     """
@@ -38,15 +38,15 @@ class Planned(Fitted, Trained):
     ) -> Self:
         """A layer of this rank (and `factor`, for LoKr) with the factors of `start`; its change is zero.
 
-        What `start` leaves open is drawn with `seed`; all of it, as in `init`, where `start` is empty. alpha
-        is `scale` * rank.
+        Factors that `start` lacks are drawn with `seed`; if it is empty, all are drawn as in `init`. alpha is
+        `scale` * rank.
         """
 
 
 def first(vectors: Tensor, rank: int, shape: Sequence[int], *, seed: int) -> Tensor:
     """The first `rank` of these vectors (r, n) as a new tensor (rank, *shape).
 
-    Random vectors of norm 1 make up for vectors that are not there.
+    Random vectors of norm 1 take the place of missing vectors.
     """
     held = vectors[:rank]
     if rank > len(held):

@@ -24,8 +24,8 @@ STARTS: dict[str, Callable[[int, int], int]] = {
     "last": lambda rank, known: known - rank,
     "middle": lambda rank, known: (known - rank) // 2,
 }
-"""For each `sig_type`, a function of (rank, known) that returns the index of an adapter's first singular
-triple, of `rank` consecutive ones among `known` in descending order."""
+"""For each `sig_type`, a function of (rank, known). It returns the index of the first of an adapter's `rank`
+consecutive singular triples, among `known` triples in descending order."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -73,13 +73,13 @@ def merge_checkpoint(
 ) -> MergeResult:
     """Write the base checkpoint with the stack merged into it: W + sum of strength * delta.
 
-    The base is a safetensors file, the index of a model in several, or the folder of either;
-    `destination_of` says which files are written. It is streamed: at most one of its weights is in memory at
-    a time, and adapter layers are read as they are needed. With `dtype` None every tensor keeps its dtype:
-    merged weights are one rounding away from the exact sum, and all other tensors are copied byte by byte. A
-    float dtype converts every float tensor. The base's metadata is kept, `metadata` is added, and the recipe
-    is recorded. The files appear under their names only when they are complete. They may replace earlier ones
-    unless `overwrite` is off, but never the base. `progress` is called with bytes written.
+    The base is a safetensors file, the index of a model in several files, or the folder of either;
+    `destination_of` says which files are written. The base is streamed: at most one of its weights is in
+    memory at a time, and adapter layers are read when they are needed. With `dtype` None every tensor keeps
+    its dtype: merged weights are one rounding away from the exact sum, and all other tensors are copied byte
+    by byte. A float dtype converts every float tensor. The base's metadata is kept, `metadata` is added, and
+    the recipe is recorded. The files appear under their names only when they are complete. They may replace
+    earlier ones unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
     `round_to_float8`). A weight that the file holds as a part of
@@ -303,7 +303,7 @@ class _Merge:
     def rewritten(
         self, data: Sequence[BinaryIO], key: str, tensors: Mapping[str, TensorInfo]
     ) -> Mapping[str, Tensor]:
-        """The tensors that a changed or converted weight is written as, by name.
+        """The tensors to write for a changed or converted weight, by name.
 
         Raises WriteError where values do not fit their format, or where the codec returns tensors of other
         dtypes or shapes than it announced.

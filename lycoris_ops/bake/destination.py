@@ -26,7 +26,7 @@ class Destination:
     """The file, the index or the folder, as it was asked for."""
     weights: tuple[Path, ...]
     places: Mapping[str, int]
-    """For each tensor, the place in `weights` of its file."""
+    """The index in `weights` of each tensor's file."""
     index: Path | None = None
     copied: tuple[Path, ...] = ()
     """The files of the base's folder that are copied."""

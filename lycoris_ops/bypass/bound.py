@@ -50,7 +50,7 @@ class _Placed:
 class BoundPlan:
     """A plan bound to a device and a working dtype: y += sum of strength * change.
 
-    `shifts` are the operators M that change the input alike for all outputs. They add up to one changed
+    `shifts` are the operators M that change the input in one way for all outputs. They add up to one changed
     input, x + sum of strength * (M - 1) x. Where no other operator needs W x of the unchanged input, the
     module is given the changed input in its own pass (`takes_shift`). All other changed inputs go through the
     module together, in one more pass.
@@ -111,14 +111,14 @@ class BoundPlan:
     def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
         """Whether this bound plan can be used for a pass with this input.
 
-        `anew` is that of the plan: then it must also follow the layers' tensors.
+        With the plan's `anew`, it must also follow the layers' tensors.
         """
         if anew and (not self.follows or torch.compiler.is_compiling()):
             return False
         return self.made_for == (x.dtype, x.device, dropout)
 
     def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
-        """The input as the layers see it, and as the module is given it."""
+        """The input that the layers see, and the input that the module is given."""
         x = self.seen(x)
         change = self._turned(self.shifts, x, strengths) if self.takes_shift else None
         return x, x if change is None else x + change
@@ -210,7 +210,7 @@ class BoundPlan:
         return self._finished(self._add(met, total, strengths, factors), y, strengths)
 
     def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
-        """y with what the forms add to it for the input x; y may be written over."""
+        """y plus the changes of the forms for the input x; y may be written over."""
         live = [placed for placed in self.forwards if any(strengths[slot] for slot in placed.slots)]
         if not live:
             return y
@@ -343,7 +343,7 @@ class BoundPlan:
         return shaped(total, y.shape).to(y.dtype)
 
     def _batched(self, values: Tensor) -> Tensor:
-        """The values with a batch dimension, which a convolution may be given without."""
+        """The values with a batch dimension, which the input of a convolution may lack."""
         kernel = len(self.geometry.kernel)
         return values[None] if kernel and values.ndim == kernel + 1 else values
 

@@ -3,7 +3,7 @@
 A graph gets the number of a bypass as a tensor, so that it serves any bypass with the same hooks. Strengths,
 masks, moments and layers are read in each pass: changing them recompiles nothing. The results are those of
 the uncompiled bypass, bit by bit. torch runs graphs without autocast, so each operation also gets the
-autocast dtype of the time when its graph was traced.
+autocast dtype that was set when its graph was traced.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
 
 def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -> Callable[..., Any]:
     """Make an operation of `run` for graphs; `form` returns an empty tensor in the shape of its result."""
-    # Inductor leaves what has this mark out of CUDA graphs. Older versions of torch do not know it.
+    # Inductor leaves operations with this mark out of CUDA graphs. Older versions of torch do not know it.
     mark = getattr(_torch.Tag, "cudagraph_unsafe", None)
     _operations.define(schema, tags=() if mark is None else (mark,))
     name = schema.partition("(")[0]

@@ -71,7 +71,7 @@ class Geometry:
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """W x for a weight (n, K) and an input that is already `padded`: n output channels, no bias.
 
-        Without groups, x may have fewer channels than the module's input: K is then as much smaller.
+        Without groups, x may have fewer channels than the module's input; K is then smaller in proportion.
         """
         if not self.kernel:
             return functional.linear(x, weight)

@@ -69,8 +69,8 @@ class PlainReader:
 
 
 def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
-    """The values of a module's own weight or bias, see `own_of`: the parameter itself, what hooks of
-    accelerate load in its place within each pass, or a copy of what `unpacked` can read.
+    """The values of a module's own weight or bias, see `own_of`: the parameter itself, the tensor that
+    accelerate's hooks load in its place within each pass, or a copy that `unpacked` makes of packed values.
 
     Raises LycorisError where only the module knows how it is packed.
     """
@@ -104,7 +104,7 @@ def own_of(module: nn.Module, name: str) -> Any:
 
 
 class Hiding:
-    """What hides the weight of a module by a changed one in each of its passes."""
+    """An owner of hooks that hide a module's weight behind a changed one in each pass."""
 
 
 def check_present(value: Tensor, device: torch.device, path: str | None = None) -> None:
@@ -133,7 +133,7 @@ class Bypass:
 
     The layers' tensors are moved to the device and dtype of the input, in the first pass with such an input.
     The weight is read only for layers that need its norm or its singular values, and once: when `meet` is
-    called, or in the first pass. `met` holds what these layers learned from the weight, and can be handed to
+    called, or in the first pass. `met` holds what these layers computed from it, and can be handed to
     another `Bypass` of the same plan and weight. A plan of several stages reads the weight in each pass.
 
     Where the strengths of the plan differ over places or samples, `places` says where these are.
@@ -262,7 +262,7 @@ class Bypass:
             if not shards(self.module):
                 compiled.keep_id(self.module, self._handles[1])
         else:
-            # Nothing changes the input, so that one hook behind the pass does it all.
+            # Nothing changes the input, so one hook after the pass is enough.
             self._handles = [add(self._beside)]
         return self
 
@@ -301,7 +301,7 @@ class Bypass:
         self._handles, self._bound, self._whole_plan, self._pass = [], None, None, None
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
-        """A pass with a plan that only adds, from the module's own output."""
+        """Add the change of a plan without operators to the module's own output."""
         x = input_of(args, kwargs)
         if is_divided(y):
             return WeightShare.of(cast("Any", module).weight).beside(x, y, self._added)
@@ -311,7 +311,7 @@ class Bypass:
         return _like(self._added(flat, _flat(y)), y)
 
     def _added(self, x: Tensor, y: Tensor) -> Tensor:
-        """y with what a plan that only adds makes of x."""
+        """y plus the change for the input x of a plan without operators."""
         bound = self._begun(x)
         # A `WholePass` is for a layer that depends on the weight, and such a plan has operators.
         assert not isinstance(bound, WholePass)

@@ -24,8 +24,8 @@ class PlacedPlan:
 
     It has the methods of a `BoundPlan`. `places` is set before each pass. `apart` is for a module whose
     tokens have no place but whose output is used at all places, such as keys and values made of a text. The
-    factors of each `Where` in it are not applied. The output holds the samples as all other layers make them,
-    and after these the samples once more for each of `apart`.
+    factors of each `Where` in it are not applied. The output holds the samples with all other layers,
+    followed by the samples once more for each of `apart`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PlacedPlan:
         self.parts = [
             (where, BoundPlan(plan, met.only(found), x, dropout), found) for where, found in slots.items()
         ]
-        """Each `Where` with its layers and their slots; None, for the same everywhere, comes first."""
+        """Each `Where` with its layers and their slots. None, for strengths that do not differ, is first."""
         self.learns = plan.learns
         self.made_for = (x.dtype, x.device, dropout)
         bounds = [bound for _, bound, _ in self.parts]
@@ -126,7 +126,7 @@ class PlacedPlan:
     def _beside(
         self, where: Where | None, bound: BoundPlan, x: Tensor, y: Tensor, strengths: Strengths
     ) -> Tensor:
-        """y with what the additive layers for one `where` add; y may be written over."""
+        """y plus the changes of the additive layers for one `Where`; y may be written over."""
         if where is None:
             return bound.beside(x, y, strengths)
         if bound.thin:
@@ -140,7 +140,7 @@ class PlacedPlan:
         return torch.lerp(y, bound.beside(x, y.clone(), strengths), self._factors(where, y))
 
     def _factors(self, where: Where, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The factors of a where, shaped to be multiplied with an input or output y of the module.
+        """The factors of a `Where`, shaped to be multiplied with an input or output y of the module.
 
         Raises LycorisError where y has another number of tokens than `places` says.
         """

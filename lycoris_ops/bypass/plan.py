@@ -230,9 +230,10 @@ class BypassPlan:
     ) -> Met:
         """Find out what the layers need to know of the weight and bias.
 
-        `weight` and `bias` read these, and are called only where a layer needs the values. They give `dtype`
-        (float32 or float64), in which everything is computed. The result is on `device` if a layer is
-        there or learns, or the plan is formed; else on the CPU. Gradients flow through it to the layers.
+        `weight` and `bias` read these, and are called only where a layer needs the values. They return
+        tensors in `dtype` (float32 or float64), in which everything is computed. The result is on `device` if
+        a layer is there or learns, or the plan is formed; else on the CPU. Gradients flow through it to the
+        layers.
 
         A plan that is formed has its whole change in slot 0, at these strengths (its own by default).
 
@@ -249,7 +250,7 @@ class BypassPlan:
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             if self.formed:
                 return self._form(own(), bias, strengths or self.strengths)
-            # Takes no memory.
+            # Expanded from one value, so that it takes no memory.
             like = torch.zeros((), dtype=dtype, device=device).expand(self.geometry.shape)
             met = _meet(self, own, bias, like)
             here = self.learns or any(tensor.device == device for tensor in self.tensors)
@@ -295,7 +296,7 @@ def _meet(
     (stage,) = plan.stages
     forms: list[tuple[Additive, Rows | None, int]] = []
     bases: list[Base] = []
-    # Whoever trains a layer judges the loss.
+    # Training checks the loss instead.
     checks: list[_Check] | None = None if plan.learns else []
     for slot, (part, *_) in enumerate(stage.layers):
         for form in part.forms():
@@ -360,8 +361,8 @@ def _sides(
 
 @dataclass(frozen=True)
 class _Check:
-    """`otherwise` is called where a tensor is not finite, or where a value of a form, or one on the way to
-    it, may be beyond float32."""
+    """`otherwise` is called where a tensor is not finite, or where a value of a form, or an intermediate one,
+    may be beyond float32."""
 
     tensors: Sequence[Tensor]
     forms: Sequence[Additive]
@@ -369,7 +370,7 @@ class _Check:
 
 
 def _look_at(checks: Sequence[_Check]) -> None:
-    """All checks together: each look waits for the device."""
+    """Run all checks together, because each read waits for the device."""
     sizes = iter(largest_of([one for check in checks for one in check.tensors]))
     bounds = iter(reaches([form for check in checks for form in check.forms]))
     for check in checks:

@@ -23,11 +23,11 @@ class Rebuilt(Hiding):
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
 
-    Several on one module each add their change of the module's own weight: the first one forms the sum.
+    If a module has several, each adds its change of the module's own weight, and the first forms the sum.
 
     The sum is rounded to the dtype of the weight. In half precision this may lose a small change, which a
     bypass would still add to the output. Nothing computes in dtypes of one byte, so a module casts such a
-    weight in each pass: its sum has a dtype that holds the values of both the weight and the input.
+    weight in each pass; the sum then has a dtype that holds the values of both the weight and the input.
 
     `follows` is for modules that move and cast their own weight to their input in each pass: the sum is made
     on the input's device, and in such a dtype too.
@@ -60,12 +60,12 @@ class Rebuilt(Hiding):
         self.before_pass: BeforePass | None = None
         """It may set `layer` and `strength` for the pass."""
         self._hidden: list[dict[str, Any]] = []
-        """For each pass that runs, what its module had as attributes of the instance before."""
+        """For each running pass, the instance attributes that the changed ones replace; None for none."""
         self._handles: list[RemovableHandle] = []
         self._first: Rebuilt | None = None
-        """The one whose hooks add this change too."""
+        """The instance whose hooks add this change too."""
         self._others: list[Rebuilt] = []
-        """Those whose changes the hooks of this one add."""
+        """The instances whose changes are added by this one's hooks."""
 
     def attach(self) -> Rebuilt:
         """Add the hooks, if they are not there. Raises LycorisError where a weight must stay packed."""
@@ -134,7 +134,7 @@ class Rebuilt(Hiding):
                 change = self.layer.change(wide.T if self.transposed else wide, bias)
         except LycorisError as error:
             raise error.within(weight=self.name) from None
-        # A host that finds one of the two on another device would move both.
+        # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
             delta = change.delta
             delta = delta.T if self.transposed and delta is not None else delta

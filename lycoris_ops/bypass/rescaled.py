@@ -71,7 +71,7 @@ class _Rescaled(torch.autograd.Function):
         (kept, extra, x, weight), (gradient,) = ctx.saved_tensors, gradients
         to_y = scaled(gradient, extra, None) if ctx.needs_input_grad[0] else None
         rows, given = ctx.rows(gradient), ctx.rows(x)
-        # Further derivatives go through all of x.
+        # Higher derivatives need all of x.
         first = 0 if torch.is_grad_enabled() else len(kept)
         total = torch.zeros_like(weight, dtype=x.dtype)
         ctx.geometry.add_weight_gradient(total, ctx.geometry.padded(given[first:]), rows[first:].to(x.dtype))

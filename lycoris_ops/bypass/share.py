@@ -1,7 +1,7 @@
 """A process's share of a layer whose weight is divided among processes.
 
-This is for tensor parallelism with weights and inputs that are DTensors, as by torch's `parallelize_module`.
-Each process has the whole layer, and computes with the part of it that is for its part of the weight.
+This is for tensor parallelism where weights and inputs are DTensors, as torch's `parallelize_module` makes
+them. Each process has the whole layer, and computes with the part that belongs to its part of the weight.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class WeightShare:
 
         takes = Shard(x.ndim - 1) if self.axis == 1 else Replicate()
         gives = (Shard(y.ndim - 1), Partial())[self.axis] if self.axis is not None else Replicate()
-        # With rows, each process has a part of the input's gradient. A sum's gradient is whole in each.
+        # With rows, each process has a part of the input's gradient. The gradient of a sum is whole in each.
         met = _own(x, takes, Partial() if self.axis == 0 else takes)
         found = add(met, _own(y, gives, Replicate() if self.axis == 1 else gives))
         kind: Any = type(y)
@@ -85,7 +85,7 @@ class WeightShare:
         return total.redistribute(placements=cast("Any", y).placements)
 
     def _added_up(self, value: Tensor) -> Tensor:
-        """The tensor, whose gradient is the sum of those of all processes."""
+        """The tensor, with a gradient that is summed over all processes."""
         if not value.requires_grad:
             return value
         from torch.distributed.tensor import DTensor, Partial, Replicate

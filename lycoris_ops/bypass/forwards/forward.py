@@ -35,7 +35,7 @@ class Forward(Protocol):
         ...
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> Tensor:
-        """These outputs y with the change added; y may be written over, and be what is returned.
+        """These outputs y with the change added; y may be written over and returned.
 
         For a linear layer x is (tokens, inputs) and y (tokens, outputs). For a convolution both have the
         channels second, and x is padded already where padding is not by zeros.
@@ -44,9 +44,9 @@ class Forward(Protocol):
 
 
 class Prepared(Generic[T]):
-    """What passes compute from the forms of layers: made once, or in each pass if a tensor of them learns.
+    """What passes compute from the forms of layers: once, or in each pass if a tensor of the forms learns.
 
-    Even then it is made only once if it holds nothing but the forms' own tensors, which need no conversion:
+    Even then it is computed only once if the result holds only the forms' own tensors, without a conversion:
     their values are always current.
 
     `reads` holds the tensors of all forms if at least one of them learns, because each pass sees their
@@ -58,7 +58,7 @@ class Prepared(Generic[T]):
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
-        # Not kept needlessly: what `make` moved to a device would be in memory twice.
+        # Kept only where needed: tensors that `make` moved to a device would be in memory twice.
         self._items = items if learns else ()
         self._made = None if learns else make(items)
         self._kinds: list[tuple[torch.dtype, torch.device]] | None = None

@@ -56,7 +56,7 @@ class HadamardForward:
     def _khatri_rao_is_cheaper(self, rows: int, positions: int) -> bool:
         """Whether P (Q x) costs less than the full matrix, for `rows` outputs at `positions` places.
 
-        Counted are multiplications, and ELEMENT of them for each element that is formed.
+        The cost is the number of multiplications, plus ELEMENT for each element that is formed.
         """
         both, full = rows + self.geometry.columns, rows * self.geometry.columns
         short = sum(self.ranks) * both * (positions + ELEMENT)

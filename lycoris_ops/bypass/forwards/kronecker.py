@@ -23,8 +23,8 @@ from .forward import Item, Prepared, Strengths, plus_product, recorded
 FORMS = (Kronecker,)
 
 LEARNING = 1.5
-"""In training the input is multiplied by w2 first, unless this takes more than this many times the
-multiplications of the other order.
+"""In training the input is multiplied by w2 first, unless that order takes more than LEARNING times the
+multiplications of the other.
 
 With w2 first only the input is kept for the backward pass. On a CPU this is a tenth faster at equal numbers
 of multiplications."""
@@ -38,7 +38,7 @@ For a smaller input the product with w2 is kept, which makes the backward pass t
 class _Factors:
     """One layer: w1 (l, i) in float32 or float64, w2 (k, j * prod(kernel)) as `right` or as left @ right.
 
-    `rows` and `columns` are factors of the rows and input channels around the product, None for ones.
+    `rows` and `columns` scale the rows and the input channels of the product; None scales nothing.
     """
 
     w1: Tensor

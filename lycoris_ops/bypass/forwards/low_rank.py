@@ -38,9 +38,9 @@ class LowRankForward:
         down, up = self.pair()
         hidden = self.geometry.product(x, down)
         scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
-        # A scale that all layers share is the product's `alpha`, where it costs nothing. Different ones are
-        # applied in float32: rounded to the dtype of the input, a scale would be off by the same share for
-        # all values, an error that does not average out as random ones do.
+        # A scale that all layers share is the product's `alpha`, where it costs nothing. Different scales are
+        # applied in float32: a scale that is rounded to the input's dtype puts all values off by the same
+        # share, and this error does not average out as random ones do.
         alpha = scales[0] if len(set(scales)) == 1 else 1.0
         if len(set(scales)) > 1:
             diagonal = self.geometry.per_channel(self._diagonal(scales, up))
