@@ -40,7 +40,7 @@ ENDING = "-race.json"
 HELD = 4
 """How many held-out batches judge a heat."""
 SEEN = 64
-"""They are evenly spaced among so many of the first validation batches."""
+"""Those batches are evenly spaced among this many of the first validation batches."""
 PROBED, PROBE_COST = 8, 1.6
 """How many batches the plan's probe sees, and what each costs, in steps of one batch, see docs/quality.md."""
 ALIKE = 4
@@ -55,7 +55,7 @@ DECIDING = (
 )
 """The options that a kept race must have in common with a training. Data and network are compared as well."""
 NOT_DECIDING = ("steps", "seed", "learning_rate", "text_learning_rate", "search", "search_share")
-"""Those of `TrainOptions.settings` that may differ."""
+"""The entries of `TrainOptions.settings` that may differ."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class _Given:
-    """What entrants are made of."""
+    """What entrants are made from."""
 
     net: LycorisNetwork
     batches: Batches
@@ -95,7 +95,7 @@ class _Given:
 
     @property
     def most(self) -> int:
-        """The number of parameters that an entrant may have."""
+        """The most parameters that an entrant may have."""
         return sum(parameter.numel() for parameter in self.net.parameters())
 
 
@@ -193,7 +193,7 @@ def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
     def make() -> LycorisNetwork:
         return _all_of(net, "lokr", rank=WHOLE, factor=factor)
 
-    # Leave it out rather than find at the end of a training that it cannot be written.
+    # Leave it out, rather than find out at the end of a training that it cannot be written.
     try:
         make().check_dialect(given.options.dialect)
     except LycorisError:
@@ -225,11 +225,11 @@ def search_network(
 ) -> Searched:
     """Find the rate, and with `options.search` "all" the kind, with which a network is best trained.
 
-    With "rate" only the rate is searched, from `options.lr` or a usual rate on. With "all" the network races
-    against others for the same modules with at most as many parameters: LoRA with planned ranks that starts
-    from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. The race
-    costs at most `options.search_share` times `steps`. If that is too little for all, only the first of these
-    race; if it is too little for a race, everything stays as it was given.
+    With "rate" only the rate is searched, starting from `options.lr` or a usual rate. With "all" the network
+    races against others for the same modules with at most as many parameters: LoRA with planned ranks that
+    starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. The
+    race costs at most `options.search_share` times `steps`. If that is too little for all, only the first of
+    these race; if it is too little for a race, everything stays as it was given.
 
     Heats are judged on some of the `validation` batches. Without them the first batches of each epoch, at
     most a quarter, judge the heats; only the training itself trains on them. If an epoch has fewer than four
@@ -243,7 +243,7 @@ def search_network(
     Afterwards networks that were not taken are as before, and nothing is applied to the model.
 
     Raises TrainError for "all" where the network's layers are from a file, and as `race` does;
-    FileFormatError where another file has the name of the outcome, and WriteError.
+    FileFormatError where the file for the outcome exists but holds no race, and WriteError.
     """
     if options.search == "off" or not options.search_share:
         return Searched(net, options)
@@ -452,9 +452,9 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 
 def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
-    """The races in the folder of the outcome, its own first, then the newest.
+    """The races in the folder of `race_file`: the one in that file first, then the newest.
 
-    Raises FileFormatError where its own file is something else, which the outcome would replace.
+    Raises FileFormatError where that file holds no race: the outcome would replace it.
     """
     own, others = options.race_file, list[tuple[float, Path, Race]]()
     if own is None:
@@ -471,7 +471,7 @@ def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
 
 
 def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: int) -> bool:
-    """Whether a kept race holds for this training too."""
+    """Whether a kept race is valid for this training too."""
     theirs = kept.about
     if any(theirs.get(name) != about[name] for name in ("search", "network", "options")):
         return False

@@ -49,7 +49,7 @@ NOT_HERE: Mapping[str, str] = {
 class LayerSettings:
     """How one layer is trained.
 
-    The change is scaled by alpha / rank. With alpha None it is the rank, so that the scale is 1. With
+    The change is scaled by alpha / rank. With `alpha` None, alpha is the rank and the scale is 1. With
     `rslora` the scale is alpha / sqrt(rank) (Kalajdzievski, 2312.03732), and the file holds the alpha that
     gives it. `rank` is the size of a block for oft and boft, and has no meaning for full, norm and ia3.
     """
@@ -60,7 +60,7 @@ class LayerSettings:
     conv_rank: int | None = None
     """The rank of convolutions whose kernel is larger than 1; None for `rank`."""
     conv_alpha: float | None = None
-    """Their alpha; None for the same scale as other layers."""
+    """The alpha of these convolutions; None for the same scale as other layers."""
     factor: int | None = None
     """LoKr: the size of the first factor, see `maths.shapes.factorization`; None for the most even split."""
     decompose_both: bool = False
@@ -74,13 +74,13 @@ class LayerSettings:
     """OFT and BOFT: the bound of the rotation's norm; None for no bound."""
     tokens: Sequence[int] = ()
     """The numbers of some rows of an embedding or a head, such as those of new tokens. Only these rows are
-    trained, by their values and whatever the algorithm. () trains the module as the algorithm does."""
+    trained, as plain values and whatever the algorithm is. () trains the module as the algorithm does."""
     bias: bool = False
     """Whether the bias of the module is trained as well, where it has one."""
     input_dropout: float = 0.0
     """The share of the input's values that the layer sees as zero."""
     rank_dropout: float = 0.0
-    """The share of the components of the rank that are left out in a pass."""
+    """The share of the rank's components that a pass leaves out."""
     module_dropout: float = 0.0
     """The share of the passes that leave the layer out."""
     lr: float = 1.0

@@ -1,8 +1,8 @@
 """Recognise the data of a training, even after they were computed again.
 
 The same picture encoded again on a GPU does not give the same bits. So each sample is recognised by a few
-random projections of its values (Johnson and Lindenstrauss, 1984). They change only as little as the values
-do, and far more for a different sample.
+random projections of its values (Johnson and Lindenstrauss, 1984). The projections change as little as the
+values do, but far more for a different sample.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> lis
 
 
 def _signs(count: int) -> list[Tensor]:
-    """The projection directions for so many values, always the same."""
+    """The projection directions for this many values, always the same."""
     draw = torch.Generator().manual_seed(count)
     return [
         torch.randint(0, 2, (count,), generator=draw, dtype=torch.float32) * 2 - 1 for _ in range(PROJECTIONS)

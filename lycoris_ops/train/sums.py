@@ -28,8 +28,8 @@ class GradientSums:
     same order, whichever gradients are missing. The gradients of divided parameters are sums already.
 
     If `whole` is false, nothing is sent before the end of the pass, because a sharded model sends messages of
-    its own within it. Nor is anything sent early in the first step. It shows whether gradients come more than
-    once in a pass, as where a module is called twice under reentrant checkpoints.
+    its own within it. Nor is anything sent early in the first step. That step shows whether gradients come
+    more than once in a pass, as for a module that is called twice under reentrant checkpointing.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], copies: processes.Copies, *, whole: bool) -> None:

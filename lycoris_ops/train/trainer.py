@@ -145,8 +145,9 @@ class Trainer:
     ) -> StepReport:
         """Make one step by the mean loss of some batches.
 
-        `of` is their number in all processes together, `place` is the place in the data after them. `beside`
-        go through the model without counting: processes that share a sharded base make equally many passes.
+        `of` is the number of batches in all processes together, and `place` is the place in the data after
+        them. The batches `beside` go through the model without counting, because processes that share a
+        sharded base must make equally many passes.
 
         Raises TrainError for a loss that is not a scalar or has no graph, and DivergedError where loss or
         gradients are not finite. After any error or interrupt before the update, nothing is changed.
@@ -234,7 +235,7 @@ class Trainer:
         finally:
             with uninterrupted():
                 self._averaging(False)
-                # An optimiser that takes its average out again rounds the weights.
+                # An optimiser that swaps its average out again rounds the weights.
                 copy_into(self.parameters, before)
                 for module in modes:
                     module.training = True
@@ -254,7 +255,7 @@ class Trainer:
             self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state, as plain values and the very tensors in use, for a later run to go on from.
+        """The whole state for a later run to go on from: plain values, and the tensors in use themselves.
 
         If the network is sharded, all processes call it, and the tensors are whole copies. So any number of
         processes can go on from it.
@@ -372,7 +373,8 @@ class Trainer:
     def _gathered(self, total: Tensor, number: int, batches: Sequence[Any]) -> StepReport:
         """Add up loss and gradients over all processes, and report.
 
-        Raises TrainError where no tensor of the network ever had a gradient, and DivergedError.
+        Raises TrainError where no tensor of the network ever had a gradient, and DivergedError where the loss
+        or the gradients are not finite.
         """
         reached = any(parameter.grad is not None for parameter in self.parameters)
         if not reached and len(self.idle) == len(self.names) and processes.count() == 1:
@@ -396,7 +398,7 @@ class Trainer:
         if not math.isfinite(loss):
             self.whole, place = False, None
             try:
-                # This second call only looks for the place, and may fail.
+                # This second call only searches for the bad module, and may fail.
                 with suppress(Exception):
                     place = self._first_bad(number, batches)
                 error = self._diverged(f"the loss is {loss} in step {number}", place)

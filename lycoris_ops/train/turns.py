@@ -1,4 +1,4 @@
-"""The batches of one process of several, without reading the others' where that is possible."""
+"""The batches of one of several processes, without reading the batches of the others where possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, NamedTuple, cast
 
 REPLACED = frozenset({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"})
-"""The arguments of a loader that say what its batches are."""
+"""The arguments of a loader that define its batches."""
 LASTING = frozenset({"persistent_workers", "pin_memory_device"})
 """Arguments that are of no use to a loader of one epoch, or that newer versions of torch warn about."""
 
@@ -19,9 +19,9 @@ class Turn(NamedTuple):
 
     batch: Any
     counts: bool
-    """Whether it is the process's own. At the end there may be too few batches: then it is another's."""
+    """Whether the batch is the process's own. At the end there may be too few: then it repeats another's."""
     of: int
-    """How many batches the processes have together."""
+    """How many batches the processes have together in this turn."""
 
 
 def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iterator[Turn]:
@@ -55,12 +55,12 @@ def shared_out(batches: Iterable[Any], count: int) -> bool:
 
 
 class _Places:
-    """The places of a sampler that are for one process's batches."""
+    """The indices from a sampler that are for one process's batches."""
 
     def __init__(self, every: Iterable[Any], rank: int, count: int, start: int = 0) -> None:
         self.every, self.rank, self.count, self.start = every, rank, count, start
         self.sizes: deque[int] = deque()
-        """`Turn.of` for each place that was given to a loader, whose batch is still to come."""
+        """`Turn.of` for each index that a loader has taken, but whose batch is still to come."""
 
     def __iter__(self) -> Iterator[Any]:
         for turn in _turns(islice(self.every, self.start, None), self.rank, self.count):

@@ -53,8 +53,8 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
 
 
 def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
-    """Layers as one file holds them. Beside other kinds, PEFT names whole values as in `modules_to_save`, and
-    values of rows as those of a `token_adapter`."""
+    """The layers with the tensor names of one file. Beside other kinds, PEFT names whole values as in
+    `modules_to_save`, and the values of rows as in a `token_adapter`."""
     kinds = {one.configured[0] for one in made if one.configured}
     if kinds <= BY_VALUES:
         return list(made)

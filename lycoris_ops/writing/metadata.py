@@ -40,10 +40,10 @@ def metadata_for(
     added: Mapping[str, str | None],
     configuration: str | None,
 ) -> dict[str, str]:
-    """The metadata to write: what is still true of the source's, and what the new file needs.
+    """The metadata to write: the source's entries that are still true, and those that the new file needs.
 
-    The latter is the options of layers, the PEFT `configuration` of a file for diffusers, the recipe, and
-    the `added` metadata, where None removes a key. `add_hashes` adds the hashes.
+    The file needs the options of layers, the PEFT `configuration` for diffusers, the recipe, and the `added`
+    metadata, where None removes a key. `add_hashes` adds the hashes.
     """
     # The source's PEFT configuration is for the source's names and factors, not for the new ones.
     kept = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
@@ -91,8 +91,8 @@ def add_hashes(
 ) -> None:
     """Add to the metadata `text` hashes of the tensors' data, except those that are `given`.
 
-    They are the hashes that the source's metadata `before` had, and those of kohya-ss' own files for its
-    dialect: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.
+    These are the hashes that the source's metadata `before` had. In kohya-ss' dialect they are also those of
+    its own files: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.
     """
     hashes = write_of(dialect).hashes
     of_modelspec = hashes and any(key.startswith("modelspec.") for key in text)

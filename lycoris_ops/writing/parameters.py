@@ -15,7 +15,8 @@ from ..peft.parameters import DOWN, UP, declared, expert_of, parameter_of
 
 
 def joined(made: Sequence[Encoded]) -> list[Encoded]:
-    """Layers as in PEFT's files: those on parameters under their modules' names, all experts of one joined.
+    """Layers as in PEFT's files: layers on parameters get their modules' names, and a parameter's experts are
+    joined.
 
     All experts of a parameter must be there, from 0, with one rank. Raises LayerError where the order of a
     module's parameters is not known, ConflictError where an expert is missing.

@@ -44,7 +44,7 @@ def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool 
 
 
 def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
-    """The file of `place_of`, and for peft its configuration's.
+    """The file of `place_of`, and for peft the file of its configuration.
 
     The two are replaced together, or not at all: a configuration is wrong for other weights.
     """

@@ -57,7 +57,7 @@ def adapter_tensors(
     `dialect` is one that needs no configuration: kohya, comfy or lycoris. `model` is as in `save_adapter`.
     No two tensors share memory.
 
-    Raises LayerError for a layer that its tensors alone do not state, or for unread keys that the dialect
+    Raises LayerError for a layer that its tensors alone do not define, or for unread keys that the dialect
     cannot hold, MatchError for a layer without a name in the dialect.
     """
     writer = Writer(adapter, dialect, None, None if model is None else Targets(known_shapes(model)))
@@ -92,18 +92,18 @@ def save_adapter(
 ) -> SaveResult:
     """Write an adapter in a dialect: with the names and tensors of kohya, comfy, peft, diffusers or lycoris.
 
-    With `dialect` None it stays in its own, and layers whose names are of none of these keep their names.
-    `model` is the model that the adapter is for, as its keys and shapes. Without it a layer can only be
-    written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype; alpha
-    is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a value of
-    None removes a key. For peft, `path` is a folder or the adapter_model.safetensors in it, and
-    adapter_config.json is written beside that; it has the `base_model_name_or_path` and `task_type` of the
-    metadata, or of the source's configuration, which Auto classes need. Keys that nothing reads are copied if
-    the dialect stays the same. If it changes they are an error, or are left out with `drop_unread`.
+    With `dialect` None the adapter stays in its own dialect; if that is none of these, its layers keep their
+    names. `model` is the model that the adapter is for, as its keys and shapes. Without it a layer can only
+    be written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype;
+    alpha is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a
+    value of None removes a key. For peft, `path` is a folder or the adapter_model.safetensors in it, and
+    adapter_config.json is written beside that. Its `base_model_name_or_path` and `task_type`, which Auto
+    classes need, come from the metadata or from the source's configuration. Keys that nothing reads are
+    copied if the dialect stays the same. If it changes they are an error, or are left out with `drop_unread`.
 
-    The whole file is built in memory. It takes its name only after it has been read back and compared. It may
-    replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with the
-    number of layers made.
+    The whole file is built in memory. It gets its final name only after it has been read back and compared.
+    It may replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with
+    the number of layers made.
 
     Raises LayerError for a layer that the dialect cannot hold, MatchError for a layer without a name in it,
     LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
@@ -158,7 +158,7 @@ def save_adapter(
             file.flush()
         wanted = {one.planned.name: one.layer for one in made}
         check_written([Path(file.name) for file in files], wanted, loose, out)
-        # If the source changed meanwhile, tensors of two versions are mixed.
+        # If the source changed meanwhile, the file mixes tensors of two versions.
         adapter.file.check_unchanged()
     told = dialect if named else adapter.dialect
     changes = _changes(adapter, made, loose, dtype, told)
