@@ -17,7 +17,7 @@ from .architectures import ARCHITECTURES, signals_of
 from .targets import Target, Targets
 
 SHORT = {path: short for record in ARCHITECTURES.values() for path, short in record.lists.items()}
-"""Short names of lists of blocks that cannot be derived from their paths, as in a UNet."""
+"""Short names of lists of blocks, where these cannot be derived from the lists' paths, as in a UNet."""
 NUMBER = re.compile(r"(?:block|layer)?(\d+)")
 """The number of a block, as a word of a path. Cosmos 1 has `blocks.block7`."""
 LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
@@ -25,10 +25,10 @@ LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
 GENERIC = frozenset({"block", "blocks", "layer", "layers", "resblocks", "encoders"})
 """Names of families that say nothing. The name of the module around the family is used instead."""
 WHOLE = {"unet": "unet", None: "unet", "te": "te"}
-"""A part of a model, to the name for all its layers."""
+"""From a part of a model to the name for all its layers."""
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
-"""A word of a layer that belongs to no attention or feed-forward, even if one is in its name: `attn_norm`."""
+"""A word in the path of a layer outside attention and feed-forward, even if it names one: `attn_norm`."""
 ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
 """Attention, in the name of a module or of its class. A UNet's `attentions` are whole transformers."""
 FEED_FORWARD = re.compile(r"(?:\w+_)?(?:mlp|ffn?|feed_?forward|densereludense)(?:_\w+)?\d*", re.IGNORECASE)
@@ -73,7 +73,7 @@ class _Place(NamedTuple):
     """The full path of the family; "" for none."""
     numbers: tuple[int, ...]
     rest: tuple[str, ...]
-    """The words of the path behind the numbers; all its words where it is in no family."""
+    """The words of the path after the numbers; all its words where it is in no family."""
 
 
 class Blocks:
@@ -105,7 +105,8 @@ class Blocks:
 
     @cached_property
     def members(self) -> Mapping[str, list[Named]]:
-        """The layers of each block, in the order of the model, text encoders last. Each is in one block."""
+        """The layers of each block, in the order of the model, text encoders last. Each layer is in one
+        block."""
         found: dict[str, list[Named]] = {}
         together: dict[str, tuple[bool, str]] = {}
         for target, named in zip(self.targets.all, self.layers, strict=True):
@@ -147,7 +148,7 @@ class Blocks:
             roots = [target.encoder or "te", "te"]
             roots += [f"te{number}" for number in self._numbers.get(target.encoder or "", ())]
             names.update(roots)
-            # Blocks of the main family are numbered right behind the text encoder: `te1.3`.
+            # In names, the number of a main family's block comes right after the text encoder: `te1.3`.
             within = [] if family and place.family == part.main else [family or part.alone(place.rest)]
             starts = [".".join((root, *within)) for root in roots]
             block = ".".join((starts[0], *map(str, numbers)))
@@ -192,7 +193,7 @@ class _Part:
 
     @cached_property
     def families(self) -> Mapping[str, int]:
-        """The full path of each family, to the number of its blocks."""
+        """From the full path of each family to the number of its blocks."""
         numbers: dict[str, set[tuple[int, ...]]] = {}
         named: set[str] = set()
         for path in self.paths:
@@ -204,13 +205,13 @@ class _Part:
 
     @cached_property
     def main(self) -> str:
-        """The family of text blocks that has the most; "" for none."""
+        """The family with the most text blocks; "" for none."""
         of_text = [family for family in self.families if "vis" not in family]
         return max(of_text, key=lambda family: self.families[family], default="")
 
     @cached_property
     def short(self) -> Mapping[str, str]:
-        """The full path of each family, to its short name. All are different."""
+        """From the full path of each family to its short name. No two short names are equal."""
         wanted = {family: list(_shorter(family)) for family in self.families}
         found: dict[str, str] = {}
         for family, names in wanted.items():
@@ -244,12 +245,12 @@ class _Part:
         return first not in self._foreign
 
     def alone(self, words: tuple[str, ...]) -> str:
-        """The block of a path that is in no family: its shortest beginning that no family has."""
+        """The block of a path that is in no family: its shortest beginning that begins no family's path."""
         return next((start for start in _starts(words) if start not in self._ancestors), ".".join(words))
 
 
 def _outermost(path: str) -> _Place | None:
-    """The words of a path before, in and behind its outermost numbers."""
+    """The words of a path before, in and after its outermost numbers."""
     words = path.split(".")
     for first in range(1, len(words)):
         if not NUMBER.fullmatch(words[first]):

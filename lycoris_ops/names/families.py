@@ -1,7 +1,7 @@
 """The family of a model, from its keys, or of an adapter, from its file.
 
-It is for messages, and to know which files may be pairs: no layer is matched by it. Where two families have
-the same layers, both are named.
+Families are for messages, and show which files may be pairs; no layer is matched by its family. Where two
+families have the same layers, both are named.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ METADATA = ("modelspec.architecture", "ss_base_model_version")
 """The metadata in which trainers write the family (kohya, OneTrainer, ai-toolkit, SimpleTuner)."""
 
 Families = tuple[str, ...]
-"""The possible families of a model or an adapter; () where nothing tells them."""
+"""The possible families of a model or an adapter; () where nothing shows them."""
 _FAMILIES = [family for record in ARCHITECTURES.values() for family in record.families]
 
 

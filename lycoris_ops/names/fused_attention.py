@@ -1,9 +1,9 @@
 """Names that need no table: the parts of a fused projection, and the fusions of split projections.
 
 They are tried where a name is neither a path of the model nor in a table, in every model whose layers have
-the usual names, text encoders included. The shapes decide which rows a name means; where they cannot, it
-means nothing. The names are those of the attention modules of diffusers and transformers (both Apache-2.0)
-and of the models' original code.
+the usual names, text encoders included. The shapes decide which rows a name means; where they cannot, the
+name matches no layer. The names are those of the attention modules of diffusers and transformers (both
+Apache-2.0) and of the models' original code.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 
 
 def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
-    """The path of a parent, with its dot, to the names of the layers directly below it, and `to_out.0`."""
+    """From the path of a parent, with its dot, to the names of the layers directly below it, and
+    `to_out.0`."""
     children: dict[str, set[str]] = {}
     for path in shapes:
         parent, dot, name = path.rpartition(".")
@@ -121,7 +122,7 @@ def _split(
 
 
 def _ends(shapes: Mapping[str, Shape], parent: str, path: str, parts: int) -> tuple[int, ...]:
-    """The end of each part's rows in a fused layer; () where the shapes do not tell."""
+    """The end of each part's rows in a fused layer; () where the shapes do not show it."""
     shape = shapes[path]
     if len(shape) < 2:
         return ()

@@ -43,7 +43,7 @@ ENCODER_WRAPPERS = {
     "cond_stage_model.transformer.": "clip_l",
     "conditioner.embedders.0.transformer.": "clip_l",
 }
-"""The prefix of a text encoder's keys in a checkpoint file, to the host's name of the encoder.
+"""From the prefix of a text encoder's keys in a checkpoint file to the host's name of the encoder.
 
 The layouts are those of CompVis and Stability AI.
 """
@@ -55,7 +55,7 @@ OPEN_CLIP_WRAPPERS = {
 }
 """The same for text encoders in OpenCLIP's own layout, whose paths `open_clip.places` translates.
 
-This name is used if the width of the encoder is not in `CLIP_WIDTHS`.
+These names are used if the width of the encoder is not in `CLIP_WIDTHS`.
 """
 _OPEN_CLIP = tuple(OPEN_CLIP_WRAPPERS)
 _ENCODERS = (*_OPEN_CLIP, *ENCODER_WRAPPERS)
@@ -65,17 +65,18 @@ HOST_ENCODERS, HOST_ENCODER = "text_encoders.", "transformer."
 BARE_ENCODER = re.compile(r"(text_model\.|encoder\.block\.|model\.layers\.\d+\.self_attn\.)")
 """Beginnings of keys that only a file of one text encoder has (CLIP, T5, language models)."""
 CLIP_WIDTHS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
-"""Width of a CLIP text model to the host's name. All of them have the same keys."""
+"""From the width of a CLIP text model to the host's name. All of them have the same keys."""
 ENCODERS = {
     1: ("clip_l", "clip_h", "hydit_clip", "llama", "t5xxl"),
     2: ("clip_g", "t5xxl", "mt5xl", "clip_l"),
     3: ("t5xxl",),
     4: ("llama",),
 }
-"""The number of a text encoder in an adapter file, from 1, to the host's encoders that it can mean.
+"""From the number of a text encoder in an adapter file, counted from 1, to the host's encoders that it can
+mean.
 
-It means the first of these that has the layer. Architectures count differently: HunyuanVideo counts Llama
-before CLIP; PixArt has T5 alone.
+The number means the first of these that has the layer. Architectures count differently: HunyuanVideo counts
+Llama before CLIP; PixArt has T5 alone.
 """
 WRAPPED = 3
 """The most words in front of the paths in a model file. Known fronts have two at most: `model.model.`."""
@@ -89,7 +90,7 @@ SHORTLIST = 64
 COMPARED = 160
 """Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
 SIMILAR = 0.85
-"""difflib's ratio from which an error names a similar name."""
+"""An error suggests names whose similarity, difflib's ratio, is at least this."""
 SEARCHED = 20_000
 """How many names are searched for a similar one. A model has a few thousand, with those of other tools."""
 NAMED = 3
@@ -132,13 +133,13 @@ class Target(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the names of a file's layers mean in a model."""
+    """The meanings of a file's layer names in a model."""
 
     front: str
-    """What precedes the names and is no part of them; "" for nothing."""
+    """The text before the names that is no part of them, see `fronts`; "" for none."""
     places: Mapping[str, tuple[Target, ...]]
-    """Name of a layer, to the one target that it means, or to several whose stacked rows are the layer's; ()
-    where the model has none."""
+    """From a layer's name to the one target that it means, or to several whose stacked rows are the layer's;
+    () where the model has none."""
 
 
 class Targets:
@@ -224,7 +225,7 @@ class Targets:
 
         A candidate is one target, or several whose stacked rows are the layer's. The name is looked up among
         the model's own paths, then among other tools' names, then among the usual names of fused and split
-        layers. The first of these that has it decides.
+        layers. The first of these that has the name decides.
         """
         return self._meanings(LayerName.of(layer))
 
@@ -287,7 +288,7 @@ class Targets:
     def _all_behind(
         self, front: str, names: Sequence[LayerName], more_than: int
     ) -> dict[str, tuple[Target, ...]]:
-        """What layers' names mean without a front, for each that has one meaning.
+        """The meanings of layers' names without a front, for each name that has exactly one.
 
         Empty unless there are more than `more_than` of them.
         """
@@ -447,7 +448,7 @@ def _within(target: Target, rows: tuple[int, int] | None) -> Target:
 
 @dataclass(frozen=True)
 class _Bare:
-    """What keys without a known wrapper belong to, from all keys of a file together."""
+    """The part of a model that keys without a known wrapper belong to, inferred from all keys of a file."""
 
     wrapper: str = ""
     part: Component | None = None
@@ -477,7 +478,7 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
     """The wrapper around the paths of a known architecture, such as `model.` in files of AuraFlow.
 
     It is the shortest beginning that most keys share and without which the architecture is recognised; ""
-    where it is recognised as it is, or not at all.
+    where the architecture is recognised without removing any, or not at all.
     """
     if any(key.startswith((*UNET_WRAPPERS, *_ENCODERS)) for key in shapes):
         return ""
@@ -503,7 +504,7 @@ def _wrapper(shapes: Mapping[str, Shape]) -> str:
 
 
 def _open_clips(shapes: Mapping[str, Shape]) -> dict[str, str]:
-    """The text encoders in OpenCLIP's layout: the prefix of their keys, to the host's name."""
+    """The text encoders in OpenCLIP's layout: from the prefix of their keys to the host's name."""
     found = dict(OPEN_CLIP_WRAPPERS)
     for wrapper, encoder in found.items():
         shape = shapes.get(f"{wrapper}{open_clip.WIDE}", ())

@@ -1,4 +1,4 @@
-"""The notation of the tables in this folder: what another tool's name of a layer means in the model.
+"""The notation of the tables in this folder, which map other tools' names of layers to the model's layers.
 
 A table has names on the left and their meaning on the right, which is a layer's path or some of its rows:
 
@@ -37,7 +37,7 @@ class Place:
 
 
 Places = tuple[Place, ...]
-"""The meaning of a name: one or several places, whose rows, stacked in order, are the named layer's."""
+"""The meaning of a name: one or several places. Their rows, stacked in order, are the named layer's."""
 
 NUMBERS = re.compile(r"[0-9*]+")
 FUSED = {
@@ -51,7 +51,7 @@ FUSED = {
 
 @dataclass(frozen=True)
 class Share:
-    """Some of a layer's rows: of its `of` parts, `first` up to `end`, which is not included.
+    """Some of a layer's rows: the parts from `first` up to but not including `end`, out of `of` parts.
 
     The default is the whole layer. The parts have equal numbers of rows, unless one of these is given:
 
@@ -151,13 +151,13 @@ class Layout:
     component: str = "transformer"
     """What diffusers' pipelines call the model: transformer, unet or prior."""
     encoders: tuple[str, ...] = ()
-    """Its text encoders as diffusers' pipeline numbers them; () for the usual order of those present."""
+    """Its text encoders in the order of diffusers' pipeline; () for the usual order of those present."""
     kohya_has_diffusers: bool = False
     """Whether kohya-ss writes diffusers' names for this model, in place of the original ones."""
 
 
 def qkv_ends(fused: Shape, output: Shape) -> tuple[int, ...]:
-    """The ends of the rows of query, key and value in a fused weight; () where the shapes do not tell.
+    """The ends of the rows of query, key and value in a fused weight; () where the shapes do not show them.
 
     fused (q + 2 kv, I, ...), output (O, q, ...): the query has q rows, key and value have kv rows each. In
     grouped attention kv is smaller than q.
@@ -229,7 +229,7 @@ class Model:
             yield _fill(name, numbers), filled
 
     def _placed(self, names: Mapping[str, Shares]) -> dict[str, Places]:
-        """Names with the places that they mean, without names whose rows the shapes do not tell."""
+        """Names with the places that they mean, without names whose rows the shapes do not show."""
         found: dict[str, Places] = {}
         for name, parts in names.items():
             # Only layers with the same inputs can be fused. In cross-attention, keys can have other inputs
@@ -251,7 +251,8 @@ class Model:
         return Place(path, (bounds[part.first], bounds[part.end])) if bounds else None
 
     def _bounds(self, part: Share) -> tuple[int, ...]:
-        """The first row of each part of a layer, and the end of the last; () where the shapes do not tell."""
+        """The first row of each part of a layer, and the end of the last; () where the shapes do not show
+        them."""
         shape = self.shapes[part.path]
         if part.output is not None:
             ends = qkv_ends(shape, self.shapes.get(part.output, ()))
@@ -266,7 +267,7 @@ class Model:
 
 
 def recognised(layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Model | None:
-    """The model in the layout whose marks it has, the most marks first; None where no layout fits.
+    """The model, in the layout with the most marks among those that fit; None where no layout fits.
 
     An unknown shape is (); names that depend on it (parts of a layer's rows) are then left out.
     """

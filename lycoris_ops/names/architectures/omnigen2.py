@@ -13,7 +13,7 @@ ARCHITECTURE = Architecture(
         Layout(marks=("ref_image_patch_embedder", "layers.*.attn.to_q")),
         Layout(marks=("ref_image_patch_embedder", f"{JOINT}.processor.img_to_q")),
     ),
-    # Reference pictures stand between the text and the picture.
+    # The tokens of reference pictures come between those of the text and the picture.
     tokens={
         "x_embedder": "places",
         **dict.fromkeys((f"noise_refiner.*.{part}" for part in ("attn", "feed_forward")), "places"),

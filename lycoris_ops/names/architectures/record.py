@@ -30,10 +30,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models that adapters are for, and what identifies it. Layers are not matched by it.
+    """A family of models, and how to recognise adapters for it. Layers are not matched by it.
 
-    All regular expressions but `said` are for the beginning of a layer's path in the host, in diffusers and
-    in kohya, with underscores for dots.
+    All regular expressions but `said` match the beginning of a layer's path in the host, in diffusers and in
+    kohya, with underscores for dots.
     """
 
     name: str
@@ -55,11 +55,12 @@ class Family:
     """Whether some of its models are pairs, for high and for low noise, with an adapter for each."""
 
     def likeness(self, layers: Mapping[str, Shape]) -> float:
-        """How likely a model or an adapter with these layers is of this family.
+        """How likely these layers, of a model or an adapter, are of this family.
 
         3: it has layers of this family alone. 2: it has shared layers, up to the last block of one of the
         family's lists. 1: it has shared layers, and no more blocks than the family. Less than 1: it has more
-        blocks, and the more, the less. 0: it has none of these layers, or one that rules the family out.
+        blocks, and each further one lowers the value. 0: it has none of these layers, or one that rules the
+        family out.
         """
 
         def has(pattern: str) -> bool:
@@ -89,7 +90,7 @@ def _count(pattern: str, layers: Mapping[str, Shape]) -> int:
 
 @dataclass(frozen=True)
 class Vector:
-    """The blocks that the numbers of a published vector of block weights are for. Its length identifies it.
+    """A published vector of block weights: the blocks that its numbers are for. Its length identifies it.
 
     The tables are those of sd-webui-lora-block-weight (`scripts/lora_block_weight.py`), which supermerger
     (`pluslora.py`) has too.
@@ -136,7 +137,7 @@ class Training:
     resolution: int = 1024
     """The side, in pixels, of a square picture of the size used in training."""
     told_size: bool = False
-    """Whether the model is told the size of a picture and how it was cropped."""
+    """Whether the model is conditioned on the size and the crop of a picture."""
 
 
 Tokens = Literal[
@@ -154,7 +155,7 @@ Tokens = Literal[
 - `places`: those of the picture, perhaps followed by those of reference pictures.
 - `level`: those of the picture at one of the sizes of a UNet.
 - `level, text`: these, then those of the text.
-- `text, places` and `places, text`: those of the text before or behind those of the picture.
+- `text, places` and `places, text`: those of the text before or after those of the picture.
 - `text`: at no place, such as the tokens of text or sound, or the embedding of the time.
 - `for places`: at no place, but used place by place: the keys and values of a cross-attention.
 - `for places, in turn`: these, in an attention whose keys and values cannot have a larger batch than its
@@ -177,7 +178,7 @@ class Architecture:
     They are paths with `*` for a number, and include all that is below.
     """
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Short names of its lists of blocks that cannot be derived from their paths."""
+    """Short names of its lists of blocks, where these cannot be derived from the lists' paths."""
     families: tuple[Family, ...] = ()
     presets: Mapping[str, str] = field(default_factory=dict[str, str])
     """Block rules by name, beside those derived from the sizes of the families."""
@@ -195,5 +196,5 @@ class Architecture:
     makes pictures too; None for pictures. They are those of the model's own examples, and for LTX-Video the
     host's."""
     boundaries: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
-    """For models with two experts: the lowest time of the one for high noise, as in the model's own code, by
-    the host's class of the model or of its configuration. None for a class without experts."""
+    """For models with two experts: the lowest time of the expert for high noise, as in the model's own code,
+    by the host's class of the model or of its configuration. None for a class without experts."""

@@ -84,7 +84,7 @@ DEFAULT = "default"
 TOO_COMMON = ("weight",)
 """Suffixes that are never split off, because keys of every checkpoint end in them.
 
-Only IA3 has one: its `weight` means something only with the `on_input` of the same layer.
+Only IA3 has one: its `weight` counts only together with the `on_input` of the same layer.
 """
 
 
@@ -132,7 +132,7 @@ PREFIXES = sorted(
 
 
 def recognise(keys: Mapping[str, object]) -> Dialect | None:
-    """The dialect that a file's keys show together; None where the prefix of each key has to show it."""
+    """The dialect that a file's keys together show; None where only the prefixes of the keys can show it."""
     known = DIALECTS.values()
     return next((one for one in known if one.recognises and one.recognises(keys)), None)
 

@@ -1,4 +1,4 @@
-"""What a dialect is: how one tool's layer names and tensors are read and written."""
+"""A dialect: how one tool's layer names and tensors are read and written."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Asked:
     dtype: torch.dtype | None = None
     """The dtype that the user wants for the factors; None for the dtypes that they have."""
     on_parameter: bool = False
-    """Whether the layer is on a parameter by itself, see `peft.parameters`."""
+    """Whether the layer is on a parameter, not on a module, see `peft.parameters`."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Write:
     """Whether underscores replace the dots of a path."""
     renamed: Callable[[str | None, Prefix, str], str | None] = lambda spoken, prefix, path: None
     """This dialect's name for a layer of another dialect, given that dialect and the layer's prefix and path
-    there; None if it needs the model."""
+    there; None if the name depends on the model."""
     holds: Callable[[type[Layer], bool], bool] = lambda kind, takes_lokr: True
     """Whether it can hold layers of a kind. The second argument is `Asked.takes_lokr`."""
     spelled: Callable[[str, str], str] = "{}.{}".format
@@ -130,9 +130,9 @@ class Write:
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False
-    """Whether the metadata of a file holds hashes of its tensors, even if that of its source does not."""
+    """Whether the metadata of a file holds hashes of its tensors, even if the source's metadata has none."""
     in_comfy: str | None = None
-    """Why ComfyUI's own loader reads no such file fully, in words for a report."""
+    """Why ComfyUI's own loader cannot read such a file fully, in words for a report."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ class Dialect:
     suffixes: Mapping[str, str] = field(default_factory=dict[str, str])
     """Maps the tool's suffixes to the algorithms' own, where the two differ."""
     recognises: Callable[[Mapping[str, object]], bool] | None = None
-    """Whether a file with these keys is of this dialect; None where the prefix of each key tells it."""
+    """Whether a file with these keys is of this dialect; None where the prefix of each key shows it."""
     rename: Callable[[str], str] | None = None
     """From a key of a recognised file to one that consists of a prefix, a path and a known suffix."""
     enlarged: tuple[str, ...] = ()
-    """Layers that enlarge their weight with zeros to their own shape, without a tensor that says so.
+    """Layers that enlarge their weight with zeros to their own shape, though no tensor says so.
 
     For recognised files only.
     """

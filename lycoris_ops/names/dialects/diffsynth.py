@@ -26,7 +26,7 @@ LAYER = re.compile(
     r"|(?:.*\.)?(?:(?:video|audio)_patch_proj|condition_proj|time_embedder\.proj_(?:in|out))$"
     r"|(?:.*\.)?final_layer\.(?:adaln_proj\.linear|(?:video|audio)_out)$"
 )
-"""The linear layers of MiniMax-H3, by their original names, perhaps behind a prefix."""
+"""The linear layers of MiniMax-H3, by their original names, perhaps after a prefix."""
 HEAD = 128
 """Rows of one head in each of query, key and value, in every published size of the model."""
 

@@ -30,7 +30,7 @@ from .base import Asked, Dialect, Encoded, Prefix, Write
 
 UNET_PREFIX = "unet."
 UNET_SUFFIXES = {"lora_A.weight": "lora.down.weight", "lora_B.weight": "lora.up.weight"}
-"""PEFT's suffixes, to those that are written for a UNet."""
+"""From PEFT's suffixes to those that are written for a UNet."""
 ATTENTION = re.compile(r"\.(to_q|to_k|to_v|to_out)(?:\.0)?\.lora\.(down|up)\.weight$")
 PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight$")
 
@@ -128,7 +128,7 @@ def _lokr(layer: Lokr, asked: Asked) -> Encoded:
     first, written = W1 if W1 in tensors else W1_A, dict(tensors)
     if layer.rank is not None:
         written[first] = times(tensors[first], scale(layer.alpha, layer.rank))
-    # Without a kernel, the columns of w2 tell the number of inputs.
+    # Without a kernel, the columns of w2 give the number of inputs.
     told = replace(wanted, alpha=float(wanted.r), folded=False)
     remarks = _remarks(layer, tensors, written)
     return Encoded(asked.name, written, configured=(LokrConfig, told), remarks=remarks)

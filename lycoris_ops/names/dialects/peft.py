@@ -54,9 +54,9 @@ In a file made from the state dict of a live model, the adapter's name follows t
 TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)")
 """Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
 BASE_WEIGHT = ".base_layer.weight"
-"""The end of the key of a weight of the model itself, which PEFT writes beside an adapted embedding."""
+"""The end of the key of the model's own weight, which PEFT writes beside an adapted embedding."""
 BASE_LAYER = ".base_layer."
-"""In keys of tensors inside a module that PEFT wrapped."""
+"""A part of the keys of tensors inside a module that PEFT wrapped."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
 """The name of PEFT's own module around torch's attention. The output layer is adapted inside it."""
 
@@ -144,7 +144,8 @@ def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
 
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
-    """A layer as PEFT's classes rebuild it with a configuration, which holds the scale."""
+    """A layer in PEFT's form, with the configuration that its classes need. The configuration holds the
+    scale."""
     rows = isinstance(layer, Full) and layer.set_rows is not None
     kind = tokens.TrainableTokensConfig if rows else kind_of(type(layer))
     if kind is None:

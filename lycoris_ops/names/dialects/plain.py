@@ -45,7 +45,7 @@ def encode(layer: Layer, asked: Asked) -> Encoded:
 
 
 def _is_told(layer: Layer, option: str) -> bool:
-    """Whether the tensors tell an option too, as they do for IA3's `feedforward`, except on a convolution.
+    """Whether the tensors also show an option, as they do for IA3's `feedforward`, except on a convolution.
 
     There ia3_l is (1, n, 1, ...) for inputs and for outputs alike.
     """
@@ -57,7 +57,7 @@ def _is_told(layer: Layer, option: str) -> bool:
 def _shaped(layer: Factored, magnitude: Tensor) -> Tensor:
     """A DoRA magnitude of the outputs, (O,), as (O, 1, ...) with one dimension for each of the weight's.
 
-    Some readers take a flat magnitude for one of the inputs. A magnitude of the inputs stays as it is.
+    Some readers mistake a flat magnitude for one of the inputs. A magnitude of the inputs stays as it is.
     """
     if magnitude.ndim > 1 or layer.magnitude_axis() != 0:
         return magnitude

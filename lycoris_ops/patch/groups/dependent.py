@@ -45,8 +45,8 @@ class DependentTerm:
 class DependentGroup:
     """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch.
 
-    The sum is formed before anything is added to the weight, because an addition would change what the next
-    delta is computed from. It is checked for overflow before the weight is changed.
+    Nothing is added to the weight before the sum is complete: an addition would change the weight that the
+    next delta is computed from. The sum is checked for overflow first.
     """
 
     terms: tuple[DependentTerm, ...]

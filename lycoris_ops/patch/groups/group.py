@@ -1,4 +1,4 @@
-"""What a group of layers of one form offers to the paths that apply a plan."""
+"""The interface of a group of layers of one form, for the paths that apply a plan."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Add:
     """A group's change, ready to be added to rows of a weight.
 
     `add` adds the change to the rows, `write` overwrites the rows with it. `once` says whether `add` adds to
-    each value once, the finished sum. Only then may it be given the weight's own rows: each of several
-    additions would be rounded to the precision of the weight, whose values are much larger than the change.
+    each value only once: the finished sum. Only then may `add` be given the weight's own rows: each of
+    several additions would be rounded to the precision of the weight, whose values are much larger than the
+    change.
     """
 
     def __init__(self, add: OnRows, write: OnRows | None = None, *, once: bool = True) -> None:
@@ -46,7 +47,7 @@ class Add:
 
     @property
     def clears(self) -> bool:
-        """Whether `write` sets the rows to zero and then adds, a pass that other groups save."""
+        """Whether `write` sets the rows to zero and then adds: one pass more than in other groups."""
         return self.write == self._to_zeros
 
 
@@ -98,11 +99,11 @@ class Group(Protocol):
 
 
 class PathPlan(Protocol):
-    """What a path reads of a plan."""
+    """The parts of a plan that a path reads."""
 
     @property
     def final(self) -> Shape:
-        """The shape of the weight that is patched, after the enlargement where a layer enlarges it."""
+        """The shape of the patched weight, enlarged if a layer enlarges it."""
         ...
 
     @property
@@ -116,8 +117,8 @@ def joined(
 ) -> tuple[Tensor, Tensor]:
     """Products joined into one: left (O, R) and right (R, K), where R is the sum of the ranks.
 
-    The left factors stand side by side. The right ones stand one below the other, multiplied by scales and
-    strengths. Both results are buffers, valid until the next call with the same `use` in this thread.
+    The left factors are joined side by side. The right factors, times scales and strengths, are stacked. Both
+    results are buffers, valid until the next call with the same `use` in this thread.
     """
     rank, device = sum(product.rank for product in products), products[0].left.device
     left = scratch(f"{use} left", (len(products[0].left), rank), dtype, device)
@@ -154,8 +155,8 @@ def summed(
 ) -> tuple[Tensor, int] | None:
     """The sum of the groups as one float32 matrix (n, K), and the row of the weight where it begins.
 
-    None where there are no groups. It serves paths that add only groups of some forms themselves: they add
-    the sum of all others, such as those that depend on the weight, as one full matrix.
+    None where there are no groups. For paths that add only groups of some forms themselves: they add the sum
+    of all others, such as those that depend on the weight, as one full matrix.
     """
     if not groups:
         return None

@@ -18,8 +18,8 @@ FORM = Kronecker
 
 @dataclass(frozen=True)
 class KroneckerTerm:
-    """One layer: the places of its factors in the plan's tensors, and what multiplies them. w1 and w2 are
-    each one tensor or the product of two.
+    """One layer: the places of its factors in the plan's tensors, and their scale. w1 and w2 are each one
+    tensor or the product of two.
     """
 
     first: int

@@ -1,4 +1,4 @@
-"""LoRA layers: all of a weight are added as one matrix product."""
+"""LoRA layers: all layers of one weight are added as one matrix product."""
 
 from __future__ import annotations
 
