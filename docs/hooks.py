@@ -89,7 +89,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Insert what is generated for a page, and turn links to files of the repository into the site's."""
+    """Insert the generated part of a page, and turn links to files of the repository into the site's."""
     path = page.file.src_uri
     made = {
         "command-line.md": ("<!-- options -->", commands),

@@ -64,15 +64,15 @@ def choose(
     be merged, it takes the mean of its strength over the sampling, or its whole strength at all places; with
     `strict` that is an error. A layer that is at no place is left out if the mask says so.
 
-    `shapes` are those of the patcher's model; `pairs` of keys that are not among them are left out, because
-    they belong to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
+    `shapes` has the weights of the patcher's model. `pairs` of other keys are left out, because they belong
+    to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
     """
     choice = Choice()
     layers: dict[str, dict[str, Sequence[tuple[Entry, Match]]]] = {}
     for key in pairs:
         if key in shapes:
             path, _, name = key.rpartition(".")
-            # A parameter with another name belongs to no layer and stands alone.
+            # A parameter with another name belongs to no layer and is taken by itself.
             layers.setdefault(path if name in ("weight", "bias") else key, {})[key] = pairs[key]
     short = mode == "auto" and bool(layers) and merges_in_every_pass(patcher)
     before = plans_of(patcher) if layers else {}

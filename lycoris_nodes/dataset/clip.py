@@ -134,7 +134,7 @@ def _place_of(path: Path) -> list[str | int]:
 
 
 def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Tensor:
-    """The frames of a cut (F, H, W, 3) from 0 to 1, each the one that is shown at its time."""
+    """The frames of a cut (F, H, W, 3) from 0 to 1, each as the clip shows it at its time."""
     if path.is_dir():
         chosen: Iterator[Image.Image] = (
             whole_of(file) for file in frame_files(path)[cut.start : cut.start + cut.count]

@@ -219,7 +219,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _repeats_of(folder: Path) -> tuple[int, str]:
-    """The repeats and the subject of a folder's pictures, by the nearest folder around them that says it."""
+    """The repeats and subject of a folder's pictures, by the name of the nearest folder that states them."""
     for part in reversed(folder.parts):
         if found := REPEATED.fullmatch(part):
             return int(found[1]), found[2].replace("_", " ").strip()

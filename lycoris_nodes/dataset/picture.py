@@ -24,7 +24,7 @@ UNREADABLE = (
     *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError),
     *(EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow raises for damaged files and for those that are not pictures."""
+"""What Pillow raises for damaged files and for files that are not pictures."""
 SMALL = 128
 """The longest side of a small picture in pixels."""
 NEAR = 0.02

@@ -40,7 +40,7 @@ class Encoder:
 
     encode: Callable[[Any], Any]
     identity: str | None
-    """A hash that identifies it. None: what it encodes is not kept."""
+    """A hash that identifies the encoder. If None, its results are not kept."""
     cuts: Callable[[str], bool] = lambda text: False
     """Whether it truncates a text."""
 
@@ -81,7 +81,7 @@ class PictureSettings:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the model is given beside captions, with the VAE and text encoder of the host."""
+    """How the model gets references and given frames, with the VAE and text encoder of the host."""
 
     vae: Any
     clip: Any

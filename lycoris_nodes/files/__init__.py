@@ -1,1 +1,1 @@
-"""The files of adapters and models: lists, previews, outputs, and what nodes read of them."""
+"""The files of adapters and models: lists, previews, outputs, and the facts that nodes read from them."""

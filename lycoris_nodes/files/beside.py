@@ -75,7 +75,7 @@ def notes_beside(path: str, there: Callable[[str], bool] = os.path.isfile) -> Be
 
 
 def trigger_words(said: Sequence[str], stated: bool, notes: Beside) -> tuple[str, ...]:
-    """The trigger words that an adapter or a table beside it states; else those that its tags suggest."""
+    """The trigger words that an adapter or a table beside it states; else the words that its tags suggest."""
     return tuple(dict.fromkeys((*(said if stated else ()), *notes.words) or said))
 
 

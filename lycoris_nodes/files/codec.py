@@ -71,7 +71,7 @@ class HostCodec:
     """Reads and writes quantised weights through the host's own layer for them; see `Codec`.
 
     The rounding is therefore the host's. Its seed comes from the weight's name in the loaded model, if known,
-    so that the file holds what the host itself would have made of the patched weight.
+    so that the file holds the weight as the host itself would have patched it.
     """
 
     prefix: str = ""

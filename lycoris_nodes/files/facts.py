@@ -1,4 +1,4 @@
-"""What the page's list of files shows of each file, kept on disk until the file changes.
+"""The facts that the page's list shows for each file, kept on disk until the file changes.
 
 To tell a file's kind, the names of all its tensors are read: this takes minutes for thousands of files.
 """
@@ -88,7 +88,7 @@ def _facts(name: str, there: Callable[[str], bool]) -> Facts:
 
 
 class _Kept:
-    """What files themselves say, by path, each with the stamp that the file had when it was read."""
+    """The facts read from the files themselves, by path, each with the file's stamp at that time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ def _place() -> Path:
 
 
 def _read() -> dict[str, tuple[str, Facts]]:
-    """What an earlier start wrote; {} if another version of the pack wrote it, since its facts may differ."""
+    """The facts that an earlier start wrote; {} if another version of the pack did, whose facts may differ."""
     try:
         said = json.loads(_place().read_bytes())
         files = said["files"] if said["pack"] == _pack() else {}

@@ -68,7 +68,7 @@ def told_model(models: Iterable[str]) -> AboutModel | None:
     try:
         return _told(tuple(Fingerprint.of(model_path(model)) for model in models))
     except LycorisError:
-        # Such as GGUF: other packs load it, and nothing can be said of it here.
+        # Such as GGUF, which other packs load, and which is not read here.
         return None
 
 

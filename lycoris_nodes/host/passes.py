@@ -50,7 +50,7 @@ def wrap_samplings(
 def wrap_preparations(
     patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
 ) -> None:
-    """As `wrap_passes`, around the loading of what a sampling needs, (run, patcher, shape of noise, ...)."""
+    """As `wrap_passes`, around the loading of models for a sampling, (run, patcher, shape of noise, ...)."""
     _wrap(patcher, WrappersMP.PREPARE_SAMPLING, name, wrapper, in_place_of)
 
 
@@ -74,7 +74,7 @@ def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[r
 def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, Any]) -> int:
     """How many pictures fit into free memory in one pass of a model, by the host's own estimate; at least 1.
 
-    Each picture has `chunks` samples, one for each text. `given` is what the pass gets beside `x`.
+    Each picture has `chunks` samples, one for each text. `given` has the other inputs of the pass.
     """
     held: dict[str, list[list[int]]] = {}
     for name, one in given.items():

@@ -1,4 +1,4 @@
-"""What a training uses of the host: models loaded and running, conditionings, latents."""
+"""The parts of the host that a training uses: models loaded and running, conditionings, latents."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class LoadedWeights:
     def __init__(self, name: str, *patchables: Any) -> None:
         self.name = name
         patchers = [patcher_of(one) for one in patchables if one is not None]
-        # A state dict also has what its model does not hold, such as the scale of a quantised weight.
+        # A state dict also has keys that its model does not hold, such as the scale of a quantised weight.
         self._owners = {
             key: one for one in patchers for key in one.model_state_dict() if held_at(one, key) is not None
         }
@@ -218,5 +218,5 @@ class LoadedWeights:
 
 
 def connected_weights(model: Any, clip: Any) -> LoadedWeights | None:
-    """The weights of what is connected to a node; None where neither a model nor a text encoder is."""
+    """The weights of the model and text encoder that are connected to a node; None if neither is."""
     return None if model is None and clip is None else LoadedWeights("the connected model", model, clip)

@@ -130,7 +130,7 @@ def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice
     if patches:
         add_patches(clone, patches)
     if choice.bypassed:
-        # After the patches: `add_patches` on a clone of a loaded model makes the host inject what it carries.
+        # After the patches: `add_patches` on a clone of a loaded model makes the host run its injections.
         add_bypass(patcher_of(clone), choice.bypassed, choice.tokens)
     forget_between_samplings(patcher_of(clone))
     return clone

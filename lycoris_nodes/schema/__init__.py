@@ -1,1 +1,1 @@
-"""What nodes are made of: inputs, their checks, and reports."""
+"""The parts that nodes share: inputs, their checks, and reports."""

@@ -41,13 +41,13 @@ def _has_samples(value: object) -> bool:
 
 
 AS_FAMILY = "auto"
-"""The choice of what is usual for the family of the model."""
+"""The choice of the usual value for the model's family."""
 USUAL_NUMBER = "STRING,FLOAT,INT"
 """The host's type of a number or the text `auto` in its place, see `inputs.usual_input`."""
 
 
 def _usual_number(value: Any) -> float | None:
-    """The number that is typed or linked; 0 for what is usual for the model, and None for no number."""
+    """The typed or linked number; 0 for the usual value of the model, None if it is no number."""
     if isinstance(value, str):
         # The page shows what is usual, such as `auto: 16`.
         text = value.strip()
@@ -226,7 +226,7 @@ def _named(
             known |= inner
             names |= {name: f"{one.id}.{name}" for name in inner}
             held = group.items() if isinstance(group, Mapping) else ()
-            # The choice itself has the name of the group, and None stands for what the prompt leaves out.
+            # The choice itself has the name of the group, and None marks a value that the prompt leaves out.
             values |= {name: value for name, value in held if name != one.id and value is not None}
             continue
         names[one.id] = one.id
@@ -313,7 +313,7 @@ def _values(one: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield one.id, one.get_io_type(), value
     elif isinstance(value, Mapping):
         for name, each in value.items():
-            # None stands for a member that nothing is linked to.
+            # None marks a member that nothing is linked to.
             if each is not None:
                 yield name, template.input.get_io_type(), each
 

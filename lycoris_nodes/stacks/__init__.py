@@ -1,1 +1,1 @@
-"""Rows, LORA_STACK, presets and curves: what stacks are made of and made into."""
+"""The forms that stacks are made from and turned into: rows, LORA_STACK, presets, curves."""

@@ -128,7 +128,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
 
 
 def _split(body: str) -> tuple[str, list[str]]:
-    """The name in a tag, and what follows. A path of Windows or a file's own name may have colons."""
+    """The name in a tag, and its arguments. A path of Windows or a file's own name may have colons."""
     parts = body.split(":")
     first = 2 if DRIVE.match(body) else 1
     for end in range(first, len(parts) + 1):

@@ -103,8 +103,8 @@ def _name(entry: Entry) -> str:
 def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None) -> Adapter:
     """The adapter of a stack of one, with its strengths and block rules multiplied in.
 
-    `holder` is what will hold it, for errors ("an adapter file"), and `model` has the keys and shapes of what
-    it is for. Raises LycorisError if the stack has none or several, or if `weighted` cannot multiply them
+    `holder` names in errors what will hold the adapter ("an adapter file"). `model` has the keys and shapes
+    of its model. Raises LycorisError if the stack has none or several, or if `weighted` cannot multiply them
     in.
     """
     if len(stack) != 1:

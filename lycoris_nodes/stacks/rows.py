@@ -45,7 +45,7 @@ class Row:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Its file, or those of a pair."""
+        """The row's file, or both files of a pair."""
         return (self.file, self.low_noise) if self.low_noise else (self.file,)
 
 

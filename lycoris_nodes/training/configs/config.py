@@ -19,7 +19,7 @@ from . import trainers
 OFF = (None, False, "", 0, "none", "None", [], {})
 """Values that leave a setting off."""
 OF_ANOTHER_FORM = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-"""What reading a malformed value raises."""
+"""The errors that reading a malformed value raises."""
 DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16"), "bfloat16"),
     **dict.fromkeys(("fp16", "float16"), "float16"),
@@ -46,7 +46,7 @@ ALGORITHMS = {
 }
 """Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
-"""A rank above that of all layers: both factors of a LoKr stay whole."""
+"""A rank that no layer reaches: both factors of a LoKr stay whole."""
 DECAY = 0.01
 """The default weight decay of AdamW in torch and bitsandbytes, which these trainers keep."""
 

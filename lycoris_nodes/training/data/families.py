@@ -50,7 +50,7 @@ def family_of(model: Any) -> Family:
 
 def frame_rate_of(model: Any) -> float | None:
     """Frames a second of the videos that a model makes; None for one that makes none."""
-    # Only the configuration's own class: those of picture models derive from those of video models.
+    # Only the configuration's own class: classes for picture models derive from those for video models.
     kinds = [type(model.model_config).__name__, *_kinds(model)]
     return next((FRAME_RATES[kind] for kind in kinds if kind in FRAME_RATES), None)
 

@@ -1,4 +1,4 @@
-"""Turn what the graph gives (latents, captions and masks, in lists or batches) into samples to train on."""
+"""Turn the graph's latents, captions and masks, in lists or batches, into samples to train on."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def epochs_of(
     """The batches of each epoch: all samples in a new order, in batches that fit in one pass of the model.
 
     As many samples of `prior`, for regularisation, are mixed in. They are drawn anew for each epoch, some
-    several times where there are fewer.
+    several times if there are fewer.
     """
 
     def epoch(number: int) -> list[list[Sample]]:

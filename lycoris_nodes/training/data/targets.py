@@ -65,7 +65,7 @@ KINDS = {
 
 
 def parametrisation_of(model_sampling: Any) -> Parametrisation:
-    """What a model predicts. Raises TrainError for one that is not trained on noised latents, or unknown."""
+    """What a model predicts. Raises TrainError if it is unknown, or not trained on noised latents."""
     for kind, name in PARAMETRISATIONS:
         if isinstance(model_sampling, kind):
             if name is None:

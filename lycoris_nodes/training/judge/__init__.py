@@ -1,1 +1,1 @@
-"""What Judge LyCORIS does: the files that are judged, the loss and the pictures of each, and the best."""
+"""The work of Judge LyCORIS: find the files, measure the loss and the pictures of each, choose the best."""

@@ -72,7 +72,7 @@ class Judged:
 def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
     """Judge as asked. `told` is called at each stage, see `stages`.
 
-    Raises LycorisError for what cannot be judged.
+    Raises LycorisError for files, links and data that cannot be judged.
     """
     entries, strengths = judged_files(asked.stack, asked.training), parse_values(asked.strengths)
     _check_links(asked)

@@ -41,7 +41,7 @@ def package_of(kind: type) -> str:
 
 
 def _changed(value: Any, change: Callable[[Any], Any], family: str) -> Any:
-    """A copy of what may hold tensors, with its parts changed; other values as they are."""
+    """A copy of a container, with its parts changed; a value that can hold no tensors as it is."""
     kind: Any = type(value)
     if kind in (tuple, list):
         return kind(change(inner) for inner in value)

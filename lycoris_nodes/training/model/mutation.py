@@ -17,7 +17,7 @@ _open: list[Any] = []
 
 @contextmanager
 def mutation_allowed() -> Generator[None]:
-    """A context for forward and backward passes of models that overwrite what a backward pass needs.
+    """A context for forward and backward passes of models that overwrite tensors of the backward pass.
 
     A needed tensor is copied just before it is overwritten. This makes every operation slower: it adds some
     0.2 s to a step of a small UNet.

@@ -41,8 +41,8 @@ def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Genera
     """A context in which the blocks of a model are checkpointed. Yields how many there are.
 
     The last block is not checkpointed: it comes first in the backward pass, and would run again at once.
-    `within` is called when a block runs. What it returns makes the context in which the block runs again,
-    because torch turns some modes off in a backward pass.
+    `within` is called when a block runs. It returns a function that makes the context for the block's second
+    run, because torch turns some modes off in a backward pass.
 
     The gradients are exactly the same as without checkpointing: a block gets copies of its inputs, so that it
     may write over them, and in the backward pass it draws the same random numbers again and computes in the

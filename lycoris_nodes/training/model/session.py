@@ -131,7 +131,7 @@ def opened(
     also after an error or an interrupt. Adapters must be made and used within the context.
 
     With `checkpointing` the blocks of the model keep only their inputs and run again in the backward pass.
-    `dtype` is what a diffusion model computes in; None is what the host has chosen. The patchers `beside` are
+    `dtype` is the dtype that a diffusion model computes in; None keeps the host's. The patchers `beside` are
     loaded in the same call, so that opening them within the context does not displace the model. Open these
     with `memory` None, because they are loaded already.
 

@@ -1,2 +1,2 @@
-"""What Train LyCORIS Slider trains on: guides between prompts, or opposed pictures, at strengths of both
-signs."""
+"""The data that Train LyCORIS Slider trains on: guides between prompts, or opposed pictures, at strengths of
+both signs."""
