@@ -136,7 +136,7 @@ def _place() -> Path:
 
 
 def _read() -> dict[str, tuple[str, Facts]]:
-    """The facts that an earlier start wrote; {} if another version of the pack did, whose facts may differ."""
+    """The facts that an earlier start wrote; {} for another version of the pack: its facts may differ."""
     try:
         said = json.loads(_place().read_bytes())
         files = said["files"] if said["pack"] == _pack() else {}
