@@ -66,8 +66,8 @@ class PatchPlan:
     ) -> PatchPlan:
         """Decide which layers are fused, and move their tensors to `device`.
 
-        `shape`, `dtype` and `device` are those of the weight to be patched. Raises LayerError where a layer
-        does not fit the shape.
+        `shape`, `dtype` and `device` describe the weight to be patched. Raises LayerError where a layer does
+        not fit the shape.
         """
         target = torch.device(device)
         parts = [part_of(layer) for layer, _ in layers]

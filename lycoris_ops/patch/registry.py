@@ -1,8 +1,8 @@
 """The ways of applying a plan (paths), best first, and which of them can patch a given weight.
 
-A module of `paths` registers a path by defining PATH. What a path can patch is stated as data and checked at
-every application. The first path that can patch the weight is taken; `path_report` says why the paths before
-it cannot.
+A module of `paths` registers a path by defining PATH. A path states as data which weights it can patch, and
+this is checked at every application. The first path that can patch the weight is taken; `path_report` says
+why the paths before it cannot.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PatchPath:
 def briefly(error: Exception) -> str:
     """An error in one line of at most about 200 characters: its type, and the last line of its message.
 
-    A compiler's message begins with the source code and ends with what is wrong.
+    A compiler's message begins with the source code and ends with the error.
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__

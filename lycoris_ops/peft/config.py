@@ -45,7 +45,8 @@ INFERENCE = {"inference_mode": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the configuration must say for one layer. Each kind of configuration has its own subclass."""
+    """The values that one layer needs in the configuration. Each kind of configuration has its own
+    subclass."""
 
     set_bias: bool = False
     """Whether the layer sets the values of the bias."""
@@ -55,7 +56,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class WantedRank(Wanted):
-    """What the configuration must say for one layer of a kind that has ranks."""
+    """The values that one layer of a kind with ranks needs in the configuration."""
 
     r: int
     alpha: float
@@ -88,7 +89,8 @@ class Module:
 
 
 class ConflictError(LayerError):
-    """Layers that no single configuration can describe; `member` is the one that differs from most."""
+    """Layers that no single configuration can describe; `member` is the layer that differs from most
+    others."""
 
     def __init__(self, why: str, member: ConfiguredLayer[Any], got: str) -> None:
         super().__init__(why, got=got)
@@ -123,7 +125,7 @@ NOTES = frozenset({"peft_type", "auto_mapping", "peft_version", "inference_mode"
 TRANSPOSED_TENSORS = Refusal("its tensors are for transposed weights")
 """For `fan_in_fan_out`: GPT-2's layers keep their weights as (I, O)."""
 MOST_RANK = 1 << 20
-"""The largest rank that a configuration may give: more than any weight of a model has rows."""
+"""The largest rank that a configuration may give. No weight of a model has so many rows."""
 KNOWN_RELEASE = (0, 21)
 """The newest release of PEFT whose fields are all known here."""
 
@@ -149,14 +151,14 @@ class Config(ABC, Generic[W]):
     """The file that it was read from."""
     target_modules: Sequence[str] | str = ()
     """The layers that PEFT adapts, see `patterns.modules`. This is only written, never read: the keys of a
-    file tell which layers there are."""
+    file show which layers there are."""
     modules_to_save: Sequence[str] = ()
     """Modules whose whole values the file holds, such as a new head, by the ends of their paths."""
     trainable_token_indices: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     """The trained rows of modules, by the ends of the modules' paths; "" if only one embedding has any."""
     fan_in_fan_out: bool = False
-    """Whether its linear layers are for weights that are stored as (I, O). PEFT writes what holds for the
-    last one of them."""
+    """Whether its linear layers are for weights that are stored as (I, O). PEFT writes the value for the last
+    of these layers."""
     purpose: Mapping[str, str] = field(default_factory=dict[str, str])
     """The fields of `PURPOSE` that are texts."""
 
@@ -217,7 +219,7 @@ class Config(ABC, Generic[W]):
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         """Values of the algorithm's options for the layer at a path, see `reading.options`.
 
-        `shapes` are those of the layer's tensors by the algorithm's suffixes.
+        `shapes` are the shapes of the layer's tensors, by the algorithm's suffixes.
         """
         return {}
 
@@ -237,7 +239,8 @@ class Config(ABC, Generic[W]):
     @classmethod
     @abstractmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], W]:
-        """The tensors of a layer by PEFT's suffixes, and what the configuration must say for the layer.
+        """The tensors of a layer by PEFT's suffixes, and the values that the layer needs in the
+        configuration.
 
         Raises LayerError where PEFT has no place for some part of the layer.
         """

@@ -62,7 +62,7 @@ class Fields:
     def __init__(self, table: Mapping[str, Any], file: str, prefix: str = "") -> None:
         self.file = file
         self._table, self._prefix = table, prefix
-        """`prefix` is what stands before each name in the file, for errors."""
+        """`prefix` comes before each name in the file. Errors show it."""
 
     def __contains__(self, name: str) -> bool:
         return self._table.get(name) is not None

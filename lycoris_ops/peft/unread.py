@@ -12,7 +12,7 @@ class Unread:
     """A kind of PEFT adapter that is not read."""
 
     name: str
-    """What its authors call it."""
+    """Its authors' name for it."""
     tensors: tuple[str, ...]
     """Names of its tensors, each a part of a key between dots."""
 

@@ -224,7 +224,7 @@ class _Sum:
             self.projected = [each.to(device) for each in self.projected]
 
     def project(self, *, half: int) -> None:
-        """Add what came since the last call to one half of the batches."""
+        """Add the gradients since the last call to the projections of one half of the batches."""
         if not self.projected or not self._came:
             return
         self._came = False
@@ -313,7 +313,7 @@ def _frozen(module: nn.Module, stack: ExitStack) -> None:
 
 
 def _released(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Unfreeze a parameter, and the one that an offloading hook has put in its place."""
+    """Unfreeze a parameter, and the parameter that an offloading hook has put in its place."""
     parameter.requires_grad_(True)
     cast("nn.Parameter", getattr(module, name)).requires_grad_(True)
 

@@ -241,13 +241,13 @@ class Plan:
         return plan
 
     def __str__(self) -> str:
-        """A table with a line for each layer, and what all of them take and gain."""
+        """A table with a line for each layer, and the totals."""
         head = ("layer", "kind", "rank", "alpha", "parameters", "bytes", "gain", "lr")
         lines = table((head, *(_cells(row, self.dtype) for row in self.rows)), texts=2)
         return "\n".join([*lines, "", *self._totals()])
 
     def verdict(self) -> str:
-        """What the plan is, in a sentence."""
+        """A summary of the plan in one sentence."""
         ranks = [row.rank for row in self if row.rank is not None]
         low, high = min(ranks, default=0), max(ranks, default=0)
         size = f"{self.parameters:,} parameters, {self.nbytes / 1e6:.3g} MB."

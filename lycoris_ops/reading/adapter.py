@@ -309,7 +309,7 @@ class Adapter:
     def without_alpha(self) -> tuple[str, ...]:
         """Names of the layers that lack an alpha, or a configuration where the kind needs it.
 
-        A layer without an alpha is applied at scale 1, which may not be what it was trained at.
+        A layer without an alpha is applied at scale 1, which may not be its scale in training.
         """
         return tuple(
             name

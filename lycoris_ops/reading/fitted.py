@@ -13,12 +13,12 @@ UNCHANGED = "because it changes nothing"
 
 @dataclass(frozen=True)
 class FitRow:
-    """What became of one change of a weight."""
+    """The result of fitting one change of a weight."""
 
     layer: str
     """The name of the layer in the new adapter."""
     before: str
-    """What it was before, in words: `lora 64`, `difference`."""
+    """The source of the change, in words: `lora 64`, `difference`."""
     algorithm: str
     """The kind of the new layer."""
     rank: int | None
@@ -38,17 +38,17 @@ class FitRow:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What became of all changes of an adapter or of the difference of two models."""
+    """The results for all changes of an adapter, or of the difference of two models."""
 
     rows: tuple[FitRow, ...]
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What the new adapter does not hold, with the reasons."""
+    """The layers or weights that the new adapter does not hold, with the reasons."""
     lost: float = 0.0
     """The energy of changes that were left out to save space."""
     missing: tuple[str, ...] = ()
-    """What else of the sources is missing from the new adapter, one line each."""
+    """Other parts of the sources that are missing from the new adapter, one line each."""
     notes: tuple[str, ...] = ()
-    """What else differs, one line each."""
+    """Other differences, one line each."""
     stays: str = ""
     """Why the new adapter keeps all its source's layers unchanged; "" where it does not."""
     source_size: int | None = None

@@ -1,4 +1,4 @@
-"""Open an adapter file. Its header tells the kind and shape of every layer."""
+"""Open an adapter file. Its header gives the kind and shape of every layer."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
 
 
 def _worse(adapter: Adapter) -> list[str]:
-    """What is worse than in the sources; [] for nothing."""
+    """How the adapter is worse than its sources, in words; [] where it is not."""
     report = _report(adapter)
     found: list[str] = []
     if report.source_size is not None and adapter.size > report.source_size:

@@ -62,7 +62,7 @@ class Weight(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """What rules do to the bars."""
+    """The effect of rules on the bars."""
 
     weights: Mapping[str, Weight]
     """By the name of the bar."""

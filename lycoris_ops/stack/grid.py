@@ -52,7 +52,7 @@ def _number(word: str, piece: str) -> float:
 
 @dataclass(frozen=True)
 class Axis:
-    """What differs from picture to picture along one side of a grid."""
+    """One side of a grid: how the stack differs from picture to picture."""
 
     labels: tuple[str, ...]
     """The name of each step."""

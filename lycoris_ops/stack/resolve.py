@@ -99,7 +99,7 @@ class Unmatched:
 
 @dataclass(frozen=True)
 class EntryResolution:
-    """What became of each layer of one adapter of a stack."""
+    """The outcome for each layer of one adapter of a stack."""
 
     entry: Entry
     matches: tuple[Match, ...]
@@ -150,7 +150,7 @@ class EntryResolution:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What became of every layer of a stack on one target: the load report, as data."""
+    """The outcome for every layer of a stack on one target: the load report as data."""
 
     entries: tuple[EntryResolution, ...]
 

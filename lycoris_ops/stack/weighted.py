@@ -20,7 +20,7 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
     The strength is multiplied into one tensor of each product of a layer, in float32 where the tensor's dtype
     does not hold the result exactly. Layers at strength 0 are left out. An entry at strength 1 without rules
     is its adapter itself. `model` is the adapter's model, as keys and shapes. It is needed for rules, which
-    match its names, and where the strengths of the parts differ and a layer's name does not tell its part.
+    match its names, and where the strengths of the parts differ and a layer's name does not show its part.
 
     Raises LycorisError where the model is needed and is not given, where a layer has no place in it, or
     nothing is left; LayerError for a layer whose effect is no product of its tensors (DoRA, OFT, BOFT).

@@ -69,8 +69,8 @@ def create_lycoris(
     drawn and kept in `network.seed`.
 
     With `plan`, modules, algorithms, ranks, alphas and learning rates come from its rows, and the layers
-    start from the gradient if the plan has its probe. `options` and `overrides` add what a plan does not say,
-    such as dropouts and DoRA.
+    start from the gradient if the plan has its probe. `options` and `overrides` add settings that a plan does
+    not have, such as dropouts and DoRA.
 
     `prefix` comes before the model's paths in files, such as `diffusion_model.` where the model is part of a
     larger one. None means `unet.` or `transformer.` for a model of diffusers, and no prefix for any other.

@@ -1,4 +1,4 @@
-"""What a training did, step by step."""
+"""The record of a training, step by step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ StepLoss = tuple[int, float]
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did."""
+    """The results of one step."""
 
     step: int
     """Its number, from 1."""

@@ -44,7 +44,7 @@ class Judgement:
 
     @property
     def best(self) -> Place:
-        """The `chosen` pair, else the one with the lowest loss of those measured on the most draws."""
+        """The `chosen` pair, else the pair with the lowest loss among those measured on the most draws."""
         if self.chosen is not None:
             return self.chosen
         own = [place for place in self.losses if place != ALONE]
@@ -105,7 +105,7 @@ class Judgement:
         return f"{shortened(self.names[place[0]], NAME)} at {self.strengths[place[1]]:g}"
 
     def verdict(self) -> str:
-        """What is best, in a sentence."""
+        """The best pair, in a sentence."""
         own, alone = self.loss(self.best), self.loss(ALONE)
         if not self.helps:
             return (

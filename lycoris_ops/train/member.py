@@ -320,7 +320,7 @@ def _weight_as_held(site: Site) -> Tensor:
 
 
 def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:
-    """A fresh layer that changes nothing yet, and a text on what differs from the settings, or None.
+    """A fresh layer that changes nothing yet, and a note where it differs from the settings, or None.
 
     A rank above the weight's own is lowered to it; the scale of the change stays. Only DoRA reads the weight.
     Raises LycorisError for an algorithm or an option that has no meaning for the site.

@@ -418,7 +418,7 @@ class LycorisNetwork(nn.Module):
         return f"{', '.join(own[:LINES])} of {what} {'is' if len(own) == 1 else 'are'}"
 
     def recipe(self) -> dict[str, Any]:
-        """What the network is, as plain data for JSON: its seed, and each layer with its settings.
+        """A description of the network as plain data for JSON: its seed, and each layer with its settings.
 
         Settings at their defaults are left out. A layer's rank may be lower than its settings ask for.
         """

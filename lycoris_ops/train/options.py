@@ -25,7 +25,7 @@ AUTOCAST = {
 }
 """The dtypes that a model can compute in while it is trained, by name."""
 SEARCHES = ("off", "rate", "all")
-"""What a race before a training may find."""
+"""The searches that a race before a training can make."""
 STATE = ".state.safetensors"
 """The ending of the files that a training can be resumed from."""
 
@@ -49,7 +49,7 @@ class TrainOptions:
     lr: float | None = None
     """The learning rate; None is the usual one, see `train.rates`."""
     lora_plus: float | None = None
-    """How many times higher the rate of `up` is than that of `down` (LoRA+, arXiv 2402.12354)."""
+    """The ratio of the rate of `up` to the rate of `down` (LoRA+, arXiv 2402.12354)."""
     weight_decay: float = 0.0
     schedule: str = "constant"
     """A name in `train.schedules`: the course of the rate after the warm-up."""
@@ -62,7 +62,7 @@ class TrainOptions:
     """What is found by a race before the training, see `search_network`: nothing ("off"), the learning rate
     ("rate"), or the kind of the network too ("all")."""
     search_share: float = 0.4
-    """What the race may cost, as a share of the steps of the training. With 0 there is no race."""
+    """The most that the race may cost, as a share of the training's steps. With 0 there is no race."""
 
     accumulation: int = 1
     """Batches of one step. Their gradients are averaged."""
@@ -119,7 +119,7 @@ class TrainOptions:
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     """Entries of the file's metadata. They override those that the training writes; None removes one."""
     checkpoints: str | os.PathLike[str] | None = None
-    """The folder of the checkpoints; None is one beside `output`, or none if there is no `output`."""
+    """The folder of the checkpoints; None: a folder beside `output`, or no folder without `output`."""
     overwrite: bool = False
     """Whether the files of an earlier training may be replaced. A resumed training always replaces its
     own."""

@@ -82,9 +82,9 @@ class RaceStep:
     """The steps of this heat that are done."""
     steps: int
     spent: float
-    """What the race has cost so far, in steps of the training."""
+    """The cost of the race so far, in steps of the training."""
     budget: float
-    """What it may cost."""
+    """The most that it may cost."""
     total: int
     """The steps of the training."""
 
@@ -102,9 +102,9 @@ class Race:
     start: float
     """The held-out loss before any step."""
     spent: float
-    """What the race has cost, in steps of the training."""
+    """The cost of the race, in steps of the training."""
     budget: float
-    """What it might have cost."""
+    """The most that it might have cost."""
     steps: int
     """The steps of the training that it was run for."""
     left_out: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class Race:
         return next(own, None)
 
     def verdict(self) -> str:
-        """What was taken and why, in a sentence."""
+        """The choice and the reason for it, in a sentence."""
         won, taken = self.winner, f"{self.name} at {self.lr:g}"
         cost = f"{self.spent:.0f} steps spent of {self.budget:.0f}"
         if won is None:
@@ -383,14 +383,14 @@ class _Race:
 
 
 def judging(held_out: Sequence[Any], options: TrainOptions) -> float:
-    """What it costs to judge a heat, in steps."""
+    """The cost of judging a heat, in steps."""
     return VALIDATED * len(held_out) / options.accumulation
 
 
 def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:
     """The first entrants, as many as can race within the budget; none where two heats are too much.
 
-    `judged` is what it costs to judge a heat.
+    `judged` is the cost of judging a heat.
     """
     for count in range(len(entrants), 0, -1):
         room = budget - judged - sum(entrant.cost for entrant in entrants[:count])

@@ -149,7 +149,7 @@ class LayerSettings:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def size(self, *, kernel: bool) -> tuple[int, float]:
-        """The rank and the alpha as they were asked for."""
+        """The requested rank and alpha."""
         alpha = self.rank if self.alpha is None else self.alpha
         if not kernel or (self.conv_rank is None and self.conv_alpha is None):
             return self.rank, alpha

@@ -43,7 +43,7 @@ class GradientSums:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was sent: a step begins."""
+        """Reset at the beginning of a step."""
         self._met = Counter[nn.Parameter]()
         self._missing = [len(part) for part in self._parts]
         self._sent: list[tuple[Tensor, Any]] = []

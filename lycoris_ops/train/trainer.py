@@ -521,7 +521,7 @@ class Trainer:
 
 
 def _independent(found: str) -> TrainError:
-    """The error for a loss that does not depend on the network; `found` is what the loss is made of."""
+    """The error for a loss that does not depend on the network; `found` describes the loss."""
     return TrainError(
         "the loss does not depend on the network",
         got=found,

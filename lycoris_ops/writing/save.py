@@ -32,7 +32,7 @@ from .writer import Made, Writer
 
 @dataclass(frozen=True)
 class SaveResult:
-    """What was written."""
+    """The result of writing an adapter."""
 
     path: str
     size: int
@@ -41,9 +41,9 @@ class SaveResult:
     layers: int
     """How many layers the file holds."""
     changes: tuple[str, ...]
-    """What differs from the source besides the tensors' names, in words, a line for each."""
+    """The differences from the source besides the tensors' names, in words, a line for each."""
     in_comfy: tuple[str, ...] = ()
-    """What ComfyUI's own loader reads wrongly or not at all, in words, a line for each."""
+    """The faults of ComfyUI's own loader with these layers, in words, a line for each."""
 
 
 def adapter_tensors(
@@ -212,8 +212,8 @@ def check_expected(
 ) -> None:
     """Raise LayerError or MatchError, before layers are made, where a dialect has no name or place for them.
 
-    `name` is the adapter's name in errors, and `model` is as in `save_adapter`. What depends on a layer's
-    values, such as whether a norm changes at all, is not known yet.
+    `name` is the adapter's name in errors, and `model` is as in `save_adapter`. Facts that depend on a
+    layer's values, such as whether a norm changes at all, are not known yet.
     """
     targets = None if model is None else Targets(known_shapes(model))
     for planned in plan_names(layers, dialect, targets, name):

@@ -30,7 +30,7 @@ PARTS = 3
 
 @cache
 def able(instructions: str) -> bool:
-    """Whether torch reports that the processor has these instructions; False for a torch that cannot tell."""
+    """Whether torch reports that the processor has these instructions; False where torch cannot report it."""
     found = getattr(torch.cpu, "get_capabilities", None)
     return bool(found and cast("dict[str, Any]", found()).get(instructions, False))
 

@@ -29,7 +29,7 @@ class WantedLokr(WantedCore):
     full: tuple[bool, bool]
     """Whether w1, and whether w2, is full rather than low-rank."""
     folded: bool
-    """Whether j is inputs times kernel, so that no shape tells the number of inputs."""
+    """Whether j is inputs times kernel, so that no shape gives the number of inputs."""
 
     @property
     def needs_core(self) -> bool:

@@ -217,7 +217,7 @@ def _start(fields: Fields) -> bool | str:
 
 
 def wanted(tensors: Mapping[str, Tensor], r: int, alpha: float, start: Start | None) -> WantedLora:
-    """What the configuration must say for a layer with these tensors by PEFT's suffixes."""
+    """The values that a layer with these tensors, by PEFT's suffixes, needs in the configuration."""
     return WantedLora(
         r=r,
         alpha=alpha,

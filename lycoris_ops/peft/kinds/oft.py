@@ -54,7 +54,7 @@ class WantedOft(Wanted):
 class OftConfig(BiasedConfig[WantedOft]):
     """`coft` bounds each block by `eps`, see `OftV2`. Without `use_cayley_neumann` the rotation is exact.
 
-    `peft_version` tells which series is meant, see `ONCE`. Releases before 0.18 do not write it.
+    `peft_version` decides which series is meant, see `ONCE`. Releases before 0.18 do not write it.
     """
 
     peft_type: ClassVar[str] = "OFT"

@@ -1,7 +1,7 @@
 """Muon (https://kellerjordan.github.io/posts/muon), torch's, since 2.9: for matrices; AdamW for the rest.
 
 A step of Muon is scaled to the size that AdamW's would have (`adjust_lr_fn="match_rms_adamw"`, arXiv
-2502.16982), so both take the same rate. The options are those of Muon.
+2502.16982), so both take the same rate. The options go to Muon alone.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class TermTable:
 
 
 def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTable:
-    """Put the terms into a table on the device, by one transfer. Terms with an empty factor are left out."""
+    """Put the terms into a table on the device, in one transfer. Terms with an empty factor are left out."""
     numbers: list[int] = []
     scales: list[float] = []
     kept: list[Tensor] = []

@@ -1,7 +1,7 @@
 # pyright: basic, reportMissingImports=false, reportArgumentType=false
 # ruff: noqa: SIM102, SIM300
-# An `if` over `constexpr` values alone is decided when the kernel is compiled. Conditions at run time stand
-# in an `if` of their own inside it.
+# An `if` over `constexpr` values alone is decided when the kernel is compiled. Conditions at run time go into
+# an inner `if` of their own.
 """The kernel that patches a weight: each tile is read once, all terms are added to it, it is written once.
 
 A term is `scale * first * second`, value by value, on some rows of the weight. A LowRank or Dense change has
@@ -135,7 +135,7 @@ def _stored(value, DTYPE: tl.constexpr):
     return result
 
 
-# Unless told not to, Triton compiles variants for arguments that are 1 or a multiple of 16.
+# By default Triton compiles variants for arguments that are 1 or a multiple of 16.
 @triton.jit(do_not_specialize=["rows", "terms"])
 def add_terms(
     weight,
