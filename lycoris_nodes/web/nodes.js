@@ -55,7 +55,7 @@ export function nodeOf(key) {
 }
 
 /**
- * Call `act` after a method of all nodes of a class, with the node and what the method was called with.
+ * Call `act` after a method of all nodes of a class, with the node and the arguments of the call.
  *
  * @param {NodeClass} nodeType
  * @param {"onConfigure" | "onConnectionsChange" | "onExecuted" | "onRemoved" | "onSerialize"} method

@@ -10,7 +10,7 @@ import "./sizes.js"
 import { shareWheel } from "./wheel.js"
 
 const NODE = "LycorisSchedule"
-// Milliseconds without a key after which the text is asked about.
+// After this many milliseconds without a key, the server is asked about the text.
 const PAUSE = 150
 
 /** @param {string} words */

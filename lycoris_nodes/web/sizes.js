@@ -1,5 +1,5 @@
 // Folds the advanced inputs of our nodes, and makes the nodes wide enough for their titles and inputs, which would
-// be cut off. "Show Advanced" in the menu of a node unfolds them.
+// be cut off otherwise. "Show Advanced" in the menu of a node unfolds its inputs.
 
 import { app } from "../../scripts/app.js"
 import { isOurs } from "./nodes.js"

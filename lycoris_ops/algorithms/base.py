@@ -334,7 +334,7 @@ class Layer(ABC):
         return frozenset(map(field_of, cls.suffixes() - cls.numbers))
 
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
-        """The layer whose change of this float32 or float64 weight is smaller by `ratio`, from 0 to 1.
+        """The layer whose change of this float32 or float64 weight is `ratio` (0 to 1) times as large.
 
         Exact where the change is a product of factors, and to first order for rotations. Each of n factors is
         multiplied by ratio^(1/n), so that they stay balanced. Raises LayerError for a kind that does not say

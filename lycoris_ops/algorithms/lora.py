@@ -253,7 +253,7 @@ class Lora(Factored, Planned):
         def made(index: int) -> Lora:
             rank = index + 1
             ones = (1,) * len(kernel)
-            # Divide the size of the core among all three, so that they are about equally large.
+            # Divide the size of the core among all three factors, so that they are about equally large.
             root = float(core[:1, :1].abs().max()) ** (1 / 3) or 1.0
             return cls(
                 lora_up=(left[:, :rank] * root).reshape(outputs, rank, *ones),

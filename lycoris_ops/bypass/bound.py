@@ -94,8 +94,8 @@ class BoundPlan:
         self.thin = not (self.operates or self.biases) and self.blends
         """Whether `beside` takes `factors`."""
         self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
-        """Whether the changed input, given to the module, does all the work."""
-        # What torch.compile traces is not kept.
+        """Whether there is nothing to do but to give the module the changed input."""
+        # A plan that torch.compile traces is not kept.
         self.follows = not torch.compiler.is_compiling() and self._reads_only(plan.tensors)
         """Whether later passes see the current values of tensors that learn."""
 

@@ -27,7 +27,7 @@ of cublas_ops, the others are of bitsandbytes. A class of another name may compu
 scaled weight, or of a padded input."""
 
 TRANSPOSED_FORWARD = "Conv1D"
-"""The class of transformers, of GPT-2 among others, whose `forward` is x W + b with W (inputs, outputs)."""
+"""A class of the transformers library, used by GPT-2, whose `forward` is x W + b with W (inputs, outputs)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Geometry:
         total += run(x, self.shape, gradient, self.stride, padding, self.dilation, self.groups)
 
     def mix(self, h: Tensor, matrix: Tensor) -> Tensor:
-        """n channels from those of h, by a matrix (n, m) that is the same at each place.
+        """Map the channels of h to n channels by a matrix (n, m) that is the same at each place.
 
         Without groups h has m channels. With groups h has m channels in each group, and each group's outputs
         see only these.

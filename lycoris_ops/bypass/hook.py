@@ -28,7 +28,7 @@ _modules = cast("Any", torch.nn.modules.module)
 """torch has no public name for the hooks of all modules."""
 
 BeforePass = Callable[[Tensor], None]
-"""What is called at the start of each pass, with the module's input."""
+"""A function that is called at the start of each pass, with the module's input."""
 
 
 class Reader(Protocol):
@@ -197,7 +197,7 @@ class Bypass:
         """Whether the module may be given another input. A graph depends on it: once true, it stays so."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy is another bypass.
+        # A copy is another bypass, with its own number.
         vars(self).update(state)
         self._number = compiled.numbered(self)
 

@@ -19,7 +19,7 @@ from .plan import BypassPlan, Met
 class PlacedPlan:
     """A plan that is bound separately for the layers of each `Where`: y + sum of factor * (y' - y).
 
-    y' is what the layers of one `Where` alone make of the module's output y. Where one factor is 1 and all
+    y' is the module's output y changed by the layers of one `Where` alone. Where one factor is 1 and all
     others are 0, the result is that y' in every bit; where all are 0, it is y.
 
     It has the methods of a `BoundPlan`. `places` is set before each pass. `apart` is for a module whose

@@ -109,7 +109,7 @@ class BypassPlan:
 
     Stages follow each other as patches of one weight do: each stage sees the weight as the stages before it
     have changed it. Within a stage every layer sees the same weight. A plan of several stages forms the
-    weight that the last stage makes, anew in each pass.
+    weight after the last stage anew in each pass.
     """
 
     geometry: Geometry
@@ -281,7 +281,7 @@ def bypass_refusal(part: Part) -> str | None:
 
 
 def _after(value: Tensor, layers: Slots, strengths: Sequence[float]) -> Tensor:
-    """A weight or bias with the changes that these layers make of it."""
+    """A weight or bias with the changes of these layers."""
     total = value
     for slot, strength in zip(layers, strengths, strict=True):
         if strength != 0.0:
@@ -292,7 +292,7 @@ def _after(value: Tensor, layers: Slots, strengths: Sequence[float]) -> Tensor:
 def _meet(
     plan: BypassPlan, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None], like: Tensor
 ) -> Met:
-    """What the one stage of a plan needs to know; `like` has the weight's shape, dtype and device."""
+    """`BypassPlan.meet` for a plan of one stage; `like` has the weight's shape, dtype and device."""
     (stage,) = plan.stages
     forms: list[tuple[Additive, Rows | None, int]] = []
     bases: list[Base] = []

@@ -71,7 +71,7 @@ class WeightShare:
         return layer.columns(self.part).with_tensors(shared)
 
     def beside(self, x: Tensor, y: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """y with what `add` makes of this process's parts of the module's input x and output y."""
+        """y as changed by `add`, which is given this process's parts of the module's input x and output y."""
         # Some builds of torch lack this module.
         from torch.distributed.tensor import Partial, Replicate, Shard
 

@@ -10,7 +10,7 @@ const WAY = 4
 const STILL = 3
 /** How far a wheel turns for a step: wheels report 100 or more a notch, touch pads a little at a time. */
 const NOTCH = 40
-/** After so many milliseconds without a turn or key, the next one is a new step for Undo. */
+/** After this many milliseconds without a turn or key, the next change is a new step for Undo. */
 const PAUSE = 600
 
 /**

@@ -4,7 +4,7 @@ import { make } from "../elements.js"
 import { closePopup, openPopup } from "./popup.js"
 
 /**
- * Ask for a text. `done` gets it, and may promise an error in words, which is shown.
+ * Ask for a text. `done` gets it, and may return the promise of an error message, which is shown.
  *
  * @param {{
  *   title: string, hint: string, text?: string, button: string,
@@ -23,7 +23,7 @@ export function askText({ title, hint, text = "", button, done }, point) {
   area.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.ctrlKey) submit()
   })
-  // A text that is pasted whole is complete.
+  // A text pasted into an empty field is complete.
   area.addEventListener("paste", () => {
     if (!area.value) requestAnimationFrame(submit)
   })

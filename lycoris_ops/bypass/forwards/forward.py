@@ -123,7 +123,7 @@ def narrowing(device: torch.device) -> torch.dtype | None:
 
 
 def narrowed(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """A context in which autocast narrows to this dtype on a device, or is as it is for None."""
+    """A context in which autocast narrows to this dtype on a device; None leaves autocast as it is."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

@@ -1,4 +1,4 @@
-"""LoKr: multiplied by its two factors, one after the other, so that their Kronecker product is never formed.
+"""LoKr: the input is multiplied by the two factors in turn, so that their Kronecker product is never formed.
 
 For a square weight (l = i, k = j) each output of a token takes i + k multiplications, where the full matrix
 takes i * j. So the full matrix is never better.
