@@ -48,10 +48,10 @@ class ExpressionError(ValueError):
 
 
 PATH = re.compile(r"(\^?)((?:\\[^a-zA-Z0-9]|[^\\()\[\]{}*+?|^$])+)\$?")
-"""Nearly all expressions: a layer's path or the end of one, with or without anchors.
+"""Matches nearly all expressions: a layer's path or the end of one, with or without anchors.
 
-Groups: the first anchor, and the path. Its dots are read as literal dots, not as any character: no model has
-two paths that differ only in that."""
+Groups: the first anchor, and the path. Its dots are literal, though in a regular expression a dot is any
+character: no model has two paths that differ only in that."""
 
 
 class Expressions:

@@ -47,7 +47,7 @@ class WholePlan:
         like = torch.empty((), dtype=compute_dtype(x.dtype), device=x.device)
         self.like = like.expand(self.geometry.shape)
         self.plain = BoundPlan(plan, Met((), (), ()), x, dropout)
-        """A plan that adds nothing: it knows the working dtype and the form of inputs."""
+        """A plan that adds nothing, used for the working dtype and the shape of inputs."""
         self._inside: BoundPlan | None = None
         self._beside: BoundPlan | None = None
 
@@ -58,7 +58,7 @@ class WholePlan:
     def begun(
         self, x: Tensor, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
     ) -> WholePass | None:
-        """What one pass needs; None where the layer cannot act on the module's input and output.
+        """The values for one pass; None where the layer cannot act on the module's input and output.
 
         `weight` and `bias` give the values in float32 or float64.
         """

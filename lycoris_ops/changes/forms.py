@@ -32,7 +32,7 @@ from ..maths.tensors import compute_dtype, kronecker, largest_of
 
 @dataclass(frozen=True)
 class Reach:
-    """Bounds on the values of a matrix product, from `parts`, the bounds on the values of its factors.
+    """Bounds on the values of a matrix that is a product; `parts` bound the values of the factors.
 
     `most`, the product of all parts, bounds the matrix. `within`, the product of the parts above 1, also
     bounds every intermediate value, whatever the order of computing.
@@ -117,7 +117,7 @@ class Kronecker:
     """scale * kron(w1, w2), with w1 (l, i), w2 (k, j * prod(kernel)), O = l * k and I = i * j.
 
     `w1` and `w2` each hold the factor itself, or two matrices (a, b) with that product. `rows` (O,) and
-    `columns` (I,) are the factors from `scaled`, which w1 and w2 cannot absorb.
+    `columns` (I,) hold the scaling by `scaled`, which w1 and w2 cannot absorb.
     """
 
     w1: tuple[Tensor, ...]

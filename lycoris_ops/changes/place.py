@@ -72,8 +72,8 @@ class Places:
     """Which tokens of a layer are places, in one pass.
 
     Each sample has `before` other tokens, then the tokens of `grid`, (h, w) or (frames, h, w), row by row,
-    then `after` others. A convolution needs no grid, because its output has one.
-    Raises LycorisError for no samples, for another number of crops, and for impossible sizes.
+    then `after` others. A convolution needs no grid, because its output has one. Raises LycorisError for no
+    samples, a wrong number of crops, and impossible sizes.
     """
 
     pictures: tuple[int, ...]
@@ -120,7 +120,7 @@ class Mask:
     outside + w (1 - outside). `within` is a mask whose factors are multiplied with these.
 
     With `text`, layers and tokens at no place, such as those of a text, have the factor 1; else they have 0.
-    Raises LycorisError for weights of another shape or outside [0, 1], and for a factor that is not finite.
+    Raises LycorisError for weights of a wrong shape or outside [0, 1], and for a factor that is not finite.
     """
 
     weights: Tensor

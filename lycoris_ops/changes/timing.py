@@ -202,7 +202,7 @@ def _on_after(numbers: Sequence[float]) -> Curve:
 
 
 def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> list[float]:
-    """The numbers behind a shape's name, with defaults for the missing ones."""
+    """The numbers after a shape's name, with defaults for the missing ones."""
     if len(numbers) > len(wanted):
         raise ScheduleError(
             f"the curve `{name}` has too many numbers",

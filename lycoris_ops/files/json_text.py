@@ -34,7 +34,7 @@ def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
     """
     text = data if isinstance(data, str) else data.decode("utf-8")
     _check(len(text), "characters", MAX_JSON)
-    # There are at most as many marks as characters, so short texts need no count.
+    # No text has more of these marks than characters, so short texts need no count.
     if len(text) > min(MAX_BRACKETS, MAX_COMMAS, MAX_QUOTES):
         # Count before parsing, which makes an object for each mark. A quotation mark inside a string
         # is escaped and an opening one is not, so every string is counted.

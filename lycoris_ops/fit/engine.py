@@ -47,7 +47,7 @@ class Goal:
     forms: tuple[Additive, ...]
     """The change of the weight; () where only the bias changes."""
     bias: Tensor | None = None
-    """The change of the bias (O,), None where it has none."""
+    """The change of the bias (O,); None where there is none."""
     own: Layer | None = None
     """The layer that makes exactly this change, where there is one."""
     bound: bool = False
@@ -263,8 +263,8 @@ class _Engine:
     def _candidates(
         self, source: Source, change: Goal, delta: Delta, fits: Mapping[str, Sequence[Fit]]
     ) -> list[Candidate]:
-        """Every layer that the change may become. Its gain is the energy that it keeps, less the noise in
-        that."""
+        """Every layer that the change may become. A layer's gain is the energy that it keeps, less the noise
+        in it."""
         found: list[Candidate] = []
         stays = None if change.own is None else self._staying(source, change.own, delta)
         if stays is not None and change.own is not None and self._may_stay(change, change.own, fits):

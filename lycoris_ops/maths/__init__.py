@@ -1,1 +1,1 @@
-"""Tensors without layers: shapes, numbers and decompositions."""
+"""Operations on plain tensors: shapes, numbers and decompositions."""

@@ -113,7 +113,7 @@ class _Extra(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (magnitude, weight, up, down, length, factor), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            # Further derivatives are those of plain operations.
+            # Higher derivatives come from plain operations.
             wanted = [one for one in (magnitude, up, down) if one.requires_grad]
             extra = _plain_extra(magnitude, weight, up, down, ctx.scale, ctx.axis)
             found = iter(torch.autograd.grad(extra, wanted, gradient, create_graph=True))

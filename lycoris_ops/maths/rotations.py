@@ -59,7 +59,7 @@ class _Series(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (skew, *sums), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():
-            # Further derivatives are those of plain operations.
+            # Higher derivatives come from plain operations.
             whole = _sums(skew, ctx.factors)[-1]
             (further,) = torch.autograd.grad(whole, [skew], gradient, create_graph=True)
             return further, None

@@ -99,7 +99,8 @@ def is_divided(value: Tensor | None) -> bool:
 
 
 def whole(value: Tensor) -> Tensor:
-    """The whole values of a divided tensor; any other tensor itself. All of its processes must call this.
+    """The whole values of a divided tensor; any other tensor itself. All processes of a divided tensor must
+    call this.
 
     A gradient of the whole values is added up over the processes, and each gets its part of the sum.
     """

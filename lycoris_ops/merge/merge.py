@@ -66,7 +66,7 @@ def merge_adapters(
     """Merge several adapters into one in memory, by a merge method.
 
     `adapters` are pairs of an adapter and its strength, or a stack, whose block rules and strengths of text
-    encoders count too. `method` is the name of one in `merge_methods()`, and `options` are its own. Layers
+    encoders count too. `method` is a name in `merge_methods()`, and `options` are those of the method. Layers
     are read and merged one at a time, from their true changes, whatever their kinds. Where an adapter has no
     layer for a weight, averages and counts are over the other adapters.
 
@@ -82,9 +82,9 @@ def merge_adapters(
     BOFT, IA3, GLoRA, T-LoRA), for block rules, and for adapters that name layers in different ways.
 
     `norm_limit` bounds the spectral norm of each merged change to this many times the largest of the
-    adapters' changes, strengths included; None for no bound. `seed` is for methods that draw, and for random
-    bases. `device` is where it is computed. `prepare` is called with the layers that are to be made, before
-    the work, and may raise an error. `progress` is called with layers done.
+    adapters' changes, strengths included; None for no bound. `seed` is for methods that draw random numbers,
+    and for random bases. `device` is where to compute. `prepare` is called with the layers that are to be
+    made, before the work, and may raise an error. `progress` is called with layers done.
 
     Raises LycorisError for a method or option that does not exist, for too few or too many adapters, and for
     adapters that can only be merged with a `base`; MatchError where the adapters have no layer in common or
@@ -126,7 +126,7 @@ def orthogonal_adapters(
     """One adapter in memory for each given adapter: its part of the merged result at strength 1.
 
     At the given strengths they sum to the result of `merge_adapters` with the same method, and their
-    strengths can still be changed. Only methods whose result is the sum of such parts can do so (TSV-M, whose
+    strengths can still be changed. Only methods whose result is a sum of such parts allow this (TSV-M, whose
     parts are orthogonal to each other). The other arguments are as in `merge_adapters`. The parts include the
     factors of block rules, but no strengths.
     """

@@ -64,9 +64,9 @@ class ModuleClasses:
 
     @cached_property
     def blocks(self) -> set[str]:
-        """The units that the model repeats, by path. They are members of its lists:
+        """The units that the model repeats, by path. They are these members of its lists:
 
-        - members of a list with several members of the same class, if they have modules inside. Nested
+        - members of each class that occurs several times in one list, if they have modules inside. Nested
           lists count as one list, and are no blocks themselves.
         - the innermost members that hold an attention: a list may have only one member of each class.
         - members with modules inside whose class is called a block or a layer: a model may have only one

@@ -106,7 +106,7 @@ class Site:
 
     @property
     def parameter(self) -> str:
-        """The key of the weight, or of that of all experts, in the model's state dict."""
+        """The key in the model's state dict: of the weight, or of the parameter that holds all experts."""
         return self.key if self.expert is None else self.path.removesuffix(of_expert("", self.expert))
 
     @property
@@ -265,7 +265,7 @@ def select(
     embedding, unless both are chosen: when merged, the change of one would change the other too.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
-    and where one weight is chosen under two names: changing it twice is never meant.
+    and where one weight is chosen under two names: changing it twice is never intended.
     """
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LycorisError("the model is no module", got=type(module).__name__, expected="a torch.nn.Module")

@@ -28,7 +28,7 @@ WHOLE = {"unet": "unet", None: "unet", "te": "te"}
 """From a part of a model to the name for all its layers."""
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
-"""A word in the path of a layer outside attention and feed-forward, even if it names one: `attn_norm`."""
+"""A word for a layer outside attention and feed-forward, though it may contain their names: `attn_norm`."""
 ATTENTION = re.compile(r"attn|attention(?!s)", re.IGNORECASE)
 """Attention, in the name of a module or of its class. A UNet's `attentions` are whole transformers."""
 FEED_FORWARD = re.compile(r"(?:\w+_)?(?:mlp|ffn?|feed_?forward|densereludense)(?:_\w+)?\d*", re.IGNORECASE)

@@ -217,7 +217,7 @@ class Targets:
             return True
         if name.encoder is not None and self.encoders:
             return any(self._rank(name.encoder, encoder) is not None for encoder in self.encoders)
-        # Keys that do not say what they are belong to a diffusion model's own file.
+        # Keys that do not state their part belong to a diffusion model's own file.
         return name.part in self.parts or (name.part == "unet" and None in self.parts)
 
     def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
@@ -377,7 +377,7 @@ class Targets:
             if not words.isdisjoint(of_name)
             and (name.part is None or any(targets[0].part in (name.part, None) for targets in candidates))
         ]
-        # The names with the fewest words that only one of the two has.
+        # The names whose words differ least from those of the missing name.
         near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
         same = {known.lower(): known for known in near}
         close = difflib.get_close_matches(path.lower(), same, n=1, cutoff=SIMILAR)

@@ -19,9 +19,9 @@ SETTLED = 1e-10
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = m (sum of a_i ||D_i||) u, with a_i = |w_i| / sum of |w_j| and m the mean of |w_i|.
 
-    u is the direction that minimises the sum of a_i angle(u, d_i)^2, with d_i = D_i / ||D_i|| with the sign
-    of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), from the direction of sum of a_i d_i.
-    As u stays a linear combination of the D_i, only their inner products are needed.
+    u is the direction that minimises the sum of a_i angle(u, d_i)^2, where d_i is D_i / ||D_i|| with the sign
+    of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), starting at the direction of sum of a_i
+    d_i. As u stays a linear combination of the D_i, only their inner products are needed.
     """
     weights = torch.tensor(deltas.strengths, dtype=torch.float64, device=deltas.gram.device)
     norms = deltas.gram.diagonal().clamp(min=0).sqrt()

@@ -19,7 +19,7 @@ CUT = 1e-7
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = (sum of w_i D_i (G_i + mu / T)) (sum of G_i + mu)^+, with G_i = D_i^T D_i / ||D_i||^2.
 
-    With ridge mu = 0 it is the D of least norm that minimises the sum of ||(D - w_i D_i) D_i^T||^2 /
+    With ridge mu = 0, D is the change of least norm that minimises the sum of ||(D - w_i D_i) D_i^T||^2 /
     ||D_i||^2: the inputs of an adapter are taken to lie in the row space of its change. Adapters with
     independent row spaces each act on their own inputs as if they were alone. Adapters with orthogonal row
     spaces add up, and equal adapters count once. A large mu gives the average. mu is in units of the largest

@@ -43,7 +43,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
 
 
 def _polar(matrix: Tensor) -> Tensor:
-    """P Q^T of the matrix P S Q^T (m, n), without the directions that are rounding."""
+    """P Q^T of the matrix P S Q^T (m, n), without the directions that are only rounding."""
     if not matrix.shape[1]:
         return matrix
     left, values, right = singular(matrix)

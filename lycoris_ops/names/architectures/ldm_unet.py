@@ -111,7 +111,7 @@ KEPT = {
     "SDXL-OUTALL": "out.0-5",
 }
 """The blocks that a preset keeps."""
-# Those of the Inspire Pack (`resources/lbw-preset.txt`) with other numbers than 0 and 1.
+# The Inspire Pack's presets (`resources/lbw-preset.txt`) with numbers other than 0 and 1.
 RULES = {
     "MIDD0.2": "in.8 = 0.2\nmid out.3 = 0.4\nout.4 = 0.2",
     "MIDD0.8": "in.7 = 0.5\nin.8 mid = 0.8\nout.3 = 0.4",

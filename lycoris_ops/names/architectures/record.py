@@ -50,12 +50,13 @@ class Family:
     """Layers, and the number of inputs that only this family has there."""
     sizes: tuple[Size, ...] = ()
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The layers in lists of blocks, by the short name of the list. The group is the number of the block."""
+    """The layers in lists of blocks, by the short name of the list. The group matches the number of the
+    block."""
     experts: bool = False
     """Whether some of its models are pairs, for high and for low noise, with an adapter for each."""
 
     def likeness(self, layers: Mapping[str, Shape]) -> float:
-        """How likely these layers, of a model or an adapter, are of this family.
+        """How likely a model or an adapter with these layers belongs to this family.
 
         3: it has layers of this family alone. 2: it has shared layers, up to the last block of one of the
         family's lists. 1: it has shared layers, and no more blocks than the family. Less than 1: it has more
@@ -130,7 +131,7 @@ class Training:
     tokens and high at `many`, and linear between.
     """
     guidance: float | None = None
-    """The input of a guidance embedding in training; None for that of the caption, if it has one."""
+    """The input of a guidance embedding in training. None: the guidance of the caption, if it has one."""
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"

@@ -111,7 +111,7 @@ class Write:
     loha`.
     """
     layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
-    """The paths that it has in a diffusion model. In text encoders all tools write those of transformers."""
+    """The dialect's paths in a diffusion model. In text encoders all tools write transformers' paths."""
     lokr: Callable[[Mapping[str, Shape]], Mapping[str, Places]] | None = None
     """The paths to use instead in a file that holds LoKr; empty for a model for which the tool reads no LoKr.
     None where LoKr layers are named like all others."""
@@ -125,8 +125,8 @@ class Write:
     spelled: Callable[[str, str], str] = "{}.{}".format
     """The key of a tensor, given the layer's name and the suffix."""
     configuration: Literal["beside", "within"] | None = None
-    """Where PEFT's configuration of the layers is written: into a file beside the layers' own, or into its
-    metadata."""
+    """Where PEFT's configuration of the layers is written: to a file beside that of the layers, or into the
+    metadata of the layers' file."""
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False

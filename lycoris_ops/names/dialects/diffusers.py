@@ -82,7 +82,7 @@ def _lora(layer: Layer, asked: Asked) -> Encoded:
     """A LoRA layer with its scale in `lora_B` if its dtype holds the product exactly, else in `lora_A` if its
     dtype does, else in `lora_B` in float32.
 
-    Raises LayerError for other kinds, embeddings, values of a bias, and OLoRA of another scale than 1.
+    Raises LayerError for other kinds, embeddings, values of a bias, and OLoRA with a scale other than 1.
     """
     tensors = peft_lora.named_tensors(layer)
     if EMBEDDING_UP in tensors:

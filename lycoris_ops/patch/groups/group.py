@@ -13,8 +13,8 @@ from ...maths.scratch import scratch
 from ...maths.shapes import Rows, Shape, flat_shape
 
 ROWS = 640
-"""On a CPU this many rows are worked on at once, or a multiple of them: matrix libraries divide the rows of a
-product less evenly for other numbers."""
+"""On a CPU this many rows, or a multiple, are worked on at once: matrix libraries divide other numbers of
+rows less evenly."""
 
 OnRows = Callable[[Tensor, int], object]
 """A function (rows, first) that changes `rows` (n, K), which are a weight's rows from `first` on."""
