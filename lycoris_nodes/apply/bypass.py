@@ -62,21 +62,21 @@ class BypassInjection(PatcherInjection):
         self.timed = [path for path, plan in plans.items() if plan.timed]
         """The modules with a strength that follows timings."""
         self._attached: WeakKeyDictionary[Any, dict[str, Bypass]] = WeakKeyDictionary()
-        """Model to its attached hooks, by module path."""
+        """For each model, the attached hooks by module path."""
         self._in_turn: WeakKeyDictionary[Any, list[CalledInTurn]] = WeakKeyDictionary()
-        """Model to the hooks on its cross-attentions; `_attached` has those on their layers."""
+        """For each model, the hooks on its cross-attentions; `_attached` has the hooks on their layers."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
-        """Model to (`patches_uuid`, what each layer read from its weight under these patches)."""
+        """For each model, (`patches_uuid`, what each layer read from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
-        """Model to its current pass."""
+        """For each model, its current pass."""
         self._sampled: Shape | None = None
         """The size of the latent that is being sampled."""
         self._areas: dict[Any, Sequence[range]] = {}
-        """The host's id of a conditioning to the part of the latent that it is for."""
+        """The part of the latent that each conditioning is for, by the host's id of the conditioning."""
         self._retained: Sequence[int] = ()
         """The frames that every context window contains."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
-        """The sigmas of the steps of a run, as the host has them and as numbers."""
+        """The sigmas of the steps of a run: the host's tensor, and its values as a list."""
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
@@ -112,7 +112,7 @@ class BypassInjection(PatcherInjection):
                     hooks.before_pass = partial(self._locate, patcher.model, hooks, self.tokens[path])
                     hooks.apart = self.apart if self.tokens[path] in APART else ()
                 attached[path] = hooks.attach()
-            # After the hooks on the layers: these take the layers' outputs.
+            # After the hooks on the layers, because these hooks take the layers' outputs.
             for path, layers in self._called_in_turn().items():
                 found = [layer_of(patcher, layer) for layer in layers]
                 passing = partial(self._passing.__getitem__, patcher.model)
@@ -242,7 +242,7 @@ class BypassInjection(PatcherInjection):
         return {**options, "optimized_attention_override": attend}
 
     def _locate(self, model: Any, hooks: Bypass, kind: Tokens, x: torch.Tensor) -> None:
-        """Tell a layer's hooks where its places are in the pass that begins."""
+        """Give a layer's hooks the places of its tokens in the pass that begins."""
         passing = self._passing.get(model)
         if passing is None:
             raise LycorisError(

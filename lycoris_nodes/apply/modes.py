@@ -35,7 +35,7 @@ AT_NO_PLACE = "it acts on the text, the time or the sound, for all places at onc
 
 Mode = Literal["auto", "merge", "bypass"]
 Pairs = Mapping[str, Sequence[tuple[Entry, Match]]]
-"""Key of a weight or bias to the adapter layers that change it."""
+"""The adapter layers that change a weight or bias, by its key."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Choice:
     """Which of the layers that a stack changes are merged and which are bypassed."""
 
     merged: dict[str, Sequence[tuple[Entry, Match]]] = field(default_factory=dict)
-    """Key of a weight or bias to the adapter layers to merge into it."""
+    """The adapter layers to merge into a weight or bias, by its key."""
     bypassed: dict[str, BypassPlan] = field(default_factory=dict)
-    """Module path, which is the key of a weight or bias without its last part, to the plan of the module."""
+    """The plans of modules by path, which is the key of a weight or bias without its last part."""
     tokens: dict[str, Tokens] = field(default_factory=dict)
-    """Module path to the kind of its tokens, for bypassed modules whose strength differs over places."""
+    """The kinds of tokens, by path, of bypassed modules whose strength differs over places."""
     unmasked: list[str] = field(default_factory=list[str])
     """Module paths of layers that act at all places although they have a mask."""
     why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """("merged", "bypassed", "left out" or "unmasked", the reason) to module paths; no reason, "", where the
+    """Module paths by ("merged", "bypassed", "left out" or "unmasked", the reason). The reason is "" if the
     user chose the mode."""
 
 
@@ -62,7 +62,7 @@ def choose(
 
     A layer whose strength follows a schedule, or differs over places, is bypassed in any mode. If it can only
     be merged, it takes the mean of its strength over the sampling, or its whole strength at all places; with
-    `strict` that is an error. A layer that is at no place is left out if the mask says so.
+    `strict` that is an error. A layer without places is left out if the mask says so.
 
     `shapes` has the weights of the patcher's model. `pairs` of other keys are left out, because they belong
     to another model. Raises LycorisError for a layer that can be neither merged nor bypassed.
@@ -134,7 +134,7 @@ def _is_masked(met: Pairs) -> bool:
 
 
 def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequence[tuple[Entry, Match]]:
-    """The adapter layers for a layer that is at no place: all if `whole`, else those not masked out there."""
+    """The adapter layers of a layer without places: all if `whole`, else those not masked out there."""
     found: list[tuple[Entry, Match]] = []
     for entry, match in pairs:
         mask = match.where.mask if match.where is not None else None
@@ -154,7 +154,7 @@ def without_mask(choices: Sequence[Choice]) -> str:
 def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
     """The part of the report on modes, in words; "" if the mode is merge and every layer is merged whole.
 
-    `stack` is what was given, with both adapters of its pairs.
+    `stack` is the given stack, with both adapters of its pairs.
     """
     why: dict[tuple[str, str], list[str]] = {}
     for choice in choices:
@@ -170,7 +170,7 @@ def describe_choice(mode: Mode, choices: Sequence[Choice], stack: Stack) -> str:
         if reason:
             lines.append(f"  {len(paths)} {way}: {reason} ({few(paths)})")
     if bypassed:
-        # Save Merged Model refuses the others.
+        # Save Merged Model refuses stacks with schedules, masks or pairs.
         constant = not any(entry.schedule or entry.where or entry.low_noise for entry in stack)
         lines.append(
             f"  ComfyUI's own nodes that save or merge models would leave the {bypassed} bypassed "
@@ -198,7 +198,7 @@ def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
 
 
 def _wanted(patcher: Any, keys: Iterable[str], mode: Mode, short: bool) -> tuple[bool, str]:
-    """Whether a layer should be bypassed, and the reason; no reason, "", where the user chose the mode."""
+    """Whether a layer should be bypassed, and the reason; the reason is "" if the user chose the mode."""
     if mode != "auto":
         return mode == "bypass", ""
     if short:

@@ -164,7 +164,7 @@ def _with_masks_beside(
 
 
 def _only_references(folders: list[str]) -> bool:
-    """Whether all folders are named as references. Then, with no pictures beside them, they are learned."""
+    """Whether all folders are named as references. If no picture is beside them, they are learned."""
     return all(BESIDE_FOLDERS.fullmatch(name.lower()) for name in folders)
 
 

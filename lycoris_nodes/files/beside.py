@@ -21,7 +21,7 @@ CLIPS = {f"{mark}.{kind}": f"video/{kind}" for mark in (".preview", "") for kind
 NOTES = (".metadata.json", ".civitai.info", ".cm-info.json", ".json")
 """The same for JSON tables: of ComfyUI-Lora-Manager, Civitai Helper, Stability Matrix and A1111."""
 OWN_NOTES = ".rgthree-info.json"
-"""The ending of rgthree's table. It follows the whole name, with the adapter's ending."""
+"""rgthree's ending. It follows the adapter's whole name, `.safetensors` included."""
 MAX_NOTES = 4 << 20
 """The largest table that is read, in bytes."""
 TITLES = ("model_name", "modelname", "usertitle")

@@ -95,7 +95,7 @@ def _meant(name: str) -> str | None:
     if wanted in known:
         return known[wanted]
     fitting = [one for plain, one in known.items() if _stem(plain) == wanted]
-    # A name that has a folder does not mean a file in another one.
+    # A name with a folder does not mean a file in another folder.
     if not fitting and "/" not in wanted:
         fitting = [one for plain, one in known.items() if wanted in _without_folder(plain)]
     if len(fitting) > 1:

@@ -154,7 +154,7 @@ def _remembered(home: str, _when: int) -> list[str]:
 
 
 def _walked(home: str) -> dict[str, bool]:
-    """The folders in a folder, by their paths there, and whether a file is in them or below.
+    """The folders in a folder, by their paths there, and whether each holds a file, also further below.
 
     Links are followed, unlike in the host's own list: with a link a user allows reading a folder elsewhere.
     """

@@ -12,7 +12,7 @@ OF_OLDER = {
     "Cosmos1CV8x8x8": 8,
     "Wan21": 4,
 }
-"""By the host's class of latents, for hosts before 0.24, which do not say it.
+"""The number by the host's class of latents, for hosts before 0.24, which do not state it.
 
 Source: `temporal_downscale_ratio` of ComfyUI 0.30.
 """

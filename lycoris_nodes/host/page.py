@@ -1,4 +1,4 @@
-"""What the host shows: nodes, progress, pictures on them, and answers to the page."""
+"""The host's interface: nodes, progress, pictures on nodes, and answers to the page."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def computing_in(model: Any, dtype: torch.dtype | None) -> Generator[None]:
 
 @contextmanager
 def running(patcher: Any) -> Generator[None]:
-    """A context that prepares the model as the host's sampler does, to run outside of it."""
+    """A context that prepares the model as the host's sampler does, so that it runs without a sampler."""
     if not hasattr(patcher, "pre_run"):
         yield
         return
@@ -82,7 +82,7 @@ def bypasses(model: nn.Module) -> list[Any]:
     for module in model.modules():
         around = getattr(vars(module).get("forward"), "__self__", None)
         while isinstance(around, BypassForwardHook):
-            # An adapter from a file has a tuple of tensors. The others are in training, with parameters.
+            # An adapter from a file has a tuple of tensors. Adapters in training have parameters.
             if isinstance(getattr(around.adapter, "weights", None), tuple):
                 found.append(around.adapter)
             around = getattr(around.original_forward, "__self__", None)
@@ -216,7 +216,7 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
     """The names of the host's configuration classes for a model with weights of these shapes, the most
     specific first, and the name of the model's class; empty where the host knows no such model.
 
-    No model is made: the configuration's method that would make it names the class.
+    No model is made: its class is named in the configuration's method that would make it.
     """
     weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
     for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):

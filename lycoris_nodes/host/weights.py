@@ -67,7 +67,7 @@ def own_weights(patchable: Any) -> tuple[dict[str, torch.Tensor], list[str]] | N
     """The weights of a VAE or text encoder, and how it computes, in words.
 
     Patches that others have put into the same module are taken out, and weights that nothing reads are left
-    out. None where this one has patches, hooks or injections of its own.
+    out. None if `patchable` itself has patches, hooks or injections.
     """
     patcher = patcher_of(patchable)
     own = ("patches", "injections", "hook_patches", "forced_hooks", "weight_wrapper_patches")

@@ -20,7 +20,7 @@ _kept: dict[str, Mapping[str, Any]] = {}
 def keep(hidden: Any, shown: Mapping[str, Any] | None) -> None:
     """Keep what the running node shows, with the part of the prompt that it depends on.
 
-    Only for prompts from a page, which come with its workflow: no others can be asked for again. A node that
+    Only prompts with a workflow are kept: these come from a page, which may ask for them later. A node that
     shows no report loses what it showed before.
     """
     node, prompt = running_node(), getattr(hidden, "prompt", None) or {}

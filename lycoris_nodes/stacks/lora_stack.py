@@ -46,7 +46,7 @@ def _entry(where: str, row: Any) -> Entry | None:
 
 def _parts(row: Any) -> tuple[Any, Any, Any]:
     if isinstance(row, Mapping):
-        # LoRA-Optimizer's tables: its own `lora` is the loaded file, and one without a name is a setting.
+        # LoRA-Optimizer's tables: `lora` in them is the loaded file, and a table without a name is a setting.
         strength = row.get("strength", 1.0)
         return row.get("name"), strength, row.get("clip_strength", strength)
     if not isinstance(row, (list, tuple)) or len(row) < 3 or not isinstance(row[0], (str, type(None))):
@@ -68,7 +68,7 @@ def to_lora_stack(stack: Stack) -> list[LoraTuple]:
     """The rows of a LORA_STACK that load the same adapters.
 
     Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules, a
-    schedule or a mask: a LORA_STACK cannot say these.
+    schedule or a mask: a LORA_STACK cannot hold these.
     """
     return [(_name(entry), float(entry.strength), float(entry.strength_of("te"))) for entry in stack]
 

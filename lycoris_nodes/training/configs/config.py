@@ -72,7 +72,7 @@ class Config:
         return type(self)(table, f"{self.within}{key}: ")
 
     def add(self, inner: Config) -> None:
-        """Take over the values and notes of an inner config. What is left in it has no counterpart."""
+        """Take over the values and notes of an inner config, and note the settings that it did not take."""
         self.values |= inner.values
         left = [f"{inner.within}{key}={value}" for key, value in inner.left.items() if value not in OFF]
         self.notes += [*inner.notes, *left]
@@ -85,7 +85,7 @@ class Config:
     def put(
         self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value, usual: Any = None
     ) -> None:
-        """Set the input `name` by a setting. `read` converts its value, to None if it has no counterpart.
+        """Set the input `name` from a setting. `read` converts its value, to None if it has no counterpart.
 
         `usual` is the trainer's default. Raises LycorisError for a value that cannot be read.
         """
@@ -107,7 +107,7 @@ class Config:
             self.values[name] = found
 
     def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
-        """`put` for one of several words, in any case."""
+        """`put` for one of several words, in upper or lower case."""
         self.put(key, name, lambda value: choices.get(str(value).lower()), usual)
 
     def everywhere(self, algorithm: str, options: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """A model's inputs beside one latent, by name, as the host's own objects."""
+    """A model's other inputs for one latent, by name, as the host's own objects."""
 
     conds: Mapping[str, Any]
     alone: bool = False

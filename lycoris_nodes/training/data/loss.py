@@ -90,8 +90,9 @@ class DiffusionLoss:
     the noise; the denoised latent D is linear in the network's output, so it holds for D too. The loss of a
     sample with `others` is the mean over all of them.
 
-    `noise_offset` adds that much noise that is constant in each channel, so that brightness is learned. It is
-    for models that predict noise or v (kohya-ss/sd-scripts) and whose last step is not pure noise.
+    `noise_offset` is the factor of added noise that is constant in each channel, so that brightness is
+    learned. It is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not pure
+    noise.
 
     Raises TrainError for a noise offset that does not suit the model, and for values out of range. If the
     user has interrupted the run, a call ends it first, by the host's own exception.

@@ -135,8 +135,8 @@ def epochs_of(
 ) -> Callable[[int], list[list[Sample]]]:
     """The batches of each epoch: all samples in a new order, in batches that fit in one pass of the model.
 
-    As many samples of `prior`, for regularisation, are mixed in. They are drawn anew for each epoch, some
-    several times if there are fewer.
+    The same number of samples of `prior`, for regularisation, is mixed in. They are drawn anew for each
+    epoch; if `prior` has fewer, some are drawn several times.
     """
 
     def epoch(number: int) -> list[list[Sample]]:

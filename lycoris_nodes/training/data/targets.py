@@ -22,7 +22,7 @@ from ....lycoris_ops import TrainError
 from ...host.sampling import PARAMETRISATIONS
 
 LEAST_SIGMA = 1e-3
-"""The smallest sigma trained at. Below it F could not be recovered from D, which is a float32 difference."""
+"""The smallest sigma trained at. Below it F cannot be recovered from D, a difference in float32."""
 
 
 @dataclass(frozen=True)

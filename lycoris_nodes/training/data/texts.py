@@ -34,7 +34,7 @@ class TextEncoder:
     """Where the model is."""
     seed: int = 0
     _made: dict[str, Encoded] | None = field(default=None, init=False)
-    """What was encoded in this pass, by its text."""
+    """The results of this pass, by text."""
 
     def __post_init__(self) -> None:
         self.clip = host.staying(self.clip)
@@ -72,7 +72,7 @@ class TextEncoder:
         return net
 
     def conditioning(self, text: Text) -> list[Any]:
-        """What CLIP Text Encode would give for a text with the encoders as they are now."""
+        """The conditioning that CLIP Text Encode would give for a text, with the encoders as they are now."""
         words = text.words
         found = None if self._made is None else self._made.get(words)
         if found is None:

@@ -22,7 +22,7 @@ class Networks:
     session: Session
     encoder: TextEncoder | None
     left_out: dict[str, int] = field(default_factory=dict[str, int])
-    """How many layers for text encoders are not judged, by the file's name: all of them without `clip`."""
+    """The number of text-encoder layers that are not judged, by file name: without `clip`, all of them."""
     _kept: tuple[Entry | None, LycorisNetwork | None] = (None, None)
 
     def of(self, entry: Entry) -> LycorisNetwork:

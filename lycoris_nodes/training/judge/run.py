@@ -223,7 +223,7 @@ def _picture(asked: Asked, latent: Tensor) -> Image | None:
 
 
 def _likeness(asked: Asked, pictures: Mapping[Place, Sequence[Any]], prompts: int) -> dict[Place, Likeness]:
-    """The likeness of each finalist. The last one is the model alone."""
+    """The likeness of each finalist, except the model alone, with which they are compared."""
     singles = [one for each in asked.latents for one in each["samples"].split(1)][:SEEN]
     see = partial(embeddings, asked.clip_vision)
     data = see([decoded_picture(asked.vae, one) for one in singles])

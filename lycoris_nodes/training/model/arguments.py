@@ -41,7 +41,7 @@ def package_of(kind: type) -> str:
 
 
 def _changed(value: Any, change: Callable[[Any], Any], family: str) -> Any:
-    """A copy of a container, with its parts changed; a value that can hold no tensors as it is."""
+    """A copy of a container with its parts changed; a value that cannot hold tensors, unchanged."""
     kind: Any = type(value)
     if kind in (tuple, list):
         return kind(change(inner) for inner in value)

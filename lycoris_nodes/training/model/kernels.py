@@ -17,7 +17,7 @@ NAMESPACE = "comfy_kitchen"
 
 
 class Differentiable(TorchFunctionMode):
-    """A context in which calls of fused kernels compute the same in plain torch. Nothing is registered."""
+    """A context in which calls of fused kernels run as plain torch. Nothing is registered."""
 
     def __init__(self) -> None:
         super().__init__()

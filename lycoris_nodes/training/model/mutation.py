@@ -23,8 +23,8 @@ def mutation_allowed() -> Generator[None]:
     0.2 s to a step of a small UNet.
 
     torch's `allow_mutation_on_saved_tensors` does the same for tensors that begin at one address. Here it
-    covers the whole storage, because a model may overwrite a part of it. torch's also holds tensors with
-    their graphs, so that an unused branch of a network, as in PixelDiT's last block, is never freed.
+    covers the whole storage, because a model may overwrite a part of it. torch's function also holds tensors
+    with their graphs, so that an unused branch of a network, as in PixelDiT's last block, is never freed.
     """
     if _open:
         yield

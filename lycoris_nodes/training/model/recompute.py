@@ -94,7 +94,7 @@ class _Call:
         ]
         self.chance = chance.states()
         self.made: Any = None
-        """What the block returns, without the tensors."""
+        """The value that the block returns, without its tensors."""
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors that the block returns for these."""
