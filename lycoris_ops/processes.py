@@ -1,6 +1,6 @@
 """Work in several processes, as `torchrun` starts them, without a wrapper around a model or network.
 
-In a training each of n copies of the model takes every n-th batch. The gradients are added up over the
+In training, each of n copies of the model takes every n-th batch. The gradients are added up over the
 processes before each step, so that all make the same step. Each has the whole network, or its own shard where
 `fully_shard` has divided it. Only the first process writes.
 """

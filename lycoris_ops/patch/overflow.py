@@ -73,7 +73,7 @@ def patch_checked(
         )
         for bound in bounds
     ]
-    # Written so that NaN is not taken for small.
+    # Written so that NaN does not count as small.
     if sum(most for most, _ in shares) <= SHARE and sum(within for _, within in shares) <= SHARE:
         patch(weight)
         return
@@ -93,7 +93,7 @@ def _size(share: float) -> float:
 
 def doubtful(sizes: Tensor, weight: Tensor) -> bool:
     """Whether `check_sum` must check sums with these largest values (n,), with one synchronisation."""
-    # NaN is not taken for small.
+    # NaN does not count as small.
     return not bool((sizes <= SHARE * torch.finfo(weight.dtype).max).all())
 
 

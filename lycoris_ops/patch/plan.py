@@ -164,7 +164,7 @@ def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tens
 
 
 def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> str:
-    """What `patch_` would fuse for this weight, which path would add it, and why no better path would."""
+    """What `patch_` would fuse for this weight, which path would add it, and why better paths would not."""
     plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
     return f"{plan.report}\n{path_report(plan, weight)}"
 

@@ -58,7 +58,7 @@ class PatchPath:
         try:
             return self.needs() or self.refuses(plan, weight)
         except (MemoryError, torch.cuda.OutOfMemoryError):
-            # Memory may be free again later, so a lack of it says nothing about the path.
+            # Memory may be free again later, so a lack of it does not rule out the path.
             raise
         except Exception as error:  # noqa: BLE001 - what a path needs can be broken in any way
             _FAILED[self.name] = f"its own check failed: {briefly(error)}"

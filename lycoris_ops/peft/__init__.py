@@ -52,7 +52,7 @@ def kind_of(layer: type[Layer]) -> type[Config[Any]] | None:
 def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Config[Any]:
     """The configuration from which PEFT builds these layers of a module.
 
-    Raises ConflictError where no configuration gives these very layers.
+    Raises ConflictError where no configuration gives exactly these layers.
     """
     # A file of another kind lists whole modules and trained rows in fields of their own.
     whole = [member for member in members if member.kind is LnTuningConfig]
@@ -70,7 +70,7 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
             if beside is not None:
                 raise ConflictError("would keep values of another module, too", own[0], beside)
         return config
-    # The kind of most layers, so that the error names one of the few others.
+    # The most common kind, so that the error names an exception.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
     for member in members:
         if member.kind is not kind:
@@ -131,7 +131,7 @@ def _beside(path: str) -> dict[str, Any]:
             data = file.read(MAX_JSON + 1)
     except OSError as error:
         raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
-    # Some editors put a byte order mark in front, which utf-8-sig takes away.
+    # Some editors put a byte order mark in front, which utf-8-sig removes.
     return parsed(data.decode("utf-8-sig", errors="replace"), path)
 
 

@@ -210,7 +210,7 @@ class Config(ABC, Generic[W]):
 
     @property
     def sets_biases(self) -> bool:
-        """Whether PEFT trained the biases of layers that it did not adapt, too.
+        """Whether PEFT also trained the biases of layers that it did not adapt.
 
         The file then holds their values, under the names that they have in the model.
         """
@@ -250,7 +250,7 @@ class Config(ABC, Generic[W]):
     def of(cls, members: Sequence[ConfiguredLayer[W]], module: Module) -> Self:
         """The configuration from which PEFT builds these layers of a module.
 
-        Raises ConflictError where no configuration of this kind gives these very layers.
+        Raises ConflictError where no configuration of this kind gives exactly these layers.
         """
 
     def table(self) -> dict[str, Any]:

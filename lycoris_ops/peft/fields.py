@@ -15,7 +15,7 @@ MOST_PARTS = 64
 SHOWN = 80
 """The most characters of a value from a file that an error shows."""
 SHORT = reprlib.Repr()
-"""Writes values on one line, without control characters, and cut off where they are long or nested deep."""
+"""Writes values on one line, without control characters, and cut off where they are long or deeply nested."""
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
 HINT = "Restore it, or remove it to apply the adapter at scale 1"
 

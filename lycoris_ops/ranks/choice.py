@@ -137,8 +137,8 @@ def _candidates(
 
 
 def _by_rank(offered: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-    """For each layer the candidate that gains most. None without a rank may be larger than the largest with
-    one."""
+    """For each layer the candidate that gains most. A candidate without a rank may not be larger than the
+    largest with one."""
     chosen: dict[str, Candidate] = {}
     for path, each in offered.items():
         most = max((one.cost for one in each if one.meant[0].ranks != (None,)), default=math.inf)

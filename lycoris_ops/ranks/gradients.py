@@ -73,7 +73,7 @@ def summed(
     """
     check_seen(module, sites)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        # Tensors made in inference mode could not be added to in `backward`.
+        # `backward` could not add to tensors made in inference mode.
         return _summed(module, {site.path: _Sum(site) for site in sites}, batches, loss, seed, least)
 
 

@@ -9,7 +9,7 @@ With G = dL/dW,
 A short step along the projection lowers the loss L by the length of the step times the square root of the
 gain. A full difference would gain ||G||^2, more than any other layer. Every kind starts where its gain is
 largest. The factors that are not zero there are orthonormal. So the gradient of the others, at a scale of 1,
-has just this energy, and gains of different kinds can be compared.
+has exactly this energy, and gains of different kinds can be compared.
 
 This largest gain is the energy that the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA
 dL/dup is G down^T. Among down matrices with r orthonormal rows, the r leading right singular vectors give it

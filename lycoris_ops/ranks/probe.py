@@ -280,7 +280,7 @@ def probe(
 
 
 def chosen_algorithms(names: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The algorithms of these names, or all with "all". Raises PlanError for one that is not among them."""
+    """The algorithms of these names, or all with "all". Raises PlanError for an unknown name."""
     given = tuple(known) if names == "all" else (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in given if name not in known]
     if unknown or not given:

@@ -190,7 +190,7 @@ class Adapter:
                 )
             named, on = LayerName.of(path), path in on_parameters
             info[path] = LayerInfo(named, keys, outline, options, RESHAPE in held, on_parameter=on)
-        # The alphas are right already: leave out kohya's `split_qkv`, by which a reader would correct them.
+        # The alphas are right already: leave out kohya's `split_qkv`, which would make a reader correct them.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(
             MemoryFile.of(name, tensors, said),

@@ -79,7 +79,7 @@ def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     their rows.
     """
     if len({use.place for use in uses}) == len(uses):
-        # As in nearly every file, each parameter is changed by one layer.
+        # In nearly every file one layer changes each parameter.
         return {}
     by_key: defaultdict[tuple[str, Parameter], list[Use]] = defaultdict(list)
     by_layer: defaultdict[str, list[Use]] = defaultdict(list)

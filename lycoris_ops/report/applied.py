@@ -185,8 +185,8 @@ def _kinds(resolution: EntryResolution) -> str:
 def _odd_alphas(resolution: EntryResolution) -> list[str]:
     """Lines about alphas that a user would not expect.
 
-    An alpha of 0 makes a layer do nothing, and one below 0 reverses its change. One that is not finite cannot
-    be used, neither for a scale nor for the bound of a rotation.
+    An alpha of 0 makes a layer do nothing, and one below 0 reverses its change. An alpha that is not finite
+    cannot be used, neither for a scale nor for the bound of a rotation.
     """
     adapter = resolution.entry.adapter
     # Without a rank, as with LoKr's two full factors, alpha has no effect.

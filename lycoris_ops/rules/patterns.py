@@ -51,8 +51,8 @@ class Pattern:
 
     - `in.4`, `mid`, `te1`, `attn.q`, `conv`: a block, a part of the model or a layer's role in its block;
       also under other tools' names: `IN04`, `MID`, `BASE`;
-    - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model, unless the model
-      has a name like this;
+    - `in.1-4`, `IN05-OUT05`: the blocks from one to the other, in the order of the model, unless this is a
+      name in the model;
     - `diffusion_model.input_blocks.4` and `input_blocks.4`: a layer, or everything within a module;
     - `*attn2*`: a glob on any of these names: `*` is any text, dots included, `?` one character;
     - `/attn[12]/`: a regular expression that is searched for in the path of a layer;

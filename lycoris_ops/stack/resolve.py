@@ -244,7 +244,7 @@ def _resolve_entry(
         if expected and info.shape and not info.fits(expected):
             mismatches.append(Mismatch(name, places[0], info.made_for, expected, strength))
             continue
-        # () if the model's layer has no bias (that is no misfit), or if its shape is unknown.
+        # () if the model's layer has no bias (that is no mismatch), or if its shape is unknown.
         beside = targets.bias_of(*places) if info.bias else ()
         if info.bias and beside and not fits(info.bias, beside):
             mismatches.append(Mismatch(name, places[0], shown(info.bias), beside, strength))

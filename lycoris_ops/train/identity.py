@@ -46,7 +46,7 @@ def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None) -> 
 
 
 def _alike(one: str | None, other: str | None) -> bool:
-    """Whether two marks are of the same tensor. Packed and divided ones have no hash to compare."""
+    """Whether two marks are of the same tensor. Packed and divided tensors have no hash to compare."""
     if one is None or other is None:
         return False
     return one == other or one.startswith(f"{other} ") or other.startswith(f"{one} ")

@@ -232,7 +232,8 @@ def _run(
     """Train to the end, and return whether training stopped early."""
     options, history, total = trainer.options, trainer.history, trainer.total
     while True:
-        # Do what is due after a step just before the next one, so that a resumed run catches up on it.
+        # Validations and checkpoints of a step are made just before the next one, so that a resumed run
+        # catches up.
         done = trainer.done
         if trainer.validation is not None and _due(options.validate_every, done, total):
             if not history.validation or history.validation[-1][0] != done:

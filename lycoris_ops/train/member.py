@@ -386,7 +386,8 @@ def completed(layer: Layer, site: Site, settings: LayerSettings) -> Layer:
 
 
 def _options(settings: LayerSettings) -> dict[str, Any]:
-    """The options of the algorithm's `init`. Raises LycorisError for one that the algorithm does not have."""
+    """The options of the algorithm's `init`. Raises LycorisError for an option that the algorithm does not
+    have."""
     kind = settings.kind
     for name, given, meant in (
         ("constraint", settings.constraint, kind.constrained_by_alpha),

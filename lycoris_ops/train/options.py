@@ -59,7 +59,7 @@ class TrainOptions:
     """How often the schedule begins anew after the warm-up."""
 
     search: str = "off"
-    """What is found by a race before the training, see `search_network`: nothing ("off"), the learning rate
+    """What a race before the training finds, see `search_network`: nothing ("off"), the learning rate
     ("rate"), or the kind of the network too ("all")."""
     search_share: float = 0.4
     """The most that the race may cost, as a share of the training's steps. With 0 there is no race."""
@@ -191,7 +191,7 @@ class TrainOptions:
 
     def _beside(self, ending: str) -> Path:
         out = Path(self.output or "")
-        # PEFT's output is a folder: what is after a dot in its name is no ending.
+        # PEFT's output is a folder: text after a dot in its name is no ending.
         name = out.name if has_folder(self.dialect) else out.stem
         return out.with_name(f"{name}{ending}")
 

@@ -60,6 +60,6 @@ class Rise:
         return {"first": self.first, "high": self.high}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as before a resume, with the weights as they are now. States of older versions are empty."""
+        """Continue as before the resume, from the present weights. States of older versions are empty."""
         self.first, self.high = state.get("first"), state.get("high")
         self.good = self._copied()

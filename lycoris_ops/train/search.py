@@ -103,8 +103,8 @@ class _Given:
 class _Kind:
     algorithm: str
     make: Callable[[_Given], Callable[[], LycorisNetwork] | None]
-    """Returns a maker of the network, with at most as many parameters as the given one; None to leave the
-    kind out."""
+    """Returns a function that makes the network, with at most as many parameters as the given one; None to
+    leave the kind out."""
     cost: float = 0.0
 
 
@@ -223,7 +223,7 @@ def search_network(
     resumed: bool = False,
     told: Callable[[RaceStep], None] | None = None,
 ) -> Searched:
-    """Find the rate, and with `options.search` "all" the kind, with which a network is best trained.
+    """Find the best rate to train a network with, and with `options.search` "all" the best kind too.
 
     With "rate" only the rate is searched, starting from `options.lr` or a usual rate. With "all" the network
     races against others for the same modules with at most as many parameters: LoRA with planned ranks that

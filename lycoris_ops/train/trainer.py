@@ -1,4 +1,4 @@
-"""A training, one step at a time. `train_network` drives it, and a loop of your own can."""
+"""A training, one step at a time. `train_network` drives it, and a loop of your own can too."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ STATE_FORM = TreeForm(
 
 
 ALIKE = 1e-2
-"""The largest relative difference between gradients of processes that compute the same."""
+"""The largest relative difference between gradients of processes that compute one copy of the model."""
 
 
 class Trainer:
@@ -143,7 +143,7 @@ class Trainer:
     def step(
         self, *batches: Any, of: int | None = None, place: DataPlace | None = None, beside: Sequence[Any] = ()
     ) -> StepReport:
-        """Make one step by the mean loss of some batches.
+        """Make one step on the mean loss of some batches.
 
         `of` is the number of batches in all processes together, and `place` is the place in the data after
         them. The batches `beside` go through the model without counting, because processes that share a
@@ -185,7 +185,7 @@ class Trainer:
         return report
 
     def step_of(self, feed: Feed) -> StepReport:
-        """Make one step, as `step`, by the next batches of a feed. Each process takes its own."""
+        """Make one step, as `step`, with the next batches of a feed. Each process takes its own."""
         group = feed.take(self.options.accumulation)
         return self.step(*group.own, of=group.of, place=feed.place, beside=group.beside)
 

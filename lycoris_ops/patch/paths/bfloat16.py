@@ -1,12 +1,12 @@
 """LoRA on bfloat16 weights, on CPUs that multiply bfloat16 matrices: one product, summed in float32.
 
-The product is added to the weight directly, without a float32 copy of the weight between.
+The product is added to the weight directly, without a float32 copy of the weight.
 
-A float32 factor is split into three bfloat16 parts: each is the remainder of the parts before it, rounded to
-bfloat16. Together they hold all 24 bits of the factor. So L R is the sum of L_i R_j with i and j from 0 to 2.
-Products with i + j > 2 are too small to show in float32 and are left out. The others are joined into one
-product of a larger rank. A factor that fits exactly in fewer parts, such as the left one of a bfloat16 file,
-is split into fewer.
+A float32 factor is split into three bfloat16 parts: each is the remainder that the parts before it leave,
+rounded to bfloat16. Together they hold all 24 bits of the factor. So L R is the sum of L_i R_j with i and j
+from 0 to 2. Products with i + j > 2 are too small to show in float32 and are left out. The others are joined
+into one product of a larger rank. A factor that fits exactly in fewer parts, such as the left one of a
+bfloat16 file, is split into fewer.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def _add_to(flat: Tensor, adds: Sequence[Add], dtype: torch.dtype) -> None:
             here.copy_(total)
         else:
             # The changes are small beside the weight. Added one by one, each would be rounded to the weight's
-            # precision: they are summed first.
+            # precision, so they are summed first.
             first.write(total, row)
             for add in others:
                 add.add(total, row)

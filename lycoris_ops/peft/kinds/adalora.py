@@ -52,5 +52,5 @@ class AdaLoraConfig(LoraConfig):
         )
 
     def alpha_at(self, path: str, rank: int) -> float:
-        # Callers divide this by the rank that is left.
+        # Callers divide this by the remaining rank.
         return (self.alpha if self.alpha > 0 else rank) / (self.r + EPS) * rank

@@ -27,7 +27,7 @@ BESIDE = {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}
 
 @dataclass(frozen=True, kw_only=True)
 class LnTuningConfig(Config[Wanted]):
-    """The tensors are the values of whole norms, so there is nothing to say but which norms."""
+    """The tensors are the values of whole norms, so the configuration only names the norms."""
 
     peft_type: ClassVar[str] = "LN_TUNING"
     algorithm: ClassVar[type[Layer]] = Full

@@ -193,8 +193,8 @@ def _by_parameter(
 def _start(fields: Fields) -> bool | str:
     """The value of `init_lora_weights`; true for every start that leaves the base weight as it is.
 
-    Raises FileFormatError for a start that shifts the base weight and cannot be found again, and for a value
-    that is not known.
+    Raises FileFormatError for a start that shifts the base weight and cannot be computed again, and for an
+    unknown value.
     """
     value = fields.given.get("init_lora_weights", True)
     if isinstance(value, bool):

@@ -125,8 +125,8 @@ def tensors_of(groups: Sequence[ParameterGroup]) -> list[Tensor]:
 def make_optimiser(
     family: OptimiserFamily, groups: Sequence[ParameterGroup], options: Mapping[str, Any]
 ) -> Optimiser:
-    """Make an optimiser for groups with their own rates. Raises TrainError where it is not installed, or does
-    not suit the groups or options.
+    """Make an optimiser for groups with their own rates. Raises TrainError where the optimiser is not
+    installed, or does not suit the groups or options.
     """
     rates = {group["lr"] for group in groups}
     if family.one_rate and rates != {1.0}:

@@ -52,7 +52,7 @@ def _make(groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Optim
 
 
 def _only(groups: Sequence[ParameterGroup], *, matrix: bool) -> list[ParameterGroup]:
-    """The groups with only their matrices, or with only the rest; none that would be empty."""
+    """The groups with only their matrices, or with only the rest; empty groups are left out."""
     found = [
         # Magnitudes of DoRA have two dimensions, and are vectors.
         {**g, "params": [p for p in g["params"] if (p.ndim == 2 and not g["vectors"]) is matrix]}

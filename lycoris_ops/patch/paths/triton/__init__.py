@@ -279,7 +279,7 @@ def column_stride(weight: Tensor) -> int | None:
     """
     found, extent = None, 0
     for size, stride in zip(weight.shape[:0:-1], weight.stride()[:0:-1], strict=True):
-        # The stride of a dimension of size 1 says nothing.
+        # The stride of a dimension of size 1 has no meaning.
         if size == 1:
             continue
         if found is None:

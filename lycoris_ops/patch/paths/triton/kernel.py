@@ -10,7 +10,7 @@ has w1 as the first factor, read at row // k and column // j, and w2 as the seco
 % j. A factor is a matrix, or a product of two matrices; only the current tile of the product is formed.
 
 The terms are a table of 64-bit integers on the device, with their scales in a float32 array beside it. So
-other numbers of terms, kinds and ranks compile nothing anew. The FIELDS integers of a term:
+another number of terms, kind or rank needs no new compilation. The FIELDS integers of a term:
 
      0  the first row of the weight that the term is added to
      1  the row after the last one
