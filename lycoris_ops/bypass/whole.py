@@ -148,8 +148,7 @@ class WholePass:
         return found if bias is None else found + bias
 
     def _leaner(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor | None:
-        """outputs @ (y + inside x) for y = W x + b, saving less for the backward pass; None where this would
-        save more."""
+        """outputs @ (y + inside x) for y = W x + b, with fewer saved tensors; None where it saves more."""
         geometry, outputs = self.whole.geometry, self.outputs
         # `rescaled` saves x. That costs nothing only where the forms save the same tensor.
         kept = self.sides.inside and not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()

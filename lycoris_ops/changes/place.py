@@ -86,8 +86,7 @@ class Places:
     """How many video frames each frame of the grid covers; the first covers one. Several numbers apply to the
     grid's frames in turn, the first frame included, and then repeat."""
     of: int = 0
-    """How many pictures there are, where a pass has only some of them; 0: one more than the largest number in
-    `pictures`."""
+    """How many pictures there are, where a pass has only some; 0: one more than the largest of `pictures`."""
     crops: tuple[Crop, ...] = ()
     """For each sample the part of its picture that `grid` covers; () where each has the whole."""
 

@@ -74,8 +74,7 @@ class _Side:
         return f"diffusion_model.{target.path}" if self._known else target.path
 
     def find(self, name: str) -> tuple[Target, ...]:
-        """The weights or rows of this model with that name; () for none. Raises MatchError if the name fits
-        several."""
+        """The weights or rows with this name; () for none. Raises MatchError if the name fits several."""
         found = self.targets.find(name)
         if len(found) > 1:
             raise MatchError(

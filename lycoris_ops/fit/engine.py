@@ -90,8 +90,7 @@ Prepare = Callable[[Mapping[str, Expected]], object]
 
 
 def expected(sources: Iterable[Source], settings: FitSettings) -> dict[str, Expected]:
-    """The kind and shape of each layer to be made. A layer whose kind depends on the values counts as a full
-    difference."""
+    """The kind and shape of each layer to be made; `Full` if the kind depends on the values."""
     found: dict[str, Expected] = {}
     for source in sources:
         kinds = kinds_of(source, settings)
@@ -263,8 +262,7 @@ class _Engine:
     def _candidates(
         self, source: Source, change: Goal, delta: Delta, fits: Mapping[str, Sequence[Fit]]
     ) -> list[Candidate]:
-        """Every layer that the change may become. A layer's gain is the energy that it keeps, less the noise
-        in it."""
+        """Every layer that the change may become. Its gain is the energy kept, without the noise."""
         found: list[Candidate] = []
         stays = None if change.own is None else self._staying(source, change.own, delta)
         if stays is not None and change.own is not None and self._may_stay(change, change.own, fits):

@@ -88,8 +88,7 @@ class FitSettings:
 
     @property
     def never_larger(self) -> bool:
-        """Whether layers of any kind may stay as they are and none gets larger. Either "auto" promises
-        this."""
+        """Whether layers of any kind may stay, and none gets larger. Either "auto" promises this."""
         return self.size == "auto" or self.algorithm == ANY
 
     @property

@@ -97,8 +97,7 @@ def _times(layer: Layer, names: Sequence[str], factor: float) -> Layer:
 
 
 def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
-    """The tensors of this name, stacked to `rows` rows, zero for layers without one; None if no layer has
-    one."""
+    """The tensors of this name, stacked to `rows` rows, zero for layers without it; None if all lack it."""
     found = [(layer.tensors()[name], at) for layer, at in pieces if name in layer.tensors()]
     if not found:
         return None

@@ -31,7 +31,7 @@ class Chance:
 
     @contextmanager
     def drawn(self) -> Generator[None]:
-        """A context in which the global generators draw from this stream, starting where the last context
+        """A context in which the global generators draw from this stream, on from where the last one
         ended."""
         outer = states()
         try:

@@ -86,8 +86,7 @@ def _plain_skew(triangles: Tensor, size: int) -> Tensor:
 
 
 def _places(size: int, dtype: torch.dtype, device: torch.device) -> Placed:
-    """The index in the triangle and the sign of each value of a block, and the index in the block of each
-    value of the triangle."""
+    """The triangle index and the sign of each value of a block; the block index of each triangle value."""
     key = (size, dtype, device)
     if key in _KEPT:
         return _KEPT[key]

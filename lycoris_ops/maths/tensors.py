@@ -215,8 +215,7 @@ def changed_in_place(value: Tensor) -> Generator[Tensor]:
 
 
 def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """The values in a shape. If they have it already they are returned as they are, which saves a graph
-    node."""
+    """The values in a shape. If they have it, they are returned as they are: a graph node less."""
     return values if values.shape == shape else values.reshape(shape)
 
 

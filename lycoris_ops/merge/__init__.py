@@ -1,2 +1,1 @@
-"""Merge several adapters into one: a method merges the changes of each layer, and the result becomes a
-layer."""
+"""Merge several adapters into one: a method merges the changes of each layer into a new layer."""

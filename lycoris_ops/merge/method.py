@@ -1,5 +1,4 @@
-"""A merge method, declared by each file in `methods`: how to merge several adapters' changes to one
-weight."""
+"""A merge method, declared by each file in `methods`: it merges adapters' changes to one weight."""
 
 from __future__ import annotations
 

@@ -105,8 +105,7 @@ class Blocks:
 
     @cached_property
     def members(self) -> Mapping[str, list[Named]]:
-        """The layers of each block, in the order of the model, text encoders last. Each layer is in one
-        block."""
+        """The layers of each block, in the model's order, text encoders last. Each layer is in one block."""
         found: dict[str, list[Named]] = {}
         together: dict[str, tuple[bool, str]] = {}
         for target, named in zip(self.targets.all, self.layers, strict=True):

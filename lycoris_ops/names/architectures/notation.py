@@ -251,8 +251,7 @@ class Model:
         return Place(path, (bounds[part.first], bounds[part.end])) if bounds else None
 
     def _bounds(self, part: Share) -> tuple[int, ...]:
-        """The first row of each part of a layer, and the end of the last; () where the shapes do not show
-        them."""
+        """The first row of each part of a layer, and the last end; () where the shapes do not show them."""
         shape = self.shapes[part.path]
         if part.output is not None:
             ends = qkv_ends(shape, self.shapes.get(part.output, ()))

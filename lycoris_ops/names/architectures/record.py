@@ -50,8 +50,7 @@ class Family:
     """Layers, and the number of inputs that only this family has there."""
     sizes: tuple[Size, ...] = ()
     lists: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The layers in lists of blocks, by the short name of the list. The group matches the number of the
-    block."""
+    """The layers in lists of blocks, by the short name of the list. The group is the block's number."""
     experts: bool = False
     """Whether some of its models are pairs, for high and for low noise, with an adapter for each."""
 

@@ -107,8 +107,8 @@ class Write:
     tensors: Callable[[Layer, Asked], Encoded]
     """Encodes a layer.
 
-    Raises LayerError where the dialect cannot hold it. The message follows the dialect's name: `holds no
-    loha`.
+    Raises LayerError where the dialect cannot hold it. The message follows the dialect's name:
+    `holds no loha`.
     """
     layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
     """The dialect's paths in a diffusion model. In text encoders all tools write transformers' paths."""
