@@ -31,8 +31,7 @@ class Chance:
 
     @contextmanager
     def drawn(self) -> Generator[None]:
-        """A context in which the global generators draw from this stream, on from where the last one
-        ended."""
+        """A context where the global generators draw from this stream and resume where it last stopped."""
         outer = states()
         try:
             if self._states is None:

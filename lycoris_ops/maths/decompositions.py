@@ -25,7 +25,7 @@ LONG = 3
 OVERSAMPLED = 10
 """A random basis has at least this many more vectors than are asked for."""
 POWERS = 4
-"""Power iterations of a random basis. Each damps small singular values by their squared ratio to large
+"""Power iterations of a random basis. Each damps small singular values by the square of their ratio to large
 ones."""
 SETTLED = 1e-3
 """Stop once a power iteration lowers the energy outside the random basis by less than this share."""
