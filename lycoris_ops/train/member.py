@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any, cast
 
@@ -70,6 +70,9 @@ class Member(nn.Module):
         self.settings = settings
         self.multiplier = 1.0
         """The strength of the layer."""
+        self.tied: tuple[Site, ...] = ()
+        """Other modules of the same weight that the layer changes too."""
+        self._tied: list[Rebuilt] = []
         self.passed = False
         """Whether there was a pass in which the layer could act."""
         self._attached = False
@@ -170,27 +173,34 @@ class Member(nn.Module):
                 transposed=site.transposed,
             )
         elif self.bypass_up_to < math.inf:
-            self._rebuilt = Rebuilt(
-                site.module,
-                layer,
-                self.multiplier,
-                name=site.path,
-                weight=site.weight,
-                bias=site.bias,
-                caller=site.caller,
-                transposed=site.transposed,
-                # With the form bypass a module may move and cast its weight within the pass; an offloaded
-                # weight is loaded there.
-                follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
-            )
+            self._rebuilt = self._rebuilding(site, layer)
+            self._tied = [self._rebuilding(other, layer) for other in self.tied]
         # One call in each pass prepares both hooks, so the hook that acts first makes it. Only additive
         # layers have both hooks, and there the bypass acts after the rebuilt weight.
         hooks = [hook for hook in (self._rebuilt, self._bypass) if hook is not None]
         hooks[0].before_pass = self._before_pass
+        for hook in self._tied:
+            hook.before_pass = partial(self._before_tied, hook)
+            hook.attach()
         # Attach the bypass first: only it can refuse.
         for hook in reversed(hooks):
             hook.attach()
         self._attached = True
+
+    def _rebuilding(self, site: Site, layer: Layer) -> Rebuilt:
+        return Rebuilt(
+            site.module,
+            layer,
+            self.multiplier,
+            name=site.path,
+            weight=site.weight,
+            bias=site.bias,
+            caller=site.caller,
+            transposed=site.transposed,
+            # With the form bypass a module may move and cast its weight within the pass; an offloaded weight
+            # is loaded there.
+            follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
+        )
 
     def check_part(self, weight: Tensor) -> None:
         """Raise LycorisError where the layer cannot act while each process holds a part of its weight."""
@@ -231,9 +241,10 @@ class Member(nn.Module):
     def detach(self) -> None:
         """Take the layer away from its module."""
         if self._attached:
-            for hook in (self._bypass, self._rebuilt):
+            for hook in (self._bypass, self._rebuilt, *self._tied):
                 if hook is not None:
                     hook.remove()
+            self._tied = []
             self._attached = False
 
     @property
@@ -251,12 +262,9 @@ class Member(nn.Module):
             with located(weight=self.site.path):
                 layer = share.of_layer(layer)
         self.passed = True
-        strength = self.multiplier
-        if self.training:
-            if settings.module_dropout and float(torch.rand(())) < settings.module_dropout:
-                strength = 0.0
-            if settings.rank_dropout:
-                layer = _without_ranks(layer, settings.rank_dropout)
+        strength = self._drawn_strength()
+        if self.training and settings.rank_dropout:
+            layer = _without_ranks(layer, settings.rank_dropout)
         beside = self._bypass is not None and self._bypassed(x)
         if self._rebuilt is not None:
             self._rebuilt.layer, self._rebuilt.strength = layer, 0.0 if beside else strength
@@ -268,6 +276,15 @@ class Member(nn.Module):
             if any(strength != used for stage in hook.strengths for strength in stage):
                 hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
             hook.dropout = settings.input_dropout if self.training else 0.0
+
+    def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:
+        """Set the hook of a tied module for one pass."""
+        hook.layer, hook.strength = self.whole(), self._drawn_strength()
+
+    def _drawn_strength(self) -> float:
+        """The strength, or 0 in a pass that leaves the module out."""
+        dropped = self.settings.module_dropout if self.training else 0.0
+        return 0.0 if dropped and float(torch.rand(())) < dropped else self.multiplier
 
     def _bypassed(self, x: Tensor) -> bool:
         """Whether the layer acts beside the module in a pass with this input."""

@@ -96,11 +96,11 @@ class LycorisNetwork(nn.Module):
         """Let the layers act on the model, and freeze the model's own parameters. Returns the network.
 
         Raises LycorisError, and lets no layer act, where a layer cannot act beside another network's layer or
-        on a weight that is split among processes, and where tokens of a shared weight are trained in only one
-        of its modules.
+        on a weight that is split among processes, and where tokens are trained in a head but not in the
+        embedding that shares its weight.
         """
         if self._flags is None:
-            self._check_rows()
+            self._tie_rows()
             parts = {id(weight) for weight in processes.in_parts(self.module).values()}
             for member in self.members.values() if parts else ():
                 weight = getattr(member.site.module, member.site.weight)
@@ -115,23 +115,34 @@ class LycorisNetwork(nn.Module):
                 raise
         return self
 
-    def _check_rows(self) -> None:
-        """Raise LycorisError where two modules share a weight with trained tokens and only one has the layer.
+    def _tied(self, path: str, others: Iterable[str]) -> list[str]:
+        """Those of the modules that share a member's weight that its layer changes too.
 
-        PEFT changes the tokens in both. An embedding often shares its rows with the head.
+        As in PEFT these are modules without a layer, where the member is an embedding with trained tokens.
+        """
+        member = self.members[path]
+        rows = member.site.kind == "embedding" and "set_rows" in member.layer.tensors()
+        return [other for other in others if other not in self.members] if rows else []
+
+    def _tie_rows(self) -> None:
+        """Let the trained tokens of an embedding act in the modules that share its weight.
+
+        Raises LycorisError for tokens that are trained in a head, but not in the embedding that shares its
+        weight.
         """
         rows = [path for path, one in self.members.items() if "set_rows" in one.layer.tensors()]
-        shared = shared_weights(all_sites(self.module).values()) if rows else {}
+        sites = all_sites(self.module) if rows else {}
+        shared = shared_weights(sites.values())
         for path in rows:
-            beside = [other for other in shared.get(path, ()) if other not in self.members]
-            if beside:
+            others = shared.get(path, ())
+            self.members[path].tied = tuple(sites[other] for other in self._tied(path, others))
+            if others and self.members.keys().isdisjoint(others) and not self.members[path].tied:
                 raise LycorisError(
                     "two modules share a weight, and its tokens would be changed in one of them",
                     weight=path,
-                    got=f"the weight of {beside[0]} too",
-                    expected="a weight of one module alone",
-                    hint=f"Train {beside[0]} too, with values of its own, or merge a file into the model by "
-                    "merge_checkpoint",
+                    got=f"the weight of {others[0]} too",
+                    expected="the tokens of the embedding, which are changed in both",
+                    hint=f"Train the tokens of {others[0]} in place of these",
                 )
 
     def restore(self) -> None:
@@ -179,7 +190,7 @@ class LycorisNetwork(nn.Module):
         or where a layer adds to a bias that the module lacks; then nothing is changed.
         """
         for path, others in shared_weights(all_sites(self.module).values()).items():
-            if path in self.members:
+            if path in self.members and len(self._tied(path, others)) < len(others):
                 raise LycorisError(
                     "two modules share a weight, and the layer is for one of them",
                     weight=path,
@@ -394,10 +405,12 @@ class LycorisNetwork(nn.Module):
         if turned := [path for path, one in members.items() if one.site.transposed]:
             lines.append(
                 f"{number_of(len(turned), 'weight')} stored transposed, such as that of {turned[0]}: a file "
-                "of their layers is for a network or for PEFT, and cannot be merged into a checkpoint"
+                "of their layers is for a network, for PEFT or for merge_checkpoint"
             )
         for path, others in shared_weights(sites.values()).items():
-            if path in members:
+            if path in members and self._tied(path, others):
+                lines.append(f"{path} shares its weight with {others[0]}: its tokens are changed in both")
+            elif path in members:
                 lines.append(f"{path} shares its weight with {others[0]}: the layer cannot be merged into it")
             elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":
                 lines.append(

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lycoris_ops as lyc
 
@@ -99,6 +100,55 @@ def test_tokens_are_trained_as_peft_trains_them(tmp_path: Path) -> None:
     torch.testing.assert_close(output(in_peft), wanted)
 
 
+def llama(*, tied: bool) -> Any:
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+    heads: Any = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    return model(IDS).logits
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_tokens_of_an_embedding_change_a_head_that_is_tied_to_it(tied: bool, tmp_path: Path) -> None:
+    def train(model: Any, parameters: Any) -> Tensor:
+        optimiser = torch.optim.SGD(parameters, 0.5)
+        for _ in range(3):
+            optimiser.zero_grad()
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            optimiser.step()
+        return logits(model)
+
+    tokens: Any = {"embed_tokens": [4, 1], "lm_head": [4, 1]} if tied else [4, 1]
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=tokens)
+    theirs: Any = peft.get_peft_model(llama(tied=tied), config).eval()
+    deltas = [one for name, one in theirs.named_parameters() if "trainable_tokens_delta" in name]
+    wanted = train(theirs, deltas)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = llama(tied=tied)
+    base, before = logits(model), model.lm_head.weight.clone()
+    model.save_pretrained(tmp_path / "base")
+    network = lyc.create_lycoris(model, include="*embed_tokens", tokens=[4, 1]).apply_to()
+    torch.testing.assert_close(train(model, network.parameters()), wanted)
+    assert ("its tokens are changed in both" in network.report) == tied
+    network.save_weights(tmp_path / "ours", dialect="peft")
+    network.restore()
+    assert torch.equal(logits(model), base)
+    in_peft = peft.PeftModel.from_pretrained(llama(tied=tied), str(tmp_path / "ours"))
+    torch.testing.assert_close(logits(in_peft), wanted)
+    read = lyc.create_lycoris(model, weights=tmp_path / "theirs").apply_to()
+    torch.testing.assert_close(logits(model), wanted)
+    read.merge_to()
+    torch.testing.assert_close(logits(model), wanted)
+    assert torch.equal(model.lm_head.weight, before) != tied
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "theirs"))])
+    lyc.merge_checkpoint(tmp_path / "base", stack, tmp_path / "merged", strict=True)
+    torch.testing.assert_close(logits(LlamaForCausalLM.from_pretrained(tmp_path / "merged")), wanted)
+
+
 def test_tokens_that_cannot_be_placed_are_an_error(tmp_path: Path) -> None:
     made(tmp_path, BESIDE)
     place = tmp_path / "adapter_config.json"
@@ -113,8 +163,10 @@ def test_tokens_that_cannot_be_placed_are_an_error(tmp_path: Path) -> None:
         with pytest.raises(lyc.LycorisError, match=message):
             lyc.create_lycoris(Model(), weights=tmp_path)
     place.write_text(json.dumps(config))
-    with pytest.raises(lyc.LycorisError, match=re.escape("changed in one of them (found the weight of head")):
-        lyc.create_lycoris(Model(tied=True), include="words", tokens=[1]).apply_to()
+    with pytest.raises(
+        lyc.LycorisError, match=re.escape("changed in one of them (found the weight of words")
+    ):
+        lyc.create_lycoris(Model(tied=True), include="head", tokens=[1]).apply_to()
     place.unlink()
     (why, _) = lyc.load_adapter(tmp_path).unreadable.values()
     assert why.startswith("it sets rows whose numbers are in PEFT's adapter_config.json")
