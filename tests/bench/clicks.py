@@ -591,7 +591,7 @@ class Ours(Side):
 
     def repeat(self, hand: Hand) -> None:
         hand.click(self.page.get_by_title("More", exact=True))
-        hand.click(self.page.get_by_role("button", name="Sets used before…"))
+        hand.click(self.page.get_by_role("button", name="Sets of rows…"))
         hand.click(self.page.locator(".lycoris-sets button").first)
 
     def read_why(self, hand: Hand) -> None:

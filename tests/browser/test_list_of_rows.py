@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from playwright.sync_api import expect
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -198,6 +199,10 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
         ):
             ui.press_run()
 
+    def open_sets() -> None:
+        rows.click(page.get_by_title("More", exact=True))
+        rows.click(page.get_by_role("button", name="Sets of rows…"))
+
     run()
     before = rows.said()
     # Without its first file it is another set.
@@ -206,8 +211,7 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
     # A new page knows them too, and in another node.
     ui.reload()
     rows = start(ui, vue_nodes, "lokr.safetensors")
-    rows.click(page.get_by_title("More", exact=True))
-    rows.click(page.get_by_role("button", name="Sets used before…"))
+    open_sets()
     sets = page.locator(".lycoris-sets button")
     sets.nth(1).wait_for()
     assert [words.splitlines()[0] for words in sets.all_inner_texts()] == ["loha 1", "lora 1, loha 1"]
@@ -215,10 +219,19 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
     rows.click(sets.nth(1))
     rows.wait(["lora.safetensors", "loha.safetensors"])
     assert rows.said() == before
-    rows.click(page.get_by_title("More", exact=True))
-    rows.click(page.get_by_role("button", name="Sets used before…"))
+    open_sets()
     rows.click(sets.first, modifiers=["Control"])
     rows.wait(["lora.safetensors", "loha.safetensors"] * 2)
+    # One with a name is not lost when its files are run again.
+    open_sets()
+    page.get_by_placeholder("A name for the rows").fill("last week")
+    page.keyboard.press("Enter")
+    run()
+    open_sets()
+    expect(sets.first).to_contain_text("last week lora 1, loha 1, loha 1")
+    expect(sets).to_have_count(5)
+    rows.click(page.get_by_title("Remove the set last week"))
+    expect(sets).to_have_count(3)
     assert ui.errors == []
 
 

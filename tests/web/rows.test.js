@@ -200,4 +200,12 @@ test("a set that was run is kept once, as it was used last", () => {
   for (let when = 5; when < 100; when++) sets = withSet(sets, set(when, { [when]: 1 }))
   assert.equal(sets.length, 40)
   assert.equal(sets[0].when, 99)
+  // One with a name stays, whatever is run, until another one gets its name.
+  const named = { ...set(100, { a: 1 }), name: "soft" }
+  sets = withSet(sets, named)
+  for (let when = 101; when < 200; when++) sets = withSet(sets, set(when, { [when % 60]: 1, a: 1 }))
+  assert.equal(sets.length, 41)
+  assert.deepEqual(sets.find(({ name }) => name === "soft"), named)
+  sets = withSet(sets, { ...set(200, { b: 1 }), name: "soft" })
+  assert.deepEqual(sets.filter(({ name }) => name).map(({ when }) => when), [200])
 })

@@ -304,7 +304,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
       [words, rows.length ? () => set(withClip(rows, !separate)) : null],
       [t("Copy rows"), rows.length ? () => copy(point) : null],
       [t("Paste rows…"), () => askText({ title: t("Paste rows"), hint, button: t("Add rows"), done: paste }, point)],
-      [t("Sets used before…"), () => void openSets((found, added) => set(added ? [...rows, ...found] : found), point)],
+      [t("Sets of rows…"), () => void openSets(rows, (found, added) => set(added ? [...rows, ...found] : found), point)],
       [t("Select all"), rows.length ? () => choose(new Set(rows.keys())) : null],
       [t("Remove all"), rows.length ? () => set([]) : null],
     ]

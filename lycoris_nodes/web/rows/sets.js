@@ -1,4 +1,4 @@
-// The sets of rows that were run, in a panel to choose one.
+// The sets of rows that were run or saved under a name, in a panel to choose one.
 
 import { make } from "../elements.js"
 import { onPrompt } from "../frontend.js"
@@ -26,29 +26,50 @@ export function keepSets() {
 /** @param {Row} row */
 const wordsOf = (row) => `${nameInRow(row.file)[1]} ${modelStrength(row)}`
 
+/** @param {number} when */
+const dateOf = (when) => new Date(when).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" })
+
 /**
+ * @param {Row[]} own the rows that can be saved
  * @param {(rows: Row[], added: boolean) => void} pick called with the set, and whether it is to be added to the rows
  * @param {import("./popup.js").Point} point
  */
-export async function openSets(pick, point) {
+export async function openSets(own, pick, point) {
   const { sets } = await readKept()
-  const entries = sets.map(({ when, rows }) =>
-    make(
-      "button",
-      {
-        type: "button",
-        onclick: (/** @type {MouseEvent} */ event) => {
-          closePopup()
-          pick(rows, event.ctrlKey || event.metaKey)
-        },
-      },
-      make("span", { textContent: rows.filter(isOn).map(wordsOf).join(", ") }),
-      make("small", { textContent: new Date(when).toLocaleDateString() }),
-    ),
-  )
+  const list = make("div", { class: "lycoris-menu lycoris-sets", "aria-label": t("sets of rows") })
+  for (const set of [...sets.filter(({ name }) => name), ...sets.filter(({ name }) => !name)]) {
+    const { name, when, rows } = set
+    const words = make("span", {}, rows.filter(isOn).map(wordsOf).join(", "))
+    if (name) words.prepend(make("b", { textContent: name }), " ")
+    const take = (/** @type {MouseEvent} */ event) => {
+      closePopup()
+      pick(rows, event.ctrlKey || event.metaKey)
+    }
+    const entry = make("button", { type: "button", onclick: take }, words, make("small", { textContent: dateOf(when) }))
+    const line = make("div", {}, entry)
+    if (name) {
+      const forget = () => {
+        changeKept((kept) => ({ ...kept, sets: kept.sets.filter((one) => one.name !== name) }))
+        line.remove()
+      }
+      line.append(make("button", { type: "button", title: t("Remove the set {name}", { name }), textContent: "×", onclick: forget }))
+    }
+    list.append(line)
+  }
+  const field = make("input", { type: "text", placeholder: t("A name for the rows of this node"), spellcheck: false })
+  const save = () => {
+    const name = field.value.trim()
+    if (!name) return field.focus()
+    changeKept((kept) => ({ ...kept, sets: withSet(kept.sets, { name, when: Date.now(), rows: own }) }))
+    closePopup()
+  }
+  field.onkeydown = ({ key }) => {
+    if (key === "Enter") save()
+  }
+  const button = make("button", { type: "button", class: "lycoris-button", textContent: t("Save"), onclick: save })
   const hint = sets.length
     ? t("A click puts a set in place of the rows; with Ctrl it is added to them.")
     : t("Each set of rows that you run is kept here.")
-  const list = make("div", { class: "lycoris-menu lycoris-sets", "aria-label": t("sets used before") }, ...entries)
-  openPopup(make("div", {}, list, make("div", { class: "lycoris-hint", textContent: hint })), point)
+  const saving = own.length ? [make("div", { class: "lycoris-set-name" }, field, button)] : []
+  openPopup(make("div", {}, ...saving, list, make("div", { class: "lycoris-hint", textContent: hint })), point)
 }

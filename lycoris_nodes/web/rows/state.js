@@ -190,23 +190,24 @@ export function withSignal(row, signal, factor) {
 }
 
 /**
- * Rows that were run, and when, in milliseconds since 1970.
+ * Rows that were run, or that the user has saved under a name, and when, in milliseconds since 1970.
  *
- * @typedef {{when: number, rows: Row[]}} RunSet
+ * @typedef {{when: number, rows: Row[], name?: string}} RunSet
  */
 
-/** How many sets are kept. */
+/** How many sets without a name are kept. */
 const SETS = 40
 
 const filesOn = (/** @type {Row[]} */ rows) => JSON.stringify(rows.filter(isOn).flatMap(filesOf).sort())
 
 /**
- * Put the set that was run last first. An earlier one of the same files is dropped.
+ * Put a set first. An earlier one of the same name is dropped; of those without a name, one of the same files.
  *
  * @param {RunSet[]} sets
  * @param {RunSet} latest
  */
 export function withSet(sets, latest) {
-  const others = sets.filter(({ rows }) => filesOn(rows) !== filesOn(latest.rows))
-  return [latest, ...others].slice(0, SETS)
+  const others = sets.filter(({ name, rows }) => name !== latest.name || (!name && filesOn(rows) !== filesOn(latest.rows)))
+  const run = others.filter(({ name }) => !name).slice(0, latest.name ? SETS : SETS - 1)
+  return [latest, ...others.filter((set) => set.name || run.includes(set))]
 }

@@ -129,7 +129,7 @@ function matching(sorted, text) {
   found.sort((one, other) => one.place - other.place)
   return found.map(({ entry }) => {
     const { title, triggers, tags } = entry.facts ?? { title: "", triggers: [], tags: [] }
-    const texts = [title, ...triggers, ...tags]
+    const texts = [...new Set([title, ...triggers, ...tags])]
     const beyond = words.filter((word) => !entry.path.includes(word))
     const hits = texts.filter((one) => beyond.some((word) => plain(one).includes(word)))
     return { item: "file", key: entry.file, entry, depth: 0, found: hits, whole: true }
