@@ -301,10 +301,11 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
     found = folder.pictures
     if settings.held_out >= len(found):
         raise TrainError(
-            "nothing is left to train on",
+            f"held_out leaves no picture to train on: the folder has {len(found)}",
             key="held_out",
-            got=f"{settings.held_out} of {len(found)} pictures held out",
-            expected=f"fewer than {len(found)}",
+            got=str(settings.held_out),
+            expected=f"at most {len(found) - 1}",
+            hint="Hold out fewer, or add pictures",
         )
     # Chosen by a hash of the name, so that adding pictures changes few of the held-out ones.
     ordered = sorted(found, key=lambda one: key_of(one.name))

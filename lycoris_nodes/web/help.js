@@ -1,8 +1,10 @@
 // Links from one help page to another. The front end would open them as addresses of its own, in a new tab.
 
 import { app } from "../../scripts/app.js"
-import { make } from "./elements.js"
+import { addStyle, make } from "./elements.js"
 import { t } from "./language.js"
+
+addStyle("./help.css", import.meta.url)
 
 const PAGES = new URL("./docs/", import.meta.url)
 

@@ -230,6 +230,7 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
     open_sets()
     expect(sets.first).to_contain_text("last week lora 1, loha 1, loha 1")
     expect(sets).to_have_count(5)
+    screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-named-sets")
     rows.click(page.get_by_title("Remove the set last week"))
     expect(sets).to_have_count(3)
     assert ui.errors == []

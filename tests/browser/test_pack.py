@@ -60,6 +60,7 @@ def test_the_help_pages_open(ui: Ui, server: Server) -> None:
         assert shown.get_by_role("table").count() or node == "LycorisCombineStacks"
         # A row or a heading that is not recognised stays on the page as it is written.
         assert not re.search(r"^(#+ [A-Z]|\|)", shown.inner_text(), re.MULTILINE), node
+        assert shown.evaluate(FITS), node
         ui.page.wait_for_function(SEEN)
     assert ui.errors == []
 
@@ -91,6 +92,8 @@ HEADINGS = {
 SEEN = """(images => images.length === 1 && images[0].naturalWidth > 100)(
     document.querySelectorAll('.node-help-content img'))"""
 """The picture of a help page has arrived."""
+FITS = "page => [...page.querySelectorAll('table')].every(table => table.offsetWidth <= page.clientWidth)"
+"""The panel cuts off no table of a help page."""
 
 
 def _open_help(ui: Ui, node: str) -> Locator:
