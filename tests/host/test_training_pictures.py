@@ -430,7 +430,7 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"chelsea_mask\.png.*leaves nothing",
     ),
-    "all held out": (lambda folder: None, {"held_out": 3}, r"held_out leaves no picture.*has 3.*found: 3"),
+    "all held out": (lambda folder: None, {"held_out": 3}, r"held_out leaves no picture.*has 3.*found 3"),
     "low resolution": (lambda folder: None, {"resolution": 32}, r"resolution.*too low.*32.*at least 64"),
     "huge resolution": (lambda folder: None, {"resolution": 1 << 20}, r"resolution.*1048576.*at most 16384"),
     "part of a pixel": (lambda folder: None, {"resolution": 768.5}, r"resolution.*768\.5.*whole number"),
