@@ -60,13 +60,12 @@ class PatchPlan:
     def build(
         cls,
         shape: Sequence[int],
-        dtype: torch.dtype,
         device: torch.device | str,
         layers: Sequence[tuple[Layer | Part, float]],
     ) -> PatchPlan:
         """Decide which layers are fused, and move their tensors to `device`.
 
-        `shape`, `dtype` and `device` describe the weight to be patched. Raises LayerError where a layer does
+        `shape` and `device` describe the weight to be patched. Raises LayerError where a layer does
         not fit the shape.
         """
         target = torch.device(device)
@@ -159,13 +158,13 @@ def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tens
     Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does
     not fit the weight, or a change overflows.
     """
-    plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    plan = PatchPlan.build(weight.shape, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)
 
 
 def patch_report(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> str:
     """What `patch_` would fuse for this weight, which path would add it, and why better paths would not."""
-    plan = PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    plan = PatchPlan.build(weight.shape, weight.device, layers)
     return f"{plan.report}\n{path_report(plan, weight)}"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import ref
 
-import torch
-
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..patch import PatchPlan
 from .resolve import Match
@@ -33,7 +31,7 @@ def kept_plan(
 
     def make() -> PatchPlan:
         layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
-        return PatchPlan.build(shape, torch.float32, "cpu", layers)
+        return PatchPlan.build(shape, "cpu", layers)
 
     return cache.fetch_any(
         ("plan", tuple(shape), met), make, lambda plan: sum(tensor.nbytes for tensor in plan.tensors)

@@ -25,7 +25,7 @@ Patch = Callable[[Tensor], Tensor]
 
 def plan_of(stack: Stack, weight: Tensor) -> lyc.PatchPlan:
     layers = [(lyc.ALGORITHMS[kind].load(tensors), strength) for kind, tensors, strength in stack]
-    return lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, layers)
+    return lyc.PatchPlan.build(weight.shape, weight.device, layers)
 
 
 def in_comfyui(kind: str, tensors: Factors) -> Any:

@@ -82,7 +82,7 @@ def loaded(algorithm: str, **tensors: Tensor) -> lyc.Layer:
 
 def applied(weight: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> Tensor:
     """Patch the weight by the path alone, without the check for an overflow before it."""
-    plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, pairs)
+    plan = lyc.PatchPlan.build(weight.shape, weight.device, pairs)
     apply_plan(plan, weight, plan.tensors, plan.strengths)
     return weight
 
@@ -323,7 +323,7 @@ class PathCases:
         """One plan is exact at any strengths, and applying it does not change its tensors."""
         layers = [layer(kind, "conv2d") for kind in KINDS if not KINDS[kind].flat]
         base = torch.randn(WEIGHTS["conv2d"])
-        plan = lyc.PatchPlan.build(base.shape, base.dtype, base.device, [(one, 1.0) for one in layers])
+        plan = lyc.PatchPlan.build(base.shape, base.device, [(one, 1.0) for one in layers])
         before = [tensor.clone() for tensor in plan.tensors]
         for strengths in ([0.5] * len(layers), [-1.0, *[0.0] * (len(layers) - 1)]):
             changed = list(zip(layers, strengths, strict=True))

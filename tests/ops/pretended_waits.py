@@ -79,7 +79,7 @@ def patch(kind: str, layer: lyc.Layer) -> None:
     weight."""
     weight, plans = torch.randn(12, 18).to(NAME), list[lyc.PatchPlan]()
     pairs = [(layer, 1.0), (layer, 0.5)]
-    built = found(lambda: plans.append(lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, pairs)))
+    built = found(lambda: plans.append(lyc.PatchPlan.build(weight.shape, weight.device, pairs)))
     (plan,) = plans
     applied = found(lambda: plan.apply_(weight, plan.tensors, plan.strengths))
     additive = layer.additive() is not None

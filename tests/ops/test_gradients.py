@@ -501,7 +501,7 @@ def test_transforms_of_torch_func_see_a_network(kind: str, form: str) -> None:
 def test_a_patch_of_learning_layers_records_nothing() -> None:
     weight = torch.randn(12, 18)
     one = learning(layer("loha", MODULES["linear"]))
-    plan = lyc.PatchPlan.build(weight.shape, weight.dtype, "cpu", [(one, 1.0)])
+    plan = lyc.PatchPlan.build(weight.shape, "cpu", [(one, 1.0)])
     assert not any(tensor.requires_grad for tensor in plan.tensors)
     assert not plan.apply_(weight, plan.tensors, plan.strengths).requires_grad
 

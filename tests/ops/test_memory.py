@@ -65,7 +65,7 @@ def check(before: Tensor, layers: list[tuple[Any, float]], monkeypatch: pytest.M
     After each failure the weight must be unchanged, bit by bit. The last attempt has enough memory, and
     succeeds.
     """
-    plan = lyc.PatchPlan.build(before.shape, before.dtype, "cpu", layers)
+    plan = lyc.PatchPlan.build(before.shape, "cpu", layers)
     done, at = False, 0
     while not done:
         at += 1

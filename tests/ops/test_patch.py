@@ -113,7 +113,7 @@ def test_a_path_that_cannot_tell_whether_it_works_is_left_out(monkeypatch: pytes
 
 
 def test_a_plan_refuses_another_shape() -> None:
-    plan = lyc.PatchPlan.build((12, 18), torch.float32, "cpu", [(layer("lora", "linear"), 1.0)])
+    plan = lyc.PatchPlan.build((12, 18), "cpu", [(layer("lora", "linear"), 1.0)])
     with pytest.raises(lyc.LayerError, match=r"\[18, 12\].*\[12, 18\]"):
         plan.apply_(torch.zeros(18, 12), plan.tensors, plan.strengths)
 

@@ -74,7 +74,7 @@ def test_nothing_is_copied_and_nothing_compiled_anew() -> None:
     for count, kind in itertools.product((1, 2, 7), ("lora", "full")):
         layers = [layer(kind, "linear-odd", rank=n + 1) for n in range(count)]
         pairs = [(layer("loha", "linear-odd"), 1.0), *((one, 0.5) for one in layers)]
-        plan = lyc.PatchPlan.build(weight.shape, weight.dtype, weight.device, pairs)
+        plan = lyc.PatchPlan.build(weight.shape, weight.device, pairs)
         terms = triton_fused.terms_of(plan, weight, plan.tensors, plan.strengths)
         table = triton_fused.tabulate(terms, weight.device)
         assert len(table.scales) == count + 1

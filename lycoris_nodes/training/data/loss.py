@@ -140,8 +140,8 @@ class DiffusionLoss:
         total = torch.zeros((), device=self.session.device)
         with self.encoder.one_pass() if self.encoder else nullcontext():
             drawn = [self._draw(sample) for sample in samples]
-            for group in _groups(drawn):
-                total = total + self._of(group).sum()
+            for kind in _kinds([one.sample for one in drawn]):
+                total = total + self._of([drawn[number] for number in kind]).sum()
         return total / len(samples)
 
     def _draw(self, sample: Sample) -> _Drawn:
@@ -241,20 +241,18 @@ class _Drawn:
     time: Tensor
     noise: Tensor
 
-    def goes_with(self, other: _Drawn) -> bool:
-        return self.sample.goes_with(other.sample)
 
-
-def _groups(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
-    """The samples in groups that can be one batch each."""
-    found: list[list[_Drawn]] = []
-    for one in drawn:
-        group = next((group for group in found if all(one.goes_with(other) for other in group)), None)
-        if group is None:
-            found.append([one])
+def _kinds(samples: Sequence[Sample], most: int | None = None) -> list[list[int]]:
+    """The numbers of samples in groups. Each sample goes with the first `most` of its group, None for all."""
+    kinds: list[list[int]] = []
+    for number, one in enumerate(samples):
+        fitting = (kind for kind in kinds if all(one.goes_with(samples[other]) for other in kind[:most]))
+        kind = next(fitting, None)
+        if kind is None:
+            kinds.append([number])
         else:
-            group.append(one)
-    return found
+            kind.append(number)
+    return kinds
 
 
 def _rows(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
@@ -267,13 +265,7 @@ def _rows(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
 def batches_of(samples: Sequence[Sample], size: int) -> list[list[int]]:
     """Batches of at most `size` samples, by number, that fit in one pass of the model.
 
-    Batches of one kind follow each other. The caller shuffles them.
+    Batches of one kind follow each other. The caller shuffles them. A sample is compared with one of its kind
+    alone, so that many samples take little time; the loss compares those of a batch with each other.
     """
-    kinds: list[list[int]] = []
-    for number, sample in enumerate(samples):
-        kind = next((kind for kind in kinds if samples[kind[0]].goes_with(sample)), None)
-        if kind is None:
-            kinds.append([number])
-        else:
-            kind.append(number)
-    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]
+    return [kind[start : start + size] for kind in _kinds(samples, 1) for start in range(0, len(kind), size)]
