@@ -39,21 +39,21 @@ def _unknown(pairs: int) -> str:
     )
 
 
-def told_expert(model: Any, hidden: Any) -> tuple[Expert | None, str]:
+def told_expert(model: Any, hidden: Any, link: str = "model") -> tuple[Expert | None, str]:
     """The expert that the model's file is named for, and that name in words; None and "" if it names none.
 
-    `hidden` is as in `of_expert`.
+    `hidden` is as in `of_expert`, and `link` is the node's input that the model is linked to.
     """
     path = loaded_from(model) or ""
     # Only the file's name and its folder's: folders further up say where this machine keeps its models.
-    names = ["/".join(path.replace("\\", "/").split("/")[-2:]), *_names_before(hidden)]
+    names = ["/".join(path.replace("\\", "/").split("/")[-2:]), *_names_before(hidden, link)]
     for name in names:
         if expert := expert_of(name):
             return expert, f"by the name {name.rpartition('/')[2]}"
     return None, ""
 
 
-def _names_before(hidden: Any) -> list[str]:
+def _names_before(hidden: Any, link: str) -> list[str]:
     """The files that the loader of the model names in the prompt.
 
     Loaders of other packs do not tell the host their file. Nodes in between name files of other kinds.
@@ -64,8 +64,8 @@ def _names_before(hidden: Any) -> list[str]:
     while node in prompt and node not in seen:
         seen.add(node)
         inputs: Mapping[str, Any] = prompt[node].get("inputs", {})
-        link = inputs.get("model")
-        if not (isinstance(link, list) and link):
+        source = inputs.get(link)
+        if not (isinstance(source, list) and source):
             return [value for value in inputs.values() if isinstance(value, str) and ENDING.search(value)]
-        node = link[0]
+        node, link = source[0], "model"
     return []

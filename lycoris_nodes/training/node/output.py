@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
 from ....lycoris_ops import Entry, Stack, curves_picture, load_adapter
-from ...host.files import file_tensors, workflow_metadata
+from ...host.files import file_tensors, shown_path, workflow_metadata
 from ...host.page import asking_page, io, picture_tensor, tell_page
 from ...schema.report import with_report
-from .experts import named_for, trained_expert
 from .live import running
-from .run import DataOf, latents_with_captions, train
+from .pair import parts_of
+from .run import DataOf, FinishedTraining, latents_with_captions, train
 from .settings import Asked
 
 TRAINING = "lycoris.training"
@@ -22,34 +27,84 @@ RESCUED = "lycoris.rescued"
 def trained(
     asked: Asked, hidden: Any, data_of: DataOf = latents_with_captions, passes: int = 1
 ) -> io.NodeOutput:
-    """Train as asked: the outputs of `schema.outputs`. The arguments and errors are those of `train`."""
-    key = str(getattr(hidden, "unique_id", ""))
+    """Train as asked: the outputs of `schema.outputs`. The arguments and errors are those of `train`.
 
-    asked.expert, why = trained_expert(asked.expert, asked.model, hidden)
-    asked.filename_prefix = named_for(asked.filename_prefix, asked.expert)
+    With two experts the one for high noise is trained first, and all of its training ends before the other
+    model is loaded.
+    """
+    key = str(getattr(hidden, "unique_id", ""))
+    parts, data = parts_of(asked, hidden)
+    experts = [part.asked.expert for part in parts] if len(parts) == 2 else [""]
+    made: list[FinishedTraining] = []
 
     def tell(known: dict[str, Any]) -> None:
+        known = {**known, "expert": experts[len(made)]}
         running[key] = {"page": asking_page(), **known}
         tell_page(TRAINING, hidden, shown=known)
 
     def rescued(text: str) -> None:
-        tell_page(RESCUED, hidden, text=text)
+        tell_page(RESCUED, hidden, text="\n".join([*map(_finished, experts, made), text]))
 
     try:
-        made = train(asked, workflow_metadata(hidden), tell, rescued, data_of, passes, why)
+        for part in parts:
+            made.append(train(part, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
+            if len(made) < len(parts):
+                rescued("Run with the same settings trains the low-noise expert.")
     finally:
         running.pop(key, None)
-    history = made.result.history
     # PEFT's output is a folder with the file in it.
-    path = str(made.result.output)
+    paths = [str(one.result.output) for one in made]
+    adapters = [load_adapter(path) for path in paths]
+    report = _joined(experts, made)
     return with_report(
-        Stack([Entry(load_adapter(path))]),
-        file_tensors(path),
-        # ComfyUI's own nodes ignore `validation`.
-        {"loss": [value for _, value in history.losses], "validation": list(history.validation)},
-        picture_tensor(curves_picture(history, made.result.steps, made.name, made.race)),
-        made.result.steps,
-        path,
-        report=made.report,
-        shown={"training": (made.shown,)},
+        Stack([Entry(adapters[0], low_noise=adapters[1] if adapters[1:] else None)]),
+        file_tensors(paths[0]),
+        _losses(made),
+        _curves(made),
+        sum(one.result.steps for one in made),
+        paths[0],
+        report=report,
+        shown={"training": ({**made[-1].shown, "expert": experts[-1]},)},
     )
+
+
+def _named(expert: str) -> str:
+    return f"{expert.replace(' ', '-').capitalize()} expert"
+
+
+def _finished(expert: str, made: FinishedTraining) -> str:
+    return f"{_named(expert)}: finished, in {shown_path(str(made.result.output))}."
+
+
+def _joined(experts: Sequence[str], made: Sequence[FinishedTraining]) -> str:
+    """The report of one training, or those of both experts: what the box shows, then what it folds."""
+    if len(made) == 1:
+        return made[0].report
+    halves = [one.report.partition("\n\n")[::2] for one in made]
+    names = [f"{_named(expert)}:" for expert in experts]
+    return "\n\n".join(
+        "\n".join(line for name, half in zip(names, halves, strict=True) for line in (name, half[at]))
+        for at in (0, 1)
+    )
+
+
+def _losses(made: Sequence[FinishedTraining]) -> dict[str, Any]:
+    """All losses, those of the second training after those of the first."""
+    losses: list[float] = []
+    held_out: list[tuple[int, float]] = []
+    for history in (one.result.history for one in made):
+        held_out += [(len(losses) + step, loss) for step, loss in history.validation]
+        losses += [loss for _, loss in history.losses]
+    # ComfyUI's own nodes ignore `validation`.
+    return {"loss": losses, "validation": held_out}
+
+
+def _curves(made: Sequence[FinishedTraining]) -> Tensor:
+    """A picture of each training, in the height of the highest."""
+    pictures = [
+        picture_tensor(curves_picture(one.result.history, one.result.steps, one.name, one.race))
+        for one in made
+    ]
+    height = max(picture.shape[1] for picture in pictures)
+    filled = [pad(one, (0, 0, 0, 0, 0, height - one.shape[1]), value=1.0) for one in pictures]
+    return torch.cat(filled)

@@ -16,6 +16,7 @@ from ....lycoris_ops import (
     LycorisNetwork,
     MatchError,
     Race,
+    Sketch,
     StepReport,
     TrainError,
     TrainOptions,
@@ -58,7 +59,7 @@ from .report import (
     rescue_in_words,
     searched_in_words,
 )
-from .runs import ANEW, Run, check_room_for, differences, run_of
+from .runs import ANEW, Run, check_room_for, differences
 from .settings import (
     TEXT_PRESET,
     Asked,
@@ -103,6 +104,17 @@ class FinishedTraining:
     """The search before it, if there was one."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is asked of the training of one model."""
+
+    asked: Asked
+    run: Run
+    """Where it begins or goes on."""
+    because: str
+    """Why the model is trained as this expert, see `trained_expert`."""
+
+
 DataOf = Callable[[Asked, Session, "TextEncoder | None", Live], list[Sample]]
 """Makes the samples to train on, once the model is open."""
 
@@ -123,32 +135,32 @@ def latents_with_captions(
     )
 
 
+def sketches_of_data(asked: Asked) -> dict[str, list[Sketch]]:
+    """A training is recognised by them."""
+    return sketches_of(**{name: getattr(asked, name, ()) for name in SAMPLED})
+
+
 def train(
-    asked: Asked,
+    part: Part,
+    data: Mapping[str, Sequence[Sketch]],
     metadata: Mapping[str, str],
     tell: Callable[[dict[str, Any]], None],
     rescued: Callable[[str], None],
     data_of: DataOf,
     passes: int,
-    because: str,
 ) -> FinishedTraining:
-    """Train as asked, or resume the stopped training, see `run_of`.
+    """Train as asked, or resume the stopped training.
 
-    `data_of` makes the data; a batch of it takes the memory of `passes` passes of the model. `because` is why
-    the model is trained as this expert, see `trained_expert`.
+    `data` are the `sketches_of_data`. `data_of` makes the samples; a batch of them takes the memory of
+    `passes` passes of the model.
 
     `tell` gets the progress, see `Live`. `rescued` gets a text on what was saved when an exception or the
     user stops the training, because a node that does not finish has no output.
 
     Raises LycorisError for what cannot be trained, before the first step.
     """
+    asked, run = part.asked, part.run
     settings = settings_of(asked)
-    data = sketches_of(**{name: getattr(asked, name, ()) for name in SAMPLED})
-    run = run_of(
-        *(asked.filename_prefix, asked.dialect, settings, data),
-        resume=asked.resume,
-        checkpoint=asked.resume_from,
-    )
     changed = differences(run.state.settings, settings) if run.state else []
     output = run.output
     live = Live(tell, asked.steps)
@@ -217,6 +229,7 @@ def train(
             checkpoint_every=asked.checkpoint_every or None,
             keep=asked.keep,
             output=output,
+            overwrite=run.is_torn,
             dialect=asked.dialect,
             dtype=WRITABLE[asked.dtype],
             metadata=metadata,
@@ -269,7 +282,7 @@ def train(
             )
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         notes = [
-            *expert_in_words(asked.expert, loss.times, because),
+            *expert_in_words(asked.expert, loss.times, part.because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
             *guidance_in_words(
                 family,
@@ -300,6 +313,8 @@ def train(
                 *network.report.splitlines(),
             ]
         )
+    # The network is in its file, and the next one may need the memory.
+    result = replace(result, searched=None)
     return FinishedTraining(result, output.stem, report, shown(result.history, run.folder), searched.race)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ....lycoris_ops import (
     SAFETENSORS,
@@ -44,8 +45,24 @@ CHECKPOINTS = "-checkpoints"
 """The ending of a checkpoint folder's name."""
 DIALECT = "comfy"
 """A dialect whose files are no folders. The folder of checkpoints has the same name in all."""
+NUMBER = re.compile(r"_(\d+)_$")
+"""The end of an adapter's name, without the ending of its file."""
 ASIDE = "set-aside.json"
 """The file in a folder of checkpoints with the settings for which the user has begun anew."""
+
+
+class Named(NamedTuple):
+    """What a training is found by, beside its data."""
+
+    prefix: str
+    """A `filename_prefix`."""
+    dialect: str
+    settings: Mapping[str, Any]
+
+    @property
+    def new(self) -> Path:
+        """Where a new training of this name writes its adapter."""
+        return adapter_path(self.prefix, self.dialect)
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,16 @@ class Run:
             return ""
         return f"{self.output.stem} stopped at step {self.state.step} of {self.state.of}"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its steps are done and its file is written."""
+        return self.state is not None and self.state.finished and self.output.exists()
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether it was killed before it had a state, and left only a folder."""
+        return self.state is None and self.folder.exists() and not self.output.exists()
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -74,50 +101,37 @@ class Offer:
 
     run: Run
     state: FoundState
+    wanted: Mapping[str, Any]
+    """The present settings."""
     differences: list[str]
     """The settings that differ, in words."""
 
 
-def run_of(
-    prefix: str,
-    dialect: str,
-    settings: Mapping[str, Any],
+def runs_of(
+    named: Sequence[Named],
     data: Mapping[str, Sequence[Sketch]],
     *,
     resume: bool,
     checkpoint: str,
-) -> Run:
-    """Choose the training to run: the latest of this name that was stopped with these settings and data,
-    else a new one.
+) -> list[Run]:
+    """Choose the training to run, or the two of a pair: the latest of this name that was stopped with these
+    settings and data, else a new one.
 
     Only the files on disk decide. With `resume` or a checkpoint the latest training of this name is
     continued, from that checkpoint or the newest one, with the new values of all settings that may change.
+    The two of a pair have one number, and either may be finished already, or not begun.
 
     With either, raises TrainError if there is no such training or checkpoint, and for a changed setting that
     may not change. Without, raises it if the latest training was stopped on these data with other
     settings, and none with these: then the user must choose.
     """
-    new = adapter_path(prefix, dialect)
     if resume or checkpoint:
-        latest = next(_runs(new, dialect), None)
-        if latest is None:
-            raise TrainError(
-                "there is no training of this name to go on with",
-                key=prefix,
-                expected=f"a folder {_name(new, dialect)}_00001_-checkpoints with a state in "
-                f"{shown_path(new.parent)}",
-                hint="Turn off `resume` to begin one",
-            )
-        if checkpoint:
-            latest = replace(latest, state=_chosen(latest.folder, checkpoint))
-        assert latest.state is not None
-        _check_unchanged(latest, settings)
-        (latest.folder / ASIDE).unlink(missing_ok=True)
-        return latest
-    offer = offer_of(prefix, dialect, settings, data)
-    if offer is None:
-        return Run(new)
-    if offer.differences:
+        return _resumed(named, checkpoint)
+    pair = _begun_pair(named, data) if len(named) == 2 else None
+    if pair:
+        return pair
+    offer = offer_of(named, data)
+    if offer and offer.differences:
         raise TrainError(
             f"a training of this name was broken off after {number_of(offer.state.step, 'step')}, "
             f"with other settings: {'; '.join(offer.differences)}",
@@ -125,7 +139,61 @@ def run_of(
             hint="To go on with it, restore its settings, or turn on `resume` (an advanced input) "
             f"to use the present ones. {ANEW}",
         )
-    return offer.run
+    if offer:
+        return [offer.run]
+    number = max(_number(one.new, one.dialect) for one in named)
+    return [Run(_numbered(one, number)) for one in named]
+
+
+def _resumed(named: Sequence[Named], checkpoint: str) -> list[Run]:
+    """The latest training of this name, or the two of a pair. Raises TrainError as `runs_of` does."""
+    if len(named) == 1:
+        latest = [*islice(_runs(named[0].new, named[0].dialect), 1)]
+    else:
+        known = [_by_number(one) for one in named]
+        number = max({*known[0], *known[1]}, default=0)
+        latest = _of_number(named, known, number) if number else []
+    if not latest:
+        first, new = named[0], named[0].new
+        raise TrainError(
+            "there is no training of this name to go on with",
+            key=first.prefix,
+            expected=f"a folder {_name(new, first.dialect)}_00001_-checkpoints with a state in "
+            f"{shown_path(new.parent)}",
+            hint="Turn off `resume` to begin one",
+        )
+    if checkpoint:
+        latest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in latest]
+    for run, one in zip(latest, named, strict=True):
+        if run.state:
+            _check_unchanged(run, run.state, one.settings)
+            (run.folder / ASIDE).unlink(missing_ok=True)
+    return latest
+
+
+def _begun_pair(
+    named: Sequence[Named],
+    data: Mapping[str, Sequence[Sketch]] | None,
+    unknown: Container[str] = (),
+) -> list[Run] | None:
+    """The latest pair with these settings and data that has begun and is not finished; None for none.
+
+    A training of one expert alone is half of one, if nothing else has its number.
+    """
+    known = [_by_number(one) for one in named]
+    for number in sorted({*known[0], *known[1]}, reverse=True):
+        runs = _of_number(named, known, number)
+        fits = (
+            not run.output.exists()
+            if run.state is None
+            else _is_free(run, one.settings)
+            and not differences(run.state.settings, one.settings, unknown)
+            and (data is None or run.state.has_data(data))
+            for run, one in zip(runs, named, strict=True)
+        )
+        if all(fits) and not all(run.is_whole for run in runs):
+            return runs
+    return None
 
 
 def _chosen(folder: Path, checkpoint: str) -> FoundState:
@@ -144,13 +212,12 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
     return state_at(known[name])
 
 
-def _check_unchanged(run: Run, settings: Mapping[str, Any]) -> None:
+def _check_unchanged(run: Run, state: FoundState, settings: Mapping[str, Any]) -> None:
     """Raise TrainError for settings that an optimiser's state cannot go on with."""
-    assert run.state is not None
-    theirs = {name: run.state.settings[name] for name in UNCHANGED if name in run.state.settings}
+    theirs = {name: state.settings[name] for name in UNCHANGED if name in state.settings}
     changed = differences(theirs, {name: settings.get(name) for name in theirs})
-    if "ema" in run.state.settings and bool(run.state.settings["ema"]) != bool(settings.get("ema")):
-        changed += differences({"ema": run.state.settings["ema"]}, {"ema": settings.get("ema")})
+    if "ema" in state.settings and bool(state.settings["ema"]) != bool(settings.get("ema")):
+        changed += differences({"ema": state.settings["ema"]}, {"ema": settings.get("ema")})
     if changed:
         raise TrainError(
             f"a training cannot go on with these settings: {'; '.join(changed)}",
@@ -160,25 +227,37 @@ def _check_unchanged(run: Run, settings: Mapping[str, Any]) -> None:
 
 
 def offer_of(
-    prefix: str,
-    dialect: str,
-    settings: Mapping[str, Any],
+    named: Sequence[Named],
     data: Mapping[str, Sequence[Sketch]] | None = None,
     unknown: Container[str] = (),
 ) -> Offer | None:
     """The stopped training that Run would go on with or ask about; None where it begins a new one. A training
-    that runs now does not count, whoever queued it.
+    that runs now does not count, whoever queued it. Of a pair it is the first that is not finished and has a
+    state, or the one that is finished.
 
     `unknown` are settings that may have any value, and without `data` the data may be any too.
     """
     # The page asks while a name is typed, which must make no folders.
-    if not has_output_folder(prefix):
+    if not all(has_output_folder(one.prefix) for one in named):
         return None
-    busy = {live.get("folder") for live in running.values()}
+    if len(named) == 1:
+        return _offer_of_one(named[0], data, unknown)
+    if pair := _begun_pair(named, data, unknown):
+        offers = [
+            Offer(run, run.state, one.settings, []) for run, one in zip(pair, named, strict=True) if run.state
+        ]
+        return min(offers, key=lambda offer: offer.run.is_whole)
+    asked = (_offer_of_one(one, data, unknown) for one in named)
+    return next((offer for offer in asked if offer and offer.differences), None)
+
+
+def _offer_of_one(
+    named: Named, data: Mapping[str, Sequence[Sketch]] | None, unknown: Container[str]
+) -> Offer | None:
     offers = [
-        Offer(run, run.state, differences(run.state.settings, settings, unknown))
-        for run in _runs(adapter_path(prefix, dialect), dialect)
-        if run.state and output_name(run.folder) not in busy and not _is_aside(run, settings)
+        Offer(run, run.state, named.settings, differences(run.state.settings, named.settings, unknown))
+        for run in _runs(named.new, named.dialect)
+        if run.state and _is_free(run, named.settings)
     ]
     # If all steps are done and only the file is missing, going on just writes it.
     missing = [offer for offer in offers[:1] if not offer.run.output.exists()]
@@ -191,18 +270,21 @@ def offer_of(
     return next((offer for offer in offers[:1] if offer.state.step and not offer.state.finished), None)
 
 
-def begin_anew(prefix: str, dialect: str, settings: Mapping[str, Any], unknown: Container[str]) -> None:
+def begin_anew(named: Sequence[Named], unknown: Container[str]) -> None:
     """Set aside what Run would go on with or ask about with these settings. All files stay."""
-    known = {name: value for name, value in settings.items() if name not in unknown}
-    while offer := offer_of(prefix, dialect, settings, unknown=unknown):
+    while offer := offer_of(named, unknown=unknown):
+        known = {name: value for name, value in offer.wanted.items() if name not in unknown}
         path = offer.run.folder / ASIDE
         data = json.dumps([*_set_aside(path), known]).encode()
         with new_files([path], len(data)) as (file,):
             file.write(data)
 
 
-def _is_aside(run: Run, settings: Mapping[str, Any]) -> bool:
-    return any(known.items() <= settings.items() for known in _set_aside(run.folder / ASIDE))
+def _is_free(run: Run, settings: Mapping[str, Any]) -> bool:
+    """Whether a training neither runs now nor was set aside."""
+    busy = {live.get("folder") for live in running.values()}
+    aside = (known.items() <= settings.items() for known in _set_aside(run.folder / ASIDE))
+    return output_name(run.folder) not in busy and not any(aside)
 
 
 def _set_aside(path: Path) -> list[dict[str, Any]]:
@@ -280,9 +362,31 @@ def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
     return newest_state(folder)
 
 
+def _by_number(named: Named) -> dict[int, Run]:
+    """The numbered trainings of this name that have states."""
+    runs = ((_number(run.output, named.dialect), run) for run in _runs(named.new, named.dialect))
+    return {number: run for number, run in runs if number}
+
+
+def _of_number(named: Sequence[Named], known: Sequence[Mapping[int, Run]], number: int) -> list[Run]:
+    """The two of a pair. One that is not known begins anew."""
+    return [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, named, strict=True)]
+
+
+def _numbered(named: Named, number: int) -> Path:
+    new = named.new
+    return new.with_name(f"{_name(new, named.dialect)}_{number:05}_{ending_of(named.dialect)}")
+
+
+def _number(path: Path, dialect: str) -> int:
+    """The number in the path of an adapter; 0 where it has none."""
+    found = NUMBER.search(path.name.removesuffix(ending_of(dialect)))
+    return int(found[1]) if found else 0
+
+
 def _name(path: Path, dialect: str) -> str:
     """The name of a training, from the numbered path of its adapter."""
-    return re.sub(r"_\d+_$", "", path.name.removesuffix(ending_of(dialect)))
+    return NUMBER.sub("", path.name.removesuffix(ending_of(dialect)))
 
 
 def check_room_for(output: Path, net: LycorisNetwork, numbered: int) -> None:

@@ -75,8 +75,15 @@ def asked_of(given: Mapping[str, Any]) -> Asked:
 
 def outputs() -> list[Any]:
     return [
-        stack_output("The trained LoRA / LyCORIS at strength 1, for Apply LyCORIS Stack."),
-        output(io.LoraModel, "lora", "The same for ComfyUI's own Load LoRA Model and Save LoRA Weights."),
+        stack_output(
+            "The trained LoRA / LyCORIS at strength 1, for Apply LyCORIS Stack. With `low_noise_model` it is "
+            "the pair for both models."
+        ),
+        output(
+            io.LoraModel,
+            "lora",
+            "The same for ComfyUI's own Load LoRA Model and Save LoRA Weights. Of a pair the high-noise one.",
+        ),
         output(io.LossMap, "loss_map", "All losses, for ComfyUI's Plot Loss Graph."),
         output(io.Image, "curves", "A picture of the losses over the steps, and of what a search tried."),
         io.Int.Output(
@@ -84,7 +91,7 @@ def outputs() -> list[Any]:
             display_name="steps",
             tooltip="How many steps were made, in all runs together.",
         ),
-        output(io.String, "path", "The full path of the saved file."),
+        output(io.String, "path", "The full path of the saved file. Of a pair the high-noise one."),
         report_output(),
     ]
 
@@ -193,6 +200,11 @@ def _links() -> list[Any]:
             "of `positive` is used, if it is one for all.",
         ),
         _texts("validation_captions", tooltip="The same as texts, where the text encoders are trained."),
+        io.Model.Input(
+            "low_noise_model",
+            tooltip="For Wan 2.2 of 14 B, with the high-noise model in `model`: both are trained, one after "
+            "the other, each at its own part of the noise, into a pair of files.",
+        ),
     )
 
 

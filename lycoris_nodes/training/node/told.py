@@ -8,14 +8,16 @@ from typing import Any
 
 from ....lycoris_ops import Fingerprint, LycorisError, read_shapes
 from ...files.models import known_files, model_path
+from ...files.pairs import LOW
 from ...host.training import classes_of_file
 from ...schema.checks import literals, places
 from ..data.families import Family, family_named
-from .experts import expert_of_files, named_for
+from .experts import expert_of_files
 from .live import running, shown
-from .runs import begin_anew, offer_of
+from .pair import LINKS, named_as, of_expert
+from .runs import Named, begin_anew, offer_of
 from .schema import asked_of
-from .settings import Asked, rate_of, settings_of, text_rate_of
+from .settings import Asked, rate_of, text_rate_of
 
 
 def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
@@ -39,12 +41,12 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     if live and live["page"] == asked["page"]:
         return {**found, "running": live}
     # As the node has them when it runs.
-    known.expert = expert_of_files(known.expert, asked["model"], kinds)
-    known.filename_prefix = named_for(known.filename_prefix, known.expert)
-    named = (known.filename_prefix, known.dialect, settings_of(known))
+    one = expert_of_files(known.expert, asked["model"], kinds)
+    experts = (*LINKS,) if LINKS[LOW] in linked else (one,)
+    named = [named_as(of_expert(known, expert)) for expert in experts]
     if asked.get("anew"):
-        begin_anew(*named, unknown=linked)
-    return {**found, "stopped": _stopped(*named, linked, inputs)}
+        begin_anew(named, unknown=linked)
+    return {**found, "stopped": _stopped(named, linked, inputs)}
 
 
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
@@ -80,17 +82,16 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
 
 
-def _stopped(
-    prefix: str, dialect: str, settings: Mapping[str, Any], linked: Sequence[str], inputs: Sequence[Any]
-) -> Any:
-    offer = offer_of(prefix, dialect, settings, unknown=linked)
+def _stopped(named: Sequence[Named], linked: Sequence[str], inputs: Sequence[Any]) -> Any:
+    offer = offer_of(named, unknown=linked)
     if offer is None:
         return None
     drawn = shown(offer.state.history(), offer.run.folder)
-    theirs = offer.state.settings
+    theirs, settings = offer.state.settings, offer.wanted
     others = {name: value for name, value in theirs.items() if settings.get(name, value) != value}
     return {
         **drawn,
+        "expert": settings["expert"] if len(named) == 2 else "",
         "step": offer.state.step,
         "steps": offer.state.of,
         "differences": offer.differences,

@@ -3,7 +3,7 @@
 const RARE = [
   ...["plan", "stack", "masks", "empty_caption", "clip", "captions", "sample_positive"],
   ...["regularisation_latents", "regularisation_positive", "regularisation_captions"],
-  ...["validation_latents", "validation_positive", "validation_captions"],
+  ...["validation_latents", "validation_positive", "validation_captions", "low_noise_model"],
 ]
 
 /** @type {WeakMap<GraphNode, any[]>} */

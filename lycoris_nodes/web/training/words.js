@@ -10,7 +10,7 @@ import { t, told } from "../language.js"
  *   loss?: number, pace?: number | null, name?: string, folder?: string,
  *   losses?: [number, number][], validation?: [number, number][], samples?: [number, number][],
  *   differences?: string[], others?: Record<string, any>,
- *   heat?: number, heats?: number, entrant?: string, rate?: string,
+ *   heat?: number, heats?: number, entrant?: string, rate?: string, expert?: string,
  * }} Shown
  */
 
@@ -31,11 +31,22 @@ export function duration(seconds) {
 export const digits = (value, count = 3) => String(Number(value.toPrecision(count)))
 
 /**
- * What a node is doing. Its stages are named by the server, see `stages` in `lycoris_nodes/schema/report.py`.
+ * What a node is doing, and for which of the two experts if it trains both.
  *
  * @param {Shown} shown
  */
 export function inWords(shown) {
+  const words = stageInWords(shown)
+  if (!words || !shown.expert) return words
+  return shown.expert === "high noise" ? t("High noise: {what}", { what: words }) : t("Low noise: {what}", { what: words })
+}
+
+/**
+ * The stages are named by the server, see `stages` in `lycoris_nodes/schema/report.py`.
+ *
+ * @param {Shown} shown
+ */
+function stageInWords(shown) {
   const { stage = "", step = 0, steps = 0, done = 0, of = 0 } = shown
   if (stage === "waiting") return t("Waiting: runs before this one: {count}", { count: done })
   if (stage === "next") return t("Waiting for the nodes before it")

@@ -1,0 +1,112 @@
+"""Train both experts of a model in one run, one after the other, into a pair of files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....lycoris_ops import TrainError
+from ...apply.experts import told_expert
+from ...files.pairs import HIGH, LOW, Expert, expert_of
+from ...schema.inputs import AS_FAMILY
+from ..data.families import boundary_of
+from .experts import ALL, named_for, trained_expert
+from .run import Part, sketches_of_data
+from .runs import Named, runs_of
+from .settings import Asked, settings_of
+
+LINKS: dict[Expert, str] = {HIGH: "model", LOW: "low_noise_model"}
+"""The inputs of the two models."""
+
+
+def parts_of(asked: Asked, hidden: Any) -> tuple[list[Part], dict[str, Any]]:
+    """The trainings that are asked for, one or that of each expert, and the data of both, see
+    `sketches_of_data`.
+
+    Raises TrainError where the two models are not the experts of one, and what `runs_of` raises.
+    """
+    if asked.low_noise_model is None:
+        expert, because = trained_expert(asked.expert, asked.model, hidden)
+        found = [(of_expert(asked, expert), because)]
+    else:
+        _check_pair(asked)
+        found = [
+            (
+                of_expert(asked, expert, model=getattr(asked, link), low_noise_model=None),
+                _because(asked, expert, hidden),
+            )
+            for expert, link in LINKS.items()
+        ]
+    data = sketches_of_data(asked)
+    runs = runs_of(
+        [named_as(each) for each, _ in found], data, resume=asked.resume, checkpoint=asked.resume_from
+    )
+    return [Part(each, run, because) for (each, because), run in zip(found, runs, strict=True)], data
+
+
+def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
+    """What is asked of the training of an expert, as if of that alone."""
+    prefix, stack = named_for(asked.filename_prefix, expert), asked.stack
+    if stack is not None and expert != ALL:
+        stack = stack.of_expert(low_noise=expert == LOW)
+    return Asked(**{**vars(asked), "expert": expert, "filename_prefix": prefix, "stack": stack, **changed})
+
+
+def named_as(asked: Asked) -> Named:
+    """By what the training of a model is found."""
+    return Named(asked.filename_prefix, asked.dialect, settings_of(asked))
+
+
+def _because(asked: Asked, expert: Expert, hidden: Any) -> str:
+    """Why a model is trained as this expert. Raises TrainError where its name says that it is the other."""
+    link = LINKS[expert]
+    told, because = told_expert(getattr(asked, link), hidden, link)
+    if told not in (None, expert):
+        raise TrainError(
+            "this model is the other one of the two experts",
+            key=link,
+            got=f"the {told} one, {because}",
+            expected=f"the {expert} one",
+            hint="Link the high-noise model to `model`, and the low-noise one to `low_noise_model`",
+        )
+    return because or f"as it is linked to {link}"
+
+
+def _check_pair(asked: Asked) -> None:
+    """Raise TrainError for what cannot be trained as two experts in one run."""
+    models = [getattr(asked, link).model for link in LINKS.values()]
+    kinds = [(type(model).__name__, boundary_of(model)) for model in models]
+    if models[0] is models[1] or kinds[0] != kinds[1] or kinds[0][1] is None:
+        raise TrainError(
+            "these are not the two experts of one model",
+            key="low_noise_model",
+            got="the same model twice" if models[0] is models[1] else " and ".join(map(_in_words, kinds)),
+            expected="the high-noise and the low-noise model of Wan 2.2 of 14 B, both from text or both from "
+            "pictures",
+            hint="Unlink `low_noise_model` to train `model` alone",
+        )
+    for name, neutral, what in (
+        ("expert", AS_FAMILY, "each model is trained at its own part of the noise"),
+        ("resume_from", "", "a checkpoint is of one expert"),
+        ("clip", None, "text encoders are trained beside one model"),
+    ):
+        if getattr(asked, name) != neutral:
+            raise TrainError(
+                f"with both experts linked, {what}",
+                key=name,
+                got=str(getattr(asked, name)) if neutral is not None else "a link",
+                expected=repr(neutral) if neutral is not None else "none",
+                hint="Or unlink `low_noise_model`, and train each expert by itself",
+            )
+    unclear = [expert for expert in LINKS if expert_of(named_for(asked.filename_prefix, expert)) != expert]
+    if unclear:
+        raise TrainError(
+            "the files of a pair get names that end in high_noise and low_noise",
+            key="filename_prefix",
+            got=asked.filename_prefix,
+            expected="a name and folders that say neither",
+        )
+
+
+def _in_words(kind: tuple[str, float | None]) -> str:
+    name, boundary = kind
+    return f"{name}, {'without experts' if boundary is None else f'divided at {boundary:g}'}"
