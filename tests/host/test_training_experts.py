@@ -137,24 +137,62 @@ def test_one_run_gives_the_files_that_each_expert_gives_by_itself(
         assert words in told
 
 
-def test_a_pair_goes_on_where_it_stopped(host: Host, train: Train, pair: Pair, tmp_path: Path) -> None:
+Stopped = Callable[[str, int], list[int]]
+Asked = Callable[..., Any]
+
+
+@pytest.fixture
+def stopped(train: Train, pair: Pair) -> Stopped:
+    """Train both until Stop is pressed in a step of an expert; the steps that each has begun in this run."""
     import comfy.model_management
 
-    def stopped(*stop: Any) -> list[int]:
-        """The steps that each expert has begun until then."""
+    def run(expert: str, step: int) -> list[int]:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            train(**pair.links(stop))
+            train(**pair.links((expert, step)))
         return [len(times) for times in pair.times.values()]
 
+    return run
+
+
+@pytest.fixture
+def asked(host: Host, tmp_path: Path) -> Asked:
+    """What the page is told of a stopped training of both: its expert, step and name, and its differences."""
+    import folder_paths
+
+    told = host.module("lycoris_nodes.training.node.told").told
+    inputs = host.module("lycoris_nodes.training.node.schema").inputs()
+    values = {"filename_prefix": "loras/ink", "steps": STEPS, "rank": "2", "seed": 5}
+    values |= {"layers.preset": "attn-only", "optimisation.warmup": 0.0}
+    question = {"node": "1", "page": "", "model": [], "clip": [], "linked": ["low_noise_model"]}
+
+    def ask(*, anew: bool = False, **changed: Any) -> Any:
+        before = folder_paths.get_output_directory()
+        folder_paths.set_output_directory(str(tmp_path))
+        try:
+            found = told({**question, "values": {**values, **changed}, "anew": anew}, inputs)["stopped"]
+        finally:
+            folder_paths.set_output_directory(before)
+        return found and tuple(found[name] for name in ("expert", "step", "name", "differences"))
+
+    return ask
+
+
+def test_a_pair_goes_on_where_it_stopped(
+    host: Host, train: Train, pair: Pair, stopped: Stopped, asked: Asked, tmp_path: Path
+) -> None:
     whole = tmp_path / "whole"
     train(whole, **pair.links())
     # Something else has a number of one of the two.
     train(model=pair.models["low_noise"], seed=9, steps=1)
+    assert asked() is None
     assert stopped("high_noise", 2) == [2, 0]
+    assert asked() == ("high noise", 1, "ink_high_noise_00002_", [])
     high, low = (tmp_path / file.replace("00001", "00002") for file in (HIGH, LOW))
     # A file has its own name in its metadata.
     wanted = {name: data.replace(b"_00001_", b"_00002_") for name, data in files(whole).items()}
     assert stopped("low_noise", 3) == [STEPS - 1, 3]
+    assert asked() == ("low noise", 2, "ink_low_noise_00002_", [])
+    assert asked(seed=6) == ("low noise", 2, "ink_low_noise_00002_", ["seed was 5 and is 6"])
     assert high.read_bytes() == wanted[HIGH] and not low.exists()
     # What a kill leaves between the two files of the first checkpoint.
     folder = low.with_name(f"{low.stem}-checkpoints")
@@ -170,6 +208,45 @@ def test_a_pair_goes_on_where_it_stopped(host: Host, train: Train, pair: Pair, t
     # With more steps both go on.
     made = train(**pair.links(), steps=STEPS + 1, resume=True)
     assert made["path"] == str(high) and [len(times) for times in pair.times.values()] == [1, 1]
+
+
+@pytest.mark.soak
+def test_what_counts_as_half_of_a_pair(
+    host: Host, train: Train, pair: Pair, stopped: Stopped, asked: Asked, tmp_path: Path
+) -> None:
+    # An expert that was trained by itself, either of them.
+    for number, name in enumerate(reversed(EXPERTS), 1):
+        train(model=pair.models[name])
+        expert = name.replace("_", " ")
+        assert asked() == (expert, STEPS, f"ink_{name}_0000{number}_", [])
+        made = train(**pair.links())
+        assert f"_0000{number}_" in made["path"] and not pair.times[name]
+        assert [len(times) for times in pair.times.values() if times] == [STEPS]
+        assert asked() is None
+    # Both are finished: a new pair. Its second is gone on with only as it was.
+    assert stopped("low_noise", 2) == [STEPS, 2]
+    with pytest.raises(host.ops.TrainError, match=r"broken off after 1 step, with other settings: seed"):
+        train(**pair.links(), seed=6)
+    assert "_00003_" in train(**pair.links(), seed=5)["path"]
+    # What is set aside is left as it is, whichever of the two was stopped.
+    for number, expert in ((4, "high_noise"), (5, "low_noise")):
+        stopped(expert, 2)
+        assert asked()[2] == f"ink_{expert}_0000{number}_"
+        assert asked(anew=True) is None
+    # The first of a pair that was set aside is no half of another one.
+    assert "_00006_" in train(**pair.links())["path"]
+    # For more steps, at another rate.
+    with pytest.raises(host.ops.TrainError, match="no training of this name"):
+        train(**pair.links(), filename_prefix="loras/other", resume=True)
+    made = train(**pair.links(), steps=STEPS + 2, learning_rate=1e-3, resume=True)
+    assert "_00006_" in made["path"] and made["report"].count("went on with other settings") == 2
+    # An expert that was trained by itself, on another model.
+    train(model=pair.models["high_noise"], seed=7)
+    other = Pair()
+    with torch.no_grad():
+        next(other.models["high_noise"].model.diffusion_model.parameters()).add_(1)
+    with pytest.raises(host.ops.MatchError, match="another model"):
+        train(**other.links(), seed=7)
 
 
 @pytest.mark.parametrize(

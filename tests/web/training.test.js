@@ -20,6 +20,9 @@ test("each stage says its count", () => {
   assert.equal(inWords({ stage: "captions", done: 12, of: 40 }), "Encoding captions 12 of 40")
   assert.equal(inWords({ stage: "sampling", step: 100, done: 3, of: 20 }), "Sampling at step 100: 3 of 20")
   assert.equal(inWords({ stage: "stopped", step: 3, steps: 60 }), "Stopped at 3 of 60")
+  const low = { stage: "stopped", step: 3, steps: 60, expert: "low noise" }
+  assert.equal(inWords(low), "Low noise: Stopped at 3 of 60")
+  assert.equal(inWords({ ...low, expert: "high noise", stage: "done" }), "")
   assert.deepEqual([4, 59.7, 3599, 7500].map(duration), ["4 s", "1 min", "1 h 0 min", "2 h 5 min"])
 })
 
