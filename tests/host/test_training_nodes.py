@@ -200,7 +200,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     def anew(settings: dict[str, Any], prefix: str = "loras/style") -> None:
         before = folder_paths.get_output_directory()
         folder_paths.set_output_directory(str(tmp_path))
-        runs.begin_anew([runs.Named(prefix, "comfy", settings)], ())
+        runs.begin_anew([runs.RunKey(prefix, "comfy", settings)], ())
         folder_paths.set_output_directory(before)
 
     # To ask makes no folder, whatever the host puts into its name.

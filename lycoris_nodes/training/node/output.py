@@ -14,7 +14,7 @@ from ...host.files import file_tensors, shown_path, workflow_metadata
 from ...host.page import asking_page, io, picture_tensor, tell_page
 from ...schema.report import with_report
 from .live import running
-from .pair import parts_of
+from .pair import jobs_of
 from .run import DataOf, FinishedTraining, latents_with_captions, train
 from .settings import Asked
 
@@ -33,8 +33,8 @@ def trained(
     model is loaded.
     """
     key = str(getattr(hidden, "unique_id", ""))
-    parts, data = parts_of(asked, hidden)
-    experts = [part.asked.expert for part in parts] if len(parts) == 2 else [""]
+    jobs, data = jobs_of(asked, hidden)
+    experts = [job.asked.expert for job in jobs] if len(jobs) == 2 else [""]
     made: list[FinishedTraining] = []
 
     def tell(known: dict[str, Any]) -> None:
@@ -46,9 +46,9 @@ def trained(
         tell_page(RESCUED, hidden, text="\n".join([*map(_finished, experts, made), text]))
 
     try:
-        for part in parts:
-            made.append(train(part, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
-            if len(made) < len(parts):
+        for job in jobs:
+            made.append(train(job, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
+            if len(made) < len(jobs):
                 rescued("Run with the same settings trains the low-noise expert.")
     finally:
         running.pop(key, None)

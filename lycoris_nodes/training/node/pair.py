@@ -10,15 +10,15 @@ from ...files.pairs import HIGH, LOW, Expert, expert_of
 from ...schema.inputs import AS_FAMILY
 from ..data.families import boundary_of
 from .experts import ALL, named_for, trained_expert
-from .run import Part, sketches_of_data
-from .runs import Named, runs_of
+from .run import Job, sketches_of_data
+from .runs import RunKey, runs_of
 from .settings import Asked, settings_of
 
 LINKS: dict[Expert, str] = {HIGH: "model", LOW: "low_noise_model"}
 """The inputs of the two models."""
 
 
-def parts_of(asked: Asked, hidden: Any) -> tuple[list[Part], dict[str, Any]]:
+def jobs_of(asked: Asked, hidden: Any) -> tuple[list[Job], dict[str, Any]]:
     """The trainings that are asked for, one or that of each expert, and the data of both, see
     `sketches_of_data`.
 
@@ -38,9 +38,9 @@ def parts_of(asked: Asked, hidden: Any) -> tuple[list[Part], dict[str, Any]]:
         ]
     data = sketches_of_data(asked)
     runs = runs_of(
-        [named_as(each) for each, _ in found], data, resume=asked.resume, checkpoint=asked.resume_from
+        [key_of(each) for each, _ in found], data, resume=asked.resume, checkpoint=asked.resume_from
     )
-    return [Part(each, run, because) for (each, because), run in zip(found, runs, strict=True)], data
+    return [Job(each, run, because) for (each, because), run in zip(found, runs, strict=True)], data
 
 
 def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
@@ -51,9 +51,9 @@ def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
     return Asked(**{**vars(asked), "expert": expert, "filename_prefix": prefix, "stack": stack, **changed})
 
 
-def named_as(asked: Asked) -> Named:
+def key_of(asked: Asked) -> RunKey:
     """By what the training of a model is found."""
-    return Named(asked.filename_prefix, asked.dialect, settings_of(asked))
+    return RunKey(asked.filename_prefix, asked.dialect, settings_of(asked))
 
 
 def _because(asked: Asked, expert: Expert, hidden: Any) -> str:

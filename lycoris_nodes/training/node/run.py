@@ -105,7 +105,7 @@ class FinishedTraining:
 
 
 @dataclass(frozen=True)
-class Part:
+class Job:
     """What is asked of the training of one model."""
 
     asked: Asked
@@ -141,7 +141,7 @@ def sketches_of_data(asked: Asked) -> dict[str, list[Sketch]]:
 
 
 def train(
-    part: Part,
+    job: Job,
     data: Mapping[str, Sequence[Sketch]],
     metadata: Mapping[str, str],
     tell: Callable[[dict[str, Any]], None],
@@ -159,7 +159,7 @@ def train(
 
     Raises LycorisError for what cannot be trained, before the first step.
     """
-    asked, run = part.asked, part.run
+    asked, run = job.asked, job.run
     settings = settings_of(asked)
     changed = differences(run.state.settings, settings) if run.state else []
     output = run.output
@@ -282,7 +282,7 @@ def train(
             )
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         notes = [
-            *expert_in_words(asked.expert, loss.times, part.because),
+            *expert_in_words(asked.expert, loss.times, job.because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
             *guidance_in_words(
                 family,

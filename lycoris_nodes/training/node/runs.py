@@ -51,7 +51,7 @@ ASIDE = "set-aside.json"
 """The file in a folder of checkpoints with the settings for which the user has begun anew."""
 
 
-class Named(NamedTuple):
+class RunKey(NamedTuple):
     """What a training is found by, beside its data."""
 
     prefix: str
@@ -108,7 +108,7 @@ class Offer:
 
 
 def runs_of(
-    named: Sequence[Named],
+    keys: Sequence[RunKey],
     data: Mapping[str, Sequence[Sketch]],
     *,
     resume: bool,
@@ -126,11 +126,11 @@ def runs_of(
     settings, and none with these: then the user must choose.
     """
     if resume or checkpoint:
-        return _resumed(named, checkpoint)
-    pair = _begun_pair(named, data) if len(named) == 2 else None
+        return _resumed(keys, checkpoint)
+    pair = _begun_pair(keys, data) if len(keys) == 2 else None
     if pair:
         return pair
-    offer = offer_of(named, data)
+    offer = offer_of(keys, data)
     if offer and offer.differences:
         raise TrainError(
             f"a training of this name was broken off after {number_of(offer.state.step, 'step')}, "
@@ -141,20 +141,20 @@ def runs_of(
         )
     if offer:
         return [offer.run]
-    number = max(_number(one.new, one.dialect) for one in named)
-    return [Run(_numbered(one, number)) for one in named]
+    number = max(_number(one.new, one.dialect) for one in keys)
+    return [Run(_numbered(one, number)) for one in keys]
 
 
-def _resumed(named: Sequence[Named], checkpoint: str) -> list[Run]:
+def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:
     """The latest training of this name, or the two of a pair. Raises TrainError as `runs_of` does."""
-    if len(named) == 1:
-        latest = [*islice(_runs(named[0].new, named[0].dialect), 1)]
+    if len(keys) == 1:
+        latest = [*islice(_runs(keys[0].new, keys[0].dialect), 1)]
     else:
-        known = [_by_number(one) for one in named]
+        known = [_by_number(one) for one in keys]
         number = max({*known[0], *known[1]}, default=0)
-        latest = _of_number(named, known, number) if number else []
+        latest = _of_number(keys, known, number) if number else []
     if not latest:
-        first, new = named[0], named[0].new
+        first, new = keys[0], keys[0].new
         raise TrainError(
             "there is no training of this name to go on with",
             key=first.prefix,
@@ -164,7 +164,7 @@ def _resumed(named: Sequence[Named], checkpoint: str) -> list[Run]:
         )
     if checkpoint:
         latest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in latest]
-    for run, one in zip(latest, named, strict=True):
+    for run, one in zip(latest, keys, strict=True):
         if run.state:
             _check_unchanged(run, run.state, one.settings)
             (run.folder / ASIDE).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def _resumed(named: Sequence[Named], checkpoint: str) -> list[Run]:
 
 
 def _begun_pair(
-    named: Sequence[Named],
+    keys: Sequence[RunKey],
     data: Mapping[str, Sequence[Sketch]] | None,
     unknown: Container[str] = (),
 ) -> list[Run] | None:
@@ -180,16 +180,16 @@ def _begun_pair(
 
     A training of one expert alone is half of one, if nothing else has its number.
     """
-    known = [_by_number(one) for one in named]
+    known = [_by_number(one) for one in keys]
     for number in sorted({*known[0], *known[1]}, reverse=True):
-        runs = _of_number(named, known, number)
+        runs = _of_number(keys, known, number)
         fits = (
             not run.output.exists()
             if run.state is None
             else _is_free(run, one.settings)
             and not differences(run.state.settings, one.settings, unknown)
             and (data is None or run.state.has_data(data))
-            for run, one in zip(runs, named, strict=True)
+            for run, one in zip(runs, keys, strict=True)
         )
         if all(fits) and not all(run.is_whole for run in runs):
             return runs
@@ -227,7 +227,7 @@ def _check_unchanged(run: Run, state: FoundState, settings: Mapping[str, Any]) -
 
 
 def offer_of(
-    named: Sequence[Named],
+    keys: Sequence[RunKey],
     data: Mapping[str, Sequence[Sketch]] | None = None,
     unknown: Container[str] = (),
 ) -> Offer | None:
@@ -238,26 +238,26 @@ def offer_of(
     `unknown` are settings that may have any value, and without `data` the data may be any too.
     """
     # The page asks while a name is typed, which must make no folders.
-    if not all(has_output_folder(one.prefix) for one in named):
+    if not all(has_output_folder(one.prefix) for one in keys):
         return None
-    if len(named) == 1:
-        return _offer_of_one(named[0], data, unknown)
-    if pair := _begun_pair(named, data, unknown):
+    if len(keys) == 1:
+        return _offer_of_one(keys[0], data, unknown)
+    if pair := _begun_pair(keys, data, unknown):
         offers = [
-            Offer(run, run.state, one.settings, []) for run, one in zip(pair, named, strict=True) if run.state
+            Offer(run, run.state, one.settings, []) for run, one in zip(pair, keys, strict=True) if run.state
         ]
         return min(offers, key=lambda offer: offer.run.is_whole)
-    asked = (_offer_of_one(one, data, unknown) for one in named)
+    asked = (_offer_of_one(one, data, unknown) for one in keys)
     return next((offer for offer in asked if offer and offer.differences), None)
 
 
 def _offer_of_one(
-    named: Named, data: Mapping[str, Sequence[Sketch]] | None, unknown: Container[str]
+    key: RunKey, data: Mapping[str, Sequence[Sketch]] | None, unknown: Container[str]
 ) -> Offer | None:
     offers = [
-        Offer(run, run.state, named.settings, differences(run.state.settings, named.settings, unknown))
-        for run in _runs(named.new, named.dialect)
-        if run.state and _is_free(run, named.settings)
+        Offer(run, run.state, key.settings, differences(run.state.settings, key.settings, unknown))
+        for run in _runs(key.new, key.dialect)
+        if run.state and _is_free(run, key.settings)
     ]
     # If all steps are done and only the file is missing, going on just writes it.
     missing = [offer for offer in offers[:1] if not offer.run.output.exists()]
@@ -270,9 +270,9 @@ def _offer_of_one(
     return next((offer for offer in offers[:1] if offer.state.step and not offer.state.finished), None)
 
 
-def begin_anew(named: Sequence[Named], unknown: Container[str]) -> None:
+def begin_anew(keys: Sequence[RunKey], unknown: Container[str]) -> None:
     """Set aside what Run would go on with or ask about with these settings. All files stay."""
-    while offer := offer_of(named, unknown=unknown):
+    while offer := offer_of(keys, unknown=unknown):
         known = {name: value for name, value in offer.wanted.items() if name not in unknown}
         path = offer.run.folder / ASIDE
         data = json.dumps([*_set_aside(path), known]).encode()
@@ -362,20 +362,20 @@ def _state(folder: Path, stamps: tuple[Any, ...]) -> FoundState | None:
     return newest_state(folder)
 
 
-def _by_number(named: Named) -> dict[int, Run]:
+def _by_number(key: RunKey) -> dict[int, Run]:
     """The numbered trainings of this name that have states."""
-    runs = ((_number(run.output, named.dialect), run) for run in _runs(named.new, named.dialect))
+    runs = ((_number(run.output, key.dialect), run) for run in _runs(key.new, key.dialect))
     return {number: run for number, run in runs if number}
 
 
-def _of_number(named: Sequence[Named], known: Sequence[Mapping[int, Run]], number: int) -> list[Run]:
+def _of_number(keys: Sequence[RunKey], known: Sequence[Mapping[int, Run]], number: int) -> list[Run]:
     """The two of a pair. One that is not known begins anew."""
-    return [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, named, strict=True)]
+    return [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, keys, strict=True)]
 
 
-def _numbered(named: Named, number: int) -> Path:
-    new = named.new
-    return new.with_name(f"{_name(new, named.dialect)}_{number:05}_{ending_of(named.dialect)}")
+def _numbered(key: RunKey, number: int) -> Path:
+    new = key.new
+    return new.with_name(f"{_name(new, key.dialect)}_{number:05}_{ending_of(key.dialect)}")
 
 
 def _number(path: Path, dialect: str) -> int:

@@ -14,8 +14,8 @@ from ...schema.checks import literals, places
 from ..data.families import Family, family_named
 from .experts import expert_of_files
 from .live import running, shown
-from .pair import LINKS, named_as, of_expert
-from .runs import Named, begin_anew, offer_of
+from .pair import LINKS, key_of, of_expert
+from .runs import RunKey, begin_anew, offer_of
 from .schema import asked_of
 from .settings import Asked, rate_of, text_rate_of
 
@@ -43,10 +43,10 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     # As the node has them when it runs.
     one = expert_of_files(known.expert, asked["model"], kinds)
     experts = (*LINKS,) if LINKS[LOW] in linked else (one,)
-    named = [named_as(of_expert(known, expert)) for expert in experts]
+    keys = [key_of(of_expert(known, expert)) for expert in experts]
     if asked.get("anew"):
-        begin_anew(named, unknown=linked)
-    return {**found, "stopped": _stopped(named, linked, inputs)}
+        begin_anew(keys, unknown=linked)
+    return {**found, "stopped": _stopped(keys, linked, inputs)}
 
 
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
@@ -82,8 +82,8 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
 
 
-def _stopped(named: Sequence[Named], linked: Sequence[str], inputs: Sequence[Any]) -> Any:
-    offer = offer_of(named, unknown=linked)
+def _stopped(keys: Sequence[RunKey], linked: Sequence[str], inputs: Sequence[Any]) -> Any:
+    offer = offer_of(keys, unknown=linked)
     if offer is None:
         return None
     drawn = shown(offer.state.history(), offer.run.folder)
@@ -91,7 +91,7 @@ def _stopped(named: Sequence[Named], linked: Sequence[str], inputs: Sequence[Any
     others = {name: value for name, value in theirs.items() if settings.get(name, value) != value}
     return {
         **drawn,
-        "expert": settings["expert"] if len(named) == 2 else "",
+        "expert": settings["expert"] if len(keys) == 2 else "",
         "step": offer.state.step,
         "steps": offer.state.of,
         "differences": offer.differences,
