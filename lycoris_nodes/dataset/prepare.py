@@ -21,6 +21,7 @@ from ..host.page import Progress, picture_tensor
 from ..host.references import Conditioning, References, encoded_with, with_references
 from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told
+from ..training.data.tags import CAPTION, TRIGGER
 from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
@@ -218,6 +219,9 @@ def prepared(
         done += 1
         update(done, total)
 
+    def words_of(text: str) -> dict[str, str]:
+        return {CAPTION: text, TRIGGER: settings.trigger}
+
     pictures = _Pictures(settings, vae, kept, check, shown)
     encoded: list[list[_Encoded]] = []
     for one in planned:
@@ -232,7 +236,8 @@ def prepared(
         told("captions", done - count + 1, len(texts) + pairs)
         # The text may name a file of an embedding, which can change.
         key = None if "embedding:" in text or clip.identity is None else key_of("text", clip.identity, text)
-        conditionings[text] = kept.fetch(key, lambda text=text: clip.encode(text))
+        encoded_text = kept.fetch(key, lambda text=text: clip.encode(text))
+        conditionings[text] = _saying(encoded_text, words_of(text))
     samples: dict[bool, list[PreparedPicture]] = {True: [], False: []}
     for one, views in zip(planned, encoded, strict=True):
         made: list[PreparedPicture] = []
@@ -249,7 +254,8 @@ def prepared(
                         conditioning = with_references(conditioning, pictures.kind.key, value.references)
                 else:
                     told("captions", done - count + 1, len(texts) + pairs)
-                    conditioning = _saying(pictures.caption(one, view, text, clip), told_of_it)
+                    conditioning = pictures.caption(one, view, text, clip)
+                    conditioning = _saying(conditioning, {**told_of_it, **words_of(text)})
                 conditioning = _saying(conditioning, value.given)
                 rest = (value.mask, value.noise_mask, one.fit.size)
                 made.append(PreparedPicture(value.latent, text, conditioning, *rest))

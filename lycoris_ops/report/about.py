@@ -15,6 +15,7 @@ from typing import Any, cast
 from ..errors import either
 from ..files.json_text import parse_json
 from ..names.architectures import signals_of
+from ..names.families import METADATA
 from ..reading.adapter import Adapter
 from .words import counted, ranks
 
@@ -81,13 +82,15 @@ def about(adapter: Adapter) -> About:
     counts = _tables(text, FREQUENCY, problems)
     stated = [word for key in TRIGGERS for part in text.get(key, "").split(",") if (word := part.strip())]
     infos = list(adapter.info.values())
+    families = METADATA if adapter.families else ()
     return About(
         kind=counted(info.algorithm.algorithm for info in infos),
         rank=ranks(info.rank for info in infos),
         family=either(adapter.families),
         families=adapter.families,
         signals=tuple(sorted({*signals_of(info.named.path for info in infos).values()}, reverse=True)),
-        base=next((text[key] for key in BASES if text.get(key)), ""),
+        # Some of the entries only name the family.
+        base=next((text[key] for key in BASES if text.get(key) and key not in families), ""),
         dialect=adapter.dialect,
         size=adapter.file.size,
         triggers=tuple(dict.fromkeys(stated or _on_every_picture(counts, _tables(text, FOLDERS, problems)))),

@@ -439,5 +439,5 @@ def test_a_text_encoder_that_sees_is_shown_references_as_by_the_hosts_node(
         ]
     assert same(told[-2], told[-1])
     ((_, said),) = data["positive"][0]
-    assert said.keys() == more.keys()
+    assert said.keys() == {*more, "lycoris_caption", "lycoris_trigger"}
     assert torch.equal(said["reference_latents"][0], more["reference_latents"][0])

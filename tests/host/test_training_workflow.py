@@ -167,6 +167,9 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     # The workflow can be read out of the file, as out of any that the host saves.
     assert json.loads(metadata["prompt"]).keys() == prompt.keys()
     assert metadata["ss_steps"] == "4" and metadata["ss_network_module"] == "networks.lora"
+    # By its trigger the list of files finds it.
+    assert metadata["modelspec.trigger_phrase"] == "mystyle"
+    assert json.loads(metadata["ss_tag_frequency"])["pictures"]["mystyle"] == 1
 
 
 # Four runs of a host, which is started again.

@@ -44,6 +44,7 @@ from ..data.samples import (
     samples_of,
     sketches_of,
 )
+from ..data.tags import metadata_of_captions
 from ..data.texts import TextEncoder
 from ..model.session import Session
 from .experts import expert_in_words
@@ -232,7 +233,8 @@ def train(
             overwrite=run.is_torn,
             dialect=asked.dialect,
             dtype=WRITABLE[asked.dtype],
-            metadata=metadata,
+            # A user who wants no workflow in files wants no captions either.
+            metadata=metadata and {**metadata, **metadata_of_captions(asked.positive)},
             bar=False,
             picture=False,
         )
