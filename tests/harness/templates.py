@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from .facts import ROOT
-from .workflow import with_values
+from .workflow import ACTIVE, with_values
 
 FOLDER = ROOT / "workflows"
 TEMPLATES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
@@ -86,10 +86,13 @@ def chosen(name: str) -> Values:
 
 
 def ready(name: str, object_info: dict[str, Any], *values: Values) -> dict[str, Any]:
-    """A template with the files chosen, and other values."""
+    """A template with the files chosen, and other values. Only nodes that write files stay muted."""
     graph = template(name)
     for each in (chosen(name), *values):
         graph = with_values(graph, object_info, each)
+    for node in graph["nodes"]:
+        if node["type"] not in WRITING.values():
+            node["mode"] = ACTIVE
     return graph
 
 
