@@ -128,7 +128,8 @@ def test_a_template_asks_for_a_model_and_runs(server: Server, name: str) -> None
     active = [node for node in opened["nodes"] if node["mode"] == ACTIVE]
     offered = [model["name"] for node in active for model in node["properties"].get("models", ())]
     # The first part of EXTRACT needs no model, and the second is muted.
-    assert bool(offered) == (name != EXTRACT) and sorted(missing_files(to_prompt(opened, info), info)) == sorted(offered)
+    assert bool(offered) == (name != EXTRACT)
+    assert sorted(missing_files(to_prompt(opened, info), info)) == sorted(offered)
     saving = [one for one in opened["nodes"] if one["type"] in WRITING.values()]
     writing = {one["type"] for one in saving if one["mode"] == ACTIVE}
     assert writing == ({WRITING[name]} if name in WRITING else set())
