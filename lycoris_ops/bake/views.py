@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,17 +9,12 @@ from torch import Tensor
 
 from ..maths.shapes import Rows, Shape
 from ..names.targets import Targets
+from ..names.transposed import stored_transposed
 from ..peft.parameters import of_expert
 from ..stack.resolve import Match, in_order
 from ..stack.stack import Entry, Stack
 
 Pairs = Sequence[tuple[Entry, Match]]
-
-CONV1D = re.compile(r"\.(c_attn|q_attn|c_fc|c_proj)\.weight$")
-"""What GPT-2 and its kin call the linear layers that they store as (I, O), by the class Conv1D. Other models
-use the same names for layers that they store as (O, I)."""
-WIDE = ("c_attn", "c_fc")
-"""Those of them that have more outputs than inputs."""
 
 
 class Slot(NamedTuple):
@@ -90,23 +84,24 @@ def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, V
 
 
 def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, View]]:
-    """The weights (I, O): those of GPT-2 and its kin, and those of adapters that are for such weights.
+    """The weights (I, O), by their names.
 
-    A layer of such an adapter (see `Adapter.transposed`) that fits only the weight as it is stored is for
-    that.
+    Where no name tells, they are those that layers of an adapter for such weights (see `Adapter.transposed`)
+    fit when transposed.
     """
-    named = {key: (CONV1D.search(key), shape) for key, shape in shapes.items() if len(shape) == 2}
-    wide = {shape[1] > shape[0] for found, shape in named.values() if found and found[1] in WIDE}
-    turned = {key for key, (found, _) in named.items() if found} if wide == {True} else set[str]()
+    for key in stored_transposed(shapes) or _fitting_transposed(shapes, stack):
+        yield key, View(shapes[key][::-1], (Place(Slot(key, turned=True)),))
+
+
+def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
+    found: set[str] = set()
     for adapter in (entry.adapter for entry in stack if entry.adapter.transposed):
-        targets = Targets(shapes)
-        for layer, places in targets.find_each(adapter.names, adapter.path).places.items():
+        for layer, places in Targets(shapes).find_each(adapter.names, adapter.path).places.items():
             info = adapter.info[layer]
             stored = shapes[places[0].key] if len(places) == 1 and places[0].rows is None else ()
             if info.shape and len(stored) == 2 and info.fits(stored[::-1]):
-                turned.add(places[0].key)
-    for key in turned:
-        yield key, View(shapes[key][::-1], (Place(Slot(key, turned=True)),))
+                found.add(places[0].key)
+    return found
 
 
 def slots_of(name: str, views: Mapping[str, View]) -> tuple[Slot, ...]:

@@ -23,7 +23,7 @@ from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite
 from ..ranks.sizes import Size
-from ..reading.adapter import Adapter
+from ..reading.adapter import TRANSPOSED, Adapter
 from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def extract_adapter(
         "algorithm": algorithm,
         "seed": settings.seed,
     }
-    text = metadata_of({}, {}, recipe, "source_recipe")
+    turned = {TRANSPOSED: "true"} if any(pair.turned for pair in pairs.pairs) else {}
+    text = metadata_of({}, turned, recipe, "source_recipe")
     layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
     made = Adapter.of(
         layers, name=name or f"{PurePath(short_name(after.name)).stem}-extracted", metadata=text
@@ -116,6 +117,7 @@ def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause
     with located(file=after.name, key=pair.tuned[0].key):
         change, noise = _difference(rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause)
         pause()
+        change = change.T.contiguous() if pair.turned else change
         forms = (Dense(change.reshape(len(change), -1)),) if bool(change.any()) else ()
         return Goal(forms, _bias(pair, before, after, pause), noise=noise if len(pair.shape) > 1 else 0.0)
 

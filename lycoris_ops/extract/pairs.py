@@ -10,6 +10,7 @@ from ..files.weights import Weights
 from ..maths.shapes import Rows, Shape
 from ..names.architectures import recognise
 from ..names.targets import HOST_ENCODERS, Target, Targets
+from ..names.transposed import stored_transposed
 
 COPIES = ("model_ema.",)
 """Prefixes of a second copy of a model, which no tool loads."""
@@ -26,6 +27,8 @@ class Pair:
     base: tuple[Target, ...]
     tuned: tuple[Target, ...]
     shape: Shape
+    turned: bool = False
+    """Whether both models store the weight as (I, O)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class _Side:
         self.weights = weights
         shapes = {key: shape for key, shape in weights.shapes.items() if not key.startswith(COPIES)}
         self.targets = Targets(shapes)
+        self.turned = stored_transposed(shapes)
         parts = self.targets.parts
         # A scalar, such as CLIP's `logit_scale`, is not a layer.
         here = [one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)]
@@ -112,12 +116,14 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
             used[first].add(target.key)
             used[second].update(place.key for place in places)
             shape, met = one.targets.shape_of(target), other.targets.shape_of(*places)
-            if shape != met:
+            turned = {target.key in one.turned, *(place.key in other.turned for place in places)}
+            if shape != met or len(turned) > 1:
                 shapes = (met, shape) if first == 1 else (shape, met)
                 reshaped.append(f"{target.key}: {list(shapes[1])}, {list(shapes[0])} in the base")
                 continue
             both = ((target,), places) if first == 0 else (places, (target,))
-            pairs.append(Pair(one.name(target), both[0], both[1], shape))
+            (turn,) = turned
+            pairs.append(Pair(one.name(target), *both, shape[::-1] if turn else shape, turn))
             if all(bool(place.bias) != bool(target.bias) for place in places):
                 side = first if target.bias else second
                 biases[side].extend(place.bias for place in both[side] if place.bias)

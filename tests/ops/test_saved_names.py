@@ -25,7 +25,7 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
-GPT2 = {"vocab_size": 30, "n_positions": 16, "n_embd": 32, "n_layer": 1, "n_head": 4}
+GPT2 = {"vocab_size": 30, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 4}
 GPT2 |= {"bos_token_id": 0, "eos_token_id": 0}
 MODELS: dict[str, tuple[str, dict[str, int]]] = {
     # Experts of two tensors each, in a module of another name.
@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, int]]] = {
     "ViTForImageClassification": ("ViTConfig", {**SIZES, "image_size": 8, "patch_size": 4}),
     # One tensor for queries, keys, values and a gate.
     "HrmTextForCausalLM": ("HrmTextConfig", SIZES),
-    # Weights (I, O), one of them square.
+    # Weights (I, O), one of them square, and a square embedding.
     "GPT2LMHeadModel": ("GPT2Config", GPT2),
 }
 
@@ -69,8 +69,9 @@ def check(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5, msg=key)
 
 
-def baked(folder: Path, adapter: Path, out: Path) -> dict[str, Tensor]:
-    lyc.merge_checkpoint(folder, lyc.Stack([lyc.Entry(lyc.load_adapter(adapter))]), out, strict=True)
+def baked(folder: Path, adapter: Path | lyc.Adapter, out: Path) -> dict[str, Tensor]:
+    read = lyc.load_adapter(adapter) if isinstance(adapter, Path) else adapter
+    lyc.merge_checkpoint(folder, lyc.Stack([lyc.Entry(read)]), out, strict=True)
     return held(out)
 
 
@@ -132,6 +133,25 @@ def test_pefts_adapters_of_gpt2_are_baked_as_peft_merges_them(kind: str, tmp_pat
     (tmp_path / "alone").mkdir()
     save_file(plain, tmp_path / "alone/model.safetensors")
     check(baked(tmp_path / "alone", adapter, tmp_path / "out"), wanted)
+
+
+def test_what_is_extracted_from_gpt2_is_for_its_layers(tmp_path: Path) -> None:
+    settings: Any = transformers.GPT2Config
+    model = transformers.GPT2LMHeadModel(settings(**GPT2))
+    model.save_pretrained(tmp_path / "base")
+    moved(model.parameters())
+    wanted = {key: value.clone() for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "tuned")
+    models = (tmp_path / "base", tmp_path / "tuned")
+    found = lyc.extract_adapter(*models, size=lyc.Rank(32), dtype=torch.float32)
+    check(baked(tmp_path / "base", found, tmp_path / "out"), held(tmp_path / "tuned"))
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    network = lyc.create_lycoris(model, weights=found)
+    for path, member in network.members.items():
+        change = member.layer.delta(torch.zeros(member.site.shape))
+        key = member.site.key
+        apart = wanted[key] - model.state_dict()[key]
+        torch.testing.assert_close(member.site.oriented(apart), change, rtol=0, atol=1e-6, msg=path)
 
 
 def test_settings_of_no_model_are_an_error_where_they_are_needed(tmp_path: Path) -> None:

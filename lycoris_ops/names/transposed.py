@@ -1,0 +1,24 @@
+"""Weights that GPT-2 and its kin store as (I, O), by the class Conv1D of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..maths.shapes import Shape
+
+LINEAR = re.compile(r"(?:^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
+"""What they call their linear layers. Other models call layers so that they store as (O, I)."""
+WIDE = ("c_attn", "c_fc")
+"""Those that have more outputs than inputs."""
+
+
+def stored_transposed(shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """The keys of the weights of a model that are stored as (I, O), by their names and shapes."""
+    found = {
+        key: (named[1], shape)
+        for key, shape in shapes.items()
+        if len(shape) == 2 and (named := LINEAR.search(key))
+    }
+    wide = {shape[1] > shape[0] for name, shape in found.values() if name in WIDE}
+    return frozenset(found) if wide == {True} else frozenset()
