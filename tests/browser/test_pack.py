@@ -156,7 +156,11 @@ def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str]
         button.get_by_role("button", name="Show advanced inputs").dispatch_event("click")
     else:
         page.evaluate(f"{node}.showAdvanced = true")
+        page.mouse.click(5, 300)
     assert page.evaluate(shown) == [*first, *groups]
+    page.wait_for_function(f"{node}.inputs.some(input => input.name === 'low_noise_model')")
+    names = page.evaluate(f"{node}.inputs.map(input => input.name)")
+    assert len(names) == len({*names})
     choose = f"choice => {{ {node}.widgets.find(one => one.name === 'regularisation').value = choice }}"
     page.evaluate(choose, "own")
     inside = [name for name in page.evaluate(shown) if name not in (*first, *groups)]
