@@ -29,7 +29,7 @@ from ..stack.resolve import Resolution, resolve
 from ..stack.stack import Stack
 from .destination import Destination, destination_of
 from .saved_names import views_of
-from .views import Pairs, Slot, View, placed, slots_of, views_in
+from .views import FileSlot, FileView, Pairs, placed, slots_of, views_in
 
 COPY_BYTES = 4 << 20
 """The most bytes copied at once, and so between two calls of `progress`."""
@@ -185,7 +185,7 @@ class _Merge:
 
     base: ModelFile
     destination: Destination
-    pairs: Mapping[Slot, Pairs]
+    pairs: Mapping[FileSlot, Pairs]
     """The layers that change each weight or bias."""
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
@@ -206,9 +206,9 @@ class _Merge:
         return changed
 
     @cached_property
-    def slots(self) -> Mapping[str, list[Slot]]:
+    def slots(self) -> Mapping[str, list[FileSlot]]:
         """The changed slots of each tensor, by its key."""
-        found: dict[str, list[Slot]] = {}
+        found: dict[str, list[FileSlot]] = {}
         for slot in self.pairs:
             found.setdefault(slot.key, []).append(slot)
         return found
@@ -233,11 +233,11 @@ class _Merge:
             written, shape = info.dtype, info.shape
             weight = self.quantised.get(self.changed.get(name, ""))
             if weight is not None:
-                self._check_size(Slot(weight.key), weight.shape, "a quantised weight")
+                self._check_size(FileSlot(weight.key), weight.shape, "a quantised weight")
                 written = weight.parts[name]
             elif name in self.plain:
                 written = DTYPE_NAMES[dtype] if dtype else info.dtype
-                shape = _enlarged(info.shape, self.pairs.get(Slot(name), ()))
+                shape = _enlarged(info.shape, self.pairs.get(FileSlot(name), ()))
             size = (math.prod(shape) * ITEM_BITS[written] + 7) // 8
             place = self.destination.places[name]
             outputs[name] = TensorInfo(written, shape, ends[place], ends[place] + size)
@@ -258,7 +258,7 @@ class _Merge:
             hint=f"To merge, {'' if self.codec else with_codec}take the file it was quantised from",
         )
 
-    def _check_size(self, slot: Slot, shape: Shape, what: str) -> None:
+    def _check_size(self, slot: FileSlot, shape: Shape, what: str) -> None:
         enlarged = _enlarged(shape, self.pairs.get(slot, ()))
         if enlarged != shape:
             raise LayerError(
@@ -370,7 +370,7 @@ class _Merge:
         )
 
 
-def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, View]) -> Resolution:
+def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, FileView]) -> Resolution:
     known = {**shapes, **{name: view.shape for name, view in views.items()}}
     return resolve(stack, known, absent_because="the file does not hold it", oriented=True)
 

@@ -22,10 +22,10 @@ from ..errors import FileFormatError
 from ..files.model_file import ModelFile
 from ..maths.shapes import Shape
 from ..modules.sites import Site, all_sites
-from .views import Place, Slot, View
+from .views import FilePlace, FileSlot, FileView
 
 
-def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, View]:
+def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, FileView]:
     """The weights and biases of the model that an adapter can be for, by their names in memory.
 
     `shapes` are those of the weights in the file. Empty where no `config.json` beside the file names a class
@@ -38,15 +38,15 @@ def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, View]:
         return {}
     numbers = _Numbers(shapes)
     held = _held(model, numbers)
-    found: dict[str, View] = {}
+    found: dict[str, FileView] = {}
     for site in all_sites(model).values():
         if places := _places(held.get(site.parameter), site, numbers):
-            found[site.key if site.expert is None else site.path] = View(site.shape, places)
+            found[site.key if site.expert is None else site.path] = FileView(site.shape, places)
         bias = held.get(site.bias_key) if site.has_bias else None
         if isinstance(bias, str):
-            found[site.bias_key] = View(site.shape[:1], (Place(Slot(bias)),))
+            found[site.bias_key] = FileView(site.shape[:1], (FilePlace(FileSlot(bias)),))
         elif bias is not None and (places := numbers.places(bias.flatten(), site.shape[:1])):
-            found[site.bias_key] = View(site.shape[:1], places)
+            found[site.bias_key] = FileView(site.shape[:1], places)
     return found
 
 
@@ -81,13 +81,13 @@ class _Numbers:
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
-        self.slots: list[Slot] = []
+        self.slots: list[FileSlot] = []
         self.starts: list[int] = []
         self._first: dict[str, int] = {}
         number = 0
         for key, shape in shapes.items():
             self._first[key] = number
-            parts = [Slot(key, part) for part in range(shape[0])] if len(shape) == 3 else [Slot(key)]
+            parts = [FileSlot(key, part) for part in range(shape[0])] if len(shape) == 3 else [FileSlot(key)]
             for slot in parts if shape else ():
                 self.slots.append(slot)
                 self.starts.append(number)
@@ -101,11 +101,11 @@ class _Numbers:
             return self._first[key] + (starts[:, None] + torch.arange(shape[1]))[..., None]
         return (self._first[key] + torch.arange(shape[0])).reshape(-1, *(1 for _ in shape[1:]))
 
-    def places(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[Place, ...]:
+    def places(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[FilePlace, ...]:
         """The places of a weight or bias of `shape`, given the numbers of its rows, or of its columns with
         `turned`; () where a slot does not hold one run of them with all that crosses it.
         """
-        found: list[Place] = []
+        found: list[FilePlace] = []
         done = 0
         for run in rows.tensor_split((rows.diff() != 1).nonzero().flatten() + 1):
             index = bisect_right(self.starts, int(run[0])) - 1
@@ -117,7 +117,7 @@ class _Numbers:
             if not turned and (stored[1:] != shape[1:] or any(place.slot == slot for place in found)):
                 return ()
             found.append(
-                Place(
+                FilePlace(
                     slot._replace(turned=turned),
                     None if all_of_it else (start, start + len(run)),
                     None if alone else (done, end),
@@ -161,11 +161,11 @@ def _held(model: Any, numbers: _Numbers) -> dict[str, str | Tensor]:
     return found
 
 
-def _places(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[Place, ...]:
+def _places(held: str | Tensor | None, site: Site, numbers: _Numbers) -> tuple[FilePlace, ...]:
     """The places of a site's weight; () where none is known."""
     if isinstance(held, str):
-        slot = Slot(held, site.expert, site.transposed)
-        return (Place(slot),) if slot.shape(numbers.shapes[held]) == site.shape else ()
+        slot = FileSlot(held, site.expert, site.transposed)
+        return (FilePlace(slot),) if slot.shape(numbers.shapes[held]) == site.shape else ()
     if held is None:
         return ()
     rows = held if site.expert is None else held[site.expert]

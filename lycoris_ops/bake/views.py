@@ -17,7 +17,7 @@ from ..stack.stack import Entry, Stack
 Pairs = Sequence[tuple[Entry, Match]]
 
 
-class Slot(NamedTuple):
+class FileSlot(NamedTuple):
     """A tensor of a file, or the part of it that is one weight."""
 
     key: str
@@ -46,29 +46,29 @@ class Slot(NamedTuple):
         return own.T if self.turned else own
 
 
-class Place(NamedTuple):
+class FilePlace(NamedTuple):
     """Rows of a weight in a file."""
 
-    slot: Slot
+    slot: FileSlot
     rows: Rows | None = None
     """Which rows of the slot they are; None for all."""
     window: Rows | None = None
     """Which rows of the weight they are; None for all."""
 
 
-class View(NamedTuple):
+class FileView(NamedTuple):
     """A weight or bias as layers see it, (O, I) or (O,), and where a file holds it."""
 
     shape: Shape
-    places: tuple[Place, ...]
+    places: tuple[FilePlace, ...]
 
 
-def views_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, View]:
+def views_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, FileView]:
     """The views that names and shapes of a file and the adapters themselves tell, by name."""
     return dict((*_experts(shapes, stack), *_transposed(shapes, stack)))
 
 
-def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, View]]:
+def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, FileView]]:
     """The experts that a stack's layers may name, each with a name of its own: `<key>.expert3`.
 
     A tensor of experts with as many rows as columns is left out: nothing in it tells whether it is (E, O, I)
@@ -80,17 +80,17 @@ def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, V
         if len(shape) == 3 and shape[1] != shape[2]:
             for number in numbers:
                 if number < shape[0]:
-                    yield of_expert(key, number), View(shape[1:], (Place(Slot(key, number)),))
+                    yield of_expert(key, number), FileView(shape[1:], (FilePlace(FileSlot(key, number)),))
 
 
-def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, View]]:
+def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, FileView]]:
     """The weights (I, O), by their names.
 
     Where no name tells, they are those that layers of an adapter for such weights (see `Adapter.transposed`)
     fit when transposed.
     """
     for key in stored_transposed(shapes) or _fitting_transposed(shapes, stack):
-        yield key, View(shapes[key][::-1], (Place(Slot(key, turned=True)),))
+        yield key, FileView(shapes[key][::-1], (FilePlace(FileSlot(key, turned=True)),))
 
 
 def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
@@ -104,19 +104,21 @@ def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
     return found
 
 
-def slots_of(name: str, views: Mapping[str, View]) -> tuple[Slot, ...]:
+def slots_of(name: str, views: Mapping[str, FileView]) -> tuple[FileSlot, ...]:
     """The slots of a weight, by its name in the file or in `views`."""
-    return tuple(place.slot for place in views[name].places) if name in views else (Slot(name),)
+    return tuple(place.slot for place in views[name].places) if name in views else (FileSlot(name),)
 
 
-def placed(pairs: Mapping[str, Pairs], views: Mapping[str, View]) -> dict[Slot, list[tuple[Entry, Match]]]:
+def placed(
+    pairs: Mapping[str, Pairs], views: Mapping[str, FileView]
+) -> dict[FileSlot, list[tuple[Entry, Match]]]:
     """The layers that change each slot of a file, given those that change each weight by its name."""
-    found: dict[Slot, list[tuple[Entry, Match]]] = {}
+    found: dict[FileSlot, list[tuple[Entry, Match]]] = {}
     for name, of_name in pairs.items():
         view = views.get(name)
         for entry, match in of_name:
             if view is None:
-                found.setdefault(Slot(name), []).append((entry, match))
+                found.setdefault(FileSlot(name), []).append((entry, match))
                 continue
             for place in view.places:
                 if (met := _met(match, place, view.shape[0])) is not None:
@@ -124,7 +126,7 @@ def placed(pairs: Mapping[str, Pairs], views: Mapping[str, View]) -> dict[Slot, 
     return {slot: in_order(of_slot) for slot, of_slot in found.items()}
 
 
-def _met(match: Match, place: Place, size: int) -> Match | None:
+def _met(match: Match, place: FilePlace, size: int) -> Match | None:
     """The match for the rows of a place alone; None where it changes none of them. `size` counts all rows."""
     if place.rows is None and place.window is None:
         return match
