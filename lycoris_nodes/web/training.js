@@ -90,7 +90,8 @@ async function ask(place, anew = false, force = anew) {
   const { running: live, stopped } = told
   if (live && isHere()) showMeanwhile(node, live, actsOf(place))
   else if (stopped && !running) {
-    showTraining(node, { stage: "stopped", done: stopped.step, of: stopped.steps, ...stopped }, actsOf(place))
+    const resume = widgetOf(node, "resume")?.value === true
+    showTraining(node, { stage: "stopped", done: stopped.step, of: stopped.steps, ...stopped, resume }, actsOf(place))
   }
   else if (!running && stageOf(node) !== "done") removeTraining(node)
 }
@@ -139,6 +140,8 @@ function actsOf(place) {
   return {
     goOn: run,
     async beginAnew() {
+      // With it, Run would go on.
+      setValues(place.node, { resume: false })
       await ask(place, true)
       await run()
     },

@@ -62,8 +62,8 @@ class TrainResult:
     def __str__(self) -> str:
         losses, best = self.history.losses, self.history.best
         lines = [
-            f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}, "
-            f"{self.seconds:.1f} s in this run" + (", stopped early" if self.stopped_early else "")
+            f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}; "
+            f"this run took {self.seconds:.1f} s" + ("; stopped early" if self.stopped_early else "")
         ]
         lines += [str(self.searched)] if self.searched and self.searched.race else []
         lines += [f"went on from {self.resumed}"] if self.resumed else []

@@ -265,6 +265,11 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     change(ui, "filename_prefix", f"loras/{name}")
     assert "steps was 120 and is 1" in page.locator(f"{PANEL} .differences").inner_text()
     screenshot(f"training-other-settings-{name}")
+    # With `resume`, Run takes the present settings.
+    change(ui, "resume", True)
+    assert "Goes on with changed settings: steps was 120" in page.locator(f"{PANEL} .differences").inner_text()
+    assert page.locator(f"{PANEL} button").all_inner_texts() == ["Continue", "Start over"]
+    change(ui, "resume", False)
     change(ui, "steps", 120)
     ui.reload()
     page.locator(f"{PANEL}[data-stage=stopped]").wait_for()

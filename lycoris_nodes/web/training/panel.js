@@ -119,14 +119,15 @@ function offer({ shown, acts }) {
     make("button", { type: "button", textContent: name, title, onclick: act })
   const name = shown.name ?? ""
   const buttons = [
-    differences.length
+    differences.length && !shown.resume
       ? button(t("Take its settings and continue"), acts.takeOver, t("Sets the inputs to those of {name}, and runs", { name }))
       : button(t("Continue"), acts.goOn, t("Runs, from where {name} was stopped", { name })),
     button(t("Start over"), acts.beginAnew, t("Runs from the first step, in new files. {name} stays as it is", { name })),
   ]
   const line = make("div", { class: "buttons" }, ...buttons)
   if (!differences.length) return [line]
-  const told = t("Settings differ: {differences}", { differences: differences.join("; ") })
+  const all = { differences: differences.join("; ") }
+  const told = shown.resume ? t("Goes on with changed settings: {differences}", all) : t("Settings differ: {differences}", all)
   return [make("div", { class: "differences", textContent: told }), line]
 }
 

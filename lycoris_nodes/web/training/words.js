@@ -6,7 +6,7 @@ import { t, told } from "../language.js"
  * How far a training is, as `lycoris_nodes/training/node/live.py` and `told.py` say it.
  *
  * @typedef {{
- *   stage?: string, done?: number, of?: number, step?: number, steps?: number, resumed?: number,
+ *   stage?: string, done?: number, of?: number, step?: number, steps?: number, resumed?: number, resume?: boolean,
  *   loss?: number, pace?: number | null, name?: string, folder?: string,
  *   losses?: [number, number][], validation?: [number, number][], samples?: [number, number][],
  *   differences?: string[], others?: Record<string, any>,
