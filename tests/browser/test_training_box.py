@@ -267,7 +267,8 @@ def test_a_stopped_training_is_offered_whatever_ran_in_between(
     screenshot(f"training-other-settings-{name}")
     # With `resume`, Run takes the present settings.
     change(ui, "resume", True)
-    assert "Goes on with changed settings: steps was 120" in page.locator(f"{PANEL} .differences").inner_text()
+    goes = page.locator(f"{PANEL} .differences").inner_text()
+    assert "Goes on with changed settings: steps was 120" in goes
     assert page.locator(f"{PANEL} button").all_inner_texts() == ["Continue", "Start over"]
     change(ui, "resume", False)
     change(ui, "steps", 120)
