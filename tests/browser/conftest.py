@@ -99,6 +99,16 @@ def base(server: Server) -> Path:
 
 
 @pytest.fixture
+def loras(base: Path) -> Iterator[Path]:
+    """The host's folder of LoRAs. What a test adds to it is removed."""
+    folder = base / "models" / "loras"
+    before = {*folder.iterdir()}
+    yield folder
+    for path in {*folder.iterdir()} - before:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
 def ui(browser: Browser, server: Server, base: Path, front_end: str) -> Iterator[Ui]:
     """A page that knows nothing of the pages before it."""
     with page(browser, server, base, front_end) as opened:

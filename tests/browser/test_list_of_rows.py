@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +32,10 @@ MARKUP = "<img src=x onerror=\"document.title='run'\">"
 
 
 @pytest.fixture
-def files(base: Path) -> Iterator[Path]:
+def files(loras: Path) -> Path:
     """Files with metadata, a preview, a preview that is no picture, and odd names."""
-    folder = base / "models" / "loras" / "rows"
-    folder.mkdir(exist_ok=True)
+    folder = loras / "rows"
+    folder.mkdir()
     tensors = load_file(assets() / "loras" / "lora.safetensors")
     told = {
         "modelspec.trigger_phrase": f"ink wash, {MARKUP}",
@@ -43,15 +43,12 @@ def files(base: Path) -> Iterator[Path]:
         "modelspec.description": "Best at 0.7",
         "ss_tag_frequency": json.dumps({"10_ink": {"ink wash": 20, "tree": 7}}),
     }
-    save_file(tensors, folder.parent / INK, told)
-    save_file(tensors, folder.parent / ALICE)
-    save_file(tensors, folder.parent / LONG)
+    save_file(tensors, loras / INK, told)
+    save_file(tensors, loras / ALICE)
+    save_file(tensors, loras / LONG)
     Image.new("RGB", (60, 80), "purple").save(folder / "ink wash.preview.png")
-    (folder.parent / LONG).with_suffix(".png").write_text("no picture")
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    (loras / LONG).with_suffix(".png").write_text("no picture")
+    return folder
 
 
 @pytest.mark.every_front_end(vue_nodes=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,20 +31,15 @@ def tensors(*layers: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def files(base: Path) -> Iterator[Path]:
+def files(loras: Path) -> Path:
     """Two pairs for Wan, and a file for picture and sound."""
-    loras = base / "models" / "loras"
-    folder = loras / "pairs"
-    folder.mkdir(exist_ok=True)
+    (loras / HIGH).parent.mkdir()
     for file in (HIGH, LOW, LONG, SHORT):
         save_file(tensors("blocks.0.self_attn.q"), loras / file)
     save_file(
         tensors("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.audio_attn1.to_q"), loras / SOUND
     )
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    return loras
 
 
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
@@ -87,7 +82,7 @@ def test_a_pair_is_one_row(ui: Ui, files: Path, vue_nodes: bool, screenshot: Cal
     rows.wait([HIGH, LOW, LONG])
     rows.line(1).get_by_text("x2").wait_for()
     # A file that is gone is told on the row.
-    (files.parent / SHORT).unlink()
+    (files / SHORT).unlink()
     page.keyboard.press("r")
     rows.line(2).get_by_text("!", exact=True).wait_for()
     assert ui.errors == []

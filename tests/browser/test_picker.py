@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,10 @@ def clip(path: Path) -> None:
 
 
 @pytest.fixture
-def files(base: Path) -> Iterator[Path]:
+def files(loras: Path) -> Path:
     """Files with pictures, a clip, another family, tables beside them, and two that are broken."""
-    loras = base / "models" / "loras"
     folder = loras / "picked"
-    (folder / "styles").mkdir(parents=True, exist_ok=True)
+    (folder / "styles").mkdir(parents=True)
     tensors = load_file(assets() / "loras" / "lora.safetensors")
     told = {"modelspec.trigger_phrase": "brush by hand", "ss_tag_frequency": json.dumps({"1_a": {"tree": 3}})}
     save_file(tensors, loras / INK, told)
@@ -59,10 +58,7 @@ def files(base: Path) -> Iterator[Path]:
     (folder / "styles" / "neon.civitai.info").write_text(json.dumps({"trainedWords": ["glowing sign"]}))
     (loras / PAGE).write_text("<!DOCTYPE html><html><body>Sign in to download</body></html>")
     (loras / CUT).write_bytes((loras / INK).read_bytes()[:-1000])
-    yield folder
-    for file in sorted(folder.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    folder.rmdir()
+    return folder
 
 
 class Picker:

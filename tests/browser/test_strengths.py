@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -297,17 +296,14 @@ def test_what_is_typed_is_never_taken_for_something_else(ui: Ui) -> None:
 
 
 @pytest.fixture
-def files(base: Path) -> Iterator[Path]:
+def files(loras: Path) -> Path:
     """Files in folders, one of another family, one with a high picture."""
-    folder = base / "models" / "loras" / "warned"
-    (folder / "old ones").mkdir(parents=True, exist_ok=True)
+    (loras / INK).parent.mkdir(parents=True)
     tensors = load_file(assets() / "loras" / "lora.safetensors")
     for name in (INK, LONG):
-        save_file(tensors, folder.parent / name, {"modelspec.description": "a line\n" * 200})
-    save_file(tensors, folder.parent / OTHER, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"})
-    Image.new("RGB", (400, 900), "purple").save((folder.parent / INK).with_suffix(".png"))
-    yield folder
-    shutil.rmtree(folder)
+        save_file(tensors, loras / name, {"modelspec.description": "a line\n" * 200})
+    save_file(tensors, loras / OTHER, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"})
+    Image.new("RGB", (400, 900), "purple").save((loras / INK).with_suffix(".png"))
 
 
 @pytest.mark.every_front_end(vue_nodes=True)

@@ -24,6 +24,7 @@ from tests.harness.assets import adapter_file, assets
 from tests.harness.launch import loaded_pack
 
 STEPS, SIZE, SEED = 2, 16, 7
+LORA, LOKR = "lora.safetensors", "lokr.safetensors"
 
 
 def needs(architecture: str) -> None:
@@ -206,6 +207,11 @@ def loaded_by_the_host(on: Patched, path: Path, strength: float = 1.0) -> Patche
 
     tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
     return Patched(*comfy.sd.load_lora_for_models(on.model, on.clip, tensors, strength, strength))
+
+
+def text(*rows: dict[str, Any]) -> str:
+    """The rows of Load LoRA / LyCORIS (rows) as its input has them."""
+    return json.dumps({"version": 1, "rows": rows})
 
 
 def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, bytes]:

@@ -98,25 +98,9 @@ def edited(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]])
     return lambda path: save_file(change(load_file(assets() / "loras" / LORA)), path)
 
 
-def cut(share: float) -> Callable[[Path], None]:
-    """Write only the first share of a LoRA's file."""
-
-    def write(path: Path) -> None:
-        data = (assets() / "loras" / LORA).read_bytes()
-        path.write_bytes(data[: int(len(data) * share)])
-
-    return write
-
-
-def lying_header(path: Path) -> None:
-    """Write a file whose header places one tensor four bytes too far."""
-    data = (assets() / "loras" / LORA).read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    name = next(key for key in header if key.endswith("lora_down.weight"))
-    header[name]["data_offsets"] = [value + 4 for value in header[name]["data_offsets"]]
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+def cut(path: Path) -> None:
+    """Write the first part of a LoRA's file."""
+    path.write_bytes((assets() / "loras" / LORA).read_bytes()[:-1000])
 
 
 def web_page(path: Path) -> None:
@@ -154,11 +138,7 @@ def sdxl(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
-    "empty": ("empty.safetensors", lambda path: path.write_bytes(b""), ("too short", "0 bytes")),
-    "garbage": ("garbage.safetensors", lambda path: path.write_bytes(os.urandom(4096)), ("header",)),
-    "truncated": ("cut.safetensors", cut(0.7), ("found", "expected", "bytes", "download")),
-    "truncated-header": ("head.safetensors", cut(0.001), ("found", "expected", "download")),
-    "lying-offsets": ("lying.safetensors", lying_header, ("lora_down.weight", "found", "expected")),
+    "truncated": ("cut.safetensors", cut, ("found", "expected", "bytes", "download")),
     "web-page": ("page.safetensors", web_page, ("this is a web page, not a model", "login may be needed")),
     "pickle": ("evil.pt", bad_pickle, ("evil.pt", "not a pickle of plain tensors", ".safetensors")),
     "other-architecture": (
@@ -181,11 +161,13 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     ),
     "nan": ("nan.safetensors", edited(poisoned), ("conv_in.lora_up.weight", "NaN", "finite")),
 }
-"""Bad files: the name, what writes the file, and words of the error."""
+"""Bad files, by where their error comes from: the name, what writes the file, and words of the error.
+
+All that a header can have is tried with `tests/harness/hostile.py`."""
 
 
 def test_a_file_of_a_row_that_is_cut_off_names_its_row(server: Server, loras: Path) -> None:
-    cut(0.7)(loras / "cut.safetensors")
+    cut(loras / "cut.safetensors")
     rows = json.dumps({"rows": [{"file": LORA}, {"file": "cut.safetensors"}]})
     prompt = apply_prompt(LORA)
     prompt["load"] = node("LycorisAdapterRows", rows=rows)

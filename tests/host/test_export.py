@@ -20,22 +20,6 @@ BLEND = (("lora", 0.8, 0.7), ("loha", -0.5, 0.6), ("lokr", 1.2, -0.9))
 """(recipe, model strength, text-encoder strength) of a stack."""
 
 
-def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
-    host: Host, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The host counts files, and the number that it gives is free at that time only."""
-    import folder_paths
-
-    stack = host.stack(("peft_te_lora", 1.0, 1.0))
-    path = exported("checkpoints/base.safetensors", stack)
-    before = path.stat().st_ino
-    found = (str(path.parent), "exported", 1, "", "exported")
-    monkeypatch.setattr(folder_paths, "get_save_image_path", lambda prefix, output: found)
-    with pytest.raises(Exception, match="of that name already"):
-        exported("checkpoints/base.safetensors", stack)
-    assert path.stat().st_ino == before
-
-
 def test_in_the_files_own_dtype_it_gives_the_live_latent(
     host: Host, distance: Distance, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, ask
-from test_rows import LOKR, LORA, text
+from hosting import LOKR, LORA, Host, ask, text
 
 from tests.harness.facts import ROOT
 

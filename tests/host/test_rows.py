@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched, ask, told
+from hosting import LOKR, LORA, Host, Patched, ask, text, told
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
@@ -18,11 +18,6 @@ from tests.harness.opens import opened
 from tests.harness.typed import TYPED
 
 pytestmark = pytest.mark.host
-LORA, LOKR = "lora.safetensors", "lokr.safetensors"
-
-
-def text(*rows: dict[str, Any]) -> str:
-    return json.dumps({"version": 1, "rows": rows})
 
 
 def valid(host: Host, rows: Any) -> bool | str:

@@ -297,9 +297,13 @@ def test_the_node_writes_numbered_files_and_says_what_it_did(
     assert torch.equal(change(again.patches, plain, key), change(live.patches, plain, key))
 
 
-@pytest.mark.parametrize("dialect", ["kohya", "peft"])
+@pytest.mark.parametrize("what", ["kohya", "peft", "checkpoint"])
 def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
-    host: Host, node: Callable[..., tuple[str, Path]], monkeypatch: pytest.MonkeyPatch, dialect: str
+    host: Host,
+    node: Callable[..., tuple[str, Path]],
+    exported: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     """The host counts files, and the number that it gives is free at that time only."""
     import folder_paths
@@ -309,21 +313,27 @@ def test_a_number_that_another_program_takes_meanwhile_is_not_written_over(
 
     def count(prefix: str, output: str) -> tuple[str, str, int, str, str]:
         found = counted(prefix, output)
-        ending = "/adapter_model.safetensors" if dialect == "peft" else ".safetensors"
+        ending = "/adapter_model.safetensors" if what == "peft" else ".safetensors"
         taken.append(Path(f"{found[0]}/{found[1]}_{found[2]:05}_{ending}"))
-        taken[-1].parent.mkdir(exist_ok=True)
+        taken[-1].parent.mkdir(parents=True, exist_ok=True)
         taken[-1].write_bytes(b"another's")
         return found
 
     monkeypatch.setattr(folder_paths, "get_save_image_path", count)
-    stack = host.stack(("peft_unet_patterns" if dialect == "peft" else "lora", 1.0, 1.0))
-    prefix = "loras/style-v1.5"
+    stack = host.stack(("peft_unet_patterns" if what == "peft" else "lora", 1.0, 1.0))
+
+    def write() -> Path:
+        if what == "checkpoint":
+            return exported("checkpoints/base.safetensors", stack)
+        return node(stack, what, filename_prefix="loras/style-v1.5")[1]
+
     with pytest.raises(Exception, match="of that name already"):
-        node(stack, dialect, filename_prefix=prefix)
+        write()
     assert taken[0].read_bytes() == b"another's"
     monkeypatch.undo()
-    _, path = node(stack, dialect, filename_prefix=prefix)
-    assert "style-v1.5_00002_" in str(path) and path.exists()
+    path = write()
+    name = "exported" if what == "checkpoint" else "style-v1.5"
+    assert f"{name}_00002_" in str(path) and path.exists()
 
 
 def test_the_node_writes_a_folder_for_peft(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import unet
 from safetensors.torch import load_file, save_file
+from written import read
 
 import lycoris_ops as lyc
 
@@ -66,8 +67,7 @@ def test_an_encoder_that_a_checkpoint_holds_counts_once(tmp_path: Path, front: s
 
 
 def test_a_look_at_a_file_is_not_remembered(tmp_path: Path) -> None:
-    save_file(TENSORS, tmp_path / "x.safetensors")
-    kept = lyc.load_adapter(tmp_path / "x.safetensors")
+    kept = read(tmp_path, TENSORS)
     assert lyc.peek_adapter(tmp_path / "x.safetensors") is not kept
     assert lyc.load_adapter(tmp_path / "x.safetensors") is kept
 

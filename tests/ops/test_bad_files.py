@@ -16,6 +16,7 @@ from layers import factors
 from safetensors.torch import save_file
 from torch import Tensor
 from written import adapter as adapter_of
+from written import configured, read
 
 import lycoris_ops as lyc
 from lycoris_ops.reading.options import options_of
@@ -35,12 +36,9 @@ def pair(
     return {f"{name}.{up}": torch.randn(12, rank), f"{name}.{down}": torch.randn(rank, 18)}
 
 
-def beside(folder: Path, tensors: dict[str, Tensor], config: Any = None, text: str = "") -> lyc.Adapter:
-    """An adapter from a file beside which lies a configuration, given as a table or as text."""
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 64} if config is None else config
-    (folder / "adapter_config.json").write_text(text or json.dumps(config), encoding="utf-8")
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return lyc.load_adapter(folder / "adapter_model.safetensors")
+def beside(folder: Path, tensors: dict[str, Tensor], config: Any = None) -> lyc.Adapter:
+    """An adapter from a file beside which lies a configuration."""
+    return configured(folder, tensors, config or {"peft_type": "LORA", "r": 4, "lora_alpha": 64})
 
 
 def report(adapter: lyc.Adapter) -> str:
@@ -89,7 +87,7 @@ def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_pa
     assert adapter.alphas() == {"lora_unet_x_q": 2.0}
     assert "adapter_config.json" not in report(adapter)
     # A damaged configuration is not even read for such a file.
-    assert beside(tmp_path, kohya, text="{").alphas() == {"lora_unet_x_q": 2.0}
+    assert beside(tmp_path, kohya, "{").alphas() == {"lora_unet_x_q": 2.0}
     own = {**pair("diffusion_model.x.q"), "diffusion_model.x.q.alpha": torch.tensor(2.0)}
     assert beside(tmp_path, own).alphas() == {"diffusion_model.x.q": 2.0}
     mixed = pair("diffusion_model.x.q") | pair("diffusion_model.x.k", rank=3)
@@ -105,8 +103,7 @@ def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_pa
 
 
 def test_pefts_layers_without_any_configuration_are_counted(tmp_path: Path) -> None:
-    save_file(pair("base_model.model.x.q") | pair("x.k"), tmp_path / "x.safetensors")
-    text = report(lyc.load_adapter(tmp_path / "x.safetensors"))
+    text = report(read(tmp_path, pair("base_model.model.x.q") | pair("x.k")))
     assert "no adapter_config.json beside the file: 2 layers at scale 1" in text
 
 
@@ -124,7 +121,7 @@ def test_an_ia3_of_a_convolution_follows_the_configuration_whatever_its_prefix(t
 def test_a_mark_of_the_byte_order_before_a_configuration_is_skipped(tmp_path: Path) -> None:
     """UTF-8 text may begin with the character U+FEFF."""
     text = "\ufeff" + json.dumps({"r": 4, "lora_alpha": 8})
-    assert beside(tmp_path, pair("base_model.model.x.q"), text=text).alphas() == {"base_model.model.x.q": 8.0}
+    assert beside(tmp_path, pair("base_model.model.x.q"), text).alphas() == {"base_model.model.x.q": 8.0}
 
 
 def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) -> None:
@@ -228,8 +225,6 @@ def named(name: str) -> dict[str, Tensor]:
 
 def test_the_one_adapter_of_a_file_may_have_any_name(tmp_path: Path) -> None:
     """A file with adapter `style` is read like the same file with PEFT's usual `default`."""
-    for name in ("style", "default"):
-        (tmp_path / name).mkdir()
     adapter, plain = (beside(tmp_path / name, named(name)) for name in ("style", "default"))
     assert adapter.dialect == plain.dialect == "peft"
     kinds = {name: info.algorithm for name, info in adapter.info.items()}

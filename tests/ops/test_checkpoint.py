@@ -15,6 +15,7 @@ from layers import CASES, WEIGHTS, factors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from written import read
 
 import lycoris_ops as lyc
 
@@ -142,8 +143,7 @@ def test_a_merged_weight_that_overflows_is_an_error_naming_it(tmp_path: Path) ->
         f"{layer}.lora_up.weight": torch.ones(8, 1) * 99,
         f"{layer}.lora_down.weight": torch.ones(1, 8) * 99,
     }
-    save_file(adapter, tmp_path / "adapter.safetensors")
-    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"))])
+    stack = lyc.Stack([lyc.Entry(read(tmp_path, adapter, "adapter"))])
     out = tmp_path / "out.safetensors"
     with pytest.raises(lyc.WriteError, match=r"x\.weight.*does not fit.*float16"):
         lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, out)
@@ -297,8 +297,7 @@ def test_an_enlarged_weight_and_a_bias_are_written_in_their_new_shapes(tmp_path:
         f"{name}.lora_B.bias": torch.randn(6),
         f"{name}.reshape_weight": torch.tensor([6, 8]),
     }
-    save_file(adapter, tmp_path / "adapter.safetensors")
-    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"), 0.5)])
+    stack = lyc.Stack([lyc.Entry(read(tmp_path, adapter, "adapter"), 0.5)])
     lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
     out = load_file(tmp_path / "out.safetensors")
     larger = torch.cat([base[f"{BLOCK}.0.img_in.weight"], torch.zeros(6, 4)], 1)

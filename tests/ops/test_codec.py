@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from written import read
 
 import lycoris_ops as lyc
 from lycoris_ops.files.quantised import plain_floats, round_to_float8, seed_of
@@ -96,8 +97,7 @@ def lora(tmp_path: Path, rows: int, columns: int, strength: float = 0.7) -> lyc.
         "lora_unet_blocks_0_x.lora_up.weight": torch.randn(rows, 3),
         "lora_unet_blocks_0_x.lora_down.weight": torch.randn(3, columns) / 8,
     }
-    save_file(factors, tmp_path / "lora.safetensors")
-    return lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "lora.safetensors"), strength)])
+    return lyc.Stack([lyc.Entry(read(tmp_path, factors, "lora"), strength)])
 
 
 KEY = "model.diffusion_model.blocks.0.x.weight"
@@ -287,8 +287,7 @@ def test_a_quantised_weight_cannot_be_enlarged(tmp_path: Path) -> None:
         "lora_unet_blocks_0_x.lora_down.weight": torch.randn(3, 30),
         "lora_unet_blocks_0_x.reshape_weight": torch.tensor([48, 30]),
     }
-    save_file(factors, tmp_path / "lora.safetensors")
-    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "lora.safetensors"))])
+    stack = lyc.Stack([lyc.Entry(read(tmp_path, factors, "lora"))])
     with pytest.raises(lyc.LayerError, match=r"blocks\.0.*enlarged.*48, 30.*40, 30"):
         lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors", codec=Rows())
 

@@ -157,13 +157,6 @@ def test_a_linked_file_keeps_its_readable_name_and_what_lies_beside_it(tmp_path:
     assert adapter.layers[PEFT].alpha == 6
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(lyc.FileFormatError, match=r"nowhere\.safetensors: there is no such file"):
-        lyc.load_adapter(tmp_path / "nowhere.safetensors")
-    with pytest.raises(lyc.FileFormatError, match="the folder holds no adapter"):
-        lyc.load_adapter(tmp_path)
-
-
 def test_a_checkpoint_is_no_adapter(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {"model.diffusion_model.out.2.weight": torch.zeros(2, 2)})
     with pytest.raises(lyc.FileFormatError, match=r"no adapter layer.*out\.2\.weight"):

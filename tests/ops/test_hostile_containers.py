@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from written import read
 
 import lycoris_ops as lyc
 from lycoris_ops.errors import printable
@@ -98,8 +99,7 @@ def test_long_but_honest_headers_are_read(tmp_path: Path) -> None:
         for side in ("lora_up", "lora_down")
     }
     tags = json.dumps({f"folder {n}": {f"tag, {m}": m for m in range(100)} for n in range(2000)})
-    save_file({**pair, **many}, tmp_path / "x.safetensors", {"ss_tag_frequency": tags, "名": "字"})
-    adapter = lyc.load_adapter(tmp_path / "x.safetensors")
+    adapter = read(tmp_path, {**pair, **many}, metadata={"ss_tag_frequency": tags, "名": "字"})
     assert len(tags) > 2_900_000 and adapter.metadata["ss_tag_frequency"] == tags
     assert len(adapter.info) == 3001 and name in adapter.info
 
@@ -130,8 +130,7 @@ def test_what_a_file_says_can_neither_add_a_line_nor_control_a_terminal(tmp_path
             f"{name}2.lora_up.weight": torch.ones(4, 1),
             f"{name}3": torch.ones(1),
         }
-        save_file(tensors, tmp_path / "x.safetensors", {name: name})
-        adapter = lyc.load_adapter(tmp_path / "x.safetensors")
+        adapter = read(tmp_path, tensors, metadata={name: name})
         resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), {WEIGHT: (4, 4)})
         texts.append([lyc.in_words(lyc.summary(adapter)), lyc.describe(resolution)])
         with pytest.raises(lyc.MatchError) as caught:
@@ -153,8 +152,7 @@ def test_each_part_of_an_error_is_shown_plain_and_short() -> None:
 
 
 def test_a_text_that_no_file_can_hold_is_not_written(tmp_path: Path) -> None:
-    save_file(LORA, tmp_path / "x.safetensors")
-    adapter = lyc.load_adapter(tmp_path / "x.safetensors")
+    adapter = read(tmp_path, LORA)
     with pytest.raises(lyc.WriteError, match=r"cannot be written as text.*\\udc80"):
         lyc.save_adapter(adapter, tmp_path / "out.safetensors", metadata={"note": "\udc80"})
     assert not (tmp_path / "out.safetensors").exists()
@@ -172,9 +170,13 @@ def test_a_path_that_is_no_files_is_an_error_of_the_family(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
-    for read in (lyc.load_adapter, lyc.adapter_stamp, lambda path: lyc.read_shapes([f"{path}.safetensors"])):
+    for opened in (
+        lyc.load_adapter,
+        lyc.adapter_stamp,
+        lambda path: lyc.read_shapes([f"{path}.safetensors"]),
+    ):
         with pytest.raises(lyc.FileFormatError) as caught:
-            read(name)
+            opened(name)
         assert is_plain(str(caught.value), 1)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from layers import factors, lora
-from safetensors.torch import save_file
 from written import adapter as adapter_of
+from written import read
 
 import lycoris_ops as lyc
 from lycoris_ops.stack.resolve import EntryResolution
@@ -247,8 +247,7 @@ def test_the_report_tells_kinds_ranks_alphas_and_stays_short(tmp_path: Path) -> 
         f"lora_unet_nowhere_{n}.{key}": t for n in range(500) for key, t in factors("loha", "linear").items()
     }
     tensors["odd.key"] = torch.zeros(1)
-    save_file(tensors, tmp_path / "mixed.safetensors")
-    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "mixed.safetensors"), 0.7)])
+    stack = lyc.Stack([lyc.Entry(read(tmp_path, tensors, "mixed"), 0.7)])
     text = lyc.describe(lyc.resolve(stack, HOST))
     for part in (
         "mixed.safetensors",

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from written import adapter as adapter_of
+from written import configured, read
 
 import lycoris_ops as lyc
 from lycoris_ops import WRITTEN_DIALECTS
@@ -148,13 +149,8 @@ def test_peft_s_alpha_and_magnitude_become_tensors(tmp_path: Path) -> None:
     assert file[f"{NAMES['kohya']}.dora_scale"].shape == (12, 1)
     assert file[f"{NAMES['kohya']}.alpha"].item() == 3.0
     config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "use_rslora": True}
-    folder = tmp_path / "rs"
-    folder.mkdir()
-    save_file({f"{NAMES['peft']}.{k}": t for k, t in tensors.items()}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    path = saved(
-        lyc.load_adapter(folder / "adapter_model.safetensors"), tmp_path, "kohya", model=model()
-    ).path
+    named = {f"{NAMES['peft']}.{key}": tensor for key, tensor in tensors.items()}
+    path = saved(configured(tmp_path / "rs", named, config), tmp_path, "kohya", model=model()).path
     # rsLoRA scales by alpha / sqrt(rank); in kohya's dialect the scale is alpha / rank.
     assert load_file(path)[f"{NAMES['kohya']}.alpha"].item() == pytest.approx(6 * 3**0.5)
 
@@ -192,8 +188,7 @@ def test_diffusers_unets_are_spelled_as_all_its_generations_and_the_host_read_th
     names = [f"{block}.attn1.to_q", f"{block}.attn2.to_out.0", f"{block}.ff.net.2", "transformer.x.attn.to_q"]
     tensors = {f"{name}.{key}": tensor for name in names for key, tensor in lora((6, 6), 2).items()}
     tensors |= {f"{name}.dora_scale": torch.ones(6) for name in names[:3]}
-    save_file(tensors, tmp_path / "source.safetensors")
-    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    source = read(tmp_path, tensors, "source")
     result = lyc.save_adapter(source, tmp_path / "out.safetensors", "diffusers")
     factors = {
         f"{block}.attn1.processor.to_q_lora": ("down.weight", "up.weight"),
@@ -223,11 +218,10 @@ def test_what_does_not_round_in_the_down_factor_is_folded_there(tmp_path: Path) 
 def test_diffusers_metadata_say_ranks_and_scales_part_by_part(tmp_path: Path) -> None:
     names = {"unet.a": 2, "unet.b": 2, "unet.c.a": 5, "text_encoder.x": 4}
     tensors = {f"{name}.{k}": t for name, rank in names.items() for k, t in lora((6, 6), rank).items()}
-    save_file(
-        {key.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): t for key, t in tensors.items()},
-        tmp_path / "source.safetensors",
-    )
-    adapter = saved(lyc.load_adapter(tmp_path / "source.safetensors"), tmp_path, "diffusers")
+    theirs = {
+        key.replace("lora_up", "lora_B").replace("lora_down", "lora_A"): t for key, t in tensors.items()
+    }
+    adapter = saved(read(tmp_path, theirs, "source"), tmp_path, "diffusers")
     config = json.loads(adapter.metadata["lora_adapter_metadata"])
     assert config["unet.r"] == config["unet.lora_alpha"] == 2
     assert config["unet.rank_pattern"] == config["unet.alpha_pattern"] == {r"^c\.a": 5}
@@ -259,8 +253,7 @@ def test_modules_are_listed_where_the_model_has_no_other_of_such_an_end(tmp_path
 def peft_config(tmp_path: Path, layers: Mapping[str, Mapping[str, Tensor]], **options: Any) -> dict[str, Any]:
     """The configuration that is written beside an adapter with these layers."""
     tensors = {f"unet.{path}.{k}": t.contiguous() for path, found in layers.items() for k, t in found.items()}
-    save_file(tensors, tmp_path / "many.safetensors")
-    lyc.save_adapter(lyc.load_adapter(tmp_path / "many.safetensors"), tmp_path / "peft", "peft", **options)
+    lyc.save_adapter(read(tmp_path, tensors, "many"), tmp_path / "peft", "peft", **options)
     return json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
 
 
@@ -270,15 +263,12 @@ def test_peft_needs_one_kind_and_one_choice_for_a_file(tmp_path: Path) -> None:
         with pytest.raises(lyc.LayerError, match=rf"unet\.x\.c: peft needs {why}.*lycoris"):
             peft_config(tmp_path, {"x.a": lora((6, 6), 2), "x.b": lora((6, 6), 2), "x.c": odd})
     with pytest.raises(lyc.LayerError, match="single part of a model only"):
-        save_file(
-            {
-                f"{p}.{p}_x.{k.replace('up', 'B').replace('down', 'A')}": t
-                for p in ("unet", "text_encoder")
-                for k, t in lora((6, 6), 2).items()
-            },
-            tmp_path / "two.safetensors",
-        )
-        lyc.save_adapter(lyc.load_adapter(tmp_path / "two.safetensors"), tmp_path / "peft", "peft")
+        two = {
+            f"{p}.{p}_x.{k.replace('up', 'B').replace('down', 'A')}": t
+            for p in ("unet", "text_encoder")
+            for k, t in lora((6, 6), 2).items()
+        }
+        lyc.save_adapter(read(tmp_path, two, "two"), tmp_path / "peft", "peft")
     assert not (tmp_path / "peft").exists()
 
 
@@ -303,9 +293,6 @@ def test_peft_s_folder_is_its_own(tmp_path: Path) -> None:
 
 def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) -> None:
     """Other dialects have no place for these options, and the error names PEFT."""
-    folder = tmp_path / "oft"
-    folder.mkdir()
-    save_file({f"{NAMES['peft']}.oft_R.weight": torch.randn(6, 3)}, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "OFT",
         "r": 0,
@@ -314,8 +301,7 @@ def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) ->
         "coft": True,
         "eps": 0.5,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    adapter = lyc.load_adapter(folder / "adapter_model.safetensors")
+    adapter = configured(tmp_path / "oft", {f"{NAMES['peft']}.oft_R.weight": torch.randn(6, 3)}, config)
     with pytest.raises(lyc.LayerError, match=r"kohya has no place for terms.*written as peft"):
         saved(adapter, tmp_path, "kohya", model=model())
     after = saved(adapter, tmp_path, "peft").layers[NAMES["peft"]]
@@ -448,8 +434,7 @@ def odd(tmp_path: Path) -> lyc.Adapter:
     tensors = {f"{NAMES['kohya']}.{k}": t for k, t in lora((12, 18), 3).items()}
     extra = {"lora_unet_x.strange.weight": torch.ones(3), "_aux.note": torch.ones(2)}
     bundle = {"bundle_emb.word.string_to_param.*": torch.ones(1, 8)}
-    save_file({**tensors, **extra, **bundle}, tmp_path / "odd.safetensors")
-    return lyc.load_adapter(tmp_path / "odd.safetensors")
+    return read(tmp_path, {**tensors, **extra, **bundle}, "odd")
 
 
 def test_what_nothing_reads_stays_with_its_dialect(tmp_path: Path) -> None:
@@ -464,8 +449,9 @@ def test_what_nothing_reads_stays_with_its_dialect(tmp_path: Path) -> None:
     assert "2 unknown keys left out" in lyc.describe_saved(result)
     # Names that no tool uses stay as they are, and so does what is beside them.
     tensors = {f"part.x.{suffix}": tensor for suffix, tensor in lora((12, 18), 3).items()}
-    save_file({**tensors, "_aux.note": torch.ones(2)}, tmp_path / "bare.safetensors")
-    kept = lyc.save_adapter(lyc.load_adapter(tmp_path / "bare.safetensors"), tmp_path / "kept.safetensors")
+    kept = lyc.save_adapter(
+        read(tmp_path, {**tensors, "_aux.note": torch.ones(2)}, "bare"), tmp_path / "kept.safetensors"
+    )
     assert "_aux.note" in load_file(kept.path) and (kept.dialect, result.dialect) == ("bare", "comfy")
 
 

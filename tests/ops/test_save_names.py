@@ -13,9 +13,8 @@ import pytest
 import torch
 from layers import Factors, factors, loha, lokr, lora, rand
 from models import flux, unet
-from safetensors.torch import save_file
 from torch import Tensor
-from written import adapter, changes
+from written import adapter, changes, read
 
 import lycoris_ops as lyc
 
@@ -429,8 +428,7 @@ def test_a_layer_of_other_rows_is_checked_against_its_source(
 def test_parts_that_kohya_numbers_keep_their_suffix(tmp_path: Path) -> None:
     tensors = {"lora_unet_x_qkv.alpha": torch.tensor(0.01)}
     tensors |= {f"lora_unet_x_qkv.oft_blocks.{n}": rand(2, 4, 4) for n in range(3)}
-    save_file(tensors, tmp_path / "source.safetensors")
-    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    source = read(tmp_path, tensors, "source")
     there = saved(source, "kohya")
     assert {key for key in there.file.tensors if "oft" in key} == set(tensors) - {"lora_unet_x_qkv.alpha"}
     assert set(there.info) == set(source.info)

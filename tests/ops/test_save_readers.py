@@ -14,11 +14,12 @@ import torch
 from oracle import EPS32
 from peft_files import KINDS, NARROW, Model, computed, saved
 from torch import nn
+from written import read
 
 import lycoris_ops as lyc
 
 
-def read(folder: Path, model: nn.Module) -> nn.Module:
+def in_peft(folder: Path, model: nn.Module) -> nn.Module:
     """The model with the adapter, as PEFT loads it from a folder.
 
     Asserts that the file has exactly the tensors that PEFT asks for.
@@ -58,7 +59,7 @@ def test_peft_reads_its_own_file_written_again(tmp_path: Path, kind: str, file: 
     adapter, layers = saved(spec, file, tmp_path / "first")
     lyc.save_adapter(adapter, tmp_path / "again", "peft")
     # The scale of a LoKr of two full factors is multiplied into one of them, in float32.
-    assert_same(layers, read(tmp_path / "again", Model(spec.bias)), max(spec.eps, EPS32))
+    assert_same(layers, in_peft(tmp_path / "again", Model(spec.bias)), max(spec.eps, EPS32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -67,7 +68,7 @@ def test_peft_reads_the_ia3_of_inputs_of_lycoris(tmp_path: Path, dtype: torch.dt
 
     The layers whose inputs PEFT scales are listed as feedforward in its configuration.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -78,13 +79,12 @@ def test_peft_reads_the_ia3_of_inputs_of_lycoris(tmp_path: Path, dtype: torch.dt
     values = {"linear": torch.randn(6) / 50, "conv": torch.randn(1, 6, 1, 1) / 50}
     tensors = {f"unet.{name}.weight": value.to(dtype) for name, value in values.items()}
     tensors |= {f"unet.{name}.on_input": torch.tensor(1) for name in values}
-    save_file(tensors, tmp_path / "source.safetensors")
-    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    source = read(tmp_path, tensors, "source")
     result = lyc.save_adapter(source, tmp_path / "folder", "peft")
     assert "1 + w written in place of w for 2 ia3 layers" in result.changes
     saved = load_file(tmp_path / "folder" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    model = read(tmp_path / "folder", Net())
+    model = in_peft(tmp_path / "folder", Net())
     for name in values:
         layer: Any = model.get_submodule(name)
         assert layer.is_feedforward
@@ -96,11 +96,8 @@ def test_peft_reads_the_ia3_of_inputs_of_lycoris(tmp_path: Path, dtype: torch.dt
 
 
 def test_the_ia3_of_outputs_of_lycoris_is_refused_since_peft_scales_the_bias(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     tensors = {"unet.a.weight": torch.ones(4), "unet.a.on_input": torch.tensor(0)}
-    save_file(tensors, tmp_path / "source.safetensors")
-    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    source = read(tmp_path, tensors, "source")
     with pytest.raises(lyc.LayerError, match=r"scales the bias with the outputs.*on_input = 0"):
         lyc.save_adapter(source, tmp_path / "folder", "peft")
 
@@ -110,7 +107,6 @@ def test_peft_reads_what_was_another_tool_s(tmp_path: Path) -> None:
 
     A layer that it does not adapt must stay a plain layer.
     """
-    from safetensors.torch import save_file
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -126,13 +122,12 @@ def test_peft_reads_what_was_another_tool_s(tmp_path: Path) -> None:
             f"unet.{path}.lora_up.weight": torch.randn(4, rank),
             f"unet.{path}.alpha": torch.tensor(alpha),
         }
-    save_file(tensors, tmp_path / "source.safetensors")
-    source = lyc.load_adapter(tmp_path / "source.safetensors")
+    source = read(tmp_path, tensors, "source")
     lyc.save_adapter(source, tmp_path / "folder", "peft")
     config = json.loads((tmp_path / "folder" / "adapter_config.json").read_text())
     assert config["rank_pattern"] in ({r"^proj_out": 2}, {r"^block\.other": 4})
     net = Net()
-    model = read(tmp_path / "folder", net)
+    model = in_peft(tmp_path / "folder", net)
     assert isinstance(model.get_submodule("block.proj_out"), nn.Linear), "not adapted"
     for path in ranks:
         layer: Any = model.get_submodule(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,6 +34,14 @@ def read(
     # The safetensors package writes contiguous tensors only.
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
     return lyc.load_adapter(path)
+
+
+def configured(folder: Path, tensors: Mapping[str, Tensor], config: Any) -> lyc.Adapter:
+    """An adapter from a file in a folder of its own, with PEFT's configuration as a table or as text."""
+    folder.mkdir(exist_ok=True)
+    text = config if isinstance(config, str) else json.dumps(config)
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    return read(folder, tensors, "adapter_model")
 
 
 def in_memory(name: str, layers: Mapping[str, lyc.Layer]) -> lyc.Adapter:
