@@ -67,11 +67,16 @@ def unattached(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.L
     options = {"rank": RANK, "seed": 1, **options}
     network = lyc.create_lycoris(model, **options)
     if moved:
-        drawn = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=drawn))
+        move(network, draw=torch.Generator().manual_seed(2))
     return network
+
+
+@torch.no_grad()
+def move(module: nn.Module, by: float = 0.1, draw: torch.Generator | None = None) -> None:
+    """Add random values of this size to all that is trained in a module."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.add_(by * torch.randn(parameter.shape, generator=draw))
 
 
 def loss(output: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from bypass_cases import FACTS, LAYERS, MODULES, Case, beside, chained, hook, layer
 from layers import rand
+from networks import move
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
@@ -253,9 +254,7 @@ class Dora:
         self.x, self.gradient = torch.randn(4, 50, 16, requires_grad=True), torch.randn(4, 50, 24)
         options: dict[str, Any] = {"algorithm": "lora", "rank": 2, "dora": "output", "form": "bypass"}
         self.network = lyc.create_lycoris(nn.Sequential(self.base), **options, seed=0).apply_to()
-        with torch.no_grad():
-            for value in self.network.parameters():
-                value.add_(0.1 * torch.randn_like(value))
+        move(self.network)
 
     def gradients(self, run: Callable[[Tensor], Tensor] | None = None, *, enter: Any = None) -> list[Tensor]:
         with enter or nullcontext():
@@ -436,29 +435,24 @@ def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str, dt
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         return found
 
-    def change() -> None:
-        with torch.no_grad():
-            for value in network.parameters():
-                value.add_(0.1 * torch.randn_like(value))
-
-    change()
+    move(network)
     passes()
     bound = hooks._bound
-    change()
+    move(network)
     passes().square().sum().backward()
     assert bound is not None and hooks._bound is bound
     assert all(value.grad is not None and value.grad.any() for value in network.parameters())
     network.double()
     passes()
     network.float().set_multiplier(0.5)
-    change()
+    move(network)
     with torch.no_grad():
         passes()
     network.requires_grad_(False)
-    change()
+    move(network)
     passes()
     network.requires_grad_(True)
-    change()
+    move(network)
     assert passes().requires_grad
     for value in network.parameters():
         value.data = value.data + 0.1

@@ -170,13 +170,9 @@ def test_a_path_that_is_no_files_is_an_error_of_the_family(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
-    for opened in (
-        lyc.load_adapter,
-        lyc.adapter_stamp,
-        lambda path: lyc.read_shapes([f"{path}.safetensors"]),
-    ):
+    for act in (lyc.load_adapter, lyc.adapter_stamp, lambda path: lyc.read_shapes([f"{path}.safetensors"])):
         with pytest.raises(lyc.FileFormatError) as caught:
-            opened(name)
+            act(name)
         assert is_plain(str(caught.value), 1)
 
 

@@ -15,7 +15,7 @@ from layers import KINDS, WEIGHTS, home, load, rand
 from peft.utils import merge_utils
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from written import change, error
+from written import change, error, patched
 from written import in_memory as adapter
 
 import lycoris_ops as lyc
@@ -400,22 +400,27 @@ def test_a_merged_layer_has_the_widest_dtype_of_those_that_it_is_made_of(size: l
     assert {t.dtype for t in asked.tensors().values()} == {half}
 
 
-def fused_flux() -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
-    """Weights of a Flux whose q, k and v are one, and their shapes."""
+def fused_flux() -> dict[str, Tensor]:
+    """Weights of a Flux whose q, k and v are one."""
     root = "model.diffusion_model"
-    weights = {
+    return {
         f"{root}.img_in.weight": torch.randn(12, 8),
         f"{root}.vector_in.in_layer.weight": torch.randn(12, 8),
         f"{root}.double_blocks.0.img_attn.qkv.weight": torch.randn(36, 18),
         f"{root}.double_blocks.0.img_attn.qkv.bias": torch.randn(36),
         f"{root}.double_blocks.0.img_attn.proj.weight": torch.randn(12, 12),
     }
-    return weights, {key: tuple(value.shape) for key, value in weights.items()}
+
+
+def difference(found: lyc.Adapter | lyc.Stack, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What an adapter or a stack adds to each weight that it changes, in float64."""
+    wide = {key: weight.double() for key, weight in weights.items()}
+    return {key: weight - wide[key] for key, weight in patched(found, wide).items()}
 
 
 def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
     """DoRA beside split q, k and v onto a fused weight, with a bias; names of two tools."""
-    weights, shapes = fused_flux()
+    weights = fused_flux()
     dora = {
         **KINDS["lora"].make((36, 18), 2),
         "alpha": torch.tensor(2.0),
@@ -428,17 +433,9 @@ def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
     two = lyc.Adapter.of({name: load("lora", "linear") for name in names}, name="two")
     stack = lyc.Stack([lyc.Entry(one, 0.8), lyc.Entry(two, 0.5)])
     merged = lyc.merge_adapters(stack, base=weights)
-    wanted = {key: value.clone() for key, value in weights.items()}
-    for target in (wanted, found := {key: value.clone() for key, value in weights.items()}):
-        used = stack if target is wanted else lyc.Stack([lyc.Entry(merged)])
-        for key, pairs in lyc.resolve(used, shapes).pairs().items():
-            lyc.patch_(target[key], [(match.read(entry.adapter), match.strength) for entry, match in pairs])
-    for key, value in wanted.items():
-        assert (
-            error(found[key] - weights[key], value - weights[key]) < 1e-5
-            if not torch.equal(value, weights[key])
-            else torch.equal(found[key], weights[key])
-        )
+    wanted, found = difference(stack, weights), difference(merged, weights)
+    assert wanted.keys() == found.keys()
+    assert all(error(found[key], change) < 1e-5 for key, change in wanted.items())
     recipe = json.loads(merged.metadata["lycoris_recipe"])
     assert [one["strength"] for one in recipe["merged"]] == [0.8, 0.5] and recipe["method"] == "sum"
 
@@ -446,42 +443,32 @@ def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
 def test_block_rules_weight_each_of_several_layers_on_one_weight() -> None:
     """q, k and v of an adapter meet one fused weight at three strengths, of which one is 0."""
     key = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
-    weights, shapes = fused_flux()
+    weights = fused_flux()
     root = "transformer.transformer_blocks.0.attn.to_"
     split = lyc.Adapter.of({f"{root}{part}": load("lora", "linear") for part in "qkv"}, name="split")
     rules = lyc.Rules.parse("attn.q = 0.5\nattn.v = off")
     stack = lyc.Stack([lyc.Entry(split, 0.8, rules=rules)])
     merged = lyc.merge_adapters(stack, base=weights)
-    changes = []
-    for used in (stack, lyc.Stack([lyc.Entry(merged)])):
-        weight = weights[key].double()
-        pairs = lyc.resolve(used, shapes).pairs()[key]
-        lyc.patch_(weight, [(match.read(entry.adapter), match.strength) for entry, match in pairs])
-        changes.append(weight - weights[key].double())
-    assert error(changes[1], changes[0]) < 1e-5
-    assert not changes[0][24:].any() and changes[0][:12].any()
+    wanted, found = difference(stack, weights)[key], difference(merged, weights)[key]
+    assert error(found, wanted) < 1e-5
+    assert not wanted[24:].any() and wanted[:12].any()
     # The examination of the stack sees the same change.
-    assert lyc.examine(stack, base=weights).layers[0].norm == pytest.approx(
-        float(changes[0].norm()), rel=1e-5
-    )
+    norm = lyc.examine(stack, base=weights).layers[0].norm
+    assert norm == pytest.approx(float(wanted.norm()), rel=1e-5)
 
 
 def test_orthogonal_adapters_together_are_the_merge() -> None:
     """With their block rules in them."""
-    weights, shapes = fused_flux()
+    weights = fused_flux()
     name = "transformer.transformer_blocks.0.attn.to_q"
     one, two = (lyc.Adapter.of({name: load("lora", "linear")}, name=name) for name in (name, name))
     rules = lyc.Rules.parse("attn.q = 0.25")
     stack = lyc.Stack([lyc.Entry(one, 0.8, rules=rules), lyc.Entry(two, -0.5)])
     apart = lyc.orthogonal_adapters(stack, base=weights)
     parts = lyc.Stack(lyc.Entry(part, entry.strength) for part, entry in zip(apart, stack, strict=True))
-    changes = []
-    for used in (parts, lyc.Stack([lyc.Entry(lyc.merge_adapters(stack, "tsv", base=weights))])):
-        ((key, pairs),) = lyc.resolve(used, shapes).pairs().items()
-        weight = weights[key].double()
-        lyc.patch_(weight, [(match.read(entry.adapter), match.strength) for entry, match in pairs])
-        changes.append(weight - weights[key].double())
-    assert error(*changes) < 1e-5
+    whole = lyc.merge_adapters(stack, "tsv", base=weights)
+    ((_, found),), ((_, wanted),) = (difference(used, weights).items() for used in (parts, whole))
+    assert error(found, wanted) < 1e-5
 
 
 def test_a_norm_limit_bounds_what_adds_up() -> None:

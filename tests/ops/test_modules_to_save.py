@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import move
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -98,9 +99,7 @@ def test_a_head_that_is_trained_whole_is_written_for_peft(home: Path, tmp_path: 
 def test_norms_are_written_for_peft_as_values(include: Any, tmp_path: Path) -> None:
     model = classifier()
     network = lyc.create_lycoris(model, include=include, rank=2, seed=0).apply_to()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    move(network)
     network.save_weights(tmp_path / "out", dialect="peft")
     in_peft = PeftModel.from_pretrained(classifier(), str(tmp_path / "out"))
     assert torch.allclose(logits(in_peft.eval()), logits(model), atol=1e-6)
@@ -111,9 +110,8 @@ def test_a_boft_of_a_convolution_is_written_as_peft_has_it(tmp_path: Path) -> No
     base, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 6)), torch.randn(2, 4, 4, 4)
     kept = {key: value.clone() for key, value in base.state_dict().items()}
     network = lyc.create_lycoris(base, algorithm="boft_peft", rank=4, seed=0).apply_to()
+    move(network)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
         wanted = base(x)
     network.save_weights(tmp_path / "out", dialect="peft")
     network.restore()

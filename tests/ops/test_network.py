@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import ALL, CASES, CONVOLUTIONS, RANK, Model, loss, made, state
+from networks import ALL, CASES, CONVOLUTIONS, RANK, Model, loss, made, move, state
 from torch import nn
+from written import patched
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
@@ -185,10 +186,7 @@ def test_files_go_on_where_the_network_was(dialect: Any, model: Model, tmp_path:
     assert torch.equal(model(ids), trained)
     fresh.restore()
     # The file patched into the base, as at inference.
-    adapter = lyc.load_adapter(file)
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    for key, pairs in lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), shapes).pairs().items():
-        lyc.patch_(model.state_dict()[key], [(match.read(adapter), 1.0) for _, match in pairs])
+    model.load_state_dict(patched(lyc.load_adapter(file), model.state_dict()), strict=False)
     assert (model(ids) - trained).abs().max() < 1e-5
 
 
@@ -249,9 +247,7 @@ def test_layers_of_a_file_go_on_in_another_kind_or_at_another_rank(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8))
     start = lyc.create_lycoris(model, include="*", rank=4, alpha=2, seed=0)
-    with torch.no_grad():
-        for parameter in start.parameters():
-            parameter.normal_()
+    move(start, 1.0)
     adapter = start.to_adapter()
     before = {
         path: member.layer.delta(member.site.module.weight).detach() for path, member in start.members.items()
@@ -285,9 +281,7 @@ def test_layers_of_dora_go_on_at_another_rank(rank: int, kept: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(8, 12))
     start = lyc.create_lycoris(model, include="*", rank=4, dora="output", seed=0)
-    with torch.no_grad():
-        for parameter in start.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape))
+    move(start, 0.3)
     before = {path: one.layer.delta(one.site.module.weight).detach() for path, one in start.members.items()}
     network = lyc.create_lycoris(model, weights=start.to_adapter(), overrides={"*": {"rank": rank}}, seed=0)
     assert {member.layer.rank for member in network.members.values()} == {rank}
@@ -299,9 +293,7 @@ def test_layers_of_dora_go_on_at_another_rank(rank: int, kept: float) -> None:
 def test_a_layer_that_cannot_get_a_higher_rank_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     loha = lyc.create_lycoris(model, include="0", algorithm="loha", rank=2, seed=0)
-    with torch.no_grad():
-        for parameter in loha.parameters():
-            parameter.fill_(0.1)
+    move(loha)
     adapter = loha.to_adapter()
     with pytest.raises(lyc.LayerError, match=r"0: .*higher rank.*loha 2, and rank 4.*at most 2"):
         lyc.create_lycoris(model, weights=adapter, overrides={"0": {"rank": 4}})
@@ -340,9 +332,7 @@ def test_a_network_that_cannot_act_beside_another_does_not_act_at_all(model: Mod
     ids = model.ids()
     before = model(ids)
     other = lyc.create_lycoris(model, rank=RANK, seed=1)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1)
+    move(other)
     with pytest.raises(lyc.LycorisError, match=r'head: another bypass.*form="rebuilt"'):
         other.apply_to()
     assert not other.applied and torch.equal(model(ids), before)

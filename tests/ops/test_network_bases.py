@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import ALL, CASES, Model, loss, made
+from networks import ALL, CASES, Model, loss, made, move
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -247,9 +247,7 @@ def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: st
     layer = nn.Conv2d(64, 64, 3, padding=1) if kernel else nn.Linear(64, 64)
     x = torch.randn(5, 64, *(6 for _ in kernel))
     network = made(nn.Sequential(layer), algorithm=algorithm, form="bypass")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.4)
+    move(network, 0.4)
     wanted, bare = network.module(x), layer.forward(x)
     with torch.set_grad_enabled(recording), torch.autocast("cpu", torch.bfloat16):
         found = network.module(x)
@@ -390,9 +388,7 @@ def test_a_magnitude_of_a_packed_weight(package: str) -> None:
     plain = base(x).detach()
     network.apply_to()
     assert (base(x) - plain).abs().max() < 1e-5
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1)
+    move(network)
     (member,) = network.members.values()
     # The values that the module itself multiplies by: its outputs for the unit vectors.
     network.restore()
@@ -480,7 +476,7 @@ def test_modules_that_multiply_or_are_used_in_a_way_of_their_own(name: str, algo
     network = lyc.create_lycoris(model, algorithm=algorithm, rank=2, seed=0).apply_to()
     assert algorithm != "lora" or all(member.form.startswith(form) for member in network.members.values())
     torch.testing.assert_close(model(x), before)
-    fill(network)
+    move(network, 0.3)
     found = model(x)
     assert not torch.allclose(found, before, rtol=1e-2)
     found.square().sum().backward()
@@ -492,12 +488,6 @@ def test_modules_that_multiply_or_are_used_in_a_way_of_their_own(name: str, algo
     if name == "read by others":
         probe = lyc.probe(model, [x], lambda module, x: module(x).square().sum())
         assert all(layer.energy > 0 for layer in probe.layers.values())
-
-
-def fill(network: lyc.LycorisNetwork) -> None:
-    with torch.no_grad():
-        for value in network.parameters():
-            value.add_(0.3 * torch.randn_like(value))
 
 
 def test_weights_that_are_not_there_and_a_bias_that_is_computed() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from networks import move
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
@@ -52,10 +53,7 @@ def in_peft(folder: Path) -> Tensor:
 def test_biases_are_read_and_written_as_peft_has_them(name: str, form: Any, tmp_path: Path) -> None:
     theirs: Any = peft.get_peft_model(Model(), CONFIGS[name])
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.3)
+    move(theirs, 0.3)
     wanted = theirs.eval()(X)
     theirs.save_pretrained(str(tmp_path / "theirs"))
     adapter = lyc.load_adapter(tmp_path / "theirs")
@@ -85,9 +83,7 @@ def test_what_is_trained_with_its_bias_is_loaded_by_peft(
     model = nn.Sequential(OrderedDict(biased=nn.Linear(8, 8), **dict(Model().named_children())))
     model.conv = nn.Conv1d(5, 5, 3, padding=1)
     network = lyc.create_lycoris(model, algorithm=algorithm, rank=2, include=include, bias=True).apply_to()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.2)
+    move(network, 0.2)
     wanted = model(X)
     network.save_weights(tmp_path / "out", dialect="peft")
     network.restore()

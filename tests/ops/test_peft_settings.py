@@ -13,6 +13,7 @@ import torch
 from oracle import EPS32, EPS64, fill, layer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from written import patched
 
 import lycoris_ops as lyc
 from lycoris_ops.names.dialects import WRITES, Asked
@@ -43,16 +44,8 @@ def saved(
 
 
 def applied(adapter: lyc.Adapter, before: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters with the adapter patched in, through everything from `resolve` on."""
-    after = {name: tensor.clone() for name, tensor in before.items()}
-    resolution = lyc.resolve(
-        lyc.Stack([lyc.Entry(adapter)]), {name: tuple(one.shape) for name, one in before.items()}
-    )
-    resolution.check(strict=True)
-    for key, pairs in resolution.pairs().items():
-        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
-        lyc.patch_(after[key], layers)
-    return after
+    """The parameters with the adapter patched in."""
+    return {**before, **patched(adapter, before)}
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], eps: float) -> None:

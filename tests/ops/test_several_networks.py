@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import move
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -31,10 +32,7 @@ MODULES: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 
 def drawn(network: lyc.LycorisNetwork, seed: int) -> lyc.LycorisNetwork:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    move(network, 0.3, torch.Generator().manual_seed(seed))
     return network
 
 

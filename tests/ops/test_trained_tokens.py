@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from networks import move
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,10 +45,7 @@ def output(model: nn.Module) -> Tensor:
 def made(folder: Path, config: Any) -> Tensor:
     """Write an adapter of PEFT's, and return the output of the model with it."""
     model = peft.get_peft_model(Model(), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_()
+    move(model, 1.0)
     model.save_pretrained(str(folder))
     return output(model)
 

@@ -63,20 +63,33 @@ def resolved(found: lyc.Adapter, model: Shapes) -> lyc.Resolution:
     return lyc.resolve(lyc.Stack([lyc.Entry(found)]), model)
 
 
+def patched(found: lyc.Adapter | lyc.Stack, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights and biases of a model that an adapter or a stack changes, changed.
+
+    Every layer must be applied, or repeat another.
+    """
+    stack = found if isinstance(found, lyc.Stack) else lyc.Stack([lyc.Entry(found)])
+    resolution = lyc.resolve(stack, {key: tuple(weight.shape) for key, weight in weights.items()})
+    resolution.check(strict=True)
+    return {
+        key: lyc.patch_(
+            weights[key].detach().clone(),
+            [(match.read(entry.adapter), match.strength) for entry, match in pairs],
+        )
+        for key, pairs in resolution.pairs().items()
+    }
+
+
 def changes(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
     """The change of each weight and bias of a model in float64.
 
-    Every layer must be applied, or repeat another. The weights are random, and the same at every call. A
-    weight that is enlarged has zeros first.
+    The weights are random, and the same at every call. A weight that is enlarged has zeros first.
     """
-    resolution = resolved(found, model)
-    resolution.check(strict=True)
-    made: dict[str, Tensor] = {}
-    for key, pairs in resolution.pairs().items():
-        weight = torch.randn(model[key], generator=torch.Generator().manual_seed(len(key))).double()
-        layers = [(match.read(entry.adapter), match.strength) for entry, match in pairs]
-        patched = lyc.patch_(weight.clone(), layers)
-        before = torch.zeros_like(patched)
-        before[tuple(slice(size) for size in weight.shape)] = weight
-        made[key] = patched - before
+    weights = {
+        key: torch.randn(shape, generator=torch.Generator().manual_seed(len(key))).double()
+        for key, shape in model.items()
+    }
+    made = patched(found, weights)
+    for key, weight in made.items():
+        weight[tuple(slice(size) for size in model[key])] -= weights[key]
     return made
