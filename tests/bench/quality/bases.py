@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +22,36 @@ from .task import Batch, frozen
 
 KEEP = 0.995
 """How much of the mean weights a step keeps, after its first hundreds."""
+
+
+@dataclass(frozen=True)
+class OwnBase:
+    """What tasks have in common whose base is trained here.
+
+    Each has `recipe()`: all that the base's weights depend on, and what makes the untrained base. Its
+    `base_batches()` are for the steps `base_steps` at the rate `base_lr`.
+    """
+
+    name: str
+    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 100, "long": 400}, hash=False)
+    held_out_batches: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    preset: str = "full"
+    exclude: tuple[str, ...] = ()
+    untuned: ClassVar[bool] = False
+
+    def base(self) -> nn.Module:
+        return copy.deepcopy(_base_of(self))
+
+    def base_loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        task: Any = self
+        return task.loss(module, batch)
+
+
+@functools.cache
+def _base_of(task: Any) -> nn.Module:
+    recipe, make = task.recipe()
+    batches, loss = task.base_batches, task.base_loss
+    return trained(task.name, recipe, make, batches, loss, steps=task.base_steps, lr=task.base_lr)
 
 
 def trained(

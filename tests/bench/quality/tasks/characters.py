@@ -6,12 +6,11 @@ Brazilian catalogue translates, and the German ones of its German catalogue.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gettext
 import random
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases import trained
+from ..bases import OwnBase
 from ..networks import Block, positions
 from ..packages import Package
 from ..task import Split
@@ -59,12 +58,9 @@ class Gpt(nn.Module):
 
 
 @dataclass(frozen=True)
-class Characters:
+class Characters(OwnBase):
     name: str = "characters"
-    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 100, "long": 400}, hash=False)
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 4, "test": 6}, hash=False)
-    preset: str = "full"
-    exclude: tuple[str, ...] = ()
     batch: int = 8
     length: int = 64
     width: int = 64
@@ -76,8 +72,10 @@ class Characters:
     language: str = "German"
     untuned: ClassVar[bool] = True
 
-    def base(self) -> nn.Module:
-        return copy.deepcopy(_model(self))
+    def recipe(self) -> tuple[object, Callable[[], nn.Module]]:
+        shape = (self.width, self.depth, self.heads, self.length)
+        recipe = (shape, self.base_steps, self.base_batch, self.base_lr, DATA.version, CHARACTERS)
+        return recipe, lambda: Gpt(*shape)
 
     def batches(self, seed: int, split: Split) -> Iterator[Tensor]:
         # What is held out is measured on four times as many characters at once.
@@ -131,18 +129,3 @@ def _german() -> dict[Split, Tensor]:
         "test": _ids(texts[tune : tune + test]),
         "train": _ids(texts[tune + test :]),
     }
-
-
-@functools.cache
-def _model(task: Characters) -> nn.Module:
-    shape = (task.width, task.depth, task.heads, task.length)
-    recipe = (shape, task.base_steps, task.base_batch, task.base_lr, DATA.version, CHARACTERS)
-    return trained(
-        task.name,
-        recipe,
-        lambda: Gpt(*shape),
-        task.base_batches,
-        task.loss,
-        steps=task.base_steps,
-        lr=task.base_lr,
-    )

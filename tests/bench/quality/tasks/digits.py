@@ -5,20 +5,18 @@ The new digits are inverted and named otherwise, by the number three above.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gzip
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases import trained
+from ..bases import OwnBase
 from ..networks import Block, patches, positions
 from ..packages import Package
 from ..task import Split
@@ -52,12 +50,9 @@ class VisionTransformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(OwnBase):
     name: str = "digits"
-    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 100, "long": 400}, hash=False)
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 2, "test": 4}, hash=False)
-    preset: str = "full"
-    exclude: tuple[str, ...] = ()
     batch: int = 32
     width: int = 64
     depth: int = 4
@@ -68,10 +63,11 @@ class Digits:
     smoothing: float = 0.1
     """Of the base's labels: it is less sure of itself where it is wrong."""
     domain: str = "inverted, named three higher"
-    untuned: ClassVar[bool] = False
 
-    def base(self) -> nn.Module:
-        return copy.deepcopy(_model(self))
+    def recipe(self) -> tuple[object, Callable[[], nn.Module]]:
+        shape = (self.width, self.depth, self.heads)
+        recipe = (shape, self.base_steps, self.base_batch, self.base_lr, self.smoothing, SHARES, DATA.version)
+        return recipe, lambda: VisionTransformer(*shape)
 
     def batches(self, seed: int, split: Split) -> Iterator[Labelled]:
         count = self.batch if split == "train" else 100
@@ -80,6 +76,9 @@ class Digits:
 
     def base_batches(self) -> Iterator[Labelled]:
         return drawn("train", self.base_batch, 0)
+
+    def base_loss(self, module: nn.Module, batch: Labelled) -> Tensor:
+        return self.loss(module, batch, self.smoothing)
 
     def loss(self, module: nn.Module, batch: Labelled, smoothing: float = 0.0) -> Tensor:
         pictures, labels = batch
@@ -124,18 +123,3 @@ def _digits() -> Labelled:
     rows = torch.from_numpy(np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float32))
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     return rows[:, :-1].view(-1, SIDE, SIDE) / 8 - 1, rows[:, -1].long()
-
-
-@functools.cache
-def _model(task: Digits) -> nn.Module:
-    shape = (task.width, task.depth, task.heads)
-    recipe = (shape, task.base_steps, task.base_batch, task.base_lr, task.smoothing, SHARES, DATA.version)
-    return trained(
-        task.name,
-        recipe,
-        lambda: VisionTransformer(*shape),
-        task.base_batches,
-        lambda model, batch: task.loss(model, batch, task.smoothing),
-        steps=task.base_steps,
-        lr=task.base_lr,
-    )

@@ -6,18 +6,15 @@ in its own way.
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases import trained
+from ..bases import OwnBase
 from ..networks import Block, patches, positions
 from ..task import Split
 from .digits import DATA, PATCH, SHARES, SIDE, drawn
@@ -56,12 +53,9 @@ class DiffusionTransformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(OwnBase):
     name: str = "flow"
-    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 100, "long": 400}, hash=False)
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 6, "test": 10}, hash=False)
-    preset: str = "full"
-    exclude: tuple[str, ...] = ()
     batch: int = 16
     width: int = 64
     depth: int = 4
@@ -70,10 +64,11 @@ class Flow:
     base_batch: int = 32
     base_lr: float = 2e-3
     domain: str = "5 to 9, each turned and inverted or mirrored"
-    untuned: ClassVar[bool] = False
 
-    def base(self) -> nn.Module:
-        return copy.deepcopy(_model(self))
+    def recipe(self) -> tuple[object, Callable[[], nn.Module]]:
+        shape = (self.width, self.depth, self.heads)
+        recipe = (shape, self.base_steps, self.base_batch, self.base_lr, SHARES, DATA.version)
+        return recipe, lambda: DiffusionTransformer(*shape)
 
     def batches(self, seed: int, split: Split) -> Iterator[Noisy]:
         count = self.batch if split == "train" else 64
@@ -107,18 +102,3 @@ def _noisy(pictures: Tensor, kinds: Tensor, draw: torch.Generator) -> Noisy:
     count = len(pictures)
     times = (torch.randperm(count, generator=draw) + torch.rand(count, generator=draw)) / count
     return pictures, kinds, torch.randn(pictures.shape, generator=draw), times
-
-
-@functools.cache
-def _model(task: Flow) -> nn.Module:
-    shape = (task.width, task.depth, task.heads)
-    recipe = (shape, task.base_steps, task.base_batch, task.base_lr, SHARES, DATA.version)
-    return trained(
-        task.name,
-        recipe,
-        lambda: DiffusionTransformer(*shape),
-        task.base_batches,
-        task.loss,
-        steps=task.base_steps,
-        lr=task.base_lr,
-    )

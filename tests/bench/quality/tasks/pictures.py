@@ -9,13 +9,11 @@ are held out.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases import trained
+from ..bases import OwnBase
 from ..packages import Package
 from ..task import Split
 
@@ -136,12 +134,10 @@ class UNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(OwnBase):
     name: str = "pictures"
     steps: Mapping[str, int] = field(default_factory=lambda: {"short": 120, "long": 480}, hash=False)
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 16, "test": 24}, hash=False)
-    preset: str = "full"
-    exclude: tuple[str, ...] = ()
     batch: int = 8
     size: int = 24
     widths: tuple[int, ...] = (32, 64, 128)
@@ -149,10 +145,18 @@ class Pictures:
     base_batch: int = 16
     base_lr: float = 1e-3
     domain: str = "tissue through a Bayer filter"
-    untuned: ClassVar[bool] = False
 
-    def base(self) -> nn.Module:
-        return copy.deepcopy(_model(self))
+    def recipe(self) -> tuple[object, Callable[[], nn.Module]]:
+        recipe = (
+            self.size,
+            self.widths,
+            self.base_steps,
+            self.base_batch,
+            self.base_lr,
+            DATA.version,
+            PHOTOGRAPHS,
+        )
+        return recipe, lambda: UNet(self.widths)
 
     def batches(self, seed: int, split: Split) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         picture = _picture(TISSUE)
@@ -165,17 +169,17 @@ class Pictures:
         x, t, velocity = batch
         return functional.mse_loss(module(x, t), velocity)
 
-    def base_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def base_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of what the base is trained on."""
         photographs = [_picture(name) for name in PHOTOGRAPHS]
-        draw = random.Random(seed)
+        draw = random.Random(0)
 
         def picture() -> Tensor:
             if draw.random() < 0.3:
                 return _values(_shapes(self.size, draw))
             return _values(_piece(draw.choice(photographs), self.size, draw))
 
-        return self._noised(picture, self.base_batch, seed)
+        return self._noised(picture, self.base_batch, 0)
 
     def _noised(
         self, picture: Callable[[], Tensor], batch: int, seed: int
@@ -240,25 +244,3 @@ def _shapes(size: int, draw: random.Random) -> Image.Image:
             corners = [(draw.randint(0, large), draw.randint(0, large)) for _ in range(3)]
             pen.polygon(corners, fill=colour())
     return image.resize((size, size), Image.Resampling.BILINEAR)
-
-
-@functools.cache
-def _model(task: Pictures) -> nn.Module:
-    recipe = (
-        task.size,
-        task.widths,
-        task.base_steps,
-        task.base_batch,
-        task.base_lr,
-        DATA.version,
-        PHOTOGRAPHS,
-    )
-    return trained(
-        task.name,
-        recipe,
-        lambda: UNet(task.widths),
-        lambda: task.base_batches(0),
-        task.loss,
-        steps=task.base_steps,
-        lr=task.base_lr,
-    )

@@ -7,8 +7,6 @@ and glides whose pitch and loudness tremble.
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases import trained
+from ..bases import OwnBase
 from ..task import FIXED, Split
 
 RATE = 8000
@@ -57,12 +55,9 @@ class Predictor(nn.Module):
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(OwnBase):
     name: str = "series"
-    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 100, "long": 400}, hash=False)
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 3, "test": 5}, hash=False)
-    preset: str = "full"
-    exclude: tuple[str, ...] = ()
     batch: int = 4
     length: int = 224
     channels: int = 48
@@ -75,8 +70,10 @@ class Series:
     domain: str = "bells and glides"
     untuned: ClassVar[bool] = True
 
-    def base(self) -> nn.Module:
-        return copy.deepcopy(_model(self))
+    def recipe(self) -> tuple[object, Callable[[], nn.Module]]:
+        shape = (self.channels, self.depth, self.levels)
+        recipe = (shape, self.length, self.noise, self.base_steps, self.base_batch, self.base_lr, "strings")
+        return recipe, lambda: Predictor(*shape)
 
     def batches(self, seed: int, split: Split) -> Iterator[Tensor]:
         # Tones are random, so that a split is a matter of the seed: seeds of training lie below FIXED's.
@@ -136,18 +133,3 @@ def _bells_and_glides(time: Tensor, count: int, draw: torch.Generator) -> Tensor
     glides = torch.sin(angle).sign() * torch.sin(angle).abs().sqrt()
     glides = glides * (1 + 0.5 * torch.sin(2 * math.pi * tremble * time + phase))
     return torch.where(torch.rand((count, 1), generator=draw) < 0.5, bells, glides)
-
-
-@functools.cache
-def _model(task: Series) -> nn.Module:
-    shape = (task.channels, task.depth, task.levels)
-    recipe = (shape, task.length, task.noise, task.base_steps, task.base_batch, task.base_lr, "strings")
-    return trained(
-        task.name,
-        recipe,
-        lambda: Predictor(*shape),
-        task.base_batches,
-        task.loss,
-        steps=task.base_steps,
-        lr=task.base_lr,
-    )

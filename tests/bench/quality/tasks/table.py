@@ -7,18 +7,16 @@ half.
 
 from __future__ import annotations
 
-import copy
 import csv
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bases import trained
+from ..bases import OwnBase
 from ..networks import Block, positions
 from ..packages import Package
 from ..task import Split
@@ -58,12 +56,9 @@ class Columns(nn.Module):
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(OwnBase):
     name: str = "table"
-    steps: Mapping[str, int] = field(default_factory=lambda: {"short": 100, "long": 400}, hash=False)
     held_out_batches: Mapping[str, int] = field(default_factory=lambda: {"tune": 6, "test": 10}, hash=False)
-    preset: str = "full"
-    exclude: tuple[str, ...] = ()
     batch: int = 48
     missing: float = 0.4
     """The share of cells that are missing."""
@@ -75,10 +70,11 @@ class Table:
     base_batch: int = 64
     base_lr: float = 2e-3
     domain: str = "the heavier half"
-    untuned: ClassVar[bool] = False
 
-    def base(self) -> nn.Module:
-        return copy.deepcopy(_model(self))
+    def recipe(self) -> tuple[object, Callable[[], nn.Module]]:
+        shape = (self.width, self.depth, self.heads, self.bins)
+        recipe = (shape, self.missing, self.base_steps, self.base_batch, self.base_lr, DATA.version)
+        return recipe, lambda: Columns(*shape)
 
     def batches(self, seed: int, split: Split) -> Iterator[Masked]:
         rows = _stones(self.bins)[1]
@@ -122,18 +118,3 @@ def _stones(bins: int) -> tuple[Tensor, Tensor]:
     weights = torch.tensor([float(row["carat"]) for row in table])[order]
     light = weights <= weights.median()
     return rows[order][light], rows[order][~light]
-
-
-@functools.cache
-def _model(task: Table) -> nn.Module:
-    shape = (task.width, task.depth, task.heads, task.bins)
-    recipe = (shape, task.missing, task.base_steps, task.base_batch, task.base_lr, DATA.version)
-    return trained(
-        task.name,
-        recipe,
-        lambda: Columns(*shape),
-        task.base_batches,
-        task.loss,
-        steps=task.base_steps,
-        lr=task.base_lr,
-    )
