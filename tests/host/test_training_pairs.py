@@ -95,6 +95,12 @@ def flux(**changed: int) -> Any:
     return patcher(tiny("Flux 1", **{**sizes, **changed}))
 
 
+def trained_on(host: Host, folder: Path, model: Any, data: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What a short training on prepared data gives."""
+    given: dict[str, Any] = {"steps": 2, "rank": 2, "latents": data["latents"], "positive": data["positive"]}
+    return train(host, folder, model=model, **{**given, **more})
+
+
 def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
     host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path, tmp_path: Path
 ) -> None:
@@ -108,11 +114,7 @@ def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
     (first, flipped, *others), called = data["positive"], vae.calls
     with torch.inference_mode():
         latents = [vae.vae.encode(pixels(wide).flip(2) if flip else pixels(wide)) for flip in (False, True)]
-        (wanted,) = (
-            host.nodes.NODE_CLASS_MAPPINGS["ReferenceLatent"]
-            .execute(encoded(host, plain.clip, "qwx"), {"samples": latents[0]})
-            .args
-        )
+        (wanted,) = host.run("ReferenceLatent", encoded(host, plain.clip, "qwx"), {"samples": latents[0]})
     assert torch.equal(first[0][0], wanted[0][0])
     for one, latent in ((first, latents[0]), (flipped, latents[1])):
         (found,) = one[0][1]["reference_latents"]
@@ -131,15 +133,7 @@ def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
     with session.opened(model) as opened:
         made = samples.samples_of(opened, data["latents"], data["positive"], empty=[data["empty_caption"]])
     assert ["ref_latents" in one.without.conds for one in made] == [True, True, False, False]
-    trained = train(
-        host,
-        tmp_path,
-        model=model,
-        steps=2,
-        rank=2,
-        **{name: data[name] for name in ("latents", "positive")},
-        empty_caption=[data["empty_caption"]],
-    )
+    trained = trained_on(host, tmp_path, model, data, empty_caption=[data["empty_caption"]])
     assert trained["steps_done"] == 2
 
 
@@ -304,14 +298,7 @@ def test_clips_are_trained_with_pictures(
         assert torch.equal(one["samples"], other["samples"])
     prepare(**given, frame_rate=8)
     assert vae.calls == called + 5
-    report = train(
-        host,
-        tmp_path,
-        model=model,
-        steps=2,
-        rank=2,
-        **{name: data[name] for name in ("latents", "positive")},
-    )["report"]
+    report = trained_on(host, tmp_path, model, data)["report"]
     assert "5 latents (3 x 16 x 16 x2, 2 x 16 x 16 x2, 1 x 16 x 16 x1)" in " ".join(report.split())
     # Models of pictures leave them out.
     still = prepare(trigger="qwx")
@@ -332,20 +319,14 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
         with torch.inference_mode():
             text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
             size = {"width": PIXELS, "height": PIXELS, "length": 9, "batch_size": 1}
-            made = (
-                host.nodes.NODE_CLASS_MAPPINGS[node]
-                .execute(positive=text, negative=text, vae=vae.vae, **size, **ends)
-                .args
-            )
+            made = host.run(node, positive=text, negative=text, vae=vae.vae, **size, **ends)
         wanted, found = made[0][0][1], data["positive"][0][0][1]
         for name in ("concat_latent_image", "concat_mask"):
             assert torch.equal(found[name], wanted[name])
         assert f"the model is also given what {node} makes" in data["report"]
         ends["end_image"] = frames[-1:]
     assert "concat_mask" not in prepare(**given, first_frames="none")["positive"][0][0][1]
-    train(
-        host, tmp_path, model=model, steps=1, rank=2, **{name: data[name] for name in ("latents", "positive")}
-    )
+    trained_on(host, tmp_path, model, data, steps=1)
 
 
 def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
@@ -365,8 +346,8 @@ def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
     data = prepare(**given, first_frames="first and last")
     with torch.inference_mode():
         size = {"width": PIXELS, "height": PIXELS, "length": 9, "batch_size": 1}
-        node = host.nodes.NODE_CLASS_MAPPINGS["CosmosPredict2ImageToVideoLatent"]
-        (wanted,) = node.execute(vae=vae.vae, **size, start_image=frames[:1], end_image=frames[-1:]).args
+        ends = {"start_image": frames[:1], "end_image": frames[-1:]}
+        (wanted,) = host.run("CosmosPredict2ImageToVideoLatent", vae=vae.vae, **size, **ends)
     (found, still), shown = data["latents"], wanted["noise_mask"] == 0
     assert torch.equal(found["noise_mask"], wanted["noise_mask"])
     assert torch.equal(found["samples"] * shown, wanted["samples"] * shown)
@@ -379,8 +360,7 @@ def test_frames_are_put_into_the_latent_where_the_hosts_node_does_so(
         prepare(**{**given, "frames": 5}, first_frames="first and last")
     # A training mask may be given as well.
     white = torch.ones(2, PIXELS, PIXELS)
-    settings = {"model": model, "steps": 1, "rank": 2, "latents": data["latents"], "masks": [white]}
-    report = train(host, tmp_path, **settings, positive=data["positive"])["report"]
+    report = trained_on(host, tmp_path, model, data, steps=1, masks=[white])["report"]
     assert "1 partly given to the model, which does not learn that part" in " ".join(report.split())
 
 
@@ -402,14 +382,7 @@ def test_what_is_around_a_hole_is_given_to_a_model_that_fills_it(
         assert torch.equal(data["positive"][0][0][1][name], wanted[0][0][1][name])
     # The whole picture is learned, not only the hole.
     assert data["masks"] == []
-    train(
-        host,
-        tmp_path,
-        model=patcher(model),
-        steps=1,
-        rank=2,
-        **{name: data[name] for name in ("latents", "positive")},
-    )
+    trained_on(host, tmp_path, patcher(model), data, steps=1)
 
 
 @pytest.mark.parametrize("way", ["auto", pytest.param("first Qwen-Image-Edit", marks=pytest.mark.soak)])
@@ -431,12 +404,11 @@ def test_a_text_encoder_that_sees_is_shown_references_as_by_the_hosts_node(
     model = patcher(tiny("Qwen-Image", in_channels=64, out_channels=16))
     data = prepare(model=model, clip=clip, vae=vae.vae, references=way)
     plus = way == "auto"
-    node = host.nodes.NODE_CLASS_MAPPINGS[f"TextEncodeQwenImageEdit{'Plus' if plus else ''}"]
     picture = {"image1" if plus else "image": pixels(shown)}
     with torch.inference_mode():
-        ((_, more),) = node.execute(clip=clip, prompt=r"make it \(very\) green", vae=vae.vae, **picture).args[
-            0
-        ]
+        node = f"TextEncodeQwenImageEdit{'Plus' if plus else ''}"
+        prompt = r"make it \(very\) green"
+        (((_, more),),) = host.run(node, clip=clip, prompt=prompt, vae=vae.vae, **picture)
     assert same(told[-2], told[-1])
     ((_, said),) = data["positive"][0]
     assert said.keys() == {*more, "lycoris_caption", "lycoris_trigger"}

@@ -17,15 +17,22 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def in_processes(folder: Path, task: str, *words: str, count: int = 2) -> None:
-    """Run a task, such as `train_task.race`, in some processes and in a new folder, see `meeting`."""
-    folder.mkdir()
+def python(*words: str | Path, **variables: str) -> str:
+    """What a new Python interpreter prints with these arguments. It must end without an error."""
     done = subprocess.run(
-        [sys.executable, meeting.__file__, str(count), str(folder), task, *words],
+        [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env=child_environment(),
-        stderr=subprocess.PIPE,
+        env={**child_environment(), **variables},
+        capture_output=True,
+        text=True,
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def in_processes(folder: Path, task: str, *words: str, count: int = 2) -> None:
+    """Run a task, such as `train_task.race`, in some processes and in a new folder, see `meeting`."""
+    folder.mkdir()
+    python(meeting.__file__, str(count), folder, task, *words)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import python
 from layers import CASES, WEIGHTS, factors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -235,16 +234,7 @@ mapped files do not count as such."""
 
 def peak_memory(base: Path, adapter: Path, out: Path) -> int:
     """Bytes of anonymous memory at the peak of a merge, beyond those after the import."""
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(base), str(adapter), str(out)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    figures: dict[str, Any] = json.loads(run.stdout)
+    figures: dict[str, Any] = json.loads(python("-c", MEASURE, base, adapter, out))
     return figures["peak"] - figures["idle"]
 
 

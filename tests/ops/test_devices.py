@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pretended_device
 import pretended_waits
 import pytest
 import torch
-from children import ROOT, child_environment
+from children import python
 
 PYTHON_DEVICES = hasattr(torch._C, "_acc")
 """Whether this torch can have a device that is written in Python."""
@@ -24,23 +22,10 @@ needs_devices = pytest.mark.skipif(
 @needs_devices
 def test_a_training_is_where_the_model_is(tmp_path: Path) -> None:
     """With the values of the CPU, nothing but numbers going over, and autocast and scaler of the device."""
-    run(str(pretended_device.__file__), str(tmp_path))
+    python(str(pretended_device.__file__), str(tmp_path))
 
 
 @needs_devices
 def test_nothing_waits_for_a_device_but_once_a_step() -> None:
     """And once for a plan of patches, or for the first pass of a bypass; nothing is in float64 there."""
-    run(str(pretended_waits.__file__))
-
-
-def run(*program: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *program],
-        cwd=ROOT,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    python(str(pretended_waits.__file__))

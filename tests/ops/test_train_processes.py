@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import train_task
-from children import ROOT, child_environment, in_processes
+from children import in_processes, python
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lycoris_ops as lyc
@@ -170,17 +169,8 @@ def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
             encoding="utf-8",
         )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lycoris_ops"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "train", str(tmp_path / "two" / "settings.toml"), "--json"],
-        cwd=ROOT,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 4
+    told = python(*torchrun, "train", tmp_path / "two" / "settings.toml", "--json")
+    assert json.loads(told)["steps"] == 4
     assert main(["train", str(tmp_path / "one" / "settings.toml")]) == 0
     one, two = (lyc.load_adapter(tmp_path / name / "out.safetensors").layers for name in ("one", "two"))
     assert one.keys() == two.keys() == {"lycoris_0", "lycoris_2"}

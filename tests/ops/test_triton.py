@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import subprocess
-import sys
 import types
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+import children
 import pytest
 import torch
 from layers import WEIGHTS, load
@@ -38,15 +37,9 @@ def python(*arguments: str, interpret: bool) -> str:
 
     TRITON_INTERPRET must be set before Triton is imported.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    return children.python(
+        *arguments, PYTHONPATH=f"{ROOT}{os.pathsep}{HERE}", TRITON_INTERPRET=str(int(interpret))
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 SMALL_TILES = "TestSmallTiles and not (fused or strides or kronecker)"

@@ -6,21 +6,19 @@ import errno
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import python
 from layers import lora
 from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
 from lycoris_ops.writing import save as saving
-from tests.harness.facts import ROOT
 
 ENDINGS = lyc.SAFETENSORS + lyc.PICKLES
 PAIR = ("adapter_config.json", "adapter_model.safetensors")
@@ -93,18 +91,8 @@ def test_an_unfinished_file_ends_like_no_model(
 
 def test_kills_at_random_moments() -> None:
     """A sample of the campaign in `tests/soak/faults.py`."""
-    given = ("--seed", "7", "--kills", "6", "--races", "0")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.soak.faults", *given],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0 and "6 as they must be, 0 violations" in done.stdout, (
-        done.stdout + done.stderr
-    )
+    told = python("-m", "tests.soak.faults", "--seed", "7", "--kills", "6", "--races", "0")
+    assert "6 as they must be, 0 violations" in told, told
 
 
 # Sources that change.
