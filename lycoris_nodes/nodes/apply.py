@@ -69,7 +69,7 @@ class LycorisApplyStack(io.ComfyNode):
                         options=list(CHOICES),
                         default="auto",
                         tooltip="For pairs of files, as for Wan 2.2: which of the two experts this model is. "
-                        "auto: as the name of the model's file says.",
+                        "auto: by the name of the model's file.",
                     )
                 ),
             ],

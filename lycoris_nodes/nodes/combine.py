@@ -27,7 +27,7 @@ class LycorisCombineStacks(io.ComfyNode):
             display_name="Combine LyCORIS Stacks",
             category=LOAD,
             description="Joins several stacks into one. Their effects add up, and the order does not change "
-            "the result. Inputs that bring nothing are left out.",
+            "the result. Empty inputs are left out.",
             search_aliases=["merge lora stacks", "join stacks", "lora stack", "multi lora", "append stack"],
             inputs=[
                 io.Autogrow.Input("stacks", template=template, tooltip="The stacks to join."),

@@ -136,7 +136,9 @@ class LycorisDataset(io.ComfyNode):
                         default=33,
                         least=1,
                     ),
-                    usual_input("frame_rate", "Frames a second at which clips are read, whatever they have."),
+                    usual_input(
+                        "frame_rate", "Frames a second at which clips are read, whatever their own rate is."
+                    ),
                     count_input(
                         "cuts",
                         "How many cuts of a long clip are trained, evenly spaced and without overlap. "

@@ -72,7 +72,7 @@ class LycorisJudge(io.ComfyNode):
                 stack_input("Files to judge: each adapter by itself, at the strengths above."),
                 *optional(
                     io.Vae.Input(
-                        "vae", tooltip="Decodes the samples of the best. Without it they are rough."
+                        "vae", tooltip="Decodes the samples of the best file. Without it they are rough."
                     ),
                     io.ClipVision.Input(
                         "clip_vision",

@@ -53,9 +53,9 @@ class LycorisPlan(io.ComfyNode):
                 io.String.Input(
                     "size",
                     default="auto",
-                    tooltip="How large the adapter may be. auto: until more gains too little. 50MB: the size "
-                    "of the file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. 90%: as "
-                    "little as gains that share. 1/100: that share of the model's parameters.",
+                    tooltip="How large the adapter may be. auto: up to where more gains too little. 50MB: "
+                    "the size of the file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. "
+                    "90%: the smallest that gains this share. 1/100: that share of the model's parameters.",
                 ),
                 io.String.Input(
                     "algorithms",

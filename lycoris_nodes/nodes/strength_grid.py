@@ -65,8 +65,8 @@ class LycorisStrengthGrid(io.ComfyNode):
                     "second",
                     options=list(SECONDS),
                     default="none",
-                    tooltip="What differs from top to bottom. strength: that of another adapter. blocks: a "
-                    "factor of some blocks. file: one adapter of the stack at a time, such as several "
+                    tooltip="What differs from top to bottom. strength: the one of another adapter. blocks: "
+                    "a factor of some blocks. file: one adapter of the stack at a time, such as several "
                     "checkpoints of a training.",
                 ),
                 io.String.Input(

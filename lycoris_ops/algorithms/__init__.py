@@ -77,7 +77,7 @@ def _explained(names: frozenset[str]) -> str:
     # An algorithm has these suffixes, so it refuses the number of dimensions.
     if named := _named(names):
         known = " or ".join(f"the {kind.dimensions} of {a_layer(kind.algorithm)}" for kind in named)
-        return f"its {_listed(named[0].variants[0])} has another number of dimensions than {known}"
+        return f"its {_listed(named[0].variants[0])} has a different number of dimensions than {known}"
     if len(complete) > 1:
         return f"it holds two kinds at once, {' and '.join(sorted(complete))}"
     # One algorithm reads every suffix, but they belong to several of its variants.

@@ -183,7 +183,7 @@ def _never(x: Tensor) -> Tensor:
 
 def _other_count(got: str, expected: str) -> LycorisError:
     return LycorisError(
-        "a layer with a mask has another number of tokens than its places say",
+        "a layer with a mask got a different number of tokens than its places have",
         got=got,
         expected=expected,
         hint="Take the mask away, or the layer out of the stack by a rule of weight 0",

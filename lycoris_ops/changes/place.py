@@ -55,7 +55,7 @@ class Crop:
     def __post_init__(self) -> None:
         if len(self.kept) != len(self.size) or not all(self.kept):
             raise LycorisError(
-                "a crop keeps nothing of its picture",
+                "a crop leaves nothing of its picture",
                 got=str([len(one) for one in self.kept]),
                 expected=f"some numbers for each axis of {list(self.size)}",
             )
@@ -162,7 +162,7 @@ class Mask:
         """
         if len(grid) not in (2, 3):
             raise LycorisError(
-                "a mask is on a layer whose places are no plane",
+                "a mask is on a layer that has no plane of places",
                 got=f"a grid {list(grid)}",
                 expected="[height, width] or [frames, height, width]",
             )

@@ -67,7 +67,7 @@ def extract_adapter(
     """
     if algorithm == SAME:
         raise LycorisError(
-            "the difference of two models has no kind to keep",
+            "the difference of two models has no kind that could be kept",
             got=algorithm,
             expected="lora, lokr, full ...",
         )

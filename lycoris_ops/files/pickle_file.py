@@ -259,7 +259,7 @@ def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerpr
         size = tensor.untyped_storage().nbytes()
         if size and size not in sizes:
             raise FileFormatError(
-                "the data of a tensor are not of the size that the file says",
+                "the data of a tensor differ in size from what the file says",
                 file=fingerprint.path,
                 key=name,
                 got=f"{size} bytes",

@@ -294,7 +294,7 @@ def check_other(path: Path, source: str) -> None:
         same = path.exists() and path.samefile(source)
     if same:
         raise WriteError(
-            "the file to write is the model that is merged into, which would be lost",
+            "the output file is the base model, which would be lost",
             file=str(path),
             got=source,
             expected="another file",

@@ -67,9 +67,7 @@ class FitSettings:
                 "a change cannot be made into this kind" if known else "no such algorithm",
                 got=str(self.algorithm),
                 expected=", ".join((*FITTED, ANY, SAME)),
-                hint="A layer of this kind has no nearest one that can be computed: train it"
-                if known
-                else None,
+                hint="The nearest layer of this kind cannot be computed: train one" if known else None,
             )
         if self.dtype is not None and DTYPE_NAMES.get(self.dtype) not in FLOATS:
             raise LycorisError(

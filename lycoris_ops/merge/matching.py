@@ -196,7 +196,7 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
             known = tuple(size for size in stored if size is not None)
             if len(known) < len(stored) and not (before and fits(stored, before)):
                 raise LayerError(
-                    "the layer does not tell the shape of its weight",
+                    "the layer does not say what shape its weight has",
                     file=entry.adapter.path,
                     key=name,
                     got=info.made_for,

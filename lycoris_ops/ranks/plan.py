@@ -345,7 +345,7 @@ def _check_sizes(row: PlanRow) -> None:
     valid = type(row.factor) is int and (row.factor > 0 or row.factor == -1)
     if not valid or math.prod(factorization(size, row.factor)[0] for size in row.shape[:2]) == 1:
         raise PlanError(
-            "a factor divides nothing",
+            "the factor divides no dimension",
             key=row.path,
             got=f"factor {row.factor!r} for {shape}",
             expected="a divisor of the outputs or the inputs, or -1 for the most even split",

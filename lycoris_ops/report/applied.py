@@ -88,7 +88,7 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     if silenced := resolution.count(silent=True):
         lines.append(f"  {silenced} matched at strength 0")
     if resolution.front:
-        lines.append(f"  names read without the {resolution.front} in front of them")
+        lines.append(f"  names read without their prefix {resolution.front}")
     if resolution.copies:
         repeat = number_of(len(resolution.copies), "layer repeats", "layers repeat")
         lines.append(f"  {repeat} others of the file: applied once")

@@ -214,7 +214,7 @@ def _undivided(planned: Sequence[_Planned]) -> list[str]:
     for one in left:
         if id(one.settings) not in of_use:
             raise LycorisError(
-                "a factor divides nothing",
+                "the factor divides no dimension",
                 key=one.site.path,
                 got=f"factor {one.settings.factor} for {list(one.site.shape)}",
                 expected="a divisor of the outputs or the inputs, or -1 for the most even split",

@@ -139,7 +139,9 @@ class Judgement:
             f"{len(self.losses) - 1} pairs and the model alone, each on up to "
             f"{number_of(self.draws, 'draw')}: {self.spent:.0%} of all passes"
         )
-        edge = ["The best strength is at the end of those that were judged: try further ones"] * self.at_edge
+        edge = [
+            "The best strength is the lowest or the highest that was judged: try further ones"
+        ] * self.at_edge
         return "\n".join([self.verdict(), *edge, cost, *table((head, *rows), texts=1)])
 
 

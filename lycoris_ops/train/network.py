@@ -399,8 +399,8 @@ class LycorisNetwork(nn.Module):
         idle = [path for path, one in members.items() if not one.passed]
         if 0 < len(idle) < len(members):
             lines.append(
-                f"{number_of(len(idle), 'module')} in no pass so far, such as {idle[0]}: a layer acts where "
-                "its module is called, and not where others use its weight"
+                f"{number_of(len(idle), 'module')} that no pass has reached so far, such as {idle[0]}: a "
+                "layer acts where its module is called, and not where others use its weight"
             )
         if turned := [path for path, one in members.items() if one.site.transposed]:
             lines.append(

@@ -135,7 +135,7 @@ class Race:
             next_best = min(beaten, key=lambda heat: heat.loss)
             words.append(f"{next_best.name} came to {next_best.loss:.4g} at {next_best.lr:g}")
         if not won.loss < self.start:
-            words.append(f"nothing came below the {self.start:.4g} before any step")
+            words.append(f"no loss fell below the {self.start:.4g} before any step")
         return "; ".join([*words, cost])
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ class Race:
         ]
         notes = [f"{self.start:.4f} before any step"] if self.heats else []
         if self.left_out:
-            notes.append(f"not raced for want of steps: {', '.join(self.left_out)}")
+            notes.append(f"too few steps to race: {', '.join(self.left_out)}")
         return "\n".join([self.verdict(), *(table((head, *lines), texts=1) if lines else ()), *notes])
 
     def json(self) -> str:

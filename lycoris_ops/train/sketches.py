@@ -39,7 +39,7 @@ def check_data(
     if not found:
         return
     hint = "Give the same data in the same order, or begin a new training"
-    problem = "the data are not those that the training began with"
+    problem = "the data differ from those that the training began with"
     for name in dict.fromkeys((*found, *own)):
         theirs, ours = found.get(name, ()), own.get(name, ())
         if len(theirs) != len(ours):
@@ -49,7 +49,7 @@ def check_data(
         for number, pair in enumerate(zip(theirs, ours, strict=True), 1):
             if not _alike(*pair):
                 where = f"{name}, number {number} of {len(ours)}"
-                raise TrainError(problem, file=file, key=where, got="another one", hint=hint)
+                raise TrainError(problem, file=file, key=where, got="another sample", hint=hint)
 
 
 def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> list[float]:

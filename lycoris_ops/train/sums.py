@@ -61,8 +61,8 @@ class GradientSums:
         number = self._place[parameter]
         if number < len(self._sent):
             raise TrainError(
-                "a gradient came once more after it was added up over the processes",
-                got="a parameter that two parts of a backward pass reach",
+                "a gradient arrived again after it was summed over the processes",
+                got="a parameter that a backward pass reaches twice",
                 expected="one gradient of each parameter in a pass, as in the first step",
                 hint="Checkpoint activations with use_reentrant=False",
             )

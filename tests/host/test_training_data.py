@@ -102,7 +102,7 @@ def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None
     half = torch.ones(1, 64, 64)
     half[:, :, :32] = 0
     for inputs, words in (
-        ({"latents": [*latents[:2], other_latents[2]]}, "latents, number 3 of 3.*not those"),
+        ({"latents": [*latents[:2], other_latents[2]]}, "latents, number 3 of 3.*data differ"),
         ({"positive": [captions[0], other_captions[1], captions[2]]}, "positive, number 2 of 3"),
         ({"latents": latents[:2], "positive": captions[:2]}, "latents.*found 2; expected 3"),
         ({"masks": [half]}, "masks, number 1 of 1"),

@@ -133,10 +133,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "typo": ({"conv_rnk": 4}, "Is it conv_rank?"),
     "rank": ({"rank": 0}, "a whole number above 0"),
     "rank above": ({"overrides": {"head": {"rank": 9}}}, "at most 8"),
-    "factor": ({"algorithm": "lokr", "factor": 7}, "a factor divides nothing (found factor 7"),
+    "factor": ({"algorithm": "lokr", "factor": 7}, "the factor divides no dimension (found factor 7"),
     "factor of one": (
         {"algorithm": "lokr", "factor": 4, "overrides": {"head": {"factor": 5}}},
-        "head: a factor divides nothing (found factor 5 for [8, 24]",
+        "head: the factor divides no dimension (found factor 5 for [8, 24]",
     ),
     "dropout": ({"rank_dropout": 1.0}, "from 0 to below 1"),
     "dora": ({"algorithm": "oft", "dora": "output"}, "no DoRA magnitude"),
@@ -300,6 +300,6 @@ def test_the_report_tells_of_modules_in_no_pass() -> None:
     network = lyc.create_lycoris(model, rank=2).apply_to()
     assert "in no pass" not in network.report
     model[0](torch.randn(2, 4))
-    assert "1 module in no pass so far, such as 1:" in network.report
+    assert "1 module that no pass has reached so far, such as 1:" in network.report
     model(torch.randn(2, 4))
     assert "in no pass" not in network.report

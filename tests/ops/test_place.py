@@ -352,7 +352,7 @@ def test_tokens_and_pictures_that_do_not_agree() -> None:
     one = layer("lora", case)
     with pytest.raises(lyc.LycorisError, match="no places are set"):
         run(module, x, None, (one, 1.0, halves()))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(lyc.LycorisError, match=r"another number of tokens.*58 tokens.*24 for each of 2"):
+    with pytest.raises(lyc.LycorisError, match=r"different number of tokens.*58 tokens.*24 for each of 2"):
         run(module, x, Places((0, 1), GRID), (one, 1.0, halves()))
     with pytest.raises(lyc.LycorisError, match=r"another number of pictures.*2 pictures.*3"):
         run(module, x, places(case), (one, 1.0, Where(factors=(1.0, 2.0, 3.0))))

@@ -354,7 +354,7 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         lambda probe: lyc.plan_ranks(probe).with_row("0", rank=None),
     ),
     "no factor": ("this kind has no factor", lambda probe: lyc.plan_ranks(probe).with_row("0", factor=2)),
-    "a factor": ("a factor divides nothing", lambda probe: edited(probe, algorithm="lokr", factor=0)),
+    "a factor": ("the factor divides no dimension", lambda probe: edited(probe, algorithm="lokr", factor=0)),
     "edited": ("the layer cannot have this rank", lambda probe: edited(probe, rank=1000)),
     "a scale": ("alpha is not a finite number, 0 or more", lambda probe: edited(probe, alpha=-1)),
     "a form": (

@@ -147,7 +147,7 @@ def test_it_says_where_nothing_was_learned() -> None:
     untrained = model().eval()
     wrong = [(x, untrained(x).detach()) for x, _ in HELD]
     found = lyc.race(entrants(model()), BATCHES, wrong, Loss(), OPTIONS, steps=300, share=0.3)
-    assert f"nothing came below the {found.start:.4g} before any step" in found.verdict()
+    assert f"no loss fell below the {found.start:.4g} before any step" in found.verdict()
 
 
 def test_a_race_is_told_kept_and_drawn(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_what_is_asked_for_is_not_replaced_without_a_race() -> None:
     found = lyc.search_network(net, BATCHES, Loss(), options, steps=120, validation=HELD)
     assert found.network is net and found.race and found.race.heats
     assert {heat.name for heat in found.race.heats} == {"dora lora as asked"}
-    assert set(found.race.left_out) == set(KINDS) and "not raced for want of steps" in str(found.race)
+    assert set(found.race.left_out) == set(KINDS) and "too few steps to race" in str(found.race)
 
 
 def test_what_is_asked_for_is_not_raced_twice() -> None:

@@ -101,10 +101,10 @@ def test_a_state_knows_its_data_though_they_were_computed_again(tmp_path: Path) 
     assert again.done == 1
     flipped = [pictures[0], pictures[1].flip(-1), pictures[2]]
     for other, words in (
-        (data(flipped, texts), r"run\.state\.safetensors.*latents, number 2 of 3.*not those"),
+        (data(flipped, texts), r"run\.state\.safetensors.*latents, number 2 of 3.*data differ"),
         (data(pictures[::-1], texts), r"latents, number 1 of 3"),
         (data(pictures, ["a cat", "a dog", "a sow"]), r"captions, number 3 of 3"),
-        (data(pictures[:2], texts[:2]), r"latents: .*not those.*found 2; expected 3"),
+        (data(pictures[:2], texts[:2]), r"latents: .*data differ.*found 2; expected 3"),
         (data(pictures, []), r"captions: .*found 0; expected 3"),
     ):
         with pytest.raises(lyc.TrainError, match=words):

@@ -28,10 +28,10 @@ def inputs() -> list[Any]:
         io.Conditioning.Input(
             "positive",
             tooltip="The encoded prompt of the thing itself. Several prompts, such as of a woman and of a "
-            "man, keep what they vary from moving along.",
+            "man, keep other attributes from changing with it.",
         ),
         *optional(
-            io.Conditioning.Input("less", tooltip="The encoded prompt of the thing with less of it."),
+            io.Conditioning.Input("less", tooltip="The encoded prompt for less of it."),
             io.Conditioning.Input("more", tooltip="The encoded prompt of the thing with more of it."),
         ),
         io.String.Input(
