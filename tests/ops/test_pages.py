@@ -40,8 +40,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    # Without links, and without the names of the templates, which must all be there.
-    assert len(re.sub(r"<[^>]*>|\]\([^)]*\)|`\d\d [^`]*`", " ", text).split()) <= 650
+    assert len(text.split()) <= 700
 
 
 def test_every_help_page_is_in_the_list_of_nodes_by_its_title() -> None:
