@@ -464,7 +464,7 @@ def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
     assert result.stopped_early and losses.index(min(losses)) == len(losses) - 4
     assert (tmp_path / "out-curves.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "log").iterdir())
-    assert ", stopped early\n" in str(result)
+    assert "; stopped early\n" in str(result)
     best = result.history.best
     assert best is not None and 0 < best[0] < 40
     adapter = lyc.load_adapter(tmp_path / "out-checkpoints/best.safetensors")
