@@ -19,14 +19,14 @@ from .workflow import ACTIVE, with_values
 FOLDER = ROOT / "workflows"
 TEMPLATES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
 BLEND = "01 Blend LoRA and LyCORIS files"
-EXPORT = "08 Checkpoint with LoRA and LyCORIS files merged in"
+EXPORT = "08 Bake LoRA and LyCORIS files into a checkpoint"
 CONVERT = "07 Convert LoRA and LyCORIS files"
 EXTRACT = "06 Shrink and extract LoRA and LyCORIS files"
 TRAIN = "10 Train a LoRA or LyCORIS file"
 EDIT = "13 Train edits into a LoRA or LyCORIS file"
 CLIPS = "14 Train clips into a LoRA or LyCORIS file"
 SLIDER = "15 Train a slider as a LoRA or LyCORIS file"
-JUDGE = "16 Best checkpoint of a LoRA or LyCORIS training"
+JUDGE = "16 Judge LoRA or LyCORIS checkpoints"
 SLOW = (SLIDER, JUDGE)
 """Templates of many passes of the model, which `make test` opens and does not run."""
 WRITING = {EXPORT: "LycorisSaveCheckpoint", CONVERT: "LycorisSaveAdapter"}
