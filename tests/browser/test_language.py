@@ -40,7 +40,7 @@ SHOWN = """selector => [...document.querySelectorAll(selector)].flatMap(root =>
         ...(one.tagName === "INPUT" && one.type === "text" ? [one.value] : []),
     ])).filter(Boolean).map(text => text.trim()).filter(Boolean)"""
 NAMES = re.compile(
-    r"[\w/ ]+\.safetensors|LoRA|LyCORIS|rgthree|Power Lora Loader|<lora:|nowhere = 0\.5|Ctrl|Shift"
+    r"[\w/ ]+\.safetensors|LoRA|LyCORIS|rgthree|Power Lora Loader|<lora:|nowhere(?: = 0\.5)?|Ctrl|Shift"
     r"|Alt|Enter|Esc|`\w+`|SD 1\.5|\b(loha|lora|lokr|loras|kohya|lycoris\.kohya|missing|base)\b|[A-Z]{2,}"
 )
 """What has no translation: names, keys of the keyboard, and words of files."""
@@ -120,6 +120,7 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
     page.locator(".lycoris-block").first.wait_for()
     look(".lycoris-blocks-head")
     look(".lycoris-block-readout")
+    look(".lycoris-blocks-text .lycoris-hint div")
     look(".lycoris-blocks-text .lycoris-button")
     screenshot(f"chinese-blocks-{kind}")
     close(ui)
