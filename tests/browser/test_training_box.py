@@ -194,7 +194,7 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     ui.page.evaluate(f"{TRAIN}.showAdvanced = true; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
     rare = [name for name in inputs(ui) if name not in LINKS]
-    assert len(rare) == 13 and "validation_latents" in rare
+    assert len(rare) == 14 and "validation_latents" in rare
     screenshot(f"training-unfolded-{'vue' if vue else 'canvas'}")
     ui.page.evaluate(
         f"""() => {{
@@ -214,7 +214,7 @@ def test_at_first_sight_it_shows_what_is_asked_for_and_what_is_usual(
     before = linked_to(ui)
     ui.page.evaluate(f"{TRAIN}.showAdvanced = true; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
-    assert len(inputs(ui)) == 17 and linked_to(ui) == before and set(before) == set(links)
+    assert len(inputs(ui)) == len(LINKS) + len(rare) and linked_to(ui) == before and set(before) == set(links)
     ui.page.evaluate(f"{TRAIN}.showAdvanced = false; dispatchEvent(new Event('keyup'))")
     ui.page.wait_for_timeout(500)
     assert linked_to(ui) == before
