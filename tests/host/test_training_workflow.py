@@ -213,6 +213,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     # It is in the loaders' list, because the host looks for models in its output folder too.
     files = server.object_info()["LycorisLoadAdapter"]["input"]["required"]["file"][1]["options"]
     assert "stopped_00001_-checkpoints/last.safetensors" in files
+    assert not [name for name in files if name.endswith(".state.safetensors")]
 
     whole = json.loads(json.dumps(prompt))
     whole[train]["inputs"]["filename_prefix"] = "loras/unbroken"
