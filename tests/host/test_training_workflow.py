@@ -174,6 +174,9 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     # By its trigger the list of files finds it.
     assert metadata["modelspec.trigger_phrase"] == "mystyle"
     assert json.loads(metadata["ss_tag_frequency"])["pictures"]["mystyle"] == 1
+    files = server.object_info()["LycorisLoadAdapter"]["input"]["required"]["file"][1]["options"]
+    assert file.name in files and any(file.parent.glob("*/*.state.safetensors"))
+    assert not [name for name in files if name.endswith(".state.safetensors")]
 
 
 # Four runs of a host, which is started again.
@@ -213,7 +216,6 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     # It is in the loaders' list, because the host looks for models in its output folder too.
     files = server.object_info()["LycorisLoadAdapter"]["input"]["required"]["file"][1]["options"]
     assert "stopped_00001_-checkpoints/last.safetensors" in files
-    assert not [name for name in files if name.endswith(".state.safetensors")]
 
     whole = json.loads(json.dumps(prompt))
     whole[train]["inputs"]["filename_prefix"] = "loras/unbroken"
