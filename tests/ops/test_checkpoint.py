@@ -159,7 +159,7 @@ def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None
     twin = tmp_path / "twin.safetensors"
     twin.hardlink_to(path)
     for base, same in ((path, path), (path, link), (link, path), (path, twin)):
-        with pytest.raises(lyc.WriteError, match="the model that is merged into"):
+        with pytest.raises(lyc.WriteError, match="the output file is the base model"):
             lyc.merge_checkpoint(base, stack, same)
     assert path.read_bytes() == before and link.is_symlink()
     out.write_text("another file")

@@ -320,8 +320,8 @@ def test_masks_that_are_none(weights: Tensor, found: str) -> None:
             lambda: Places((0,), (4, 4), crops=(Crop((8, 4), (range(4), range(4))),) * 2),
             "another number of crops",
         ),
-        (lambda: Crop((8, 4), (range(4), range(0))), r"keeps nothing.*\[4, 0\]"),
-        (lambda: Crop((8, 4), (range(4),)), "keeps nothing"),
+        (lambda: Crop((8, 4), (range(4), range(0))), r"leaves nothing.*\[4, 0\]"),
+        (lambda: Crop((8, 4), (range(4),)), "leaves nothing"),
     ],
 )
 def test_places_and_factors_that_are_none(made: Callable[[], object], found: str) -> None:

@@ -1,6 +1,6 @@
-"""A sample of the campaign of mutated files, and a file made by hand for everything that was found.
+"""Samples of the campaigns of mutated files and of kills, and a file made by hand for all that was found.
 
-`make soak` runs the whole campaign.
+`make soak` runs the whole campaigns.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from children import python
 
 if sys.platform != "linux":
     pytest.skip("the limits of a process are read as Linux has them", allow_module_level=True)
@@ -30,3 +31,9 @@ def test_files_made_by_hand_and_mutated_ones_give_a_right_result_or_an_error(tmp
     assert not any(result.findings for result in results), "\n".join(
         line(*found) for found in grouped(results)
     )
+
+
+def test_kills_at_random_moments() -> None:
+    """A sample of the campaign in `tests/soak/faults.py`."""
+    told = python("-m", "tests.soak.faults", "--seed", "7", "--kills", "6", "--races", "0")
+    assert "6 as they must be, 0 violations" in told, told

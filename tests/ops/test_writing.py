@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from children import python
 from layers import lora
 from safetensors.torch import load_file, save_file
 
@@ -87,12 +86,6 @@ def test_an_unfinished_file_ends_like_no_model(
     monkeypatch.setattr("lycoris_ops.files.writing._sync", lambda folder: None)
     write(writer, sources, out / name_of(writer))
     assert seen and all(name.endswith(".part") for name in seen)
-
-
-def test_kills_at_random_moments() -> None:
-    """A sample of the campaign in `tests/soak/faults.py`."""
-    told = python("-m", "tests.soak.faults", "--seed", "7", "--kills", "6", "--races", "0")
-    assert "6 as they must be, 0 violations" in told, told
 
 
 # Sources that change.
