@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...lycoris_ops import PICKLES, SAFETENSORS, STATE, LycorisError, has_folder
+from ...lycoris_ops import PICKLES, SAFETENSORS, LycorisError, has_folder
 from ..host.files import file_names, file_path, folders_of, is_file, output_path
 
 FOLDER = "loras"
@@ -18,11 +18,8 @@ ENDINGS = SAFETENSORS + PICKLES
 
 
 def lora_names() -> list[str]:
-    """Every adapter file, by its name relative to a loras folder.
-
-    Training states, which lie beside the checkpoints of a training, are left out.
-    """
-    return [name for name in file_names(FOLDER, ENDINGS) if not name.endswith(STATE)]
+    """Every adapter file, by its name relative to a loras folder."""
+    return file_names(FOLDER, ENDINGS)
 
 
 def lora_files() -> list[tuple[str, int, float]]:

@@ -16,15 +16,19 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 
-from ...lycoris_ops import LycorisError, WriteError, check_name
+from ...lycoris_ops import STATE, LycorisError, WriteError, check_name
 
 REMEMBERED = 2.0
 """Seconds for which the list of folders of pictures is remembered."""
 
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
-    """The files with these endings in one of the host's model folders, as its own loaders list them."""
-    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(tuple(endings))]
+    """The files with these endings in one of the host's model folders, as its own loaders list them.
+
+    Training states, which may lie there beside the checkpoints of a training, are left out.
+    """
+    known = folder_paths.get_filename_list(folder)
+    return [name for name in known if name.lower().endswith(tuple(endings)) and not name.endswith(STATE)]
 
 
 def folders_of(folder: str) -> list[str]:

@@ -82,10 +82,10 @@ def merge_checkpoint(
     earlier ones unless `overwrite` is off, but never the base. `progress` is called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
-    `round_to_float8`). A weight that the file holds as a part of
-    a tensor, transposed, or under another name than the model is found as `views_in` and `views_of` say.
-    Quantised weights are read and written by `codec` and keep their format, whatever the `dtype`. A quantised
-    weight that `codec` does not know cannot be merged into.
+    `round_to_float8`). `views_in` and `views_of` find weights that the file holds as a part of a tensor,
+    transposed, or under another name than the model does. `codec` reads and writes quantised weights, which
+    keep their format, whatever the `dtype`. A quantised weight that `codec` does not know cannot be merged
+    into.
 
     Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a

@@ -73,6 +73,7 @@ def _model_beside(base: ModelFile) -> Any:
             file=str(path),
             got=f"{type(error).__name__}: {error}",
             expected="the settings of the model whose weights are beside them",
+            hint="Download config.json again, or move it away to match layers by the names in the file alone",
         ) from error
 
 

@@ -82,15 +82,15 @@ def about(adapter: Adapter) -> About:
     counts = _tables(text, FREQUENCY, problems)
     stated = [word for key in TRIGGERS for part in text.get(key, "").split(",") if (word := part.strip())]
     infos = list(adapter.info.values())
-    families = METADATA if adapter.families else ()
+    of_family = METADATA if adapter.families else ()
     return About(
         kind=counted(info.algorithm.algorithm for info in infos),
         rank=ranks(info.rank for info in infos),
         family=either(adapter.families),
         families=adapter.families,
         signals=tuple(sorted({*signals_of(info.named.path for info in infos).values()}, reverse=True)),
-        # Some of the entries only name the family.
-        base=next((text[key] for key in BASES if text.get(key) and key not in families), ""),
+        # What names only the family would say it twice.
+        base=next((text[key] for key in BASES if text.get(key) and key not in of_family), ""),
         dialect=adapter.dialect,
         size=adapter.file.size,
         triggers=tuple(dict.fromkeys(stated or _on_every_picture(counts, _tables(text, FOLDERS, problems)))),

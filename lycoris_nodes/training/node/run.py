@@ -302,7 +302,7 @@ def train(
                 *str(replace(result, **places)).splitlines(),
                 *sought[:1],
                 *notes,
-                "to train on: raise steps and turn on resume",
+                "to train further: raise steps and turn on resume",
                 # The box folds what follows an empty line.
                 "",
                 *sought[1:],

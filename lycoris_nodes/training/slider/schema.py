@@ -31,8 +31,8 @@ def inputs() -> list[Any]:
             "man, keep other attributes from changing with it.",
         ),
         *optional(
-            io.Conditioning.Input("less", tooltip="The encoded prompt for less of it."),
-            io.Conditioning.Input("more", tooltip="The encoded prompt of the thing with more of it."),
+            io.Conditioning.Input("less", tooltip="The encoded prompt with less of the attribute."),
+            io.Conditioning.Input("more", tooltip="The encoded prompt with more of the attribute."),
         ),
         io.String.Input(
             "strengths",

@@ -208,6 +208,6 @@ const filesOn = (/** @type {Row[]} */ rows) => JSON.stringify(rows.filter(isOn).
  */
 export function withSet(sets, latest) {
   const others = sets.filter(({ name, rows }) => name !== latest.name || (!name && filesOn(rows) !== filesOn(latest.rows)))
-  const run = others.filter(({ name }) => !name).slice(0, latest.name ? SETS : SETS - 1)
-  return [latest, ...others.filter((set) => set.name || run.includes(set))]
+  let left = latest.name ? SETS : SETS - 1
+  return [latest, ...others.filter(({ name }) => name || left-- > 0)]
 }
