@@ -54,6 +54,8 @@ def conditioning(model: Any, architecture: str, **more: Any) -> list[Any]:
     settings["conditioning_llama3"] = drawn(1, 2, *words, seed=3)
     settings["attention_mask"] = torch.ones(1, words[0])
     settings["conditioning_lyrics"] = torch.arange(4)[None]
+    # LyCORIS Training Pictures says these too, and no model takes them.
+    settings |= {"lycoris_caption": "mystyle, a boat", "lycoris_trigger": "mystyle"}
     # What the captions say for samplers is not for a training, see `caption_of`.
     return [[drawn(1, *words, seed=4), {**settings, **more}]]
 
