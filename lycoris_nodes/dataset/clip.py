@@ -1,4 +1,4 @@
-"""Read clips: frames at any rate, turned upright, cut and resized."""
+"""Read clips: frames at any rate, turned upright, cut and resized, and their sound."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ LONGEST = 3600.0
 """The longest clip in seconds."""
 GIF_END = b";"
 """The last byte of a GIF."""
+GAP = 0.005
+"""Sound pauses where a file states a time that is more than these seconds later."""
 LATER = 1.2
 """A film may state up to this many times the length of its frames: the last one may be shown longer."""
 
@@ -41,6 +44,8 @@ class ClipFacts:
     """Whether the file has fewer frames, so that some are repeated."""
     cut_off: bool = False
     """Whether the end of the file is missing, as in an incomplete copy."""
+    sounds: bool = False
+    """Whether it has sound."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,12 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
                 hint="Cut out the part to train on",
             )
         cut_off = _is_cut_off(path, container, stream, count, seconds)
+        sounds = bool(container.streams.audio)
     with closing(_at_times(path, [0.0])) as shown:
         first = next(shown)
     # Files round their times.
     frames = max(1, int(seconds * rate + 0.05))
-    return ClipFacts(first.size, frames, frames > count, cut_off)
+    return ClipFacts(first.size, frames, frames > count, cut_off, sounds)
 
 
 def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: float) -> bool:
@@ -146,6 +152,35 @@ def pixels_of_clip(path: Path, cut: Cut, rate: float, fitted: PictureFit) -> Ten
         for one in chosen
     ]
     return torch.from_numpy(np.stack(made))
+
+
+def sound_of(path: Path, cut: Cut, rate: float, samples: int) -> Tensor:
+    """The sound (1, channels, n) of a cut, at `samples` a second.
+
+    It begins with the first frame of the cut, is as long as its frames, and is silent where the file has no
+    sound. More than two channels are mixed down to two.
+    """
+    with _opened(path) as (container, pictures):
+        stream = container.streams.audio[0]
+        begin = float((pictures.start_time or 0) * pictures.time_base) + cut.start / rate
+        count, channels = round(cut.count / rate * samples), min(2, stream.channels)
+        made = torch.zeros(1, channels, count)
+        place: int | None = None
+        mixed = cast("Any", av).AudioResampler("fltp", "stereo" if channels == 2 else "mono", samples)
+        # The resampler gives its last samples for None.
+        for frame in chain(container.decode(stream), [None]):
+            for part in mixed.resample(frame):
+                values = torch.from_numpy(part.to_ndarray())
+                told = round((float(part.time or 0.0) - begin) * samples)
+                # Some files round times to a thousandth: then it follows what came before.
+                first = told if place is None or abs(told - place) > GAP * samples else place
+                place = first + values.shape[1]
+                if first >= count:
+                    return made
+                if place > 0:
+                    values = values[:, max(0, -first) : count - first]
+                    made[0, :, max(0, first) : max(0, first) + values.shape[1]] = values
+    return made
 
 
 def hash_of(path: Path) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..host.references import Conditioning, References, encoded_with, with_refer
 from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told
 from ..training.data.tags import CAPTION, TRIGGER
-from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip
+from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip, sound_of
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import mask_of, picture_of, pixels_of, size_of, small
@@ -37,9 +38,9 @@ SHOWN, GAP = 25, 4
 
 @dataclass(frozen=True)
 class Encoder:
-    """A VAE for pixels (F, H, W, 3), or a text encoder."""
+    """A VAE for pixels (F, H, W, 3), a text encoder, or an audio VAE, see `encoded_sound`."""
 
-    encode: Callable[[Any], Any]
+    encode: Callable[..., Any]
     identity: str | None
     """A hash that identifies the encoder. If None, its results are not kept."""
     cuts: Callable[[str], bool] = lambda text: False
@@ -82,7 +83,7 @@ class PictureSettings:
 
 @dataclass(frozen=True)
 class Shown:
-    """How the model gets references and given frames, with the VAE and text encoder of the host."""
+    """What the model gets beside pictures and captions, with the VAE and text encoder of the host."""
 
     vae: Any
     clip: Any
@@ -91,6 +92,15 @@ class Shown:
     """How the model gets parts of its target, such as the first frame."""
     misses_frames: bool = False
     """Whether the model needs given frames, but no known node makes them."""
+    takes_sound: bool = False
+    """Whether the model makes clips with sound."""
+    sound: Encoder | None = None
+    """The audio VAE, where it is linked."""
+
+    @property
+    def sounds(self) -> Encoder | None:
+        """The audio VAE, for a model that learns sound."""
+        return self.sound if self.takes_sound else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +115,8 @@ class PreparedPicture:
     """(1, 1, F, ...): 0 in the frames that the model is given, 1 elsewhere."""
     size: Pixels
     """Width and height of the picture as it is trained."""
+    sound: Tensor | None
+    """The latent of its sound (1, C, T, F), where that is learned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +165,8 @@ class _Encoded:
     noise_mask: Tensor | None
     references: Sequence[Tensor]
     """The latents of its references, for models that take latents."""
+    sound: Tensor | None = None
+    """The latent of its sound."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +238,17 @@ def prepared(
 
     pictures = _Pictures(settings, vae, kept, check, shown)
     encoded: list[list[_Encoded]] = []
+    sounds_made = 0
     for one in planned:
         encoded.append([])
         for view in one.views:
             told("pictures", done + 1, count)
-            encoded[-1].append(pictures.encoded(one, view))
-    pictures_made = kept.made
+            value, before = pictures.encoded(one, view), kept.made
+            sound = pictures.sound(one, view)
+            sounds_made += kept.made - before
+            encoded[-1].append(replace(value, sound=sound))
+    pictures_made = kept.made - sounds_made
+    sounds = sum(value.sound is not None for views in encoded for value in views)
     references = sum(len(view.references) for views in encoded for view in views)
     conditionings: dict[str, Conditioning] = {}
     for text in texts:
@@ -257,14 +276,16 @@ def prepared(
                     conditioning = pictures.caption(one, view, text, clip)
                     conditioning = _saying(conditioning, {**told_of_it, **words_of(text)})
                 conditioning = _saying(conditioning, value.given)
-                rest = (value.mask, value.noise_mask, one.fit.size)
+                rest = (value.mask, value.noise_mask, one.fit.size, value.sound)
                 made.append(PreparedPicture(value.latent, text, conditioning, *rest))
         samples[one.held_out] += made * (1 if one.held_out else one.found.repeats)
     masked = {one.found for one, views in zip(planned, encoded, strict=True) if views[0].mask is not None}
-    made_now = f"{number_of(pictures_made, 'picture')} and {number_of(kept.made - pictures_made, 'caption')}"
+    made_now = [number_of(pictures_made, "picture")]
+    made_now += [number_of(sounds_made, "sound")] if sounds else []
+    captions_made = number_of(kept.made - pictures_made - sounds_made, "caption")
     report = [
         *_described(folder, planned, masked, settings, clip, shown),
-        f"encoded: {made_now} of {total + references}",
+        f"encoded: {', '.join(made_now)} and {captions_made} of {total + references + sounds}",
         _place(kept, kept.sweep()),
     ]
     first = [
@@ -407,6 +428,20 @@ class _Pictures:
             references = [self._reference(one, path, view.mirrored) for path in one.found.references]
         told = (value.get("given", {}), value.get(NOISE_MASK))
         return _Encoded(value["latent"], learned, value["shown"], *told, references)
+
+    def sound(self, one: _Planned, view: _View) -> Tensor | None:
+        """The latent of a view's sound; None where it has none, or none is learned."""
+        encoder, cut, rate = self.shown.sounds, view.cut, self.settings.frame_rate
+        if encoder is None or cut is None or one.clip is None or not one.clip.sounds:
+            return None
+        key = None
+        if encoder.identity is not None:
+            key = key_of("sound", encoder.identity, self._hash_of_clip(one), cut.start, cut.count, rate)
+
+        def made() -> Tensor:
+            return encoder.encode(partial(sound_of, one.found.path, cut, rate), cut.count, rate)
+
+        return self.kept.fetch(key, lambda: {"sound": made()})["sound"]
 
     def _hash_of_clip(self, one: _Planned) -> str:
         if one.found.path not in self.hashes:
@@ -584,6 +619,7 @@ def _described(
                 f"too short for {1 + settings.frame_step} frames, and learned as a still picture",
                 lambda one: one.clip and one.clip.frames <= settings.frame_step,
             )
+        lines += _sounds_in_words(planned, shown)
     if shown.given and (shown.given.masked or cuts):
         lines.append(f"the model is also given what {shown.given.node} makes")
         if not shown.given.needed:
@@ -605,6 +641,21 @@ def _described(
     if folder.left_out:
         lines.append(f"left out: {len(folder.left_out)} ({few(folder.left_out)})")
     return lines
+
+
+def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
+    """The report's lines on the sound of clips."""
+    clips = [one for one in planned if one.clip]
+    heard = [one.found.name for one in clips if one.clip and one.clip.sounds]
+    silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
+    if shown.sound is not None and not shown.takes_sound:
+        return ["no sound is learned: this model makes none, so audio_vae is not used"]
+    if not shown.takes_sound or not heard:
+        return []
+    if shown.sound is None:
+        return [f"no sound is learned: link audio_vae to learn that of {len(heard)} ({few(heard)})"]
+    lines = [f"with sound, which is learned too: {len(heard)} ({few(heard)})"]
+    return lines + ([f"without sound: {len(silent)} ({few(silent)})"] if silent else [])
 
 
 def _place(kept: Kept, size: int) -> str:

@@ -12,6 +12,7 @@ import comfy.sample
 import latent_preview
 import numpy as np
 import torch
+from comfy.nested_tensor import NestedTensor
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
@@ -45,7 +46,7 @@ FEWEST = 200
 
 def sampled(
     patcher: Any,
-    latent: torch.Tensor,
+    shapes: Sequence[Sequence[int]],
     positive: Any,
     negative: Any,
     *,
@@ -54,12 +55,14 @@ def sampled(
     seed: int,
     told: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """Sample by the host (euler, simple) from noise in the shape of a latent (1, C, ...).
+    """Sample by the host (euler, simple) a latent with parts of these shapes, and return the first part.
 
     `told` is called after each step with the number of steps done and the number of all steps.
     """
+    parts = [torch.zeros(tuple(shape)) for shape in shapes]
+    latent: Any = parts[0] if len(parts) == 1 else NestedTensor(parts)
     noise = comfy.sample.prepare_noise(latent, seed)
-    return comfy.sample.sample(
+    made = comfy.sample.sample(
         patcher,
         noise,
         steps,
@@ -68,11 +71,12 @@ def sampled(
         "simple",
         positive,
         negative,
-        torch.zeros_like(latent),
+        latent,
         disable_pbar=True,
         seed=seed,
         callback=lambda step, denoised, noised, total: told(step + 1, total),
     )
+    return made if len(parts) == 1 else made.unbind()[0]
 
 
 def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:

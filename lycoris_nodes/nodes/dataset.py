@@ -18,10 +18,11 @@ from ..host.given import ENDS, given_of, misses_frames
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
 from ..host.sampling import encoded_text, is_cut
+from ..host.sounds import check_audio_vae, encoded_sound, takes_sound, with_sound
 from ..host.training import NOISE_MASK, grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
-from ..schema.inputs import TRAIN, advanced, count_input, number_input, output, usual_input
+from ..schema.inputs import TRAIN, advanced, count_input, number_input, optional, output, usual_input
 from ..schema.report import report_output, stages, with_report
 from ..training.data.families import family_of, frame_rate_of
 from ..training.data.latents import latent_of
@@ -61,6 +62,12 @@ class LycorisDataset(io.ComfyNode):
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model, for the captions."),
                 io.Vae.Input("vae", tooltip="The VAE of the model, for the pictures."),
+                *optional(
+                    io.Vae.Input(
+                        "audio_vae",
+                        tooltip="The audio VAE of LTX-2. With it the sound of clips is learned too.",
+                    )
+                ),
                 io.String.Input(
                     "trigger",
                     default="",
@@ -206,6 +213,7 @@ class LycorisDataset(io.ComfyNode):
         frame_rate: float,
         first_frames: str,
         keep: bool,
+        audio_vae: Any = None,
         **how: Any,
     ) -> io.NodeOutput:
         network = model.model
@@ -248,6 +256,8 @@ class LycorisDataset(io.ComfyNode):
             references_of(network, references),
             given_of(network, first_frames),
             misses_frames(network, first_frames),
+            takes_sound(network),
+            None if audio_vae is None else _sound_encoder(audio_vae, network),
         )
         found = prepared(
             pictures,
@@ -282,19 +292,30 @@ def _latents(samples: list[PreparedPicture]) -> list[dict[str, Any]]:
 
 def _latent(sample: PreparedPicture) -> dict[str, Any]:
     mask = {} if sample.noise_mask is None else {NOISE_MASK: sample.noise_mask}
-    return {"samples": sample.latent, **mask}
+    latent = {"samples": sample.latent, **mask}
+    return latent if sample.sound is None else with_sound(latent, sample.sound)
 
 
 def _picture_encoder(vae: Any) -> Encoder:
-    # With the compute dtype, which may differ after a restart of the host.
-    named = (type(vae.first_stage_model).__name__, str(vae.vae_dtype))
-    return Encoder(vae.encode, _identity(vae, *named))
+    return Encoder(vae.encode, _identity_of_vae(vae))
+
+
+def _sound_encoder(vae: Any, model: Any) -> Encoder:
+    if not takes_sound(model):
+        return Encoder(partial(encoded_sound, vae), None)
+    check_audio_vae(vae)
+    return Encoder(partial(encoded_sound, vae), _identity_of_vae(vae))
 
 
 def _text_encoder(clip: Any) -> Encoder:
     kinds = (type(clip.cond_stage_model).__name__, type(clip.tokenizer).__name__)
     named = (*kinds, str(clip.layer_idx), repr(sorted(clip.tokenizer_options.items())))
     return Encoder(partial(encoded_text, clip), _identity(clip, *named), partial(is_cut, clip))
+
+
+def _identity_of_vae(vae: Any) -> str | None:
+    # With the compute dtype, which may differ after a restart of the host.
+    return _identity(vae, type(vae.first_stage_model).__name__, str(vae.vae_dtype))
 
 
 def _identity(patchable: Any, *named: str) -> str | None:

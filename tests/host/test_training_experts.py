@@ -137,6 +137,20 @@ def test_one_run_gives_the_files_that_each_expert_gives_by_itself(
         assert words in told
 
 
+def test_a_slider_is_trained_for_both_experts(host: Host, pair: Pair, tmp_path: Path) -> None:
+    words = INPUTS[ARCHITECTURE].text
+    assert words is not None
+    ends = {name: [[[torch.randn(1, *words), {}]]] for name in ("positive", "less", "more")}
+    latents = [{"samples": torch.randn(1, 16, 2, 4, 4)}]
+    how = {"filename_prefix": "loras/ink", "steps": STEPS, "rank": 2, "preset": "attn-only"}
+    run_node(host, "LycorisSlider", tmp_path, latents=latents, **ends, **how, **pair.links())
+    assert files(tmp_path).keys() == {HIGH, LOW}
+    for name, (least, most) in EXPERTS.items():
+        # Both strengths of a step are at one time.
+        assert len(pair.times[name]) == 2 * STEPS
+        assert all(least <= time <= most for time in pair.times[name])
+
+
 Stopped = Callable[[str, int], list[int]]
 Asked = Callable[..., Any]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hosting import Host, patcher
 from torch import Tensor
-from trainable import module, same, tiny
+from trainable import by_the_sampler, module, same, tiny
 
 from tests.harness.inputs import FURTHER, INPUTS
 
@@ -65,29 +65,6 @@ def latent_for(model: Any) -> Tensor:
     kind = model.latent_format
     sides = {1: (16,), 2: (8, 8), 3: (FRAMES, 8, 8)}[kind.latent_dimensions]
     return torch.zeros(1, kind.latent_channels, *sides)
-
-
-def by_the_sampler(model: Any, given: list[Any], latent: Any, **more: Any) -> dict[str, Any]:
-    """What the model is called with in the first step of KSampler: its input, the sigma, and the rest."""
-    import comfy.sample
-
-    seen: list[dict[str, Any]] = []
-
-    def noted(apply: Any, told: dict[str, Any]) -> Tensor:
-        seen.append({"x": told["input"], "sigma": told["timestep"], **told["c"]})
-        return torch.zeros_like(told["input"])
-
-    sampled, noise = patcher(model), more.pop("noise", None)
-    sampled.set_model_unet_function_wrapper(noted)
-    noise = torch.randn(latent.shape) if noise is None else noise
-    with torch.inference_mode():
-        comfy.sample.sample(
-            *(sampled, noise, 1, 1.0, "euler", "simple", given, given, latent),
-            seed=0,
-            disable_pbar=True,
-            **more,
-        )
-    return {name: value for name, value in seen[0].items() if name not in ("transformer_options", "control")}
 
 
 def in_training(host: Host, model: Any, given: list[Any], latent: Tensor) -> dict[str, Any]:

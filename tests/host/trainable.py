@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hosting import Host, clip_of, needs
+from hosting import Host, clip_of, needs, patcher
 from torch import Tensor
 
 from tests.harness import zoo
@@ -131,6 +131,29 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
     assert state(model) == before
     assert all(torch.equal(value, values[key]) for key, value in model.state_dict().items())
     assert not comfy.model_management.in_training
+
+
+def by_the_sampler(model: Any, given: list[Any], latent: Any, **more: Any) -> dict[str, Any]:
+    """What the model is called with in the first step of KSampler: its input, the sigma, and the rest."""
+    import comfy.sample
+
+    seen: list[dict[str, Any]] = []
+
+    def noted(apply: Any, told: dict[str, Any]) -> Tensor:
+        seen.append({"x": told["input"], "sigma": told["timestep"], **told["c"]})
+        return torch.zeros_like(told["input"])
+
+    sampled, noise = patcher(model), more.pop("noise", None)
+    sampled.set_model_unet_function_wrapper(noted)
+    noise = torch.randn(latent.shape) if noise is None else noise
+    with torch.inference_mode():
+        comfy.sample.sample(
+            *(sampled, noise, 1, 1.0, "euler", "simple", given, given, latent),
+            seed=0,
+            disable_pbar=True,
+            **more,
+        )
+    return {name: value for name, value in seen[0].items() if name not in ("transformer_options", "control")}
 
 
 CHANNELS, SIDE, WORDS, WIDTH = 4, 8, 5, 24

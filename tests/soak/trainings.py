@@ -1,9 +1,12 @@
 """Trainings in the real host that is killed, or whose disk fills up, at random moments.
 
 `python -m tests.soak.trainings [--kills 5] [--full 2] [--seed 0] [--job clips]` runs each job once unbroken:
-trainings of pictures, of pairs, of clips and of a slider, and a judgement of checkpoints. Then it breaks each
-off: `--kills` times the host is killed, at any time or as a file is written, and started again; `--full`
-times no file can become larger until the node has said so. After each, Run goes on.
+trainings of pictures, of pairs, of clips, of two experts and of a slider, and a judgement of checkpoints.
+Then it breaks each off, at any time or as a file is written: `--kills` times the host is killed and started
+again; `--full` times the disk has no room, or no room for one more file, until the node has said so. After
+each, Run goes on.
+
+The disks are in memory, and mounted for this process alone. That needs Linux, and `unshare`.
 
 It prints a summary and ends with status 1 unless
 
@@ -17,10 +20,11 @@ It prints a summary and ends with status 1 unless
 from __future__ import annotations
 
 import argparse
+import ctypes
+import errno
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -32,10 +36,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 import lycoris_ops as lyc
 from tests.harness.assets import install, parts
+from tests.harness.diffusion import write_model
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import Run, base_directory
 from tests.harness.prompts import Prompt, node, own
@@ -47,7 +53,18 @@ from .ahead import ServerAhead
 STEPS, EVERY = 8, 2
 """The steps of a training, and those between two checkpoints."""
 ROOM = 1 << 16
-"""Bytes by which a file may be larger than the host's log where the disk is full."""
+"""The most bytes that are left on a full disk."""
+DISK = 1 << 31
+"""The size of a disk, in bytes."""
+FILES = 100_000
+"""The most files on a disk."""
+REMOUNT = 32
+"""Linux's MS_REMOUNT."""
+DISKS = ("output", "user/__lycoris")
+"""The folders that are disks, in a host's base directory."""
+ALONE = "TRAININGS_MOUNT"
+"""Set in a process that mounts for itself alone."""
+LOW = "diffusion_models/wan_low_noise.safetensors"
 REST = ".part"
 CHECKPOINTS = "_-checkpoints"
 STATE = ".state."
@@ -60,6 +77,12 @@ class Job:
     name: str
     template: str
     node: str
+    experts: tuple[str, ...] = ("",)
+    """What the names of its files have behind its own."""
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{self.name}{expert}" for expert in self.experts]
 
     def prompt(self, info: dict[str, Any]) -> tuple[Prompt, str]:
         """The prompt, and the number of the node in it."""
@@ -71,6 +94,9 @@ class Job:
         else:
             often = own("output", checkpoint_every=EVERY, keep=STEPS, sample_every=STEPS // 2)
             inputs |= {"steps": STEPS, "filename_prefix": f"loras/{self.name}", **often}
+        if len(self.experts) > 1:
+            whole["low"] = node("UNETLoader", unet_name=Path(LOW).name, weight_dtype="default")
+            inputs["low_noise_model"] = ["low", 0]
         return _upto(whole, number), number
 
 
@@ -80,6 +106,7 @@ JOBS = (
     JUDGED,
     Job("pairs", EDIT, "LycorisTrain"),
     Job("clips", CLIPS, "LycorisTrain"),
+    Job("experts", CLIPS, "LycorisTrain", ("_high_noise", "_low_noise")),
     Job("slider", SLIDER, "LycorisSlider"),
     Job("judge", JUDGE, "LycorisJudge"),
 )
@@ -161,7 +188,7 @@ class Campaign:
         if job.node == "LycorisJudge" and whole != before:
             self._violated(job, f"it leaves files: {sorted(whole.keys() ^ before.keys())}")
 
-        def tried(breaking: Callable[[float], None], times: int, what: str) -> None:
+        def tried(breaking: Callable[[], None], times: int, what: str) -> None:
             """Break it off `times` times in all, one to three times before each run to the end."""
             left = times
             while left:
@@ -176,19 +203,20 @@ class Campaign:
         tried(self._kill, kills, "killed")
         tried(self._fill, full, "full")
 
-    def _broken_off(self, job: Job, prompt: Prompt, breaking: Callable[[float], None], took: float) -> bool:
+    def _broken_off(self, job: Job, prompt: Prompt, breaking: Callable[[], None], took: float) -> bool:
         """Run it and break it off. Whether that came before its end."""
         self._restarted_if_ended()
         known = set(rests(self.server.base))
         prompt_id = self.server.submit(prompt)
-        breaking(self.rng.uniform(0.0, took))
+        self._wait(self.rng.uniform(0.0, took), known)
+        breaking()
         try:
             run = self.server.wait(prompt_id)
         except (RuntimeError, OSError):
             # With its file written, only the prompt was broken off.
             return not self._is_written(job)
         finally:
-            self._unlimited()
+            self._make_room()
         if run.error is None:
             return False
         if not run.error.node_type.startswith("Lycoris") or "full" not in run.error.exception_message:
@@ -198,34 +226,48 @@ class Campaign:
         return True
 
     def _is_written(self, job: Job) -> bool:
-        return any(self.folder.glob(f"{job.name}_*_.safetensors"))
+        return all(any(self.folder.glob(f"{name}_*_.safetensors")) for name in job.names)
 
-    def _kill(self, after: float) -> None:
-        """Kill the host after so many seconds, or when it writes the next file after that."""
+    def _wait(self, seconds: float, known: set[Path]) -> None:
+        """Wait so long, and half of the times until the next file is written after that."""
+        end = time.monotonic() + seconds
+        time.sleep(seconds)
         writing = self.rng.random() < 0.5
-        known = set(rests(self.server.base))
-        start = time.monotonic()
-        time.sleep(after)
-        while writing and not self._written_since(known) and time.monotonic() < start + after + 10:
+        while writing and not self._written_since(known) and time.monotonic() < end + 10:
             time.sleep(0.001)
         self.counted["as a file was written"] += self._written_since(known)
-        os.kill(self.server.pid, signal.SIGKILL)
-        while self.server.running():
-            time.sleep(0.01)
 
     def _written_since(self, known: set[Path]) -> bool:
         return bool(set(rests(self.server.base)) - known)
 
-    def _fill(self, after: float) -> None:
-        """Let no file become larger than it is."""
-        time.sleep(after)
-        most = self.server.log.stat().st_size + ROOM
-        resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    def _kill(self) -> None:
+        os.kill(self.server.pid, signal.SIGKILL)
+        while self.server.running():
+            time.sleep(0.01)
 
-    def _unlimited(self) -> None:
-        if self.server.running():
-            both = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-            resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, both)
+    def _fill(self) -> None:
+        by_files = self.rng.random() < 0.5
+        self.counted["without room for a file"] += by_files
+        for disk in DISKS:
+            self._fill_one(self.server.base / disk, by_files)
+
+    def _fill_one(self, disk: Path, by_files: bool) -> None:
+        while True:
+            found = os.statvfs(disk)
+            files = found.f_files - found.f_ffree if by_files else FILES
+            used = (found.f_blocks - found.f_bfree) * found.f_frsize + self.rng.randrange(ROOM)
+            try:
+                mount(disk, size=DISK if by_files else used, files=files, again=True)
+            except OSError as error:
+                # More was written meanwhile.
+                if error.errno == errno.EINVAL:
+                    continue
+                raise
+            return
+
+    def _make_room(self) -> None:
+        for disk in DISKS:
+            mount(self.server.base / disk, again=True)
 
     def _restarted_if_ended(self) -> None:
         if not self.server.running():
@@ -237,7 +279,8 @@ class Campaign:
         self._restarted_if_ended()
         if job.node != "LycorisJudge":
             self._clear()
-        shutil.rmtree(self.server.base / "user" / "__lycoris", ignore_errors=True)
+        for one in (self.server.base / "user/__lycoris").iterdir():
+            shutil.rmtree(one)
         self.server.post("/free", {"unload_models": True, "free_memory": True})
 
     def _clear(self) -> None:
@@ -252,8 +295,8 @@ class Campaign:
         """Run it to its end, if it is not there yet, and compare with the unbroken run."""
         self._restarted_if_ended()
         if not self._is_written(job):
-            places = sorted(self.folder.glob(f"{job.name}_*{CHECKPOINTS}"))
-            state = lyc.newest_state(places[-1]) if places else None
+            places = [sorted(self.folder.glob(f"{name}_*{CHECKPOINTS}"))[-1:] for name in job.names]
+            states = [lyc.newest_state(folder) for found in places for folder in found]
             run = self.server.queue(prompt)
             if run.error is not None:
                 self._violated(job, f"{run.error.node_type}: {run.error.exception_message}")
@@ -263,9 +306,9 @@ class Campaign:
                 if report != words:
                     self._violated(job, f"it comes to {report!r} and not to {words!r}")
             else:
-                went = re.search(r"^went on from step (\d+)", report, re.MULTILINE)
-                if (state.step if state else None) != (int(went[1]) if went else None):
-                    self._violated(job, f"from {went and went[0]} and not from {state}")
+                went = re.findall(r"^went on from step (\d+)", report, re.MULTILINE)
+                if went != (wanted := [str(state.step) for state in states if state]):
+                    self._violated(job, f"from {went} and not from {wanted}")
         found = self._made(job)
         if found != dict(whole):
             wrong = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
@@ -278,21 +321,29 @@ class Campaign:
         One that was broken off before its first state is begun anew under the next number.
         """
         found = kept_files(self.folder)
-        names = sorted(path.name for path in self.folder.glob(f"{job.name}_*{CHECKPOINTS}"))
-        for name in names[:-1]:
-            own = [each for each in found if each.startswith(f"{name}/")]
-            if any(STATE in each for each in own):
-                self._violated(job, f"{name} is left with a state: {own}")
-            for each in own:
-                del found[each]
-        last = names[-1].removesuffix("-checkpoints") if names else ""
-        return {
-            name.replace(last, f"{job.name}_00001_") if last else name: each for name, each in found.items()
-        }
+        for name in job.names:
+            made = sorted(path.name for path in self.folder.glob(f"{name}_*{CHECKPOINTS}"))
+            for folder in made[:-1]:
+                own = [each for each in found if each.startswith(f"{folder}/")]
+                if any(STATE in each for each in own):
+                    self._violated(job, f"{folder} is left with a state: {own}")
+                for each in own:
+                    del found[each]
+            last = made[-1].removesuffix("-checkpoints") if made else name
+            found = {file.replace(last, f"{name}_00001_"): each for file, each in found.items()}
+        return found
 
     def _violated(self, job: Job, what: str) -> None:
         self.violations.append(f"{job.name}: {what}")
         print(f"VIOLATION {job.name}: {what}", file=sys.stderr, flush=True)
+
+
+def mount(folder: Path, *, size: int = DISK, files: int = FILES, again: bool = False) -> None:
+    """Mount a disk in memory, or give one another size in bytes and another most of files."""
+    flags, data = (REMOUNT if again else 0), f"size={size},nr_inodes={files}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, data.encode()):
+        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: {data}", str(folder))
 
 
 @contextmanager
@@ -300,7 +351,10 @@ def serving() -> Iterator[ServerAhead]:
     base = install(base_directory(ROOT / ".cache" / facts().host / "soak-trainings", ROOT), parts())
     for part in ("output", "user"):
         shutil.rmtree(base / part)
-        (base / part).mkdir()
+    for disk in DISKS:
+        (base / disk).mkdir(parents=True)
+        mount(base / disk)
+    write_model(base / "models" / LOW, "Wan", seed=1, dtype=torch.float32)
     draw_pictures(base / "input")
     server = ServerAhead(facts().comfyui, base)
     try:
@@ -317,6 +371,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="what the moments are drawn from (0)")
     parser.add_argument("--job", action="append", choices=[job.name for job in JOBS], help="these jobs alone")
     options = parser.parse_args()
+    if ALONE not in os.environ:
+        own = ("unshare", "--map-root-user", "--mount", sys.executable, "-m", __spec__.name, *sys.argv[1:])
+        os.execvpe(own[0], own, {**os.environ, ALONE: "1"})
     with serving() as server:
         campaign = Campaign(server, random.Random(options.seed))
         for job in JOBS:

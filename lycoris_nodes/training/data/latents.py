@@ -28,6 +28,11 @@ class Latent:
     first frame, 1 elsewhere. None: everywhere."""
 
 
+def parts_of(latent: Any) -> list[Tensor]:
+    """The parts of a latent of the graph, such as video and sound; mostly one."""
+    return latent.unbind() if getattr(latent, "is_nested", False) else [latent]
+
+
 def latent_of(
     model: Any, latent: Any, device: torch.device, noise_masks: Sequence[Tensor] | None = None
 ) -> Latent:
@@ -38,9 +43,9 @@ def latent_of(
     Raises TrainError for a latent that is not of this model, is a batch, is all zeros, or has values that are
     not finite, and for noise masks with values other than 0 and 1, or without any 1.
     """
-    nested = bool(getattr(latent, "is_nested", False))
     # Copy: tensors made by other nodes cannot be trained on.
-    parts = [part.to(device, torch.float32, copy=True) for part in (latent.unbind() if nested else [latent])]
+    parts = [part.to(device, torch.float32, copy=True) for part in parts_of(latent)]
+    nested = len(parts) > 1
     if not nested:
         parts = [_as_expected(model, parts[0])]
     for part in parts:
@@ -92,14 +97,17 @@ def _as_expected(model: Any, latent: Tensor) -> Tensor:
 def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
     """Turn a picture's mask (H, W) or (1, H, W), from 0 to 1, into weights (1, 1, ..., h, w) for its latent.
 
-    Each weight is the mean over the pixels that one value of the latent covers. Raises TrainError for a mask
-    that has another size than the picture, is all zeros, or has values that are negative or not finite, and
-    for latents that cannot have a mask.
+    Each weight is the mean over the pixels that one value of the latent covers. Sound beside a video gets
+    the weight 1, and both are packed as the latent is.
+
+    Raises TrainError for a mask that has another size than the picture, is all zeros, or has values that are
+    negative or not finite, and for latents that cannot have a mask.
     """
-    if len(latent.shapes) > 1 or latent.values.ndim < 4:
+    shape = latent.shapes[0]
+    if not has_pictures(latent.shapes) or len(shape) < 4:
         raise TrainError("only latents of pictures and videos can have masks")
     ratio = host.ratios_of(model)[2]
-    height, width = latent.values.shape[-2:]
+    height, width = shape[-2:]
     pixels = mask.reshape(-1, 1, *mask.shape[-2:])[:1].to(latent.values.device, torch.float32, copy=True)
     # A VAE drops rows and columns that do not fill a whole value of the latent.
     fits = all(
@@ -118,25 +126,40 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
             "a mask has values that are negative or not finite", got=f"{float(bad[0]):g}", expected="0 to 1"
         )
     found = functional.interpolate(pixels, (height, width), mode="area")
-    found = found.view(1, 1, *(1 for _ in latent.values.shape[2:-2]), height, width)
+    found = found.view(1, 1, *(1 for _ in shape[2:-2]), height, width)
+    beside = 0
+    if others := latent.shapes[1:]:
+        beside, _ = host.packed([torch.zeros(shape), *map(torch.ones, others)])
+        found, _ = host.packed([found.expand(shape), *map(torch.zeros, others)])
     if not (found if latent.noise_mask is None else found * latent.noise_mask).any():
         raise TrainError("a mask leaves nothing of its picture", expected="values above 0 somewhere")
-    return found
+    return found + beside
 
 
-def means(values: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
-    """The mean (B,) of each row, weighted by a mask (B, 1, ...).
+def has_pictures(shapes: Sequence[torch.Size]) -> bool:
+    """Whether a latent with parts of these shapes has a picture or video as its first part.
+
+    Of several parts only a video with sound has one.
+    """
+    return len(shapes) == 1 or len(shapes[0]) == 5
+
+
+def means(
+    values: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None, over: Tensor | None = None
+) -> Tensor:
+    """The mean (B,) of each row, weighted by a mask (B, 1, ...), divided by the sum of `over` in place of the
+    mask's own where it is given.
 
     With several parts it is the sum of their means; otherwise the part with the most values would dominate.
     A part that is masked out adds nothing.
     """
     if len(shapes) > 1:
         parts = host.unpacked(values, shapes)
-        masks = [None for _ in parts] if mask is None else host.unpacked(mask, shapes)
-        each = [means(part, [part.shape], own) for part, own in zip(parts, masks, strict=True)]
+        none = [None for _ in parts]
+        masks, divisors = (none if one is None else host.unpacked(one, shapes) for one in (mask, over))
+        each = [means(part, [part.shape], *own) for part, *own in zip(parts, masks, divisors, strict=True)]
         return torch.stack(each).sum(0)
     if mask is None:
         return values.flatten(1).mean(1)
-    weight = mask.expand_as(values)
-    total = weight.flatten(1).sum(1)
-    return (values * weight).flatten(1).sum(1) / total.where(total > 0, 1.0)
+    total = (mask if over is None else over).expand_as(values).flatten(1).sum(1)
+    return (values * mask).flatten(1).sum(1) / total.where(total > 0, 1.0)

@@ -146,7 +146,8 @@ class DiffusionLoss:
 
     def _draw(self, sample: Sample) -> _Drawn:
         latent = sample.latent.values
-        tokens = tokens_of(self.session.model, latent.shape)
+        # Of several parts, those of the video count, as for sampling.
+        tokens = tokens_of(self.session.model, sample.latent.shapes[0])
         share = torch.rand(1) if sample.share is None else torch.tensor([sample.share])
         time = self.times.at(share, tokens)
         noise = torch.randn(latent.shape)
@@ -203,9 +204,9 @@ class DiffusionLoss:
             with self._off():
                 alone = self.session.prediction(x, sigma, conds)
             apart = (found - alone) * unit
-            kept = LOSSES[self.loss_type](apart, self.delta) * outside
+            kept = LOSSES[self.loss_type](apart, self.delta)
             # The same divisor as within the mask, so that a place outside counts as much as one inside.
-            loss = loss + self.masked_prior * kept.flatten(1).mean(1) / learned.flatten(1).mean(1)
+            loss = loss + self.masked_prior * means(kept, shapes, outside, learned)
         return own * loss
 
     def _guided(self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor) -> list[Tensor]:

@@ -34,7 +34,7 @@ from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
 from ..data.families import family_of
-from ..data.latents import Latent
+from ..data.latents import Latent, has_pictures, parts_of
 from ..data.loss import DiffusionLoss
 from ..data.samples import described, guidance_in_words, judged, masks_in_words, samples_of
 from ..data.texts import TextEncoder
@@ -178,21 +178,21 @@ def _check_links(asked: Asked) -> None:
                 key=name,
                 hint=f"Link `{other}`, or unlink `{name}`",
             )
-    nested = any(getattr(one["samples"], "is_nested", False) for one in asked.latents)
-    if asked.clip_vision is not None and (nested or not asked.samples):
+    pictured = all(has_pictures([part.shape for part in parts_of(one["samples"])]) for one in asked.latents)
+    if asked.clip_vision is not None and not (pictured and asked.samples):
         raise TrainError(
             "a CLIP vision model needs pictures",
             key="samples",
-            got="latents of several parts" if nested else "0",
-            expected="1 or more, and latents of pictures" if nested else "1 or more",
-            hint="Unlink `clip_vision`" if nested else None,
+            got="0" if pictured else "latents of several parts",
+            expected="1 or more" if pictured else "1 or more, and latents of pictures",
+            hint=None if pictured else "Unlink `clip_vision`",
         )
 
 
 def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:
-    """The first distinct captions, with their texts where text encoders are judged. Empty for latents of
-    several parts, such as video and sound, which are no pictures."""
-    if len(like.shapes) > 1:
+    """The first distinct captions, with their texts where text encoders are judged. Empty for latents that
+    are no pictures."""
+    if not has_pictures(like.shapes):
         return []
     texts = list(asked.captions) or [None]
     found: dict[Any, tuple[Any, Text | None]] = {}
@@ -215,7 +215,7 @@ def _sampled(
     """The latent that the model samples for a prompt, with the adapters as they are now."""
     said = encoder.conditioning(text) if encoder and text is not None else conditioning
     empty = asked.empty_caption[0] if asked.empty_caption else None
-    return sample(session, like, said, empty, seed=seed, told=lambda done, of: end_if_interrupted())
+    return sample(session, like.shapes, said, empty, seed=seed, told=lambda done, of: end_if_interrupted())
 
 
 def _picture(asked: Asked, latent: Tensor) -> Image | None:
@@ -224,7 +224,7 @@ def _picture(asked: Asked, latent: Tensor) -> Image | None:
 
 def _likeness(asked: Asked, pictures: Mapping[Place, Sequence[Any]], prompts: int) -> dict[Place, Likeness]:
     """The likeness of each finalist, except the model alone, with which they are compared."""
-    singles = [one for each in asked.latents for one in each["samples"].split(1)][:SEEN]
+    singles = [one for each in asked.latents for one in parts_of(each["samples"])[0].split(1)][:SEEN]
     see = partial(embeddings, asked.clip_vision)
     data = see([decoded_picture(asked.vae, one) for one in singles])
     seen = {place: see(each) for place, each in pictures.items()}

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from ...host.page import io
+from ...host.sounds import takes_sound
 from ...schema.inputs import AS_FAMILY
+from ..data.latents import parts_of
 from ..model.recompute import blocks
 
 LARGE = 1_000_000_000
@@ -59,8 +61,7 @@ def memory_of_pass(
 ) -> float:
     """The bytes that a pass without gradients takes, by the host's own estimate for sampling: for a batch of
     the largest of these latents, with the largest inputs that the captions give beside it."""
-    tensors = [one["samples"] for one in latents]
-    shapes = [tuple(tensor.shape) for tensor in tensors if not getattr(tensor, "is_nested", False)]
+    shapes = [_shape_of(model.model, one["samples"]) for one in latents]
     if not shapes:
         return 0.0
     shape = max(shapes, key=lambda shape: torch.Size(shape[1:]).numel())
@@ -70,3 +71,11 @@ def memory_of_pass(
             if name not in beside or math.prod(found) > math.prod(beside[name][0]):
                 beside[name] = [found] * batch_size
     return float(model.model.memory_required([batch_size, *shape[1:]], cond_shapes=beside))
+
+
+def _shape_of(model: Any, latent: Any) -> tuple[int, ...]:
+    """The shape of a latent for the host's estimate: for models with sound that is of packed latents."""
+    parts = parts_of(latent)
+    if len(parts) == 1 and not takes_sound(model):
+        return tuple(latent.shape)
+    return (1, 1, sum(part[0].numel() for part in parts))

@@ -13,7 +13,6 @@ from PIL.Image import Image, new
 from ....lycoris_ops import LycorisNetwork, new_files
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
 from ..data.families import family_of
-from ..data.latents import Latent
 from ..model.session import Session
 
 STEPS = 20
@@ -25,7 +24,7 @@ Conditioning = list[Any]
 
 def sample(
     session: Session,
-    like: Latent,
+    shapes: Sequence[Sequence[int]],
     positive: Conditioning,
     negative: Conditioning | None,
     *,
@@ -34,13 +33,14 @@ def sample(
 ) -> torch.Tensor:
     """The latent (1, C, ...) that the host's sampler makes for a caption, with the adapters as they are now.
 
-    It has the size of `like`. Without `negative`, and for models with a guidance of their own, there is no
-    CFG. Call it within `session.sampling()`.
+    `shapes` are those of the parts of a latent. Sound is sampled with the video, and left out here. Without
+    `negative`, and for models with a guidance of their own, there is no CFG. Call it within
+    `session.sampling()`.
     """
     built_in = bool(family_of(session.model).guidance)
     return sampled(
         session.patcher,
-        torch.zeros(like.values.shape),
+        shapes,
         positive,
         positive if negative is None else negative,
         cfg=1.0 if negative is None or built_in else CFG,
@@ -56,8 +56,8 @@ class Prompt:
 
     positive: Callable[[], Conditioning]
     """The encoded text, as the text encoders make it now."""
-    like: Latent
-    """The latent whose size the picture has."""
+    shapes: Sequence[torch.Size]
+    """The shapes of the parts of its latent."""
     seed: int
     strength: float = 1.0
     """The adapter's strength."""
@@ -118,7 +118,7 @@ class Previews:
             positive = prompt.positive()
             negative = self.negative() if self.negative else None
         with self.session.sampling(), self.network.at(prompt.strength):
-            made = sample(self.session, prompt.like, positive, negative, seed=prompt.seed, told=self.told)
+            made = sample(self.session, prompt.shapes, positive, negative, seed=prompt.seed, told=self.told)
             if self.vae is not None and has_room_to_decode(self.vae, made.shape):
                 return decoded_picture(self.vae, made)
             self.rough += self.vae is not None

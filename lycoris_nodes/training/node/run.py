@@ -33,7 +33,7 @@ from ...host.training import grid_of, ratios_of
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
 from ..data.families import Family, family_of
-from ..data.latents import Latent
+from ..data.latents import has_pictures
 from ..data.loss import DiffusionLoss, Sample
 from ..data.samples import (
     described,
@@ -458,10 +458,9 @@ def _previews(
         return encoder.conditioning(Text("", first[0][1])) if encoder else empty or first
 
     texts = [lambda text=text: text for text in asked.sample_positive] or [said]
-    like = samples[0].latent
+    shapes = samples[0].latent.shapes
     strengths = sorted(one.strength for one in (samples[0], *samples[0].others))
-    # Latents of several parts, such as video and sound, are no pictures.
-    prompts = _prompts(asked, session, texts, settings, like) if len(like.shapes) == 1 else []
+    prompts = _prompts(asked, session, texts, settings, shapes) if has_pictures(shapes) else []
     return Previews(
         session=session,
         network=network,
@@ -480,7 +479,7 @@ def _prompts(
     session: Session,
     texts: Sequence[Callable[[], list[Any]]],
     settings: Sequence[Sampling],
-    like: Latent,
+    shapes: Sequence[torch.Size],
 ) -> list[Prompt]:
     """The prompts with their seeds and sizes. Raises TrainError for a size that the model cannot make."""
     if len(settings) > len(texts):
@@ -494,7 +493,7 @@ def _prompts(
     grid, pixels = grid_of(session.model), ratios_of(session.model)[2]
     made: list[Prompt] = []
     for number, (text, (seed, size)) in enumerate(zip(texts, settings, strict=True), 1):
-        own = like
+        own = shapes
         if size:
             if any(side % grid or not side for side in size):
                 raise TrainError(
@@ -503,7 +502,7 @@ def _prompts(
                     got="{} x {}".format(*size),
                     expected=f"multiples of {grid}",
                 )
-            shape = torch.Size((*like.values.shape[:-2], size[1] // pixels, size[0] // pixels))
-            own = Latent(torch.zeros(shape), (shape,))
+            first, *others = shapes
+            own = [torch.Size((*first[:-2], size[1] // pixels, size[0] // pixels)), *others]
         made.append(Prompt(text, own, asked.seed if seed is None else seed))
     return made

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ....lycoris_ops import TrainError, parse_values
 from ...host.sampling import empty_latent
-from ..data.latents import Latent
 from ..data.loss import Guide, Sample
 from ..data.samples import Captions, Latents, samples_of, sketches_of
 from ..data.texts import TextEncoder
@@ -150,7 +149,7 @@ def _sampled(
             zeros = empty[number % len(empty)]
             latent = sample(
                 session,
-                Latent(zeros, (zeros.shape,)),
+                [zeros.shape],
                 [prompts[number % len(prompts)]],
                 nothing,
                 seed=asked.seed + number,

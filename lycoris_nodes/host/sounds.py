@@ -1,0 +1,65 @@
+"""Sound beside a video: encoded and joined to its latent as by the host's own nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import nodes
+from torch import Tensor
+from torch.nn import functional
+
+from ...lycoris_ops import TrainError
+
+OF_MODELS = ("LTXAV",)
+"""The host's classes of models that make clips with sound."""
+VAE = "AudioVAE"
+"""The host's class of the audio VAE of these models."""
+
+
+def takes_sound(model: Any) -> bool:
+    """Whether a model makes clips with sound."""
+    return type(model).__name__ in OF_MODELS
+
+
+def check_audio_vae(vae: Any) -> None:
+    """Raise TrainError for a VAE that is not for the sound of these models."""
+    kind = type(getattr(vae, "first_stage_model", vae)).__name__
+    if kind != VAE:
+        raise TrainError(
+            "this is not the audio VAE of the model",
+            key="audio_vae",
+            got=kind,
+            expected="what ComfyUI's node Load LTXV Audio VAE loads",
+        )
+
+
+def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_rate: float) -> Tensor:
+    """The latent (1, C, T, F) of a sound beside so many frames, as long as the host's empty sound for them.
+
+    `sound` gives it (1, channels, n), for a number of samples a second.
+    """
+    samples = getattr(vae, "audio_sample_rate", 44100)
+    waveform = sound(samples)
+    # The VAE takes multiples of a length, and would cut off the rest at both ends.
+    waveform = functional.pad(waveform, (0, -waveform.shape[2] % vae.downscale_ratio))
+    made = _run("VAEEncodeAudio", vae=vae, audio={"waveform": waveform, "sample_rate": samples})
+    size = {"frames_number": frames, "frame_rate": frame_rate, "batch_size": 1}
+    empty = _run("LTXVEmptyLatentAudio", **size, audio_vae=vae)
+    return made["samples"][:, :, : empty["samples"].shape[2]]
+
+
+def with_sound(latent: dict[str, Any], sound: Tensor) -> dict[str, Any]:
+    """A video's latent of the graph and its sound in one."""
+    return _run("LTXVConcatAVLatent", video_latent=latent, audio_latent={"samples": sound})
+
+
+def _run(name: str, **inputs: Any) -> dict[str, Any]:
+    node: Any = nodes.NODE_CLASS_MAPPINGS.get(name)
+    if node is None:
+        raise TrainError(
+            "this ComfyUI cannot encode sound for the model",
+            got=f"no node {name}",
+            hint="Update ComfyUI, or unlink `audio_vae`",
+        )
+    return node.execute(**inputs).args[0]
