@@ -31,12 +31,13 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
 """Tiny models with as many channels as the latents of the real ones, and what is concatenated to them."""
 TEXTS: Mapping[str, tuple[int, ...]] = dict.fromkeys(("Stable Audio", "Stable Audio 3"), (5, 768))
 """Texts as wide as the real ones, where the host puts something of that width behind them."""
-TEXT, BESIDE, CONCATENATED = "text", "references", "concatenated"
+TEXT, BESIDE, CONCATENATED, SOUND = "text", "references", "concatenated", "sound"
 SHOWN: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("Flux 1", "Flux 2", "Omnigen2", "Qwen-Image", "Krea 2"), (BESIDE, "ref_latents")),
     **dict.fromkeys(("Mage-Flow", "JoyImage", "Boogu"), (BESIDE, "ref_latents")),
     **dict.fromkeys(("Wan 2.1 i2v", "Wan camera", "SVD", "Kandinsky 5"), (CONCATENATED, "c_concat")),
     "HiDream": (CONCATENATED, "image_cond"),
+    **dict.fromkeys(("Wan S2V", "WanDancer"), (SOUND, "audio_embed")),
 }
 """Architectures that take pictures beside the text: of which kind, and the argument that they become."""
 REFUSED = (RuntimeError, AttributeError, KeyError, TypeError, ValueError, IndexError)
@@ -88,7 +89,7 @@ def in_training(host: Host, model: Any, given: list[Any], latent: Tensor) -> dic
     return seen[0]
 
 
-def settings_of(model: Any, latent: Tensor) -> dict[str, dict[str, Any]]:
+def settings_of(architecture: str, latent: Tensor) -> dict[str, dict[str, Any]]:
     """What nodes of the host say of pictures beside a text, by the kind of node."""
     seen = SimpleNamespace(
         penultimate_hidden_states=drawn(1, 4, 12),
@@ -106,6 +107,7 @@ def settings_of(model: Any, latent: Tensor) -> dict[str, dict[str, Any]]:
         CONCATENATED: {"concat_latent_image": drawn(*latent.shape, seed=7), "concat_mask": mask},
         "concatenated picture": {"concat_latent_image": drawn(*latent.shape, seed=7)},
         "CLIP vision": {"clip_vision_output": seen},
+        SOUND: {"audio_embed": drawn(1, *ALL[architecture].more.get("audio_embed", (3, 4, 8)), seed=11)},
         "a first frame": {"time_dim_replace": drawn(*latent.shape, seed=8)[:, :, :1], "concat_mask": mask},
     }
 
@@ -125,7 +127,7 @@ def test_a_training_step_is_given_what_the_sampler_gives(host: Host, architectur
     model = tiny(architecture, **CHANGED.get(architecture, {}))
     latent, usual = latent_for(model), module(host, "").family_of(model).guidance
     compared: dict[str, set[str]] = {}
-    for name, settings in settings_of(model, latent).items():
+    for name, settings in settings_of(architecture, latent).items():
         given = conditioning(model, architecture, **settings)
         if usual is not None:
             given[0][1]["guidance"] = usual

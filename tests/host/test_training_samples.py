@@ -245,6 +245,22 @@ def test_the_loss_of_a_model_is_that_of_its_raw_target(host: Host) -> None:
                 torch.testing.assert_close(found.double(), wanted.mean(), rtol=1e-4, atol=0)
 
 
+def test_what_is_beside_a_text_stays_where_the_text_is_dropped(host: Host) -> None:
+    training, samples, model = module(host, ""), module(host, "samples"), sdxl()
+    sizes = {"width": 640, "height": 320, "crop_w": 8}
+    positive = [text(5, 24, seed, **sizes) for seed in range(2)] + [text(5, 24, 2)]
+    (empty,) = text(5, 24, 9)
+    with training.opened(patcher(model)) as opened:
+        latents = [{"samples": torch.randn(1, 4, 8, 8)} for _ in positive]
+        first, second, plain = samples.samples_of(opened, latents, positive, empty=[[empty]])
+    # One object serves all that say the same.
+    assert first.without is second.without is not plain.without
+    for made, settings in ((first, sizes), (plain, {})):
+        wanted = training.caption_of(model, [[empty[0], {**empty[1], **settings}]], made.latent)
+        for name, cond in wanted.conds.items():
+            assert torch.equal(made.without.conds[name].cond, cond.cond)
+
+
 def test_dropped_captions_weights_and_offsets(host: Host) -> None:
     training = module(host, "")
     model = tiny("SD1.5")

@@ -193,8 +193,9 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
     how: dict[str, Any] = {
         "rank": 8,
         "warmup": 0,
-        "learning_rate": 2e-2,
+        "learning_rate": 6e-3,
         "sample_every": 10,
+        "batch_size": 2,
         "preset": "full",
     }
     how |= {name: data[name] for name in ("latents", "positive")} | {"model": given["model"]}

@@ -54,6 +54,8 @@ STEPS, EVERY = 8, 2
 """The steps of a training, and those between two checkpoints."""
 ROOM = 1 << 16
 """The most bytes that are left on a full disk."""
+FULL = ("disk is full", "no room")
+"""What the error of a full disk says, as a file is written or before."""
 DISK = 1 << 31
 """The size of a disk, in bytes."""
 FILES = 100_000
@@ -219,7 +221,8 @@ class Campaign:
             self._make_room()
         if run.error is None:
             return False
-        if not run.error.node_type.startswith("Lycoris") or "full" not in run.error.exception_message:
+        told = any(words in run.error.exception_message for words in FULL)
+        if not run.error.node_type.startswith("Lycoris") or not told:
             self._violated(job, f"a full disk ends in {run.error.node_type}: {run.error.exception_message}")
         if left := set(rests(self.server.base)) - known:
             self._violated(job, f"a full disk leaves {sorted(map(str, left))}")

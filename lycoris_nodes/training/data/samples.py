@@ -23,12 +23,18 @@ from .widths import check_width
 
 CPU = torch.device("cpu")
 
-PICTURED = (
+BESIDE = (
     *("reference_latents", "reference_latents_method", "reference_latents_text_embeds", "clip_vision_output"),
-    *("clip_vision_outputs", "concat_latent_image", "concat_mask", "concat_mask_index", "time_dim_replace"),
-    "guiding_frame_index",
+    *("clip_vision_outputs", "clip_vision_output_ref", "unclip_conditioning", "concat_latent_image"),
+    *("concat_mask", "concat_mask_index", "concat_image", "time_dim_replace", "time_dim_concat"),
+    *("guiding_frame_index", "keyframe_idxs", "guide_attention_entries", "reference_motion", "control_video"),
+    *("camera_conditions", "vace_frames", "vace_mask", "vace_strength", "pose_video_latent"),
+    *("face_video_pixels", "audio_embed", "audio_inject_scale", "ref_audio"),
+    *("reference_audio_timbre_latents", "seconds_start", "seconds_total", "frame_rate", "fps"),
+    *("motion_bucket_id", "augmentation_level"),
+    *("width", "height", "crop_w", "crop_h", "target_width", "target_height", "aspect_ratio"),
 )
-"""Settings of a conditioning that hold pictures for the model. They are kept if the text is dropped."""
+"""Settings of a conditioning that are not of its text. They are kept where the text is dropped."""
 
 Latents = Sequence[Mapping[str, Any]]
 """A batch of latents, under `samples`, for each link or list member."""
@@ -87,8 +93,8 @@ def samples_of(
     made: dict[tuple[Any, ...], Caption] = {}
 
     def encoded(of: Any, conditioning: Any, latent: Latent, words: str | None = None) -> Caption:
-        """Encode a conditioning, once for latents of one size. `of` are the conditionings it is made from."""
-        key = (*map(id, of), words, latent.shapes, id(latent.noise_mask))
+        """Encode a conditioning, once for latents of one size. `of` says what it is made from."""
+        key = (of, words, latent.shapes, id(latent.noise_mask))
         if key not in made:
             made[key] = _encoded(session, encoder, seed, conditioning, latent, words)
         return made[key]
@@ -108,7 +114,7 @@ def samples_of(
                 known[place, key] = replace(latent, values=held(latent.values, session.device))
             latent = known[place, key]
         with _numbered("captions", number, count):
-            caption = encoded((text,), text, latent, word)
+            caption = encoded(id(text), text, latent, word)
         own = None
         with _numbered("masks" if flat else NOISE_MASK, number, count):
             if mask is not None:
@@ -118,7 +124,7 @@ def samples_of(
                 own = masked[both]
         without = None
         if encoder:
-            without = encoded((text,), text, latent, "")
+            without = encoded(id(text), text, latent, "")
         elif nothing:
             without = encoded(*_without_text(text, nothing[0]), latent)
         found.append(Sample(latent, caption, own, weight, without))
@@ -201,11 +207,11 @@ def _encoded(
 
 
 def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """What the empty caption is made from, and the empty caption with the pictures of a conditioning."""
-    shown = {name: conditioning[1][name] for name in PICTURED if name in conditioning[1]}
-    if not shown:
-        return (nothing,), nothing
-    return (nothing, conditioning), [nothing[0], {**nothing[1], **shown}]
+    """What the empty caption is made from, and the empty caption with what a conditioning says beside its
+    text."""
+    kept = {name: conditioning[1][name] for name in BESIDE if name in conditioning[1]}
+    said = [value if isinstance(value, int | float) else id(value) for value in kept.values()]
+    return (id(nothing), *zip(kept, said, strict=True)), [nothing[0], {**nothing[1], **kept}]
 
 
 def _parts(value: Any) -> list[Tensor | str]:
