@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...lycoris_ops import LycorisError, TrainError, few, number_of
 from ..host.files import shown_path
-from ..host.given import Given
+from ..host.given import Given, restored, stored
 from ..host.page import Progress, picture_tensor
 from ..host.references import Conditioning, References, encoded_with, with_references
 from ..host.training import NOISE_MASK
@@ -38,7 +38,8 @@ SHOWN, GAP = 25, 4
 
 @dataclass(frozen=True)
 class Encoder:
-    """A VAE for pixels (F, H, W, 3), a text encoder, or an audio VAE, see `encoded_sound`."""
+    """A VAE for pixels (F, H, W, 3), a CLIP vision model for pictures (1, H, W, 3), a text encoder, or an
+    audio VAE, see `encoded_sound`."""
 
     encode: Callable[..., Any]
     identity: str | None
@@ -96,6 +97,8 @@ class Shown:
     """Whether the model makes clips with sound."""
     sound: Encoder | None = None
     """The audio VAE, where it is linked."""
+    vision: Encoder | None = None
+    """The CLIP vision model, where it is linked."""
 
     @property
     def sounds(self) -> Encoder | None:
@@ -406,14 +409,15 @@ class _Pictures:
         if given and view.cut is None and not given.masked:
             # Given its only frame, the model would have nothing left to learn.
             given = None
+        seeing = [self.shown.vision.identity] if self.shown.vision and given and given.seen else []
         key = None
-        if self.vae.identity is not None:
+        if self.vae.identity is not None and None not in seeing:
             hashes = [self._hash_of_clip(one) if view.cut else hashlib.sha256(content).hexdigest()]
             hashes += [hashlib.sha256(mask).hexdigest()] if one.found.mask else []
             how: list[Any] = [list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background]
             if view.cut:
                 how += [view.cut.start, view.cut.count, self.settings.frame_rate]
-            how += [given.node, given.ends] if given else []
+            how += [given.node, given.ends, *seeing] if given else []
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
             value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
@@ -426,7 +430,7 @@ class _Pictures:
         references: list[Tensor] = []
         if one.found.references and not self.kind.node:
             references = [self._reference(one, path, view.mirrored) for path in one.found.references]
-        told = (value.get("given", {}), value.get(NOISE_MASK))
+        told = (restored(value.get("given", {})), value.get(NOISE_MASK))
         return _Encoded(value["latent"], learned, value["shown"], *told, references)
 
     def sound(self, one: _Planned, view: _View) -> Tensor | None:
@@ -528,7 +532,7 @@ class _Pictures:
         made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
         if given:
             of_it = given.make(self.shown.vae, pixels, mask)
-            made |= {"latent": of_it.within(latent), "given": of_it.settings}
+            made |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
             if of_it.noise_mask is not None:
                 if not of_it.noise_mask.any():
                     raise TrainError(
@@ -622,8 +626,12 @@ def _described(
         lines += _sounds_in_words(planned, shown)
     if shown.given and (shown.given.masked or cuts):
         lines.append(f"the model is also given what {shown.given.node} makes")
+        if shown.given.seen:
+            lines.append("  and what clip_vision sees there")
         if not shown.given.needed:
             lines.append("  for text to video set first_frames to none")
+    if shown.vision is not None and not (shown.given and shown.given.seen):
+        lines.append("clip_vision is not used: this model is not given what it sees")
     if shown.misses_frames and cuts:
         lines.append("no frame is given: no node is known that can give this model one")
     if shown.references and any(one.found.references for one in planned):

@@ -11,6 +11,7 @@ from typing import Any
 
 import nodes
 import torch
+from comfy.clip_vision import Output
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
@@ -37,6 +38,10 @@ _OF_MARKED: Mapping[str, str] = {
     "CosmosPredict2": "CosmosPredict2ImageToVideoLatent",
 }
 """The nodes of models that the host marks as image-to-video."""
+SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
+"""The inputs of these nodes that take what a CLIP vision model sees. The third is of the last frame."""
+See = Callable[[Tensor], Any]
+"""What a CLIP vision model makes of a picture (1, H, W, 3)."""
 _OF_LAST: Mapping[str, str] = {
     "WanImageToVideo": "WanFirstLastFrameToVideo",
     **{name: name for name in _OF_MARKED.values() if name.startswith("Cosmos")},
@@ -72,10 +77,15 @@ class Given:
     """The frames that the given parts are made from, as in `ENDS`."""
     needed: bool = True
     """Whether the model cannot make a video without them."""
+    seen: bool = False
+    """Whether they are also seen by a CLIP vision model."""
 
 
-def given_of(model: Any, ends: str) -> Given | None:
-    """How a model is given parts of its target; None if it is given nothing."""
+def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
+    """How a model is given parts of its target; None if it is given nothing.
+
+    The frames are also shown to the model as `see` sees them, where its node takes that.
+    """
     config = model.model_config.unet_config
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
     kind = type(model).__name__
@@ -101,9 +111,10 @@ def given_of(model: Any, ends: str) -> Given | None:
         return None
     return Given(
         found,
-        lambda vae, pixels, mask: _of_ends(found, ends, vae, pixels),
+        lambda vae, pixels, mask: _of_ends(found, ends, vae, pixels, see),
         ends=ends,
         needed=kind not in OF_BOTH,
+        seen=see is not None and not _inputs_of(found).isdisjoint(SEEN),
     )
 
 
@@ -120,7 +131,26 @@ def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Made:
     return Made(made[0][0][1])
 
 
-def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor) -> Made:
+def stored(settings: Settings) -> Settings:
+    """Settings with the tensors of what a CLIP vision model sees, in the place of the host's own object."""
+    return {
+        name: {key: one for key, one in vars(value).items() if isinstance(one, Tensor)}
+        if isinstance(value, Output)
+        else value
+        for name, value in settings.items()
+    }
+
+
+def restored(settings: Mapping[str, Any]) -> Settings:
+    """Settings from what `stored` made of them."""
+    made = dict(settings)
+    if SEEN[0] in made:
+        made[SEEN[0]] = Output()
+        vars(made[SEEN[0]]).update(settings[SEEN[0]])
+    return made
+
+
+def _node(name: str) -> Any:
     node: Any = nodes.NODE_CLASS_MAPPINGS.get(name)
     if node is None:
         raise TrainError(
@@ -128,6 +158,15 @@ def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor) -> Made:
             got=f"no node {name}",
             hint="Update ComfyUI",
         )
+    return node
+
+
+def _inputs_of(name: str) -> set[str]:
+    return {one.id for one in _node(name).define_schema().inputs}
+
+
+def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor, see: See | None) -> Made:
+    known = _inputs_of(name)
     length, height, width = pixels.shape[:3]
     inputs: dict[str, Any] = {"positive": [_nothing()], "negative": [_nothing()], "vae": vae}
     inputs |= {"width": width, "height": height, "length": length, "batch_size": 1, "strength": 1.0}
@@ -135,8 +174,11 @@ def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor) -> Made:
     inputs["guidance_type"] = "v2 (replace)" if ends == REPLACED else "v1 (concat)"
     if ends == "first and last":
         inputs["end_image"] = pixels[-1:]
-    known = {one.id for one in node.define_schema().inputs}
-    made = node.execute(**{name: value for name, value in inputs.items() if name in known}).args
+    for one in known.intersection(SEEN) if see else ():
+        inputs[one] = see(pixels[-1:] if one == SEEN[2] else pixels[:1])
+    if ends != "first and last":
+        inputs.pop(SEEN[2], None)
+    made = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
     settings = made[0][0][1] if isinstance(made[0], list) else {}
     latent = next((one for one in made if isinstance(one, dict) and NOISE_MASK in one), None)
     return Made(settings, latent["samples"], latent[NOISE_MASK]) if latent else Made(settings)

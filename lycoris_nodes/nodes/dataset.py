@@ -66,7 +66,12 @@ class LycorisDataset(io.ComfyNode):
                     io.Vae.Input(
                         "audio_vae",
                         tooltip="The audio VAE of LTX-2. With it the sound of clips is learned too.",
-                    )
+                    ),
+                    io.ClipVision.Input(
+                        "clip_vision",
+                        tooltip="For image-to-video models such as Wan 2.1, which are also given what a CLIP "
+                        "vision model sees in the first frame. Link it here if you sample with it.",
+                    ),
                 ),
                 io.String.Input(
                     "trigger",
@@ -214,6 +219,7 @@ class LycorisDataset(io.ComfyNode):
         first_frames: str,
         keep: bool,
         audio_vae: Any = None,
+        clip_vision: Any = None,
         **how: Any,
     ) -> io.NodeOutput:
         network = model.model
@@ -250,14 +256,16 @@ class LycorisDataset(io.ComfyNode):
             )
         cpu = torch.device("cpu")
         pictures = PictureFolder.of(picture_folder(folder), clips=films)
+        vision = None if clip_vision is None else _vision_encoder(clip_vision)
         shown = Shown(
             vae,
             clip,
             references_of(network, references),
-            given_of(network, first_frames),
+            given_of(network, first_frames, vision.encode if vision else None),
             misses_frames(network, first_frames),
             takes_sound(network),
             None if audio_vae is None else _sound_encoder(audio_vae, network),
+            vision,
         )
         found = prepared(
             pictures,
@@ -311,6 +319,13 @@ def _text_encoder(clip: Any) -> Encoder:
     kinds = (type(clip.cond_stage_model).__name__, type(clip.tokenizer).__name__)
     named = (*kinds, str(clip.layer_idx), repr(sorted(clip.tokenizer_options.items())))
     return Encoder(partial(encoded_text, clip), _identity(clip, *named), partial(is_cut, clip))
+
+
+def _vision_encoder(clip_vision: Any) -> Encoder:
+    # Frames have the shape of the video, of which nothing is to be lost.
+    see = partial(clip_vision.encode_image, crop=False)
+    named = (type(clip_vision.model).__name__, str(clip_vision.dtype), str(clip_vision.image_size))
+    return Encoder(see, _identity(clip_vision, *named))
 
 
 def _identity_of_vae(vae: Any) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,25 +22,12 @@ from trainable import (
     tiny,
     train,
     unchanged,
+    vision_model,
 )
 
 pytestmark = pytest.mark.host
 
 HELD: dict[str, Any] = {"latents": [latent(10), latent(11)], "positive": [caption(0), caption(1)]}
-
-TINY: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "patch_size": 4}
-TINY |= {"image_size": 16, "projection_dim": 8, "hidden_act": "quick_gelu", "num_channels": 3}
-TINY |= {"model_type": "clip_vision_model"}
-"""The configuration of a CLIP vision model, without the number of its layers."""
-
-
-def vision_model(folder: Path, layers: int) -> Any:
-    from comfy.clip_vision import ClipVisionModel
-
-    # Older hosts take no table.
-    config = folder / "vision.json"
-    config.write_text(json.dumps({**TINY, "num_hidden_layers": layers}), encoding="utf-8")
-    return ClipVisionModel(str(config))
 
 
 @pytest.fixture
@@ -170,9 +156,6 @@ def test_halving_takes_a_fifth_and_pictures_decide_among_equals(
     host: Host, train: Callable[..., Any], judge: Callable[..., Any], tmp_path: Path
 ) -> None:
     vision = vision_model(tmp_path, 3)
-    draw = torch.Generator().manual_seed(0)
-    for parameter in vision.model.parameters():
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
     vae = host.nodes.CheckpointLoaderSimple().load_checkpoint("base.safetensors")[2]
     pictures = {"vae": vae, "clip_vision": vision, "samples": 2, "other_positive": [caption(7)]}
     train(preset="attn-only", steps=3, checkpoint_every=1, keep=9)

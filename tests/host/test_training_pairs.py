@@ -15,7 +15,7 @@ import torch
 from hosting import Host, Patched, patcher
 from PIL import Image
 from torch import Tensor
-from trainable import PIXELS, WORD_WIDTH, Counted, clip_with_words, encoded, same, tiny, train
+from trainable import PIXELS, WORD_WIDTH, Counted, clip_with_words, encoded, same, tiny, train, vision_model
 
 pytestmark = pytest.mark.host
 
@@ -314,7 +314,15 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
     frames = clip.pixels_of_clip(path, clip.Cut(0, 9), RATE, sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)))
     given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9}
     ends: dict[str, Tensor] = {"start_image": frames[:1]}
-    for which, node in (("first", "WanImageToVideo"), ("first and last", "WanFirstLastFrameToVideo")):
+    vision = vision_model(tmp_path, 2)
+    with torch.inference_mode():
+        first, last = (vision.encode_image(one, crop=False) for one in (frames[:1], frames[-1:]))
+    seen: tuple[dict[str, Any], ...] = (
+        {"clip_vision_output": first},
+        {"clip_vision_start_image": first, "clip_vision_end_image": last},
+    )
+    nodes = {"first": "WanImageToVideo", "first and last": "WanFirstLastFrameToVideo"}
+    for (which, node), looks in zip(nodes.items(), seen, strict=True):
         data = prepare(**given, first_frames=which)
         with torch.inference_mode():
             text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
@@ -323,7 +331,15 @@ def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(
         wanted, found = made[0][0][1], data["positive"][0][0][1]
         for name in ("concat_latent_image", "concat_mask"):
             assert torch.equal(found[name], wanted[name])
-        assert f"the model is also given what {node} makes" in data["report"]
+        assert f"the model is also given what {node} makes\n" in data["report"]
+        # A CLIP vision model may see the frames too.
+        with torch.inference_mode():
+            made = host.run(node, positive=text, negative=text, vae=vae.vae, **size, **ends, **looks)
+        for _ in range(2):
+            found = prepare(**given, first_frames=which, clip_vision=vision)
+            states = found["positive"][0][0][1]["clip_vision_output"].penultimate_hidden_states
+            assert torch.equal(states, made[0][0][1]["clip_vision_output"].penultimate_hidden_states)
+            assert "and what clip_vision sees there" in found["report"]
         ends["end_image"] = frames[-1:]
     assert "concat_mask" not in prepare(**given, first_frames="none")["positive"][0][0][1]
     trained_on(host, tmp_path, model, data, steps=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,6 +257,30 @@ def clip_with_words(name: str) -> Any:
 def encoded(host: Host, clip: Any, text: str) -> list[Any]:
     """What CLIP Text Encode makes of a text."""
     return host.nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+SEEING: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+}
+SEEING |= {"image_size": 16, "projection_dim": 8, "hidden_act": "quick_gelu", "num_channels": 3}
+SEEING |= {"model_type": "clip_vision_model"}
+"""The configuration of a CLIP vision model, without the number of its layers."""
+
+
+def vision_model(folder: Path, layers: int) -> Any:
+    """A CLIP vision model with random weights, whose configuration is written into a folder."""
+    from comfy.clip_vision import ClipVisionModel
+
+    # Older hosts take no table.
+    config = folder / "vision.json"
+    config.write_text(json.dumps({**SEEING, "num_hidden_layers": layers}), encoding="utf-8")
+    made, draw = ClipVisionModel(str(config)), torch.Generator().manual_seed(0)
+    for parameter in made.model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
+    return made
 
 
 PIXELS = 128
