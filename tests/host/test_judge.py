@@ -169,6 +169,7 @@ def test_halving_takes_a_fifth_and_pictures_decide_among_equals(
     (entry,) = made["stack"]
     assert scores[f"{entry.name} at {entry.strength:g}"] == max(scores.values())
     likeness = module_of(host, "likeness")
+    draw = torch.Generator().manual_seed(0)
     ones, others = (torch.randn(3, 8, generator=draw, dtype=torch.float64) for _ in range(2))
     cosines = torch.nn.functional.cosine_similarity(ones[:, None], others[None], dim=2)
     assert likeness.nearness(ones, others) == pytest.approx(cosines.mean().item())

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hosting import Host, patcher
+from hosting import Host, Patched, patcher
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -206,6 +206,12 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
     assert (tmp_path / "whole/loras/style_00001_-checkpoints/sample-000020.png").exists()
     named = load_file(made["path"])
     assert any("audio_attn" in name for name in named)
+    # The file gives the model of the training.
+    applied = host.apply(Patched(given["model"], None), made["stack"], mode="bypass", clip=False)
+    again = train(
+        host, tmp_path / "one", **{**how, "model": applied.model}, **kept, steps=1, validate_every=1
+    )
+    assert again["loss_map"]["validation"][0][1] == pytest.approx(losses[20], rel=1e-4)
     train(host, tmp_path / "two", **how, **kept, steps=10, validate_every=20)
     other = train(host, tmp_path / "two", **how, **kept, steps=20, validate_every=20, resume=True)
     assert same(load_file(other["path"]), named)
