@@ -24,13 +24,14 @@ def takes_sound(model: Any) -> bool:
 
 def check_audio_vae(vae: Any) -> None:
     """Raise TrainError for a VAE that is not for the sound of these models."""
-    kind = type(getattr(vae, "first_stage_model", vae)).__name__
-    if kind != VAE:
+    # Older hosts have it as an object of its own kind.
+    inner = getattr(vae, "first_stage_model", None)
+    if type(inner).__name__ != VAE:
         raise TrainError(
             "this is not the audio VAE of the model",
             key="audio_vae",
-            got=kind,
-            expected="what ComfyUI's node Load LTXV Audio VAE loads",
+            got=type(inner or vae).__name__,
+            expected="what the node Load LTXV Audio VAE of a recent ComfyUI loads",
         )
 
 
