@@ -40,6 +40,8 @@ _OF_MARKED: Mapping[str, str] = {
 """The nodes of models that the host marks as image-to-video."""
 SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
 """The inputs of these nodes that take what a CLIP vision model sees. The third is of the last frame."""
+_TAKEN = ("penultimate_hidden_states", "last_hidden_state")
+"""What models of videos take of it. The states of all layers are far larger."""
 See = Callable[[Tensor], Any]
 """What a CLIP vision model makes of a picture (1, H, W, 3)."""
 _OF_LAST: Mapping[str, str] = {
@@ -132,9 +134,9 @@ def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Made:
 
 
 def stored(settings: Settings) -> Settings:
-    """Settings with the tensors of what a CLIP vision model sees, in the place of the host's own object."""
+    """Settings with the tensors that models take of what a CLIP vision model sees, and not the host's object."""
     return {
-        name: {key: one for key, one in vars(value).items() if isinstance(one, Tensor)}
+        name: {key: vars(value)[key] for key in _TAKEN if key in vars(value)}
         if isinstance(value, Output)
         else value
         for name, value in settings.items()
