@@ -134,7 +134,7 @@ def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Made:
 
 
 def stored(settings: Settings) -> Settings:
-    """Settings with the tensors that models take of what a CLIP vision model sees, and not the host's object."""
+    """Settings with tensors in the place of what a CLIP vision model gives: those that models take of it."""
     return {
         name: {key: vars(value)[key] for key in _TAKEN if key in vars(value)}
         if isinstance(value, Output)
