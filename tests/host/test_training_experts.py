@@ -30,7 +30,7 @@ class Pair:
 
     def __init__(self) -> None:
         self.models: dict[str, Any] = {}
-        self.times: dict[str, list[float]] = {}
+        self.times: dict[str, list[float]] = {name: [] for name in EXPERTS}
         self.stop = ("", 0)
         """The expert and its step of this run in which Stop is pressed, so that this step is not finished."""
         for seed, name in enumerate(EXPERTS):
