@@ -56,13 +56,9 @@ def _model_beside(base: ModelFile) -> Any:
     if not path.is_file():
         return None
     try:
-        importlib.import_module("transformers.conversion_mapping")
-    except ImportError:
-        return None
-    try:
-        classes: Any = importlib.import_module("transformers")
-        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [""]
-        kind = getattr(classes, names[0], None)
+        # Read first: importing transformers takes seconds.
+        names = json.loads(path.read_text(encoding="utf-8")).get("architectures")
+        kind = getattr(_transformers(), names[0], None) if names else None
         if kind is None:
             return None
         with torch.device("meta"):
@@ -75,6 +71,15 @@ def _model_beside(base: ModelFile) -> Any:
             expected="the settings of the model whose weights are beside them",
             hint="Download config.json again, or move it away to match layers by the names in the file alone",
         ) from error
+
+
+def _transformers() -> Any:
+    """The package transformers; None where version 5 is not installed."""
+    try:
+        importlib.import_module("transformers.conversion_mapping")
+        return importlib.import_module("transformers")
+    except ImportError:
+        return None
 
 
 class _Numbers:

@@ -195,7 +195,7 @@ class Adapter:
         return cls(
             MemoryFile.of(name, tensors, said),
             name,
-            dialect or spoken_in(each.named for each in info.values()),
+            dialect or spoken_in((each.named for each in info.values()), said),
             info,
         )
 
@@ -348,8 +348,13 @@ class Adapter:
         return read if info.peft is None else info.peft.read_tensors(read, info.named.path)
 
 
-def spoken_in(names: Iterable[LayerName]) -> str:
-    """The dialects that the prefixes of layers' names belong to, joined by `+`; `bare` for no prefix."""
+def spoken_in(names: Iterable[LayerName], metadata: Mapping[str, str]) -> str:
+    """The dialects that the prefixes of layers' names belong to, joined by `+`; `bare` for no prefix.
+
+    GPT-2's names are its own, though they begin like those of diffusers (`transformer.h.0`).
+    """
+    if TRANSPOSED in metadata:
+        return "bare"
     return "+".join(sorted({name.dialect or "bare" for name in names}))
 
 

@@ -174,7 +174,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
     return Adapter(
         file,
         _name(Path(file.path)),
-        dialect.name if dialect else spoken_in(map(LayerName.of, grouped)),
+        dialect.name if dialect else spoken_in(map(LayerName.of, grouped), file.metadata),
         info,
         unreadable,
         # Once each: the parts of a fused layer share keys.

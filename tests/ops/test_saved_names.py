@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lycoris_ops as lyc
+from lycoris_ops.bake import saved_names
 
 SIZES = {
     "hidden_size": 16,
@@ -144,6 +145,8 @@ def test_what_is_extracted_from_gpt2_is_for_its_layers(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "tuned")
     models = (tmp_path / "base", tmp_path / "tuned")
     found = lyc.extract_adapter(*models, size=lyc.Rank(32), dtype=torch.float32)
+    lyc.save_adapter(found, tmp_path / "found.safetensors")
+    found = lyc.load_adapter(tmp_path / "found.safetensors")
     check(baked(tmp_path / "base", found, tmp_path / "out"), held(tmp_path / "tuned"))
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
     network = lyc.create_lycoris(model, weights=found)
@@ -154,7 +157,9 @@ def test_what_is_extracted_from_gpt2_is_for_its_layers(tmp_path: Path) -> None:
         torch.testing.assert_close(member.site.oriented(apart), change, rtol=0, atol=1e-6, msg=path)
 
 
-def test_settings_of_no_model_are_an_error_where_they_are_needed(tmp_path: Path) -> None:
+def test_settings_of_no_model_are_an_error_where_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_file({"layer.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"], "hidden_size": "wide"}')
     factors = {"lora_up.weight": torch.ones(4, 2), "lora_down.weight": torch.ones(2, 4)}
@@ -171,3 +176,7 @@ def test_settings_of_no_model_are_an_error_where_they_are_needed(tmp_path: Path)
     merge("one")
     with pytest.raises(lyc.FileFormatError, match=r"config\.json: transformers can make no model"):
         merge("two")
+    # Settings of diffusers name no class of transformers, which takes seconds to import.
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    monkeypatch.setattr(saved_names, "_transformers", lambda: pytest.fail("transformers is imported"))
+    merge("two")
