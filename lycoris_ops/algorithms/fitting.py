@@ -109,9 +109,14 @@ class Delta:
         return self._triples[1]
 
     @cached_property
+    def _values(self) -> Tensor:
+        """`spectrum` in float64, on the CPU, where looking at single values waits for no device."""
+        return self._triples[1].cpu().double()
+
+    @cached_property
     def significant(self) -> int:
         """How many of the leading singular values are above the noise."""
-        values = self._triples[1].double()
+        values = self._values
         if not len(values) or float(values[0]) == 0.0:
             return 0
         edges = torch.full_like(values, ROUNDING * float(values[0]))
@@ -133,7 +138,7 @@ class Delta:
         """
         rows, columns = flat_shape(self.shape)
         rest = (self.energy - values.square().cumsum(0) + values.square()).clamp(min=0)
-        left = torch.arange(len(values), dtype=torch.float64, device=values.device)
+        left = torch.arange(len(values), dtype=torch.float64)
         variance = rest / ((rows - left) * (columns - left))
         if self.noise is not None:
             variance = variance.clamp(max=self.noise**2)
@@ -147,7 +152,7 @@ class Delta:
         """The variance of the noise in each value; 0 where the sources are exact."""
         if self.noise == 0.0 or len(self.shape) < 2:
             return 0.0
-        values = self._triples[1].double()
+        values = self._values
         rows, columns = flat_shape(self.shape)
         count = self.significant
         rest = max(0.0, self.energy - energy_of(values[:count]))
@@ -256,13 +261,13 @@ class Fit:
 
 def cumulative(spectrum: Tensor) -> tuple[float, ...]:
     """The energy that each rank keeps: sums of the first 1, 2, ... squared singular values."""
-    return running(spectrum.double().square())
+    return running(spectrum.cpu().double().square())
 
 
 def running(values: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... values, in float64."""
     # torch has no type for `tolist`.
-    return tuple(cast("list[float]", cast("Any", values.double().cumsum(0)).tolist()))
+    return tuple(cast("list[float]", cast("Any", values.cpu().double().cumsum(0)).tolist()))
 
 
 def absolute(values: Tensor, dim: int | None = None) -> Tensor:

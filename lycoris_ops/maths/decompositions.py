@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .shapes import Shape
-from .tensors import compute_dtype, energy_of
+from .tensors import compute_dtype, energy_of, wide
 
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
@@ -49,7 +49,7 @@ def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return left, values, right
     # In float64: where two singular values are close, a decomposition in float32 mixes their vectors, and
     # how much depends on the processor.
-    return tuple(part.to(matrix.dtype) for part in _linalg.svd(matrix.double(), full_matrices=False))
+    return tuple(part.to(matrix) for part in _linalg.svd(wide(matrix), full_matrices=False))
 
 
 def leading(matrix: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def nearest_kronecker(
     pause()
     if len(blocks) <= EXACT:
         # The blocks are few and long: to decompose them takes much longer than to form their products.
-        left = eigen((blocks @ blocks.T).double())[1][:, -1].to(blocks.dtype)
+        left = eigen(wide(blocks @ blocks.T))[1][:, -1].to(blocks)
     else:
         left = leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)[0][:, 0]
     inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])

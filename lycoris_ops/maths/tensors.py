@@ -24,6 +24,10 @@ SEVERAL_IN_ONE: frozenset[Any] = frozenset({getattr(torch, "float4_e2m1fn_x2", N
 """Dtypes that torch counts as floating-point, though each of their elements packs two values."""
 
 
+WITHOUT_FLOAT64 = ("mps",)
+"""The types of the devices that have no float64."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a change of a weight of `dtype` is computed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -240,12 +244,17 @@ def kronecker(one: Tensor, other: Tensor) -> Tensor:
     return blocks.reshape(len(one) * len(other), one.shape[1] * other.shape[1])
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The values in float64, on the CPU where their device has no float64."""
+    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
+
+
 def energy_of(tensor: Tensor) -> float:
     """The sum of all squares, in float64."""
     flat = tensor.detach().reshape(-1)
     # In pieces, so that no second copy of a large tensor is made.
     return sum(
-        float(flat[start : start + PIECE].double().square().sum()) for start in range(0, flat.numel(), PIECE)
+        float(wide(flat[start : start + PIECE]).square().sum()) for start in range(0, flat.numel(), PIECE)
     )
 
 

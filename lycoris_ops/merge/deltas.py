@@ -13,6 +13,7 @@ from ..algorithms.fitting import FACTORED, Delta
 from ..changes.factors import joined
 from ..changes.forms import Additive, LowRank, add_up
 from ..maths.decompositions import Pause, no_pause, singular
+from ..maths.tensors import wide
 
 ROWS = 512
 """How many rows of a matrix are converted to float64 at once."""
@@ -83,23 +84,23 @@ class Deltas:
 
     @cached_property
     def gram(self) -> Tensor:
-        """<D_i, D_j> (T, T) in float64.
+        """<D_i, D_j> (T, T) in float64, on the CPU.
 
         Float32 would give a wrong norm for the difference of two similar changes.
         """
-        total = torch.zeros(self.count, self.count, dtype=torch.float64, device=self.device)
+        total = wide(torch.zeros(self.count, self.count, device=self.device))
         if self.factors is not None:
-            wide = [(up.double(), down.double()) for up, down in self.factors]
-            for i, (up, down) in enumerate(wide):
-                for j, (other_up, other_down) in enumerate(wide[: i + 1]):
+            pairs = [(wide(up), wide(down)) for up, down in self.factors]
+            for i, (up, down) in enumerate(pairs):
+                for j, (other_up, other_down) in enumerate(pairs[: i + 1]):
                     total[i, j] = total[j, i] = ((up.T @ other_up) * (down @ other_down.T)).sum()
-            return total
+            return total.cpu()
         matrices = [self.dense(index) for index in range(self.count)]
         for start in range(0, self.shape[0], ROWS):
             self.pause()
-            rows = torch.stack([one[start : start + ROWS].flatten() for one in matrices]).double()
+            rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in matrices]))
             total += rows @ rows.T
-        return total
+        return total.cpu()
 
     def combined(self, coefficients: Sequence[float]) -> list[Additive]:
         """sum of c_i D_i, exactly: the forms themselves, each times its coefficient."""

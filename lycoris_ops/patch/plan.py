@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -56,7 +57,6 @@ class PatchPlan:
     """Bounds on the changes that do not depend on the weight."""
 
     @classmethod
-    @torch.no_grad()
     def build(
         cls,
         shape: Sequence[int],
@@ -68,15 +68,32 @@ class PatchPlan:
         `shape` and `device` describe the weight to be patched. Raises LayerError where a layer does
         not fit the shape.
         """
-        target = torch.device(device)
+        return cls.build_all([(shape, device, layers)])[0]
+
+    @classmethod
+    @torch.no_grad()
+    def build_all(
+        cls,
+        weights: Sequence[tuple[Sequence[int], torch.device | str, Sequence[tuple[Layer | Part, float]]]],
+    ) -> list[PatchPlan]:
+        """`build` for each (shape, device, layers), with one wait for each device in all."""
+        drafts = [cls._draft(tuple(shape), torch.device(device), layers) for shape, device, layers in weights]
+        bounds = iter(Bound.all_of([one for _, bounded in drafts for one in bounded]))
+        return [replace(plan, bounds=tuple(islice(bounds, len(bounded)))) for plan, bounded in drafts]
+
+    @classmethod
+    def _draft(
+        cls, shape: Shape, device: torch.device, layers: Sequence[tuple[Layer | Part, float]]
+    ) -> tuple[PatchPlan, list[tuple[Additive, int, Part]]]:
+        """A plan without bounds, and the forms that they are for, each with its slot and its part."""
         parts = [part_of(layer) for layer, _ in layers]
-        final = _enlarged(tuple(shape), parts)
+        final = _enlarged(shape, parts)
         bounded: list[tuple[Additive, int, Part]] = []
         by_form: dict[tuple[type[Form], Rows | None], tuple[list[Form], list[int]]] = {}
         for slot, part in enumerate(parts):
             # A layer that fits only the original shape changes that part of the larger weight. A layer that
             # fits both shapes is applied to the larger weight.
-            beside = final != tuple(shape) and part.fits(shape) and not part.fits(final)
+            beside = final != shape and part.fits(shape) and not part.fits(final)
             if not beside:
                 part.check_fit(final)
             for form in _on_larger(part, shape, final) if beside else part.forms():
@@ -90,9 +107,9 @@ class PatchPlan:
         for (kind, rows), (forms, slots) in by_form.items():
             group, own = FUSE[kind](forms, slots, len(tensors))
             fused.append((group, rows))
-            tensors += [tensor.detach().to(target).contiguous() for tensor in own]
+            tensors += [tensor.detach().to(device).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return cls(tuple(shape), final, tuple(fused), tuple(tensors), strengths, Bound.all_of(bounded))
+        return cls(shape, final, tuple(fused), tuple(tensors), strengths), bounded
 
     @property
     def report(self) -> str:

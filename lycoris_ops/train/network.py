@@ -29,7 +29,7 @@ from ..modules import (
     patterns,
     shared_weights,
 )
-from ..patch import patch_
+from ..patch import PatchPlan
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
@@ -216,9 +216,15 @@ class LycorisNetwork(nn.Module):
                     )
                 beside = Part(layer, key=path, parameter="bias")
                 work.append((plain_values(site, site.bias), None, beside))
-        for value, site, part in work:
+        plans = PatchPlan.build_all(
+            [
+                (site.shape if site else value.shape, value.device, [(part, self._multiplier)])
+                for value, site, part in work
+            ]
+        )
+        for (value, site, part), plan in zip(work, plans, strict=True):
             with located(weight=part.key), changed_in_place(value) as values:
-                patch_(site.oriented(values) if site else values, [(part, self._multiplier)])
+                plan.apply_(site.oriented(values) if site else values, plan.tensors, plan.strengths)
 
     # Training.
 

@@ -58,7 +58,6 @@ def compiled(card: str, backend: str, arch: int | str, lanes: int, dtype: torch.
         "rows": "i32",
         "columns": "i32",
         "table": "*i64",
-        "scales": "*fp32",
         "terms": "i32",
     }
     signature = {one.name: kinds.get(one.name, "constexpr") for one in kernel.params}

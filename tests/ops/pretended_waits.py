@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.errors import LycorisError
+from lycoris_ops.maths import tensors
 from lycoris_ops.patch import registry
 from lycoris_ops.patch.paths import plain_torch
 from lycoris_ops.train.trainer import Trainer
@@ -90,6 +91,35 @@ def patch(kind: str, layer: lyc.Layer) -> None:
         assert not built.wide and not applied.wide, (kind, built.wide, applied.wide)
 
 
+def merge() -> None:
+    """One wait for the layers of all weights."""
+    module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))).to(NAME)
+    merged = found(lyc.create_lycoris(module, rank=2, seed=0).merge_to)
+    assert len(merged.waits) == 1 and not merged.wide, (merged.waits, merged.wide)
+
+
+def compute_without_float64() -> None:
+    """Resizing and merging where a device has no float64: what is computed in it is computed on the CPU."""
+    tensors.WITHOUT_FLOAT64 = (NAME,)
+    factors = {"lora_up.weight": (24, 4), "lora_down.weight": (4, 16)}
+    one, other = (
+        lyc.adapter_of_tensors({f"0.{end}": torch.randn(size) for end, size in sizes.items()}, name="one")
+        for sizes in (factors, {"diff": (24, 16)})
+    )
+    for pair in ((one, one), (one, other)):
+        for method in ("sum", "iso", "karcher", "regression", "slerp"):
+            both: Any = {"method": method, "size": lyc.Rank(2)}
+            here, there = (
+                lyc.merge_adapters([(two, 0.5) for two in pair], **both, device=device).layers["0"].delta(
+                    torch.zeros(24, 16)
+                )
+                for device in ("cpu", NAME)
+            )
+            torch.testing.assert_close(here, there, msg=method)
+    ran = found(lambda: lyc.resize_adapter(other, size=lyc.Energy(0.9), device=NAME))
+    assert ran.names and not ran.wide, ran.wide
+
+
 def bypass(kind: str, layer: lyc.Layer) -> None:
     """Two waits in the first pass, and none in those after it."""
     module, x = nn.Linear(18, 12).to(NAME).requires_grad_(False), torch.randn(4, 18).to(NAME)
@@ -113,6 +143,8 @@ if __name__ == "__main__":
     for kind, layer in layers():
         patch(kind, layer)
         bypass(kind, layer)
+    merge()
+    compute_without_float64()
     for options in TRAINED:
         for form in ("auto", "bypass"):
             train(options, form)

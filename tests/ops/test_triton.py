@@ -245,7 +245,7 @@ for term, dtype, shape in (
     constants = {"column_stride": 1, **options}
     kinds = {
         "weight": POINTER[dtype], "row_stride": "i32", "rows": "i32", "columns": "i32",
-        "table": "*i64", "scales": "*fp32", "terms": "i32",
+        "table": "*i64", "terms": "i32",
     }
     signature = {one.name: kinds.get(one.name, "constexpr") for one in add_terms.params}
     source = ASTSource(add_terms, signature, {key: constants[key] for key in constants})

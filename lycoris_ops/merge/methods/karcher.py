@@ -23,7 +23,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), starting at the direction of sum of a_i
     d_i. As u stays a linear combination of the D_i, only their inner products are needed.
     """
-    weights = torch.tensor(deltas.strengths, dtype=torch.float64, device=deltas.gram.device)
+    weights = torch.tensor(deltas.strengths, dtype=torch.float64)
     norms = deltas.gram.diagonal().clamp(min=0).sqrt()
     live = (norms > 0) & (weights != 0)
     if not bool(live.any()):

@@ -22,7 +22,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     count = deltas.count
     if count == 1:
         return deltas.combined(deltas.strengths)
-    weights = torch.tensor(deltas.strengths, dtype=torch.float64, device=deltas.gram.device)
+    weights = torch.tensor(deltas.strengths, dtype=torch.float64)
     gram = deltas.gram * weights[:, None] * weights[None]
     norms = gram.diagonal().clamp(min=0).sqrt()
     cosines = gram / (norms[:, None] * norms[None]).clamp(min=1e-300)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...changes.forms import Additive, Dense, LowRank
 from ...maths.decompositions import eigen, leading
+from ...maths.tensors import wide
 from ..deltas import Deltas
 from ..method import MergeMethod, Option, Options
 
@@ -27,11 +28,11 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """
     if deltas.factors is not None:
         basis = leading(torch.cat([down for _, down in deltas.factors]).T)
-        pairs = [(up.double(), (down @ basis).double()) for up, down in deltas.factors]
+        pairs = [(wide(up), wide(down @ basis)) for up, down in deltas.factors]
     else:
-        basis, pairs = None, [(None, deltas.dense(index).double()) for index in range(deltas.count)]
+        basis, pairs = None, [(None, wide(deltas.dense(index))) for index in range(deltas.count)]
     size = pairs[0][1].shape[1]
-    total = torch.zeros(size, size, dtype=torch.float64, device=deltas.device)
+    total = pairs[0][1].new_zeros(size, size)
     grams: list[Tensor] = []
     for index, (up, down) in enumerate(pairs):
         middle = down if up is None else (up.T @ up) @ down
@@ -42,14 +43,16 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     ridge = options["ridge"] * float(values[-1])
     live = values > CUT * float(values[-1])
     inverse = (vectors * torch.where(live, 1 / (values + ridge).clamp(min=1e-300), 0.0)) @ vectors.T
-    eye = torch.eye(size, dtype=torch.float64, device=deltas.device)
+    eye = torch.eye(size).to(total)
     merged: list[Additive] = []
     for (up, down), gram, strength in zip(pairs, grams, deltas.strengths, strict=True):
-        right = down @ (gram + ridge / deltas.count * eye) @ inverse
+        right = (strength * down @ (gram + ridge / deltas.count * eye) @ inverse).to(
+            deltas.device, torch.float32
+        )
         if basis is None or up is None:
-            merged.append(Dense((strength * right).float()))
+            merged.append(Dense(right))
         else:
-            merged.append(LowRank(up.float() * strength, right.float() @ basis.T, 1.0))
+            merged.append(LowRank(up.to(right), right @ basis.T, 1.0))
     return merged
 
 

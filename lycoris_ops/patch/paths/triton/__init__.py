@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import math
 import os
+import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ OLDEST_CARD = (7, 0)
 
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes of factors that the kernel reads; factors of other dtypes are converted first."""
+
+FIELDS = struct.Struct("<19qf4x")
+"""The fields of a term in the kernel's table: 19 integers and the scale, 8 bytes for each."""
 
 ONCE = 1 << 30
 """A period beyond every row and column: the second factor does not repeat."""
@@ -167,10 +171,8 @@ def terms_of(
 class TermTable:
     """The terms as the kernel reads them, and the properties that select the kernel's compiled variant."""
 
-    numbers: Tensor
-    """FIELDS integers for each term, as `kernel.py` describes them, int64."""
-    scales: Tensor
-    """The scale of each term, float32."""
+    fields: Tensor
+    """The fields of each term, as `kernel.py` describes them: int64 (terms, 20)."""
     pairs: bool
     """Whether any term has a second factor."""
     plain: bool
@@ -180,37 +182,37 @@ class TermTable:
     multiplied: frozenset[torch.dtype]
     """The dtypes of the tensors that are multiplied as matrices."""
     kept: tuple[Tensor, ...]
-    """The tensors whose addresses are among the numbers: they must live until the kernel has run."""
+    """The tensors whose addresses are among the fields: they must live until the kernel has run."""
 
 
 def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTable:
     """Put the terms into a table on the device, in one transfer. Terms with an empty factor are left out."""
-    numbers: list[int] = []
-    scales: list[float] = []
+    rows: list[bytes] = []
     kept: list[Tensor] = []
     multiplied: set[torch.dtype] = set()
     pairs, plain = False, True
     for term, (start, stop) in terms:
         first, second = _readable(term.first), _readable(term.second)
-        if any(tensor.numel() == 0 for tensor in first + second):
+        if not all(part.numel() for part in (*first, *second)):
             continue
-        numbers += [start, stop, -start, *term.block, *term.period]
-        numbers += [*_described(first), *_described(second)]
-        scales.append(term.scale)
+        rows.append(
+            FIELDS.pack(
+                *(start, stop, -start, *term.block, *term.period),
+                *(*_described(first), *_described(second), term.scale),
+            )
+        )
         kept += first + second
         pairs = pairs or bool(second)
         plain = plain and term.block == (1, 1) and term.period == (ONCE, ONCE)
         plain = plain and _aligned(first) and _aligned(second)
-        multiplied |= {part.dtype for factor in (first, second) if len(factor) == 2 for part in factor}
-    packed = [torch.tensor(numbers, dtype=torch.int64), torch.tensor(scales, dtype=torch.float32)]
-    whole = torch.cat([part.view(torch.uint8) for part in packed])
+        multiplied.update(part.dtype for factor in (first, second) if len(factor) == 2 for part in factor)
+    whole = bytearray().join(rows)
+    packed = torch.frombuffer(whole, dtype=torch.uint8) if whole else torch.empty(0, dtype=torch.uint8)
     # A copy from pinned memory does not make the CPU wait for the GPU. torch keeps such memory until the copy
     # is done.
-    moved = whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
-    end = packed[0].nbytes
+    moved = packed.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else packed.to(device)
     return TermTable(
-        numbers=moved[:end].view(torch.int64),
-        scales=moved[end:].view(torch.float32),
+        fields=moved.view(torch.int64).view(len(rows), FIELDS.size // 8),
         pairs=pairs,
         plain=plain,
         stored=frozenset(part.dtype for part in kept),
@@ -292,7 +294,7 @@ def column_stride(weight: Tensor) -> int | None:
 
 def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
     table = tabulate(terms_of(plan, weight, tensors, strengths), weight.device)
-    if not len(table.scales) or not weight.numel():
+    if not len(table.fields) or not weight.numel():
         return
     rows, columns = flat_shape(plan.final)
     options = launch_options(rows, columns, weight.dtype, card_of(weight.device), table)
@@ -306,9 +308,8 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
                 column_stride(weight),
                 rows,
                 columns,
-                table.numbers,
-                table.scales,
-                len(table.scales),
+                table.fields,
+                len(table.fields),
                 **options,
             )
     except Exception as error:
@@ -323,6 +324,7 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
         raise PathError(briefly(error)) from error
 
 
+@cache
 def _kernel() -> Any:
     # Triton is imported with the kernel, when the first weight on a GPU is patched.
     return importlib.import_module(".kernel", __package__).add_terms

@@ -9,8 +9,8 @@ no second factor. A Hadamard change has two factors of the weight's size. A Kron
 has w1 as the first factor, read at row // k and column // j, and w2 as the second, read at row % k and column
 % j. A factor is a matrix, or a product of two matrices; only the current tile of the product is formed.
 
-The terms are a table of 64-bit integers on the device, with their scales in a float32 array beside it. So
-another number of terms, kind or rank needs no new compilation. The FIELDS integers of a term:
+The terms are a table of 64-bit integers on the device. So another number of terms, kind or rank needs no new
+compilation. The FIELDS integers of a term:
 
      0  the first row of the weight that the term is added to
      1  the row after the last one
@@ -21,6 +21,7 @@ another number of terms, kind or rank needs no new compilation. The FIELDS integ
      6  the number of columns after which the second factor repeats
      7  the first factor, six integers
     13  the second factor, six integers
+    19  the scale, a float32 in the lower half
 
 The integers of a factor:
 
@@ -37,9 +38,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(19)
+FIELDS = tl.constexpr(20)
 FIRST = tl.constexpr(7)
 SECOND = tl.constexpr(13)
+SCALE = tl.constexpr(19)
 
 
 @triton.jit
@@ -144,7 +146,6 @@ def add_terms(
     rows,
     columns,
     table,
-    scales,
     terms,
     PAIRS: tl.constexpr,
     UNIFORM: tl.constexpr,
@@ -156,7 +157,7 @@ def add_terms(
 ):
     """weight (rows, columns) += the sum of `terms` terms; each program patches one tile (ROWS, COLUMNS).
 
-    `table` and `scales` are the terms' integers and scales. PAIRS says whether any term has a second factor,
+    `table` has the terms' fields. PAIRS says whether any term has a second factor,
     UNIFORM and PRECISION are as in `_read` and `tl.dot`, RANK is the part of a rank multiplied at once. PLAIN
     says that no term repeats or shares values, and that all addresses are multiples of 16 bytes, ranks
     multiples of 8 and columns multiples of 16: no index is divided, and the factors are read 16 bytes at
@@ -187,7 +188,8 @@ def add_terms(
                 first_column_of = column // tl.load(term + 4).to(tl.int32)
                 second_row_of = own % tl.load(term + 5).to(tl.int32)
                 second_column_of = column % tl.load(term + 6).to(tl.int32)
-            value = tl.load(scales + n) * _factor(
+            scale = tl.load(term + SCALE).to(tl.int32).to(tl.float32, bitcast=True)
+            value = scale * _factor(
                 term + FIRST,
                 first_row_of,
                 first_column_of,
