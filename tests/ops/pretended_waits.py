@@ -110,9 +110,9 @@ def compute_without_float64() -> None:
         for method in ("sum", "iso", "karcher", "regression", "slerp"):
             both: Any = {"method": method, "size": lyc.Rank(2)}
             here, there = (
-                lyc.merge_adapters([(two, 0.5) for two in pair], **both, device=device).layers["0"].delta(
-                    torch.zeros(24, 16)
-                )
+                lyc.merge_adapters([(two, 0.5) for two in pair], **both, device=device)
+                .layers["0"]
+                .delta(torch.zeros(24, 16))
                 for device in ("cpu", NAME)
             )
             torch.testing.assert_close(here, there, msg=method)
