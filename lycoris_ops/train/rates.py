@@ -13,7 +13,7 @@ from .optimisers import OptimiserFamily
 
 SCALED = ("adamw", "adamw8bit")
 """The optimisers whose usual rate depends on the network."""
-FIRST, WIDTH, RANK = 0.45, 0.75, 0.5
+FIRST, WIDTH, RANK = 0.4, 2 / 3, 0.6
 """c, a and b of `rate_of`."""
 USUAL_RANK = 4
 """The rank in the formula for all kinds but LoRA."""
@@ -24,17 +24,18 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
 
         lr = c w^-a r^-b for LoRA,    lr = c w^-a 4^-b sqrt(f) for other kinds
 
-    with c = 0.45, a = 3/4, b = 1/2. w is the geometric mean of sqrt(outputs * inputs) of the weights, r the
+    with c = 0.4, a = 2/3, b = 3/5. w is the geometric mean of sqrt(outputs * inputs) of the weights, r the
     rank, and f the kind's `fresh_rate`. alpha is taken to be equal to the rank.
 
     Wider layers and higher ranks change the output more at the same rate, because Adam moves each value by
     the same amount. The constants are the best ones on the tasks of docs/quality.md, where widths are 70 to
-    490; for a linear layer of width 4096 at rank 16 they give 2.2e-4.
+    490; for a linear layer of width 4096 at rank 16 they give 3.0e-4.
     """
     sides = [math.log(shape[0] * math.prod(shape[1:])) / 2 for shape in shapes if len(shape) > 1]
     width = math.exp(sum(sides) / len(sides)) if sides else 1.0
-    counted = rank if algorithm == "lora" else USUAL_RANK / ALGORITHMS[algorithm].fresh_rate
-    return FIRST * width**-WIDTH * counted**-RANK
+    if algorithm == "lora":
+        return FIRST * width**-WIDTH * rank**-RANK
+    return FIRST * width**-WIDTH * USUAL_RANK**-RANK * ALGORITHMS[algorithm].fresh_rate ** 0.5
 
 
 def usual_rate(net: LycorisNetwork, family: OptimiserFamily) -> float:

@@ -12,10 +12,10 @@ from lycoris_ops.train.rates import rate_of, usual_rate
 
 
 def test_a_rate_falls_with_width_and_rank() -> None:
-    # 0.45 / (4096^(3/4) 16^(1/2)) = 0.45 / (512 * 4)
-    assert rate_of("lora", [(4096, 4096)], 16) == pytest.approx(0.45 / 2048)
+    # 0.4 / (4096^(2/3) 32^(3/5)) = 0.4 / (256 * 8)
+    assert rate_of("lora", [(4096, 4096)], 32) == pytest.approx(0.4 / 2048)
     # Of two layers the width is sqrt(16 * 256) = 64, of a convolution that of all its inputs.
-    assert rate_of("lora", [(16, 16), (256, 64, 2, 2)], 1) == pytest.approx(0.45 / 64**0.75)
+    assert rate_of("lora", [(16, 16), (256, 64, 2, 2)], 1) == pytest.approx(0.4 / 16)
     lora = rate_of("lora", [(64, 64)], 4)
     assert rate_of("oft", [(64, 64)], 32) == pytest.approx(lora)
     assert rate_of("lokr", [(64, 64)], 2**20) == pytest.approx(lora * 10**0.5)
@@ -26,8 +26,8 @@ def test_a_training_without_a_rate_has_that_of_its_layers() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(256, 256), nn.LayerNorm(256)).requires_grad_(False)
     ranked = {"0": {"rank": 1}, "1": {"rank": 4}}
     network = lyc.create_lycoris(model, seed=0, overrides=ranked)
-    # The mean of the logarithms: 0.45 / (8 * 1) and 0.45 / (64 * 2).
-    expected = 0.45 / (8 * 128) ** 0.5
+    # The mean of the logarithms, of width 16 at rank 1 and of width 256 at rank 4.
+    expected = 0.4 / (16 ** (2 / 3) * 256 ** (2 / 3) * 4**0.6) ** 0.5
     assert usual_rate(network, optimisers()["adamw"]) == pytest.approx(expected)
     assert usual_rate(network, optimisers()["sgd"]) == optimisers()["sgd"].lr
 

@@ -1,11 +1,13 @@
 """The time of each method's step and set-up, as multiples of a LoRA's step that is trained in turn with it.
 
-`python -m tests.bench.quality.times` measures what `times.jsonl` beside this file lacks; delete the file to
-measure anew. Seconds measured hours apart, or on other machines, are harder to compare.
+`python -m tests.bench.quality.times` measures what `times.jsonl` beside this file lacks, for all tasks and
+methods or some of them; delete the file to measure anew. Seconds measured hours apart, or on other machines,
+are harder to compare.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import statistics
@@ -91,8 +93,14 @@ def seconds_in_turn(
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS], metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS], metavar="NAME")
+    options = parser.parse_args()
+    tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
+    methods = [method for method in METHODS if not options.methods or method.name in options.methods]
     known, code = read(), commit()
-    for method, task in pairs(TASKS, METHODS):
+    for method, task in pairs(tasks, methods):
         for size in dict.fromkeys((*method.sizes, *method.long)):
             if (digest(task), method.name, size) in known:
                 continue

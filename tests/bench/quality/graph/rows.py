@@ -13,8 +13,9 @@ from .shapes import Shapes
 RESULTS = Path(__file__).parent / "results.jsonl"
 SHAPES = Shapes()
 RECIPE = sha256(repr(SHAPES).encode()).hexdigest()[:10]
-STEPS, SEARCHED_AT, SEEDS = (60, 120, 240), 120, (0, 1)
-"""The lengths of trainings, the one after which rates are compared, and the seeds."""
+STEPS, SEARCHED_AT, SEEDS = (60, 120, 240), 120, (0, 1, 2)
+"""The lengths of trainings, the one after which rates are compared, and the seeds. Only the first seed has
+the other lengths."""
 
 
 @dataclass(frozen=True)

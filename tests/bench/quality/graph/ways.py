@@ -6,13 +6,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lycoris_ops.train.rates import rate_of
 from tests.bench.train_node import defaults, run
 
 from .shapes import Host
@@ -79,12 +80,21 @@ def own(asked: Asked, **settings: Any) -> Trained:
     return Trained(dict(made.args[1]), seconds, "".join(lines))
 
 
+def usual(asked: Asked, **settings: Any) -> Trained:
+    """This pack's node, at the rate that the library takes for LoRA of this rank on these layers."""
+    tensors = own(Asked(asked.host, 1, 1e-4, 1, 0), **settings).tensors
+    ups = {name: tensor for name, tensor in tensors.items() if name.endswith("lora_up.weight")}
+    shapes = [(len(up), tensors[name.replace("_up", "_down")].shape[1]) for name, up in ups.items()]
+    return own(replace(asked, lr=rate_of("lora", shapes, asked.size)), **settings)
+
+
 def planned(asked: Asked, **settings: Any) -> Trained:
     """The node that plans, and then that which trains."""
     node = asked.host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
-    one = own(Asked(asked.host, 1, 1e-4, 1, 0)).numbers
+    one = own(Asked(asked.host, 1, 1e-4, 1, 0), **settings).numbers
     began = time.process_time()
-    sizes = {"size": f"{asked.size * one} parameters", "seed": asked.seed}
+    layers = {name: value for name, value in settings.items() if name == "include"}
+    sizes = {"size": f"{asked.size * one} parameters", "seed": asked.seed, **layers}
     made = run(node, {**defaults(node), **sizes, **asked.host.data()})
     seconds = time.process_time() - began
     found = own(asked, plan=made.args[0], **settings)
@@ -121,18 +131,21 @@ def _forget() -> None:
     shutil.rmtree(Path(folder_paths.get_output_directory()) / PLACE, ignore_errors=True)
 
 
-ALL_LAYERS = {"include": "*", "overrides": "*: bias true"}
+ALL_LAYERS = {"include": "*"}
+WITH_BIASES = {**ALL_LAYERS, "overrides": "*: bias true"}
 """What ComfyUI's trainer trains: all layers, norms and biases, where else it is those that are usual."""
 
 WAYS = (
     Way("LoRA by hand", (1, 4, 16), own),
-    Way("LoRA, usual rate", (4,), own, ITSELF),
-    Way("LoRA by hand, all layers", (1, 4), lambda asked: own(asked, **ALL_LAYERS)),
+    Way("LoRA, usual rate", (4,), usual, ITSELF),
+    Way("LoRA by hand, all layers", (1, 4), lambda asked: own(asked, **WITH_BIASES)),
     Way("plan", (1, 4), planned),
+    Way("plan, all layers", (4,), lambda asked: planned(asked, **ALL_LAYERS)),
     Way("LoKr by hand", (1,), lambda asked: own(asked, algorithm="lokr", rank=4096)),
-    Way("search all", (1, 4), lambda asked: own(asked, search="all"), ITSELF),
-    Way("search rate", (4,), lambda asked: own(asked, search="rate"), ITSELF),
-    Way("ComfyUI's trainer", (8,), comfy),
+    Way("search all", (4,), lambda asked: usual(asked, search="all"), ITSELF),
+    Way("search all, all layers", (4,), lambda asked: usual(asked, search="all", **WITH_BIASES), ITSELF),
+    Way("search rate", (4,), lambda asked: usual(asked, search="rate"), ITSELF),
+    Way("ComfyUI's trainer", (4, 8), comfy),
     Way("ComfyUI's trainer as set", (8,), lambda asked: comfy(asked, "bf16"), ITSELF),
 )
 """With a rate of their own, found for each of them on pictures of its own, unless they end in ITSELF."""
