@@ -132,6 +132,7 @@ def _forget() -> None:
 
 
 ALL_LAYERS = {"include": "*"}
+FALLING = {"schedule": "cosine"}
 WITH_BIASES = {**ALL_LAYERS, "overrides": "*: bias true"}
 """What ComfyUI's trainer trains: all layers, norms and biases, where else it is those that are usual."""
 
@@ -139,11 +140,15 @@ WAYS = (
     Way("LoRA by hand", (1, 4, 16), own),
     Way("LoRA, usual rate", (4,), usual, ITSELF),
     Way("LoRA by hand, all layers", (1, 4), lambda asked: own(asked, **WITH_BIASES)),
+    Way("LoRA by hand, cosine", (4,), lambda asked: own(asked, **FALLING)),
+    Way("LoRA by hand, all layers, cosine", (4,), lambda asked: own(asked, **WITH_BIASES, **FALLING)),
     Way("plan", (1, 4), planned),
+    Way("plan, cosine", (4,), lambda asked: planned(asked, **FALLING)),
     Way("plan, all layers", (4,), lambda asked: planned(asked, **ALL_LAYERS)),
     Way("LoKr by hand", (1,), lambda asked: own(asked, algorithm="lokr", rank=4096)),
     Way("search all", (4,), lambda asked: usual(asked, search="all"), ITSELF),
     Way("search all, all layers", (4,), lambda asked: usual(asked, search="all", **WITH_BIASES), ITSELF),
+    Way("search all, cosine", (4,), lambda asked: usual(asked, search="all", **FALLING), ITSELF),
     Way("search rate", (4,), lambda asked: usual(asked, search="rate"), ITSELF),
     Way("ComfyUI's trainer", (4, 8), comfy),
     Way("ComfyUI's trainer as set", (8,), lambda asked: comfy(asked, "bf16"), ITSELF),
