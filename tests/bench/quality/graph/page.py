@@ -24,16 +24,18 @@ loss is measured: the mean square error of the velocity on {held} other pictures
 spaced times. Without an adapter it is {before:.4f}. "By theirs" is the loss that ComfyUI's trainer minimises:
 that of the denoised latent, at the times of its schedule.
 
-Rates are the best of half decades after {last} steps, on pictures of their own, unless the node finds its
-rate itself; "edge" marks those that are not yet between two worse ones. All other settings are the
-defaults of the nodes, such as a constant rate, and in ComfyUI's trainer an alpha of 1, and bfloat16 in
-"as set". That trainer also trains all norms and biases, beside LoRA on all layers; this pack's trains the
-layers that are usual for the model, except in "all layers". "Plan" is Plan LyCORIS Ranks before Train
-LoRA / LyCORIS; "x 4" is LoRA of rank 4, or as many numbers. "Steps" is how many a way needs at this size
-for the loss of {name} x {size} after {last} steps. "Share" is how many numbers it needs for that loss,
-over all its sizes, as a share of the numbers of {name} x {size}. "By theirs" and seconds are after {last}
-steps; seconds are CPU time on one core of {machines}, plan and search included. Figures are of one seed;
-those with a standard deviation are means of up to {seeds}.
+Rates are the best of half decades after {last} steps, on pictures of their own; "edge" marks those that are
+not yet between two worse ones. "Usual rate" is that of `lycoris_ops.train.rates` for these layers, where
+searches begin too: 1e-4, which the node takes for models of this layout, is for models 24 times as wide.
+All other settings are the defaults of the nodes, such as a constant rate, except in "cosine", and in
+ComfyUI's trainer an alpha of 1, and bfloat16 in "as set". That trainer also trains all norms and biases,
+beside LoRA on all layers; this pack's trains the layers that are usual for the model, except in "all layers".
+"Plan" is Plan LyCORIS Ranks before Train LoRA / LyCORIS; "x 4" is LoRA of rank 4, or as many numbers. A plan
+on all layers takes norms, but no biases. "Steps" is how many a way needs at this size for the loss of {name}
+x {size} after {last} steps. "Share" is how many numbers it needs for that loss, over all its sizes, as a
+share of the numbers of {name} x {size}. "By theirs" and seconds are after {last} steps; seconds are CPU time
+on one core of {machines}, plan and search included. Figures are of one seed; those with a standard deviation
+are means of up to {seeds}.
 
 `python -m tests.bench.quality.graph.run` trains the missing rows.
 """
