@@ -21,6 +21,7 @@ from tests.bench.quality.graph.page import section
 from tests.bench.quality.graph.rows import RECIPE, Key, Row, add, read
 from tests.bench.quality.method import LARGE, SMALL, rank_one
 from tests.bench.quality.methods import ours, planned, whole
+from tests.bench.quality.regret import between
 from tests.bench.quality.results import Result, Results, Run
 from tests.bench.quality.run import METHODS as ROWS
 from tests.bench.quality.run import TASKS, Bench, OutOfTimeError, stage
@@ -294,3 +295,12 @@ def test_trainings_by_nodes_are_compared_with_a_lora_by_hand(tmp_path: Path) -> 
         [f"{60 * 2 ** (1 / 3):.0f}", ""],
         ["over 240", "over 0.75"],
     ]
+
+
+def test_a_loss_at_the_usual_rate_lies_between_those_that_were_tried() -> None:
+    tried = {-8: 1.0, -6: 4.0, -4: 2.0}
+    assert between(tried, -7) == pytest.approx(2.0)
+    assert between(tried, -4) == 2.0
+    # Beyond the last ones it goes on rising, but never falls.
+    assert between(tried, -9) == 1.0
+    assert between({-8: 1.0, -6: 4.0}, -5) == pytest.approx(8.0)
