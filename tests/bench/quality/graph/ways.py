@@ -80,12 +80,12 @@ def own(asked: Asked, **settings: Any) -> Trained:
     return Trained(dict(made.args[1]), seconds, "".join(lines))
 
 
-def usual(asked: Asked, **settings: Any) -> Trained:
-    """This pack's node, at the rate that the library takes for LoRA of this rank on these layers."""
+def usual(asked: Asked, way: Callable[..., Trained] = own, **settings: Any) -> Trained:
+    """A way at the rate that the library takes for LoRA of this rank on these layers."""
     tensors = own(Asked(asked.host, 1, 1e-4, 1, 0), **settings).tensors
     ups = {name: tensor for name, tensor in tensors.items() if name.endswith("lora_up.weight")}
     shapes = [(len(up), tensors[name.replace("_up", "_down")].shape[1]) for name, up in ups.items()]
-    return own(replace(asked, lr=rate_of("lora", shapes, asked.size)), **settings)
+    return way(replace(asked, lr=rate_of("lora", shapes, asked.size)), **settings)
 
 
 def planned(asked: Asked, **settings: Any) -> Trained:
@@ -143,6 +143,7 @@ WAYS = (
     Way("LoRA by hand, cosine", (4,), lambda asked: own(asked, **FALLING)),
     Way("LoRA by hand, all layers, cosine", (4,), lambda asked: own(asked, **WITH_BIASES, **FALLING)),
     Way("plan", (1, 4), planned),
+    Way("plan, usual rate", (4,), lambda asked: usual(asked, planned), ITSELF),
     Way("plan, cosine", (4,), lambda asked: planned(asked, **FALLING)),
     Way("plan, all layers", (4,), lambda asked: planned(asked, **ALL_LAYERS)),
     Way("LoKr by hand", (1,), lambda asked: own(asked, algorithm="lokr", rank=4096)),
