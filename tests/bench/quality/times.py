@@ -28,6 +28,8 @@ REFERENCE = 4
 """The rank of the uniform LoRA."""
 STEPS = 24
 """How many steps are timed. Methods that act between steps are timed over a whole training."""
+LOW = 1e-3
+"""The rate of the reference. That of a method may be a multiple of one that it finds itself."""
 FIRST = 2
 """How many warm-up steps come first, untimed."""
 
@@ -60,15 +62,15 @@ def read(file: Path = TIMES) -> Times:
 
 def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
     """Train a method and the reference in turn, for the steps that are timed."""
-    length, lr = task.steps["short"], 10 ** (method.start / 4)
+    length = task.steps["short"]
     few = min(length, STEPS + FIRST)
-    module, reference = task.base(), lora(Setting(task, task.base(), REFERENCE, 0, length))
-    (before,) = seconds_in_turn(task, (reference,), lr, length, few)
+    module, reference = task.base(), (lora(Setting(task, task.base(), REFERENCE, 0, length)), LOW)
+    (before,) = seconds_in_turn(task, (reference,), length, few)
     began = time.process_time()
     adapted = method.adapt(Setting(task, module, size, 0, length))
     start = time.process_time() - began
     steps = length if adapted.acts_between_steps else few
-    own, other = seconds_in_turn(task, (adapted, reference), lr, length, steps)
+    own, other = seconds_in_turn(task, ((adapted, 10 ** (method.start / 4)), reference), length, steps)
     return Time(
         task=task.name,
         recipe=digest(task),
@@ -83,10 +85,10 @@ def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
 
 
 def seconds_in_turn(
-    task: Task, trained: Sequence[Adapted], lr: float, length: int, steps: int
+    task: Task, trained: Sequence[tuple[Adapted, float]], length: int, steps: int
 ) -> tuple[float, ...]:
-    """The mean seconds per step of each, over the first `steps` of trainings of `length` steps."""
-    running = [stepped(task, adapted, lr=lr, seed=0, steps=length) for adapted in trained]
+    """The mean seconds per step of each, at its rate, in the first `steps` of trainings of `length` steps."""
+    running = [stepped(task, adapted, lr=lr, seed=0, steps=length) for adapted, lr in trained]
     # Shorter if a loss is not finite: that training ends.
     rounds = list(itertools.islice(zip(*running, strict=False), steps))[FIRST:]
     return tuple(statistics.fmean(step.seconds for step in own) for own in zip(*rounds, strict=True))
