@@ -139,7 +139,7 @@ WITH_BIASES = {**ALL_LAYERS, "overrides": "*: bias true"}
 WAYS = (
     Way("LoRA by hand", (1, 4, 16), own),
     Way("LoRA, usual rate", (4,), usual, ITSELF),
-    Way("LoRA by hand, all layers", (1, 4), lambda asked: own(asked, **WITH_BIASES)),
+    Way("LoRA by hand, all layers", (1, 4, 8), lambda asked: own(asked, **WITH_BIASES)),
     Way("LoRA by hand, cosine", (4,), lambda asked: own(asked, **FALLING)),
     Way("LoRA by hand, all layers, cosine", (4,), lambda asked: own(asked, **WITH_BIASES, **FALLING)),
     Way("plan", (1, 4), planned),
