@@ -131,9 +131,9 @@ def _forget() -> None:
     shutil.rmtree(Path(folder_paths.get_output_directory()) / PLACE, ignore_errors=True)
 
 
-ALL_LAYERS = {"include": "*"}
-FALLING = {"schedule": "cosine"}
-WITH_BIASES = {**ALL_LAYERS, "overrides": "*: bias true"}
+ALL_LAYERS: dict[str, Any] = {"include": "*"}
+FALLING: dict[str, Any] = {"schedule": "cosine"}
+WITH_BIASES: dict[str, Any] = {**ALL_LAYERS, "overrides": "*: bias true"}
 """What ComfyUI's trainer trains: all layers, norms and biases, where else it is those that are usual."""
 
 WAYS = (
