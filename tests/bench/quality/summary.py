@@ -87,11 +87,12 @@ line and the node do. "a step" and "the start" are in steps of {unit}, which was
 method (`python -m tests.bench.quality.times`, {processors}).
 
 A training that names no rate takes that of `lycoris_ops.train.rates`, whose three numbers were chosen on
-the tasks other than characters and series. Its loss is above that at the best rate found, over methods
-and sizes, by {by_task}. No other factor for one task
-alone would lose less on text lines and pictures: on the text lines losses fall from 4.5 to 0.2, and half a
-decade decides whether they do. By kind: {by_kind}; without the text lines {without}. One seed, interpolated
-between half decades; plans at the rate of a LoRA of as many numbers.
+the tasks other than characters and series. Over methods and sizes, its loss is above that at the best rate
+found by {by_task}.
+No factor for one of the last two alone would lose less there: on the text lines losses fall from 4.5 to 0.2,
+and half a decade decides whether they do. By kind it is {by_kind};
+without the text lines {without}.
+One seed, interpolated between half decades; plans at the rate of a LoRA of as many numbers.
 
 How a plan weighs the components of gradients was chosen on the text lines, the source code and the pictures,
 from four powers of their norms at one budget and one seed.
