@@ -88,13 +88,12 @@ def usual(asked: Asked, way: Callable[..., Trained] = own, **settings: Any) -> T
     return way(replace(asked, lr=rate_of("lora", shapes, asked.size)), **settings)
 
 
-def planned(asked: Asked, **settings: Any) -> Trained:
+def planned(asked: Asked, include: str = "", **settings: Any) -> Trained:
     """The node that plans, and then that which trains."""
     node = asked.host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
-    one = own(Asked(asked.host, 1, 1e-4, 1, 0), **settings).numbers
+    one = own(Asked(asked.host, 1, 1e-4, 1, 0), include=include, **settings).numbers
     began = time.process_time()
-    layers = {name: value for name, value in settings.items() if name == "include"}
-    sizes = {"size": f"{asked.size * one} parameters", "seed": asked.seed, **layers}
+    sizes = {"size": f"{asked.size * one} parameters", "seed": asked.seed, "include": include}
     made = run(node, {**defaults(node), **sizes, **asked.host.data()})
     seconds = time.process_time() - began
     found = own(asked, plan=made.args[0], **settings)
