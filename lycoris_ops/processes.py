@@ -140,7 +140,7 @@ def copies_of(module: nn.Module, mesh: Any = None) -> Copies:
     even = sorted(indices) == [index for index in range(found.count) for _ in range(found.size)]
     if not even or any(indices[one] != found.index for one in together):
         raise TrainError(
-            "the processes do not make copies of the model",
+            "the processes do not form whole copies of the model",
             key="mesh",
             got=f"copies {indices} in the processes from 0 on, with parts of one weight in {together}",
             expected="equally many processes for each copy, and all parts of a weight in one copy",

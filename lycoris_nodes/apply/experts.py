@@ -34,7 +34,7 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
 
 def _unknown(pairs: int) -> str:
     return (
-        f"It is not known which of two experts this model is: {number_of(pairs, 'pair')} gave the file for "
+        f"Nothing tells which of two experts this model is: {number_of(pairs, 'pair')} gave the file for "
         "high noise. Choose it in the input expert."
     )
 

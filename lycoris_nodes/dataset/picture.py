@@ -104,7 +104,7 @@ def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | Non
         picture = ImageOps.exif_transpose(opened)
         if picture.mode == "F":
             raise TrainError(
-                "the range of the picture's colours is not known",
+                "the range of the picture's colours is unknown",
                 file=str(path),
                 got="floating-point numbers",
                 hint="Save it with 8 bits a colour",

@@ -87,7 +87,7 @@ def _tables(path: str) -> list[Mapping[str, Any]]:
         raise ValueError(f"it has more than {MAX_NOTES} bytes")
     found = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
     if not isinstance(found, dict):
-        raise ValueError("it is no table")
+        raise ValueError("it is not a table")
     table = _small(found)
     inner = [_small(table[key]) for key in ("civitai", "model") if isinstance(table.get(key), dict)]
     deep = [_small(one["model"]) for one in inner if isinstance(one.get("model"), dict)]

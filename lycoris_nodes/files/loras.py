@@ -56,7 +56,7 @@ def lora_name(name: str) -> str:
     if found is None:
         # For a missing file, `file_path` raises an error that says where it was sought.
         raise LycorisError(
-            "this is no adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
+            "this is not an adapter file", file=file_path(FOLDER, name), expected=", ".join(ENDINGS)
         )
     return found
 

@@ -132,7 +132,7 @@ def second_axis(stack: Stack, second: Second, values: str, which: str) -> Axis |
 
 def _row(text: str) -> int:
     if not text.isdecimal():
-        raise LycorisError("the input `which` is no number of a row", got=text, expected="such as 2")
+        raise LycorisError("the input `which` is not the number of a row", got=text, expected="such as 2")
     return int(text)
 
 

@@ -50,7 +50,7 @@ def _parts(row: Any) -> tuple[Any, Any, Any]:
         strength = row.get("strength", 1.0)
         return row.get("name"), strength, row.get("clip_strength", strength)
     if not isinstance(row, (list, tuple)) or len(row) < 3 or not isinstance(row[0], (str, type(None))):
-        raise LycorisError("this is no row of a LORA_STACK", got=str(row), expected=FORM)
+        raise LycorisError("this is not a row of a LORA_STACK", got=str(row), expected=FORM)
     return row[0], row[1], row[2]
 
 
@@ -60,7 +60,7 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise LycorisError("a strength is no finite number", got=str(value), expected=FORM)
+        raise LycorisError("a strength is not a finite number", got=str(value), expected=FORM)
     return number
 
 

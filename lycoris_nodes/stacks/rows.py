@@ -94,7 +94,7 @@ def _tables(text: str) -> list[Any]:
         table = parse_json(text, unique=True)
     except ValueError as error:
         found = tags_in(text) or tuples_in(text)
-        problem, got = "are no JSON and no tags such as <lora:name:0.8>", str(error)
+        problem, got = "are neither JSON nor tags such as <lora:name:0.8>", str(error)
     else:
         if isinstance(table, dict) and isinstance(table.get("rows"), list):
             return _own(table)
@@ -127,7 +127,7 @@ def row_of(where: str, table: Any) -> Row:
     """The row of a table. Raises LycorisError, with the row's name, for a table that is no row."""
     if not isinstance(table, dict):
         raise LycorisError(
-            "a row is no table", place=where, got=type(table).__name__, expected='{"file": "..."}'
+            "a row is not a table", place=where, got=type(table).__name__, expected='{"file": "..."}'
         )
     _check_names(table, FIELDS, where)
     if "file" not in table:
@@ -150,7 +150,7 @@ def _typed(name: str, value: Any) -> Any:
 def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise LycorisError(f"the field `{unknown[0]}` is not known", place=where, expected=", ".join(known))
+        raise LycorisError(f"the field `{unknown[0]}` is unknown", place=where, expected=", ".join(known))
 
 
 def row_table(row: Row) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _explained(names: frozenset[str]) -> str:
         )
         if other:
             return f"it holds two kinds at once, {' and '.join(sorted(complete))} and {other[0]}"
-        return f"{a_layer(' or '.join(sorted(complete)))} with {', '.join(unknown)}, which is not known"
+        return f"{a_layer(' or '.join(sorted(complete)))} with unknown tensors: {', '.join(unknown)}"
     # An algorithm has these suffixes, so it refuses the number of dimensions.
     if named := _named(names):
         known = " or ".join(f"the {kind.dimensions} of {a_layer(kind.algorithm)}" for kind in named)

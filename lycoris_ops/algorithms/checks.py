@@ -115,9 +115,7 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
     """
     found = dimensions(shapes, name, 1)
     if max(found) != math.prod(found):
-        raise LayerError(
-            f"{name} is not a vector", got=str(list(found)), expected="at most one size that is not 1"
-        )
+        raise LayerError(f"{name} is not a vector", got=str(list(found)), expected="at most one size above 1")
     return max(found)
 
 
@@ -156,8 +154,8 @@ def check_work(kind: str, work: int, values: int, held: int) -> None:
     bound = max(SMALL, WORK * (values + held))
     if work > bound:
         raise LayerError(
-            f"{a_layer(kind)} asks for products that are far larger than its weight and its file",
-            got=f"{work} values on the way to a change of {values} from {held} in the file",
+            f"{a_layer(kind)} needs products in between that are far larger than its weight and its file",
+            got=f"{work} values in between, for a change of {values} from {held} in the file",
             expected=f"at most {bound}",
             hint="No training makes such a file: it is damaged, or made to use up memory",
         )

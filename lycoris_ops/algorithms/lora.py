@@ -117,8 +117,8 @@ class Lora(Factored, Planned):
         kernel = down[2:]
         if MID not in shapes and kernel and up[1] != down[0] and down[0] % up[1] == 0:
             raise UnsupportedError(
-                "a lora layer of a grouped convolution, whose down factor sees the inputs of all groups: no "
-                "change of the weight does the same",
+                "the down factor of a grouped convolution sees the inputs of all groups, and no change of "
+                "the weight has the same effect",
                 got=f"down {list(down)}, up {list(up)}",
             )
         if DIAGONAL in shapes:

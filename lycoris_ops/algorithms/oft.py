@@ -76,7 +76,7 @@ class Oft(Trained):
 
     def fault_in_comfy(self) -> str | None:
         if self.alpha:
-            return "bounds the rotation by the constraint itself, not times the number of outputs"
+            return "limits the rotation to the constraint, not to the constraint times the number of outputs"
         return super().fault_in_comfy()
 
     def row_axes(self) -> Mapping[str, int] | None:
@@ -133,7 +133,7 @@ def rotation(skew: Tensor) -> Tensor:
         return cayley(skew)
     except NoInverseError:
         raise LayerError(
-            "the blocks of a rotation are too large to be turned into one",
+            "the values of a rotation are too large to compute it from them",
             got=f"values up to {largest(skew):.3g}",
             expected="a matrix 1 + Q that has an inverse",
         ) from None

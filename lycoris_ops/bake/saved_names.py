@@ -65,7 +65,7 @@ def _model_beside(base: ModelFile) -> Any:
             return kind(kind.config_class.from_json_file(path))
     except Exception as error:
         raise FileFormatError(
-            "transformers can make no model of these settings",
+            "transformers cannot build a model from these settings",
             file=str(path),
             got=f"{type(error).__name__}: {error}",
             expected="the settings of the model whose weights are beside them",

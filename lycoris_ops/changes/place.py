@@ -93,13 +93,13 @@ class Places:
     def __post_init__(self) -> None:
         if len(self.crops) not in (0, len(self.pictures)):
             raise LycorisError(
-                "places have another number of crops than of samples",
+                "there are not as many crops as samples",
                 got=str(len(self.crops)),
                 expected=f"{len(self.pictures)}, or none",
             )
         if not self.pictures or min(self.pictures) < 0:
             raise LycorisError(
-                "places have no pictures, or a picture with a number below 0",
+                "there are no numbers of pictures, or one is below 0",
                 got=str(self.pictures),
                 expected="for each sample the number of its picture, from 0",
             )
@@ -194,7 +194,7 @@ class Mask:
             return planes.expand(count, -1, -1)
         if found != video:
             raise LycorisError(
-                "a mask has another number of frames than what is sampled",
+                "the mask and what is sampled have different numbers of frames",
                 got=str(found),
                 expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
             )
@@ -282,7 +282,7 @@ class Where:
         count = places.of or 1 + max(places.pictures, default=-1)
         if count != len(self.factors):
             raise LycorisError(
-                "the strengths are for another number of pictures than what is sampled",
+                "there are not as many strengths as sampled pictures",
                 got=f"{count} pictures",
                 expected=f"{len(self.factors)}, one for each strength",
             )

@@ -72,7 +72,9 @@ class ModelFile:
             for name, info in shard.tensors.items():
                 if name in tensors:
                     first = Path(shards[places[name]].path).name
-                    raise _disagree("two files hold one tensor", index, name, first, Path(shard.path).name)
+                    raise _disagree(
+                        "two files hold the same tensor", index, name, first, Path(shard.path).name
+                    )
                 tensors[name], places[name] = info, place
         for name, file in weight_map.items():
             if name not in places or Path(shards[places[name]].path).name != file:

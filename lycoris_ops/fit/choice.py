@@ -100,7 +100,7 @@ def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int
     if isinstance(size, Energy):
         if is_short(measured, size, full, beside):
             raise PlanError(
-                "no layers of this kind keep so much",
+                "layers of this kind cannot keep that much",
                 got=f"at most {_most(measured) / signal:.2%}",
                 expected=f"{size.share:.2%} of the energy",
                 hint="Ask for less, for higher ranks, or for another kind (lora or full keep everything)",

@@ -401,14 +401,14 @@ class _Engine:
             kind = self.settings.algorithm
             yield (
                 f"{number_of(len(self.stayed), 'layer stays what it is', 'layers stay what they are')}: no "
-                f"{kind} is smaller and keeps as much. Give a rank, a size or a share to make {kind} of all"
+                f"{kind} is smaller and keeps as much. Give a rank, a size or a share to convert them too"
             )
         rank = self.settings.rank
         lower = [row for row in self.rows if rank and row.rank is not None and row.rank < rank]
         if lower:
             yield (
                 f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
-                "the change of each has no higher one"
+                "their changes have no higher one"
             )
 
 

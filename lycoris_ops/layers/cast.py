@@ -32,7 +32,7 @@ def cast_layer(
         factor = made[field_of(suffix)] = value.to("cpu", dtype).contiguous()
         if not is_finite(factor):
             raise error(
-                "a factor does not fit the dtype that it is to have",
+                "a factor does not fit the requested dtype",
                 file=file,
                 key=key and f"{key}.{suffix}",
                 got=f"values up to {value.abs().max().item():.3g}",

@@ -139,7 +139,7 @@ def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
     dialects = {entry.adapter.dialect for entry in entries}
     if len(dialects) > 1:
         raise LycorisError(
-            "the adapters name layers in different ways, so that the model must tell which are the same",
+            "the adapters name layers in different ways, so the model is needed to tell which are the same",
             got=", ".join(f"{entry.adapter.name} ({entry.adapter.dialect})" for entry in entries),
             hint=GIVE_BASE,
         )
@@ -204,7 +204,7 @@ def _place_of(entries: Sequence[Entry], same: Sequence[tuple[int, str, LayerInfo
                 )
             if before and not fits(stored, before) and not fits(before, known):
                 raise LayerError(
-                    "a layer has another shape than the layer of that name in another adapter",
+                    "two adapters have layers of this name with different shapes",
                     file=entry.adapter.path,
                     key=name,
                     got=info.made_for,

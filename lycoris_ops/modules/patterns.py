@@ -33,7 +33,7 @@ def check_used(
         expected=f"one that matches, such as {' or '.join(near)}" if near else None,
         hint=f"{refused[0] or 'The model itself'} cannot be adapted: {refused[1]}"
         if refused
-        else f"A pattern is for whole paths: *.{pattern.text} matches all that end in it"
+        else f"A pattern must match a whole path: *.{pattern.text} matches every path that ends in it"
         if inner
         else None,
     )

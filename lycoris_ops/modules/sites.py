@@ -159,7 +159,7 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return [Site(path, module, "router", shape)]
     if isinstance(module, nn.Embedding):
         if module.sparse:
-            return "its gradients are sparse, which no layer on its weight can have"
+            return "its gradients are sparse, which layers on its weight do not support"
         return [Site(path, module, "embedding", shape)]
     if len(shape) == 1 and "norm" in type(module).__name__.lower():
         return [Site(path, module, "norm", shape)]
@@ -268,7 +268,9 @@ def select(
     and where one weight is chosen under two names: changing it twice is never intended.
     """
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise LycorisError("the model is no module", got=type(module).__name__, expected="a torch.nn.Module")
+        raise LycorisError(
+            "the model is not a module", got=type(module).__name__, expected="a torch.nn.Module"
+        )
     wanted, unwanted = patterns(include), patterns(exclude)
     found, others = _sites(module)
     for pattern in (*wanted, *unwanted):

@@ -201,7 +201,7 @@ def _check_distinct(planned: Iterable[LayerToWrite], file: str, dialect: str) ->
         other = seen.setdefault(layer.name, layer)
         if other is not layer:
             raise MatchError(
-                f"two layers would have one name in {dialect}",
+                f"two layers would get the same name in {dialect}",
                 file=file,
                 key=layer.name,
                 got=" and ".join((*other.sources, *layer.sources)),
@@ -355,7 +355,7 @@ class _Names:
         for before, after in pairwise(joined):
             if before.at + before.size > after.at:
                 raise MatchError(
-                    "two layers of the adapter mean the same weight",
+                    "two layers of the adapter are for the same weight",
                     file=file,
                     key=name,
                     got=f"{before.layer} and {after.layer}",
@@ -378,7 +378,7 @@ class _Names:
         # If the dialect does not name the part of the model, layers of other parts may share the name.
         if means not in candidates or (len(candidates) > 1 and _says_parts(self._dialect)):
             raise MatchError(
-                f"the layer's name in {self._dialect} would not be read as this layer of the model",
+                f"the layer's name in {self._dialect} would not be read back as this layer of the model",
                 file=file,
                 key=layer,
                 got=name,

@@ -62,7 +62,9 @@ def patch_checked(
     for strength in strengths:
         if not abs(strength) <= wide:
             raise LayerError(
-                "the strength of a layer is no usable number", got=f"{strength:g}", expected="a finite number"
+                "the strength of a layer is not a usable number",
+                got=f"{strength:g}",
+                expected="a finite number",
             )
     narrow = torch.finfo(weight.dtype).max
     # Shares of the largest numbers of the weight's dtype and of the sum's.

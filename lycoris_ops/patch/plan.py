@@ -202,7 +202,7 @@ def _enlarged(shape: Shape, parts: Sequence[Part]) -> Shape:
             continue
         if len(larger) != len(shape) or any(new < old for new, old in zip(larger, shape, strict=True)):
             raise LayerError(
-                "the layer enlarges its weight to a shape that is too small for the weight",
+                "the layer is to enlarge its weight, but to a shape that is smaller than the weight",
                 file=part.file,
                 key=part.key,
                 got=str(list(larger)),

@@ -68,7 +68,7 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
             paths = {member.path for member in own}
             beside = next((path for path in sorted(module.paths) if path not in paths and named(path)), None)
             if beside is not None:
-                raise ConflictError("would keep values of another module, too", own[0], beside)
+                raise ConflictError("would keep the values of another module too", own[0], beside)
         return config
     # The most common kind, so that the error names an exception.
     kind = Counter(member.kind for member in members).most_common(1)[0][0]
@@ -117,7 +117,7 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
     told = {part: table for part, table in parts.items() if "r" in table}
     if not told or len(told) > MOST_PARTS:
         raise unreadable(
-            "it does not say for which parts of a model it is",
+            "it does not say which parts of a model it is for",
             file,
             got=f"{len(told)} parts with a rank",
             expected=f"r and lora_alpha of 1 to {MOST_PARTS} parts",
@@ -143,7 +143,7 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
     # Without a kind it is read as LoRA, the most usual.
     kind = KINDS.get(name) if name else LoraConfig
     if kind is None:
-        raise fields.error("peft_type", "it is a kind that is not known", name, ", ".join(KINDS))
+        raise fields.error("peft_type", "this kind is unknown", name, ", ".join(KINDS))
     kind.check(fields)
     named = fields.texts("modules_to_save")
     purpose = {key: value for key in PURPOSE if isinstance(value := fields.given.get(key), str)}

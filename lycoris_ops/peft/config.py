@@ -187,7 +187,7 @@ class Config(ABC, Generic[W]):
             elif newer and name not in known and _switches_on(value):
                 raise fields.error(
                     name,
-                    "it is not known what this field of a newer release of PEFT means",
+                    "this field is from a newer release of PEFT, and its meaning is unknown",
                     value,
                     f"fields of PEFT {'.'.join(map(str, KNOWN_RELEASE))} or before",
                     "Take the field out of the file if it has no effect on the trained adapter",

@@ -27,7 +27,7 @@ def parsed(text: str, file: str) -> dict[str, Any]:
     except ValueError as error:
         raise unreadable("it is not JSON", file, got=str(error)[:SHOWN], expected="a JSON table") from error
     if not isinstance(table, dict):
-        raise unreadable("it is no table", file, got=_shown(table), expected="a JSON table")
+        raise unreadable("it is not a table", file, got=_shown(table), expected="a JSON table")
     return cast("dict[str, Any]", table)
 
 

@@ -81,7 +81,9 @@ def plan_ranks(
         if (found := list(_candidates(layer, kinds, bounds, of_energy=of_energy)))
     }
     if not offered:
-        raise PlanError("no layer has an offer of these algorithms and ranks", got=", ".join(kinds))
+        raise PlanError(
+            "none of these algorithms has a layer of these ranks for any weight", got=", ".join(kinds)
+        )
     dtype = size.dtype if isinstance(size, Budget) else torch.bfloat16
     if exact is not None:
         return _planned(probe, _by_rank(offered), scale, dtype)
@@ -170,7 +172,7 @@ def _by_size(
         gained = sum(one.gain for one in chosen.values())
         if gained < size.share * energy * (1 - 1e-6):
             raise PlanError(
-                "no plan gains so much",
+                "no plan can gain that much",
                 got=f"at most {gained / energy:.1%}",
                 expected=f"{size.share:.1%}",
                 hint="Allow higher ranks, or ask for less",

@@ -149,7 +149,7 @@ def _check_copy(adapter: Adapter, use: Use, others: list[Use], original: Use) ->
 def _two(adapter: Adapter, use: Use, other: Use, why: str) -> MatchError:
     keys = [next(iter(adapter.info[one.layer].keys.values())) for one in (other, use)]
     return MatchError(
-        f"two layers of one adapter mean the same weight, and {why}",
+        f"two layers of one adapter are for the same weight, and {why}",
         file=adapter.path,
         key=use.target.key,
         got=f"{other.layer} and {use.layer} ({keys[0]} and {keys[1]})",

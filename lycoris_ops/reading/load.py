@@ -190,7 +190,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
 def _why_not(suffixes: frozenset[str]) -> str:
     """Why tensors with these suffixes are no readable layer."""
     if suffixes == frozenset({SET_ROWS}):
-        return f"it sets rows whose numbers are in PEFT's {CONFIG_NAME}, which is not beside the file"
+        return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
     kind = told_by(suffixes)
     return not_read(kind) if kind else explain(suffixes)
 

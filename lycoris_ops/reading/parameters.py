@@ -66,7 +66,8 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
     bare = next((target for target in config.target_parameters if "." not in target), None)
     if bare is not None:
         raise FileFormatError(
-            "the configuration names a parameter without its module, and the file does not tell which has it",
+            "the configuration names a parameter without its module, and the file does not tell which module "
+            "has it",
             file=file.path,
             key="target_parameters",
             got=bare,

@@ -123,7 +123,7 @@ def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str,
     try:
         found = parse_json(text[key])
         if not isinstance(found, dict):
-            raise ValueError("it is no table")
+            raise ValueError("it is not a table")
     except ValueError as error:
         problems.append(f"{key} cannot be read: {error}")
         return {}

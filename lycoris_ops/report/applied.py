@@ -148,9 +148,9 @@ def _configured(resolution: EntryResolution) -> list[str]:
     left = adapter.without_alpha
     if left and adapter.config:
         lines.append(
-            f"{number_of(len(left), 'layer')} without an alpha, which the {CONFIG_NAME} beside the file "
-            "does not apply to: the rank is not the one it says, the name is not PEFT's, or the file itself "
-            "holds a configuration"
+            f"{number_of(len(left), 'layer has', 'layers have')} no alpha, and the {CONFIG_NAME} beside the "
+            "file does not apply: the rank is not the one it says, the name is not PEFT's, or the file "
+            "itself holds a configuration"
         )
     # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
     elif any(adapter.info[name].named.dialect == "peft" for name in left):

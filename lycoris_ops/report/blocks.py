@@ -35,7 +35,7 @@ def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:
     layers = adapter.resolution.layers
     lines = [
         adapter.entry.name,
-        f"  {met} of {layers} layers meet the model; share is of the squared norm of its change",
+        f"  {met} of {layers} layers match the model; share: part of the squared norm of its change",
         *unmeasured(adapter.entry),
     ]
     if adapter.unmeasured:

@@ -77,7 +77,7 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
             raise LycorisError(
                 "the strength of a layer depends on its place in the model"
                 if model is None
-                else "a layer has no place in the model, so that its strength is not known",
+                else "a layer has no place in the model, so its strength is unknown",
                 file=adapter.path,
                 key=name,
                 got="no model" if model is None else "a model without this layer",

@@ -109,8 +109,8 @@ class Judgement:
         own, alone = self.loss(self.best), self.loss(ALONE)
         if not self.helps:
             return (
-                f"No adapter is better than the model alone, whose held-out loss is {alone:.4g}; the nearest "
-                f"is {self.called(self.best)} with {own:.4g}"
+                f"No adapter is better than the model alone with its held-out loss of {alone:.4g}; the "
+                f"nearest is {self.called(self.best)} with {own:.4g}"
             )
         gain = f", {1 - own / alone:.0%} below the model alone" if math.isfinite(alone) and alone else ""
         others = len(self.alike) - 1

@@ -75,7 +75,8 @@ class TrainResult:
             lines.append(f"held-out loss {before:.4g} in step {step}, best {best[1]:.4g} in step {best[0]}")
         if self.history.skipped:
             lines.append(
-                f"{number_of(self.history.skipped, 'step')} skipped, whose gradients were too large for fp16"
+                f"{number_of(self.history.skipped, 'step')} skipped, because their gradients were "
+                "too large for fp16"
             )
         if self.idle:
             lines.append(

@@ -138,7 +138,7 @@ class LycorisNetwork(nn.Module):
             self.members[path].tied = tuple(sites[other] for other in self._tied(path, others))
             if others and self.members.keys().isdisjoint(others) and not self.members[path].tied:
                 raise LycorisError(
-                    "two modules share a weight, and its tokens would be changed in one of them",
+                    "two modules share a weight, and its tokens would be changed in only one of them",
                     weight=path,
                     got=f"the weight of {others[0]} too",
                     expected="the tokens of the embedding, which are changed in both",

@@ -448,8 +448,8 @@ class Trainer:
         self.whole = False
         copy_into(self.parameters, self._rise.good)
         raise DivergedError(
-            f"the training makes the model worse: in step {report.step} its loss, beside that of the model "
-            f"alone, is {risen:.3g} times as high as at first, and was too high "
+            f"the training makes the model worse: compared with the model alone, its loss in step "
+            f"{report.step} is {risen:.3g} times as high as at first, and it was too high "
             f"{number_of(self._rise.every, 'step')} before",
             got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
             f"{report.lr:g}",

@@ -354,7 +354,7 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
         {"on": False, "file": "lokr.safetensors", "strength_model": 1},
     ]
     ui.set("LycorisAdapterRows", "rows", "a cat")
-    page.get_by_text("cannot be shown as rows: the rows are no JSON and no tags").wait_for()
+    page.get_by_text("cannot be shown as rows: the rows are neither JSON nor tags").wait_for()
     # Where nothing scrolls, the wheel zooms the canvas.
     page.locator(".lycoris-hint").hover()
     page.mouse.wheel(0, 100)

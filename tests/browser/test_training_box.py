@@ -349,7 +349,7 @@ def test_settings_of_another_trainer_are_pasted(ui: Ui, vue: bool, screenshot: C
     box = ui.page.locator("dialog.lycoris-paste")
     box.get_by_role("textbox").fill("no config")
     box.get_by_role("button", name="Take over").click()
-    box.get_by_text("the text is no config").wait_for()
+    box.get_by_text("the text is not a config").wait_for()
     box.get_by_role("textbox").fill(
         "network_dim = 8\nnetwork_alpha = 4\nunet_lr = 2e-4\nmax_grad_norm = 0.5\nkeep_tokens = 1\n"
     )

@@ -156,7 +156,7 @@ def test_each_expert_gets_its_own_file(host: Host, model_file: Callable[..., Pat
     unknown, report = patches(host.checkpoint(), stack)
     assert unknown == patches(host.checkpoint(), single["high noise"])[0]
     assert report.startswith(
-        "It is not known which of two experts this model is: 1 pair gave the file for high"
+        "Nothing tells which of two experts this model is: 1 pair gave the file for high"
     )
     # Without pairs nothing is said of experts.
     assert "expert" not in patches(host.checkpoint(), single["low noise"])[1]

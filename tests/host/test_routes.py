@@ -220,7 +220,7 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     lora_file("told.metadata.json", b"[5]")
     found = facts(host, file)[file]
     assert found["title"] == "Ink Wash" and found["error"] == ""
-    assert "told.metadata.json cannot be read: it is no table" in found["problems"]
+    assert "told.metadata.json cannot be read: it is not a table" in found["problems"]
     assert len(found["problems"]) == 2
     # A file one byte over the limit is not read.
     lora_file("told.json", b"{}".ljust((4 << 20) + 1))

@@ -77,10 +77,10 @@ def test_rows_in_short_and_of_any_number(host: Host) -> None:
         ('{"version": 1, "version": 1, "rows": []}', "the key 'version' is given twice"),
         ("[]", "the rows have another form"),
         ('{"version": 2, "rows": []}', "version: the rows are of a later version (found 2; expected 1)"),
-        ('{"version": 1, "rows": [], "more": 1}', "the rows: the field `more` is not known"),
-        (text({"file": LORA}, {"file": LORA, "weight": 1}), "row 2: the field `weight` is not known"),
+        ('{"version": 1, "rows": [], "more": 1}', "the rows: the field `more` is unknown"),
+        (text({"file": LORA}, {"file": LORA, "weight": 1}), "row 2: the field `weight` is unknown"),
         (text({"on": True}), "row 1: a row names no file"),
-        ('{"version": 1, "rows": ["x"]}', "row 1: a row is no table (found str"),
+        ('{"version": 1, "rows": ["x"]}', "row 1: a row is not a table (found str"),
         (
             text({"file": LORA}, {"file": 5}),
             "row 2: the field `file` cannot be used (found 5; expected a text)",
@@ -103,7 +103,7 @@ def test_rows_in_short_and_of_any_number(host: Host) -> None:
             f"[('{LORA}', 1.0, np.float64(0.5))]",
             'row 1: the field `strength_clip` cannot be used (found "np.fl',
         ),
-        ("a cat", "the rows are no JSON and no tags"),
+        ("a cat", "the rows are neither JSON nor tags"),
         (text({"file": LORA, "strength_model": float("nan")}), "(found NaN; expected a number, -100 to 100)"),
         (
             text({"file": LORA, "strength_model": -100.01}),
@@ -273,8 +273,8 @@ def test_a_lora_stack_is_read_in_every_form_and_written_as_packs_read_it(host: H
     assert [entry.strength for entry in joined] == [0.5, 1.0]
     assert host.apply(plain, few).report == host.apply(plain, joined).report
     for wrong, words in (
-        ([(LORA, 0.5)], "row 1 of the LORA_STACK: this is no row of a LORA_STACK"),
-        ([(LORA, 1.0, 1.0), (LORA, "x", 1.0)], "row 2 of the LORA_STACK: a strength is no finite number"),
+        ([(LORA, 0.5)], "row 1 of the LORA_STACK: this is not a row of a LORA_STACK"),
+        ([(LORA, 1.0, 1.0), (LORA, "x", 1.0)], "row 2 of the LORA_STACK: a strength is not a finite number"),
         ([("gone", 1.0, 1.0)], "gone: row 1 of the LORA_STACK: the file is not there any more"),
         ("lora", "the input `stack` cannot be used"),
     ):

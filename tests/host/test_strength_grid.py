@@ -104,7 +104,7 @@ def test_a_grid_may_be_larger_than_the_memory(
 def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> None:
     stack, pictures, _ = grid(host, stack_for(host, unet.model.model, ("lora",)), "0..1 in 3")
     less = {"samples": pictures["samples"][:2]}
-    with pytest.raises(host.ops.LycorisError, match=r"another number of pictures.*2 pictures.*3"):
+    with pytest.raises(host.ops.LycorisError, match=r"as many strengths as sampled pictures.*2 pictures.*3"):
         sampled(host, host.apply(unet, stack, clip=False), less)
 
 
@@ -115,7 +115,7 @@ def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> No
         ({"values": "0..1 in 300"}, "too many"),
         ({"row": 3}, "no such row"),
         ({"second": "strength"}, "`which` is empty"),
-        ({"second": "strength", "which": "two"}, "no number of a row"),
+        ({"second": "strength", "which": "two"}, "not the number of a row"),
         ({"second": "file", "which": "1, 9"}, "no such row"),
         ({"second": "blocks"}, "`which` is empty"),
         ({"second": "colour"}, "none of its choices"),

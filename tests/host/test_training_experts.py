@@ -239,7 +239,7 @@ def test_what_counts_as_half_of_a_pair(
         assert asked() is None
     # Both are finished: a new pair. Its second is gone on with only as it was.
     assert stopped("low_noise", 2) == [STEPS, 2]
-    with pytest.raises(host.ops.TrainError, match=r"broken off after 1 step, with other settings: seed"):
+    with pytest.raises(host.ops.TrainError, match=r"interrupted after 1 step, with other settings: seed"):
         train(**pair.links(), seed=6)
     assert "_00003_" in train(**pair.links(), seed=5)["path"]
     # What is set aside is left as it is, whichever of the two was stopped.

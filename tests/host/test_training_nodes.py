@@ -160,7 +160,7 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     stop_after(100)
     with pytest.raises(
         host.ops.TrainError,
-        match=r"output/loras/style_00001_\.safetensors: .*broken off after 1 step, .*learning_rate was "
+        match=r"output/loras/style_00001_\.safetensors: .*interrupted after 1 step, .*learning_rate was "
         r"0\.003 and is 0\.001.*turn on `resume`.*another `filename_prefix`",
     ):
         train(**{**settings, "learning_rate": 1e-3, "steps": 4})
@@ -215,7 +215,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
         anew(first)
     assert not [*tmp_path.rglob("set-aside.json")]
     stopped(1, filename_prefix="loras/other")
-    with pytest.raises(host.ops.TrainError, match=r"broken off after 2 steps.*seed was 5 and is 9"):
+    with pytest.raises(host.ops.TrainError, match=r"interrupted after 2 steps.*seed was 5 and is 9"):
         train(**given, seed=9)
     anew({**first, "seed": 9})
     assert stopped(1, seed=9) == {**first, "seed": 9}

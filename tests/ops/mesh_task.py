@@ -190,7 +190,7 @@ def refused(two: Any) -> None:
         (made(input_dropout=0.1), "input_dropout"),
         (sharded, "a network is sharded beside a model"),
         (replaced, "whose forward others have replaced"),
-        (lambda: train(of_words(divided()), two["parts"]), "do not make copies of the model"),
+        (lambda: train(of_words(divided()), two["parts"]), "do not form whole copies of the model"),
         (
             lambda: lyc.probe(divided(), batches(PARTS[0], 2, 1), train_task.loss),
             "the processes compute this layer in parts",

@@ -97,9 +97,7 @@ def test_a_configuration_of_another_file_changes_nothing_and_is_mentioned(tmp_pa
     assert adapter.alphas() == alphas
     text = report(adapter)
     assert "alpha from adapter_config.json" in text
-    assert (
-        "2 layers without an alpha, which the adapter_config.json beside the file does not apply to" in text
-    )
+    assert "2 layers have no alpha, and the adapter_config.json beside the file does not apply" in text
 
 
 def test_pefts_layers_without_any_configuration_are_counted(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_layer_that_enlarges_another_weight_is_named() -> None:
         }
     )
     part = lyc.Part(layer, file="x.safetensors", key=NAME)
-    with pytest.raises(lyc.LayerError, match=rf"^x\.safetensors: {NAME}: .*too small for the weight"):
+    with pytest.raises(lyc.LayerError, match=rf"^x\.safetensors: {NAME}: .*smaller than the weight"):
         lyc.patch_(torch.zeros(12, 18), [(part, 1.0)])
 
 
@@ -187,7 +187,7 @@ def test_a_step_that_overflows_is_an_error_even_if_the_change_would_not() -> Non
 @pytest.mark.parametrize("strength", [math.nan, math.inf, 1e300])
 def test_a_strength_that_is_no_usable_number_is_an_error(strength: float) -> None:
     weight = torch.zeros(12, 18)
-    with pytest.raises(lyc.LayerError, match="strength of a layer is no usable number"):
+    with pytest.raises(lyc.LayerError, match="strength of a layer is not a usable number"):
         lyc.patch_(weight, [(lyc.ALGORITHMS["full"](diff=torch.ones(12, 18)), strength)])
     assert not weight.any()
 
@@ -211,7 +211,7 @@ def test_what_is_given_in_place_of_an_adapter_a_layer_or_a_path_is_named(tmp_pat
         (lambda: lyc.create_lycoris(model, weights=nan), f"{nan.path}: a: alpha is not a finite number"),
         (
             lambda: lyc.create_lycoris(torch.nn.ModuleDict({"m": model}), include="a"),
-            r"whole paths: \*\.a matches all that end in it",
+            r"whole path: \*\.a matches every path that ends in it",
         ),
         (lambda: lyc.create_lycoris(model, tokens=[1]), "a head, which has to be named"),
         (lambda: lyc.create_lycoris(model, include="b", tokens=[1, 1]), "b: .* 1 of them different"),

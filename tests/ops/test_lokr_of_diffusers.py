@@ -263,7 +263,7 @@ def test_a_scale_is_multiplied_into_w1_which_may_become_float32(tmp_path: Path, 
     adapter = adapter_of(tmp_path, {f"transformer.{name}": tensors for name, tensors in made.items()})
     result = lyc.save_adapter(adapter, tmp_path / "out.safetensors", "diffusers", model=Z_IMAGE.keys)
     assert "alpha / rank multiplied into a factor of 2 layers" in result.changes
-    assert "1 of these factors in float32, as their dtype does not hold the product" in result.changes
+    assert "1 of these factors in float32, because their dtype cannot hold the product" in result.changes
     tensors = load_file(result.path)
     assert not any(key.endswith("alpha") for key in tensors)
     wide = {key for key, tensor in tensors.items() if tensor.dtype != dtype}

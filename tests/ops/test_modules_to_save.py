@@ -120,5 +120,5 @@ def test_a_boft_of_a_convolution_is_written_as_peft_has_it(tmp_path: Path) -> No
     with torch.no_grad():
         assert torch.allclose(in_peft.eval()(x), wanted, atol=1e-5)
     network = lyc.create_lycoris(nn.Sequential(nn.Conv1d(4, 6, 3)), algorithm="boft_peft", rank=4, seed=0)
-    with pytest.raises(lyc.LayerError, match="BOFT of linear layers and 2-D convolutions alone"):
+    with pytest.raises(lyc.LayerError, match="BOFT only for linear layers and 2-D convolutions"):
         network.save_weights(tmp_path / "no", dialect="peft")

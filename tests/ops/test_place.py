@@ -318,7 +318,7 @@ def test_masks_that_are_none(weights: Tensor, found: str) -> None:
         (lambda: Places((0,), (2, 4, 4), pace=0), "impossible size"),
         (
             lambda: Places((0,), (4, 4), crops=(Crop((8, 4), (range(4), range(4))),) * 2),
-            "another number of crops",
+            "not as many crops as samples",
         ),
         (lambda: Crop((8, 4), (range(4), range(0))), r"leaves nothing.*\[4, 0\]"),
         (lambda: Crop((8, 4), (range(4),)), "leaves nothing"),
@@ -336,9 +336,9 @@ def test_spans_that_are_none(text: str) -> None:
 
 
 def test_frames_that_do_not_agree() -> None:
-    with pytest.raises(lyc.LycorisError, match=r"another number of frames.*5.*9 for the video, or 3"):
+    with pytest.raises(lyc.LycorisError, match=r"different numbers of frames.*5.*9 for the video, or 3"):
         lyc.Mask(torch.ones(5, 1, 1)).on((3, 2, 2), 4)
-    with pytest.raises(lyc.LycorisError, match=r"another number of frames"):
+    with pytest.raises(lyc.LycorisError, match=r"different numbers of frames"):
         lyc.Mask(torch.ones(5, 1, 1)).on((2, 2))
     with pytest.raises(lyc.LycorisError, match=r"behind the last frame.*9.*up to 8"):
         lyc.Mask(torch.ones(1, 1, 1), ((9, None),)).on((3, 2, 2), 4)
@@ -354,7 +354,7 @@ def test_tokens_and_pictures_that_do_not_agree() -> None:
         run(module, x, None, (one, 1.0, halves()))  # pyright: ignore[reportArgumentType]
     with pytest.raises(lyc.LycorisError, match=r"different number of tokens.*58 tokens.*24 for each of 2"):
         run(module, x, Places((0, 1), GRID), (one, 1.0, halves()))
-    with pytest.raises(lyc.LycorisError, match=r"another number of pictures.*2 pictures.*3"):
+    with pytest.raises(lyc.LycorisError, match=r"as many strengths as sampled pictures.*2 pictures.*3"):
         run(module, x, places(case), (one, 1.0, Where(factors=(1.0, 2.0, 3.0))))
 
 

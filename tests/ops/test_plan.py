@@ -326,7 +326,7 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         lambda probe: lyc.plan_ranks(probe, size=lyc.Budget(parameters=131), r_min=1),
     ),
     "too much": (
-        "no plan gains so much",
+        "no plan can gain that much",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Energy(1.0), r_max=1),
     ),
     "an algorithm": ("no such algorithm", lambda probe: lyc.plan_ranks(probe, algorithms=["lora", "oft"])),

@@ -122,9 +122,9 @@ def test_names_are_those_of_the_tool_for_that_model(
 
 def test_two_encoders_need_a_dialect_that_tells_them_apart(tmp_path: Path) -> None:
     source = adapter(tmp_path, {f"lora_te{n}_{flat(CLIP)}": lora((6, 6), 2) for n in (1, 2)})
-    with pytest.raises(lyc.MatchError, match=r"two layers would have one name in lycoris.*diffusers"):
+    with pytest.raises(lyc.MatchError, match=r"two layers would get the same name in lycoris.*diffusers"):
         saved(source, "lycoris", SDXL)
-    with pytest.raises(lyc.MatchError, match="two layers would have one name in peft"):
+    with pytest.raises(lyc.MatchError, match="two layers would get the same name in peft"):
         saved(source, "peft", SDXL)
 
 

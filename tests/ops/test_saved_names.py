@@ -174,7 +174,7 @@ def test_settings_of_no_model_are_an_error_where_they_are_needed(
         lyc.merge_checkpoint(base, stack, tmp_path / "out.safetensors")
 
     merge("one")
-    with pytest.raises(lyc.FileFormatError, match=r"config\.json: transformers can make no model"):
+    with pytest.raises(lyc.FileFormatError, match=r"config\.json: transformers cannot build a model"):
         merge("two")
     # Settings of diffusers name no class of transformers, which takes seconds to import.
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')

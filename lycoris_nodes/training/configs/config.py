@@ -232,7 +232,7 @@ def _table(text: str) -> dict[str, Any]:
             continue
         if isinstance(found, dict):
             return cast("dict[str, Any]", found)
-    raise LycorisError("the text is no config", expected="a table in TOML, YAML or JSON")
+    raise LycorisError("the text is not a config", expected="a table in TOML, YAML or JSON")
 
 
 def _toml(text: str) -> Any:

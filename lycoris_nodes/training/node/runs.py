@@ -133,7 +133,7 @@ def runs_of(
     offer = offer_of(keys, data)
     if offer and offer.differences:
         raise TrainError(
-            f"a training of this name was broken off after {number_of(offer.state.step, 'step')}, "
+            f"a training of this name was interrupted after {number_of(offer.state.step, 'step')}, "
             f"with other settings: {'; '.join(offer.differences)}",
             file=shown_path(offer.run.output),
             hint="To go on with it, restore its settings, or turn on `resume` (an advanced input) "

@@ -58,7 +58,7 @@ def _prefix(part: str, parts: pipelines.Parts) -> str:
 
 
 FOLDED = "alpha / rank multiplied into a factor of {layers}"
-WIDER = "{count} of these factors in float32, as their dtype does not hold the product"
+WIDER = "{count} of these factors in float32, because their dtype cannot hold the product"
 
 
 def _holds(kind: type[Layer], takes_lokr: bool) -> bool:

@@ -128,7 +128,7 @@ def check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape:
     expected = shape[1 if EMBEDDING_UP in keys else 0]
     if expected is not None and math.prod(shapes[DORA]) != expected:
         raise LayerError(
-            "a DoRA magnitude of PEFT's is not for the outputs",
+            "a DoRA magnitude in PEFT's names does not have one value for each output",
             got=str(list(shapes[DORA])),
             expected=f"{expected} values",
         )

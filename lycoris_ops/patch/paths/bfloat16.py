@@ -38,7 +38,7 @@ def able(instructions: str) -> bool:
 def _needs() -> str | None:
     # The split multiplies the rank, by three for a bfloat16 file. AMX is fast enough for that. AVX512-BF16 is
     # not: it is at most twice as fast as float32.
-    return None if able("amx_bf16") else "the processor has no products of bfloat16 matrices (AMX)"
+    return None if able("amx_bf16") else "the processor cannot multiply bfloat16 matrices (no AMX)"
 
 
 def _refuses(plan: PathPlan, weight: Tensor) -> str | None:

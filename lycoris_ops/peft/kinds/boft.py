@@ -61,7 +61,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     def check_weight(cls, weight: Shape) -> None:
         if len(weight) not in (0, 2, 4):
             raise LayerError(
-                "has BOFT of linear layers and 2-D convolutions alone",
+                "has BOFT only for linear layers and 2-D convolutions",
                 got=f"boft_peft of a weight {list(weight)}",
                 expected="a weight of 2 or 4 dimensions",
             )

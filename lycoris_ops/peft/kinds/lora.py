@@ -209,7 +209,7 @@ def _start(fields: Fields) -> bool | str:
         "init_lora_weights",
         f"the factors belong to a base weight that was changed at the start, and {why}"
         if why
-        else "it is not known whether such a start changes the base weight",
+        else "a start of this name is unknown, and it may change the base weight",
         value,
         ", ".join(["true", "false", *PLAIN, *STARTS]),
         CONVERT,
