@@ -105,7 +105,7 @@ def merge_obstacle(patcher: Any, key: str) -> str | None:
     if not weight.is_floating_point() and type(patcher).__name__ != "GGUFModelPatcher":
         return f"it is packed as {weight.dtype} in a {type(weight).__name__}, which ComfyUI cannot patch"
     if held_at(patcher, f"{key.removesuffix('.weight')}.pre_quant_scale") is not None:
-        return "it is stored divided by factors that its layer multiplies its input with (pre_quant_scale)"
+        return "its layer multiplies the input by factors, and it is stored divided by them (pre_quant_scale)"
     return None
 
 
@@ -130,7 +130,7 @@ class HostReader:
     def weight(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The weight that acts on the layer's input, (O, I, *kernel), in a dtype and on a device."""
         weight = cast_of(module, dtype, device)[0]
-        # The layer multiplies its input with these factors (I,), and its weight is stored divided by them.
+        # The layer multiplies its input by these factors (I,), and its weight is stored divided by them.
         scale = getattr(module, "pre_quant_scale", None)
         return weight if scale is None else weight * scale.to(device, dtype)
 

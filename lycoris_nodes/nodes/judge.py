@@ -76,8 +76,8 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     io.ClipVision.Input(
                         "clip_vision",
-                        tooltip="Compares samples of those that the loss cannot tell apart: the report names "
-                        "the one nearest to the pictures of `latents` with least drift. Needs `vae`.",
+                        tooltip="Compares samples where the loss cannot tell which is best: the report names the "
+                        "one that is nearest to the pictures of `latents` and drifts least. Needs `vae`.",
                     ),
                     io.Conditioning.Input(
                         "other_positive",
@@ -104,8 +104,8 @@ class LycorisJudge(io.ComfyNode):
                     "samples", "How many captions the best is sampled with. 0: none.", most=64, default=4
                 ),
                 seed_input(
-                    "The seed of the noise, for losses and samples. The losses are those of the validation "
-                    "in a training with this seed."
+                    "The seed of the noise, for losses and samples. With the seed of a training the losses "
+                    "are those of its validation."
                 ),
                 *advanced(
                     number_input(
@@ -118,7 +118,7 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     count_input(
                         "times",
-                        "The most amounts of noise at which each latent is judged.",
+                        "At how many amounts of noise each latent is judged at most.",
                         most=64,
                         default=8,
                         least=1,

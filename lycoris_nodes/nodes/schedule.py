@@ -44,14 +44,14 @@ class LycorisSchedule(io.ComfyNode):
                     default=EXAMPLE,
                     # Without an at sign, which older front ends take for a link to another text.
                     tooltip="What multiplies the strength: points time:value such as 0:0.2, 0.5:0.8, 1:1; or "
-                    f"a curve by its name: {', '.join(CURVES)}. A line pattern = curve is for "
-                    "some blocks alone, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
+                    f"a curve by its name: {', '.join(CURVES)}. A line `pattern = curve` is "
+                    "for some blocks only, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
                 ),
                 io.Combo.Input(
                     "clock",
                     options=list(CLOCKS),
                     default="diffusion",
-                    tooltip="What the times count. diffusion: the share of the whole diffusion, as ComfyUI's "
+                    tooltip="What the times mean. diffusion: the share of the whole diffusion, as ComfyUI's "
                     "percent; with a denoise of 0.5 a run begins at 0.5. steps: the share of the steps that "
                     "this run takes.",
                 ),

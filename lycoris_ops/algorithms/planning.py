@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Planned(Fitted, Trained):
-    """A kind that plans choose from: the most that its layers gain from a gradient is what a fit keeps of it.
+    """A kind that plans can choose. The most that a layer can gain from a gradient is what a fit keeps of it.
 
     `ranks.offers` defines the gain. `Fit.start` holds the nonzero factors of the start with the most gain.
     """

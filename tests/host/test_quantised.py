@@ -332,7 +332,7 @@ def test_a_layer_with_a_scaled_input_is_not_merged_into_live(
     host: Host, adapter: str, smoothed: tuple[Path, Tensor]
 ) -> None:
     model = host.unet(smoothed[0].name)
-    with pytest.raises(host.ops.LycorisError, match=f"{SMOOTHED}.*multiplies its input with.*bypass"):
+    with pytest.raises(host.ops.LycorisError, match=f"{SMOOTHED}.*multiplies the input by.*bypass"):
         host.apply(model, host.stack((adapter, 0.8, 0.0)))
 
 

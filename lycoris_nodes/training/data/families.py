@@ -21,7 +21,7 @@ class Family(Training):
 
 
 FAMILIES: dict[str, Family] = {one.host: Family(**vars(one)) for one in TRAINED}
-"""Families by the host's class of the model or, where that is more exact, of its configuration."""
+"""Families by the name of the host's class of the model, or of its configuration where that is more exact."""
 
 OTHER_FLOW = Family("", "other flow models", "what most trainers do")
 OTHER = Family("", "other models", "what most trainers do", "uniform")
@@ -31,7 +31,7 @@ NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of the host, by its most derived class that has one.
+    """The family of a model of the host: that of its most derived class that has a family.
 
     Raises TrainError for a model that does not denoise.
     """

@@ -95,7 +95,7 @@ class DiffusionLoss:
     noise.
 
     Raises TrainError for a noise offset that does not suit the model, and for values out of range. If the
-    user has interrupted the run, a call ends it first, by the host's own exception.
+    user has interrupted the run, a call raises the host's own exception before it computes anything.
     """
 
     session: Session
@@ -244,7 +244,7 @@ class _Drawn:
 
 
 def _kinds(samples: Sequence[Sample], most: int | None = None) -> list[list[int]]:
-    """The numbers of samples in groups. Each sample goes with the first `most` of its group, None for all."""
+    """Samples, by number, in groups. Each fits the first `most` samples of its group, or all of them for None."""
     kinds: list[list[int]] = []
     for number, one in enumerate(samples):
         fitting = (kind for kind in kinds if all(one.goes_with(samples[other]) for other in kind[:most]))
@@ -266,7 +266,7 @@ def _rows(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
 def batches_of(samples: Sequence[Sample], size: int) -> list[list[int]]:
     """Batches of at most `size` samples, by number, that fit in one pass of the model.
 
-    Batches of one kind follow each other. The caller shuffles them. A sample is compared with one of its kind
-    alone, so that many samples take little time; the loss compares those of a batch with each other.
+    Batches of one kind follow each other. The caller shuffles them. A sample is compared with only
+    one of its kind, so that many samples take little time; the loss compares all samples of a batch.
     """
     return [kind[start : start + size] for kind in _kinds(samples, 1) for start in range(0, len(kind), size)]

@@ -101,7 +101,7 @@ def _is_plain_convolution(module: Any, dimensions: int) -> bool:
 
 
 def _of_linear(module: Any, shape: torch.Size, weight: Tensor, gradient: Tensor) -> Tensor:
-    # The layer multiplies its input with these factors (I,), and its weight is stored divided by them.
+    # The layer multiplies its input by these factors (I,), and its weight is stored divided by them.
     scale = getattr(module, "pre_quant_scale", None)
     found = gradient @ weight
     return found if scale is None else found * scale.to(found)

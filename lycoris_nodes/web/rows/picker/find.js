@@ -94,7 +94,7 @@ export const isFavourite = (kept, { file, facts }) => kept.favourites[file] ?? f
 const timesOf = (/** @type {Kept} */ { used }, /** @type {Entry} */ { file }) => used[file]?.[0] ?? 0
 const lastOf = (/** @type {Kept} */ { used }, /** @type {Entry} */ { file }) => used[file]?.[1] ?? 0
 
-/** Equal ones stay by name. @type {Record<string, undefined | ((kept: Kept) => (one: Entry, other: Entry) => number)>} */
+/** Files that compare as equal stay in the order of their names. @type {Record<string, undefined | ((kept: Kept) => (one: Entry, other: Entry) => number)>} */
 const SORTS = {
   date: () => (one, other) => other.listed[2] - one.listed[2],
   size: () => (one, other) => other.listed[1] - one.listed[1],
@@ -224,7 +224,8 @@ function section(key, words, entries, closed) {
 }
 
 /**
- * The items to show: the files that match typed words; without words all, by name in their folders or in another order.
+ * The items to show: the files that match the typed words. Without words all files, in their folders if they are sorted
+ * by name.
  *
  * @param {Entry[]} entries by name
  * @param {string} typed
