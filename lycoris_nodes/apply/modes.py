@@ -193,7 +193,7 @@ def _mean_taken(path: str, reason: str, *, placed: bool, strict: bool) -> str:
             "a layer cannot follow a mask, and strict is on" if placed else problem,
             key=path,
             got=f"it can only be merged: {reason}",
-            hint=f"Turn strict off to have its strength be {instead}",
+            hint=f"With strict off its strength is {instead}",
         )
     return f"{reason}; its strength is {instead}"
 

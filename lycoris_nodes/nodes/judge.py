@@ -76,8 +76,8 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     io.ClipVision.Input(
                         "clip_vision",
-                        tooltip="Compares samples where the loss cannot tell which is best: the report names the "
-                        "one that is nearest to the pictures of `latents` and drifts least. Needs `vae`.",
+                        tooltip="Compares samples where the loss cannot tell which is best: the report names "
+                        "the one that is nearest to the pictures of `latents` and drifts least. Needs `vae`.",
                     ),
                     io.Conditioning.Input(
                         "other_positive",

@@ -89,7 +89,7 @@ def about(adapter: Adapter) -> About:
         family=either(adapter.families),
         families=adapter.families,
         signals=tuple(sorted({*signals_of(info.named.path for info in infos).values()}, reverse=True)),
-        # What names only the family would say it twice.
+        # An entry that only names the family would repeat it.
         base=next((text[key] for key in BASES if text.get(key) and key not in of_family), ""),
         dialect=adapter.dialect,
         size=adapter.file.size,

@@ -46,7 +46,7 @@ class Rise:
             return None
         ratio = loss / alone
         if self.first is None:
-            # Below 1 it may be chance: one batch at one noise.
+            # A first ratio below 1 may be chance: it is of one batch with one noise.
             self.first = max(1.0, ratio)
         risen = ratio / self.first
         if self.most is None or risen <= self.most:

@@ -89,7 +89,7 @@ def add_hashes(
     dialect: str,
     given: Mapping[str, str | None],
 ) -> None:
-    """Add to the metadata `text` hashes of the tensors' data, except those that are `given`.
+    """Add hashes of the tensors' data to the metadata in `text`, except those that are `given`.
 
     These are the hashes that the source's metadata `before` had. In kohya-ss' dialect they are also those of
     its own files: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.

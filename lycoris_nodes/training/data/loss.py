@@ -244,7 +244,7 @@ class _Drawn:
 
 
 def _kinds(samples: Sequence[Sample], most: int | None = None) -> list[list[int]]:
-    """Samples, by number, in groups. Each fits the first `most` samples of its group, or all of them for None."""
+    """Groups of samples, by number. Each fits the first `most` samples of its group, for None all of them."""
     kinds: list[list[int]] = []
     for number, one in enumerate(samples):
         fitting = (kind for kind in kinds if all(one.goes_with(samples[other]) for other in kind[:most]))

@@ -13,8 +13,8 @@ export function splitName(file) {
 }
 
 /**
- * As `splitName`, for rows, which have little room for the folder. PEFT calls every file `adapter_model`, and the name
- * is that of the folder.
+ * As `splitName`, for rows, which have little room for the folder. PEFT calls every file `adapter_model`: the
+ * folder's name is shown in its place.
  *
  * @param {string} file
  * @returns {[folder: string, name: string]}

@@ -5,7 +5,7 @@ import { t } from "../language.js"
 import { STEPS, pieces, shifted, stepOf } from "./steps.js"
 import { readNumber, shownNumber } from "./typed.js"
 
-/** How far the pointer goes for a step, and how far before a press is a drag, in pixels. */
+/** How many pixels the pointer moves for one step, and before a press counts as a drag. */
 const WAY = 4
 const STILL = 3
 /** How far a wheel turns for a step: wheels report 100 or more a notch, touch pads a little at a time. */
