@@ -20,7 +20,7 @@ function paint() {
   app.canvas.setDirty(true, true)
 }
 
-/** Show the elements of nodes made with an old id, as by Undo: Vue keeps the elements of the earlier node. */
+/** Show the elements of a node that has the id of an earlier one, as after Undo: Vue keeps those of the earlier one. */
 function showNewElements() {
   for (const node of app.canvas.graph?.nodes ?? []) {
     if (!isOurs(/** @type {GraphNode} */ (node).comfyClass)) continue

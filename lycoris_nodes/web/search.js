@@ -4,8 +4,9 @@
 const WORDS = ["lora", "lycoris"]
 
 /**
- * Whether the front end's score of a node says that one of its names matched where one of WORDS is. The score does not
- * hold the query, but how the name matched (1: at its beginning; more: further in), where, and the length of the name.
+ * Whether the front end's score of a node says that one of its names matched at a place where it has one of WORDS. The
+ * score does not hold the query, but how the name matched (1: at its beginning; more: further in), where, and the length
+ * of the name.
  *
  * @param {string[]} names
  * @param {number[]} score

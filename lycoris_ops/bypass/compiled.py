@@ -33,7 +33,7 @@ class Acting(Protocol):
         ...
 
     def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
-        """The output in place of y, which may be written over. Without `given` the module was given x."""
+        """The output in place of y; y may be written over. Without `given` the module was given x."""
         ...
 
 

@@ -188,7 +188,7 @@ def _looks_linear(module: Any) -> bool:
 
 
 def definer(module: nn.Module) -> type:
-    """The class whose `forward`, or `_conv_forward` of a convolution, the module runs."""
+    """The class that defines what the module runs: `forward`, or `_conv_forward` of a convolution."""
     # `nn.Module` has one too, which raises.
     return next(
         kind for kind in type(module).__mro__ if "forward" in vars(kind) or "_conv_forward" in vars(kind)

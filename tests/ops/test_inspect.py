@@ -113,6 +113,8 @@ def test_with_a_base_blocks_are_the_models_and_changes_are_beside_weights(
     wanted = 0.5 * one.layers[f"diffusion_model.{path}"].delta(weight)
     assert layer.relative == pytest.approx(float(wanted.norm() / weight.norm()), rel=1e-5)
     assert (layer.block, layer.kind) == ("in.4", "attn")
+    # The row of the block has three digits.
+    assert f" {layer.relative:.3%}" in lyc.describe_examination(found)
     file, model = str(tmp_path / "one.safetensors"), str(tmp_path / "base.safetensors")
     lyc.save_adapter(one, file, dialect="comfy")
     save_file(weights, model)

@@ -1,4 +1,4 @@
-"""What a trained file says of its captions, by which lists of files find it.
+"""What a trained file says of its captions, so that lists of files find it by them.
 
 The keys are those of kohya-ss/sd-scripts (`ss_tag_frequency`, `ss_dataset_dirs`) and of the specification
 https://github.com/Stability-AI/ModelSpec (`modelspec.trigger_phrase`).

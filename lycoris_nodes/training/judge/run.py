@@ -156,7 +156,7 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
 
 
 def spread(times: int, batches: int) -> list[int]:
-    """An order of the batches of `judged` whose first n are spread over times and samples, for any n.
+    """An order of the batches of `judged`: for any n, its first n are spread over times and samples.
 
     Batch b at time t has the number t * batches + b. Each run of `times` numbers has every time once.
     """

@@ -19,8 +19,7 @@ LINKS: dict[Expert, str] = {HIGH: "model", LOW: "low_noise_model"}
 
 
 def jobs_of(asked: Asked, hidden: Any) -> tuple[list[Job], dict[str, Any]]:
-    """The trainings that are asked for, one or that of each expert, and the data of both, see
-    `sketches_of_data`.
+    """The trainings that are asked for, one or one for each expert, and their data, see `sketches_of_data`.
 
     Raises TrainError where the two models are not the experts of one, and what `runs_of` raises.
     """
@@ -44,7 +43,7 @@ def jobs_of(asked: Asked, hidden: Any) -> tuple[list[Job], dict[str, Any]]:
 
 
 def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
-    """What is asked of the training of an expert, as if of that alone."""
+    """What is asked for, as if only this expert were to be trained."""
     prefix, stack = named_for(asked.filename_prefix, expert), asked.stack
     if stack is not None and expert != ALL:
         stack = stack.of_expert(low_noise=expert == LOW)
@@ -52,7 +51,7 @@ def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
 
 
 def key_of(asked: Asked) -> RunKey:
-    """By what the training of a model is found."""
+    """What the training of a model is found by."""
     return RunKey(asked.filename_prefix, asked.dialect, settings_of(asked))
 
 

@@ -18,8 +18,8 @@ const LINES = 16
 const DRAWN = 36
 
 /**
- * `height` is the box's on the canvas, and `lines` its most lines. `open`: the user has unfolded the details, and the
- * next report shows them too. `fills` counts its changes.
+ * `height` is the height of the box on the canvas, and `lines` how many lines it may have. `open`: the user has unfolded
+ * the details, and the next report shows them too. `fills` counts its changes.
  *
  * @typedef {{widget: DomWidget, fills: number, height: number, lines: number, open: boolean}} Box
  */
