@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from tests.bench.cases import DTYPES, EFFECT, Factors, balanced, factors
+from lycoris_ops.maths.shapes import factorization
+from tests.bench.cases import DTYPES, EFFECT, Factors, factors
 from tests.bench.peers import in_comfyui
 from tests.bench.side import Table, boot, in_turn, middle, parser, versions
 
@@ -27,7 +28,7 @@ STRENGTH = 0.8
 def cases(size: int) -> dict[str, tuple[str, Factors]]:
     """(algorithm, tensors) of each measured adapter by its title, for a weight (size, size)."""
     shape, draw = (size, size), torch.Generator().manual_seed(size)
-    outer, inner = balanced(size)
+    outer, inner = factorization(size)
     # Of two full factors, without a rank and alpha.
     full = {"lokr_w1": torch.randn(outer, outer, generator=draw) * EFFECT / size**0.5}
     full["lokr_w2"] = torch.randn(inner, inner, generator=draw)

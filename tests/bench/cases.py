@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lycoris_ops.maths.shapes import factorization
+
 Shape = tuple[int, ...]
 Factors = dict[str, Tensor]
 
@@ -50,12 +52,6 @@ Split = Callable[[int], tuple[int, int]]
 """How LoKr cuts a size in two: the part of w1 and the part of w2, whose product is the size."""
 
 
-def balanced(size: int) -> tuple[int, int]:
-    """The two factors of a size that are nearest to each other, the smaller one first."""
-    small = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
-    return small, size // small
-
-
 def by_eight(size: int) -> tuple[int, int]:
     return 8, size // 8
 
@@ -65,7 +61,7 @@ class LayerSet:
     """The shapes of the weights that a stack is for, and how LoKr cuts their sizes."""
 
     layers: tuple[Shape, ...]
-    split: Split = balanced
+    split: Split = factorization
 
 
 SETS = {"sdxl": LayerSet(LINEAR), "other": LayerSet(OTHER, by_eight)}
@@ -74,7 +70,7 @@ SETS = {"sdxl": LayerSet(LINEAR), "other": LayerSet(OTHER, by_eight)}
 RANKS = {"lora": 16, "loha": 8, "lokr": 16}
 
 
-def factors(kind: str, shape: Shape, draw: torch.Generator, split: Split = balanced) -> Factors:
+def factors(kind: str, shape: Shape, draw: torch.Generator, split: Split = factorization) -> Factors:
     """Random tensors of a layer by suffix, whose change has the norm EFFECT; alpha equals the rank.
 
     A LoKr has a full w1 and a low-rank w2.
@@ -110,7 +106,7 @@ class Case:
     name: str
     kinds: tuple[str, ...]
 
-    def stack(self, number: int, shape: Shape, dtype: torch.dtype, split: Split = balanced) -> Stack:
+    def stack(self, number: int, shape: Shape, dtype: torch.dtype, split: Split = factorization) -> Stack:
         """The adapters for layer `number`, seeded; alpha stays in float32."""
         made: Stack = []
         for slot, kind in enumerate(self.kinds):

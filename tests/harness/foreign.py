@@ -70,14 +70,6 @@ class Located:
             changes[key] = change.view(shapes[key])
         return changes
 
-    def covers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """For each of the host's weights that it has rows of, a mask of these rows."""
-        masks: dict[str, Tensor] = {}
-        for number, key in enumerate(self.keys):
-            masks[key] = torch.zeros(shapes[key][0], dtype=torch.bool)
-            masks[key][self.row_of[self.key_of == number]] = True
-        return masks
-
 
 class Numbered:
     """A state dict of the same keys and shapes in which every value is a different whole number."""

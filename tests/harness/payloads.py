@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 class Call:
     """Pickles as a call of a function."""
@@ -23,18 +21,3 @@ class Call:
 def marking(folder: Path) -> Call:
     """Makes a folder when it is unpickled. The folder shows that a pickle has run code."""
     return Call(os.mkdir, str(folder))
-
-
-CALLS: tuple[tuple[Any, ...], ...] = (
-    (exec, "raise SystemExit(3)"),
-    (eval, "1 / 0"),
-    (__import__, "antigravity"),
-    (open, "/etc/passwd"),
-    (getattr, torch.Size, "mro"),
-    (torch.load, "/etc/passwd"),
-    (torch.zeros, 1 << 34),
-    (torch.hub.load, "x", "y"),
-    (bytearray, 1 << 34),
-    (print, "\x1b[2J"),
-)
-"""Functions with arguments: such as end or hang a process, read files, or take much memory."""

@@ -80,7 +80,9 @@ def test_a_fused_attention_is_matched_with_separate_layers() -> None:
     fused = torch.randn(192, 64)
     path = "double_blocks.0.img_attn.qkv"
     parts = dict(zip("qkv", fused.chunk(3), strict=True))
-    separate = {f"double_blocks.0.img_attn.to_{part}.weight": value.clone() for part, value in parts.items()}
+    # First a layer that only the tuned model has.
+    separate = {"double_blocks.0.extra.weight": torch.randn(4, 4)}
+    separate |= {f"double_blocks.0.img_attn.to_{part}.weight": value.clone() for part, value in parts.items()}
     delta = torch.randn(64, 2) @ torch.randn(2, 64)
     separate["double_blocks.0.img_attn.to_k.weight"] += delta
     made = lyc.extract_adapter({f"{path}.weight": fused}, separate, size=lyc.Rank(2))

@@ -19,7 +19,7 @@ const BEYOND = 3000
  * @param {boolean} cards
  * @param {number} width
  */
-export function placedIn(items, cards, width) {
+function placedIn(items, cards, width) {
   const columns = cards ? Math.max(1, Math.floor(width / WIDTH)) : 1
   const [wide, high] = cards ? [width / columns, CARD] : [width, LINE]
   /** @type {Placed[]} */
