@@ -311,8 +311,8 @@ def test_masks_that_are_none(weights: Tensor, found: str) -> None:
     ("made", "found"),
     [
         (lambda: Where(factors=(1.0, math.nan)), "finite number"),
-        (lambda: Places(()), "no pictures"),
-        (lambda: Places((0, -1)), "no pictures"),
+        (lambda: Places(()), "no numbers of pictures"),
+        (lambda: Places((0, -1)), "no numbers of pictures"),
         (lambda: Places((0,), (0, 4)), "impossible size"),
         (lambda: Places((0,), (4, 4), before=-1), "impossible size"),
         (lambda: Places((0,), (2, 4, 4), pace=0), "impossible size"),
