@@ -48,7 +48,10 @@ def without(layer: dict[str, Tensor], key: str) -> dict[str, Tensor]:
         (without(factors("lokr-full-low", "linear"), "lokr_w2_a"), "a lokr layer without lokr_w2"),
         ({"alpha": torch.tensor(1.0)}, "no algorithm reads the tensors alpha"),
         ({**factors("lora", "linear"), "new_thing": torch.zeros(1)}, "unknown tensors: new_thing"),
-        ({**factors("oft", "linear"), "new_thing": torch.zeros(1)}, "a boft or oft layer with unknown tensors: new_thing"),
+        (
+            {**factors("oft", "linear"), "new_thing": torch.zeros(1)},
+            "a boft or oft layer with unknown tensors: new_thing",
+        ),
         (
             {"ia3_l": torch.zeros(12, 1), "on_input": torch.tensor(0)},
             "an ia3 layer with both ia3_l and on_in",

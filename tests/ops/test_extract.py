@@ -77,13 +77,14 @@ def test_a_low_rank_change_is_found_again_and_rounding_is_not(
 
 
 def test_a_fused_attention_is_matched_with_separate_layers() -> None:
-    fused = torch.randn(192, 64)
+    # With a change that float32 would round.
+    fused = torch.randn(192, 64, dtype=torch.float64)
     path = "double_blocks.0.img_attn.qkv"
     parts = dict(zip("qkv", fused.chunk(3), strict=True))
     # First a layer that only the tuned model has.
     separate = {"double_blocks.0.extra.weight": torch.randn(4, 4)}
     separate |= {f"double_blocks.0.img_attn.to_{part}.weight": value.clone() for part, value in parts.items()}
-    delta = torch.randn(64, 2) @ torch.randn(2, 64)
+    delta = 1e-6 * torch.randn(64, 2).double() @ torch.randn(2, 64).double()
     separate["double_blocks.0.img_attn.to_k.weight"] += delta
     made = lyc.extract_adapter({f"{path}.weight": fused}, separate, size=lyc.Rank(2))
     found = changes(made, {f"{path}.weight": tuple(fused.shape)})[f"{path}.weight"]

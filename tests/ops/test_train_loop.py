@@ -258,6 +258,11 @@ def test_the_same_seed_makes_the_same_file_and_another_one_does_not(tmp_path: Pa
         lyc.train_network(network(), loader(), noisy, options(out, seed=seed))
         files.append((out / "out.safetensors").read_bytes())
     assert files[0] == files[1] != files[2]
+    # Layers of one shape have starts of their own.
+    twins = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    members = lyc.create_lycoris(twins, rank=2, seed=0).members.values()
+    one, other = (member.layer.tensors()["lora_down.weight"] for member in members)
+    assert not torch.equal(one, other)
 
 
 def test_steps_are_those_of_a_loop_by_hand() -> None:
