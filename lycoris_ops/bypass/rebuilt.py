@@ -151,7 +151,7 @@ class Rebuilt(Hiding):
 
     @property
     def _may_add_bias(self) -> bool:
-        """Whether the module has no bias where one could be, and the layer does not only multiply one."""
+        """Whether the layer may add a bias: the module lacks one that it could have."""
         could = hasattr(self.module, self.bias) and own_of(self.module, self.bias) is None
         return could and not self.layer.bias_may_be_absent
 

@@ -44,9 +44,9 @@ MANY_SMALL = 3
 Measured on a CPU, for layers of width 640 to 3072."""
 
 FORMED = 500
-"""The cost, per value of a factored weight, to form the weight and to turn its gradient into the factors'.
-The unit is one multiplication of a large matrix product, measured on a CPU: memory bandwidth limits these
-steps."""
+"""The cost for each value of a factored weight: of forming it, and of computing the factors' gradients from
+the weight's. The unit is one multiplication of a large matrix product, measured on a CPU: memory bandwidth
+limits these steps."""
 
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.

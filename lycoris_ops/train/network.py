@@ -116,9 +116,9 @@ class LycorisNetwork(nn.Module):
         return self
 
     def _tied(self, path: str, others: Iterable[str]) -> list[str]:
-        """Those of the modules that share a member's weight that its layer changes too.
+        """Which of the modules that share a member's weight its layer changes too.
 
-        As in PEFT these are modules without a layer, where the member is an embedding with trained tokens.
+        As in PEFT they are those without a layer, if the member is an embedding with trained tokens.
         """
         member = self.members[path]
         rows = member.site.kind == "embedding" and "set_rows" in member.layer.tensors()
