@@ -486,6 +486,11 @@ def test_changes_that_cancel_each_other_are_left_out() -> None:
         made = lyc.merge_adapters(zip((one, two), strengths, strict=True), method)
         assert list(made.layers) == ["lora_unet_b"]
         assert made.report is not None and list(made.report.left_out) == ["lora_unet_a"]
+    # Of the bias alone.
+    bias = torch.randn(12)
+    pair = [adapter("one", {"a": load("lora", "linear").with_bias_change(bias)}) for _ in range(2)]
+    (left,) = lyc.merge_adapters(zip(pair, (1.0, -1.0), strict=True), "sum").layers.values()
+    assert "diff_b" not in left.tensors()
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.factors])

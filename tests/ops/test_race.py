@@ -289,6 +289,9 @@ def test_without_validation_the_first_batches_are_set_apart() -> None:
 
 
 def test_a_second_training_begins_with_what_the_first_found(tmp_path: Path) -> None:
+    # A folder that is not there yet.
+    tmp_path = tmp_path / "new"
+
     def options(name: str, **more: Any) -> lyc.TrainOptions:
         given: dict[str, Any] = {"steps": 120, "search": "all", "search_share": 0.9, "bar": False}
         return lyc.TrainOptions(

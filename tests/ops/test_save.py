@@ -24,6 +24,7 @@ from written import configured, read
 
 import lycoris_ops as lyc
 from lycoris_ops import WRITTEN_DIALECTS
+from lycoris_ops.names.network_args import network_options
 from lycoris_ops.writing import save as saving
 
 PATH = "down_blocks.0.attentions.0.proj_in"
@@ -313,6 +314,9 @@ def test_tlora_s_start_is_in_the_metadata(tmp_path: Path) -> None:
     adapter = lyc.load_adapter(tmp_path / "source.safetensors", sig_type="last")
     found = saved(adapter, tmp_path, "kohya")
     assert found.layers[NAMES["kohya"]].sig_type == "last"  # type: ignore[attr-defined]
+    # A random start cannot be rebuilt, and other kinds have none.
+    for args in ({"algo": "tlora", "use_data_init": "False"}, {"algo": "lora"}):
+        assert not network_options({"ss_network_args": json.dumps(args)})
 
 
 # The dtype of what is written.
