@@ -545,7 +545,7 @@ def test_bad_input_is_named() -> None:
     cases: list[tuple[Any, str]] = [
         (lambda: lyc.merge_adapters([(one, 1.0), (two, 1.0)]), "no layer in common"),
         (lambda: lyc.merge_adapters([(one, 1.0), (other, 1.0)]), "in different ways"),
-        (lambda: lyc.merge_adapters([(one, 1.0), (wide, 1.0)]), "another shape"),
+        (lambda: lyc.merge_adapters([(one, 1.0), (wide, 1.0)]), "different shapes"),
         (lambda: lyc.merge_adapters([]), "cannot take this number"),
         (lambda: lyc.merge_adapters([(one, 1.0)] * 3, "slerp"), "cannot take this number"),
         (lambda: lyc.merge_adapters([(one, 1.0)], "sums"), "no such merge method"),

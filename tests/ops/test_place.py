@@ -189,6 +189,11 @@ def test_gradients_flow_through_masks(kind: str) -> None:
     module, x, where = case.module(), case.input().requires_grad_(), places(case)
     one, mask = layer(kind, case), soft()
     assert torch.autograd.gradcheck(lambda x: run(module, x, where, (one, 0.5, mask)), (x,), fast_mode=True)
+    # A layer that learns is in the mask at strength 1 too.
+    wanted = run(module, x, where, (one, 1.0, mask))
+    for tensor in one.tensors().values():
+        tensor.requires_grad_(tensor.is_floating_point())
+    torch.testing.assert_close(run(module, x, where, (one, 1.0, mask)), wanted)
 
 
 def test_places_apart_are_outputs_of_their_own() -> None:
