@@ -72,8 +72,8 @@ def test_rows_in_short_and_of_any_number(host: Host) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("{", "the rows are no JSON"),
-        ("[" * 5000, "the rows are no JSON"),
+        ("{", "the rows are neither JSON"),
+        ("[" * 5000, "the rows are neither JSON"),
         ('{"version": 1, "version": 1, "rows": []}', "the key 'version' is given twice"),
         ("[]", "the rows have another form"),
         ('{"version": 2, "rows": []}', "version: the rows are of a later version (found 2; expected 1)"),
