@@ -148,7 +148,7 @@ class LycorisPlan(io.ComfyNode):
                 [[samples[at]] for at in order[:batches]],
                 counted,
                 preset=family.preset if preset == AS_FAMILY else preset,
-                include=include.split(),
+                include=[*(family.include if preset == AS_FAMILY else ()), *include.split()],
                 exclude=exclude.split(),
                 algorithms="lora" if kinds == "auto" else kinds,
                 largest=largest_rank,

@@ -128,6 +128,11 @@ def made(case: Case) -> Any:
     model = zoo.make(case.architecture, changed=case.settings, cut=False)
     # The zoo has overwritten the noise levels.
     model.model_sampling = model_sampling(model.model_config, model.model_type)
+    return usual_weights(model)
+
+
+def usual_weights(model: Any) -> Any:
+    """The model with the usual weights of a beginning, to be trained as a whole."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

@@ -49,7 +49,8 @@ def test_the_usual_rate_lowers_the_loss(host: Host, architecture: str, tmp_path:
 
     with training.opened(plain := patcher(model)) as session:
         evenly = ((torch.arange(DRAWS * len(latent)) + 0.5) / (DRAWS * len(latent))).split(len(latent))
-        network = session.adapted(rank=family.rank, preset=family.preset, seed=0)
+        layers = {"preset": family.preset, "include": family.include}
+        network = session.adapted(rank=family.rank, seed=0, **layers)
         options = ops.TrainOptions(steps=STEPS, lr=family.lr, warmup=0.05, bar=False, validate_every=STEPS)
         result = ops.train_network(
             network, [None], lambda _, shares: loss_of(session, shares), options, validation=evenly

@@ -417,10 +417,11 @@ def _network(
         **({"dora": "output"} if asked.dora else {}),
     }
     # A plan or a file already says which modules are trained.
-    usual = family.preset if given is fresh else None
+    usual = (family.preset, family.include) if given is fresh else (None, ())
+    preset, include = usual if asked.preset == AS_FAMILY else (asked.preset, ())
     network = session.adapted(
-        preset=usual if asked.preset == AS_FAMILY else asked.preset,
-        include=asked.include.split(),
+        preset=preset,
+        include=[*include, *asked.include.split()],
         exclude=asked.exclude.split(),
         overrides=overrides,
         **shared,

@@ -228,7 +228,16 @@ ARCHITECTURE = Architecture(
         ),
     ),
     trained=(
-        Training("Flux", "Flux", "kohya-ss/sd-scripts, diffusion-pipe", shift=BY_TOKENS, guidance=1.0),
+        Training(
+            "Flux",
+            "Flux",
+            "ai-toolkit, kohya-ss/sd-scripts",
+            shift=BY_TOKENS,
+            guidance=1.0,
+            rank=32,
+            # Both train the modulation too.
+            include=("*_mod.lin", "single_blocks.*.modulation.lin"),
+        ),
         Training("Flux2", "Flux 2", "kohya-ss/musubi-tuner", shift=BY_TOKENS, guidance=1.0, rank=32),
         Training("LongCatImage", "LongCat-Image", "as Flux", shift=BY_TOKENS),
         Training("Chroma", "Chroma", "kohya-ss/sd-scripts, ai-toolkit", guidance=0.0),

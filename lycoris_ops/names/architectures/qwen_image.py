@@ -31,6 +31,14 @@ ARCHITECTURE = Architecture(
         ),
     ),
     trained=(
-        Training("QwenImage", "Qwen-Image", "kohya-ss/musubi-tuner", shift=(0.5, 0.9, 256, 8192), lr=5e-5),
+        Training(
+            "QwenImage",
+            "Qwen-Image",
+            "ai-toolkit; the shift: kohya-ss/musubi-tuner",
+            shift=(0.5, 0.9, 256, 8192),
+            rank=32,
+            # The modulation.
+            include=("*_mod.1",),
+        ),
     ),
 )

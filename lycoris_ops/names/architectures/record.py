@@ -134,6 +134,8 @@ class Training:
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"
+    include: tuple[str, ...] = ()
+    """Patterns of layers that are trained beside those of the preset."""
     resolution: int = 1024
     """The side, in pixels, of a square picture of the size used in training."""
     told_size: bool = False

@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lycoris_ops.train.rates import rate_of
 from tests.bench.train_node import defaults, run
-
-from .shapes import Host
 
 BATCH = 4
 """Pictures in a step."""
@@ -26,9 +24,18 @@ RATED, ITSELF = -8, None
 """Where the search for a rate begins, in quarters of a decade, and the mark of what finds its rate itself."""
 
 
+class Trainable(Protocol):
+    """A model in the host, and what it is adapted to."""
+
+    @property
+    def nodes(self) -> Any: ...
+
+    def data(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Asked:
-    host: Host
+    host: Trainable
     size: int
     """The rank of a LoRA, or of a LoRA that has as many numbers on the layers that the node trains."""
     lr: float | None
