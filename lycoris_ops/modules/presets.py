@@ -18,7 +18,7 @@ BLOCK = re.compile(r"Block|Layer$")
 MODULATION = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)
 """Matches the names of linear layers in a block that compute scales and shifts from time or a vector.
 
-Trainers leave these out by default, because small changes of them act on every value of a block."""
+Most trainers leave these out by default, because small changes of them act on every value of a block."""
 EMBEDDER = re.compile(r"Embed(der|dings?)?$")
 """Matches the names of classes in a block that embed times, positions or numbers."""
 TRANSFORMER = re.compile(

@@ -350,6 +350,8 @@ def test_other_models_are_trained_by_their_own_defaults(
     family = module(host, "").family_of(trained.model)
     assert f"model: {family.name}; defaults of {family.source}" in made["report"]
     assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]
+    # Their usual layers are not those of the preset alone.
+    assert any("_mod." in name for name in made["lora"]) is (architecture in ("Flux 1", "Qwen-Image"))
     # The guidance of Flux is one of its inputs.
     assert guidances == [1.0 if architecture == "Flux 1" else 5.0] * 2
     layers = made["stack"].entries[0].adapter.layers.values()

@@ -235,11 +235,11 @@ ARCHITECTURE = Architecture(
             shift=BY_TOKENS,
             guidance=1.0,
             rank=32,
-            # Both train the modulation too.
+            # The modulation.
             include=("*_mod.lin", "single_blocks.*.modulation.lin"),
         ),
         Training("Flux2", "Flux 2", "kohya-ss/musubi-tuner", shift=BY_TOKENS, guidance=1.0, rank=32),
         Training("LongCatImage", "LongCat-Image", "as Flux", shift=BY_TOKENS),
-        Training("Chroma", "Chroma", "kohya-ss/sd-scripts, ai-toolkit", guidance=0.0),
+        Training("Chroma", "Chroma", "ai-toolkit, kohya-ss/sd-scripts", guidance=0.0, rank=32),
     ),
 )

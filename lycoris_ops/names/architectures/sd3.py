@@ -88,5 +88,13 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"joint": 24}, "SD3"), Size({"joint": 38}, "SD3.5-LARGE")),
         ),
     ),
-    trained=(Training("SD3", "Stable Diffusion 3", "huggingface/diffusers, OneTrainer"),),
+    trained=(
+        Training(
+            "SD3",
+            "Stable Diffusion 3",
+            "huggingface/diffusers, OneTrainer; the layers: kohya-ss/sd-scripts",
+            # The modulation.
+            include=("joint_blocks.*adaLN_modulation*",),
+        ),
+    ),
 )

@@ -56,5 +56,15 @@ ARCHITECTURE = Architecture(
             sizes=(Size({"layers": 30}, "Z-IMAGE"),),
         ),
     ),
-    trained=(Training("ZImage", "Z-Image", "kohya-ss/musubi-tuner", shift=2.0, rank=32),),
+    trained=(
+        Training(
+            "ZImage",
+            "Z-Image",
+            "kohya-ss/musubi-tuner; the layers: ai-toolkit",
+            shift=2.0,
+            rank=32,
+            # The modulation.
+            include=("layers.*adaLN_modulation*",),
+        ),
+    ),
 )
