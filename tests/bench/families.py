@@ -323,7 +323,7 @@ class Family:
     """A trained model of a family in the host, and what adapters of it come to."""
 
     def __init__(self, nodes: Any, pack: Any, name: str, base_steps: int = BASE_STEPS) -> None:
-        from comfy.model_base import model_sampling
+        from comfy.model_base import Flux, model_sampling
         from comfy.model_patcher import ModelPatcher
 
         self.nodes, self.case = nodes, CASES[name]
@@ -344,7 +344,7 @@ class Family:
             buffer.normal_(std=0.5)
         if name == "Flux 2":
             # Its texts would be filled up to 512 tokens, which only takes time.
-            model.extra_conds = lambda **said: super(type(model), model).extra_conds(**said)
+            model.extra_conds = lambda **said: Flux.extra_conds(model, **said)
         self.model = ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
         self.conds = [self._conds(number) for number in range(max(1, len(self.case.guidances)))]
         base = (name, given.text, pooled, changed, self.case.guidances, base_steps, BASE_BATCH, BASE_LR)
@@ -511,7 +511,9 @@ class Bench:
                 # A small scale of the change wants a higher rate.
                 small = settings.get("alpha", 1.0) < settings.get("rank", 1) / 4
 
-                def measured(step: int, known: Any = known, settings: Any = settings) -> float:
+                def measured(
+                    step: int, known: tuple[str, str, str] = known, settings: Any = settings
+                ) -> float:
                     return self.row(family, Key(*known, step, TRAINED_WITH[0]), settings).tune
 
                 step = best(measured, -6 if small else -8, WIDTH)
@@ -538,14 +540,16 @@ def page(rows: Mapping[Key, Row]) -> str:
             + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
             for values in ([row.test for row in chosen], [row.sampled for row in chosen])
         ]
-        return (
-            shown[0] + (f" at {10 ** (step / 4):.0e}" if step is not None else ""),
-            shown[1],
-        )
+        if step is None:
+            return shown[0], shown[1]
+        tried = [row.key.step or 0 for row in own]
+        edge = "" if min(tried) < step < max(tried) else " (edge)"
+        return f"{shown[0]} at {10 ** (step / 4):.0e}{edge}", shown[1]
 
     lines: list[Sequence[str]] = []
     for name in dict.fromkeys(key.family for key in rows):
         before = next(row.before for row in rows.values() if row.key.family == name)
+        sources = {recipe.trainer: f", {recipe.source}" for recipe in CASES[name].recipes}
         for who, _ in ways(name):
             set_, _ = losses(name, who, searched=False)
             found, sampled = losses(name, who, searched=True)
@@ -553,7 +557,7 @@ def page(rows: Mapping[Key, Row]) -> str:
                 (
                     name if who == OURS else "",
                     f"{before:.3f}" if who == OURS else "",
-                    who,
+                    who + sources.get(who, ""),
                     set_,
                     found,
                     sampled,
