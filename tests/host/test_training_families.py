@@ -38,4 +38,4 @@ def test_the_table_shows_each_way_at_its_best_rate() -> None:
     text = families.page({one.key: one for one in [*rows, row("LTX-Video-Trainer", None, 0, 1.5)]})
     cells = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
     assert cells[0] == ["LTX", "2.000", "usual", "1.100", "0.650 ± 0.071 at 1e-02 (edge)", "0.750 ± 0.071"]
-    assert cells[1][2:4] == ["LTX-Video-Trainer, configs/ltxv_2b_lora.yaml", "1.600"]
+    assert cells[1][:2] == ["LTX-Video-Trainer, configs/ltxv_2b_lora.yaml", "1.600"]
