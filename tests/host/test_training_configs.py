@@ -178,6 +178,8 @@ def test_a_config_becomes_values_that_the_node_takes(host: Host, trainer: str) -
     found = configs.translated({"text": text})
     assert (found["trainer"], found["values"]) == (trainer, values)
     assert set(notes) <= set(found["notes"])
+    # What changes nothing that is learned needs no note.
+    assert not any("xformers" in note for note in found["notes"])
     schema = host.module("lycoris_nodes.training.node.schema")
     # The node takes each of them as it is.
     literals = host.module("lycoris_nodes.schema.checks").literals
