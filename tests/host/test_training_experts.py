@@ -192,10 +192,21 @@ def asked(host: Host, tmp_path: Path) -> Asked:
 
 
 def test_a_pair_goes_on_where_it_stopped(
-    host: Host, train: Train, pair: Pair, stopped: Stopped, asked: Asked, tmp_path: Path
+    host: Host,
+    train: Train,
+    pair: Pair,
+    stopped: Stopped,
+    asked: Asked,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said: list[str] = []
+    output = host.module("lycoris_nodes.training.node.output")
+    monkeypatch.setattr(output, "tell_page", lambda *_, **told: said.append(str(told)))
     whole = tmp_path / "whole"
     train(whole, **pair.links())
+    (between,) = (one for one in said if "trains the low-noise expert" in one)
+    assert "High-noise expert: finished" in between and "Low-noise" not in between
     # Something else has a number of one of the two.
     train(model=pair.models["low_noise"], seed=9, steps=1)
     assert asked() is None
