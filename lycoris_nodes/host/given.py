@@ -176,10 +176,11 @@ def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor, see: See | None) ->
     inputs["guidance_type"] = "v2 (replace)" if ends == REPLACED else "v1 (concat)"
     if ends == "first and last":
         inputs["end_image"] = pixels[-1:]
-    for one in known.intersection(SEEN) if see else ():
-        inputs[one] = see(pixels[-1:] if one == SEEN[2] else pixels[:1])
-    if ends != "first and last":
-        inputs.pop(SEEN[2], None)
+    if see is not None:
+        first, at_start, at_end = SEEN
+        inputs |= {name: see(pixels[:1]) for name in (first, at_start) if name in known}
+        if at_end in known and ends == "first and last":
+            inputs[at_end] = see(pixels[-1:])
     made = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
     settings = made[0][0][1] if isinstance(made[0], list) else {}
     latent = next((one for one in made if isinstance(one, dict) and NOISE_MASK in one), None)
