@@ -30,11 +30,8 @@ from .places import Passing, blended_attention, crop_of, picture_shape
 from .turns import CalledInTurn
 
 IN_TURN: Tokens = "for places, in turn"
-SEEN: Tokens = "level for places"
-CROSS: tuple[Tokens, ...] = ("for places", IN_TURN)
+APART: tuple[Tokens, ...] = ("for places", IN_TURN)
 """Tokens that have no place themselves, but whose outputs are used place by place."""
-APART: tuple[Tokens, ...] = (*CROSS, SEEN)
-"""All tokens whose outputs are used place by place."""
 NAME = "lycoris_bypass"
 """The key under which the host keeps this injection on a patcher."""
 PERCENTS = range(1 << 24)
@@ -55,7 +52,7 @@ class BypassInjection(PatcherInjection):
         used = [path for path, kind in tokens.items() if kind in APART]
         held = [slot.where for path in used for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
-        """The places that have their own keys and values in attentions."""
+        """The places that have their own keys and values in cross-attentions."""
         self.differ = any(
             slot.where is not None and slot.where.factors is not None
             for path in tokens
@@ -229,17 +226,11 @@ class BypassInjection(PatcherInjection):
         return crops
 
     def _placed(self, model: Any, options: Mapping[str, Any], passing: Passing) -> Mapping[str, Any]:
-        """Note the pass, and return its options with the blended attention."""
+        """Note the pass, and return its options with the blended cross-attention."""
         self._passing[model] = passing
         if not self.apart:
             return options
-        replaced = options.get("patches_replace") or {}
-        # Perturbed guidance and others take one set of keys and values: theirs are masked by token.
-        own = () if replaced.get("attn1") else self.apart
-        for path, kind in self.tokens.items():
-            if kind == SEEN:
-                self._attached[model][path].apart = own
-        if replaced.get("attn2") and any(kind in CROSS for kind in self.tokens.values()):
+        if (options.get("patches_replace") or {}).get("attn2"):
             raise LycorisError(
                 "a mask cannot be laid on a cross-attention that another node replaces, such as IPAdapter",
                 expected="ComfyUI's own cross-attention",
@@ -260,7 +251,7 @@ class BypassInjection(PatcherInjection):
                 hint="Remove the mask: only sampling says where the places are",
             )
         # A convolution has its own grid.
-        own = "text" if hooks.plan.geometry.kernel or hooks.apart or kind in CROSS else kind
+        own = "text" if hooks.plan.geometry.kernel or kind in APART else kind
         try:
             hooks.places = passing.places(own, x.numel() // x.shape[-1] // len(passing.pictures))
         except LycorisError as error:

@@ -110,14 +110,13 @@ def choose(
 
 
 def _add_partners(patcher: Any, tokens: Mapping[str, Tokens], choice: Choice) -> None:
-    """If some keys or values of an attention are used place by place, bypass all of them.
+    """If some keys or values of a cross-attention are bypassed, bypass all of them.
 
     The host's models use them together, so all must be for the same places.
     """
-    together: tuple[Tokens, ...] = ("for places", "level for places")
-    own = {path.rpartition(".")[0] for path, kind in choice.tokens.items() if kind in together}
+    own = {path.rpartition(".")[0] for path, kind in choice.tokens.items() if kind == "for places"}
     for path, kind in tokens.items():
-        if kind not in together or path in choice.tokens or path.rpartition(".")[0] not in own:
+        if kind != "for places" or path in choice.tokens or path.rpartition(".")[0] not in own:
             continue
         geometry = geometry_of(layer_of(patcher, path))
         if isinstance(geometry, Geometry):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -106,7 +105,7 @@ class Passing:
     def _places(self, kind: Tokens, tokens: int) -> Places:
         if kind == "text":
             return self._of(())
-        if kind in ("level", "level for places"):
+        if kind == "level":
             return self._of(self._level(tokens))
         if kind == "level, text":
             return self._of(self._level(tokens - self.text), 0, self.text)
@@ -264,59 +263,21 @@ def blended_attention(
     """The host's override of attention: attend with each set of keys and values, and blend over the places.
 
     If the batch of the keys or values is larger than the queries', it holds the samples once without the
-    masked layers, then once for each of `apart`. Only the tokens where a set counts attend to it. `before` is
-    the override that another node has set.
+    masked layers, then once for each of `apart`. `before` is the override that another node has set.
     """
 
     def attend(run: Attention, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
-        def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def one(k: Tensor, v: Tensor) -> Tensor:
             return run(q, k, v, *args, **named) if before is None else before(run, q, k, v, *args, **named)
 
         if len(k) == len(v) == len(q):
-            return one(q, k, v)
+            return one(k, v)
         count = 1 + len(apart)
         keys, values = (each.chunk(count) if len(each) > len(q) else [each] * count for each in (k, v))
-        places = passing.places(kind, q.shape[-2])
-        # The host's own mask is for all queries. In a compiled graph no shape may depend on our masks.
-        given = any(isinstance(value, Tensor) for value in (*args, *named.values()))
-        if given or torch.compiler.is_compiling():
-            made = map(partial(one, q), keys, values)
-            return blended(places, apart, next(made), made)
-        total: Tensor | None = None
-        for number, rows, factors in shares(places, tuple(apart), q.dtype, q.device):
-            found = one(q.index_select(-2, rows), keys[number], values[number])
-            found = found * (factors[:, None] if found.ndim == 4 else factors)
-            if total is None:
-                total = found.new_zeros(*found.shape[:-2], q.shape[-2], found.shape[-1])
-            total.index_add_(-2, rows, found)
-        assert total is not None
-        return total
+        others = map(one, keys[1:], values[1:])
+        return blended(passing.places(kind, q.shape[-2]), apart, one(keys[0], values[0]), others)
 
     return attend
-
-
-@lru_cache(maxsize=64)
-def shares(
-    places: Places, apart: tuple[Where, ...], dtype: torch.dtype, device: torch.device
-) -> list[tuple[int, Tensor, Tensor]]:
-    """What each set of keys and values counts for in an attention, without the sets that count nowhere.
-
-    Each is the number of the set, 0 for the one without the masked layers; the tokens at which it counts; and
-    its factors (samples, tokens, 1) there.
-    """
-    # Tensors made in inference mode could not be used where gradients are recorded.
-    with torch.inference_mode(False), torch.no_grad():
-        cpu = torch.device("cpu")
-        others = [where.over(places, places.grid, torch.float32, cpu) for where in apart]
-        rest = 1 - torch.stack(others).sum(0)
-        # Shares that add up to 1 do so only to rounding.
-        rest = torch.where(rest.abs() < 1e-6, 0.0, rest)
-        found: list[tuple[int, Tensor, Tensor]] = []
-        for number, factors in enumerate((rest, *others)):
-            rows = (factors != 0).any(0).nonzero()[:, 0]
-            if len(rows):
-                found.append((number, rows.to(device), factors[:, rows, None].to(device, dtype)))
-        return found
 
 
 def blended(places: Places, apart: Sequence[Where], base: Tensor, others: Iterable[Tensor]) -> Tensor:

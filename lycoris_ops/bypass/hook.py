@@ -177,7 +177,7 @@ class Bypass:
 
         `before_pass` must set it, unless it is set already."""
         self.apart: tuple[Where, ...] = ()
-        """Places whose outputs are not blended: as in `PlacedPlan`. It may be changed between two passes."""
+        """Places whose outputs are not blended: as in `PlacedPlan`. To be set before the first pass."""
         self.strengths = plan.strengths
         """The strengths of each stage: of the layers of the weight, then of the layers of the bias.
 
@@ -458,8 +458,7 @@ class Bypass:
         bound, anew = self._bound, self.plan.anew
         if anew and (whole := self._whole_pass(x)) is not None:
             return whole
-        stale = isinstance(bound, PlacedPlan) and bound.apart != self.apart
-        if bound is None or stale or not bound.serves(x, self.dropout, anew=anew):
+        if bound is None or not bound.serves(x, self.dropout, anew=anew):
             if anew:
                 self.met = None
             met = self.meet(compute_dtype(x.dtype), x.device)

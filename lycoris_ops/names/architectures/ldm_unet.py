@@ -144,7 +144,6 @@ ARCHITECTURE = Architecture(
     },
     tokens={
         **dict.fromkeys(("emb_layers", "time_stack", "time_pos_embed", "time_mixer"), "text"),
-        **dict.fromkeys((f"transformer_blocks.*.attn1.to_{letter}" for letter in "kv"), "level for places"),
         **dict.fromkeys((f"transformer_blocks.*.attn2.to_{letter}" for letter in "kv"), "for places"),
         **dict.fromkeys((*PLACES, "out"), "level"),
     },

@@ -145,7 +145,6 @@ class Training:
 Tokens = Literal[
     "places",
     "level",
-    "level for places",
     "level, text",
     "text, places",
     "places, text",
@@ -157,7 +156,6 @@ Tokens = Literal[
 
 - `places`: those of the picture, perhaps followed by those of reference pictures.
 - `level`: those of the picture at one of the sizes of a UNet.
-- `level for places`: these, but used at all other places too: the keys and values of a self-attention.
 - `level, text`: these, then those of the text.
 - `text, places` and `places, text`: those of the text before or after those of the picture.
 - `text`: at no place, such as the tokens of text or sound, or the embedding of the time.
