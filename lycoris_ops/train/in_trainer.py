@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..errors import TrainError
+from ..reading.adapter import Adapter
+from ..writing.save import save_adapter
 from .extras import required
 from .network import LycorisNetwork
 
@@ -23,6 +25,9 @@ def adapter_checkpoints(
     other dialects a file `adapter.safetensors`. `metadata` is as in `save_adapter`. After the training
     `save_model` writes the whole model again, without the network; `save_weights` writes the network.
 
+    A base and a network that `fully_shard` has divided are saved whole. The trainer must then neither move
+    nor wrap the model: see "An engineer's day" in the documentation.
+
     To go on from a checkpoint use `create_lycoris(model, weights=folder)`: the trainer's
     `resume_from_checkpoint` and `load_best_model_at_end` need the whole model.
 
@@ -32,6 +37,7 @@ def adapter_checkpoints(
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 
     changed = ExitStack()
+    gathered: list[Adapter] = []
 
     class AdapterCheckpoints(transformers.TrainerCallback):
         def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -61,10 +67,18 @@ def adapter_checkpoints(
                     return whole(folder, *given, **options)
                 if options.get("is_main_process", True):
                     place = folder if dialect == "peft" else os.path.join(folder, "adapter.safetensors")
-                    network.save_weights(place, dialect, metadata=metadata)
+                    adapter = gathered.pop() if gathered else network.to_adapter(dialect=dialect)
+                    save_adapter(adapter, place, dialect, metadata=metadata, model=network.shapes())
                 return None
 
             changed.enter_context(_has(model, save_pretrained=save_pretrained))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # Of a divided network every process has a part, but the trainer saves in the first one alone.
+            if control.should_save and network.applied:
+                gathered[:] = [network.to_adapter(dialect=dialect)]
+
+        on_epoch_end = on_step_end
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             changed.close()

@@ -7,6 +7,8 @@ import io
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pages
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
 from tests.harness.additions import added, outcome
+from tests.harness.facts import ROOT
 
 ADAPTERS = """
 import torch
@@ -77,10 +80,24 @@ def test_an_engineers_day_ends_in_what_others_compute(
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()):
         names = pages.run("day", tmp_path)
-    assert max(names[name] for name in ("experts", "baked", "head")) < 1e-5 and names["extracted"] < 1e-3
+    assert (
+        max(names[name] for name in ("experts", "baked", "head", "divided")) < 1e-5
+        and names["extracted"] < 1e-3
+    )
     found = {file.name for file in (tmp_path / "mixtral" / "checkpoint-10").iterdir()}
     assert "adapter_model.safetensors" in found and "model.safetensors" not in found
     assert len(list((tmp_path / "flux-merged").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.soak
+def test_a_day_of_several_processes_ends_in_what_peft_computes(tmp_path: Path) -> None:
+    first, *_, last = pages.blocks("day", "python")
+    script = tmp_path / "day.py"
+    script.write_text(f"{first}\n{last}\nassert divided < 1e-5\n", encoding="utf-8")
+    processes = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*processes, str(script)], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 def test_the_page_of_ranks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

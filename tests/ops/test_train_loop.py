@@ -261,7 +261,7 @@ def test_the_same_seed_makes_the_same_file_and_another_one_does_not(tmp_path: Pa
     # Layers of one shape have starts of their own.
     twins = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     members = lyc.create_lycoris(twins, rank=2, seed=0).members.values()
-    one, other = (member.layer.tensors()["lora_down.weight"] for member in members)
+    one, other = (member.layer.tensors()["lora_down"] for member in members)
     assert not torch.equal(one, other)
 
 
@@ -864,7 +864,7 @@ def test_a_loss_that_rises_for_a_while_stops_with_the_weights_from_before(tmp_pa
     """At a rate that is too high, at the second check in a row, also where a run was resumed between them."""
     settings = options(tmp_path, steps=200, lr=30.0, optimiser="sgd", clip_norm=1.0, rise=1.5)
     with pytest.raises(
-        lyc.DivergedError, match=r"makes the model worse: in step 50 .*25 steps before"
+        lyc.DivergedError, match=r"makes the model worse: .*its loss in step 50 .*25 steps before"
     ) as caught:
         lyc.train_network(network(), batches(), noisy, settings)
     assert "a tenth of the learning rate" in str(caught.value) and "at a rate of 30" in str(caught.value)
