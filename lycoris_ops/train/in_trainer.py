@@ -76,7 +76,8 @@ def adapter_checkpoints(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # Of a divided network every process has a part, but the trainer saves in the first one alone.
             if control.should_save and network.applied:
-                gathered[:] = [network.to_adapter(dialect=dialect)]
+                adapter = network.to_adapter(dialect=dialect)
+                gathered[:] = [adapter] if args.should_save else []
 
         on_epoch_end = on_step_end
 
