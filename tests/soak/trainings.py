@@ -6,7 +6,8 @@ Then it breaks each off, at any time or as a file is written: `--kills` times th
 again; `--full` times the disk has no room, or no room for one more file, until the node has said so. After
 each, Run goes on.
 
-The disks are in memory, and mounted for this process alone. That needs Linux, and `unshare`.
+The host's folder and the disks in it are in memory, and mounted for this process alone, so that several
+campaigns can run side by side. That needs Linux, and `unshare`.
 
 It prints a summary and ends with status 1 unless
 
@@ -351,11 +352,12 @@ def mount(folder: Path, *, size: int = DISK, files: int = FILES, again: bool = F
 
 @contextmanager
 def serving() -> Iterator[ServerAhead]:
-    base = install(base_directory(ROOT / ".cache" / facts().host / "soak-trainings", ROOT), parts())
-    for part in ("output", "user"):
-        shutil.rmtree(base / part)
+    place = ROOT / ".cache" / facts().host / "soak-trainings"
+    place.mkdir(parents=True, exist_ok=True)
+    mount(place)
+    base = install(base_directory(place, ROOT), parts())
     for disk in DISKS:
-        (base / disk).mkdir(parents=True)
+        (base / disk).mkdir(exist_ok=True)
         mount(base / disk)
     write_model(base / "models" / LOW, "Wan", seed=1, dtype=torch.float32)
     draw_pictures(base / "input")
