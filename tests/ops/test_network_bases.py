@@ -258,7 +258,12 @@ def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: st
 
 @pytest.mark.parametrize(
     ("case", "dynamic"),
-    [("lora", None), ("lokr", True), ("oft", True), ("dora-output", True)],
+    [
+        ("lora", None),
+        pytest.param("lokr", True, marks=pytest.mark.soak),
+        pytest.param("oft", True, marks=pytest.mark.soak),
+        ("dora-output", True),
+    ],
 )
 def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))

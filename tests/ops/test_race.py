@@ -204,7 +204,12 @@ def test_off_and_a_share_of_nothing_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"algorithm": "lokr"}, {"algorithm": "loha"}, {"dora": "output"}, {"algorithm": "oft"}]
+    "kind",
+    [
+        {"algorithm": "lokr"},
+        {"dora": "output"},
+        *(pytest.param({"algorithm": kind}, marks=pytest.mark.soak) for kind in ("lora", "loha", "oft")),
+    ],
 )
 def test_the_rate_of_a_kind_is_found_and_the_training_begins_afresh(kind: dict[str, Any]) -> None:
     options = replace(OPTIONS, steps=100, search="rate", search_share=0.9)
