@@ -18,9 +18,10 @@ from .launch import base_directory, boot_in_process, loaded_pack
 PAGE = ROOT / "docs" / "other-trainers.md"
 HEAD = """# Settings of other trainers
 
-**Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of kohya,
-ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what becomes
-of each setting. `python -m tests.harness.other_trainers --write` makes them from what reads the configs.
+**Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of sd-scripts,
+kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what
+becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from what reads the
+configs.
 
 In these trainers AdamW has a weight decay of 0.01 if a config names none, and so it does here after a paste.
 On the node itself the usual weight decay is 0.
@@ -35,11 +36,17 @@ def page(pack: str) -> str:
     schema = importlib.import_module(f"{pack}.lycoris_nodes.training.node.schema")
     named = configs.places(schema.inputs())
     parts = [HEAD]
+    shown: dict[Any, str] = {}
     for trainer in configs.discover(configs.trainers.__name__):
+        parts.append(f"## {trainer.NAME}: {trainer.FORM}\n")
+        if trainer.read in shown:
+            parts += [f"What it passes on is read as a config of {shown[trainer.read]}.", ""]
+            continue
+        shown[trainer.read] = trainer.NAME
         rows: dict[str, list[str]] = {}
         for table in CONFIGS:
             trainer.read(_recorder(configs.Config, rows, named)(table))
-        parts.append(f"## {trainer.NAME}: {trainer.FORM}\n\n| there | here |\n|---|---|")
+        parts.append("| there | here |\n|---|---|")
         parts += [f"| `{key}` | {'; '.join(dict.fromkeys(words))} |" for key, words in rows.items() if words]
         unused = ", ".join(f"`{key}`" for key, words in rows.items() if not words)
         parts += [f"\nMake no difference to what is learned here: {unused}.", ""]

@@ -121,7 +121,10 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "output.dtype": "float16",
             "filename_prefix": "loras/cat",
         },
-        ("keep_tokens = 1", "pretrained_model_name_or_path: link the model"),
+        (
+            "train_data_dir, keep_tokens: set on LyCORIS Training Pictures",
+            "pretrained_model_name_or_path: link the model",
+        ),
     ),
     "ai-toolkit": (
         AI_TOOLKIT,
@@ -171,6 +174,87 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
+FORM = {
+    "LoRA_type": "LyCORIS/LoKr",
+    "LyCORIS_preset": "attn-mlp",
+    "network_dim": 16,
+    "network_alpha": 8,
+    "conv_dim": 4,
+    "conv_alpha": 1,
+    "factor": 6,
+    "train_on_input": True,
+    "unit": 1,
+    "learning_rate": "0.0001",
+    "unet_lr": "0.0002",
+    "text_encoder_lr": "",
+    "optimizer": "Prodigy",
+    "optimizer_args": '"d_coef=2.0" "weight_decay=0.4"',
+    "lr_scheduler": "cosine_with_restarts",
+    "lr_scheduler_num_cycles": "",
+    "lr_warmup": "10",
+    "epoch": 3,
+    "max_train_epochs": "",
+    "max_train_steps": "0",
+    "train_batch_size": 2,
+    "max_resolution": "512,512",
+    "noise_offset": 0.05,
+    "noise_offset_type": "Original",
+    "multires_noise_discount": 0.2,
+    "keep_tokens": "2",
+    "clip_skip": "1",
+    "num_cpu_threads_per_process": 2,
+}
+"""A form of kohya_ss as the program saves it: with fields of all kinds, and numbers as texts."""
+WANTED["kohya_ss"] = (
+    json.dumps(FORM),
+    {
+        "rank": 16,
+        "layers.alpha": 8.0,
+        "algorithm": "lokr",
+        "layers.preset": "attn-mlp",
+        "layers.overrides": "*: factor 6, conv_rank 4, conv_alpha 1",
+        "learning_rate": 2e-4,
+        "optimisation.optimiser": "prodigy",
+        "optimisation.weight_decay": 0.4,
+        "optimisation.optimiser_args": "d_coef=2.0",
+        "optimisation.schedule": "cosine",
+        "optimisation.restarts": 2,
+        "optimisation.warmup": 0.1,
+        "optimisation.epochs": 3,
+        "optimisation.batch_size": 2,
+        "noise.noise_offset": 0.05,
+        "regularisation.caption_dropout": 0.0,
+    },
+    ("resolution, keep_tokens: set on LyCORIS Training Pictures",),
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "algorithm", "preset"),
+    [
+        ("Standard", "lora", None),
+        ("Flux1", "lora", None),
+        ("Kohya LoCon", "lora", "full"),
+        ("Kohya LoHa", "loha", "full"),
+        ("LoCon", "lora", "attn-mlp"),
+        ("LyCORIS/LoHa", "loha", "attn-mlp"),
+        ("LyCORIS/iA3", "ia3", "attn-mlp"),
+        ("LyCORIS/Diag-OFT", "oft", "attn-mlp"),
+        ("LyCORIS/Native Fine-Tuning", "full", "attn-mlp"),
+        ("LyCORIS/DyLoRA", None, "attn-mlp"),
+    ],
+)
+def test_the_kind_of_a_form_decides_which_of_its_fields_count(
+    host: Host, form: str, algorithm: str | None, preset: str | None
+) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    found = configs.translated({"text": json.dumps({**FORM, "LoRA_type": form})})
+    values = found["values"]
+    assert (values.get("algorithm"), values.get("layers.preset")) == (algorithm, preset)
+    assert ("factor" in values.get("layers.overrides", "")) == (algorithm == "lokr")
+    assert any("dylora" in note for note in found["notes"]) == (algorithm is None)
+
+
 @pytest.mark.parametrize("trainer", WANTED)
 def test_a_config_becomes_values_that_the_node_takes(host: Host, trainer: str) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
@@ -209,6 +293,37 @@ def test_values_of_another_form_are_refused(host: Host, text: str, which: str) -
     configs = host.module("lycoris_nodes.training.configs.config")
     with pytest.raises(host.ops.LycorisError, match=which or "cannot be read"):
         configs.translated({"text": text})
+
+
+def test_what_an_optimiser_without_a_counterpart_was_given_is_noted_with_it(host: Host) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    text = 'network_dim = 4\noptimizer_type = "Lion"\noptimizer_args = ["weight_decay=0.1", "eps=1e-30"]'
+    found = configs.translated({"text": text})
+    assert "optimizer_type = Lion weight_decay=0.1 eps=1e-30" in found["notes"]
+    assert not found["values"].keys() & {"optimisation.weight_decay", "optimisation.optimiser_args"}
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("config:\n  process:\n    - a: 1\n   - b: 2", r"as YAML: .*line 4"),
+        ("[train]\nnetwork_dim = 4\nlr = much", r"as TOML: .*line 3"),
+        ('{"training_method": "LORA",\n "learning_rate" 1}', r"as JSON: .*line 2"),
+    ],
+)
+def test_a_config_that_is_broken_says_where(host: Host, text: str, where: str) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    with pytest.raises(host.ops.LycorisError, match=f"not a config.*{where}"):
+        configs.translated({"text": text})
+
+
+def test_a_config_that_trains_no_adapter_says_so(host: Host) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    text = '{"training_method": "FINE_TUNE", "learning_rate": 1e-5, "text_encoder": {"train": true}}'
+    found = configs.translated({"text": text})
+    assert "training_method = FINE_TUNE: an adapter is trained here" in found["notes"]
+    assert "train: link `clip` and `captions`" in found["notes"]
+    assert found["values"]["rank"] == 16
 
 
 def test_arguments_may_be_one_text(host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -28,8 +29,9 @@ DTYPES = {
 """The dtypes of files, by what trainers call them."""
 OPTIMISERS = {
     **dict.fromkeys(("adamw", "adam"), "adamw"),
-    **dict.fromkeys(("adamw8bit", "adamw_8bit", "adam8bit", "adam_8bit"), "adamw8bit"),
-    **dict.fromkeys(("prodigy",), "prodigy"),
+    **dict.fromkeys(("adamw8bit", "adamw_8bit", "adam8bit", "adam_8bit", "pagedadamw8bit"), "adamw8bit"),
+    # Prodigy is a later D-Adaptation: a rate of 1 means the same for both.
+    **dict.fromkeys(("prodigy", "dadaptadam", "dadaptation", "dadapt_adam"), "prodigy"),
     **dict.fromkeys(("adafactor",), "adafactor"),
     **dict.fromkeys(("sgd", "sgdnesterov"), "sgd"),
     **dict.fromkeys(("adamwschedulefree", "schedule_free_adamw", "schedulefree"), "schedulefree"),
@@ -37,16 +39,17 @@ OPTIMISERS = {
 }
 """Optimisers by what trainers call them, in lower case."""
 ALGORITHMS = {
-    **dict.fromkeys(("lora", "locon", "networks.lora", "networks.lora_flux", "networks.lora_sd3"), "lora"),
+    **dict.fromkeys(("lora", "locon", "networks.lora"), "lora"),
     **dict.fromkeys(("loha", "networks.loha"), "loha"),
     **dict.fromkeys(("lokr", "networks.lokr"), "lokr"),
-    **dict.fromkeys(("diag-oft", "oft", "networks.oft", "networks.oft_flux"), "oft"),
+    **dict.fromkeys(("diag-oft", "oft", "networks.oft"), "oft"),
     **dict.fromkeys(("oft_2", "oft_v2", "oftv2"), "oftv2"),
     **{name: name for name in ("boft", "full", "ia3", "glora")},
 }
 """Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
+TOML_LINE = re.compile(r"^\s*[\w.-]+\s*=", re.MULTILINE)
 DECAY = 0.01
 """The default weight decay of AdamW in torch and bitsandbytes, which these trainers keep."""
 
@@ -160,8 +163,17 @@ class Config:
             self.notes.append(f"{key} = {gamma}: {GAMMA:g} is used")
 
     def optimiser(self, key: str, arguments: Mapping[str, Any]) -> None:
-        """Read an optimiser and its arguments. AdamW's weight decay is `DECAY` where none is given."""
-        name = str(self.left.get(key) or "AdamW").lower()
+        """Read an optimiser and its arguments. AdamW's weight decay is `DECAY` where none is given.
+
+        Arguments of an optimiser without a counterpart are noted with it.
+        """
+        given = str(self.left.get(key) or "AdamW")
+        name = given.lower()
+        if name not in OPTIMISERS:
+            self.unused(key)
+            texts = (f"{argument}={value}" for argument, value in arguments.items() if value not in OFF)
+            self.notes.append(f"{self.within}{key} = {' '.join([given, *texts])}")
+            return
         self.choose(key, "optimiser", OPTIMISERS)
         decay = arguments.get("weight_decay")
         if decay is None and OPTIMISERS.get(name) in ("adamw", "adamw8bit") and "adamw" in name:
@@ -225,14 +237,19 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(text: str) -> dict[str, Any]:
     """The text as a table: JSON, TOML or YAML."""
-    for read in (json.loads, _toml, yaml.safe_load):
+    wrong: dict[str, str] = {}
+    for form, read in (("JSON", json.loads), ("TOML", _toml), ("YAML", yaml.safe_load)):
         try:
             found = read(text)
-        except (ValueError, yaml.YAMLError, RecursionError):
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            wrong[form] = f"as {form}: {' '.join(str(error).split())}"
             continue
         if isinstance(found, dict):
             return cast("dict[str, Any]", found)
-    raise LycorisError("the text is not a config", expected="a table in TOML, YAML or JSON")
+    likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
+    raise LycorisError(
+        "the text is not a config", got=wrong.get(likely), expected="a table in TOML, YAML or JSON"
+    )
 
 
 def _toml(text: str) -> Any:
@@ -258,5 +275,6 @@ def flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def pairs(texts: Any) -> dict[str, str]:
     """Settings that are given as texts such as `algo=lokr`: a list of them, or one text."""
-    parts = (text.partition("=") for text in (texts.split() if isinstance(texts, str) else map(str, texts)))
+    single = texts.split() if isinstance(texts, str) else map(str, texts)
+    parts = (text.strip("\"'").partition("=") for text in single)
     return {name: value for name, equals, value in parts if equals}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,13 +20,16 @@ OPTIONS = {
     "rs_lora": "rslora",
 }
 """Arguments of its networks that are options of layers here."""
+OF_ONE_MODEL = re.compile(r"(networks\.(?:lora|oft))_(?!fa$)\w+")
+"""Networks such as `networks.lora_wan`, which differ only in the layers that they find."""
 TIMES = {"uniform": "uniform", "sigmoid": "logit-normal", "shift": "logit-normal", "flux_shift": "auto"}
 
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     """The settings of a file of this trainer; None for others."""
     found = dict(flat(table))
-    return found if found.keys() & {"network_dim", "network_module", "network_args"} else None
+    ours = found.keys() & {"network_dim", "network_module", "network_args"} and "LoRA_type" not in found
+    return found if ours else None
 
 
 def read(config: Config) -> None:
@@ -38,7 +42,10 @@ def read(config: Config) -> None:
         # Its default is 1, not the rank.
         config.put("network_alpha", "alpha", float, usual=1)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
-    lycoris = str(config.left.get("network_module", "")).startswith("lycoris")
+    module = str(config.left.get("network_module", ""))
+    lycoris = module.startswith("lycoris")
+    if one := OF_ONE_MODEL.fullmatch(module):
+        config.left["network_module"] = one[1]
     if lycoris:
         config.unused("network_module")
         more.choose("algo", "algorithm", ALGORITHMS, usual="locon")
@@ -96,6 +103,8 @@ def read(config: Config) -> None:
         "dataset_config",
         "resolution",
         "caption_extension",
+        "shuffle_caption",
+        "keep_tokens",
     )
     config.elsewhere("link `regularisation_latents`", "reg_data_dir")
     config.unused(

@@ -9,6 +9,7 @@ from ..config import ALGORITHMS, DTYPES, Config
 
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
 PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
 FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
@@ -20,9 +21,12 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def read(config: Config) -> None:
+    method = config.take("training_method")
+    if method not in (None, "LORA"):
+        config.notes.append(f"training_method = {method}: an adapter is trained here")
     config.choose("peft_type", "algorithm", ALGORITHMS)
-    config.put("lora_rank", "rank", int)
-    # Its default is 1, not the rank.
+    # Its presets leave the defaults out: the alpha is 1, not the rank.
+    config.put("lora_rank", "rank", int, usual=16)
     config.put("lora_alpha", "alpha", float, usual=1)
     config.put("lora_decompose", "dora", bool)
     config.put("learning_rate", "learning_rate", float)
@@ -66,8 +70,16 @@ def read(config: Config) -> None:
         "resolution",
         "aspect_ratio_bucketing",
     )
+    for part in ENCODERS:
+        # In a config of all settings it is always there.
+        encoder = config.inside(part, config.take(part, {}))
+        encoder.elsewhere("link `clip` and `captions`", "train")
+        encoder.left.clear()
+        config.add(encoder)
     config.unused(
-        *("training_method", "__version", "workspace_dir", "cache_dir", "output_model_destination"),
+        *("__version", "workspace_dir", "cache_dir", "output_model_destination"),
         *("output_model_format", "debug_dir", "tensorboard", "dataloader_threads", "train_device"),
         *("temp_device", "samples", "sample_definition_file_name", "latent_caching", "only_cache"),
+        *("compile", "attention_mechanism", "weight_dtype", "vae", "quantization", "optimizer_defaults"),
+        *("backup_after", "backup_after_unit", "sample_after", "sample_after_unit"),
     )

@@ -1,0 +1,136 @@
+"""bmaltais/kohya_ss: the JSON of the program that starts sd-scripts with the settings of a form.
+
+Source of names and of what is passed on: `train_model` of its kohya_gui/lora_gui.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import kohya
+
+NAME, FORM = "kohya_ss", "JSON with LoRA_type"
+LYCORIS = {
+    "BOFT": "boft",
+    "Diag-OFT": "diag-oft",
+    "DyLoRA": "dylora",
+    "GLoRA": "glora",
+    "iA3": "ia3",
+    "LoCon": "locon",
+    "LoHa": "loha",
+    "LoKr": "lokr",
+    "Native Fine-Tuning": "full",
+}
+"""Kinds of the package LyCORIS. The form puts `LyCORIS/` in front."""
+NETWORKS = {
+    "Standard": "lora",
+    "Kohya LoCon": "lora",
+    "Kohya LoHa": "loha",
+    "Kohya LoKr": "lokr",
+    "Kohya DyLoRA": "dylora",
+    "LoRA-FA": "lora_fa",
+    "Flux1": "lora_flux",
+    "Flux1 OFT": "oft_flux",
+    "HunyuanImage-2.1": "lora_hunyuan_image",
+    "Anima": "lora_anima",
+    "Lumina": "lora_lumina",
+}
+"""Kinds of sd-scripts, without `networks.` in front."""
+RENAMED = {
+    "optimizer": "optimizer_type",
+    "max_resolution": "resolution",
+    "LyCORIS_preset": "preset",
+    "constrain": "constraint",
+    "unit": "block_size",
+}
+DROPOUTS = ("rank_dropout", "module_dropout", "loraplus_lr_ratio")
+CONVOLUTIONS = ("conv_dim", "conv_alpha", "use_tucker")
+ARGUMENTS = {
+    "Kohya LoCon": CONVOLUTIONS[:2],
+    "Kohya LoHa": CONVOLUTIONS,
+    "Kohya LoKr": (*CONVOLUTIONS, "factor"),
+    "Kohya DyLoRA": ("unit",),
+    **{
+        f"LyCORIS/{kind}": ("LyCORIS_preset", "train_norm", "rank_dropout_scale", *options)
+        for kind, options in {
+            "BOFT": (*CONVOLUTIONS, "constrain", "rescaled"),
+            "Diag-OFT": (*CONVOLUTIONS, "constrain", "rescaled"),
+            "DyLoRA": (*CONVOLUTIONS, "unit"),
+            "GLoRA": CONVOLUTIONS,
+            "iA3": (*CONVOLUTIONS[:2], "train_on_input"),
+            "LoCon": (*CONVOLUTIONS, "dora_wd", "use_scalar"),
+            "LoHa": (*CONVOLUTIONS, "dora_wd", "use_scalar"),
+            "LoKr": (*CONVOLUTIONS, "dora_wd", "use_scalar", "factor", "decompose_both"),
+            "Native Fine-Tuning": (),
+        }.items()
+    },
+}
+"""The fields that become network arguments of a kind, besides DROPOUTS. Other kinds' fields do nothing."""
+UNSET = {
+    "clip_skip": 1,
+    "lr_scheduler_power": 1,
+    "max_timestep": 1000,
+    "max_token_length": 75,
+    "huber_schedule": "snr",
+}
+"""Values that are the same as none."""
+OF_THE_PROGRAM = (
+    *("LoRA_type", "additional_parameters", "epoch", "flux1_checkbox", "sd3_checkbox", "sdxl"),
+    *("model_list", "training_comment", "num_cpu_threads_per_process", "num_processes", "num_machines"),
+    *("main_process_port", "multi_gpu", "gpu_ids", "dynamo_backend", "dynamo_mode"),
+    *("dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "sdxl_no_half_vae"),
+    *("sdxl_cache_text_encoder_outputs", "flux1_cache_text_encoder_outputs"),
+    *("flux1_cache_text_encoder_outputs_to_disk", "sd3_cache_text_encoder_outputs", "vae_batch_size"),
+    *("sd3_cache_text_encoder_outputs_to_disk", "wandb_run_name", "lr_warmup", "noise_offset_type"),
+    "use_cp",
+)
+"""Fields that are read above, or that change nothing that is learned."""
+
+
+read = kohya.read
+
+
+def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the program passes to sd-scripts, by the names there; None for others.
+
+    Of the network's fields it passes on those of the chosen kind alone. `epoch` counts where no steps are
+    given. `lr_warmup` is in percent of the steps.
+    """
+    if "LoRA_type" not in table:
+        return None
+    kind = str(table["LoRA_type"])
+    known = kind.removeprefix("LyCORIS/")
+    lycoris = known in LYCORIS and (known != kind or kind == "LoCon")
+    kind = f"LyCORIS/{known}" if lycoris else kind
+    given = {key: value for key, value in table.items() if not _unset(key, value)}
+    fields = {field for fields in ARGUMENTS.values() for field in fields}
+    own = {field for field in (*ARGUMENTS.get(kind, ()), *DROPOUTS) if field in given}
+    arguments = [f"{RENAMED.get(field, field)}={given[field]}" for field in sorted(own)]
+    found = {
+        RENAMED.get(key, key): value
+        for key, value in given.items()
+        if key not in OF_THE_PROGRAM and key not in fields and key not in DROPOUTS
+    }
+    if lycoris:
+        arguments.append(f"algo={LYCORIS[known]}")
+    found["network_module"] = "lycoris.kohya" if lycoris else f"networks.{NETWORKS.get(kind, kind)}"
+    found["network_args"] = arguments
+    if "max_train_steps" not in given:
+        found.setdefault("max_train_epochs", given.get("epoch"))
+    found.setdefault("lr_scheduler_num_cycles", given.get("epoch"))
+    if "lr_warmup_steps" not in given:
+        found["lr_warmup_steps"] = float(given.get("lr_warmup", 0)) / 100
+    if given.get("noise_offset_type") == "Multires":
+        found.pop("noise_offset", None)
+    else:
+        for key in ("multires_noise_iterations", "multires_noise_discount"):
+            found.pop(key, None)
+    if more := given.get("additional_parameters"):
+        found["additional_parameters"] = more
+    return found
+
+
+def _unset(key: str, value: Any) -> bool:
+    """Whether a field is left as it is in an empty form. Numbers may be texts there."""
+    return str(value) in ("", "0", "0.0", "False", "None", "[]", str(UNSET.get(key, "")))
