@@ -34,3 +34,15 @@ def test_each_kind_in_each_layout(tmp_path: Path) -> None:
     import mesh_task
 
     check(tmp_path / "four", 12, mesh_task.CASES)
+
+
+@pytest.mark.soak
+def test_what_transformers_divides_is_refused_and_what_it_leaves_whole_learns(tmp_path: Path) -> None:
+    import llama_task
+
+    model = llama_task.write(tmp_path / "llama")
+    in_processes(tmp_path / "two", "llama_task.divided", str(model))
+    for ours, alone in zip(
+        torch.load(tmp_path / "two" / "0.pt"), llama_task.trained(model, "*norm"), strict=True
+    ):
+        assert (ours - alone).abs().max() <= 1e-5 * alone.abs().max() != 0
