@@ -10,6 +10,7 @@ from . import interrupts as _interrupts  # noqa: F401  # pyright: ignore[reportU
 from .algorithms import ALGORITHMS as ALGORITHMS
 from .algorithms import Layer as Layer
 from .bake.checkpoint import merge_checkpoint as merge_checkpoint
+from .bypass import Blend as Blend
 from .bypass import Bypass as Bypass
 from .bypass import BypassPlan as BypassPlan
 from .bypass import Geometry as Geometry

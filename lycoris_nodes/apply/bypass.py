@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +12,18 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ...lycoris_ops import Bypass, BypassPlan, Crop, LycorisError, Met, Moment, Shape, Tokens
+from ...lycoris_ops import (
+    Blend,
+    Bypass,
+    BypassPlan,
+    Crop,
+    LycorisError,
+    Met,
+    Moment,
+    Places,
+    Shape,
+    Tokens,
+)
 from ..host.passes import (
     PatcherInjection,
     add_injection,
@@ -25,6 +37,7 @@ from ..host.passes import (
     wrap_samplings,
 )
 from ..host.weights import HostReader, layer_of
+from .left_whole import LeftWhole
 from .patch import memory_named
 from .places import Passing, blended_attention, crop_of, picture_shape
 from .turns import CalledInTurn
@@ -45,14 +58,28 @@ class BypassInjection(PatcherInjection):
     model on several GPUs, so it keeps the hooks of each model apart.
     """
 
-    def __init__(self, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
+    def __init__(
+        self,
+        plans: Mapping[str, BypassPlan],
+        tokens: Mapping[str, Tokens],
+        left_whole: Sequence[LeftWhole],
+    ) -> None:
         self.plans = plans
         self.tokens = tokens
         """For each module whose strength differs over places or pictures: the kind of its tokens."""
+        self.left_whole = tuple(left_whole)
+        """For each Apply node: where it reports layers whose tokens are other ones."""
         used = [path for path, kind in tokens.items() if kind in APART]
         held = [slot.where for path in used for slot in plans[path].slots()]
         self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
         """The places that have their own keys and values in cross-attentions."""
+        self.masked = {
+            path
+            for path in tokens
+            for slot in plans[path].slots()
+            if slot.where is not None and slot.where.mask
+        }
+        """The modules with a mask."""
         self.differ = any(
             slot.where is not None and slot.where.factors is not None
             for path in tokens
@@ -65,6 +92,10 @@ class BypassInjection(PatcherInjection):
         """For each model, the attached hooks by module path."""
         self._in_turn: WeakKeyDictionary[Any, list[CalledInTurn]] = WeakKeyDictionary()
         """For each model, the hooks on its cross-attentions; `_attached` has the hooks on their layers."""
+        self._blends: WeakKeyDictionary[Any, Blend] = WeakKeyDictionary()
+        """For each model, the blend of its cross-attentions that are not called in turn."""
+        self._keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        """For each model, the layer that has made keys or values for a cross-attention last."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
         """For each model, (`patches_uuid`, what each layer read from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
@@ -109,14 +140,19 @@ class BypassInjection(PatcherInjection):
                     hooks.meet(dtype, device)
                 known[path] = hooks.met
                 if path in self.tokens:
-                    hooks.before_pass = partial(self._locate, patcher.model, hooks, self.tokens[path])
+                    hooks.before_pass = partial(self._locate, patcher.model, hooks, path)
                     hooks.apart = self.apart if self.tokens[path] in APART else ()
                 attached[path] = hooks.attach()
             # After the hooks on the layers, because these hooks take the layers' outputs.
             for path, layers in self._called_in_turn().items():
                 found = [layer_of(patcher, layer) for layer in layers]
-                passing = partial(self._passing.__getitem__, patcher.model)
-                in_turn.append(CalledInTurn(layer_of(patcher, path), found, self.apart, passing))
+                blend = Blend(self.apart, partial(self._of_queries, patcher.model, "places", path))
+                in_turn.append(CalledInTurn(layer_of(patcher, path), found, blend))
+            if self.apart:
+                network = patcher.model.diffusion_model
+                kind: Tokens = "level" if hasattr(network, "input_blocks") else "places"
+                places = partial(self._of_queries, patcher.model, kind, None)
+                self._blends[patcher.model] = Blend(self.apart, places)
         except BaseException:
             # Interrupts too: a hook that stayed would change every later run of the model.
             self.eject(patcher)
@@ -136,6 +172,8 @@ class BypassInjection(PatcherInjection):
         The host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
         """
         before = self._sampled
+        for each in self.left_whole:
+            each.begin()
         self._sampled = picture_shape(noise, kwargs)[2:]
         try:
             return run(noise, *args, **kwargs)
@@ -197,6 +235,8 @@ class BypassInjection(PatcherInjection):
                 found += [run(part, at, *beside, **own)]
             finally:
                 self._passing.pop(model, None)
+                for each in self.left_whole:
+                    each.tell()
         if len(found) == 1:
             return found[0]
         parts = [part.unflatten(0, (chunks, -1)) for part in found]
@@ -237,25 +277,45 @@ class BypassInjection(PatcherInjection):
                 hint="Leave the node out, or give the layers of the cross-attention the weight 0 by the rule "
                 "`*attn2* = 0` in Weight LyCORIS Blocks",
             )
-        kind: Tokens = "level" if hasattr(model.diffusion_model, "input_blocks") else "places"
-        attend = blended_attention(passing, kind, self.apart, options.get("optimized_attention_override"))
+        attend = blended_attention(self._blends[model], options.get("optimized_attention_override"))
         return {**options, "optimized_attention_override": attend}
 
-    def _locate(self, model: Any, hooks: Bypass, kind: Tokens, x: torch.Tensor) -> None:
+    def _locate(self, model: Any, hooks: Bypass, path: str, x: torch.Tensor) -> None:
         """Give a layer's hooks the places of its tokens in the pass that begins."""
-        passing = self._passing.get(model)
-        if passing is None:
+        if model not in self._passing:
             raise LycorisError(
                 "a layer whose strength differs over places was called outside of sampling",
-                key=hooks.name,
+                key=path,
                 hint="Remove the mask: only sampling says where the places are",
             )
-        # A convolution has its own grid.
-        own = "text" if hooks.plan.geometry.kernel or kind in APART else kind
-        try:
-            hooks.places = passing.places(own, x.numel() // x.shape[-1] // len(passing.pictures))
-        except LycorisError as error:
-            raise error.within(key=hooks.name) from None
+        kernel, kind = len(hooks.plan.geometry.kernel), self.tokens[path]
+        if kind in APART:
+            self._keys[model] = path
+        if kind in APART or path not in self.masked:
+            hooks.places = self._places(model, path, "text", ())
+        elif kernel:
+            # A convolution has its own grid.
+            hooks.places = self._places(model, path, "text", (math.prod(x.shape[: -kernel - 1]), 1))
+        else:
+            hooks.places = self._places(model, path, kind, tuple(x.shape[:-1]))
+
+    def _of_queries(self, model: Any, kind: Tokens, path: str | None, shape: Shape) -> Places:
+        """The places of a cross-attention's queries, (samples, tokens).
+
+        The `path` is that of the attention, or None for the one whose keys and values were made last.
+        """
+        return self._places(model, path or self._keys[model].rpartition(".")[0], kind, shape)
+
+    def _places(self, model: Any, path: str, kind: Tokens, shape: Shape) -> Places:
+        """The places in a layer, which is reported where its tokens are not the expected ones."""
+        passing = self._passing[model]
+        found = passing.places(kind, shape)
+        if isinstance(found, Places):
+            return found
+        for each in self.left_whole:
+            if any(one == path or one.startswith(f"{path}.") for one in each.paths):
+                each.add(path, found)
+        return passing.everywhere(shape)
 
     def _set_strengths(
         self, model: Any, attached: Mapping[str, Bypass], sigma: float, options: Mapping[str, Any]
@@ -281,6 +341,7 @@ class BypassInjection(PatcherInjection):
         """Remove the hooks and release the tensors that they hold on the device."""
         for one in self._in_turn.pop(patcher.model, ()):
             one.remove()
+        self._blends.pop(patcher.model, None)
         for hooks in self._attached.pop(patcher.model, {}).values():
             hooks.remove()
 
@@ -291,10 +352,16 @@ def plans_of(patcher: Any) -> Mapping[str, BypassPlan]:
     return {} if ours is None else ours.plans
 
 
-def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[str, Tokens]) -> None:
+def add_bypass(
+    patcher: Any,
+    plans: Mapping[str, BypassPlan],
+    tokens: Mapping[str, Tokens],
+    left_whole: LeftWhole,
+) -> None:
     """Add plans, by module path, to a patcher. They act after the plans that it has for the same modules.
 
     `tokens` gives the kind of tokens of each module whose strength differs over places or pictures.
+    `left_whole` is told in each sampling of those whose tokens are not the expected ones.
     """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))
@@ -305,7 +372,8 @@ def add_bypass(patcher: Any, plans: Mapping[str, BypassPlan], tokens: Mapping[st
             raise error.within(key=path) from None
     # Setting the key replaces all its injections, so keep those of a second copy of the pack.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
-    ours = BypassInjection(joined, {**(before.tokens if before is not None else {}), **tokens})
+    kinds, told = ({}, ()) if before is None else (before.tokens, before.left_whole)
+    ours = BypassInjection(joined, {**kinds, **tokens}, (*told, left_whole))
     add_injection(patcher, NAME, [*others, ours])
     if ours.timed or ours.tokens:
         wrap_passes(patcher, NAME, ours.follow, in_place_of=None if before is None else before.follow)

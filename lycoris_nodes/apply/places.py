@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ...lycoris_ops import Crop, LycorisError, Places, Shape, Tokens, Where, tokens_of
+from ...lycoris_ops import Blend, Crop, Places, Shape, Tokens, tokens_of
 from ..host.paces import frames_of
 
 ROOT = "diffusion_model."
@@ -26,6 +25,13 @@ def tokens_by_path(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tokens]:
         if key.startswith(ROOT) and key.endswith(WEIGHT)
     }
     return {ROOT + path: kind for path, kind in tokens_of(own).items()}
+
+
+class Unlike(NamedTuple):
+    """Tokens that are not those of the picture and the text: what was found and expected, in words."""
+
+    got: str
+    expected: str
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ class Passing:
     """As in `Places`."""
     crops: tuple[Crop, ...] = ()
     """As in `Places`."""
-    _kept: dict[tuple[Tokens, int], Places] = field(
-        default_factory=dict[tuple[Tokens, int], Places], init=False, repr=False, compare=False
+    _kept: dict[tuple[Tokens, Shape], Places | Unlike] = field(
+        default_factory=dict[tuple[Tokens, Shape], Places | Unlike], init=False, repr=False, compare=False
     )
 
     @classmethod
@@ -93,22 +99,37 @@ class Passing:
             + (0 if patches is None else patches.shape[1]),
         )
 
-    def places(self, kind: Tokens, tokens: int) -> Places:
-        """The places in a layer with this many tokens for each sample.
+    def places(self, kind: Tokens, shape: Shape) -> Places | Unlike:
+        """The places in a layer whose input has this shape without its channels: (samples, tokens), or
+        (tokens,) where there is one sample."""
+        if (kind, shape) not in self._kept:
+            samples = len(self.pictures)
+            if len(shape) > 1 and shape[0] != samples:
+                # Such as parts of the pictures in place of pictures.
+                found: Places | Unlike = Unlike(f"{shape[0]} samples", f"{samples}")
+            else:
+                found = self._places(kind, math.prod(shape) // samples)
+            self._kept[kind, shape] = found
+        return self._kept[kind, shape]
 
-        Raises LycorisError where the counts do not agree.
-        """
-        if (kind, tokens) not in self._kept:
-            self._kept[kind, tokens] = self._places(kind, tokens)
-        return self._kept[kind, tokens]
+    def everywhere(self, shape: Shape) -> Places:
+        """As `places`, for a layer in which no token has a place: masks are 1 everywhere."""
+        count = math.prod(shape)
+        if count % len(self.pictures) == 0:
+            return Places(self.pictures, of=self.of, everywhere=True)
+        return Places((0,) * count, everywhere=True)
 
-    def _places(self, kind: Tokens, tokens: int) -> Places:
+    def _places(self, kind: Tokens, tokens: int) -> Places | Unlike:
         if kind == "text":
             return self._of(())
-        if kind == "level":
-            return self._of(self._level(tokens))
-        if kind == "level, text":
-            return self._of(self._level(tokens - self.text), 0, self.text)
+        if kind in ("level", "level, text"):
+            text = self.text if kind == "level, text" else 0
+            level = self._level(tokens - text)
+            if level is not None:
+                return self._of(level, 0, text)
+            high, wide = self.size[-2:]
+            halved = f"the places of {high} x {wide} halved several times"
+            return Unlike(f"{tokens} tokens", f"{halved}, and {text} others" if text else halved)
         grid = _grid(self.size, self.patch)
         count = math.prod(grid)
         before, after = self.earlier, self.later
@@ -128,13 +149,13 @@ class Passing:
             after += -count % self.multiple
         if before + count + after != tokens:
             known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
-            raise _not_agreeing(tokens, known)
+            return Unlike(f"{tokens} tokens", known)
         return self._of(grid, before, after)
 
     def _of(self, grid: Shape, before: int = 0, after: int = 0) -> Places:
         return Places(self.pictures, grid, before, after, self.pace, self.of, self.crops)
 
-    def _level(self, tokens: int) -> Shape:
+    def _level(self, tokens: int) -> Shape | None:
         """The grid of the UNet level with so many tokens. Each level halves the sides of the one above."""
         *_, high, wide = self.size
         # Some models halve an odd number up, some down.
@@ -144,7 +165,7 @@ class Passing:
                 height, width = max(1, (height + up) // 2), max(1, (width + up) // 2)
             if height * width == tokens:
                 return (height, width)
-        raise _not_agreeing(tokens, f"the places of {high} x {wide} halved several times")
+        return None
 
 
 def picture_shape(x: Tensor, given: Mapping[str, Any]) -> Shape:
@@ -247,23 +268,12 @@ def _patch(network: Any) -> tuple[int, int, int]:
     return int(frames), int(height), int(width)
 
 
-def _not_agreeing(tokens: int, known: str) -> LycorisError:
-    return LycorisError(
-        "a mask cannot be applied to a layer that has other tokens than those of the picture and the text",
-        got=f"{tokens} tokens",
-        expected=known,
-        hint="Another node may have changed the passes of the model. Take the mask away, or leave the layer "
-        "out by a rule of weight 0 in Weight LyCORIS Blocks",
-    )
-
-
-def blended_attention(
-    passing: Passing, kind: Tokens, apart: Sequence[Where], before: Attention | None
-) -> Attention:
+def blended_attention(blend: Blend, before: Attention | None) -> Attention:
     """The host's override of attention: attend with each set of keys and values, and blend over the places.
 
     If the batch of the keys or values is larger than the queries', it holds the samples once without the
-    masked layers, then once for each of `apart`. `before` is the override that another node has set.
+    masked layers, then once for each `Where` of the blend. `before` is the override that another node has
+    set.
     """
 
     def attend(run: Attention, q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
@@ -272,22 +282,8 @@ def blended_attention(
 
         if len(k) == len(v) == len(q):
             return one(k, v)
-        count = 1 + len(apart)
+        count = 1 + len(blend.apart)
         keys, values = (each.chunk(count) if len(each) > len(q) else [each] * count for each in (k, v))
-        others = map(one, keys[1:], values[1:])
-        return blended(passing.places(kind, q.shape[-2]), apart, one(keys[0], values[0]), others)
+        return blend(one(keys[0], values[0]), map(one, keys[1:], values[1:]))
 
     return attend
-
-
-def blended(places: Places, apart: Sequence[Where], base: Tensor, others: Iterable[Tensor]) -> Tensor:
-    """base + sum of factor * (other - base) over the places, with one other for each of `apart`.
-
-    Each is (samples, tokens, channels) or (samples, heads, tokens, channels).
-    """
-    total = base
-    for where, found in zip(apart, others, strict=True):
-        factors = where.over(places, places.grid, base.dtype, base.device)[..., None]
-        factors = factors[:, None] if base.ndim == 4 else factors
-        total = torch.lerp(total, found if total is base else found + (total - base), factors)
-    return total

@@ -9,6 +9,7 @@ from ...lycoris_ops import Stack, describe, mask_picture, resolve, verdict
 from ..apply.bypass import add_bypass
 from ..apply.experts import CHOICES, of_expert
 from ..apply.experts import Choice as ExpertChoice
+from ..apply.left_whole import LeftWhole
 from ..apply.modes import Choice, Mode, choose, describe_choice, without_mask
 from ..apply.patch import build_patches
 from ..host.page import io
@@ -17,7 +18,7 @@ from ..host.patching import add_patches
 from ..host.weights import patcher_of, weight_shapes
 from ..schema.checks import checked
 from ..schema.inputs import LOAD, NOTHING_CHANGED, advanced, stack_input
-from ..schema.report import report_output, with_report
+from ..schema.report import Note, report_output, with_report
 
 
 class LycorisApplyStack(io.ComfyNode):
@@ -103,7 +104,12 @@ class LycorisApplyStack(io.ComfyNode):
         resolution.check(strict=strict)
         pairs = resolution.pairs()
         choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]
-        results = [_patched(one, own, choice) for (one, own), choice in zip(changed, choices, strict=True)]
+        note = Note(cls.hidden)
+        told = [LeftWhole(choice.tokens, note.say, strict=strict) for choice in choices]
+        results = [
+            _patched(one, own, choice, left_whole)
+            for (one, own), choice, left_whole in zip(changed, choices, told, strict=True)
+        ]
         chosen, unmasked = describe_choice(mode, choices, whole_stack), without_mask(choices)
         whole, brief = (
             "\n\n".join(filter(None, (of_pairs, unmasked, describe(resolution, whole=whole), chosen)))
@@ -118,10 +124,13 @@ class LycorisApplyStack(io.ComfyNode):
             brief=brief,
             state="partly" if unmasked or not known else verdict(resolution)[0],
             picture=mask_picture(stack),
+            note=note,
         )
 
 
-def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice) -> Any:
+def _patched(
+    patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice, left_whole: LeftWhole
+) -> Any:
     """A clone with the stack's patches and bypass; the very same object where the stack changes nothing."""
     patches = build_patches(shapes, choice.merged)
     if not patches and not choice.bypassed:
@@ -131,6 +140,6 @@ def _patched(patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice
         add_patches(clone, patches)
     if choice.bypassed:
         # After the patches: `add_patches` on a clone of a loaded model makes the host run its injections.
-        add_bypass(patcher_of(clone), choice.bypassed, choice.tokens)
+        add_bypass(patcher_of(clone), choice.bypassed, choice.tokens, left_whole)
     forget_between_samplings(patcher_of(clone))
     return clone

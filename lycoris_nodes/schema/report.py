@@ -15,6 +15,8 @@ MEANWHILE = "lycoris.meanwhile"
 """The event whose text a node's box shows while the node runs."""
 STAGE = "lycoris.stage"
 """The event that says what a node does now, and how much of that is done."""
+NOTED = "lycoris.noted"
+"""The event with the whole output of a node whose report a later node has added to."""
 PAUSE = 0.25
 """Seconds between two such events."""
 
@@ -49,6 +51,24 @@ def valid(*checks: Callable[[], object]) -> bool | str:
     return True
 
 
+class Note:
+    """What a later node adds to the report of a node that has run.
+
+    It goes to the page, and into what the host has kept of the node: for its history, and for runs in which
+    the node does not run again. `hidden` is the node's.
+    """
+
+    def __init__(self, hidden: Any) -> None:
+        self._hidden = hidden
+        self.output: dict[str, Any] = {"lycoris": ({},)}
+        """What the node shows."""
+
+    def say(self, text: str) -> None:
+        """Set the note; "" takes it away."""
+        self.output["lycoris"][0]["note"] = shown_text(text)
+        tell_page(NOTED, self._hidden, output=self.output)
+
+
 def with_report(
     *results: Any,
     report: str,
@@ -56,18 +76,22 @@ def with_report(
     state: str = "all",
     shown: Mapping[str, Any] | None = None,
     picture: Picture | None = None,
+    note: Note | None = None,
 ) -> io.NodeOutput:
     """A node's results, then its report.
 
     The front end gets `shown` and, as `text`, the report for the node's box. If there is a `brief` report,
     the box shows it with the whole one folded below. `state` is as in `lyc.verdict`, or `all`. The box draws
-    the `picture` in the colours of the page.
+    the `picture` in the colours of the page, and a `note` above the report once it is said.
     """
     report = shown_text(report)
     text = report if brief is None else shown_text(brief)
     whole = (report,) if text != report else ()
     about = {"state": state, "whole": whole, **({"drawing": picture.svg()} if picture else {})}
-    return io.NodeOutput(*results, report, ui={"text": (text,), "lycoris": (about,), **(shown or {})})
+    output = {"text": (text,), "lycoris": (about,), **(shown or {})}
+    if note is not None:
+        note.output = output
+    return io.NodeOutput(*results, report, ui=output)
 
 
 def with_fit(stack: Stack) -> io.NodeOutput:

@@ -52,8 +52,9 @@ function removeAll(state) {
 function show(node, output) {
   if (!output?.text) return
   for (const listener of listeners) listener(node, output)
-  const [{ state, whole, drawing } = /** @type {any} */ ({})] = output.lycoris ?? []
-  fill(node, state ?? "all", output.text.join("\n"), whole?.[0], drawing)
+  const [{ state, whole, drawing, note } = /** @type {any} */ ({})] = output.lycoris ?? []
+  const report = [...(note ? [note] : []), output.text.join("\n")].join("\n\n")
+  fill(node, note ? "partly" : (state ?? "all"), report, whole?.[0], drawing)
 }
 
 /**
@@ -131,6 +132,11 @@ function listen() {
   hear("lycoris.meanwhile", (key, text) => {
     const node = nodeOf(key)
     if (node) fill(node, "waiting", text)
+  })
+  // What a later node adds to the report of a node that has run.
+  api.addCustomEventListener("lycoris.noted", (/** @type {CustomEvent} */ { detail }) => {
+    const node = nodeIn(detail)
+    if (node) show(node, detail.output)
   })
   hear("lycoris.rescued", (key, text) => rescued.set(key, text))
   api.addEventListener("execution_start", ({ detail }) => {

@@ -1,9 +1,10 @@
 """A bypass as operations that torch.compile does not look into, so that nothing of it is part of a graph.
 
 A graph gets the number of a bypass as a tensor, so that it serves any bypass with the same hooks. Strengths,
-masks, moments and layers are read in each pass: changing them recompiles nothing. The results are those of
-the uncompiled bypass, bit by bit. torch runs graphs without autocast, so each operation also gets the
-autocast dtype that was set when its graph was traced.
+masks, moments and layers are read in each pass: changing them recompiles nothing. The same holds for the
+blend of a cross-attention's outputs. The results are those without torch.compile, bit by bit. torch runs
+graphs without autocast, so each operation also gets the autocast dtype that was set when its graph was
+traced.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .forwards.forward import narrowed, outliving, recorded
 
 
 class Acting(Protocol):
-    """What the operations call in a pass: a bypass."""
+    """A bypass, as the operations call it in a pass."""
 
     def given(self, x: Tensor) -> Tensor:
         """What the module is given in place of x."""
@@ -37,12 +38,20 @@ class Acting(Protocol):
         ...
 
 
-_acting: WeakValueDictionary[int, Acting] = WeakValueDictionary()
+class Blending(Protocol):
+    """A blend, as its operation calls it in a pass."""
+
+    def blended(self, total: Tensor, base: Tensor, found: Tensor, index: int) -> Tensor:
+        """total + factor * (found - base), with the factors of the place with this index."""
+        ...
+
+
+_acting: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = count()
 
 
-def numbered(one: Acting) -> Tensor:
-    """Register a bypass. Returns its number, by which graphs find it."""
+def numbered(one: Acting | Blending) -> Tensor:
+    """Register a bypass or a blend. Returns its number, by which graphs find it."""
     number = next(_numbers)
     _acting[number] = one
     with outliving():
@@ -81,7 +90,7 @@ def stands_apart(*tensors: Tensor) -> bool:
     return exporting is None or not exporting()
 
 
-def _at(number: Tensor, x: Tensor) -> Acting:
+def _at(number: Tensor, x: Tensor) -> Any:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         raise LycorisError(
             "a bypass cannot be part of a CUDA graph, which would repeat the strengths of its first pass",
@@ -109,6 +118,10 @@ def _apart(
 ) -> Tensor:
     with narrowed(x.device, dtype):
         return _at(number, x).changed(x, given, y.clone()).contiguous()
+
+
+def _blend(total: Tensor, base: Tensor, found: Tensor, number: Tensor, index: int) -> Tensor:
+    return _at(number, base).blended(total, base, found, index).contiguous()
 
 
 # torch has few types for making operations.
@@ -159,6 +172,10 @@ def _form_of_apart(
     return y.new_empty((copies * y.shape[0], *y.shape[1:]))
 
 
+def _form_of_blend(total: Tensor, base: Tensor, found: Tensor, number: Tensor, index: int) -> Tensor:
+    return total.new_empty(total.shape)
+
+
 given = _operation("given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _given, _form_of_given)
 """What a module is given in place of x. Here and below, `dtype` is that of `narrowing` outside of graphs."""
 change = _operation(
@@ -173,3 +190,9 @@ apart = _operation(
     _form_of_apart,
 )
 """The output of a module with `Bypass.apart`: see `PlacedPlan`."""
+blend = _operation(
+    "blend(Tensor total, Tensor base, Tensor found, Tensor number, int index) -> Tensor",
+    _blend,
+    _form_of_blend,
+)
+"""total + factor * (found - base): see `Blend`."""

@@ -160,7 +160,7 @@ class PlacedPlan:
             return found.view(*batch, 1, *(grid if found.shape[1] > 1 else (1,) * kernel))
         rows = y.numel() // max(y.shape[-1], 1)
         tokens = found.shape[1]
-        if where.mask is None and rows % samples == 0:
+        if (where.mask is None or places.everywhere) and rows % samples == 0:
             found = found.expand(-1, rows // samples)
         elif rows != samples * tokens:
             raise _other_count(f"{rows} tokens", f"{tokens} for each of {samples} samples: {places}")

@@ -89,6 +89,8 @@ class Places:
     """How many pictures there are, where a pass has only some; 0: one more than the largest of `pictures`."""
     crops: tuple[Crop, ...] = ()
     """For each sample the part of its picture that `grid` covers; () where each has the whole."""
+    everywhere: bool = False
+    """Whether masks have the factor 1 everywhere: it is not known which tokens are places."""
 
     def __post_init__(self) -> None:
         if len(self.crops) not in (0, len(self.pictures)):
@@ -245,7 +247,7 @@ class Where:
             )
 
     def over(self, places: Places, grid: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The factors (samples, tokens) in a pass; (samples, 1) without a mask.
+        """The factors (samples, tokens) in a pass; (samples, 1) without a mask, and for `Places.everywhere`.
 
         `grid` is the grid of the places, or a convolution's own. Raises LycorisError where the mask's frames,
         or the number of pictures, do not agree.
@@ -261,7 +263,7 @@ class Where:
         return self._kept[key]
 
     def _over(self, places: Places, grid: Shape) -> Tensor:
-        if self.mask is None:
+        if self.mask is None or places.everywhere:
             row = torch.ones(1)
         else:
             rows = {crop: self._row(self.mask, places, grid, crop) for crop in places.crops or (None,)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched, patcher, unload
+from hosting import LORA, Host, Patched, patcher, unload
 from masking import OF_KINDS, half, latents, masked, passed, sampled, stack_for, text
 from torch import Tensor
 from trainable import tiny
@@ -167,6 +168,84 @@ def test_frames_that_are_not_there_are_an_error_and_change_nothing(
     unload()
     again, _ = passed(base, "Wan 2.1 t2v")
     assert torch.equal(again, plain)
+
+
+def prompt_with(ratio: float) -> dict[str, Any]:
+    """A picture by a masked stack, of a model that merges this share of the tokens of its self-attentions."""
+
+    def node(kind: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": kind, "inputs": inputs}
+
+    return {
+        "base": node("CheckpointLoaderSimple", ckpt_name="base.safetensors"),
+        "lora": node("LycorisLoadAdapter", file=LORA, strength_model=1.0, strength_clip=0.0),
+        "plane": node("SolidMask", value=1.0, width=64, height=64),
+        "mask": node(
+            "LycorisMask", stack=["lora", 0], mask=["plane", 0], soft_edge=0, outside=0.0, text="off"
+        ),
+        "apply": node(
+            "LycorisApplyStack",
+            model=["base", 0],
+            stack=["mask", 0],
+            mode="merge",
+            strict=False,
+            expert="auto",
+        ),
+        "merging": node("TomePatchModel", model=["apply", 0], ratio=ratio),
+        "text": node("CLIPTextEncode", clip=["base", 1], text="a cat"),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+        "sampler": node(
+            "KSampler",
+            model=["merging", 0],
+            positive=["text", 0],
+            negative=["text", 0],
+            latent_image=["empty", 0],
+            sampler_name="euler",
+            scheduler="normal",
+            seed=3,
+            steps=1,
+            cfg=2.0,
+            denoise=1.0,
+        ),
+        "saved": node("SaveLatent", samples=["sampler", 0], filename_prefix="latents/masked"),
+    }
+
+
+def test_the_report_says_which_layers_a_sampling_left_whole(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole runs of the host: to the page while it samples, and in what the host keeps.
+
+    It is taken back by a sampling that leaves none whole.
+    """
+    import execution
+    from server import PromptServer
+
+    server = PromptServer.instance
+    sent: list[tuple[str, Any]] = []
+    monkeypatch.setattr(server, "client_id", None, raising=False)
+    monkeypatch.setattr(server, "last_node_id", None, raising=False)
+    monkeypatch.setattr(server, "send_sync", lambda event, data, *_: sent.append((event, data)))
+    sizes = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+    run = execution.PromptExecutor(server, cache_args=sizes)
+    notes: list[str] = []
+    for number, ratio in enumerate((0.5, 0.5, 0.0)):
+        prompt = prompt_with(ratio)
+        prompt["sampler"]["inputs"]["seed"] = number
+        sent.clear()
+        run.execute(prompt, str(number), {"client_id": "page"}, ["apply", "saved"])
+        assert run.success, run.status_messages
+        (about,) = run.history_result["outputs"]["apply"]["lycoris"]
+        notes.append(about.get("note", ""))
+        noted = [data for event, data in sent if event == "lycoris.noted"]
+        assert [(data["node"], data["output"]["lycoris"][0]) for data in noted] == [("apply", about)]
+    unload()
+    assert notes[0] == notes[1] and notes[2] == ""
+    first, why, *_ = notes[0].splitlines()
+    assert re.fullmatch(r"In the sampling the mask has no effect on \d+ layers\.", first)
+    assert re.search(
+        r"unmasked: 32 tokens; expected the places of 8 x 8 halved several times \(.*attn1\.to_q", why
+    )
 
 
 def test_the_masks_of_a_stack_are_shown(host: Host) -> None:

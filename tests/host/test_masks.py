@@ -222,7 +222,7 @@ def test_where_the_places_of_a_layer_are(
 ) -> None:
     passing = host.module("lycoris_nodes.apply.places").Passing
     given = {"pictures": (0,), "size": (64, 96), "patch": (1, 32, 32), "pace": 1, **about}
-    found = passing(**given).places(kind, tokens)
+    found = passing(**given).places(kind, (1, tokens))
     assert (found.grid, found.before, found.after) == expected
 
 
@@ -465,18 +465,44 @@ def test_a_cross_attention_that_others_replace_is_an_error(host: Host, unet: Pat
         sampled(host, Patched(found, None))
 
 
-def test_tokens_that_others_add_are_an_error(host: Host) -> None:
-    model = tiny("Flux 1")
-    base = Patched(patcher(model), None)
-    found = host.apply(base, masked(host, stack_for(host, model, ("lora",))), clip=False).model.clone()
+def with_other_tokens(on: Patched) -> Patched:
+    """Flux with three more tokens of the picture in its blocks."""
 
     def longer(given: dict[str, Any]) -> dict[str, Any]:
         added = {key: torch.cat([given[key], given[key][:, :3]], 1) for key in ("img", "img_ids")}
         return {**given, **added}
 
+    found = on.model.clone()
     found.set_model_patch(longer, "post_input")
+    return Patched(found, None)
+
+
+def test_layers_with_other_tokens_are_left_whole(host: Host) -> None:
+    """They act everywhere, all others in the mask, and a strict stack raises an error."""
+    model = tiny("Flux 1")
+    base = Patched(patcher(model), None)
+    stack = stack_for(host, model, ("lora", "oft"))
+    node = host.nodes.NODE_CLASS_MAPPINGS["LycorisApplyStack"]
+    shown = node.execute(base.model, masked(host, stack))
+    plans = host.apply(base, stack, mode="bypass", clip=False).model.get_injections("lycoris_bypass")[0].plans
+    _, seen = passed(with_other_tokens(Patched(shown.args[0], None)), "Flux 1")
+    unload()
+    whole: list[str] = []
+    for path, one in seen.items():
+        hooks = host.ops.Bypass(one.module, plans[path]).attach()
+        with torch.inference_mode():
+            unmasked = one.module(same(one.x))
+        hooks.remove()
+        if torch.equal(one.y, unmasked):
+            whole.append(path)
+    (about,) = shown.ui["lycoris"]
+    mine = shown.args[0].get_injections("lycoris_bypass")[0]
+    assert about["note"].startswith(f"In the sampling the mask has no effect on {len(whole)} layers.")
+    assert "unmasked: 19 tokens; expected 0 others, 4 x 4 places and 0 others" in about["note"]
+    assert mine.tokens.keys() - {"diffusion_model.img_in"} == set(whole)
+    bound = host.apply(base, masked(host, stack), clip=False, strict=True)
     with pytest.raises(host.ops.LycorisError, match=r"double_blocks.*19 tokens.*4 x 4 places"):
-        passed(Patched(found, None), "Flux 1")
+        passed(with_other_tokens(bound), "Flux 1")
 
 
 def test_two_nodes_in_a_row_with_kinds_that_depend_on_the_weight(host: Host, unet: Patched) -> None:

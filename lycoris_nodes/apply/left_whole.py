@@ -1,0 +1,67 @@
+"""Masked layers that a sampling leaves whole: their tokens are not those of the picture and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from ...lycoris_ops import LycorisError, few, number_of, paragraph
+from ..host.page import running_node
+from .places import Unlike
+
+HINT = "Another node changes the passes of the model, such as HyperTile"
+
+
+class LeftWhole:
+    """The layers of one Apply node that its samplings leave whole, for its report.
+
+    `paths` are the masked layers of the node. With `strict` no layer is left whole, and `add` raises
+    LycorisError. `tell` gets what the report says of them whenever that changes, and "" where there is
+    nothing to say.
+    """
+
+    def __init__(self, paths: Collection[str], tell: Callable[[str], None], *, strict: bool) -> None:
+        self.paths = frozenset(paths)
+        self._tell = tell
+        self._strict = strict
+        self._sampler: str | None = None
+        self._found: dict[str | None, dict[str, Unlike]] = {}
+        """For each node that has sampled, the layers by path."""
+        self._changed = False
+
+    def begin(self) -> None:
+        """Forget what the node that samples now has found in its last sampling."""
+        self._sampler = running_node()
+        self._changed = bool(self._found.pop(self._sampler, None)) or self._changed
+
+    def add(self, path: str, unlike: Unlike) -> None:
+        """Note a layer that is left whole."""
+        if self._strict:
+            raise LycorisError(
+                "a mask cannot be applied to a layer that has other tokens than those of the picture and the "
+                "text, and strict is on",
+                key=path,
+                got=unlike.got,
+                expected=unlike.expected,
+                hint=f"{HINT}. With strict off the layer acts everywhere",
+            )
+        found = self._found.setdefault(self._sampler, {})
+        self._changed = self._changed or found.get(path) != unlike
+        found[path] = unlike
+
+    def tell(self) -> None:
+        """Tell what is known now, unless it has been told."""
+        if self._changed:
+            self._changed = False
+            self._tell(self._said())
+
+    def _said(self) -> str:
+        every = {path: unlike for found in self._found.values() for path, unlike in found.items()}
+        if not every:
+            return ""
+        alike: dict[Unlike, list[str]] = {}
+        for path, unlike in every.items():
+            alike.setdefault(unlike, []).append(path)
+        lines = [f"In the sampling the mask has no effect on {number_of(len(every), 'layer')}."]
+        for (got, expected), paths in sorted(alike.items(), key=lambda item: -len(item[1])):
+            lines.append(f"  {len(paths)} unmasked: {got}; expected {expected} ({few(paths)})")
+        return paragraph([*lines, f"  {HINT}."])
