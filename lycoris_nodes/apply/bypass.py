@@ -372,7 +372,8 @@ def add_bypass(
             raise error.within(key=path) from None
     # Setting the key replaces all its injections, so keep those of a second copy of the pack.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
-    kinds, told = ({}, ()) if before is None else (before.tokens, before.left_whole)
+    kinds: Mapping[str, Tokens] = {} if before is None else before.tokens
+    told = () if before is None else before.left_whole
     ours = BypassInjection(joined, {**kinds, **tokens}, (*told, left_whole))
     add_injection(patcher, NAME, [*others, ours])
     if ours.timed or ours.tokens:

@@ -135,6 +135,34 @@ def test_places_apart_in_a_graph(kind: str) -> None:
     assert len(beside.passed()) == 4
 
 
+class Blended(nn.Module):
+    """The blend of three outputs of an attention, by two masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks = [Mask(torch.rand(1, 8, 12)) for _ in range(2)]
+        self.blend = lyc.Blend([Where(mask) for mask in self.masks], lambda shape: PLACES)
+
+    def forward(self, base: Tensor, *others: Tensor) -> Tensor:
+        return self.blend(base.tanh(), iter(others))
+
+
+@pytest.mark.parametrize("heads", [(), (3,)], ids=["tokens", "heads"])
+def test_other_masks_of_a_blend_compile_nothing_again(heads: tuple[int, ...]) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    for _ in range(3):
+        module = Blended()
+        base, *others = torch.randn(3, 2, *heads, 24, 5)
+        found = torch.compile(module, backend="aot_eager", fullgraph=True)(base, *others)
+        assert torch.equal(found, module(base, *others))
+        first = base.tanh().double()
+        shares = [mask.on((4, 6)).flatten()[:, None].double() for mask in module.masks]
+        wanted = first + sum(m * (one - first) for m, one in zip(shares, others, strict=True))
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
 @pytest.mark.parametrize("kind", ["lora", "lokr-full-low"])
 def test_passes_with_gradients_are_traced(kind: str) -> None:
     beside = Beside((kind,), "linear")

@@ -183,6 +183,24 @@ def test_each_picture_has_the_strength_of_its_factor(name: str, kinds: tuple[str
         assert picture or torch.equal(found[number], base[number])
 
 
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
+def test_a_mask_is_whole_where_no_place_is_known(kinds: tuple[str, ...], name: str) -> None:
+    """Whatever the number of tokens is, and with the factor of each picture."""
+    case = PLACED[name]
+    module, x = case.module(torch.float32), case.input(torch.float32)
+    samples = case.leading[0] if case.leading else 1
+    where, layers, mask = Places(tuple(range(samples)), everywhere=True), built(kinds, case), halves()
+    found = run(module, x, where, *((layer, 0.6, mask) for layer in layers))
+    assert torch.equal(found, run(module, x, where, *((layer, 0.6, None) for layer in layers)))
+    factors = tuple(0.3 * number for number in range(samples))
+    by_picture, alone = (
+        run(module, x, where, *((layer, 0.6, Where(one, factors)) for layer in layers))
+        for one in (mask, None)
+    )
+    assert torch.equal(by_picture, alone) and (samples == 1 or not torch.equal(by_picture, found))
+
+
 @pytest.mark.parametrize("kind", ["lora", "lokr-full-low", "lora-dora-out", "oft"])
 def test_gradients_flow_through_masks(kind: str) -> None:
     case = PLACED["linear"]
