@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..maths.decompositions import Pause
 from ..maths.scratch import tile
-from .method import Option
+from .deltas import Deltas
+from .method import Option, Options
 
 DENSITY = Option("density", 0.5, "The share of the values of each adapter that is kept. 1 keeps all.", 0, 1)
 SCALE = Option("scale", 1.0, "Multiplies the whole result. 1 changes nothing.", -100, 100)
 CONSENSUS = Option(
     "consensus",
     "sum",
-    "sum: adds up the values that are kept. ties: averages those that have the sign of the sum.",
-    choices=("sum", "ties"),
+    "sum: adds up the values that are kept. ties: averages those that have the sign of the sum. "
+    "ties_normalize: divides them by the sum of their strengths instead of their number, as mergekit with "
+    "normalize. ties_sum: adds them up, as mergekit without it. ties_total, ties_frequency: as ties, but "
+    "values vote without their strengths, by their sum or by their number, as in PEFT.",
+    choices=("sum", "ties", "ties_normalize", "ties_sum", "ties_total", "ties_frequency"),
 )
 
-TILE = 1 << 20
-"""How many values are processed between two pauses."""
+TILE = 1 << 17
+"""How many values are processed between two pauses: as many as stay in a CPU's cache."""
 LOW_BITS = 15
 """How many of the 31 bits of a float32's absolute value count as the lower bits, see `kept_places`."""
+LEAST = 1e-8
+"""Smaller sums of strengths count as 1."""
 
 
 def tiles(values: Tensor, pause: Pause) -> Iterator[slice]:
@@ -67,66 +73,94 @@ def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
     """A mask of the `count` values that are largest in size; among equal sizes, of the earlier ones.
 
     Floats of one sign sort like their bits. A histogram of the upper bits and one of the lower bits find the
-    smallest size that is kept, without sorting all values.
+    smallest size that is kept, without sorting all values and without waiting for the device.
     """
     kept = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     if count <= 0:
         return kept
 
-    def sizes(rows: slice) -> Tensor:
-        return values[rows].float().abs().view(torch.int32)
+    def sizes() -> Iterator[tuple[slice, Tensor]]:
+        for rows in tiles(values, pause):
+            yield rows, values[rows].float().abs().view(torch.int32)
 
-    upper, above = _reached(
-        ((sizes(rows) >> LOW_BITS) for rows in tiles(values, pause)), 31 - LOW_BITS, count
-    )
-    lower, over = _reached(
-        (size[size >> LOW_BITS == upper] & (1 << LOW_BITS) - 1 for size in map(sizes, tiles(values, pause))),
-        LOW_BITS,
-        count - above,
+    every = kept.new_ones(())
+    upper, left = _reached(((size >> LOW_BITS, every) for _, size in sizes()), 31 - LOW_BITS, count)
+    lower, left = _reached(
+        ((size & (1 << LOW_BITS) - 1, size >> LOW_BITS == upper) for _, size in sizes()), LOW_BITS, left
     )
     last = (upper << LOW_BITS) | lower
-    equal = count - above - over
-    for rows in tiles(values, pause):
-        size = sizes(rows)
-        kept[rows] = size > last
-        if equal > 0:
-            places = (size.flatten() == last).nonzero().flatten()[:equal]
-            kept[rows].view(-1)[places] = True
-            equal -= len(places)
+    for rows, size in sizes():
+        equal = size == last
+        first = equal.flatten().cumsum(0, dtype=torch.int32).view(equal.shape) <= left
+        kept[rows] = (size > last) | (equal & first)
+        left = left - equal.count_nonzero()
     return kept
 
 
-def _reached(numbers: Iterator[Tensor], bits: int, count: int) -> tuple[int, int]:
-    """The largest number that at least `count` numbers reach, and how many numbers are above it."""
-    bins = sum(torch.bincount(each.flatten(), minlength=1 << bits).cpu() for each in numbers)
-    assert isinstance(bins, Tensor)
-    falling = bins.flip(0).cumsum(0)
-    place = int(torch.searchsorted(falling, count))
-    return len(bins) - 1 - place, int(falling[place] - bins.flip(0)[place])
+def _reached(
+    numbers: Iterable[tuple[Tensor, Tensor]], bits: int, count: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The largest number that at least `count` numbers reach, and `count` without those above it.
 
-
-def elected(values: Sequence[Tensor]) -> Tensor:
-    """For each place, the mean of the values whose sign is that of the sum.
-
-    Zeros have no sign. Where the values cancel, the sign is positive.
-
-    Source: Yadav et al., TIES-Merging (2306.01708), algorithm 1.
+    Each tensor of numbers comes with flags, or with one flag, that say which of them count. The results stay
+    on the device.
     """
-    total, count = agreeing(values, [1.0] * len(values))
-    return total / count.clamp(min=1)
+    bins: Tensor | None = None
+    for each, there in numbers:
+        if bins is None:
+            bins = torch.zeros(1 << bits, dtype=torch.int32, device=each.device)
+        bins.scatter_add_(0, each.flatten().long(), there.int().flatten().expand(each.numel()))
+    assert bins is not None
+    reach = bins.flip(0).cumsum(0, dtype=torch.int32).flip(0)
+    return (reach >= count).count_nonzero() - 1, count - (reach * (reach < count)).max()
 
 
-def agreeing(values: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """For each place, the sum of the values that have the sign of the total, and the sum of their weights."""
-    signs = added(values).sign()
-    signs[signs == 0] = 1.0
-    total = torch.zeros_like(values[0])
-    weight = torch.zeros_like(values[0])
-    for one, its in zip(values, weights, strict=True):
-        agrees = one.sign() == signs
-        total += one * agrees
-        weight += its * agrees
-    return total, weight
+def reduced(values: Sequence[Tensor], deltas: Deltas, options: Options) -> Tensor:
+    """`scale` times the `agreed` values H_i of each place, with the strengths w_i of the changes."""
+
+    def of(tile: list[Tensor]) -> Tensor:
+        return options["scale"] * agreed(tile, deltas.strengths, options["consensus"])
+
+    return by_tiles(values, of, deltas.pause)
+
+
+def agreed(values: Sequence[Tensor], strengths: Sequence[float], consensus: str) -> Tensor:
+    """For each place, one value of several H_i with strengths w_i.
+
+    "sum" is the sum of w_i H_i. All others add up only the w_i H_i whose vote v_i has the sign of the sum of
+    the votes, and divide that by d:
+
+    | consensus | v_i | d |
+    |---|---|---|
+    | ties | w_i H_i | number of those that agree |
+    | ties_normalize | w_i H_i | sum of their w_i; below 1e-8 it is 1 |
+    | ties_sum | w_i H_i | 1 |
+    | ties_total | H_i | number |
+    | ties_frequency | sign of H_i | number |
+
+    A vote of 0 never agrees. Where the votes cancel, the sign is positive.
+
+    Source: Yadav et al., TIES-Merging (2306.01708), algorithm 1; ties_normalize and ties_sum as in mergekit
+    (merge_methods/generalized_task_arithmetic.py), ties_total and ties_frequency as the majority_sign_method
+    of PEFT (utils/merge_utils.py).
+    """
+    weighted = [strength * one for strength, one in zip(strengths, values, strict=True)]
+    if consensus == "sum":
+        return added(weighted)
+    votes = weighted
+    if consensus == "ties_total":
+        votes = values
+    elif consensus == "ties_frequency":
+        votes = [one.sign() for one in values]
+    sign = torch.where(added(votes) < 0, -1.0, 1.0)
+    agree = [one.sign() == sign for one in votes]
+    total = added([one * its for one, its in zip(weighted, agree, strict=True)])
+    if consensus == "ties_sum":
+        return total
+    if consensus == "ties_normalize":
+        weight = added([strength * its for strength, its in zip(strengths, agree, strict=True)])
+        return total / torch.where(weight.abs() < LEAST, 1.0, weight)
+    return total / added([its.to(total.dtype) for its in agree]).clamp(min=1)
 
 
 def added(values: Sequence[Tensor]) -> Tensor:
@@ -134,9 +168,3 @@ def added(values: Sequence[Tensor]) -> Tensor:
     for one in values[1:]:
         total += one
     return total
-
-
-def reduced(values: Sequence[Tensor], consensus: str, scale: float, pause: Pause) -> Tensor:
-    """The sum of the values, or with consensus "ties" their `elected` mean, times a scale."""
-    of = elected if consensus == "ties" else added
-    return by_tiles(values, lambda tile: scale * of(tile), pause)

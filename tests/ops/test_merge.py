@@ -77,23 +77,48 @@ def test_methods_give_what_peft_gives() -> None:
         assert error(merged("magnitude_prune", deltas, density=density), wanted) < 1e-6
 
 
-def test_ties_divides_by_strengths_as_mergekit_does() -> None:
-    """Of the values w H that have the sign of their sum, the sum over the sum of their w."""
-    changes, strengths = list(RECORDED["deltas"]), [0.3, 1.7, -0.6]
-    deltas = Deltas([[Dense(one)] for one in changes], strengths, SHAPE)
-    kept = [torch.zeros_like(one, dtype=torch.float64) for one in changes]
-    for one, own in zip(changes, kept, strict=True):
-        places = one.abs().flatten().argsort(descending=True)[: int(0.55 * one.numel())]
-        own.view(-1)[places] = one.double().flatten()[places]
-    wanted = torch.zeros_like(kept[0])
-    for place in range(wanted.numel()):
+def mergekits(kept: list[Tensor], strengths: list[float], normalize: bool) -> Tensor:
+    """mergekit's sign consensus of values, place by place in Python's float64."""
+    found = torch.zeros(kept[0].shape, dtype=torch.float64)
+    for place in range(found.numel()):
         votes = [(w, w * float(one.flatten()[place])) for w, one in zip(strengths, kept, strict=True)]
         sign = 1 if sum(vote for _, vote in votes) >= 0 else -1
         agree = [(w, vote) for w, vote in votes if vote * sign > 0]
-        weight = sum(w for w, _ in agree)
-        wanted.view(-1)[place] = sum(vote for _, vote in agree) / (weight or 1)
-    assert error(merged("ties", deltas, density=0.55, divisor="strengths"), wanted) < 1e-6
-    assert error(merged("ties", deltas, density=0.55), wanted) > 0.1
+        divisor = sum(w for w, _ in agree) if normalize else 1
+        found.view(-1)[place] = sum(vote for _, vote in agree) / (divisor or 1)
+    return found
+
+
+@pytest.mark.parametrize("strengths", [[0.3, 1.7, -0.6], [0.8, 0.8, 0.8]])
+@pytest.mark.parametrize("method", ["ties", "dare", "della", "breadcrumbs"])
+def test_consensus_at_unequal_strengths_is_that_of_mergekit_and_of_peft(
+    method: str, strengths: list[float]
+) -> None:
+    changes = list(RECORDED["deltas"])
+    deltas = Deltas([[Dense(one)] for one in changes], strengths, SHAPE)
+    # Nothing is drawn at density 1.
+    options = {
+        "ties": {"density": 0.55},
+        "dare": {"density": 1.0},
+        "della": {"density": 1.0, "epsilon": 0.0},
+        "breadcrumbs": {"density": 0.55, "gamma": 0.0},
+    }[method]
+    kept = [merge_utils.prune(one, options["density"], "magnitude") for one in changes]
+    weights = torch.tensor(strengths, dtype=torch.float64)
+    wide = [one.double() for one in kept]
+    wanted = {
+        "sum": sum(w * one for w, one in zip(strengths, wide, strict=True)),
+        "ties_normalize": mergekits(wide, strengths, True),
+        "ties_sum": mergekits(wide, strengths, False),
+        "ties_total": merge_utils.ties(wide, weights, 1.0, "total"),
+        "ties_frequency": merge_utils.ties(wide, weights, 1.0, "frequency"),
+    }
+    for consensus, expected in wanted.items():
+        found = merged(method, deltas, consensus=consensus, **options)
+        assert isinstance(expected, Tensor) and error(found, expected) < 1e-6, consensus
+        # With mixed strengths no two of them are the same.
+        others = [one for name, one in wanted.items() if name != consensus]
+        assert strengths[0] == strengths[1] or min(error(found, one) for one in others) > 0.1  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("consensus", ["sum", "ties"])

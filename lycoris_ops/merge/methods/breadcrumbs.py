@@ -12,7 +12,7 @@ from ..method import MergeMethod, Option, Options
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = scale * sum of w_i B_i; with `consensus` "ties", the `elected` mean replaces the sum.
+    """D = scale * sum of w_i B_i; other values of `consensus` replace the sum, see `agreed`.
 
     B_i keeps floor(density n) of the n values of D_i: it leaves out the floor(gamma n) largest in size, and
     then the smallest. Where density + gamma is above 1, fewer large ones are left out.
@@ -20,11 +20,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     total = math.prod(deltas.shape)
     count = int(options["density"] * total)
     outliers = min(int(options["gamma"] * total), total - count)
-    kept = [
-        strength * middle_kept(deltas.dense(index), outliers, count, deltas.pause)
-        for index, strength in enumerate(deltas.strengths)
-    ]
-    return [Dense(reduced(kept, options["consensus"], options["scale"], deltas.pause))]
+    kept = [middle_kept(deltas.dense(index), outliers, count, deltas.pause) for index in range(deltas.count)]
+    return [Dense(reduced(kept, deltas, options))]
 
 
 METHOD = MergeMethod(

@@ -17,14 +17,14 @@ from ..method import MergeMethod, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum of w_i m_i * D_i / density, with m_i of independent zeros and ones.
 
-    A value of m_i is 1 with the probability `density`. With `consensus` "ties", the `elected` mean replaces
-    the sum.
+    A value of m_i is 1 with the probability `density`. Other values of `consensus` replace the sum,
+    see `agreed`.
     """
     kept = [
-        strength * _dropped(deltas.dense(index), options["density"], deltas.generator(index), deltas.pause)
-        for index, strength in enumerate(deltas.strengths)
+        _dropped(deltas.dense(index), options["density"], deltas.generator(index), deltas.pause)
+        for index in range(deltas.count)
     ]
-    return [Dense(reduced(kept, options["consensus"], options["scale"], deltas.pause))]
+    return [Dense(reduced(kept, deltas, options))]
 
 
 def _dropped(values: Tensor, density: float, generator: torch.Generator, pause: Pause) -> Tensor:

@@ -19,8 +19,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum of w_i m_i * D_i / p_i, with m_i of independent zeros and ones.
 
     A value of m_i is 1 with the probability p_i, which rises linearly with the rank of the value's size in
-    its row: from density - epsilon for the smallest to density + epsilon for the largest. With `consensus`
-    "ties", the `elected` mean replaces the sum. Raises LycorisError unless 0 < p_i <= 1.
+    its row: from density - epsilon for the smallest to density + epsilon for the largest. Other values of
+    `consensus` replace the sum, see `agreed`. Raises LycorisError unless 0 < p_i <= 1.
     """
     density, epsilon = options["density"], options["epsilon"]
     if not 0 < density - epsilon <= density + epsilon <= 1:
@@ -30,10 +30,10 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
             hint="Choose a smaller epsilon, or 0 for DARE",
         )
     kept = [
-        strength * _dropped(deltas.dense(index), density, epsilon, deltas.generator(index), deltas.pause)
-        for index, strength in enumerate(deltas.strengths)
+        _dropped(deltas.dense(index), density, epsilon, deltas.generator(index), deltas.pause)
+        for index in range(deltas.count)
     ]
-    return [Dense(reduced(kept, options["consensus"], options["scale"], deltas.pause))]
+    return [Dense(reduced(kept, deltas, options))]
 
 
 def _dropped(

@@ -30,11 +30,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     vectors, values, _ = of_long(torch.cat(aligned, 1))
     turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]
-    kept = [
-        strength * largest_kept(one, options["density"], deltas.pause)
-        for one, strength in zip(aligned, deltas.strengths, strict=True)
-    ]
-    merged = reduced(kept, "ties", options["scale"], deltas.pause)
+    kept = [largest_kept(one, options["density"], deltas.pause) for one in aligned]
+    merged = reduced(kept, deltas, {"consensus": "ties", **options})
     return [LowRank(turn if basis is None else basis @ turn, merged, 1.0)]
 
 
