@@ -28,7 +28,7 @@ from ..maths.decompositions import (
     product_triples,
 )
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import energy_of
+from ..maths.tensors import energy, energy_of, fetched
 from .base import Layer
 
 ROUNDING = 1e-6
@@ -90,9 +90,11 @@ class Delta:
     def energy(self) -> float:
         """||D||^2, the sum of all squares."""
         if self._kronecker is not None:
-            w1, w2 = self._kronecker
-            return energy_of(w1) * energy_of(w2)
-        return energy_of(self.values if self._factored is None else self._factored[1])
+            one, other = fetched(*map(energy, self._kronecker))
+            return float(one * other)
+        if self._factored is not None:
+            return energy_of(self._read[0])
+        return energy_of(self.values)
 
     @property
     def triples(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,9 +111,26 @@ class Delta:
         return self._triples[1]
 
     @cached_property
+    def _read(self) -> list[Tensor]:
+        """All singular values that were found, and each times the sum of the absolute values of its left
+        vector; in float64, on the CPU, where looking at single values waits for no device."""
+        left, values, _ = self._found
+        return fetched(values, values * absolute(left, 0))
+
+    @property
     def _values(self) -> Tensor:
-        """`spectrum` in float64, on the CPU, where looking at single values waits for no device."""
-        return self._triples[1].cpu().double()
+        """`spectrum` in float64, on the CPU."""
+        return self._read[0][: self.largest]
+
+    @property
+    def kept(self) -> tuple[float, ...]:
+        """The energy that the first 1, 2, ... `triples` keep."""
+        return running(self._values[: self.significant].square())
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """The sums of the absolute values of U S, for the first 1, 2, ... `triples`."""
+        return running(self._read[1][: self.significant])
 
     @cached_property
     def significant(self) -> int:
@@ -205,13 +224,18 @@ class Delta:
         factors = joined(self.forms, most, self.device)
         return None if factors is None else product_triples(*factors)
 
-    @cached_property
+    @property
     def _triples(self) -> tuple[Tensor, Tensor, Tensor]:
+        left, values, right = self._found
+        return left[:, : self.largest], values[: self.largest], right[: self.largest]
+
+    @cached_property
+    def _found(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The singular triples that take no more work than the leading ones."""
         if self._kronecker is not None:
             return kronecker_triples(*self._kronecker, self.largest)
         if self._factored is not None:
-            left, values, right = self._factored
-            return left[:, : self.largest], values[: self.largest], right[: self.largest]
+            return self._factored
         matrix = self.values.reshape(flat_shape(self.shape))
         return leading_triples(matrix, self.largest, seed=self.seed, settled=self.settled, pause=self.pause)
 
@@ -259,15 +283,10 @@ class Fit:
         )
 
 
-def cumulative(spectrum: Tensor) -> tuple[float, ...]:
-    """The energy that each rank keeps: sums of the first 1, 2, ... squared singular values."""
-    return running(spectrum.cpu().double().square())
-
-
 def running(values: Tensor) -> tuple[float, ...]:
-    """The sums of the first 1, 2, ... values, in float64."""
+    """The sums of the first 1, 2, ... values, which are on the CPU."""
     # torch has no type for `tolist`.
-    return tuple(cast("list[float]", cast("Any", values.cpu().double().cumsum(0)).tolist()))
+    return tuple(cast("list[float]", cast("Any", values.cumsum(0)).tolist()))
 
 
 def absolute(values: Tensor, dim: int | None = None) -> Tensor:

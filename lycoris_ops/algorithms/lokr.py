@@ -13,11 +13,11 @@ from torch import Tensor
 from ..changes.forms import Dense, Kronecker, product
 from ..maths.decompositions import balanced, leading_triples
 from ..maths.shapes import Rows, Shape, factorization
-from ..maths.tensors import compute_dtype, energy_of
+from ..maths.tensors import compute_dtype, energy, fetched
 from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
-from .fitting import Delta, Fit, absolute, cumulative, running
+from .fitting import Delta, Fit, absolute, running
 from .planning import Planned, first
 
 if TYPE_CHECKING:
@@ -195,9 +195,14 @@ class Lokr(Factored, Planned):
         delta.pause()
         w1, inner = delta.outer(rows, columns)
         flat = inner.flatten(1)
-        energy = energy_of(inner)
+        # Above this rank a full w2 has no more parameters.
+        most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
+        left, values, right = leading_triples(flat, max(0, most), seed=delta.seed, pause=delta.pause)
+        kept, total, spectrum, sums = fetched(
+            energy(inner), absolute(inner), values, values * absolute(right, 1)
+        )
         # w1 has norm 1.
-        root = energy**0.25 or 1.0
+        root = float(kept) ** 0.25 or 1.0
 
         def full(index: int) -> Lokr:
             return cls(lokr_w1=w1 * root, lokr_w2=inner / root, alpha=1.0)
@@ -205,20 +210,17 @@ class Lokr(Factored, Planned):
         whole = Fit(
             algorithm=cls.algorithm,
             ranks=(None,),
-            kept=(energy,),
+            kept=(float(kept),),
             parameters=(w1.numel() + inner.numel(),),
             make=full,
             tensors=3,
             held=w1.nbytes + inner.nbytes,
             factor=factor,
             start={"lokr_w1": w1},
-            sums=(float(absolute(inner)),),
+            sums=(float(total),),
         )
-        # Above this rank a full w2 has no more parameters.
-        most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
         if most < 1:
             return (whole,)
-        left, values, right = leading_triples(flat, most, seed=delta.seed, pause=delta.pause)
         ranks = tuple(range(1, len(values) + 1))
         scale = delta.scale
 
@@ -231,7 +233,7 @@ class Lokr(Factored, Planned):
         return whole, Fit(
             algorithm=cls.algorithm,
             ranks=ranks,
-            kept=cumulative(values),
+            kept=running(spectrum.square()),
             parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
             make=low,
             tensors=4,
@@ -239,7 +241,7 @@ class Lokr(Factored, Planned):
             factor=factor,
             start={"lokr_w1": w1, "lokr_w2_a": left.T},
             # dL/dw2_b = w2_a^T w2 = S V^T.
-            sums=running(values * absolute(right, 1)),
+            sums=running(sums),
         )
 
     def product(self) -> Kronecker | Dense:

@@ -14,11 +14,11 @@ from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import balanced, leading, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
-from ..maths.tensors import compute_dtype, energy_of, fold_core
+from ..maths.tensors import compute_dtype, energy, fetched, fold_core
 from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, scale
 from .factored import Factored
-from .fitting import Delta, Fit, absolute, cumulative, running
+from .fitting import Delta, Fit
 from .planning import Planned, first
 
 if TYPE_CHECKING:
@@ -231,14 +231,14 @@ class Lora(Factored, Planned):
             Fit(
                 algorithm=cls.algorithm,
                 ranks=ranks,
-                kept=cumulative(values),
+                kept=delta.kept,
                 parameters=tuple(rank * sum(flat_shape(shape)) for rank in ranks),
                 make=made,
                 tensors=3,
                 held=left.nbytes + right.nbytes,
                 start={"lora_down": right},
                 # dL/dup = D down^T = U S.
-                sums=running(values * absolute(left, 0)),
+                sums=delta.sums,
                 complete=delta.complete,
             ),
         )
@@ -266,7 +266,7 @@ class Lora(Factored, Planned):
             Fit(
                 algorithm=cls.algorithm,
                 ranks=ranks,
-                kept=tuple(energy_of(core[:rank, :rank]) for rank in ranks),
+                kept=tuple(map(float, fetched(*(energy(core[:rank, :rank]) for rank in ranks)))),
                 parameters=tuple(rank * (outputs + inputs + rank * math.prod(kernel)) for rank in ranks),
                 make=made,
                 tensors=4,

@@ -250,12 +250,27 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def energy_of(tensor: Tensor) -> float:
-    """The sum of all squares, in float64."""
+    """The sum of all squares, in float64, with one wait for the device."""
+    return float(energy(tensor))
+
+
+def energy(tensor: Tensor) -> Tensor:
+    """The sum of all squares as a float64 without dimensions, on the CPU where the device has no float64."""
     flat = tensor.detach().reshape(-1)
+    total = wide(flat.new_zeros(()))
     # In pieces, so that no second copy of a large tensor is made.
-    return sum(
-        float(wide(flat[start : start + PIECE]).square().sum()) for start in range(0, flat.numel(), PIECE)
-    )
+    for start in range(0, flat.numel(), PIECE):
+        total = total + wide(flat[start : start + PIECE]).square().sum()
+    return total
+
+
+def fetched(*tensors: Tensor) -> list[Tensor]:
+    """Small tensors as float64 vectors on the CPU, with one wait where they are on one device."""
+    if len({one.device for one in tensors}) > 1:
+        return [one.detach().cpu().double().reshape(-1) for one in tensors]
+    # torch has no type for `split`.
+    joined: Any = torch.cat([one.detach().reshape(-1) for one in tensors]).cpu().double()
+    return list(joined.split([one.numel() for one in tensors]))
 
 
 def norm(tensor: Tensor, *dims: int) -> Tensor:

@@ -351,11 +351,12 @@ def _exactly(
 def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
     """A layer with this change; None for no change."""
     check_finite(change)
-    layer = change.own or (_nearest(change.forms, place, settings, pause) if change.forms else None)
     biased = change.bias is not None and bool(change.bias.any())
-    if not biased and layer is not None and not any(reach.most for reach in reaches(layer.additive() or ())):
-        return None
-    if change.own is None and change.bias is not None and biased:
+    if change.own is not None:
+        changes = biased or any(reach.most for reach in reaches(change.own.additive() or ()))
+        return change.own if changes else None
+    layer = _nearest(change.forms, place, settings, pause) if change.forms else None
+    if change.bias is not None and biased:
         layer = (layer or Full()).with_bias_change(change.bias)
     return layer
 
@@ -367,18 +368,18 @@ def _nearest(
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:
         kind = Norm if len(shape) == 1 else Full
-        return kind.fit(Delta([Dense(add_up(forms, torch.float32, device).flatten())], shape))[0].make(0)
-    outputs, inputs = flat_shape(shape)
-    # From this rank on two factors hold more numbers than the difference.
-    factors = joined(forms, outputs * inputs // (outputs + inputs), device)
-    if factors is None:
-        delta = Delta(forms, shape, device=device, pause=pause)
-        fits = Full.fit(delta) if delta.energy > 0 else ()
+        fits = kind.fit(Delta([Dense(add_up(forms, torch.float32, device).flatten())], shape))
     else:
-        largest = min(outputs, inputs)
-        delta = Delta([LowRank(*factors, 1.0)], shape, largest=largest, device=device, pause=pause)
-        fits = Lora.fit(delta)
-    return fits[0].make(len(fits[0].ranks) - 1) if fits else None
+        outputs, inputs = flat_shape(shape)
+        # From this rank on two factors hold more numbers than the difference.
+        factors = joined(forms, outputs * inputs // (outputs + inputs), device)
+        if factors is None:
+            fits = Full.fit(Delta(forms, shape, device=device, pause=pause))
+        else:
+            largest = min(outputs, inputs)
+            low = [LowRank(*factors, 1.0)]
+            fits = Lora.fit(Delta(low, shape, largest=largest, device=device, pause=pause))
+    return fits[0].make(len(fits[0].ranks) - 1) if fits and fits[0].kept[-1] > 0 else None
 
 
 def _before(place: ChangedPlace) -> str:

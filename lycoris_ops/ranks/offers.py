@@ -48,7 +48,7 @@ class Gradient(Delta):
 
     @cached_property
     def significant(self) -> int:
-        values = self.spectrum
+        values = self._values
         return len(values) if len(values) and float(values[0]) else 0
 
 

@@ -33,7 +33,7 @@ VIEWS = (
     *("squeeze.dims", "view.dtype", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "unfold"),
 )
 """What torch makes of strides itself, which are not told here."""
-MADE = ("eye", "eye.m")
+MADE = ("eye", "eye.m", "abs")
 """What torch makes in a tensor that it resizes, whose size is not told here."""
 CAST = ("layer_norm", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm")
 crossed: list[tuple[int, ...]] = []
@@ -53,6 +53,12 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     name, tensors = operator.name(), [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     mixed = len({x.device.type for x in tensors if x.ndim or on(x)}) > 1
     given, named = tree_map(inner, (args, kwargs))
+    # A number in the place of a tensor, which torch unpacks on the way here.
+    wanted = [argument.type.kind() == "TensorType" for argument in operator._schema.arguments]
+    given: Any = [
+        torch.tensor(value) if is_tensor and isinstance(value, (bool, int, float)) else value
+        for value, is_tensor in zip(given, wanted, strict=False)
+    ]
     if name == "aten::_copy_from":
         crossed.extend([tuple(args[0].shape)] * mixed)
         given[1].copy_(given[0])

@@ -98,16 +98,64 @@ def merge() -> None:
     assert len(merged.waits) == 1 and not merged.wide, (merged.waits, merged.wide)
 
 
+def drawn(layers: int, *kinds: str) -> list[lyc.Adapter]:
+    """An adapter of each kind, "lora" or "full", whose layers are on the CPU."""
+    sizes = {"lora": {"lora_up.weight": (24, 4), "lora_down.weight": (4, 16)}, "full": {"diff": (24, 16)}}
+    return [
+        lyc.adapter_of_tensors(
+            {f"{n}.{end}": torch.randn(size) for n in range(layers) for end, size in sizes[kind].items()},
+            name=f"{place}",
+        )
+        for place, kind in enumerate(kinds)
+    ]
+
+
+def a_layer(run: Callable[[int], object]) -> float:
+    """The waits for each further layer."""
+    one, three = (found(lambda count=count: run(count)).waits for count in (1, 3))
+    return (len(three) - len(one)) / 2
+
+
+WAITS = {
+    3: ("ties", "dare", "della", "breadcrumbs", "magnitude_prune", "nearswap"),
+    4: ("sum", "average", "sce"),
+    5: ("slerp", "karcher", "model_stock"),
+    6: ("regression",),
+    7: ("knots", "iso"),
+    11: ("core_space", "tsv"),
+}
+"""Merge methods by how often they wait for a layer of two LoRAs. One or two waits are the result itself, two
+are each decomposition: its small matrix, which is decomposed on the CPU, and which values are rounding."""
+
+
+def merge_and_resize() -> None:
+    known = {method: most for most, methods in WAITS.items() for method in methods}
+    assert set(known) == set(lyc.merge_methods())
+    for method, most in known.items():
+
+        def merged(count: int, method: str = method) -> object:
+            return lyc.merge_adapters(
+                [(one, 0.5) for one in drawn(count, "lora", "lora")], method, device=NAME
+            )
+
+        waits = a_layer(merged)
+        assert waits <= most, (method, waits)
+    for kind, algorithm, most in (("lora", "lora", 4), ("full", "lora", 5), ("lora", "lokr", 13)):
+
+        def resized(count: int, kind: str = kind, algorithm: str = algorithm) -> object:
+            (one,) = drawn(count, kind)
+            return lyc.resize_adapter(one, size=lyc.Rank(2), algorithm=algorithm, device=NAME)
+
+        waits = a_layer(resized)
+        assert waits <= most, (kind, algorithm, waits)
+
+
 def compute_without_float64() -> None:
     """Resizing and merging where a device has no float64: what is computed in it is computed on the CPU."""
     tensors.WITHOUT_FLOAT64 = (NAME,)
-    factors = {"lora_up.weight": (24, 4), "lora_down.weight": (4, 16)}
-    one, other = (
-        lyc.adapter_of_tensors({f"0.{end}": torch.randn(size) for end, size in sizes.items()}, name="one")
-        for sizes in (factors, {"diff": (24, 16)})
-    )
-    for pair in ((one, one), (one, other)):
-        for method in ("sum", "iso", "karcher", "regression", "slerp"):
+    one, third, other = drawn(1, "lora", "lora", "full")
+    for pair in ((one, third), (one, other)):
+        for method in lyc.merge_methods():
             both: Any = {"method": method, "size": lyc.Rank(2)}
             here, there = (
                 lyc.merge_adapters([(two, 0.5) for two in pair], **both, device=device)
@@ -144,6 +192,7 @@ if __name__ == "__main__":
         patch(kind, layer)
         bypass(kind, layer)
     merge()
+    merge_and_resize()
     compute_without_float64()
     for options in TRAINED:
         for form in ("auto", "bypass"):

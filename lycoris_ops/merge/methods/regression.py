@@ -40,8 +40,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         grams.append(down.T @ middle / norm)
         total += grams[-1]
     values, vectors = eigen(total)
-    ridge = options["ridge"] * float(values[-1])
-    live = values > CUT * float(values[-1])
+    ridge = options["ridge"] * values[-1]
+    live = values > CUT * values[-1]
     inverse = (vectors * torch.where(live, 1 / (values + ridge).clamp(min=1e-300), 0.0)) @ vectors.T
     eye = torch.eye(size).to(total)
     merged: list[Additive] = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Additive, Dense
-from ...maths.tensors import energy_of
+from ...maths.tensors import energy, fetched
 from ..deltas import Deltas
 from ..elements import SCALE, added, by_tiles, kept_places
 from ..method import MergeMethod, Option, Options
@@ -29,10 +29,11 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         variance = by_tiles(values, _variance, deltas.pause)
         chosen = kept_places(variance, int(options["select"] * int((variance > 0).sum())), deltas.pause)
         values = [one * chosen for one in values]
-    sizes: list[float] = []
+    energies: list[Tensor] = []
     for one in values:
         deltas.pause()
-        sizes.append(energy_of(one))
+        energies.append(energy(one))
+    sizes = [float(one) for one in fetched(*energies)]
     if sum(sizes) == 0.0:
         return [Dense(values[0])]
     weights = [size / sum(sizes) for size in sizes]

@@ -48,7 +48,7 @@ def _polar(matrix: Tensor) -> Tensor:
         return matrix
     left, values, right = singular(matrix)
     live = values > SHARED * values[0]
-    return left[:, live] @ right[live]
+    return (left * live) @ right
 
 
 METHOD = MergeMethod(
