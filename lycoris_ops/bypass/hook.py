@@ -77,6 +77,8 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
     value: Any = own_of(module, name)
     if value.is_meta:
         value = _offloaded(module).get(name, value)
+    if is_plain(value):
+        return value
     # The first pass of an int8 layer of bitsandbytes moves the scales of its weight there.
     found = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
     if found is not None:

@@ -90,8 +90,10 @@ class WholePlan:
 
     def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan | None:
         """A plan that adds these forms; None for none."""
+        if not forms:
+            return None
         met = Met(tuple((form, None, 0) for form in forms), (), ())
-        return BoundPlan(self.plan, met, x, self.plain.dropout) if forms else None
+        return BoundPlan(self.plan, met, x, self.plain.dropout)
 
 
 @dataclass

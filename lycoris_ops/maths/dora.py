@@ -74,6 +74,8 @@ def learned_extra(
     # An inference tensor cannot be saved for a backward pass.
     if transformed() or weight.is_inference():
         return _plain_extra(magnitude, weight, up, down, scale, axis)
+    if not torch.is_grad_enabled():
+        return _parts(magnitude, weight, up, down, scale, axis)[1] - 1
     learned: Any = _Extra
     return learned.apply(magnitude, weight, up, down, scale, axis)
 
@@ -95,17 +97,24 @@ def _plain_extra(
     return dora_factor(magnitude, lengths(direction, axis)).flatten() - 1
 
 
+def _parts(
+    magnitude: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float, axis: int
+) -> tuple[Tensor, Tensor]:
+    """||V||, infinite where V is zero, and magnitude / ||V||; without gradients."""
+    direction = _direction(weight, up, down, scale).view(*weight.shape[:2], -1)
+    length = norm(direction, *(each for each in range(3) if each != axis)).flatten()
+    # Without a direction the factor and its gradients are 0.
+    length.masked_fill_(length < torch.finfo(length.dtype).tiny, math.inf)
+    return length, magnitude.reshape(length.shape) / length
+
+
 class _Extra(torch.autograd.Function):
     """`learned_extra`, with derivatives of any order."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         magnitude, weight, up, down, ctx.scale, ctx.axis = given
-        cut = _direction(weight, up, down, ctx.scale).view(*weight.shape[:2], -1)
-        length = norm(cut, *(each for each in range(3) if each != ctx.axis)).flatten()
-        # Without a direction the factor and its gradients are 0.
-        length.masked_fill_(length < torch.finfo(length.dtype).tiny, math.inf)
-        factor = magnitude.reshape(length.shape) / length
+        length, factor = _parts(*given)
         ctx.save_for_backward(magnitude, weight, up, down, length, factor)
         return factor - 1
 

@@ -261,7 +261,9 @@ class Member(nn.Module):
         if share is not None:
             with located(weight=self.site.path):
                 layer = share.of_layer(layer)
-        self.passed = True
+        if not self.passed:
+            # To set an attribute of a module takes long.
+            self.passed = True
         strength = self._drawn_strength()
         if self.training and settings.rank_dropout:
             layer = _without_ranks(layer, settings.rank_dropout)
