@@ -90,15 +90,30 @@ def rough_picture(patcher: Any, latent: torch.Tensor) -> Image | None:
 
     None if the host has no factors for these latents.
     """
+    previewer = _previewer(patcher)
+    if previewer is None:
+        return None
+    shown = patcher.model.process_latent_in(latent.to(patcher.load_device))
+    return previewer.decode_latent_to_preview_image("JPEG", shown)[1]
+
+
+def _previewer(patcher: Any) -> Any:
     kind = patcher.model.latent_format
     previewer = latent_preview.get_previewer(patcher.load_device, kind)
     if previewer is None and kind.latent_rgb_factors is not None:
         factors = (kind.latent_rgb_factors, kind.latent_rgb_factors_bias, kind.latent_rgb_factors_reshape)
         previewer = latent_preview.Latent2RGBPreviewer(*factors)
-    if previewer is None:
-        return None
-    shown = patcher.model.process_latent_in(latent.to(patcher.load_device))
-    return previewer.decode_latent_to_preview_image("JPEG", shown)[1]
+    return previewer
+
+
+STEREO = 2
+"""The channels of what a VAE for sound decodes."""
+
+
+def can_show(patcher: Any, vae: Any) -> bool:
+    """Whether a VAE decodes latents to pictures, and not to sound. Without one: whether the host has rough
+    pictures of the model's latents."""
+    return _previewer(patcher) is not None if vae is None else vae.output_channels != STEREO
 
 
 def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:

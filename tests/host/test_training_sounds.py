@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,47 @@ def test_a_mask_of_a_clip_leaves_its_sound(host: Host) -> None:
     torch.testing.assert_close(latents.means(values, latent.shapes, mask), wanted[None])
     with pytest.raises(host.ops.TrainError, match="leaves nothing"):
         training.mask_of(model, torch.zeros(64, 128), latent)
+
+
+OF_SOUND: dict[str, tuple[dict[str, int], tuple[int, ...], int, dict[str, Any]]] = {
+    "Stable Audio": (
+        {"io_channels": 64, "cond_token_dim": 768, "global_cond_dim": 1536, "project_cond_tokens": True},
+        (64, 16),
+        768,
+        {},
+    ),
+    "ACE-Step": (
+        {"speaker_embedding_dim": 512},
+        (8, 16, 8),
+        12,
+        {"conditioning_lyrics": torch.ones(1, 3, dtype=torch.long)},
+    ),
+}
+"""Tiny models of sound alone: what is changed in them, the shape of a latent, and the conditioning."""
+
+
+@pytest.mark.parametrize("architecture", OF_SOUND)
+def test_a_model_of_sound_alone_is_not_sampled_as_pictures(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    import comfy.sd
+
+    changed, shape, words, said = OF_SOUND[architecture]
+    given: dict[str, Any] = {
+        "model": patcher(tiny(architecture, cut=False, **changed)),
+        "latents": [{"samples": torch.randn(2, *shape)}],
+        "positive": [[[torch.randn(1, 5, words), said]]],
+        "preset": "attn-only",
+        "rank": 2,
+        "learning_rate": 1e-3,
+        "steps": 1,
+    }
+    # The host's VAE of Stable Audio, small.
+    small = partial(comfy.sd.AudioOobleckVAE, channels=4)
+    monkeypatch.setattr(comfy.sd, "AudioOobleckVAE", small)
+    vae = comfy.sd.VAE(sd=small().state_dict())
+    for asked, key in (({"sample_every": 1}, "sample_every"), ({"vae": vae}, "vae")):
+        with pytest.raises(host.ops.LycorisError, match=f"{key}: samples on the way are pictures") as error:
+            train(host, tmp_path / key, **given, **asked)
+        assert "set `sample_every` to 0" in str(error.value)
+    assert train(host, tmp_path, **given)["steps_done"] == 1

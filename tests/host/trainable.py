@@ -34,16 +34,17 @@ def module(host: Host, name: str) -> Any:
     return SimpleNamespace(**inner)
 
 
-def tiny(architecture: str, seed: int = 3, **changed: Any) -> Any:
+def tiny(architecture: str, seed: int = 3, *, cut: bool = True, **changed: Any) -> Any:
     """A tiny model that runs. Its weights are small, so that its activations are of a usual size.
 
-    Where the host has no such architecture, the test is skipped.
+    Large weights are cut, see `zoo.make`, unless `cut` is False or the model could not run. Where the host
+    has no such architecture, the test is skipped.
     """
     from comfy.model_base import model_sampling
 
     needs(architecture)
     inputs = {**INPUTS, **FURTHER}[architecture]
-    model = zoo.make(architecture, seed, changed={**inputs.changed, **changed}, cut=inputs.cut)
+    model = zoo.make(architecture, seed, changed={**inputs.changed, **changed}, cut=cut and inputs.cut)
     # The zoo has overwritten the noise levels with the other buffers.
     model.model_sampling = model_sampling(model.model_config, model.model_type)
     with torch.no_grad():

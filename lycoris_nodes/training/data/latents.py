@@ -139,9 +139,9 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
 def has_pictures(shapes: Sequence[torch.Size]) -> bool:
     """Whether a latent with parts of these shapes has a picture or video as its first part.
 
-    Of several parts only a video with sound has one.
+    Of several parts only a video with sound has one. A single part without height and width is a sound.
     """
-    return len(shapes) == 1 or len(shapes[0]) == 5
+    return len(shapes[0]) == 5 if len(shapes) > 1 else len(shapes[0]) > 3
 
 
 def means(

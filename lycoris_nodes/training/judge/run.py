@@ -29,7 +29,7 @@ from ....lycoris_ops import (
     resolve,
 )
 from ...host.page import end_if_interrupted
-from ...host.sampling import decoded_picture, embeddings, rough_picture
+from ...host.sampling import can_show, decoded_picture, embeddings, rough_picture
 from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
@@ -178,12 +178,14 @@ def _check_links(asked: Asked) -> None:
                 key=name,
                 hint=f"Link `{other}`, or unlink `{name}`",
             )
-    pictured = all(has_pictures([part.shape for part in parts_of(one["samples"])]) for one in asked.latents)
+    pictured = can_show(asked.model, asked.vae) and all(
+        has_pictures([part.shape for part in parts_of(one["samples"])]) for one in asked.latents
+    )
     if asked.clip_vision is not None and not (pictured and asked.samples):
         raise TrainError(
             "a CLIP vision model needs pictures",
             key="samples",
-            got="0" if pictured else "latents of several parts",
+            got="0" if pictured else "latents that are no pictures",
             expected="1 or more" if pictured else "1 or more, and latents of pictures",
             hint=None if pictured else "Unlink `clip_vision`",
         )
@@ -191,8 +193,8 @@ def _check_links(asked: Asked) -> None:
 
 def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:
     """The first distinct captions, with their texts where text encoders are judged. Empty for latents that
-    are no pictures."""
-    if not has_pictures(like.shapes):
+    cannot be shown."""
+    if not (has_pictures(like.shapes) and can_show(asked.model, asked.vae)):
         return []
     texts = list(asked.captions) or [None]
     found: dict[Any, tuple[Any, Text | None]] = {}

@@ -80,7 +80,6 @@ class Previews:
     """Called after each step of the sampler with the steps done and their total."""
     folder: Path
     prompts: Sequence[Prompt]
-    """Empty where the latents are no pictures."""
     negative: Callable[[], Conditioning] | None
     """The encoded empty text, if there is one."""
     vae: Any = None
@@ -88,8 +87,8 @@ class Previews:
     """How many pictures the VAE had no room for."""
 
     def due(self, step: int) -> bool:
-        possible = self.every > 0 and len(self.prompts) > 0
-        return possible and (step % self.every == 0 or step == self.steps) and not self._path(step).exists()
+        due = self.every > 0 and (step % self.every == 0 or step == self.steps)
+        return due and not self._path(step).exists()
 
     def forget_after(self, step: int) -> None:
         """Delete the pictures of later steps, after a training went back to this one."""

@@ -29,6 +29,7 @@ from ....lycoris_ops import (
     train_network,
 )
 from ...host.files import shown_path
+from ...host.sampling import can_show
 from ...host.training import grid_of, ratios_of
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
@@ -190,6 +191,7 @@ def train(
             encoder=encoder,
         )
         samples = data_of(asked, session, encoder, live)
+        _check_samples(asked, session, samples[0].latent.shapes)
         knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
         prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
         # A single caption for all latents also serves the held-out ones.
@@ -438,6 +440,23 @@ def _network(
     return joined, rate, share
 
 
+def _check_samples(asked: Asked, session: Session, shapes: Sequence[torch.Size]) -> None:
+    """Raise TrainError if samples on the way are asked for and could not be shown."""
+    if asked.vae is None and not asked.sample_every:
+        return
+    if has_pictures(shapes) and can_show(session.patcher, asked.vae):
+        return
+    raise TrainError(
+        "samples on the way are pictures, and those of this model cannot be shown",
+        key="sample_every" if asked.vae is None else "vae",
+        got=type(session.model).__name__,
+        hint="Unlink `vae` and set `sample_every` to 0. A model of sound is heard by its checkpoints, see "
+        "`checkpoint_every`"
+        if asked.vae is not None or not has_pictures(shapes)
+        else "Link `vae` if the model makes pictures, or set `sample_every` to 0",
+    )
+
+
 def _previews(
     asked: Asked,
     session: Session,
@@ -461,7 +480,7 @@ def _previews(
     texts = [lambda text=text: text for text in asked.sample_positive] or [said]
     shapes = samples[0].latent.shapes
     strengths = sorted(one.strength for one in (samples[0], *samples[0].others))
-    prompts = _prompts(asked, session, texts, settings, shapes) if has_pictures(shapes) else []
+    prompts = _prompts(asked, session, texts, settings, shapes)
     return Previews(
         session=session,
         network=network,
