@@ -6,13 +6,15 @@ and one shade. Its captions name a size, a shade and a number, or leave them ope
 a slider for each between two of these words, and ComfyUI samples with it at seven strengths from the same
 noise. Attributes are measured on the pictures, as `attributes` says.
 
-"prompts" are sliders between two prompts, and "pictures" those of rows of pictures that are drawn alike but
-for the attribute, at four strengths. "LECO" is the recipe of the paper, written down below, with the same
-layers, rank, steps and rate.
+"words" is no slider: the model alone, with the word of less, none and the word of more. "prompts" are
+sliders between two prompts, and "pictures" those of rows of pictures that are drawn alike but for the
+attribute, at four strengths. "LECO" is the recipe of the paper, written down below, with the same layers,
+rank, steps and rate.
 
 "R2" is that of a line through the mean attribute at each strength, "moves" how far the mean goes from -1 to
 1, as a share of the range in which the pictures were drawn, and "drift" how far the others go at most from
-where they are at strength 0, as a share of their ranges.
+where they are at strength 0, as a share of their ranges. "per move" is the largest drift over how far the
+attribute itself goes at most from there.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from tests.harness.facts import ROOT, facts
 from tests.harness.launch import base_directory, boot_in_process
 
 SIZES = {"width": 128, "double": 1, "single": 2}
-BASE_STEPS, BASE_BATCH, BASE_LR = 1200, 64, 2e-3
+BASE_STEPS, BASE_BATCH, BASE_LR = 1500, 64, 2e-3
 SIDE, FOLD, MOST, GROUND = 16, 4, 4, -1.0
 RADIUS, SHADE = (1.5, 3.5), (-0.2, 1.0)
 """In pixels, and as values from -1 to 1."""
@@ -55,7 +57,7 @@ RANGES = {"size": RADIUS[1] - RADIUS[0], "shade": SHADE[1] - SHADE[0], "count": 
 WORDS = ("discs", "open", "small", "large", "dark", "bright", "few", "many")
 ENDS = {"size": ("small", "large"), "shade": ("dark", "bright"), "count": ("few", "many")}
 STRENGTHS = (-1.0, -2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3, 1.0)
-PICTURES = 48
+PICTURES = 96
 SAMPLING = 20
 """Steps of the sampler."""
 LR, RANK, BATCH, GUIDED = 2e-3, 4, 4, 0.5
@@ -73,10 +75,9 @@ class Drawn:
     """For each picture what is said of its size, shade and count."""
 
 
-def shares_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def shares_of(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each picture where in their ranges its size, shade and number are (N, 3), and the order in which
     the quarters get a disc (N, 4)."""
-    draw = torch.Generator().manual_seed(seed)
     return torch.rand((count, 3), generator=draw), torch.rand((count, MOST), generator=draw).argsort(1)
 
 
@@ -98,8 +99,9 @@ def painted(shares: Tensor, order: Tensor) -> Tensor:
 
 def drawn(count: int, seed: int) -> Drawn:
     """Pictures with captions, of whose words a third is left open."""
-    shares, order = shares_of(count, seed)
-    said = torch.rand((count, 3), generator=torch.Generator().manual_seed(seed)) < 2 / 3
+    draw = torch.Generator().manual_seed(seed)
+    shares, order = shares_of(count, draw)
+    said = torch.rand((count, 3), generator=draw) < 2 / 3
     words = [
         [
             "open" if not told or 1 / 3 <= share <= 2 / 3 else ENDS[name][int(share > 0.5)]
@@ -187,8 +189,8 @@ class Discs:
         return functional.mse_loss(found, noise - x)
 
     @torch.no_grad()
-    def pictures(self, file: str | None, strength: float) -> Tensor:
-        """What the model samples with a file at a strength, always from the same noise."""
+    def pictures(self, file: str | None, strength: float, said: Any = OPEN) -> Tensor:
+        """What the model samples for a prompt with a file at a strength, always from the same noise."""
         import comfy.sample
         import comfy.sd
         import comfy.utils
@@ -199,8 +201,7 @@ class Discs:
             model, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
         zeros = torch.zeros((PICTURES, *LATENT[1:]))
         noise = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(5))
-        said = conditioning("open", "open", "open")
-        said[0][1]["guidance"] = GUIDANCE
+        said = [[said[0][0], {**said[0][1], "guidance": GUIDANCE}]]
         made = comfy.sample.sample(
             model, noise, SAMPLING, 1.0, "euler", "simple", said, said, zeros, disable_pbar=True, seed=5
         )
@@ -226,7 +227,7 @@ class Discs:
 
     def of_pictures(self, name: str, steps: int) -> str:
         """Of rows of pictures that are alike but for the attribute."""
-        shares, order = shares_of(ROWS, 7)
+        shares, order = shares_of(ROWS, torch.Generator().manual_seed(7))
         rows: list[Tensor] = []
         for strength in AT:
             shares[:, list(RANGES).index(name)] = 0.5 + REACH * strength
@@ -317,6 +318,7 @@ class Followed:
     name: str
     found: Sequence[dict[str, float]]
     """The attributes at each strength."""
+    strengths: Sequence[float] = STRENGTHS
 
     @property
     def own(self) -> Any:
@@ -324,17 +326,17 @@ class Followed:
 
     @property
     def r2(self) -> float:
-        fit = np.polyval(np.polyfit(STRENGTHS, self.own, 1), STRENGTHS)
+        fit = np.polyval(np.polyfit(self.strengths, self.own, 1), self.strengths)
         return float(1 - ((self.own - fit) ** 2).sum() / ((self.own - self.own.mean()) ** 2).sum())
 
     @property
     def drift(self) -> dict[str, float]:
-        middle = self.found[len(self.found) // 2]
-        return {
-            other: max(abs(one[other] - middle[other]) for one in self.found) / RANGES[other]
-            for other in RANGES
-            if other != self.name
-        }
+        return {other: self._farthest(other) for other in RANGES if other != self.name}
+
+    def _farthest(self, name: str) -> float:
+        """How far an attribute goes at most from where it is at strength 0, as a share of its range."""
+        middle = self.found[len(self.found) // 2][name]
+        return max(abs(one[name] - middle) for one in self.found) / RANGES[name]
 
     def cells(self) -> list[object]:
         own = self.own
@@ -344,6 +346,7 @@ class Followed:
             "yes" if (np.diff(own) > 0).all() else "no",
             f"{self.r2:.3f}",
             ", ".join(f"{other} {value:.1%}" for other, value in self.drift.items()),
+            f"{max(self.drift.values()) / self._farthest(self.name):.0%}",
         ]
 
 
@@ -368,7 +371,13 @@ def main() -> None:
         "LECO": lambda name: discs.by_leco(name, options.steps, files[name]),
     }
     files: dict[str, str] = {}
-    lines = Table("by", "slider of", "at -1", "at 0", "at 1", "moves", "monotone", "R2", "drift", "CPU s")
+    lines = Table(
+        "by", "slider of", "at -1", "at 0", "at 1", "moves", "monotone", "R2", "drift", "per move", "CPU s"
+    )
+    for name in options.attributes:
+        less, more = ends_of(name)
+        by_words = [attributes(discs.pictures(None, 0.0, said)) for said in (less, OPEN, more)]
+        lines.row("words", name, *Followed(name, by_words, (-1.0, 0.0, 1.0)).cells(), "-")
     for way, make in ways.items():
         for name in options.attributes:
             began = time.process_time()
