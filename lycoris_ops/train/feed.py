@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -135,6 +135,29 @@ def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> i
     if not count:
         raise TrainError("there are no batches", got="none in epoch 1", expected="at least one")
     return epochs * -(-count // (accumulation * copies))
+
+
+def first_of(batches: Batches, seed: int) -> Any:
+    """The first batch of a training with this seed; None where there is none."""
+    with Chance(seed, "data", 0).drawn():
+        return next(iter(batches_of(batches, 0)), None)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in lists, tuples and mappings too."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        batch = list(cast("Mapping[Any, Any]", batch).values())
+    if isinstance(batch, (list, tuple)):
+        return [tensor for part in cast("Sequence[Any]", batch) for tensor in tensors_of(part)]
+    return []
+
+
+def times_larger(batch: Any, first: Any) -> float:
+    """How many times as many values a batch holds as `first`. At least 1, and 1 without tensors to count."""
+    own, other = (sum(tensor.numel() for tensor in tensors_of(one)) for one in (batch, first))
+    return max(1.0, own / other) if other else 1.0
 
 
 def moved(batch: Any, device: torch.device | str | None) -> Any:

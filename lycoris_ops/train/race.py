@@ -12,7 +12,7 @@ from ..errors import DivergedError, FileFormatError, TrainError, number_of
 from ..files.json_text import parse_json
 from ..ranks.gradients import Loss
 from ..ranks.plan import table
-from .feed import Batches, Feed
+from .feed import Batches, Feed, first_of, times_larger
 from .network import LycorisNetwork
 from .options import TrainOptions
 from .tensors import copies, copy_into
@@ -37,7 +37,7 @@ AS_GOOD times as much, and ends at no more than NEAR times the loss. While a rat
 in proportion to it; a rate that saturates in a short training is too high for a long one. NEAR matters near a
 loss of zero, where both rates have removed nearly all of the loss."""
 VALIDATED = 0.5
-"""The cost of a held-out batch, in steps of one batch: a step goes forward and backward."""
+"""The cost of a held-out batch, in steps of a batch with as many values: a step goes forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Entrant:
     lr: float
     """The rate at which its climb begins."""
     cost: float = 0.0
-    """The cost of making it, in steps, such as a plan's probe."""
+    """The cost of making it, in steps of the training, such as a plan's probe."""
+    step: float = 1.0
+    """The cost of one of its steps, in steps of the training: above 1 for a slower kind."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,10 @@ def race(
     three kinds at three rates each. The kind that is best at its usual rate after a tenth of the training
     ends 1.2 % worse (at most 4 %); the pair that is best after a tenth ends 25 % worse (at most 81 %).
 
-    All of it costs at most `share` times `steps` steps: the steps of the heats, the held-out batches at half
-    a step each, and what entrants cost to make. A heat that diverges costs the steps that it made. If the
+    All of it costs at most `share` times `steps` steps of the training: the steps of the heats, each at its
+    entrant's `step`, the held-out batches at half a step each (more where they are larger than the `batches`,
+    see `judging`), and what entrants cost to make. These costs stand for seconds. They are not measured,
+    because a race would then depend on the machine. A heat that diverges costs the steps that it made. If the
     budget is too small, the last entrants are left out; if it is too small for two heats, the first entrant
     wins at its own rate.
 
@@ -252,7 +256,7 @@ class _Race:
         self.start = math.nan
         """The held-out loss before any step, once it was measured."""
         self.heats: list[Heat] = []
-        self.judging = judging(held_out, options)
+        self.judging = judging(held_out, first_of(batches, options.seed), options)
         self.expected = 0
         """How many heats there may be at most."""
 
@@ -267,9 +271,10 @@ class _Race:
             return self._outcome(first.name, first.lr, self.entrants[1:])
         self.spent = sum(entrant.cost for entrant in racing) + self.judging
         self.start = self._trained(racing[0], racing[0].lr, 0)[0]
-        count = CLIMB if len(racing) == 1 else len(racing) + SPARE
-        each = max(SHORTEST, min(self.steps, int(self.left / count - self.judging)))
-        self.expected = int(self.left // (each + self.judging))
+        heats = _shared(racing)
+        each = (self.left - len(heats) * self.judging) / sum(heats)
+        each = max(SHORTEST, min(self.steps, int(each + 1e-9)))
+        self.expected = int(self.left // (each * min(heats) + self.judging))
         climbs = {entrant.name: dict[int, Heat]() for entrant in racing}
         if len(racing) > 1:
             self._climb(racing, climbs, each, _corrected)
@@ -296,7 +301,7 @@ class _Race:
             for entrant in tuple(going):
                 found = climbs[entrant.name]
                 place = following({place: heat.loss for place, heat in found.items()}, self.start)
-                if place is None or self.left - steps - self.judging < -1e-9:
+                if place is None or self.left - steps * entrant.step - self.judging < -1e-9:
                     going.remove(entrant)
                     continue
                 lr = rate_at(entrant.lr, place)
@@ -359,12 +364,12 @@ class _Race:
         feed = Feed(self.batches, self.options.seed, trainer.copies)
         self._tell(entrant, lr, 0, steps)
         for _ in range(steps):
-            self.spent += 1
+            self.spent += entrant.step
             try:
                 trainer.step_of(feed)
             except DivergedError:
                 # The trainer has searched for the first bad layer in another pass.
-                self.spent += VALIDATED
+                self.spent += VALIDATED * entrant.step
                 return False
             self._tell(entrant, lr, trainer.done, steps)
         return True
@@ -382,9 +387,9 @@ class _Race:
         return Race(tuple(self.heats), name, lr, self.start, self.spent, self.budget, self.steps, names)
 
 
-def judging(held_out: Sequence[Any], options: TrainOptions) -> float:
-    """The cost of judging a heat, in steps."""
-    return VALIDATED * len(held_out) / options.accumulation
+def judging(held_out: Sequence[Any], first: Any, options: TrainOptions) -> float:
+    """The cost of judging a heat, in steps, where `first` is a batch of the training."""
+    return VALIDATED * sum(times_larger(batch, first) for batch in held_out) / options.accumulation
 
 
 def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:
@@ -393,11 +398,18 @@ def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Seq
     `judged` is the cost of judging a heat.
     """
     for count in range(len(entrants), 0, -1):
-        room = budget - judged - sum(entrant.cost for entrant in entrants[:count])
-        heats, least = (count + SPARE, OF_KINDS) if count > 1 else (2, SHORTEST)
-        if room >= heats * (least + judged):
-            return entrants[:count]
+        racing = entrants[:count]
+        room = budget - judged - sum(entrant.cost for entrant in racing)
+        heats, least = (_shared(racing), OF_KINDS) if count > 1 else ([racing[0].step] * 2, SHORTEST)
+        if room >= least * sum(heats) + len(heats) * judged:
+            return racing
     return ()
+
+
+def _shared(racing: Sequence[Entrant]) -> list[float]:
+    """The heats that share the budget, by the cost of a step in each."""
+    steps = [entrant.step for entrant in racing]
+    return steps * CLIMB if len(steps) == 1 else [*steps, *[max(steps)] * SPARE]
 
 
 def check_repeatable(batches: Batches) -> None:

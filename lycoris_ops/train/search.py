@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from ..ranks.gradients import Loss
 from ..ranks.plan import Plan
 from ..ranks.probe import probe
 from ..ranks.sizes import Budget
-from .feed import Batches, batches_of, moved
+from .feed import Batches, batches_of, first_of, moved, tensors_of, times_larger
 from .identity import identity_of
 from .member import Member, completed, layer_seed, make_layer
 from .network import LycorisNetwork
@@ -38,11 +38,13 @@ from .sketches import Sketch, check_data, sketches
 
 ENDING = "-race.json"
 HELD = 4
-"""How many held-out batches judge a heat."""
+"""How many held-out batches judge a heat, or fewer larger ones that hold about as many values."""
 SEEN = 64
 """Those batches are evenly spaced among this many of the first validation batches."""
 PROBED, PROBE_COST = 8, 1.6
 """How many batches the plan's probe sees, and what each costs, in steps of one batch, see docs/quality.md."""
+LOKR_STEP = 1.25
+"""The time of a step of LoKr, in steps of LoRA: the longest on the tasks of docs/quality.md."""
 ALIKE = 4
 """How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md a
 kind's best rate is on average the same after 120 and after 480 steps."""
@@ -106,6 +108,9 @@ class _Kind:
     """Returns a function that makes the network, with at most as many parameters as the given one; None to
     leave the kind out."""
     cost: float = 0.0
+    """The cost of making it, in steps of one batch."""
+    step: float = 1.0
+    """The cost of one of its steps, in steps of LoRA. The kind that is asked for is taken to be no faster."""
 
 
 class _Planned:
@@ -203,7 +208,7 @@ def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
 
 KINDS: Mapping[str, _Kind] = {
     "planned lora": _Kind("lora", _planned, PROBED * PROBE_COST),
-    "whole lokr": _Kind("lokr", _whole_lokr),
+    "whole lokr": _Kind("lokr", _whole_lokr, step=LOKR_STEP),
     "uniform lora": _Kind("lora", _uniform),
 }
 """The rivals of the given network. A small budget takes only the first ones. On the tasks of docs/quality.md
@@ -267,8 +272,9 @@ def search_network(
         net.module.to(options.device)
         net.to(options.device)
     net.restore()
-    held, rest = _held_out(validation, batches, options.seed)
-    about = _about(net, options, batches, held)
+    first = first_of(batches, options.seed)
+    held, rest = _held_out(validation, batches, first, options.seed)
+    about = _about(net, options, first, held)
     given = _Given(net, rest, loss, options)
     entrants = _entrants(given)
     names = {entrant.name for entrant in entrants}
@@ -289,7 +295,7 @@ def search_network(
         return Searched(entrant.make(), replace(options, lr=kept.lr), kept, file)
     if resumed:
         return Searched(net, options)
-    if len(affordable(entrants, steps * options.search_share, judging(held, options))) < 2:
+    if len(affordable(entrants, steps * options.search_share, judging(held, first, options))) < 2:
         # Without a rival in the race, the given network wins.
         entrants.sort(key=lambda entrant: entrant.make != given.asked)
     found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
@@ -319,7 +325,7 @@ def _entrants(given: _Given) -> list[Entrant]:
         make = kind.make(given)
         if make is not None:
             rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
-            found.append(Entrant(name, make, rate, kind.cost / options.accumulation))
+            found.append(Entrant(name, make, rate, kind.cost / options.accumulation, kind.step))
     # A plan that was asked for replaces the race's own; any other network comes after the best two.
     found.insert(0 if net.origin == "plan" else 2, asked)
     return found
@@ -397,30 +403,32 @@ def _lokr_numbers(shape: Shape, factor: int) -> int:
 # Batches that judge.
 
 
-def _held_out(validation: Batches | None, batches: Batches, seed: int) -> tuple[list[Any], Batches]:
+def _held_out(
+    validation: Batches | None, batches: Batches, first: Any, seed: int
+) -> tuple[list[Any], Batches]:
     """The batches that judge heats, and those that heats are trained on."""
     if validation is not None:
         with Chance(seed, "validation").drawn():
             seen = list(islice(batches_of(validation, 0), SEEN))
-        return seen[:: -(-len(seen) // HELD) or 1], batches
+        sizes = [times_larger(batch, first) for batch in seen]
+        count = max(1, int(HELD * len(seen) / max(1.0, sum(sizes))))
+        return seen[:: -(-len(seen) // count) or 1], batches
     with Chance(seed, "data", 0).drawn():
-        first = list(islice(batches_of(batches, 0), 4 * HELD))
-    count = len(first) // 4
+        found = list(islice(batches_of(batches, 0), 4 * HELD))
+    count = len(found) // 4
     if not count:
-        return first, batches
+        return found, batches
 
     def rest(epoch: int) -> Iterable[Any]:
         return islice(batches_of(batches, epoch), count, None)
 
-    return first[:count], rest
+    return found[:count], rest
 
 
 # The race of an earlier training.
 
 
-def _about(
-    net: LycorisNetwork, options: TrainOptions, batches: Batches, held: Sequence[Any]
-) -> dict[str, Any]:
+def _about(net: LycorisNetwork, options: TrainOptions, first: Any, held: Sequence[Any]) -> dict[str, Any]:
     net.apply_to()
     identity = identity_of(net)
     net.restore()
@@ -428,9 +436,7 @@ def _about(
     own["settings"] = {name: value for name, value in options.settings.items() if name not in NOT_DECIDING}
     data: Mapping[str, Sequence[Sketch]] = options.data
     if not data:
-        with Chance(options.seed, "data", 0).drawn():
-            first = next(iter(batches_of(batches, 0)), None)
-        data = {"batches": sketches([_tensors(first)]), "held out": sketches(map(_tensors, held))}
+        data = {"batches": sketches([tensors_of(first)]), "held out": sketches(map(tensors_of, held))}
     return {
         "search": options.search,
         "share": options.search_share,
@@ -438,17 +444,6 @@ def _about(
         "options": {name: repr(value) for name, value in own.items()},
         "data": {name: [list(row) for row in rows] for name, rows in data.items()},
     }
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, in lists, tuples and mappings too."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        batch = list(cast("Mapping[Any, Any]", batch).values())
-    if isinstance(batch, (list, tuple)):
-        return [tensor for part in cast("Sequence[Any]", batch) for tensor in _tensors(part)]
-    return []
 
 
 def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:

@@ -24,14 +24,14 @@ def model() -> nn.Sequential:
 
 
 class Loss:
-    """The mean square error, and how many batches went through the model, with a gradient and without."""
+    """The mean square error, and how many batches of 32 it saw, with a gradient and without."""
 
     def __init__(self) -> None:
-        self.trained = self.judged = 0
+        self.trained, self.judged = 0, 0.0
 
     def __call__(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         self.trained += torch.is_grad_enabled()
-        self.judged += not torch.is_grad_enabled()
+        self.judged += len(batch[0]) / 32 * (not torch.is_grad_enabled())
         return nn.functional.mse_loss(module(batch[0]), batch[1])
 
     @property
@@ -131,6 +131,20 @@ def test_the_budget_is_never_exceeded(share: float) -> None:
         assert "too few" in found.verdict()
     # A kind is left out rather than judged by heats that are too short.
     assert found.left_out == (() if share > 0.1 else ("rank 4",))
+
+
+def test_larger_held_out_batches_and_slower_kinds_cost_more() -> None:
+    large = [(x.repeat(4, 1), y.repeat(4, 1)) for x, y in HELD * 4]
+    loss, (first, second) = Loss(), entrants(model())
+    slow = [first, replace(second, step=1.5)]
+    found = lyc.race(slow, BATCHES, large[:2], loss, OPTIONS, steps=300, share=1.0)
+    steps = [heat.steps * (1.5 if heat.name == "rank 4" else 1.0) for heat in found.heats]
+    assert found.spent == sum(steps) + VALIDATED * loss.judged <= 300
+    assert loss.judged == 8 * (1 + len(found.heats))
+    # Of batches four times as large as those of the training, one judges and not four.
+    loss, rate = Loss(), replace(OPTIONS, search="rate")
+    searched = lyc.search_network(network(), BATCHES, loss, rate, steps=300, validation=large)
+    assert searched.race and loss.judged == 4 * (1 + len(searched.race.heats))
 
 
 def test_a_heat_that_diverges_ends() -> None:
@@ -236,8 +250,9 @@ def test_all_chooses_among_kinds_of_at_most_the_same_size(capsys: pytest.Capture
     assert all(heat.parameters <= most for heat in found.race.heats)
     names = {step.name for step in told}
     assert names == {heat.name for heat in found.race.heats}
-    # The probe of the plan is counted in: each of its batches at 1.6 steps.
-    assert found.race.spent <= 400 and loss.steps < found.race.spent < loss.steps + 8
+    # The probe of the plan is counted in, each of its 8 batches at 1.6 steps, and each step of LoKr at 1.25.
+    slow = sum(heat.steps for heat in found.race.heats if heat.name == "whole lokr")
+    assert found.race.spent == pytest.approx(loss.steps + 8 * 0.6 + 0.25 * slow) and found.race.spent <= 400
     count = sum(parameter.numel() for parameter in found.network.parameters())
     assert found.race.winner and found.race.winner.parameters == count
     assert found.network.module is net.module

@@ -151,7 +151,7 @@ WAYS = (
     Way("plan", (1, 4), planned),
     Way("plan, usual rate", (4,), lambda asked: usual(asked, planned), ITSELF),
     Way("plan, cosine", (4,), lambda asked: planned(asked, **FALLING)),
-    Way("plan, all layers", (4,), lambda asked: planned(asked, **ALL_LAYERS)),
+    Way("plan, all layers", (2, 4, 8), lambda asked: planned(asked, **ALL_LAYERS)),
     Way("LoKr by hand", (1,), lambda asked: own(asked, algorithm="lokr", rank=4096)),
     Way("search all", (4,), lambda asked: usual(asked, search="all"), ITSELF),
     Way("search all, all layers", (4,), lambda asked: usual(asked, search="all", **WITH_BIASES), ITSELF),
