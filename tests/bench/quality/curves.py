@@ -38,9 +38,14 @@ class Entry:
     """The loss after so many steps."""
 
     @property
-    def key(self) -> tuple[str, str, float]:
-        """What its times are found by, see `times.Times`."""
-        return self.recipe, self.method, self.size
+    def key(self) -> tuple[str, str, float, str]:
+        """What its times are found by, see `times.Times`. Only a search takes longer in a long training."""
+        return self.recipe, self.method, self.size, self.length if self.searched else "short"
+
+    @property
+    def searched(self) -> bool:
+        """Whether the method finds its rate itself."""
+        return self.lr == 10**SEARCHED
 
 
 def entries(results: Iterable[Result], recipes: Iterable[str]) -> list[Entry]:

@@ -32,7 +32,8 @@ UNIFORM, GRADIENT = "LoRA", "LoRA, gradient"
 """The methods that others are compared with."""
 SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr", "planned LoKr, gradient")
 """Methods of one algorithm, which "auto" must not be worse than."""
-COMPARED = (AUTO, "LoKr", "search all")
+SEARCH = "search all"
+COMPARED = (AUTO, "LoKr", SEARCH)
 """The methods of the overview."""
 BOUND = {"": "", "<": "at most ", ">": "over "}
 DOCS = ROOT / "docs"
@@ -105,8 +106,10 @@ OVERVIEW = f"""\
 "Share": how many numbers a method needs for the loss of uniform LoRA x {REFERENCE}, as a share of that
 LoRA's (an upper bound if the smallest size of the method is better already). "Loss": how much higher or
 lower the method's is at x {REFERENCE}. Each method is at its own best rate, except "search all", which
-finds kind and rate by a race that costs at most as many steps as a short training, and 0.4 times as many
-as a long one. Means of shares are geometric, with 1 for "over 1".
+finds kind and rate by a race that may cost as much as a short training, and 0.4 times as much as a long one.
+"Time" is the CPU time of its race, and then of its race and training, in trainings of LoRA x {REFERENCE};
+LoKr, which it takes most often, has steps of {{lokr}} times the time of LoRA's. Means of shares are
+geometric, with 1 for "over 1".
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
@@ -141,7 +144,7 @@ def losses(methods: Mapping[str, list[Entry]], times: Times) -> str:
             count(entry.numbers),
             f"{entry.loss:.4f}" + (f" ± {entry.spread:.4f}" if entry.seeds > 1 else ""),
             str(entry.seeds),
-            "its own" if entry.lr == 1 else f"{entry.lr:.1e}" + (" (edge)" if entry.edge else ""),
+            "its own" if entry.searched else f"{entry.lr:.1e}" + (" (edge)" if entry.edge else ""),
             *timed(times.get(entry.key)),
         ]
         for name, group in methods.items()
@@ -207,7 +210,9 @@ def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
     return f"{BOUND[bound]}{steps:.0f}"
 
 
-def overview(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], untuned: Mapping[str, bool]) -> str:
+def overview(
+    groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], untuned: Mapping[str, bool], times: Times
+) -> str:
     """What plans, LoKr and the race come to beside uniform LoRA at rank 4, and their means over tasks."""
     lines: list[list[str]] = []
     found: list[tuple[bool, list[float]]] = []
@@ -220,7 +225,9 @@ def overview(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], untune
         found.append((untuned[task], [*shares, *worse]))
         own = [f"{share:.2f}" if share < math.inf else "over 1" for share in shares]
         more = [f"{100 * one:+.0f} %" if math.isfinite(one) else "–" for one in worse]
-        lines.append([f"{task}, {length}", f"{target.loss:.4f}", *own, *more])
+        lines.append(
+            [f"{task}, {length}", f"{target.loss:.4f}", *own, *more, search_time(methods, target, times)]
+        )
     for title, wanted in (("untuned", (True,)), ("all", (True, False))):
         columns = zip(*(values for untried, values in found if untried in wanted), strict=True)
         # What does not come down to the loss is worth no more than LoRA itself.
@@ -232,9 +239,21 @@ def overview(groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], untune
             f"{100 * statistics.fmean(column):+.0f} %" if column else "–"
             for column in values[len(COMPARED) :]
         ]
-        lines.append([f"**mean, {title}**", "", *shares, *worse])
+        lines.append([f"**mean, {title}**", "", *shares, *worse, ""])
     titles = ["task", f"LoRA x {REFERENCE}", *(f"share, {name}" for name in COMPARED)]
-    return table([*titles, *(f"loss, {name} x {REFERENCE}" for name in COMPARED)], lines)
+    titles += [f"loss, {name} x {REFERENCE}" for name in COMPARED]
+    return table([*titles, f"time, {SEARCH} x {REFERENCE}"], lines)
+
+
+def search_time(methods: Mapping[str, list[Entry]], target: Entry, times: Times) -> str:
+    """The time of a race, and that of race and training, in trainings of the target."""
+    own = next((times.get(entry.key) for entry in methods.get(SEARCH, ()) if entry.size == target.size), None)
+    unit = times.get(target.key)
+    if own is None or unit is None:
+        return "–"
+    steps = target.curve[-1][0]
+    race = own.start / (steps * unit.step)
+    return f"{race:.2f}, {race + own.step / unit.step:.2f}"
 
 
 def share_of(group: Sequence[Entry], target: Entry) -> float:
@@ -353,7 +372,9 @@ def main() -> None:
         processors=" and ".join(sorted({time.machine for time in times.values()})),
         **lengths,
     )
-    parts = [about, OVERVIEW, overview(groups, untuned), section(read_graph())]
+    lokr = [time.step for time in times.values() if time.method == "LoKr"]
+    slow = OVERVIEW.format(lokr=f"{min(lokr):.1f} to {max(lokr):.1f}")
+    parts = [about, slow, overview(groups, untuned, times), section(read_graph())]
     part = ""
     for (task, length), methods in groups.items():
         if (title := PARTS[untuned[task]]) != part:

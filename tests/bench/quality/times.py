@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .method import Method, Setting
 from .methods.ours import lora
-from .results import whole_lines
+from .results import SEARCHED, whole_lines
 from .run import METHODS, TASKS, commit, pairs, processor
 from .task import Task, digest
 from .training import Adapted, stepped
@@ -49,28 +49,30 @@ class Time:
     reference_seconds: float
     commit: str
     machine: str
+    length: str = "short"
+    """The length of the training that was begun. Only a search takes longer before a long one."""
 
 
-Times = dict[tuple[str, str, float], Time]
-"""By recipe, method and size."""
+Times = dict[tuple[str, str, float, str], Time]
+"""By recipe, method, size and length."""
 
 
 def read(file: Path = TIMES) -> Times:
     found = (Time(**json.loads(line)) for line in whole_lines(file))
-    return {(one.recipe, one.method, one.size): one for one in found}
+    return {(one.recipe, one.method, one.size, one.length): one for one in found}
 
 
-def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
+def measure(task: Task, method: Method, size: float, length: str, commit: str = "") -> Time:
     """Train a method and the reference in turn, for the steps that are timed."""
-    length = task.steps["short"]
-    few = min(length, STEPS + FIRST)
-    module, reference = task.base(), (lora(Setting(task, task.base(), REFERENCE, 0, length)), LOW)
-    (before,) = seconds_in_turn(task, (reference,), length, few)
+    steps = task.steps[length]
+    few = min(steps, STEPS + FIRST)
+    module, reference = task.base(), (lora(Setting(task, task.base(), REFERENCE, 0, steps)), LOW)
+    (before,) = seconds_in_turn(task, (reference,), steps, few)
     began = time.process_time()
-    adapted = method.adapt(Setting(task, module, size, 0, length))
+    adapted = method.adapt(Setting(task, module, size, 0, steps))
     start = time.process_time() - began
-    steps = length if adapted.acts_between_steps else few
-    own, other = seconds_in_turn(task, ((adapted, 10 ** (method.start / 4)), reference), length, steps)
+    timed = steps if adapted.acts_between_steps else few
+    own, other = seconds_in_turn(task, ((adapted, 10 ** (method.start / 4)), reference), steps, timed)
     return Time(
         task=task.name,
         recipe=digest(task),
@@ -81,6 +83,7 @@ def measure(task: Task, method: Method, size: float, commit: str = "") -> Time:
         reference_seconds=other,
         commit=commit,
         machine=processor(),
+        length=length,
     )
 
 
@@ -103,14 +106,17 @@ def main() -> None:
     methods = [method for method in METHODS if not options.methods or method.name in options.methods]
     known, code = read(), commit()
     for method, task in pairs(tasks, methods):
-        for size in dict.fromkeys((*method.sizes, *method.long)):
-            if (digest(task), method.name, size) in known:
+        sizes = [(size, "short") for size in dict.fromkeys((*method.sizes, *method.long))]
+        if method.start == SEARCHED:
+            sizes += [(size, "long") for size in method.long]
+        for size, length in sizes:
+            if (digest(task), method.name, size, length) in known:
                 continue
-            found = measure(task, method, size, code)
+            found = measure(task, method, size, length, code)
             with TIMES.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(found)) + "\n")
             print(
-                f"{task.name:12} {method.name:24} {size:5g}  a step {found.step:.2f}, the start "
+                f"{task.name:12} {method.name:24} {size:5g} {length:5}  a step {found.step:.2f}, the start "
                 f"{found.start:.1f}, of {1e3 * found.reference_seconds:.0f} ms",
                 flush=True,
             )
