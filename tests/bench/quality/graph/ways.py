@@ -141,11 +141,14 @@ ALL_LAYERS: dict[str, Any] = {"include": "*"}
 FALLING: dict[str, Any] = {"schedule": "cosine"}
 WITH_BIASES: dict[str, Any] = {**ALL_LAYERS, "overrides": "*: bias true"}
 """What ComfyUI's trainer trains: all layers, norms and biases, where else it is those that are usual."""
+WITHOUT_NORMS: dict[str, Any] = {**ALL_LAYERS, "exclude": "*_norm"}
+"""What a plan on all layers is of: no norms and no biases."""
 
 WAYS = (
     Way("LoRA by hand", (1, 4, 16), own),
     Way("LoRA, usual rate", (4,), usual, ITSELF),
     Way("LoRA by hand, all layers", (1, 4, 8), lambda asked: own(asked, **WITH_BIASES)),
+    Way("LoRA by hand, all layers without norms", (2, 4), lambda asked: own(asked, **WITHOUT_NORMS)),
     Way("LoRA by hand, cosine", (4,), lambda asked: own(asked, **FALLING)),
     Way("LoRA by hand, all layers, cosine", (4,), lambda asked: own(asked, **WITH_BIASES, **FALLING)),
     Way("plan", (1, 4), planned),
