@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from .. import processes
 from ..errors import DivergedError, FileFormatError, TrainError, number_of
 from ..files.json_text import parse_json
 from ..ranks.gradients import Loss
@@ -389,7 +390,9 @@ class _Race:
 
 def judging(held_out: Sequence[Any], first: Any, options: TrainOptions) -> float:
     """The cost of judging a heat, in steps, where `first` is a batch of the training."""
-    return VALIDATED * sum(times_larger(batch, first) for batch in held_out) / options.accumulation
+    values = sum(times_larger(batch, first) for batch in held_out)
+    # Processes read different batches, and would make heats of different lengths.
+    return VALIDATED * processes.of_first(values) / options.accumulation
 
 
 def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:

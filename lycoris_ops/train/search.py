@@ -410,8 +410,8 @@ def _held_out(
     if validation is not None:
         with Chance(seed, "validation").drawn():
             seen = list(islice(batches_of(validation, 0), SEEN))
-        sizes = [times_larger(batch, first) for batch in seen]
-        count = max(1, int(HELD * len(seen) / max(1.0, sum(sizes))))
+        values = processes.of_first(sum(times_larger(batch, first) for batch in seen))
+        count = max(1, int(HELD * len(seen) / max(1.0, values)))
         return seen[:: -(-len(seen) // count) or 1], batches
     with Chance(seed, "data", 0).drawn():
         found = list(islice(batches_of(batches, 0), 4 * HELD))
