@@ -9,6 +9,7 @@ steps, in half decades, until the best lies between two others.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 
 from tests.harness.facts import ROOT, facts
@@ -37,7 +38,17 @@ class Bench:
         if time.monotonic() > self.until:
             raise OutOfTimeError
         lr = None if step is None else 10 ** (step / 4)
-        made = way.train(Asked(self.host, size, lr, steps, seed))
+        try:
+            made = way.train(Asked(self.host, size, lr, steps, seed))
+        except Exception as error:
+            # The nodes have their own copy of the library and its errors.
+            if type(error).__name__ != "DivergedError":
+                raise
+            lost = Row(key, 0, self.before, math.inf, math.inf, math.inf, 0.0, str(error), processor())
+            add(lost)
+            self.found[key] = lost
+            print(f"{way.name:24} {size:3} rate {lr} steps {steps} seed {seed} diverged", flush=True)
+            return lost
         tune, _ = self.host.held_out(made.tensors, "tune")
         test, theirs = self.host.held_out(made.tensors, "test")
         told = (made.told, processor())
