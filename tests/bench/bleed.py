@@ -1,11 +1,11 @@
 """Two adapters in two halves of a picture: do they stay there, and what does that take?
 
-`python -m tests.bench.bleed [--pictures N] [--only MODEL]` trains a small UNet and a small transformer of
-ComfyUI's to draw a white shape in each half of a picture, and for each an adapter that makes shapes red and
-one that makes them blue. It then samples pictures with red for the left half and blue for the right one: by
-masks, by ComfyUI's hooks (a conditioning with its own LoRA for each half) and by both adapters unmasked. It
-prints the share of pictures whose two shapes have the right colours, and the time of a picture. Works take
-turns, batch by batch.
+`python -m tests.bench.bleed [--pictures N] [--only MODEL] [--side N]` trains a small UNet and a small
+transformer of ComfyUI's to draw a white shape in each half of a picture, and for each an adapter that makes
+shapes red and one that makes them blue. It then samples pictures with red for the left half and blue for the
+right one: by masks, by ComfyUI's hooks (a conditioning with its own LoRA for each half) and by both adapters
+unmasked. It prints the share of pictures whose halves have the right colours, and the time of a picture.
+Works take turns, batch by batch. Pictures larger than in training have several shapes in each half.
 
 The models are trained once, in minutes on a CPU, and kept in `.cache/bench/quality`.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,14 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.bench.passes import made
+from tests.bench.passes import run as ran
 from tests.bench.quality.bases import trained
 from tests.bench.side import Table, milliseconds, parser, versions
-from tests.harness import zoo
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import base_directory, boot_in_process, loaded_pack
 
 SIDE, BATCH, STEPS = 16, 25, 10
-"""The side of a latent, the pictures of a batch and the steps of a sampling."""
+"""The side of a latent in training, the pictures of a batch and the steps of a sampling."""
 DENOISE = 0.7
 """How much of the noise is put on a dark picture: so small models do not find its colour in noise alone."""
 WHITE, RED, BLUE = (1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, -1.0, 1.0)
@@ -121,27 +122,6 @@ CASES = (
 )
 
 
-def made(case: Case) -> Any:
-    """The model with the usual weights of a beginning."""
-    from comfy.model_base import model_sampling
-
-    model = zoo.make(case.architecture, changed=case.settings, cut=False)
-    # The zoo has overwritten the noise levels.
-    model.model_sampling = model_sampling(model.model_config, model.model_type)
-    return usual_weights(model)
-
-
-def usual_weights(model: Any) -> Any:
-    """The model with the usual weights of a beginning, to be trained as a whole."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-            else:
-                parameter.fill_(float(not name.endswith("bias")))
-    return model.requires_grad_()
-
-
 def pictures(count: int, colour: tuple[float, ...], channels: int, draw: torch.Generator) -> Tensor:
     """Pictures (count, channels, SIDE, SIDE) with a round or square shape in each half."""
     place = torch.arange(SIDE) + 0.5
@@ -224,7 +204,9 @@ def main() -> None:
     options = parser(__doc__, rounds=0)
     options.add_argument("--pictures", type=int, default=100)
     options.add_argument("--only", choices=[case.title for case in CASES], help="one of the two models")
+    options.add_argument("--side", type=int, default=SIDE, help="of the latents that are sampled")
     chosen = options.parse_args()
+    side: int = chosen.side
     base = base_directory(ROOT / ".cache" / facts().host / "bench-bleed", ROOT)
     nodes = boot_in_process(facts().comfyui, base)
     import folder_paths
@@ -236,20 +218,15 @@ def main() -> None:
     loras.mkdir(parents=True, exist_ok=True)
     folder_paths.add_model_folder_path("loras", str(loras))
     device = torch.device("cpu")
-    halves = [torch.zeros(1, SIDE * 8, SIDE * 8) for _ in range(2)]
-    halves[0][..., : SIDE * 4] = halves[1][..., SIDE * 4 :] = 1
+    halves = [torch.zeros(1, side * 8, side * 8) for _ in range(2)]
+    halves[0][..., : side * 4] = halves[1][..., side * 4 :] = 1
 
-    def run(node: str, *given: Any, **named: Any) -> Any:
-        kind = nodes.NODE_CLASS_MAPPINGS[node]
-        if hasattr(kind, "GET_SCHEMA"):
-            return kind.execute(*given, **named).args
-        return getattr(kind(), kind.FUNCTION)(*given, **named)
-
+    run: Callable[..., Any] = partial(ran, nodes)
     table = Table("model", "way", "both halves right", "ms a picture", "time over that of hooks")
     for case in (case for case in CASES if chosen.only in (None, case.title)):
         name = f"bleed-{case.title}"
         torch.manual_seed(0)
-        model = made(case)
+        model = made(case.architecture, case.settings)
         with trainable(pack, model.diffusion_model):
             trained(
                 name,
@@ -296,7 +273,7 @@ def main() -> None:
 
         def sampled(way: str, seed: int, works: Any = works, case: Case = case) -> Tensor:
             patched, *texts = works[way]
-            dark = torch.full((BATCH, case.channels, SIDE, SIDE), ON_DARK)
+            dark = torch.full((BATCH, case.channels, side, side), ON_DARK)
             start = {"samples": patched.model.process_latent_out(dark)}
             with torch.inference_mode():
                 (found,) = run(

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.bench.bleed import trainable, usual_weights
+from tests.bench.bleed import trainable
+from tests.bench.passes import usual_weights
 from tests.bench.quality.bases import trained
 from tests.bench.quality.graph.shapes import KINDS, SEEDS, drawn
 from tests.bench.quality.graph.ways import Asked, own
