@@ -19,7 +19,7 @@ from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, shaped
 from . import forwards
 from .forwards.forward import Forward, Item, Strengths, buffer, in_own_dtypes, recorded
-from .forwards.low_rank import LowRankForward
+from .forwards.low_rank import Factors, LowRankForward
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
 from .rescaled import PlainOutput, rescaled
@@ -91,8 +91,6 @@ class BoundPlan:
         """Whether there are operators on the input or the output."""
         self.blends = all(isinstance(placed.forward, LowRankForward) for placed in self.forwards)
         """Whether `blend` can be used: all forms are low-rank."""
-        self.thin = not (self.operates or self.biases) and self.blends
-        """Whether `beside` takes `factors`."""
         self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
         """Whether there is nothing to do but to give the module the changed input."""
         # A plan that torch.compile traces is not kept.
@@ -180,7 +178,7 @@ class BoundPlan:
             for part, added, share in self._pieces(self.geometry.part(found, rows), change, narrow):
                 part.add_(added.mul_(share), alpha=strength)
         within = factors if self.geometry.kernel else factors.reshape(-1, 1)
-        found = self._add(x, found, strengths, within)
+        found = self._add(x, found, strengths, lambda _: within)
         change = self._bias_change(strengths)
         if change is not None:
             found = found + self.geometry.per_channel(change.to(self.dtype)) * narrow
@@ -198,18 +196,18 @@ class BoundPlan:
         split = total.view(-1, width), change.reshape(-1, width), factors.reshape(-1, 1)
         return zip(*(torch.split(one, step) for one in split), strict=True)
 
-    def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
+    def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.
 
-        `factors` multiply the change over the places of y, see `LowRankForward.add`. Only a `thin` plan takes
-        them.
+        `factors` multiply the changes over the places of y, see `LowRankForward.add`. Only a plan whose forms
+        are all low-rank takes them.
         """
         met, total = x.to(self.dtype), y.to(self.dtype)
         if self.geometry.kernel:
             met, total = self._batched(met), self._batched(total)
         return self._finished(self._add(met, total, strengths, factors), y, strengths)
 
-    def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
+    def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """y plus the changes of the forms for the input x; y may be written over."""
         live = [placed for placed in self.forwards if any(strengths[slot] for slot in placed.slots)]
         if not live:

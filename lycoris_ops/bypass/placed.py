@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..changes.forms import Additive, LowRank
 from ..changes.place import Places, Where
 from ..errors import LycorisError
+from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype
 from .bound import BoundPlan, Run
 from .forwards.forward import Strengths, recorded
@@ -17,10 +19,11 @@ from .plan import BypassPlan, Met
 
 
 class PlacedPlan:
-    """A plan that is bound separately for the layers of each `Where`: y + sum of factor * (y' - y).
+    """A plan whose layers have the factors of several `Where`s: y + sum of factor * (y' - y).
 
     y' is the module's output y changed by the layers of one `Where` alone. Where one factor is 1 and all
-    others are 0, the result is that y' in every bit; where all are 0, it is y.
+    others are 0, the result is that y' in every bit, as far as the bits of a product do not depend on other
+    columns beside it; where all are 0, it is y.
 
     It has the methods of a `BoundPlan`. `places` is set before each pass. `apart` is for a module whose
     tokens have no place but whose output is used at all places, such as keys and values made of a text. The
@@ -38,13 +41,26 @@ class PlacedPlan:
         self.geometry = plan.geometry
         self.apart = tuple(apart)
         self.places: Places | None = None
+        self.thin: dict[int, Where | None] = {}
+        """The slots of low-rank layers: one pair of products has them all, with their factors on down x."""
+        joined: list[tuple[Additive, Rows | None, int]] = []
+        for where, found in slots.items():
+            own = met.only(found)
+            if self._is_thin(own):
+                self.thin |= dict.fromkeys(found, where)
+                joined += own.forms
+                slots[where] = set()
         self.parts = [
-            (where, BoundPlan(plan, met.only(found), x, dropout), found) for where, found in slots.items()
+            (where, BoundPlan(plan, met.only(found), x, dropout), found)
+            for where, found in slots.items()
+            if where is None or found
         ]
-        """Each `Where` with its layers and their slots. None, for strengths that do not differ, is first."""
+        """Each `Where` with its other layers and their slots. None, for strengths that do not differ, is
+        first."""
+        self.joined = BoundPlan(plan, Met(tuple(joined), (), ()), x, dropout)
         self.learns = plan.learns
         self.made_for = (x.dtype, x.device, dropout)
-        bounds = [bound for _, bound, _ in self.parts]
+        self.bounds = bounds = [*(bound for _, bound, _ in self.parts), self.joined]
         self.operates = any(bound.operates for bound in bounds)
         self.follows = all(bound.follows for bound in bounds)
         self.shares_shift = (
@@ -55,8 +71,13 @@ class PlacedPlan:
         """Whether the module is given one changed input for all places, in its own pass: blending a linear
         layer's input token by token blends its output too."""
 
+    def _is_thin(self, met: Met) -> bool:
+        """Whether factors can be applied to the down x of all layers."""
+        low = all(isinstance(form, LowRank) for form, _, _ in met.forms)
+        return low and not (met.bases or met.biases or self.apart or self.geometry.groups > 1)
+
     def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
-        return all(bound.serves(x, dropout, anew=anew) for _, bound, _ in self.parts)
+        return all(bound.serves(x, dropout, anew=anew) for bound in self.bounds)
 
     def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """As `BoundPlan.given`."""
@@ -108,7 +129,7 @@ class PlacedPlan:
             else:
                 total = _blended(total, base, found, self._factors(where, base))
         if not self.apart:
-            return total
+            return self._thinly(x, total, strengths)
         return torch.cat([total, *(_joined(total, base, made.get(where, base)) for where in self.apart)])
 
     def _records(self, x: Tensor, y: Tensor) -> bool:
@@ -121,7 +142,19 @@ class PlacedPlan:
         for where, bound, slots in self.parts:
             if any(strengths[slot] for slot in slots):
                 y = self._beside(where, bound, x, y, strengths)
-        return y
+        return self._thinly(x, y, strengths)
+
+    def _thinly(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
+        """y plus the changes of the `thin` layers; y may be written over."""
+        if not any(strengths[slot] for slot in self.thin):
+            return y
+        flat: dict[Where, Tensor] = {}
+        for where in dict.fromkeys(self.thin.values()):
+            if where is not None:
+                factors = self._factors(where, y, compute_dtype(y.dtype))
+                flat[where] = factors if self.geometry.kernel else factors.reshape(-1, 1)
+        by_slot = {slot: flat[where] for slot, where in self.thin.items() if where is not None}
+        return self.joined.beside(x, y, strengths, by_slot.get)
 
     def _beside(
         self, where: Where | None, bound: BoundPlan, x: Tensor, y: Tensor, strengths: Strengths
@@ -129,9 +162,6 @@ class PlacedPlan:
         """y plus the changes of the additive layers for one `Where`; y may be written over."""
         if where is None:
             return bound.beside(x, y, strengths)
-        if bound.thin:
-            factors = self._factors(where, y, compute_dtype(y.dtype))
-            return bound.beside(x, y, strengths, factors if self.geometry.kernel else factors.reshape(-1, 1))
         if not (self.geometry.kernel or bound.biases):
             # The change is linear in x, so x takes the factors: exact where they are 0 or 1.
             return bound.beside(

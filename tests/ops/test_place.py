@@ -14,6 +14,7 @@ import pytest
 import torch
 from bypass_cases import FACTS, MODULES, Case, hook, layer
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import lycoris_ops as lyc
 from lycoris_ops import Crop, Places, Where, bypass, parse_spans
@@ -31,6 +32,7 @@ PLACED = {
 PAIRS = [(kind, name) for kind, name in FACTS if name in PLACED]
 STACKS = {
     **{kind: (kind,) for kind in ("lora", "loha", "lokr-full-low", "oft", "lora-dora-out", "ia3")},
+    "loras": ("lora", "lora"),
     "mixed": ("lora", "oft", "lora-dora-out", "loha"),
 }
 
@@ -110,9 +112,12 @@ def test_outside_it_is_the_module_and_inside_the_unmasked_bypass_bit_by_bit(
     assert torch.equal(found[sharp], torch.where(inside == 1, whole, base)[sharp])
 
 
+@pytest.mark.parametrize("right_strength", [0.6, 0.9])
 @pytest.mark.parametrize("name", ["linear", "conv2d"])
 @pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
-def test_two_halves_are_each_as_its_own_stack_alone(kinds: tuple[str, ...], name: str) -> None:
+def test_two_halves_are_each_as_its_own_stack_alone(
+    kinds: tuple[str, ...], name: str, right_strength: float
+) -> None:
     """Two stacks of one kind, and of several kinds, for two people in two halves."""
     case = PLACED[name]
     module, x, where = case.module(torch.float32), case.input(torch.float32), places(case)
@@ -120,12 +125,15 @@ def test_two_halves_are_each_as_its_own_stack_alone(kinds: tuple[str, ...], name
     one = halves()
     other = lyc.Mask(1 - one.weights)
     alone = {
-        mask: run(module, x, where, *((layer, 0.6, None) for layer in layers))
-        for mask, layers in ((one, left), (other, right))
+        mask: run(module, x, where, *((layer, strength, None) for layer in layers))
+        for mask, strength, layers in ((one, 0.6, left), (other, right_strength, right))
     }
-    found = run(
-        module, x, where, *((layer, 0.6, one) for layer in left), *((layer, 0.6, other) for layer in right)
-    )
+    turns = [
+        given
+        for first, second in zip(left, right, strict=True)
+        for given in ((first, 0.6, one), (second, right_strength, other))
+    ]
+    found = run(module, x, where, *turns)
     base = module(x)
     wanted = base.clone()
     for mask, whole in alone.items():
@@ -409,3 +417,21 @@ def test_rotated_inputs_take_no_further_pass_of_a_linear_layer(name: str, furthe
     masks = (halves(), soft())
     run(module, x, places(case), *((layer("oftv2", case), 1.0, mask) for mask in masks))
     assert len(calls) == 1 + further
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_several_masks_of_low_rank_layers_take_no_further_products(name: str) -> None:
+    case = PLACED[name]
+    module, x = case.module(), case.input()
+
+    def products(*wheres: lyc.Mask | Where | None) -> int:
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            run(module, x, places(case), *((layer("lora", case), 0.5, where) for where in wheres))
+        return sum(
+            event.name in ("aten::convolution", "aten::addmm_", "aten::baddbmm_", "aten::mm")
+            for event in found.events() or ()
+        )
+
+    unmasked = products(None, None)
+    assert unmasked > 1
+    assert products(halves(), soft()) == products(None, halves()) == unmasked

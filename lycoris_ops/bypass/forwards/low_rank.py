@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -14,6 +14,10 @@ from ..geometry import Geometry
 from .forward import Item, Prepared, Strengths, joined, outliving, plus_product
 
 FORMS = (LowRank,)
+Factors = Callable[[int], Tensor | None]
+"""What multiplies the change of a slot; None for 1."""
+Runs = Sequence[tuple[Sequence[int], Tensor | None]]
+"""The numbers of neighbouring layers with one factor, and that factor."""
 
 
 class LowRankForward:
@@ -31,22 +35,51 @@ class LowRankForward:
         ]
         self._held: tuple[tuple[float, ...], Tensor] | None = None
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths, factors: Tensor | None = None) -> Tensor:
-        """As `Forward.add`. `factors`, in float32 or float64, multiply the change over the places of y:
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
+        """As `Forward.add`. `factors`, in float32 or float64, multiply the changes over the places of y:
         (tokens, 1), or (samples, 1, *places) for a convolution. They are applied to down x, which is smaller.
+        With groups all slots have one factor.
         """
         down, up = self.pair()
         hidden = self.geometry.product(x, down)
         scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
+        runs: Runs = [(range(len(scales)), None)] if factors is None else self._runs(factors)
         # A scale that all layers share is the product's `alpha`, where it costs nothing. Different scales are
         # applied in float32: a scale that is rounded to the input's dtype puts all values off by the same
         # share, and this error does not average out as random ones do.
-        alpha = scales[0] if len(set(scales)) == 1 else 1.0
-        if len(set(scales)) > 1:
-            diagonal = self.geometry.per_channel(self._diagonal(scales, up))
+        alphas, rest = _divided([[scales[number] for number in run] for run, _ in runs])
+        if any(scale != 1.0 for scale in rest):
+            diagonal = self.geometry.per_channel(self._diagonal(rest, up))
             hidden = (hidden * diagonal).to(hidden.dtype)
-        if factors is not None:
-            hidden = (hidden * factors).to(hidden.dtype)
+        parts = [
+            part if factor is None else (part * factor).to(part.dtype)
+            for part, (_, factor) in zip(self._cut(hidden, runs), runs, strict=True)
+        ]
+        if len(set(alphas)) == 1:
+            return self._raised(y, joined(parts, 1), up, alphas[0])
+        # Each has the `alpha` that it has alone, so that one whose factor is 1 is rounded as it is alone.
+        for part, own, alpha in zip(parts, self._cut(up, runs), alphas, strict=True):
+            y = self._raised(y, part, own, alpha)
+        return y
+
+    def _runs(self, factors: Factors) -> Runs:
+        runs: list[tuple[list[int], Tensor | None]] = []
+        for number, (_, slot, _) in enumerate(self.scales):
+            factor = factors(slot)
+            if runs and runs[-1][1] is factor:
+                runs[-1][0].append(number)
+            else:
+                runs.append(([number], factor))
+        return runs
+
+    def _cut(self, values: Tensor, runs: Runs) -> Sequence[Tensor]:
+        """The channels of down, which are second in `values`, of each run."""
+        if len(runs) == 1:
+            return [values]
+        return torch.split(values, [sum(self.scales[number][2] for number in run) for run, _ in runs], 1)
+
+    def _raised(self, y: Tensor, hidden: Tensor, up: Tensor, alpha: float) -> Tensor:
+        """y + alpha * up @ hidden."""
         if not self.geometry.kernel:
             return plus_product(y, hidden, up.T, alpha)
         if self.geometry.groups > 1:
@@ -69,6 +102,14 @@ class LowRankForward:
                 found = torch.tensor(values, dtype=compute_dtype(like.dtype)).to(like.device)
                 self._held = (key, found)
         return self._held[1]
+
+
+def _divided(runs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """An `alpha` for each run of scales, and what is left of each scale: 1 where its run has but one."""
+    even = [len(set(scales)) == 1 for scales in runs]
+    alphas = [scales[0] if one else 1.0 for scales, one in zip(runs, even, strict=True)]
+    rest = [1.0 if one else scale for scales, one in zip(runs, even, strict=True) for scale in scales]
+    return alphas, rest
 
 
 def _pair(
