@@ -60,8 +60,10 @@ STRENGTHS = (-1.0, -2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3, 1.0)
 PICTURES = 96
 SAMPLING = 20
 """Steps of the sampler."""
-LR, RANK, BATCH, GUIDED = 2e-3, 4, 4, 0.5
-"""The settings of all sliders; `GUIDED` is the guidance along the difference of prompts."""
+LR, RANK, BATCH = 2e-3, 4, 4
+"""The settings of all sliders."""
+GUIDED = 0.5
+"""LECO's guidance along the difference of prompts, which goes about as far as they do."""
 AT, ROWS, REACH = (-1.0, -0.5, 0.5, 1.0), 32, 0.35
 """The strengths of opposed pictures, how many rows there are, and how far strength 1 is from the middle of a
 range, as a share of it."""
@@ -223,7 +225,7 @@ class Discs:
     def between_prompts(self, name: str, steps: int) -> str:
         less, more = ends_of(name)
         data = {"latents": [{"samples": torch.zeros(LATENT)}], "less": [less], "more": [more]}
-        return self.slider(f"{name}-prompts", steps, guidance=GUIDED, pictures=32, **data)
+        return self.slider(f"{name}-prompts", steps, pictures=32, **data)
 
     def of_pictures(self, name: str, steps: int) -> str:
         """Of rows of pictures that are alike but for the attribute."""

@@ -25,7 +25,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("architecture", RECIPES)
 @pytest.mark.parametrize("strength", [1.0, -0.5])
-def test_the_loss_of_a_guide_is_that_of_leco_on_what_the_network_puts_out(
+def test_the_loss_of_a_guide_is_that_of_the_paper_on_what_the_network_puts_out(
     host: Host, architecture: str, strength: float
 ) -> None:
     training, losses = module(host, ""), module(host, "loss")
@@ -58,8 +58,9 @@ def test_the_loss_of_a_guide_is_that_of_leco_on_what_the_network_puts_out(
         with torch.no_grad():
             of_what, of_less, of_more = (put_out(one, 0.0) for one in (what, less, more))
             own = put_out(what, strength)
-        # Gandikota et al., 2303.07345, equation 7, at +1; 2311.12092, equation 8, at both signs.
-        wanted = (own - (of_what + strength * guidance * (of_more - of_less))).square().mean()
+        # Gandikota et al., 2303.07345, equation 7, towards a caption, from another than the empty one.
+        end = of_more if strength > 0 else of_less
+        wanted = (own - (of_what + abs(strength) * guidance * (end - of_what))).square().mean()
         assert (of_more - of_less).norm() > 1e-3 * of_what.norm()
         guided = losses.DiffusionLoss(session=session, times=training.Times())
         guide = losses.Guide(less, more, guidance)

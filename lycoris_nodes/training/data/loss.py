@@ -25,13 +25,13 @@ from .times import Times, sigma_at
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """A target in place of a latent: the model's own prediction, moved in the direction from one caption to
-    another, see `DiffusionLoss`."""
+    """A target in place of a latent: the model's own prediction, moved towards that for another caption, see
+    `DiffusionLoss`. Strengths below 0 move towards `less`, and those above 0 towards `more`."""
 
     less: Caption
     more: Caption
     by: float
-    """The factor of that direction at strength 1."""
+    """How far strengths -1 and 1 go: at 1 to the prediction for the other caption itself."""
 
     def goes_with(self, other: Guide) -> bool:
         """Whether both can guide rows of one batch."""
@@ -85,10 +85,13 @@ class DiffusionLoss:
     prediction is the same as when it is alone.
 
     The target of a sample with a guide comes from the model without the adapter, at the same noised latent:
-    D(caption) + strength * by * (D(more) - D(less)) (LECO: Gandikota et al., "Erasing concepts from diffusion
-    models", 2303.07345; at strengths of both signs "Concept sliders", 2311.12092). The papers state it for
-    the noise; the denoised latent D is linear in the network's output, so it holds for D too. The loss of a
-    sample with `others` is the mean over all of them.
+    D(caption) + |strength| * by * (D(end) - D(caption)), where the end is `more` at strengths above 0 and
+    `less` below (Gandikota et al., "Erasing concepts from diffusion models", 2303.07345, equation 7, with the
+    other sign and the caption in place of the empty one; p1atdev/LECO calls it enhancing). "Concept sliders"
+    (2311.12092, equation 8) take D(more) - D(less) at both ends, which goes past what the captions show
+    where the model's way from one to the other is bent. The papers state it for the noise; the denoised
+    latent D is linear in the network's output, so it holds for D too. The loss of a sample with `others` is
+    the mean over all of them.
 
     `noise_offset` is the factor of added noise that is constant in each channel, so that brightness is
     learned. It is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not pure
@@ -219,7 +222,8 @@ class DiffusionLoss:
         )
         with self._off():
             own, less, more = (self.session.prediction(x, sigma, self._conds(captions)) for captions in said)
-        return [own + column[0].strength * guides[0].by * (more - less) for column in columns]
+        at = [column[0].strength for column in columns]
+        return [own + abs(each) * guides[0].by * ((more if each > 0 else less) - own) for each in at]
 
     @contextmanager
     def _off(self) -> Generator[None]:

@@ -42,7 +42,7 @@ def inputs() -> list[Any]:
         ),
         number_input(
             "guidance",
-            "How far strength 1 goes along the difference of the prompts.",
+            "How far strengths -1 and 1 go: at 1 as far as `less` and `more` say, at 2 twice as far.",
             most=20.0,
             default=1.0,
             step=0.1,
