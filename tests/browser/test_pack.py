@@ -33,6 +33,7 @@ def test_the_page_loads_without_an_error(ui: Ui, server: Server) -> None:
     assert ui.errors == []
 
 
+@pytest.mark.fronts
 def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server) -> None:
     definitions = server.object_info()
     for number, node in enumerate(NODES):
@@ -65,7 +66,8 @@ def test_the_help_pages_open(ui: Ui, server: Server) -> None:
     assert ui.errors == []
 
 
-@pytest.mark.parametrize("language", [pytest.param("en", marks=pytest.mark.fronts), "zh"])
+@pytest.mark.fronts
+@pytest.mark.parametrize("language", ["en", "zh"])
 def test_help_pages_lead_to_each_other(ui: Ui, language: str, screenshot: Callable[[str], None]) -> None:
     ui.page.evaluate("language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)", language)
     ui.page.wait_for_timeout(500)
