@@ -27,8 +27,8 @@ EDIT = "13 Train edits into a LoRA or LyCORIS file"
 CLIPS = "14 Train clips into a LoRA or LyCORIS file"
 SLIDER = "15 Train a slider as a LoRA or LyCORIS file"
 JUDGE = "16 Judge LoRA or LyCORIS checkpoints"
-SLOW = (SLIDER, JUDGE)
-"""Templates of many passes of the model, which `make test` opens and does not run."""
+SLOW = (EXTRACT, SLIDER, JUDGE)
+"""Templates of many passes of the model or of a long fit, which `make test` does not run."""
 WRITING = {EXPORT: "LycorisSaveCheckpoint", CONVERT: "LycorisSaveAdapter"}
 """Templates that are there to write a file, with the node that does. In others such nodes are muted."""
 
