@@ -284,7 +284,8 @@ class Campaign:
         if job.node != "LycorisJudge":
             self._clear()
         for one in (self.server.base / "user/__lycoris").iterdir():
-            shutil.rmtree(one)
+            # A killed writer may leave a file there.
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
         self.server.post("/free", {"unload_models": True, "free_memory": True})
 
     def _clear(self) -> None:
