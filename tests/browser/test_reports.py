@@ -388,3 +388,47 @@ def test_a_report_comes_back_after_a_reload(ui: Ui, vue: bool, screenshot: Calla
     page.wait_for_timeout(700)
     assert boxes(ui) == said
     assert ui.errors == []
+
+
+MERGED = building(
+    "file",
+    """
+    const base = make("CheckpointLoaderSimple", 20, 60, {ckpt_name: "base.safetensors"})
+    const load = make("LycorisLoadAdapter", 20, 240, {file})
+    const mask = make("LycorisMask", 460, 240)
+    const apply = make("LycorisApplyStack", 860, 60)
+    const merge = make("TomePatchModel", 860, 520, {ratio: 0.5})
+    const text = make("CLIPTextEncode", 460, 600)
+    const latent = make("EmptyLatentImage", 460, 800, {width: 64, height: 64, batch_size: 1})
+    const sampler = make("KSampler", 1260, 60, {steps: 1})
+    const picture = make("VAEDecode", 1260, 520)
+    const shown = make("PreviewImage", 1260, 640)
+    join(load, 0, mask, "stack")
+    join(make("SolidMask", 20, 520), 0, mask, "mask")
+    join(mask, 0, apply, "stack")
+    join(base, 0, apply, "model")
+    join(base, 1, text, "clip")
+    join(apply, 0, merge, "model")
+    join(merge, 0, sampler, "model")
+    join(text, 0, sampler, "positive")
+    join(text, 0, sampler, "negative")
+    join(latent, 0, sampler, "latent_image")
+    join(sampler, 0, picture, "samples")
+    join(base, 2, picture, "vae")
+    join(picture, 0, shown, "images")
+""",
+)
+
+
+def test_what_a_sampler_finds_stands_in_the_report_of_the_node_before_it(ui: Ui, vue: bool) -> None:
+    ui.render_with_vue(vue)
+    ui.page.evaluate(MERGED, "lora.safetensors")
+    ui.page.wait_for_timeout(500)
+    end = ui.run(timeout=120)
+    assert end["name"] == "execution_success", end
+    state, text = boxes(ui)["LycorisApplyStack"]
+    assert text.startswith("In the sampling the mask has no effect on "), (state, text)
+    # A page that is opened anew asks for it.
+    ui.load({**ui.serialized(), "id": str(uuid4())})
+    ui.run(timeout=120)
+    assert boxes(ui)["LycorisApplyStack"][1] == text
