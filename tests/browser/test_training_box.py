@@ -354,7 +354,7 @@ def test_settings_of_another_trainer_are_pasted(ui: Ui, vue: bool, screenshot: C
         "network_dim = 8\nnetwork_alpha = 4\nunet_lr = 2e-4\nmax_grad_norm = 0.5\nkeep_tokens = 1\n"
     )
     box.get_by_role("button", name="Take over").click()
-    box.get_by_text("keep_tokens = 1").wait_for()
+    box.get_by_text("keep_tokens: set on LyCORIS Training Pictures").wait_for()
     screenshot(f"training-pasted-{'vue' if vue else 'canvas'}")
     box.get_by_role("button", name="Close").click()
     box.wait_for(state="detached")
