@@ -313,7 +313,8 @@ class BypassInjection(PatcherInjection):
         if isinstance(found, Places):
             return found
         for each in self.left_whole:
-            if any(one == path or one.startswith(f"{path}.") for one in each.paths):
+            # The path of an attention stands for the layers in it.
+            if path in each.paths or any(one.startswith(f"{path}.") for one in each.paths):
                 each.add(path, found)
         return passing.everywhere(shape)
 

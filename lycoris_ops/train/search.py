@@ -111,7 +111,8 @@ class _Kind:
     cost: float = 0.0
     """The cost of making it, in steps of one batch."""
     step: float = 1.0
-    """The cost of one of its steps, in steps of LoRA. The kind that is asked for is taken to be no faster."""
+    """The cost of one of its steps, where a step of LoRA costs 1. A step of the kind that is asked for counts
+    as 1 too."""
 
 
 class _Planned:

@@ -43,14 +43,18 @@ class LowRankForward:
         down, up = self.pair()
         hidden = self.geometry.product(x, down)
         scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
-        runs: Runs = [(range(len(scales)), None)] if factors is None else self._runs(factors)
-        # A scale that all layers share is the product's `alpha`, where it costs nothing. Different scales are
-        # applied in float32: a scale that is rounded to the input's dtype puts all values off by the same
-        # share, and this error does not average out as random ones do.
+        if factors is not None:
+            return self._placed(y, hidden, up, scales, self._runs(factors))
+        # A scale that all layers share is the product's `alpha`, where it costs nothing.
+        if len(set(scales)) == 1:
+            return self._raised(y, hidden, up, scales[0])
+        return self._raised(y, self._scaled(hidden, scales, up), up, 1.0)
+
+    def _placed(self, y: Tensor, hidden: Tensor, up: Tensor, scales: Sequence[float], runs: Runs) -> Tensor:
+        """y plus the changes with the factors of their runs, from hidden = down x."""
         alphas, rest = _divided([[scales[number] for number in run] for run, _ in runs])
         if any(scale != 1.0 for scale in rest):
-            diagonal = self.geometry.per_channel(self._diagonal(rest, up))
-            hidden = (hidden * diagonal).to(hidden.dtype)
+            hidden = self._scaled(hidden, rest, up)
         parts = [
             part if factor is None else (part * factor).to(part.dtype)
             for part, (_, factor) in zip(self._cut(hidden, runs), runs, strict=True)
@@ -61,6 +65,15 @@ class LowRankForward:
         for part, own, alpha in zip(parts, self._cut(up, runs), alphas, strict=True):
             y = self._raised(y, part, own, alpha)
         return y
+
+    def _scaled(self, hidden: Tensor, scales: Sequence[float], up: Tensor) -> Tensor:
+        """down x with a scale for each layer.
+
+        In float32: a scale that is rounded to the input's dtype puts all values off by the same share, and
+        this error does not average out as random ones do.
+        """
+        diagonal = self.geometry.per_channel(self._diagonal(scales, up))
+        return (hidden * diagonal).to(hidden.dtype)
 
     def _runs(self, factors: Factors) -> Runs:
         runs: list[tuple[list[int], Tensor | None]] = []
