@@ -50,6 +50,7 @@ ALGORITHMS = {
 WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
 TOML_LINE = re.compile(r"^\s*[\w.-]+\s*=", re.MULTILINE)
+"""A line that only a TOML has."""
 DECAY = 0.01
 """The default weight decay of AdamW in torch and bitsandbytes, which these trainers keep."""
 
@@ -133,7 +134,7 @@ class Config:
         """For the keys that are present, note where a workflow sets them."""
         found = [key for key in keys if self.take(key) is not None]
         if found:
-            self.notes.append(f"{', '.join(found)}: {where}")
+            self.notes.append(f"{self.within}{', '.join(found)}: {where}")
 
     def unused(self, *keys: str) -> None:
         """Drop keys that do not affect what is learned."""
@@ -212,11 +213,11 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
     table = _table(str(asked.get("text", "")))
     known = discover(trainers.__name__)
     for trainer in known:
-        found = trainer.config_of(table)
-        if found is None:
-            continue
-        config = Config(found)
         try:
+            found = trainer.config_of(table)
+            if found is None:
+                continue
+            config = Config(found)
             trainer.read(config)
         except OF_ANOTHER_FORM as error:
             raise LycorisError(
@@ -264,6 +265,9 @@ def _toml(text: str) -> Any:
     return toml.loads(text)
 
 
+QUOTES = "\"'"
+
+
 def flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings of a table and of the tables in it, by their own names."""
     for key, value in table.items():
@@ -275,6 +279,5 @@ def flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def pairs(texts: Any) -> dict[str, str]:
     """Settings that are given as texts such as `algo=lokr`: a list of them, or one text."""
-    single = texts.split() if isinstance(texts, str) else map(str, texts)
-    parts = (text.strip("\"'").partition("=") for text in single)
-    return {name: value for name, equals, value in parts if equals}
+    parts = (text.partition("=") for text in (texts.split() if isinstance(texts, str) else map(str, texts)))
+    return {name.strip(QUOTES): value.strip(QUOTES) for name, equals, value in parts if equals}

@@ -11,32 +11,6 @@ from typing import Any
 from . import kohya
 
 NAME, FORM = "kohya_ss", "JSON with LoRA_type"
-LYCORIS = {
-    "BOFT": "boft",
-    "Diag-OFT": "diag-oft",
-    "DyLoRA": "dylora",
-    "GLoRA": "glora",
-    "iA3": "ia3",
-    "LoCon": "locon",
-    "LoHa": "loha",
-    "LoKr": "lokr",
-    "Native Fine-Tuning": "full",
-}
-"""Kinds of the package LyCORIS. The form puts `LyCORIS/` in front."""
-NETWORKS = {
-    "Standard": "lora",
-    "Kohya LoCon": "lora",
-    "Kohya LoHa": "loha",
-    "Kohya LoKr": "lokr",
-    "Kohya DyLoRA": "dylora",
-    "LoRA-FA": "lora_fa",
-    "Flux1": "lora_flux",
-    "Flux1 OFT": "oft_flux",
-    "HunyuanImage-2.1": "lora_hunyuan_image",
-    "Anima": "lora_anima",
-    "Lumina": "lora_lumina",
-}
-"""Kinds of sd-scripts, without `networks.` in front."""
 RENAMED = {
     "optimizer": "optimizer_type",
     "max_resolution": "resolution",
@@ -45,28 +19,36 @@ RENAMED = {
     "unit": "block_size",
 }
 DROPOUTS = ("rank_dropout", "module_dropout", "loraplus_lr_ratio")
-CONVOLUTIONS = ("conv_dim", "conv_alpha", "use_tucker")
-ARGUMENTS = {
-    "Kohya LoCon": CONVOLUTIONS[:2],
-    "Kohya LoHa": CONVOLUTIONS,
-    "Kohya LoKr": (*CONVOLUTIONS, "factor"),
-    "Kohya DyLoRA": ("unit",),
-    **{
-        f"LyCORIS/{kind}": ("LyCORIS_preset", "train_norm", "rank_dropout_scale", *options)
-        for kind, options in {
-            "BOFT": (*CONVOLUTIONS, "constrain", "rescaled"),
-            "Diag-OFT": (*CONVOLUTIONS, "constrain", "rescaled"),
-            "DyLoRA": (*CONVOLUTIONS, "unit"),
-            "GLoRA": CONVOLUTIONS,
-            "iA3": (*CONVOLUTIONS[:2], "train_on_input"),
-            "LoCon": (*CONVOLUTIONS, "dora_wd", "use_scalar"),
-            "LoHa": (*CONVOLUTIONS, "dora_wd", "use_scalar"),
-            "LoKr": (*CONVOLUTIONS, "dora_wd", "use_scalar", "factor", "decompose_both"),
-            "Native Fine-Tuning": (),
-        }.items()
-    },
+SIZES = ("conv_dim", "conv_alpha")
+CONVOLUTIONS = (*SIZES, "use_tucker")
+OF_LYCORIS = ("LyCORIS_preset", "train_norm", "rank_dropout_scale")
+NETWORKS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "Standard": ("lora", ()),
+    "Kohya LoCon": ("lora", SIZES),
+    "Kohya LoHa": ("loha", CONVOLUTIONS),
+    "Kohya LoKr": ("lokr", (*CONVOLUTIONS, "factor")),
+    "Kohya DyLoRA": ("dylora", ("unit",)),
+    "LoRA-FA": ("lora_fa", ()),
+    "Flux1": ("lora_flux", ()),
+    "Flux1 OFT": ("oft_flux", ()),
+    "HunyuanImage-2.1": ("lora_hunyuan_image", ()),
+    "Anima": ("lora_anima", ()),
+    "Lumina": ("lora_lumina", ()),
 }
-"""The fields that become network arguments of a kind, besides DROPOUTS. Other kinds' fields do nothing."""
+"""Kinds of sd-scripts: the network, without `networks.` in front, and the fields that become its arguments
+besides `DROPOUTS`. Fields of other kinds do nothing."""
+LYCORIS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "LyCORIS/BOFT": ("boft", (*CONVOLUTIONS, "constrain", "rescaled")),
+    "LyCORIS/Diag-OFT": ("diag-oft", (*CONVOLUTIONS, "constrain", "rescaled")),
+    "LyCORIS/DyLoRA": ("dylora", (*CONVOLUTIONS, "unit")),
+    "LyCORIS/GLoRA": ("glora", CONVOLUTIONS),
+    "LyCORIS/iA3": ("ia3", (*SIZES, "train_on_input")),
+    "LyCORIS/LoCon": ("locon", (*CONVOLUTIONS, "dora_wd", "use_scalar")),
+    "LyCORIS/LoHa": ("loha", (*CONVOLUTIONS, "dora_wd", "use_scalar")),
+    "LyCORIS/LoKr": ("lokr", (*CONVOLUTIONS, "dora_wd", "use_scalar", "factor", "decompose_both")),
+    "LyCORIS/Native Fine-Tuning": ("full", ()),
+}
+"""The same for kinds of the package LyCORIS, which have the fields `OF_LYCORIS` too."""
 UNSET = {
     "clip_skip": 1,
     "lr_scheduler_power": 1,
@@ -100,22 +82,20 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     if "LoRA_type" not in table:
         return None
     kind = str(table["LoRA_type"])
-    known = kind.removeprefix("LyCORIS/")
-    lycoris = known in LYCORIS and (known != kind or kind == "LoCon")
-    kind = f"LyCORIS/{known}" if lycoris else kind
+    # An older name of it.
+    kind = "LyCORIS/LoCon" if kind == "LoCon" else kind
     given = {key: value for key, value in table.items() if not _unset(key, value)}
-    fields = {field for fields in ARGUMENTS.values() for field in fields}
-    own = {field for field in (*ARGUMENTS.get(kind, ()), *DROPOUTS) if field in given}
-    arguments = [f"{RENAMED.get(field, field)}={given[field]}" for field in sorted(own)]
-    found = {
-        RENAMED.get(key, key): value
-        for key, value in given.items()
-        if key not in OF_THE_PROGRAM and key not in fields and key not in DROPOUTS
-    }
-    if lycoris:
-        arguments.append(f"algo={LYCORIS[known]}")
-    found["network_module"] = "lycoris.kohya" if lycoris else f"networks.{NETWORKS.get(kind, kind)}"
-    found["network_args"] = arguments
+    if kind in LYCORIS:
+        algorithm, own = LYCORIS[kind]
+        module, arguments, own = "lycoris.kohya", [f"algo={algorithm}"], (*OF_LYCORIS, *own)
+    else:
+        network, own = NETWORKS.get(kind, (kind, ()))
+        module, arguments = f"networks.{network}", []
+    arguments += [f"{RENAMED.get(key, key)}={given[key]}" for key in (*own, *DROPOUTS) if key in given]
+    fields = {field for _, fields in (*NETWORKS.values(), *LYCORIS.values()) for field in fields}
+    others = {*OF_THE_PROGRAM, *OF_LYCORIS, *DROPOUTS, *fields}
+    found = {RENAMED.get(key, key): value for key, value in given.items() if key not in others}
+    found |= {"network_module": module, "network_args": arguments}
     if "max_train_steps" not in given:
         found.setdefault("max_train_epochs", given.get("epoch"))
     found.setdefault("lr_scheduler_num_cycles", given.get("epoch"))
