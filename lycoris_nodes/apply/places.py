@@ -280,7 +280,8 @@ def blended_attention(blend: Blend, before: Attention | None) -> Attention:
         def one(k: Tensor, v: Tensor) -> Tensor:
             return run(q, k, v, *args, **named) if before is None else before(run, q, k, v, *args, **named)
 
-        if len(k) == len(v) == len(q):
+        # Fewer keys than queries are not ours: HyperTile makes a batch of the tiles of the queries.
+        if len(k) <= len(q) and len(v) <= len(q):
             return one(k, v)
         count = 1 + len(blend.apart)
         keys, values = (each.chunk(count) if len(each) > len(q) else [each] * count for each in (k, v))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -170,8 +171,8 @@ def test_frames_that_are_not_there_are_an_error_and_change_nothing(
     assert torch.equal(again, plain)
 
 
-def prompt_with(ratio: float) -> dict[str, Any]:
-    """A picture by a masked stack, of a model that merges this share of the tokens of its self-attentions."""
+def prompt_with(changed: str, side: int, **settings: Any) -> dict[str, Any]:
+    """A picture by a masked stack, of a model whose tokens another node changes."""
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": inputs}
@@ -191,12 +192,12 @@ def prompt_with(ratio: float) -> dict[str, Any]:
             strict=False,
             expert="auto",
         ),
-        "merging": node("TomePatchModel", model=["apply", 0], ratio=ratio),
+        "changed": node(changed, model=["apply", 0], **settings),
         "text": node("CLIPTextEncode", clip=["base", 1], text="a cat"),
-        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+        "empty": node("EmptyLatentImage", width=side, height=side, batch_size=2),
         "sampler": node(
             "KSampler",
-            model=["merging", 0],
+            model=["changed", 0],
             positive=["text", 0],
             negative=["text", 0],
             latent_image=["empty", 0],
@@ -211,12 +212,11 @@ def prompt_with(ratio: float) -> dict[str, Any]:
     }
 
 
-def test_the_report_says_which_layers_a_sampling_left_whole(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In whole runs of the host: to the page while it samples, and in what the host keeps.
+@pytest.fixture
+def noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, Any]], str]]:
+    """A function that runs a prompt as the host does, and returns what is noted of the layers left whole.
 
-    It is taken back by a sampling that leaves none whole.
+    The page gets it while the model samples, and the host keeps it.
     """
     import execution
     from server import PromptServer
@@ -228,23 +228,43 @@ def test_the_report_says_which_layers_a_sampling_left_whole(
     monkeypatch.setattr(server, "send_sync", lambda event, data, *_: sent.append((event, data)))
     sizes = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
     run = execution.PromptExecutor(server, cache_args=sizes)
-    notes: list[str] = []
-    for number, ratio in enumerate((0.5, 0.5, 0.0)):
-        prompt = prompt_with(ratio)
-        prompt["sampler"]["inputs"]["seed"] = number
+
+    def note(prompt: dict[str, Any]) -> str:
         sent.clear()
-        run.execute(prompt, str(number), {"client_id": "page"}, ["apply", "saved"])
+        run.execute(prompt, str(uuid4()), {"client_id": "page"}, ["apply", "saved"])
         assert run.success, run.status_messages
         (about,) = run.history_result["outputs"]["apply"]["lycoris"]
-        notes.append(about.get("note", ""))
-        noted = [data for event, data in sent if event == "lycoris.noted"]
-        assert [(data["node"], data["output"]["lycoris"][0]) for data in noted] == [("apply", about)]
+        found = [data for event, data in sent if event == "lycoris.noted"]
+        assert [(data["node"], data["output"]["lycoris"][0]) for data in found] == [("apply", about)]
+        return about.get("note", "")
+
+    yield note
     unload()
+
+
+def test_the_report_says_which_layers_a_sampling_left_whole(noted: Callable[[dict[str, Any]], str]) -> None:
+    """It is taken back by a sampling that leaves none whole."""
+    notes: list[str] = []
+    for number, ratio in enumerate((0.5, 0.5, 0.0)):
+        prompt = prompt_with("TomePatchModel", 64, ratio=ratio)
+        prompt["sampler"]["inputs"]["seed"] = number
+        notes.append(noted(prompt))
     assert notes[0] == notes[1] and notes[2] == ""
     first, why, *_ = notes[0].splitlines()
     assert re.fullmatch(r"In the sampling the mask has no effect on \d+ layers\.", first)
     assert re.search(
         r"unmasked: 32 tokens; expected the places of 8 x 8 halved several times \(.*attn1\.to_q", why
+    )
+
+
+def test_tiles_of_the_picture_are_no_places(noted: Callable[[dict[str, Any]], str]) -> None:
+    """HyperTile gives the queries of self-attentions as more and smaller pictures, and no other tokens."""
+    said = noted(
+        prompt_with("HyperTile", 256, tile_size=1, swap_size=4, max_depth=2, scale_depth=False)
+    ).splitlines()
+    named = [line for line in said if "unmasked" in line]
+    assert named and all(
+        re.search(r" unmasked: \d+ samples; expected 4 \(.*attn1\.to_", one) for one in named
     )
 
 
