@@ -258,6 +258,10 @@ class Server:
                 raise
             raise PromptRejected(json.loads(error.read())) from None
 
+    def has_ended(self, prompt_id: str) -> bool:
+        """Whether a submitted prompt has ended, well or not."""
+        return prompt_id in self.get(f"/history/{prompt_id}")
+
     def wait(self, prompt_id: str, timeout: float = 600) -> Run:
         """Wait for a submitted prompt to finish, well or not.
 

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -184,9 +185,9 @@ class Campaign:
             self._ended(self.server.queue(training), "the training that is judged")
         self._forget(job)
         before = kept_files(self.folder)
-        start = time.monotonic()
+        start = self._computed()
         told = self._ended(self.server.queue(prompt), f"{job.name}, unbroken")[number]
-        took = time.monotonic() - start
+        took = self._computed() - start
         whole, words = kept_files(self.folder), "\n".join(told["text"])
         if job.node == "LycorisJudge" and whole != before:
             self._violated(job, f"it leaves files: {sorted(whole.keys() ^ before.keys())}")
@@ -210,8 +211,9 @@ class Campaign:
         """Run it and break it off. Whether that came before its end."""
         self._restarted_if_ended()
         known = set(rests(self.server.base))
+        end = self._computed() + self.rng.uniform(0.0, took)
         prompt_id = self.server.submit(prompt)
-        self._wait(self.rng.uniform(0.0, took), known)
+        self._wait(prompt_id, end, known)
         breaking()
         try:
             run = self.server.wait(prompt_id)
@@ -232,12 +234,19 @@ class Campaign:
     def _is_written(self, job: Job) -> bool:
         return all(any(self.folder.glob(f"{name}_*_.safetensors")) for name in job.names)
 
-    def _wait(self, seconds: float, known: set[Path]) -> None:
-        """Wait so long, and half of the times until the next file is written after that."""
-        end = time.monotonic() + seconds
-        time.sleep(seconds)
+    def _computed(self) -> float:
+        """The seconds that the host has computed. Other processes beside it do not change when a run is
+        broken off."""
+        times = psutil.Process(self.server.pid).cpu_times()
+        return times.user + times.system
+
+    def _wait(self, prompt_id: str, end: float, known: set[Path]) -> None:
+        """Wait until it has computed so long, or has ended. Half of the times, wait on for the next file."""
+        while self._computed() < end and not self.server.has_ended(prompt_id):
+            time.sleep(0.02)
+        limit = time.monotonic() + 10
         writing = self.rng.random() < 0.5
-        while writing and not self._written_since(known) and time.monotonic() < end + 10:
+        while writing and not self._written_since(known) and time.monotonic() < limit:
             time.sleep(0.001)
         self.counted["as a file was written"] += self._written_since(known)
 
