@@ -23,8 +23,8 @@ kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no co
 becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from what reads the
 configs.
 
-In these trainers AdamW has a weight decay of 0.01 if a config names none, and so it does here after a paste.
-On the node itself the usual weight decay is 0.
+Where a config leaves a setting out, the default of its trainer is used, so that the training stays the same.
+AdamW, for example, has a weight decay of 0.01 there. On the node itself the usual weight decay is 0.
 """
 CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
 """What readers are shown: nothing, and what makes some of them read other settings."""
@@ -61,10 +61,17 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             if key:
                 rows.setdefault(f"{self.within}{key}", []).append(words)
 
-        def put(self, key: str, name: str, read: Callable[[Any], Any] = str, usual: Any = None) -> None:
+        def put(
+            self,
+            key: str,
+            name: str,
+            read: Callable[[Any], Any] = str,
+            usual: Any = None,
+            zero: bool = False,
+        ) -> None:
             silent = f", {usual} where it is not there" if isinstance(usual, int | float) else ""
             self._note(key, f"`{named[name]}`{silent}")
-            super().put(key, name, read, usual)
+            super().put(key, name, read, usual, zero)
 
         def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
             others = ", ".join(f"{theirs}: {ours}" for theirs, ours in choices.items() if theirs != ours)

@@ -136,6 +136,8 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "learning_rate": 1e-4,
             "optimisation.optimiser": "adamw8bit",
             "optimisation.weight_decay": 1e-4,
+            "optimisation.warmup": 0.0,
+            "optimisation.epochs": 0,
             "optimisation.batch_size": 1,
             "noise.times": "logit-normal",
             "speed.precision": "bf16",
@@ -166,6 +168,7 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "optimisation.batch_size": 4,
             "noise.weighting": "debiased",
             "noise.times": "logit-normal",
+            "noise.shift": 1.0,
             "regularisation.ema": 0.999,
             "speed.precision": "bf16",
         },
@@ -393,6 +396,41 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
             rank=4,
             overrides={"*": options},
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("network_dim = 4", {"steps": 1600, "optimisation.epochs": 0, "optimisation.warmup": 0.0}),
+        ("network_dim = 4\nmax_train_epochs = 5", {"optimisation.epochs": 5, "optimisation.warmup": 0.0}),
+        ("network_dim = 4\nmax_grad_norm = 0.0", {"optimisation.max_grad_norm": 0.0}),
+        ("config: {process: [{train: {lr: 1e-4}}]}", {"steps": 1000, "optimisation.warmup": 0.0}),
+        (
+            "config: {process: [{train: {lr_scheduler: constant_with_warmup}}]}",
+            {"optimisation.schedule": "constant", "optimisation.warmup": 1000.0},
+        ),
+        ("config: {process: [{network: {type: lokr, linear: 8}}]}", {"rank": 1_000_000}),
+        (
+            '{"training_method": "LORA", "learning_rate": 3e-5, "clip_grad_norm": null}',
+            {
+                "optimisation.epochs": 100,
+                "optimisation.warmup": 200.0,
+                "optimisation.schedule": "constant",
+                "optimisation.max_grad_norm": 0.0,
+                "noise.times": "uniform",
+                "noise.shift": 1.0,
+            },
+        ),
+        (
+            '{"training_method": "LORA", "learning_rate": 3e-5, "dynamic_timestep_shifting": true}',
+            {"noise.shift": 0.0},
+        ),
+    ],
+)
+def test_what_a_config_leaves_out_is_as_in_its_trainer(host: Host, text: str, values: dict[str, Any]) -> None:
+    """The defaults are those of the trainers' sources."""
+    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})["values"]
+    assert {name: found.get(name) for name in values} == values
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,22 @@ class Config:
         return default if value in OFF else value
 
     def put(
-        self, key: str, name: str, read: Callable[[Any], Any] = lambda value: value, usual: Any = None
+        self,
+        key: str,
+        name: str,
+        read: Callable[[Any], Any] = lambda value: value,
+        usual: Any = None,
+        zero: bool = False,
     ) -> None:
         """Set the input `name` from a setting. `read` converts its value, to None if it has no counterpart.
 
-        `usual` is the trainer's default. Raises LycorisError for a value that cannot be read.
+        `usual` is the trainer's default. With `zero` a 0 is a value like others, and not `OFF`. Raises
+        LycorisError for a value that cannot be read.
         """
+        given = self.left.get(key)
         value = self.take(key, usual)
+        if zero and given is not False and str(given) in ("0", "0.0"):
+            value = given
         if value is None:
             return
         try:

@@ -37,6 +37,7 @@ def read(config: Config) -> None:
     config.put("network.rank", "rank", int)
     # Its templates have these settings for any kind.
     algorithm = config.values.get("algorithm", "lora")
+    config.left.setdefault("network.lokr_full_rank", True)
     config.whole(algorithm, "network.lokr_full_rank")
     config.everywhere(algorithm, {"network.lokr_factor": "factor"})
     # Its default is 1, not the rank.
@@ -44,8 +45,14 @@ def read(config: Config) -> None:
     config.put("network.linear_alpha", "alpha", float)
     config.put("train.lr", "learning_rate", float)
     config.optimiser("train.optimizer", config.take("train.optimizer_params", {}))
+    rising = config.left.get("train.lr_scheduler") == "constant_with_warmup"
     config.schedule("train.lr_scheduler")
-    config.put("train.steps", "steps", int)
+    schedule = config.inside("train.lr_scheduler_params", config.take("train.lr_scheduler_params", {}))
+    schedule.put("num_warmup_steps", "warmup", float, usual=1000 if rising else 0)
+    config.add(schedule)
+    config.put("train.steps", "steps", int, usual=1000)
+    # It has no epochs. Here they would count in place of the steps.
+    config.values["epochs"] = 0
     config.put("train.batch_size", "batch_size", int)
     for key in ("train.gradient_accumulation", "train.gradient_accumulation_steps"):
         config.put(key, "accumulation", int)

@@ -34,13 +34,8 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def read(config: Config) -> None:
     config.put("network_dim", "rank", int)
-    if str(config.left.get("network_alpha")) in ("0", "0.0"):
-        # Here too 0 stands for the rank.
-        config.values["alpha"] = 0.0
-        config.unused("network_alpha")
-    else:
-        # Its default is 1, not the rank.
-        config.put("network_alpha", "alpha", float, usual=1)
+    # Its default is 1, not the rank. In both places 0 stands for the rank.
+    config.put("network_alpha", "alpha", float, usual=1, zero=True)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
     module = str(config.left.get("network_module", ""))
     lycoris = module.startswith("lycoris")
@@ -71,11 +66,12 @@ def read(config: Config) -> None:
     config.schedule("lr_scheduler", "lr_scheduler_num_cycles", "constant")
     # Its default is no warm-up.
     config.put("lr_warmup_steps", "warmup", float, usual=0)
-    config.put("max_train_steps", "steps", int)
-    config.put("max_train_epochs", "epochs", int)
+    by_epochs = bool(config.left.get("max_train_epochs"))
+    config.put("max_train_steps", "steps", int, usual=None if by_epochs else 1600)
+    config.put("max_train_epochs", "epochs", int, usual=0)
     config.put("train_batch_size", "batch_size", int)
     config.put("gradient_accumulation_steps", "accumulation", int)
-    config.put("max_grad_norm", "max_grad_norm", float)
+    config.put("max_grad_norm", "max_grad_norm", float, zero=True)
     config.put("seed", "seed", int)
 
     config.min_snr("min_snr_gamma")

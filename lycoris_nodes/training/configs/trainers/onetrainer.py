@@ -25,7 +25,7 @@ def read(config: Config) -> None:
     if method not in (None, "LORA"):
         config.notes.append(f"training_method = {method}: an adapter is trained here")
     config.choose("peft_type", "algorithm", ALGORITHMS)
-    # Its presets leave the defaults out: the alpha is 1, not the rank.
+    # Its presets leave the defaults out.
     config.put("lora_rank", "rank", int, usual=16)
     config.put("lora_alpha", "alpha", float, usual=1)
     config.put("lora_decompose", "dora", bool)
@@ -37,16 +37,19 @@ def read(config: Config) -> None:
     # The rest belongs to other optimisers: OneTrainer writes the settings of all.
     optimiser.left.clear()
     config.add(optimiser)
-    config.schedule("learning_rate_scheduler", "learning_rate_cycles")
-    config.put("learning_rate_warmup_steps", "warmup", float)
-    config.put("epochs", "epochs", int)
+    config.schedule("learning_rate_scheduler", "learning_rate_cycles", "constant")
+    config.put("learning_rate_warmup_steps", "warmup", float, usual=200)
+    config.put("epochs", "epochs", int, usual=100)
     config.put("batch_size", "batch_size", int)
     config.put("gradient_accumulation_steps", "accumulation", int)
-    config.put("clip_grad_norm", "max_grad_norm", float)
+    unlimited = config.left.get("clip_grad_norm", 1.0) is None
+    config.put("clip_grad_norm", "max_grad_norm", float, usual=0 if unlimited else None)
     config.choose("loss_weight_fn", "weighting", WEIGHTINGS)
     config.put("offset_noise_weight", "noise_offset", float)
-    config.choose("timestep_distribution", "times", TIMES)
-    config.put("timestep_shift", "shift", float)
+    config.choose("timestep_distribution", "times", TIMES, usual="uniform")
+    config.put("timestep_shift", "shift", float, usual=1)
+    # Here 0 stands for the shift that is usual for the model.
+    config.put("dynamic_timestep_shifting", "shift", lambda on: 0.0)
     config.put("masked_prior_preservation_weight", "masked_prior", float)
     config.put("dropout_probability", "input_dropout", float)
     averaged = str(config.take("ema", "OFF")).upper() != "OFF"
