@@ -24,7 +24,7 @@ from ..files.tensor_file import TensorInfo, open_file
 from ..files.writing import Progress, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
-from ..patch import patch_
+from ..patch.plan import patch_
 from ..stack.resolve import Resolution, resolve
 from ..stack.stack import Stack
 from .destination import Destination, destination_of

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..bypass import Geometry, geometry_of
-from ..bypass.geometry import definer
+from ..bypass.geometry import Geometry, definer, geometry_of
 from ..bypass.stacked import Stacked
 from ..errors import LycorisError
 from ..maths.shapes import Shape

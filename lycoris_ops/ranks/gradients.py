@@ -22,7 +22,8 @@ from .. import processes
 from ..bypass.hook import input_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
-from ..modules import Site, Statistics
+from ..modules.sites import Site
+from ..modules.statistics import Statistics
 
 DIRECTIONS = 32
 """The number of random directions that compare the gradients of two halves of the batches."""

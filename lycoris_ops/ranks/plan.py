@@ -19,7 +19,7 @@ from ..errors import PlanError, number_of, unknown_name
 from ..files.dtypes import WRITABLE, dtype_name
 from ..files.json_text import parse_json
 from ..maths.shapes import Shape, factorization
-from ..modules import Site
+from ..modules.sites import Site
 from .gradients import FIRM
 from .probe import Probe, Probed, check_layers
 

@@ -25,7 +25,8 @@ from ..files.safetensors_file import SafetensorsFile, raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, new_files, safetensors_path
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
-from ..modules import Site, left_out, select
+from ..modules.shares import left_out
+from ..modules.sites import Site, select
 from .gradients import Loss, agreement, check_seen, summed
 from .offers import Gradient, Offer, offers_of
 from .sizes import bytes_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from weakref import ref
 
 from ..files.cache import DEFAULT_CACHE, TensorCache
-from ..patch import PatchPlan
+from ..patch.plan import PatchPlan
 from .resolve import Match
 from .stack import Entry
 

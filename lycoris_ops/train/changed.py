@@ -13,7 +13,7 @@ from ..algorithms.checks import of_rank
 from ..algorithms.lora import Lora
 from ..errors import LayerError, number_of
 from ..maths.shapes import flat_shape
-from ..modules import Site
+from ..modules.sites import Site
 from ..ranks.sizes import Rank
 from ..reading.adapter import Adapter
 from ..resize.resize import resize_adapter

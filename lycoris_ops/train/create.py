@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import LycorisError, UnsuitedError, either, located
-from ..modules import Site, all_sites, check_used, select
+from ..modules.patterns import check_used
+from ..modules.sites import Site, all_sites, select
 from ..ranks.plan import Plan
 from ..reading.adapter import Adapter
 from ..reading.load import load_adapter

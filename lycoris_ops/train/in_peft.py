@@ -19,7 +19,7 @@ from ..algorithms.oftv2 import OftV2
 from ..bypass.hook import values_of
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, is_divided
-from ..modules import Site
+from ..modules.sites import Site
 from ..peft.parameters import of_expert
 from .member import layer_seed
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import TrainError
 from ..maths.chance import Chance
-from ..modules import evaluating
+from ..modules.statistics import evaluating
 from ..ranks.gradients import Loss, scalar
 from .judgement import ALONE, Judgement, Place, mean
 from .network import LycorisNetwork

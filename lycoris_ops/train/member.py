@@ -20,8 +20,9 @@ from ..algorithms.factored import Factored
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
-from ..bypass import Bypass, BypassPlan, Rebuilt
-from ..bypass.hook import values_of
+from ..bypass.hook import Bypass, values_of
+from ..bypass.plan import BypassPlan
+from ..bypass.rebuilt import Rebuilt
 from ..bypass.share import WeightShare
 from ..bypass.stacked import StackedPart
 from ..changes.forms import Dense, Hadamard, Kronecker
@@ -29,7 +30,7 @@ from ..errors import LayerError, LycorisError, located
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import compute_dtype, is_divided, is_plain, whole
-from ..modules import Site
+from ..modules.sites import Site
 from ..processes import divided_by
 from .settings import LayerSettings
 

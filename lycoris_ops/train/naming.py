@@ -11,7 +11,8 @@ from ..algorithms import Layer
 from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
-from ..modules import all_sites, named_modules
+from ..modules.named import named_modules
+from ..modules.sites import all_sites
 from ..names.dialects.peft import BASE_WEIGHT
 from ..names.layer_name import LayerName
 from ..peft import CONFIG_NAME

@@ -19,17 +19,11 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..layers.part import Part
 from ..maths.shapes import Shape
 from ..maths.tensors import changed_in_place, is_divided, is_plain, norm, put
-from ..modules import (
-    Site,
-    all_sites,
-    check_used,
-    left_alone,
-    left_out,
-    named_modules,
-    patterns,
-    shared_weights,
-)
-from ..patch import PatchPlan
+from ..modules.named import named_modules
+from ..modules.patterns import check_used, patterns
+from ..modules.shares import left_out
+from ..modules.sites import Site, all_sites, left_alone, shared_weights
+from ..patch.plan import PatchPlan
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter

@@ -19,7 +19,7 @@ from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..maths.tensors import is_divided, norm, own_part, part_of, put
-from ..modules import Statistics
+from ..modules.statistics import Statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from .feed import Batches, DataPlace, Feed, batches_of, moved
 from .history import History, StepReport

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from written import adapter, resolved
 
 import lycoris_ops as lyc
-from lycoris_ops.bypass import Geometry
+from lycoris_ops.bypass.geometry import Geometry
 from lycoris_ops.commands import main
 from lycoris_ops.stack.kept_plans import kept_plan
 

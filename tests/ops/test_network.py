@@ -18,7 +18,7 @@ from written import patched
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.bypass import Rebuilt
+from lycoris_ops.bypass.rebuilt import Rebuilt
 from lycoris_ops.train.optimisers import family_of, make_optimiser, tensors_of
 
 

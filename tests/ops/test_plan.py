@@ -374,7 +374,7 @@ def test_bad_use_is_an_error(probe: lyc.Probe, case: str) -> None:
 
 
 def test_a_plan_is_for_one_model(probe: lyc.Probe) -> None:
-    from lycoris_ops.modules import select
+    from lycoris_ops.modules.sites import select
 
     plan = lyc.plan_ranks(probe)
     plan.check_model(select(model()))

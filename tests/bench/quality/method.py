@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lycoris_ops.modules import Site
+from lycoris_ops.modules.sites import Site
 
 from .task import Batch, Task, sites
 from .training import Adapted

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from lycoris_ops.modules import Site, select
+from lycoris_ops.modules.sites import Site, select
 
 Split = Literal["train", "tune", "test"]
 """Adapters are trained on "train", learning rates are chosen on "tune", figures are of "test"."""
