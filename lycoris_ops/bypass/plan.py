@@ -14,7 +14,7 @@ from torch import Tensor
 from ..algorithms import Layer
 from ..algorithms.base import Dependent, Parameter, checked
 from ..changes.forms import Additive, Dense, reaches
-from ..changes.operators import Diagonal, Operator, Sides, floats_of, moved
+from ..changes.operators import Diagonal, Operator, Sides, moved, tensors_of
 from ..changes.place import Where
 from ..changes.timing import Moment, Timing, product
 from ..errors import LayerError
@@ -345,7 +345,8 @@ def _sides(
             with part.named():
                 checked(layer.dependent(met()), met())
 
-        checks.append(_Check(tuple(floats_of(sides)), (*sides.inside, *sides.beside), change))
+        floats = [one for one in tensors_of(sides) if one.is_floating_point()]
+        checks.append(_Check(floats, (*sides.inside, *sides.beside), change))
     inputs, outputs = sides.inputs, sides.outputs
     kernel = inputs is not None and inputs.size != geometry.shape[1]
     groups = geometry.groups > 1 and not (outputs is None or isinstance(outputs, Diagonal))

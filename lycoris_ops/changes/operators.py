@@ -7,7 +7,7 @@ beside an unchanged weight (bypass) derive from them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any, Protocol, TypeVar, cast
@@ -255,15 +255,15 @@ def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T
     return value
 
 
-def floats_of(value: object) -> list[Tensor]:
-    """All floating-point tensors of an operator, of `Sides` or of a tuple of these."""
+def tensors_of(value: Any) -> list[Tensor]:
+    """A tensor itself, or the tensors in a tuple, a list or the fields of an object."""
     if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, tuple):
-        return [one for item in cast("tuple[object, ...]", value) for one in floats_of(item)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [one for entry in dataclasses.fields(value) for one in floats_of(getattr(value, entry.name))]
-    return []
+        return [value]
+    if value is None or isinstance(value, (int, float)):
+        return []
+    many = isinstance(value, (tuple, list))
+    inner = cast("Iterable[Any]", value if many else getattr(value, "__dict__", {}).values())
+    return [one for each in inner for one in tensors_of(each)]
 
 
 def _dense(forms: Sequence[Additive], weight: Tensor) -> Tensor | None:

@@ -79,21 +79,13 @@ class Part:
         elif not fits(stored, (total,)):
             raise self.layer.misfit((total,), shown(stored))
 
-    def met_layer(self) -> Layer:
-        """The layer cut to `window`.
-
-        Raises LayerError, with file and key, if these rows depend on other rows.
-        """
-        with self.named():
-            return self.layer if self.window is None else self.layer.rows(self.window)
-
     def forms(self) -> tuple[Form, ...]:
         """The forms of the layer cut to `window`. Forms that depend on the weight get the file and key.
 
-        Raises LayerError, with file and key, where they cannot be formed.
+        Raises LayerError, with file and key, where they cannot be formed, or if these rows depend on others.
         """
-        layer = self.met_layer()
         with self.named():
+            layer = self.layer if self.window is None else self.layer.rows(self.window)
             forms = layer.forms(self.parameter)
         return tuple(
             replace(form, file=self.file, key=self.key) if isinstance(form, Dependent) else form

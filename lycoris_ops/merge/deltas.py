@@ -12,7 +12,7 @@ from torch import Tensor
 from ..algorithms.fitting import FACTORED, Delta
 from ..changes.factors import joined
 from ..changes.forms import Additive, LowRank, add_up
-from ..maths.decompositions import Pause, no_pause, singular
+from ..maths.decompositions import Pause, balanced, no_pause, singular
 from ..maths.tensors import wide
 
 ROWS = 512
@@ -128,11 +128,9 @@ class Deltas:
         """
         if self.factors is None:
             return None
-        balanced = [
-            (left * values.sqrt(), values.sqrt()[:, None] * right) for left, values, right in self.triples
-        ]
-        ups = torch.cat([up for up, _ in balanced], 1)
-        downs = torch.cat([down for _, down in balanced])
+        pairs = [balanced(*triples) for triples in self.triples]
+        ups = torch.cat([up for up, _ in pairs], 1)
+        downs = torch.cat([down for _, down in pairs])
         # Singular vectors, which do not depend on the order of the adapters.
         return singular(ups)[0], singular(downs.T)[0]
 

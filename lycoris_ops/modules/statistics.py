@@ -12,17 +12,13 @@ NAMES = frozenset({"num_batches_tracked", "_u", "_v", "weight_u", "weight_v"})
 RUNNING = "running_"
 
 
-class Statistics:
-    """The modules of a model that have statistics of their own, which no adapter holds."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._modules = [inner for inner in module.modules() if _has_statistics(inner)]
-
-    @contextmanager
-    def kept(self) -> Generator[None]:
-        """A context that keeps these values unchanged: their modules use them as in `eval` mode."""
-        with evaluating(self._modules):
-            yield
+def with_statistics(module: nn.Module) -> list[nn.Module]:
+    """The modules of a model that have such values. No adapter holds these, and in `eval` mode they stay."""
+    return [
+        inner
+        for inner in module.modules()
+        if any(name in NAMES or name.startswith(RUNNING) for name, _ in inner.named_buffers(recurse=False))
+    ]
 
 
 @contextmanager
@@ -36,7 +32,3 @@ def evaluating(modules: Iterable[nn.Module]) -> Generator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return any(name in NAMES or name.startswith(RUNNING) for name, _ in module.named_buffers(recurse=False))

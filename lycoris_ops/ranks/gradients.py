@@ -23,7 +23,7 @@ from ..bypass.hook import input_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
 from ..modules.sites import Site
-from ..modules.statistics import Statistics
+from ..modules.statistics import evaluating, with_statistics
 
 DIRECTIONS = 32
 """The number of random directions that compare the gradients of two halves of the batches."""
@@ -54,6 +54,9 @@ class Sums:
     DIRECTIONS projections of each linear layer and ungrouped convolution."""
 
 
+# `backward` could not add to tensors made in inference mode.
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def summed(
     module: nn.Module,
     sites: Sequence[Site],
@@ -73,19 +76,7 @@ def summed(
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """
     check_seen(module, sites)
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        # `backward` could not add to tensors made in inference mode.
-        return _summed(module, {site.path: _Sum(site) for site in sites}, batches, loss, seed, least)
-
-
-def _summed(
-    module: nn.Module,
-    sums: Mapping[str, _Sum],
-    batches: Iterable[Any],
-    loss: Loss,
-    seed: int,
-    least: int | None,
-) -> Sums:
+    sums = {site.path: _Sum(site) for site in sites}
     total, count = 0.0, 0
     with _tapped(module, sums), chance.Chance(seed).drawn():
         rest = iter(batches)
@@ -310,7 +301,7 @@ def _frozen(module: nn.Module, stack: ExitStack) -> None:
             if parameter.requires_grad:
                 stack.callback(_released, inner, name, parameter)
                 parameter.requires_grad_(False)
-    stack.enter_context(Statistics(module).kept())
+    stack.enter_context(evaluating(with_statistics(module)))
 
 
 def _released(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

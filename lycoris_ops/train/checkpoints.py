@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from time import monotonic
@@ -45,7 +45,7 @@ class FoundState:
     """The training's `TrainOptions.settings`."""
     data: Mapping[str, Sequence[Sketch]]
     """The training's `TrainOptions.data`."""
-    why: str
+    why: str = "as it was asked for"
     """Why this state was chosen, in words, and the damaged states that were passed over."""
 
     @property
@@ -83,11 +83,11 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     if not states:
         return None
     # Of two states after the same step either will do.
-    _, path, state = max(states, key=lambda found: (found[0], found[1].name == f"last{STATE}"))
+    _, newest = max(states, key=lambda found: (found[0], found[1].path.name == f"last{STATE}"))
     why = "the only state" if len(states) == 1 else f"the newest of {len(states)} states"
     if damaged:
         why += f"; passed over: {', '.join(damaged)}"
-    return FoundState(path, state["step"], state["of"], state["settings"], state["data"], why)
+    return replace(newest, why=why)
 
 
 def state_at(path: str | os.PathLike[str]) -> FoundState:
@@ -100,10 +100,8 @@ def state_at(path: str | os.PathLike[str]) -> FoundState:
             got=", ".join(damaged) or "no such file",
             hint="Choose another checkpoint of this training",
         )
-    ((_, found, state),) = whole
-    return FoundState(
-        found, state["step"], state["of"], state["settings"], state["data"], "as it was asked for"
-    )
+    ((_, found),) = whole
+    return found
 
 
 def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -124,15 +122,16 @@ def state_to_resume(source: str | os.PathLike[str]) -> tuple[Path, str]:
 
 def _states(
     folder: Path, name: str = f"*{STATE}"
-) -> tuple[list[tuple[tuple[int, int], Path, dict[str, Any]]], list[str]]:
+) -> tuple[list[tuple[tuple[int, int], FoundState]], list[str]]:
     """The whole states of a folder, each with its sort key, and the names of the damaged ones with the
     reasons. `name` is a pattern."""
-    whole: list[tuple[tuple[int, int], Path, dict[str, Any]]] = []
+    whole: list[tuple[tuple[int, int], FoundState]] = []
     damaged: list[str] = []
     for path in sorted(folder.glob(name)):
         try:
             state = STATE_FORM.peek(path, "step", "of", "returns", "settings", "data")
-            whole.append(((state["returns"], state["step"]), path, state))
+            found = FoundState(path, state["step"], state["of"], state["settings"], state["data"])
+            whole.append(((state["returns"], found.step), found))
         except LycorisError as error:
             damaged.append(f"{path.name} ({error.problem})")
         except KeyError as error:
@@ -192,7 +191,7 @@ class Checkpoints:
         """
         own = (trainer.returns, trainer.done)
         # The count of other processes is never written.
-        later = [order for order, *_ in _states(self.folder)[0] if order > own] if self.writes else []
+        later = [order for order, _ in _states(self.folder)[0] if order > own] if self.writes else []
         return max(later)[0] + 1 if later else trainer.returns
 
     def clear(self) -> None:

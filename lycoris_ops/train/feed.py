@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import TrainError
 from ..maths.chance import Chance
 from ..processes import Copies
+from .tensors import mapped
 from .turns import Turn, shared_out, turns
 
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
@@ -162,15 +163,4 @@ def times_larger(batch: Any, first: Any) -> float:
 
 def moved(batch: Any, device: torch.device | str | None) -> Any:
     """A batch with its tensors on a device, in lists, tuples and mappings too."""
-    if device is None:
-        return batch
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        table = cast("Mapping[Any, Any]", batch)
-        return {key: moved(value, device) for key, value in table.items()}
-    if isinstance(batch, (list, tuple)):
-        values = [moved(value, device) for value in cast("list[Any]", batch)]
-        # A named tuple takes its values one by one.
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # pyright: ignore
-    return batch
+    return batch if device is None else mapped(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +72,19 @@ def judge(
             expected="at least one of each, and a share above 0 and up to 1",
         )
     numbers = range(len(batches)) if order is None else order
-    found = _Judging(module, contenders, kept, [(k, batches[k]) for k in numbers], loss, seed)
+
+    def measured(place: Place, draws: range) -> list[float]:
+        found: list[float] = []
+        row, column = place
+        beside = nullcontext() if place == ALONE else acting(contenders[row].make(), kept[column])
+        with evaluating(module.modules()), beside, torch.no_grad():
+            for number in numbers[draws.start : draws.stop]:
+                with Chance(seed, "validation", number).drawn():
+                    found.append(float(scalar(loss(module, batches[number]), TrainError)))
+        return found
+
     places: list[Place] = [(row, column) for row in range(len(contenders)) for column in range(len(kept))]
-    losses = halved([ALONE, *places], found.losses, len(numbers), share, told)
+    losses = halved([ALONE, *places], measured, len(numbers), share, told)
     result = Judgement(tuple(one.name for one in contenders), kept, losses, len(numbers))
     if not math.isfinite(mean(losses[result.best])):
         raise TrainError(
@@ -116,43 +126,6 @@ def halved(
         ranked = sorted(left, key=lambda place: mean(losses[place]))
         left = sorted(ranked[: -(-len(left) // 2)])
     return losses
-
-
-class _Judging:
-    """The contenders beside their model: one network at a time acts on it."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        contenders: Sequence[Contender],
-        strengths: Sequence[float],
-        batches: Sequence[tuple[int, Any]],
-        loss: Loss,
-        seed: int,
-    ) -> None:
-        self.module = module
-        self.contenders = contenders
-        self.strengths = strengths
-        self.batches = batches
-        self.loss = loss
-        self.seed = seed
-
-    def losses(self, place: Place, numbers: range) -> list[float]:
-        with evaluating(self.module.modules()), self._at(place):
-            return [self._loss(*self.batches[number]) for number in numbers]
-
-    def _loss(self, number: int, batch: Any) -> float:
-        with Chance(self.seed, "validation", number).drawn(), torch.no_grad():
-            return float(scalar(self.loss(self.module, batch), TrainError))
-
-    @contextmanager
-    def _at(self, place: Place) -> Generator[None]:
-        if place == ALONE:
-            yield
-            return
-        row, column = place
-        with acting(self.contenders[row].make(), self.strengths[column]):
-            yield
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -64,13 +64,20 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def gathered(value: Any) -> Any:
     """A nested value, such as an optimiser's state, with all its tensors whole. All processes call it."""
+    return mapped(value, lambda tensor: whole(tensor.detach()) if is_divided(tensor) else tensor)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value with its tensors changed, in lists, tuples and mappings, which become dicts."""
     if isinstance(value, Tensor):
-        return whole(value.detach()) if is_divided(value) else value
-    if isinstance(value, dict):
-        return {name: gathered(item) for name, item in cast("dict[Any, Any]", value).items()}
+        return change(value)
+    if isinstance(value, Mapping):
+        table = cast("Mapping[Any, Any]", value)
+        return {name: mapped(item, change) for name, item in table.items()}
     if isinstance(value, (list, tuple)):
-        items = map(gathered, cast("Sequence[Any]", value))
-        return list(items) if isinstance(value, list) else tuple(items)
+        items = [mapped(item, change) for item in cast("Sequence[Any]", value)]
+        # A named tuple takes its values one by one.
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # pyright: ignore
     return value
 
 

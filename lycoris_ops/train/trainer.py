@@ -19,7 +19,7 @@ from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..maths.tensors import is_divided, norm, own_part, part_of, put
-from ..modules.statistics import Statistics
+from ..modules.statistics import evaluating, with_statistics
 from ..ranks.gradients import Loss, first_bad, scalar
 from .feed import Batches, DataPlace, Feed, batches_of, moved
 from .history import History, StepReport
@@ -92,7 +92,7 @@ class Trainer:
         net.apply_to()
         self.identity = identity_of(net)
         self._rate = schedule(options.schedule, options.warmup, total, options.restarts)
-        self._statistics = Statistics(net.module)
+        self._statistics = with_statistics(net.module)
         self.done = 0
         """How many steps are done."""
         self.place: DataPlace = (0, 0)
@@ -158,7 +158,7 @@ class Trainer:
             raise TrainError("a step needs at least one batch")
         self.net.train()
         try:
-            with torch.inference_mode(mode=False), torch.enable_grad(), self._statistics.kept():
+            with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(self._statistics):
                 total = torch.zeros((), device=self.device)
                 with Chance(self.options.seed, "step", number, self.copies.index).drawn():
                     self._sums.begin()

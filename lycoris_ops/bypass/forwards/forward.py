@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from ...changes.operators import tensors_of
 from ...maths.recompute import by_torch_func
 from ...maths.scratch import scratch
 from ...maths.shapes import Shape
@@ -54,7 +55,7 @@ class Prepared(Generic[T]):
     """
 
     def __init__(self, items: Sequence[Item], make: Callable[[Sequence[Item]], T]) -> None:
-        tensors = [one for item in items for one in _tensors_of(item.form)]
+        tensors = [one for item in items for one in tensors_of(item.form)]
         learns = any(one.requires_grad for one in tensors)
         self.reads: Sequence[Tensor] | None = tensors if learns else None
         self._make = make
@@ -72,21 +73,10 @@ class Prepared(Generic[T]):
         if kinds == self._kinds:
             return self._make(self._items) if self._made is None else self._made
         made, self._kinds = self._make(self._items), kinds
-        found = _tensors_of(made)
+        found = tensors_of(made)
         own = bool(found) and all(any(one is other for other in self.reads) for one in found)
         self._made = made if own else None
         return made
-
-
-def _tensors_of(value: Any) -> list[Tensor]:
-    """A tensor itself, or the tensors in a tuple, a list or the fields of an object."""
-    if isinstance(value, Tensor):
-        return [value]
-    if value is None or isinstance(value, (int, float)):
-        return []
-    many = isinstance(value, (tuple, list))
-    inner = cast("Iterable[Any]", value if many else getattr(value, "__dict__", {}).values())
-    return [one for each in inner for one in _tensors_of(each)]
 
 
 @contextmanager
