@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -28,7 +28,7 @@ from ..maths.decompositions import (
     product_triples,
 )
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import energy, energy_of, fetched
+from ..maths.tensors import CPU, energy, energy_of, fetched
 from .base import Layer
 
 ROUNDING = 1e-6
@@ -38,6 +38,7 @@ FACTORED = 0.5
 wanted, the rank does not matter."""
 
 
+@dataclass(eq=False)
 class Delta:
     """A change to a weight of `shape`, as a sum of forms, with decompositions that several kinds use.
 
@@ -51,34 +52,19 @@ class Delta:
     - Everything is computed on `device`.
     """
 
-    def __init__(
-        self,
-        forms: Sequence[Additive],
-        shape: Shape,
-        *,
-        largest: int = 128,
-        scale: float = 1.0,
-        noise: float | None = 0.0,
-        split: tuple[int, int] | None = None,
-        factor: int | None = None,
-        tucker: bool = False,
-        seed: int = 0,
-        settled: float = SETTLED,
-        device: torch.device | str = "cpu",
-        pause: Pause = no_pause,
-    ) -> None:
-        self.forms = tuple(forms)
-        self.shape = shape
-        self.largest = largest
-        self.scale = scale
-        self.noise = noise
-        self.split = split
-        self.factor = factor
-        self.tucker = tucker
-        self.seed = seed
-        self.settled = settled
-        self.device = torch.device(device)
-        self.pause = pause
+    forms: Sequence[Additive]
+    shape: Shape
+    _: KW_ONLY
+    largest: int = 128
+    scale: float = 1.0
+    noise: float | None = 0.0
+    split: tuple[int, int] | None = None
+    factor: int | None = None
+    tucker: bool = False
+    seed: int = 0
+    settled: float = SETTLED
+    device: torch.device = CPU
+    pause: Pause = no_pause
 
     @cached_property
     def values(self) -> Tensor:

@@ -20,7 +20,7 @@ from ..changes.timing import Moment, Timing, product
 from ..errors import LayerError
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows
-from ..maths.tensors import largest_of
+from ..maths.tensors import CPU, largest_of
 from .geometry import Geometry
 
 
@@ -254,7 +254,7 @@ class BypassPlan:
             like = torch.zeros((), dtype=dtype, device=device).expand(self.geometry.shape)
             met = _meet(self, own, bias, like)
             here = self.learns or any(tensor.device == device for tensor in self.tensors)
-            return met if here else moved(met, torch.device("cpu"))
+            return met if here else moved(met, CPU)
 
     def _form(
         self, weight: Tensor, bias: Callable[[], Tensor | None], strengths: Sequence[Sequence[float]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
 
 
+@dataclass(eq=False)
 class Rebuilt(Hiding):
     """A module's pass with W + strength * delta(W) in place of W, and likewise for the bias.
 
@@ -36,27 +38,18 @@ class Rebuilt(Hiding):
     it is another one. `transposed` is for a module that stores the weight as (I, O).
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        layer: Layer,
-        strength: float,
-        *,
-        name: str | None = None,
-        weight: str = "weight",
-        bias: str = "bias",
-        caller: nn.Module | None = None,
-        transposed: bool = False,
-        follows: bool = False,
-    ) -> None:
-        self.module = module
-        self.caller = caller or module
-        self.weight, self.bias = weight, bias
-        self.transposed = transposed
-        self.layer = layer
-        self.strength = strength
-        self.name = name
-        self.follows = follows
+    module: nn.Module
+    layer: Layer
+    strength: float
+    _: KW_ONLY
+    name: str | None = None
+    weight: str = "weight"
+    bias: str = "bias"
+    caller: nn.Module | None = None
+    transposed: bool = False
+    follows: bool = False
+
+    def __post_init__(self) -> None:
         self.before_pass: BeforePass | None = None
         """It may set `layer` and `strength` for the pass."""
         self._hidden: list[dict[str, Any]] = []
@@ -80,7 +73,8 @@ class Rebuilt(Hiding):
                 expected="a weight that is not packed, or a layer beside it",
                 hint="Leave the form to auto, or leave the layer out",
             )
-        hooks: Mapping[int, Any] = cast("Any", self.caller)._forward_pre_hooks
+        caller = self.caller or self.module
+        hooks: Mapping[int, Any] = cast("Any", caller)._forward_pre_hooks
         there = [getattr(hook, "__self__", None) for hook in hooks.values()]
         there = [one for one in there if isinstance(one, Rebuilt) and one.module is self.module]
         self._first = next((one for one in there if one.weight == self.weight), None)
@@ -88,9 +82,9 @@ class Rebuilt(Hiding):
             self._first._others.append(self)
         else:
             self._handles = [
-                self.caller.register_forward_pre_hook(self._before, with_kwargs=True),
+                caller.register_forward_pre_hook(self._before, with_kwargs=True),
                 # The last one to hide a weight is the first to show it again, also where a pass fails.
-                self.caller.register_forward_hook(self._after, always_call=True, prepend=True),
+                caller.register_forward_hook(self._after, always_call=True, prepend=True),
             ]
         return self
 

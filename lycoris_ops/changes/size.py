@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..maths.tensors import norm
+from ..maths.tensors import CPU, norm
 from .forms import Additive, Kronecker, LowRank, add_up, product
 
 
@@ -18,12 +18,11 @@ def norm_of(forms: Sequence[Additive]) -> float:
     """
     one = forms[0]
     if len(forms) == 1 and isinstance(one, Kronecker) and one.rows is one.columns is None:
-        here = torch.device("cpu")
-        first, second = (product(factor, torch.float64, here) for factor in (one.w1, one.w2))
+        first, second = (product(factor, torch.float64, CPU) for factor in (one.w1, one.w2))
         return abs(one.scale) * float(norm(first)) * float(norm(second))
     low = [form for form in forms if isinstance(form, LowRank)]
     if len(low) < len(forms):
-        return float(norm(add_up(forms, torch.float32, torch.device("cpu")).double()))
+        return float(norm(add_up(forms, torch.float32, CPU).double()))
     up = torch.cat([form.scale * form.up.detach().double() for form in low], dim=1)
     down = torch.cat([form.down.detach().double() for form in low])
     return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())

@@ -131,20 +131,16 @@ def fit_layers(
     return _Engine(sources, settings, progress, metadata or {}, kept or {}).run()
 
 
+@dataclass
 class _Engine:
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        settings: FitSettings,
-        progress: Progress | None,
-        metadata: Mapping[str, str],
-        kept: Mapping[str, Layer],
-    ) -> None:
-        self.sources = sources
-        self.settings = settings
-        self.metadata = metadata
-        self.kept = kept
-        self.largest = settings.most
+    sources: Sequence[Source]
+    settings: FitSettings
+    progress: Progress | None
+    metadata: Mapping[str, str]
+    kept: Mapping[str, Layer]
+
+    def __post_init__(self) -> None:
+        self.largest = self.settings.most
         self.rows: list[FitRow] = []
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, str] = {}
@@ -152,7 +148,7 @@ class _Engine:
         self.own = 0
         self.lost = 0.0
         self.held = 0
-        self.steps = Steps(progress, len(sources) * (1 if settings.rank is not None else 2))
+        self.steps = Steps(self.progress, len(self.sources) * (1 if self.settings.rank is not None else 2))
 
     def run(self) -> tuple[dict[str, Layer], FitReport]:
         if self.settings.rank is not None:
@@ -255,7 +251,7 @@ class _Engine:
             factor=self.settings.factor,
             tucker=self.settings.tucker,
             seed=self.settings.seed,
-            device=self.settings.device,
+            device=torch.device(self.settings.device),
             pause=self.steps.pause,
         )
 

@@ -232,7 +232,7 @@ class _Examining:
         for at, entry in enumerate(here):
             most = min(SPECTRUM, *deltas.shape)
             delta = Delta(
-                deltas.forms[at], deltas.shape, largest=most, device=self.device, pause=deltas.pause
+                deltas.forms[at], deltas.shape, largest=most, device=deltas.device, pause=deltas.pause
             )
             values = [float(value) for value in delta.triples[1]]
             largest = values[0] if values else 0.0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
 
+CPU = torch.device("cpu")
 PIECE = 1 << 20
 """Number of elements that `largest` takes at a time where it needs a wider copy of them."""
 

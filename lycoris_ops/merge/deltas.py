@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 import torch
@@ -13,7 +14,7 @@ from ..algorithms.fitting import FACTORED, Delta
 from ..changes.factors import joined
 from ..changes.forms import Additive, LowRank, add_up
 from ..maths.decompositions import Pause, balanced, no_pause, singular
-from ..maths.tensors import wide
+from ..maths.tensors import CPU, wide
 
 ROWS = 512
 """How many rows of a matrix are converted to float64 at once."""
@@ -22,35 +23,25 @@ Triples = tuple[Tensor, Tensor, Tensor]
 """U (O, r), S (r,) and V^T (r, K) of a matrix (O, K)."""
 
 
+@dataclass(eq=False)
 class Deltas:
     """The changes D_1 to D_T, (O, K), that T adapters make to one weight, with their strengths w_1 to w_T.
 
-    `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters. `seed` is for methods that
-    draw random numbers: an adapter's numbers depend only on the seed, `layer` and its name, not on order,
-    device or the other adapters. Everything is float32 on `device`, inner products are float64. `pause` is
-    called now and then in long computations.
+    `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters; () for their places.
+    `seed` is for methods that draw random numbers: an adapter's numbers depend only on the seed, `layer` and
+    its name, not on order, device or the other adapters. Everything is float32 on `device`, inner products
+    are float64. `pause` is called now and then in long computations.
     """
 
-    def __init__(
-        self,
-        forms: Sequence[Sequence[Additive]],
-        strengths: Sequence[float],
-        shape: tuple[int, int],
-        *,
-        layer: str = "",
-        names: Sequence[str] = (),
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        pause: Pause = no_pause,
-    ) -> None:
-        self.forms = tuple(tuple(one) for one in forms)
-        self.strengths = tuple(float(one) for one in strengths)
-        self.shape = shape
-        self.layer = layer
-        self.names = tuple(names) or tuple(str(number) for number in range(len(self.forms)))
-        self.seed = seed
-        self.device = torch.device(device)
-        self.pause = pause
+    forms: Sequence[Sequence[Additive]]
+    strengths: Sequence[float]
+    shape: tuple[int, int]
+    _: KW_ONLY
+    layer: str = ""
+    names: Sequence[str] = ()
+    seed: int = 0
+    device: torch.device = CPU
+    pause: Pause = no_pause
 
     @property
     def count(self) -> int:
@@ -136,7 +127,8 @@ class Deltas:
 
     def generator(self, index: int) -> torch.Generator:
         """The random generator for one adapter, on the CPU."""
-        said = f"{self.seed}\0{self.layer}\0{self.names[index]}".encode()
+        name = self.names[index] if self.names else index
+        said = f"{self.seed}\0{self.layer}\0{name}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(said).digest()[:8], "little") >> 1)
 
 

@@ -100,7 +100,7 @@ class ChangedPlace:
             layer=self.name,
             names=[changes[0].adapter for changes in own],
             seed=seed,
-            device=device,
+            device=torch.device(device),
             pause=pause,
         )
 

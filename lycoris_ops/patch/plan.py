@@ -18,7 +18,7 @@ from ..discovery import discover
 from ..errors import LayerError
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows, Shape
-from ..maths.tensors import padded
+from ..maths.tensors import CPU, padded
 from . import groups
 from .groups.group import Group
 from .overflow import Bound, patch_checked
@@ -231,5 +231,5 @@ def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ..
             hint="Apply the adapter that enlarges the weight by an apply node of its own, after this one",
         )
     with part.named():
-        change = add_up(additive, torch.float64, torch.device("cpu")).reshape(met)
+        change = add_up(additive, torch.float64, CPU).reshape(met)
     return (Dense(padded(change, larger).flatten(1)),)

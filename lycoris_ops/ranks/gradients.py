@@ -22,6 +22,7 @@ from .. import processes
 from ..bypass.hook import input_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
+from ..maths.tensors import CPU
 from ..modules.sites import Site
 from ..modules.statistics import evaluating, with_statistics
 
@@ -174,7 +175,7 @@ class _Sum:
         self.site = site
         weight = cast("Tensor", getattr(site.module, site.weight))
         # The device of an offloaded weight is known only when its gradient comes.
-        device = torch.device("cpu") if weight.is_meta else weight.device
+        device = CPU if weight.is_meta else weight.device
         self.gradient = torch.zeros(site.shape, dtype=torch.float32, device=device)
         self.reached = False
         """Whether a gradient came."""

@@ -26,7 +26,7 @@ from ..fit.settings import FITTED, SAME, FitSettings, Making
 from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
-from ..maths.tensors import compute_dtype
+from ..maths.tensors import CPU, compute_dtype
 from ..names.targets import Targets
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter, LayerInfo
@@ -211,7 +211,7 @@ class _Resizing:
             if beside and _depends(beside):
                 added = None if bias is None else change_of(beside, bias)
             elif beside:
-                added = add_up(_plain(beside), torch.float32, torch.device("cpu")).flatten()
+                added = add_up(_plain(beside), torch.float32, CPU).flatten()
         bound = weight is not None or _depends(beside)
         return Goal(_plain(forms), added, layer, bound, split=_split(forms, shape))
 

@@ -139,20 +139,20 @@ def _states(
     return whole, damaged
 
 
+@dataclass
 class Checkpoints:
     """Writes checkpoints to a folder, and removes all numbered ones except the latest `keep`.
 
     For a sharded network every process has one of these, but only the first one `writes`.
     """
 
-    def __init__(
-        self, folder: Path, dialect: str, keep: int, minutes: float | None, *, writes: bool = True
-    ) -> None:
-        self.writes = writes
-        self.folder = folder
-        self.dialect = dialect
-        self.keep = keep
-        self.minutes = minutes
+    folder: Path
+    dialect: str
+    keep: int
+    minutes: float | None
+    writes: bool = True
+
+    def __post_init__(self) -> None:
         self.unwritten: list[str] = []
         """Checkpoints that `write_last_if_possible` could not write, with the reasons."""
         self._since: float | None = None

@@ -231,33 +231,25 @@ def race(
     return _Race(entrants, batches, held_out, loss, options, steps, share * steps, told).run()
 
 
+@dataclass
 class _Race:
     """A race that runs."""
 
-    def __init__(
-        self,
-        entrants: Sequence[Entrant],
-        batches: Batches,
-        held_out: Sequence[Any],
-        loss: Loss,
-        options: TrainOptions,
-        steps: int,
-        budget: float,
-        told: Callable[[RaceStep], None] | None,
-    ) -> None:
-        self.entrants = entrants
-        self.batches = batches
-        self.held_out = held_out
-        self.loss = loss
-        self.options = options
-        self.steps = steps
-        self.budget = budget
-        self.told = told
+    entrants: Sequence[Entrant]
+    batches: Batches
+    held_out: Sequence[Any]
+    loss: Loss
+    options: TrainOptions
+    steps: int
+    budget: float
+    told: Callable[[RaceStep], None] | None
+
+    def __post_init__(self) -> None:
         self.spent = 0.0
         self.start = math.nan
         """The held-out loss before any step, once it was measured."""
         self.heats: list[Heat] = []
-        self.judging = judging(held_out, first_of(batches, options.seed), options)
+        self.judging = judging(self.held_out, first_of(self.batches, self.options.seed), self.options)
         self.expected = 0
         """How many heats there may be at most."""
 

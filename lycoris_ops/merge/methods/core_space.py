@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...changes.forms import Additive, Dense, LowRank
 from ...maths.tensors import compute_dtype
@@ -30,16 +31,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     left, right = bases
     cores = [[Dense((left.T @ up) @ (down @ right))] for up, down in deltas.factors or ()]
     shape = (left.shape[1], right.shape[1])
-    core = Deltas(
-        cores,
-        deltas.strengths,
-        shape,
-        layer=deltas.layer,
-        names=deltas.names,
-        seed=deltas.seed,
-        device=deltas.device,
-        pause=deltas.pause,
-    )
+    core = replace(deltas, forms=cores, shape=shape)
     merged: list[Additive] = []
     for form in rule.merge(core, rule.checked(inner)):
         values = form.dense(compute_dtype(left.dtype), deltas.device)
