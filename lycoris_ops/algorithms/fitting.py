@@ -101,7 +101,7 @@ class Delta:
         """All singular values that were found, and each times the sum of the absolute values of its left
         vector; in float64, on the CPU, where looking at single values waits for no device."""
         left, values, _ = self._found
-        return fetched(values, values * absolute(left, 0))
+        return fetched(values, values * left.abs().sum(0))
 
     @property
     def _values(self) -> Tensor:
@@ -273,12 +273,6 @@ def running(values: Tensor) -> tuple[float, ...]:
     """The sums of the first 1, 2, ... values, which are on the CPU."""
     # torch has no type for `tolist`.
     return tuple(cast("list[float]", cast("Any", values.cumsum(0)).tolist()))
-
-
-def absolute(values: Tensor, dim: int | None = None) -> Tensor:
-    """The sum of the absolute values along a dimension, or of all."""
-    # torch has no types for `linalg`.
-    return cast("Any", torch.linalg).vector_norm(values, 1, dim=dim)
 
 
 class Fitted(Layer):

@@ -17,7 +17,7 @@ from ..maths.tensors import compute_dtype, energy, fetched
 from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
-from .fitting import Delta, Fit, absolute, running
+from .fitting import Delta, Fit, running
 from .planning import Planned, first
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Lokr(Factored, Planned):
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
         left, values, right = leading_triples(flat, max(0, most), seed=delta.seed, pause=delta.pause)
         kept, total, spectrum, sums = fetched(
-            energy(inner), absolute(inner), values, values * absolute(right, 1)
+            energy(inner), inner.abs().sum(), values, values * right.abs().sum(1)
         )
         # w1 has norm 1.
         root = float(kept) ** 0.25 or 1.0

@@ -276,17 +276,14 @@ class Bypass:
         """
         if self.met is not None:
             return self.met
-        try:
-            with outliving(), in_own_dtypes(device):
-                met = self.plan.meet(
-                    dtype,
-                    device,
-                    lambda: self._weight(dtype, device),
-                    lambda: self._reader.bias(self.module, dtype, device),
-                    self.strengths,
-                )
-        except LycorisError as error:
-            raise error.within(weight=self.name) from None
+        with located(weight=self.name), outliving(), in_own_dtypes(device):
+            met = self.plan.meet(
+                dtype,
+                device,
+                lambda: self._weight(dtype, device),
+                lambda: self._reader.bias(self.module, dtype, device),
+                self.strengths,
+            )
         if not self.plan.anew:
             self.met = met
         return met
@@ -483,20 +480,17 @@ class Bypass:
             return None
         dtype, device = compute_dtype(x.dtype), x.device
         found: WholePass | None = None
-        try:
-            with outliving(), in_own_dtypes(device):
-                whole = self._whole_plan
-                if whole is None or not whole.serves(x, self.dropout):
-                    layer = alone_in(self.plan)
-                    whole = None if layer is None else WholePlan(self.plan, layer, x, self.dropout)
-                if whole is not None:
-                    found = whole.begun(
-                        x,
-                        lambda: self._weight(dtype, device),
-                        lambda: self._reader.bias(self.module, dtype, device),
-                    )
-        except LycorisError as error:
-            raise error.within(weight=self.name) from None
+        with located(weight=self.name), outliving(), in_own_dtypes(device):
+            whole = self._whole_plan
+            if whole is None or not whole.serves(x, self.dropout):
+                layer = alone_in(self.plan)
+                whole = None if layer is None else WholePlan(self.plan, layer, x, self.dropout)
+            if whole is not None:
+                found = whole.begun(
+                    x,
+                    lambda: self._weight(dtype, device),
+                    lambda: self._reader.bias(self.module, dtype, device),
+                )
         self._in_parts = found is None
         self._whole_plan = None if found is None else whole
         return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
-from ..errors import LycorisError
+from ..errors import LycorisError, located
 from ..maths.tensors import compute_dtype, divided_as, is_divided, only_for_its_module, promoted
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
@@ -122,12 +122,9 @@ class Rebuilt(Hiding):
         if own_of(self.module, self.bias) is not None:
             bias = self._values(self.bias)
         weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
-        try:
-            wide = weight.to(compute_dtype(weight.dtype))
-            with in_own_dtypes(wide.device):
-                change = self.layer.change(wide.T if self.transposed else wide, bias)
-        except LycorisError as error:
-            raise error.within(weight=self.name) from None
+        wide = weight.to(compute_dtype(weight.dtype))
+        with located(weight=self.name), in_own_dtypes(wide.device):
+            change = self.layer.change(wide.T if self.transposed else wide, bias)
         # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
             delta = change.delta

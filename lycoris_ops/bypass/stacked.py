@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import LycorisError
+from ..errors import located
 from ..maths.tensors import compute_dtype
 from .forwards.forward import in_own_dtypes
 from .hook import check_present, input_of, values_of
@@ -94,10 +94,7 @@ class StackedPart(Rebuilt):
         if self.strength == 0.0:
             return None
         wide = weight.to(compute_dtype(weight.dtype))
-        try:
-            with in_own_dtypes(wide.device):
-                delta = self.layer.delta(wide.T if self.transposed else wide)
-        except LycorisError as error:
-            raise error.within(weight=self.name) from None
+        with located(weight=self.name), in_own_dtypes(wide.device):
+            delta = self.layer.delta(wide.T if self.transposed else wide)
         delta = delta.T if self.transposed else delta
         return delta if self.strength == 1.0 else delta * self.strength

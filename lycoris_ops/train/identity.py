@@ -67,6 +67,6 @@ def _sample(weight: Tensor) -> Tensor | None:
     """Some values; None where the weight is no plain tensor with values of its own."""
     if type(weight.data) is not Tensor or weight.is_meta or weight.layout != torch.strided:
         return None
-    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()
+    flat = weight.detach().flatten()
     ends = (flat[:SAMPLE].cpu(), flat[-SAMPLE:].cpu())
     return torch.cat([end.contiguous().view(torch.uint8) for end in ends])

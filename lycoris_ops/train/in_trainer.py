@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from ..errors import TrainError
@@ -71,7 +71,11 @@ def adapter_checkpoints(
                     save_adapter(adapter, place, dialect, metadata=metadata, model=network.shapes())
                 return None
 
-            changed.enter_context(_has(model, save_pretrained=save_pretrained))
+            # An attribute of the instance hides the method, as one of another tool may do already.
+            held = vars(model)
+            changed.callback(held.update, {name: held[name] for name in held.keys() & {"save_pretrained"}})
+            changed.callback(held.pop, "save_pretrained")
+            held["save_pretrained"] = save_pretrained
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # Of a divided network every process has a part, but the trainer saves in the first one alone.
@@ -85,17 +89,3 @@ def adapter_checkpoints(
             changed.close()
 
     return AdapterCheckpoints()
-
-
-@contextmanager
-def _has(owner: object, **attributes: Any) -> Generator[None]:
-    """A context in which an object has these attributes. Afterwards its own are as before."""
-    held: dict[str, Any] = vars(owner)
-    before = {name: held[name] for name in attributes if name in held}
-    held.update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del held[name]
-        held.update(before)

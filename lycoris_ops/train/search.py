@@ -19,7 +19,7 @@ from .. import processes
 from ..errors import FileFormatError, LycorisError, TrainError, UnsuitedError
 from ..files.writing import new_files
 from ..maths.chance import Chance
-from ..maths.shapes import Shape, factorization
+from ..maths.shapes import Shape, factorization, flat_shape
 from ..ranks.choice import plan_ranks
 from ..ranks.gradients import Loss
 from ..ranks.plan import Plan
@@ -115,12 +115,14 @@ class _Kind:
     as 1 too."""
 
 
+@dataclass(eq=False)
 class _Planned:
     """Makes LoRA with ranks by a plan, once."""
 
-    def __init__(self, given: _Given, most: int) -> None:
-        self.given = given
-        self.most = most
+    given: _Given
+    most: int
+
+    def __post_init__(self) -> None:
         self.plan: Plan | None = None
         self._network: LycorisNetwork | None = None
 
@@ -170,7 +172,7 @@ def _planned(given: _Given) -> Callable[[], LycorisNetwork] | None:
     kinds = {member.layer.algorithm for member in net.members.values()}
     paths = _plannable(net)
     rest = given.most - _others(net)
-    costs = [_lora_numbers(net.members[path].site.shape, 1) for path in paths]
+    costs = [sum(flat_shape(net.members[path].site.shape)) for path in paths]
     if not costs or min(costs) > rest or (net.origin == "plan" and kinds == {"lora"}):
         return None
     return _Planned(given, rest)
@@ -182,7 +184,7 @@ def _uniform(given: _Given) -> Callable[[], LycorisNetwork] | None:
     dora = any(member.settings.dora for member in net.members.values())
     shapes = _shapes(net)
     rest = given.most - _others(net)
-    rank = rest // max(1, sum(_lora_numbers(shape, 1) for shape in shapes))
+    rank = rest // max(1, sum(sum(flat_shape(shape)) for shape in shapes))
     if rank < 1 or (net.origin == "fresh" and kinds == {"lora"} and not dora):
         return None
     return lambda: _all_of(net, "lora", rank=rank)
@@ -317,7 +319,7 @@ def _entrants(given: _Given) -> list[Entrant]:
     kinds = sorted({member.layer.algorithm for member in net.members.values()})
     lr = options.lr or usual_rate(net, family)
     shapes = _shapes(net)
-    rank = max(1.0, given.most / max(1, sum(_lora_numbers(shape, 1) for shape in shapes)))
+    rank = max(1.0, given.most / max(1, sum(sum(flat_shape(shape)) for shape in shapes)))
     # Kinds that start from a plan's gradient need LoRA's rate.
     own = rate_of(kinds[0] if net.origin == "fresh" else "lora", shapes, rank)
     dora = "dora " if any(member.settings.dora for member in net.members.values()) else ""
@@ -390,10 +392,6 @@ def _others(net: LycorisNetwork) -> int:
         elif member.settings.bias and member.site.has_bias:
             count += member.site.shape[0]
     return count
-
-
-def _lora_numbers(shape: Shape, rank: int) -> int:
-    return rank * (shape[0] + math.prod(shape[1:]))
 
 
 def _lokr_numbers(shape: Shape, factor: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Hadamard
+from ...changes.operators import moved
 from ...maths.scratch import IN_PASS, tile
 from ...maths.tensors import compute_dtype
 from ..geometry import Geometry
@@ -40,7 +41,7 @@ class HadamardForward:
         wide = compute_dtype(dtype)
         self.geometry = geometry
         self.dtype = dtype
-        self.factors = Prepared(items, partial(_all_factors, wide, device))
+        self.factors = Prepared(items, partial(_factors, wide, device))
         self.reads = self.factors.reads
         self.ranks = [len(item.form.w1_b) * len(item.form.w2_b) for item in items]
         self.inner = sum(len(item.form.w1_b) + len(item.form.w2_b) for item in items)
@@ -131,15 +132,13 @@ def _learn(factors: HadamardFactors) -> bool:
     return recorded(*(part for parts, _, _ in factors for part in parts))
 
 
-def _all_factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> HadamardFactors:
-    return [(_factors(item.form, device, dtype), item.form.scale, item.slot) for item in items]
-
-
-def _factors(
-    form: Hadamard, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w1_a, w1_b, w2_a, w2_b on the device and in the dtype that they are multiplied in."""
-    return tuple(part.to(device, dtype) for part in (form.w1_a, form.w1_b, form.w2_a, form.w2_b))  # type: ignore[return-value]
+def _factors(dtype: torch.dtype, device: torch.device, items: Sequence[Item]) -> HadamardFactors:
+    """The factors on the device and in the dtype that they are multiplied in."""
+    forms: list[Hadamard] = [moved(item.form, device, dtype) for item in items]
+    return [
+        ((form.w1_a, form.w1_b, form.w2_a, form.w2_b), form.scale, item.slot)
+        for form, item in zip(forms, items, strict=True)
+    ]
 
 
 FORWARD = HadamardForward
