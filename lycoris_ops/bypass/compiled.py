@@ -157,27 +157,42 @@ def _operation(schema: str, run: Callable[..., Any], form: Callable[..., Any]) -
     return getattr(getattr(_torch.ops, _SPACE), name)
 
 
-given = _operation(
-    "given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor",
-    _given,
-    lambda x, number, dtype: x.new_empty(x.shape),
-)
+def _form_of_given(x: Tensor, number: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _form_of_change(
+    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None
+) -> None: ...
+
+
+def _form_of_apart(
+    x: Tensor, given: Tensor | None, y: Tensor, number: Tensor, dtype: torch.dtype | None, copies: int
+) -> Tensor:
+    return y.new_empty((copies * y.shape[0], *y.shape[1:]))
+
+
+def _form_of_blend(total: Tensor, base: Tensor, found: Tensor, number: Tensor, index: int) -> Tensor:
+    return total.new_empty(total.shape)
+
+
+given = _operation("given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _given, _form_of_given)
 """What a module is given in place of x. Here and below, `dtype` is that of `narrowing` outside of graphs."""
 change = _operation(
     "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number, ScalarType? dtype) -> ()",
     _change,
-    lambda x, given, y, number, dtype: None,
+    _form_of_change,
 )
 """Change the output y of a module."""
 apart = _operation(
     "apart(Tensor x, Tensor? given, Tensor y, Tensor number, ScalarType? dtype, int copies) -> Tensor",
     _apart,
-    lambda x, given, y, number, dtype, copies: y.new_empty((copies * y.shape[0], *y.shape[1:])),
+    _form_of_apart,
 )
 """The output of a module with `Bypass.apart`: see `PlacedPlan`."""
 blend = _operation(
     "blend(Tensor total, Tensor base, Tensor found, Tensor number, int index) -> Tensor",
     _blend,
-    lambda total, base, found, number, index: total.new_empty(total.shape),
+    _form_of_blend,
 )
 """total + factor * (found - base): see `Blend`."""

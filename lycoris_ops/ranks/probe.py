@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,8 @@ from ..algorithms import declaring
 from ..algorithms.planning import Planned
 from ..changes.forms import Dense
 from ..errors import PlanError, either
-from ..files.cache import TensorCache
-from ..files.json_text import parse_json
-from ..files.safetensors_file import SafetensorsFile, raw_bytes
-from ..files.writing import Progress, header_of, in_file_order, new_files, safetensors_path
+from ..files.tree_file import TreeForm
+from ..files.writing import Progress, safetensors_path
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import is_finite
 from ..modules.shares import left_out
@@ -33,8 +31,9 @@ from .sizes import bytes_of
 
 PLANNED = tuple(declaring(Planned))
 """The kinds that plans choose from."""
-PROBE = "lycoris_probe"
-"""The metadata key of a probe's description, as JSON."""
+FORM = TreeForm(
+    "lycoris_probed", 1, "a probe", "Probe the model again: the files of version 0.2.0 are not read"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class Probe:
     projections: 1 where batches agree, near 0 where the mean gradient is mostly chance and more batches would
     help. None for a single batch, and where no layer is linear or a convolution."""
     left_out: str | None = None
-    """Which share of the model's weights was not probed, in words; None in files of earlier versions."""
+    """Which share of the model's weights was not probed, in words; None where it is not known."""
 
     @cached_property
     def energy(self) -> float:
@@ -131,60 +130,18 @@ class Probe:
                 return offer
         return None
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the probe to a safetensors file, whole or not at all. Raises WriteError where it cannot."""
-        place = safetensors_path(path)
-        tensors: dict[str, Tensor] = {}
-        # The tensors are kept too, since the id of a freed tensor may be used again.
-        names: dict[int, tuple[str, Tensor]] = {}
-
-        def keep(tensor: Tensor) -> str:
-            # Offers that start from the same vectors hold the same tensor.
-            name, _ = names.setdefault(id(tensor), (str(len(names)), tensor))
-            tensors[name] = tensor.contiguous()
-            return name
-
-        layers = {name: _described(layer, keep) for name, layer in self.layers.items()}
-        text = json.dumps(
-            {
-                "form": 1,
-                "loss": self.loss,
-                "batches": self.batches,
-                "agreement": self.agreement,
-                "left_out": self.left_out,
-                "layers": layers,
-            }
-        )
-        ordered = in_file_order(tensors)
-        header = header_of(ordered, {"format": "pt", PROBE: text})
-        size = len(header) + sum(tensor.nbytes for tensor in ordered.values())
-        with new_files([place], size, overwrite=overwrite) as (file,):
-            file.write(header)
-            for tensor in ordered.values():
-                file.write(raw_bytes(tensor))
+        layers = {name: _described(layer) for name, layer in self.layers.items()}
+        about = {name: getattr(self, name) for name in ("loss", "batches", "agreement", "left_out")}
+        FORM.write(safetensors_path(path), {**about, "layers": layers})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
-        """Read a probe that `save` wrote.
-
-        Raises FileFormatError for a damaged file and PlanError for one that is no probe.
-        """
-        file = SafetensorsFile.open(path)
-        if PROBE not in file.metadata:
-            raise PlanError("the file is not a probe", file=file.path, expected=f"{PROBE} in its metadata")
-        read = file.read(list(file.tensors), TensorCache(0), keep=False)
-        try:
-            table: Any = parse_json(file.metadata[PROBE])
-            layers = {name: _undescribed(entry, read) for name, entry in table["layers"].items()}
-            # A probe of an earlier version has neither.
-            agreement, words = table.get("agreement"), table.get("left_out")
-            known = None if agreement is None else float(agreement)
-            left = None if words is None else str(words)
-            return cls(layers, float(table["loss"]), int(table["batches"]), known, left)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(
-                "the probe in the file is damaged, or of another version", file=file.path, got=str(error)
-            ) from error
+        """Read a probe that `save` wrote. Raises FileFormatError for any other file."""
+        read = FORM.read(Path(path))
+        layers = {name: _undescribed(entry) for name, entry in read.pop("layers").items()}
+        return cls(layers, **read)
 
 
 def probe(
@@ -349,41 +306,28 @@ def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
     return replace(offer, start={name: moved[id(tensor)] for name, tensor in offer.start.items()})
 
 
-def _described(layer: Probed, keep: Callable[[Tensor], str]) -> dict[str, Any]:
-    """A layer as JSON; `keep` stores a tensor and returns its name in the file."""
-    return {
-        "shape": list(layer.shape),
-        "kind": layer.kind,
-        "energy": layer.energy,
-        "spectrum": keep(layer.spectrum),
-        "offers": [
-            {
-                "algorithm": offer.algorithm,
-                "factor": offer.factor,
-                "sizes": keep(_sizes(offer)),
-                "start": {name: keep(tensor) for name, tensor in offer.start.items()},
-            }
-            for offer in layer.offers
-        ],
-    }
+def _described(layer: Probed) -> dict[str, Any]:
+    """A layer as plain values and tensors."""
+    offers = [
+        {
+            "algorithm": offer.algorithm,
+            # As float64, which holds all of them exactly; 0 is for no rank.
+            "sizes": torch.tensor(
+                [[rank or 0 for rank in offer.ranks], offer.gains, offer.parameters, offer.first_steps],
+                dtype=torch.float64,
+            ),
+            "factor": offer.factor,
+            "start": dict(offer.start),
+        }
+        for offer in layer.offers
+    ]
+    return {**vars(layer), "offers": offers}
 
 
-def _sizes(offer: Offer) -> Tensor:
-    """Ranks, gains, parameters and first steps as float64 (4, n), which holds them exactly; 0 is for no
-    rank."""
-    ranks = [rank or 0 for rank in offer.ranks]
-    return torch.tensor([ranks, offer.gains, offer.parameters, offer.first_steps], dtype=torch.float64)
-
-
-def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
+def _undescribed(entry: Mapping[str, Any]) -> Probed:
     offers: list[Offer] = []
     for one in entry["offers"]:
-        if one["algorithm"] not in PLANNED:
-            # Probes of earlier versions have offers of further kinds.
-            continue
-        # torch types no `tolist`.
-        rows = cast("list[list[float]]", cast("Any", tensors[one["sizes"]]).tolist())
-        ranks, gains, parameters, first_steps = rows
+        ranks, gains, parameters, first_steps = one["sizes"].tolist()
         offers.append(
             Offer(
                 algorithm=one["algorithm"],
@@ -392,13 +336,8 @@ def _undescribed(entry: Any, tensors: Mapping[str, Tensor]) -> Probed:
                 parameters=tuple(map(int, parameters)),
                 first_steps=tuple(first_steps),
                 factor=one["factor"],
-                start={name: tensors[key] for name, key in one["start"].items()},
+                start=one["start"],
             )
         )
-    return Probed(
-        shape=tuple(map(int, entry["shape"])),
-        kind=str(entry["kind"]),
-        energy=float(entry["energy"]),
-        spectrum=tensors[entry["spectrum"]],
-        offers=tuple(offers),
-    )
+    held: dict[str, Any] = {**entry, "offers": tuple(offers)}
+    return Probed(**held)

@@ -72,8 +72,8 @@ def adapter_checkpoints(
                 return None
 
             # An attribute of the instance hides the method, as one of another tool may do already.
-            held = vars(model)
-            changed.callback(held.update, {name: held[name] for name in held.keys() & {"save_pretrained"}})
+            held: dict[str, Any] = vars(network.module)
+            changed.callback(held.update, {name: held[name] for name in ("save_pretrained",) if name in held})
             changed.callback(held.pop, "save_pretrained")
             held["save_pretrained"] = save_pretrained
 

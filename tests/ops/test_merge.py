@@ -158,7 +158,8 @@ def low_rank(*ranks: int, shape: tuple[int, int] = (40, 56)) -> list[LowRank]:
 
 def as_deltas(forms: list[Any], strengths: list[float]) -> Deltas:
     changes: list[list[Additive]] = [[form] for form in forms]
-    return Deltas(changes, strengths, tuple(forms[0].dense(torch.float32, CPU).shape), layer="x")
+    shape = tuple(forms[0].dense(torch.float32, CPU).shape)
+    return Deltas(changes, strengths, shape, layer="x", names="abc"[: len(forms)])
 
 
 def test_factors_give_what_whole_matrices_give_in_any_order() -> None:
