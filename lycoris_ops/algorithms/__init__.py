@@ -56,13 +56,9 @@ def _named(suffixes: frozenset[str]) -> tuple[type[Layer], ...]:
     return tuple(kind for kind in ALGORITHMS.values() if kind.has_names(suffixes))
 
 
-def explain(suffixes: Collection[str]) -> str:
-    """Why no algorithm reads a layer with these suffixes, in words for the report."""
-    return _explained(frozenset(suffixes))
-
-
 @lru_cache(maxsize=1024)
-def _explained(names: frozenset[str]) -> str:
+def explain(names: frozenset[str]) -> str:
+    """Why no algorithm reads a layer with these suffixes, in words for the report."""
     variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]
     complete = {kind.algorithm: kind for kind, variant in variants if variant <= names}
     read = frozenset[str]().union(*(kind.suffixes() for kind in complete.values()))

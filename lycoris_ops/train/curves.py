@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..charts import Axes, Picture, Series, below_each_other, binned, colour_of, write_png
 from .history import History
 from .race import Race
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 BINS = 50
 """The most points on the curve of training losses. Each is the mean of several steps."""
@@ -20,20 +16,16 @@ BINS = 50
 
 def draw_curves(history: History, path: Path) -> None:
     """Write the curves as PNG. Raises LycorisError without Pillow, and WriteError where it cannot write."""
-    write_png(path, lambda: _curves(history, None, "loss"))
+    write_png(path, lambda: curves_picture(history))
 
 
 def curves_picture(
     history: History, steps: int | None = None, title: str = "loss", race: Race | None = None
-) -> Image:
-    """Plot the training losses, as means of several steps, and the held-out losses; below them a race.
+) -> Picture:
+    """The training losses, as means of several steps, and the held-out losses; below them a race.
 
-    The axis ends at `steps`, or else at the latest step. Raises LycorisError where Pillow is not installed.
+    The axis ends at `steps`, or else at the latest step.
     """
-    return _curves(history, steps, title, race).image()
-
-
-def _curves(history: History, steps: int | None, title: str, race: Race | None = None) -> Picture:
     trained = list(binned([(float(step), loss) for step, loss in history.losses], BINS))
     held = [(float(step), loss) for step, loss in history.validation]
     series = [Series(trained, colour_of(0), "training")]

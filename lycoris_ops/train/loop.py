@@ -26,7 +26,6 @@ from .history import History, StepReport
 from .network import LycorisNetwork
 from .options import TrainOptions
 from .progress import searching, views
-from .race import RaceStep
 from .search import Searched, search_network
 from .trainer import Trainer
 
@@ -99,13 +98,11 @@ def train_network(
     progress: Callable[[StepReport], None] | None = None,
     validated: Callable[[int, float], None] | None = None,
     rescued: Callable[[Path, int], None] | None = None,
-    raced: Callable[[RaceStep], None] | None = None,
 ) -> TrainResult:
     """Train a network, which stays applied to its model.
 
     With `options.search` a race first finds the learning rate, or the kind of the layers too, and may replace
-    the network: the trained one is in the result, see `search_network`. `raced` is called before each heat
-    and after each of its steps.
+    the network: the trained one is in the result, see `search_network`.
 
     `batches` is an iterable that each epoch goes through again, or a function from the epoch's number to an
     iterable. `loss(module, batch)` returns a scalar, using the model with the network applied. `validation`
@@ -145,13 +142,6 @@ def train_network(
     sharded = processes.check_parts(net, copies)
     if options.folder is not None and (first or sharded):
         net.check_dialect(options.dialect)
-    shown = searching() if options.bar and first else None
-
-    def told(step: RaceStep) -> None:
-        for tell in (shown, raced):
-            if tell:
-                tell(step)
-
     searched = search_network(
         net,
         batches,
@@ -160,7 +150,7 @@ def train_network(
         steps=steps,
         validation=validation,
         resumed=resume is not None,
-        told=told,
+        told=searching() if options.bar and first else None,
     )
     if curves and first and searched.race and not searched.file:
         draw_race(searched.race, curves.with_name(f"{curves.stem.removesuffix('-curves')}-race.png"))

@@ -91,20 +91,14 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
     tried = [(one, _entry(adapter, module, one)) for one in dict.fromkeys((prefix, ""))]
     prefix, entry = min(tried, key=lambda found: len(found[1].unmatched))
     for unmatched in entry.unmatched:
-        if unmatched.layer in adapter.unreadable:
-            raise MatchError(
-                "a layer of the file cannot be read",
-                file=adapter.path,
-                key=unmatched.layer,
-                got=unmatched.reason,
-                expected="a whole layer of a kind that is read",
-            )
+        unread = unmatched.layer in adapter.unreadable
+        wanted = "a whole layer of a kind that is read" if unread else "a module of the model"
         raise MatchError(
-            "the model has no module for a layer",
+            "a layer of the file cannot be read" if unread else "the model has no module for a layer",
             file=adapter.path,
             key=unmatched.layer,
             got=unmatched.reason,
-            expected=unmatched.nearest or "a module of the model",
+            expected=unmatched.nearest or wanted,
         )
     for mismatch in entry.mismatches:
         raise MatchError(

@@ -102,7 +102,7 @@ def _losses(made: Sequence[FinishedTraining]) -> dict[str, Any]:
 def _curves(made: Sequence[FinishedTraining]) -> Tensor:
     """A picture of each training, in the height of the highest."""
     pictures = [
-        picture_tensor(curves_picture(one.result.history, one.result.steps, one.name, one.race))
+        picture_tensor(curves_picture(one.result.history, one.result.steps, one.name, one.race).image())
         for one in made
     ]
     height = max(picture.shape[1] for picture in pictures)
