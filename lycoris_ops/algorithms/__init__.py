@@ -56,7 +56,6 @@ def _named(suffixes: frozenset[str]) -> tuple[type[Layer], ...]:
     return tuple(kind for kind in ALGORITHMS.values() if kind.has_names(suffixes))
 
 
-@lru_cache(maxsize=1024)
 def explain(names: frozenset[str]) -> str:
     """Why no algorithm reads a layer with these suffixes, in words for the report."""
     variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]

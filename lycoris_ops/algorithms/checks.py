@@ -119,19 +119,22 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
     return max(found)
 
 
-def multiplied(shapes: Mapping[str, Shape], left: str, right: str, core: str = "") -> Shape:
+def multiplied(
+    shapes: Mapping[str, Shape], left: str, right: str, core: str = "", *, turned: bool = False
+) -> Shape:
     """The shape (O, I, *kernel) of left (O, r) @ right (r, I, *kernel).
 
-    With a Tucker core (r, r, *kernel) they are left (r, O) and right (r, I).
+    With a Tucker core (r, r, *kernel) right is (r, I), and left is (r, O) in kinds that have it `turned`.
     """
     a, b = matrix(shapes, left), dimensions(shapes, right)
+    outputs, rank = a[::-1] if turned and core in shapes else a
     if core not in shapes:
-        agree("ranks", (left, a[1]), (right, b[0]))
-        return (a[0], *b[1:])
+        agree("ranks", (left, rank), (right, b[0]))
+        return (outputs, *b[1:])
     b, t = matrix(shapes, right), dimensions(shapes, core, 3)
-    agree("ranks", (core, t[0]), (left, a[0]))
+    agree("ranks", (core, t[0]), (left, rank))
     agree("ranks", (core, t[1]), (right, b[0]))
-    return (a[1], b[1], *t[2:])
+    return (outputs, b[1], *t[2:])
 
 
 def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:

@@ -15,7 +15,7 @@ from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, flat_shape
 from ..maths.tensors import fold_core
 from .base import IGNORED, Products, kaiming
-from .checks import agree, dimensions, folded, matrix, scale
+from .checks import agree, dimensions, folded, matrix, multiplied, scale
 from .training import Trained
 
 if TYPE_CHECKING:
@@ -56,18 +56,11 @@ class Glora(Trained):
         for name in (A1, A2, B1, B2):
             if BM in shapes or name != (B2 if _is_new(a1, a2, b1, b2) else B1):
                 matrix(shapes, name)
-        if BM in shapes:
-            core = dimensions(shapes, BM, 3)
-            agree("ranks", (BM, core[0]), (B1, b1[1]))
-            agree("ranks", (BM, core[1]), (B2, b2[0]))
+        if BM in shapes or _is_new(a1, a2, b1, b2):
             agree("ranks", (A1, a1[1]), (A2, a2[0]))
             agree("input sizes", (A1, a1[0]), (A2, a2[1]))
             agree("input sizes", (A1, a1[0]), (B2, b2[1]))
-            return (b1[0], b2[1], *core[2:])
-        if _is_new(a1, a2, b1, b2):
-            agree("input sizes", (A1, a1[0]), (A2, a2[1]))
-            agree("input sizes", (A1, a1[0]), (B2, b2[1]))
-            return (b1[0], *b2[1:])
+            return multiplied(shapes, B1, B2, BM)
         if not b2[1] == b1[0] == a1[0] == a2[1]:
             raise LayerError(
                 "the ranks of a GLoRA layer disagree",

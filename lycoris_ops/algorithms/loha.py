@@ -59,7 +59,7 @@ class Loha(Factored):
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        first, second = (multiplied(shapes, *pair) for pair in PAIRS)
+        first, second = (multiplied(shapes, *pair, turned=True) for pair in PAIRS)
         agree("output sizes", (W1_A, first[0]), (W2_A, second[0]))
         agree("input sizes", (W1_B, flat_shape(first)[1]), (W2_B, flat_shape(second)[1]))
         if len(first) > 2 and len(second) > 2 and first != second:

@@ -82,7 +82,7 @@ class Lokr(Factored, Planned):
         else:
             matrix(shapes, W1_B)
             rows, columns, *_ = multiplied(shapes, W1_A, W1_B)
-        second = dimensions(shapes, W2) if W2 in shapes else multiplied(shapes, W2_A, W2_B, T2)
+        second = dimensions(shapes, W2) if W2 in shapes else multiplied(shapes, W2_A, W2_B, T2, turned=True)
         return (rows * second[0], columns * second[1], *second[2:])
 
     @classmethod

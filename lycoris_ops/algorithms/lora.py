@@ -16,7 +16,7 @@ from ..maths.decompositions import balanced, leading, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy, fetched, fold_core
 from .base import Join, Products, column, kaiming
-from .checks import agree, dimensions, folded, matrix, scale
+from .checks import agree, dimensions, folded, matrix, multiplied, scale
 from .factored import Factored
 from .fitting import Delta, Fit
 from .planning import Planned, first
@@ -110,12 +110,11 @@ class Lora(Factored, Planned):
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         if EMBEDDING_UP in shapes:
-            up, down = matrix(shapes, EMBEDDING_UP), matrix(shapes, EMBEDDING_DOWN)
-            agree("ranks", (EMBEDDING_UP, up[1]), (EMBEDDING_DOWN, down[0]))
-            return (down[1], up[0])
+            matrix(shapes, EMBEDDING_DOWN)
+            outputs, inputs, *_ = multiplied(shapes, EMBEDDING_UP, EMBEDDING_DOWN)
+            return (inputs, outputs)
         up, down = dimensions(shapes, UP), dimensions(shapes, DOWN)
-        kernel = down[2:]
-        if MID not in shapes and kernel and up[1] != down[0] and down[0] % up[1] == 0:
+        if MID not in shapes and down[2:] and up[1] != down[0] and down[0] % up[1] == 0:
             raise UnsupportedError(
                 "the down factor of a grouped convolution sees the inputs of all groups, and no change of "
                 "the weight has the same effect",
@@ -123,16 +122,7 @@ class Lora(Factored, Planned):
             )
         if DIAGONAL in shapes:
             agree("ranks", (DIAGONAL, math.prod(shapes[DIAGONAL])), (DOWN, down[0]))
-        if MID in shapes:
-            mid = dimensions(shapes, MID, 3)
-            agree("ranks", (UP, up[1]), (MID, mid[0]))
-            agree("ranks", (MID, mid[1]), (DOWN, down[0]))
-            agree("kernel sizes", (DOWN, math.prod(down[2:])), ("a Tucker factor", 1))
-            kernel = mid[2:]
-        else:
-            agree("ranks", (UP, up[1]), (DOWN, down[0]))
-        agree("kernel sizes", (UP, math.prod(up[2:])), ("an output factor", 1))
-        return (up[0], down[1], *kernel)
+        return multiplied(shapes, UP, DOWN, MID)
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
+from ..algorithms.base import Change
 from ..errors import LycorisError, located
 from ..maths.tensors import compute_dtype, divided_as, is_divided, only_for_its_module, promoted
 from .forwards.forward import in_own_dtypes
@@ -122,18 +123,23 @@ class Rebuilt(Hiding):
         if own_of(self.module, self.bias) is not None:
             bias = self._values(self.bias)
         weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
-        wide = weight.to(compute_dtype(weight.dtype))
-        with located(weight=self.name), in_own_dtypes(wide.device):
-            change = self.layer.change(wide.T if self.transposed else wide, bias)
+        change = self.change_of(weight, bias)
         # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
-            delta = change.delta
-            delta = delta.T if self.transposed and delta is not None else delta
-            self._add(changed, self.weight, weight, delta)
+            self._add(changed, self.weight, weight, change.delta)
         if bias is not None and (self.follows or change.bias is not None):
             self._add(changed, self.bias, bias, change.bias)
         elif change.bias is not None and self._may_add_bias:
             self._add(changed, self.bias, torch.zeros_like(change.bias, dtype=weight.dtype), change.bias)
+
+    def change_of(self, weight: Tensor, bias: Tensor | None = None) -> Change:
+        """The layer's change of these values, laid out as the module stores them."""
+        wide = weight.to(compute_dtype(weight.dtype))
+        with located(weight=self.name), in_own_dtypes(wide.device):
+            found = self.layer.change(wide.T if self.transposed else wide, bias)
+        if not self.transposed or found.delta is None:
+            return found
+        return replace(found, delta=found.delta.T)
 
     def _values(self, name: str) -> Tensor:
         """The values of the weight or bias; where it is divided among processes, those of this one."""

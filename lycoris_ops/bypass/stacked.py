@@ -8,9 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import located
-from ..maths.tensors import compute_dtype
-from .forwards.forward import in_own_dtypes
 from .hook import check_present, input_of, values_of
 from .rebuilt import Rebuilt
 
@@ -93,8 +90,5 @@ class StackedPart(Rebuilt):
             self.before_pass(x)
         if self.strength == 0.0:
             return None
-        wide = weight.to(compute_dtype(weight.dtype))
-        with located(weight=self.name), in_own_dtypes(wide.device):
-            delta = self.layer.delta(wide.T if self.transposed else wide)
-        delta = delta.T if self.transposed else delta
-        return delta if self.strength == 1.0 else delta * self.strength
+        delta = self.change_of(weight).delta
+        return delta if delta is None or self.strength == 1.0 else delta * self.strength

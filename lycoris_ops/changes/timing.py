@@ -191,14 +191,12 @@ def _pulse(numbers: Sequence[float]) -> Curve:
     return Curve(((0.0, 0.0), (begin, 0.0), (begin, 1.0), (end, 1.0), (end, 0.0)))
 
 
-def _off_after(numbers: Sequence[float]) -> Curve:
-    (time,) = _taken(numbers, "off after", ("the time", 0.5))
-    return Curve(((0.0, 1.0), (time, 1.0), (time, 0.0)))
+def _jump(name: str, before: float, after: float) -> Callable[[Sequence[float]], Curve]:
+    def shape(numbers: Sequence[float]) -> Curve:
+        (time,) = _taken(numbers, name, ("the time", 0.5))
+        return Curve(((0.0, before), (time, before), (time, after)))
 
-
-def _on_after(numbers: Sequence[float]) -> Curve:
-    (time,) = _taken(numbers, "on after", ("the time", 0.5))
-    return Curve(((0.0, 0.0), (time, 0.0), (time, 1.0)))
+    return shape
 
 
 def _taken(numbers: Sequence[float], name: str, *wanted: tuple[str, float]) -> list[float]:
@@ -220,8 +218,8 @@ CURVES: dict[str, Callable[[Sequence[float]], Curve]] = {
     "ease in": _between("ease in"),
     "ease out": _between("ease out"),
     "pulse": _pulse,
-    "off after": _off_after,
-    "on after": _on_after,
+    "off after": _jump("off after", 1.0, 0.0),
+    "on after": _jump("on after", 0.0, 1.0),
 }
 """The curves that have names. A name may be followed by numbers: the value of a constant, the first and the
 last value of linear and the eases, the start and the end of a pulse, the time of the jump of the last two."""

@@ -192,7 +192,7 @@ def _why_not(suffixes: frozenset[str]) -> str:
     if suffixes == frozenset({SET_ROWS}):
         return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
     kind = told_by(suffixes)
-    return not_read(kind) if kind else explain(frozenset(suffixes))
+    return not_read(kind) if kind else explain(suffixes)
 
 
 def _take_values(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:

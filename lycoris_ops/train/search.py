@@ -101,6 +101,19 @@ class _Given:
         """The most parameters that an entrant may have."""
         return sum(parameter.numel() for parameter in self.net.parameters())
 
+    @property
+    def rest(self) -> int:
+        """The most parameters of those layers that an entrant makes anew."""
+        return self.most - _others(self.net)
+
+    @property
+    def kinds(self) -> set[str]:
+        return {member.layer.algorithm for member in self.net.members.values()}
+
+    @property
+    def dora(self) -> bool:
+        return any(member.settings.dora for member in self.net.members.values())
+
 
 @dataclass(frozen=True)
 class _Kind:
@@ -168,31 +181,23 @@ class _Planned:
 
 
 def _planned(given: _Given) -> Callable[[], LycorisNetwork] | None:
-    net = given.net
-    kinds = {member.layer.algorithm for member in net.members.values()}
-    paths = _plannable(net)
-    rest = given.most - _others(net)
-    costs = [sum(flat_shape(net.members[path].site.shape)) for path in paths]
-    if not costs or min(costs) > rest or (net.origin == "plan" and kinds == {"lora"}):
+    costs = [sum(flat_shape(shape)) for shape in _shapes(given.net)]
+    rest = given.rest
+    if not costs or min(costs) > rest or (given.net.origin == "plan" and given.kinds == {"lora"}):
         return None
     return _Planned(given, rest)
 
 
 def _uniform(given: _Given) -> Callable[[], LycorisNetwork] | None:
     net = given.net
-    kinds = {member.layer.algorithm for member in net.members.values()}
-    dora = any(member.settings.dora for member in net.members.values())
-    shapes = _shapes(net)
-    rest = given.most - _others(net)
-    rank = rest // max(1, sum(sum(flat_shape(shape)) for shape in shapes))
-    if rank < 1 or (net.origin == "fresh" and kinds == {"lora"} and not dora):
+    rank = given.rest // max(1, sum(sum(flat_shape(shape)) for shape in _shapes(net)))
+    if rank < 1 or (net.origin == "fresh" and given.kinds == {"lora"} and not given.dora):
         return None
     return lambda: _all_of(net, "lora", rank=rank)
 
 
 def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
-    net = given.net
-    rest = given.most - _others(net)
+    net, rest = given.net, given.rest
     sizes = {factor: sum(_lokr_numbers(shape, factor) for shape in _shapes(net)) for factor in FACTORS}
     fitting = [factor for factor, size in sizes.items() if size <= rest]
     if not fitting or not _shapes(net):
@@ -316,14 +321,13 @@ def search_network(
 def _entrants(given: _Given) -> list[Entrant]:
     net, options = given.net, given.options
     family = family_of(options.optimiser)
-    kinds = sorted({member.layer.algorithm for member in net.members.values()})
+    kinds = sorted(given.kinds)
     lr = options.lr or usual_rate(net, family)
     shapes = _shapes(net)
     rank = max(1.0, given.most / max(1, sum(sum(flat_shape(shape)) for shape in shapes)))
     # Kinds that start from a plan's gradient need LoRA's rate.
     own = rate_of(kinds[0] if net.origin == "fresh" else "lora", shapes, rank)
-    dora = "dora " if any(member.settings.dora for member in net.members.values()) else ""
-    asked = Entrant(f"{dora}{' and '.join(kinds)} as asked", given.asked, lr)
+    asked = Entrant(f"{'dora ' * given.dora}{' and '.join(kinds)} as asked", given.asked, lr)
     found: list[Entrant] = []
     for name, kind in KINDS.items() if options.search == "all" else ():
         make = kind.make(given)

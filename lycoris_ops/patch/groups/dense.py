@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ...changes.forms import Dense
 from ...maths.scratch import scratch
-from .group import Add, Factors
+from .group import Add, Group
 
 FORM = Dense
 
 
 @dataclass(frozen=True)
-class DenseGroup:
+class DenseGroup(Group):
     """W += the sum of strength_n * values_n."""
 
     first: int
@@ -27,9 +27,6 @@ class DenseGroup:
     @property
     def summary(self) -> str:
         return f"{len(self.slots)} full, added as they are"
-
-    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
-        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor

@@ -13,7 +13,7 @@ from ...algorithms.base import Dependent, Parameter
 from ...errors import located
 from ...maths.tensors import on_device
 from ..overflow import check_sum, doubtful
-from .group import Add, Factors
+from .group import Add, Group
 
 FORM = Dependent
 
@@ -42,7 +42,7 @@ class DependentTerm:
 
 
 @dataclass(frozen=True)
-class DependentGroup:
+class DependentGroup(Group):
     """W += the sum of strength_n * delta_n(W), each delta computed from the weight before the patch.
 
     Nothing is added to the weight before the sum is complete: an addition would change the weight that the
@@ -55,9 +55,6 @@ class DependentGroup:
     def summary(self) -> str:
         kinds = ", ".join(sorted({term.bare.algorithm for term in self.terms}))
         return f"{len(self.terms)} that depend on the weight ({kinds}), one by one"
-
-    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
-        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor

@@ -85,7 +85,7 @@ class Group(Protocol):
 
         Empty for a group that adds all of its change itself.
         """
-        ...
+        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...changes.forms import Hadamard
 from ...maths.scratch import scratch
-from .group import ROWS, Add, Factors
+from .group import ROWS, Add, Factors, Group
 
 FORM = Hadamard
 
@@ -21,7 +21,7 @@ the second-level cache, which takes two thirds of the time of whole rows (measur
 
 
 @dataclass(frozen=True)
-class HadamardGroup:
+class HadamardGroup(Group):
     """W += the sum of scale_n * strength_n * (w1_a_n @ w1_b_n) * (w2_a_n @ w2_b_n).
 
     A term could also be one matrix product of rank r^2, of its Khatri-Rao factors. That takes r / 2 times as
@@ -45,9 +45,6 @@ class HadamardGroup:
             w1_a, w1_b, w2_a, w2_b = tensors[self.first + 4 * n : self.first + 4 * n + 4]
             found.append((Factors(w1_a, w1_b, scale, slot), Factors(w2_a, w2_b, 1.0, None)))
         return found
-
-    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
-        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor

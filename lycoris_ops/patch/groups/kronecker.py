@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...changes.forms import Kronecker
 from ...maths.scratch import scratch
-from .group import Add, Factors
+from .group import Add, Group
 
 FORM = Kronecker
 
@@ -41,7 +41,7 @@ class KroneckerTerm:
 
 
 @dataclass(frozen=True)
-class KroneckerGroup:
+class KroneckerGroup(Group):
     """W.view(l, k, i, j)[a, b, c, d] += sum_n scale_n * strength_n * w1_n[a, c] * w2_n[b, d].
 
     j counts the inputs of w2 times the kernel. One matrix product over n, (l i, N) @ (N, k j), adds N layers
@@ -53,9 +53,6 @@ class KroneckerGroup:
     @property
     def summary(self) -> str:
         return f"{len(self.terms)} Kronecker, added through a 4-D view"
-
-    def products(self, tensors: Sequence[Tensor]) -> list[Factors]:
-        return []
 
     def bind(
         self, tensors: Sequence[Tensor], strengths: Sequence[float], dtype: torch.dtype, weight: Tensor
