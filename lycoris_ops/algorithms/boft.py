@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Shape
 from .base import IGNORED
 from .oft import BLOCKS, Oft
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,7 +38,7 @@ class Boft(Oft):
         return (outputs, inputs)
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Boft:
         """p + 1 stages of n = 2^p zero blocks; `alpha` is the constraint.
 
         The blocks have the largest even size up to `rank` (at least 2). Raises UnsuitedError where the

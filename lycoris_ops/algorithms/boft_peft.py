@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from .boft import check_stages
 from .checks import agree, exactly, vector
 from .oft import rotation
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 R, S = "boft_R", "boft_s"
 
@@ -64,7 +61,7 @@ class BoftPeft(Trained):
         return shapes[R][-1]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> BoftPeft:
         """One stage of zero blocks, and s = 1; alpha has no meaning.
 
         The blocks have the largest size up to `rank` that divides the inputs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from .base import ALPHA, DIFF_B, IGNORED, SET_BIAS, Join, Products, column
 from .checks import agree, exactly, vector
 from .fitting import Delta, Fit, Fitted
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 DIFF, SET = "diff", "set_weight"
 SET_ROWS, ROWS_AT = "set_rows", "set_rows_at"
@@ -72,7 +69,7 @@ class Full(Trained, Fitted):
         return found
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Full:
         """diff zero; rank, alpha and seed have no meaning here."""
         return cls(diff=torch.zeros(shape))
 
@@ -111,7 +108,7 @@ class Full(Trained, Fitted):
     def fault_in_comfy(self) -> str | None:
         return super().fault_in_comfy() if self.set_rows is None else IGNORED
 
-    def shrunk(self, ratio: float, weight: Tensor) -> Self:
+    def shrunk(self, ratio: float, weight: Tensor) -> Full:
         layer = super().shrunk(ratio, weight)
         if self.set_weight is not None:
             return replace(layer, set_weight=weight + ratio * (self.set_weight - weight))

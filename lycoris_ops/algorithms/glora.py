@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from ..maths.tensors import fold_core
 from .base import IGNORED, Products, kaiming
 from .checks import agree, dimensions, folded, matrix, multiplied, scale
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 A1, A2, B1, B2, BM = (f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm"))
 
@@ -81,7 +78,7 @@ class Glora(Trained):
         return shapes[A1][1 if new else 0]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Glora:
         """a1 and b1 uniform (Kaiming, a = sqrt(5)), a2 and b2 zero."""
         generator = torch.Generator().manual_seed(seed)
         ones = tuple(1 for _ in shape[2:])

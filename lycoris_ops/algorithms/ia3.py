@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from ..maths.tensors import narrowed
 from .base import ALPHA, Layer, Products, axis_of, option
 from .checks import dimensions, vector
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 WEIGHT, ON_INPUT, IA3_L = "weight", "on_input", "ia3_l"
 
@@ -93,7 +90,7 @@ class Ia3(Trained):
         if self.on_input is not None:
             _said(self.on_input)
 
-    def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Self:
+    def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> Ia3:
         made = super().with_tensors(tensors)
         # Read once, because each read waits for the device: a flag on an accelerator is the old flag, moved.
         flag, known = made.on_input, self.on_input is not None or "of_inputs" in vars(self)
@@ -118,13 +115,13 @@ class Ia3(Trained):
         return (math.prod(found),) if outputs else None
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Ia3:
         """w = 0 for the outputs; rank, alpha and seed have no meaning here."""
         ones = tuple(1 for _ in shape[2:])
         weight = torch.zeros(1, shape[0], *ones) if ones else torch.zeros(shape[0])
         return cls(weight=weight, on_input=torch.tensor(0))
 
-    def multiplied(self, factor: float) -> Self:
+    def multiplied(self, factor: float) -> Ia3:
         if self.ia3_l is None:
             return super().multiplied(factor)
         return self.with_tensors({IA3_L: 1 + factor * (self.ia3_l.float() - 1)})

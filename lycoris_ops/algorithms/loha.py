@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from ..maths.shapes import Shape, flat_shape, shown
 from .base import Join, Products
 from .checks import agree, folded, multiplied, scale
 from .factored import Factored, pair_of
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 W1_A, W1_B, W2_A, W2_B = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
 T1, T2 = "hada_t1", "hada_t2"
@@ -80,7 +77,7 @@ class Loha(Factored):
         return shapes[W1_B][0]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Loha:
         """w1_a normal(0, 0.1), w1_b and w2_b normal(0, 1), w2_a zero, as in FedPara's code.
 
         `tucker` factors the kernel of a convolution into t1 and t2, normal(0, 0.1) as in LyCORIS. A

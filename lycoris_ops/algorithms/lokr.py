@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
 from .fitting import Delta, Fit, running
 from .planning import Planned, first
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
@@ -105,7 +102,7 @@ class Lokr(Factored, Planned):
         factor: int = -1,
         tucker: bool = False,
         decompose_both: bool = False,
-    ) -> Self:
+    ) -> Lokr:
         """w1, w2_a and t2 uniform (Kaiming, a = sqrt(5)), w2_b or a full w2 zero.
 
         `factor` splits both sizes as in `maths.shapes.factorization`; w2 is factored where that saves
@@ -151,7 +148,7 @@ class Lokr(Factored, Planned):
         *,
         seed: int,
         factor: int | None = None,
-    ) -> Self:
+    ) -> Lokr:
         """As in `Planned`. A rank of None gives a full w2. Its scale is always 1, so w1 holds `scale`."""
         generator = torch.Generator().manual_seed(seed)
         (rows, k), (columns, j) = (factorization(size, factor or -1) for size in shape[:2])

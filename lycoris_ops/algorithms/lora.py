@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from .checks import agree, dimensions, folded, matrix, multiplied, scale
 from .factored import Factored
 from .fitting import Delta, Fit
 from .planning import Planned, first
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
 EMBEDDING_UP, EMBEDDING_DOWN = "lora_embedding_B", "lora_embedding_A"
@@ -159,7 +156,7 @@ class Lora(Factored, Planned):
         return shapes[DOWN if DOWN in shapes else EMBEDDING_DOWN][0]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Lora:
         """down (and mid with `tucker`) uniform in +-1 / sqrt(fan in) (Kaiming, a = sqrt(5)), up zero.
 
         `tucker` puts the kernel of a convolution into mid; a kernel of size 1 has no mid.
@@ -184,7 +181,7 @@ class Lora(Factored, Planned):
         *,
         seed: int,
         factor: int | None = None,
-    ) -> Self:
+    ) -> Lora:
         assert rank is not None
         usual = cls.init(shape, rank, scale * rank, seed=seed)
         if "lora_down" not in start:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from .base import ALPHA, Products, axis_of, column
 from .checks import vector
 from .fitting import Delta, Fit, Fitted
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 WEIGHT, BIAS = "w_norm", "b_norm"
 
@@ -47,7 +44,7 @@ class Norm(Trained, Fitted):
         return (vector(shapes, WEIGHT),) if WEIGHT in shapes else ()
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Norm:
         """Zeros; rank, alpha and seed have no meaning here."""
         return cls(w_norm=torch.zeros(shape[:1]))
 

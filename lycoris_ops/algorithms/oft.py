@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from ..maths.tensors import is_finite, largest, norm
 from .base import Layer, Products, axis_of, block_of, cut, in_blocks, overflow
 from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 BLOCKS, RESCALE = "oft_blocks", "rescale"
 
@@ -63,7 +60,7 @@ class Oft(Trained):
         return shapes[BLOCKS][-1]
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Oft:
         """Zero blocks of the largest size up to `rank` that divides O; `alpha` is the constraint."""
         size, count = block_of(shape[0], rank, "outputs")
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)

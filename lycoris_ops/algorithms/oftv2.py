@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from .base import ALPHA, Layer, Products, block_of, option
 from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, rotation
 from .training import Trained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
 TERMS = 5
@@ -108,7 +105,7 @@ class OftV2(Trained):
         return _block(shapes[R][1])
 
     @classmethod
-    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Self:
+    def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> OftV2:
         """Zero blocks of the largest size up to `rank` that divides the inputs; alpha has no meaning."""
         size, count = block_of(flat_shape(shape)[1], rank, "inputs")
         return cls(oft_r=torch.zeros(count, size * (size - 1) // 2))

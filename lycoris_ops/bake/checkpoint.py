@@ -115,7 +115,7 @@ def merge_checkpoint(
     tensors = merge.outputs(dtype)
     heads = [
         encode_header(
-            {name: tensors[name] for name in destination.names_in(place)},
+            {name: info for name, info in tensors.items() if destination.places[name] == place},
             metadata_of(shard.metadata, metadata or {}, _recipe(base, stack), "base_recipe"),
         )
         for place, shard in zip(range(len(destination.weights)), base.shards, strict=False)

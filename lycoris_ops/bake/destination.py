@@ -55,10 +55,6 @@ class Destination:
                     expected="an empty folder, or one with an earlier version of the same files",
                 )
 
-    def names_in(self, place: int) -> Iterator[str]:
-        """The tensors of one of the files."""
-        return (name for name, where in self.places.items() if where == place)
-
     def index_text(self, base: ModelFile, tensors: Mapping[str, TensorInfo]) -> bytes:
         """The index of the files, with the metadata of the base's index."""
         metadata = dict(base.index.metadata) if base.index else {}

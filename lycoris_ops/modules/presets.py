@@ -114,14 +114,6 @@ def _full(model: ModuleClasses, path: str, kind: str) -> bool:
     return kind in ("linear", "conv")
 
 
-def _full_lin(model: ModuleClasses, path: str, kind: str) -> bool:
-    return kind == "linear"
-
-
-def _attn_only(model: ModuleClasses, path: str, kind: str) -> bool:
-    return kind == "linear" and model.in_attention(path)
-
-
 def _attn_mlp(model: ModuleClasses, path: str, kind: str) -> bool:
     if kind != "linear":
         return False
@@ -141,18 +133,14 @@ def _convolutions(model: ModuleClasses, path: str, kind: str) -> bool:
     )
 
 
-def _ia3(model: ModuleClasses, path: str, kind: str) -> bool:
-    return kind == "linear" and IA3.search(path) is not None
-
-
 PRESETS: dict[str, Callable[[ModuleClasses, str, str], bool]] = {
     "full": _full,
-    "full-lin": _full_lin,
+    "full-lin": lambda model, path, kind: kind == "linear",
     "attn-mlp": _attn_mlp,
-    "attn-only": _attn_only,
+    "attn-only": lambda model, path, kind: kind == "linear" and model.in_attention(path),
     "unet-transformer-only": _transformers,
     "unet-convblock-only": _convolutions,
-    "ia3": _ia3,
+    "ia3": lambda model, path, kind: kind == "linear" and IA3.search(path) is not None,
 }
 """For each preset, whether it chooses a module, given its path and kind (see `sites.Kind`).
 

@@ -201,10 +201,8 @@ def race(
     is worse, until the best rate lies between two others. A rate above its own has to be much better than the
     next lower one.
 
-    Kinds are compared at their own rates, not at the best ones of short heats, because these are too high.
-    This was measured on three small tasks of docs/quality.md at two sizes, against the best final loss of
-    three kinds at three rates each. The kind that is best at its usual rate after a tenth of the training
-    ends 1.2 % worse (at most 4 %); the pair that is best after a tenth ends 25 % worse (at most 81 %).
+    Kinds are compared at their own rates, not at the best ones of short heats, because these are too high:
+    docs/ranks.md has the figures.
 
     All of it costs at most `share` times `steps` steps of the training: the steps of the heats, each at its
     entrant's `step`, the held-out batches at half a step each (more where they are larger than the `batches`,
