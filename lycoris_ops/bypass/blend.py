@@ -35,7 +35,7 @@ class Blend:
         return total
 
     def blended(self, total: Tensor, base: Tensor, found: Tensor, index: int) -> Tensor:
-        """As `compiled.Blending`."""
+        """total + factor * (found - base), with the factors of the place with this index."""
         places = self._places((base.shape[0], base.shape[-2]))
         factors = self.apart[index].over(places, places.grid, base.dtype, base.device)[..., None]
         factors = factors[:, None] if base.ndim == 4 else factors

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from itertools import count
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import WeakValueDictionary
 from zlib import crc32
 
@@ -26,32 +26,15 @@ from ..errors import LycorisError
 from .forwards.forward import narrowed, outliving, recorded
 
 
-class Acting(Protocol):
-    """A bypass, as the operations call it in a pass."""
-
-    def given(self, x: Tensor) -> Tensor:
-        """What the module is given in place of x."""
-        ...
-
-    def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
-        """The output in place of y; y may be written over. Without `given` the module was given x."""
-        ...
-
-
-class Blending(Protocol):
-    """A blend, as its operation calls it in a pass."""
-
-    def blended(self, total: Tensor, base: Tensor, found: Tensor, index: int) -> Tensor:
-        """total + factor * (found - base), with the factors of the place with this index."""
-        ...
-
-
 _acting: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = count()
 
 
-def numbered(one: Acting | Blending) -> Tensor:
-    """Register a bypass or a blend. Returns its number, by which graphs find it."""
+def numbered(one: object) -> Tensor:
+    """Register a `Bypass`, for its `given` and `changed`, or a `Blend`, for its `blended`.
+
+    Returns its number, by which graphs find it.
+    """
     number = next(_numbers)
     _acting[number] = one
     with outliving():

@@ -378,12 +378,12 @@ class Bypass:
         return y
 
     def given(self, x: Tensor) -> Tensor:
-        """As `compiled.Acting`."""
+        """What the module is given in place of x, in a pass that torch.compile does not look into."""
         found, self._pass = self._before(self.module, (x,), {}), None
         return x if found is None else found[0][0]
 
     def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
-        """As `compiled.Acting`."""
+        """The output in place of y; y may be written over. Without `given` the module was given x."""
         if not self.plan.operates:
             found = self._beside(self.module, (x,), {}, y)
         else:
