@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -23,6 +23,7 @@ from ...lycoris_ops import (
     Places,
     Shape,
     Tokens,
+    located,
 )
 from ..host.passes import (
     PatcherInjection,
@@ -31,10 +32,7 @@ from ..host.passes import (
     forget_passes,
     pictures_beside,
     pictures_that_fit,
-    wrap_conditionings,
-    wrap_passes,
-    wrap_preparations,
-    wrap_samplings,
+    wrap,
 )
 from ..host.weights import HostReader, layer_of
 from .left_whole import LeftWhole
@@ -69,22 +67,13 @@ class BypassInjection(PatcherInjection):
         """For each module whose strength differs over places or pictures: the kind of its tokens."""
         self.left_whole = tuple(left_whole)
         """For each Apply node: where it reports layers whose tokens are other ones."""
-        used = [path for path, kind in tokens.items() if kind in APART]
-        held = [slot.where for path in used for slot in plans[path].slots()]
-        self.apart = tuple(dict.fromkeys(where for where in held if where is not None and where.mask))
+        placed = [(path, slot.where) for path in tokens for slot in plans[path].slots() if slot.where]
+        used = [where for path, where in placed if where.mask and tokens[path] in APART]
+        self.apart = tuple(dict.fromkeys(used))
         """The places that have their own keys and values in cross-attentions."""
-        self.masked = {
-            path
-            for path in tokens
-            for slot in plans[path].slots()
-            if slot.where is not None and slot.where.mask
-        }
+        self.masked = {path for path, where in placed if where.mask}
         """The modules with a mask."""
-        self.differ = any(
-            slot.where is not None and slot.where.factors is not None
-            for path in tokens
-            for slot in plans[path].slots()
-        )
+        self.differ = any(where.factors is not None for _, where in placed)
         """Whether a strength differs between pictures."""
         self.timed = [path for path, plan in plans.items() if plan.timed]
         """The modules with a strength that follows timings."""
@@ -108,6 +97,14 @@ class BypassInjection(PatcherInjection):
         """The frames that every context window contains."""
         self._sigmas: tuple[Any, list[float]] = (None, [])
         """The sigmas of the steps of a run: the host's tensor, and its values as a list."""
+
+    @property
+    def wrappers(self) -> Mapping[str, Callable[..., Any]]:
+        """What the host calls in place of its own functions, see `passes.wrap`."""
+        found: dict[str, Callable[..., Any]] = {"pass": self.follow} if self.timed or self.tokens else {}
+        if self.tokens:
+            found |= {"sampling": self.around_sampling, "conditionings": self.note_areas}
+        return {**found, **({"preparation": self.prepare} if self.differ else {})}
 
     def inject(self, patcher: Any) -> None:
         """Attach the hooks to the modules of the model that the host has loaded.
@@ -367,26 +364,17 @@ def add_bypass(
     before = _ours(patcher)
     joined = dict(plans_of(patcher))
     for path, plan in plans.items():
-        try:
+        with located(key=path):
             joined[path] = joined[path].then(plan) if path in joined else plan
-        except LycorisError as error:
-            raise error.within(key=path) from None
     # Setting the key replaces all its injections, so keep those of a second copy of the pack.
     others = [found for found in patcher.get_injections(NAME) or () if found is not before]
     kinds: Mapping[str, Tokens] = {} if before is None else before.tokens
     told = () if before is None else before.left_whole
     ours = BypassInjection(joined, {**kinds, **tokens}, (*told, left_whole))
     add_injection(patcher, NAME, [*others, ours])
-    if ours.timed or ours.tokens:
-        wrap_passes(patcher, NAME, ours.follow, in_place_of=None if before is None else before.follow)
-    if ours.tokens:
-        earlier = None if before is None else before.around_sampling
-        wrap_samplings(patcher, NAME, ours.around_sampling, in_place_of=earlier)
-        earlier = None if before is None else before.note_areas
-        wrap_conditionings(patcher, NAME, ours.note_areas, in_place_of=earlier)
-    if ours.differ:
-        earlier = None if before is None else before.prepare
-        wrap_preparations(patcher, NAME, ours.prepare, in_place_of=earlier)
+    earlier = {} if before is None else before.wrappers
+    for what, wrapper in ours.wrappers.items():
+        wrap(patcher, what, NAME, wrapper, in_place_of=earlier.get(what))
 
 
 def _ours(patcher: Any) -> BypassInjection | None:

@@ -19,6 +19,7 @@ from ...lycoris_ops import (
     bypass_refusal,
     few,
     geometry_of,
+    located,
     number_of,
     paragraph,
 )
@@ -276,7 +277,5 @@ def _build(
     for layer in layers:
         if reason := bypass_refusal(layer.part):
             return reason
-    try:
+    with located(weight=key):
         return BypassPlan.build(geometry, layers)
-    except LycorisError as error:
-        raise error.within(weight=key) from None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...lycoris_ops import Entry, LycorisError, Match, PatchPlan, dtype_name, kept_plan
+from ...lycoris_ops import Entry, LycorisError, Match, PatchPlan, dtype_name, kept_plan, located
 from ..host.page import end_if_interrupted
 from ..host.patching import WeightAdapterBase
 from ..host.weights import plain
@@ -85,11 +85,9 @@ class LycorisPatch(WeightAdapterBase):
         plan, tensors, strengths = self.weights
         values = tuple(value * strength for value in strengths)
         hint = "Unload other models, or set the mode to bypass, which leaves weights as they are"
-        with memory_named("to patch this weight", key, weight.shape, weight.dtype, weight.device, hint):
-            try:
-                return plan.apply_within(plain(weight), tensors, values)
-            except LycorisError as error:
-                raise error.within(weight=key) from None
+        named = memory_named("to patch this weight", key, weight.shape, weight.dtype, weight.device, hint)
+        with named, located(weight=key):
+            return plan.apply_within(plain(weight), tensors, values)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from comfy.clip_vision import Output
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
+from .sampling import own_node
 from .training import NOISE_MASK
 
 Settings = dict[str, Any]
@@ -153,14 +154,7 @@ def restored(settings: Mapping[str, Any]) -> Settings:
 
 
 def _node(name: str) -> Any:
-    node: Any = nodes.NODE_CLASS_MAPPINGS.get(name)
-    if node is None:
-        raise TrainError(
-            "this ComfyUI cannot give the model a first frame",
-            got=f"no node {name}",
-            hint="Update ComfyUI",
-        )
-    return node
+    return own_node(name, "this ComfyUI cannot give the model a first frame")
 
 
 def _inputs_of(name: str) -> set[str]:

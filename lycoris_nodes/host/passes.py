@@ -30,35 +30,29 @@ def _not_injected(patcher: Any, clone: Any) -> None:
     clone.is_injected = False
 
 
-def wrap_passes(
-    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
-) -> None:
-    """Have a wrapper called around each pass of a patcher's model, (run, x, sigma, ...), under a name.
+WRAPPED = {
+    "pass": WrappersMP.APPLY_MODEL,
+    "sampling": WrappersMP.OUTER_SAMPLE,
+    "preparation": WrappersMP.PREPARE_SAMPLING,
+    "conditionings": WrappersMP.CALC_COND_BATCH,
+}
+"""What can be wrapped, with the host's name for it."""
 
-    `in_place_of` is the wrapper under that name that it replaces.
+
+def wrap(
+    patcher: Any, what: str, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
+) -> None:
+    """Have a wrapper called, under a name, in place of something that the host does with a patcher.
+
+    The wrapper gets what the host would call, and its arguments. `what` is one of `WRAPPED`: a `pass` of the
+    model, a whole `sampling`, the `preparation` of one, which loads the models, or all passes for some
+    `conditionings`. `in_place_of` is the wrapper under that name that it replaces.
     """
-    _wrap(patcher, WrappersMP.APPLY_MODEL, name, wrapper, in_place_of)
-
-
-def wrap_samplings(
-    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
-) -> None:
-    """As `wrap_passes`, around each sampling with a patcher, (run, noise, latent, ...)."""
-    _wrap(patcher, WrappersMP.OUTER_SAMPLE, name, wrapper, in_place_of)
-
-
-def wrap_preparations(
-    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
-) -> None:
-    """As `wrap_passes`, around the loading of models for a sampling, (run, patcher, shape of noise, ...)."""
-    _wrap(patcher, WrappersMP.PREPARE_SAMPLING, name, wrapper, in_place_of)
-
-
-def wrap_conditionings(
-    patcher: Any, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
-) -> None:
-    """As `wrap_passes`, around all passes for some conditionings, (run, model, conditionings, x, ...)."""
-    _wrap(patcher, WrappersMP.CALC_COND_BATCH, name, wrapper, in_place_of)
+    kind = WRAPPED[what]
+    kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]
+    patcher.remove_wrappers_with_key(kind, name)
+    for found in (*kept, wrapper):
+        patcher.add_wrapper_with_key(kind, name, found)
 
 
 def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[range] | None:
@@ -99,15 +93,6 @@ def pictures_beside(patcher: Any, shape: Sequence[int]) -> int:
     room = total - patcher.model_size() - comfy.model_management.minimum_inference_memory()
     needed = 1.5 * patcher.model.memory_required([2, *shape[1:]])
     return min(shape[0], max(1, int(room / max(needed, 1.0))))
-
-
-def _wrap(
-    patcher: Any, kind: str, name: str, wrapper: Callable[..., Any], in_place_of: Callable[..., Any] | None
-) -> None:
-    kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]
-    patcher.remove_wrappers_with_key(kind, name)
-    for found in (*kept, wrapper):
-        patcher.add_wrapper_with_key(kind, name, found)
 
 
 def forget_passes(model: Any) -> None:

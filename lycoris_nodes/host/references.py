@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nodes
 from torch import Tensor
 
-from ...lycoris_ops import TrainError
-from .sampling import literal
+from .sampling import literal, own_node
 
 Conditioning = list[Any]
 LATENTS, CONCATENATED = "reference_latents", "concat_latent_image"
@@ -109,11 +107,6 @@ def encoded_with(
 
     Raises TrainError where this host does not have the node for it.
     """
-    node: Any = nodes.NODE_CLASS_MAPPINGS.get(kind.node)
-    if node is None:
-        raise TrainError(
-            "this ComfyUI cannot encode references for the model",
-            got=f"no node {kind.node}",
-            hint="Update ComfyUI, or take the references out of the folder",
-        )
+    hint = "Update ComfyUI, or take the references out of the folder"
+    node = own_node(kind.node, "this ComfyUI cannot encode references for the model", hint)
     return node.execute(clip=clip, prompt=literal(text), vae=vae, **kind.given(images, size)).args[0]

@@ -10,11 +10,22 @@ import comfy.model_management
 import comfy.model_sampling as sampling
 import comfy.sample
 import latent_preview
+import nodes
 import numpy as np
 import torch
 from comfy.nested_tensor import NestedTensor
 from PIL.Image import Image, fromarray
 from torch import Tensor
+
+from ...lycoris_ops import TrainError
+
+
+def own_node(name: str, without: str, hint: str = "Update ComfyUI") -> Any:
+    """One of the host's own nodes. Raises TrainError for a host that lacks it, which `without` explains."""
+    node = nodes.NODE_CLASS_MAPPINGS.get(name)
+    if node is None:
+        raise TrainError(without, got=f"no node {name}", hint=hint)
+    return node
 
 
 def literal(text: str) -> str:

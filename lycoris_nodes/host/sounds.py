@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import nodes
 from torch import Tensor
 from torch.nn import functional
 
 from ...lycoris_ops import TrainError
+from .sampling import own_node
 
 OF_MODELS = ("LTXAV",)
 """The host's classes of models that make clips with sound."""
@@ -56,11 +56,5 @@ def with_sound(latent: dict[str, Any], sound: Tensor) -> dict[str, Any]:
 
 
 def _run(name: str, **inputs: Any) -> dict[str, Any]:
-    node: Any = nodes.NODE_CLASS_MAPPINGS.get(name)
-    if node is None:
-        raise TrainError(
-            "this ComfyUI cannot encode sound for the model",
-            got=f"no node {name}",
-            hint="Update ComfyUI, or unlink `audio_vae`",
-        )
-    return node.execute(**inputs).args[0]
+    hint = "Update ComfyUI, or unlink `audio_vae`"
+    return own_node(name, "this ComfyUI cannot encode sound for the model", hint).execute(**inputs).args[0]

@@ -138,7 +138,7 @@ class LycorisJudge(io.ComfyNode):
                 output(io.Image, "samples", "Pictures of the best."),
                 report_output(),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

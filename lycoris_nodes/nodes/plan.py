@@ -98,7 +98,7 @@ class LycorisPlan(io.ComfyNode):
                 output(io.String, "text", "The plan as JSON, to be kept, edited and given back."),
                 report_output(),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -73,7 +73,6 @@ class LycorisSaveAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[report_output()],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod

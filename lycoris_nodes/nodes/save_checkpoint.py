@@ -58,7 +58,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
                 ),
             ],
             outputs=[report_output()],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -27,7 +27,7 @@ class LycorisSlider(io.ComfyNode):
             is_input_list=True,
             inputs=inputs(),
             outputs=outputs(),
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

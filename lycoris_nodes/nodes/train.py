@@ -30,7 +30,7 @@ class LycorisTrain(io.ComfyNode):
             is_input_list=True,
             inputs=inputs(),
             outputs=outputs(),
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
