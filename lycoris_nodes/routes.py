@@ -13,7 +13,7 @@ from typing import Any
 from ..lycoris_ops import LycorisError, about, has_experts, parse_json, peek_adapter
 from .files.facts import facts_of
 from .files.loras import lora_files, lora_name, lora_names, lora_path
-from .files.models import asked_models, told_model
+from .files.models import known_files, told_model
 from .files.pairs import HIGH, expert_of, partner_of
 from .files.thumbnails import thumbnail
 from .host.files import shown_text
@@ -45,7 +45,7 @@ def add_routes() -> None:
     answer_get(f"{ROOT}/preview", _preview)
     # A text may be longer than a URL.
     answer_post(ROWS, _rows)
-    answer_post(MODEL, _model)
+    answer_post(MODEL, lambda text: _answered(_model, text))
     answer_post(TRAINING, lambda text: _answered(_training, text))
     answer_post(CONFIG, lambda text: _answered(translated, text))
     answer_post(BARS, lambda text: _answered(shown_bars, text))
@@ -113,12 +113,12 @@ def _rows(text: str) -> Answer:
     return _json({"rows": [row_table(row) for row in rows]})
 
 
-def _model(text: str) -> Answer:
-    """What is known of the model that the loading nodes on the page load, see `asked_models`."""
-    files = asked_models(text)
+def _model(asked: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the model that the loading nodes on the page load, see `known_files`."""
+    files = known_files(asked)
     told = told_model(files) if files else None
     known = {"family": told.family if told else "", "families": told.families if told else ()}
-    return _json({"file": files[0] if files else "", **known})
+    return {"file": files[0] if files else "", **known}
 
 
 def _name_here(name: str) -> str:

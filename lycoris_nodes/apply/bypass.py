@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from ...lycoris_ops import (
     Blend,
@@ -389,13 +390,11 @@ def _ours(patcher: Any) -> BypassInjection | None:
 
 def of_samples(value: Any, samples: Sequence[int], count: int) -> Any:
     """The part of a value for some of `count` samples: their rows, from each tensor with a row per sample."""
-    if isinstance(value, torch.Tensor):
-        return value[samples] if value.ndim and len(value) == count else value
-    if isinstance(value, Mapping):
-        return {name: of_samples(one, samples, count) for name, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(of_samples(one, samples, count) for one in value)
-    return value
+
+    def part(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[samples] if tensor.ndim and len(tensor) == count else tensor
+
+    return tree_map_only(torch.Tensor, part, value)
 
 
 def moment_of(sampling: Any, sigma: float, sigmas: Sequence[float]) -> Moment:

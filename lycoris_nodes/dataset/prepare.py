@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError, TrainError, few, number_of
+from ...lycoris_ops import LycorisError, Progress, TrainError, few, number_of
 from ..host.files import shown_path
 from ..host.given import Given, restored, stored
-from ..host.page import Progress, picture_tensor
+from ..host.page import picture_tensor
 from ..host.references import Conditioning, References, encoded_with, with_references
 from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
-from ...lycoris_ops import SAFETENSORS, AboutModel, Fingerprint, LycorisError, about_model, parse_json
+from ...lycoris_ops import SAFETENSORS, AboutModel, Fingerprint, LycorisError, about_model
 from ..host.files import file_names, file_path, is_file
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
@@ -31,22 +31,14 @@ def model_path(model: str) -> str:
     return file_path(folder, name)
 
 
-def asked_models(text: str) -> list[str]:
+def known_files(asked: Any) -> list[str]:
     """The files of the model that the page asks about, as `folder/name`, text encoders last.
 
-    The text is JSON: `{"model": [...], "clip": [...]}`, with the choices made on the loading nodes. Choices
-    that name no model file are left out. Any other text gives no files.
+    The page names the choices made on the loading nodes: `{"model": [...], "clip": [...]}`. Choices that name
+    no model file are left out. Any other value gives no files.
     """
     try:
-        return known_files(parse_json(text))
-    except ValueError:
-        return []
-
-
-def known_files(table: Any) -> list[str]:
-    """The files that such a table names."""
-    try:
-        models, clips = (_known(table[name]) for name in ("model", "clip"))
+        models, clips = (_known(asked[name]) for name in ("model", "clip"))
     except (TypeError, KeyError, AttributeError):
         return []
     return list(dict.fromkeys([*models[:1], *clips]))

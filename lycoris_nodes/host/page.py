@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -20,6 +20,8 @@ from comfy_execution.utils import get_executing_context
 from PIL.Image import Image
 from server import PromptServer
 from torch import Tensor
+
+from ...lycoris_ops import Progress
 
 
 def tell_page(event: str, hidden: Any, **data: Any) -> None:
@@ -39,12 +41,6 @@ def running_node() -> str | None:
     return None if found is None else found.node_id
 
 
-class Progress(Protocol):
-    """Shows how much is done."""
-
-    def __call__(self, done: int, of: int, /) -> None: ...
-
-
 def end_if_interrupted() -> None:
     """End the work, by the host's own exception, when the user has interrupted the run."""
     comfy.model_management.throw_exception_if_processing_interrupted()
@@ -57,7 +53,7 @@ def progress(total: int) -> Progress:
     """
     bar = comfy.utils.ProgressBar(total)
 
-    def update(done: int, of: int, /) -> None:
+    def update(done: int, of: int) -> None:
         end_if_interrupted()
         # Send no preview: on nodes drawn by Vue it would stay beside the pictures of the result.
         bar.update_absolute(done, of)

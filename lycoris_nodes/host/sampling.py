@@ -11,13 +11,13 @@ import comfy.model_sampling as sampling
 import comfy.sample
 import latent_preview
 import nodes
-import numpy as np
 import torch
 from comfy.nested_tensor import NestedTensor
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
+from .page import picture_tensor
 
 
 def own_node(name: str, without: str, hint: str = "Update ComfyUI") -> Any:
@@ -147,8 +147,8 @@ def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
 
 def embeddings(clip_vision: Any, pictures: Sequence[Image]) -> torch.Tensor:
     """A CLIP vision model's embeddings (N, D) of pictures, each cropped to a square as in its training."""
-    tensors = [torch.from_numpy(np.asarray(one.convert("RGB"), dtype=np.float32) / 255) for one in pictures]
-    found = [clip_vision.encode_image(one[None], crop=True)["image_embeds"] for one in tensors]
+    tensors = map(picture_tensor, pictures)
+    found = [clip_vision.encode_image(one, crop=True)["image_embeds"] for one in tensors]
     return torch.cat(found).float().cpu()
 
 

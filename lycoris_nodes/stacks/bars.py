@@ -1,6 +1,6 @@
 """Bars for the block weights of a row on the page, from `lycoris_ops.Bars`.
 
-A question of the page is a table: `file` is the row's file, `model` and `clip` are as in `asked_models`. If
+A question of the page is a table: `file` is the row's file, `model` and `clip` are as in `known_files`. If
 the file of the connected model is not known, another file of the same family stands in for it, or else the
 row's own layers do.
 """

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ....lycoris_ops import TrainError
 from ...host import training as host
@@ -47,7 +48,9 @@ class Caption:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Caption:
         """The caption with its tensors moved."""
-        conds = {name: cond._copy_with(mapped(cond.cond, move)) for name, cond in self.conds.items()}
+        conds = {
+            name: cond._copy_with(tree_map_only(Tensor, move, cond.cond)) for name, cond in self.conds.items()
+        }
         return replace(self, conds=conds)
 
     def goes_with(self, other: Caption) -> bool:
@@ -136,23 +139,12 @@ def caption_of(
         ratio = host.ratios_of(model)[2]
         height, width = latent.values.shape[-2:]
         defaults = sizes_told((width * ratio, height * ratio))
-    told = {**defaults, **mapped(dict(settings), own)}
+    told = {**defaults, **tree_map_only(Tensor, own, dict(settings))}
     usual = family_of(model).guidance
     if usual is not None and told.get("guidance", usual) is not None:
         told["guidance"] = usual
     noise = torch.zeros(latent.values.shape, device=device)
     mask = None if latent.noise_mask is None else latent.noise_mask.to(device)
-    conds = host.encoded(model, mapped(text, finite), told, noise, latent.shapes, seed, mask)
+    conds = host.encoded(model, tree_map_only(Tensor, finite, text), told, noise, latent.shapes, seed, mask)
     made = Caption(conds, type(model.diffusion_model).__name__ in ONE_ROW)
     return made.moved(own)
-
-
-def mapped(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
-    """A value with `move` applied to its tensors, in lists, tuples and dicts too."""
-    if isinstance(value, Tensor):
-        return move(value)
-    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        return type(value)(mapped(inner, move) for inner in value)
-    if type(value) is dict:
-        return {name: mapped(inner, move) for name, inner in value.items()}
-    return value

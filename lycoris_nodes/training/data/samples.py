@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....lycoris_ops import LycorisError, Sketch, TrainError, number_of, sketches
+from ....lycoris_ops import Sketch, TrainError, located, number_of, sketches
 from ...host.training import NOISE_MASK, held
 from ..model.session import Session
 from .captions import Caption, Text, caption_of
@@ -322,12 +321,6 @@ def _size(sample: Sample) -> str:
     return " and ".join(" x ".join(map(str, shape[2:])) for shape in sample.latent.shapes)
 
 
-@contextmanager
-def _numbered(name: str, number: int, count: int) -> Generator[None]:
+def _numbered(name: str, number: int, count: int) -> located:
     """Name in errors which of several items it was."""
-    try:
-        yield
-    except LycorisError as error:
-        where = f"{name}, number {number} of {count}"
-        error.key = f"{where}: {error.key}" if error.key else where
-        raise
+    return located(place=f"{name}, number {number} of {count}")

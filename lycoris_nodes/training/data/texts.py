@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ....lycoris_ops import LycorisNetwork, TrainError
 from ...host import training as host
 from ..model.cures import kinds_of
 from ..model.session import Session
-from .captions import Caption, Text, caption_of, mapped
+from .captions import Caption, Text, caption_of
 from .latents import Latent
 
 Encoded = tuple[Tensor, dict[str, Any]]
@@ -61,7 +62,7 @@ class TextEncoder:
             encoded = self.conditioning(_ANY)[0]
         finally:
             net.restore()
-        if not any(tensor.requires_grad for tensor in _tensors(encoded)):
+        if not any(getattr(one, "requires_grad", False) for one in tree_leaves(encoded)):
             kinds = ", ".join(sorted(kinds_of(self.session.network)))
             raise TrainError(
                 "these text encoders cannot be trained: their output has no gradient",
@@ -114,9 +115,3 @@ def _without(module: nn.Module, called: Set[nn.Module], path: str) -> Iterator[s
             yield from _without(child, called, f"{place}.")
         elif any(isinstance(inner, nn.Linear) for inner in child.modules() if inner is not child):
             yield place
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    mapped(value, lambda tensor: found.append(tensor) or tensor)
-    return found

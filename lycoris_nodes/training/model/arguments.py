@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class _Hole:
-    """Marks the place of a tensor that was taken out."""
+_HOLE = object()
+"""Marks the place of a tensor that was taken out."""
 
 
 def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
@@ -24,13 +22,13 @@ def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
     """
     if isinstance(value, Tensor):
         tensors.append(value)
-        return _Hole()
+        return _HOLE
     return _changed(value, lambda inner: emptied(inner, tensors, family), family)
 
 
 def filled(value: Any, tensors: Iterator[Tensor], family: str) -> Any:
     """A copy of an emptied value, with these tensors in the holes."""
-    if isinstance(value, _Hole):
+    if value is _HOLE:
         return next(tensors)
     return _changed(value, lambda inner: filled(inner, tensors, family), family)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -348,8 +348,7 @@ def _meant(run: Run) -> Generator[None]:
         raise
 
 
-@contextmanager
-def _opened(asked: Asked, passes: int) -> Generator[tuple[Session, TextEncoder | None]]:
+def _opened(asked: Asked, passes: int) -> AbstractContextManager[tuple[Session, TextEncoder | None]]:
     """A context in which the model, and the text encoders if they are trained, are open for training."""
     for name in ("captions", "regularisation_captions", "validation_captions"):
         if getattr(asked, name) and asked.clip is None:
@@ -362,15 +361,14 @@ def _opened(asked: Asked, passes: int) -> Generator[tuple[Session, TextEncoder |
     data = [*asked.latents, *asked.regularisation_latents, *asked.validation_latents]
     size = asked.batch_size * passes
     memory = memory_for(asked.model, data, size, captions=asked.positive, checkpointed=recompute)
-    with opened_both(
+    return opened_both(
         asked.model,
         asked.clip,
         memory=memory,
         recompute=recompute,
         precision=asked.precision,
         seed=asked.seed,
-    ) as both:
-        yield both
+    )
 
 
 def _beside(

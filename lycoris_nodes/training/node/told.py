@@ -23,7 +23,7 @@ from .settings import Asked, rate_of, text_rate_of
 def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     """What the page shows on a node with these inputs: `usual`, and `running` or `stopped`.
 
-    In the request `node` and `page` are their keys, `model` and `clip` are as in `asked_models`, `values` are
+    In the request `node` and `page` are their keys, `model` and `clip` are as in `known_files`, `values` are
     those of the node's widgets by their names in a prompt, `linked` are the inputs that another node gives,
     and `anew` says whether to set aside the stopped training that Run would go on with. Without `values` the
     answer is only `usual`.
