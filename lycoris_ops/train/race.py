@@ -214,7 +214,8 @@ def race(
     The same seed and batches give the same race. Entrants are trained one at a time; afterwards model and
     networks are as they were. `told` is called before each heat and after each step.
 
-    Raises TrainError where there is nothing to race or no heat has a finite loss, and as a Trainer does.
+    Raises TrainError where there is nothing to race or no heat has a finite loss, DivergedError where the
+    held-out loss is not finite before any step, and as a Trainer does.
     """
     check_repeatable(batches)
     if not entrants or not held_out or not 0 < share < math.inf:
@@ -345,6 +346,8 @@ class _Race:
             self.spent += self.judging * (steps > 0)
             return trainer.validate(), parameters
         except DivergedError:
+            if not steps:
+                raise
             return math.inf, parameters
         finally:
             copy_into(list(net.parameters()), before)
