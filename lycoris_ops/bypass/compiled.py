@@ -25,7 +25,6 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import LycorisError
 from .forwards.forward import narrowed, outliving, recorded
 
-
 _acting: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = count()
 

@@ -512,8 +512,8 @@ class Trainer:
             got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
             hint="The network has the last weights whose loss was finite. Try a lower lr, a warm-up or bf16"
             if self.done
-            else "No step was made yet, so the lr is not at fault. Look at the batches, the loss, the model and "
-            "its dtype",
+            else "No step was made yet, so the lr is not at fault. Look at the batches, the loss, the model "
+            "and its dtype",
         )
 
     def _averaging(self, on: bool) -> None:

@@ -247,7 +247,7 @@ def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went
     with pytest.raises(lyc.TrainError, match=r"whole .*step-000002\.state\.safetensors \(.*too short"):
         lyc.train_network(network(), batches(), plain, slower, resume=folder)
     STATE_FORM.write(folder / "step-000002.state.safetensors", {"step": 2, "of": 6, "returns": 0})
-    with pytest.raises(lyc.TrainError, match="whole .*nothing called 'settings'"):
+    with pytest.raises(lyc.TrainError, match=r"whole .*nothing called 'settings'"):
         lyc.newest_state(folder)
     with pytest.raises(lyc.TrainError, match="no state of a training to go on from"):
         lyc.train_network(network(), batches(), plain, slower, resume=tmp_path / "nowhere")
