@@ -261,10 +261,11 @@ def select(
     are chosen, or, if it is empty too, those of the preset "full". Norms, embeddings, experts and routers are
     in no preset: only `include` chooses them; "*" chooses every site. A preset leaves out a module that
     shares its weight with another, such as the output layer of a language model that is tied to its
-    embedding, unless both are chosen: when merged, the change of one would change the other too.
+    embedding, unless both are chosen: when merged, the change of one would change the other too. A module
+    that the model holds under two names is chosen under the first of those that match.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
-    and where one weight is chosen under two names: changing it twice is never intended.
+    and where two modules that share one weight are chosen: changing it twice is never intended.
     """
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LycorisError(
@@ -294,6 +295,7 @@ def select(
             got=_counted(found, others),
             expected=_sought(name, wanted, unwanted),
         )
+    chosen = {site.path: site for site in _once(chosen.values())}
     _check_distinct(chosen.values())
     return chosen
 
@@ -349,6 +351,14 @@ def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
 
 def _any(chosen: Iterable[Pattern], path: str) -> bool:
     return any(pattern.matches_path(path) for pattern in chosen)
+
+
+def _once(chosen: Iterable[Site]) -> list[Site]:
+    """The sites without the further names of a module: a layer beside it acts under all of them."""
+    first: dict[tuple[nn.Module, str, int | None], Site] = {}
+    for site in chosen:
+        first.setdefault((site.module, site.weight, site.expert), site)
+    return list(first.values())
 
 
 def _check_distinct(chosen: Iterable[Site]) -> None:

@@ -261,6 +261,19 @@ def test_one_of_several_modules_of_one_weight_is_chosen_by_leaving_out_the_other
     assert set(lyc.create_lycoris(net, rank=2, exclude=("b", "c")).members) == {"a", "d"}
 
 
+def test_a_module_under_two_names_is_adapted_once() -> None:
+    net = nn.Module()
+    net.first = nn.Linear(4, 4)
+    net.layers = nn.Sequential(net.first, nn.Tanh(), net.first, nn.Linear(4, 4))
+    x = torch.randn(2, 4)
+    network = made(net, include="*")
+    assert set(network.members) == {"first", "layers.3"}
+    changed = net.layers(x)
+    network.merge_to()
+    assert torch.allclose(net.layers(x), changed, atol=1e-5)
+    assert set(lyc.create_lycoris(net, rank=2, include="layers.2").members) == {"layers.2"}
+
+
 def test_modules_of_any_name() -> None:
     model = nn.Module()
     for name in ("values", "keys", "type", "update", "pop", "a/b"):
