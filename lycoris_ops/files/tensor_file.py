@@ -55,7 +55,7 @@ class Fingerprint:
         it is a folder or a device. Sleeps until the last change is 20 ms old, see `TICK`.
         """
         # Links are not resolved: a download cache links readable names to files that are named by their hash.
-        hint = "Check the name, or refresh the list of files"
+        hint = "Check the name and the folder"
         try:
             full = Path(path).absolute()
             found = full.stat()

@@ -407,8 +407,7 @@ def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:
     done = start("inspect", tmp_path / "missing.safetensors")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == (
-        f"error: {tmp_path}/missing.safetensors: there is no such file. Check the name, or refresh the list "
-        "of files\n"
+        f"error: {tmp_path}/missing.safetensors: there is no such file. Check the name and the folder\n"
     )
 
 
