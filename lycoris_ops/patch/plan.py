@@ -228,7 +228,7 @@ def _on_larger(part: Part, shape: Sequence[int], final: Shape) -> tuple[Form, ..
             key=part.key,
             got=str(list(met)),
             expected=str(list(larger)),
-            hint="Apply the adapter that enlarges the weight by an apply node of its own, after this one",
+            hint="Apply the adapter that enlarges the weight alone, after this one",
         )
     with part.named():
         change = add_up(additive, torch.float64, CPU).reshape(met)
