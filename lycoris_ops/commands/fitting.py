@@ -22,7 +22,7 @@ from .. import (
     read_shapes,
     save_adapter,
 )
-from .shared import add_dtype, dtype_of, show
+from .shared import MODEL, add_dtype, dtype_of, show
 
 
 def add_kind(command: argparse.ArgumentParser, *, same: bool, size: str = "auto", also: str = "") -> None:
@@ -68,7 +68,7 @@ def add_result(command: argparse.ArgumentParser, dialect: str) -> None:
 
 
 def add_base(command: argparse.ArgumentParser, why: str) -> None:
-    command.add_argument("--base", metavar="FILE", help=f"the .safetensors model: {why}")
+    command.add_argument("--base", metavar="FILE", help=f"{MODEL}: {why}")
 
 
 def check_place(options: argparse.Namespace, own: str | None) -> None:

@@ -15,6 +15,8 @@ from .. import WRITABLE, Entry, LycorisError, Progress, Shape, Stack, load_adapt
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
 """The dtypes to choose from, by short names: fp32, bf16, fp16."""
+MODEL = "a .safetensors model, or the folder or index of one in several files"
+"""What is taken for a model, in words for the help."""
 BAR = 40
 """The width of the progress bar in characters."""
 
@@ -25,8 +27,7 @@ def add_model(command: argparse.ArgumentParser, what: str) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help=f"{what}: a .safetensors file (only its header is read); "
-        "repeat the option for a model in several files",
+        help=f"{what}: {MODEL} (only headers are read); repeat the option for a model in several parts",
     )
 
 

@@ -26,6 +26,14 @@ class Option:
     high: float = math.inf
     choices: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.name}={self.default} ({self.expected}): {self.what}"
+
+    @property
+    def expected(self) -> str:
+        """The values that are allowed, in words."""
+        return ", ".join(self.choices) or f"a number from {self.low:g} to {self.high:g}"
+
     def check(self, value: object) -> None:
         """Raise LycorisError for a value that is not allowed."""
         if self.choices:
@@ -33,7 +41,7 @@ class Option:
                 raise LycorisError(
                     f"the option `{self.name}` has no such value",
                     got=str(value),
-                    expected=", ".join(self.choices),
+                    expected=self.expected,
                 )
         elif (
             isinstance(value, bool)
@@ -43,7 +51,7 @@ class Option:
             raise LycorisError(
                 f"the option `{self.name}` is out of range",
                 got=str(value),
-                expected=f"a number from {self.low:g} to {self.high:g}",
+                expected=self.expected,
             )
 
 

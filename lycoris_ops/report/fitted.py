@@ -87,7 +87,8 @@ def _described(adapter: Adapter) -> str:
     reasons = Counter(report.left_out.values())
     if unchanged := reasons.pop(UNCHANGED, 0):
         # Only their number: they are many, and nothing is missing.
-        lines.append(f"  {number_of(unchanged, 'weight')} left out, {UNCHANGED}")
+        words = ("weight left out, because it changes", "weights left out, because they change")
+        lines.append(f"  {number_of(unchanged, *words)} nothing")
     for reason, _ in reasons.most_common():
         names = [name for name, why in report.left_out.items() if why == reason]
         lines += listed(f"left out, {reason}", f"left out, {reason}", names)

@@ -412,9 +412,12 @@ def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:
 
 
 def test_each_command_has_help() -> None:
-    for arguments in (("--help",), ("inspect", "--help"), ("convert", "--help"), ("bake", "--help")):
-        done = run(*arguments)
+    for verb in ("", "inspect", "convert", "bake", "extract", "merge"):
+        done = run(*filter(None, (verb, "--help")))
         assert done.returncode == 0 and "usage: python -m lycoris_ops" in done.stdout
+    told = " ".join(done.stdout.split())
+    for method in lyc.merge_methods().values():
+        assert all(f"{option.name}={option.default} ({option.expected})" in told for option in method.options)
 
 
 def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import argparse
 
 from ... import extract_adapter, parse_size
 from ..fitting import add_kind, add_result, check_place, checked_names, kind_of, write
-from ..shared import add_json, add_output, progress_bar
+from ..shared import MODEL, add_json, add_output, progress_bar
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("base", help="the .safetensors model that the other one was tuned from")
-    command.add_argument("tuned", help="the tuned .safetensors model")
+    command.add_argument("base", help=f"what the other model was tuned from: {MODEL}")
+    command.add_argument("tuned", help="the tuned model, likewise")
     add_output(command, "the .safetensors file to write, or for peft a folder")
     add_kind(command, same=False)
     add_result(command, "the dialect of the file; by default the layers have the model's own names")

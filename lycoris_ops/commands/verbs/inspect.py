@@ -20,7 +20,7 @@ from ... import (
     resolve,
     summary,
 )
-from ..shared import add_json, add_model, shapes_of_model, show
+from ..shared import MODEL, add_json, add_model, shapes_of_model, show
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -40,8 +40,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--base",
         metavar="FILE",
-        help="the .safetensors model: measures changes relative to its weights; needed for kinds that depend "
-        "on them",
+        help=f"{MODEL}: measures changes relative to its weights; needed for kinds that depend on them",
     )
     add_json(command)
 

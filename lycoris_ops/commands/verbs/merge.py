@@ -23,7 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the method, such as density=0.3; may be given several times",
+        help="an option of the method, see below, such as density=0.3; may be given several times",
     )
     command.add_argument(
         "--norm-limit", type=float, metavar="C", help="bound each change to C times the largest single one"
@@ -32,6 +32,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_base(command, "needed where adapters name layers in different ways, and for kinds that depend on it")
     add_result(command, "the dialect of the file; by default the names stay as they are")
     add_json(command)
+    told: dict[str, list[str]] = {}
+    for name, method in merge_methods().items():
+        for option in method.options:
+            told.setdefault(str(option), []).append(name)
+    for text, names in told.items():
+        command.add_argument_group(f"--option of {', '.join(names)}", text)
 
 
 def run(options: argparse.Namespace) -> int:
