@@ -339,7 +339,8 @@ class LycorisNetwork(nn.Module):
     ) -> SaveResult:
         """Write the layers as they are now, see `to_adapter`. Raises as `save_adapter` does.
 
-        For a divided network call `to_adapter` in all processes, and `save_adapter` in the first one.
+        For a divided network call `to_adapter` in all processes, and `save_adapter` with a dialect in the
+        first one.
         """
         adapter = self.to_adapter(os.path.basename(path), include=include, dialect=dialect)
         return save_adapter(adapter, path, dialect, dtype, metadata, model=self.shapes(), overwrite=overwrite)

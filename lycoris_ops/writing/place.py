@@ -62,6 +62,7 @@ def _peft_place(path: Path) -> Path:
             file=str(path),
             got=path.name,
             expected=f"a folder, or {PEFT_FILE} in one",
+            hint="For a file of another name choose another dialect, such as lycoris",
         )
     others = [file.name for file in path.parent.glob("*") if file.suffix.lower() in SAFETENSORS]
     if set(others) - {PEFT_FILE}:
