@@ -64,7 +64,8 @@ class TrainResult:
             f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}; "
             f"this run took {self.seconds:.1f} s" + ("; stopped early" if self.stopped_early else "")
         ]
-        lines += [str(self.searched)] if self.searched and self.searched.race else []
+        if self.searched and self.searched.race:
+            lines += [str(self.searched), *self.searched.race.missed()]
         lines += [f"went on from {self.resumed}"] if self.resumed else []
         lines += [f"a checkpoint could not be written after {why}" for why in self.unwritten]
         if losses:

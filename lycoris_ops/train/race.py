@@ -141,6 +141,10 @@ class Race:
             words.append(f"no loss fell below the {self.start:.4g} before any step")
         return "; ".join([*words, cost])
 
+    def missed(self) -> list[str]:
+        """One line with the entrants that the budget was too small for; none where all raced."""
+        return [f"too few steps to race: {', '.join(self.left_out)}"] if self.left_out else []
+
     def __str__(self) -> str:
         """The verdict, and a table of the heats with the best first."""
         order = sorted(self.heats, key=lambda heat: heat.loss)
@@ -150,9 +154,9 @@ class Race:
             for heat in order
         ]
         notes = [f"{self.start:.4f} before any step"] if self.heats else []
-        if self.left_out:
-            notes.append(f"too few steps to race: {', '.join(self.left_out)}")
-        return "\n".join([self.verdict(), *(table((head, *lines), texts=1) if lines else ()), *notes])
+        return "\n".join(
+            [self.verdict(), *(table((head, *lines), texts=1) if lines else ()), *notes, *self.missed()]
+        )
 
     def json(self) -> str:
         """The race as JSON; `of_json` gives it back."""
