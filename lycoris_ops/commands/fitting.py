@@ -62,9 +62,9 @@ def kind_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def add_result(command: argparse.ArgumentParser, dialect: str) -> None:
+def add_result(command: argparse.ArgumentParser, dialect: str, dtype: str = "each keeps its own") -> None:
     command.add_argument("--dialect", choices=WRITTEN_DIALECTS, help=dialect)
-    add_dtype(command, "the factors")
+    add_dtype(command, "the factors", dtype)
 
 
 def add_base(command: argparse.ArgumentParser, why: str) -> None:

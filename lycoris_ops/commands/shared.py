@@ -36,10 +36,8 @@ def shapes_of_model(options: argparse.Namespace) -> dict[str, Shape] | None:
     return read_shapes(options.model) if options.model else None
 
 
-def add_dtype(command: argparse.ArgumentParser, what: str) -> None:
-    command.add_argument(
-        "--dtype", choices=DTYPES, help=f"write {what} in this dtype; by default each keeps its own"
-    )
+def add_dtype(command: argparse.ArgumentParser, what: str, usual: str = "each keeps its own") -> None:
+    command.add_argument("--dtype", choices=DTYPES, help=f"write {what} in this dtype; by default {usual}")
 
 
 def dtype_of(options: argparse.Namespace) -> torch.dtype | None:

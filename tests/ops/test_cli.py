@@ -415,6 +415,7 @@ def test_each_command_has_help() -> None:
     for verb in ("", "inspect", "convert", "bake", "extract", "merge"):
         done = run(*filter(None, (verb, "--help")))
         assert done.returncode == 0 and "usage: python -m lycoris_ops" in done.stdout
+    assert "by default fp16" in run("extract", "--help").stdout
     told = " ".join(done.stdout.split())
     for method in lyc.merge_methods().values():
         assert all(f"{option.name}={option.default} ({option.expected})" in told for option in method.options)

@@ -272,7 +272,7 @@ def test_what_is_asked_for_is_not_replaced_without_a_race() -> None:
     assert found.network is net and found.race and found.race.heats
     assert {heat.name for heat in found.race.heats} == {"dora lora as asked"}
     assert set(found.race.left_out) == set(KINDS) and "too few steps to race" in str(found.race)
-    result = lyc.train_network(network(), BATCHES, Loss(), replace(OPTIONS, search="all", steps=20, bar=False))
+    result = lyc.train_network(network(), BATCHES, Loss(), replace(OPTIONS, search="all", steps=20))
     assert "too few steps to race: planned lora, whole lokr" in str(result)
 
 

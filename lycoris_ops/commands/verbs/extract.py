@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("tuned", help="the tuned model, likewise")
     add_output(command, "the .safetensors file to write, or for peft a folder")
     add_kind(command, same=False)
-    add_result(command, "the dialect of the file; by default the layers have the model's own names")
+    add_result(command, "the dialect of the file; by default the layers have the model's own names", "fp16")
     command.add_argument(
         "--strict", action="store_true", help="fail if the models do not have the same layers"
     )
