@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...lycoris_ops import Blend, Crop, Places, Shape, Tokens, tokens_of
 from ..host.paces import frames_of
+from ..host.training import patch_of
 
 ROOT = "diffusion_model."
 WEIGHT = ".weight"
@@ -80,7 +81,7 @@ class Passing:
         """
         shape = picture_shape(x, given)
         network = model.diffusion_model
-        patch = _patch(network)
+        patch = patch_of(network)
         earlier, later = _other_pictures(network, given)
         # HiDream-O1 gets its references as patches.
         patches = given.get("ref_patches")
@@ -250,22 +251,6 @@ def _pace(model: Any) -> int | Shape:
         # MiniMax-H3 starts a new group with every fifth frame of the latent.
         return (1, 4, 4, 4, 4)
     return frames_of(model.latent_format)
-
-
-def _patch(network: Any) -> tuple[int, int, int]:
-    """The frames, rows and columns of a latent per token of the host's network."""
-    # The latents of Ideogram and Lens are cut into patches already.
-    cut = hasattr(network, "ae_channels") or hasattr(network, "selected_layer_index")
-    size = 1 if cut else getattr(network, "patch_size", None)
-    if size is None:
-        # Krea's.
-        size = getattr(network, "patch", None)
-    if size is None:
-        # Cosmos.
-        side = getattr(network, "patch_spatial", 1)
-        size = (getattr(network, "patch_temporal", 1), side, side)
-    frames, height, width = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
-    return int(frames), int(height), int(width)
 
 
 def blended_attention(blend: Blend, before: Attention | None) -> Attention:

@@ -185,9 +185,9 @@ def joined(conditionings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def tokens_of(model: Any, shape: Sequence[int]) -> int:
     """How many tokens a transformer makes of a latent (B, C, ..., H, W), as far as its patches are known."""
-    sides = [1, 1, 1, *_patch_of(model)]
     sizes = shape[2:]
-    return math.prod(-(-size // side) for size, side in zip(sizes, sides[-len(sizes) :], strict=True))
+    sides = patch_of(model.diffusion_model, 2)[-len(sizes) :]
+    return math.prod(-(-size // side) for size, side in zip(sizes, sides, strict=True))
 
 
 def grid_of(model: Any) -> int:
@@ -196,20 +196,25 @@ def grid_of(model: Any) -> int:
     It is the pixels per value of a latent, times a transformer's patch or all downsampling of a UNet.
     """
     levels = getattr(model.diffusion_model, "channel_mult", None)
-    patch = max(_patch_of(model)[-2:]) if levels is None else 2 ** (len(levels) - 1)
+    patch = max(patch_of(model.diffusion_model, 2)[1:]) if levels is None else 2 ** (len(levels) - 1)
     return ratios_of(model)[2] * patch
 
 
-def _patch_of(model: Any) -> Sequence[int]:
-    network = model.diffusion_model
-    # The last one is LTX-Video's.
-    holders = (
-        (network, "patch_size"),
-        (network, "patch_spatial"),
-        (getattr(network, "patchifier", None), "patch_size"),
-    )
-    patch: Any = next((found for holder, name in holders if (found := getattr(holder, name, None))), 2)
-    return [int(side) for side in (patch if isinstance(patch, tuple | list) else (patch, patch))]
+def patch_of(network: Any, unknown: int = 1) -> tuple[int, int, int]:
+    """The frames, rows and columns of a latent per token; rows and columns are `unknown` if nothing tells."""
+    # The latents of Ideogram and Lens are cut into patches already.
+    cut = hasattr(network, "ae_channels") or hasattr(network, "selected_layer_index")
+    # LTX-Video holds it in its patchifier.
+    size = 1 if cut else getattr(getattr(network, "patchifier", network), "patch_size", None)
+    if size is None:
+        # Krea's.
+        size = getattr(network, "patch", None)
+    if size is None:
+        # Cosmos.
+        side = getattr(network, "patch_spatial", unknown)
+        size = (getattr(network, "patch_temporal", 1), side, side)
+    frames, height, width = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
+    return int(frames), int(height), int(width)
 
 
 def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:

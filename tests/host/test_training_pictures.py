@@ -53,8 +53,11 @@ GRIDS = {
     "Qwen-Image": 16,
     "LTX-Video": 32,
     "HunyuanImage 2.1": 32,
+    "Ideogram 4": 16,
+    "Lens": 16,
 }
-"""Pixels for a value of the latents, times the patch of a transformer or two steps down of a tiny UNet."""
+"""Pixels for a value of the latents, times the patch of a transformer or two steps down of a tiny UNet.
+The latents of Ideogram and Lens are cut into patches already."""
 
 
 def test_the_grid_is_the_models(host: Host) -> None:
