@@ -8,7 +8,7 @@ import stat
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
@@ -137,11 +137,13 @@ class TensorFile(Protocol):
 
 
 @dataclass(frozen=True)
-class DerivedFile(ABC):
-    """A file whose tensors are made from those of another `file`."""
+class DerivedFile:
+    """A file some of whose tensors are made from those of another `file`."""
 
     file: TensorFile
     tensors: Mapping[str, TensorInfo]
+    made: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
+    """For each tensor that is made: the name of the tensor in `file`, and how it is made from that."""
 
     @property
     def path(self) -> str:
@@ -159,9 +161,13 @@ class DerivedFile(ABC):
         """Raise FileFormatError where `file` changed since it was opened."""
         self.file.check_unchanged()
 
-    @abstractmethod
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        """See `TensorFile`."""
+        """See `TensorFile`. What tensors are made from is kept in any case: several may need it."""
+        made = {name: self.made[name] for name in names if name in self.made}
+        sources = {name: made[name][0] if name in made else name for name in names}
+        held = self.file.read(tuple(dict.fromkeys(sources.values())), cache, keep=keep or bool(made))
+        own = {name: held[source] for name, source in sources.items()}
+        return own | {name: make(own[name]) for name, (_, make) in made.items()}
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import FileFormatError, LayerError
-from ..files.cache import TensorCache
 from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from ..names.dialects.peft import PREFIX
 from ..peft import Config
@@ -32,25 +31,8 @@ class _Piece:
         if self.expert is None:
             return tensor
         if self.key.endswith(DOWN):
-            return tensor.reshape(self.experts, -1, tensor.shape[1])[self.expert]
-        return tensor.reshape(len(tensor), -1, self.experts)[..., self.expert]
-
-
-@dataclass(frozen=True)
-class ParametersFile(DerivedFile):
-    """A file whose joint factors of all experts are split into a pair for each, see `peft.parameters`."""
-
-    pieces: Mapping[str, _Piece]
-
-    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        wanted = {name: self.pieces.get(name) for name in names}
-        keys = tuple(dict.fromkeys(piece.key if piece else name for name, piece in wanted.items()))
-        # The file holds all experts in one tensor, so keep it for the others.
-        held = self.file.read(keys, cache, keep=keep or any(wanted.values()))
-        return {
-            name: piece.of(held[piece.key]).contiguous() if piece else held[name]
-            for name, piece in wanted.items()
-        }
+            return tensor.reshape(self.experts, -1, tensor.shape[1])[self.expert].contiguous()
+        return tensor.reshape(len(tensor), -1, self.experts)[..., self.expert].contiguous()
 
 
 def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, frozenset[str]]:
@@ -84,7 +66,7 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
         shape = (rows // count, columns) if piece.key.endswith(DOWN) else (rows, columns // count)
         tensors[key] = TensorInfo(whole.dtype, shape)
     names = frozenset(key.removesuffix(f".{DOWN}") for key in pieces if key.endswith(DOWN))
-    return ParametersFile(file, tensors, pieces), names
+    return DerivedFile(file, tensors, {name: (one.key, one.of) for name, one in pieces.items()}), names
 
 
 def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]]:

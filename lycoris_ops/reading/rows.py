@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,24 +10,11 @@ from torch import Tensor
 
 from ..algorithms.full import ROWS_AT, SET_ROWS
 from ..errors import FileFormatError
-from ..files.cache import TensorCache
 from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from ..names.dialects import split_key
 from ..names.layer_name import LayerName
 from ..peft import TOKENS, Config
 from ..peft.kinds.trainable_tokens import DELTA
-
-
-@dataclass(frozen=True)
-class RowsFile(DerivedFile):
-    """A file with further tensors in memory."""
-
-    added: Mapping[str, Tensor]
-
-    def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
-        own = tuple(name for name in names if name not in self.added)
-        held = self.file.read(own, cache, keep=keep)
-        return {name: self.added[name] if name in self.added else held[name] for name in names}
 
 
 def has_rows(key: str) -> bool:
@@ -41,7 +27,8 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
 
     Raises FileFormatError where the configuration gives no numbers for a layer, or too many or too few.
     """
-    added: dict[str, Tensor] = {}
+    tensors = dict(file.tensors)
+    made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
     for key in filter(has_rows, file.tensors):
         name, suffix = split_key(key) or ("", "")
         if suffix != SET_ROWS:
@@ -55,8 +42,7 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
                 got=f"{len(rows)} numbers",
                 expected=f"{held[0]}, for {key}",
             )
-        added[f"{name}.{ROWS_AT}"] = torch.tensor(rows)
-    if not added:
-        return file
-    tensors = {**file.tensors, **{key: TensorInfo.of(value) for key, value in added.items()}}
-    return RowsFile(file, tensors, added)
+        numbers = torch.tensor(rows)
+        tensors[f"{name}.{ROWS_AT}"] = TensorInfo.of(numbers)
+        made[f"{name}.{ROWS_AT}"] = (key, lambda _, numbers=numbers: numbers)
+    return DerivedFile(file, tensors, made) if made else file
