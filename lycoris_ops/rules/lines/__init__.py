@@ -6,19 +6,24 @@ RuleError for a faulty line of its own. Forms are tried in the order of their `O
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from ..scene import Outcome, Scene, Value
 
 
-class Line(Protocol):
+@dataclass(frozen=True)
+class Line(ABC):
     """A parsed line of block rules."""
 
+    text: str
+
+    @abstractmethod
     def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
         """The values for the layers of an adapter, with random letters drawn from the seed.
 
         Raises RuleError where the line does not fit the model.
         """
-        ...
 
-    def __str__(self) -> str: ...
+    def __str__(self) -> str:
+        return self.text

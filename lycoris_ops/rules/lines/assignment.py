@@ -10,15 +10,15 @@ from ...names.blocks import Named
 from ..patterns import Pattern, assigned, unmet
 from ..scene import Outcome, Scene, Value
 from ..values import EXPECTED, Amount
+from . import Line
 
 ORDER = 2
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Assignment(Line):
     """A value for the layers that any of the patterns matches."""
 
-    text: str
     patterns: tuple[Pattern, ...]
     amount: Amount
 
@@ -47,9 +47,6 @@ class Assignment:
             if block in own or any(p.matches(scene, n) for n in members for p in self.patterns)
         )
         return {block: place for place, block in enumerate(blocks)}
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def read(text: str) -> Assignment | None:

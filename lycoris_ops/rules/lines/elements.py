@@ -15,6 +15,7 @@ from ...names.blocks import Named
 from ..patterns import EXPRESSION, Pattern, atoms
 from ..scene import Outcome, Scene, Value
 from ..values import number
+from . import Line
 
 ORDER = 3
 ENTRY = re.compile(rf"(\s*(?:NOT\s+)?{EXPRESSION}\s*|[^:]*):([^:]*):([^:,]*)(?:,|$)", re.IGNORECASE)
@@ -42,10 +43,9 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Elements:
+class Elements(Line):
     """Each layer gets the value of the last element that matches it."""
 
-    text: str
     elements: tuple[Element, ...]
 
     def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
@@ -62,9 +62,6 @@ class Elements:
             else:
                 idle.append(f"{element.text}: the model has nothing there")
         return Outcome(values, tuple(notes), tuple(idle))
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def read(text: str) -> Elements | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ...errors import RuleError
 from ..scene import Outcome, Scene, Value
 from ..values import number
+from . import Line
 
 ORDER = 1
 FAMILIES = ("in", "mid", "out", "double", "single", "layers", "blocks")
@@ -22,10 +23,9 @@ ITEM = re.compile(
 
 
 @dataclass(frozen=True)
-class Positions:
+class Positions(Line):
     """Values for blocks by family, first and last place; the last item that fits counts."""
 
-    text: str
     default: float
     base: float
     items: tuple[tuple[str, int, int, float], ...]
@@ -46,9 +46,6 @@ class Positions:
             values.setdefault(layer, Value(self.base))
         note = "% by place among the blocks that the file has, counted from 1, as Inspire Pack"
         return Outcome(values, (note,), idle)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def read(text: str) -> Positions | None:

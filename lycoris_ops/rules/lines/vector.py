@@ -13,6 +13,7 @@ from ...names.architectures import ARCHITECTURES
 from ...names.architectures.record import Vector
 from ..scene import Outcome, Scene, Value
 from ..values import number
+from . import Line
 
 ORDER = 4
 PUBLISHED = {len(one.blocks): one for record in ARCHITECTURES.values() for one in record.vectors}
@@ -30,10 +31,9 @@ BY_NAME = "Write the blocks by name, such as `in.1-4 = 0.5`; LyCORIS Blocks of a
 
 
 @dataclass(frozen=True)
-class VectorLine:
+class VectorLine(Line):
     """Numbers, or letters for random ones. Their count identifies their blocks."""
 
-    text: str
     entries: tuple[str, ...]
 
     def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
@@ -74,9 +74,6 @@ class VectorLine:
         if RANDOM.keys().isdisjoint(self.entries):
             return ""
         return "; drawn: " + ",".join(f"{value:g}" for value in drawn)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def _fits(layout: Vector, scene: Scene) -> bool:
