@@ -27,16 +27,13 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
         return stack, "", True
     expert, why = (choice, "as chosen") if choice != "auto" else told_expert(model, hidden)
     found = expert or HIGH
-    given = f"{number_of(pairs, 'pair')} gave the file for it" if expert else _unknown(pairs)
-    said = f"This model is the {expert.replace(' ', '-')} expert, {why}: {given}." if expert else given
-    return stack.of_expert(low_noise=found == LOW), said, expert is not None
-
-
-def _unknown(pairs: int) -> str:
-    return (
-        f"Nothing tells which of two experts this model is: {number_of(pairs, 'pair')} gave the file for "
-        "high noise. Choose it in the input expert."
+    gave = f"{number_of(pairs, 'pair')} gave the file for"
+    said = (
+        f"Nothing tells which of two experts this model is: {gave} high noise. Choose it in the input expert."
     )
+    if expert:
+        said = f"This model is the {expert.replace(' ', '-')} expert, {why}: {gave} it."
+    return stack.of_expert(low_noise=found == LOW), said, expert is not None
 
 
 def told_expert(model: Any, hidden: Any, link: str = "model") -> tuple[Expert | None, str]:

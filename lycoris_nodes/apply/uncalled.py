@@ -84,18 +84,17 @@ def _names_in(kind: type) -> set[str]:
 
 def _weights_read(method: ast.FunctionDef) -> set[str]:
     """Each X where a method uses the values of `self.X.weight`, not only attributes that describe them."""
-    reads = {node: layer for node in ast.walk(method) if (layer := _layer_of_weight(node))}
+    reads: dict[ast.AST, str] = {
+        node: layer
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute) and node.attr == "weight" and (layer := _own(node.value))
+    }
     for node in ast.walk(method):
         described = isinstance(node, ast.Attribute) and node.attr in DESCRIBES
         if described or isinstance(node, ast.Compare):
             for child in ast.iter_child_nodes(node):
                 reads.pop(child, None)
     return set(reads.values())
-
-
-def _layer_of_weight(node: ast.AST) -> str | None:
-    """X of `self.X.weight`."""
-    return _own(node.value) if isinstance(node, ast.Attribute) and node.attr == "weight" else None
 
 
 def _layers_given(method: ast.FunctionDef, function: str) -> set[str]:
@@ -111,5 +110,4 @@ def _layers_given(method: ast.FunctionDef, function: str) -> set[str]:
 
 def _own(node: ast.AST) -> str | None:
     """X of `self.X`."""
-    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr if own and isinstance(node, ast.Attribute) else None
+    return node.attr if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self" else None

@@ -97,7 +97,8 @@ def _meant(name: str) -> str | None:
     fitting = [one for plain, one in known.items() if _stem(plain) == wanted]
     # A name with a folder does not mean a file in another folder.
     if not fitting and "/" not in wanted:
-        fitting = [one for plain, one in known.items() if wanted in _without_folder(plain)]
+        named = {one: plain.rpartition("/")[2] for plain, one in known.items()}
+        fitting = [one for one, last in named.items() if wanted in (last, _stem(last))]
     if len(fitting) > 1:
         raise LycorisError(
             "several files have this name",
@@ -114,9 +115,3 @@ def _plain(name: str) -> str:
 
 def _stem(plain: str) -> str:
     return os.path.splitext(plain)[0]
-
-
-def _without_folder(plain: str) -> tuple[str, str]:
-    """The last part of a name, with its ending and without."""
-    last = plain.rpartition("/")[2]
-    return last, _stem(last)

@@ -270,7 +270,7 @@ class LycorisDataset(io.ComfyNode):
         found = prepared(
             pictures,
             settings,
-            _picture_encoder(vae),
+            Encoder(vae.encode, _identity_of_vae(vae)),
             _text_encoder(clip),
             Kept(kept_folder() if keep else None),
             progress,
@@ -302,10 +302,6 @@ def _latent(sample: PreparedPicture) -> dict[str, Any]:
     mask = {} if sample.noise_mask is None else {NOISE_MASK: sample.noise_mask}
     latent = {"samples": sample.latent, **mask}
     return latent if sample.sound is None else with_sound(latent, sample.sound)
-
-
-def _picture_encoder(vae: Any) -> Encoder:
-    return Encoder(vae.encode, _identity_of_vae(vae))
 
 
 def _sound_encoder(vae: Any, model: Any) -> Encoder:

@@ -23,21 +23,9 @@ from ..stacks.typed import read_number
 from .kept import keep
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 def _is_number(value: object) -> bool:
     # NaN compares as false, and `math.isfinite` would fail for an integer that is too large for a float.
     return isinstance(value, Real) and abs(cast("float", value)) <= sys.float_info.max
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _has_samples(value: object) -> bool:
-    return isinstance(value, Mapping) and hasattr(value.get("samples"), "shape")
 
 
 AS_FAMILY = "auto"
@@ -58,10 +46,9 @@ def _usual_number(value: Any) -> float | None:
 
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "STRING": (_is_text, "a text"),
-    "COMBO": (_is_text, "a text"),
+    **dict.fromkeys(("STRING", "COMBO"), (lambda value: isinstance(value, str), "a text")),
     "FLOAT": (_is_number, "a finite number"),
-    "INT": (_is_whole, "a whole number"),
+    "INT": (lambda value: isinstance(value, Integral) and type(value) is not bool, "a whole number"),
     USUAL_NUMBER: (lambda value: _usual_number(value) is not None, f"a number from 0 on, or {AS_FAMILY}"),
     "BOOLEAN": (lambda value: isinstance(value, bool), "true or false"),
     "MODEL": (lambda value: hasattr(value, "model_state_dict"), "a link to a loaded model"),
@@ -77,7 +64,10 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "LORA_STACK": (is_lora_stack, "a link to a node with a LORA_STACK"),
     "LORA_MODEL": (lambda value: isinstance(value, Mapping), "a link to a node with a LORA_MODEL"),
     "LYCORIS_PLAN": (lambda value: hasattr(value, "rows"), "a link to Plan LyCORIS Ranks"),
-    "LATENT": (_has_samples, "a link to latents"),
+    "LATENT": (
+        lambda value: isinstance(value, Mapping) and hasattr(value.get("samples"), "shape"),
+        "a link to latents",
+    ),
     "CONDITIONING": (lambda value: isinstance(value, list), "a link to a conditioning"),
     "MASK": (lambda value: hasattr(value, "shape"), "a link to a mask"),
     "IMAGE": (lambda value: hasattr(value, "shape"), "a link to pictures"),
@@ -253,7 +243,8 @@ def _named(
 
 def _checked(one: Any, value: Any, parameters: Mapping[str, Any], judged: Container[str]) -> Any:
     """The value of an input as the node gets it. Raises LycorisError where the input does not allow it."""
-    if value is None and _may_be_missing(parameters, one):
+    taken = parameters.get(one.id)
+    if value is None and (one.optional if taken is None else taken.default is not inspect.Parameter.empty):
         return None
     for place, kind, each in _values(one, value):
         check(place, kind, each)
@@ -262,11 +253,6 @@ def _checked(one: Any, value: Any, parameters: Mapping[str, Any], judged: Contai
         problem = f"the value of `{one.id}` is none of its choices"
         raise LycorisError(problem, got=_shown(value), expected=", ".join(options))
     return _read(one, value)
-
-
-def _may_be_missing(parameters: Mapping[str, Any], one: Any) -> bool:
-    parameter = parameters.get(one.id)
-    return one.optional if parameter is None else parameter.default is not inspect.Parameter.empty
 
 
 def _alone(one: Any, value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -179,24 +180,20 @@ def examine(
     return _Examining(entries, places, weights, signs, device).run(progress, left_out)
 
 
+@dataclass
 class _Examining:
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        places: Sequence[ChangedPlace],
-        base: Weights | None,
-        signs: bool,
-        device: torch.device | str,
-    ) -> None:
-        self.entries = entries
-        self.places = places
-        self.base = base
-        self.signs = signs and len(entries) > 1
-        self.device = device
-        self.layers: list[LayerMeasure] = []
-        self.products: dict[str, Tensor] = {}
-        self.conflicts: dict[str, tuple[Tensor, Tensor]] = {}
-        self.blocks = None if base is None else Blocks(Targets(base.shapes))
+    entries: Sequence[Entry]
+    places: Sequence[ChangedPlace]
+    base: Weights | None
+    signs: bool
+    device: torch.device | str
+    layers: list[LayerMeasure] = field(default_factory=list[LayerMeasure])
+    products: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    conflicts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        return None if self.base is None else Blocks(Targets(self.base.shapes))
 
     def run(self, progress: Progress | None, left_out: Mapping[str, str]) -> Examination:
         steps = Steps(progress, len(self.places))

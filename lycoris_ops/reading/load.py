@@ -20,7 +20,7 @@ from ..files.memory_file import MemoryFile
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
-from ..maths.shapes import Rows, Shape
+from ..maths.shapes import Shape
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
@@ -152,12 +152,10 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
         if DIAGONAL in keys and _is_pruned(dict(shapes)):
             continue
-        enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                order = _order(name, outline, dialect) if dialect else ()
-                found = _describe(name, outline, keys, configs, given, enlarges, order)
+                found = _describe(name, outline, keys, configs, given, dialect)
                 info[name] = found._replace(on_parameter=name in on_parameters)
                 continue
         except UnsupportedError as error:
@@ -277,24 +275,20 @@ def _describe(
     keys: dict[str, str],
     configs: Configs,
     given: Mapping[str, Any],
-    enlarges: bool,
-    order: tuple[Rows, ...],
+    dialect: Dialect | None,
 ) -> LayerInfo:
     peft_names.check_magnitude(keys, outline.shapes, outline.shape)
     named = LayerName.of(name)
     config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
+    enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
     if enlarges:
         check_enlargement(outline.shape)
+    rows = outline.shape[0] if outline.shape else None
+    order = dialect.order(name, rows) if dialect and dialect.order and rows else ()
     return LayerInfo(named, keys, outline, options, enlarges, config, order)
 
 
-def _order(name: str, outline: Outline, dialect: Dialect) -> tuple[Rows, ...]:
-    """`LayerInfo.order`, by the dialect of the whole file."""
-    rows = outline.shape[0] if outline.shape else None
-    return dialect.order(name, rows) if dialect.order and rows else ()
-
-
-def _sample(keys: list[str], count: int = 3) -> str:
-    shown = ", ".join(sorted(keys)[:count])
+def _sample(keys: list[str]) -> str:
+    shown = ", ".join(sorted(keys)[:3])
     return f"{len(keys)} other keys, such as {shown}" if keys else "no key at all"

@@ -73,13 +73,9 @@ def alpha_changed(made: Made) -> bool:
     """
     if made.source_alpha is None or not made.layer.scaled_by_alpha:
         return False
-    return not math.isclose(_written_alpha(made), made.source_alpha, rel_tol=1e-3)
-
-
-def _written_alpha(made: Made) -> float:
-    if made.encoded.configured is not None and isinstance(made.encoded.configured[1], WantedRank):
-        return made.encoded.configured[1].alpha
-    return alpha_of(made.layer) or 0.0
+    _, wanted = made.encoded.configured or (None, None)
+    written = wanted.alpha if isinstance(wanted, WantedRank) else alpha_of(made.layer) or 0.0
+    return not math.isclose(written, made.source_alpha, rel_tol=1e-3)
 
 
 def add_hashes(

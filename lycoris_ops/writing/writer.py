@@ -119,12 +119,9 @@ class Writer:
             given = {
                 key: text for key, text in (metadata or {}).items() if key in PURPOSE and text is not None
             }
-            table |= {**self._purpose(), **given}
+            source = self.adapter.config if self.adapter.dialect == self.dialect else None
+            table |= {**(read_peft_config(source).purpose if source else {}), **given}
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
-
-    def _purpose(self) -> Mapping[str, str]:
-        config = self.adapter.config if self.adapter.dialect == self.dialect else None
-        return read_peft_config(config).purpose if config else {}
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""
