@@ -28,14 +28,6 @@ from .training.node.told import told
 from .training.slider.schema import inputs as inputs_of_slider
 
 ROOT = "/lycoris/adapters"
-ROWS = "/lycoris/rows"
-CURVE = "/lycoris/curve"
-MODEL = "/lycoris/model"
-TRAINING = "/lycoris/training"
-CONFIG = "/lycoris/config"
-BARS = "/lycoris/bars"
-RULES = "/lycoris/rules"
-REPORTS = "/lycoris/reports"
 
 
 def add_routes() -> None:
@@ -44,14 +36,14 @@ def add_routes() -> None:
     answer_get(f"{ROOT}/about", _about)
     answer_get(f"{ROOT}/preview", _preview)
     # A text may be longer than a URL.
-    answer_post(ROWS, _rows)
-    answer_post(MODEL, lambda text: _answered(_model, text))
-    answer_post(TRAINING, lambda text: _answered(_training, text))
-    answer_post(CONFIG, lambda text: _answered(translated, text))
-    answer_post(BARS, lambda text: _answered(shown_bars, text))
-    answer_post(RULES, lambda text: _answered(weighed_bars, text))
-    answer_post(CURVE, lambda text: _json(drawn(text)))
-    answer_get(REPORTS, lambda query: _json(kept(query.get("nodes", "").split(","))))
+    answer_post("/lycoris/rows", _rows)
+    answer_post("/lycoris/model", lambda text: _answered(_model, text))
+    answer_post("/lycoris/training", lambda text: _answered(_training, text))
+    answer_post("/lycoris/config", lambda text: _answered(translated, text))
+    answer_post("/lycoris/bars", lambda text: _answered(shown_bars, text))
+    answer_post("/lycoris/rules", lambda text: _answered(weighed_bars, text))
+    answer_post("/lycoris/curve", lambda text: _json(drawn(text)))
+    answer_get("/lycoris/reports", lambda query: _json(kept(query.get("nodes", "").split(","))))
 
 
 # No route answers with an HTTP error, which a browser would log: files without a picture are common,
