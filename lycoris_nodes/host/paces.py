@@ -12,14 +12,14 @@ OF_OLDER = {
     "Cosmos1CV8x8x8": 8,
     "Wan21": 4,
 }
-"""The number by the host's class of latents, for hosts before 0.24, which do not state it.
+"""Video frames per latent frame, by the host's class of latents. Hosts before 0.24 do not say it themselves.
 
 Source: `temporal_downscale_ratio` of ComfyUI 0.30.
 """
 
 
 def frames_of(latents: Any) -> int:
-    """Video frames per frame of a latent in this format of the host's; 1 if it has no frames."""
+    """Video frames per latent frame, for a latent format of the host; 1 if the format has no frames."""
     names = [kind.__name__ for kind in type(latents).__mro__]
     older = next((OF_OLDER[name] for name in names if name in OF_OLDER), 1)
     return int(getattr(latents, "temporal_downscale_ratio", older))

@@ -83,7 +83,7 @@ class LycorisDataset(io.ComfyNode):
                 count_input(
                     "held_out",
                     "How many pictures are not trained on, but come out of `validation_latents`. "
-                    "They stay the same when others are added.",
+                    "The choice stays the same when pictures are added.",
                     most=1000,
                 ),
                 io.Boolean.Input(
@@ -137,13 +137,13 @@ class LycorisDataset(io.ComfyNode):
                         "references",
                         options=list(WAYS),
                         default="auto",
-                        tooltip="How a model is shown references. auto: like its newest version. The first "
-                        "Qwen-Image-Edit, of August 2025, takes one, in another prompt template.",
+                        tooltip="How the model is given references. auto: as its newest version takes them. "
+                        "The first Qwen-Image-Edit, of August 2025, takes one, in another prompt template.",
                     ),
                     count_input(
                         "frames",
-                        "For video models: the most frames in a cut of a clip, at the frame rate. More take "
-                        "more memory.",
+                        "For video models: the most frames in a cut of a clip, at the frame rate. More "
+                        "frames take more memory.",
                         most=1000,
                         default=33,
                         least=1,
@@ -175,7 +175,7 @@ class LycorisDataset(io.ComfyNode):
                 output(
                     io.Mask,
                     "masks",
-                    "Where each picture is learned, by its mask or by what is not transparent. "
+                    "Where each picture is learned: where its mask is white and it is not transparent. "
                     "Empty if no picture has a mask.",
                     many=True,
                 ),
@@ -318,7 +318,7 @@ def _text_encoder(clip: Any) -> Encoder:
 
 
 def _vision_encoder(clip_vision: Any) -> Encoder:
-    # Frames have the shape of the video, of which nothing is to be lost.
+    # Without a crop, so that the whole frame is seen and not only a square of it.
     see = partial(clip_vision.encode_image, crop=False)
     named = (type(clip_vision.model).__name__, str(clip_vision.dtype), str(clip_vision.image_size))
     return Encoder(see, _identity(clip_vision, *named))

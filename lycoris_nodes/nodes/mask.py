@@ -67,7 +67,7 @@ class LycorisMask(io.ComfyNode):
                 ),
                 count_input(
                     "soft_edge",
-                    "Over how many pixels of the mask its edge is blurred to each side; 0 leaves it.",
+                    "By how many pixels of the mask its edge is blurred to each side. 0: no blur.",
                     most=4096,
                 ),
                 outside,
@@ -75,8 +75,8 @@ class LycorisMask(io.ComfyNode):
                     "text",
                     options=["off", "whole"],
                     default="off",
-                    tooltip="For text encoders, and for layers that work on text, time or sound, and so on "
-                    "all places at once. off: they do nothing. whole: they act for the whole picture.",
+                    tooltip="For text encoders, and for layers that work on text, time or sound. These have "
+                    "no place in the picture. off: they do nothing. whole: they act for the whole picture.",
                 ),
             ],
             outputs=[

@@ -1,5 +1,6 @@
 // The bare heights of nodes: without the elements that we show below their widgets for a while. Nodes are saved with
-// their bare heights, so that showing an element does not change the workflow. `by` is any value that stands for one.
+// their bare heights, so that showing an element does not change the workflow. `by` is any value that identifies the
+// element.
 //
 //   hold(node, by)      call it before the element makes the node higher
 //   changing(node)      the height of an element changes, and not because the user drags

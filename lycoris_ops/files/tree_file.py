@@ -83,7 +83,7 @@ class TreeForm:
             ) from error
 
     def _packed(self, value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-        """A value as JSON. Where JSON lacks its type, a table with one key, the name of the type."""
+        """A value as JSON. A type that JSON lacks becomes a table with one key: the type's name."""
         if isinstance(value, Tensor):
             if value.dtype not in DTYPE_NAMES:
                 raise WriteError("no file can hold a tensor of this dtype", file=path, got=str(value.dtype))

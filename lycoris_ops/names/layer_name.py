@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .dialects import PREFIXES, Component, Prefix
 
 EXPERT = re.compile(r"[._]expert(\d{1,6})$")
-"""The end of the name of a layer on one expert of a parameter."""
+"""The end of a layer's name if the layer is for one expert of a parameter."""
 
 
 class LayerName(NamedTuple):
@@ -17,9 +17,9 @@ class LayerName(NamedTuple):
     text: str
     """The whole name."""
     dialect: str | None
-    """The dialect that the prefix belongs to; None for no known prefix."""
+    """The dialect that the prefix belongs to; None if the prefix is unknown."""
     prefix: Prefix
-    """An empty one for no known prefix."""
+    """The prefix; empty if it is unknown."""
     path: str
     """The name without the prefix."""
 
@@ -47,6 +47,6 @@ class LayerName(NamedTuple):
 
     @property
     def expert(self) -> int | None:
-        """The number of the expert of a parameter that the layer is for; None for no expert."""
+        """The number of the expert that the layer is for, within a parameter; None without experts."""
         found = EXPERT.search(self.path)
         return int(found[1]) if found else None

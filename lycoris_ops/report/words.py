@@ -84,7 +84,7 @@ def short(text: str) -> str:
 
 
 def sizes_in_words(before: int | None, after: int) -> str:
-    """A size in bytes, after the size before if that differs: `0.55 → 13.5 MB`."""
+    """A size in bytes in words: `13.5 MB`, or `0.55 → 13.5 MB` if it was another one before."""
     largest = max(before or 0, after)
     unit, name = next((one for one in UNITS if largest >= one[0] / 10), UNITS[-1])
     old, new = ("" if size is None else _three_digits(size / unit) for size in (before, after))

@@ -28,14 +28,14 @@ NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""
 OF_AN_EXPERT = (
-    "it is for one expert, and there is no tensor (experts, rows, columns) of that name, or a square one: "
-    "create_lycoris can apply it, and merge_to add it, or merge_checkpoint with transformers 5 and the "
-    "model's config.json"
+    "it is for one expert, and no tensor (experts, rows, columns) has that name, or rows and columns are "
+    "equally many: apply it with create_lycoris, or merge it with merge_to, or with merge_checkpoint if "
+    "there is transformers 5 and the model's config.json"
 )
 """Only the model's class tells whether a square weight is (O, I) or (I, O)."""
 STORED_TRANSPOSED = (
-    "it is for weights that are stored transposed, as in GPT-2: create_lycoris can apply it, and "
-    "merge_checkpoint and merge_to add it"
+    "it is for weights that are stored transposed, as in GPT-2: apply it with create_lycoris, or merge it "
+    "with merge_checkpoint or merge_to"
 )
 
 
@@ -54,7 +54,7 @@ class Match(NamedTuple):
     timings: tuple[Timing, ...] = ()
     """Factors of the strength over the sampling; () for a constant strength."""
     where: Where | None = None
-    """Factors of the strength over places and pictures; None for the same everywhere."""
+    """Factors of the strength over places and pictures; None if it is the same everywhere."""
 
     @property
     def key(self) -> str:

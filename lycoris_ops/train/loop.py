@@ -115,8 +115,8 @@ def train_network(
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them. The base, the network or both may
-    be sharded by `fully_shard`; a state serves sharded and whole networks alike. With tensor parallelism, see
-    `apply_to`, and for `options.mesh` a step takes `accumulation` batches for each copy of the model.
+    be sharded by `fully_shard`; a state serves sharded and whole networks alike. With tensor parallelism (see
+    `apply_to` and `options.mesh`) a step takes `accumulation` batches for each copy of the model.
 
     After any exception or interrupt, the checkpoint `last` holds the whole state after the last step. A
     sharded network cannot be written then, since no process has all of it; earlier checkpoints remain.

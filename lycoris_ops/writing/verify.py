@@ -22,8 +22,8 @@ def check_written(
 ) -> None:
     """Raise WriteError unless the file written holds exactly these layers, and the `loose` keys too.
 
-    `paths` are the file and its PEFT configuration, if there is one, under any names. `out` is the file's
-    later name, for the error.
+    `paths` are the file and, for PEFT, its configuration. They may still have temporary names: `out` is the
+    file's final name, for the error.
     """
     try:
         file, config = paths[0], next(map(Fingerprint.of, paths[1:]), None)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class MemoryRunsOut(TorchDispatchMode):
-    """Raises torch's own error at operation number `at`, from 1, of those that allocate a tensor."""
+    """Counts the operations that allocate a tensor, from 1, and raises torch's own error at number `at`."""
 
     def __init__(self, at: int) -> None:
         super().__init__()

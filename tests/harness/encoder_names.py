@@ -33,7 +33,7 @@ TRANSFORMERS: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "qwen3_06b": ("Qwen3Model", "Qwen3Config", LLAMA),
     "gemma2_2b": ("Gemma2Model", "Gemma2Config", LLAMA),
 }
-"""The host's encoders to transformers' class, its configuration class, and settings of a small model."""
+"""For each encoder: its class and configuration class in transformers, and settings of a small model."""
 ROOTS = ("", "text_model.", "model.", "bert.")
 """Beginnings that the host may have before a path in transformers' class."""
 NOT_OURS = ("pooler.dense",)
@@ -45,13 +45,13 @@ class Numbering:
     """Which prefix stands for which of the host's encoders."""
 
     prefixes: Mapping[str, str]
-    """The host's name of an encoder to the prefix of its layers."""
+    """The prefix of each encoder's layers, by the host's name of the encoder."""
     text_model: bool = True
     """Whether CLIP's paths begin with `text_model`, as in every version of transformers before 5."""
 
 
 def _kohya(**prefixes: str) -> Numbering:
-    """kohya-ss and OneTrainer: an encoder to what stands between `lora_` and the path."""
+    """kohya-ss and OneTrainer: for each encoder, the part of the name between `lora_` and the path."""
     return Numbering({encoder: f"lora_{prefix}_" for encoder, prefix in prefixes.items()})
 
 
@@ -96,7 +96,7 @@ NUMBERINGS: dict[tuple[str, str], Numbering] = {
     ("HiDream", "OneTrainer"): _kohya(clip_l="te1", clip_g="te2", t5xxl="te3", llama="te4"),
     ("HiDream", "diffusers"): _diffusers("clip_l", "clip_g", "t5xxl", "llama"),
 }
-"""An architecture and a tool, to the numbering in the files that this tool makes for it."""
+"""The numbering that a tool uses for an architecture, by both."""
 
 
 CLIP_G_ALONE = ("SDXL refiner", "Stable Cascade")
@@ -104,11 +104,11 @@ HOST_FAULTS = {
     True: (r"text_encoder\.", "in adapters it is CLIP-L, also for a model that has CLIP-G alone"),
     False: ("lora_prior_te_text_projection$", "it is Stable Cascade's, and the map gives it to every CLIP-G"),
 }
-"""Whether CLIP-G is alone, to a pattern of names that the host's map then has by mistake, and the reason."""
+"""Names that the host's map has by mistake: pattern and reason, by whether CLIP-G is the only encoder."""
 
 
 def encoder_cases() -> list[tuple[str, str]]:
-    """Every architecture with each tool whose names of its text encoders are known."""
+    """Pairs of an architecture and a tool whose names for its text encoders are known."""
     return [*NUMBERINGS, *((architecture, "ComfyUI") for architecture in ENCODERS)]
 
 
@@ -130,7 +130,7 @@ def transformers_paths(encoder: str) -> tuple[str, ...]:
 
 
 def encoder_layers(architecture: str, encoder: str) -> dict[str, str]:
-    """transformers' path of each layer of an encoder to the host's whole path."""
+    """The host's whole path of each layer of an encoder, by its path in transformers."""
     root = f"{encoder}.transformer."
     known = {
         path.removeprefix(root) for path in adaptable(encoders_of(architecture)) if path.startswith(root)
@@ -156,7 +156,7 @@ def encoder_names(architecture: str, tool: str) -> tuple[Names, tuple[str, ...]]
 
 
 def _numbered(architecture: str, numbering: Numbering) -> dict[str, str]:
-    """The names of the layers of an architecture's text encoders, to the host's paths."""
+    """The host's paths of the layers of an architecture's text encoders, by their names in files."""
     found: dict[str, str] = {}
     for encoder, prefix in numbering.prefixes.items():
         for path, ours in encoder_layers(architecture, encoder).items():

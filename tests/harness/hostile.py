@@ -1,4 +1,4 @@
-"""Files that were made to do harm or are damaged: each is refused by name when it is opened."""
+"""Malicious and damaged files. Each is refused when it is opened, with an error that names it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def entry_with(**changed: Any) -> Make:
 
 
 WHOLE = safetensors(GOOD)
-# These say, too, that the file is to be loaded or written again.
+# The errors of these also tell the user to download or save the file again.
 DAMAGE: dict[str, tuple[Make, str]] = {
     "empty": (lambda: b"", "too short"),
     "garbage": (lambda: b"\x8d\x11\x00\xf3\x7e" + b"\xff" * 300, "header"),
@@ -195,7 +195,7 @@ def archive(value: bytes, storages: dict[str, bytes] | None = None, **how: Any) 
 
 
 def saved(make: Callable[[], Any], **how: Any) -> Make:
-    """What torch saves of a value."""
+    """The file that torch saves for a value."""
 
     def saved() -> bytes:
         data = io.BytesIO()
@@ -333,4 +333,4 @@ REFUSED: dict[str, tuple[Make, str]] = {
     **{f"{name}.safetensors": case for name, case in HEADERS.items()},
     **{f"{name}.pt": case for name, case in PICKLES.items()},
 }
-"""All of them by names with the endings of their files."""
+"""All these files, by file name."""

@@ -25,7 +25,7 @@ Encoded = tuple[Tensor, dict[str, Any]]
 class TextEncoder:
     """The text encoders of a CLIP that is open for training.
 
-    `session` belongs to the CLIP's patcher. `model` is the host's model that is trained with their output.
+    `session` belongs to the CLIP's patcher. `model` is the host's model that gets the encoders' output.
     """
 
     clip: Any

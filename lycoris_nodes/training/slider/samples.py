@@ -100,7 +100,7 @@ def _rows(found: Sequence[Sample], strengths: Sequence[float]) -> list[Sample]:
     """Opposed pictures as rows, each with one picture for each strength."""
     if len(found) % len(strengths):
         raise TrainError(
-            "the pictures do not fill rows of one for each strength",
+            "each row needs a picture for each strength",
             key="latents",
             got=f"{len(found)} pictures and {len(strengths)} strengths",
             expected=f"a multiple of {len(strengths)}",

@@ -11,7 +11,7 @@ import { createScroll } from "./picker/scroll.js"
 import { closePopup, openPopup } from "./popup.js"
 import { askFacts, knownFacts, listed } from "./server.js"
 
-/** How many files are asked for at once: few at first, later as many as take about `MILLISECONDS`. */
+/** How many files one request asks about: `FIRST` at first, later as many as take about `MILLISECONDS`. */
 const FIRST = 30
 const MOST = 500
 const MILLISECONDS = 700
@@ -207,7 +207,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     tick.textContent = times ? `✓ ${times}` : ""
     const starred = isFavourite(kept, entry)
     favourite.textContent = starred ? "★" : "☆"
-    favourite.title = starred ? t("No favourite (Alt-Enter)") : t("Favourite (Alt-Enter)")
+    favourite.title = starred ? t("Remove from favourites (Alt-Enter)") : t("Favourite (Alt-Enter)")
     favourite.classList.toggle("lycoris-starred", starred)
     marks.replaceChildren(...marksOf(entry, found))
   }
@@ -256,7 +256,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
       .join(", ")
   }
 
-  /** What Enter takes before a key has moved the mark: the best match, or the row's own file, but no broken one. */
+  /** The item marked before a key moves the mark: the row's own file if nothing is typed, else the best match. */
   function best() {
     const own = search.value.trim() ? null : items.find((item) => item.key === current)
     const whole = items.find((item) => item.item === "file" && !item.entry.facts?.error)
@@ -287,7 +287,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
     }
   }
 
-  /** Ask for the facts of files that have none yet, of visible files first. */
+  /** Ask for the facts of all files that have none yet; visible files come first. */
   async function read() {
     let most = FIRST
     while (open) {

@@ -11,11 +11,11 @@ from ..shared import add_adapters, add_dtype, add_json, add_output, dtype_of, pr
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "base",
-        help="the .safetensors checkpoint, diffusion model or text encoder to merge into; or the index of "
-        "one in several files, or its folder",
+        help="the .safetensors checkpoint, diffusion model or text encoder to merge into; for a model in "
+        "several files, its index or its folder",
     )
     add_adapters(command)
-    add_output(command, "the .safetensors file to write, or a folder or index where the base is one")
+    add_output(command, "the .safetensors file to write; a folder or an index if the base is one")
     add_dtype(command, "all float tensors")
     command.add_argument(
         "--strict", action="store_true", help="fail if a layer of an adapter cannot be matched"

@@ -18,7 +18,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = U M, where [D_1 ... D_T] = U [Y_1 ... Y_T] and M is the TIES merge of the Y_i.
 
     U (O, R) holds the left singular vectors of [D_1 ... D_T], and Y_i = U^T D_i = S V_i^T. The rank of the
-    result is at most the sum of all ranks. Without small factors the same is done on the matrices.
+    result is at most the sum of all ranks. Changes without small factors are formed as matrices first.
     """
     if deltas.factors is not None:
         basis = leading(torch.cat([up for up, _ in deltas.factors], 1))
@@ -26,7 +26,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     else:
         basis = None
         aligned = [deltas.dense(index) for index in range(deltas.count)]
-    # By QR, with an error of the dtype's rounding. By the Gram matrix it would be the root of that.
+    # By QR: the Gram matrix would lose singular values below the square root of the rounding error.
     vectors, values, _ = of_long(torch.cat(aligned, 1))
     turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]
@@ -43,7 +43,7 @@ METHOD = MergeMethod(
     options=(
         Option("density", 0.2, "The share of the values of each adapter that TIES keeps.", 0, 1),
         Option(
-            "scale", 1.0, "Multiplies the whole result. The authors used 0.6 for a sum of eight.", -100, 100
+            "scale", 1.0, "Multiplies the result. The authors used 0.6 to merge eight adapters.", -100, 100
         ),
     ),
 )

@@ -1,7 +1,7 @@
-"""Muon (https://kellerjordan.github.io/posts/muon), torch's, since 2.9: for matrices; AdamW for the rest.
+"""Muon (https://kellerjordan.github.io/posts/muon) for matrices (in torch since 2.9); AdamW for the rest.
 
-A step of Muon is scaled to the size that AdamW's would have (`adjust_lr_fn="match_rms_adamw"`, arXiv
-2502.16982), so both take the same rate. The options go to Muon alone.
+Muon's steps are scaled to the size of AdamW's (`adjust_lr_fn="match_rms_adamw"`, arXiv 2502.16982), so both
+take the same rate. The options only go to Muon.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _make(groups: Sequence[ParameterGroup], options: Mapping[str, Any]) -> Optim
 def _only(groups: Sequence[ParameterGroup], *, matrix: bool) -> list[ParameterGroup]:
     """The groups with only their matrices, or with only the rest; empty groups are left out."""
     found = [
-        # Magnitudes of DoRA have two dimensions, and are vectors.
+        # Magnitudes of DoRA have two dimensions, but are vectors.
         {**g, "params": [p for p in g["params"] if (p.ndim == 2 and not g["vectors"]) is matrix]}
         for g in groups
     ]

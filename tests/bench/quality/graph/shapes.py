@@ -1,9 +1,9 @@
-"""Drawn pictures, a small flow transformer of the host's that is trained on them, and the loss of adapters.
+"""Trains a small flow transformer on drawn pictures in the host, and measures the loss of adapters for it.
 
-The model has the layout of FLUX.1. The host builds it from a file and trains, patches and samples it as any
-other one. Its pictures are grey, of 32 x 32: a latent holds 4 x 4 of their values at each place, so that
-there is no autoencoder. It learns bright discs, squares, triangles and crosses on black; the pictures that it
-is adapted to have the same shapes, hatched in dark stripes on a bright ground that fades.
+The model has the layout of FLUX.1. The host loads it from a file, and trains, patches and samples it like any
+other. The pictures are grey and have 32 x 32 pixels. There is no autoencoder: a latent is the picture with
+4 x 4 pixels folded into channels. The model learns bright discs, squares, triangles and crosses on black. It
+is adapted to the same shapes with dark stripes, on a bright background that fades.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tests.harness.diffusion import write_model
 from ..bases import trained
 
 SIDE, FOLD, KINDS, TOKENS = 32, 4, 4, 4
-"""The side of a picture, that of what a latent holds at a place, how many shapes there are, and the length of
-a caption."""
+"""The side of a picture in pixels, the side of the pixels folded into one place of a latent, the number of
+shapes, and the length of a caption in tokens."""
 GUIDANCE = 3.5
-"""What the host gives a model of this layout where no node says more."""
+"""The guidance that the host uses for this layout if no node sets it."""
 Noisy = tuple[Tensor, Tensor, Tensor, Tensor]
 """Latents, the numbers of their captions, noise and times."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """All that the figures depend on, code apart."""
+    """The settings of the benchmark. Its figures depend on these and on the code."""
 
     width: int = 128
     double: int = 1
@@ -46,7 +46,7 @@ class Shapes:
     base_lr: float = 2e-3
     pictures: Mapping[str, int] = field(default_factory=lambda: {"train": 40, "tune": 32, "test": 64})
     draws: int = 4
-    """At how many times, and with how much noise, each held-out picture is judged."""
+    """How many pairs of noise and time each held-out picture is judged with."""
 
 
 SEEDS = {"train": 1, "tune": 2, "test": 3}
@@ -66,7 +66,7 @@ def drawn(count: int, seed: int, *, hatched: bool) -> tuple[Tensor, Tensor]:
     x, y = angle.cos() * columns - angle.sin() * rows, angle.sin() * columns + angle.cos() * rows
     sides = [x * math.cos(turn) + y * math.sin(turn) for turn in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
     bars = [torch.maximum(one.abs() - radius, other.abs() - radius / 3) for one, other in ((x, y), (y, x))]
-    # How far each place is outside of each shape.
+    # How far each pixel is outside the shape of its picture.
     outside = torch.stack(
         [
             (x**2 + y**2).sqrt() - radius,
@@ -89,7 +89,7 @@ def latents(pictures: Tensor) -> Tensor:
 
 
 def captions() -> tuple[Tensor, Tensor]:
-    """For each shape what a text encoder would give: (4, tokens, 768), and (4, 768) for the whole text."""
+    """Made-up outputs of a text encoder, one for each shape: (4, tokens, 768), and pooled ones (4, 768)."""
     draw = torch.Generator().manual_seed(0)
     return torch.randn((KINDS, TOKENS, CONTEXT), generator=draw), torch.randn(
         (KINDS, CONTEXT), generator=draw
@@ -97,7 +97,7 @@ def captions() -> tuple[Tensor, Tensor]:
 
 
 def noisy(count: int, seed: int, draws: int = 1, *, hatched: bool) -> Noisy:
-    """New pictures, each with so many noises, at times that lie evenly from 0 to 1."""
+    """`count` pictures, each `draws` times with new noise; the times are evenly spaced from 0 to 1."""
     pictures, kinds = drawn(count, seed, hatched=hatched)
     x, kinds = latents(pictures).repeat(draws, 1, 1, 1), kinds.repeat(draws)
     draw = torch.Generator().manual_seed(1_000 + seed)
@@ -106,7 +106,7 @@ def noisy(count: int, seed: int, draws: int = 1, *, hatched: bool) -> Noisy:
 
 
 class Host:
-    """The trained model in the host, and what adapters of it come to."""
+    """The trained model in the host, with its training data and the losses of adapters."""
 
     def __init__(self, nodes: Any, folder: Path, shapes: Shapes) -> None:
         import comfy.model_management
@@ -123,12 +123,12 @@ class Host:
             network = made.model.diffusion_model.requires_grad_(True)
             for inner in network.modules():
                 if isinstance(inner, nn.LayerNorm):
-                    # Blocks write over what their norms have read, which the backward pass needs.
+                    # Blocks overwrite the input of their norms, and the backward pass still needs it.
                     inner.register_forward_pre_hook(lambda _, given: (given[0].clone(),))
             return network
 
         recipe = (sizes, shapes.base_steps, shapes.base_batch, shapes.base_lr)
-        # Some of its fused operations have no gradient, and it then takes others.
+        # Some of the host's fused operations have no gradient. In training it uses others.
         comfy.model_management.in_training = True
         try:
             base = trained(
@@ -174,10 +174,10 @@ class Host:
     def held_out(
         self, adapter: Mapping[str, Tensor], split: str, *, hatched: bool = True
     ) -> tuple[float, float]:
-        """Two losses of the model with an adapter that the host patches it with.
+        """Two losses of the model, patched by the host with an adapter.
 
-        The first is the mean square error of the velocity at times that are evenly spaced; the second is what
-        the host's trainer minimises, that of the denoised latent at the times of its schedule.
+        The first is the mean square error of the velocity at evenly spaced times. The second is the loss of
+        the host's trainer: the mean square error of the denoised latent, at times of the host's schedule.
         """
         import comfy.model_management
         import comfy.sd
