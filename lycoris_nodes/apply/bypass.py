@@ -67,7 +67,7 @@ class BypassInjection(PatcherInjection):
         self.tokens = tokens
         """For each module whose strength differs over places or pictures: the kind of its tokens."""
         self.left_whole = tuple(left_whole)
-        """For each Apply node: where it reports layers whose tokens are other ones."""
+        """For each Apply node: where it reports layers that have unexpected tokens."""
         placed = [(path, slot.where) for path in tokens for slot in plans[path].slots() if slot.where]
         used = [where for path, where in placed if where.mask and tokens[path] in APART]
         self.apart = tuple(dict.fromkeys(used))
@@ -85,7 +85,7 @@ class BypassInjection(PatcherInjection):
         self._blends: WeakKeyDictionary[Any, Blend] = WeakKeyDictionary()
         """For each model, the blend of its cross-attentions that are not called in turn."""
         self._keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-        """For each model, the layer that has made keys or values for a cross-attention last."""
+        """For each model, the layer that last made keys or values for a cross-attention."""
         self._met: WeakKeyDictionary[Any, tuple[Any, dict[str, Met | None]]] = WeakKeyDictionary()
         """For each model, (`patches_uuid`, what each layer read from its weight under these patches)."""
         self._passing: WeakKeyDictionary[Any, Passing] = WeakKeyDictionary()
@@ -300,12 +300,12 @@ class BypassInjection(PatcherInjection):
     def _of_queries(self, model: Any, kind: Tokens, path: str | None, shape: Shape) -> Places:
         """The places of a cross-attention's queries, (samples, tokens).
 
-        The `path` is that of the attention, or None for the one whose keys and values were made last.
+        `path` is the attention's path. With None it is the attention whose keys and values were made last.
         """
         return self._places(model, path or self._keys[model].rpartition(".")[0], kind, shape)
 
     def _places(self, model: Any, path: str, kind: Tokens, shape: Shape) -> Places:
-        """The places in a layer, which is reported where its tokens are not the expected ones."""
+        """The places of a layer's tokens. If the tokens are not the expected ones, the layer is reported."""
         passing = self._passing[model]
         found = passing.places(kind, shape)
         if isinstance(found, Places):
@@ -360,7 +360,7 @@ def add_bypass(
     """Add plans, by module path, to a patcher. They act after the plans that it has for the same modules.
 
     `tokens` gives the kind of tokens of each module whose strength differs over places or pictures.
-    `left_whole` is told in each sampling of those whose tokens are not the expected ones.
+    `left_whole` hears, in each sampling, which of these modules have other tokens than that.
     """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))

@@ -37,7 +37,7 @@ def of_expert(stack: Stack, choice: Choice, model: Any, hidden: Any) -> tuple[St
 
 
 def told_expert(model: Any, hidden: Any, link: str = "model") -> tuple[Expert | None, str]:
-    """The expert that the model's file is named for, and that name in words; None and "" if it names none.
+    """The expert that the name of the model's file says, and why, in words; None and "" if no name says it.
 
     `hidden` is as in `of_expert`, and `link` is the node's input that the model is linked to.
     """

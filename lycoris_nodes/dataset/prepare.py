@@ -306,7 +306,7 @@ def _check_targets(folder: PictureFolder) -> None:
             "there are references without their picture",
             file=str(folder.path),
             got=few(alone),
-            expected="a picture named the same up to `_control`, `_reference` or `-condlabel`",
+            expected="a picture with the same name without `_control`, `_reference` or `-condlabel`",
             hint="Put it there, or rename those that are pictures to be learned",
         )
 
@@ -566,7 +566,7 @@ def _told(one: _Planned, settings: PictureSettings) -> dict[str, Any]:
 
 
 def _saying(conditioning: Conditioning, settings: Mapping[str, Any]) -> Conditioning:
-    """A conditioning with more settings, or itself for none."""
+    """A conditioning with these settings added; the same object if there are none."""
     return [[text, {**more, **settings}] for text, more in conditioning] if settings else conditioning
 
 
@@ -613,7 +613,7 @@ def _described(
         )
         lines.append(f"{number_of(clips, 'clip')}, at {settings.frame_rate:g} frames a second: {counted}")
         lines += named(
-            "with repeated frames, because they have fewer", lambda one: one.clip and one.clip.repeated
+            "with repeated frames, because the clip has too few", lambda one: one.clip and one.clip.repeated
         )
         lines += named(
             "whose end is missing, as in incomplete files", lambda one: one.clip and one.clip.cut_off
@@ -631,9 +631,9 @@ def _described(
         if not shown.given.needed:
             lines.append("  for text to video set first_frames to none")
     if shown.vision is not None and not (shown.given and shown.given.seen):
-        lines.append("clip_vision is not used: this model is not given what it sees")
+        lines.append("clip_vision is not used: this model does not take its output")
     if shown.misses_frames and cuts:
-        lines.append("no frame is given: no node is known that can give this model one")
+        lines.append("the model gets no first frame: no known node makes one for it")
     if shown.references and any(one.found.references for one in planned):
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)
@@ -661,7 +661,8 @@ def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
     if not shown.takes_sound or not heard:
         return []
     if shown.sound is None:
-        return [f"no sound is learned: link audio_vae to learn that of {len(heard)} ({few(heard)})"]
+        clips = number_of(len(heard), "clip")
+        return [f"no sound is learned: link audio_vae to learn the sound of {clips} ({few(heard)})"]
     lines = [f"with sound, which is learned too: {len(heard)} ({few(heard)})"]
     return lines + ([f"without sound: {len(silent)} ({few(silent)})"] if silent else [])
 

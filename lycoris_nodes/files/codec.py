@@ -224,7 +224,7 @@ def _unreadable(
     file: TensorFile, key: str, got: str, expected: str = "a table in JSON that names its format"
 ) -> FileFormatError:
     return FileFormatError(
-        "what the file says of its quantised weights cannot be read",
+        "the file's description of its quantised weights cannot be read",
         file=file.path,
         key=key,
         got=got,

@@ -42,7 +42,7 @@ _OF_MARKED: Mapping[str, str] = {
 SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
 """The inputs of these nodes that take what a CLIP vision model sees. The third is of the last frame."""
 _TAKEN = ("penultimate_hidden_states", "last_hidden_state")
-"""What models of videos take of it. The states of all layers are far larger."""
+"""The outputs of a CLIP vision model that video models use. The states of all layers are far larger."""
 See = Callable[[Tensor], Any]
 """What a CLIP vision model makes of a picture (1, H, W, 3)."""
 _OF_LAST: Mapping[str, str] = {
@@ -87,7 +87,8 @@ class Given:
 def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
     """How a model is given parts of its target; None if it is given nothing.
 
-    The frames are also shown to the model as `see` sees them, where its node takes that.
+    If the model's node takes the output of a CLIP vision model, it also gets what `see` returns for the
+    frames.
     """
     config = model.model_config.unet_config
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
@@ -122,8 +123,10 @@ def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
 
 
 def misses_frames(model: Any, ends: str) -> bool:
-    """Whether frames are wanted, but `given_of` has no node for them. An image-to-video model wants them, and
-    a user who asks for more than the first frame."""
+    """Whether the model should get frames, but `given_of` has no node for them.
+
+    It should if it is an image-to-video model, or if `ends` asks for more than the first frame.
+    """
     takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
     return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
 
@@ -135,7 +138,7 @@ def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Made:
 
 
 def stored(settings: Settings) -> Settings:
-    """Settings with tensors in the place of what a CLIP vision model gives: those that models take of it."""
+    """Settings in which the output of a CLIP vision model is a table of the tensors that models use."""
     return {
         name: {key: vars(value)[key] for key in _TAKEN if key in vars(value)}
         if isinstance(value, Output)
@@ -145,7 +148,7 @@ def stored(settings: Settings) -> Settings:
 
 
 def restored(settings: Mapping[str, Any]) -> Settings:
-    """Settings from what `stored` made of them."""
+    """The settings that `stored` was called with."""
     made = dict(settings)
     if SEEN[0] in made:
         made[SEEN[0]] = Output()

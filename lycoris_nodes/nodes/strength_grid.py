@@ -33,9 +33,9 @@ class LycorisStrengthGrid(io.ComfyNode):
             node_id="LycorisStrengthGrid",
             display_name="LyCORIS Strength Grid",
             category=SHAPE,
-            description="Gives each picture of a batch strengths of its own, all from the same noise: which "
-            "strength, which blocks or which file is best, in one run. Apply the stack, sample the latents, "
-            "and put the pictures together by Label Grid.",
+            description="Gives each picture of a batch strengths of its own, all from the same noise. One "
+            "run shows which strength, which blocks or which file is best. Apply the stack, sample the "
+            "latents, and put the pictures together by Label Grid.",
             search_aliases=[
                 "lora xy plot",
                 "lora strength test",
@@ -65,9 +65,9 @@ class LycorisStrengthGrid(io.ComfyNode):
                     "second",
                     options=list(SECONDS),
                     default="none",
-                    tooltip="What differs from top to bottom. strength: the one of another adapter. blocks: "
-                    "a factor of some blocks. file: one adapter of the stack at a time, such as several "
-                    "checkpoints of a training.",
+                    tooltip="What differs from top to bottom. strength: the strength of another adapter. "
+                    "blocks: a factor of some blocks. file: one adapter of the stack at a time, such as "
+                    "several checkpoints of a training.",
                 ),
                 io.String.Input(
                     "second_values",

@@ -33,7 +33,8 @@ class WeightShare:
     def of(cls, weight: Tensor) -> WeightShare:
         """The share that this process has of a weight that is divided among processes.
 
-        If `fully_shard` has divided the shares further, it is the share in a pass, where that is undone.
+        `fully_shard` may have divided the shares further. It undoes that in each pass, so that does not count
+        here.
         """
         divided: Any = weight
         mesh, placement = divided.device_mesh, divided.placements[-1]
@@ -48,7 +49,7 @@ class WeightShare:
         return cls(mesh, axis, (start, min(size, start + most)), size - most * (count - 1))
 
     def of_geometry(self, geometry: Geometry) -> Geometry:
-        """The product of a linear layer with this part of its weight."""
+        """The geometry of a linear layer that has only this part of the weight."""
         size = self.part[1] - self.part[0]
         if self.axis is None:
             return geometry
@@ -77,7 +78,8 @@ class WeightShare:
 
         takes = Shard(x.ndim - 1) if self.axis == 1 else Replicate()
         gives = (Shard(y.ndim - 1), Partial())[self.axis] if self.axis is not None else Replicate()
-        # With rows, each process has a part of the input's gradient. The gradient of a sum is whole in each.
+        # If rows are divided, each process adds a part of the input's gradient. If columns are divided, the
+        # outputs are summed, and each process has the whole gradient of the sum.
         met = _own(x, takes, Partial() if self.axis == 0 else takes)
         found = add(met, _own(y, gives, Replicate() if self.axis == 1 else gives))
         kind: Any = type(y)

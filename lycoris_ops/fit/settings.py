@@ -15,7 +15,7 @@ from ..ranks.sizes import Rank, Size, check_size
 
 ANY, SAME = "auto", "same"
 FITTED: tuple[str, ...] = tuple(
-    # Nobody chooses norm: the weights of norms get it in any case.
+    # Without norm, which is no choice: the weights of norms always get it.
     name
     for name, kind in declaring(Fitted).items()
     if not kind.for_norms
@@ -86,7 +86,10 @@ class FitSettings:
 
     @property
     def never_larger(self) -> bool:
-        """Whether layers of any kind may stay, and none gets larger. Either "auto" promises this."""
+        """Whether layers of any kind may stay as they are, and none gets larger.
+
+        The size "auto" promises this, and so does the algorithm "auto".
+        """
         return self.size == "auto" or self.algorithm == ANY
 
     @property

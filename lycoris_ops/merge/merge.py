@@ -65,16 +65,16 @@ def merge_adapters(
 ) -> Adapter:
     """Merge several adapters into one in memory, by a merge method.
 
-    `adapters` are pairs of an adapter and its strength, or a stack, whose block rules and strengths of text
-    encoders count too. `method` is a name in `merge_methods()`, and `options` are those of the method. Layers
-    are read and merged one at a time, from their true changes, whatever their kinds. Where an adapter has no
-    layer for a weight, averages and counts are over the other adapters.
+    `adapters` are pairs of an adapter and its strength, or a stack. The block rules of a stack and its
+    strengths for text encoders count too. `method` is a name in `merge_methods()`, and `options` are those of
+    the method. Layers are read and merged one at a time, from their true changes, whatever their kinds. Where
+    an adapter has no layer for a weight, averages and counts are over the other adapters.
 
     With `size` None nothing is lost: a layer becomes a LoRA of the rank of its merged change, or a full
     difference where that takes less. A layer that only one adapter has keeps its kind, if the method only
     multiplies its change (`MergeMethod.alone`). Other sizes, `algorithm`, `dtype`, `factor`, `tucker` and
-    `largest` are as in `resize_adapter`. With `dtype` None each layer has the widest dtype of its sources,
-    float32 for float16 with bfloat16.
+    `largest` are as in `resize_adapter`. With `dtype` None each layer has the widest dtype of its sources. If
+    these are float16 and bfloat16, it is float32.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. With a
     base, layers are matched by the weights that they change, and get the model's own names. Without one, they

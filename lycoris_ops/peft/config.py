@@ -134,8 +134,8 @@ KNOWN_RELEASE = (0, 21)
 class Config(ABC, Generic[W]):
     """A configuration of one kind. A module in `kinds` that defines a subclass registers it.
 
-    Each field of PEFT's is a field here too, or is in `without_effect` or `refused`. Any other field is
-    another tool's, which PEFT ignores too, or a newer release's. See `check`.
+    Each field of PEFT's is a field here too, or is in `without_effect` or `refused`. Other fields come from
+    another tool, and PEFT ignores them too, or from a newer release of PEFT. See `check`.
     """
 
     peft_type: ClassVar[str]
@@ -255,7 +255,7 @@ class Config(ABC, Generic[W]):
 
     def table(self) -> dict[str, Any]:
         """The configuration as the JSON table that PEFT writes."""
-        # `path` is where it was read from, and no field of PEFT's, which sets `fan_in_fan_out` itself.
+        # `path` and `purpose` are no fields of PEFT's, and PEFT sets `fan_in_fan_out` itself.
         own = {"path", "purpose", "fan_in_fan_out"}
         own |= {name for name in ("modules_to_save", TOKENS) if not getattr(self, name)}
         names = [one.name for one in dataclasses.fields(self) if one.name not in own]

@@ -11,7 +11,7 @@ from ..files.tensor_file import TensorFile
 from ..names.dialects import Dialect, peft, split_key
 
 Groups = dict[str, dict[str, str]]
-"""From a layer's name to its keys in the file, by the algorithms' own suffixes."""
+"""The keys of each layer, by the layer's name: for each suffix of the algorithms, the key in the file."""
 
 COMPANIONS: frozenset[str] = (
     frozenset[str]()

@@ -93,7 +93,7 @@ def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:
     """The blocks of a model or checkpoint. Keys that belong to no part are left out."""
     targets = Targets(shapes)
     if targets.parts - {None}:
-        # Keys outside the parts of a loaded model are tables for sampling, and in a file the VAE.
+        # In a loaded model the other keys are tables for sampling; in a file they are the VAE's.
         beside = {target.key for target in targets.all if target.part is None}
         targets = Targets({key: shape for key, shape in shapes.items() if key not in beside})
     return Blocks(targets)

@@ -162,7 +162,7 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
     assert same(again["latents"][0]["samples"].unbind(), loud["samples"].unbind())
     # Without the audio VAE, and for a model without sound, the report says so.
     bare = prepare(**given)
-    assert "no sound is learned: link audio_vae to learn that of 1 (loud.mkv)" in bare["report"]
+    assert "no sound is learned: link audio_vae to learn the sound of 1 clip (loud.mkv)" in bare["report"]
     assert not getattr(bare["latents"][0]["samples"], "is_nested", False)
     with pytest.raises(host.ops.TrainError, match="not the audio VAE of the model"):
         prepare(**given, audio_vae=given["vae"])

@@ -158,7 +158,8 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
 def spread(times: int, batches: int) -> list[int]:
     """An order of the batches of `judged`: for any n, its first n are spread over times and samples.
 
-    Batch b at time t has the number t * batches + b. Each run of `times` numbers has every time once.
+    Batch b at time t has the number t * batches + b. Within the order, every `times` numbers in a row
+    have each time once.
     """
     order = sorted(range(times), key=lambda time: time * GOLDEN % 1)
     return [

@@ -121,7 +121,8 @@ export function partsOf(text, groups) {
 }
 
 /**
- * A text without the lines that scale kinds, which the bars of the kinds show; the other lines keep their numbers.
+ * A text without its lines at the end that scale kinds: the bars of the kinds show these. The lines before them keep
+ * their line numbers.
  *
  * @param {string} text
  * @param {Group[]} groups

@@ -54,15 +54,15 @@ const typesOf = (type) => String(type).split(",")
 const isOf = (slot, types) => typesOf(slot.type).some((type) => types.includes(type))
 
 /**
- * The output that an input is linked to. If the way ends at an input without a link, that input, with `input` in place
- * of `output`; null if the source does not run.
+ * The output that an input is linked to. If the way ends at an input without a link, the result is that input, and has
+ * `input` in place of `output`. The result is null if the source does not run.
  *
  * @param {Place} place
  * @param {number} input
  * @returns {Place & {output?: number, input?: number} | null}
  */
 export function sourceOf({ node, way }, input) {
-  // In virtual nodes and nodes with subgraphs, the method of this name is about their outputs.
+  // Not `node.getInputLink`: virtual nodes and nodes with subgraphs override it, and ask it for their outputs.
   const found = LiteGraph.LGraphNode.prototype.getInputLink.call(node, input)
   return found ? origin(node.graph, found, way) : { node, way, input }
 }
@@ -149,8 +149,8 @@ const gives = (/** @type {Node} */ node, /** @type {string} */ type) =>
   (node.outputs ?? []).some((output) => isOf(output, [type]))
 
 /**
- * The nodes that a node's stack reaches and that also take a model, or that pass no stack on. If some of them give a
- * model, only these.
+ * The nodes where a node's stack ends up: those that take a model too, and those that pass no stack on. If some of them
+ * give a model, only these are returned.
  *
  * @param {any} root the graph of the whole workflow
  * @param {Node} node

@@ -63,7 +63,7 @@ class Prepared(Generic[T]):
         self._items = items if learns else ()
         self._made = None if learns else make(items)
         self._kinds: list[tuple[torch.dtype, torch.device]] | None = None
-        """The dtypes and devices of `reads` for which `_made` is kept, or is None because it cannot be."""
+        """The dtypes and devices of `reads` at the last call; `_made` is None if the result cannot be kept."""
 
     def __call__(self) -> T:
         if self.reads is None:
@@ -83,8 +83,8 @@ class Prepared(Generic[T]):
 def outliving() -> Generator[None]:
     """A context that makes no inference tensors, so that later passes with gradients can use its results.
 
-    Gradients are recorded inside as they are outside. A generator itself: torch 2.7 does not compile a
-    function that returns one.
+    Gradients are recorded inside as they are outside. This function is itself a generator, because torch 2.7
+    does not compile a function that returns one.
     """
     # torch.compile cannot trace `is_inference_mode_enabled`.
     if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():

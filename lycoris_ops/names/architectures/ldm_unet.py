@@ -126,8 +126,8 @@ def _vector(title: str, inputs: Iterable[int], outputs: Iterable[int], count: in
 
 ARCHITECTURE = Architecture(
     layouts=(
-        # SVD has other names in diffusers, where layers for time are beside those for space. The host's own
-        # map gives SVD the names of the other UNets, so these are entered as other names.
+        # diffusers has other names for SVD, with layers for time beside the layers for space. But files may
+        # use the names of the other UNets, as the host's own map does, so these are read too.
         Layout(
             (*WITH_VECTOR, "input_blocks.1.0.time_stack.in_layers.2"),
             others=lambda shapes: {**table(shapes), **ADDED},

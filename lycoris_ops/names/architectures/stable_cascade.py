@@ -37,8 +37,8 @@ def _attentions(table: Table) -> Table:
     }
 
 
-# One table for both stages. diffusers names stage B's text embedding as stage C's; all other layers have one
-# name.
+# One table for both stages. In diffusers the text embedding of stage B is named as in stage C; all
+# other layers have the same name everywhere.
 COMMON = {"clip_txt_pooled_mapper": "clip_mapper", **same("**")}
 MARKS = ("clf.1", "embedding.1")
 

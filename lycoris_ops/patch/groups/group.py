@@ -23,10 +23,9 @@ OnRows = Callable[[Tensor, int], object]
 class Add:
     """A group's change, ready to be added to rows of a weight.
 
-    `add` adds the change to the rows, `write` overwrites the rows with it. `once` says whether `add` adds to
-    each value only once: the finished sum. Only then may `add` be given the weight's own rows: each of
-    several additions would be rounded to the precision of the weight, whose values are much larger than the
-    change.
+    `add` adds the change to the rows, `write` overwrites the rows with it. `once` says whether `add` adds
+    only once to each value. Only then may `add` be given the weight's own rows. Several additions would each
+    be rounded to the precision of the weight, whose values are much larger than the change.
     """
 
     def __init__(self, add: OnRows, write: OnRows | None = None, *, once: bool = True) -> None:
@@ -155,8 +154,8 @@ def summed(
 ) -> tuple[Tensor, int] | None:
     """The sum of the groups as one float32 matrix (n, K), and the row of the weight where it begins.
 
-    None where there are no groups. For paths that add only groups of some forms themselves: they add the sum
-    of all others, such as those that depend on the weight, as one full matrix.
+    None where there are no groups. A path may have code for some forms only. It then adds the sum of all
+    other groups, such as those that depend on the weight, as one full matrix.
     """
     if not groups:
         return None
