@@ -63,7 +63,7 @@ class Prepared(Generic[T]):
         self._items = items if learns else ()
         self._made = None if learns else make(items)
         self._kinds: list[tuple[torch.dtype, torch.device]] | None = None
-        """The dtypes and devices of `reads` at the last call; `_made` is None if the result cannot be kept."""
+        """The dtypes and devices of `reads` at the last call. `_made` is None if it cannot be kept."""
 
     def __call__(self) -> T:
         if self.reads is None:
