@@ -147,8 +147,8 @@ def fit_inputs() -> list[Any]:
     """More inputs of nodes that make layers of a given kind and size."""
     return advanced(
         dtype_input(
-            "The dtype of the tensors. 'as in the file': that of the source, for a merged layer the "
-            "widest of its sources', and float16 for what is extracted."
+            "The dtype of the tensors. 'as in the file': the source's dtype. A merged layer gets the widest "
+            "dtype of its sources, and what is extracted gets float16."
         ),
         io.Boolean.Input(
             "tucker",

@@ -24,7 +24,7 @@ const WITH_USUAL = [...TRAINING, "LycorisDataset"]
 const PAUSE = 300
 
 const isTrain = (/** @type {GraphNode} */ node) => TRAINING.includes(node.comfyClass ?? "")
-/** The name of an input without that of its group. */
+/** The name of an input without the name of its group. */
 const ownName = (/** @type {string} */ name) => name.slice(name.lastIndexOf(".") + 1)
 
 /**

@@ -30,8 +30,8 @@ def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, FileView
 
     `shapes` are those of the weights in the file. Empty where no `config.json` beside the file names a class
     of transformers, and where transformers 5 is not installed. A weight is left out if the file holds its
-    rows in another order, or only its columns. Raises FileFormatError for settings of which transformers can
-    make no model.
+    rows in another order, or only its columns. Raises FileFormatError for settings from which transformers
+    can make no model.
     """
     model = _model_beside(base)
     if model is None:

@@ -158,7 +158,7 @@ class BoundPlan:
         """total + factors * (finish(y) - y). total may be y, and may be written over.
 
         It takes the steps of `finish`, and multiplies each step's change by the factors before it is added.
-        Where the factors are 1 and total is y, the result is that of `finish`, bit by bit. `factors` are in
+        Where the factors are 1 and total is y, the result equals `finish(y)` in every bit. `factors` are in
         float32 or float64 and shaped like y with one channel. It records no gradients. Where operators change
         the input, y must come from the changed input.
         """

@@ -162,7 +162,7 @@ class BypassPlan:
         if joined.formed and joined.placed:
             raise LayerError(
                 "a layer whose strength differs over places cannot be bypassed before or after another stack",
-                got="a layer that depends on what the other stack makes of the weight",
+                got="a layer that depends on the weight as the other stack changes it",
                 hint="Join the two stacks into one, and apply them together",
             )
         return joined

@@ -140,7 +140,7 @@ class Permuted:
         return self._around(self.inner.product, vectors)
 
     def _around(self, run: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        # The gradient of `index_select` is a scatter-add; that of indexing sorts first on an accelerator.
+        # The gradient of `index_select` is a scatter-add. Indexing has one that sorts first on accelerators.
         return run(vectors.index_select(-1, self.order)).index_select(-1, self.inverse)
 
     def transposed(self) -> Permuted:

@@ -12,7 +12,7 @@ from ..report.words import few, plain_name
 from ..stack.stack import Entry, Stack
 
 WIDTH = 280
-"""The picture's width in pixels, about that of the node that shows it, so that its words can be read."""
+"""The picture's width in pixels: about the width of the node that shows it, so that its words can be read."""
 CELLS = 32
 """The most rows and columns that are drawn."""
 FRAMES = 4

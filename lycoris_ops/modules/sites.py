@@ -40,7 +40,7 @@ or on some devices), with the names of these submodules."""
 KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
 """Packages whose classes multiply like torch's linear layers and convolutions of the same name."""
 CLOSE = 0.05
-"""The largest relative difference between a module's output and that of torch's class of the same name.
+"""The largest relative difference between the outputs of a module and of torch's class of the same name.
 Rounding in narrow dtypes stays below it."""
 
 

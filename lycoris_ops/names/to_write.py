@@ -1,6 +1,6 @@
 """The names of an adapter's layers in another dialect, and the rows that each name holds.
 
-A layer's path is either in the model's own layout or in that of diffusers. If both dialects use the same
+A layer's path is either in the model's own layout or in diffusers' layout. If both dialects use the same
 layout, and no underscores have to become dots again, only the prefix of the name changes: see
 `Write.renamed`. All other names need the model's keys. `_Names` maps every name of the dialect to write to
 rows of the model's layers, and `Targets` does so for the adapter's names. Each layer to write is then put

@@ -56,7 +56,7 @@ class Judgement:
         return sum(map(len, self.losses.values())) / (self.draws * len(self.losses))
 
     def behind(self, place: Place) -> tuple[float, float]:
-        """How far the loss of a place is above that of the best, and the standard error of this difference.
+        """How far the loss of a place is above the lowest loss, and the standard error of this difference.
 
         These are mean(d) and std(d) / sqrt(n) for the differences d on the n draws that both have. With one
         draw the error is infinite, except for the best itself. Where a loss is not finite, the difference is

@@ -461,7 +461,7 @@ def plain_values(site: Site, name: str) -> Tensor:
             weight=site.path,
             got="a tensor on the device meta",
             expected="a weight in memory",
-            hint="Save the network, and merge the file into that of the model by merge_checkpoint",
+            hint="Save the network, and merge its file into the model's file by merge_checkpoint",
         )
     if not (is_divided(value) or is_plain(value)):
         raise LycorisError(

@@ -115,7 +115,7 @@ class TrainOptions:
     """The file of the finished adapter."""
     dialect: str = "lycoris"
     dtype: torch.dtype | None = None
-    """The dtype of the written adapter; None keeps the one of the trained tensors."""
+    """The dtype of the written adapter; None keeps the dtype of the trained tensors."""
     metadata: Mapping[str, str | None] = field(default_factory=dict[str, "str | None"])
     """Entries of the file's metadata. They override those that the training writes; None removes one."""
     checkpoints: str | os.PathLike[str] | None = None

@@ -15,7 +15,7 @@ CHECKS, FEWEST = 20, 25
 
 
 class Rise:
-    """Compares the loss of a step with that of the model alone, with the same batches and random numbers.
+    """Compares the loss of a step with the loss of the model alone, for the same batches and random numbers.
 
     Their ratio is free of the noise between the losses of different steps. It is compared with the ratio in
     the first step, since a training may begin from an adapter that has already changed the model.

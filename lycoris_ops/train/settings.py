@@ -39,7 +39,7 @@ NOT_HERE: Mapping[str, str] = {
     "use_scalar": "Leave it out: every layer starts at a change of zero without a scalar",
     "rescaled": "Leave it out: no rotation here learns a scale",
     "unbalanced_factorization": "Leave it out: the second factor of a LoKr is always the larger one",
-    "full_matrix": "A rank above that of all layers, such as 1000000, keeps both factors of a LoKr whole",
+    "full_matrix": "A rank larger than any layer, such as 1000000, keeps both factors of a LoKr whole",
     "enable_conv": 'Choose the modules by preset: "full" has convolutions, "full-lin" has none',
 }
 """LyCORIS' keywords that do not exist here, with what to do instead."""

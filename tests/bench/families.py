@@ -123,7 +123,7 @@ class Case:
     masked: bool = False
     """Whether the host's text encoder gives a mask of the tokens."""
     guidances: tuple[float, ...] = ()
-    """What the model is told of its guidance as it is trained: that of trainers, and that of the host."""
+    """The guidances that the model is given: one as trainers do, and one as the host does."""
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 1, 32, 32) as latents, as the model itself sees them."""
@@ -321,7 +321,7 @@ def read(file: Path = RESULTS) -> dict[Key, Row]:
 
 
 class Family:
-    """A trained model of a family in the host, and what adapters of it come to."""
+    """A trained model of a family in the host, and the losses of adapters for it."""
 
     def __init__(self, nodes: Any, pack: Any, name: str, base_steps: int = BASE_STEPS) -> None:
         from comfy.model_base import Flux, model_sampling

@@ -51,7 +51,7 @@ RADIUS, SHADE = (1.5, 3.5), (-0.2, 1.0)
 """In pixels, and as values from -1 to 1."""
 THRESHOLD = -0.6
 GUIDANCE = 3.5
-"""What the model is told of the guidance built in, of which it learns nothing."""
+"""The built-in guidance that the model is given. It learns nothing from it."""
 LATENT = (1, 16, SIDE // FOLD, SIDE // FOLD)
 RANGES = {"size": RADIUS[1] - RADIUS[0], "shade": SHADE[1] - SHADE[0], "count": MOST - 1.0}
 WORDS = ("discs", "open", "small", "large", "dark", "bright", "few", "many")

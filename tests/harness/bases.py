@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "bases.md"
 HEAD = """# Which kinds act on which weights
 
 Each cell is a linear layer with a network of one kind, on a weight of one sort. Its output was compared with
-that of the whole changed weight W + delta(W), in float64. `beside` is the form "bypass", `rebuilt`
+the output of the whole changed weight W + delta(W), in float64. `beside` is the form "bypass", `rebuilt`
 forms the changed weight in each pass, and `merged` is `merge_to`. A form that a cell does not name is
 refused, in the first pass at the latest; the letters give the reasons. The page is written by
 `python -m tests.harness.bases --write`, and a test compares it.
@@ -112,7 +112,7 @@ def sharded() -> nn.Module:
 
 
 def divided(way: str) -> nn.Module:
-    """A layer of which each of two processes has some columns or rows."""
+    """A layer. Each of two processes has some of its columns or rows."""
     from torch.distributed.tensor import Replicate, parallel
 
     base, whole = plain(), Replicate()

@@ -296,7 +296,7 @@ HOST_FAULTS = {
         "one map serves it and Z-Image: names of Z-Image, and thirds where queries have more rows than keys",
     ),
 }
-"""Architecture to a pattern of names that the host's own map has by mistake, and why they are wrong."""
+"""For each architecture: a pattern of names that the host's map has by mistake, and why they are wrong."""
 
 
 def host_names(architecture: str) -> Names:

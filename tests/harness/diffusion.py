@@ -157,7 +157,7 @@ def tiny_vae_layouts(channels: int = 16, width: int = 64) -> tuple[Layout, Layou
 
 
 def video_vae_layout(channels: int = 16, width: int = 64) -> Layout:
-    """The small autoencoder of videos, for latents of so many channels: four frames are one."""
+    """The small video autoencoder, for latents with this number of channels: four frames are one."""
 
     def block(name: str, width: int) -> Layout:
         layout = conv(f"{name}.conv.0", 2 * width, width)

@@ -59,7 +59,7 @@ BROWSER_TESTS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell came to: with which versions, in words, and of which sources."""
+    """The outcome of a cell in words, the versions that it ran with, the day, and a hash of the sources."""
 
     state: str
     told: str

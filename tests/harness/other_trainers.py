@@ -97,7 +97,7 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             super().everywhere(algorithm, options)
 
         def whole(self, algorithm: str, key: str) -> None:
-            self._note(key, f"a `{named['rank']}` above that of all layers")
+            self._note(key, f"a `{named['rank']}` larger than any layer")
             super().whole(algorithm, key)
 
         def elsewhere(self, where: str, *keys: str) -> None:

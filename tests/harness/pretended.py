@@ -49,7 +49,7 @@ def inner(value: Any) -> Any:
 
 
 def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
-    """Every operator on the device: that of the CPU on the tensors behind these."""
+    """Run every operator of the device on the CPU, on the tensors behind these."""
     name, tensors = operator.name(), [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     mixed = len({x.device.type for x in tensors if x.ndim or on(x)}) > 1
     given, named = tree_map(inner, (args, kwargs))

@@ -42,7 +42,7 @@ class Patched:
     report: str = ""
 
     def patcher_of(self, key: str) -> Any:
-        """The patcher that has a key: that of the diffusion model or that of the text encoder."""
+        """The patcher that has a key: the diffusion model's or the text encoder's."""
         return self.model if key.startswith("diffusion_model.") else self.clip.patcher
 
     @property

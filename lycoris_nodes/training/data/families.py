@@ -31,7 +31,7 @@ NOT_GENERATORS = ("RT_DETR_v4", "SAM3", "DepthAnything3")
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model of the host: that of its most derived class that has a family.
+    """The family of a model of the host. Of its classes, the most derived one that has a family counts.
 
     Raises TrainError for a model that does not denoise.
     """

@@ -312,8 +312,8 @@ def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
     if family.guidance is None or not others:
         return []
     return [
-        f"trained at a guidance of {family.guidance:g}, as is usual for {family.name}; that of the captions "
-        f"({', '.join(sorted(map(str, others)))}) is for sampling"
+        f"trained at a guidance of {family.guidance:g}, as is usual for {family.name}; the guidance of the "
+        f"captions ({', '.join(sorted(map(str, others)))}) is for sampling"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a trained file says of its captions, so that lists of files find it by them.
+"""The tags and the trigger word of captions, recorded in a trained file so that lists of files find it.
 
 The keys are those of kohya-ss/sd-scripts (`ss_tag_frequency`, `ss_dataset_dirs`) and of the specification
 https://github.com/Stability-AI/ModelSpec (`modelspec.trigger_phrase`).

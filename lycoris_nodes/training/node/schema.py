@@ -365,7 +365,7 @@ def _noise() -> list[Any]:
         number_input(
             "noise_offset",
             "Lets Stable Diffusion and SDXL learn very bright and dark pictures: 0.05 is usual. Not "
-            "for flow models, nor for those of zero terminal SNR, which learn it without.",
+            "for flow models, nor for models of zero terminal SNR, which learn it without.",
             most=1.0,
         ),
         io.Combo.Input(
@@ -373,7 +373,7 @@ def _noise() -> list[Any]:
             options=list(CHOICES),
             default=AS_FAMILY,
             tooltip="For Wan 2.2, whose two experts are separate models: the part of the noise to train at. "
-            "auto: that of the expert in the name of the model's file. all: all of it, as without experts.",
+            "auto: by the expert in the name of the model's file. all: all of it, as without experts.",
         ),
     ]
 

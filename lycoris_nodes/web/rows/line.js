@@ -38,7 +38,7 @@ const MARKS = { video: "▶", audio: "♪" }
  */
 
 /**
- * The files whose names are most similar to that of a missing file; none if the file is there.
+ * The files whose names are most similar to the name of a missing file; none if the file is there.
  *
  * @param {string} file
  */

@@ -57,7 +57,7 @@ function pairsOf(text) {
 const NEAR = 0.5
 
 /**
- * A function that finds the files whose names are nearest to that of a missing one, the nearest first. Folders do not
+ * A function that finds the files whose names are nearest to a missing file's name, the nearest first. Folders do not
  * count.
  *
  * @param {string[]} files

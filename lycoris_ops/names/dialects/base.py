@@ -125,8 +125,8 @@ class Write:
     spelled: Callable[[str, str], str] = "{}.{}".format
     """The key of a tensor, given the layer's name and the suffix."""
     configuration: Literal["beside", "within"] | None = None
-    """Where PEFT's configuration of the layers is written: to a file beside that of the layers, or into the
-    metadata of the layers' file."""
+    """Where PEFT's configuration of the layers is written: to a file beside the layers' file, or into its
+    metadata."""
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False

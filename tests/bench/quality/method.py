@@ -46,7 +46,7 @@ class Setting:
         return round(self.size * rank_one(self.sites))
 
     def probe_batches(self, count: int = PROBE_BATCHES) -> Iterator[Batch]:
-        """Batches for a look ahead, other ones than those of the training."""
+        """Batches for a look ahead. They differ from the batches of the training."""
         return itertools.islice(self.task.batches(500_000 + self.seed, "train"), count)
 
 

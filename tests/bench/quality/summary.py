@@ -87,7 +87,7 @@ batches of the training split, "{name}" on {probe} to {more}, until their halves
 line and the node do. "a step" and "the start" are in steps of {unit}, which was trained in turn with each
 method (`python -m tests.bench.quality.times`, {processors}).
 
-A training that names no rate takes that of `lycoris_ops.train.rates`, whose three numbers were chosen on
+A training that names no rate takes the one from `lycoris_ops.train.rates`, whose three numbers were chosen on
 the tasks other than characters and series. Over methods and sizes, its loss is above that at the best rate
 found by {by_task}.
 No factor for one of the last two alone would lose less there: on the text lines losses fall from 4.5 to 0.2,
@@ -215,7 +215,7 @@ def fewest(group: Sequence[Entry], target: Entry, times: Times) -> str:
 def overview(
     groups: Mapping[tuple[str, str], Mapping[str, list[Entry]]], untuned: Mapping[str, bool], times: Times
 ) -> str:
-    """What plans, LoKr and the race come to beside uniform LoRA at rank 4, and their means over tasks."""
+    """The losses of plans, LoKr and the race beside uniform LoRA of rank 4, and their means over tasks."""
     lines: list[list[str]] = []
     found: list[tuple[bool, list[float]]] = []
     for (task, length), methods in groups.items():

@@ -24,7 +24,7 @@ FIXED = {"tune": 1_000_001, "test": 1_000_002}
 
 
 class Task(Protocol):
-    """A task: frozen data, of which `repr` gives all that its figures depend on."""
+    """A task: frozen data. Its `repr` gives all that its figures depend on."""
 
     @property
     def name(self) -> str: ...

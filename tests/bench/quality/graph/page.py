@@ -22,10 +22,10 @@ shapes, bright on black. Nodes train adapters of it on {pictures} pictures of an
 on a ground that fades, {batch} in a step. ComfyUI then patches the model with what each node gave, and the
 loss is measured: the mean square error of the velocity on {held} other pictures, at fixed noise and evenly
 spaced times. Without an adapter it is {before:.4f}. "By theirs" is the loss that ComfyUI's trainer minimises:
-that of the denoised latent, at the times of its schedule.
+the mean square error of the denoised latent, at the times of its schedule.
 
 Rates are the best of half decades after {last} steps, on pictures of their own; "edge" marks those that are
-not yet between two worse ones. "Usual rate" is that of `lycoris_ops.train.rates` for these layers, where
+not yet between two worse ones. "Usual rate" is what `lycoris_ops.train.rates` gives for these layers, where
 searches begin too: 1e-4, which the node takes for models of this layout, is for models 24 times as wide.
 All other settings are the defaults of the nodes, such as a constant rate, except in "cosine", and in
 ComfyUI's trainer an alpha of 1, and bfloat16 in "as set". That trainer also trains all norms and biases,
@@ -38,7 +38,7 @@ after {last} steps; seconds are CPU time, plan and search included, on one core 
 {machines}.
 Figures are of one seed; those with a standard deviation are means of up to {seeds}.
 
-On all layers a plan comes to the loss of LoRA with norms and biases, or of ComfyUI's trainer, with a quarter
+On all layers a plan reaches the loss of LoRA with norms and biases, or of ComfyUI's trainer, with a quarter
 of their numbers and in as many steps. This is partly because it has no norms and no biases: LoRA without them
 needs half as many numbers as with them for the same loss. It is 8 % above a plan of its size, which is no
 more than its spread over seeds.

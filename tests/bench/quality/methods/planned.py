@@ -40,7 +40,7 @@ CRITERIA: Mapping[str, Callable[[Offer], Sequence[float]]] = {
 
 
 def judged(found: lyc.Probe, criterion: str) -> lyc.Probe:
-    """The probe, of which budgets are divided by a criterion."""
+    """The probe. A criterion divides budgets by it."""
     layers = {
         path: replace(
             layer,
