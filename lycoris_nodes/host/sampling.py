@@ -91,7 +91,7 @@ def sampled(
 
 
 def empty_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
-    """An empty latent of any model, converted for this model as by the host's samplers."""
+    """An empty latent of any model, converted for this model as the host's samplers do it."""
     ratios = {name: value for name, value in latent.items() if name.startswith("downscale_ratio")}
     return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
 
@@ -118,7 +118,7 @@ def _previewer(patcher: Any) -> Any:
 
 
 STEREO = 2
-"""The channels of what a VAE for sound decodes."""
+"""The number of channels of decoded sound."""
 
 
 def can_show(patcher: Any, vae: Any) -> bool:

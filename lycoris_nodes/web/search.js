@@ -4,9 +4,9 @@
 const WORDS = ["lora", "lycoris"]
 
 /**
- * Whether the front end's score of a node says that one of its names matched at a place where it has one of WORDS. The
- * score does not hold the query, but how the name matched (1: at its beginning; more: further in), where, and the length
- * of the name.
+ * Whether the user has typed one of WORDS, and one of the node's names matched it. The front end does not give the
+ * query, but a score: how a name matched (1: at its beginning; more: further in), where, and the length of the name. So
+ * this looks for a name of that length that has one of WORDS at that place.
  *
  * @param {string[]} names
  * @param {number[]} score

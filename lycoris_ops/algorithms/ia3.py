@@ -100,7 +100,7 @@ class Ia3(Trained):
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
-        """Not in PEFT's form, where only the configuration says whether a convolution's inputs are scaled."""
+        """False for PEFT's form, where only the configuration says if a convolution's inputs are scaled."""
         return ON_INPUT in names
 
     @classmethod

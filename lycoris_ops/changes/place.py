@@ -86,7 +86,8 @@ class Places:
     """How many video frames each frame of the grid covers; the first covers one. Several numbers apply to the
     grid's frames in turn, the first frame included, and then repeat."""
     of: int = 0
-    """How many pictures there are, where a pass has only some; 0: one more than the largest of `pictures`."""
+    """How many pictures there are in all: a pass may have only some. 0: one more than the largest number in
+    `pictures`."""
     crops: tuple[Crop, ...] = ()
     """For each sample the part of its picture that `grid` covers; () where each has the whole."""
     everywhere: bool = False
@@ -190,7 +191,7 @@ class Mask:
         return planes * self._shares(spans)[:, None, None]
 
     def _in_frames(self, planes: Tensor, spans: Sequence[int]) -> Tensor:
-        """The planes for the frames of a latent, each of which stands for `spans` frames of a video."""
+        """The planes for the frames of a latent. Each of them stands for `spans` frames of a video."""
         found, count, video = len(planes), len(spans), sum(spans)
         if found in (1, count):
             return planes.expand(count, -1, -1)

@@ -53,9 +53,9 @@ def extract_adapter(
     that adapters give them, so prefixes and fused attentions may differ.
 
     Singular values that the models' rounding noise could explain are left out (see `Delta`).
-    With the size "auto" the noise also decides the ranks; without noise, as between float32 models, the knee
-    of the energy does. Nothing is clamped. Weights of one dimension, biases and bare parameters become
-    differences, which are exact. `dtype` is float16 unless given. The other arguments are as in
+    With the size "auto" the noise also decides the ranks. If there is none, as between float32 models, the
+    knee of the energy decides them. Nothing is clamped. Weights of one dimension, biases and bare parameters
+    become differences, which are exact. `dtype` is float16 unless given. The other arguments are as in
     `resize_adapter`.
 
     `Adapter.report` says what was kept and how the layers of the models differ; with `strict` a difference is

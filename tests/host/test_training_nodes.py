@@ -342,7 +342,7 @@ def test_other_models_are_trained_by_their_own_defaults(
         trained.cached_patcher_init = (None, ("models/wan2.2_t2v_high_noise_14B.safetensors",))
     with unchanged(trained.model):
         made = train(**given, rank=0, learning_rate=0.0, steps=2, batch_size=2, sample_every=2)
-    said = "times from 0.875 to 1: those of the high-noise expert, by the name wan2.2_t2v_high_noise_14B"
+    said = "times from 0.875 to 1: the times of the high-noise expert, by the name wan2.2_t2v_high_noise_14B"
     assert (said in made["report"]) is expert and ("style_high_noise_00001_" in made["path"]) is expert
     if expert:
         links = {name: given[name] for name in ("model", "latents", "positive")}

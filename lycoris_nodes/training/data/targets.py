@@ -22,7 +22,7 @@ from ....lycoris_ops import TrainError
 from ...host.sampling import PARAMETRISATIONS
 
 LEAST_SIGMA = 1e-3
-"""The smallest sigma trained at. Below it F cannot be recovered from D, a difference in float32."""
+"""The smallest sigma trained at. Below it, rounding in float32 leaves too little of F in D."""
 
 
 @dataclass(frozen=True)

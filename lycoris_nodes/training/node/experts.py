@@ -67,5 +67,5 @@ def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
     if expert == ALL:
         return []
     least, most = times.between
-    whose = f"those of the {expert.replace(' ', '-')} expert, {because}"
+    whose = f"the times of the {expert.replace(' ', '-')} expert, {because}"
     return [f"noise at the times from {least:g} to {most:g}: {whose}"]

@@ -138,7 +138,7 @@ def latents_with_captions(
 
 
 def sketches_of_data(asked: Asked) -> dict[str, list[Sketch]]:
-    """A training is recognised by them."""
+    """Sketches of the data, by which a stopped training is recognised."""
     return sketches_of(**{name: getattr(asked, name, ()) for name in SAMPLED})
 
 
@@ -328,8 +328,9 @@ def _race_data(
 ) -> tuple[Callable[[int], list[list[Sample]]], list[list[Sample]], int]:
     """The batches of a race, those that judge it, and how many samples are set apart for judging.
 
-    Held-out samples judge. Without them an eighth of the samples, at least one, judges: only the training
-    after the race sees these. Fewer than four samples are all raced on, and all judge, with other noise.
+    Held-out samples judge. Without them an eighth of the samples, at least one, is set apart to judge: only
+    the training after the race sees these. If there are fewer than four samples, the race trains on all, and
+    judges by all with other noise.
     """
     apart = 0 if held or len(samples) < 4 else max(1, len(samples) // 8)
     trained = samples[: len(samples) - apart]
@@ -448,8 +449,8 @@ def _check_samples(asked: Asked, session: Session, shapes: Sequence[torch.Size])
         "samples on the way are pictures, and those of this model cannot be shown",
         key="sample_every" if asked.vae is None else "vae",
         got=type(session.model).__name__,
-        hint="Unlink `vae` and set `sample_every` to 0. A model of sound is heard by its checkpoints, see "
-        "`checkpoint_every`"
+        hint="Unlink `vae` and set `sample_every` to 0. For a sound model, listen to checkpoints "
+        "(`checkpoint_every`)"
         if asked.vae is not None or not has_pictures(shapes)
         else "Link `vae` if the model makes pictures, or set `sample_every` to 0",
     )

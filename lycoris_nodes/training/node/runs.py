@@ -52,7 +52,7 @@ ASIDE = "set-aside.json"
 
 
 class RunKey(NamedTuple):
-    """What a training is found by, beside its data."""
+    """The name and settings by which a training is found. Its data count too."""
 
     prefix: str
     """A `filename_prefix`."""
@@ -178,7 +178,7 @@ def _begun_pair(
 ) -> list[Run] | None:
     """The latest pair with these settings and data that has begun and is not finished; None for none.
 
-    A training of one expert alone is half of one, if nothing else has its number.
+    A training of one expert alone counts as half of a pair, if nothing else has its number.
     """
     known = [_by_number(one) for one in keys]
     for number in sorted({*known[0], *known[1]}, reverse=True):
@@ -235,7 +235,7 @@ def offer_of(
     that runs now does not count, whoever queued it. Of a pair it is the first that is not finished and has a
     state, or the one that is finished.
 
-    `unknown` are settings that may have any value, and without `data` the data may be any too.
+    `unknown` are settings that may have any value. Without `data`, any data will do.
     """
     # The page asks while a name is typed, which must make no folders.
     if not all(has_output_folder(one.prefix) for one in keys):

@@ -15,7 +15,7 @@ function drawingOf(svg) {
     const own = told(words.data)
     if (own === words.data) continue
     words.data = own
-    // The length is that of the English text.
+    // The server computed the length for the English text.
     text.removeAttribute("textLength")
   }
   return drawing

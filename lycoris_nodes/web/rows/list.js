@@ -240,7 +240,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * Wrap the end of a change that begins now, so that `settled` waits for it.
+   * A function that calls `end`, the end of a change of a strength, and then resolves `settled`.
    *
    * @param {() => void} end
    */
@@ -269,7 +269,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
 
   /**
    * @param {number} index
-   * @param {import("./server.js").About["expert"]} expert that of the row's file
+   * @param {import("./server.js").About["expert"]} expert the expert that the row's file is for
    * @returns {import("./menu.js").Item[]}
    */
   function pairItems(index, expert) {
@@ -429,8 +429,8 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * Take the other file of a pair into a row, if the names leave no doubt and no row has both. If one has, an added row
-   * is removed, and a row whose file was replaced stays as it is.
+   * Take the other file of a pair into a row, if the names leave no doubt and no row has both. If a row has both
+   * already, an added row is removed, and a row whose file was replaced stays as it is.
    *
    * The row is shown before the server has answered.
    *
@@ -465,7 +465,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
   }
 
   /**
-   * Show on the rows what an error says of them, in place of the last error. Returns whether it says nothing else.
+   * Show an error on the rows that it is about, in place of the last error. Returns whether it is about rows alone.
    *
    * @param {string} text
    */

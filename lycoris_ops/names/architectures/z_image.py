@@ -1,7 +1,7 @@
 """Z-Image: ComfyUI's layout (Lumina 2's with another modulation) beside the names of diffusers.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_z_image_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`. Those names are the original ones too, and those of musubi-tuner.
+in `loaders/single_file_utils.py`. The original code and musubi-tuner use the same names.
 """
 
 from __future__ import annotations
