@@ -52,8 +52,8 @@ class LycorisSchedule(io.ComfyNode):
                     options=list(CLOCKS),
                     default="diffusion",
                     tooltip="What the times mean. diffusion: the share of the whole diffusion, like "
-                    "ComfyUI's percent; with a denoise of 0.5 a run begins at 0.5. steps: the share of the steps that "
-                    "this run takes.",
+                    "ComfyUI's percent; with a denoise of 0.5 a run begins at 0.5. steps: the share of the "
+                    "steps that this run takes.",
                 ),
                 io.Custom("CURVE").Input(
                     "points",

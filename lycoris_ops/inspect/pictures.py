@@ -201,9 +201,9 @@ def _kept(found: Examination) -> Axes | None:
     if not series:
         return None
     return Axes(
-        "what a lower rank would keep: the median layer, and 8 of 10",
+        "what a lower rank would keep; shaded: 8 of 10 layers",
         series,
-        across=f"rank; dashed: keeps {ENOUGH:.0%} of 9 in 10 layers",
+        across=f"rank; dashed: keeps {ENOUGH:.0%} in 9 of 10 layers",
         logarithmic=(True, False),
         ticks=[2.0**power for power in range(most.bit_length())],
         marks=marks,
