@@ -105,7 +105,7 @@ class LycorisJudge(io.ComfyNode):
                 ),
                 seed_input(
                     "The seed of the noise, for losses and samples. With the seed of a training the losses "
-                    "are those of its validation."
+                    "are the same as in its validation."
                 ),
                 *advanced(
                     number_input(

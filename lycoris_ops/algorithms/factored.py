@@ -231,7 +231,7 @@ class Factored(Trained):
         return {**self.factor_axes(), "dora_scale": axis_of(self.dora_scale)}
 
     def column_axes(self) -> Mapping[str, int] | None:
-        """None with a DoRA magnitude or a sparse remainder; else those of the factors."""
+        """None with a DoRA magnitude or a sparse remainder; else the axes of the factors."""
         plain = self.additive() is not None and self.bias_size is None
         return self.factor_columns() if plain else None
 

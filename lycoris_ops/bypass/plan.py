@@ -32,7 +32,7 @@ class Slot(NamedTuple):
     timings: tuple[Timing, ...] = ()
     """Factors of the strength over the sampling."""
     where: Where | None = None
-    """Its factors over places and samples; None for the same everywhere."""
+    """Its factors over places and samples; None if it is the same everywhere."""
 
     def at(self, moment: Moment) -> float:
         """The strength at a moment of the sampling."""

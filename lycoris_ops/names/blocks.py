@@ -25,7 +25,7 @@ LIST = re.compile(r"(?:_stream)?_(?:blocks?|layers|resblocks)$")
 GENERIC = frozenset({"block", "blocks", "layer", "layers", "resblocks", "encoders"})
 """Names of families that say nothing. The name of the module around the family is used instead."""
 WHOLE = {"unet": "unet", None: "unet", "te": "te"}
-"""From a part of a model to the name for all its layers."""
+"""The name that stands for all layers of a part of a model, by the part."""
 
 BESIDE = re.compile(r"norm|adaln|modulation", re.IGNORECASE)
 """A word for a layer outside attention and feed-forward, though it may contain their names: `attn_norm`."""
@@ -192,7 +192,7 @@ class _Part:
 
     @cached_property
     def families(self) -> Mapping[str, int]:
-        """From the full path of each family to the number of its blocks."""
+        """The number of blocks of each family, by the family's full path."""
         numbers: dict[str, set[tuple[int, ...]]] = {}
         named: set[str] = set()
         for path in self.paths:
@@ -210,7 +210,7 @@ class _Part:
 
     @cached_property
     def short(self) -> Mapping[str, str]:
-        """From the full path of each family to its short name. No two short names are equal."""
+        """The short name of each family, by its full path. No two short names are equal."""
         wanted = {family: list(_shorter(family)) for family in self.families}
         found: dict[str, str] = {}
         for family, names in wanted.items():

@@ -39,7 +39,7 @@ FACTS = {
     "clip skip": "ss_clip_skip",
     "network": "ss_network_module",
 }
-"""Further facts that are shown: from the label to the key in the metadata."""
+"""The label of each further fact that is shown, with its key in the metadata."""
 
 
 @dataclass(frozen=True)

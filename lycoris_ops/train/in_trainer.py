@@ -78,7 +78,7 @@ def adapter_checkpoints(
             held["save_pretrained"] = save_pretrained
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # Of a divided network every process has a part, but the trainer saves in the first one alone.
+            # Every process has a part of a divided network, but the trainer saves in the first process only.
             if control.should_save and network.applied:
                 adapter = network.to_adapter(dialect=dialect)
                 gathered[:] = [adapter] if args.should_save else []

@@ -55,7 +55,7 @@ export function foldInputs(node) {
   const rare = inputs.filter(
     ({ name, widget }, slot) => RARE.includes(name) && !widget && !node.isInputConnected(slot),
   )
-  // A loaded workflow adds those again that were folded when the node was made.
+  // A loaded workflow adds inputs again that were folded when the node was made.
   folded.set(node, [...kept, ...rare.filter(({ name }) => !kept.some((one) => one.name === name))])
   for (const input of rare) node.removeInput(node.inputs.indexOf(input))
   const height = heights.get(node)

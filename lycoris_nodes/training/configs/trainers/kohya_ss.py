@@ -56,7 +56,7 @@ UNSET = {
     "max_token_length": 75,
     "huber_schedule": "snr",
 }
-"""Values that are the same as none."""
+"""Values that mean that the field is not set."""
 OF_THE_PROGRAM = (
     *("LoRA_type", "additional_parameters", "epoch", "flux1_checkbox", "sd3_checkbox", "sdxl"),
     *("model_list", "training_comment", "num_cpu_threads_per_process", "num_processes", "num_machines"),
@@ -76,7 +76,7 @@ read = kohya.read
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the program passes to sd-scripts, by the names there; None for others.
 
-    Of the network's fields it passes on those of the chosen kind alone. `epoch` counts where no steps are
+    The program passes on only the network's fields for the chosen kind. `epoch` counts where no steps are
     given. `lr_warmup` is in percent of the steps.
     """
     if "LoRA_type" not in table:
