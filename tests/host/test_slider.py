@@ -183,7 +183,7 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
     [
         ({"strengths": "0.5, 1"}, "both sides of 0"),
         ({"less": [caption(1)]}, "both of its ends"),
-        ({"latents": [latent(0)]}, "do not fill rows"),
+        ({"latents": [latent(0)]}, "each row needs a picture"),
         ({"latents": [{"samples": torch.zeros((1, 4, 8, 8))}]}, "all zeros"),
         ({"latents": [latent(0), latent(0)]}, "number 1 to 2: opposed pictures are the same"),
         ({"less": [caption(1)], "more": [caption(2), caption(1)]}, "more, number 2 of 2: both ends.* same"),

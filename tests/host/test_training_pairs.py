@@ -289,7 +289,7 @@ def test_clips_are_trained_with_pictures(
     lengths = [one["samples"].shape[2] for one in data["latents"]]
     assert lengths == [3, 3, 2, 1, 2]
     assert "3 clips, at 16 frames a second: 5 frames x2, 9 frames x2" in data["report"]
-    missing = "no frame is given: no node is known"
+    missing = "the model gets no first frame: no known node"
     assert missing not in data["report"]
     called = vae.calls
     again = prepare(**given, first_frames="first and last")
