@@ -11,7 +11,6 @@ from layers import KINDS, Factors
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops import bypass
 from lycoris_ops.algorithms import ALGORITHMS
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -96,14 +95,14 @@ def beside(layer: lyc.Layer) -> lyc.Part:
 
 def chained(case: Case, *stages: Any) -> Any:
     """A plan of stages. Each is (layers of the weight,) or (layers of the weight, parts for the bias)."""
-    geometry = bypass.geometry_of(case.module())
-    plans = [bypass.BypassPlan.build(geometry, list(itertools.chain(*stage))) for stage in stages]
+    geometry = lyc.geometry_of(case.module())
+    plans = [lyc.BypassPlan.build(geometry, list(itertools.chain(*stage))) for stage in stages]
     plan = plans[0]
     for later in plans[1:]:
         plan = plan.then(later)
     return plan
 
 
-def hook(module: nn.Module, plan: bypass.BypassPlan, **options: Any) -> bypass.Bypass:
+def hook(module: nn.Module, plan: lyc.BypassPlan, **options: Any) -> lyc.Bypass:
     """A bypass on the module; the options are those of `Bypass`."""
-    return bypass.Bypass(module, plan, **options).attach()
+    return lyc.Bypass(module, plan, **options).attach()

@@ -17,7 +17,6 @@ from layers import KINDS, rand
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
-from lycoris_ops import bypass
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.bypass import bound
 from lycoris_ops.bypass.hook import PlainReader
@@ -462,7 +461,7 @@ class Scaled(nn.Linear):
     ],
 )
 def test_what_is_not_a_plain_product_is_refused(module: nn.Module, reason: str) -> None:
-    found = bypass.geometry_of(module)
+    found = lyc.geometry_of(module)
     assert isinstance(found, str) and reason in found
 
 

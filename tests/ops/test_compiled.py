@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import lycoris_ops as lyc
-from lycoris_ops import Mask, Moment, Places, Where, bypass
+from lycoris_ops import Mask, Moment, Places, Where
 from lycoris_ops.changes.timing import Curve, Timing
 
 STACKS = {
@@ -34,7 +34,7 @@ class Beside:
         self.kinds, self.case = kinds, CASES[name]
         self.x = self.case.input(torch.float32)
         self.model = nn.Sequential(nn.Tanh(), self.case.module(torch.float32), nn.SiLU())
-        found = bypass.geometry_of(self.model[1])
+        found = lyc.geometry_of(self.model[1])
         assert not isinstance(found, str)
         self.geometry = found
         self.hooks = hook(self.model[1], self.plan())
@@ -43,12 +43,12 @@ class Beside:
         counters.clear()
         self.compiled: Any = torch.compile(self.model, backend="aot_eager", fullgraph=True)
 
-    def plan(self, mask: Tensor | None = None, rank: int = 3, **where: Any) -> bypass.BypassPlan:
+    def plan(self, mask: Tensor | None = None, rank: int = 3, **where: Any) -> lyc.BypassPlan:
         """A file of random values, with a mask and with factors of pictures."""
         weights = torch.rand(1, 8, 12) if mask is None else mask
         at = Where(Mask(weights), where.get("factors", (1.0, 0.5)))
         layers = [layer(kind, self.case, rank) for kind in self.kinds]
-        return bypass.BypassPlan.build(
+        return lyc.BypassPlan.build(
             self.geometry, [lyc.Slot(lyc.Part(one), 0.5, TIMED, at) for one in layers]
         )
 
@@ -166,7 +166,7 @@ def test_other_masks_of_a_blend_compile_nothing_again(heads: tuple[int, ...]) ->
 @pytest.mark.parametrize("kind", ["lora", "lokr-full-low"])
 def test_passes_with_gradients_are_traced(kind: str) -> None:
     beside = Beside((kind,), "linear")
-    plan = bypass.BypassPlan.build(beside.geometry, [(layer(kind, beside.case), 0.7)])
+    plan = lyc.BypassPlan.build(beside.geometry, [(layer(kind, beside.case), 0.7)])
     beside.hooks.plan, beside.hooks.strengths = plan, plan.strengths
     given = [beside.x.clone().requires_grad_() for _ in range(2)]
     for x, run in zip(given, (beside.model, beside.compiled), strict=True):

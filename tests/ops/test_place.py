@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import lycoris_ops as lyc
-from lycoris_ops import Crop, Places, Where, bypass, parse_spans
+from lycoris_ops import Crop, Places, Where, parse_spans
 
 GRID = (4, 6)
 PLACED = {
@@ -62,13 +62,13 @@ def run(
     module: nn.Module, x: Tensor, where: Places, *layers: tuple[Any, float, lyc.Mask | Where | None]
 ) -> Tensor:
     """The module's output with these layers beside it, which hold where their masks are."""
-    found = bypass.geometry_of(module)
+    found = lyc.geometry_of(module)
     assert not isinstance(found, str)
     given = [
         slot(one, Where(mask) if isinstance(mask, lyc.Mask) else mask, strength)
         for one, strength, mask in layers
     ]
-    hooks = hook(module, bypass.BypassPlan.build(found, given))
+    hooks = hook(module, lyc.BypassPlan.build(found, given))
     hooks.places = where
     try:
         return module(x)
@@ -229,7 +229,7 @@ def test_places_apart_are_outputs_of_their_own() -> None:
         module, x = case.module(torch.float32), case.input(torch.float32)
         one, two, plain = layer(kind, case), layer(kind, case), layer("lora", case)
         masks = tuple(Where(halves()) for _ in range(3))
-        plan = bypass.BypassPlan.build(bypass.geometry_of(module), [slot(one, masks[0]), slot(two, masks[2])])
+        plan = lyc.BypassPlan.build(lyc.geometry_of(module), [slot(one, masks[0]), slot(two, masks[2])])
         hooks = hook(module, plan)
         hooks.apart = masks
         found = module(x).chunk(4)
@@ -239,7 +239,7 @@ def test_places_apart_are_outputs_of_their_own() -> None:
         wanted = [base, run(module, x, none, (one, 0.5, None)), base, run(module, x, none, (two, 0.5, None))]
         assert all(torch.equal(*both) for both in zip(found, wanted, strict=True))
         # A layer without a mask is in all of them.
-        beside = bypass.BypassPlan.build(bypass.geometry_of(module), [slot(one, masks[0]), (plain, 0.5)])
+        beside = lyc.BypassPlan.build(lyc.geometry_of(module), [slot(one, masks[0]), (plain, 0.5)])
         hooks = hook(module, beside)
         hooks.apart = masks[:1]
         first, second = module(x).chunk(2)
@@ -391,12 +391,12 @@ def test_tokens_and_pictures_that_do_not_agree() -> None:
 
 def test_a_mask_cannot_stand_between_two_stages() -> None:
     case = PLACED["linear"]
-    geometry = bypass.geometry_of(case.module())
+    geometry = lyc.geometry_of(case.module())
     assert not isinstance(geometry, str)
-    first = bypass.BypassPlan.build(geometry, [slot(layer("lora", case), Where(halves()))])
+    first = lyc.BypassPlan.build(geometry, [slot(layer("lora", case), Where(halves()))])
     with pytest.raises(lyc.LayerError, match="Join the two stacks"):
-        first.then(bypass.BypassPlan.build(geometry, [(layer("oft", case), 1.0)]))
-    assert not first.then(bypass.BypassPlan.build(geometry, [(layer("loha", case), 1.0)])).formed
+        first.then(lyc.BypassPlan.build(geometry, [(layer("oft", case), 1.0)]))
+    assert not first.then(lyc.BypassPlan.build(geometry, [(layer("loha", case), 1.0)])).formed
 
 
 @pytest.mark.parametrize(("name", "further"), [("linear", 0), ("conv2d-1x1", 2)])

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lycoris_ops as lyc
-from lycoris_ops import bypass
 from lycoris_ops.changes.timing import Timing, mean
 from lycoris_ops.names.blocks import Blocks
 from lycoris_ops.names.targets import Targets
@@ -199,9 +198,9 @@ def test_a_bypass_follows_its_timings_on_both_clocks() -> None:
     one, other, dependent = load("lora", "linear"), load("loha", "linear"), load("oft", "linear")
     fade, late = lyc.Curve.parse("linear 1 -1"), lyc.Curve.parse("on after 0.5")
     timings = ((Timing(fade), Timing(late, "steps")), (Timing(late, "steps"),))
-    geometry = bypass.geometry_of(module)
-    assert isinstance(geometry, bypass.Geometry)
-    plan = bypass.BypassPlan.build(
+    geometry = lyc.geometry_of(module)
+    assert isinstance(geometry, lyc.Geometry)
+    plan = lyc.BypassPlan.build(
         geometry,
         [
             lyc.Slot(lyc.Part(one), 0.8, timings[0]),
@@ -210,7 +209,7 @@ def test_a_bypass_follows_its_timings_on_both_clocks() -> None:
         ],
     )
     assert plan.timed
-    hook = bypass.Bypass(module, plan).attach()
+    hook = lyc.Bypass(module, plan).attach()
     values = {(0.0, 0.0): (0, 0), (0.1, 0.7): (0.8, 1), (0.5, 0.5): (0, 1), (1.0, 0.9): (-1, 1)}
     for moment, (first, last) in values.items():
         hook.strengths = plan.strengths_at(lyc.Moment(*moment))
