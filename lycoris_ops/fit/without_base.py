@@ -17,19 +17,21 @@ def no_weight(
 
     `base` is the name of the model that lacks it; None where no model is given.
     """
-    problem, expected, hint = (
-        "so that it needs the base model",
-        "the model that the adapter is for",
-        GIVE_BASE,
-    )
-    if base is not None:
-        problem, expected = "which the base model does not have", "a model with this layer"
-        hint = "Give the model that the adapter was made for, with its text encoders if it changes them"
+    depends = f"the change of {a_layer(kind)} depends on the {parameter}"
+    if base is None:
+        return LayerError(
+            f"{depends}, so that it needs the base model",
+            file=file,
+            key=key,
+            got="no base model",
+            expected="the model that the adapter is for",
+            hint=GIVE_BASE,
+        )
     return LayerError(
-        f"the change of {a_layer(kind)} depends on the {parameter}, {problem}",
+        f"{depends}, which the base model does not have",
         file=file,
         key=key,
-        got=base or "no base model",
-        expected=expected,
-        hint=hint,
+        got=base,
+        expected="a model with this layer",
+        hint="Give the model that the adapter was made for, with its text encoders if it changes them",
     )
