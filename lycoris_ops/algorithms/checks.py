@@ -77,10 +77,8 @@ def agree(what: str, first: tuple[str, int], second: tuple[str, int | None]) -> 
 
 
 def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
-    """The shape of a tensor that must have at least `least` dimensions, none of them empty."""
+    """The shape of a tensor that must have at least `least` dimensions."""
     found = shapes[name]
-    if 0 in found:
-        raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
     if len(found) < least:
         raise LayerError(
             f"{name} has an unusable shape", got=str(list(found)), expected=f"{least} or more dimensions"
@@ -89,7 +87,7 @@ def dimensions(shapes: Mapping[str, Shape], name: str, least: int = 2) -> Shape:
 
 
 def exactly(shapes: Mapping[str, Shape], name: str, count: int) -> Shape:
-    """The shape of a tensor that must have `count` dimensions, none of them empty."""
+    """The shape of a tensor that must have `count` dimensions."""
     found = dimensions(shapes, name, count)
     if len(found) > count:
         raise LayerError(

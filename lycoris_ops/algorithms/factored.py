@@ -91,7 +91,7 @@ class Factored(Trained):
         if values in (outputs, inputs):
             return plain
         # Some files have the kernel folded into the columns: then only the magnitude tells I.
-        if kernel or not values or inputs % values:
+        if kernel or inputs % values:
             raise LayerError(
                 "a DoRA magnitude fits neither the outputs nor the inputs of its layer",
                 got=str(list(shapes[DORA])),

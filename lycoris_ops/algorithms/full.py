@@ -13,7 +13,7 @@ from ..changes.forms import Dense, LowRank
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape
-from .base import ALPHA, DIFF_B, IGNORED, SET_BIAS, Join, Products, column
+from .base import ALPHA, DIFF_B, IGNORED, SET_BIAS, Join, Products
 from .checks import agree, exactly, vector
 from .fitting import Delta, Fit, Fitted
 from .training import Trained
@@ -63,10 +63,7 @@ class Full(Trained, Fitted):
             count, size = exactly(shapes, SET_ROWS, 2)
             agree("numbers of rows", (SET_ROWS, count), (ROWS_AT, vector(shapes, ROWS_AT)))
             return (None, size)
-        found = shapes.get(DIFF) or shapes.get(SET) or ()
-        if 0 in found or (not found and not {DIFF_B, SET_BIAS} & shapes.keys()):
-            raise LayerError("a full difference is empty", got=str(list(found)), expected="a weight's shape")
-        return found
+        return shapes.get(DIFF) or shapes.get(SET) or ()
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Full:
@@ -120,7 +117,7 @@ class Full(Trained, Fitted):
     def additive(self) -> tuple[Dense, ...] | None:
         if self.set_weight is not None or self.set_rows is not None:
             return None
-        return (Dense(_matrix(self.diff)),) if self.diff is not None else ()
+        return (Dense(self.diff.reshape(len(self.diff), -1)),) if self.diff is not None else ()
 
     def sides(self, weight: Tensor) -> Sides:
         if self.set_rows is not None and self.set_rows_at is not None:
@@ -133,7 +130,7 @@ class Full(Trained, Fitted):
         assert self.set_weight is not None
         # 1 + diag(-1) is zero, so W is removed.
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
-        return Sides(outputs=nothing, beside=(Dense(_matrix(self.set_weight)),))
+        return Sides(outputs=nothing, beside=(Dense(self.set_weight.reshape(len(self.set_weight), -1)),))
 
     def row_axes(self) -> Mapping[str, int] | None:
         return None if self.set_rows is not None else {"diff": 0, "set_weight": 0}
@@ -145,7 +142,3 @@ class Full(Trained, Fitted):
 def numbers_of(rows: Tensor) -> list[float]:
     """The values of `set_rows_at` as numbers."""
     return cast("Any", rows).flatten().tolist()
-
-
-def _matrix(values: Tensor) -> Tensor:
-    return values.flatten(1) if values.ndim > 1 else column(values)
