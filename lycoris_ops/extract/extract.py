@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -97,7 +96,7 @@ def extract_adapter(
         layers, name=name or f"{PurePath(short_name(after.name)).stem}-extracted", metadata=text
     )
     report = replace(report, missing=_missing(pairs), notes=(*_notes(pairs), *report.notes))
-    return dataclasses.replace(made, report=report)
+    return replace(made, report=report)
 
 
 def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) -> Source:
@@ -167,12 +166,12 @@ def _variance(values: Tensor, places: Sequence[tuple[str, Rows | None]], source:
 
 
 def _check_same(pairs: Pairs, after: Weights) -> None:
-    found = pairs.differences()
-    if found:
+    missing = _missing(pairs)
+    if missing:
         raise MatchError(
             "the two models do not have the same layers",
             file=after.name,
-            got="; ".join(f"{len(keys)} {what}: {', '.join(keys[:NAMED])}" for what, keys in found),
+            got="; ".join(missing),
             expected="the same layers in both",
             hint="Without `strict` they are left out, and the report names them",
         )

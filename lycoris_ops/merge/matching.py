@@ -104,15 +104,16 @@ class ChangedPlace:
             pause=pause,
         )
 
-    def _forms(self, change: AdapterChange, base: Weights | None, factor: float) -> list[Additive]:
+    def _forms(self, own: AdapterChange, base: Weights | None, factor: float) -> list[Additive]:
         """The change that a layer makes to the whole weight or bias, times a factor."""
-        part = change.read()
+        part = own.read()
         count = (self.shape if part.parameter == "weight" else self.bias)[0]
         with part.named():
             met = part.forms()
             plain: list[Additive] = [form for form in met if not isinstance(form, Dependent)]
             if len(plain) < len(met):
-                plain = [Dense(_columns(part.delta(self._met(part, base))))]
+                change = part.delta(self._met(part, base))
+                plain = [Dense(change.reshape(len(change), -1))]
             elif part.rows is not None:
                 plain = [form.embedded(part.rows, count) for form in plain]
         return plain if factor == 1.0 else [form.times(factor) for form in plain]
@@ -124,10 +125,6 @@ class ChangedPlace:
             raise no_weight(part.layer.algorithm, part.parameter, None if base is None else base.name)
         value = base.read(key)
         return value.to(compute_dtype(value.dtype))
-
-
-def _columns(change: Tensor) -> Tensor:
-    return change.flatten(1) if change.ndim > 1 else change[:, None]
 
 
 def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -146,7 +145,7 @@ def orthogonal_adapters(
         made = merging.adapter(layers, report, text)
         assert made.report is not None
         report = replace(made.report, source_size=entry.adapter.size)
-        found.append(dataclasses.replace(made, name=f"{entry.adapter.name} ({method})", report=report))
+        found.append(replace(made, name=f"{entry.adapter.name} ({method})", report=report))
     return found
 
 
@@ -306,7 +305,7 @@ class _Merging:
             stays="",
             source_size=sum({entry.adapter.path: entry.adapter.size for entry in self.entries}.values()),
         )
-        return dataclasses.replace(found, report=report)
+        return replace(found, report=report)
 
     def _notes(self) -> Iterator[str]:
         yield f"merged by {self.method.name}: {self.method.source}"

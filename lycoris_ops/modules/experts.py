@@ -11,7 +11,7 @@ from ..maths.tensors import is_divided, is_plain
 def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:
     """The parameters of a module that hold the weights of E experts, by name; or why they cannot be adapted.
 
-    They are (E, O, I), or (E, I, O) where `stored_turned`. Such modules come from transformers: they have
+    They are (E, O, I), or (E, I, O) where `is_transposed`. Such modules come from transformers: they have
     `num_experts`, or a class with Experts in its name.
     """
     if not (hasattr(module, "num_experts") or "Experts" in type(module).__name__):
@@ -24,8 +24,3 @@ def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stac
     if found and (narrow or any("_scale" in name for name in held)):
         return "its experts are packed, with scales for their values"
     return [(name, value, Stacked(module, name, f"{path}.{name}")) for name, value in found.items()]
-
-
-def stored_turned(module: nn.Module) -> bool:
-    """Whether a module stores its experts as (E, I, O), by the attribute that transformers and PEFT use."""
-    return bool(getattr(module, "is_transposed", False))

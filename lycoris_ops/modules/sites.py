@@ -19,7 +19,7 @@ from ..maths.shapes import Shape
 from ..maths.tensors import is_divided, is_plain, norm
 from ..peft.parameters import of_expert
 from ..rules.patterns import Pattern
-from .experts import expert_weights, stored_turned
+from .experts import expert_weights
 from .named import named_modules
 from .patterns import check_used, patterns
 from .presets import PRESETS, ModuleClasses
@@ -167,7 +167,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
 
 def _experts(path: str, module: nn.Module, found: Iterable[tuple[str, Tensor, Stacked]]) -> list[Site]:
     """A site for each expert of each parameter."""
-    turned = stored_turned(module)
+    # The attribute that transformers and PEFT use.
+    turned = bool(getattr(module, "is_transposed", False))
     return [
         Site(
             of_expert(f"{path}.{name}", number),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,7 +94,7 @@ def resize_adapter(
         metadata=_told(text, layers),
         on_parameters=adapter.on_parameters,
     )
-    return dataclasses.replace(found, report=report)
+    return replace(found, report=report)
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,8 @@ class LycorisNetwork(nn.Module):
             weight = read_weight(member.site) if member.layer.additive() is None else None
             layer, first = member.whole(), True
             for _ in range(TURNS):
-                met = torch.zeros(member.site.shape, device=_device(layer)) if weight is None else weight
+                device = next(iter(layer.tensors().values())).device
+                met = torch.zeros(member.site.shape, device=device) if weight is None else weight
                 found = abs(self._multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
                 if found <= limit * (1 + 1e-6):
                     break
@@ -478,7 +479,3 @@ def _copied(layer: Layer) -> Layer:
     """A copy of the layer on the CPU, which training no longer changes."""
     copies = {name: value.detach().to("cpu", copy=True) for name, value in layer.tensors().items()}
     return layer.with_tensors(copies)
-
-
-def _device(layer: Layer) -> torch.device:
-    return next(iter(layer.tensors().values())).device
