@@ -26,6 +26,7 @@ from ...lycoris_ops import (
     Tokens,
     located,
 )
+from ..host.one_noise import like_the_first, with_one_noise
 from ..host.passes import (
     PatcherInjection,
     add_injection,
@@ -167,12 +168,16 @@ class BypassInjection(PatcherInjection):
     def around_sampling(self, run: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
         """Note the size of the latent, then run the sampling.
 
-        The host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
+        Pictures whose strengths differ get the same noise, also in the steps of samplers that add some. The
+        host calls this in place of the `outer_sample` of a guider, which it gives as `run`.
         """
         before = self._sampled
         for each in self.left_whole:
             each.begin()
         self._sampled = picture_shape(noise, kwargs)[2:]
+        if self.differ:
+            noise, args = like_the_first(noise), tuple(map(with_one_noise, args))
+            kwargs = {name: with_one_noise(one) for name, one in kwargs.items()}
         try:
             return run(noise, *args, **kwargs)
         finally:

@@ -200,6 +200,7 @@ class Mask:
                 "the mask and what is sampled have different numbers of frames",
                 got=str(found),
                 expected="1" if count == 1 else f"1, {video} for the video, or {count} for its latent",
+                hint="Take one mask of the batch: it is laid on every picture" if count == 1 else None,
             )
         return torch.stack([frames.mean(0) for frames in planes.split_with_sizes(list(spans))])
 

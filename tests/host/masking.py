@@ -127,12 +127,19 @@ def latents(side: int = 8, count: int = 1) -> dict[str, Tensor]:
 
 
 def sampled(
-    host: Host, on: Patched, given: Any = None, positive: Any = None, *, steps: int = 2, cfg: float = 3.0
+    host: Host,
+    on: Patched,
+    given: Any = None,
+    positive: Any = None,
+    *,
+    steps: int = 2,
+    cfg: float = 3.0,
+    sampler: str = "euler",
 ) -> Tensor:
     """What the host's sampler makes of latents with a text: of these, where no others are given."""
     with torch.inference_mode():
         (made,) = host.nodes.KSampler().sample(
-            *(on.model, 3, steps, cfg, "euler", "simple"),
+            *(on.model, 3, steps, cfg, sampler, "simple"),
             *(positive or text(), text(6), given or latents(), 0.6),
         )
     return made["samples"].clone()

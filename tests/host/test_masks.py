@@ -404,6 +404,10 @@ def test_the_edge_and_the_rest_of_a_mask(host: Host) -> None:
     assert row[0] == 1 and row[-1] == 0.5 and (row[:-1] >= row[1:]).all()
     assert torch.equal(row[:28], torch.ones(28)) and torch.equal(row[36:], torch.full((28,), 0.5))
     torch.testing.assert_close(row[28:36], 0.5 + 0.5 * torch.arange(8, 0, -1) / 9)
+    # Far wider than the mask, whose border goes on outside.
+    (entry,) = masked(host, stack, soft_edge=4096)
+    row = entry.mask.on((64, 64))[3]
+    torch.testing.assert_close(row, (32 + 4096 - torch.arange(64)) / 8193)
     (entry,) = masked(host, stack, mask=None, frames="1-")
     assert entry.mask.on((3, 1, 1)).flatten().tolist() == [0, 1, 1]
     # As a resized one has them.

@@ -48,6 +48,20 @@ def test_each_picture_is_that_of_a_run_of_its_own(host: Host, unet: Patched, kin
         assert (found[place] - wanted[0]).norm() < NEAR * effect, place
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_pictures_have_one_noise_in_each_step(host: Host, unet: Patched, sampler: str) -> None:
+    """Also in a second pass over the pictures, which has lost the numbers that the host draws noise by."""
+    whole = stack_for(host, unet.model.model, ("lora",), within="input_blocks")
+    stack, pictures, _ = grid(host, whole, "0, 1")
+    found = sampled(
+        host, host.apply(unet, stack, clip=False), {"samples": pictures["samples"]}, sampler=sampler
+    )
+    plain = sampled(host, unet, sampler=sampler)
+    wanted = sampled(host, host.apply(unet, whole, mode="bypass", clip=False), sampler=sampler)
+    for picture, own in zip(found, (plain, wanted), strict=True):
+        assert (picture - own[0]).norm() < NEAR * (wanted - plain).norm()
+
+
 def test_a_grid_in_a_mask_and_on_a_schedule(host: Host, unet: Patched) -> None:
     whole = stack_for(host, unet.model.model, ("lora", "oft"))
     stack, pictures, _ = grid(host, host.scheduled(masked(host, whole, mask=half()), "constant 0.5"), "0, 2")
