@@ -110,22 +110,39 @@ class LycorisStrengthGrid(io.ComfyNode):
     ) -> io.NodeOutput:
         stack = stack or Stack()
         across = strength_axis(stack, row, parse_values(values))
-        grid = strength_grid(stack, across, second_axis(stack, second, second_values, which.strip()))
+        grid = strength_grid(stack, across, second_axis(stack, row, second, second_values, which.strip()))
         return io.NodeOutput(grid.stack, repeated(latent, grid.count), grid.labels)
 
 
-def second_axis(stack: Stack, second: Second, values: str, which: str) -> Axis | None:
-    """The axis from top to bottom; None for none. Raises LycorisError if `which` does not suit `second`."""
+def second_axis(stack: Stack, row: int, second: Second, values: str, which: str) -> Axis | None:
+    """The axis from top to bottom, beside one over the strength of `row`; None for none.
+
+    Raises LycorisError if `which` does not suit `second`, or names the row that the other axis is for.
+    """
     if second == "none":
         return None
     if second == "file":
-        return file_axis(stack, [_row(word) for word in which.replace(",", " ").split()])
+        rows = [_row(word) for word in which.replace(",", " ").split()]
+        # In the pictures of the other files the values would change nothing.
+        if row and row in (rows or range(1, len(stack) + 1)):
+            raise LycorisError(
+                "the files to compare include the row that the strengths are for",
+                got=f"`row` is {row}",
+                expected="0, so that the strengths are those of every file",
+            )
+        return file_axis(stack, rows)
     if not which:
         raise LycorisError(
             "the input `which` is empty",
             expected="the number of a row" if second == "strength" else "blocks such as out.* or attn",
         )
     if second == "strength":
+        if _row(which) == row:
+            raise LycorisError(
+                "both axes are for the strength of one row",
+                got=f"row {row}",
+                expected="another row in `which`",
+            )
         return strength_axis(stack, _row(which), parse_values(values))
     return block_axis(stack, which, parse_values(values))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -23,10 +24,14 @@ Parts = Sequence[tuple[Entry, tuple[float, ...]]]
 def parse_values(text: str) -> tuple[float, ...]:
     """The numbers of a text such as `0, 0.5, 1`, or `0..1.2 in 5` for 5 numbers from 0 to 1.2.
 
-    Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
+    In `0; 0,5; 1` the comma is the decimal one. Full-width characters and the typographic minus sign are read
+    as the plain ones. Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
     """
     found: list[float] = []
-    for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n]", text))):
+    plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    if ";" in plain:
+        plain = re.sub(r"(?<=\d),(?=\d)", ".", plain)
+    for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n\u3001]", plain))):
         ramp = re.fullmatch(r"(\S+?)\s*\.\.\s*(\S+)\s+in\s+(\d+)", piece)
         first, last, count = ramp.groups() if ramp else (piece, piece, "1")
         begin, end, steps = _number(first, piece), _number(last, piece), min(int(count), MOST + 1)

@@ -131,6 +131,8 @@ def test_another_number_of_pictures_is_an_error(host: Host, unet: Patched) -> No
         ({"second": "strength"}, "`which` is empty"),
         ({"second": "strength", "which": "two"}, "not the number of a row"),
         ({"second": "file", "which": "1, 9"}, "no such row"),
+        ({"second": "strength", "row": 1, "which": "1"}, "both axes are for the strength of one row"),
+        ({"second": "file", "row": 1}, r"files to compare include the row.*`row` is 1"),
         ({"second": "blocks"}, "`which` is empty"),
         ({"second": "colour"}, "none of its choices"),
         ({"latent": {"samples": torch.zeros(2, 4, 8, 8)}}, "several latents"),
