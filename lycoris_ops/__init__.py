@@ -29,6 +29,7 @@ from .changes.timing import Curve as Curve
 from .changes.timing import Moment as Moment
 from .charts import Picture as Picture
 from .charts import check_png as check_png
+from .charts import text_font as text_font
 from .discovery import discover as discover
 from .discovery import discover_classes as discover_classes
 from .errors import DivergedError as DivergedError

@@ -62,6 +62,7 @@ WIDE_FONTS = (
     "msyh.ttc",
     "PingFang.ttc",
     "wqy-microhei.ttc",
+    "DejaVuSans.ttf",
 )
 """System fonts, for characters that Pillow's own font lacks."""
 
@@ -279,7 +280,8 @@ def length_of(text: str, size: int = SMALL) -> float:
     """The width of a text. East Asian letters, which the font may lack, count as wide as they are high."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     rest = "".join(letter for letter in text if unicodedata.east_asian_width(letter) not in "WF")
-    return _font(size).getlength(_letters(rest, _font(size))) / (LARGER * SHARP) + wide * size
+    font = _font(size * LARGER * SHARP)
+    return font.getlength(_letters(rest, font)) / (LARGER * SHARP) + wide * size
 
 
 def fitted(text: str, width: float, size: int = SMALL) -> str:
@@ -340,7 +342,7 @@ class _Raster:
         upright: bool = False,
     ) -> None:
         del whole
-        font = _font(size) if text.isascii() else _wide_font(size)
+        font = text_font(text, size * LARGER * SHARP)
         shown = _letters(text, font)
         if not upright:
             # Bitmap fonts have no anchors.
@@ -456,21 +458,26 @@ def _corners(one: Point, other: Point) -> list[Point]:
     return [one, (other[0], one[1]), other, (one[0], other[1])]
 
 
-@lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    return _pillow("ImageFont").load_default(size * LARGER * SHARP)
+def text_font(text: str, pixels: float) -> Any:
+    """Pillow's own font of this size, or a system's for a text with characters that it lacks."""
+    return _font(pixels) if text.isascii() else _wide_font(pixels)
 
 
 @lru_cache(maxsize=8)
-def _wide_font(size: int) -> Any:
+def _font(pixels: float) -> Any:
+    return _pillow("ImageFont").load_default(pixels)
+
+
+@lru_cache(maxsize=8)
+def _wide_font(pixels: float) -> Any:
     """The first of WIDE_FONTS that this machine has, or else Pillow's own font."""
     fonts = _pillow("ImageFont")
     for name in WIDE_FONTS:
         try:
-            return fonts.truetype(name, size * LARGER * SHARP)
+            return fonts.truetype(name, pixels)
         except OSError:
             continue
-    return _font(size)
+    return _font(pixels)
 
 
 def _letters(text: str, font: Any) -> str:

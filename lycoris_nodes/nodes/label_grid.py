@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...lycoris_ops import LycorisError
+from ...lycoris_ops import LycorisError, text_font
 from ..host.page import io, picture_tensor
 from ..schema.checks import checked
 from ..schema.inputs import SHAPE, output
@@ -76,7 +76,7 @@ def named(labels: str) -> tuple[list[str], list[str]]:
 def drawn(pictures: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
     """The pictures (N, H, W, 3) in one, row by row, with names of columns above and of rows on the left."""
     _, height, width, _ = pictures.shape
-    font: Any = ImageFont.load_default(max(SMALLEST, min(height, width) // SHARE))
+    font: Any = text_font("".join((*columns, *rows)), max(SMALLEST, min(height, width) // SHARE))
     line = round(sum(font.getbbox("Ag")[1::2]))
     side = max((round(font.getlength(row)) + line for row in rows), default=0)
     top = line * max(len(wrapped(name, font, width)) for name in columns)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hosting import Host, Patched
 from masking import OF_KINDS, half, latents, masked, sampled, stack_for
+from PIL import ImageFont
 from torch import Tensor
 
 pytestmark = pytest.mark.host
@@ -165,6 +166,26 @@ def test_pictures_stand_at_their_places_below_their_names(host: Host, height: in
         assert whole[:top, side + column * width :][:, :width].min() < 0.2
     for row in range(2):
         assert whole[top + row * height :, :side][:height].min() < 0.2
+
+
+def test_names_of_other_alphabets_are_drawn_by_a_font_that_has_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow's own font draws each of these letters as the same box."""
+    charts = host.module("lycoris_ops.charts")
+    tried: list[str] = []
+
+    def load(name: str, pixels: float) -> Any:
+        tried.append(name)
+        raise OSError(name)
+
+    monkeypatch.setattr(ImageFont, "truetype", load)
+    charts._wide_font.cache_clear()
+    picture = torch.zeros(1, 64, 64, 3)
+    assert torch.equal(labelled(host, picture, "\tab"), labelled(host, picture, "\tab")) and not tried
+    labelled(host, picture, "\t\u6c34\u58a8")
+    assert tried == [*charts.WIDE_FONTS]
+    charts._wide_font.cache_clear()
 
 
 def test_labels_of_other_pictures_are_errors(host: Host) -> None:
