@@ -25,7 +25,9 @@ def parse_values(text: str) -> tuple[float, ...]:
     """The numbers of a text such as `0, 0.5, 1`, or `0..1.2 in 5` for 5 numbers from 0 to 1.2.
 
     In `0; 0,5; 1` the comma is the decimal one. Full-width characters and the typographic minus sign are read
-    as the plain ones. Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
+    as the plain ones.
+
+    Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
     """
     found: list[float] = []
     plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
