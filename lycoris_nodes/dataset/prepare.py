@@ -516,9 +516,16 @@ class _Pictures:
             drawn = mask_of(one.found.mask, mask_content, one.fit)
             mask = drawn if mask is None else mask * drawn
         if mask is not None and not mask.any():
+            if not one.found.mask:
+                raise TrainError(
+                    "the picture is transparent everywhere, and transparent parts are not learned",
+                    file=str(one.found.path),
+                    expected="a part that is opaque",
+                    hint="Take it out of the folder, or set `transparent` to white or black",
+                )
             raise TrainError(
                 "the mask leaves nothing of its picture",
-                file=str(one.found.mask or one.found.path),
+                file=str(one.found.mask),
                 expected="white in the parts to learn",
             )
         # The first and the last frame of a clip.

@@ -136,7 +136,7 @@ class Judgement:
                 (name, strength, f"{self.loss(place):.4g}", "" if place == self.best else above, draws)
             )
         cost = (
-            f"{len(self.losses) - 1} pairs and the model alone, each on up to "
+            f"{number_of(len(self.losses) - 1, 'pair')} and the model alone, each on up to "
             f"{number_of(self.draws, 'draw')}: {self.spent:.0%} of all passes"
         )
         edge = [

@@ -433,6 +433,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"chelsea_mask\.png.*leaves nothing",
     ),
+    "nothing but transparent": (
+        lambda folder: Image.new("RGBA", (451, 300)).save(folder / CAT),
+        {},
+        r"chelsea\.png.*transparent everywhere.*opaque.*`transparent`",
+    ),
     "all held out": (lambda folder: None, {"held_out": 3}, r"held_out leaves no picture.*has 3.*found 3"),
     "low resolution": (lambda folder: None, {"resolution": 32}, r"resolution.*too low.*32.*at least 64"),
     "huge resolution": (lambda folder: None, {"resolution": 1 << 20}, r"resolution.*1048576.*at most 16384"),
