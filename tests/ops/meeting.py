@@ -25,8 +25,10 @@ def meet(rank: int, count: int, folder: str, task: str, *words: str) -> None:
 
 
 def run(count: int, folder: str, task: str, *words: str) -> None:
-    # All take over what this one has imported.
-    importlib.import_module(task.rpartition(".")[0])
+    # All take over what this one has imported, with what torch imports at the first step of an optimiser and
+    # at the first operation on a divided tensor.
+    for module in (task.rpartition(".")[0], "torch._dynamo", "torch.distributed.fsdp"):
+        importlib.import_module(module)
     way = "fork" if sys.platform == "linux" else "spawn"
     cast("Any", torch.multiprocessing).start_processes(
         meet, (count, folder, task, *words), count, start_method=way

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
-# The first operation on a divided tensor imports it.
-import torch._dynamo
 import train_task
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
