@@ -13,7 +13,7 @@ import pytest
 import torch
 from hosting import Host, Patched, patcher
 from safetensors.torch import save_file
-from trainable import PIXELS, WORD_WIDTH, Counted, caption, latent, tiny
+from trainable import PIXELS, TWO_LEVELS, WORD_WIDTH, Counted, caption, latent, tiny
 from trainable import train as train_by_the_node
 
 from tests.harness.assets import install
@@ -147,7 +147,7 @@ def exported(host: Host) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_unet(host: Host) -> Any:
-    return patcher(tiny("SD1.5"))
+    return patcher(tiny("SD1.5", **TWO_LEVELS))
 
 
 @pytest.fixture(scope="module")
