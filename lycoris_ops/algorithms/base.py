@@ -448,6 +448,11 @@ class Layer(ABC):
         """Whether `sides` depends on the weight's values."""
         return False
 
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether the change only multiplies each output of the weight by a number of its own."""
+        return False
+
     def dependent(self, weight: Tensor) -> Tensor:
         """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
         return self.sides(weight).change(weight)

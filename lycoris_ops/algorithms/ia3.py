@@ -134,6 +134,10 @@ class Ia3(Trained):
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))
         return Sides(inputs=factor) if self.of_inputs else Sides(outputs=factor)
 
+    @property
+    def scales_outputs(self) -> bool:
+        return not self.of_inputs
+
     def bias_additive(self) -> tuple[Additive, ...] | None:
         """None where PEFT's factors are for outputs: they scale the layer's output, its bias included."""
         return () if self.ia3_l is None or self.of_inputs else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from .forwards.forward import Forward, Item, Strengths, buffer, in_own_dtypes, r
 from .forwards.low_rank import Factors, LowRankForward
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
-from .rescaled import PlainOutput, rescaled
+from .rescaled import Weight, leaner, rescaled, unknown
 
 PIECE = 1 << 17
 """Values of an output that are blended at once on a CPU: three float32 tensors of this size fit its cache."""
@@ -126,12 +126,12 @@ class BoundPlan:
         return self._batched(x).to(self.dtype)
 
     def finish(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
     ) -> Tensor:
         """The module's output with all layers.
 
         x is the input as the layers see it. y is the module's output for the input that it was given, and may
-        be written over. `run` computes W x + b. `weight` is W where y is known to be W x + b alone.
+        be written over. `run` computes W x + b. `weight` gives W where y is known to be W x + b alone.
         """
         total = self._batched(y).to(self.dtype)
         changes: list[_Change] = []
@@ -142,7 +142,7 @@ class BoundPlan:
         before = total
         total = total.contiguous()
         if extra is not None:
-            total = self._scaled(total, extra, x, None if self.takes_shift else weight)
+            total = self._scaled(total, extra, x, unknown if self.takes_shift else weight)
         elif total is before and changes and torch.is_grad_enabled():
             # Autograd may have saved y for an operator on outputs: then y must not be written over. With a
             # bias it has saved y - b instead. The module's own gradients need only its input and weight.
@@ -221,8 +221,8 @@ class BoundPlan:
         with in_own_dtypes(x.device):
             for placed in live:
                 add = placed.forward.add
-                if isinstance(placed.forward, LowRankForward):
-                    add = partial(placed.forward.add, factors=factors)
+                if factors is not None:
+                    add = partial(cast("LowRankForward", placed.forward).add, factors=factors)
                 if placed.rows is None:
                     total = add(total, met, strengths)
                     continue
@@ -241,18 +241,15 @@ class BoundPlan:
                 total = one if total is None else total + one
         return None if total is None else self.geometry.per_channel(total)
 
-    def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+    def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, weight: Weight) -> Tensor:
         """y + (y - bias) * extra; y may be written over. `weight` is as for `finish`."""
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
             return found if self.bias is None else found.sub_(self.bias * extra)
         # `rescaled` saves x. That costs nothing only where the additive layers save the same tensor.
         kept = self.forwards and not self.dropout and not self.geometry.pads and x.is_contiguous()
-        if weight is not None and kept:
-            product = PlainOutput(self.geometry, weight, self.bias)
-            if product.is_leaner(y, extra):
-                return rescaled(y, extra, x, product)
-        return scaled(y, extra, self.bias)
+        product = leaner(self.geometry, weight, self.bias, y, extra) if kept else None
+        return scaled(y, extra, self.bias) if product is None else rescaled(y, extra, x, product)
 
     def _bias_change(self, strengths: Strengths) -> Tensor | None:
         """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""

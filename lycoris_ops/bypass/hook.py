@@ -63,6 +63,9 @@ class PlainReader:
         return None if own_of(module, "bias") is None else self._read(module, "bias", dtype, device)
 
     def _read(self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        held = own_of(module, name)
+        if type(held) is nn.Parameter and held.dtype == dtype and held.device == device:
+            return held.detach()
         values = values_of(module, name).detach()
         check_present(values, device)
         return values.to(device, dtype)
@@ -103,6 +106,10 @@ def own_of(module: nn.Module, name: str) -> Any:
     """A module's own weight or bias, even while `Rebuilt` hides it in a pass; None where it has none."""
     held: Mapping[str, Any] = cast("Any", module)._parameters
     return held[name] if name in held else getattr(module, name, None)
+
+
+_Pass = tuple[BoundPlan | PlacedPlan | WholePass, Tensor, Tensor]
+"""What a pass keeps: the bound plan, the input that layers see, and the input that the module is given."""
 
 
 class Hiding:
@@ -165,7 +172,7 @@ class Bypass:
         self.module = module
         self._plan: BypassPlan = plan
         with located(weight=name):
-            self._operates = plan.operates
+            self._turned = plan.turns
         self._in_parts = False
         """Whether its layers are known to suit no `WholePlan`."""
         self.met = met
@@ -187,8 +194,8 @@ class Bypass:
         self._reader = reader or PlainReader()
         self._bound: BoundPlan | PlacedPlan | None = None
         self._whole_plan: WholePlan | None = None
-        self._pass: tuple[BoundPlan | PlacedPlan | WholePass, Tensor, Tensor] | None = None
-        """Held from the first hook of a pass to the second: the bound plan and the inputs that it gave."""
+        self._pass: _Pass | None = None
+        """Held from the first hook of a pass to the second."""
         self._traced: tuple[Tensor, Tensor | None] | None = None
         """Likewise in a pass that torch.compile traces: the input, and what the module is given for it."""
         self._alone = False
@@ -209,15 +216,15 @@ class Bypass:
 
     @plan.setter
     def plan(self, plan: BypassPlan) -> None:
-        # A plan with operators needs other hooks.
-        operates = plan.operates
-        # Not `self._plan.operates`: its tensors may be views of what an optimiser has changed since.
-        again = bool(self._handles) and operates != self._operates
+        # A plan that does more than scale outputs needs other hooks.
+        turned = plan.turns
+        # Not `self._plan.turns`: its tensors may be views of what an optimiser has changed since.
+        again = bool(self._handles) and turned != self._turned
         if again:
             self.remove()
         bound, met = self._bound, self.met
         self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
-        self._operates = operates
+        self._turned = turned
         self._in_parts = False
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
@@ -255,7 +262,7 @@ class Bypass:
         # Run first: while a sharded module still has its weights, and before divided outputs are joined.
         first = shards(self.module) or is_divided(getattr(self.module, "weight", None))
         add = partial(add, with_kwargs=True, prepend=first)
-        if self.plan.operates:
+        if self._turned:
             self._handles = [
                 self.module.register_forward_pre_hook(self._before, with_kwargs=True),
                 # Called also where the pass fails, to let go of its input.
@@ -265,7 +272,7 @@ class Bypass:
                 compiled.keep_id(self.module, self._handles[1])
         else:
             # Nothing changes the input, so one hook after the pass is enough.
-            self._handles = [add(self._beside)]
+            self._handles = [add(self._behind if self.plan.operates else self._beside)]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
@@ -316,6 +323,18 @@ class Bypass:
         assert not isinstance(bound, WholePass)
         return y if bound is None else bound.beside(x, y, self._slots)
 
+    def _behind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
+        """Change the module's own output by a plan whose operators only scale outputs."""
+        x = input_of(args, kwargs)
+        if self._stands_apart(args, kwargs, x, y):
+            return self._compiled(x, None, y)
+        flat = _flat(x)
+        bound = self._begun(flat)
+        if bound is None:
+            return None
+        seen = bound.seen(flat)
+        return self._finished(module, args, kwargs, y, (bound, seen, seen))
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = input_of(args, kwargs)
         if self._stands_apart(args, kwargs, x):
@@ -343,8 +362,12 @@ class Bypass:
         if traced is not None:
             return None if y is None else self._compiled(*traced, y)
         held, self._pass = self._pass, None
-        if held is None or y is None:
-            return None
+        return None if held is None or y is None else self._finished(module, args, kwargs, y, held)
+
+    def _finished(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, held: _Pass
+    ) -> Tensor:
+        """The module's output y with the plan's changes."""
         bound, seen, given = held
         rest: Mapping[str, Any] = kwargs if args else {}
         # `forward` and not a call of the module, which would run these hooks again.
@@ -356,7 +379,7 @@ class Bypass:
 
         nested, y = y, _flat(y)
         if not self._stands_beside_another(bound.operates):
-            return _like(bound.finish(seen, y, self._slots, run, self._whole(y)), nested)
+            return _like(bound.finish(seen, y, self._slots, run, partial(self._whole, y)), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(given.view(x.shape).to(x.dtype))
@@ -366,8 +389,9 @@ class Bypass:
 
     def _stands_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any], *tensors: Tensor) -> bool:
         """Whether torch.compile is tracing a pass that it must not look into."""
-        learns = torch.is_grad_enabled() and self._plan.learns
-        return len(args) + len(kwargs) == 1 and compiled.stands_apart(*tensors) and not learns
+        if not compiled.stands_apart(*tensors) or len(args) + len(kwargs) != 1:
+            return False
+        return not (torch.is_grad_enabled() and self._plan.learns)
 
     def _compiled(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
         """The output of a pass that torch.compile does not look into."""
@@ -386,6 +410,8 @@ class Bypass:
         """The output in place of y; y may be written over. Without `given` the module was given x."""
         if not self.plan.operates:
             found = self._beside(self.module, (x,), {}, y)
+        elif not self._turned:
+            found = self._behind(self.module, (x,), {}, y)
         else:
             if given is None or self._stands_beside_another(operates=True):
                 self._before(self.module, (x,), {})
@@ -402,9 +428,8 @@ class Bypass:
     def _is_alone(self) -> bool:
         """Whether nobody else can have changed the module's input or output in this pass."""
         module: Any = self.module
-        hooks = (module._forward_hooks, module._forward_pre_hooks)
         return (
-            all(len(each) == 1 for each in hooks)
+            len(module._forward_hooks) == len(module._forward_pre_hooks) == 1
             and not (_modules._global_forward_hooks or _modules._global_forward_pre_hooks)
             and "forward" not in vars(module)
         )
@@ -439,7 +464,7 @@ class Bypass:
     def _may_turn(self) -> bool:
         """Whether the module may be given another input than its own."""
         met = self.met
-        return self.plan.operates and (met is None or any(base.inputs is not None for base in met.bases))
+        return self._turned and (met is None or any(base.inputs is not None for base in met.bases))
 
     def _stands_beside_another(self, operates: bool) -> bool:
         """Whether others add to W x + b, in `forward` or by a changed weight, and the plan has operators.
@@ -476,24 +501,36 @@ class Bypass:
         # Transforms of torch need plain operations.
         if self._in_parts or transformed() or self.apart:
             return None
-        if any(one != 1.0 for each in self.strengths for one in each):
-            return None
-        dtype, device = compute_dtype(x.dtype), x.device
-        found: WholePass | None = None
-        with located(weight=self.name), outliving(), in_own_dtypes(device):
-            whole = self._whole_plan
-            if whole is None or not whole.serves(x, self.dropout):
-                layer = alone_in(self.plan)
-                whole = None if layer is None else WholePlan(self.plan, layer, x, self.dropout)
-            if whole is not None:
-                found = whole.begun(
-                    x,
-                    lambda: self._weight(dtype, device),
-                    lambda: self._reader.bias(self.module, dtype, device),
-                )
+        for each in self.strengths:
+            if each.count(1.0) != len(each):
+                return None
+        try:
+            # Contexts take long beside a small layer.
+            if torch.is_inference_mode_enabled() or narrowing(x.device) is not None:
+                with outliving(), in_own_dtypes(x.device):
+                    found = self._whole_begun(x)
+            else:
+                found = self._whole_begun(x)
+        except LycorisError as error:
+            part = self.plan.stages[0].layers[0].part
+            raise error.within(weight=self.name, file=part.file, key=part.key) from None
         self._in_parts = found is None
-        self._whole_plan = None if found is None else whole
+        if found is None:
+            self._whole_plan = None
         return found
+
+    def _whole_begun(self, x: Tensor) -> WholePass | None:
+        whole, dtype, device = self._whole_plan, compute_dtype(x.dtype), x.device
+        if whole is None or not whole.serves(x, self.dropout):
+            layer = alone_in(self.plan)
+            if layer is None:
+                return None
+            whole = self._whole_plan = WholePlan(self.plan, layer, x, self.dropout)
+        return whole.begun(
+            x,
+            lambda: self._weight(dtype, device),
+            lambda: self._reader.bias(self.module, dtype, device),
+        )
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

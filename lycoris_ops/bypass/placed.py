@@ -16,6 +16,7 @@ from ..maths.tensors import compute_dtype
 from .bound import BoundPlan, Run
 from .forwards.forward import Strengths, recorded
 from .plan import BypassPlan, Met
+from .rescaled import Weight, unknown
 
 
 class PlacedPlan:
@@ -96,7 +97,7 @@ class PlacedPlan:
         return self.parts[0][1].seen(x)
 
     def finish(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
     ) -> Tensor:
         """As `BoundPlan.finish`."""
         base, total = y, y

@@ -216,6 +216,13 @@ class BypassPlan:
         return not (self.formed or self.additive)
 
     @property
+    def turns(self) -> bool:
+        """Whether there may be operators that do more than scale the module's own outputs."""
+        return self.operates and not all(
+            slot.part.layer.scales_outputs for stage in self.stages for slot in stage.layers
+        )
+
+    @property
     def learns(self) -> bool:
         """Whether a tensor of a layer requires gradients, and so may have other values in the next pass."""
         return any(tensor.requires_grad for tensor in self.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,12 @@ WEIGHTS = 1.75
 changed weight saves twice the weight's bytes: before scaling and after."""
 LITTLE = 1 << 22
 """Up to this many bytes of an output are always saved. Below this size recomputing costs more than saving."""
+Weight = Callable[[], Tensor | None]
+"""The weight (O, I, *kernel) of a module whose output is known to be W x + b alone; else None."""
+
+
+def unknown() -> None:
+    """The `Weight` of an output of which nothing is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +39,20 @@ class PlainOutput:
     def bytes_kept(self) -> int:
         return max(LITTLE, int(WEIGHTS * 4 * self.weight.numel()))
 
-    def is_leaner(self, y: Tensor, extra: Tensor) -> bool:
-        """Whether the backward pass saves memory by recomputing a part of the output y."""
-        return extra.requires_grad and y.nbytes > self.bytes_kept
-
     def rows(self, values: Tensor) -> Tensor:
         """An input or output with its independent vectors, or pictures, along the first dimension."""
         return values if self.geometry.kernel else values.reshape(-1, values.shape[-1])
+
+
+def leaner(
+    geometry: Geometry, weight: Weight, bias: Tensor | None, y: Tensor, extra: Tensor
+) -> PlainOutput | None:
+    """What `rescaled` needs of a module, if it saves memory by recomputing a part of its output y."""
+    # To ask for the weight takes long beside a small layer.
+    if y.nbytes <= LITTLE or not extra.requires_grad or (known := weight()) is None:
+        return None
+    product = PlainOutput(geometry, known, bias)
+    return product if y.nbytes > product.bytes_kept else None
 
 
 def rescaled(y: Tensor, extra: Tensor, x: Tensor, product: PlainOutput) -> Tensor:

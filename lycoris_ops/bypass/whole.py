@@ -16,7 +16,7 @@ from ..maths.tensors import compute_dtype, shaped
 from .bound import BoundPlan, Run
 from .forwards.forward import Strengths
 from .plan import BypassPlan, Met
-from .rescaled import PlainOutput, rescaled
+from .rescaled import Weight, leaner, rescaled, unknown
 
 ALONE = (1.0,)
 
@@ -62,11 +62,9 @@ class WholePlan:
 
         `weight` and `bias` give the values in float32 or float64.
         """
-        (stage,) = self.plan.stages
-        (slot,) = stage.layers
-        with slot.part.named():
-            met = weight().view(self.geometry.shape) if self.layer.reads_weight else self.like
-            sides = self.layer.sides(met)
+        stage = self.plan.stages[0]
+        met = weight().view(self.geometry.shape) if self.layer.reads_weight else self.like
+        sides = self.layer.sides(met)
         if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
             return None
         inside = self._inside or self.bound(sides.inside, x)
@@ -127,11 +125,11 @@ class WholePass:
         return x, self.turned
 
     def finish(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Tensor | None = None
+        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
     ) -> Tensor:
         """As in `BoundPlan`."""
         total = self.seen(y)
-        lean = self._leaner(x, total, weight) if self.turned is None and weight is not None else None
+        lean = self._leaner(x, total, weight) if self.turned is None and self.inside is not None else None
         if lean is None:
             lean = self._on_outputs(_plus(self.inside, x if self.turned is None else self.turned, total))
         total = _plus(self.beside, x, lean)
@@ -149,15 +147,16 @@ class WholePass:
         found = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
         return found if bias is None else found + bias
 
-    def _leaner(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor | None:
+    def _leaner(self, x: Tensor, y: Tensor, weight: Weight) -> Tensor | None:
         """outputs @ (y + inside x) for y = W x + b, with fewer saved tensors; None where it saves more."""
         geometry, outputs = self.whole.geometry, self.outputs
         # `rescaled` saves x. That costs nothing only where the forms save the same tensor.
-        kept = self.sides.inside and not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()
+        kept = not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()
         if not (isinstance(outputs, Diagonal) and isinstance(self.sides.outputs, Diagonal) and kept):
             return None
-        extra, product = geometry.per_channel(outputs.extra), PlainOutput(geometry, weight, self.bias)
-        if not product.is_leaner(y, extra):
+        extra = geometry.per_channel(outputs.extra)
+        product = leaner(geometry, weight, self.bias, y, extra)
+        if product is None:
             return None
         forms = tuple(form.scaled(self.sides.outputs.extra + 1, None) for form in self.sides.inside)
         return _plus(self.whole.bound(forms, x), x, rescaled(y, extra, x, product))

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _checkpoint = cast("Any", torch.utils.checkpoint).checkpoint
+# torch has no public functions for these.
+_own, _levels = cast("Any", torch)._C, cast("Any", forward_ad)
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -26,8 +28,7 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 def by_torch_func() -> bool:
     """Whether a torch.func transform is active. Under one, no tensor shows `requires_grad`."""
-    # torch has no public function for this.
-    return cast("Any", torch)._C._are_functorch_transforms_active()
+    return _own._are_functorch_transforms_active()
 
 
 def transformed() -> bool:
@@ -35,7 +36,7 @@ def transformed() -> bool:
 
     All of them need plain operations, and decide themselves what to recompute.
     """
-    return torch.compiler.is_compiling() or by_torch_func() or cast("Any", forward_ad)._current_level >= 0
+    return torch.compiler.is_compiling() or by_torch_func() or _levels._current_level >= 0
 
 
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:

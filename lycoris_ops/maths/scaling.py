@@ -1,4 +1,4 @@
-"""Outputs times a factor for each channel, in few operations on a device."""
+"""Outputs times a factor for each channel."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from .recompute import transformed
+from .tensors import launches
 
 
 def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
     """y + (y - bias) * extra, where `extra` and `bias` have the shape of the channels; None for no bias."""
     if transformed() or not (torch.is_grad_enabled() and extra.requires_grad):
         return _scaled(y, extra, bias)
+    if not launches(y.device):
+        # Two launches more than `_Scaled`, but no Python in the backward pass: three quarters of its time.
+        return torch.addcmul(y, y if bias is None else y - bias, extra)
     learned: Any = _Scaled
     return learned.apply(y, extra, bias)
 

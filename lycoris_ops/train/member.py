@@ -20,7 +20,7 @@ from ..algorithms.factored import Factored
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
-from ..bypass.hook import Bypass, values_of
+from ..bypass.hook import Bypass, own_of, values_of
 from ..bypass.plan import BypassPlan
 from ..bypass.rebuilt import Rebuilt
 from ..bypass.share import WeightShare
@@ -125,7 +125,8 @@ class Member(nn.Module):
         # `to` and others may put new tensors in the place of the old ones.
         held = self._parameters
         for name, value in self._tensors:
-            if value is not (held[name] if name in held else getattr(self, name)):
+            # Not `getattr`, which takes a call of Python's.
+            if value is not (held[name] if name in held else self._buffers[name]):
                 self._hold(self._layer)
                 break
         return self._layer
@@ -135,9 +136,10 @@ class Member(nn.Module):
         tensors are added up over them.
         """
         layer = self.layer
-        if not any(is_divided(value) for _, value in self._tensors):
-            return layer
-        return layer.with_tensors({name: whole(value) for name, value in self._tensors})
+        for _, held in self._tensors:
+            if is_divided(held):
+                return layer.with_tensors({name: whole(value) for name, value in self._tensors})
+        return layer
 
     def _hold(self, layer: Layer) -> None:
         """Keep the layer with the parameters and buffers as its tensors."""
@@ -257,7 +259,7 @@ class Member(nn.Module):
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
         layer, settings = self.whole(), self.settings
-        weight = getattr(self.site.module, self.site.weight)
+        weight = own_of(self.site.module, self.site.weight)
         share = WeightShare.of(weight) if is_divided(weight) else None
         if share is not None:
             with located(weight=self.site.path):
@@ -276,8 +278,10 @@ class Member(nn.Module):
             if layer is not self._planned:
                 hook.plan = self._plan(layer, share)
             used = strength if beside else 0.0
-            if any(strength != used for stage in hook.strengths for strength in stage):
-                hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
+            for stage in hook.strengths:
+                if stage.count(used) != len(stage):
+                    hook.strengths = tuple((used,) * len(each) for each in hook.strengths)
+                    break
             hook.dropout = settings.input_dropout if self.training else 0.0
 
     def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:

@@ -119,7 +119,12 @@ def narrowed(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 def recorded(*tensors: Tensor) -> bool:
     """Whether gradients are recorded through any of these; then no result of them may be written over."""
-    return torch.is_grad_enabled() and (any(tensor.requires_grad for tensor in tensors) or by_torch_func())
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor.requires_grad:
+            return True
+    return by_torch_func()
 
 
 def plus_product(y: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> Tensor:
