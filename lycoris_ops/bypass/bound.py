@@ -209,7 +209,8 @@ class BoundPlan:
 
     def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """y plus the changes of the forms for the input x; y may be written over."""
-        live = [placed for placed in self.forwards if any(strengths[slot] for slot in placed.slots)]
+        # `map` calls no function of Python's, as a generator would.
+        live = [one for one in self.forwards if any(map(strengths.__getitem__, one.slots))]
         if not live:
             return y
         if self.dropout:
@@ -339,8 +340,8 @@ class BoundPlan:
 
     def _batched(self, values: Tensor) -> Tensor:
         """The values with a batch dimension, which the input of a convolution may lack."""
-        kernel = len(self.geometry.kernel)
-        return values[None] if kernel and values.ndim == kernel + 1 else values
+        kernel = self.geometry.kernel
+        return values[None] if kernel and values.ndim == len(kernel) + 1 else values
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .geometry import geometry_of
 from .placed import PlacedPlan
 from .plan import BypassPlan, Met
 from .share import WeightShare
-from .whole import WholePass, WholePlan, alone_in
+from .whole import ALONE, WholePass, WholePlan, alone_in
 
 _modules = cast("Any", torch.nn.modules.module)
 """torch has no public name for the hooks of all modules."""
@@ -57,13 +57,16 @@ class PlainReader:
         return module.forward
 
     def weight(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self._read(module, "weight", dtype, device)
+        return self._read(module, "weight", dtype, device, own_of(module, "weight"))
 
     def bias(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        return None if own_of(module, "bias") is None else self._read(module, "bias", dtype, device)
+        held = own_of(module, "bias")
+        return None if held is None else self._read(module, "bias", dtype, device, held)
 
-    def _read(self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        held = own_of(module, name)
+    def _read(
+        self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device, held: Any
+    ) -> Tensor:
+        """The values of what the module holds by this name."""
         if type(held) is nn.Parameter and held.dtype == dtype and held.device == device:
             return held.detach()
         values = values_of(module, name).detach()
@@ -236,7 +239,7 @@ class Bypass:
     @property
     def _slots(self) -> Strengths:
         """The strengths by the slots of `Met`."""
-        return (1.0,) if self.plan.formed else self.strengths[0]
+        return ALONE if self._plan.formed else self.strengths[0]
 
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
@@ -473,13 +476,16 @@ class Bypass:
         """
         if not operates:
             return False
-        hooks: Mapping[int, Any] = cast("Any", self.module)._forward_hooks
-        hidden = any(isinstance(getattr(hook, "__self__", None), Hiding) for hook in hooks.values())
-        return hidden or self._reader.forward(self.module) != self.module.forward
+        module: Any = self.module
+        hooks: Mapping[int, Any] = module._forward_hooks
+        hidden = len(hooks) > 1 and any(
+            isinstance(getattr(hook, "__self__", None), Hiding) for hook in hooks.values()
+        )
+        return hidden or self._reader.forward(module) != module.forward
 
     def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass:
         """The plan for the input's dtype and device, kept for later passes that it serves as well."""
-        bound, anew = self._bound, self.plan.anew
+        bound, anew = self._bound, self._whole_plan is not None or self._plan.anew
         if anew and (whole := self._whole_pass(x)) is not None:
             return whole
         if bound is None or not bound.serves(x, self.dropout, anew=anew):

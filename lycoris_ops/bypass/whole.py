@@ -67,11 +67,14 @@ class WholePlan:
         sides = self.layer.sides(met)
         if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
             return None
-        inside = self._inside or self.bound(sides.inside, x)
-        beside = self._beside or self.bound(sides.beside, x)
+        inside = beside = None
         # A plan that does not follow the layer's tensors would keep the graph of this pass.
-        self._inside = inside if inside is not None and inside.follows else None
-        self._beside = beside if beside is not None and beside.follows else None
+        if sides.inside:
+            inside = self._inside or self.bound(sides.inside, x)
+            self._inside = inside if inside.follows else None
+        if sides.beside:
+            beside = self._beside or self.bound(sides.beside, x)
+            self._beside = beside if beside.follows else None
         dtype = self.plain.dtype
         outputs, inputs = sides.outputs, sides.inputs
         if dtype != met.dtype:
@@ -86,10 +89,8 @@ class WholePlan:
         own = None if own is None else self.geometry.per_channel(own.to(dtype))
         return WholePass(self, sides, outputs, inputs, own, biases, inside, beside)
 
-    def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan | None:
-        """A plan that adds these forms; None for none."""
-        if not forms:
-            return None
+    def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan:
+        """A plan that adds these forms."""
         met = Met(tuple((form, None, 0) for form in forms), (), ())
         return BoundPlan(self.plan, met, x, self.plain.dropout)
 
@@ -128,11 +129,14 @@ class WholePass:
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
     ) -> Tensor:
         """As in `BoundPlan`."""
-        total = self.seen(y)
-        lean = self._leaner(x, total, weight) if self.turned is None and self.inside is not None else None
-        if lean is None:
-            lean = self._on_outputs(_plus(self.inside, x if self.turned is None else self.turned, total))
-        total = _plus(self.beside, x, lean)
+        total, inside, lean = self.seen(y), self.inside, None
+        if inside is not None:
+            lean = self._leaner(x, total, weight) if self.turned is None else None
+            if lean is None:
+                total = inside.beside(x if self.turned is None else self.turned, total, ALONE)
+        total = self._on_outputs(total) if lean is None else lean
+        if self.beside is not None:
+            total = self.beside.beside(x, total, ALONE)
         for change in self.biases:
             total = total + self.whole.geometry.per_channel(change)
         return shaped(total, y.shape).to(y.dtype)
@@ -159,9 +163,4 @@ class WholePass:
         if product is None:
             return None
         forms = tuple(form.scaled(self.sides.outputs.extra + 1, None) for form in self.sides.inside)
-        return _plus(self.whole.bound(forms, x), x, rescaled(y, extra, x, product))
-
-
-def _plus(plan: BoundPlan | None, x: Tensor, y: Tensor) -> Tensor:
-    """y plus what a plan's forms add for the input x."""
-    return y if plan is None else plan.beside(x, y, ALONE)
+        return self.whole.bound(forms, x).beside(x, rescaled(y, extra, x, product), ALONE)
