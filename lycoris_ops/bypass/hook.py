@@ -107,7 +107,9 @@ def _offloaded(module: nn.Module) -> Mapping[str, Tensor]:
 
 def own_of(module: nn.Module, name: str) -> Any:
     """A module's own weight or bias, even while `Rebuilt` hides it in a pass; None where it has none."""
-    held: Mapping[str, Any] = cast("Any", module)._parameters
+    # Not `cast`, a call in each pass.
+    known: Any = module
+    held: Mapping[str, Any] = known._parameters
     return held[name] if name in held else getattr(module, name, None)
 
 

@@ -13,7 +13,7 @@ from .tensors import launches
 
 def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
     """y + (y - bias) * extra, where `extra` and `bias` have the shape of the channels; None for no bias."""
-    if transformed() or not (torch.is_grad_enabled() and extra.requires_grad):
+    if not (torch.is_grad_enabled() and extra.requires_grad) or transformed():
         return _scaled(y, extra, bias)
     if not launches(y.device):
         # Two launches more than `_Scaled`, but no Python in the backward pass: three quarters of its time.
