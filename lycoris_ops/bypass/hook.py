@@ -177,7 +177,7 @@ class Bypass:
         self.module = module
         self._plan: BypassPlan = plan
         with located(weight=name):
-            self._turned = plan.turns
+            self._acts = plan.acts
         self._in_parts = False
         """Whether its layers are known to suit no `WholePlan`."""
         self.met = met
@@ -221,15 +221,15 @@ class Bypass:
 
     @plan.setter
     def plan(self, plan: BypassPlan) -> None:
-        # A plan that does more than scale outputs needs other hooks.
-        turned = plan.turns
-        # Not `self._plan.turns`: its tensors may be views of what an optimiser has changed since.
-        again = bool(self._handles) and turned != self._turned
+        # A plan that acts in another way needs other hooks.
+        acts = plan.acts
+        # Not `self._plan.acts`: its tensors may be views of what an optimiser has changed since.
+        again = bool(self._handles) and acts != self._acts
         if again:
             self.remove()
         bound, met = self._bound, self.met
         self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
-        self._turned = turned
+        self._acts = acts
         self._in_parts = False
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
@@ -267,7 +267,7 @@ class Bypass:
         # Run first: while a sharded module still has its weights, and before divided outputs are joined.
         first = shards(self.module) or is_divided(getattr(self.module, "weight", None))
         add = partial(add, with_kwargs=True, prepend=first)
-        if self._turned:
+        if self._acts == "around":
             self._handles = [
                 self.module.register_forward_pre_hook(self._before, with_kwargs=True),
                 # Called also where the pass fails, to let go of its input.
@@ -277,7 +277,7 @@ class Bypass:
                 compiled.keep_id(self.module, self._handles[1])
         else:
             # Nothing changes the input, so one hook after the pass is enough.
-            self._handles = [add(self._behind if self.plan.operates else self._beside)]
+            self._handles = [add(self._behind if self._acts == "behind" else self._beside)]
         return self
 
     def meet(self, dtype: torch.dtype, device: torch.device) -> Met:
@@ -413,9 +413,9 @@ class Bypass:
 
     def changed(self, x: Tensor, given: Tensor | None, y: Tensor) -> Tensor:
         """The output in place of y; y may be written over. Without `given` the module was given x."""
-        if not self.plan.operates:
+        if self._acts == "beside":
             found = self._beside(self.module, (x,), {}, y)
-        elif not self._turned:
+        elif self._acts == "behind":
             found = self._behind(self.module, (x,), {}, y)
         else:
             if given is None or self._stands_beside_another(operates=True):
@@ -469,7 +469,7 @@ class Bypass:
     def _may_turn(self) -> bool:
         """Whether the module may be given another input than its own."""
         met = self.met
-        return self._turned and (met is None or any(base.inputs is not None for base in met.bases))
+        return self._acts == "around" and (met is None or any(base.inputs is not None for base in met.bases))
 
     def _stands_beside_another(self, operates: bool) -> bool:
         """Whether others add to W x + b, in `forward` or by a changed weight, and the plan has operators.

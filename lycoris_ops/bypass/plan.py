@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Slot(NamedTuple):
         return self.strength * product(self.timings, moment)
 
 
+Acts = Literal["beside", "behind", "around"]
+"""How a plan acts on a module's pass: it adds to the output, it only scales the output, or it does more."""
 Slots = tuple[Slot, ...]
 GivenLayer = Slot | tuple[Layer | Part, float]
 """A layer with its strength."""
@@ -216,11 +218,11 @@ class BypassPlan:
         return not (self.formed or self.additive)
 
     @property
-    def turns(self) -> bool:
-        """Whether there may be operators that do more than scale the module's own outputs."""
-        return self.operates and not all(
-            slot.part.layer.scales_outputs for stage in self.stages for slot in stage.layers
-        )
+    def acts(self) -> Acts:
+        if not self.operates:
+            return "beside"
+        layers = [slot.part.layer for stage in self.stages for slot in stage.layers]
+        return "behind" if all(layer.scales_outputs for layer in layers) else "around"
 
     @property
     def learns(self) -> bool:

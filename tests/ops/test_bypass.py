@@ -353,12 +353,15 @@ def test_what_others_make_of_the_input_is_what_a_layer_sees(kind: str) -> None:
     hooks.remove()
 
 
+KINDS_OF_HOOKS = ("ia3-peft", "loha", "lora-dora-out", "ia3-peft", "oftv2", "loha")
+
+
 def test_another_plan_in_place_of_the_first() -> None:
-    """One with operators after one without, and the reverse: the hooks are others."""
+    """One that acts in another way, which takes other hooks: it adds, scales outputs, or turns the input."""
     case = MODULES["linear"]
     module, x = case.module(), case.input()
     plain = copy.deepcopy(module)
-    plans = [(layer(kind, case), 0.5) for kind in ("lora", "lora-dora-out", "oftv2", "loha")]
+    plans = [(layer(kind, case), 0.5) for kind in ("lora", *KINDS_OF_HOOKS)]
     hooks = hook(module, chained(case, ([plans[0]],)))
     for one in plans[1:]:
         hooks.plan = chained(case, ([one],))
