@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .recompute import transformed
-from .tensors import launches, norm
+from .tensors import norm
 
 
 def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
@@ -67,17 +67,15 @@ def learned_extra(
 ) -> Tensor:
     """magnitude / ||V|| - 1 as a vector, for V = weight + scale * up @ down; -1 where V is zero.
 
-    weight is (O, I, *kernel), up (O, r) and down (r, K). The norm is as in `lengths`. On an accelerator both
-    passes form V and neither keeps it, with a third of the launches of plain operations. On a CPU plain
-    operations take less time where the weight is small, because they call no Python in the backward pass.
+    weight is (O, I, *kernel), up (O, r) and down (r, K). The norm is as in `lengths`. For training on an
+    accelerator: both passes form V and neither keeps it, with a third of the kernel launches of plain
+    operations.
     """
-    if transformed():
+    # An inference tensor cannot be saved for a backward pass.
+    if transformed() or weight.is_inference():
         return _plain_extra(magnitude, weight, up, down, scale, axis)
     if not torch.is_grad_enabled():
         return _parts(magnitude, weight, up, down, scale, axis)[1] - 1
-    # An inference tensor cannot be saved for a backward pass.
-    if not launches(weight.device) or weight.is_inference():
-        return _plain_extra(magnitude, weight, up, down, scale, axis)
     learned: Any = _Extra
     return learned.apply(magnitude, weight, up, down, scale, axis)
 

@@ -27,19 +27,11 @@ SEVERAL_IN_ONE: frozenset[Any] = frozenset({getattr(torch, "float4_e2m1fn_x2", N
 
 WITHOUT_FLOAT64 = ("mps",)
 """The types of the devices that have no float64."""
-WITHOUT_LAUNCHES = ("cpu",)
-"""The types of the devices on which an operation is only a call. To save operations by a backward pass in
-Python takes longer there."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a change of a weight of `dtype` is computed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def launches(device: torch.device) -> bool:
-    """Whether each operation is a launch on a device, whose time counts where tensors are small."""
-    return device.type not in WITHOUT_LAUNCHES
 
 
 def promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
