@@ -33,8 +33,8 @@ SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE
 def caption_of_file(path: Path) -> str:
     """The text of a caption's file on one line.
 
-    Raises TrainError for a file that cannot be read, is too long, has more braces than `BRACED`, or is no
-    text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+    The text is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises TrainError for a file in
+    another encoding, and for one that cannot be read, is too long or has more braces than `BRACED`.
     """
     try:
         raw = path.read_bytes()
@@ -72,7 +72,8 @@ def caption_of_file(path: Path) -> str:
 
 
 def with_trigger(text: str, trigger: str) -> str:
-    """A caption with the trigger in place of `[trigger]`, or in front if the caption has neither of them."""
+    """A caption with the trigger in place of `[trigger]`. If the caption has neither, the trigger is put in
+    front."""
     if "[trigger]" in text:
         return " ".join(text.replace("[trigger]", trigger).split())
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):
@@ -83,13 +84,13 @@ def with_trigger(text: str, trigger: str) -> str:
 def orders_of(text: str, count: int, kept: int) -> list[str]:
     """A caption of tags in several orders, first as it is written. The first `kept` tags stay in front.
 
-    The orders are the same in each run. There are fewer than `count` if the tags have fewer.
+    The orders are the same in each run. A few tags may have fewer orders than `count`.
     """
     tags = [tag.strip() for tag in text.split(",") if tag.strip()]
     front, rest = tags[:kept], tags[kept:]
     found = [text]
     draw = random.Random(text)
-    # A few more draws than orders: some come twice.
+    # Draw several times as often as there are orders to find: some orders come twice.
     for _ in range(4 * (count - 1)):
         mixed = ", ".join([*front, *draw.sample(rest, len(rest))])
         if len(found) < count and mixed not in found and mixed != ", ".join(tags):

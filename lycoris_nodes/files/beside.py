@@ -39,7 +39,7 @@ class Beside(NamedTuple):
     tags: tuple[str, ...] = ()
     favourite: bool = False
     problems: tuple[str, ...] = ()
-    """Tables that cannot be read, in words."""
+    """A sentence on each table that cannot be read."""
 
 
 def files_beside(
@@ -114,6 +114,6 @@ def _texts(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Iterator
 
 
 def _parts(texts: Iterable[str]) -> tuple[str, ...]:
-    """The parts between the commas of texts, each once."""
+    """The parts of texts between commas, without repetitions."""
     parts = (part.strip() for text in texts for part in text.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))

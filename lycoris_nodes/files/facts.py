@@ -107,7 +107,7 @@ class _Kept:
         # Errors are not kept: what the system refuses today it may allow tomorrow.
         if not facts.error:
             with self._lock:
-                # Move it to the end, to the latest.
+                # Put it at the end, where the latest are.
                 self._found.pop(path, None)
                 self._found[path] = stamp, facts
                 if self._later is None:
@@ -136,7 +136,7 @@ def _place() -> Path:
 
 
 def _read() -> dict[str, tuple[str, Facts]]:
-    """The facts that an earlier start wrote; {} for another version of the pack: its facts may differ."""
+    """The facts that an earlier start wrote; {} if another version of the pack wrote them."""
     try:
         said = json.loads(_place().read_bytes())
         files = said["files"] if said["pack"] == _pack() else {}

@@ -32,7 +32,7 @@ def lora_files() -> list[tuple[str, int, float]]:
 
 
 def _size_and_change(places: Sequence[str], name: str) -> tuple[int, float]:
-    # The host's own search takes five times as long, and there may be thousands.
+    # The host's own search takes five times as long, and there may be thousands of files.
     for place in places:
         try:
             known = os.stat(os.path.join(place, name))

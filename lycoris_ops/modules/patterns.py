@@ -1,4 +1,4 @@
-"""Modules by the patterns of block rules."""
+"""Find modules by patterns, which are written as in block rules."""
 
 from __future__ import annotations
 

@@ -50,8 +50,9 @@ class LayerSettings:
     """How one layer is trained.
 
     The change is scaled by alpha / rank. With `alpha` None, alpha is the rank and the scale is 1. With
-    `rslora` the scale is alpha / sqrt(rank) (Kalajdzievski, 2312.03732), and the file holds the alpha that
-    gives it. `rank` is the size of a block for oft and boft, and has no meaning for full, norm and ia3.
+    `rslora` the scale is alpha / sqrt(rank) (Kalajdzievski, 2312.03732), and the file holds an alpha that
+    gives the same scale. `rank` is the size of a block for oft and boft, and has no meaning for full, norm
+    and ia3.
     """
 
     algorithm: str = "lora"
@@ -96,7 +97,7 @@ class LayerSettings:
     ) -> LayerSettings:
         """These settings with some replaced. Raises LycorisError for an unknown name or an impossible value.
 
-        `place` says in messages where the options are from, and `beside` what else may be given there.
+        Messages say that the options are from `place`. `beside` has the other names that may be given there.
         """
         check_names(options, [field.name for field in dataclasses.fields(self)], place, beside)
         changed = replace(self, **options)

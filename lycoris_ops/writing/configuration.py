@@ -22,7 +22,7 @@ Encodings = Sequence[tuple[LayerToWrite, Encoded]]
 """Layers to write, each with its name and place in the model and with its tensors."""
 
 BY_VALUES = frozenset({ln_tuning.LnTuningConfig, trainable_tokens.TrainableTokensConfig})
-"""The kinds that hold values, not changes. Beside other kinds PEFT names their tensors differently."""
+"""The kinds that hold values, not changes. In a file with other kinds their tensors have other names."""
 
 
 def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
@@ -53,8 +53,11 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
 
 
 def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
-    """The layers with the tensor names of one file. Beside other kinds, PEFT names whole values as in
-    `modules_to_save`, and the values of rows as in a `token_adapter`."""
+    """The layers with the tensor names that PEFT uses if they are all in one file.
+
+    In a file with other kinds, whole values are named as in `modules_to_save`, and the values of rows as in a
+    `token_adapter`.
+    """
     kinds = {one.configured[0] for one in made if one.configured}
     if kinds <= BY_VALUES:
         return list(made)
