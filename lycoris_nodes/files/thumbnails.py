@@ -22,7 +22,7 @@ SIZE = 512
 KEPT = 256
 """How many small pictures are kept, of about 40 kB each."""
 UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no picture, or too large a one."""
+"""What Pillow raises for a file that is not a picture, or is too large a picture."""
 
 
 def thumbnail(path: str) -> tuple[str, bytes | Path]:

@@ -44,7 +44,7 @@ SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image"
 _TAKEN = ("penultimate_hidden_states", "last_hidden_state")
 """The outputs of a CLIP vision model that video models use. The states of all layers are far larger."""
 See = Callable[[Tensor], Any]
-"""What a CLIP vision model makes of a picture (1, H, W, 3)."""
+"""Gives the output of a CLIP vision model for a picture (1, H, W, 3)."""
 _OF_LAST: Mapping[str, str] = {
     "WanImageToVideo": "WanFirstLastFrameToVideo",
     **{name: name for name in _OF_MARKED.values() if name.startswith("Cosmos")},
@@ -79,9 +79,9 @@ class Given:
     ends: str = ""
     """The frames that the given parts are made from, as in `ENDS`."""
     needed: bool = True
-    """Whether the model cannot make a video without them."""
+    """Whether the model makes videos only with given parts."""
     seen: bool = False
-    """Whether they are also seen by a CLIP vision model."""
+    """Whether a CLIP vision model also sees the given frames."""
 
 
 def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
@@ -148,7 +148,7 @@ def stored(settings: Settings) -> Settings:
 
 
 def restored(settings: Mapping[str, Any]) -> Settings:
-    """The settings that `stored` was called with."""
+    """The settings that `stored` was called with, with only those vision tensors that models use."""
     made = dict(settings)
     if SEEN[0] in made:
         made[SEEN[0]] = Output()

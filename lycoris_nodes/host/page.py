@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 
 
 def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None:
-    """Answer GET requests of a path, given their query. `answer` runs in a thread and may read files."""
+    """Answer GET requests to a path. `answer` gets the query, runs in a thread and may read files."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         return _response(await asyncio.to_thread(answer, request.query))
@@ -85,7 +85,7 @@ def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None
 
 
 def answer_post(path: str, answer: Callable[[str], Answer]) -> None:
-    """Answer POST requests of a path, given the text that they send. `answer` runs in a thread."""
+    """Answer POST requests to a path. `answer` gets the text that was sent, and runs in a thread."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         text = (await request.read()).decode("utf-8", "replace")

@@ -17,8 +17,8 @@ def add_injection(patcher: Any, name: str, injections: list[PatcherInjection]) -
     """Set the injections that a patcher has under a name.
 
     The host calls `inject` when it has loaded the model and `eject` before it unloads it. Every clone is
-    marked as not injected. The host would copy the mark of a loaded model, and deleting such a clone would
-    eject hooks from the model that is in use.
+    marked as not injected. Otherwise a clone of a loaded model would be marked as injected, and when the
+    clone is deleted, the host would eject hooks from the model that is in use.
     """
     patcher.set_injections(name, injections)
     patcher.is_injected = False
@@ -42,11 +42,12 @@ WRAPPED = {
 def wrap(
     patcher: Any, what: str, name: str, wrapper: Callable[..., Any], *, in_place_of: Callable[..., Any] | None
 ) -> None:
-    """Have a wrapper called, under a name, in place of something that the host does with a patcher.
+    """Have the host call a wrapper in place of something that it does with a patcher.
 
     The wrapper gets what the host would call, and its arguments. `what` is one of `WRAPPED`: a `pass` of the
-    model, a whole `sampling`, the `preparation` of one, which loads the models, or all passes for some
-    `conditionings`. `in_place_of` is the wrapper under that name that it replaces.
+    model, a whole `sampling`, the `preparation` of a sampling (which loads the models), or all passes for
+    some `conditionings`. `name` is the key of the wrapper. An earlier wrapper `in_place_of` under the same
+    key is removed.
     """
     kind = WRAPPED[what]
     kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]
@@ -77,7 +78,7 @@ def pictures_that_fit(model: Any, x: Tensor, chunks: int, given: Mapping[str, An
         elif (
             isinstance(one, list) and one and all(isinstance(each, Tensor) and each.ndim > 1 for each in one)
         ):
-            # Reference latents: as the host counts them, for one sample.
+            # Count reference latents as the host does, for one sample.
             held[name] = [[chunks, *CONDList([each[:1] for each in one]).size()[1:]]]
     # The host's own margin.
     needed = 1.5 * model.memory_required([chunks, *x.shape[1:]], cond_shapes=held)

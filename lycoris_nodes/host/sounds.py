@@ -24,7 +24,7 @@ def takes_sound(model: Any) -> bool:
 
 def check_audio_vae(vae: Any) -> None:
     """Raise TrainError for a VAE that is not for the sound of these models."""
-    # Older hosts have it as an object of its own kind.
+    # In older hosts the audio VAE is not a VAE with an inner model, and is refused.
     inner = getattr(vae, "first_stage_model", None)
     if type(inner).__name__ != VAE:
         raise TrainError(
@@ -36,9 +36,9 @@ def check_audio_vae(vae: Any) -> None:
 
 
 def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_rate: float) -> Tensor:
-    """The latent (1, C, T, F) of a sound beside so many frames, as long as the host's empty sound for them.
+    """The latent (1, C, T, F) of the sound of a clip, at most as long as the host's empty sound for it.
 
-    `sound` gives it (1, channels, n), for a number of samples a second.
+    `sound` gives the waveform (1, channels, n) at a number of samples a second.
     """
     samples = getattr(vae, "audio_sample_rate", 44100)
     waveform = sound(samples)
@@ -51,7 +51,7 @@ def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_r
 
 
 def with_sound(latent: dict[str, Any], sound: Tensor) -> dict[str, Any]:
-    """A video's latent of the graph and its sound in one."""
+    """A video's latent, as the graph has it, with the latent of its sound joined to it."""
     return _run("LTXVConcatAVLatent", video_latent=latent, audio_latent={"samples": sound})
 
 

@@ -18,7 +18,7 @@ SMALL = 1e-4
 
 
 def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
-    """Whether fitted adapters keep all of their sources, and a sentence that says so."""
+    """Whether fitted adapters do all that their sources did, as a state and as a sentence."""
     reports = [_report(adapter) for adapter in adapters]
     before = [report.source_size for report in reports if report.source_size is not None]
     old = sum(before) if len(before) == len(reports) else None
@@ -86,7 +86,7 @@ def _described(adapter: Adapter) -> str:
         lines += ["  most is lost in:", *(f"    {line}" for line in lost)]
     reasons = Counter(report.left_out.values())
     if unchanged := reasons.pop(UNCHANGED, 0):
-        # Only their number: they are many, and nothing is missing.
+        # Give only the number of these: there are many, and nothing is missing.
         words = ("weight left out, because it changes", "weights left out, because they change")
         lines.append(f"  {number_of(unchanged, *words)} nothing")
     for reason, _ in reasons.most_common():
