@@ -135,7 +135,7 @@ def _is_masked(met: Pairs) -> bool:
 
 
 def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequence[tuple[Entry, Match]]:
-    """The adapter layers of a layer without places: all if `whole`, else those not masked out there."""
+    """The adapter layers that change a layer without places: all if `whole`, else those that masks allow."""
     found: list[tuple[Entry, Match]] = []
     for entry, match in pairs:
         mask = match.where.mask if match.where is not None else None

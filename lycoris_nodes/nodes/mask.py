@@ -144,7 +144,7 @@ def softened(weights: Tensor, pixels: int) -> Tensor:
 
 
 def _mean_around(values: Tensor, pixels: int, axis: int) -> Tensor:
-    """The mean of 2 pixels + 1 values along an axis, by sums from the first one on: as fast at any width."""
+    """The mean of 2 pixels + 1 values along an axis, from cumulative sums: any width takes the same time."""
     end = values.shape[axis] - 1
     at = torch.arange(end + 1, device=values.device)
     first, last = (at - pixels).clamp(min=0), (at + pixels).clamp(max=end)

@@ -147,7 +147,7 @@ class LycorisMergeAdapters(io.ComfyNode):
 
 
 def _check_apart(**given: Any) -> None:
-    """Raise LycorisError for settings that do nothing to separate parts."""
+    """Raise LycorisError for settings that have no effect where each adapter gets its own part."""
     whole = {"size": EXACT, "algorithm": "lora", "norm_limit": 0.0, "tucker": False, "largest_rank": 0}
     for name, value in whole.items():
         if given[name] != value:

@@ -115,7 +115,7 @@ class LycorisStrengthGrid(io.ComfyNode):
 
 
 def second_axis(stack: Stack, row: int, second: Second, values: str, which: str) -> Axis | None:
-    """The axis from top to bottom, beside one over the strength of `row`; None for none.
+    """The axis from top to bottom, or None if there is none. The other axis is the strength of `row`.
 
     Raises LycorisError if `which` does not suit `second`, or names the row that the other axis is for.
     """

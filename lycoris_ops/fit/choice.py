@@ -16,7 +16,7 @@ from ..ranks.sizes import Budget, Energy, Ratio, Size, bytes_of
 NEAR = 0.99
 """Kinds count as equally good if they keep this share of what the best one keeps. The smallest is taken."""
 EXACT = 1e-6
-"""Shares of the energy that differ by less are equal."""
+"""Shares of the energy count as equal if they differ by less."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,15 @@ def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | Non
 
 
 def by_size(measured: Mapping[str, Measured], size: Size, full: int, beside: int) -> dict[str, Candidate]:
-    """The candidates that keep most together at a size; layers that are not named are left out.
+    """For each layer the candidate to take, so that together they keep most at a size.
+
+    Layers that get no candidate are left out.
 
     `full` is the number of values of the weights, and `beside` the size of everything else that a budget must
     hold.
 
-    Raises PlanError for a budget below the smallest adapter, and for a share of the energy out of reach.
+    Raises PlanError for a budget below the smallest adapter, and for a share of the energy that cannot be
+    kept.
     """
     offered = {name: [NOTHING, *one.candidates] for name, one in measured.items() if one.candidates}
     if not offered:

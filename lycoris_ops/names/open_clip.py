@@ -26,8 +26,8 @@ EMBEDDING = {"token_embedding.weight": "text_model.embeddings.token_embedding"}
 def places(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
     """The paths in transformers' text model that a key of OpenCLIP holds, each with its rows (None: all).
 
-    key: without the prefix that a checkpoint has. Empty where the key is no layer's weight, or the shape of a
-    fused weight is not known.
+    `key` is without the prefix that it has in a checkpoint. There are no paths if the key is not the weight
+    of a known layer, or if the shape of a fused weight is not known.
     """
     if key in EMBEDDING:
         return [(EMBEDDING[key], None)]

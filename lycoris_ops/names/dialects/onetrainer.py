@@ -1,4 +1,4 @@
-"""OneTrainer's own form for transformers; its other prefixes are those of kohya-ss."""
+"""OneTrainer's own prefixes, for transformers. Its other prefixes are the same as kohya-ss's."""
 
 from .base import Dialect, Prefix
 

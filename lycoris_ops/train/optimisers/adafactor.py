@@ -1,4 +1,4 @@
-"""Adafactor (arXiv 1804.04235), torch's, since 2.5.
+"""Adafactor (arXiv 1804.04235), which torch has since 2.5.
 
 A step is proportional to the root mean square of each tensor, or to `eps[1]` if that is larger. Tensors that
 start at zero are slow at first, so the usual rate is higher than AdamW's.
