@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 STEP = 64
-"""The step between lengths of a side in pixels, unless the model's grid is coarser. As in most trainers."""
+"""The least step between lengths of a side in pixels, as in most trainers."""
 LONGEST = 2
 """The longest side, as a multiple of the resolution."""
 
@@ -50,7 +50,7 @@ def step_of(grid: int) -> int:
 def sizes_of(resolution: int, step: int) -> list[Pixels]:
     """Widths and heights in steps with no more than resolution^2 pixels, of all shapes up to 4 : 1.
 
-    If not even one step fits, there is just the size of one step.
+    If a square of one step has more pixels than that, it is the only size.
     """
     sides = range(step, max(step, LONGEST * resolution) + 1, step)
     found = [(width, height) for width in sides for height in sides if width * height <= resolution**2]

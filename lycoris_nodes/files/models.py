@@ -60,7 +60,7 @@ def told_model(models: Iterable[str]) -> AboutModel | None:
     try:
         return _told(tuple(Fingerprint.of(model_path(model)) for model in models))
     except LycorisError:
-        # Such as GGUF, which other packs load, and which is not read here.
+        # For example a GGUF file: other packs load it, but it cannot be read piece by piece.
         return None
 
 
@@ -81,7 +81,7 @@ def _families(model: str) -> Collection[str]:
     try:
         return _kept_families(Fingerprint.of(model_path(model)))
     except LycorisError:
-        # A file that is gone or damaged is no such model.
+        # A file that is gone or damaged belongs to no family.
         return ()
 
 

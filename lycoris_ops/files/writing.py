@@ -1,4 +1,4 @@
-"""Writing files. They get their names only when they are complete."""
+"""Write files, which get their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     Raises WriteError for a text that is not a valid name on every system.
     """
     text = os.fspath(path)
-    # Linux would write half of a surrogate pair (Cs) as a byte that is no text in any encoding. Windows
+    # Linux would write half of a surrogate pair (Cs) as a byte that is not text in any encoding. Windows
     # refuses control characters (Cc), and every system refuses NUL.
     wrong = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs")), None)
     if wrong is not None:

@@ -21,7 +21,7 @@ class AboutModel:
     """What the keys and shapes of a model say about it."""
 
     families: Families
-    """The families that it may belong to, to compare with those of an adapter; () for none known."""
+    """The families that it may belong to, to compare with an adapter's; () for none known."""
     family: str
     """The families in words; "" for none known."""
     blocks: Blocks

@@ -1,4 +1,4 @@
-"""Layers for a dialect that divides the model's rows into layers differently from the adapter.
+"""Make layers for a dialect that splits or joins the adapter's layers.
 
 One tool has a fused qkv layer where another has q, k and v. A layer to write is then cut out of one of the
 adapter's layers, or joined from several.
@@ -57,7 +57,7 @@ class Regrouper:
         return layer not in self._shapes or layer in self._biased
 
     def make(self, planned: LayerToWrite) -> Layer:
-        """The layer to write. One that is cut or joined is checked to change the model as before.
+        """The layer to write. If it is cut or joined, check that it changes the model as its sources do.
 
         Raises LayerError where rows of a layer cannot be taken alone, or layers cannot be joined; WriteError
         where the check fails.
@@ -70,7 +70,7 @@ class Regrouper:
         return made
 
     def _read(self, name: str) -> Layer:
-        # No dialect can be written with AdaLoRA's third factor.
+        # No dialect has a place for AdaLoRA's third factor.
         return self._adapter.layer(name, keep=False).plain()
 
     def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:
@@ -104,7 +104,7 @@ class Regrouper:
         return fuse(pieces, rows)
 
     def _check(self, planned: LayerToWrite, made: Layer) -> None:
-        """Raise WriteError unless the layer changes weight and bias as the layers it is made of do."""
+        """Raise WriteError unless the layer changes weight and bias as its sources do."""
         assert planned.shape is not None
         weight = torch.zeros(planned.shape)
         wanted = torch.zeros(planned.shape)
