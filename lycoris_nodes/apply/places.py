@@ -29,7 +29,7 @@ def tokens_by_path(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tokens]:
 
 
 class Unlike(NamedTuple):
-    """Tokens that are not those of the picture and the text: what was found and expected, in words."""
+    """Tokens that do not fit the picture and the text: what was found and what was expected, in words."""
 
     got: str
     expected: str
@@ -101,12 +101,12 @@ class Passing:
         )
 
     def places(self, kind: Tokens, shape: Shape) -> Places | Unlike:
-        """The places in a layer whose input has this shape without its channels: (samples, tokens), or
+        """The places in a layer. `shape` is the input's shape without channels: (samples, tokens), or
         (tokens,) where there is one sample."""
         if (kind, shape) not in self._kept:
             samples = len(self.pictures)
             if len(shape) > 1 and shape[0] != samples:
-                # Such as parts of the pictures in place of pictures.
+                # For example, the samples may be parts of pictures.
                 found: Places | Unlike = Unlike(f"{shape[0]} samples", f"{samples}")
             else:
                 found = self._places(kind, math.prod(shape) // samples)
@@ -146,7 +146,7 @@ class Passing:
         elif kind == "text, places" and tokens == total - self.kept:
             before -= self.kept
         elif tokens != total:
-            # The first layer of a model sees the places before padding.
+            # Only the first layer of a model sees the places without padding.
             after += -count % self.multiple
         if before + count + after != tokens:
             known = f"{before} others, {' x '.join(map(str, grid))} places and {after} others"
@@ -178,10 +178,10 @@ def picture_shape(x: Tensor, given: Mapping[str, Any]) -> Shape:
 def crop_of(whole: Shape, window: Any, retained: Sequence[int], area: Sequence[range] | None) -> Crop:
     """The part of a latent of the size `whole` that a pass sees.
 
-    `window` is the host's context window or None. An anchor frame may come before its frames, and guide
-    frames come after them; in the whole latent, guide frames come after all others. The frames `retained`
-    keep their own numbers in every window. `area` is the range along each axis of the window, or of the
-    whole.
+    `window` is the host's context window or None. An anchor frame may come before the window's frames, and
+    guide frames come after them. In the whole latent, guide frames come after all others. The frames
+    `retained` keep their own numbers in every window. `area` is the range along each axis of the window, or
+    of the whole if there is no window.
     """
     axes: list[range | tuple[int, ...]] = [range(count) for count in whole]
     # Windows over the first axis are over pictures.
@@ -265,7 +265,7 @@ def blended_attention(blend: Blend, before: Attention | None) -> Attention:
         def one(k: Tensor, v: Tensor) -> Tensor:
             return run(q, k, v, *args, **named) if before is None else before(run, q, k, v, *args, **named)
 
-        # Fewer keys than queries are not ours: HyperTile makes a batch of the tiles of the queries.
+        # Only our batches of keys are larger than the queries'. HyperTile makes larger batches of queries.
         if len(k) <= len(q) and len(v) <= len(q):
             return one(k, v)
         count = 1 + len(blend.apart)

@@ -77,7 +77,7 @@ def running(patcher: Any) -> Generator[None]:
 
 
 def bypasses(model: nn.Module) -> list[Any]:
-    """The adapters that the host's own bypass has put around layers of a model, by their `forward`."""
+    """The adapters from files with which the host's own bypass has wrapped the `forward` of layers."""
     found: list[Any] = []
     for module in model.modules():
         around = getattr(vars(module).get("forward"), "__self__", None)
@@ -151,8 +151,8 @@ def encoded(
     """A conditioning as the model takes it: the host's own objects by name, one row each.
 
     `noise` has the shape of the latent, `shapes` are the shapes of its parts, and `noise_mask` is as
-    `with_given` takes it. The picture's latent is withheld: a model that takes one beside its input would see
-    its target.
+    `with_given` takes it. Zeros stand for the picture's latent: otherwise a model that takes a latent beside
+    its input would see its target.
     """
     (entry,) = comfy.samplers.encode_model_conds(
         model.extra_conds,
@@ -204,7 +204,7 @@ def patch_of(network: Any, unknown: int = 1) -> tuple[int, int, int]:
     """The frames, rows and columns of a latent per token; rows and columns are `unknown` if nothing tells."""
     # The latents of Ideogram and Lens are cut into patches already.
     cut = hasattr(network, "ae_channels") or hasattr(network, "selected_layer_index")
-    # LTX-Video holds it in its patchifier.
+    # LTX-Video has the size of a patch in its patchifier.
     size = 1 if cut else getattr(getattr(network, "patchifier", network), "patch_size", None)
     if size is None:
         # Krea's.
@@ -221,14 +221,14 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
     """The names of the host's configuration classes for a model with weights of these shapes, the most
     specific first, and the name of the model's class; empty where the host knows no such model.
 
-    No model is made: its class is named in the configuration's method that would make it.
+    No model is made. The name of its class is found in the configuration's method that would make it.
     """
     weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
     for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):
         try:
             config: Any = model_detection.model_config_from_unet(weights, prefix)
         except NotImplementedError:
-            # It asks for values, which a header does not have.
+            # The host asks for values, which a header does not have.
             continue
         if config is not None:
             named = (getattr(model_base, name, None) for name in type(config).get_model.__code__.co_names)
@@ -246,10 +246,10 @@ def ratios_of(model: Any) -> tuple[int, int, int]:
 
 
 def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
-    """The noise masks of a latent's parts as the sampler makes them, for its packed values. Parts without a
-    mask get noise everywhere."""
+    """The noise mask of a latent, made of the masks of its parts as the sampler makes it. Several parts are
+    packed. Parts without a mask get noise everywhere."""
     prepare = comfy.sampler_helpers.prepare_mask
-    # Like the sampler, leave out masks of further parts.
+    # Like the sampler, leave out masks for which there is no part.
     parts = [prepare(mask, shape, mask.device) for mask, shape in zip(masks, shapes, strict=False)]
     parts += [torch.ones(shape) for shape in shapes[len(parts) :]]
     return (packed(parts)[0] if len(parts) > 1 else parts[0]).float()
@@ -258,9 +258,10 @@ def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tens
 def with_given(
     model: Any, x: Tensor, sigma: Tensor, noise: Tensor, latent: Tensor, noise_mask: Tensor
 ) -> Tensor:
-    """Noised latents x (B, ...) with given values as the sampler hands them to the model, mostly clean.
+    """Noised latents x (B, ...) with given values in them, as the sampler hands them to the model.
 
-    Values are given where the noise mask, which is broadcast to x, is 0.
+    Values are given where the noise mask, which is broadcast to x, is 0. Most video models get them without
+    noise.
     """
     given = model.scale_latent_inpaint(x=x, sigma=sigma, noise=noise, latent_image=latent)
     return x * noise_mask + given * (1.0 - noise_mask)

@@ -80,7 +80,7 @@ class LycorisWeightBlocks(io.ComfyNode):
 
 
 def _parsed(rules: str, preset: str, seed: int = 0) -> Rules:
-    """The rules of a preset, then those of the text. Raises LycorisError for an unknown preset."""
+    """The rules of a preset, then the rules of the text. Raises LycorisError for an unknown preset."""
     check("rules", "STRING", rules)
     check("preset", "COMBO", preset)
     own = own_presets()

@@ -59,7 +59,7 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
     These are all float tensors except quantised weights (the `quantised` ones, and those of 8 bits or fewer
     that have companions) and the companions themselves. If a file has a quantised float8 tensor, its other
-    float8 tensors are left out too: one may only mark the format.
+    float8 tensors are left out too, because one of them may only mark the format.
 
     A companion of a tensor, such as its scale, has the tensor's name, then a dot or an underscore, then more
     (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are companions of its
@@ -91,8 +91,8 @@ def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
     ordered = sorted(names)
     found: set[str] = set()
     at = 0
-    # In sorted order the names with one head are neighbours. They include the names with any longer head that
-    # begins with it.
+    # In sorted order the names that begin with one head are neighbours. Among them are the names of any
+    # longer head that begins with this one.
     for head in sorted(heads):
         at = max(at, bisect_left(ordered, head))
         while at < len(ordered) and ordered[at].startswith(head):
