@@ -53,7 +53,8 @@ def told_expert(model: Any, hidden: Any, link: str = "model") -> tuple[Expert | 
 def _names_before(hidden: Any, link: str) -> list[str]:
     """The files that the loader of the model names in the prompt.
 
-    Loaders of other packs do not tell the host their file. Nodes in between name files of other kinds.
+    The prompt is needed because loaders of other packs do not tell the host their file. Only the loader
+    counts, because the nodes behind it name files of other kinds.
     """
     prompt: Mapping[str, Any] = getattr(hidden, "prompt", None) or {}
     node: Any = getattr(hidden, "unique_id", None)

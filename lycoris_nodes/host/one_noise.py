@@ -1,4 +1,4 @@
-"""One noise for all pictures of a batch, so that only what else differs can be seen in them."""
+"""One noise for all pictures of a batch, so that they show only what else differs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def like_the_first(noise: Tensor) -> Tensor:
-    """Noise (n, ...) in which all pictures have that of the first."""
+    """Noise (n, ...) in which all pictures have the noise of the first."""
     return noise[:1].repeat(len(noise), *(1 for _ in noise.shape[1:]))
 
 
 def with_one_noise(sampler: Any) -> Any:
-    """The host's sampler, if it adds noise in its steps, so that all pictures get that of a batch of one.
+    """A copy of the host's sampler in whose steps all pictures get the noise that a batch of one would get.
 
-    Anything else is returned as it is.
+    A sampler that adds no noise in its steps is returned as it is, and so is another kind of sampler.
     """
     if not isinstance(sampler, KSAMPLER):
         return sampler
@@ -39,7 +39,7 @@ def with_one_noise(sampler: Any) -> Any:
 
 
 def _noise_sampler(name: str, x: Tensor, sigmas: Tensor, seed: int | None) -> Any:
-    """What the host's sampler of this name draws noise by: of a Brownian path in DPM-Solver++ SDE alone."""
+    """The host's source of noise for the sampler of this name: a Brownian path only for DPM-Solver++ SDE."""
     if "dpmpp" in name and "sde" in name:
         low, high = sigmas[sigmas > 0].min(), sigmas.max()
         return BrownianTreeNoiseSampler(x, low, high, seed=seed, cpu="gpu" not in name)

@@ -71,8 +71,9 @@ class PickleFile(DiskFile):
     def open(cls, path: str | os.PathLike[str]) -> PickleFile:
         """Check a file, and read the descriptions of its tensors.
 
-        Raises FileFormatError, with the key where there is one, where the file holds anything but plain
-        tensors, and where torch is older than 2.6: its reader can be made to run code (CVE-2025-32434).
+        Raises FileFormatError where the file holds anything but plain tensors, with the key of the entry if
+        it is known. Raises it too where torch is older than 2.6, whose reader can be made to run code
+        (CVE-2025-32434).
         """
         fingerprint = Fingerprint.of(path)
         if torch.__version__ < "2.6":

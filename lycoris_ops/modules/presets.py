@@ -14,7 +14,8 @@ from ..names.blocks import ATTENTION
 from .named import named_modules
 
 BLOCK = re.compile(r"Block|Layer$")
-"""Matches the names of block classes: a block with an attention has other parts too."""
+"""Matches the names of block classes. A class such as `AttentionBlock` is not an attention: it has other
+parts too."""
 MODULATION = re.compile(r"mod(ulation)?\b|_mod_|ada_?ln|norm|time_?emb|timestep", re.IGNORECASE)
 """Matches the names of linear layers in a block that compute scales and shifts from time or a vector.
 
@@ -67,7 +68,7 @@ class ModuleClasses:
         """The units that the model repeats, by path. They are these members of its lists:
 
         - members of each class that occurs several times in one list, if they have modules inside. Nested
-          lists count as one list, and are no blocks themselves.
+          lists count as one list, and are not blocks themselves.
         - the innermost members that hold an attention: a list may have only one member of each class.
         - members with modules inside whose class is called a block or a layer: a model may have only one
           block.
@@ -144,10 +145,10 @@ PRESETS: dict[str, Callable[[ModuleClasses, str, str], bool]] = {
 }
 """For each preset, whether it chooses a module, given its path and kind (see `sites.Kind`).
 
-full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of attentions, and
-of blocks except those that compute modulation, embed, or are set aside by the record of an architecture.
-attn-only: the linear layers of attentions, without layers that are feed-forward too, such as `linear1` and
-`linear2` of Flux' single blocks. unet-transformer-only and unet-convblock-only: the linear layers and
-convolutions of the transformers, and of the convolutional blocks, of a UNet. ia3: keys, values and the last
-layer of feed-forward parts. The names are those of LyCORIS.
+full: linear layers and convolutions. full-lin: linear layers. attn-mlp: the linear layers of attentions and
+of blocks; in blocks, layers that compute modulation, that embed, or that an architecture's record sets aside
+are left out. attn-only: the linear layers of attentions, without layers that are feed-forward too, such as
+`linear1` and `linear2` of Flux' single blocks. unet-transformer-only: the linear layers and convolutions in
+the transformers of a UNet. unet-convblock-only: the same in its convolutional blocks. ia3: keys, values and
+the last layer of feed-forward parts. LyCORIS uses the same names.
 """

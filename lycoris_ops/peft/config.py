@@ -37,8 +37,7 @@ BASE_BIAS = "base_layer.bias"
 """PEFT's suffix for the trained bias of an adapted layer. The tensor holds the bias itself, not its
 change."""
 LORA_ONLY = (DIFF_B, DORA, *SPARSE)
-"""Suffixes that PEFT's other kinds have no place for: the DoRA magnitude is LoRA's alone, and the rest has no
-place in PEFT at all."""
+"""Suffixes that PEFT's kinds other than LoRA have no place for. LoRA has one for the DoRA magnitude alone."""
 INFERENCE = {"inference_mode": True}
 """Written in every configuration. It makes PEFT freeze the layers that it loads."""
 
@@ -134,8 +133,8 @@ KNOWN_RELEASE = (0, 21)
 class Config(ABC, Generic[W]):
     """A configuration of one kind. A module in `kinds` that defines a subclass registers it.
 
-    Each field of PEFT's is a field here too, or is in `without_effect` or `refused`. Other fields come from
-    another tool, and PEFT ignores them too, or from a newer release of PEFT. See `check`.
+    Each field of PEFT's is a field here too, or is in `without_effect` or `refused`. Any other field comes
+    from a newer release of PEFT or from another tool. See `check`.
     """
 
     peft_type: ClassVar[str]
@@ -157,8 +156,8 @@ class Config(ABC, Generic[W]):
     trainable_token_indices: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     """The trained rows of modules, by the ends of the modules' paths; "" if only one embedding has any."""
     fan_in_fan_out: bool = False
-    """Whether its linear layers are for weights that are stored as (I, O). PEFT writes the value for the last
-    of these layers."""
+    """Whether its linear layers are for weights that are stored as (I, O). PEFT writes the value that fits
+    the last of these layers."""
     purpose: Mapping[str, str] = field(default_factory=dict[str, str])
     """The fields of `PURPOSE` that are texts."""
 
@@ -255,7 +254,7 @@ class Config(ABC, Generic[W]):
 
     def table(self) -> dict[str, Any]:
         """The configuration as the JSON table that PEFT writes."""
-        # `path` and `purpose` are no fields of PEFT's, and PEFT sets `fan_in_fan_out` itself.
+        # PEFT has no fields `path` and `purpose`, and sets `fan_in_fan_out` itself.
         own = {"path", "purpose", "fan_in_fan_out"}
         own |= {name for name in ("modules_to_save", TOKENS) if not getattr(self, name)}
         names = [one.name for one in dataclasses.fields(self) if one.name not in own]
@@ -384,7 +383,7 @@ def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callabl
 
 
 def plain_tensors(layer: Layer, *refused: str) -> dict[str, Tensor]:
-    """The tensors of a layer by suffix, without alpha and with PEFT's suffix of a bias that is set.
+    """The tensors of a layer by suffix, without alpha. A bias that the layer sets gets PEFT's suffix.
 
     Raises LayerError for a suffix among the `refused`.
     """
@@ -401,7 +400,7 @@ def _switches_on(value: Any) -> bool:
 
 def release(fields: Fields) -> tuple[int, ...]:
     """The first two numbers of the release of PEFT that wrote a configuration; () where it names none."""
-    # Cut off: the text comes from a file, and a release has only a few characters.
+    # Read only the first characters: the text comes from a file, and may be of any length.
     text = fields.text("peft_version", "")[:32]
     return tuple(int(part) for part in re.findall(r"[0-9]+", text)[:2])
 

@@ -111,7 +111,7 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
 
 
 def _by_part(grouped: Groups) -> Groups:
-    """Make each numbered part of kohya-ss' OFT of a fused layer a layer of its own.
+    """Make each numbered part of a fused layer in kohya-ss' OFT a layer by itself.
 
     For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
     rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a single part keeps

@@ -20,7 +20,7 @@ class DenseGroup(Group):
     """W += the sum of strength_n * values_n."""
 
     first: int
-    """Index of the first layer's values in the plan's tensors; those of the other layers follow."""
+    """Index of the first layer's values in the plan's tensors; the other layers' values follow."""
     slots: tuple[int, ...]
     """The place of each layer in the plan's strengths."""
 
