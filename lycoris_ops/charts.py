@@ -62,7 +62,12 @@ WIDE_FONTS = (
     "msyh.ttc",
     "PingFang.ttc",
     "wqy-microhei.ttc",
+    "Arial Unicode.ttf",
+    "malgun.ttf",
+    "AppleSDGothicNeo.ttc",
+    "Hiragino Sans GB.ttc",
     "DejaVuSans.ttf",
+    "arial.ttf",
 )
 """System fonts, for characters that Pillow's own font lacks."""
 
@@ -460,7 +465,7 @@ def _corners(one: Point, other: Point) -> list[Point]:
 
 def text_font(text: str, pixels: float) -> Any:
     """Pillow's own font of this size, or a system's for a text with characters that it lacks."""
-    return _font(pixels) if text.isascii() else _wide_font(pixels)
+    return _font(pixels) if text.isascii() else _wide_font("".join(sorted(set(text))), pixels)
 
 
 @lru_cache(maxsize=8)
@@ -468,16 +473,25 @@ def _font(pixels: float) -> Any:
     return _pillow("ImageFont").load_default(pixels)
 
 
-@lru_cache(maxsize=8)
-def _wide_font(pixels: float) -> Any:
-    """The first of WIDE_FONTS that this machine has, or else Pillow's own font."""
-    fonts = _pillow("ImageFont")
-    for name in WIDE_FONTS:
-        try:
-            return fonts.truetype(name, pixels)
-        except OSError:
-            continue
-    return _font(pixels)
+@lru_cache(maxsize=64)
+def _wide_font(letters: str, pixels: float) -> Any:
+    """The first of WIDE_FONTS that has these letters, or the first that this machine has, or Pillow's own."""
+    found = [font for name in WIDE_FONTS if (font := _system_font(name, pixels)) is not None]
+    return next((font for font in found if _has(font, letters)), found[0] if found else _font(pixels))
+
+
+@lru_cache(maxsize=64)
+def _system_font(name: str, pixels: float) -> Any:
+    try:
+        return _pillow("ImageFont").truetype(name, pixels)
+    except OSError:
+        return None
+
+
+def _has(font: Any, letters: str) -> bool:
+    """Whether a font has these letters. It draws the same sign for all that it lacks."""
+    unknown = bytes(font.getmask("\U0010fffe"))
+    return all(bytes(font.getmask(letter)) != unknown for letter in letters if not letter.isspace())
 
 
 def _letters(text: str, font: Any) -> str:

@@ -1,14 +1,18 @@
-"""One noise for all pictures of a batch, so that they show only what else differs."""
+"""One noise for all pictures of a batch, so that only what else differs can be seen in them."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from typing import Any
 
 from comfy.k_diffusion.sampling import BrownianTreeNoiseSampler, default_noise_sampler
 from comfy.samplers import KSAMPLER
 from torch import Tensor
+
+PASSES_ON = ("dpm_adaptive_function",)
+"""The host's samplers that pass on `noise_sampler` without naming it."""
 
 
 def like_the_first(noise: Tensor) -> Tensor:
@@ -17,20 +21,33 @@ def like_the_first(noise: Tensor) -> Tensor:
 
 
 def with_one_noise(sampler: Any) -> Any:
-    """A copy of the host's sampler in whose steps all pictures get the noise that a batch of one would get.
+    """The host's sampler, if it draws noise, so that all pictures get the noise of a batch of one.
 
-    A sampler that adds no noise in its steps is returned as it is, and so is another kind of sampler.
+    Anything else is returned as it is, such as samplers of other packs.
     """
     if not isinstance(sampler, KSAMPLER):
         return sampler
     step: Any = sampler.sampler_function
-    if "noise_sampler" not in inspect.signature(step).parameters:
+    name, module = getattr(step, "__name__", ""), getattr(step, "__module__", None) or ""
+    if not module.startswith("comfy"):
+        return sampler
+    in_steps = name in PASSES_ON or "noise_sampler" in inspect.signature(step).parameters
+    # Such samplers draw new noise for what lies outside a noise mask.
+    outside = bool(sampler.inpaint_options.get("random"))
+    if not (in_steps or outside):
         return sampler
 
+    @functools.wraps(step)
     def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **more: Any) -> Any:
-        if more.get("noise_sampler") is None and bool((sigmas > 0).any()):
-            drawn = _noise_sampler(step.__name__, x[:1], sigmas, (extra_args or {}).get("seed"))
-            more["noise_sampler"] = lambda *at: drawn(*at).repeat(len(x), *(1 for _ in x.shape[1:]))
+        if outside:
+            model.noise = like_the_first(model.noise)
+        if in_steps and more.get("noise_sampler") is None and bool((sigmas > 0).any()):
+            drawn = _noise_sampler(name, x[:1], sigmas, (extra_args or {}).get("seed"))
+
+            def for_all(*at: Any, **named: Any) -> Tensor:
+                return drawn(*at, **named).repeat(len(x), *(1 for _ in x.shape[1:]))
+
+            more["noise_sampler"] = for_all
         return step(model, x, sigmas, extra_args=extra_args, **more)
 
     found = copy.copy(sampler)
@@ -39,7 +56,7 @@ def with_one_noise(sampler: Any) -> Any:
 
 
 def _noise_sampler(name: str, x: Tensor, sigmas: Tensor, seed: int | None) -> Any:
-    """The host's source of noise for the sampler of this name: a Brownian path only for DPM-Solver++ SDE."""
+    """What the host's sampler of this name draws noise by: of a Brownian path in DPM-Solver++ SDE alone."""
     if "dpmpp" in name and "sde" in name:
         low, high = sigmas[sigmas > 0].min(), sigmas.max()
         return BrownianTreeNoiseSampler(x, low, high, seed=seed, cpu="gpu" not in name)

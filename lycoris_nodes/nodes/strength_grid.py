@@ -124,7 +124,8 @@ def second_axis(stack: Stack, row: int, second: Second, values: str, which: str)
     if second == "file":
         rows = [_row(word) for word in which.replace(",", " ").split()]
         # In the pictures of the other files the values would change nothing.
-        if row and row in (rows or range(1, len(stack) + 1)):
+        files = rows or range(1, len(stack) + 1)
+        if row in files and len(files) > 1:
             raise LycorisError(
                 "the files to compare include the row that the strengths are for",
                 got=f"`row` is {row}",

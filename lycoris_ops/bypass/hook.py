@@ -183,7 +183,7 @@ class Bypass:
         self.met = met
         self.name = name
         self.before_pass: BeforePass | None = None
-        """It may set `plan` and `strengths` for the pass."""
+        """It may set `strengths` for the pass, and `plan` to one that acts in the same way."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
         self.places: Places | None = None
@@ -459,7 +459,16 @@ class Bypass:
     def _begun(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
         """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
         if self.before_pass is not None:
+            acts = self._acts
             self.before_pass(x)
+            if self._acts != acts:
+                raise LycorisError(
+                    "`before_pass` has set a plan that needs other hooks than those of this pass",
+                    key=self.name,
+                    got=f"a plan that acts {self._acts} the module",
+                    expected=f"one that acts {acts} it",
+                    hint="Set the plan before the pass",
+                )
         return self._live(x)
 
     def _live(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:

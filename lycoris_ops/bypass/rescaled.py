@@ -48,8 +48,11 @@ def leaner(
     geometry: Geometry, weight: Weight, bias: Tensor | None, y: Tensor, extra: Tensor
 ) -> PlainOutput | None:
     """What `rescaled` needs of a module, if it saves memory by recomputing a part of its output y."""
-    # To ask for the weight takes long beside a small layer.
-    if y.nbytes <= LITTLE or not extra.requires_grad or (known := weight()) is None:
+    # In a graph the size of y may be a symbol. To ask for the weight takes long beside a small layer.
+    if not extra.requires_grad or torch.compiler.is_compiling() or y.nbytes <= LITTLE:
+        return None
+    known = weight()
+    if known is None:
         return None
     product = PlainOutput(geometry, known, bias)
     return product if y.nbytes > product.bytes_kept else None

@@ -18,7 +18,7 @@ from .. import processes
 from ..algorithms import declaring
 from ..algorithms.planning import Planned
 from ..changes.forms import Dense
-from ..errors import PlanError, either
+from ..errors import FileFormatError, PlanError, either
 from ..files.tree_file import TreeForm
 from ..files.writing import Progress, safetensors_path
 from ..maths.shapes import Shape, flat_shape
@@ -140,8 +140,16 @@ class Probe:
     def load(cls, path: str | os.PathLike[str]) -> Probe:
         """Read a probe that `save` wrote. Raises FileFormatError for any other file."""
         read = FORM.read(Path(path))
-        layers = {name: _undescribed(entry) for name, entry in read.pop("layers").items()}
-        return cls(layers, **read)
+        try:
+            layers = {name: _undescribed(entry) for name, entry in read.pop("layers").items()}
+            return cls(layers, **read)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                "a probe is damaged",
+                file=str(path),
+                got=f"{type(error).__name__}: {error}",
+                hint="Probe the model again",
+            ) from error
 
 
 def probe(

@@ -24,14 +24,14 @@ Parts = Sequence[tuple[Entry, tuple[float, ...]]]
 def parse_values(text: str) -> tuple[float, ...]:
     """The numbers of a text such as `0, 0.5, 1`, or `0..1.2 in 5` for 5 numbers from 0 to 1.2.
 
-    In `0; 0,5; 1` the comma is the decimal one. Full-width characters and the typographic minus sign are read
-    as the plain ones.
+    In `0; 0,5; 1` the comma is the decimal one. Full-width characters, dashes and the ellipsis are read as
+    the plain ones.
 
     Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
     """
     found: list[float] = []
-    plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
-    if ";" in plain:
+    plain = unicodedata.normalize("NFKC", text).translate({0x2212: "-", 0x2013: "-"}).replace("...", "..")
+    if ";" in plain and not re.search(r"\d\.\d|\d,\d+,\d", plain):
         plain = re.sub(r"(?<=\d),(?=\d)", ".", plain)
     for piece in filter(None, (piece.strip() for piece in re.split(r"[,;\n\u3001]", plain))):
         ramp = re.fullmatch(r"(\S+?)\s*\.\.\s*(\S+)\s+in\s+(\d+)", piece)

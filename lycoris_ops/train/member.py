@@ -125,8 +125,7 @@ class Member(nn.Module):
         # `to` and others may put new tensors in the place of the old ones.
         held = self._parameters
         for name, value in self._tensors:
-            # Not `getattr`, which takes a call of Python's.
-            if value is not (held[name] if name in held else self._buffers[name]):
+            if value is not (held[name] if name in held else getattr(self, name)):
                 self._hold(self._layer)
                 break
         return self._layer
@@ -278,10 +277,8 @@ class Member(nn.Module):
             if layer is not self._planned:
                 hook.plan = self._plan(layer, share)
             used = strength if beside else 0.0
-            for stage in hook.strengths:
-                if stage.count(used) != len(stage):
-                    hook.strengths = tuple((used,) * len(each) for each in hook.strengths)
-                    break
+            if any(strength != used for stage in hook.strengths for strength in stage):
+                hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
             hook.dropout = settings.input_dropout if self.training else 0.0
 
     def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:

@@ -23,8 +23,9 @@ kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no co
 becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from what reads the
 configs.
 
-Where a config leaves a setting out, the default of its trainer is used, so that the training stays the same.
-AdamW, for example, has a weight decay of 0.01 there. On the node itself the usual weight decay is 0.
+Where a config leaves out what decides the training, the default of its trainer is used: the tables name it.
+AdamW has a weight decay of 0.01 there. On the node itself the usual weight decay is 0. Other settings that a
+config leaves out stay as they are on the node.
 """
 CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
 """What readers are shown: nothing, and what makes some of them read other settings."""

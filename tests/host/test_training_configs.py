@@ -136,9 +136,9 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "learning_rate": 1e-4,
             "optimisation.optimiser": "adamw8bit",
             "optimisation.weight_decay": 1e-4,
+            "optimisation.schedule": "constant",
             "optimisation.warmup": 0.0,
             "optimisation.epochs": 0,
-            "optimisation.batch_size": 1,
             "noise.times": "logit-normal",
             "speed.precision": "bf16",
             "speed.checkpointing": "on",
@@ -177,6 +177,12 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
+LEFT_OUT = {
+    "optimisation.batch_size": 1,
+    "optimisation.accumulation": 1,
+    "optimisation.max_grad_norm": 1.0,
+}
+"""What all of these trainers do unless a config says otherwise."""
 FORM = {
     "LoRA_type": "LyCORIS/LoKr",
     "LyCORIS_preset": "attn-mlp",
@@ -263,7 +269,7 @@ def test_a_config_becomes_values_that_the_node_takes(host: Host, trainer: str) -
     configs = host.module("lycoris_nodes.training.configs.config")
     text, values, notes = WANTED[trainer]
     found = configs.translated({"text": text})
-    assert (found["trainer"], found["values"]) == (trainer, values)
+    assert (found["trainer"], found["values"]) == (trainer, {**LEFT_OUT, **values})
     assert set(notes) <= set(found["notes"])
     # What changes nothing that is learned needs no note.
     assert not any("xformers" in note for note in found["notes"])
@@ -364,7 +370,7 @@ def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text:
             "config: {process: [{network: {type: lokr, linear: 32, lokr_full_rank: true, lokr_factor: 8}}]}",
             {"rank": 1_000_000, "layers.overrides": "*: factor 8"},
         ),
-        ("config: {process: [{network: {type: lora, lokr_full_rank: true, lokr_factor: -1}}]}", {}),
+        ("config: {process: [{network: {type: lora, lokr_full_rank: true, lokr_factor: -1}}]}", {"rank": 4}),
         # As there, an option that a kind lacks does nothing.
         (
             "network_module = 'lycoris.kohya'\nnetwork_dim = 8\n"
@@ -409,6 +415,12 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
             "config: {process: [{train: {lr_scheduler: constant_with_warmup}}]}",
             {"optimisation.schedule": "constant", "optimisation.warmup": 1000.0},
         ),
+        (
+            "config: {process: [{train: {lr_scheduler: constant_with_warmup, lr_scheduler_params: "
+            "{num_warmup_steps: 0}, noise_scheduler: flowmatch, gradient_accumulation: 4, "
+            "gradient_accumulation_steps: 1}}]}",
+            {"optimisation.warmup": 0.0, "noise.times": "logit-normal", "optimisation.accumulation": 4},
+        ),
         ("config: {process: [{network: {type: lokr, linear: 8}}]}", {"rank": 1_000_000}),
         (
             '{"training_method": "LORA", "learning_rate": 3e-5, "clip_grad_norm": null}',
@@ -424,6 +436,16 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
         (
             '{"training_method": "LORA", "learning_rate": 3e-5, "dynamic_timestep_shifting": true}',
             {"noise.shift": 0.0},
+        ),
+        (
+            '{"training_method": "LORA", "learning_rate": 3e-5, "dynamic_timestep_shifting": true, '
+            '"model_type": "STABLE_DIFFUSION_3", "learning_rate_warmup_steps": 0}',
+            {"noise.shift": 1.0, "optimisation.warmup": 0.0},
+        ),
+        (
+            # Its steps are of batches, not of updates.
+            '{"training_method": "LORA", "learning_rate": 3e-5, "gradient_accumulation_steps": 4}',
+            {"optimisation.warmup": 50.0, "optimisation.accumulation": 4},
         ),
     ],
 )

@@ -368,6 +368,10 @@ def test_another_plan_in_place_of_the_first() -> None:
         hooks.strengths = hooks.plan.strengths
         wanted = patched(copy.deepcopy(plain), x, ([one],))
         torch.testing.assert_close(module(x), wanted, rtol=0, atol=1e-11)
+    hooks.plan = chained(case, ([plans[0]],))
+    hooks.before_pass = lambda x: setattr(hooks, "plan", chained(case, ([plans[1]],)))
+    with pytest.raises(lyc.LycorisError, match=r"`before_pass` has set a plan that needs other hooks"):
+        module(x)
     hooks.remove()
     assert not module._forward_hooks and not module._forward_pre_hooks
 

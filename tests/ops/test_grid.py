@@ -40,7 +40,15 @@ def test_values_are_listed_or_a_ramp() -> None:
     assert lyc.parse_values("0, 0.5;1") == (0.0, 0.5, 1.0)
     for text in ("0; 0,5; 1", "0\uff0c0.5\u30011", "\uff10\uff1b\uff10\uff0c\uff15\uff1b1"):
         assert lyc.parse_values(text) == (0.0, 0.5, 1.0)
-    assert lyc.parse_values("\u22121, 1") == (-1.0, 1.0)
+    # With decimal points, or several commas in a row, each comma separates.
+    assert lyc.parse_values("0,0.5;1") == (0.0, 0.5, 1.0) and lyc.parse_values("0,1,2;3") == (
+        0.0,
+        1.0,
+        2.0,
+        3.0,
+    )
+    assert lyc.parse_values("\u22121, 1") == lyc.parse_values("\u20131, 1") == (-1.0, 1.0)
+    assert lyc.parse_values("0\u20261 in 3") == (0.0, 0.5, 1.0)
     assert lyc.parse_values("0..1.2 in 5, 2") == (0.0, 0.3, 0.6, 0.9, 1.2, 2.0)
     assert lyc.parse_values("-1 .. 1 in 3") == (-1.0, 0.0, 1.0) and lyc.parse_values("0.7..3 in 1") == (0.7,)
 

@@ -74,7 +74,7 @@ def test_a_layer_for_the_weight_as_it_was_beside_one_that_enlarges_it(kind: str,
     pairs = [(small, 0.5), (wide, -1.5)]
     for stack in (pairs, pairs[::-1]):
         torch.testing.assert_close(lyc.patch_(base.clone(), stack), wanted, rtol=0, atol=1e-6)
-    with pytest.raises(lyc.LayerError, match=r"depends on a weight that another layer.*enlarges.*node"):
+    with pytest.raises(lyc.LayerError, match=r"depends on a weight that another layer.*enlarges.*alone"):
         lyc.patch_(base, [(layer("lora-dora-out", weight), 1.0), (wide, 1.0)])
 
 

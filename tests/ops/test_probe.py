@@ -20,6 +20,7 @@ from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Dense
 from lycoris_ops.ranks.offers import offers_of
+from lycoris_ops.ranks.probe import FORM
 
 
 class Net(nn.Module):
@@ -244,6 +245,9 @@ def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
         lyc.Probe.load(path)
     save_file({"a": torch.zeros(1)}, path, {"lycoris_probed": '{"layers": 3}'})
     with pytest.raises(lyc.FileFormatError, match="damaged"):
+        lyc.Probe.load(path)
+    FORM.write(Path(path), {"loss": 1.0, "batches": 1, "agreement": None, "left_out": None})
+    with pytest.raises(lyc.FileFormatError, match=r"damaged.*'layers'"):
         lyc.Probe.load(path)
 
 

@@ -33,7 +33,7 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def read(config: Config) -> None:
     config.choose("network.type", "algorithm", ALGORITHMS)
-    config.put("network.linear", "rank", int)
+    config.put("network.linear", "rank", int, usual=4)
     config.put("network.rank", "rank", int)
     # Its templates have these settings for any kind.
     algorithm = config.values.get("algorithm", "lora")
@@ -46,19 +46,23 @@ def read(config: Config) -> None:
     config.put("train.lr", "learning_rate", float)
     config.optimiser("train.optimizer", config.take("train.optimizer_params", {}))
     rising = config.left.get("train.lr_scheduler") == "constant_with_warmup"
-    config.schedule("train.lr_scheduler")
+    config.schedule("train.lr_scheduler", usual="constant")
     schedule = config.inside("train.lr_scheduler_params", config.take("train.lr_scheduler_params", {}))
-    schedule.put("num_warmup_steps", "warmup", float, usual=1000 if rising else 0)
+    schedule.put("num_warmup_steps", "warmup", float, usual=1000 if rising else 0, zero=True)
     config.add(schedule)
     config.put("train.steps", "steps", int, usual=1000)
     # It has no epochs. Here they would count in place of the steps.
     config.values["epochs"] = 0
-    config.put("train.batch_size", "batch_size", int)
-    for key in ("train.gradient_accumulation", "train.gradient_accumulation_steps"):
-        config.put(key, "accumulation", int)
-    config.put("train.max_grad_norm", "max_grad_norm", float)
+    config.put("train.batch_size", "batch_size", int, usual=1)
+    # It takes only one of them. The other is 1.
+    for key in ("train.gradient_accumulation_steps", "train.gradient_accumulation"):
+        if config.left.get(key) == 1 and "accumulation" in config.values:
+            config.unused(key)
+        config.put(key, "accumulation", int, usual=None if "accumulation" in config.values else 1)
+    config.put("train.max_grad_norm", "max_grad_norm", float, usual=1.0)
     config.choose("train.loss_type", "loss_type", LOSSES)
-    config.choose("train.timestep_type", "times", TIMES)
+    flow = config.left.get("train.noise_scheduler") == "flowmatch"
+    config.choose("train.timestep_type", "times", TIMES, usual="sigmoid" if flow else None)
     config.put("train.noise_offset", "noise_offset", float)
     config.min_snr("train.min_snr_gamma")
     config.choose("train.dtype", "precision", {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"})

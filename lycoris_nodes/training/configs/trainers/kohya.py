@@ -69,9 +69,9 @@ def read(config: Config) -> None:
     by_epochs = bool(config.left.get("max_train_epochs"))
     config.put("max_train_steps", "steps", int, usual=None if by_epochs else 1600)
     config.put("max_train_epochs", "epochs", int, usual=0)
-    config.put("train_batch_size", "batch_size", int)
-    config.put("gradient_accumulation_steps", "accumulation", int)
-    config.put("max_grad_norm", "max_grad_norm", float, zero=True)
+    config.put("train_batch_size", "batch_size", int, usual=1)
+    config.put("gradient_accumulation_steps", "accumulation", int, usual=1)
+    config.put("max_grad_norm", "max_grad_norm", float, usual=1.0, zero=True)
     config.put("seed", "seed", int)
 
     config.min_snr("min_snr_gamma")

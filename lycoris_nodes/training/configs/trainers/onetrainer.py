@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ..config import ALGORITHMS, DTYPES, Config
@@ -10,6 +11,8 @@ from ..config import ALGORITHMS, DTYPES, Config
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+DYNAMIC = ("ANIMA", "ERNIE", "FLUX", "IDEOGRAM", "KREA", "QWEN", "Z_IMAGE")
+"""How the names of the models begin that can shift times by the size of the picture."""
 TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
 PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
 FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
@@ -38,18 +41,20 @@ def read(config: Config) -> None:
     optimiser.left.clear()
     config.add(optimiser)
     config.schedule("learning_rate_scheduler", "learning_rate_cycles", "constant")
-    config.put("learning_rate_warmup_steps", "warmup", float, usual=200)
+    accumulation = int(config.left.get("gradient_accumulation_steps") or 1)
+    config.put("learning_rate_warmup_steps", "warmup", partial(_updates, accumulation), usual=200, zero=True)
     config.put("epochs", "epochs", int, usual=100)
-    config.put("batch_size", "batch_size", int)
-    config.put("gradient_accumulation_steps", "accumulation", int)
+    config.put("batch_size", "batch_size", int, usual=1)
+    config.put("gradient_accumulation_steps", "accumulation", int, usual=1)
     unlimited = config.left.get("clip_grad_norm", 1.0) is None
-    config.put("clip_grad_norm", "max_grad_norm", float, usual=0 if unlimited else None)
+    config.put("clip_grad_norm", "max_grad_norm", float, usual=0.0 if unlimited else 1.0, zero=True)
     config.choose("loss_weight_fn", "weighting", WEIGHTINGS)
     config.put("offset_noise_weight", "noise_offset", float)
     config.choose("timestep_distribution", "times", TIMES, usual="uniform")
     config.put("timestep_shift", "shift", float, usual=1)
-    # Here 0 stands for the shift that is usual for the model.
-    config.put("dynamic_timestep_shifting", "shift", lambda on: 0.0)
+    # Here 0 stands for the shift that is usual for the model. Other models ignore the setting there.
+    shift = 0.0 if str(config.left.get("model_type", DYNAMIC[0])).startswith(DYNAMIC) else None
+    config.put("dynamic_timestep_shifting", "shift", lambda on: shift)
     config.put("masked_prior_preservation_weight", "masked_prior", float)
     config.put("dropout_probability", "input_dropout", float)
     averaged = str(config.take("ema", "OFF")).upper() != "OFF"
@@ -86,3 +91,9 @@ def read(config: Config) -> None:
         *("compile", "attention_mechanism", "weight_dtype", "vae", "quantization", "optimizer_defaults"),
         *("backup_after", "backup_after_unit", "sample_after", "sample_after_unit"),
     )
+
+
+def _updates(accumulation: int, steps: Any) -> float:
+    """A warm-up in updates. OneTrainer counts it in steps of the data; up to 1 it is a share of all."""
+    count = float(steps)
+    return float(int(count / accumulation)) if count > 1 else min(count, 0.999)
