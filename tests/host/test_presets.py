@@ -100,7 +100,7 @@ def test_every_layer_of_a_repeated_block_is_trained_but_modulation_and_embedders
         model = encoder_names.encoders_of(architecture)
     layers = in_blocks(model)
     assert layers
-    modules = importlib.import_module(f"{host.ops.__name__}.modules")
+    modules = importlib.import_module(f"{host.ops.__name__}.modules.sites")
     chosen = set(modules.select(model, preset="attn-mlp"))
     assert {path for path in layers - chosen if not is_left_out(path)} == set()
     assert {path for path in chosen if is_left_out(path)} == set()
@@ -129,7 +129,7 @@ def test_what_single_blocks_learn_is_the_same_from_a_file_of_every_dialect(
         for dialect in ("kohya", "comfy", "peft", "diffusers", "lycoris"):
             (tmp_path / dialect).mkdir()
             net.save_weights(tmp_path / dialect / "adapter_model.safetensors", dialect)
-    attention = importlib.import_module(f"{ops.__name__}.modules").select(model, preset="attn-only")
+    attention = importlib.import_module(f"{ops.__name__}.modules.sites").select(model, preset="attn-only")
     assert attention and not any("single_blocks" in path for path in attention)
     assert all(learned[f"diffusion_model.single_blocks.0.linear{n}.weight"].any() for n in (1, 2))
     weights = model.state_dict()

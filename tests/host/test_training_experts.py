@@ -132,7 +132,7 @@ def test_one_run_gives_the_files_that_each_expert_gives_by_itself(
         HIGH,
         LOW,
         "from 0.875 to 1: the times of the high-noise",
-        "from 0 to 0.875: those of the low-noise",
+        "from 0 to 0.875: the times of the low-noise",
     ):
         assert words in told
 
