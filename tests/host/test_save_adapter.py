@@ -116,6 +116,9 @@ def test_the_models_own_layers_go_to_kohya_s_names_and_back(
     if architecture.startswith("Stable Cascade"):
         expected = {name.replace("lora_unet_", "lora_prior_unet_") for name in expected}
     assert set(kohya.info) == expected
+    # With other names the same code writes the same layers.
+    if architecture not in DISTINCT:
+        return
     wanted = dialects.summed(named, changes, shapes)
     assert_changes(effect(host, kohya, shapes), wanted)
     back = saved(host, kohya, tmp_path / "back.safetensors", "comfy", shapes)
