@@ -138,13 +138,14 @@ def second_axis(stack: Stack, row: int, second: Second, values: str, which: str)
             expected="the number of a row" if second == "strength" else "blocks such as out.* or attn",
         )
     if second == "strength":
-        if _row(which) == row:
+        other = _row(which)
+        if other == row:
             raise LycorisError(
                 "both axes are for the strength of one row",
                 got=f"row {row}",
                 expected="another row in `which`",
             )
-        return strength_axis(stack, _row(which), parse_values(values))
+        return strength_axis(stack, other, parse_values(values))
     return block_axis(stack, which, parse_values(values))
 
 

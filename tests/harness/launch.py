@@ -260,7 +260,7 @@ class Server:
 
     def has_ended(self, prompt_id: str) -> bool:
         """Whether a submitted prompt has ended, well or not."""
-        return prompt_id in self.get(f"/history/{prompt_id}")
+        return self._entry(prompt_id) is not None
 
     def wait(self, prompt_id: str, timeout: float = 600) -> Run:
         """Wait for a submitted prompt to finish, well or not.
@@ -273,11 +273,15 @@ class Server:
         while time.monotonic() < deadline:
             if not self.running():
                 raise RuntimeError(f"The host ended while a prompt ran; its log ends:\n{self.tail()}")
-            history = self.get(f"/history/{prompt_id}")
-            if prompt_id in history:
-                return _finished(prompt_id, history[prompt_id])
+            entry = self._entry(prompt_id)
+            if entry is not None:
+                return _finished(prompt_id, entry)
             time.sleep(0.05)
         raise TimeoutError(f"Prompt {prompt_id} did not end in {timeout:.0f} s; the log ends:\n{self.tail()}")
+
+    def _entry(self, prompt_id: str) -> dict[str, Any] | None:
+        """What the history says of a prompt; None until it has ended."""
+        return self.get(f"/history/{prompt_id}").get(prompt_id)
 
     def queue(
         self,

@@ -181,12 +181,14 @@ def test_names_of_other_alphabets_are_drawn_by_a_font_that_has_them(
         raise OSError(name)
 
     monkeypatch.setattr(ImageFont, "truetype", load)
-    charts._wide_font.cache_clear(), charts._system_font.cache_clear()
+    charts._wide_font.cache_clear()
+    charts._system_font.cache_clear()
     picture = torch.zeros(1, 64, 64, 3)
     assert torch.equal(labelled(host, picture, "\tab"), labelled(host, picture, "\tab")) and not tried
     labelled(host, picture, "\t\u6c34\u58a8")
     assert tried == [*charts.WIDE_FONTS]
-    charts._wide_font.cache_clear(), charts._system_font.cache_clear()
+    charts._wide_font.cache_clear()
+    charts._system_font.cache_clear()
 
 
 def test_labels_of_other_pictures_are_errors(host: Host) -> None:

@@ -54,11 +54,10 @@ def read(config: Config) -> None:
     # It has no epochs. Here they would count in place of the steps.
     config.values["epochs"] = 0
     config.put("train.batch_size", "batch_size", int, usual=1)
-    # It takes only one of them. The other is 1.
-    for key in ("train.gradient_accumulation_steps", "train.gradient_accumulation"):
-        if config.left.get(key) == 1 and "accumulation" in config.values:
-            config.unused(key)
-        config.put(key, "accumulation", int, usual=None if "accumulation" in config.values else 1)
+    config.put("train.gradient_accumulation_steps", "accumulation", int, usual=1)
+    # It refuses a config in which both are above 1.
+    other = config.values["accumulation"]
+    config.put("train.gradient_accumulation", "accumulation", lambda count: max(int(count), other))
     config.put("train.max_grad_norm", "max_grad_norm", float, usual=1.0)
     config.choose("train.loss_type", "loss_type", LOSSES)
     flow = config.left.get("train.noise_scheduler") == "flowmatch"
