@@ -27,9 +27,9 @@ PAIRS = ((W1_A, W1_B, T1), (W2_A, W2_B, T2))
 class Loha(Factored):
     """delta = alpha / r * (w1_a @ w1_b) * (w2_a @ w2_b), element by element.
 
-    w?_a (O, r), w?_b (r, K). Tucker: w?_a (r, O), w?_b (r, I), t? (r, r, *kernel), where each
-    factor is E[p, q, ...] = sum_ij t[i, j, ...] w_a[i, p] w_b[j, q]. For convolutions OneTrainer writes
-    w?_a (O, r, 1, 1) and w?_b (r, I, *kernel), which are the same numbers.
+    w?_a (O, r), w?_b (r, K). Tucker: w?_a (r, O), w?_b (r, I), t? (r, r, *kernel), and in place
+    of each matrix product E[p, q, ...] = sum_ij t[i, j, ...] w_a[i, p] w_b[j, q]. For convolutions OneTrainer
+    writes the same numbers as w?_a (O, r, 1, 1) and w?_b (r, I, *kernel).
 
     Source: Hyeon-Woo et al., "FedPara" (2108.06098), eq. 2 and 3; key names by LyCORIS (2309.14859).
     """
@@ -80,8 +80,8 @@ class Loha(Factored):
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Loha:
         """w1_a normal(0, 0.1), w1_b and w2_b normal(0, 1), w2_a zero, as in FedPara's code.
 
-        `tucker` factors the kernel of a convolution into t1 and t2, normal(0, 0.1) as in LyCORIS. A
-        kernel of one value has none.
+        `tucker` factors the kernel of a convolution into t1 and t2, normal(0, 0.1) as in LyCORIS. It has
+        no effect for a kernel of one value.
         """
         generator = torch.Generator().manual_seed(seed)
 

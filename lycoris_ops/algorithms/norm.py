@@ -50,7 +50,7 @@ class Norm(Trained, Fitted):
 
     @classmethod
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:
-        """w_norm (C,): the change itself of a norm's weight."""
+        """w_norm (C,): the change of a norm's weight itself."""
         if len(delta.shape) != 1:
             return ()
         return (Fit.whole(cls.algorithm, delta, lambda values: cls(w_norm=values)),)

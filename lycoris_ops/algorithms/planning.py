@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Planned(Fitted, Trained):
-    """A kind that plans can choose. The most that a layer can gain from a gradient is what a fit keeps of it.
+    """A kind that plans can choose.
 
-    `ranks.offers` defines the gain. `Fit.start` holds the nonzero factors of the start with the most gain.
+    The most that a layer can gain is the part of the gradient that its best fit keeps; see `ranks.offers`.
+    `Fit.start` holds the nonzero factors of the start with the most gain.
     """
 
     @classmethod

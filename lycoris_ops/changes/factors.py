@@ -15,8 +15,8 @@ def low_rank(form: Additive, most: int) -> LowRank | None:
     """The same change as a LowRank of rank at most `most`; None where there is no exact one.
 
     A Hadamard product of ranks r1 and r2 has rank r1 * r2: its two factors are Khatri-Rao products, row-wise
-    of w1_a and w2_a, column-wise of w1_b and w2_b. kron(A B, C D) = kron(A, C) kron(B, D), with a full factor
-    taken as itself times the identity.
+    of w1_a and w2_a, column-wise of w1_b and w2_b. For a Kronecker product kron(A B, C D) = kron(A, C)
+    kron(B, D). A factor that is one full matrix counts as that matrix times the identity.
     """
     if isinstance(form, LowRank):
         return form if len(form.down) <= most else None

@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit status. `arguments` are this process's own unless given."""
+    """Run a command line and return the exit status. By default it is the command line of this process."""
     options = _parser().parse_args(arguments)
     before = output_state(options)
     stdout: object = sys.stdout

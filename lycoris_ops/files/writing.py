@@ -45,7 +45,7 @@ def metadata_of(
     """The metadata of a file that is made from another.
 
     It has the source file's metadata `kept` without its hashes, then `added`, where None removes a key, then
-    `recipe` as JSON. The source file's own recipe is kept inside the new one under the key `source`.
+    `recipe` as JSON. `source` is the key under which the new recipe keeps the source file's own one.
     """
     own = {source: kept[RECIPE]} if RECIPE in kept else {}
     table: dict[str, str | None] = {
@@ -304,7 +304,7 @@ def check_other(path: Path, source: str) -> None:
 
 def check_files(paths: Sequence[Path], *, overwrite: bool = True, make_folder: bool = False) -> None:
     """Raise WriteError, before any work is done, where `new_files` would refuse a name or folder."""
-    # Even a link to nowhere takes a name.
+    # `lexists`, because a broken link takes the name too.
     if not overwrite and (taken := next(filter(os.path.lexists, paths), None)):
         raise _taken(taken)
     with system_errors(paths[0]):

@@ -29,7 +29,7 @@ class Steps:
         self.pause()
 
     def pause(self) -> None:
-        """Call `progress`, if the last call is a while ago; see `maths.decompositions.Pause`."""
+        """Call `progress` if the last call was more than OFTEN ago. See `maths.decompositions.Pause`."""
         if self._progress and time.monotonic() - self._told > OFTEN:
             self._progress(min(self._done, self.total), self.total)
             self._told = time.monotonic()

@@ -10,12 +10,12 @@ from torch import Tensor
 from .recompute import transformed
 
 SMALL = 1 << 16
-"""The most outputs for which plain operations take less time on a CPU. They call no Python in the backward
+"""Up to this many outputs, plain operations are faster on a CPU, because they call no Python in the backward
 pass."""
 
 
 def scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
-    """y + (y - bias) * extra, where `extra` and `bias` have the shape of the channels; None for no bias."""
+    """y + (y - bias) * extra, for `extra` and `bias` that broadcast to y. A bias of None counts as 0."""
     if not (torch.is_grad_enabled() and extra.requires_grad) or transformed():
         return _scaled(y, extra, bias)
     if y.device.type == "cpu" and y.numel() <= SMALL:

@@ -30,7 +30,7 @@ class AdapterChange:
     """The change that one adapter's layer makes to a weight or to its bias."""
 
     entry: int
-    """The place of its adapter among the entries."""
+    """The number of its adapter among the entries, from 0."""
     layer: str
     """The name of the layer in its file."""
     adapter: str

@@ -13,7 +13,7 @@ RUNNING = "running_"
 
 
 def with_statistics(module: nn.Module) -> list[nn.Module]:
-    """The modules of a model that have such values. No adapter holds these, and in `eval` mode they stay."""
+    """The modules of a model with such values. Adapters do not hold them, and `eval` mode fixes them."""
     return [
         inner
         for inner in module.modules()

@@ -20,7 +20,10 @@ def diffusers(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
 
 
 def diffusers_lokr(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """The paths with all projections fused, where diffusers reads LoKr for the model; else none."""
+    """The paths in diffusers' model after it has fused all projections, as it does to read LoKr.
+
+    None for a model that diffusers reads no LoKr for.
+    """
     model = recognise(shapes)
     return model.in_diffusers_with_lokr() if model else {}
 
@@ -31,6 +34,6 @@ def diffusers_or_own(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
 
 
 def rows_of(place: Place, shapes: Mapping[str, Shape]) -> Rows:
-    """First row and end of a place. A layer whose shape is not known, (), counts as one row."""
+    """The first row of a place, and the row after its last. An unknown shape, (), counts as one row."""
     shape = shapes[place.path]
     return place.rows or (0, shape[0] if shape else 1)

@@ -19,8 +19,9 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
 
     The strength is multiplied into one tensor of each product of a layer, in float32 where the tensor's dtype
     does not hold the result exactly. Layers at strength 0 are left out. An entry at strength 1 without rules
-    is its adapter itself. `model` is the adapter's model, as keys and shapes. It is needed for rules, which
-    match its names, and where the strengths of the parts differ and a layer's name does not show its part.
+    is its adapter itself. `model` is the adapter's model, as keys and shapes. Rules need it, because they
+    match its names. So do different strengths for model and text encoder, if a layer's name does not show
+    which of the two it changes.
 
     Raises LycorisError where the model is needed and is not given, where a layer has no place in it, or
     nothing is left; LayerError for a layer whose effect is no product of its tensors (DoRA, OFT, BOFT).
@@ -50,12 +51,12 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
         "strength_clip": entry.strength_of("te"),
         "rules": str(entry.rules) if entry.rules else "",
     }
-    text = metadata_of(adapter.metadata, {}, recipe, "source_recipe")
+    metadata = metadata_of(adapter.metadata, {}, recipe, "source_recipe")
     return Adapter.of(
         layers,
         name=adapter.name,
         dialect=adapter.dialect,
-        metadata=text,
+        metadata=metadata,
         on_parameters=adapter.on_parameters,
     )
 

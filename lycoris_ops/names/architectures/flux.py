@@ -1,12 +1,12 @@
 """Flux and its relatives: Flux 2, Chroma (and Radiance), LongCat-Image, Ovis-Image.
 
-Names are those of diffusers, of XLabs and USO (`processor.qkv_lora1`), and the parts of a single
-block's first layer (`linear1_qkv`).
+Adapters have the names of diffusers, or those of XLabs and USO (`processor.qkv_lora1`), or name parts of a
+single block's first layer (`linear1_qkv`).
 
-Source of the correspondence: diffusers (Apache-2.0), its conversions of original checkpoints in
-`diffusers/loaders/single_file_utils.py`, of adapters in `diffusers/loaders/lora_conversion_utils.py`,
-`scripts/convert_ovis_image_to_diffusers.py` and, for LongCat-Image, which has diffusers' names from
-the start, the class in `diffusers/models/transformers/transformer_longcat_image.py`.
+Source of the correspondence: diffusers (Apache-2.0). It converts original checkpoints in
+`diffusers/loaders/single_file_utils.py` and `scripts/convert_ovis_image_to_diffusers.py`, and adapters in
+`diffusers/loaders/lora_conversion_utils.py`. LongCat-Image is published with diffusers' names, which are in
+`diffusers/models/transformers/transformer_longcat_image.py`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ FLUX_2_LOKR = {
     **under("transformer_blocks.*", "double_blocks.*", FLUX_2_FUSED),
 }
 
-# 1 is the stream of the image, 2 that of the text.
+# 1 is the image stream, 2 the text stream.
 XLABS_DOUBLE = {
     "processor.qkv_lora1": "img_attn.qkv",
     "processor.qkv_lora2": "txt_attn.qkv",

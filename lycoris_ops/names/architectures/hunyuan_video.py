@@ -1,8 +1,8 @@
 """HunyuanVideo, HunyuanVideo 1.5 and HunyuanImage 2.1 with its refiner.
 
-Names are those of diffusers and of Tencent's own code: `img_attn_qkv`, `mlp.fc1` and `modulation.linear`, and
-for the later models `img_attn_q` and `linear1_mlp`. Checkpoint files of the first model can have Tencent's
-names as well.
+Adapters have the names of diffusers or of Tencent's own code. Tencent's are `img_attn_qkv`, `mlp.fc1` and
+`modulation.linear`, and in the later models also `img_attn_q` and `linear1_mlp`. Checkpoint files of the
+first model can have Tencent's names too.
 
 Source of the correspondence: diffusers (Apache-2.0), `diffusers/loaders/single_file_utils.py`,
 `scripts/convert_hunyuan_video1_5_to_diffusers.py` and `scripts/convert_hunyuan_image_to_diffusers.py`.

@@ -39,7 +39,7 @@ SUFFIXES = {
     UP: "lora_B.weight",
     DORA: "lora_magnitude_vector",
 }
-"""The suffixes of PEFT and diffusers by the algorithm's, for a LoRA layer's tensors."""
+"""For each suffix of a LoRA layer's tensors here, the suffix in PEFT and diffusers."""
 
 
 PLAIN = ("gaussian", "eva", "orthogonal", "mica")
