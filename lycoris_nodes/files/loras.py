@@ -62,7 +62,7 @@ def lora_name(name: str) -> str:
 
 
 def is_lora(name: str) -> bool:
-    """Whether a name means one file or several."""
+    """Whether a name means at least one file."""
     try:
         return _meant(name) is not None
     except LycorisError:

@@ -1,4 +1,4 @@
-"""One noise for all pictures of a batch, so that only what else differs can be seen in them."""
+"""Give all pictures of a batch the same noise, so that they show only what else differs between them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 PASSES_ON = ("dpm_adaptive_function",)
-"""The host's samplers that pass on `noise_sampler` without naming it."""
+"""The host's samplers that take `noise_sampler` and pass it on, but do not name it in their signature."""
 
 
 def like_the_first(noise: Tensor) -> Tensor:
@@ -21,9 +21,9 @@ def like_the_first(noise: Tensor) -> Tensor:
 
 
 def with_one_noise(sampler: Any) -> Any:
-    """The host's sampler, if it draws noise, so that all pictures get the noise of a batch of one.
+    """A copy of the sampler that gives all pictures the noise of a batch of one.
 
-    Anything else is returned as it is, such as samplers of other packs.
+    A sampler that draws no noise, or is not the host's own, is returned as it is.
     """
     if not isinstance(sampler, KSAMPLER):
         return sampler
@@ -32,7 +32,7 @@ def with_one_noise(sampler: Any) -> Any:
     if not module.startswith("comfy"):
         return sampler
     in_steps = name in PASSES_ON or "noise_sampler" in inspect.signature(step).parameters
-    # Such samplers draw new noise for what lies outside a noise mask.
+    # With this option a sampler draws new noise for what lies outside the noise mask.
     outside = bool(sampler.inpaint_options.get("random"))
     if not (in_steps or outside):
         return sampler
@@ -56,7 +56,10 @@ def with_one_noise(sampler: Any) -> Any:
 
 
 def _noise_sampler(name: str, x: Tensor, sigmas: Tensor, seed: int | None) -> Any:
-    """What the host's sampler of this name draws noise by: of a Brownian path in DPM-Solver++ SDE alone."""
+    """The noise sampler that the host's sampler of this name has by default.
+
+    For DPM-Solver++ SDE it follows a Brownian path, for all others each step has noise of its own.
+    """
     if "dpmpp" in name and "sde" in name:
         low, high = sigmas[sigmas > 0].min(), sigmas.max()
         return BrownianTreeNoiseSampler(x, low, high, seed=seed, cpu="gpu" not in name)

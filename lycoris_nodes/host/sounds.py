@@ -1,4 +1,4 @@
-"""Sound beside a video: encoded and joined to its latent as by the host's own nodes."""
+"""The sound of a video. The host's own nodes encode it and join it to the video's latent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_audio_vae(vae: Any) -> None:
 
 
 def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_rate: float) -> Tensor:
-    """The latent (1, C, T, F) of the sound of a clip, at most as long as the host's empty sound for it.
+    """The latent (1, C, T, F) of a clip's sound, cut to the length of the host's empty sound for the clip.
 
     `sound` gives the waveform (1, channels, n) at a number of samples a second.
     """

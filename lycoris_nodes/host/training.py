@@ -201,16 +201,19 @@ def grid_of(model: Any) -> int:
 
 
 def patch_of(network: Any, unknown: int = 1) -> tuple[int, int, int]:
-    """The frames, rows and columns of a latent per token; rows and columns are `unknown` if nothing tells."""
+    """The frames, rows and columns of a latent per token.
+
+    Rows and columns are `unknown` where no size is found.
+    """
     # The latents of Ideogram and Lens are cut into patches already.
     cut = hasattr(network, "ae_channels") or hasattr(network, "selected_layer_index")
     # LTX-Video has the size of a patch in its patchifier.
     size = 1 if cut else getattr(getattr(network, "patchifier", network), "patch_size", None)
     if size is None:
-        # Krea's.
+        # Krea calls it `patch`.
         size = getattr(network, "patch", None)
     if size is None:
-        # Cosmos.
+        # Cosmos has one size for space and one for time.
         side = getattr(network, "patch_spatial", unknown)
         size = (getattr(network, "patch_temporal", 1), side, side)
     frames, height, width = (1, size, size) if isinstance(size, int) else (1, *size)[-3:]
@@ -218,10 +221,11 @@ def patch_of(network: Any, unknown: int = 1) -> tuple[int, int, int]:
 
 
 def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:
-    """The names of the host's configuration classes for a model with weights of these shapes, the most
-    specific first, and the name of the model's class; empty where the host knows no such model.
+    """The host's classes for a model file with weights of these shapes, by name.
 
-    No model is made. The name of its class is found in the configuration's method that would make it.
+    First the configuration classes, the most specific one first, and those that the model's class inherits
+    from; then the name of the model's class. Both are empty where the host knows no such model. No model is
+    made: the name of its class is found in the configuration's method that would make it.
     """
     weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
     for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):

@@ -139,7 +139,7 @@ def _patched(
     if patches:
         add_patches(clone, patches)
     if choice.bypassed:
-        # After the patches: `add_patches` on a clone of a loaded model makes the host run its injections.
+        # Last, because the host's `add_patches` runs the injections of a clone of a loaded model.
         add_bypass(patcher_of(clone), choice.bypassed, choice.tokens, left_whole)
     forget_between_samplings(patcher_of(clone))
     return clone

@@ -137,8 +137,9 @@ class LycorisDataset(io.ComfyNode):
                         "references",
                         options=list(WAYS),
                         default="auto",
-                        tooltip="How the model is given references. auto: as its newest version takes them. "
-                        "The first Qwen-Image-Edit, of August 2025, takes one, in another prompt template.",
+                        tooltip="How the model is given reference pictures. auto: as its newest version "
+                        "takes them. The first Qwen-Image-Edit (August 2025) takes one reference, and has "
+                        "its own prompt template.",
                     ),
                     count_input(
                         "frames",

@@ -62,7 +62,7 @@ class LycorisMergeAdapters(io.ComfyNode):
             ],
             is_output_node=True,
             inputs=[
-                stack_input("The adapters, with their strengths and block rules, which go into the result."),
+                stack_input("The adapters to merge. Their strengths and block rules go into the result."),
                 io.DynamicCombo.Input(
                     "method",
                     options=[
@@ -91,8 +91,9 @@ class LycorisMergeAdapters(io.ComfyNode):
                 *advanced(
                     number_input(
                         "norm_limit",
-                        "No layer of the result is stronger than this many times its strongest "
-                        "adapter. It keeps many adapters from burning the picture. 0 is no limit.",
+                        "Each layer of the result is at most this many times as strong as in the adapter in "
+                        "which it is strongest. This keeps a sum of many adapters from burning the picture. "
+                        "0 is no limit.",
                         most=100.0,
                         step=0.05,
                     )

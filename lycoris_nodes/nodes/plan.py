@@ -43,8 +43,8 @@ class LycorisPlan(io.ComfyNode):
             display_name="Plan LyCORIS Ranks",
             category=TRAIN,
             description="Measures on some latents what each layer of a model could learn, and divides a size "
-            "among the layers so that they learn most. Train LoRA / LyCORIS follows the plan and starts "
-            "where the measurement points.",
+            "among the layers so that they learn most. Train LoRA / LyCORIS follows the plan, and each "
+            "layer starts in the directions in which it has most to learn.",
             search_aliases=["lora rank", "rank allocation", "layer ranks", "adalora", "plan lora"],
             is_output_node=True,
             is_input_list=True,
@@ -53,9 +53,10 @@ class LycorisPlan(io.ComfyNode):
                 io.String.Input(
                     "size",
                     default="auto",
-                    tooltip="How large the adapter may be. auto: up to where more gains too little. 50MB: "
-                    "the size of the file in bfloat16. 2000000: parameters. rank 16: this rank everywhere. "
-                    "90%: the smallest that gains this share. 1/100: that share of the model's parameters.",
+                    tooltip="How large the adapter may be. auto: it grows until more gains too little. "
+                    "50MB: the size of the file in bfloat16. 2000000: parameters. rank 16: this rank "
+                    "everywhere. 90%: the smallest that gains this share. 1/100: that share of the model's "
+                    "parameters.",
                 ),
                 io.String.Input(
                     "algorithms",
@@ -65,8 +66,8 @@ class LycorisPlan(io.ComfyNode):
                 count_input(
                     "batches",
                     "The most latents that are measured, each with noise of its own. 8 or 16 are enough if "
-                    "they agree. The report says how many it took, and if they were too few. Few latents are "
-                    "measured several times.",
+                    "they agree. The report says how many were measured, and whether that was too few. If "
+                    "there are fewer latents than this, they are measured several times.",
                     most=1000,
                     default=32,
                     least=1,
@@ -88,7 +89,7 @@ class LycorisPlan(io.ComfyNode):
                         default="",
                         multiline=True,
                         tooltip="A plan as text, in the form of the output `text`, to use in place of a new "
-                        "one. Its layers still start where the measurement points.",
+                        "one. Its layers still start in the measured directions.",
                     ),
                 ),
             ],

@@ -30,14 +30,13 @@ from ..files.models import known_files, model_like, model_path, told_model
 from .presets import known_presets, own_presets, parsed
 
 SECONDS = 0.4
-"""After measuring a file's changes for this many seconds, the page gets a first answer. It asks again for the
-rest."""
+"""Seconds of measuring before an answer. The page asks again while a part of the file is unmeasured."""
 
 
 def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
     """The bars of a row, each with its share of the file's change, as far as it is measured."""
     bars, model, connected = _asked(question)
-    # Finding the presets for this model takes time too.
+    # Presets come with the last answer, because it takes time to find those that fit the model.
     whole = bars.measure(SECONDS)
     presets = _fitting(bars, tuple(known_presets(own_presets()).items())) if whole else {}
     groups = [
@@ -61,10 +60,12 @@ def shown_bars(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weighed_bars(question: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `rules` of the question do to each bar, and a line of mean weights over layers of the file.
+    """What the `rules` of the question do to each bar, and the mean weights that the row's button draws.
 
-    The line has a value for each block of the diffusion model, then one for each further group: the layers
-    outside the blocks, and each text encoder. Raises LycorisError for rules that cannot be used.
+    `line` has the mean weight of each block of the diffusion model that the file changes, then of each
+    further group: the layers outside the blocks, and each text encoder.
+
+    Raises LycorisError for rules that cannot be used.
     """
     rules = parsed(question["rules"], own_presets())
     if not is_lora(question["file"]):
@@ -107,7 +108,10 @@ def _bars(file: Fingerprint, told: AboutModel | None, model: str) -> Bars:
 
 
 def _reader(model: str) -> Callable[[str], Tensor | None]:
-    """Read weights of a model's file by their keys there or in the loaded model; None for unreadable ones."""
+    """A function that reads a weight of a model's file in float32.
+
+    It takes the key in the file or in the loaded model, and returns None if the weight cannot be read.
+    """
     live = "diffusion_model."
 
     @cache

@@ -284,7 +284,7 @@ def test_what_counts_as_half_of_a_pair(
             "the other one of the two experts.*by the name",
         ),
         ({"expert": "all"}, "expert.*each model is trained at its own part"),
-        ({"resume_from": "best"}, "a checkpoint is of one expert"),
+        ({"resume_from": "best"}, "a checkpoint belongs to one expert"),
         ({"filename_prefix": "wan_low/ink"}, "names that end in high_noise and low_noise"),
     ],
 )

@@ -86,8 +86,8 @@ def caption_of(
     SDXL gets the sizes in the conditioning or, without them, the size of the latent. A guidance embedding
     gets the guidance at which the model's family is trained: a conditioning's own is for samplers. If the
     conditioning switches guidance off, it stays off. `seed` is for models that mix noise into their inputs.
-    `device` is the model's; the latent's by default. With `graph` the tensors keep their autograd graph, so
-    that gradients reach the text encoders.
+    `device` is where the model is, by default where the latent is. With `graph` the tensors keep their
+    autograd graph, so that gradients reach the text encoders.
 
     Call it while the model is open for training. Raises TrainError for a conditioning of several parts, for
     one that only a sampler can follow, and for a text with values that are not finite.

@@ -19,7 +19,7 @@ POINTS = 240
 """The most points of a curve."""
 
 running: dict[str, dict[str, Any]] = {}
-"""The last message of each running training, by its node, for pages that are opened meanwhile."""
+"""The last message of each running training, by the id of its node. It is for pages that open meanwhile."""
 
 
 class Live:
@@ -52,7 +52,7 @@ class Live:
             self.tell({**count, "resumed": self.resumed, **known, **more})
 
     def counted(self, name: str, values: Sequence[T]) -> Iterator[T]:
-        """The values, each told when it is taken."""
+        """Yield the values, and tell the page the number of each."""
         for number, value in enumerate(values, 1):
             self.stage(name, number, len(values))
             yield value
@@ -88,7 +88,7 @@ class Live:
 
 def shown(history: History, folder: Path) -> dict[str, Any]:
     """The curves and the sampled pictures of a training, as the page draws them."""
-    # Users copy pictures, which then have other names.
+    # Leave out files without a step in their names, such as copies that users make.
     numbered = ((path.stem.removeprefix("sample-"), path) for path in sorted(folder.glob("sample-*.png")))
     return {
         "name": folder.name.removesuffix("-checkpoints"),

@@ -19,9 +19,9 @@ LINKS: dict[Expert, str] = {HIGH: "model", LOW: "low_noise_model"}
 
 
 def jobs_of(asked: Asked, hidden: Any) -> tuple[list[Job], dict[str, Any]]:
-    """The trainings that are asked for, one or one for each expert, and their data, see `sketches_of_data`.
+    """The trainings that are asked for, and sketches of their data. There are two if both experts are linked.
 
-    Raises TrainError where the two models are not the experts of one, and what `runs_of` raises.
+    Raises TrainError where the two models are not the experts of one model, and whatever `runs_of` raises.
     """
     if asked.low_noise_model is None:
         expert, because = trained_expert(asked.expert, asked.model, hidden)
@@ -51,7 +51,7 @@ def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:
 
 
 def key_of(asked: Asked) -> RunKey:
-    """What the training of a model is found by."""
+    """The name and settings by which `runs_of` finds an earlier training."""
     return RunKey(asked.filename_prefix, asked.dialect, settings_of(asked))
 
 
@@ -79,13 +79,13 @@ def _check_pair(asked: Asked) -> None:
             "these are not the two experts of one model",
             key="low_noise_model",
             got="the same model twice" if models[0] is models[1] else " and ".join(map(_in_words, kinds)),
-            expected="the high-noise and the low-noise model of Wan 2.2 of 14 B, both from text or both from "
-            "pictures",
+            expected="the high-noise and the low-noise model of Wan 2.2 of 14 B, both text-to-video or both "
+            "image-to-video",
             hint="Unlink `low_noise_model` to train `model` alone",
         )
     for name, neutral, what in (
         ("expert", AS_FAMILY, "each model is trained at its own part of the noise"),
-        ("resume_from", "", "a checkpoint is of one expert"),
+        ("resume_from", "", "a checkpoint belongs to one expert"),
         ("clip", None, "text encoders are trained beside one model"),
     ):
         if getattr(asked, name) != neutral:

@@ -14,8 +14,9 @@ from ..method import MergeMethod, Option, Options
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * P S' Q^T, where sum of w_i D_i = P S Q^T and S' = (1 - amount) S + amount * mean(S).
 
-    With `directions` "own" the mean is over the true rank of the sum. With "all" it is over all min(O, K), as
-    in the authors' code: most of a low-rank change then goes into arbitrary directions that no adapter has.
+    With `directions` "own" the mean is over the r nonzero values of S, where r is the rank of the sum. With
+    "all" it is over all min(O, K), as in the authors' code: most of a low-rank change then goes into
+    arbitrary directions that no adapter has.
     """
     if options["directions"] == "all":
         total = added(deltas.weighted())
@@ -39,7 +40,8 @@ METHOD = MergeMethod(
         Option(
             "directions",
             "own",
-            "own: those that the sum has. all: those of the whole weight, as in the authors' code.",
+            "Which directions become equal. own: those that the sum has. all: those of the whole weight, as "
+            "in the authors' code.",
             choices=("own", "all"),
         ),
         SCALE,
