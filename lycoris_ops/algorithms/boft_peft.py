@@ -67,7 +67,7 @@ class BoftPeft(Trained):
         The blocks have the largest size up to `rank` that divides the inputs.
         """
         size, count = block_of(flat_shape(shape)[1], rank, "inputs")
-        # As PEFT has it for convolutions.
+        # PEFT stores s of a convolution as (1, O).
         outputs, *inputs = shape
         scales = (1, outputs) if inputs[1:] else (outputs, 1)
         return cls(boft_r=torch.zeros(1, count, size, size), boft_s=torch.ones(scales))

@@ -109,7 +109,7 @@ class BoundPlan:
     def serves(self, x: Tensor, dropout: float, *, anew: bool) -> bool:
         """Whether this bound plan can be used for a pass with this input.
 
-        With the plan's `anew`, it must also follow the layers' tensors.
+        With `anew` (see `BypassPlan.anew`) it must also see the current values of the layers' tensors.
         """
         if anew and (not self.follows or torch.compiler.is_compiling()):
             return False
@@ -209,7 +209,7 @@ class BoundPlan:
 
     def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """y plus the changes of the forms for the input x; y may be written over."""
-        # `map` calls no function of Python's, as a generator would.
+        # `map` runs no Python code for each slot, as a generator would.
         live = [one for one in self.forwards if any(map(strengths.__getitem__, one.slots))]
         if not live:
             return y

@@ -1,4 +1,4 @@
-"""A layer that acts by a changed weight, formed anew for each pass of its module."""
+"""Apply a layer by putting a changed weight into its module for each pass."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Rebuilt(Hiding):
     bypass would still add to the output. Nothing computes in dtypes of one byte, so a module casts such a
     weight in each pass; the sum then has a dtype that holds the values of both the weight and the input.
 
-    `follows` is for modules that move and cast their own weight to their input in each pass: the sum is made
-    on the input's device, and in such a dtype too.
+    `follows` is for modules that move and cast their own weight to their input in each pass. The sum is then
+    made on the input's device, in a dtype that holds the values of both the weight and the input.
 
     `weight` and `bias` are their names in the module. `caller` is the module in whose pass they are used, if
     it is another one. `transposed` is for a module that stores the weight as (I, O).
@@ -122,7 +122,7 @@ class Rebuilt(Hiding):
         check_present(weight, given.device, self.name)
         if own_of(self.module, self.bias) is not None:
             bias = self._values(self.bias)
-        weight, bias = self._beside(weight, given), None if bias is None else self._beside(bias, given)
+        weight, bias = self._for_sum(weight, given), None if bias is None else self._for_sum(bias, given)
         change = self.change_of(weight, bias)
         # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
@@ -152,7 +152,7 @@ class Rebuilt(Hiding):
         could = hasattr(self.module, self.bias) and own_of(self.module, self.bias) is None
         return could and not self.layer.bias_may_be_absent
 
-    def _beside(self, value: Tensor, x: Tensor) -> Tensor:
+    def _for_sum(self, value: Tensor, x: Tensor) -> Tensor:
         """A weight or bias in the dtype, and on the device, that the sum is to have."""
         if not self.follows and value.itemsize > 1:
             return value

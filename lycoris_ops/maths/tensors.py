@@ -67,13 +67,13 @@ def largest_of(tensors: Sequence[Tensor]) -> list[float]:
         groups.setdefault((tensor.device, compute_dtype(tensor.dtype)), []).append(number)
     found = [0.0] * len(tensors)
     for (_, dtype), numbers in groups.items():
-        read: Any = torch.stack([on_device(tensors[number]).to(dtype) for number in numbers])
+        read: Any = torch.stack([largest_on_device(tensors[number]).to(dtype) for number in numbers])
         for number, value in zip(numbers, cast("list[float]", read.tolist()), strict=True):
             found[number] = value
     return found
 
 
-def on_device(tensor: Tensor) -> Tensor:
+def largest_on_device(tensor: Tensor) -> Tensor:
     """`largest` as a tensor without dimensions, without waiting for the device."""
     flat = tensor.detach().reshape(-1)
     if not flat.numel():
@@ -139,7 +139,7 @@ def own_part(value: Tensor) -> Tensor:
 def divided_as(own: Tensor, like: Tensor) -> Tensor:
     """This process's part as a tensor that is divided as `like` is; the part itself where `like` is whole.
 
-    Its gradient is divided in the same way, and whole in each process that has the tensor whole.
+    Its gradient is divided in the same way. Where a process has the tensor whole, it gets the whole gradient.
     """
     if not is_divided(like):
         return own
@@ -183,9 +183,9 @@ def only_for_its_module(value: Tensor) -> bool:
 
 def _unpacks(value: Tensor) -> bool:
     """Whether the tensor's class unpacks it by its own `dequantize`, as torchao's and ComfyUI's classes do.
-    They show the dtype of the unpacked values.
 
-    `Tensor.dequantize` is only for torch's own quantised tensors.
+    The `dtype` of such a tensor is that of the unpacked values. `Tensor.dequantize` is only for torch's own
+    quantised tensors.
     """
     return type(value).dequantize is not Tensor.dequantize and value.is_floating_point()
 
@@ -220,7 +220,7 @@ def changed_in_place(value: Tensor) -> Generator[Tensor]:
 
 
 def shaped(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """The values in a shape. If they have it, they are returned as they are: a graph node less."""
+    """The values in a shape. If they have it already, no node is added to the autograd graph."""
     return values if values.shape == shape else values.reshape(shape)
 
 

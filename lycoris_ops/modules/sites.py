@@ -94,7 +94,10 @@ class Site:
         return self.turned or (self.geometry is not None and self.geometry.transposed)
 
     def oriented(self, values: Tensor) -> Tensor:
-        """A view in `shape` of values that are laid out as the module's weight, or as that of all experts."""
+        """A view in `shape` of values that are laid out as the module stores its weight.
+
+        For an expert, `values` are those of all experts.
+        """
         own = values if self.expert is None else values[self.expert]
         return own.T if self.transposed else own
 
@@ -261,9 +264,9 @@ def select(
     are chosen, without those that `exclude` matches. Without a preset, only the sites that `include` matches
     are chosen, or, if it is empty too, those of the preset "full". Norms, embeddings, experts and routers are
     in no preset: only `include` chooses them; "*" chooses every site. A preset leaves out a module that
-    shares its weight with another, such as the output layer of a language model that is tied to its
-    embedding, unless both are chosen: when merged, the change of one would change the other too. A module
-    that the model holds under two names is chosen under the first of those that match.
+    shares its weight with a module that is not chosen: when merged, the change of one would change the other
+    too. An example is the output layer of a language model that is tied to its embedding. A module that the
+    model holds under two names is chosen under the first of those that match.
 
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
     and where two modules that share one weight are chosen: changing it twice is never intended.
@@ -286,7 +289,7 @@ def select(
     kept = {path: site for path, site in found.items() if not _any(unwanted, path)}
     named = {path for path in kept if _any(wanted, path)}
     asked = named | (by_preset & kept.keys())
-    # They share their weight with a module that is neither chosen nor excluded by name.
+    # `lent` share their weight with a module that is neither chosen nor excluded by name.
     shared = shared_weights(found.values())
     lent = {path for path, others in shared.items() if not asked.issuperset(kept.keys() & set(others))}
     chosen = {path: site for path, site in kept.items() if path in named or path in asked - lent}
@@ -355,7 +358,7 @@ def _any(chosen: Iterable[Pattern], path: str) -> bool:
 
 
 def _once(chosen: Iterable[Site]) -> list[Site]:
-    """The sites without the further names of a module: a layer beside it acts under all of them."""
+    """Each weight once, under the first name of its module: a layer on the module acts under all names."""
     first: dict[tuple[nn.Module, str, int | None], Site] = {}
     for site in chosen:
         first.setdefault((site.module, site.weight, site.expert), site)

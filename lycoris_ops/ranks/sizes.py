@@ -42,7 +42,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The number of parameters in the full weights of the layers, divided by this."""
+    """At most the number of parameters in the full weights of the layers, divided by `ratio`."""
 
     ratio: float
 
@@ -116,7 +116,7 @@ def parse_size(text: str) -> Size:
 
 
 def check_size(size: object) -> Size:
-    """Return the size. Raises PlanError for anything else, and says what a bare number could have meant."""
+    """Return `size` if it is a size. Raises PlanError otherwise, with a hint for a bare number."""
     if isinstance(size, (Rank, Energy, Ratio, Budget)) or size == "auto":
         return cast("Size", size)
     raise PlanError(

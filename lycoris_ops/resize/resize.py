@@ -72,13 +72,13 @@ def resize_adapter(
     """
     settings = FitSettings(size, algorithm, **making)
     made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))
-    text = made.metadata()
+    metadata = made.metadata()
     kept = {name: adapter.layer(name, keep=False) for name in made.staying}
     sources = made.sources()
     if prepare:
         staying = {name: Expected(adapter.info[name].algorithm, ()) for name in made.staying}
         prepare(expected(sources, settings) | staying)
-    layers, report = fit_layers(sources, settings, progress=progress, metadata=text, kept=kept)
+    layers, report = fit_layers(sources, settings, progress=progress, metadata=metadata, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
     report = replace(
         report,
@@ -91,7 +91,7 @@ def resize_adapter(
         {name: layer for name, layer in together.items() if layer is not None},
         name=adapter.name,
         dialect=adapter.dialect,
-        metadata=_told(text, layers),
+        metadata=_told(metadata, layers),
         on_parameters=adapter.on_parameters,
     )
     return replace(found, report=report)

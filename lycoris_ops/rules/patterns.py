@@ -32,7 +32,7 @@ NUMBER = re.compile(r"[0-9]{1,6}")
 NUMBERS = re.compile(r"(.+)\.([0-9]{1,6})-(?:\1\.)?([0-9]{1,6})")
 """A range of modules in one list: `blocks.0-3`, `blocks.0-blocks.3`."""
 EXPRESSION = r"/(?:\\.|(?!/\s*(?:[=:]|$))[^\\])*/"
-"""A regular expression in a line. It ends at a / before the end of the line, a = or a colon."""
+"""A regular expression in a line. It ends at the first / after which a = or a colon comes, or nothing."""
 EXPRESSION_LINE = re.compile(rf"(\s*{EXPRESSION}\s*)=(.*)")
 MOST = 4096
 """The most blocks in a range. Models have some dozens."""

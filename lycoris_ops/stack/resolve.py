@@ -28,11 +28,11 @@ NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""
 OF_AN_EXPERT = (
-    "it is for one expert, and no tensor (experts, rows, columns) has that name, or rows and columns are "
-    "equally many: apply it with create_lycoris, or merge it with merge_to, or with merge_checkpoint if "
-    "there is transformers 5 and the model's config.json"
+    "it is for one expert, and either no tensor (experts, rows, columns) has that name, or its rows and "
+    "columns are equally many, and their order is not known. Apply it with create_lycoris, or merge it with "
+    "merge_to; merge_checkpoint works too if transformers 5 and the model's config.json are there"
 )
-"""Only the model's class tells whether a square weight is (O, I) or (I, O)."""
+"""The class of the model tells whether a square weight is (O, I) or (I, O). Its keys and shapes do not."""
 STORED_TRANSPOSED = (
     "it is for weights that are stored transposed, as in GPT-2: apply it with create_lycoris, or merge it "
     "with merge_checkpoint or merge_to"
@@ -106,7 +106,7 @@ class EntryResolution:
     mismatches: tuple[Mismatch, ...]
     unmatched: tuple[Unmatched, ...]
     absent: Mapping[Component, tuple[str, ...]]
-    """The layers for parts of the model that the target lacks, by part."""
+    """Layers for a part that the target does not have, such as the text encoder, by part."""
     absent_because: str
     """Why a part of the model may be missing, in words for the report."""
     idle_rules: tuple[str, ...]

@@ -34,7 +34,7 @@ class Wish:
     """The wanted kind, rank and factor."""
 
     @property
-    def smaller(self) -> bool:
+    def needs_fit(self) -> bool:
         """Whether the nearest layer has to be found: for another kind or form, or a lower rank."""
         settings, layer = self.settings, self.layer
         other = settings.algorithm != layer.algorithm or settings.factor is not None
@@ -58,7 +58,7 @@ def changed_layers(wishes: Sequence[Wish], name: str, seed: int) -> tuple[dict[s
     """
     groups: dict[tuple[str, int, int | None], list[Wish]] = {}
     for wish in wishes:
-        if wish.smaller and not wish.idle:
+        if wish.needs_fit and not wish.idle:
             settings = wish.settings
             groups.setdefault((settings.algorithm, settings.rank, settings.factor), []).append(wish)
     # A layer that changes nothing starts anew.
@@ -98,7 +98,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
         return layer
     held = layer.tensors()
     if not isinstance(layer, Lora) or held.keys() & {"lora_mid", "lora_embedding_a"}:
-        if wish.smaller:
+        if wish.needs_fit:
             # The nearest layer needs no more components.
             return layer
         raise LayerError(
@@ -106,7 +106,7 @@ def _grown(layer: Layer, wish: Wish, seed: int) -> Layer:
             key=wish.site.path,
             got=f"{_words(layer)}, and rank {wish.settings.rank}",
             expected=f"at most {layer.rank}",
-            hint="With the rank give another algorithm, such as lora",
+            hint="Give the rank together with another algorithm, such as lora",
         )
     more = rank - layer.rank
     fresh = layer.init(wish.site.shape, more, 1.0, seed=layer_seed(seed, wish.site.path)).tensors()
@@ -126,7 +126,9 @@ def _words(layer: Layer) -> str:
 
 
 def wish_of(site: Site, layer: Layer, settings: LayerSettings, given: Mapping[str, object]) -> Wish:
-    """A layer of a file with the options of its pattern; settings that are not among them stay.
+    """The wish for a layer of a file. `given` are the options that the user has set for it.
+
+    Kind and rank stay as the file has them unless they are given.
 
     Raises LayerError for a rank or a factor of a kind that has none.
     """

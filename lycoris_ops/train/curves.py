@@ -47,7 +47,7 @@ def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
 def race_picture(race: Race) -> Picture:
     """The held-out loss of the heats over the rate: a line for each entrant.
 
-    Heats that diverged are not drawn, and losses far above the start are cut off.
+    Heats that diverged are not drawn. Losses above the one before any step are cut off.
     """
     return below_each_other(race.verdict(), [], _heats(race))
 

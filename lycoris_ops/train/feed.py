@@ -33,13 +33,13 @@ class StepBatches:
 
     own: list[Any] = field(default_factory=list[Any])
     beside: list[Any] = field(default_factory=list[Any])
-    """Other processes' batches, to make as many passes as they do: a sharded model needs all processes."""
+    """Batches of other processes that this one passes too, because a sharded model needs all processes."""
     of: int = 0
     """How many batches the step has in all processes together."""
 
 
 class Feed:
-    """Gives the batches of all epochs in groups, to each copy of a model its own.
+    """Gives each copy of a model its own batches of all epochs, in groups.
 
     An iterable is iterated anew in each epoch, with random numbers of its own (see `Chance`), so that a
     loader shuffles in the same way in a resumed run. To reach a place, the batches before it are read again.
@@ -100,7 +100,7 @@ class Feed:
         return turn
 
     def _end(self) -> None:
-        """Raise TrainError if the epoch was empty, or if an iterator gave it: that has no second epoch."""
+        """Raise TrainError if the epoch was empty, or came from an iterator, which has no second one."""
         if self._used == 0:
             raise TrainError(
                 "there are no batches",
@@ -118,7 +118,7 @@ class Feed:
 
 
 def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> int:
-    """How many steps `epochs` have, if each of `copies` of the model takes `accumulation` batches a step.
+    """The steps of so many epochs if each of `copies` copies of a model takes `accumulation` batches a step.
 
     Raises TrainError where the batches have no length, or where there are none.
     """

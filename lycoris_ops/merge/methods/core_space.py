@@ -21,7 +21,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
 
     Q_U and Q_V are orthonormal bases of all adapters' outputs and inputs, from balanced factors (see
     `Deltas.bases`). So no adapter loses anything, and the rank of the result is at most the sum of all ranks.
-    Without small factors, the rule is applied directly.
+    If the changes have no small factors, the rule merges them as they are.
     """
     rule = RULES[options["rule"]]
     inner = {name: options[name] for name in ("density", "scale")}

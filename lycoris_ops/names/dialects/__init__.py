@@ -96,10 +96,10 @@ def _suffixes() -> dict[str, str]:
             if merged.setdefault(written, canonical) != canonical:
                 raise TypeError(f"dialects disagree on the suffix {written!r}")
     known = {written: suffix for written, suffix in merged.items() if written not in TOO_COMMON}
-    return {**{_named(written): suffix for written, suffix in known.items()}, **known}
+    return {**{_with_default(written): suffix for written, suffix in known.items()}, **known}
 
 
-def _named(suffix: str) -> str:
+def _with_default(suffix: str) -> str:
     """A suffix with `default`, PEFT's name for an unnamed adapter, after the tensor's name.
 
     Files made from the state dict of a live model have it, whatever the tool calls the tensors.

@@ -79,8 +79,10 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
 
 
 def _lora(layer: Layer, asked: Asked) -> Encoded:
-    """A LoRA layer with its scale in `lora_B` if its dtype holds the product exactly, else in `lora_A` if its
-    dtype does, else in `lora_B` in float32.
+    """A LoRA layer with its scale multiplied into one factor.
+
+    That is `lora_B` if its dtype holds the product exactly, else `lora_A` if that one's dtype does. If
+    neither does, it is `lora_B` in float32.
 
     Raises LayerError for other kinds, embeddings, values of a bias, and OLoRA with a scale other than 1.
     """
@@ -128,7 +130,7 @@ def _lokr(layer: Lokr, asked: Asked) -> Encoded:
     first, written = W1 if W1 in tensors else W1_A, dict(tensors)
     if layer.rank is not None:
         written[first] = times(tensors[first], scale(layer.alpha, layer.rank))
-    # Without a kernel, the columns of w2 give the number of inputs.
+    # A linear layer has no kernel in the columns of w2, so they give the number of inputs.
     told = replace(wanted, alpha=float(wanted.r), folded=False)
     remarks = _remarks(layer, tensors, written)
     return Encoded(asked.name, written, configured=(LokrConfig, told), remarks=remarks)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...algorithms.base import Dependent, Parameter
 from ...errors import located
-from ...maths.tensors import on_device
+from ...maths.tensors import largest_on_device
 from ..overflow import check_sum, doubtful
 from .group import Add, Group
 
@@ -64,7 +64,7 @@ class DependentGroup(Group):
         sizes: list[Tensor] = []
         for term in self.terms:
             self._add(total, term, tensors, strengths, met)
-            sizes.append(on_device(total))
+            sizes.append(largest_on_device(total))
         if doubtful(torch.stack(sizes), weight):
             # Again, to find the layer after which the sum overflows.
             total.zero_()

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
-"""PEFT's suffixes by the algorithm's, for a norm whose values are set."""
+"""For each suffix of a norm whose values are set, the suffix in PEFT."""
 BESIDE = {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}
-"""Their names in a file of another kind, for modules among `modules_to_save`."""
+"""PEFT's names for the same tensors where a file of another kind has the norm in `modules_to_save`."""
 
 
 @dataclass(frozen=True, kw_only=True)
