@@ -1,4 +1,4 @@
-"""Masked layers that a sampling leaves whole: their tokens are not those of the picture and the text."""
+"""Masked layers that act everywhere in a sampling, because their tokens do not fit picture and text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ HINT = "Another node changes the passes of the model, such as HyperTile"
 
 
 class LeftWhole:
-    """The layers of one Apply node that its samplings leave whole, for its report.
+    """The masked layers of one Apply node that acted everywhere in its samplings, for its report.
 
-    `paths` are the masked layers of the node. With `strict` no layer is left whole, and `add` raises
-    LycorisError. `tell` gets what the report says of them whenever that changes, and "" where there is
-    nothing to say.
+    `paths` are all masked layers of the node. `tell` gets the text for the report whenever it changes, or ""
+    where there is nothing to report. With `strict` such a layer is an error: `add` raises LycorisError.
     """
 
     def __init__(self, paths: Collection[str], tell: Callable[[str], None], *, strict: bool) -> None:
@@ -34,11 +33,11 @@ class LeftWhole:
         self._changed = bool(self._found.pop(self._sampler, None)) or self._changed
 
     def add(self, path: str, unlike: Unlike) -> None:
-        """Note a layer that is left whole."""
+        """Note a layer on which the mask has no effect."""
         if self._strict:
             raise LycorisError(
-                "a mask cannot be applied to a layer that has other tokens than those of the picture and the "
-                "text, and strict is on",
+                "a mask cannot be applied to a layer whose tokens do not fit the picture and the text, and "
+                "strict is on",
                 key=path,
                 got=unlike.got,
                 expected=unlike.expected,

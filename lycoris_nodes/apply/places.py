@@ -225,7 +225,7 @@ def _text(network: Any, given: Mapping[str, Any]) -> int:
     registers = getattr(network, "register_tokens", None)
     if registers is not None:
         count += registers.shape[1]
-    # MiniMax-H3.
+    # MiniMax-H3 has sound tokens too.
     if hasattr(network, "audio_patch_proj"):
         sounds = (given.get("minimax_payload") or {}).get("cond_audio_latents", ())
         shapes = [given["latent_shapes"][1], *(one.shape for one in sounds)]
@@ -237,7 +237,7 @@ def _other_pictures(network: Any, given: Mapping[str, Any]) -> tuple[list[Tensor
     """The latents whose tokens come before the picture's, and those whose tokens come after."""
     named = [*(given.get("ref_latents") or ()), *(given.get("context_latents") or ())]
     later = [one for one in (*named, given.get("time_dim_concat")) if one is not None]
-    # OmniGen2 and Boogu.
+    # OmniGen2 and Boogu take the other pictures first.
     if hasattr(network, "ref_image_patch_embedder"):
         return later, []
     earlier = list((given.get("minimax_payload") or {}).get("cond_video_latents", ()))

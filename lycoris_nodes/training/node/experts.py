@@ -39,7 +39,7 @@ def trained_expert(choice: str, patcher: Any, hidden: Any) -> tuple[str, str]:
 
 
 def expert_of_files(choice: str, names: Sequence[str], kinds: Sequence[str]) -> str:
-    """The same before the model is loaded, by the names of its files.
+    """The expert that `trained_expert` will find, by the names of the model's files, before it is loaded.
 
     `kinds` are the names of the host's classes of the model; empty if its file does not tell.
     """
@@ -58,12 +58,12 @@ def times_of_expert(times: Times, expert: str, patcher: Any) -> Times:
 
 
 def named_for(prefix: str, expert: str) -> str:
-    """The name of a training with its expert's, so that the two files of a pair find each other."""
+    """The name of a training that ends in its expert, so that the two files are recognised as a pair."""
     return prefix if expert in (ALL, expert_of(prefix)) else f"{prefix}_{expert.replace(' ', '_')}"
 
 
 def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
-    """A note on the times of an expert, and why it is one; none for `ALL`."""
+    """A note on the times of an expert, and why the model counts as this expert; none for `ALL`."""
     if expert == ALL:
         return []
     least, most = times.between

@@ -74,7 +74,7 @@ def memory_of_pass(
 
 
 def _shape_of(model: Any, latent: Any) -> tuple[int, ...]:
-    """The shape of a latent for the host's estimate: for models with sound that is of packed latents."""
+    """The shape of a latent for the host's estimate: for models with sound, the shape of packed latents."""
     parts = parts_of(latent)
     if len(parts) == 1 and not takes_sound(model):
         return tuple(latent.shape)

@@ -1,1 +1,1 @@
-"""How each trainer names its settings. A module in this folder is found by itself."""
+"""How each trainer names its settings. A module that is added to this folder is registered."""
