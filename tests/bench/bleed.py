@@ -5,7 +5,8 @@ transformer of ComfyUI's to draw a white shape in each half of a picture, and fo
 shapes red and one that makes them blue. It then samples pictures with red for the left half and blue for the
 right one: by masks, by ComfyUI's hooks (a conditioning with its own LoRA for each half) and by both adapters
 unmasked. It prints the share of pictures whose halves have the right colours, and the time of a picture.
-Works take turns, batch by batch. Pictures larger than in training have several shapes in each half.
+The three ways take turns, batch by batch. Pictures that are larger than in training have several shapes in
+each half.
 
 The models are trained once, in minutes on a CPU, and kept in `.cache/bench/quality`.
 """
@@ -34,11 +35,11 @@ from tests.harness.launch import base_directory, boot_in_process, loaded_pack
 SIDE, BATCH, STEPS = 16, 25, 10
 """The side of a latent in training, the pictures of a batch and the steps of a sampling."""
 DENOISE = 0.7
-"""How much of the noise is put on a dark picture: so small models do not find its colour in noise alone."""
+"""How much of the noise is put on a dark picture. Models this small do not find its colour in noise alone."""
 WHITE, RED, BLUE = (1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, -1.0, 1.0)
 ON_DARK = -1.0
 CLEAR = 0.5
-"""By how much a shape's own colour exceeds the other one's, of 2 at most, to be right."""
+"""A shape is right if its colour exceeds the other colour by more than this, of at most 2."""
 Batch = tuple[Tensor, Tensor, Tensor]
 """Pictures, noise, and shares of the diffusion's time."""
 
@@ -146,9 +147,10 @@ def batches(case: Case, colour: tuple[float, ...], seed: int, count: int = 12) -
 
 
 def loss(case: Case, model: Any, network: Any, batch: Batch) -> Tensor:
-    """The mean square of the error of the picture that is found, so weighted that much noise counts too.
+    """The mean square error of the denoised picture, with weights by which high noise counts too.
 
-    For a flow it is that of the velocity, for noise levels beyond 1 that of v (arXiv 2202.00512, appendix D).
+    For a flow this is the error of the velocity, and for models with noise levels above 1 the error of v
+    (arXiv 2202.00512, appendix D).
     """
     assert model.diffusion_model is network
     drawn, noise, times = batch
@@ -188,7 +190,7 @@ def trainable(pack: Any, network: Any) -> Iterator[None]:
 
 
 def is_right(latents: Tensor) -> list[bool]:
-    """Whether the shape in the left half is red, and that in the right one blue."""
+    """Whether the shapes in the left half are red and those in the right half blue, for each picture."""
     found: list[bool] = []
     for red, _, blue in latents[:, :3].unbind():
         lit, lead = torch.maximum(red, blue) > 0, red - blue
@@ -289,7 +291,7 @@ def main() -> None:
                 took = milliseconds(
                     lambda way=way, seed=seed, found=found: found.append(sampled(way, seed + 1))
                 )
-                # The first batch sets things up.
+                # The first batch only warms up.
                 if seed >= 0:
                     times[way].append(took)
                     right[way] += is_right(found[0])

@@ -3,8 +3,8 @@
 `python -m tests.bench.families [--minutes N] [--only FAMILY ...]` trains what `families.jsonl` beside this
 file does not have, and prints the table of `tests/bench/README.md`. The models are of ComfyUI's own classes,
 and learn drawn shapes, see `quality/graph/shapes.py`. Train LoRA / LyCORIS then adapts them to hatched ones:
-with nothing set, and with a trainer's recipe written down as settings. Rates are as set, and the best of half
-decades on pictures of their own.
+with nothing set, and with a trainer's recipe written down as settings. Each trains at the rate that it sets,
+and at the best of rates that are half a decade apart, which is chosen on separate pictures.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Recipe:
     source: str
     """Where the settings are from, in the trainer's repository."""
     settings: Mapping[str, Any]
-    """Those of Train LoRA / LyCORIS. What is not named is as usual."""
+    """Inputs of Train LoRA / LyCORIS. All others are left at their usual values."""
 
 
 def by_tokens(low: float, high: float, few: int, many: int, tokens: int) -> float:
@@ -76,7 +76,7 @@ def kohya(source: str, rank: int, alpha: float, lr: float, **settings: Any) -> R
 def ai_toolkit(times: str, source: str = "", **settings: Any) -> Recipe:
     """What the page for a new job of ai-toolkit sets for a model, with its type of timesteps.
 
-    "weighted" draws times evenly and weighs them by a table. Its mean time is that of the shift here.
+    "weighted" draws times evenly and weighs them by a table. The shift here gives the same mean time.
     """
     drawn = {
         "sigmoid": {"times": "logit-normal", "shift": 1.0},
@@ -101,7 +101,7 @@ LTX_TRAINER = Recipe(
         "schedule": "linear",
         "weight_decay": 0.01,
         "times": "logit-normal",
-        # Its times are a sigmoid of a normal that is moved; the shift here is the exponential of that.
+        # Its times are the sigmoid of a normal with a mean other than 0. The shift here is exp of that mean.
         "shift": by_tokens(0.95, 2.05, 1024, 4096, 48),
     },
 )
@@ -115,11 +115,11 @@ class Case:
     recipes: Sequence[Recipe]
     changed: Mapping[str, Any]
     fold: int = 4
-    """The side of what a latent holds at a place."""
+    """The side, in pixels, of the square that a latent holds at each of its places."""
     mirrored: bool = False
-    """Whether a latent holds the picture in the mirror too: some have twice the channels."""
+    """Whether a latent also holds the mirrored picture, for models with twice the channels."""
     frames: int = 0
-    """How many a clip has; 0 for pictures without a place in time."""
+    """The frames of a clip; 0 for latents without an axis for time."""
     masked: bool = False
     """Whether the host's text encoder gives a mask of the tokens."""
     guidances: tuple[float, ...] = ()
@@ -128,7 +128,7 @@ class Case:
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 1, 32, 32) as latents, as the model itself sees them."""
         if self.fold == 2:
-            # Of four channels: half as large, which takes less time.
+            # Four channels. The picture is halved first, which takes less time.
             pictures = functional.avg_pool2d(pictures, 2)
         if self.mirrored:
             pictures = torch.cat([pictures, pictures.flip(-1)], 1)
@@ -158,7 +158,7 @@ _IN_UNET = {"include": "*.proj_in *.proj_out"}
 _IN_FLUX = {"include": "*_mod.lin single_blocks.*.modulation.lin"}
 _EVEN = {"times": "uniform", "shift": 1.0}
 TOKENS = 16
-"""Those of a picture in the transformers."""
+"""The number of tokens of a picture in the transformers."""
 
 CASES: dict[str, Case] = {
     "SD1.5": Case(
@@ -174,8 +174,8 @@ CASES: dict[str, Case] = {
             **_UNET,
             "transformer_depth": [0, 1],
             "transformer_depth_output": [0, 0, 1, 1],
-            # Six numbers of 256 values each and the pooled text.
             "transformer_depth_middle": 1,
+            # Six numbers of 256 values each and the pooled text.
             "adm_in_channels": 6 * 256 + 20,
         },
         fold=2,
@@ -293,7 +293,7 @@ class Key:
 
     family: str
     recipe: str
-    """The hash of all that the model and the settings are."""
+    """The hash of everything that the base model, the pictures and the steps depend on."""
     who: str
     """`OURS`, or a trainer."""
     step: int | None
@@ -341,7 +341,7 @@ class Family:
         model.model_sampling = model_sampling(model.model_config, model.model_type)
         usual_weights(model)
         for buffer in model.diffusion_model.buffers():
-            # The places of Stable Diffusion 3.
+            # The position embedding of Stable Diffusion 3.
             buffer.normal_(std=0.5)
         if name == "Flux 2":
             # Its texts would be filled up to 512 tokens, which only takes time.
@@ -371,7 +371,7 @@ class Family:
             "rank": usual.rank,
             "learning_rate": usual.lr,
         }
-        """What the node does where nothing is set."""
+        """The settings that the node uses where nothing is set."""
 
     def _conditioning(self, kind: int) -> Any:
         said = {} if self.pooled is None else {"pooled_output": self.pooled[kind][None]}
@@ -421,7 +421,7 @@ class Family:
         return sampling.sigmas[(times * len(sampling.sigmas)).long()]
 
     def _errors(self, x: Tensor, kinds: Tensor, noise: Tensor, sigmas: Tensor, told: Tensor) -> Tensor:
-        """The mean square error of what each row's network puts out: the noise, or the velocity.
+        """The mean square error of the network's output for each row: the noise, or the velocity.
 
         Both are (what the model takes - the denoised latent) / sigma, up to the sign.
         """
@@ -475,7 +475,7 @@ class Family:
 
     def row(self, key: Key, settings: Mapping[str, Any], steps: int = STEPS) -> Row:
         lr = None if key.step is None else 10 ** (key.step / 4)
-        # The rate comes last, so it replaces that of the recipe.
+        # A rate of the search replaces the one in the recipe.
         given = {name: value for name, value in settings.items() if lr is None or name != "learning_rate"}
         made = own(Asked(self, 0, lr, steps, key.seed), **given)
         told = self.told(key.who, settings)
@@ -527,7 +527,7 @@ def ways(name: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def page(rows: Mapping[Key, Row]) -> str:
-    """The table of what is there."""
+    """The table of the rows that there are."""
 
     def losses(name: str, who: str, *, searched: bool) -> tuple[str, str]:
         own = [row for row in rows.values() if (row.key.family, row.key.who) == (name, who)]

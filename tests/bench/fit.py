@@ -7,8 +7,8 @@ each it measures in one process:
 - resize: our fit of a LoRA of rank 64 at rank 16, PEFT's `add_weighted_adapter(combination_type="svd")`, and
   the product and full decomposition that `networks/resize_lora.py` of sd-scripts computes.
 
-The error of each is given relative to the best possible one. The peers, which would take minutes for it, are
-not given the largest layer. In the end the peak memory of an extraction of two checkpoints is measured.
+The error of each is given relative to the best possible one. The largest layer is not given to the peers,
+which would take minutes for it. Last comes the peak memory of extracting from two checkpoints.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def orthonormal(rows: int, columns: int) -> Tensor:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long a work takes, and what comes of it."""
+    """The seconds that `work` takes, and its result."""
     made: list[Any] = []
     return milliseconds(lambda: made.append(work())) / 1e3, made[0]
 
@@ -101,7 +101,7 @@ def resizing(name: str, shape: tuple[int, int], *, peers: bool) -> None:
         module = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
         config = LoraConfig(r=OLD, lora_alpha=OLD, target_modules=["0"])
         model = get_peft_model(module, config, "first")
-        # Of one adapter alone PEFT makes no decomposition: the second one is zero.
+        # PEFT decomposes nothing for a single adapter, so add a second one, which is zero.
         model.add_adapter("second", config)
         with torch.no_grad():
             target: Any = model.base_model.get_submodule("model.0")
@@ -135,7 +135,7 @@ def memory() -> None:
                 tensors[key] = weight.to(torch.bfloat16)
             save_file(tensors, path)
             del tensors, weight
-        # The peak of what was written before is above that of the extraction: a child has one of its own.
+        # Writing the files has raised the peak of this process too far, so measure in a child.
         code = (
             "import re, sys, lycoris_ops as lyc\n"
             # Not `resource.getrusage`, whose peak a child inherits.

@@ -28,10 +28,10 @@ FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {O
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to `make test-fronts` what is on another front end than the host's, but for what is marked.
+    """Run tests on a front end other than the host's only in `make test-fronts`, with two exceptions.
 
-    `every_front_end` is tried on the newest one too, and `newest_front_end` there alone. With
-    `(name=value)` they mark the cases with this value.
+    A test marked `every_front_end` is run on the newest front end too, one marked `newest_front_end` there
+    alone. With `(name=value)` a mark is only for cases with this value.
     """
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
@@ -65,7 +65,7 @@ def front_end(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[[str], Server]]:
-    """Gives a server with a front end, which starts when it is first wanted.
+    """Gives the server of a front end, and starts it when it is first wanted.
 
     Each has a base directory with the models and the pictures of templates, and no trace of an earlier run;
     each process has its own.

@@ -58,7 +58,7 @@ CONTRAST = """selector => {
     const behind = light(getComputedStyle(first.closest(".lycoris-report")).backgroundColor)
     return Math.max(words, behind) / Math.min(words, behind)
 }"""
-"""How much lighter the brighter of words and what is behind them is, as WCAG counts it."""
+"""The contrast of words and their background, as WCAG computes it."""
 
 
 @pytest.mark.every_front_end
@@ -75,7 +75,7 @@ def test_nodes_run_alone_and_their_verdicts_stay(
         page.wait_for_timeout(1500)
 
     opened({**ui.serialized(), "id": str(uuid4())})
-    # Nothing is linked behind them, and what is given nothing says so and stops nothing.
+    # No node takes their outputs. A node without inputs says so, and does not stop the others.
     assert ui.run()["name"] == "execution_success"
     page.wait_for_timeout(1500)
     said = page.evaluate(SHOWN)
@@ -108,7 +108,7 @@ def test_nodes_run_alone_and_their_verdicts_stay(
     screenshot(f"verdicts-error-{'vue' if vue else 'canvas'}")
     second_tab = {**ui.serialized(), "id": str(uuid4())}
 
-    # In another tab, with all of its nodes, and after the page is loaded anew.
+    # The verdicts come back in another tab with the same nodes, and after the page is loaded anew.
     opened(first_tab)
     again = page.evaluate(SHOWN)
     assert again == said
@@ -120,7 +120,7 @@ def test_nodes_run_alone_and_their_verdicts_stay(
     page.locator(".lycoris-report").first.wait_for()
     page.wait_for_timeout(1500)
     assert page.evaluate(SHOWN) == said
-    # Unfolded, it stays so in the next run.
+    # Details that are open stay open in the next run.
     page.locator(".lycoris-report[data-state=partly] summary", has_text="details").click()
     page.wait_for_timeout(800)
     assert "error" in page.evaluate(SHOWN)["LycorisResizeAdapter"][5]

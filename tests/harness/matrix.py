@@ -3,9 +3,10 @@
     python3 -m tests.harness.matrix [--list] [--again] [CELL ...]
 
 A cell of the library runs its tests from the wheel, on a Python and a torch. A cell of the pack runs a choice
-of tests from the unpacked archive, on a ComfyUI, or in the browser on one of its front ends. What a cell came
-to is kept in `.cache/matrix` and written to docs/compatibility.md as soon as it has ended. One that passed is
-not run again while what it tests is the same, but with `--again`. `--list` prints the cells for a forge.
+of tests from the unpacked archive, on a ComfyUI, or in the browser on one of its front ends. The
+outcome of a cell is kept in `.cache/matrix`, and written to docs/compatibility.md as soon as the cell has
+ended. A cell that has passed is not run again until its sources change, unless `--again` is given. `--list`
+prints the cells for a forge.
 
 Needs Python 3.11 or newer, and the Python of each cell by its name, such as `python3.10`.
 """
@@ -99,7 +100,7 @@ class Library:
             told = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout
             return f"Python {told.strip()}"
         finally:
-            # A torch of the package index has gigabytes.
+            # torch from the package index takes gigabytes.
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -149,7 +150,7 @@ CELLS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description="Try what is published on the versions that are promised.")
     parser.add_argument("--list", action="store_true", help="print the cells and their Pythons as JSON")
-    parser.add_argument("--again", action="store_true", help="run what has passed too")
+    parser.add_argument("--again", action="store_true", help="also run cells that have passed")
     parser.add_argument("cell", nargs="*", help=f"these alone, of {', '.join(CELLS)}")
     options = parser.parse_args()
     if unknown := set(options.cell) - CELLS.keys():
@@ -191,7 +192,7 @@ def tried(cell: Library | Pack, of: str) -> Result:
 
 
 def outcome() -> tuple[str, str]:
-    """Whether the tests of the last cell passed, and what they came to in words."""
+    """Whether the tests of the last cell passed, and their counts in words."""
     if not JUNIT.exists():
         return FAILED, "the tests did not end"
     (suite,) = ElementTree.parse(JUNIT).getroot().iter("testsuite")
@@ -218,7 +219,7 @@ def has_python(version: str) -> bool:
 
 
 def sources() -> str:
-    """A short name of what the last commit has of all that a result depends on."""
+    """A short hash of everything in the last commit that a result depends on."""
     names = [f"HEAD:{name}" for name in TESTED]
     told = subprocess.run(["git", "rev-parse", *names], cwd=ROOT, check=True, capture_output=True).stdout
     return hashlib.sha256(told).hexdigest()[:7]
@@ -231,7 +232,7 @@ def read_results() -> dict[str, Result]:
 
 
 def with_results(page: str, results: Mapping[str, Result]) -> str:
-    """The page with a row for each cell: of these results, or the row that it has."""
+    """The page with a row for each cell: from these results, or else the row that the page has already."""
     before, _, rest = page.partition(BEGIN)
     rows, _, after = rest.partition(END)
     kept = {row.split(" | ")[0].removeprefix("| "): row for row in rows.splitlines()}

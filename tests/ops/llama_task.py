@@ -43,7 +43,7 @@ def trained(folder: Path, include: str, **division: Any) -> list[Tensor]:
 
 
 def divided(rank: int, folder: str, model: str) -> None:
-    """What is divided is refused before the first step. The norms are whole, and learn."""
+    """Divided layers are refused before the first step. The norms, which are not divided, are trained."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     for include in ("*.q_proj", "*.o_proj"):
         with pytest.raises(lyc.LycorisError, match=r"whose forward others have replaced, and S\("):

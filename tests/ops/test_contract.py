@@ -29,7 +29,7 @@ def test_every_variant_of_every_algorithm_is_tested() -> None:
     extras = frozenset().union(*(kind.extras for kind in ALGORITHMS.values()))
     tested = {frozenset(factors(kind, home(kind), alpha=None)) - extras for kind in KINDS}
     assert tested | OTHER_VARIANTS == variants
-    # Layers are told apart by identity: the values of two tensors have no single truth.
+    # Layers are compared by identity, because == of two tensors gives a tensor.
     assert all(kind.__eq__ is object.__eq__ for kind in ALGORITHMS.values())
 
 

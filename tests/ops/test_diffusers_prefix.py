@@ -50,7 +50,7 @@ def output(part: str, model: Any) -> Tensor:
 
 @pytest.mark.parametrize("part", ["unet", "transformer"])
 def test_the_prefix_of_a_pipeline_is_found_in_reading_and_writing(part: str, tmp_path: Path) -> None:
-    """What diffusers and PEFT wrote for the model alone is loaded by both again, in each other's form."""
+    """A file that diffusers wrote for the model alone is written for diffusers and PEFT, and they load it."""
     theirs = made(part)
     theirs.add_adapter(LORA)
     wanted = output(part, theirs)
@@ -91,7 +91,7 @@ def test_the_prefix_of_a_pipeline_is_found_in_reading_and_writing(part: str, tmp
 
 
 def test_a_language_model_whose_keys_begin_with_transformer_keeps_its_names(tmp_path: Path) -> None:
-    """GPT-2's own paths begin so, and PEFT's names have it."""
+    """GPT-2's own paths begin with `transformer`, and PEFT's names keep that."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))

@@ -1,4 +1,4 @@
-"""What a layer that learns launches on a device, and the derivatives of what saves launches."""
+"""How many kernels a layer in training launches, and the derivatives of the functions that save launches."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_a_step_launches_no_more_than_with_peft(
     assert counted(lambda: base(x).backward(gradient)) - 2 <= step
 
 
-def grown(*shape: int) -> Tensor:
+def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 2)], ids=["linear", "conv"])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_derivatives_of_the_factor_of_dora(axis: int, kernel: tuple[int, ...]) -> None:
-    weight, up = torch.randn(5, 4, *kernel, dtype=torch.float64), grown(5, 2)
-    down, magnitude = grown(2, weight[0].numel()), grown(5 if axis == 0 else 4)
+    weight, up = torch.randn(5, 4, *kernel, dtype=torch.float64), leaf(5, 2)
+    down, magnitude = leaf(2, weight[0].numel()), leaf(5 if axis == 0 else 4)
 
     def run(magnitude: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return learned_extra(magnitude, weight, up, down, 0.7, axis)
@@ -94,7 +94,7 @@ def test_derivatives_of_the_series_of_a_rotation(factors: tuple[float, ...]) -> 
     def run(triangles: Tensor) -> Tensor:
         return series(skew_symmetric(triangles, 3), factors)
 
-    triangles = grown(2, 3)
+    triangles = leaf(2, 3)
     with torch.no_grad():
         skew = skew_symmetric(triangles, 3)
     assert torch.equal(skew, -skew.transpose(1, 2)) and torch.equal(skew[:, 0, 1:], triangles[:, :2])
@@ -108,7 +108,7 @@ def test_derivatives_of_the_series_of_a_rotation(factors: tuple[float, ...]) -> 
 @pytest.mark.parametrize("bias", [False, True])
 def test_derivatives_of_scaled_outputs(bias: bool, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "SMALL", small)
-    y, extra, own = grown(2, 3, 2), grown(3, 1), torch.randn(3, 1, dtype=torch.float64) if bias else None
+    y, extra, own = leaf(2, 3, 2), leaf(3, 1), torch.randn(3, 1, dtype=torch.float64) if bias else None
 
     def run(y: Tensor, extra: Tensor) -> Tensor:
         return scaled(y, extra, own)

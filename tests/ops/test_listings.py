@@ -121,7 +121,7 @@ def test_thinned_files_are_read_whole(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LISTINGS)
 def test_a_file_is_never_said_to_be_for_another_family(name: str, tmp_path: Path) -> None:
-    """By its names or its metadata a file is for the family of its model, or for none that is known."""
+    """The names or the metadata of a file tell the family of its model, or none."""
     adapter = opened(LISTINGS[name], tmp_path)
     targets = Targets(target(LISTINGS[name].architecture))
     made_for, model = adapter.families, families_of_model(targets)

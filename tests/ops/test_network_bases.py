@@ -109,7 +109,7 @@ def test_peft_loads_what_was_trained_on_gpt2(gpt2: nn.Module, tmp_path: Path) ->
     network.save_weights(tmp_path / "ours.safetensors")
     shapes = {key: tuple(value.shape) for key, value in gpt2.state_dict().items()}
     for path in (tmp_path / "ours.safetensors", tmp_path / "theirs", tmp_path / "gpt2"):
-        # Square ones too: which way a weight lies, its shape does not say.
+        # Square weights too: their shape does not say which way round they are stored.
         (found,) = lyc.resolve(lyc.Stack([lyc.Entry(lyc.load_adapter(path))]), shapes).entries
         assert not found.matches and len(found.unmatched) == 8
         assert all("stored transposed" in one.reason for one in found.unmatched)
@@ -132,7 +132,7 @@ def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: 
     loss(output).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
     with torch.no_grad():
-        # Without gradients torch takes another way through it.
+        # Without gradients torch computes attention by another function.
         assert (attend.eval()(x, x, x)[0] - output).abs().max() < 1e-6
     if dialect == "peft":
         with pytest.raises(lyc.LycorisError, match="or adds it twice"):
@@ -186,7 +186,7 @@ def test_a_small_change_of_a_norm_in_a_narrow_dtype_is_kept() -> None:
 
 
 def test_a_changed_norm_is_formed_where_its_input_is() -> None:
-    """The weights are on another device than the input, as those that a host moves for each pass."""
+    """The weights are on another device than the input, as in a host that moves them for each pass."""
     norm = nn.Sequential(CastNorm(8))
     network = made(norm, include="*", form="bypass")
     seen: list[tuple[str, str]] = []
@@ -226,7 +226,7 @@ def test_under_autocast_and_checkpointing(case: str) -> None:
 @pytest.mark.parametrize("form", ["bypass", "rebuilt"])
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "oftv2"])
 def test_starts_as_the_model_under_autocast(algorithm: str, form: str) -> None:
-    """The norms of DoRA are those of the weight and not of a rounded one; the backward pass is outside."""
+    """DoRA takes norms of the weight itself, not of a rounded one. The backward pass is not in autocast."""
     model = nn.Sequential(nn.Linear(64, 64))
     x = torch.randn(5, 64)
     with torch.autocast("cpu", torch.bfloat16):
@@ -267,7 +267,7 @@ def test_beside_the_output_under_autocast(kernel: tuple[int, ...], algorithm: st
 )
 def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    # The linear layer beside its output, and the norm by its weight.
+    # The linear layer is bypassed, and the norm gets a changed weight.
     network = made(model, include="*", **CASES[case], overrides={"0": {**CASES[case], "form": "bypass"}})
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -275,7 +275,7 @@ def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
     for count in (3, 5):
         x = torch.randn(count, 8)
         outputs, grads = [], []
-        # Before anything is kept of an uncompiled pass.
+        # The compiled one first, before an uncompiled pass has left anything to be used again.
         for run in (compiled, model):
             network.zero_grad()
             outputs.append(run(x))
@@ -330,7 +330,7 @@ class NarrowWords(nn.Embedding):
 def test_rebuilt_weights_of_narrow_dtypes_are_as_wide_as_the_input(
     dtype: torch.dtype, algorithm: str
 ) -> None:
-    """The gradients are those beside the same values in float32."""
+    """Outputs and gradients equal those of a model with the same values in float32."""
     torch.manual_seed(0)
     base = nn.Sequential(NarrowWords(6, 16), Narrow(16, 16))
     for parameter in base.parameters():
@@ -405,7 +405,7 @@ def test_a_magnitude_of_a_packed_weight(package: str) -> None:
 
 
 def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
-    """Padded ones go through its layers as a nested tensor, where no gradient is asked for."""
+    """Without gradients, padded sequences go through its layers as one nested tensor."""
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
     x, padding = torch.randn(2, 5, 8), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
@@ -421,7 +421,7 @@ def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
 
 
 class Fused(nn.Conv2d):
-    """A convolution with what follows it in one module, and the name of torch's."""
+    """A convolution and what follows it in one module, under the name of torch's class."""
 
     def __init__(self, *sizes: int, after: Any = None) -> None:
         super().__init__(*sizes)
@@ -441,7 +441,7 @@ class Own(nn.Linear):
 
 
 class ShiftedWindowAttention(nn.Module):
-    """Like torchvision's it reads the weights of the layers inside."""
+    """It reads the weights of the layers inside, as torchvision's class of this name does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -515,7 +515,7 @@ def test_weights_that_are_not_there_and_a_bias_that_is_computed() -> None:
 
 
 def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
-    """Beside PEFT's adapter, by the names of the base model, to which the file applies too."""
+    """A network beside PEFT's adapter has the base model's names, so its file applies to the base too."""
     import peft
 
     torch.manual_seed(0)
@@ -526,7 +526,7 @@ def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
         peft.LoHaConfig(target_modules=chosen[1:]),
         peft.IA3Config(target_modules=["blocks.0"], feedforward_modules=[]),
     )
-    # No layer can be for it, and the report says so.
+    # No kind of layer can adapt this parameter, and the report says so.
     base.blocks.gate = nn.Parameter(torch.ones(1))
     for config in kinds:
         wrapped = peft.get_peft_model(copy.deepcopy(base), config)

@@ -21,15 +21,15 @@ from .packages import FOLDER
 from .task import Batch, frozen
 
 KEEP = 0.995
-"""How much of the mean weights a step keeps, after its first hundreds."""
+"""The largest share of the mean weights that a step keeps. The first steps keep less."""
 
 
 @dataclass(frozen=True)
 class OwnBase:
-    """What tasks have in common whose base is trained here.
+    """The base class of tasks whose base model is trained here.
 
-    Each has `recipe()`: all that the base's weights depend on, and what makes the untrained base. Its
-    `base_batches()` are for the steps `base_steps` at the rate `base_lr`.
+    A task has `recipe()`, which returns all that the base's weights depend on and a function that makes the
+    untrained base. It also has `base_batches()`, the number of steps `base_steps` and the rate `base_lr`.
     """
 
     name: str
@@ -64,9 +64,10 @@ def trained(
     steps: int,
     lr: float,
 ) -> nn.Module:
-    """The trained model, frozen, from its file where there is one, which is named by the recipe's hash.
+    """The trained model, frozen. It is read from its file if there is one, and trained otherwise.
 
-    The `repr` of `recipe` is to give all that the weights depend on, code apart. The weights are the mean
+    The file is named by the hash of `repr(recipe)`, which must say all that the weights depend on, except
+    code. The weights are the mean
     over the last steps (an EMA).
     """
     place = FOLDER.parent / "quality"

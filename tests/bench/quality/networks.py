@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward part over rows (B, N, width), each beside the way.
+    """Self-attention and a feed-forward part over rows (B, N, width), each added to its input.
 
-    With `condition` numbers that tell of time and class, both are scaled, shifted and gated by them (adaLN).
+    If `condition` is not 0, so many numbers that describe time and class scale, shift and gate both (adaLN).
     """
 
     def __init__(self, width: int, heads: int, *, causal: bool = False, condition: int = 0) -> None:
@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.modulation = nn.Linear(condition, 6 * width) if condition else None
         if self.modulation is not None:
-            # Gates of 0: a block is beside the way at first.
+            # Gates of 0: at first a block returns its input.
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
@@ -52,5 +52,5 @@ def patches(pictures: Tensor, side: int) -> Tensor:
 
 
 def positions(count: int, width: int) -> nn.Parameter:
-    """What is learned of each place of a row, at its start."""
+    """A learned vector for each of `count` places, before training."""
     return nn.Parameter(0.02 * torch.randn(count, width))

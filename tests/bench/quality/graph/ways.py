@@ -21,7 +21,7 @@ BATCH = 4
 PLACE = str(os.getpid())
 """The folder of what this process trains."""
 RATED, ITSELF = -8, None
-"""Where the search for a rate begins, in quarters of a decade, and the mark of what finds its rate itself."""
+"""Where the search for a rate begins, in quarters of a decade, and the mark of a way that finds its own."""
 
 
 class Trainable(Protocol):
@@ -96,7 +96,7 @@ def usual(asked: Asked, way: Callable[..., Trained] = own, **settings: Any) -> T
 
 
 def planned(asked: Asked, include: str = "", **settings: Any) -> Trained:
-    """The node that plans, and then that which trains."""
+    """The node that plans, then the node that trains."""
     node = asked.host.nodes.NODE_CLASS_MAPPINGS["LycorisPlan"]
     one = own(Asked(asked.host, 1, 1e-4, 1, 0), include=include, **settings).numbers
     began = time.process_time()
@@ -121,7 +121,7 @@ def comfy(asked: Asked, dtype: str = "fp32") -> Trained:
         "existing_lora": "[None]",
         **({} if asked.lr is None else {"learning_rate": asked.lr}),
     }
-    # It draws which pictures, and at which times, from the chance of the process.
+    # It draws pictures and times with the random numbers of the process.
     torch.manual_seed(asked.seed)
     began = time.process_time()
     made = run(node, {**defaults(node), **given, **asked.host.data()})
@@ -131,7 +131,7 @@ def comfy(asked: Asked, dtype: str = "fp32") -> Trained:
 
 
 def _forget() -> None:
-    """Take away what earlier trainings have written: they would be gone on with, and their searches taken."""
+    """Remove the files of earlier trainings: the node would continue them, and reuse their searches."""
     import folder_paths
 
     shutil.rmtree(Path(folder_paths.get_output_directory()) / PLACE, ignore_errors=True)
@@ -140,9 +140,9 @@ def _forget() -> None:
 ALL_LAYERS: dict[str, Any] = {"include": "*"}
 FALLING: dict[str, Any] = {"schedule": "cosine"}
 WITH_BIASES: dict[str, Any] = {**ALL_LAYERS, "overrides": "*: bias true"}
-"""What ComfyUI's trainer trains: all layers, norms and biases, where else it is those that are usual."""
+"""All layers, norms and biases, as in ComfyUI's trainer. Without this, the usual layers are trained."""
 WITHOUT_NORMS: dict[str, Any] = {**ALL_LAYERS, "exclude": "*_norm"}
-"""What a plan on all layers is of: no norms and no biases."""
+"""All layers that a plan can have: no norms and no biases."""
 
 WAYS = (
     Way("LoRA by hand", (1, 4, 16), own),
@@ -163,4 +163,4 @@ WAYS = (
     Way("ComfyUI's trainer", (4, 8), comfy),
     Way("ComfyUI's trainer as set", (8,), lambda asked: comfy(asked, "bf16"), ITSELF),
 )
-"""With a rate of their own, found for each of them on pictures of its own, unless they end in ITSELF."""
+"""A rate is searched for each on separate pictures, unless it ends in ITSELF."""
