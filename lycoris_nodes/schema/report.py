@@ -16,14 +16,16 @@ MEANWHILE = "lycoris.meanwhile"
 STAGE = "lycoris.stage"
 """The event that says what a node does now, and how much of that is done."""
 NOTED = "lycoris.noted"
-"""The event with the whole output of a node whose report a later node has added to."""
+"""The event that a later node has added to a node's report. It carries the node's whole output."""
 PAUSE = 0.25
 """Seconds between two such events."""
 
 
 def stages(hidden: Any) -> Callable[[str, int, int], None]:
-    """Tells the page what the running node does: the name of a stage, which `web/training/words.js` puts into
-    words, and its count."""
+    """A function that tells the page what the running node does: the name of a stage, and its count.
+
+    `web/training/words.js` puts the name into words.
+    """
     told = 0.0
 
     def tell(stage: str, done: int, of: int) -> None:

@@ -105,7 +105,7 @@ def merge_checkpoint(
         views |= views_of(base, shapes)
         resolution = _resolved(stack, shapes, views)
     merge = _Merge(base, destination, placed(resolution.pairs(), views), quantised, codec)
-    # Before the check of shapes: packed data have another shape than their weight, so the error would be
+    # Check formats before shapes: packed data have another shape than their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
     misfit = (slot for one in misfits for slot in slots_of(one.target.key, views))

@@ -36,12 +36,12 @@ class FileSlot(NamedTuple):
         return self.expert is None and not self.turned
 
     def shape(self, stored: Shape) -> Shape:
-        """Its shape, given the tensor's."""
+        """The shape of the slot, given the shape of the stored tensor."""
         own = stored if self.expert is None else stored[1:]
         return own[::-1] if self.turned else own
 
     def of(self, tensor: Tensor) -> Tensor:
-        """A view of it in the tensor."""
+        """The values of the slot, as a view of the stored tensor."""
         own = tensor if self.expert is None else tensor[self.expert]
         return own.T if self.turned else own
 
@@ -64,7 +64,7 @@ class FileView(NamedTuple):
 
 
 def views_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, FileView]:
-    """The views that names and shapes of a file and the adapters themselves tell, by name."""
+    """The views that a file's names and shapes and the adapters show without a model's class, by name."""
     return dict((*_experts(shapes, stack), *_transposed(shapes, stack)))
 
 
@@ -84,10 +84,10 @@ def _experts(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, F
 
 
 def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str, FileView]]:
-    """The weights (I, O), by their names.
+    """The weights that are stored as (I, O), by their names.
 
-    Where no name tells, they are those that layers of an adapter for such weights (see `Adapter.transposed`)
-    fit when transposed.
+    If the file's names show none, they are those that fit layers only when transposed, among the layers of
+    adapters for such weights (see `Adapter.transposed`).
     """
     for key in stored_transposed(shapes) or _fitting_transposed(shapes, stack):
         yield key, FileView(shapes[key][::-1], (FilePlace(FileSlot(key, turned=True)),))

@@ -213,7 +213,7 @@ class Mask:
         for first, last in self.spans:
             if first >= video:
                 raise LycorisError(
-                    "a span of frames begins behind the last frame",
+                    "a span of frames begins after the last frame",
                     got=str(first),
                     expected=f"up to {video - 1}: {video} frames are sampled",
                 )

@@ -18,11 +18,12 @@ from .sizes import Budget, Energy, Rank, Ratio, Size, check_size
 AUTO: tuple[str, ...] = ("lora",)
 """The kinds that `algorithms="auto"` stands for."""
 WORTH = 1.0
-"""A plan that captures at most this many times the energy of a uniform LoRA of its size becomes uniform. On
-four held-out tasks, plans by another criterion captured 1.01 to 1.32 times as much where they were no worse
-than a uniform LoRA, and 0.84 times where they were worse. This does not always hold: on the text lines of
-docs/quality.md they captured 0.6 to 0.85 times as much and were far better. Plans by the first step capture
-1.02 times as much there, and are better too."""
+"""A plan that captures at most this many times the energy of a uniform LoRA of its size becomes uniform.
+
+On four held-out tasks, plans by another criterion captured 1.01 to 1.32 times the energy of a uniform LoRA
+where they were no worse than it, and 0.84 times where they were worse. The text lines of docs/quality.md are
+an exception: there such plans captured 0.6 to 0.85 times its energy and were far better, and plans by the
+first step captured 1.02 times its energy and were better too."""
 
 
 def plan_ranks(
@@ -39,10 +40,10 @@ def plan_ranks(
     Each layer gets one kind and one rank, or is left out where `r_min` is 0. `algorithms` are the kinds to
     choose from: a name, several names, "all" (all that the probe knows), or "auto" (lora, or all if the probe
     does not know lora). Ranks are from `r_min` to `r_max`; kinds without ranks are exempt. Layers without any
-    gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most at this rank;
-    kinds without ranks may have no more parameters. With a budget or a ratio, no layer gets more values than
-    its weight has. alpha is `scale` times the rank, so that all layers have the same scale. The plan always
-    states gains as shares of the energy.
+    gradient are always left out. With a `Rank`, every layer takes the algorithm that gains most at this rank.
+    A kind without ranks is a candidate only if it has no more parameters than the largest one with a rank.
+    With a budget or a ratio, no layer gets more values than its weight has. alpha is `scale` times the rank,
+    so that all layers have the same scale. The plan always states gains as shares of the energy.
 
     With a budget, a ratio or a rank, candidates are compared by the gain of Adam's first step (see
     `ranks.offers`). With a share of the energy and the size "auto" (see `Size`), they are compared by energy.

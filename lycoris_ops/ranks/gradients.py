@@ -72,7 +72,7 @@ def summed(
     The loss of a batch draws the same random numbers in any process.
 
     With `least`, the halves are compared after that many batches, then after twice, four times as many and so
-    on. The pass ends as soon as they agree by FIRM.
+    on. The pass ends as soon as their cosine is at least FIRM.
 
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """

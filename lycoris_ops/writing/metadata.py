@@ -87,8 +87,8 @@ def add_hashes(
 ) -> None:
     """Add hashes of the tensors' data to the metadata in `text`, except those that are `given`.
 
-    These are the hashes that the source's metadata `before` had. In kohya-ss' dialect they are also those of
-    its own files: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.
+    Added are the hashes that the source's metadata `before` had. kohya-ss' dialect also gets those that
+    kohya-ss writes: always `sshs_model_hash`, and ModelSpec's where there is other metadata of ModelSpec.
     """
     hashes = write_of(dialect).hashes
     of_modelspec = hashes and any(key.startswith("modelspec.") for key in text)

@@ -152,7 +152,7 @@ def test_a_context_window_has_its_frames_of_the_mask(host: Host) -> None:
             {"mask": torch.ones(3, 4, 4)},
             r"different numbers of frames.*3.*1, 5 for the video, or 2 for its latent",
         ),
-        ({"mask": None, "frames": "0-1, 7-"}, r"begins behind the last frame.*7.*up to 4: 5 frames"),
+        ({"mask": None, "frames": "0-1, 7-"}, r"begins after the last frame.*7.*up to 4: 5 frames"),
     ],
     ids=["batch", "span"],
 )

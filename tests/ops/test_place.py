@@ -371,7 +371,7 @@ def test_frames_that_do_not_agree() -> None:
         lyc.Mask(torch.ones(5, 1, 1)).on((3, 2, 2), 4)
     with pytest.raises(lyc.LycorisError, match=r"different numbers of frames"):
         lyc.Mask(torch.ones(5, 1, 1)).on((2, 2))
-    with pytest.raises(lyc.LycorisError, match=r"behind the last frame.*9.*up to 8"):
+    with pytest.raises(lyc.LycorisError, match=r"after the last frame.*9.*up to 8"):
         lyc.Mask(torch.ones(1, 1, 1), ((9, None),)).on((3, 2, 2), 4)
     with pytest.raises(lyc.LycorisError, match="no plane"):
         lyc.Mask(torch.ones(1, 1, 1)).on((3,))

@@ -33,7 +33,7 @@ BESIDE = (
     *("motion_bucket_id", "augmentation_level"),
     *("width", "height", "crop_w", "crop_h", "target_width", "target_height", "aspect_ratio"),
 )
-"""Settings of a conditioning that are not of its text. They are kept where the text is dropped."""
+"""Settings of a conditioning that do not come from its text. They are kept where the text is dropped."""
 
 Latents = Sequence[Mapping[str, Any]]
 """A batch of latents, under `samples`, for each link or list member."""
@@ -62,8 +62,8 @@ def samples_of(
     Where an `encoder` is trained, `texts` are the captions, and `captions` give the settings beside them.
     `empty` is the empty caption, which replaces captions that are dropped; an encoder encodes its own. `told`
     is called with the number of each sample and the count. Without `masks` the `noise_mask` of a latent is
-    its mask, unless it has frames: then it marks the frames that the model is given, such as the first of a
-    video. Errors call the latents `name`.
+    its mask. A `noise_mask` with frames is not: it marks the frames that the model is given, such as the
+    first one of a video. Errors call the latents `name`.
 
     Raises TrainError where there is no latent, where the counts differ, and for a sample that cannot be
     trained on, with its number.

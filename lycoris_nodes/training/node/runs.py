@@ -121,9 +121,9 @@ def runs_of(
     continued, from that checkpoint or the newest one, with the new values of all settings that may change.
     The two of a pair have one number, and either may be finished already, or not begun.
 
-    With either, raises TrainError if there is no such training or checkpoint, and for a changed setting that
-    may not change. Without, raises it if the latest training was stopped on these data with other
-    settings, and none with these: then the user must choose.
+    With `resume` or a checkpoint, raises TrainError if there is no such training or checkpoint, and for a
+    changed setting that may not change. Without them, raises it if the latest training was stopped on these
+    data with other settings, and none with these: then the user must choose.
     """
     if resume or checkpoint:
         return _resumed(keys, checkpoint)

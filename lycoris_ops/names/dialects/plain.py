@@ -16,7 +16,7 @@ from .base import Asked, Encoded
 
 
 def encode(layer: Layer, asked: Asked) -> Encoded:
-    """The layer with alpha, if it has one, in float32.
+    """The layer's tensors. Its alpha, if it has one, is in float32.
 
     Raises LayerError for the values of a bias, and for an option that neither the tensors nor the metadata of
     a file can hold.
