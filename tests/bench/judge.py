@@ -4,12 +4,13 @@
 `quality/graph/shapes.py`, which the host builds and which is trained on drawn shapes. Each training adapts
 it to hatched shapes by Train LoRA / LyCORIS, with a rate, a rank, a kind and a number of pictures of its own:
 some learn their pictures by heart, some learn too little, some go too far. All of their six checkpoints are
-judged at four strengths on held-out pictures, with several sets of pictures and of noise: all passes are
-made, and the halving takes the losses from there.
+judged at four strengths on held-out pictures, with several sets of pictures and of noise. All passes are made
+once, and the halving takes its losses from them.
 
-"named" says how often the best of all was named, "as good" how often one whose loss is no further from it
-than the standard error of that difference. "worst gap" is how far the loss is above that of the best at most,
-as a share of what the best gains on the model alone. "even" spends the same on all pairs alike.
+"named" counts how often the halving named the best of all. "as good" counts how often its choice was no
+further from the best than the standard error of that difference. "worst gap" is the largest distance to the
+loss of the best, as a share of what the best gains on the model alone. "even" spends the same number of
+passes, but equally many on each pair of file and strength.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Bench:
         }
 
     def train(self, recipe: Recipe, number: int) -> str:
-        """Train with all checkpoints kept; the name of the training."""
+        """Train, keeping all checkpoints, and return the name of the training."""
         name = f"judge-{os.getpid()}/{number}"
         node = self.host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
         given = {
@@ -131,7 +132,7 @@ class Outcome:
 
 
 def outcome(ops: Any, whole: Any, losses: Mapping[Any, Sequence[float]]) -> Outcome:
-    """What is named by a part of the losses, beside the best by all of them."""
+    """The choice by a part of the losses, compared with the best by all of them."""
     found = ops.Judgement(whole.names, whole.strengths, losses, whole.draws)
     gap, error = whole.behind(found.best)
     gain, _ = whole.behind(ops.ALONE)
@@ -139,7 +140,7 @@ def outcome(ops: Any, whole: Any, losses: Mapping[Any, Sequence[float]]) -> Outc
 
 
 def _among(losses: Mapping[Any, Sequence[float]]) -> Callable[[Any, range], Sequence[float]]:
-    """Measures by losses that are known."""
+    """A function that looks up known losses instead of measuring them."""
     return lambda place, numbers: losses[place][numbers.start : numbers.stop]
 
 

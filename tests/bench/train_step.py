@@ -3,11 +3,11 @@
 `python -m tests.bench.train_step [--device cuda] [--rounds N] [--seconds S] [--cases TEXT]` prints a
 table. Each row has at least so many rounds, and takes about so many seconds. A step goes through one layer,
 or through a transformer block of six, with a frozen base and gradients for the input, as in the middle of a
-model. All peers train the same algorithm at the same sizes, and take turns in each round, of which each
-begins with another one: what ran just before matters.
+model. All peers train the same algorithm at the same sizes, and take turns in each round. Each round begins
+with another peer, because it matters what ran just before.
 
 Times are medians over the rounds, in ms. A ratio is the median over the rounds of a peer's time over ours:
-above 1, ours is faster. It is told of the peer with the least, and of the better of lycoris-lora's two ways.
+above 1, ours is faster. It is shown for the fastest peer, and for the better of lycoris-lora's two ways.
 "saved" is what autograd keeps from forward to backward beyond what the base alone keeps, in MB: it is what
 decides the peak of a whole model. Peers: lycoris-lora by rebuilt weights and by its bypass, PEFT, and
 ComfyUI's training adapters in both modes of its training node.
@@ -118,7 +118,7 @@ def _linear(width: int, tokens: int, dtype: str = "fp32") -> Place:
 
 PLACES = (
     *(_linear(1280, 4096), _linear(1280, 4096, "bf16"), _linear(3072, 1024), _linear(1280, 77)),
-    # Where what Python does beside a layer is most of the time, as on a GPU.
+    # Small layers, where most of the time goes into Python, as on a GPU.
     *(_linear(64, 77), _linear(64, 77, "bf16")),
     Place("conv 320 3x3, 32x32", lambda: nn.Sequential(nn.Conv2d(320, 320, 3, padding=1)), (1, 320, 32, 32)),
     Place("block 640, 1024 tokens", lambda: Block(640), (1, 1024, 640)),
@@ -253,7 +253,7 @@ def measure(
         f"{shown(ms[name])} / {kept[name] - kept['base']:.1f}" if name in bases else refused[name]
         for name in PEERS
     )
-    # With DoRA beside a bfloat16 weight it cannot train.
+    # lycoris-lora cannot train a DoRA beside a bfloat16 weight.
     lycoris_lora = [value for name, value in ratios.items() if name.startswith("lycoris")]
     best = f"{min(lycoris_lora):.2f}" if lycoris_lora else "-"
     first = f"{ratios[fastest]:.2f} {fastest}"

@@ -74,7 +74,7 @@ def boxes(ui: Ui) -> dict[str, list[str]]:
 
 
 def kept(node: dict[str, Any]) -> tuple[Any, ...]:
-    """Of a saved node what no run changes."""
+    """What no run changes in a saved node."""
     return node["id"], node["pos"], node["size"], str(node.get("widgets_values"))
 
 
@@ -125,7 +125,7 @@ def test_nothing_that_is_switched_off_breaks(ui: Ui, vue: bool) -> None:
     press_on(ui, "LycorisWeightBlocks", "Control+m")
     press_on(ui, "LycorisLoadAdapter", "Control+b", 0)
     press_on(ui, "LycorisLoadAdapter", "Control+b", 1)
-    # Of a node that is bypassed the front end passes on the first input alone, and the report shows it.
+    # The front end passes on only the first input of a bypassed node, and the report shows that.
     press_on(ui, "LycorisCombineStacks", "Control+b")
     assert applied() == ["lora.safetensors"]
     assert ui.errors == []
@@ -142,7 +142,7 @@ def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     page.mouse.click(700, 900)
     page.evaluate(f"{tracker}.checkState?.()")
     undo = page.evaluate(f"{tracker}.undoQueue.length")
-    # Far away, where the canvas hides what is on nodes.
+    # Zoomed out so far that the canvas hides what is on nodes.
     lod = "LiteGraph.Canvas.MinFontSizeForLOD"
     page.evaluate(f"app.ui.settings.setSettingValueAsync('{lod}', 8)")
     page.evaluate("app.canvas.ds.scale = 0.3, app.canvas.setDirty(true, true)")
@@ -301,7 +301,7 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     both = {"LycorisMergeAdapters": "all", "LycorisApplyStack": "all"}
     assert ui.run()["name"] == "execution_success"
     assert {kind: state for kind, (state, _) in said().items()} == both
-    # In the middle of its work. The node behind it has not run, and loses the report of the run before.
+    # Interrupt it in its work. The node after it has not run, and loses the report of the run before.
     ui.set("LycorisMergeAdapters", "seed", 1)
     page.evaluate(
         "app.api.addEventListener('progress', () => "
@@ -338,7 +338,7 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
 
 
 def test_an_earlier_report_is_found_without_asking_widgets_for_their_values(ui: Ui, vue: bool) -> None:
-    """Some take a picture or upload one when the front end makes a prompt of them."""
+    """Some widgets take or upload a picture when the front end asks for their values."""
     page = ui.page
     build(ui, vue, "lora.safetensors")
     assert ui.run()["name"] == "execution_success"
@@ -364,7 +364,7 @@ def test_an_earlier_report_is_found_without_asking_widgets_for_their_values(ui: 
 
 @pytest.mark.every_front_end(vue=True)
 def test_a_report_comes_back_after_a_reload(ui: Ui, vue: bool, screenshot: Callable[[str], None]) -> None:
-    """At once where nothing has changed since the run, and else from a run that has nothing to do."""
+    """At once if nothing has changed since the run, and otherwise after a run that has nothing to do."""
     page = ui.page
     build(ui, vue, "lora.safetensors")
     assert ui.run()["name"] == "execution_success"

@@ -34,7 +34,7 @@ PACK = "lycoris-nodes"
 """The pack's folder in the host."""
 MODEL_FOLDERS = ("checkpoints", "loras", "diffusion_models", "text_encoders", "vae")
 SILENCE = 300
-"""Seconds without a new word in its log, after which a host that starts is given up."""
+"""A starting host is given up after so many seconds without a new word in its log."""
 Progress = Callable[[str, int, int], None]
 Started = Callable[[str], None]
 Preview = Callable[[bytes], None]
@@ -242,7 +242,7 @@ class Server:
     def submit(
         self, prompt: dict[str, Any], client_id: str | None = None, workflow: dict[str, Any] | None = None
     ) -> str:
-        """Queue an API-format prompt without waiting; its id. With a `workflow` it is as one of the page.
+        """Queue an API-format prompt without waiting; its id. A `workflow` makes it look like the page's own.
 
         Raises:
             PromptRejected: the host's validation refused it.
@@ -396,7 +396,7 @@ class _Listener(threading.Thread):
                 if event["type"] == "progress" and self._on_progress:
                     data = event["data"]
                     self._on_progress(str(data["node"]), data["value"], data["max"])
-                # Of no node at the end of the prompt.
+                # At the end of the prompt this event names no node.
                 if event["type"] == "executing" and event["data"]["node"] and self._on_start:
                     self._on_start(str(event["data"]["node"]))
 
@@ -482,7 +482,7 @@ def _finished(prompt_id: str, entry: dict[str, Any]) -> Run:
 
 
 def free_port(first: int) -> int:
-    """The first port from `first` on at which nobody listens; of 0, any that the system picks.
+    """The first port from `first` on at which nobody listens. With 0 the system picks any.
 
     Raises:
         OSError: there is none up to the highest port.

@@ -33,7 +33,7 @@ WORKERS = 2
 TESTS = 6
 """How many test files are run against a mutant: those that name most of what its file defines."""
 SECONDS = 400
-"""A mutant that the tests take longer for, as one that loops for ever, counts as noticed."""
+"""A mutant on which the tests take longer, such as an endless loop, counts as noticed."""
 LEFT_OUT = re.compile(r"core/(Variable|RemoveDecorator|ExceptionReplacer)")
 """Operators whose mutants mostly fail on import, where any test notices them."""
 
@@ -72,7 +72,7 @@ def drawn(files: list[str], count: int, seed: int) -> Iterator[Mutant]:
     for _ in range(200 * count):
         file = chance.choices(list(sources), weights)[0]
         operator = chance.choice(families[chance.choice(list(families))])
-        places = list(runs(sources[file], operator))
+        places = list(mutated(sources[file], operator))
         if places and (made := chance.choice(places)) and (file, made) not in seen:
             seen.add((file, made))
             yield Mutant(file, operator, sources[file], made)
@@ -80,8 +80,8 @@ def drawn(files: list[str], count: int, seed: int) -> Iterator[Mutant]:
             return
 
 
-def runs(source: str, operator: str) -> Iterator[str]:
-    """What an operator makes of a source at each of its places that is no annotation."""
+def mutated(source: str, operator: str) -> Iterator[str]:
+    """A source as an operator changes it, once for each of its places outside of annotations."""
     known = unread(source)
     for occurrence in range(10_000):
         made = mutate_code(source, plugins.get_operator(operator)(), occurrence)

@@ -1,4 +1,4 @@
-"""What a base says of its quantised weights, where it makes no sense: an error with the key and the fault."""
+"""A base whose description of its quantised weights makes no sense: an error with the key and the fault."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_mark_of_another_format_is_merged_or_an_error_of_the_family(
 
 
 def test_many_old_marks_take_no_longer_than_one(host: Host, tmp_path: Path) -> None:
-    """Each of 4,000 marks is for a part of the model that begins like that of the others."""
+    """4,000 marks are for parts of the model whose names begin alike."""
     half = torch.zeros(1, dtype=torch.float8_e4m3fn)
     tensors = {f"{'a' * (n % 800)}{n}.scaled_fp8": half.clone() for n in range(4000)}
     scales = {f"{'a' * (n % 800)}{n}.x.scale_weight": torch.ones(1) for n in range(4000)}

@@ -37,7 +37,7 @@ UNSURE = ("wriggling_i2v", "AAG_MuscleMommy", "wan22-jellyhips", "i merged_CB")
 """Pairs that were not trained as long, or that single letters tell apart."""
 ALONE = [
     *("flow_noise", "slow_motion", "highlight", "high_noise_to_low_noise", "Wan21_lightx2v_rank32", "lenovo"),
-    # Of several for one it is not known which, and nothing but one word may differ.
+    # Where several names fit one, nobody knows which is meant. Names may differ in nothing but one word.
     *(
         "ink_high_e10",
         "ink_high_e20",
@@ -47,7 +47,7 @@ ALONE = [
         "film_v1_high",
         "film_v2_low",
     ),
-    # Another kind of letter, and a folder that is not the same.
+    # Letters with another meaning, and files in different folders.
     *("vit_h", "clip_l", "a/mist_high", "b/mist_low"),
 ]
 
@@ -100,7 +100,7 @@ def wan(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_page_is_told_of_the_partner(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """Of a model with two experts alone: for others, high and low mean something else."""
+    """Only for models with two experts: for others, high and low mean something else."""
     tensors = wan(host.base)
     high, low = (lora_file(f"Ink{word}Noise.safetensors", tensors) for word in ("High", "Low"))
     alone = lora_file("rain_low.safetensors", tensors)
@@ -125,7 +125,7 @@ def pair(host: Host, **row: Any) -> Any:
 
 
 def test_each_expert_gets_its_own_file(host: Host, model_file: Callable[..., Path]) -> None:
-    """As the name of its file says, or the choice where that says nothing."""
+    """The name of the model's file says which expert it is, or else the user's choice."""
     stack = pair(host, strength_model=0.5, rules="mid = 0.5")
     single = {
         expert: host.run(
@@ -163,7 +163,7 @@ def test_each_expert_gets_its_own_file(host: Host, model_file: Callable[..., Pat
 
 
 def test_the_expert_is_told_by_the_loader_before_it(host: Host) -> None:
-    """Of another pack, which tells the host no file."""
+    """The loader is of another pack, which does not tell the host the file."""
     of_expert = host.module("lycoris_nodes.apply.experts").of_expert
     prompt = {
         "1": {"inputs": {"unet_name": "LowNoise/Wan2.2-T2V-LowNoise-Q4_K_M.gguf"}},

@@ -70,7 +70,7 @@ def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
 ) -> None:
     """With weights in float8 the host makes float32 of every weight in each pass on a CPU.
 
-    Norms, of which the changed weight is formed, are trained beside the other layers."""
+    Norms are trained beside the other layers. For these the changed weight is formed."""
     training, session = module(host, ""), module(host, "session")
 
     def measured(patcher: Any) -> tuple[Any, int, int]:
@@ -93,7 +93,7 @@ def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
 
 
 def test_the_hosts_own_bypass_is_a_part_of_the_base(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tensors are of the inference mode, and gradients pass through it too where weights are cast."""
+    """Its tensors are made in inference mode. Gradients pass through it too, also where weights are cast."""
     import comfy.model_management
     import comfy.sd
 
@@ -123,7 +123,7 @@ def test_the_hosts_own_bypass_is_a_part_of_the_base(host: Host, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
-    """The gradients are those of the unpacked weight, but for what the host rounds in its own product."""
+    """The gradients equal those of the unpacked weight, except for rounding in the host's own product."""
     training = module(host, "")
     layer = LAYERS[name]
     tensors = float_unet()
@@ -207,7 +207,7 @@ def with_packed_layers(host: Host, name: str) -> Any:
 
 @pytest.mark.parametrize("name", ["fp8", "int8", "gguf"])
 def test_the_node_trains_beside_packed_weights(host: Host, tmp_path: Path, name: str) -> None:
-    """The held-out loss falls, and it is that of the model with the file applied by a bypass."""
+    """The held-out loss falls, and equals the loss of the model with the file applied by a bypass."""
     draw = torch.Generator().manual_seed(5)
     colours = [{"samples": 5 * torch.randn(1, 4, 1, 1, generator=draw).expand(1, 4, 8, 8)} for _ in range(2)]
     texts = [caption(number, 8, 768) for number in range(2)]
@@ -232,7 +232,7 @@ def test_the_node_trains_beside_packed_weights(host: Host, tmp_path: Path, name:
 def test_low_vram_gives_the_gradients_of_a_full_load(
     host: Host, plain: Patched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the host applies patches of the base anew in every pass."""
+    """In low VRAM the host applies patches of the base anew in every pass."""
     training, door = module(host, ""), host.module("lycoris_nodes.host.training")
     patched = host.apply(plain, host.stack(("lora", 1.0, 0.0)), clip=False)
     assert patched.model.patches
@@ -288,7 +288,7 @@ def test_offloaded_layers_fetch_their_weights_again(
     def through_the_buffer(layer: Any, *given: Any, **options: Any) -> Any:
         weight, bias, *rest = cast_bias_weight(layer, *given, **options)
         lent = buffer[: weight.numel()].view(weight.shape)
-        # Outside of the version counter of autograd, as a copy from another stream is.
+        # By `data`, so that autograd does not notice the change, as it would not from another stream.
         lent.data.copy_(weight)
         return lent, bias, *rest
 
@@ -296,7 +296,7 @@ def test_offloaded_layers_fetch_their_weights_again(
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", through_the_buffer)
     for _, layer in every_layer(model):
         layer.comfy_cast_weights = True
-    # What autograd keeps is another weight by then, or one of another shape.
+    # By the backward pass, the memory that autograd keeps holds another weight, or one of another shape.
     with contextlib.suppress(RuntimeError, IndexError):
         spoilt, _ = found()
         assert distance(spoilt, wanted) > 0.01, "the buffer spoils nothing, so nothing is tested"

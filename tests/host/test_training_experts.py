@@ -26,7 +26,7 @@ Train = Callable[..., dict[str, Any]]
 
 
 class Pair:
-    """Two tiny experts, the times at which each has been trained, and after which Stop is pressed."""
+    """Two tiny experts, the times at which each was trained, and the step in which Stop is pressed."""
 
     def __init__(self) -> None:
         self.models: dict[str, Any] = {}
@@ -45,7 +45,7 @@ class Pair:
         real = model.apply_model
 
         def noted(x: Tensor, sigma: Tensor, **more: Any) -> Tensor:
-            # Steps, and not the passes without the adapter beside them.
+            # Note the passes of steps only, not those without gradients.
             if torch.is_grad_enabled():
                 self.times[name] += sigma.flatten().tolist()
             if self.stop == (name, len(self.times[name])):
@@ -207,7 +207,7 @@ def test_a_pair_goes_on_where_it_stopped(
     train(whole, **pair.links())
     (between,) = (one for one in said if "trains the low-noise expert" in one)
     assert "High-noise expert: finished" in between and "Low-noise" not in between
-    # Something else has a number of one of the two.
+    # Another training has a number that one of the two would have had.
     train(model=pair.models["low_noise"], seed=9, steps=1)
     assert asked() is None
     assert stopped("high_noise", 2) == [2, 0]
@@ -248,7 +248,7 @@ def test_what_counts_as_half_of_a_pair(
         assert f"_0000{number}_" in made["path"] and not pair.times[name]
         assert [len(times) for times in pair.times.values() if times] == [STEPS]
         assert asked() is None
-    # Both are finished: a new pair. Its second is gone on with only as it was.
+    # Both are finished, so a new pair begins. Its second expert only goes on with the same settings.
     assert stopped("low_noise", 2) == [STEPS, 2]
     with pytest.raises(host.ops.TrainError, match=r"interrupted after 1 step, with other settings: seed"):
         train(**pair.links(), seed=6)

@@ -29,8 +29,8 @@ TRAINED: tuple[dict[str, Any], ...] = (
     {"algorithm": "oft", "constraint": 1e-3},
 )
 SOLVES = frozenset({"oft", "boft", "boft-peft"})
-"""Kinds whose rotations are solved for. It is looked at whether there is a solution, and how large a bounded
-rotation is: two waits a layer."""
+"""Kinds that solve for their rotations. Each layer waits twice: for whether there is a solution, and for how
+large a bounded rotation is."""
 
 
 def found(run: Callable[[], object]) -> Launches:
@@ -65,7 +65,7 @@ def layers() -> list[tuple[str, lyc.Layer]]:
         try:
             layer = load(kind, "linear")
         except LycorisError:
-            # For convolutions and norms alone.
+            # This kind is for convolutions or norms alone.
             continue
         if "bias_indices" in layer.tensors():
             # The device has no remainders of whole numbers.
@@ -124,8 +124,9 @@ WAITS = {
     7: ("knots", "iso"),
     11: ("core_space", "tsv"),
 }
-"""Merge methods by how often they wait for a layer of two LoRAs. One or two waits are the result itself, two
-are each decomposition: its small matrix, which is decomposed on the CPU, and which values are rounding."""
+"""Merge methods by how often they wait for a layer of two LoRAs. One or two waits are for the result itself.
+Each decomposition waits twice: for its small matrix, which is decomposed on the CPU, and for which of its
+values are rounding."""
 
 
 def merge_and_resize() -> None:

@@ -85,7 +85,7 @@ def check(case: Case, made: Layers, again: Layers) -> None:
     for _ in range(STEPS):
         inputs = [x.clone().requires_grad_() for _ in range(2)]
         found, wanted = module(inputs[0]), rebuilt(plain, again, inputs[1])
-        # Before the gradients are taken: a buffer that passes share would show.
+        # Another pass before the gradients are taken, to notice a buffer that passes share.
         module(2 * x)
         same(found, wanted)
         for output, optimiser in zip((found, wanted), steps, strict=True):
@@ -246,7 +246,7 @@ def test_gradients_where_a_part_of_the_output_is_not_kept(
 
 
 class Dora:
-    """A linear layer with a DoRA that changes it, and an input of which not all of the output is kept."""
+    """A linear layer with a DoRA that changes it, and an input whose output is not kept as a whole."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -335,7 +335,7 @@ def test_what_is_not_kept_of_an_output_is_told_of_a_weight_that_changed(
     monkeypatch.setattr(rescaled, "LITTLE", 0)
     dora = Dora()
     wanted = dora.gradients()
-    # Another weight afterwards is none of this pass.
+    # A weight that the module gets after a pass does not affect the gradients of the pass.
     output = dora.base(dora.x)
     dora.base.weight = nn.Parameter(torch.zeros(24, 16), requires_grad=False)
     found = torch.autograd.grad(output, [*dora.network.parameters()], dora.gradient)
@@ -388,7 +388,7 @@ def test_derivatives_of_a_scaled_output_of_any_order(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("kernel", [(), (3, 2)], ids=["linear", "conv"])
 def test_norms_of_a_weight_with_a_low_rank_change(kernel: tuple[int, ...], axis: int) -> None:
-    """Against the sum itself. One output and one input are zero with their change, another only changed."""
+    """The reference is the norm of the sum. One output and one input are zero, even with their change."""
     weight = torch.randn(7, 5, *kernel, dtype=torch.float64)
     left, right = (
         torch.randn(7, 3, dtype=torch.float64),

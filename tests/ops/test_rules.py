@@ -140,7 +140,7 @@ def test_later_lines_win(text: str, weights: dict[str, float]) -> None:
 
 
 def test_a_name_of_the_model_is_no_range() -> None:
-    """diffusers' Z-Image calls layers by the size of a patch, and both ends may look like blocks."""
+    """diffusers' Z-Image has patch sizes in its layers' names, which look like ranges of blocks."""
     names = ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "layers.1", "layers.1-2", "layers.2")
     z_image = scene({f"{name}.weight": (4, 4) for name in names})
     found = weigh("all_x_embedder.2-1 = .5\nall_final_layer.2-1 = 2\nlayers.1-2:layers:3", z_image)

@@ -75,10 +75,10 @@ def held(kind: str, weight: str, dialect: str) -> bool:
     if dialect == "diffusers":
         return kind in ONLY_LORA
     if dialect == "peft":
-        # PEFT has no core of three dimensions: what it has for such kernels is in flat factors. Of a full
-        # factor of a Conv1d it makes another product.
+        # PEFT has no core of three dimensions: for such kernels it has flat factors. From a full factor of a
+        # Conv1d it computes another product.
         other = {("loha-tucker", "conv3d"), ("lokr-full-full", "conv1d"), ("lokr-low-full", "conv1d")}
-        # PEFT's OFT computes another change in its forward pass than in its merge where there is a kernel.
+        # On kernels, PEFT's OFT computes one change in its forward pass and another in its merge.
         fault = kind == "oftv2" and weight not in ("linear", "linear-odd", "conv2d-1x1")
         return kind in IN_PEFT and (kind, weight) not in other and not fault
     return True

@@ -36,7 +36,7 @@ def lora(setting: Setting) -> Adapted:
 
 
 def lora_ga(setting: Setting) -> Adapted:
-    """LoRA-GA shifts the base: an ordinary file of it has twice the rank. Counted is what is trained."""
+    """LoRA-GA shifts the base, so an ordinary file of it has twice the rank. What is trained is counted."""
     from peft import LoraGAConfig, get_peft_model
     from peft.tuners.lora import preprocess_loraga
 
@@ -47,7 +47,7 @@ def lora_ga(setting: Setting) -> Adapted:
     torch.manual_seed(setting.seed)
     config = _config(setting, int(setting.size), init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
     preprocess_loraga(setting.module, config, passes)
-    # The passes above leave the base in training mode where it was so; it was not.
+    # The base is in eval mode again after the passes, but the layers that PEFT adds are not.
     return _adapted(get_peft_model(setting.module, config).eval())
 
 
@@ -123,7 +123,7 @@ def adalora(setting: Setting) -> Adapted:
     )
 
 
-# EVA and LoRA-GA are for linear layers alone, which are all that is adapted in one of the tasks.
+# EVA and LoRA-GA are for linear layers alone. Only one of the tasks adapts no others.
 METHODS = (
     Method("PEFT LoRA", (4,), -10, lora, LARGE),
     Method("PEFT AdaLoRA", (4,), -8, adalora, LARGE),
