@@ -155,6 +155,13 @@ def places(inputs: Sequence[Any]) -> dict[str, str]:
     return {**{one.id: one.id for one in inputs}, **grouped}
 
 
+def ranges(inputs: Sequence[Any]) -> dict[str, tuple[float, float]]:
+    """The least and the largest value of a node's inputs that take numbers, in groups too."""
+    every = (*inputs, *(each for _, each in _grouped(inputs)))
+    bounds = {one.id: (getattr(one, "min", None), getattr(one, "max", None)) for one in every}
+    return {name: (low, high) for name, (low, high) in bounds.items() if low is not None and high is not None}
+
+
 def literals(inputs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a node's inputs as `checked` gives them, from widget values by their names in a prompt.
 

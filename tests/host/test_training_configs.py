@@ -297,6 +297,15 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
         ("config: {process: [{train: {ema_config: [1]}}]}", ""),
         ('{"training_method": "LORA", "learning_rate": 1, "optimizer": "ADAMW"}', ""),
         ('{"LoRA_type": "Standard", "lr_warmup": "much"}', "cannot be read.*much"),
+        ('{"LoRA_type": "Standard", "lr_warmup": "-10"}', r"lr_warmup_steps: .*range \(found -0\.1; .* 0 to"),
+        (
+            "network_dim = 4\nlr_warmup_steps = -5",
+            r"lr_warmup_steps: .*range \(found -5; expected 0 to 100000",
+        ),
+        (
+            "network_dim = 4\nnetwork_args = ['rank_dropout=2']",
+            "network_args: rank_dropout: .*range.*found 2",
+        ),
         ("config:\n  process:\n    - a: 1\n   - b: 2", r"not a config.*as YAML: .*line 4"),
         ("[train]\nnetwork_dim = 4\nlr = much", r"not a config.*as TOML: .*line 3"),
         ('{"training_method": "LORA",\n "learning_rate" 1}', r"not a config.*as JSON: .*line 2"),

@@ -12,7 +12,7 @@ import yaml
 
 from ....lycoris_ops import ALGORITHMS as KINDS
 from ....lycoris_ops import LycorisError, discover
-from ...schema.checks import places
+from ...schema.checks import places, ranges
 from ..data.targets import GAMMA
 from ..node.schema import inputs
 from . import trainers
@@ -66,6 +66,7 @@ class Config:
         """`within` is the prefix of the settings' names, for a table inside another setting."""
         self.left = dict(table)
         self.within = within
+        self._ranges = ranges(inputs())
         self.values: dict[str, Any] = {}
         """Values of the node's inputs, by their own names."""
         self.notes: list[str] = []
@@ -97,7 +98,7 @@ class Config:
         """Set the input `name` from a setting. `read` converts its value, to None if it has no counterpart.
 
         `usual` is the trainer's default. With `zero` a 0 is a value like others, and not `OFF`. Raises
-        LycorisError for a value that cannot be read.
+        LycorisError for a value that cannot be read, or that the input does not allow.
         """
         given = self.left.get(key)
         value = self.take(key, usual)
@@ -116,8 +117,17 @@ class Config:
             ) from error
         if found is None:
             self.notes.append(f"{self.within}{key} = {value}")
-        else:
-            self.values[name] = found
+            return
+        low, high = self._ranges.get(name, (None, None))
+        if low is not None and high is not None and not low <= found <= high:
+            raise LycorisError(
+                "the value of a setting is out of its range",
+                key=f"{self.within}{key}",
+                got=str(value),
+                expected=f"{low:g} to {high:g}",
+                hint="Correct it in the text, or delete it",
+            )
+        self.values[name] = found
 
     def choose(self, key: str, name: str, choices: Mapping[str, Any], usual: Any = None) -> None:
         """`put` for one of several words, in upper or lower case."""
