@@ -81,10 +81,23 @@ def test_a_pair_is_one_row(ui: Ui, files: Path, vue_nodes: bool, screenshot: Cal
     rows.click(page.locator(".lycoris-picker").get_by_title(LOW, exact=True))
     rows.wait([HIGH, LOW, LONG])
     rows.line(1).get_by_text("x2").wait_for()
-    # A file that is gone is told on the row.
+    # A file that is gone is told on the row, and one that is elsewhere is offered there, with its partner.
     (files / SHORT).unlink()
+    moved = {file: f"moved/{file}" for file in (HIGH, LOW)}
+    (files / "moved" / "pairs").mkdir(parents=True)
+    for file, there in moved.items():
+        (files / file).rename(files / there)
     page.keyboard.press("r")
     rows.line(2).get_by_text("!", exact=True).wait_for()
+    rows.click(rows.line(0).get_by_title(f"Take {moved[HIGH]}"))
+    rows.wait([moved[HIGH], LOW, LONG])
+    assert rows.said()[0][0] == {**pair, "file": moved[HIGH], "low_noise": moved[LOW]}
+    # Of two files the missing one is replaced alone.
+    (files / moved[LOW]).rename(files / LOW)
+    page.keyboard.press("r")
+    rows.click(rows.line(0).get_by_title(f"Take {LOW}"))
+    page.wait_for_function("() => !document.querySelector('.lycoris-row').matches('.lycoris-lost')")
+    assert rows.said()[0][0] == {**pair, "file": moved[HIGH]}
     assert ui.errors == []
 
 

@@ -9,7 +9,7 @@ import { heightOf, shownOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
 import { aboutFile, fileNames } from "./server.js"
-import { SIGNALS, clipStrength, isOn, modelStrength, signalOf } from "./state.js"
+import { SIGNALS, clipStrength, filesOf, isOn, modelStrength, signalOf, withFiles } from "./state.js"
 import { strengthField } from "./strength.js"
 
 /** @typedef {import("./state.js").Row} Row */
@@ -38,13 +38,15 @@ const MARKS = { video: "▶", audio: "♪" }
  */
 
 /**
- * The files whose names are most similar to the name of a missing file; none if the file is there.
+ * The files whose names are most similar to the name of a missing file of a row, without those that the row has; none
+ * if the file is there.
  *
  * @param {string} file
+ * @param {Row} row
  */
-async function nearTo(file) {
+async function nearTo(file, row) {
   const { files, nearest } = await fileNames()
-  return files.has(file) ? [] : nearest(file)
+  return files.has(file) ? [] : nearest(file).filter((other) => !filesOf(row).includes(other))
 }
 
 /**
@@ -134,13 +136,15 @@ export function createLine(acts, bounds) {
   async function describe(file) {
     const shows = (shown = {})
     const about = await aboutFile(file)
-    const near = about.error ? await nearTo(file) : []
     const { low_noise: low } = row
     const missing = low ? (await aboutFile(low)).error : null
+    const lost = about.error ? file : missing && low ? low : null
+    const near = lost ? await nearTo(lost, row) : []
     const unsuited = about.error ? null : (await acts.model()).suits(about)
     // Another file may have taken its place meanwhile.
     if (shows !== shown) return
     element.classList.toggle("lycoris-missing", Boolean(about.error))
+    element.classList.toggle("lycoris-lost", Boolean(lost))
     const found = about.error ?? (about.file === file ? file : `${file}\n${t("found as {file}", { file: about.file })}`)
     name.title = [found, unsuited].filter(Boolean).join("\n")
     const wrong = near.length ? null : (about.error ?? missing ?? unsuited)
@@ -150,7 +154,7 @@ export function createLine(acts, bounds) {
     pair.replaceChildren(...pairMarks(about, low))
     for (const { signal, element } of signals) element.hidden = !about.signals?.includes(signal)
     const words = badgesOf(about).filter((word) => !unsuited || word !== about.family)
-    marks.replaceChildren(...(about.error ? near.map(instead) : badges(words)))
+    marks.replaceChildren(...(lost ? near.map((other) => instead(lost, other)) : badges(words)))
   }
 
   /**
@@ -177,15 +181,32 @@ export function createLine(acts, bounds) {
     return [button]
   }
 
-  /** @param {string} file a click takes it in place of the missing one */
-  const instead = (file) =>
-    make("button", {
+  /**
+   * A button that takes another file in place of a missing one of the row. Its partner comes with it where that is
+   * missing too.
+   *
+   * @param {string} lost
+   * @param {string} file
+   */
+  function instead(lost, file) {
+    async function take() {
+      const taken = row
+      const { low_noise: low } = row
+      const both = lost === row.file && low && (await aboutFile(low)).error
+      const { pair } = both ? await aboutFile(file) : { pair: null }
+      // The rows may have changed meanwhile.
+      if (row !== taken) return
+      const found = lost === row.file ? { file } : { low_noise: file }
+      acts.change(index, pair?.sure ? withFiles(row, pair) : { ...row, ...found })
+    }
+    return make("button", {
       type: "button",
       class: "lycoris-badge lycoris-near",
       textContent: `→ ${nameInRow(file)[1]}`,
-      title: t("The file is not there any more. Take {file} instead", { file }),
-      onclick: () => acts.change(index, { ...row, file }),
+      title: t("{lost} is not there any more. Take {file} instead", { lost, file }),
+      onclick: () => void take(),
     })
+  }
 
   /**
    * @param {number} number
