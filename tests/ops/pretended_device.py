@@ -1,4 +1,4 @@
-"""Train beside a model on a device that is not the CPU, with the CPU as the reference.
+"""Train beside a model on a device that is not the CPU, with the CPU as the reference, and count the waits.
 
 `python pretended_device.py FOLDER` does so in a process of its own.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import accelerate
 import torch
+from pretended_waits import check_waits
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
@@ -153,3 +154,4 @@ if __name__ == "__main__":
     check(Path(sys.argv[1]))
     check_devices()
     check_offloaded()
+    check_waits()

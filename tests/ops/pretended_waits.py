@@ -1,4 +1,4 @@
-"""What every kind waits for on a device that is not the CPU, in a process of its own.
+"""What every kind waits for on a device that is not the CPU.
 
 A wait is a place where the program needs a value from the device before it goes on.
 """
@@ -20,7 +20,7 @@ from lycoris_ops.patch import registry
 from lycoris_ops.patch.paths import plain_torch
 from lycoris_ops.train.trainer import Trainer
 from tests.harness.launches import Launches
-from tests.harness.pretended import NAME, registered
+from tests.harness.pretended import NAME
 
 TRAINED: tuple[dict[str, Any], ...] = (
     {"algorithm": "lora"},
@@ -186,8 +186,8 @@ DECOMPOSED = frozenset({"tlora"})
 """Kinds that decompose the weight itself."""
 
 
-if __name__ == "__main__":
-    kept = registered()
+def check_waits() -> None:
+    """Afterwards the process has no other path and no float64 on the device."""
     registry.PATHS = (replace(plain_torch.PATH, devices=(NAME,)),)
     for kind, layer in layers():
         patch(kind, layer)

@@ -57,8 +57,12 @@ def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
     return wanted
 
 
-@pytest.mark.parametrize("source", DTYPES, ids=str)
-@pytest.mark.parametrize("written", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize(
+    ("source", "written"),
+    # Each is kept, narrowed or turned into the other of two bytes, or widened.
+    [*((one, None) for one in DTYPES), *zip(DTYPES, [*DTYPES[1:], DTYPES[0]], strict=True)],
+    ids=str,
+)
 def test_merged_weights_are_one_rounding_from_the_exact_sum(
     tmp_path: Path, source: torch.dtype, written: torch.dtype | None
 ) -> None:
@@ -239,9 +243,9 @@ def peak_memory(base: Path, adapter: Path, out: Path) -> int:
 
 
 def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
-    """The base has 1 GB, and an adapter changes every fourth of its weights, the last among them."""
-    side, count, rank = 4096, 32, 48
-    changed = range(3, count, 4)
+    """The file, and what an adapter changes of it, the last weight too, are larger than the bound."""
+    side, count, rank = 2048, 48, 48
+    changed = range(1, count, 2)
     largest = side * side * 2
     names = [f"blocks.{number}.x.weight" for number in range(count)]
     from lycoris_ops.files.safetensors_file import encode_header, raw_bytes
@@ -263,10 +267,9 @@ def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> Non
     )
     out = tmp_path / "out.safetensors"
     peak = peak_memory(tmp_path / "base.safetensors", tmp_path / "adapter.safetensors", out)
-    assert (tmp_path / "base.safetensors").stat().st_size > 1_000_000_000
-    assert out.stat().st_size > 1_000_000_000
-    print(f"peak {peak / 1e6:.0f} MB, bound {(4 * largest + 100e6) / 1e6:.0f} MB")
-    assert peak < 4 * largest + 100_000_000
+    bound = 4 * largest + 100_000_000
+    assert len(changed) * largest > 1.5 * bound and out.stat().st_size > 3 * bound
+    assert peak < bound, f"{peak / 1e6:.0f} of {bound / 1e6:.0f} MB"
     # pytest keeps the folders of the last runs, and these files are large.
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()

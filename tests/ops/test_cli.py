@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -48,18 +49,6 @@ def run(*arguments: str | Path) -> Done:
         except SystemExit as ended:
             status = ended.code
     return Done(status, out.getvalue(), err.getvalue())
-
-
-def start(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line with these arguments in a new process."""
-    return subprocess.run(
-        [sys.executable, "-m", "lycoris_ops", *map(str, arguments)],
-        cwd=folder or ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -277,15 +266,26 @@ STRENGTHS = ((), ("2",), ("2", "0"))
 def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> None:
     """The base is zero, so a merged weight must be strength * up @ down, which is computed here in float64.
 
-    The strengths of two adapters add up. The first merge is in a process of its own, as a user starts it.
+    The strengths of two adapters add up. The first merge is in a process of its own, as a user starts it, and
+    in a folder that only has a link to `lycoris_ops`: no host and no nodes.
     """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lycoris_ops").symlink_to(ROOT / "lycoris_ops", target_is_directory=True)
     layer = lora((6, 6), 2)
     save_file({f"{NAME}.{key}": tensor for key, tensor in layer.items()}, tmp_path / "a.safetensors")
     key, out = "model.diffusion_model.input_blocks.1.1.proj_in.weight", tmp_path / "out.safetensors"
     arguments = ("bake", model, "--adapter", tmp_path / "a.safetensors", "-0.5", "-o", out)
     # Together with `arguments`, the same adapter twice: -0.5 + 2 = 1.5.
     again = ("--adapter", tmp_path / "a.safetensors", "2", "0", "--json", "--overwrite")
-    done = start(*arguments)
+    done = subprocess.run(
+        [sys.executable, "-m", "lycoris_ops", *map(str, arguments)],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "applied 1 of 1 layers" in done.stdout and "1 weight merged, 4 tensors kept" in done.stdout
     assert done.stderr == f"{out.stat().st_size} bytes written\n"
@@ -403,10 +403,15 @@ def test_a_signal_while_it_is_imported_is_one_line(file: Path) -> None:
         assert (running.returncode, said, out) == (128 + number, [f"error: {words}"], ""), moment
 
 
-def test_bad_input_ends_the_process_with_2(tmp_path: Path) -> None:
-    done = start("inspect", tmp_path / "missing.safetensors")
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr == (
+def test_bad_input_ends_the_process_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "inspect", f"{tmp_path}/missing.safetensors"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_module("lycoris_ops", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == (
         f"error: {tmp_path}/missing.safetensors: there is no such file. Check the name and the folder\n"
     )
 
@@ -419,14 +424,6 @@ def test_each_command_has_help() -> None:
     told = " ".join(done.stdout.split())
     for method in lyc.merge_methods().values():
         assert all(f"{option.name}={option.default} ({option.expected})" in told for option in method.options)
-
-
-def test_the_library_alone_is_enough(file: Path, tmp_path: Path) -> None:
-    """The command line runs in a folder that only has a link to `lycoris_ops`: no host and no nodes."""
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "lycoris_ops").symlink_to(ROOT / "lycoris_ops", target_is_directory=True)
-    done = start("inspect", file, folder=tmp_path / "elsewhere")
-    assert done.returncode == 0 and "1 lora" in done.stdout
 
 
 @pytest.mark.parametrize("verb", ["resize", "merge", "extract", "convert"])

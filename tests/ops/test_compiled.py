@@ -23,6 +23,18 @@ STACKS = {
     "mixed": ("lora", "oft", "lora-dora-out", "loha"),
 }
 CASES = {"linear": Case((12, 18), leading=(2, 24)), "conv2d": MODULES["conv2d"]}
+PAIRS = (("mixed", "linear"), ("mixed", "conv2d"), ("lokr-full-low", "conv2d"), ("lora", "linear"))
+"""Stacks on weights. Those of one kind that are mixed too are in the soak."""
+BESIDE = pytest.mark.parametrize(
+    ("kinds", "name"),
+    [
+        pytest.param(
+            kinds, name, id=f"{stack}-{name}", marks=[] if (stack, name) in PAIRS else pytest.mark.soak
+        )
+        for stack, kinds in STACKS.items()
+        for name in CASES
+    ],
+)
 PLACES = Places((0, 1), (4, 6))
 TIMED = (Timing(Curve(((0.0, 0.2), (1.0, 0.9)))),)
 
@@ -59,8 +71,7 @@ class Beside:
         return found
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
+@BESIDE
 def test_twenty_changes_compile_nothing_again(kinds: tuple[str, ...], name: str) -> None:
     beside = Beside(kinds, name)
     hooks, outputs = beside.hooks, [beside.passed()]
@@ -79,10 +90,10 @@ def test_twenty_changes_compile_nothing_again(kinds: tuple[str, ...], name: str)
     assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs) == 21
 
 
-@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
-def test_another_bypass_is_seen_and_compiles_nothing_again(kinds: tuple[str, ...]) -> None:
+@BESIDE
+def test_another_bypass_is_seen_and_compiles_nothing_again(kinds: tuple[str, ...], name: str) -> None:
     """On a module that was compiled without one, which torch would not look at again."""
-    beside = Beside(kinds, "linear")
+    beside = Beside(kinds, name)
     beside.hooks.remove()
     torch._dynamo.config.skip_nnmodule_hook_guards = True
     bare = beside.passed()
@@ -119,8 +130,7 @@ def test_a_copy_of_a_model_has_strengths_of_its_own() -> None:
     assert torch.equal(beside.passed(), before)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kinds", STACKS.values(), ids=STACKS)
+@BESIDE
 def test_autocast_narrows_what_is_not_in_the_graph(kinds: tuple[str, ...], name: str) -> None:
     beside = Beside(kinds, name)
     with torch.autocast("cpu", torch.bfloat16):
@@ -128,7 +138,7 @@ def test_autocast_narrows_what_is_not_in_the_graph(kinds: tuple[str, ...], name:
     assert beside.passed().dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", ["lora", "oft", "lora-dora-out"])
+@pytest.mark.parametrize("kind", ["lora", "lora-dora-out"])
 def test_places_apart_in_a_graph(kind: str) -> None:
     beside = Beside((kind,), "linear")
     beside.hooks.apart = tuple(slot.where for slot in beside.hooks.plan.slots() if slot.where)

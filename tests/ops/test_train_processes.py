@@ -17,14 +17,25 @@ import lycoris_ops as lyc
 from lycoris_ops.commands import main
 from lycoris_ops.train.turns import Turn, turns
 
+needs_processes = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch trains in one process only"
+)
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-def test_two_processes_race_as_one_and_write_the_outcome_once(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each task, which two processes wrote that started once for all of them."""
+    folder = tmp_path_factory.mktemp("tasks") / "two"
+    in_processes(folder, "train_task.each", "race", "probe", "whole", "sharded", "both sharded")
+    return folder
+
+
+@needs_processes
+def test_two_processes_race_as_one_and_write_the_outcome_once(two: Path) -> None:
     """A second training takes it in both, also where the second process does not find the file."""
-    folder = tmp_path / "two"
-    in_processes(folder, "train_task.race")
-    one, two = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
-    assert one == two
+    folder = two / "race"
+    one, other = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert one == other
     assert len({found[:2] for found in one.values()}) == 1
     text, lr, shapes, file = one["first"]
     found = lyc.Race.of_json(text)
@@ -50,21 +61,19 @@ def test_two_processes_race_as_one_and_write_the_outcome_once(tmp_path: Path) ->
     assert trainer.validate() == pytest.approx(heat.loss, rel=1e-4)
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-def test_two_processes_probe_as_one(tmp_path: Path) -> None:
+@needs_processes
+def test_two_processes_probe_as_one(two: Path) -> None:
     """Each by its own batches, one of the two without a fifth, of a model that is whole or sharded."""
-    folder = tmp_path / "two"
-    in_processes(folder, "train_task.probe")
     wanted = train_task.probed(train_task.deep(), 5)
     for rank in range(2):
-        for found in torch.load(folder / f"{rank}.pt", weights_only=False):
+        for found in torch.load(two / "probe" / f"{rank}.pt", weights_only=False):
             assert found.batches == 5 and list(found.layers) == list(wanted.layers)
             assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
             assert found.agreement == pytest.approx(wanted.agreement, rel=1e-4)
             for path, layer in wanted.layers.items():
                 torch.testing.assert_close(found.layers[path].spectrum, layer.spectrum, rtol=1e-5, atol=1e-7)
-                for one, two in zip(found.layers[path].offers, layer.offers, strict=True):
-                    assert one.gains == pytest.approx(two.gains, rel=1e-4)
+                for one, other in zip(found.layers[path].offers, layer.offers, strict=True):
+                    assert one.gains == pytest.approx(other.gains, rel=1e-4)
 
 
 @pytest.mark.parametrize("start", [0, 2])
@@ -102,17 +111,15 @@ def test_a_loader_with_a_distributed_sampler_has_no_batches_of_others() -> None:
         assert found == [Turn(rank, True, 3), Turn(rank + 3, True, 3)]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
-@pytest.mark.parametrize("base", ["whole", pytest.param("sharded", marks=pytest.mark.soak), "both sharded"])
-def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None:
+@needs_processes
+@pytest.mark.parametrize("base", ["whole", "sharded", "both sharded"])
+def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Path) -> None:
     """Broken off and resumed as well. Five batches leave the second process without one now and then.
 
     With "whole" gradients are added up within the backward pass, unless some come twice in one.
     With "both sharded" the processes have parts of the network too, which has layers of four kinds.
     """
-    folder = tmp_path / "two"
-    in_processes(folder, "train_task.process", base)
-    (tmp_path / "one").mkdir()
+    folder = two / base
     if base == "whole":
         for ours, wanted in zip(torch.load(folder / "twice.pt"), train_task.twice(2), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
@@ -127,7 +134,7 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
         net,
         train_task.loaded()[1] if base == "sharded" else train_task.batches(5, 1),
         train_task.loss,
-        train_task.options(tmp_path / "one", 2, 6),
+        train_task.options(tmp_path, 2, 6),
         validation=train_task.batches(2, 2),
     )
     (first, trained), (second, _) = (
@@ -139,22 +146,22 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     for ours, theirs, wanted in zip(first, second, [*net.parameters(), merged], strict=True):
         assert torch.equal(ours, theirs)
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
-    one, two = (lyc.load_adapter(tmp_path / name / "out.safetensors").layers for name in ("one", "two"))
+    one, other = (lyc.load_adapter(place / "out.safetensors").layers for place in (tmp_path, folder))
     for name, layer in one.items():
         for key, tensor in layer.tensors().items():
-            torch.testing.assert_close(two[name].tensors()[key], tensor, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(other[name].tensors()[key], tensor, rtol=1e-5, atol=1e-7)
     if base == "both sharded":
         # One process reads torch's own checkpoint of two.
         train_task.read_in_parts(made(), first[:-1], str(folder / "parts"))
     # One process goes on from the state of two.
-    trainer = lyc.Trainer(made(), train_task.loss, train_task.options(tmp_path / "one", 2, 7))
+    trainer = lyc.Trainer(made(), train_task.loss, train_task.options(tmp_path, 2, 7))
     trainer.load_state(folder / "out-checkpoints" / "last.state.safetensors")
     assert trainer.done == 6
     assert all(map(torch.equal, trainer.parameters, first))
     trainer.step(train_task.batches(1)[0])
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
+@needs_processes
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows needs a torch with libuv")
 def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
     """With a plan, and the first process alone writes and reports."""

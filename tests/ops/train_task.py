@@ -282,3 +282,15 @@ def probe(rank: int, folder: str) -> None:
     sharded = deep()
     fully_shard(sharded)
     torch.save([probed(module, 5) for module in (deep(), sharded)], f"{folder}/{rank}.pt")
+
+
+def each(rank: int, folder: str, *tasks: str) -> None:
+    """One of two processes, for `race`, `probe` and the bases of `process`, with a folder for each."""
+    for task in tasks:
+        place = f"{folder}/{task}"
+        Path(place).mkdir(exist_ok=True)
+        torch.distributed.barrier()
+        if task in ("race", "probe"):
+            (race if task == "race" else probe)(rank, place)
+        else:
+            process(rank, place, task)
