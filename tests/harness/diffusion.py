@@ -23,8 +23,8 @@ from .base import (
     generate,
     linear,
     norm,
+    tiny_vae_layouts,
     unet_layout,
-    vae_layout,
     write_layout,
 )
 
@@ -94,6 +94,54 @@ def flux2_layout(width: int = HEAD, double: int = 1, single: int = 1) -> Layout:
     return layout
 
 
+def vae_block(name: str, inputs: int, outputs: int) -> Layout:
+    """A residual block of the autoencoder, which has no time embedding."""
+    layout = (
+        norm(f"{name}.norm1", inputs)
+        | conv(f"{name}.conv1", inputs, outputs)
+        | norm(f"{name}.norm2", outputs)
+        | conv(f"{name}.conv2", outputs, outputs)
+    )
+    if inputs != outputs:
+        layout |= conv(f"{name}.nin_shortcut", inputs, outputs, kernel=1)
+    return layout
+
+
+def vae_middle(name: str, channels: int) -> Layout:
+    """Block, single-head attention in 1x1 convolutions, block."""
+    layout = vae_block(f"{name}.block_1", channels, channels)
+    layout |= norm(f"{name}.attn_1.norm", channels)
+    for part in ("q", "k", "v", "proj_out"):
+        layout |= conv(f"{name}.attn_1.{part}", channels, channels, kernel=1)
+    return layout | vae_block(f"{name}.block_2", channels, channels)
+
+
+def vae_layout() -> Layout:
+    """The KL-f8 autoencoder, names without prefix: widths 128, 256, 512, 512 and 4 latent channels."""
+    widths = (128, 256, 512, 512)
+    layout = conv("encoder.conv_in", 3, widths[0])
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for index in range(2):
+            layout |= vae_block(f"encoder.down.{level}.block.{index}", channels, width)
+            channels = width
+        if level < len(widths) - 1:
+            layout |= conv(f"encoder.down.{level}.downsample.conv", channels, channels)
+    layout |= vae_middle("encoder.mid", channels)
+    # Mean and log-variance of the four latent channels.
+    layout |= norm("encoder.norm_out", channels) | conv("encoder.conv_out", channels, 8)
+    layout |= conv("quant_conv", 8, 8, kernel=1) | conv("post_quant_conv", 4, 4, kernel=1)
+
+    layout |= conv("decoder.conv_in", 4, channels) | vae_middle("decoder.mid", channels)
+    for level, width in reversed(list(enumerate(widths))):
+        for index in range(3):
+            layout |= vae_block(f"decoder.up.{level}.block.{index}", channels, width)
+            channels = width
+        if level > 0:
+            layout |= conv(f"decoder.up.{level}.upsample.conv", channels, channels)
+    return layout | norm("decoder.norm_out", channels) | conv("decoder.conv_out", channels, 3)
+
+
 def flux2_vae_layout(channels: int = FLUX2_CHANNELS) -> Layout:
     """FLUX.2's autoencoder: the KL-f8 one with more channels, of which each 2 x 2 are normed together."""
     layout = vae_layout()
@@ -127,33 +175,6 @@ def wan_layout(width: int = HEAD, blocks: int = 2) -> Layout:
         layout |= norm(f"{name}.norm3", width)
         layout |= linear(f"{name}.ffn.0", width, 4 * width) | linear(f"{name}.ffn.2", 4 * width, width)
     return layout
-
-
-def tiny_vae_layouts(channels: int = 16, width: int = 64) -> tuple[Layout, Layout]:
-    """TAESD's encoder and decoder, for latents of so many channels."""
-
-    def block(name: str) -> Layout:
-        parts = [conv(f"{name}.conv.{index}", width, width) for index in (0, 2, 4)]
-        return parts[0] | parts[1] | parts[2]
-
-    def plain(name: str) -> Layout:
-        return {f"{name}.weight": Init((width, width, 3, 3), "normal")}
-
-    encoder = conv("0", 3, width) | block("1")
-    place = 2
-    for _ in range(3):
-        encoder |= plain(str(place))
-        for index in range(place + 1, place + 4):
-            encoder |= block(str(index))
-        place += 4
-    encoder |= conv(str(place), width, channels)
-    decoder, place = conv("1", channels, width), 3
-    for _ in range(3):
-        for index in range(place, place + 3):
-            decoder |= block(str(index))
-        decoder |= plain(str(place + 4))
-        place += 5
-    return encoder, decoder | block(str(place)) | conv(str(place + 1), width, 3)
 
 
 def video_vae_layout(channels: int = 16, width: int = 64) -> Layout:
