@@ -269,14 +269,15 @@ class Server:
             TimeoutError: it is not in the history after `timeout` seconds.
             RuntimeError: the host has ended.
         """
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        start = time.monotonic()
+        while (waited := time.monotonic() - start) < timeout:
             if not self.running():
                 raise RuntimeError(f"The host ended while a prompt ran; its log ends:\n{self.tail()}")
             entry = self._entry(prompt_id)
             if entry is not None:
                 return _finished(prompt_id, entry)
-            time.sleep(0.05)
+            # Each question takes time from what is waited for.
+            time.sleep(min(0.05 + waited / 10, 0.5))
         raise TimeoutError(f"Prompt {prompt_id} did not end in {timeout:.0f} s; the log ends:\n{self.tail()}")
 
     def _entry(self, prompt_id: str) -> dict[str, Any] | None:
