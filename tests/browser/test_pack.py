@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +12,40 @@ import pytest
 
 from tests.harness.facts import NODES
 from tests.harness.launch import Server
+from tests.harness.page import Ui, page
 from tests.harness.templates import BLEND, EXPORT, SMALL, TEMPLATES, TRAIN, chosen, ready, rows, template
 from tests.harness.workflow import to_prompt
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
-
-    from tests.harness.page import Ui
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.browser
 
 PACK = "lycoris-nodes"
 
 
-def test_the_page_loads_without_an_error(ui: Ui, server: Server) -> None:
+@pytest.fixture(scope="module")
+def whole(browser: Browser, server: Server, front_end: str) -> Iterator[Ui]:
+    """One page for the tests of this file: to open another takes longer than most of them."""
+    with page(browser, server, server.base, front_end) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ui(whole: Ui) -> Ui:
+    """The page with an empty graph on the canvas."""
+    whole.errors.clear()
+    whole.render_with_vue(False)
+    whole.page.evaluate("app.graph.clear()")
+    return whole
+
+
+def test_the_page_loads_without_an_error(whole: Ui, server: Server) -> None:
     info = server.object_info()
     ours = {name for name, node in info.items() if node["python_module"] == f"custom_nodes.{PACK}"}
     assert ours == set(NODES)
-    assert ui.page.evaluate("app.extensions.some(({name}) => name === 'lycoris.report')")
-    assert ui.errors == []
+    assert whole.page.evaluate("app.extensions.some(({name}) => name === 'lycoris.report')")
+    assert whole.errors == []
 
 
 @pytest.mark.fronts
