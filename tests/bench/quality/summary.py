@@ -19,7 +19,7 @@ from . import regret
 from .curves import ALIKE, Entry, entries, loss_at, reached
 from .graph.page import section
 from .graph.rows import read as read_graph
-from .method import MORE_BATCHES, PROBE_BATCHES
+from .method import MORE_BATCHES, PROBE_BATCHES, SMALL
 from .methods.planned import AUTO
 from .results import Results
 from .run import METHODS, RESULTS, ROOT, SEEDS, TASKS, pairs
@@ -74,29 +74,33 @@ rest on these first. The other tasks were used to choose criteria, defaults and 
   with a Bayer filter sees them. Mean square error of the velocity.
 
 Bases and data come from packages and are checked by hash. Adapters are on all linear layers and convolutions
-of the base; alpha = rank. AdamW without weight decay, small batches, a warm-up over 5 % of the steps and
-a cosine to 0; the same batches for every method. Short trainings have {short} steps, long ones {long};
-the tasks whose models the benchmark trained, except pictures, have fewer methods.
-The learning rate of each method **at each size** was found on a split of its own, in steps of half a decade
-(then of a quarter, where that stage was run) until the best lay between two others; "edge" marks where it
-does not. Figures are means over the seeds 0, 1, 2, or as many of them as "seeds" says, on a third split that
-no choice used; differences between figures of one seed may be chance. "numbers" counts the trained values,
-which are those in the file; "x 1" is a budget of as many as a LoRA of rank 1 on every layer has. Numbers
-within 2 % of each other are compared as equal. Methods that probe gradients first do so on {probe}
-batches of the training split, "{name}" on {probe} to {more}, until their halves agree, as the command
-line and the node do. "a step" and "the start" are in steps of {unit}, which was trained in turn with each
-method (`python -m tests.bench.quality.times`, {processors}).
+of the base, with alpha = rank. All methods are trained on the same small batches, by AdamW without weight
+decay; the rate rises over the first 5 % of the steps and falls as a cosine to 0. Short trainings have {short}
+steps, long ones {long}. Fewer methods were trained on {small}.
 
-A training that names no rate takes the one from `lycoris_ops.train.rates`, whose three numbers were chosen on
-the tasks other than characters and series. Over methods and sizes, its loss is above that at the best rate
-found by {by_task}.
-No factor for one of the last two alone would lose less there: on the text lines losses fall from 4.5 to 0.2,
-and half a decade decides whether they do. By kind it is {by_kind};
-without the text lines {without}.
-One seed, interpolated between half decades; plans at the rate of a LoRA of as many numbers.
+The learning rate of each method **at each size** is the best one on a separate split of the data. Rates half
+a decade apart were tried, and for some rows a quarter of a decade, until the next lower and the next higher
+rate were both worse. "edge" marks rows where one of these two is missing. Figures are means over the seeds 0,
+1 and 2, or over as many as "seeds" says, on a third split that no choice used. Differences between figures of
+one seed may be chance. "numbers" counts the trained values, which are as many as the file holds. "x 1" means
+as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other count as equal.
 
-How a plan weighs the components of gradients was chosen on the text lines, the source code and the pictures,
-from four powers of their norms at one budget and one seed.
+Methods that look at gradients before the training take {probe} batches of the training split. "{name}" takes
+{probe} to {more}: it stops when the gradients of both halves of them agree, as the command line and the node
+do. "a step" and "the start" are CPU times, in steps of {unit}, which was trained in turn with each method
+(`python -m tests.bench.quality.times`, {processors}).
+
+A training without a given rate takes that of `lycoris_ops.train.rates`. The three numbers of its formula were
+chosen on the tasks other than characters and series. The loss at this rate is higher than at the best rate by
+these means over methods and sizes: {by_task}.
+Another factor for one of the last two tasks does not lower its mean: on the text lines losses fall from 4.5
+to 0.2, and half a decade decides whether they do. The means of each kind are {by_kind};
+without the text lines they are {without}.
+These are figures of one seed, interpolated between rates half a decade apart. Plans have the rate of a LoRA
+of as many numbers.
+
+Plans weigh the components of gradients by a power of their norms. It was chosen from four on the text lines,
+the source code and the pictures, at one budget and with one seed.
 """
 
 
@@ -344,12 +348,13 @@ def main() -> None:
     complete = sum(entry.seeds == len(SEEDS) and not entry.edge for entry in here)
     commits = sorted({result.commit for result in kept})
     counts = Counter(result.machine for result in kept)
-    machines = " and of ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    machines = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
     state = (
-        f"{len(kept)} trainings, {seconds / 3600:.1f} hours of CPU time without the measuring of losses, on "
-        f"one core of {machines}, torch {torch.__version__}, Python {platform.python_version()}. "
-        f"Commits: {', '.join(commits)}. Of {len(wanted)} rows (a task, a length, a method, a size) that the "
-        f"benchmark has, {len(here)} are here, {complete} of them with all seeds."
+        f"{len(kept)} trainings took {seconds / 3600:.1f} hours of CPU time on one core, without the time to "
+        f"measure losses. Processors, with the number of trainings: {machines}. Torch {torch.__version__}, "
+        f"Python {platform.python_version()}. Commits: {', '.join(commits)}. The benchmark has {len(wanted)} "
+        f"rows, each for a task, a length, a method and a size. {len(here)} of them are here, {complete} "
+        "with all seeds."
     )
     lengths = {name: of_steps(name) for name in ("short", "long")}
     groups = {
@@ -371,6 +376,7 @@ def main() -> None:
         more=MORE_BATCHES,
         name=AUTO,
         unit=f"{UNIFORM} x {REFERENCE}",
+        small=", ".join(SMALL),
         processors=" and ".join(sorted({time.machine for time in times.values()})),
         **lengths,
     )
