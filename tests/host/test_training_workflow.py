@@ -43,14 +43,16 @@ PHOTOGRAPHS = {"chelsea": "a cat", "coffee": "a cup of coffee", "astronaut": "a 
 """Pictures that come with scikit-image, and what they show."""
 HELD_OUT = {"rocket": "a rocket"}
 
-QUICK = f"""from comfy import sample
+QUICK = f"""import os
+from comfy import sample
 NODE_CLASS_MAPPINGS = {{}}
+os.fsync = lambda handle: None
 whole = sample.sample
 sample.sample = lambda model, noise, steps, *more, **named: whole(
     model, noise, min(steps, {SAMPLED}), *more, **named
 )
 """
-"""A pack of the host with which all samples of trainings take fewer steps. KSampler takes one."""
+"""A pack of the host with which samples of trainings take fewer steps, and no file waits for the disk."""
 
 Nodes = dict[str, dict[str, Any]]
 
