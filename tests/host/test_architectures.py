@@ -91,9 +91,14 @@ def test_every_layer_is_found_and_patched_exactly(
 
 
 @pytest.mark.parametrize(
-    ("dialect", "wrapper"), [("kohya", ""), ("SimpleTuner LyCORIS", "model.diffusion_model.")]
+    ("architecture", "dialect", "wrapper"),
+    [
+        # In every run each architecture with one of the two.
+        pytest.param(name, *how, marks=() if (row + column) % 2 == 0 else pytest.mark.soak)
+        for row, name in enumerate(in_diffusers.DIFFUSERS)
+        for column, how in enumerate((("kohya", ""), ("SimpleTuner LyCORIS", "model.diffusion_model.")))
+    ],
 )
-@pytest.mark.parametrize("architecture", in_diffusers.DIFFUSERS)
 def test_every_layer_is_merged_exactly_into_a_published_file(
     host: Host, tmp_path: Path, architecture: str, dialect: str, wrapper: str
 ) -> None:
