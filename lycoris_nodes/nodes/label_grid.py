@@ -74,19 +74,24 @@ def named(labels: str) -> tuple[list[str], list[str]]:
 
 
 def drawn(pictures: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
-    """The pictures (N, H, W, 3) in one, row by row, with names of columns above and of rows on the left."""
+    """The pictures (N, H, W, 3) in one, row by row, with names of columns above and of rows on the left.
+
+    No name of a row is much wider or higher than a picture: its end is left out.
+    """
     _, height, width, _ = pictures.shape
     font: Any = text_font("".join((*columns, *rows)), max(SMALLEST, min(height, width) // SHARE))
     line = round(sum(font.getbbox("Ag")[1::2]))
-    side = max((round(font.getlength(row)) + line for row in rows), default=0)
+    beside = [shortened(wrapped(name, font, width), max(1, height // line)) for name in rows]
+    side = max((round(font.getlength(text)) + line for lines in beside for text in lines), default=0)
     top = line * max(len(wrapped(name, font, width)) for name in columns)
     whole = Image.new("RGB", (side + width * len(columns), top + height * max(1, len(rows))), "white")
     pen = ImageDraw.Draw(whole)
     for place, name in enumerate(columns):
         text = "\n".join(wrapped(name, font, width))
         pen.multiline_text((side + width * (place + 0.5), top / 2), text, "black", font, "mm", 0, "center")
-    for place, name in enumerate(rows):
-        pen.text((side / 2, top + height * (place + 0.5)), name, "black", font, "mm")
+    for place, lines in enumerate(beside):
+        text = "\n".join(lines)
+        pen.multiline_text((side / 2, top + height * (place + 0.5)), text, "black", font, "mm", 0, "center")
     values = (255 * pictures[..., :3].float().clamp(0, 1)).round().to(torch.uint8).cpu().numpy()
     for place, value in enumerate(values):
         row, column = divmod(place, len(columns))
@@ -110,3 +115,8 @@ def wrapped(name: str, font: Any, width: int) -> list[str]:
             )
             lines[-1:] = [lines[-1][:end], lines[-1][end:]]
     return lines
+
+
+def shortened(lines: list[str], most: int) -> list[str]:
+    """The first lines of a name, with a mark where others are left out."""
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][:-1]}…"]

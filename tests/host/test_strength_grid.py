@@ -155,9 +155,10 @@ def test_pictures_stand_at_their_places_below_their_names(host: Host, height: in
     shades = torch.arange(1, 7) / 7
     pictures = shades[:, None, None, None].expand(6, height, width, 3)
     long = "a name that is much too long for a picture"
-    (whole,) = labelled(host, pictures, f"\tone\ttwo\t{long}\nupper\nlower")
+    (whole,) = labelled(host, pictures, f"\tone\ttwo\t{long}\nupper\n{long * 9}")
     top, side = whole.shape[0] - 2 * height, whole.shape[1] - 3 * width
-    assert top > 0 and side > 0
+    # No name makes its part much wider than a picture.
+    assert top > 0 and 0 < side < 1.5 * width
     for place, shade in enumerate(shades):
         row, column = divmod(place, 3)
         cut = whole[top + row * height :, side + column * width :][:height, :width]
