@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +32,27 @@ NEAR = 0.02
 """How far a mask's proportions may differ from its picture's, to allow for rounding."""
 
 
-def size_of(path: Path) -> Pixels:
-    """Width and height of the upright picture, from its header. Raises TrainError for an unreadable one."""
+class PictureFacts(NamedTuple):
+    """What a picture's header says."""
+
+    size: Pixels
+    """Width and height of the upright picture."""
+    is_animated: bool
+
+
+def picture_facts(path: Path) -> PictureFacts:
+    """The facts of a picture. Raises TrainError for an unreadable one."""
     with _readable(path), Image.open(path) as picture:
         width, height = picture.size
         turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-        return (height, width) if turned else (width, height)
+        # Cameras put small copies behind their pictures (MPO).
+        is_animated = getattr(picture, "is_animated", False) and picture.format != "MPO"
+        return PictureFacts((height, width) if turned else (width, height), is_animated)
+
+
+def size_of(path: Path) -> Pixels:
+    """Width and height of the upright picture. Raises TrainError for an unreadable one."""
+    return picture_facts(path).size
 
 
 def whole_of(path: Path) -> Image.Image:

@@ -26,7 +26,7 @@ from ..training.data.tags import CAPTION, TRIGGER
 from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip, sound_of
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
-from .picture import mask_of, picture_of, pixels_of, size_of, small
+from .picture import PictureFacts, mask_of, picture_facts, picture_of, pixels_of, size_of, small
 from .sizes import PictureFit, Pixels, fit, middle
 from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
 
@@ -182,6 +182,8 @@ class _Planned:
     held_out: bool
     views: tuple[_View, ...]
     clip: ClipFacts | None = None
+    is_animated: bool = False
+    """Whether it is a picture with further frames, which are not read."""
 
     def texts(self, settings: PictureSettings) -> list[str]:
         """The caption in all its choices and orders; for a held-out picture only the first."""
@@ -352,9 +354,10 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         )
     planned: list[_Planned] = []
     for number, (one, text) in enumerate(zip(found, texts, strict=True), 1):
-        facts = facts_of(one.path, settings.frame_rate) if one.is_clip else None
+        clip = facts_of(one.path, settings.frame_rate) if one.is_clip else None
+        facts = clip or picture_facts(one.path)
         fitted = fit(
-            facts.size if facts else size_of(one.path),
+            facts.size,
             settings.resolution,
             settings.step,
             enlarge=settings.enlarge,
@@ -362,11 +365,12 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         _check_cut(one, fitted, settings)
         held = one in held_out
         cuts: Sequence[Cut | None] = [None]
-        if facts:
-            cuts = cuts_of(facts.frames, settings.frames, settings.frame_step, settings.cuts)
+        if clip:
+            cuts = cuts_of(clip.frames, settings.frames, settings.frame_step, settings.cuts)
         mirrored = settings.mirror and not held and may_be_mirrored(text)
         views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
-        planned.append(_Planned(one, fitted, text, held, views, facts))
+        is_animated = isinstance(facts, PictureFacts) and facts.is_animated
+        planned.append(_Planned(one, fitted, text, held, views, clip, is_animated))
         update(number, len(found))
     return planned
 
@@ -645,6 +649,10 @@ def _described(
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)
         lines += named("without a reference", lambda one: not one.found.references)
+    lines += named(
+        "animated, learned as a still picture; MP4 and GIF are clips",
+        lambda one: one.is_animated,
+    )
     lines += named("with a mask", lambda one: one.found in masked)
     lines += named("enlarged, because they are smaller", smaller)
     lines += named(f"more than {CUT:.0%} cut off", lambda one: one.fit.lost > CUT)

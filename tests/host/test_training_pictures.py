@@ -174,7 +174,8 @@ def test_a_folder_is_read_as_it_is(
     clear.save(deep / "clear.png")
     twice = folder / "2_twice"
     twice.mkdir()
-    cat.save(twice / "again.webp", lossless=True)
+    blank = Image.new("RGB", cat.size, "white")
+    cat.save(twice / "again.webp", lossless=True, save_all=True, append_images=[blank])
     (folder / "notes.md").write_text("not a caption", encoding="utf-8")
     (folder / "gone.txt").write_text("of no picture", encoding="utf-8")
     (folder / "BOM.PNG").write_bytes(b"of a name that is there in other letters")
@@ -208,6 +209,7 @@ def test_a_folder_is_read_as_it_is(
         "8 pictures in set",
         "4_a_cat: 3, each 4 times",
         "without a text file: 5 (turned.png, 2_twice/again.webp, 4_a_cat/by_folder.png and 2 more)",
+        "animated, learned as a still picture; MP4 and GIF are clips: 1 (2_twice/again.webp)",
         "with a mask: 3 (4_a_cat/by_folder.png, 4_a_cat/by_name.png, 4_a_cat/clear.png)",
         "left out: 4 (4_a_cat/masks/by_folder.txt, BOM.PNG, gone.txt and 1 more)",
         "nothing is kept on disk",
