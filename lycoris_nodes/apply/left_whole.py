@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from ...lycoris_ops import LycorisError, few, number_of, paragraph
-from ..host.page import running_node
+from ..host.page import is_in_prompt, running_node
 from .places import Unlike
 
 HINT = "Another node changes the passes of the model, such as HyperTile"
@@ -28,9 +28,10 @@ class LeftWhole:
         self._changed = False
 
     def begin(self) -> None:
-        """Forget what the node that samples now has found in its last sampling."""
+        """Forget what nodes that are gone have found, and what the node that samples now found last time."""
         self._sampler = running_node()
-        self._changed = bool(self._found.pop(self._sampler, None)) or self._changed
+        for node in [one for one in self._found if one == self._sampler or not (one and is_in_prompt(one))]:
+            self._changed = bool(self._found.pop(node)) or self._changed
 
     def add(self, path: str, unlike: Unlike) -> None:
         """Note a layer on which the mask has no effect."""

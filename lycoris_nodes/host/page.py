@@ -41,6 +41,16 @@ def running_node() -> str | None:
     return None if found is None else found.node_id
 
 
+def is_in_prompt(node: str) -> bool:
+    """Whether a node, by the host's key, is in the prompt that runs; True outside of a run."""
+    context = get_executing_context()
+    for _, number, prompt, *_ in PromptServer.instance.prompt_queue.currently_running.values():
+        if context is not None and number == context.prompt_id:
+            # Nodes that another node has made have its key in front.
+            return node.partition(".")[0] in prompt
+    return True
+
+
 def end_if_interrupted() -> None:
     """End the work, by the host's own exception, when the user has interrupted the run."""
     comfy.model_management.throw_exception_if_processing_interrupted()

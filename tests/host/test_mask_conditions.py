@@ -231,7 +231,9 @@ def noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dic
 
     def note(prompt: dict[str, Any]) -> str:
         sent.clear()
-        run.execute(prompt, str(uuid4()), {"client_id": "page"}, ["apply", "saved"])
+        number = str(uuid4())
+        monkeypatch.setattr(server.prompt_queue, "currently_running", {0: (0, number, prompt)})
+        run.execute(prompt, number, {"client_id": "page"}, ["apply", "saved"])
         assert run.success, run.status_messages
         (about,) = run.history_result["outputs"]["apply"]["lycoris"]
         found = [data for event, data in sent if event == "lycoris.noted"]
@@ -243,13 +245,17 @@ def noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dic
 
 
 def test_the_report_says_which_layers_a_sampling_left_whole(noted: Callable[[dict[str, Any]], str]) -> None:
-    """It is taken back by a sampling that leaves none whole."""
+    """It is taken back by a sampling that leaves none whole, and when the node that sampled is gone."""
     notes: list[str] = []
-    for number, ratio in enumerate((0.5, 0.5, 0.0)):
+    for number, (sampler, ratio) in enumerate(
+        (("sampler", 0.5), ("sampler", 0.0), ("sampler", 0.5), ("new", 0.0))
+    ):
         prompt = prompt_with("TomePatchModel", 64, ratio=ratio)
-        prompt["sampler"]["inputs"]["seed"] = number
+        prompt["saved"]["inputs"]["samples"] = [sampler, 0]
+        prompt[sampler] = prompt.pop("sampler")
+        prompt[sampler]["inputs"]["seed"] = number
         notes.append(noted(prompt))
-    assert notes[0] == notes[1] and notes[2] == ""
+    assert notes[0] == notes[2] and notes[1] == notes[3] == ""
     first, why, *_ = notes[0].splitlines()
     assert re.fullmatch(r"In the sampling the mask has no effect on \d+ layers\.", first)
     assert re.search(
