@@ -338,8 +338,8 @@ def check_room(path: Path, size: int, what: str = "the file", *, home: Path | No
         raise WriteError(
             f"there is no room for {what}",
             file=str(path),
-            got=f"{free} bytes free",
-            expected=f"{size} bytes",
+            got=f"{free / 1e6:,.2f} MB free",
+            expected=f"{size / 1e6:,.2f} MB",
             hint="Free some space or choose another folder",
         )
 

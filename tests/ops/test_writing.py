@@ -426,7 +426,7 @@ def test_too_little_room_is_known_before_a_byte_is_written(
         free = 10
 
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
-    with pytest.raises(lyc.WriteError, match=r"no room.*10 bytes free"):
+    with pytest.raises(lyc.WriteError, match=r"no room.*0\.00 MB free"):
         write(writer, sources, out / name_of(writer))
     assert not files_in(out)
 
