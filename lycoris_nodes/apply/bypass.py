@@ -68,7 +68,7 @@ class BypassInjection(PatcherInjection):
         self.tokens = tokens
         """For each module whose strength differs over places or pictures: the kind of its tokens."""
         self.left_whole = tuple(left_whole)
-        """For each Apply node: where it reports layers that have unexpected tokens."""
+        """For each Apply node: what is told of its layers that have unexpected tokens."""
         placed = [(path, slot.where) for path in tokens for slot in plans[path].slots() if slot.where]
         used = [where for path, where in placed if where.mask and tokens[path] in APART]
         self.apart = tuple(dict.fromkeys(used))
@@ -365,7 +365,7 @@ def add_bypass(
     """Add plans, by module path, to a patcher. They act after the plans that it has for the same modules.
 
     `tokens` gives the kind of tokens of each module whose strength differs over places or pictures.
-    `left_whole` hears, in each sampling, which of these modules have other tokens than that.
+    `left_whole` is told in each sampling which of these modules have tokens of another kind.
     """
     before = _ours(patcher)
     joined = dict(plans_of(patcher))

@@ -149,9 +149,9 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
 def _with_masks_beside(
     folder: Path, folders: list[str], pictures: list[Found]
 ) -> tuple[list[Found], list[Path]]:
-    """Give the pictures their masks from folders of masks, which are taken out of `folders`.
+    """Return the pictures with their masks from folders of masks, and the other files in these folders.
 
-    Also returns the files there that are no picture's mask.
+    Folders of masks are removed from `folders`.
     """
     files: list[Path] = []
     for name in [name for name in folders if name.lower() in MASK_FOLDERS]:

@@ -32,7 +32,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path | None, most: int = MOST) -> None:
-        """With no folder nothing is kept."""
+        """`most` is in bytes. Without a folder each value is made anew, and none is kept."""
         self.folder = folder
         self.most = most
         self.made = 0

@@ -89,8 +89,8 @@ def size_input() -> Any:
         default="auto",
         tooltip="How large the adapter is to be. rank 16: this rank everywhere. 50MB: the size of the file; "
         "2000000: parameters. Both are spread over the layers where they keep most. 90%: as little as keeps "
-        "that share of the energy. 1/100: that share of the weights' parameters. auto: until more keeps too "
-        "little; no layer gets larger than it is.",
+        "that share of the energy. 1/100: that share of the weights' parameters. auto: it grows until more "
+        "bytes would keep little more; no layer gets larger than it was.",
     )
 
 
@@ -100,7 +100,8 @@ def algorithm_input(*more: str) -> Any:
         options=[*FITTED, "auto", *more],
         default="lora",
         tooltip="The kind of the layers. auto: for each layer the kind that keeps most for its bytes, and "
-        "never a larger one than it is." + (" same: the kind that each layer has." if "same" in more else ""),
+        "never one larger than the layer was."
+        + (" same: the kind that each layer has." if "same" in more else ""),
     )
 
 

@@ -209,7 +209,7 @@ class _Merging:
         return Goal(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
     def _own(self, place: ChangedPlace) -> Layer | None:
-        """The weight's only layer, times a factor, if the method does no more than that; else None."""
+        """The weight's only layer times a factor, if this is all that the method makes; else None."""
         first = place.changes[0]
         if self.method.alone is None or any(change.source != first.source for change in place.changes):
             return None

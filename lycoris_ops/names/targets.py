@@ -262,7 +262,7 @@ class Targets:
     def _front(self, found: Mapping[LayerName, tuple[tuple[Target, ...], ...]]) -> str:
         """The front of the names of a file's layers, which is no part of them; "" for none.
 
-        found: what each name means as it is, see `find`.
+        found: what each whole name means, see `find`.
 
         Tools put anything in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
         `Hunyuan_video_I2V_lora_`. A front is whole words. Fewer than half of the file's layers have a meaning

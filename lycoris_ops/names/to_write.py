@@ -135,7 +135,7 @@ def plan_names(
 
 
 def _as_it_is(name: str, dialect: str) -> str | None:
-    """The name itself if the dialect would write the same, else None."""
+    """The name, if the dialect writes it without a change; else None."""
     said = LayerName.of(name)
     written = write_of(dialect).prefix
     # PEFT's names are read with several prefixes, but only one is written.

@@ -49,7 +49,7 @@ from .likeness import Likeness, drift, nearness
 from .networks import Networks
 
 GOLDEN = 0.6180339887
-"""The fraction of the golden ratio. Its multiples, modulo 1, lie far apart however many there are."""
+"""The fraction of the golden ratio. Its multiples modulo 1 are evenly spread, however many are taken."""
 FINALISTS = 4
 """The most pairs of nearly equal loss that are compared by their pictures."""
 SEEN = 16

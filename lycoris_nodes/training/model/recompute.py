@@ -21,7 +21,8 @@ LEAST = 2
 def blocks(model: nn.Module, *, in_list: bool = False) -> Iterator[nn.Module]:
     """The outermost blocks of a model: the members of its lists that have layers inside.
 
-    A list in a list is looked into, because the model calls its members (the `input_blocks` of a UNet).
+    A list inside a list is no block: its members are, because the model calls each of them (the
+    `input_blocks` of a UNet).
     """
     for child in model.children():
         if isinstance(child, nn.ModuleList | nn.Sequential | nn.ModuleDict):

@@ -23,10 +23,14 @@ from .settings import Asked, rate_of, text_rate_of
 def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     """What the page shows on a node with these inputs: `usual`, and `running` or `stopped`.
 
-    In the request `node` and `page` are their keys, `model` and `clip` are as in `known_files`, `values` are
-    those of the node's widgets by their names in a prompt, `linked` are the inputs that another node gives,
-    and `anew` says whether to set aside the stopped training that Run would go on with. Without `values` the
-    answer is only `usual`.
+    The request `asked` has these entries:
+
+    - `node` and `page`: the keys of the node and of the page.
+    - `model` and `clip`: as in `known_files`.
+    - `values`: the values of the node's widgets, by their names in a prompt. Without them the answer is only
+      `usual`.
+    - `linked`: the inputs that another node gives.
+    - `anew`: whether to set aside the stopped training that Run would go on with.
 
     Raises LycorisError for values that cannot be used.
     """
@@ -40,7 +44,7 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     live = running.get(str(asked["node"]))
     if live and live["page"] == asked["page"]:
         return {**found, "running": live}
-    # As the node has them when it runs.
+    # The same keys that the node makes when it runs.
     one = expert_of_files(known.expert, asked["model"], kinds)
     experts = (*LINKS,) if LINKS[LOW] in linked else (one,)
     keys = [key_of(of_expert(known, expert)) for expert in experts]
@@ -57,7 +61,7 @@ def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
     try:
         return _classes(Fingerprint.of(model_path(files[0])))
     except LycorisError:
-        # Such as GGUF: other packs load it.
+        # Other packs load formats that are not read here, such as GGUF.
         return (), ""
 
 

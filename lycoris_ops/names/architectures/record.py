@@ -130,7 +130,7 @@ class Training:
     tokens and high at `many`, and linear between.
     """
     guidance: float | None = None
-    """The input of a guidance embedding in training. None: the guidance of the caption, if it has one."""
+    """The guidance at which a model with a guidance embedding is trained. None: that of the caption."""
     rank: int = 16
     lr: float = 1e-4
     preset: str = "attn-mlp"

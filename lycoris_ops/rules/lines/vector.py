@@ -26,7 +26,7 @@ RANDOM = {"r": (0.0, 1.0), "u": (-0.5, 1.5)}
 INPUT = re.compile(r"x(?:[-+].*)?", re.IGNORECASE)
 """A letter whose number LBW takes from `x=` in the prompt."""
 SHORTEST = 4
-"""Fewer numbers are no vector; the shortest that is published has 12."""
+"""The fewest numbers that are read as a vector. The shortest published vector has 12."""
 BY_NAME = "Write the blocks by name, such as `in.1-4 = 0.5`; LyCORIS Blocks of a Model lists the names"
 
 

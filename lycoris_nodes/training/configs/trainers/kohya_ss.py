@@ -74,7 +74,9 @@ read = kohya.read
 
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the program passes to sd-scripts, by the names there; None for others.
+    """The settings that the program passes to sd-scripts, under the names of sd-scripts.
+
+    None for the file of another program.
 
     The program passes on only the network's fields for the chosen kind. `epoch` counts where no steps are
     given. `lr_warmup` is in percent of the steps.
