@@ -377,7 +377,6 @@ def test_a_signal_while_it_is_imported_is_one_line(file: Path) -> None:
     cases = {
         "lycoris_ops.interrupts": signal.SIGINT,
         "torch.autograd": signal.SIGTERM,
-        "torch": signal.SIGINT,
         "lycoris_ops.commands.shared": signal.SIGINT,
     }
     started = [

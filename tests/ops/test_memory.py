@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from layers import CASES, FEW, MIXED, WEIGHTS, base, home, load
-from path_cases import in_small_parts
+from layers import FEW, MIXED, WEIGHTS, base, home, load
+from path_cases import FORMS, in_small_parts
 from torch import Tensor
 
 import lycoris_ops as lyc
@@ -50,7 +50,7 @@ def test_a_weight_is_patched_wholly_or_not_at_all(
     check(base(weight, dtype), layers, monkeypatch)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, weight in CASES if weight == "conv2d"])
+@pytest.mark.parametrize("kind", [*dict(FORMS["all"]), "oft"])
 def test_rows_of_a_weight_are_patched_together_or_not_at_all(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from children import in_processes
 
-SHORT = ("mixed: both in two, twice", "plan: both in two, twice", "parts by sequence, sharded")
+SHORT = ("mixed: both in two, twice", "parts by sequence, sharded")
 
 
 def check(folder: Path, steps: int, cases: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def check(folder: Path, steps: int, cases: Sequence[str]) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
 def test_four_processes_train_as_one(tmp_path: Path) -> None:
-    """By layers of four kinds, by a plan, and by tensor parallelism."""
+    """By layers of four kinds, and by tensor parallelism."""
     check(tmp_path / "four", 3, SHORT)
 
 

@@ -371,12 +371,13 @@ def test_dropouts_act_in_training_alone(model: Model) -> None:
     for name in ("input_dropout", "rank_dropout"):
         network = made(linear, rank=16, **{name: 0.2})
         with torch.no_grad():
-            mean = torch.stack([linear(x) for _ in range(3000)]).mean(0)
+            mean = torch.stack([linear(x) for _ in range(1000)]).mean(0)
             network.eval()
             wanted = linear(x)
             with network.off():
                 change = (wanted - linear(x)).norm()
-        assert (mean - wanted).norm() < 0.05 * change, name
+        # Without the division by the share that is left it would be a fifth.
+        assert (mean - wanted).norm() < 0.1 * change, name
         network.restore()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -346,20 +345,16 @@ MODELS = (
 )
 
 
-def few_of_each_block(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """A model with the same blocks, of few layers each: what takes long is the number of layers."""
+def one_of_each_block(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """A model with the same blocks, of one layer each: what takes long is the number of layers."""
     targets = Targets(shapes)
-    blocks, seen, kept = Blocks(targets), Counter[str](), set[str]()
-    for one in targets.all:
-        name = blocks.of(one).block
-        seen[name] += 1
-        if seen[name] <= 3:
-            kept.add(one.key)
+    blocks = Blocks(targets)
+    kept = {blocks.of(one).block: one.key for one in reversed(targets.all)}.values()
     return {key: shape for key, shape in shapes.items() if key in kept}
 
 
 def test_presets_name_blocks_that_a_model_has_to_its_last_one() -> None:
-    scenes = {model: scene(few_of_each_block(target(model))) for model in MODELS}
+    scenes = {model: scene(one_of_each_block(target(model))) for model in MODELS}
     for name, text in lyc.BLOCK_PRESETS.items():
         outcomes = {model: lyc.Rules.parse(text).on(on) for model, on in scenes.items()}
         fitting = [model for model, found in outcomes.items() if not found.idle]

@@ -130,7 +130,7 @@ def test_a_plan_is_made_and_kept_for_a_resumed_run(
     [
         pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, 143, id="terminated", marks=pytest.mark.soak),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed", marks=pytest.mark.soak),
     ],
 )
 def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(

@@ -237,7 +237,13 @@ def test_the_newest_state_is_that_of_the_most_steps_since_the_training_last_went
     # What is left behind is not taken for what comes after, though it has more steps.
     slower = replace(settings, lr=0.001)
     halted(3, network(), batches(), plain, slower, resume=folder / "step-000002.state.safetensors")
-    assert newest(folder) == ("last.state.safetensors", 3, 6)
+    last = folder / "last.state.safetensors"
+    assert newest(folder) == (last.name, 3, 6)
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    found = lyc.newest_state(folder)
+    assert found and found.step == 2 and "; passed over: last.state.safetensors (" in found.why
+    last.write_bytes(whole)
     result = lyc.train_network(network(), batches(), plain, slower, resume=folder)
     assert result.resumed == "step 3 of an earlier run: last.state.safetensors, the newest of 3 states"
     assert newest(folder) == ("last.state.safetensors", 6, 6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from layers import WEIGHTS
 from layers import load as layer
-from path_cases import PathCases
+from path_cases import OF_FORMS, PathCases
 
 import lycoris_ops as lyc
 from lycoris_ops.patch import registry
@@ -30,6 +30,7 @@ class TestKernel(PathCases):
     """The tests of every path, for the Triton kernel with the tiles of its own table."""
 
     DTYPES = (torch.float32,)
+    ROWS = OF_FORMS
 
     @pytest.fixture
     def tile(self) -> None:

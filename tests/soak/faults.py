@@ -128,6 +128,8 @@ class Child:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+            # A copy of a process has none of its threads.
+            torch.set_num_threads(1)
             status = work()
         except lyc.LycorisError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -337,8 +339,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many writers are killed")
     parser.add_argument("--races", type=int, default=5, help="races of each kind")
     options = parser.parse_args()
-    # A copy of a process has none of its threads.
-    torch.set_num_threads(1)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     with tempfile.TemporaryDirectory() as folder:
         return run(Path(folder), seed, options.kills, options.races)
