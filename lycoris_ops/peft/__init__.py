@@ -54,13 +54,19 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
 
     Raises ConflictError where no configuration gives exactly these layers.
     """
-    # A file of another kind lists whole modules and trained rows in fields of their own.
-    whole = [member for member in members if member.kind is LnTuningConfig]
+    # A file of another kind lists whole modules and trained rows in fields of their own, and one field says
+    # that it has biases of other modules.
+    set_ = [member for member in members if member.kind is LnTuningConfig]
+    biases = [member for member in set_ if member.wanted.set_bias]
+    whole = [member for member in set_ if not member.wanted.set_bias]
     rows = [member for member in members if member.kind is TrainableTokensConfig]
-    others = [member for member in members if member not in whole and member not in rows]
-    if others and (whole or rows):
+    others = [member for member in members if member not in set_ and member not in rows]
+    if others and (set_ or rows):
+        config = config_for(others, module)
+        if biases:
+            config = config.with_biases(biases)
         config = replace(
-            config_for(others, module),
+            config,
             modules_to_save=sorted(member.path for member in whole),
             trainable_token_indices={member.path: member.wanted.rows for member in rows},
         )

@@ -215,6 +215,14 @@ class Config(ABC, Generic[W]):
         """
         return False
 
+    def with_biases(self, members: Sequence[ConfiguredLayer[Any]]) -> Self:
+        """The configuration of a file that also holds biases of modules without a layer.
+
+        `members` are these biases. Raises ConflictError where PEFT trains none beside this kind.
+        """
+        got = f"a bias beside {self.peft_type}"
+        raise ConflictError("trains biases of other modules beside LORA, OFT and BOFT only", members[0], got)
+
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         """Values of the algorithm's options for the layer at a path, see `reading.options`.
 
@@ -291,6 +299,9 @@ class BiasedConfig(Config[W]):
     @property
     def sets_biases(self) -> bool:
         return self.bias == "all"
+
+    def with_biases(self, members: Sequence[ConfiguredLayer[Any]]) -> Self:
+        return dataclasses.replace(self, bias="all")
 
     @classmethod
     def bias_of(cls, members: Sequence[ConfiguredLayer[Any]]) -> str:

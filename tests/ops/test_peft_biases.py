@@ -35,6 +35,7 @@ TARGETS = ["first", "conv", "last"]
 CONFIGS: dict[str, Any] = {
     "lora_bias": peft.LoraConfig(r=2, lora_alpha=3, target_modules=["first", "last"], lora_bias=True),
     "lora_only": peft.LoraConfig(r=2, lora_alpha=3, target_modules=TARGETS, bias="lora_only"),
+    "all": peft.LoraConfig(r=2, lora_alpha=3, target_modules=["first", "last"], bias="all"),
     "ia3": peft.IA3Config(target_modules=["first", "last"], feedforward_modules=["last"]),
 }
 
@@ -71,6 +72,22 @@ def test_biases_are_read_and_written_as_peft_has_them(name: str, form: Any, tmp_
     else:
         network.merge_to()
         assert torch.allclose(model(X), wanted, atol=1e-5)
+
+
+def test_biases_of_other_modules_are_refused_beside_kinds_that_train_none(tmp_path: Path) -> None:
+    """Alone they are a file of LN_TUNING, which PEFT loads."""
+    model, bias = Model(), torch.linspace(-2, 2, 12)
+    tensors = {"conv.set_bias": bias}
+    lyc.save_adapter(lyc.adapter_of_tensors(tensors, name="made"), tmp_path / "alone", "peft", model=shapes())
+    found = in_peft(tmp_path / "alone")
+    assert model.conv.bias is not None
+    model.conv.bias.data.copy_(bias)
+    assert torch.allclose(found, model(X), atol=1e-6)
+    tensors |= {"first.weight": torch.ones(12), "first.on_input": torch.tensor(False)}
+    with pytest.raises(lyc.LayerError, match="conv: peft trains biases of other modules beside LORA, OFT"):
+        lyc.save_adapter(
+            lyc.adapter_of_tensors(tensors, name="made"), tmp_path / "no", "peft", model=shapes()
+        )
 
 
 @pytest.mark.parametrize(

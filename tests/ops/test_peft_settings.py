@@ -328,8 +328,6 @@ def test_biases_that_were_trained_are_set(tmp_path: Path, bias: Any, options: di
     assert not torch.equal(before["q.bias"], after["q.bias"])
     assert torch.equal(before["norm.bias"], after["norm.bias"]) == (bias == "lora_only")
     assert_same(applied(adapter, before), after, 64 * EPS32 if options else 64 * EPS64)
-    if bias == "all":
-        return
     written = lyc.save_adapter(adapter, tmp_path / "again", "peft")
     assert_same(applied(lyc.load_adapter(written.path), before), after, 64 * EPS32)
     known = {f"diffusion_model.{name}": tuple(one.shape) for name, one in before.items()}

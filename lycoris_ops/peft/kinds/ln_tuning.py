@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
 """For each suffix of a norm whose values are set, the suffix in PEFT."""
 BESIDE = {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}
-"""PEFT's names for the same tensors where a file of another kind has the norm in `modules_to_save`."""
+"""PEFT's names for the same tensors where a file of another kind has the norm in `modules_to_save`, or trains
+biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LnTuningConfig(Config[Wanted]):
-    """The tensors are the values of whole norms, so the configuration only names the norms."""
+    """The tensors are the values of whole norms, or of biases alone, so the configuration only names the
+    modules."""
 
     peft_type: ClassVar[str] = "LN_TUNING"
     algorithm: ClassVar[type[Layer]] = Full
@@ -39,9 +41,10 @@ class LnTuningConfig(Config[Wanted]):
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], Wanted]:
         tensors = layer.dump()
-        if not tensors.keys() <= SUFFIXES.keys() or SET not in tensors:
+        if not tensors.keys() <= SUFFIXES.keys():
             raise LayerError(f"holds no {layer.algorithm}", got=layer.algorithm)
-        return {SUFFIXES[suffix]: tensor for suffix, tensor in tensors.items()}, Wanted()
+        wanted = Wanted(set_bias=SET not in tensors)
+        return {SUFFIXES[suffix]: tensor for suffix, tensor in tensors.items()}, wanted
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[Wanted]], module: Module) -> Self:
