@@ -201,8 +201,14 @@ class Adapter:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """`unused_keys` without the keys that only training needs."""
-        return tuple(key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key))
+        """`unused_keys` without those that no layer lacks: keys that only training needs, and the copy of the
+        model's own weight that PEFT writes beside an adapted embedding."""
+        return tuple(
+            key
+            for key in self.unused_keys
+            if not peft_names.TRAINING_ONLY.search(key)
+            and key.removesuffix(peft_names.BASE_WEIGHT) not in self.info
+        )
 
     @property
     def path(self) -> str:

@@ -66,7 +66,7 @@ def describe(resolution: Resolution, *, whole: bool = False) -> str:
 def _stray(resolution: EntryResolution) -> list[str]:
     """Keys of the file that nothing reads. Unreadable layers are listed elsewhere, with their reasons."""
     adapter = resolution.entry.adapter
-    return [key for key in adapter.unused_keys if not _of_unreadable(key, adapter.unreadable)]
+    return [key for key in adapter.left_out if not _of_unreadable(key, adapter.unreadable)]
 
 
 def _describe_entry(resolution: EntryResolution, whole: bool) -> str:

@@ -134,8 +134,8 @@ class _Resizing:
         lines: list[str] = []
         if self.adapter.embeddings:
             lines.append(f"the embeddings {', '.join(self.adapter.embeddings)} are left out")
-        if self.adapter.unused_keys:
-            lines.append(f"{number_of(len(self.adapter.unused_keys), 'unknown key')} of the file left out")
+        if self.adapter.left_out:
+            lines.append(f"{number_of(len(self.adapter.left_out), 'unknown key')} of the file left out")
         return tuple(lines)
 
     def metadata(self) -> dict[str, str]:

@@ -61,8 +61,7 @@ def model_shapes(module: nn.Module, prefix: str, *, addable: bool = False) -> di
 
 def _unread(adapter: Adapter) -> list[str]:
     """A remark on the keys of a file that belong to no layer. They are neither trained nor written again."""
-    # `_check_base` has compared the weights of the base.
-    keys = [key for key in adapter.left_out if key.removesuffix(BASE_WEIGHT) not in adapter.info]
+    keys = adapter.left_out
     if not keys:
         return []
     return [f"{number_of(len(keys), 'unknown key')} of {adapter.name} left out, such as {keys[0]}"]

@@ -41,6 +41,13 @@ def test_the_weight_of_the_base_beside_an_embedding_must_be_the_models(tmp_path:
     network.eval()
     torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
     assert len(network.members) == 3 and not network.notes
+    network.restore()
+    ours.save_pretrained(tmp_path / "base")
+    stack = lyc.Stack([lyc.Entry(adapter)])
+    merged = lyc.merge_checkpoint(tmp_path / "base", stack, tmp_path / "merged", strict=True)
+    assert lyc.describe(merged.resolution).startswith("All of it was applied: 3 of 3 layers")
+    baked = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(baked(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
     strange = llama()
     strange.get_input_embeddings().weight.data[3] += 1.0
     with pytest.raises(lyc.MatchError, match=r"embed_tokens\.base_layer\.weight: the file has a weight of"):
