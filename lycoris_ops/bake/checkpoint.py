@@ -245,9 +245,19 @@ class _Merge:
         return outputs
 
     def check_known(self, key: str) -> None:
-        """Raise FileFormatError where a weight is stored in a form that neither torch nor the codec reads."""
+        """Raise FileFormatError where neither torch nor the codec reads a weight's form, and LayerError where
+        it is complex."""
         if key in self.plain or key in self.quantised:
             return
+        if self.base.tensors[key].dtype == "C64":
+            raise LayerError(
+                "an adapter cannot change a complex weight",
+                file=self.base.path,
+                key=key,
+                got="C64",
+                expected=", ".join(FLOATS),
+                hint="Take the layer out of the adapter",
+            )
         with_codec = "give a codec that reads and writes its format, or "
         raise FileFormatError(
             "a weight that an adapter changes is quantised",

@@ -145,6 +145,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return []
     if isinstance(weight, nn.UninitializedParameter):
         return "its shape is not known before its first pass"
+    if weight is not None and weight.is_complex():
+        return "its weight is complex"
     found = geometry_of(module)
     if weight is None:
         return found if isinstance(found, str) else []

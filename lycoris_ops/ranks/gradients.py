@@ -134,25 +134,37 @@ def _passed(module: nn.Module, batch: Any, loss: Loss, *, counts: bool) -> float
     return float(value.detach()) if counts else 0.0
 
 
+def check_in_memory(module: nn.Module, sites: Iterable[Site], error: type[LycorisError]) -> list[Site]:
+    """The sites whose weights hooks of accelerate load within each pass.
+
+    Raises `error` for a weight on the device meta that nothing loads.
+    """
+    offloaded = [site for site in sites if cast("Tensor", getattr(site.module, site.weight)).is_meta]
+    if not offloaded:
+        return []
+    inside = {
+        id(inner) for outer in module.modules() if hasattr(outer, "_hf_hook") for inner in outer.modules()
+    }
+    for site in offloaded:
+        if id(site.module) not in inside:
+            raise error(
+                "the values of a weight are not in memory",
+                key=site.path,
+                got="a tensor on the device meta, and no hook that would load it",
+                expected="values on a device",
+                hint="Load the model's weights first, as by from_pretrained, or by to_empty and "
+                "load_state_dict",
+            )
+    return offloaded
+
+
 def check_seen(module: nn.Module, sites: Iterable[Site]) -> None:
     """Raise PlanError for a weight on the device meta whose gradient cannot be seen.
 
     Hooks of accelerate load offloaded weights within each pass. A linear layer's inputs and outputs are
     visible then, but norms and the like need the gradient of the weight itself.
     """
-    inside = {
-        id(inner) for outer in module.modules() if hasattr(outer, "_hf_hook") for inner in outer.modules()
-    }
-    for site in sites:
-        if not cast("Tensor", getattr(site.module, site.weight)).is_meta:
-            continue
-        if id(site.module) not in inside:
-            raise PlanError(
-                "the values of a weight are not in memory",
-                key=site.path,
-                got="a tensor on the device meta, and no hook that would load it",
-                expected="values on a device",
-            )
+    for site in check_in_memory(module, sites, PlanError):
         if _seen_by_parameter(site):
             raise PlanError(
                 "the gradient of an offloaded weight of this kind cannot be seen",

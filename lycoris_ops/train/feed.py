@@ -102,12 +102,7 @@ class Feed:
     def _end(self) -> None:
         """Raise TrainError if the epoch was empty, or came from an iterator, which has no second one."""
         if self._used == 0:
-            raise TrainError(
-                "there are no batches",
-                got=f"none in epoch {self._epoch + 1}",
-                expected="at least one",
-                hint="The data set may be smaller than a batch, or the iterator is used up",
-            )
+            raise _no_batches(self._epoch)
         if self._once:
             raise TrainError(
                 "the batches ended before the steps",
@@ -134,14 +129,30 @@ def steps_of(batches: Batches, epochs: int, accumulation: int, copies: int) -> i
             expected="batches that know their length, or `steps` in place of `epochs`",
         ) from None
     if not count:
-        raise TrainError("there are no batches", got="none in epoch 1", expected="at least one")
+        raise _no_batches()
     return epochs * -(-count // (accumulation * copies))
 
 
 def first_of(batches: Batches, seed: int) -> Any:
-    """The first batch of a training with this seed; None where there is none."""
+    """The first batch of a training with this seed. Raises TrainError where there is none."""
     with Chance(seed, "data", 0).drawn():
-        return next(iter(batches_of(batches, 0)), None)
+        for batch in batches_of(batches, 0):
+            return batch
+    raise _no_batches()
+
+
+def no_validation() -> TrainError:
+    """The error for batches to validate with that are none."""
+    return TrainError("there are no batches to validate with", got="an empty iterable, or one used up")
+
+
+def _no_batches(epoch: int = 0) -> TrainError:
+    return TrainError(
+        "there are no batches",
+        got=f"none in epoch {epoch + 1}",
+        expected="at least one",
+        hint="The data set may be smaller than a batch, or the iterator is used up",
+    )
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

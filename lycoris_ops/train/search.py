@@ -25,7 +25,7 @@ from ..ranks.gradients import Loss
 from ..ranks.plan import Plan
 from ..ranks.probe import probe
 from ..ranks.sizes import Budget
-from .feed import Batches, batches_of, first_of, moved, tensors_of, times_larger
+from .feed import Batches, batches_of, first_of, moved, no_validation, tensors_of, times_larger
 from .identity import identity_of
 from .member import Member, completed, layer_seed, make_layer
 from .network import LycorisNetwork
@@ -35,6 +35,7 @@ from .race import Entrant, Race, RaceStep, affordable, check_repeatable, judging
 from .rates import rate_of, usual_rate
 from .settings import LayerSettings
 from .sketches import Sketch, check_data, sketches
+from .trainer import move_to_train
 
 ENDING = "-race.json"
 HELD = 4
@@ -277,9 +278,7 @@ def search_network(
             hint="Call search_network before the network is sharded",
         )
     check_repeatable(batches)
-    if options.device is not None:
-        net.module.to(options.device)
-        net.to(options.device)
+    move_to_train(net, options.device)
     net.restore()
     first = first_of(batches, options.seed)
     held, rest = _held_out(validation, batches, first, options.seed)
@@ -414,6 +413,8 @@ def _held_out(
     if validation is not None:
         with Chance(seed, "validation").drawn():
             seen = list(islice(batches_of(validation, 0), SEEN))
+        if not seen:
+            raise no_validation()
         values = processes.of_first(sum(times_larger(batch, first) for batch in seen))
         count = max(1, int(HELD * len(seen) / max(1.0, values)))
         return seen[:: -(-len(seen) // count) or 1], batches

@@ -20,8 +20,8 @@ from ..interrupts import uninterrupted
 from ..maths.chance import Chance
 from ..maths.tensors import is_divided, norm, own_part, part_of, put
 from ..modules.statistics import evaluating, with_statistics
-from ..ranks.gradients import Loss, first_bad, scalar
-from .feed import Batches, DataPlace, Feed, batches_of, moved
+from ..ranks.gradients import Loss, check_in_memory, first_bad, scalar
+from .feed import Batches, DataPlace, Feed, batches_of, moved, no_validation
 from .history import History, StepReport
 from .identity import check_same, identity_of
 from .metadata import metadata_of_training
@@ -45,6 +45,17 @@ STATE_FORM = TreeForm(
 
 ALIKE = 1e-2
 """The largest relative difference between gradients of processes that compute one copy of the model."""
+
+
+def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> None:
+    """Move a network and its model to a device; None leaves them where they are.
+
+    Raises TrainError for a weight that is not in memory.
+    """
+    check_in_memory(net.module, (member.site for member in net.members.values()), TrainError)
+    if device is not None:
+        net.module.to(device)
+        net.to(device)
 
 
 class Trainer:
@@ -82,9 +93,7 @@ class Trainer:
         self.options = options
         self.total = total
         self.validation = validation
-        if options.device is not None:
-            net.module.to(options.device)
-            net.to(options.device)
+        move_to_train(net, options.device)
         self.copies = processes.copies_of(net.module, options.mesh)
         """The copies of the model that learn from different batches."""
         self.sharded = processes.check_parts(net, self.copies)
@@ -207,7 +216,7 @@ class Trainer:
                     total += float(self._loss_of(batch))
                 count += 1
         if not count:
-            raise TrainError("there are no batches to validate with", got="an empty iterable, or one used up")
+            raise no_validation()
         found = processes.shared(total / count, self.device)
         if not math.isfinite(found):
             copy_into(self.parameters, self._proven)

@@ -185,6 +185,9 @@ def test_quantised_weights_and_odd_dtypes_are_refused(tmp_path: Path) -> None:
         match=r"base\.safetensors.*blocks.*quantised.*F8_E4M3.*give a codec.*quantised from",
     ):
         lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
+    path, stack = write(tmp_path, torch.complex64)
+    with pytest.raises(lyc.LayerError, match=r"an adapter cannot change a complex weight .*found C64"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors")
     path, stack = write(tmp_path, torch.float16)
     with pytest.raises(lyc.LycorisError, match="int8"):
         lyc.merge_checkpoint(path, stack, tmp_path / "out.safetensors", torch.int8)

@@ -155,12 +155,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "rslora": ({"algorithm": "oft", "rslora": True}, "an oft layer has no rslora"),
     "strength": ({"multiplier": math.nan}, "a strength is not a finite number"),
     "refused": ({"include": "other"}, "other cannot be adapted: of class ConvTranspose1d"),
+    "complex": ({"include": "waves"}, "waves cannot be adapted: its weight is complex"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case: str, model: Model) -> None:
     model.other = nn.ConvTranspose1d(2, 2, 1)
+    model.waves = nn.Linear(2, 2, dtype=torch.complex64)
     before = state(model)[1]
     options, message = BAD[case]
     with pytest.raises(lyc.LycorisError) as raised:

@@ -797,6 +797,7 @@ def empty() -> Iterator[Any]:
         (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Is it cosine"),
         (iter(batches(3)), plain, {"steps": None, "epochs": 1}, "cannot be counted"),
         ([], plain, {"steps": None, "epochs": 1}, "there are no batches"),
+        ([], plain, {"search": "all"}, "there are no batches"),
         (batches(1), beside, {}, "the loss does not depend on the network .*none of the network's 4 tensors"),
         (batches(1), plain, {"patience": 1, "validate_every": 1}, "an early stop needs batches"),
         (batches(1), plain, {"optimiser": "torch.optim:LBFGS"}, "needs the loss computed again"),
@@ -807,6 +808,13 @@ def test_what_cannot_be_trained_with(
 ) -> None:
     with pytest.raises(lyc.TrainError, match=message):
         lyc.train_network(network(), data, loss, options(tmp_path, **given))
+
+
+def test_a_model_on_meta_is_refused() -> None:
+    net = lyc.create_lycoris(nn.Sequential(nn.Linear(4, 4, device="meta")), rank=1)
+    for given in ({}, {"device": "cpu"}, {"search": "rate"}):
+        with pytest.raises(lyc.TrainError, match=r"^0: the values of a weight are not in memory.*Load the"):
+            lyc.train_network(net, batches(), never, lyc.TrainOptions(steps=20, bar=False, **given))
 
 
 def test_a_dialect_that_cannot_hold_the_layers_is_refused_before_the_first_step(tmp_path: Path) -> None:
