@@ -147,6 +147,8 @@ def sites_of(path: str, module: nn.Module) -> list[Site] | str:
         return "its shape is not known before its first pass"
     if weight is not None and weight.is_complex():
         return "its weight is complex"
+    if weight is not None and not weight.numel():
+        return "its weight has no values"
     found = geometry_of(module)
     if weight is None:
         return found if isinstance(found, str) else []

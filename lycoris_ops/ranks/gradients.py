@@ -313,14 +313,15 @@ def _frozen(module: nn.Module, stack: ExitStack) -> None:
         for name, parameter in inner.named_parameters(recurse=False):
             if parameter.requires_grad:
                 stack.callback(_released, inner, name, parameter)
-                parameter.requires_grad_(False)
+                # Parameters of a lazy module before its first pass have no other way.
+                parameter.requires_grad = False
     stack.enter_context(evaluating(with_statistics(module)))
 
 
 def _released(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Unfreeze a parameter, and the parameter that an offloading hook has put in its place."""
-    parameter.requires_grad_(True)
-    cast("nn.Parameter", getattr(module, name)).requires_grad_(True)
+    parameter.requires_grad = True
+    cast("nn.Parameter", getattr(module, name)).requires_grad = True
 
 
 def _by_parameter(parameter: nn.Parameter, total: _Sum, stack: ExitStack) -> None:

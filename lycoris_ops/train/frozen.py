@@ -22,7 +22,8 @@ def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
         flags[parameter] = parameter.requires_grad
         first, count = _held.get(parameter, (parameter.requires_grad, 0))
         _held[parameter] = first, count + 1
-        parameter.requires_grad_(False)
+        # Parameters of a lazy module before its first pass have no other way.
+        parameter.requires_grad = False
     return flags
 
 
@@ -35,4 +36,4 @@ def thaw(flags: Mapping[nn.Parameter, bool]) -> None:
             _held[parameter] = first, count - 1
             continue
         _held.pop(parameter, None)
-        parameter.requires_grad_(first)
+        parameter.requires_grad = first

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .. import processes
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError, either, number_of
@@ -52,6 +53,15 @@ def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> Non
 
     Raises TrainError for a weight that is not in memory.
     """
+    lazy = next((name for name, one in net.module.named_parameters() if is_lazy(one)), None)
+    if lazy is not None:
+        raise TrainError(
+            "the model has a parameter without a shape",
+            key=lazy,
+            got="a parameter of a lazy module before its first pass",
+            expected="a model whose parameters have values",
+            hint="Call the model with one batch first",
+        )
     check_in_memory(net.module, (member.site for member in net.members.values()), TrainError)
     if device is not None:
         net.module.to(device)

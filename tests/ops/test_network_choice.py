@@ -199,6 +199,25 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
     assert named.applied
 
 
+def test_a_lazy_module_and_a_weight_without_values_are_left_alone() -> None:
+    """Before its first pass a lazy module's parameters can neither be adapted nor asked for their shape."""
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.Linear(4, 0))
+    x = torch.ones(2, 3)
+    found = lyc.probe(model[:2], [x], lambda module, batch: module(batch).square().mean())
+    assert set(found.layers) == {"1"} and all(one.requires_grad for one in model.parameters())
+    model[0] = nn.LazyLinear(4)
+    network = made(model).apply_to()
+    assert set(network.members) == {"1"}
+    for words in (
+        "0 is left alone: its shape is not known before",
+        "2 is left alone: its weight has no values",
+    ):
+        assert words in network.report
+    assert model(x).shape == (2, 0) and not any(one.requires_grad for one in model.parameters())
+    network.restore()
+    assert all(one.requires_grad for one in model.parameters())
+
+
 class Strange(nn.Module):
     """Whatever a model may call `weight`: a number, a module, a tensor computed from others."""
 

@@ -810,7 +810,12 @@ def test_what_cannot_be_trained_with(
         lyc.train_network(network(), data, loss, options(tmp_path, **given))
 
 
-def test_a_model_on_meta_is_refused() -> None:
+def test_a_model_without_values_is_refused() -> None:
+    lazy = lyc.create_lycoris(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)), rank=1)
+    with pytest.raises(
+        lyc.TrainError, match=r"^1\.weight: .* without a shape.*Call the model with one batch"
+    ):
+        lyc.train_network(lazy, batches(), never, lyc.TrainOptions(steps=1, bar=False))
     net = lyc.create_lycoris(nn.Sequential(nn.Linear(4, 4, device="meta")), rank=1)
     for given in ({}, {"device": "cpu"}, {"search": "rate"}):
         with pytest.raises(lyc.TrainError, match=r"^0: the values of a weight are not in memory.*Load the"):
