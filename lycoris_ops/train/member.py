@@ -52,7 +52,9 @@ limits these steps."""
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
 
-Measured on a CPU with DoRA, for layers of width 64 to 640 and 77 to 1024 tokens."""
+Measured on a CPU with DoRA, OFT, BOFT and (IA)^3, for layers of width 64 to 1024 and 1 to 4096 tokens: the
+figures are in tests/bench/README.md. OFT and (IA)^3 would rather be bypassed for few tokens, DoRA and BOFT
+rebuilt for many."""
 
 
 class Member(nn.Module):

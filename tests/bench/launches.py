@@ -84,12 +84,12 @@ def counted(work: Callable[[], object]) -> int:
 
 
 def works_of(
-    size: int, device: str, makers: dict[str, Maker]
+    size: int, device: str, makers: dict[str, Maker], tokens: int = TOKENS
 ) -> tuple[dict[str, dict[str, Callable[[], object]]], Callable[[str], None]]:
     """The passes and the steps of modules with layers, by what is done and by whose layer it is; and what
     forgets gradients."""
-    x = torch.randn(TOKENS, size).to(device).requires_grad_()
-    gradient = torch.randn(TOKENS, size).to(device)
+    x = torch.randn(tokens, size).to(device).requires_grad_()
+    gradient = torch.randn(tokens, size).to(device)
     made: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {}
     for name, make in makers.items():
         base = nn.Sequential(nn.Linear(size, size)).to(device).requires_grad_(False)
