@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, cast
 
-from .. import LycorisError, discover
+from .. import LycorisError, __version__, discover
 from ..interrupts import Terminated, raised, status_of
 from . import verbs
 from .shared import output_state
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Inspect LoRA and LyCORIS files, convert and resize them, merge several as one, extract "
         "them from models, merge them into models, and train them.",
     )
+    parser.add_argument("--version", action="version", version=f"lycoris_ops {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for module in discover(verbs.__name__):
         name = module.__name__.rpartition(".")[2]

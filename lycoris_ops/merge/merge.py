@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from pathlib import PurePath
 from typing import Any, cast
 
 import torch
@@ -33,6 +32,7 @@ from ..maths.shapes import flat_shape
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport, FitRow
+from ..reading.load import title_of
 from ..stack.stack import Entry, Stack
 from .deltas import Deltas
 from .limit import limited
@@ -294,7 +294,7 @@ class _Merging:
         return metadata_of({}, {}, recipe, "source_recipe")
 
     def adapter(self, layers: Mapping[str, Layer], report: FitReport, metadata: Mapping[str, str]) -> Adapter:
-        name = " + ".join(PurePath(entry.adapter.name).stem for entry in self.entries)
+        name = " + ".join(title_of(entry.adapter.name) for entry in self.entries)
         dialect = self.entries[0].adapter.dialect if self.base is None else None
         on = frozenset[str]().union(*(entry.adapter.on_parameters for entry in self.entries))
         found = Adapter.of(layers, name=name, dialect=dialect, metadata=metadata, on_parameters=on)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from torch import Tensor
@@ -218,6 +218,12 @@ def _is_pruned(shapes: Mapping[str, Shape]) -> bool:
 
 def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.stem in GENERIC_NAMES else path.name
+
+
+def title_of(name: str) -> str:
+    """An adapter's name without the ending; the folder's name where a tool names all its files alike."""
+    path = PurePath(name)
+    return (path.stem in GENERIC_NAMES and path.parent.name) or path.stem
 
 
 def _no_layer(file: TensorFile, keys: list[str], config: str | None) -> FileFormatError:

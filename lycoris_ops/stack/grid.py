@@ -7,9 +7,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from ..errors import LycorisError, number_of
+from ..reading.load import title_of
 from ..rules.rules import Rules
 from .stack import Entry, Stack
 
@@ -174,4 +174,4 @@ def _entry(stack: Stack, row: int) -> Entry:
 
 
 def _name(entry: Entry) -> str:
-    return PurePath(entry.name).stem
+    return title_of(entry.name)

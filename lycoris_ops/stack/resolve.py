@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 from typing import NamedTuple
 
 from ..algorithms.base import Parameter
@@ -20,6 +19,7 @@ from ..names.families import Families, families_of_layers
 from ..names.targets import Found, Target, Targets, known_shapes
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
+from ..reading.load import title_of
 from ..rules.scene import Outcome, Scene
 from .stack import Entry, Stack
 
@@ -320,7 +320,7 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
         first = live[0]
         if resolution.elsewhere:
             raise MatchError(
-                f"{_stem(resolution)} is {resolution.elsewhere}",
+                f"{title_of(resolution.entry.name)} is {resolution.elsewhere}",
                 file=file,
                 key=first.layer,
                 got=first.made_for,
@@ -360,11 +360,6 @@ def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bo
         )
 
 
-def _stem(resolution: EntryResolution) -> str:
-    """The name of an adapter's file without folder and ending."""
-    return PurePath(resolution.entry.name).stem
-
-
 def _all_absent(resolution: EntryResolution) -> bool:
     return bool(resolution.absent) and not resolution.unmatched and not resolution.mismatches
 
@@ -381,7 +376,7 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
     first = resolution.unmatched[0] if resolution.unmatched else None
     if resolution.elsewhere:
         return MatchError(
-            f"{_stem(resolution)} is {resolution.elsewhere}",
+            f"{title_of(resolution.entry.name)} is {resolution.elsewhere}",
             file=file,
             key=first.layer if first else None,
             got=f"{resolution.layers} layers, none of them in the model",

@@ -230,6 +230,8 @@ def test_convert_to_peft_writes_a_folder(file: Path, model: Path, tmp_path: Path
     done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "p" / "adapter_config.json").read_text())["lora_alpha"] == 1
+    # PEFT names all files alike: the folders tell them apart.
+    assert lyc.merge_adapters([(lyc.load_adapter(tmp_path / "p"), 1.0)]).name == "p"
     # The configuration alone is enough to refuse the folder.
     (tmp_path / "p" / "adapter_model.safetensors").unlink()
     done = run("convert", file, "-o", tmp_path / "p", "--dialect", "peft", "--model", model, "--drop-unread")
@@ -416,6 +418,7 @@ def test_bad_input_ends_the_process_with_2(
 
 
 def test_each_command_has_help() -> None:
+    assert run("--version").stdout == f"lycoris_ops {lyc.__version__}\n"
     for verb in ("", "inspect", "convert", "bake", "extract", "merge"):
         done = run(*filter(None, (verb, "--help")))
         assert done.returncode == 0 and "usage: python -m lycoris_ops" in done.stdout
