@@ -118,7 +118,7 @@ how much higher or lower the method's loss is at x {REFERENCE}. Each method has 
 as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in trainings
 of LoRA x {REFERENCE}. The race mostly takes LoKr, whose steps take {{lokr}} times as long as LoRA's, and 1.4
 times as long in the size that it takes on flow. The rows of short trainings at x {REFERENCE} on characters,
-series and flow are of the race as it is now. Other rows are older: their races counted neither larger
+series and flow are of the race as it is now, on a Xeon. Others are older: their races counted neither larger
 held-out batches nor LoKr's slower steps, and had heats longer by a tenth. Means of shares are geometric, with
 1 for "over 1".
 """
