@@ -210,10 +210,10 @@ def race(
 
     All of it costs at most `share` times `steps` steps of the training: the steps of the heats, each at its
     entrant's `step`, the held-out batches at half a step each (more where they are larger than the `batches`,
-    see `judging`), and what entrants cost to make. These costs stand for seconds. They are not measured,
-    because a race would then depend on the machine. A heat that diverges costs the steps that it made. If the
-    budget is too small, the last entrants are left out; if it is too small for two heats, the first entrant
-    wins at its own rate.
+    see `judging`), what entrants cost to make, and what the training takes longer if the slowest entrant
+    wins. These costs stand for seconds. They are not measured, because a race would then depend on the
+    machine. A heat that diverges costs the steps that it made. If the budget is too small, the last entrants
+    are left out; if it is too small for two heats, the first entrant wins at its own rate.
 
     The same seed and batches give the same race. Entrants are trained one at a time; afterwards model and
     networks are as they were. `told` is called before each heat and after each step.
@@ -261,10 +261,11 @@ class _Race:
         return self.budget - self.spent
 
     def run(self) -> Race:
-        racing = affordable(self.entrants, self.budget, self.judging)
+        racing = affordable(self.entrants, self.budget, self.judging, self.steps)
         if not racing:
             first = self.entrants[0]
             return self._outcome(first.name, first.lr, self.entrants[1:])
+        self.budget -= _slower(racing, self.steps)
         self.spent = sum(entrant.cost for entrant in racing) + self.judging
         self.start = self._trained(racing[0], racing[0].lr, 0)[0]
         heats = _shared(racing)
@@ -392,14 +393,14 @@ def judging(held_out: Sequence[Any], first: Any, options: TrainOptions) -> float
     return VALIDATED * processes.of_first(values) / options.accumulation
 
 
-def affordable(entrants: Sequence[Entrant], budget: float, judged: float) -> Sequence[Entrant]:
+def affordable(entrants: Sequence[Entrant], budget: float, judged: float, steps: int) -> Sequence[Entrant]:
     """The first entrants, as many as can race within the budget; none where two heats are too much.
 
-    `judged` is the cost of judging a heat.
+    `judged` is the cost of judging a heat, and `steps` are those of the training.
     """
     for count in range(len(entrants), 0, -1):
         racing = entrants[:count]
-        room = budget - judged - sum(entrant.cost for entrant in racing)
+        room = budget - judged - sum(entrant.cost for entrant in racing) - _slower(racing, steps)
         heats, least = (_shared(racing), OF_KINDS) if count > 1 else ([racing[0].step] * 2, SHORTEST)
         if room >= least * sum(heats) + len(heats) * judged:
             return racing
@@ -410,6 +411,11 @@ def _shared(racing: Sequence[Entrant]) -> list[float]:
     """The heats that share the budget, by the cost of a step in each."""
     steps = [entrant.step for entrant in racing]
     return steps * CLIMB if len(steps) == 1 else [*steps, *[max(steps)] * SPARE]
+
+
+def _slower(racing: Sequence[Entrant], steps: int) -> float:
+    """What a training takes longer with the slowest of these, in steps."""
+    return steps * max(0.0, *(entrant.step - 1 for entrant in racing))
 
 
 def check_repeatable(batches: Batches) -> None:

@@ -243,8 +243,9 @@ def search_network(
     With "rate" only the rate is searched, starting from `options.lr` or a usual rate. With "all" the network
     races against others for the same modules with at most as many parameters: LoRA with planned ranks that
     starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. The
-    race costs at most `options.search_share` times `steps`. If that is too little for all, only the first of
-    these race; if it is too little for a race, everything stays as it was given.
+    race, and the slower steps of the training if LoKr is in the race, cost at most `options.search_share`
+    times `steps`. If that is too little for all, only the first of these race; if it is too little for a
+    race, everything stays as it was given.
 
     Heats are judged on some of the `validation` batches. Without them the first batches of each epoch, at
     most a quarter, judge the heats; only the training itself trains on them. If an epoch has fewer than four
@@ -303,7 +304,8 @@ def search_network(
         return Searched(entrant.make(), replace(options, lr=kept.lr), kept, file)
     if resumed:
         return Searched(net, options)
-    if len(affordable(entrants, steps * options.search_share, judging(held, first, options))) < 2:
+    judged = judging(held, first, options)
+    if len(affordable(entrants, steps * options.search_share, judged, steps)) < 2:
         # Without a rival in the race, the given network wins.
         entrants.sort(key=lambda entrant: entrant.make != given.asked)
     found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)

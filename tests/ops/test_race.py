@@ -139,8 +139,10 @@ def test_larger_held_out_batches_and_slower_kinds_cost_more() -> None:
     slow = [first, replace(second, step=1.5)]
     found = lyc.race(slow, BATCHES, large[:2], loss, OPTIONS, steps=300, share=1.0)
     steps = [heat.steps * (1.5 if heat.name == "rank 4" else 1.0) for heat in found.heats]
-    assert found.spent == sum(steps) + VALIDATED * loss.judged <= 300
+    # The training itself would take half as long again with the slower one, which counts as well.
+    assert found.spent == sum(steps) + VALIDATED * loss.judged <= found.budget == 150
     assert loss.judged == 8 * (1 + len(found.heats))
+    assert lyc.race(slow, BATCHES, HELD, Loss(), OPTIONS, steps=300, share=0.5).left_out == ("rank 4",)
     # Of batches four times as large as those of the training, one judges and not four.
     loss, rate = Loss(), replace(OPTIONS, search="rate")
     searched = lyc.search_network(network(), BATCHES, loss, rate, steps=300, validation=large)
