@@ -1,10 +1,10 @@
 """Sliders of three attributes of drawn discs: how an attribute follows the strength, and what else moves.
 
-`python -m tests.bench.slider [--steps N] [--attributes NAME ...]` prints a table. A small flow transformer of
-FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16 with one to four discs of one radius
-and one shade. Its captions name a size, a shade and a number, or leave them open. Train LyCORIS Slider trains
-a slider for each between two of these words, and ComfyUI samples with it at seven strengths from the same
-noise. Attributes are measured on the pictures, as `attributes` says.
+`python -m tests.bench.slider [--steps N] [--ways NAME ...] [--attributes NAME ...]` prints a table. A small
+flow transformer of FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16 with one to four
+discs of one radius and one shade. Its captions name a size, a shade and a number, or leave them open. Train
+LyCORIS Slider trains a slider for each between two of these words, and ComfyUI samples with it at seven
+strengths from the same noise. Attributes are measured on the pictures, as `attributes` says.
 
 "words" is no slider: the model alone, with the word of less, none and the word of more. "prompts" are
 sliders between two prompts, and "pictures" those of rows of pictures that are drawn alike but for the
@@ -13,8 +13,8 @@ rank, steps and rate.
 
 "R2" is that of a line through the mean attribute at each strength, "moves" how far the mean goes from -1 to
 1, as a share of the range in which the pictures were drawn, and "drift" how far the others go at most from
-where they are at strength 0, as a share of their ranges. "per move" is the largest drift over how far the
-attribute itself goes at most from there.
+where they are at strength 0, as a share of their ranges, with the standard error over the pictures. "per
+move" is the largest drift over how far the attribute itself goes at most from there.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ RANGES = {"size": RADIUS[1] - RADIUS[0], "shade": SHADE[1] - SHADE[0], "count": 
 WORDS = ("discs", "open", "small", "large", "dark", "bright", "few", "many")
 ENDS = {"size": ("small", "large"), "shade": ("dark", "bright"), "count": ("few", "many")}
 STRENGTHS = (-1.0, -2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3, 1.0)
-PICTURES = 96
+PICTURES = 384
 SAMPLING = 20
 """Steps of the sampler."""
 LR, RANK, BATCH = 2e-3, 4, 4
 """The settings of all sliders."""
 GUIDED = 0.5
 """LECO's guidance along the difference of prompts, which goes about as far as they do."""
+WAYS = ("words", "prompts", "pictures", "LECO")
 AT, ROWS, REACH = (-1.0, -0.5, 0.5, 1.0), 32, 0.35
 """The strengths of opposed pictures, how many rows there are, and how far strength 1 is from the middle of a
 range, as a share of it."""
@@ -135,21 +136,22 @@ def ends_of(name: str) -> list[Any]:
     return [conditioning(*(end if at == place else "open" for at in range(3))) for end in ENDS[name]]
 
 
-def attributes(pictures: Tensor) -> dict[str, float]:
-    """The means over pictures (N, 1, 16, 16) of the discs' radius, shade and number.
+def attributes(pictures: Tensor) -> dict[str, Tensor]:
+    """The mean radius and shade of the discs of each picture (N, 1, 16, 16), and their number, each (N,).
 
     The shade of a disc is that of its four pixels in the middle, which every disc covers, and its area is how
-    many times that is in its quarter.
+    many times that is in its quarter. A picture without discs has neither radius nor shade: they are NaN.
     """
     quarters = pictures[:, 0].unflatten(1, (2, -1)).unflatten(3, (2, -1)).transpose(2, 3)
     shade = quarters[..., 3:5, 3:5].mean((-1, -2))
     there = shade > THRESHOLD
-    area = (quarters - GROUND).sum((-1, -2))[there] / (shade[there] - GROUND)
-    return {
-        "size": float((area / torch.pi).sqrt().mean()),
-        "shade": float(shade[there].mean()),
-        "count": float(there.sum((1, 2)).float().mean()),
-    }
+    area = (quarters - GROUND).sum((-1, -2)) / (shade - GROUND)
+    count = there.sum((1, 2))
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(there, values, 0.0).sum((1, 2)) / count
+
+    return {"size": mean((area / torch.pi).sqrt()), "shade": mean(shade), "count": count.float()}
 
 
 class Discs:
@@ -239,14 +241,14 @@ class Discs:
         strengths = ", ".join(map(str, AT))
         return self.slider(f"{name}-pictures", steps, latents=[{"samples": samples}], strengths=strengths)
 
-    def by_leco(self, name: str, steps: int, like: str) -> str:
-        """The recipe of LECO and of Concept Sliders' prompts, on the layers of another file.
+    def by_leco(self, name: str, steps: int) -> str:
+        """The recipe of LECO and of Concept Sliders' prompts, on the layers that the node trains.
 
         A step samples from noise to a random time with the adapter at strength 1, and draws what the model
         puts out there towards e(what) + guidance (e(more) - e(less)) of the model alone. Strengths below 0
         are not trained.
         """
-        network = self.model.model.diffusion_model
+        network, like = self.model.model.diffusion_model, self.of_pictures(name, 1)
         layers = {key.partition(".lora_")[0] for key in load_file(like) if ".lora_" in key}
         draw = torch.Generator().manual_seed(0)
         said = [(text[0][0], text[0][1]["pooled_output"]) for text in (OPEN, *ends_of(name))]
@@ -318,43 +320,44 @@ class Followed:
     """How attributes follow the strengths of a slider."""
 
     name: str
-    found: Sequence[dict[str, float]]
-    """The attributes at each strength."""
+    found: Sequence[dict[str, Tensor]]
+    """The attributes of the pictures at each strength, which come from the same noise."""
     strengths: Sequence[float] = STRENGTHS
 
     @property
     def own(self) -> Any:
-        return np.array([one[self.name] for one in self.found])
+        return np.array([float(one[self.name].nanmean()) for one in self.found])
 
     @property
     def r2(self) -> float:
         fit = np.polyval(np.polyfit(self.strengths, self.own, 1), self.strengths)
         return float(1 - ((self.own - fit) ** 2).sum() / ((self.own - self.own.mean()) ** 2).sum())
 
-    @property
-    def drift(self) -> dict[str, float]:
-        return {other: self._farthest(other) for other in RANGES if other != self.name}
-
-    def _farthest(self, name: str) -> float:
-        """How far an attribute goes at most from where it is at strength 0, as a share of its range."""
+    def farthest(self, name: str) -> tuple[float, float]:
+        """How far an attribute goes at most from where it is at strength 0, as a share of its range, and the
+        standard error of that, of the pictures with discs at both strengths."""
         middle = self.found[len(self.found) // 2][name]
-        return max(abs(one[name] - middle) for one in self.found) / RANGES[name]
+        moves = [(move := (one[name] - middle) / RANGES[name])[~move.isnan()] for one in self.found]
+        most = max(moves, key=lambda move: abs(float(move.mean())))
+        return abs(float(most.mean())), float(most.std()) / len(most) ** 0.5
 
     def cells(self) -> list[object]:
         own = self.own
+        drift = {other: self.farthest(other) for other in RANGES if other != self.name}
         return [
             *(f"{own[at]:.2f}" for at in (0, len(own) // 2, -1)),
             f"{(own[-1] - own[0]) / RANGES[self.name]:.0%}",
             "yes" if (np.diff(own) > 0).all() else "no",
             f"{self.r2:.3f}",
-            ", ".join(f"{other} {value:.1%}" for other, value in self.drift.items()),
-            f"{max(self.drift.values()) / self._farthest(self.name):.0%}",
+            ", ".join(f"{other} {most:.1%} ± {error:.1%}" for other, (most, error) in drift.items()),
+            f"{max(most for most, _ in drift.values()) / self.farthest(self.name)[0]:.0%}",
         ]
 
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--steps", type=int, default=200)
+    made.add_argument("--steps", type=int, default=500)
+    made.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     made.add_argument("--attributes", nargs="+", choices=list(RANGES), default=list(RANGES))
     options = made.parse_args()
     folder = base_directory(ROOT / ".cache" / "bench" / "slider", ROOT)
@@ -366,27 +369,27 @@ def main() -> None:
     with torch.inference_mode(mode=False):
         discs = Discs(nodes, folder)
     for name, pictures in (("drawn", drawn(256, 3).pictures), ("sampled", discs.pictures(None, 0.0))):
-        print(name, {key: round(value, 2) for key, value in attributes(pictures).items()}, flush=True)
-    ways: dict[str, Callable[[str], str]] = {
-        "prompts": lambda name: discs.between_prompts(name, options.steps),
-        "pictures": lambda name: discs.of_pictures(name, options.steps),
-        "LECO": lambda name: discs.by_leco(name, options.steps, files[name]),
+        means = {key: round(float(value.nanmean()), 2) for key, value in attributes(pictures).items()}
+        print(name, means, flush=True)
+    ways: dict[str, Callable[[str, int], str]] = {
+        "prompts": discs.between_prompts,
+        "pictures": discs.of_pictures,
+        "LECO": discs.by_leco,
     }
-    files: dict[str, str] = {}
     lines = Table(
         "by", "slider of", "at -1", "at 0", "at 1", "moves", "monotone", "R2", "drift", "per move", "CPU s"
     )
-    for name in options.attributes:
-        less, more = ends_of(name)
-        by_words = [attributes(discs.pictures(None, 0.0, said)) for said in (less, OPEN, more)]
-        lines.row("words", name, *Followed(name, by_words, (-1.0, 0.0, 1.0)).cells(), "-")
-    for way, make in ways.items():
-        for name in options.attributes:
-            began = time.process_time()
-            files[name] = make(name)
-            took = time.process_time() - began
-            found = Followed(name, [attributes(discs.pictures(files[name], each)) for each in STRENGTHS])
-            lines.row(way, name, *found.cells(), f"{took:.0f}")
+    for way, name in itertools.product(options.ways, options.attributes):
+        if way == "words":
+            less, more = ends_of(name)
+            by_words = [attributes(discs.pictures(None, 0.0, said)) for said in (less, OPEN, more)]
+            lines.row(way, name, *Followed(name, by_words, (-1.0, 0.0, 1.0)).cells(), "-")
+            continue
+        began = time.process_time()
+        file = ways[way](name, options.steps)
+        took = time.process_time() - began
+        found = Followed(name, [attributes(discs.pictures(file, each)) for each in STRENGTHS])
+        lines.row(way, name, *found.cells(), f"{took:.0f}")
     shutil.rmtree(Path(folder_paths.get_output_directory()) / f"slider-{os.getpid()}", ignore_errors=True)
 
 
