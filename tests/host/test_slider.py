@@ -72,7 +72,7 @@ def test_the_loss_of_a_guide_is_that_of_the_paper_on_what_the_network_puts_out(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_row_is_learned_at_all_strengths_under_one_noise(host: Host, checkpointing: bool) -> None:
+def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, checkpointing: bool) -> None:
     training, losses = module(host, ""), module(host, "loss")
     model, strengths = tiny("SD1.5"), (-1.0, 0.5, 1.5)
     with training.opened(patcher(model), checkpointing=checkpointing) as session:
@@ -81,21 +81,38 @@ def test_a_row_is_learned_at_all_strengths_under_one_noise(host: Host, checkpoin
         loss = losses.DiffusionLoss(session=session, times=training.Times())
         shown = [training.Latent(values, (values.shape,)) for values in torch.randn(3, 1, 4, 8, 8)]
         said = training.caption_of(model, caption(1), shown[0])
-        each: list[torch.Tensor] = []
-        for strength, one in zip(strengths, shown, strict=True):
-            network.set_multiplier(strength)
+        outputs: list[torch.Tensor] = []
+        hook = model.diffusion_model.register_forward_hook(lambda *args: outputs.append(args[-1]))
+
+        def put_out(one: Any, at: float) -> torch.Tensor:
+            network.set_multiplier(at)
             torch.manual_seed(4)
-            each.append(loss(session.network, [training.Sample(one, said)]))
+            loss(session.network, [training.Sample(one, said)])
             # A pass that runs again in the backward pass has the strength of the first time.
             network.set_multiplier(1.0)
-        wanted = torch.stack(each).mean()
+            return outputs.pop()
+
+        found = [put_out(one, at) for one, at in zip(shown, strengths, strict=True)]
+        alone = [put_out(one, 0.0).detach() for one in shown]
+        hook.remove()
+        torch.manual_seed(4)
+        torch.rand(1)
+        noise = torch.randn(1, 4, 8, 8)
+        # The network's own errors at the pictures, as a line through 0 in the strength.
+        slope = sum(at * (noise - own) for at, own in zip(strengths, alone, strict=True)) / 3.5
+        wanted = torch.stack(
+            [
+                (one - own - at * slope).square().mean()
+                for one, own, at in zip(found, alone, strengths, strict=True)
+            ]
+        ).mean()
         wanted.backward()
         before = gradients(network)
         row = [training.Sample(one, said, strength=by) for by, one in zip(strengths, shown, strict=True)]
         torch.manual_seed(4)
-        found = loss(session.network, [replace(row[0], others=tuple(row[1:]))])
-        found.backward()
-        torch.testing.assert_close(found, wanted)
+        together = loss(session.network, [replace(row[0], others=tuple(row[1:]))])
+        together.backward()
+        torch.testing.assert_close(together, wanted)
         for own, other in zip(gradients(network), before, strict=True):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-7)
 

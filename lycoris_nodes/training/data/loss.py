@@ -90,8 +90,18 @@ class DiffusionLoss:
     other sign and the caption in place of the empty one; p1atdev/LECO calls it enhancing). "Concept sliders"
     (2311.12092, equation 8) take D(more) - D(less) at both ends, which goes past what the captions show
     where the model's way from one to the other is bent. The papers state it for the noise; the denoised
-    latent D is linear in the network's output, so it holds for D too. The loss of a sample with `others` is
-    the mean over all of them.
+    latent D is linear in the network's output, so it holds for D too.
+
+    A sample with `others` and no guide is a row of opposed latents x_i at strengths s_i, noised to z_i. Their
+    targets are D(z_i) + s_i b, where D is the model without the adapter, and b is the slope of its errors
+    over the strengths, as a line through 0:
+
+        b = sum_i s_i (x_i - D(z_i)) / sum_i s_i^2
+
+    So the adapter does not learn what the model lacks at all latents of a row alike. The visual sliders of
+    "Concept sliders" learn the latents x_i themselves.
+
+    The loss of a sample with `others` is the mean over all of them.
 
     `noise_offset` is the factor of added noise that is constant in each channel, so that brightness is
     learned. It is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not pure
@@ -170,7 +180,10 @@ class DiffusionLoss:
         columns = list(zip(*((one.sample, *one.sample.others) for one in group), strict=True))
         latents = [self._here(torch.cat([one.latent.values for one in column])) for column in columns]
         seen = [self._seen(*each, noise, sigma) for each in zip(columns, latents, strict=True)]
-        wanted = latents if columns[0][0].guide is None else self._guided(columns, seen[0], sigma)
+        if columns[0][0].guide is not None:
+            wanted = self._guided(columns, seen[0], sigma)
+        else:
+            wanted = latents if len(columns) == 1 else self._opposed(columns, latents, seen, sigma)
         losses = [self._pass(*each, sigma) for each in zip(columns, seen, wanted, strict=True)]
         unit = weight_on_denoised(self._sampling, sigma)
         weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
@@ -224,6 +237,24 @@ class DiffusionLoss:
             own, less, more = (self.session.prediction(x, sigma, self._conds(captions)) for captions in said)
         at = [column[0].strength for column in columns]
         return [own + abs(each) * guides[0].by * ((more if each > 0 else less) - own) for each in at]
+
+    def _opposed(
+        self,
+        columns: Sequence[Sequence[Sample]],
+        latents: Sequence[Tensor],
+        seen: Sequence[Tensor],
+        sigma: Tensor,
+    ) -> list[Tensor]:
+        """The targets of rows of latents (B, ...), for each strength."""
+        with self._off():
+            alone = [
+                self.session.prediction(x, sigma, self._conds([one.caption for one in column]))
+                for column, x in zip(columns, seen, strict=True)
+            ]
+        at = [column[0].strength for column in columns]
+        missing = zip(at, latents, alone, strict=True)
+        slope = sum(each * (latent - own) for each, latent, own in missing) / sum(each**2 for each in at)
+        return [own + each * slope for each, own in zip(at, alone, strict=True)]
 
     @contextmanager
     def _off(self) -> Generator[None]:

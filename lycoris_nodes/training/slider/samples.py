@@ -39,8 +39,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     With the captions `less` and `more` each latent has a guide between them, see `DiffusionLoss`. Where the
     latents are empty, the model first samples pictures of `positive` in their sizes. Without these captions
     the latents are opposed pictures, in rows with a picture for each strength. All pictures of a row get the
-    same noise, so that what they share cancels (visual sliders: Gandikota et al., "Concept sliders",
-    2311.12092).
+    same noise, as in the visual sliders of "Concept sliders" (Gandikota et al., 2311.12092).
 
     Raises TrainError if only one of `less` and `more` is given or both are the same, for empty latents
     without them, and for pictures that do not fill their rows or differ in size within a row.
