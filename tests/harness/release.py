@@ -16,7 +16,6 @@ import sys
 
 from PIL import Image
 
-from .emblem import BANNER, BANNER_SIZE, ICON, ICON_SIZE
 from .environment import numbers, pins
 from .facts import ROOT
 from .made import (
@@ -37,6 +36,8 @@ from .made import (
     run,
 )
 
+PICTURES = {"Icon": ("docs/icon.png", (400, 400)), "Banner": ("docs/banner.png", (1680, 720))}
+"""The pictures of the registry, in the largest size that it takes of an icon, and in 21 to 9."""
 PLACEHOLDERS = ("example.invalid", "your-publisher-id")
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "SECURITY.md"),
@@ -96,12 +97,12 @@ def check_facts() -> None:
     if oldest not in said["project"]["dependencies"]:
         sys.exit(f"pyproject.toml: no dependency {oldest}, the oldest front end of hosts.toml")
     repository = said["project"]["urls"]["Repository"]
-    for key, file, size in (("Icon", ICON, ICON_SIZE), ("Banner", BANNER, BANNER_SIZE)):
-        wanted = f"{repository}/raw/main/{file.relative_to(ROOT).as_posix()}"
+    for key, (file, size) in PICTURES.items():
+        wanted = f"{repository}/raw/main/{file}"
         if said["tool"]["comfy"][key] != wanted:
             sys.exit(f"pyproject.toml: {key} is not {wanted}")
-        if Image.open(file).size != size:
-            sys.exit(f"{file.name} is not of {size}: draw it by `python -m tests.harness.emblem`")
+        if Image.open(ROOT / file).size != size:
+            sys.exit(f"{file} is not of {size}")
 
 
 def check_pack() -> None:
