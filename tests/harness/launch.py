@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 PACK = "lycoris-nodes"
 """The pack's folder in the host."""
@@ -145,17 +145,6 @@ class PromptRejected(Exception):  # noqa: N818 - named after the event
         super().__init__("\n".join(lines))
 
 
-class Process(Protocol):
-    """What a server needs of its process."""
-
-    @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-
-
 class Server:
     """The host as a subprocess on the CPU; a context manager that always stops it.
 
@@ -172,7 +161,7 @@ class Server:
     ) -> None:
         self.base = base.resolve()
         self.log = self.base / "server.log"
-        self._process: Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         port = port or free_port(0)
         self.url = f"http://127.0.0.1:{port}"
         self.command = [
@@ -186,7 +175,15 @@ class Server:
         ]
 
     def __enter__(self) -> "Server":
-        self._process = self._started()
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, *self.command],
+                cwd=self.base,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -196,17 +193,6 @@ class Server:
 
     def __exit__(self, *exception: object) -> None:
         self._stop()
-
-    def _started(self) -> "Process":
-        with self.log.open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, __file__, *self.command],
-                cwd=self.base,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
 
     @property
     def pid(self) -> int:

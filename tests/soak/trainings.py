@@ -45,12 +45,10 @@ import lycoris_ops as lyc
 from tests.harness.assets import install, parts
 from tests.harness.diffusion import write_model
 from tests.harness.facts import ROOT, facts
-from tests.harness.launch import Run, base_directory
+from tests.harness.launch import Run, Server, base_directory
 from tests.harness.prompts import Prompt, node, own
 from tests.harness.templates import CLIPS, EDIT, JUDGE, SLIDER, SMALL, TRAIN, draw_pictures, ready
 from tests.harness.workflow import to_prompt
-
-from .ahead import ServerAhead
 
 STEPS, EVERY = 8, 2
 """The steps of a training, and those between two checkpoints."""
@@ -167,7 +165,7 @@ def rests(base: Path) -> list[Path]:
 
 @dataclass
 class Campaign:
-    server: ServerAhead
+    server: Server
     rng: random.Random
     counted: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -361,7 +359,7 @@ def mount(folder: Path, *, size: int = DISK, files: int = FILES, again: bool = F
 
 
 @contextmanager
-def serving() -> Iterator[ServerAhead]:
+def serving() -> Iterator[Server]:
     place = ROOT / ".cache" / facts().host / "soak-trainings"
     place.mkdir(parents=True, exist_ok=True)
     mount(place)
@@ -371,12 +369,8 @@ def serving() -> Iterator[ServerAhead]:
         mount(base / disk)
     write_model(base / "models" / LOW, "Wan", seed=1, dtype=torch.float32)
     draw_pictures(base / "input")
-    server = ServerAhead(facts().comfyui, base)
-    try:
-        with server:
-            yield server
-    finally:
-        server.end()
+    with Server(facts().comfyui, base) as server:
+        yield server
 
 
 def main() -> int:
