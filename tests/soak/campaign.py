@@ -22,13 +22,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .crafted import CRAFTED
 from .source import Source
-from .stages import Finding
+from .stages import Finding, Outcome
 
 FILES = 20_000
 SEED = 20261126
@@ -38,17 +38,14 @@ limit of its own."""
 Job = dict[str, Any]
 
 
-@dataclass
-class Result:
-    """What became of a file."""
-
+@dataclass(frozen=True, kw_only=True)
+class Result(Outcome):
     job: Job
-    name: str
-    findings: tuple[Finding, ...] = ()
-    refused: str | None = None
-    message: str = ""
-    compared: int = 0
-    took: float = 0.0
+
+
+def _lost(job: Job, finding: Finding) -> Result:
+    """The result of a file whose process gave none."""
+    return Result(name=json.dumps(job), findings=(finding,), job=job)
 
 
 class Worker:
@@ -91,13 +88,12 @@ class Worker:
         timer.cancel()
         if not line:
             self.stop()
-            return Result(job, json.dumps(job), (Finding("time", "?", f"no answer in {WAIT:g} s", "", ""),))
+            return _lost(job, Finding("time", "?", f"no answer in {WAIT:g} s", "", ""))
         answer = json.loads(line)
         if "died" in answer:
-            finding = Finding("died", "?", f"status {answer['died']}", self._place(), "")
-            return Result(job, json.dumps(job), (finding,))
+            return _lost(job, Finding("died", "?", f"status {answer['died']}", self._place(), ""))
         findings = tuple(Finding(**one) for one in answer.pop("findings"))
-        return Result(job, findings=findings, **answer)
+        return Result(job=job, findings=findings, **answer)
 
     def _place(self) -> str:
         """The innermost line of the library in the stack that a dying process wrote."""
@@ -170,7 +166,7 @@ def keep(results: Sequence[Result], folder: Path) -> None:
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(blob)
-        (out / "outcome.json").write_text(json.dumps({"job": result.job, **finding.table()}, indent=2))
+        (out / "outcome.json").write_text(json.dumps({"job": result.job, **asdict(finding)}, indent=2))
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:

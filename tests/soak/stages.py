@@ -13,7 +13,7 @@ import traceback
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,22 +62,20 @@ class Finding:
         """What findings of one cause share. The stage is none of it: several stages do the same."""
         return (self.what, self.kind, "" if self.what == "text" else self.where or self.stage)
 
-    def table(self) -> dict[str, str]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a file."""
 
-    findings: tuple[Finding, ...]
-    refused: str | None
+    name: str
+    findings: tuple[Finding, ...] = ()
+    refused: str | None = None
     """The first stage that refused the file, None where none did."""
-    message: str
-    """The error with which it was refused."""
-    compared: int
+    message: str = ""
+    """The beginning of the error with which it was refused."""
+    compared: int = 0
     """How many results were compared with what they must be."""
-    took: float
+    took: float = 0.0
     """CPU seconds of the library."""
 
 
@@ -150,7 +148,14 @@ class Taker:
             took.find("memory", f"{grown >> 20} MB", "", "more memory than a file may take")
         took.check_rest()
         shutil.rmtree(room, ignore_errors=True)
-        return Outcome(tuple(took.findings), took.refused, took.message, took.compared, self.limits.used)
+        return Outcome(
+            name=case.name,
+            findings=tuple(took.findings),
+            refused=took.refused,
+            message=took.message[:300],
+            compared=took.compared,
+            took=round(self.limits.used, 3),
+        )
 
     def _changes_of(self, seed: Seed) -> dict[str, Tensor]:
         """The change of each weight by a valid file. That it is right is for the tests of conformance."""

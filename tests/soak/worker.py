@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -34,19 +35,10 @@ def _serve(source: Source, taker: Taker, answers: TextIO) -> None:
     """Answer jobs until there are no more, or until a file was stopped in the middle."""
     for line in sys.stdin:
         job = json.loads(line)
-        case = source.case(job)
-        outcome = taker.take(case)
+        outcome = taker.take(source.case(job))
         # Adapters that the library remembers would count as the next files' memory.
         load._load.cache_clear()
-        answer = {
-            "name": case.name,
-            "findings": [finding.table() for finding in outcome.findings],
-            "refused": outcome.refused,
-            "message": outcome.message[:300],
-            "compared": outcome.compared,
-            "took": round(outcome.took, 3),
-        }
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(asdict(outcome)), file=answers, flush=True)
         # After a file that was stopped, or that took much memory, the process may be in any state.
         if any(finding.what in ("time", "memory") for finding in outcome.findings):
             os._exit(AGAIN)
