@@ -134,11 +134,10 @@ class Painter:
             """text => {
                 [rows.pos, loader.pos, apply.pos] = [[0, 0], [0, 300], [500, 300]]
                 rows.widgets.find(({name}) => name === 'rows').value = text
-                Object.assign(app.canvas.ds, {scale: 1, offset: [300, 150]})
-                app.canvas.setDirty(true, true)
             }""",
             json.dumps({"rows": ROWS}),
         )
+        ui.look(300, 150)
         self.area = self.page.locator(".lycoris-blocks textarea")
         self.problem = self.page.locator(".lycoris-blocks .lycoris-problem")
 

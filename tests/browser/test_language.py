@@ -22,15 +22,10 @@ INSPECT = "04 Inspect LoRA and LyCORIS files"
 BUILD = building(
     "rows",
     """
-    const base = make("CheckpointLoaderSimple", 0, 0)
-    const list = make("LycorisAdapterRows", 0, 250)
+    const base = make("CheckpointLoaderSimple", 0, 0, {ckpt_name: "base.safetensors"})
     const apply = make("LycorisApplyStack", 600, 0)
-    base.widgets[0].value = "base.safetensors"
-    list.widgets.find(widget => widget.name === "rows").value = rows
-    base.connect(0, apply, 0)
-    list.connect(0, apply, apply.inputs.findIndex(input => input.name === "stack"))
-    Object.assign(app.canvas.ds, {scale: 1, offset: [150, 100]})
-    app.canvas.setDirty(true, true)
+    join(base, 0, apply, "model")
+    join(make("LycorisAdapterRows", 0, 250, {rows}), 0, apply, "stack")
 """,
 )
 SHOWN = """selector => [...document.querySelectorAll(selector)].flatMap(root =>
@@ -86,6 +81,7 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
         {"file": "missing.safetensors", "strength_model": "1/3", "strength_clip": 1},
     ]
     page.evaluate(BUILD, json.dumps({"rows": rows}))
+    ui.look(150, 100)
     ui.drawn(vue_nodes)
     node = "app.graph.nodes.find(node => node.type === 'LycorisApplyStack')"
     said = page.evaluate(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
 from tests.harness.list_of_rows import Rows, start
+from tests.harness.page import building
 
 if TYPE_CHECKING:
     from tests.harness.page import Ui
@@ -28,6 +29,14 @@ INK, ALICE, LONG = (
     "rows/a name that is far too long for any node of any width at all.safetensors",
 )
 FIVE = (INK, ALICE, LONG, "loha.safetensors", "lokr.safetensors")
+BESIDE_A_TEXT = building(
+    "text",
+    """
+    const apply = make("LycorisApplyStack", 600, 0)
+    join(make("LycorisAdapterRows", 0, 0, {rows: text}), 0, apply, "stack")
+    make("PrimitiveStringMultiline", 600, 400)
+""",
+)
 MARKUP = "<img src=x onerror=\"document.title='run'\">"
 
 
@@ -260,9 +269,7 @@ def test_rows_are_copied_and_kept(ui: Ui, vue_nodes: bool, screenshot: Callable[
             "app.canvas.openSubgraph(app.canvas.graph.nodes[0].subgraph, app.canvas.graph.nodes[0])"
         )
         page.wait_for_timeout(300)
-    page.evaluate(
-        "Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]}); app.canvas.setDirty(true, true)"
-    )
+    ui.look(300, 200)
     rows.click(page.locator(".lycoris-head").get_by_role("checkbox"))
     page.get_by_text("2 of 2 on").wait_for()
     said = [{**row, "on": True} for row in said]
@@ -302,22 +309,8 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     page, rows = ui.page, Rows(ui)
     ui.render_with_vue(vue_nodes)
     many = [{"file": f"gone {number}.safetensors", "on": False} for number in range(500)]
-    page.evaluate(
-        """text => {
-            app.graph.clear()
-            const types = ['LycorisAdapterRows', 'LycorisApplyStack', 'PrimitiveStringMultiline']
-            const [load, apply, string] = types.map(type => LiteGraph.createNode(type))
-            for (const [index, node] of [load, apply, string].entries()) {
-                app.graph.add(node)
-                node.pos = [[0, 0], [600, 0], [600, 400]][index]
-            }
-            load.connect(0, apply, 'stack')
-            load.widgets.find(widget => widget.name === 'rows').value = text
-            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
-            app.canvas.setDirty(true, true)
-        }""",
-        json.dumps({"version": 1, "rows": many}),
-    )
+    page.evaluate(BESIDE_A_TEXT, json.dumps({"version": 1, "rows": many}))
+    ui.look(300, 200)
     page.get_by_text("0 of 500 on").wait_for()
     height = page.evaluate("app.graph.nodes[0].size[1]")
     assert height < 720
@@ -359,7 +352,7 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     page.locator(".lycoris-hint").hover()
     page.mouse.wheel(0, 100)
     page.wait_for_function(f"app.canvas.ds.scale < {scale}")
-    page.evaluate("Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})")
+    ui.look(300, 200)
     ui.set("LycorisAdapterRows", "rows", "")
     page.get_by_text("No rows yet.").wait_for()
     page.evaluate(

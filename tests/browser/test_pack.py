@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness.facts import NODES
 from tests.harness.launch import Server
-from tests.harness.page import Ui, page
+from tests.harness.page import Ui, building, page
 from tests.harness.templates import BLEND, EXPORT, SMALL, TEMPLATES, TRAIN, chosen, ready, rows, template
 from tests.harness.workflow import to_prompt
 
@@ -116,15 +116,8 @@ FITS = "page => [...page.querySelectorAll('table')].every(table => table.offsetW
 def _open_help(ui: Ui, node: str) -> Locator:
     """A graph of one node with its help page open, which is returned."""
     page = ui.page
-    page.evaluate(
-        """type => {
-            app.graph.clear()
-            const node = LiteGraph.createNode(type)
-            app.graph.add(node)
-            Object.assign(app.canvas.ds, {scale: 1, offset: [700, 400]})
-        }""",
-        node,
-    )
+    page.evaluate(building("type", "make(type, 10, 10)"), node)
+    ui.look(700, 400)
     shown, info = page.locator(".node-help-content"), page.get_by_test_id("info-button")
     ui.click(800, 385)
     # Once it is open, it follows the node that is chosen.
@@ -190,12 +183,7 @@ def test_settings_are_folded(ui: Ui, vue_nodes: bool, screenshot: Callable[[str]
     screenshot(f"groups-{'vue' if vue_nodes else 'canvas'}")
     page.evaluate(choose, "usual")
     assert page.evaluate(shown) == [*first, *groups]
-    page.evaluate(
-        """() => {
-            app.graph.clear()
-            app.graph.add(LiteGraph.createNode('LycorisPlan'))
-        }"""
-    )
+    page.evaluate(building("()", "make('LycorisPlan', 10, 10)"))
     ui.command("Comfy.Canvas.FitView")
     node = "app.graph.nodes.find(node => node.type === 'LycorisPlan')"
     shown = f"{node}.widgets.filter(widget => {node}.isWidgetVisible(widget)).map(widget => widget.name)"

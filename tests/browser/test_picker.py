@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 from tests.harness.assets import assets
+from tests.harness.page import building
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
@@ -61,29 +62,25 @@ def files(loras: Path) -> Path:
     return folder
 
 
+BUILD = building(
+    "text",
+    """
+    const load = make("LycorisAdapterRows", 0, 0, {rows: text})
+    const apply = make("LycorisApplyStack", 1000, 0)
+    join(load, 0, apply, "stack")
+    join(make("CheckpointLoaderSimple", 1000, 300), 0, apply, "model")
+""",
+)
+
+
 class Picker:
     """The node with a model behind it, and its picker."""
 
     def __init__(self, ui: Ui, vue_nodes: bool, *files: str) -> None:
         self.ui, self.page = ui, ui.page
         ui.render_with_vue(vue_nodes)
-        ui.page.evaluate(
-            """text => {
-                app.graph.clear()
-                const types = ['LycorisAdapterRows', 'LycorisApplyStack', 'CheckpointLoaderSimple']
-                const [load, apply, model] = types.map(type => LiteGraph.createNode(type))
-                for (const node of [load, apply, model]) app.graph.add(node)
-                load.pos = [0, 0]
-                apply.pos = [1000, 0]
-                model.pos = [1000, 300]
-                load.connect(0, apply, 'stack')
-                model.connect(0, apply, 'model')
-                load.widgets.find(widget => widget.name === 'rows').value = text
-                Object.assign(app.canvas.ds, {scale: 1, offset: [200, 150]})
-                app.canvas.setDirty(true, true)
-            }""",
-            json.dumps({"rows": [{"file": file} for file in files]}),
-        )
+        ui.page.evaluate(BUILD, json.dumps({"rows": [{"file": file} for file in files]}))
+        ui.look(200, 150)
         self.items = self.page.locator(".lycoris-item:not(.lycoris-heading)")
         self.active = self.page.locator(".lycoris-item.lycoris-active")
         self.search = self.page.get_by_label("search files")

@@ -51,9 +51,7 @@ def build(ui: Ui, vue: bool, *files: str) -> None:
     page.wait_for_timeout(500)
     # Each workflow of a user has a number of its own; a graph that was cleared may have none.
     ui.load({**ui.serialized(), "id": str(uuid4())})
-    page.evaluate(
-        "Object.assign(app.canvas.ds, {scale: 1, offset: [60, 60]}), app.canvas.setDirty(true, true)"
-    )
+    ui.look(60, 60)
     page.wait_for_timeout(800)
 
 

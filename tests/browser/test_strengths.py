@@ -138,7 +138,7 @@ def test_strengths_are_dragged_stepped_and_typed(
     page.mouse.wheel(0, 100)
     page.wait_for_function(f"app.canvas.ds.scale < {scale}")
     assert strengths(rows) == [1.43, 1, 1]
-    page.evaluate("Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})")
+    ui.look(300, 200)
     page.wait_for_timeout(300)
 
     # A click or two, and what is typed takes the place of all that was there.

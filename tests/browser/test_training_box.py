@@ -70,9 +70,7 @@ def build(ui: Ui, vue: bool, *, vae: bool = False, **training: Any) -> None:
 def show(ui: Ui, workflow: dict[str, Any]) -> None:
     """Open a workflow, and wait until the server has been asked about it."""
     ui.load(workflow)
-    ui.page.evaluate(
-        "Object.assign(app.canvas.ds, {scale: 1, offset: [60, 60]}), app.canvas.setDirty(true, true)"
-    )
+    ui.look(60, 60)
     ui.page.wait_for_function(f"{TRAIN}.widgets.find(({{name}}) => name === 'rank').value === 'auto: 16'")
     ui.page.wait_for_timeout(500)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .page import Ui
+from .page import Ui, building
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
+
+
+BUILD = building("text", "make('LycorisAdapterRows', 0, 0, {rows: text})")
 
 
 class Rows:
@@ -68,18 +71,8 @@ class Rows:
 def start(ui: Ui, vue_nodes: bool, *files: str) -> Rows:
     """The node alone on the page, with a row for each file."""
     ui.render_with_vue(vue_nodes)
-    ui.page.evaluate(
-        """text => {
-            app.graph.clear()
-            const node = LiteGraph.createNode('LycorisAdapterRows')
-            node.pos = [0, 0]
-            app.graph.add(node)
-            node.widgets.find(widget => widget.name === 'rows').value = text
-            Object.assign(app.canvas.ds, {scale: 1, offset: [300, 200]})
-            app.canvas.setDirty(true, true)
-        }""",
-        json.dumps({"rows": [{"file": file} for file in files]}),
-    )
+    ui.page.evaluate(BUILD, json.dumps({"rows": [{"file": file} for file in files]}))
+    ui.look(300, 200)
     # So that Undo comes back to this.
     ui.page.wait_for_function(
         """() => {

@@ -192,14 +192,21 @@ class Ui:
     def command(self, name: str) -> None:
         self.page.evaluate("name => void app.extensionManager.command.execute(name)", name)
 
-    def set(self, node: str, widget: str, value: Any, index: int = 0) -> None:
-        """Change a widget of the `index`-th node of a type."""
+    def look(self, x: int, y: int) -> None:
+        """Show the graph at zoom 1, with its origin at this place of the canvas."""
         self.page.evaluate(
-            """([type, name, value, index]) => {
-                const node = app.graph.nodes.filter(node => node.type === type)[index]
+            "offset => { Object.assign(app.canvas.ds, {scale: 1, offset}); app.canvas.setDirty(true, true) }",
+            [x, y],
+        )
+
+    def set(self, node: str, widget: str, value: Any) -> None:
+        """Change a widget of the first node of a type."""
+        self.page.evaluate(
+            """([type, name, value]) => {
+                const node = app.graph.nodes.find(node => node.type === type)
                 node.widgets.find(widget => widget.name === name).value = value
             }""",
-            [node, widget, value, index],
+            [node, widget, value],
         )
 
     def press_run(self) -> None:
