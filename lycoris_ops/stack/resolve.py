@@ -217,6 +217,7 @@ def _resolve_entry(
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
     absent: dict[Component, list[str]] = {}
+    asked = 0
     found = targets.find_each(entry.adapter.names, entry.adapter.path)
     weights, timings = _weights(entry, found, blocks)
     where = entry.where
@@ -228,7 +229,8 @@ def _resolve_entry(
             if part is not None and not targets.has_part(info.named):
                 absent.setdefault(part, []).append(name)
             else:
-                near = targets.nearest(name) if len(unmatched) < NAMED_AT_MOST else None
+                asked += 1
+                near = targets.nearest(name) if asked <= NAMED_AT_MOST else None
                 why = "no layer of that name" if info.named.expert is None else OF_AN_EXPERT
                 unmatched.append(Unmatched(name, why, near))
             continue

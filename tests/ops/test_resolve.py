@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,13 @@ def test_the_strength_is_of_the_part_times_the_rules(tmp_path: Path) -> None:
 
 def test_what_meets_nothing_is_named_with_the_nearest(tmp_path: Path) -> None:
     layers = {**LAYERS, "lora_unet_down_blocks_0_attentions_0_proj_on": (8, 8)}
-    found = resolved(tmp_path, layers, HOST)
+    read = adapter(tmp_path, layers)
+    # Layers that cannot be read at all have no nearest name, however many they are.
+    damaged = replace(read, unreadable={f"damaged_{n}": "up without down" for n in range(9)})
+    (*_, last) = lyc.resolve(lyc.Stack([lyc.Entry(damaged)]), HOST).entries[0].unmatched
+    found = lyc.resolve(lyc.Stack([lyc.Entry(read)]), HOST).entries[0]
     (left,) = found.unmatched
+    assert last == left
     assert left.layer == "lora_unet_down_blocks_0_attentions_0_proj_on"
     assert left.nearest == "diffusion_model.input_blocks.1.1.proj_in"
     resolution = lyc.Resolution((found,))
