@@ -311,6 +311,7 @@ class Row:
     sampled: float
     """The loss on "test" at the times of the host's own sampling."""
     numbers: int
+    """0, and losses of infinity, where the training diverged."""
     settings: Mapping[str, Any]
     """The trainer's, or what is usual for the family."""
 
@@ -328,6 +329,7 @@ class Family:
         from comfy.model_patcher import ModelPatcher
 
         self.nodes, self.case = nodes, CASES[name]
+        self.diverged: type[Exception] = pack.lycoris_ops.DivergedError
         given = INPUTS[self.case.architecture]
         draw = torch.Generator().manual_seed(0)
         assert given.text is not None
@@ -477,8 +479,11 @@ class Family:
         lr = None if key.step is None else 10 ** (key.step / 4)
         # A rate of the search replaces the one in the recipe.
         given = {name: value for name, value in settings.items() if lr is None or name != "learning_rate"}
-        made = own(Asked(self, 0, lr, steps, key.seed), **given)
         told = self.told(key.who, settings)
+        try:
+            made = own(Asked(self, 0, lr, steps, key.seed), **given)
+        except self.diverged:
+            return Row(key, self.before[0], math.inf, math.inf, math.inf, 0, told)
         tune, _ = self.held_out(made.tensors, "tune")
         test, sampled = self.held_out(made.tensors, "test")
         return Row(key, self.before[0], tune, test, sampled, made.numbers, told)
