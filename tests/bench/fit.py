@@ -13,6 +13,7 @@ which would take minutes for it. Last comes the peak memory of extracting from t
 
 from __future__ import annotations
 
+import argparse
 import math
 import subprocess
 import sys
@@ -160,6 +161,7 @@ def memory() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     boot()
     torch.manual_seed(0)
     for name, shape in {**SIZES, **LARGE}.items():
