@@ -112,15 +112,15 @@ OVERVIEW = f"""\
 ## In short
 
 "Share" is how many numbers a method needs for the loss of uniform LoRA x {REFERENCE}, as a share of that
-LoRA's numbers. It is an upper bound where the smallest size of the method already has a lower loss. "Loss" is
-how much higher or lower the method's loss is at x {REFERENCE}. Each method has its own best rate, except
+LoRA's numbers. It is an upper bound where the smallest size of the method already has a lower loss. "Loss"
+is how much higher or lower the method's loss is at x {REFERENCE}. Each method has its own best rate, except
 "search all": a race finds its kind and rate, and may cost as much as a short training, or 0.4 times as much
-as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in trainings
-of LoRA x {REFERENCE}. Steps of LoKr take {{lokr}} times as long as LoRA's, and 1.5 times as long in the size
-that a race takes on flow. Times are of today's races: these set a quarter of the training aside for LoKr's
-slower steps, and so leave LoKr out of the long trainings here. Losses are of older races. On characters, series
-and flow at x {REFERENCE} of short trainings only that quarter is new; the other races had heats longer by a tenth
-too. Means of shares are geometric, with 1 for "over 1".
+as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in
+trainings of LoRA x {REFERENCE}. Steps of LoKr take {{lokr}} times as long as LoRA's, and 1.5 times as long
+in the size that a race takes on flow. Times are of today's races: these set a quarter of the training aside
+for LoKr's slower steps, and so leave LoKr out of the long trainings here. Losses are of older races. On
+characters, series and flow at x {REFERENCE} of short trainings only that quarter is new; the other races
+had heats longer by a tenth too. Means of shares are geometric, with 1 for "over 1".
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
