@@ -81,12 +81,25 @@ def test_the_help_pages_open(ui: Ui, server: Server) -> None:
     assert ui.errors == []
 
 
+@pytest.fixture
+def language(request: pytest.FixtureRequest, ui: Ui) -> Iterator[str]:
+    """The page in this language, which is English again after the test."""
+
+    def speak(language: str) -> None:
+        ui.page.evaluate(
+            "language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)", language
+        )
+        ui.page.wait_for_timeout(500)
+        ui.reload()
+
+    speak(request.param)
+    yield request.param
+    speak("en")
+
+
 @pytest.mark.fronts
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", ["en", "zh"], indirect=True)
 def test_help_pages_lead_to_each_other(ui: Ui, language: str, screenshot: Callable[[str], None]) -> None:
-    ui.page.evaluate("language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)", language)
-    ui.page.wait_for_timeout(500)
-    ui.reload()
     shown = _open_help(ui, "LycorisSchedule")
     own, other = HEADINGS[language]
     shown.get_by_role("heading", name=own, level=1).wait_for()

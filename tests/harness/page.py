@@ -93,15 +93,17 @@ class Ui:
 
     def reload(self) -> None:
         """Press F5: the page opens anew, with the workflow that was on it."""
+        nodes: int = self.page.evaluate("app.graph.nodes.length")
         self.page.reload()
-        self._wait_until_ready()
+        self._wait_until_ready(nodes)
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, nodes: int = 1) -> None:
+        """Wait for extensions, and for a workflow with at least so many nodes."""
         # On a slow machine the workflow can come before the last nodes are known. Extensions are set up after
         # them, and ours gives links their colours then.
         colour = "getPropertyValue('--color-datatype-LYCORIS_STACK')"
         self.page.wait_for_function(
-            "window.app?.vueAppReady && app.graph.nodes.length"
+            f"window.app?.vueAppReady && app.graph.nodes.length >= {nodes}"
             " && app.extensionManager.workflow.activeWorkflow"
             f" && getComputedStyle(document.documentElement).{colour}",
             polling=100,
