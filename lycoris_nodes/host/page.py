@@ -44,9 +44,9 @@ def running_node() -> str | None:
 def is_in_prompt(node: str) -> bool:
     """Whether a node, by the host's key, is in the prompt that runs; True outside of a run."""
     context = get_executing_context()
-    for _, number, prompt, *_ in PromptServer.instance.prompt_queue.currently_running.values():
-        if context is not None and number == context.prompt_id:
-            # Nodes that another node has made have its key in front.
+    for _, prompt_id, prompt, *_ in PromptServer.instance.prompt_queue.currently_running.values():
+        if context is not None and prompt_id == context.prompt_id:
+            # The key of a node that another node has made begins with the other one's key.
             return node.partition(".")[0] in prompt
     return True
 

@@ -56,12 +56,12 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
     """
     # A file of another kind lists whole modules and trained rows in fields of their own, and one field says
     # that it has biases of other modules.
-    set_ = [member for member in members if member.kind is LnTuningConfig]
-    biases = [member for member in set_ if member.wanted.set_bias]
-    whole = [member for member in set_ if not member.wanted.set_bias]
+    replaced = [member for member in members if member.kind is LnTuningConfig]
+    biases = [member for member in replaced if member.wanted.set_bias]
+    whole = [member for member in replaced if not member.wanted.set_bias]
     rows = [member for member in members if member.kind is TrainableTokensConfig]
-    others = [member for member in members if member not in set_ and member not in rows]
-    if others and (set_ or rows):
+    others = [member for member in members if member not in replaced and member not in rows]
+    if others and (replaced or rows):
         config = config_for(others, module)
         if biases:
             config = config.with_biases(biases)

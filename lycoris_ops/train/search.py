@@ -46,7 +46,7 @@ PROBED, PROBE_COST = 8, 1.6
 """How many batches the plan's probe sees, and what each costs, in steps of one batch, see docs/quality.md."""
 LOKR_STEP = 1.25
 """The time of a step of LoKr, in steps of LoRA. It is 0.8 to 1.24 in most rows of docs/quality.md, and up to
-1.46 on flow, where layers are small."""
+1.53 on flow, where layers are small."""
 ALIKE = 4
 """How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md a
 kind's best rate is on average the same after 120 and after 480 steps."""

@@ -51,7 +51,7 @@ ALIKE = 1e-2
 def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> None:
     """Move a network and its model to a device; None leaves them where they are.
 
-    Raises TrainError for a weight that is not in memory.
+    Raises TrainError for a weight that is not in memory, and for a parameter that has no shape yet.
     """
     lazy = next((name for name, one in net.module.named_parameters() if is_lazy(one)), None)
     if lazy is not None:
