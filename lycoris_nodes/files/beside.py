@@ -1,4 +1,4 @@
-"""The files beside an adapter's: preview pictures and clips, and the tables that model managers wrote.
+"""The files beside an adapter: preview pictures and clips, and the tables that model managers wrote.
 
 A file belongs to an adapter if it has the adapter's name with another ending. A link that leads out of the
 adapter's folder is ignored: it may point to any file on the machine.
@@ -15,7 +15,7 @@ from ...lycoris_ops import parse_json
 
 _KINDS = ("png", "jpg", "jpeg", "webp", "gif", "avif")
 PICTURES = tuple(f"{mark}.{kind}" for mark in (".preview", "") for kind in _KINDS)
-"""Endings of previews, in place of the adapter's own, as model managers name them."""
+"""Endings that model managers give to previews, in place of the adapter's own."""
 CLIPS = {f"{mark}.{kind}": f"video/{kind}" for mark in (".preview", "") for kind in ("mp4", "webm")}
 """The same for clips, each with its media type."""
 NOTES = (".metadata.json", ".civitai.info", ".cm-info.json", ".json")
@@ -31,7 +31,7 @@ TAGS = ("tags", "usertags")
 
 
 class Beside(NamedTuple):
-    """What the tables beside a file say about it. The first title and the first base count."""
+    """What the tables beside a file say about it. Of several titles or bases, the first counts."""
 
     title: str = ""
     base: str = ""

@@ -38,7 +38,7 @@ COUNT = re.compile(
 SEPARATORS = re.compile(r"[^ _.-]")
 """Every character except the separators between words."""
 STAND_IN = "*"
-"""Replaces the word that says which of the two files it is."""
+"""Stands for the word that says which of the two files it is."""
 
 
 class Partner(NamedTuple):
@@ -48,7 +48,8 @@ class Partner(NamedTuple):
     expert: Expert
     """The expert that it is for."""
     sure: bool
-    """Whether the names agree otherwise. If not, `COUNT` differs, or only `UNSURE` tells them apart."""
+    """Whether the names differ only in a clear mark of the expert. If not, `COUNT` differs, or the mark is
+    one of `UNSURE`."""
 
 
 class _Read(NamedTuple):
@@ -95,7 +96,7 @@ def _matched(names: Iterable[str], read: Callable[[str], _Read | None], *, sure:
 
 
 def _grouped(names: Iterable[tuple[str, Expert, Hashable]]) -> list[list[tuple[str, Expert]]]:
-    """Groups of names that agree in the rest, each with its expert."""
+    """Groups of names that agree in the rest, each name with its expert."""
     groups: dict[Hashable, list[tuple[str, Expert]]] = {}
     for name, expert, rest in names:
         groups.setdefault(rest, []).append((name, expert))
@@ -127,7 +128,7 @@ def _read(words: Sequence[str], said: Sequence[Expert], meant: Callable[[str], s
 
 
 def _words(name: str) -> list[str]:
-    """The words of a path in lower case. Words that surely name the expert are replaced by its name here."""
+    """The words of a path in lower case. Words that surely name the expert are replaced by its name."""
     path = ENDING.sub("", name.replace("\\", "/"))
     pieces = [part for word in WORD.findall(path) for part in GLUED.split(word.lower()) if part]
     found: list[str] = []

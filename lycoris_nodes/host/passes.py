@@ -46,8 +46,8 @@ def wrap(
 
     The wrapper gets what the host would call, and its arguments. `what` is one of `WRAPPED`: a `pass` of the
     model, a whole `sampling`, the `preparation` of a sampling (which loads the models), or all passes for
-    some `conditionings`. `name` is the key of the wrapper. An earlier wrapper `in_place_of` under the same
-    key is removed.
+    some `conditionings`. `name` is the key of the wrapper. If `in_place_of` is a wrapper under
+    the same key, it is removed.
     """
     kind = WRAPPED[what]
     kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]
@@ -57,7 +57,7 @@ def wrap(
 
 
 def area_of(conditioning: Mapping[str, Any], x: Tensor, sigma: Tensor) -> list[range] | None:
-    """The range of x along each axis that a pass for a conditioning sees; None for all."""
+    """The range of x along each axis that a pass for a conditioning sees; None for all of x."""
     area = conditioning.get("area")
     if area is None:
         return None

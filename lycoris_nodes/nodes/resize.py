@@ -31,8 +31,8 @@ class LycorisResizeAdapter(io.ComfyNode):
             display_name="Resize / Convert LoRA",
             category=SHAPE,
             description="Makes adapters smaller, or turns them into another kind: LoHa, LoKr, DoRA, OFT and "
-            "the rest into LoRA, or the reverse. Each new layer is the nearest to the old one in its kind "
-            "and size, and the report says what is lost.",
+            "the rest into LoRA, or the reverse. Each new layer is as near to the old one as its kind "
+            "and size allow, and the report says what is lost.",
             search_aliases=[
                 "resize lora",
                 "lora rank",
@@ -46,8 +46,8 @@ class LycorisResizeAdapter(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 stack_input(
-                    "The adapters. Each becomes one of the new kind and size; strengths and block "
-                    "rules stay on it."
+                    "The adapters. Each becomes one of the new kind and size, and keeps its strengths "
+                    "and block rules."
                 ),
                 size_input(),
                 algorithm_input("same"),
@@ -105,6 +105,7 @@ def _check_one_model(entry: Entry) -> None:
                     file=entry.name,
                     key=name,
                     got=f"one model, and a layer of the kind {layer.algorithm}",
-                    expected="one adapter",
-                    hint="Choose *Split into two rows* in the menu of the row, and resize each by its model",
+                    expected="a single file",
+                    hint="Choose *Split into two rows* in the menu of the row, and resize each with its own "
+                    "model",
                 )

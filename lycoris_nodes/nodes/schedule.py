@@ -24,9 +24,9 @@ class LycorisSchedule(io.ComfyNode):
             node_id="LycorisSchedule",
             display_name="Schedule LyCORIS Strength",
             category=SHAPE,
-            description="Changes the strength of every LoRA / LyCORIS in a stack over the sampling, as a "
-            "whole or block by block. Their layers are computed beside the weights in each step, whatever "
-            "the mode of Apply is. Text encoders run before the sampling, so their strength stays.",
+            description="Changes the strength of every LoRA / LyCORIS in a stack during sampling, as a "
+            "whole or block by block. The layers are computed beside the weights in each step, whatever "
+            "the mode of Apply is. Text encoders run before sampling, so their strength stays constant.",
             search_aliases=[
                 "lora schedule",
                 "lora strength over time",
@@ -42,10 +42,10 @@ class LycorisSchedule(io.ComfyNode):
                     "curve",
                     multiline=True,
                     default=EXAMPLE,
-                    # Without an at sign, which older front ends take for a link to another text.
-                    tooltip="What multiplies the strength: points time:value such as 0:0.2, 0.5:0.8, 1:1; or "
-                    f"a curve by its name: {', '.join(CURVES)}. A line `pattern = curve` is "
-                    "for some blocks only, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
+                    # The text has no at sign: older front ends take one for a link to another text.
+                    tooltip="The curve that multiplies the strength: points as time:value, such as 0:0.2, "
+                    f"0.5:0.8, 1:1, or the name of a curve: {', '.join(CURVES)}. A line `pattern = curve` "
+                    "is for some blocks only, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
                 ),
                 io.Combo.Input(
                     "clock",
@@ -60,8 +60,8 @@ class LycorisSchedule(io.ComfyNode):
                     optional=True,
                     tooltip="A curve from ComfyUI's Curve Editor, in place of the one in the text. Lines for "
                     "single blocks stay in force.",
-                    # Else the front end puts an editor on the node, whose curve always replaces the text's.
-                    # The preview in the search for nodes has the editor anyway, and needs a curve.
+                    # Otherwise the front end puts an editor on the node, and its curve always replaces the
+                    # text's. The node's preview in the search has the editor anyway, and needs a curve.
                     extra_dict={"forceInput": True, "default": STRAIGHT},
                 ),
             ],
@@ -70,7 +70,7 @@ class LycorisSchedule(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, curve: str | None = None) -> bool | str:
-        # None where another node gives the text.
+        # `curve` is None where another node gives the text.
         return valid(lambda: Schedule.parse(curve or ""))
 
     @classmethod
@@ -83,7 +83,7 @@ class LycorisSchedule(io.ComfyNode):
             raise ScheduleError(
                 "there is no curve",
                 key="curve",
-                got="no line but comments" if curve.strip() else "an empty text",
+                got="only comments" if curve.strip() else "an empty text",
                 expected="such as 0:0.2, 1:1",
                 hint="Write constant to leave the strengths as they are, or bypass the node",
             )

@@ -59,7 +59,7 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 
     These are all float tensors except quantised weights (the `quantised` ones, and those of 8 bits or fewer
     that have companions) and the companions themselves. If a file has a quantised float8 tensor, its other
-    float8 tensors are left out too, because one of them may only mark the format.
+    float8 tensors are left out too, because one of them may be a mere marker of the format.
 
     A companion of a tensor, such as its scale, has the tensor's name, then a dot or an underscore, then more
     (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are companions of its
@@ -113,9 +113,9 @@ def _packed(dtype: str) -> bool:
 
 
 def seed_of(key: str) -> int:
-    """The seed for the rounding of a weight, from its key alone.
+    """The seed for the rounding of a weight. It depends on the key alone.
 
-    So the same merge writes the same file every time and on any machine.
+    The same merge therefore writes the same file every time, on any machine.
     """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 

@@ -27,7 +27,7 @@ from ..reading.adapter import Adapter
 from ..stack.stack import Entry, Stack
 
 SPECTRUM = 256
-"""The most singular values of a change that are kept. Energies and norms count all of them."""
+"""How many singular values of a change are kept at most. Norms count all of them."""
 KINDS = ("attn", "mlp", "conv", "norm")
 """The kinds of layers in a block. Any other layer is `other`."""
 ENOUGH = 0.99
@@ -36,7 +36,7 @@ ENOUGH = 0.99
 
 @dataclass(frozen=True)
 class LayerMeasure:
-    """One adapter's change to one weight, at the adapter's strength."""
+    """One adapter's change D to one weight W, at the adapter's strength w."""
 
     layer: str
     """The layer's name in the file."""
@@ -54,7 +54,7 @@ class LayerMeasure:
     largest: float
     """The largest singular value of w D."""
     spectrum: tuple[float, ...]
-    """The singular values of D as shares of the largest one, at most SPECTRUM."""
+    """The singular values of D, at most SPECTRUM of them, as shares of the largest one."""
     weight: float | None
     """||W|| of the base weight; None without a base."""
 

@@ -18,7 +18,7 @@ def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
 
     `length` is what `lengths` returns for the direction, and the result has its shape. An output or input
     of zeros has no direction: its factor is 0.
-    Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis by LyCORIS before 3.2.
+    Source: Liu et al., "DoRA" (2402.09353), eq. 5; the input axis as in LyCORIS before 3.2.
     """
     # `tiny` is the smallest normal number: a division by less can overflow.
     absent = length < torch.finfo(length.dtype).tiny
@@ -148,9 +148,9 @@ class _Extra(torch.autograd.Function):
 def magnitude_axis(magnitude: Sequence[int], weight: Sequence[int]) -> int | None:
     """The axis of a weight that a DoRA magnitude is for: 0 for outputs, 1 for inputs, None for neither.
 
-    Both arguments are shapes. (O,), (O, 1, ...) and (1, O, 1, ...) are for outputs, (1, I, 1, ...) is for
-    inputs. Where both axes of the weight have the same size n, (n,) and (n, 1, ...) mean outputs and
-    (1, n, ...) means inputs.
+    Both arguments are shapes. The number of values decides: O of them are for outputs, I for inputs. Where
+    both axes of the weight have the same size n, (n,) and (n, 1, ...) mean outputs and (1, n, ...) means
+    inputs.
     """
     size = math.prod(magnitude)
     inputs_first = len(magnitude) > 1 and magnitude[0] == 1

@@ -11,12 +11,12 @@ METHODS: dict[str, MergeMethod] = {found.METHOD.name: found.METHOD for found in 
 
 
 def merge_methods() -> dict[str, MergeMethod]:
-    """All merge methods by name, each with its source, its options and its inputs."""
+    """All merge methods by name, each with its source, its options and its number of adapters."""
     return dict(METHODS)
 
 
 def method_of(name: str) -> MergeMethod:
-    """Raises LycorisError for a name that no method has."""
+    """The merge method of this name. Raises LycorisError for an unknown one."""
     if name not in METHODS:
         raise LycorisError("no such merge method", got=str(name), expected=", ".join(METHODS))
     return METHODS[name]

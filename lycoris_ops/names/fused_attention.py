@@ -74,7 +74,7 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 
 
 def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
-    """From a parent's path, with its dot, to the names of the layers directly below it, and `to_out.0`."""
+    """For each parent's path, with its dot: the names of the layers directly below it, and `to_out.0`."""
     children: dict[str, set[str]] = {}
     for path in shapes:
         parent, dot, name = path.rpartition(".")

@@ -16,7 +16,7 @@ ARGS = "ss_network_args"
 
 
 def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Options of the algorithms in the metadata: only T-LoRA's `sig_type`.
+    """The options of the algorithm that the metadata state: only T-LoRA's `sig_type` is read.
 
     By default LyCORIS starts T-LoRA from the principal singular vectors of the base weight. With
     `use_data_init` off it starts from a random matrix, which cannot be rebuilt, so the result is empty.

@@ -2,11 +2,11 @@
 
 A layer's path is either in the model's own layout or in diffusers' layout. If both dialects use the same
 layout, and no underscores have to become dots again, only the prefix of the name changes: see
-`Write.renamed`. All other names need the model's keys. `_Names` maps every name of the dialect to write to
-rows of the model's layers, and `Targets` does so for the adapter's names. Each layer to write is then put
-together from the adapter's rows for the same weights.
+`Write.renamed`. All other names need the model's keys. `_Names` knows which rows of the model's layers each
+name of the new dialect means, and `Targets` knows the same for the adapter's names. Each layer to write is
+then put together from the adapter's rows for the same weights.
 
-diffusers reads LoKr for a few models only. In those its LoKr layers may be fused, its LoRA layers never are.
+diffusers reads LoKr for a few models only. For these, LoKr layers may be fused; LoRA layers never are.
 """
 
 from __future__ import annotations
@@ -248,8 +248,8 @@ class _Names:
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
-        # The reverse: for each layer of the model the names that mean rows of it, each with the first row of
-        # the segment under the name, and the segment.
+        # The reverse: for each layer of the model, the names that mean rows of it. Each has the segment with
+        # these rows, and the row at which the segment begins under the name.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         shapes: dict[str, dict[str, Shape]] = {}
         for target in targets.all:
@@ -257,7 +257,7 @@ class _Names:
             self._bases[part, target.path] = target
             shapes.setdefault(part, {})[target.path] = targets.shape_of(target)
         write, parts = write_of(dialect), Parts(shapes, targets.in_diffusers)
-        # A model in diffusers' own layout has the paths that diffusers and PEFT write already.
+        # A model in diffusers' own layout already has the paths that diffusers and PEFT write.
         layout = own if targets.in_diffusers else (write.lokr if lokr else None) or write.layout
         for part, known in shapes.items():
             prefix = write.prefix if isinstance(write.prefix, str) else write.prefix(part, parts)
@@ -306,7 +306,7 @@ class _Names:
         return tuple(map(self._segment, places)) in self._means.values()
 
     def _segment(self, place: Target) -> _Segment:
-        """A place in the model as rows of a layer of the model."""
+        """A place in the model as rows of one of its layers."""
         part = _part_of(place)
         base = self._bases[part, place.path]
         # A layer of an OpenCLIP text encoder can itself be rows of a fused weight: count from its first row.
@@ -397,7 +397,7 @@ class _Names:
         )
 
     def shapes(self, part: str) -> dict[str, Shape]:
-        """Every name that the dialect has in a part of the model, with the shape of its rows."""
+        """Every name that the dialect has in a part of the model, with the shape of its weight."""
         found: dict[str, Shape] = {}
         for (of, name), segments in self._means.items():
             if of == part:
@@ -407,7 +407,7 @@ class _Names:
 
 
 def all_names(targets: Targets, dialect: str, part: str) -> dict[str, Shape]:
-    """Every name that a dialect has in a part of a model, with the shape of its rows."""
+    """Every name that a dialect has in a part of a model, with the shape of its weight."""
     return _Names(targets, dialect).shapes(part)
 
 
@@ -417,7 +417,7 @@ def _part_of(target: Target) -> str:
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces, with neighbours merged that are adjacent both in their layer and in the written one."""
+    """The pieces. Neighbours are merged if they are adjacent both in their layer and in the written one."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None

@@ -1,7 +1,8 @@
 """What a layer of each kind can gain from a weight's gradient, and where it starts.
 
-The **gain** of a layer is the energy of the gradient that its first step can follow. At its start a layer
-changes nothing, and to first order its tensors move the weight within a linear space T, the tangent space.
+The **gain** of a layer is the part of the gradient's energy that its first step can follow. At its start a
+layer changes nothing, and to first order its tensors move the weight within a linear space T, the tangent
+space.
 With G = dL/dW,
 
     gain = || projection of G on T ||^2.
@@ -14,9 +15,9 @@ has exactly this energy, and gains of different kinds can be compared.
 This largest gain is the energy that the nearest layer of the kind keeps of G (`algorithms.fitting`). For LoRA
 dL/dup is G down^T. Among down matrices with r orthonormal rows, the r leading right singular vectors give it
 the most energy. For LoKr, with a w1 of norm 1 and w2 zero, dL/dw2 is the sum of the blocks of G weighted by
-w1. It has most energy with the w1 of the nearest Kronecker product; a low-rank w2 starts from its left
-singular vectors. With this w1 LoKr trains at LoRA's learning rate; from its usual start it needs ten times as
-much.
+w1. It has most energy with the w1 of the nearest Kronecker product. A low-rank w2 starts from the left
+singular vectors of this sum. With this w1 LoKr trains at LoRA's learning rate; from its usual start it needs
+ten times as much.
 
 The **first step** is the gain with Adam, whose first step moves every value by the learning rate, against the
 sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first order the loss falls
@@ -25,10 +26,10 @@ r rows of V^T, this sum is
 
     || dL/dup ||_1 = || U_r S_r ||_1 = sum_{j<=r} s_j ||u_j||_1
 
-for LoRA. ||u_j||_1 is at most the root of the number of outputs, and about sqrt(2 / pi) of that for a random
-u_j. For LoKr with a full w2 the sum is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1. With a low-rank w2
-it is sum_{j<=r} s_j ||v_j||_1 over the singular triples of that w2. The sums of different kinds can be
-compared, because all kinds train at one learning rate.
+for LoRA. ||u_j||_1 is at most the root of the number of outputs, and about sqrt(2 / pi) times that for a
+random u_j. For LoKr with a full w2 the sum is ||w2||_1 of the nearest w1 (x) w2 with ||w1|| = 1. With a
+low-rank w2 it is sum_{j<=r} s_j ||v_j||_1 over the singular triples of that w2. The sums of different kinds
+can be compared, because all kinds train at one learning rate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find a training's learning rate and kind by a race before it, and keep the outcome for the next one."""
+"""Find a training's learning rate and kind by a race before it. Later trainings reuse the outcome."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from .trainer import move_to_train
 
 ENDING = "-race.json"
 HELD = 4
-"""How many held-out batches judge a heat, or fewer larger ones that hold about as many values."""
+"""How many held-out batches judge a heat. If they are larger, fewer do, with about as many values in all."""
 SEEN = 64
-"""Those batches are evenly spaced among this many of the first validation batches."""
+"""Those batches are evenly spaced among the first `SEEN` validation batches."""
 PROBED, PROBE_COST = 8, 1.6
-"""How many batches the plan's probe sees, and what each costs, in steps of one batch, see docs/quality.md."""
+"""How many batches the plan's probe sees, and the cost of each in steps of one batch (docs/quality.md)."""
 LOKR_STEP = 1.25
 """The time of a step of LoKr, in steps of LoRA. It is 0.8 to 1.24 in most rows of docs/quality.md, and up to
 1.53 on flow, where layers are small."""
 ALIKE = 4
-"""How many times longer or shorter the training of a kept race may be. On the tasks of docs/quality.md a
-kind's best rate is on average the same after 120 and after 480 steps."""
+"""A kept race serves trainings that are up to this many times longer or shorter than its own. On the tasks of
+docs/quality.md a kind's best rate is on average the same after 120 and after 480 steps."""
 FACTORS = range(2, 129)
 WHOLE = 2**20
 """A rank at which LoKr keeps its second factor whole."""
@@ -57,7 +57,7 @@ DECIDING = (
     *("optimiser", "optimiser_options", "lora_plus", "weight_decay", "schedule", "warmup", "restarts"),
     *("accumulation", "clip_norm", "max_weight_norm", "ema", "autocast", "settings"),
 )
-"""The options that a kept race must have in common with a training. Data and network are compared as well."""
+"""The options in which a kept race must agree with a training to serve it. So must data and network."""
 NOT_DECIDING = ("steps", "seed", "learning_rate", "text_learning_rate", "search", "search_share")
 """The entries of `TrainOptions.settings` that may differ."""
 
@@ -104,7 +104,7 @@ class _Given:
 
     @property
     def rest(self) -> int:
-        """The most parameters of those layers that an entrant makes anew."""
+        """The most parameters in the layers that an entrant makes anew."""
         return self.most - _others(self.net)
 
     @property
@@ -123,15 +123,15 @@ class _Kind:
     """Returns a function that makes the network, with at most as many parameters as the given one; None to
     leave the kind out."""
     cost: float = 0.0
-    """The cost of making it, in steps of one batch."""
+    """The cost of making the network, in steps of one batch."""
     step: float = 1.0
-    """The cost of one of its steps, where a step of LoRA costs 1. A step of the kind that is asked for counts
-    as 1 too."""
+    """The cost of one of its steps, where a step of LoRA costs 1. A step of the given network counts as 1,
+    whatever its kind."""
 
 
 @dataclass(eq=False)
 class _Planned:
-    """Makes LoRA with ranks by a plan, once."""
+    """Makes a LoRA network with planned ranks, once."""
 
     given: _Given
     most: int
@@ -221,8 +221,8 @@ KINDS: Mapping[str, _Kind] = {
     "whole lokr": _Kind("lokr", _whole_lokr, step=LOKR_STEP),
     "uniform lora": _Kind("lora", _uniform),
 }
-"""The rivals of the given network. A small budget takes only the first ones. On the tasks of docs/quality.md
-one of the first two is ahead of LoRA with one rank and equally many parameters."""
+"""The rivals of the given network. With a small budget only the first ones race. On the tasks of
+docs/quality.md one of the first two is ahead of LoRA with one rank and equally many parameters."""
 
 
 # A host may call from within inference mode, whose tensors cannot be trained.
@@ -242,7 +242,7 @@ def search_network(
 
     With "rate" only the rate is searched, starting from `options.lr` or a usual rate. With "all" the network
     races against others for the same modules with at most as many parameters: LoRA with planned ranks that
-    starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere; see `race`. The
+    starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere (see `race`). The
     race, and the slower steps of the training if LoKr is in the race, cost at most `options.search_share`
     times `steps`. If that is too little for all, only the first of these race; if it is too little for a
     race, everything stays as it was given.
@@ -258,8 +258,9 @@ def search_network(
 
     Afterwards networks that were not taken are as before, and nothing is applied to the model.
 
-    Raises TrainError for "all" where the network's layers are from a file, and as `race` does;
-    FileFormatError where the file for the outcome exists but holds no race, and WriteError.
+    Raises TrainError for "all" where the network's layers are from a file, for a sharded network, and as
+    `race` does; FileFormatError where the file for the outcome exists but holds no race; WriteError where it
+    cannot be written.
     """
     if options.search == "off" or not options.search_share:
         return Searched(net, options)
@@ -306,7 +307,7 @@ def search_network(
         return Searched(net, options)
     judged = judging(held, first, options)
     if len(affordable(entrants, steps * options.search_share, judged, steps)) < 2:
-        # Without a rival in the race, the given network wins.
+        # At most the first entrant can race. Let it be the given network.
         entrants.sort(key=lambda entrant: entrant.make != given.asked)
     found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
     if not found.heats:
@@ -335,7 +336,7 @@ def _entrants(given: _Given) -> list[Entrant]:
         if make is not None:
             rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
             found.append(Entrant(name, make, rate, kind.cost / options.accumulation, kind.step))
-    # A plan that was asked for replaces the race's own; any other network comes after the best two.
+    # A given network from a plan comes first. Any other comes after the best two.
     found.insert(0 if net.origin == "plan" else 2, asked)
     return found
 
@@ -344,7 +345,7 @@ def _entrants(given: _Given) -> list[Entrant]:
 
 
 def _plain(settings: LayerSettings) -> LayerSettings:
-    """LoRA, with those settings that mean the same for every kind."""
+    """Settings for LoRA, with whatever means the same for every kind."""
     kept = ("bias", "input_dropout", "rank_dropout", "module_dropout", "lr", "form")
     return LayerSettings(**{name: getattr(settings, name) for name in kept})
 
@@ -376,7 +377,7 @@ def _like(net: LycorisNetwork, members: Mapping[str, Member]) -> LycorisNetwork:
 
 
 def _is_factored(member: Member) -> bool:
-    """Whether all algorithms can adapt the site, and more than some rows of it are trained."""
+    """Whether all algorithms can adapt the site, and all of it is trained, not only some rows."""
     return member.site.kind in ("linear", "conv") and not member.settings.tokens
 
 
@@ -454,7 +455,7 @@ def _about(net: LycorisNetwork, options: TrainOptions, first: Any, held: Sequenc
 
 
 def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
-    """The races in the folder of `race_file`: the one in that file first, then the newest.
+    """The races in the folder of `race_file`: first the one in that file, then the others, newest first.
 
     Raises FileFormatError where that file holds no race: the outcome would replace it.
     """

@@ -1,4 +1,4 @@
-"""The layers of single experts in PEFT's form: one pair of factors for each parameter."""
+"""Joins the layers of single experts as PEFT writes them: one pair of factors for each parameter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def joined(made: Sequence[Encoded]) -> list[Encoded]:
     """Layers as in PEFT's files: layers on parameters get their modules' names, and a parameter's experts are
     joined.
 
-    All experts of a parameter must be there, from 0, with one rank. Raises LayerError where the order of a
-    module's parameters is not known, ConflictError where an expert is missing.
+    Every expert of a parameter, from 0 on, must have a layer, and all of them the same rank. Raises
+    LayerError where the order of a module's parameters is not known, ConflictError where an expert is
+    missing.
     """
     plain: list[Encoded] = []
     groups: dict[str, dict[int, Encoded]] = {}
@@ -50,6 +51,6 @@ def _factors(experts: dict[int, Encoded]) -> dict[str, Tensor]:
         raise ConflictError("needs a layer for every expert of a parameter", member, f"none for {missing}")
     ordered = [experts[number].tensors for number in range(len(experts))]
     down = torch.cat([one[DOWN] for one in ordered])
-    # The columns of one expert are E apart.
+    # With E experts, the columns of one expert are E apart.
     up = torch.stack([one[UP] for one in ordered], dim=-1).flatten(1)
     return {DOWN: down, UP: up.contiguous()}

@@ -148,7 +148,7 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     page.locator(".lycoris-missing").wait_for()
     assert "not there any more" in str(rows.line(2).locator(".lycoris-file").get_attribute("title"))
     screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-missing")
-    # In a narrow node too it is in line with the others.
+    # The ends of all rows are in line, in a narrow node too.
     page.wait_for_function(
         """() => {
             const shown = [...document.querySelectorAll(".lycoris-row")]
@@ -163,7 +163,7 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
         }"""
     )
 
-    # Tags of prompts with their block weights, and a text that is none.
+    # A text with a fault, then tags of prompts with block weights.
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
     page.get_by_label("Paste rows").fill('{"lora": "lora", "strength": "much"}')
@@ -175,14 +175,14 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     loha = {"on": True, "file": "loha.safetensors", "strength_model": 1, "strength_clip": 0.2, "rules": "INS"}
     assert rows.said()[0][3:] == [loha, {"on": True, "file": "lokr.safetensors", "strength_model": 0.5}]
 
-    # What is copied can be pasted: all rows, where none is selected.
+    # Copied rows can be pasted. Where none is selected, all are copied.
     page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Copy rows"))
     before = rows.said()[0]
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
-    # Pasted with the keys, no other button is needed.
+    # A paste with the keys needs no button.
     page.get_by_label("Paste rows").fill(page.evaluate("copied"))
     for keys in ("Control+a", "Control+x", "Control+v"):
         page.keyboard.press(keys)
@@ -196,10 +196,10 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
     page, rows = ui.page, start(ui, vue_nodes, "lora.safetensors", "loha.safetensors")
 
     def run() -> None:
-        # The host has nothing to run in these nodes alone.
+        # The host would refuse to run these nodes alone, so its answer is made up.
         answer = {"prompt_id": "0", "number": 0, "node_errors": {}}
         page.route("**/api/prompt", lambda route: route.fulfill(json=answer), times=1)
-        # They are read before they are written.
+        # The page reads the sets first and then writes them: wait for the second.
         with page.expect_response(
             lambda got: got.url.endswith("lycoris.picker") and got.request.method == "POST"
         ):
@@ -211,10 +211,10 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
 
     run()
     before = rows.said()
-    # Without its first file it is another set.
+    # With the first file off it is another set.
     rows.click(rows.line(0).get_by_role("checkbox"))
     run()
-    # A new page knows them too, and in another node.
+    # A new page knows the sets too, and offers them in another node.
     ui.reload()
     rows = start(ui, vue_nodes, "lokr.safetensors")
     open_sets()
@@ -228,7 +228,7 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
     open_sets()
     rows.click(sets.first, modifiers=["Control"])
     rows.wait(["lora.safetensors", "loha.safetensors"] * 2)
-    # One with a name is not lost when its files are run again.
+    # A set with a name is not lost when its files are run again.
     open_sets()
     page.get_by_placeholder("A name for the rows").fill("last week")
     page.keyboard.press("Enter")
@@ -245,10 +245,10 @@ def test_sets_that_were_run_come_back(ui: Ui, vue_nodes: bool, screenshot: Calla
 @pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_rows_are_copied_and_kept(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
-    """In a copy of the node, in a subgraph of a subgraph, and after a reload."""
+    """Rows are kept in a copy of the node, in a subgraph of a subgraph, and after a reload."""
     page, rows = ui.page, start(ui, vue_nodes, "lora.safetensors", "loha.safetensors")
     rows.click(rows.line(1).get_by_role("checkbox"))
-    # A copy is a node of its own.
+    # In a copy of the node.
     said = rows.said()[0]
     page.evaluate("app.canvas.selectItems([app.graph.nodes[0]])")
     page.mouse.move(1500, 900)
@@ -284,7 +284,7 @@ def test_rows_are_copied_and_kept(ui: Ui, vue_nodes: bool, screenshot: Callable[
 
 
 def test_a_missing_file_is_replaced(ui: Ui, base: Path, files: Path) -> None:
-    """No text says where the files are."""
+    """No text on the page says where the files are."""
     page, rows = ui.page, start(ui, False, "lora.safetensors", "lokr.safetensors", "gone")
     missing = page.locator(".lycoris-missing .lycoris-file")
     titles = [str(missing.get_attribute("title"))]
@@ -305,7 +305,7 @@ def test_a_missing_file_is_replaced(ui: Ui, base: Path, files: Path) -> None:
 def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]
 ) -> None:
-    """500 rows keep the node in its size; wires to the node have our colour and can give the rows."""
+    """500 rows do not enlarge the node. Wires of stacks have our colour. Another node can give the rows."""
     page, rows = ui.page, Rows(ui)
     ui.render_with_vue(vue_nodes)
     many = [{"file": f"gone {number}.safetensors", "on": False} for number in range(500)]
@@ -338,7 +338,7 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     odd = {"version": 1, "rows": [{"file": "a"}, {"file": "b", "on": "no"}]}
     ui.set("LycorisAdapterRows", "rows", json.dumps(odd))
     page.get_by_text("row 2: the field `on` cannot be used").wait_for()
-    # A text of another form is shown too, and becomes one of ours with the first change.
+    # A text in another format is shown too, and the first change turns it into ours.
     ui.set("LycorisAdapterRows", "rows", "<lora:lora:0,5> <lora:lokr>")
     page.get_by_text("2 of 2 on").wait_for()
     rows.click(rows.line(1).get_by_role("checkbox"))
@@ -357,7 +357,7 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     page.get_by_text("No rows yet.").wait_for()
     page.evaluate(
         """() => {
-            // A click has brought a node to the front, and so to another place among them.
+            // A click brings a node to the front, so its place in the list may be another.
             const find = type => app.graph.nodes.find(node => node.type === type)
             const [load, string] = ['LycorisAdapterRows', 'PrimitiveStringMultiline'].map(find)
             string.connect(0, load, load.inputs.findIndex(input => input.widget?.name === 'rows'))

@@ -27,10 +27,11 @@ class Inputs:
     constant: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What is the same for all rows."""
     whole: Mapping[str, Callable[[int], Tensor]] = field(default_factory=dict[str, Callable[[int], Tensor]])
-    """Tensors that are not of random floats, for a number of rows."""
+    """Tensors that are not random floats, each made for a number of rows."""
     changed: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Settings of the model, where that of the zoo has layers that fit each other in name only."""
+    """Settings to change in the model of the zoo, where its layers do not fit together."""
     cut: bool = True
+    """Whether the model still runs after the zoo has cut its large weights."""
     most: int = 2
     """How many rows the model takes at most."""
 

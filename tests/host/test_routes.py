@@ -1,4 +1,4 @@
-"""What the page asks of the adapter files: their list, what they say, their previews."""
+"""What the page asks about adapter files: their list, what they say, their previews."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def preview(file: str) -> tuple[int, str, bytes]:
 
 
 def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loader's file is found with or without its folder; of other files nothing is said."""
+    """A loader's file is found with or without its folder. No other file is found."""
     import folder_paths
 
     folder = host.base / "models" / "checkpoints"
@@ -46,7 +46,7 @@ def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.Monkey
             )
         )
         with monkeypatch.context() as patched:
-            # As the host answers on Windows for a path on another drive.
+            # Paths as on Windows, where this one is on another drive.
             patched.setattr(folder_paths, "os", SimpleNamespace(path=ntpath))
             elsewhere = ask("/lycoris/model", json.dumps({"model": ["D:\\x.safetensors"], "clip": []}))
     finally:
@@ -65,7 +65,7 @@ def test_a_question_of_another_form_is_answered(host: Host, question: str) -> No
 
 
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """Lists, headers and previews, by GET alone. No answer says where the host's folders are."""
+    """Lists, headers and previews are for GET alone. No answer says where the host's folders are."""
     assert ask("/lycoris/adapters", "")[0] == 405
 
     def about(file: str) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def facts(host: Host, *names: str) -> dict[str, Any]:
 def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     host: Host, lora_file: Callable[[str, Any], str]
 ) -> None:
-    """In the forms of Civitai Helper, A1111, ComfyUI-Lora-Manager, rgthree and Stability Matrix."""
+    """Tables of Civitai Helper, A1111, ComfyUI-Lora-Manager, rgthree and Stability Matrix are read."""
     metadata = {"ss_tag_frequency": {"1_a": {"tree": 3}}, "modelspec.trigger_phrase": "ink wash"}
     file = lora_file("told.safetensors", told(**metadata))
     told_alone = facts(host, file)[file]
@@ -204,7 +204,7 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     assert set(found["tags"]) == {"tree", "drawing", "brush", "style", "ink", "six", "t"}
     assert (found["title"], found["base"], found["favourite"]) == ("Ink, by hand", "SD 1.5 Hyper", True)
     assert (found["preview"], found["problems"], found["stated"]) == ("picture", [], True)
-    # The panel of a file has the same, and the node gives the words.
+    # The panel of a file shows the same, and the node outputs the trigger words.
     panel = json.loads(ask("/lycoris/adapters/about", file=file)[2])
     assert all(panel[key] == found[key] for key in ("triggers", "title", "preview", "stated", "family"))
     assert panel["tags"] == [["tree", 3]] and panel["tags_beside"] == found["tags"][1:]
@@ -245,7 +245,7 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(
     found = facts(host, *broken, "pickle.pt", "../../secret", "/etc/passwd", "gone")
     assert set(found) == {*broken, "pickle.pt"}
     assert all(name in one["error"] for name, one in found.items()), found
-    # A file without read permission is read once it has it.
+    # A file without read permission is read once the permission is there.
     late = lora_file("late.safetensors", told())
     real = os.stat
     with monkeypatch.context() as patched:
@@ -284,7 +284,7 @@ def test_facts_are_kept_until_the_file_changes(
     monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
     first = facts(host, file)
     assert facts(host, file) == first and len(peeked) == 1
-    # Another start of the host.
+    # As after a restart of the host.
     module._KEPT.write()
     monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())
     assert facts(host, file) == first and len(peeked) == 1
@@ -305,7 +305,7 @@ def test_reports_are_kept_by_their_prompt_up_to_a_number(host: Host, monkeypatch
     monkeypatch.setattr(module, "_kept", {})
 
     def ran(value: int, shown: dict[str, Any] | None) -> list[list[str]]:
-        """What is kept of node 2 after it has run behind a node of this value."""
+        """The reports that are kept of node 2, after it has run behind a node with this value."""
         prompt = {"1": {"inputs": {"x": value}}, "2": {"inputs": {"from": ["1", 0]}}, "3": {"inputs": {}}}
         module.keep(SimpleNamespace(prompt=prompt, extra_pnginfo={"workflow": {}}), shown)
         assert module.kept(["1", "3"]) == []

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def child_environment() -> dict[str, str]:
-    """The variables of a process that imports the library, on one core, and talks to this machine alone."""
+    """The environment of a process that imports the library, uses one core and talks only to this machine."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def python(*words: str | Path, **variables: str) -> str:
-    """What a new Python interpreter prints with these arguments. It must end without an error."""
+    """What a new Python interpreter prints, given these arguments. It must end without an error."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
@@ -33,6 +33,6 @@ def python(*words: str | Path, **variables: str) -> str:
 
 
 def in_processes(folder: Path, task: str, *words: str, count: int = 2) -> None:
-    """Run a task, such as `train_task.race`, in some processes and in a new folder, see `meeting`."""
+    """Run a task, such as `train_task.race`, in `count` processes and in a new folder. See `meeting`."""
     folder.mkdir()
     python(meeting.__file__, str(count), folder, task, *words)

@@ -1,4 +1,4 @@
-"""The blocks of models as bars: which there are, what a file has in each, and what rules do to them."""
+"""A model's blocks as bars: which bars there are, what a file has in each, and what rules do to them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LISTS = {
     "qwen_image_musubi": {"transformer": 60},
     "wan21_musubi": {"blocks": 40},
 }
-"""Files, with the lists of blocks that have bars for them."""
+"""For each file, the lists of blocks with the number of bars in each."""
 
 
 @cache
@@ -61,7 +61,7 @@ def test_kinds_of_layers_have_bars_that_scale_them(name: str, tmp_path: Path) ->
 
 
 def test_picture_and_sound_have_bars_of_their_own(tmp_path: Path) -> None:
-    """Of every layer of a model that makes both, and of no other model."""
+    """Each layer of a model that makes both is in one of the two. Other models have neither."""
     layers = records()["LTX-2"].layers
     model = blocks_of({f"diffusion_model.{path}.weight": shape for path, shape in layers.items()})
     names = {named.paths[0].removeprefix("diffusion_model."): named.names for named in model.layers}
@@ -114,7 +114,7 @@ def test_shares_are_measured_bit_by_bit_and_are_one_together(tmp_path: Path) -> 
 def test_a_layer_that_cannot_be_read_is_an_error_whenever_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page asks until all is measured: an error that came only once would have it ask for ever."""
+    """The page asks until all is measured. After an error that came only once, it would ask for ever."""
 
     def size_of(entry: lyc.Entry, match: lyc.Match, read: object) -> float:
         if match is bars.matches[1]:

@@ -1,4 +1,4 @@
-"""Passes under torch.compile: a change of what a bypass does compiles nothing again, and values are the same.
+"""A bypass under torch.compile: its changes compile nothing again, and its values are the same as without.
 
 Graphs are counted by torch's own counters.
 """
@@ -29,7 +29,7 @@ BESIDE = pytest.mark.parametrize(
         *(("mixed", name) for name in CASES),
         ("lora", "linear"),
         ("lokr-full-low", "conv2d"),
-        # Outputs that are scaled have a hook of their own.
+        # Scaled outputs have a separate hook.
         ("lora-dora-out", "linear"),
     ],
 )
@@ -38,7 +38,7 @@ TIMED = (Timing(Curve(((0.0, 0.2), (1.0, 0.9)))),)
 
 
 class Beside:
-    """A module between two others, with a stack beside it, compiled."""
+    """A compiled model: a module between two others, with a stack beside it."""
 
     def __init__(self, kinds: tuple[str, ...], name: str) -> None:
         self.kinds, self.case = kinds, CASES[name]
@@ -54,7 +54,7 @@ class Beside:
         self.compiled: Any = torch.compile(self.model, backend="aot_eager", fullgraph=True)
 
     def plan(self, mask: Tensor | None = None, rank: int = 3, **where: Any) -> lyc.BypassPlan:
-        """A file of random values, with a mask and with factors of pictures."""
+        """The plan for a file of random values, with a mask and with a factor for each picture."""
         weights = torch.rand(1, 8, 12) if mask is None else mask
         at = Where(Mask(weights), where.get("factors", (1.0, 0.5)))
         layers = [layer(kind, self.case, rank) for kind in self.kinds]
@@ -63,7 +63,7 @@ class Beside:
         )
 
     def passed(self) -> Tensor:
-        """The output, which is that of the model without torch.compile."""
+        """The output of the compiled model, which must be that of the plain model."""
         found = self.compiled(self.x)
         assert torch.equal(found, self.model(self.x))
         return found
@@ -79,7 +79,7 @@ def test_twenty_changes_compile_nothing_again(stack: str, name: str) -> None:
         outputs.append(beside.passed())
         hooks.strengths = hooks.plan.strengths_at(Moment(number / 4, number / 4))
         outputs.append(beside.passed())
-        # Another file, then another mask, then others factors.
+        # Another file, then another mask, then other factors.
         for plan in (beside.plan(), beside.plan(torch.rand(1, 5, 7)), beside.plan(factors=(number, 2.0))):
             hooks.plan, hooks.strengths = plan, plan.strengths
             outputs.append(beside.passed())
@@ -90,7 +90,7 @@ def test_twenty_changes_compile_nothing_again(stack: str, name: str) -> None:
 
 @BESIDE
 def test_another_bypass_is_seen_and_compiles_nothing_again(stack: str, name: str) -> None:
-    """On a module that was compiled without one, which torch would not look at again."""
+    """The module was compiled without a bypass, and torch would not look at its hooks again."""
     beside = Beside(STACKS[stack], name)
     beside.hooks.remove()
     torch._dynamo.config.skip_nnmodule_hook_guards = True

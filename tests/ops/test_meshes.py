@@ -1,4 +1,4 @@
-"""Four processes, on device meshes of two dimensions too, train as one process does."""
+"""Four processes train as one process does, on two-dimensional device meshes too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORT = ("mixed: both in two, twice", "parts by sequence, sharded")
 
 
 def check(folder: Path, steps: int, cases: Sequence[str]) -> None:
-    """Train in four processes and in one, and compare. The tasks check what is refused, and merging."""
+    """Train in four processes and in one, and compare. The four also check merging, and what is refused."""
     import mesh_task
 
     in_processes(folder, "mesh_task.mesh", str(steps), *cases, count=4)
@@ -25,7 +25,7 @@ def check(folder: Path, steps: int, cases: Sequence[str]) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch trains in one process only")
 def test_four_processes_train_as_one(tmp_path: Path) -> None:
-    """By layers of four kinds, and by tensor parallelism."""
+    """One case has layers of several kinds, the other has tensor parallelism."""
     check(tmp_path / "four", 3, SHORT)
 
 

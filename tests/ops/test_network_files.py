@@ -1,4 +1,4 @@
-"""A network that is made from a file with more, or with layers of another part, than its model has."""
+"""Networks from files that hold more than layers for the model: a base weight, or layers of another part."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from written import read
 import lycoris_ops as lyc
 from lycoris_ops.stack.resolve import EntryResolution
 
-# The weights of a model of SD1.5, as it is loaded.
+# Some weights of an SD1.5 model, by their keys in the loaded model.
 HOST = {
     "diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
     "diffusion_model.input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3),
@@ -70,7 +70,7 @@ def test_the_strength_is_of_the_part_times_the_rules(tmp_path: Path) -> None:
 def test_what_meets_nothing_is_named_with_the_nearest(tmp_path: Path) -> None:
     layers = {**LAYERS, "lora_unet_down_blocks_0_attentions_0_proj_on": (8, 8)}
     read = adapter(tmp_path, layers)
-    # Layers that cannot be read at all have no nearest name, however many they are.
+    # Unreadable layers get no nearest name, and do not count among the few layers that get one.
     damaged = replace(read, unreadable={f"damaged_{n}": "up without down" for n in range(9)})
     (*_, last) = lyc.resolve(lyc.Stack([lyc.Entry(damaged)]), HOST).entries[0].unmatched
     found = lyc.resolve(lyc.Stack([lyc.Entry(read)]), HOST).entries[0]
@@ -150,7 +150,7 @@ TEXT_LAYERS = {
     "mlp_fc1": (40, 10),
     "mlp_fc2": (10, 40),
 }
-"""The names of these layers in adapters, where query, key and value are layers of their own."""
+"""The names of these layers in adapters, where query, key and value are separate layers."""
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_checkpoints_fused_text_encoder_takes_split_layers(
 def test_a_text_encoders_own_file_takes_its_own_layers(
     tmp_path: Path, keys: dict[str, tuple[int, ...]], mine: str, others: str
 ) -> None:
-    """Only the width of the weights tells which text encoder a file is."""
+    """Only the width of the weights tells which text encoder the file holds."""
     (shape,) = keys.values()
     name = "text_model_encoder_layers_0_mlp_fc1"
     found = resolved(tmp_path, {f"{mine}{name}": shape, f"{others}{name}": (8, 8)}, keys)

@@ -1,4 +1,4 @@
-"""Samples of the campaigns of mutated files and of kills, and a file made by hand for all that was found.
+"""Samples of the campaigns with mutated files and with kills, and a handmade file for each fault once found.
 
 `make soak` runs the whole campaigns.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 if sys.platform != "linux":
-    pytest.skip("the limits of a process are read as Linux has them", allow_module_level=True)
+    pytest.skip("the limits of a process are set as on Linux", allow_module_level=True)
 
 from tests.soak.campaign import SEED, grouped, line, run
 from tests.soak.crafted import CRAFTED
@@ -23,7 +23,7 @@ FILES = 10
 def test_files_made_by_hand_and_mutated_ones_give_a_right_result_or_an_error(tmp_path: Path) -> None:
     jobs = [{"crafted": name} for name in CRAFTED]
     jobs += [{"seed": SEED, "number": number} for number in range(FILES)]
-    # A second process takes as long to start as half of the files.
+    # Starting a second process would take as long as half of the files.
     results = run(jobs, tmp_path, workers=1)
     assert len(results) == len(CRAFTED) + FILES
     assert sum(result.compared for result in results if "number" in result.job) > FILES
@@ -33,7 +33,7 @@ def test_files_made_by_hand_and_mutated_ones_give_a_right_result_or_an_error(tmp
 
 
 def test_kills_at_random_moments(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A sample of the campaign in `tests/soak/faults.py`, whose processes print into files of their own."""
+    """A sample of the campaign in `tests/soak/faults.py`. Its processes print into their own files."""
     with capfd.disabled():
         campaign = Campaign(tmp_path, seed=7)
         for _ in range(3):

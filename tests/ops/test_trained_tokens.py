@@ -43,7 +43,7 @@ def output(model: nn.Module) -> Tensor:
 
 
 def made(folder: Path, config: Any) -> Tensor:
-    """Write an adapter of PEFT's, and return the output of the model with it."""
+    """Write an adapter with PEFT, and return the output of the model with it."""
     model = peft.get_peft_model(Model(), config)
     move(model, 1.0)
     model.save_pretrained(str(folder))

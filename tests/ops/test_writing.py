@@ -1,4 +1,4 @@
-"""Files that are written: whole or not there, and no other file is lost."""
+"""A written file is whole or not there at all, and no other file is lost."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_unfinished_file_ends_like_no_model(
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", look)
-    # Nothing but the sync that comes before a file takes its name is looked at.
+    # Look only at the sync that comes before a file takes its name.
     monkeypatch.setattr("lycoris_ops.files.writing._sync", lambda folder: None)
     write(writer, sources, out / name_of(writer))
     assert seen and all(name.endswith(".part") for name in seen)
@@ -111,7 +111,7 @@ def replaced(path: Path) -> None:
 def test_a_source_that_changes_while_it_is_read_is_an_error(
     sources: Path, out: Path, writer: str, source: str, change: Callable[[Path], None]
 ) -> None:
-    """The last step of the progress comes when all is read, and shortly before the file takes its name."""
+    """Progress is complete once everything is read, shortly before the file takes its name."""
     path = sources / f"{source}.safetensors"
     (out / "x.safetensors").write_bytes(b"earlier")
     left = [change]
@@ -170,14 +170,14 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_link_is_a_name_that_is_taken_and_is_replaced_itself(sources: Path, out: Path, writer: str) -> None:
-    """A link to nowhere counts too. Of a link that is replaced, the file that it leads to stays as it is."""
+    """A link to nowhere counts too. If a link is replaced, the file that it leads to stays as it is."""
     link, target = out / name_of(writer), out.parent / "target.safetensors"
     for leads_to in (target, link, None):
         link.unlink(missing_ok=True)
         if leads_to is None:
             target.write_bytes(b"another's")
         link.symlink_to(leads_to or target)
-        # It is known before anything is made.
+        # The error comes before anything is made.
         with pytest.raises(lyc.WriteError, match="of that name already"):
             write(writer, sources, link, overwrite=False, progress=never)
         assert link.is_symlink() and (leads_to is None or not link.exists())
@@ -206,7 +206,7 @@ def test_a_linked_folder_is_written_into(sources: Path, out: Path) -> None:
 
 @pytest.fixture
 def pair(sources: Path, out: Path) -> Files:
-    """An earlier adapter of PEFT's, of another rank, in the folder to write to."""
+    """An earlier adapter in PEFT's files, with another rank, in the folder to write to."""
     layer = {"lora_A.weight": torch.randn(2, 18), "lora_B.weight": torch.randn(12, 2)}
     save_file(
         {f"base_model.model.x.{key}": tensor for key, tensor in layer.items()}, sources / "old.safetensors"
@@ -218,11 +218,11 @@ def pair(sources: Path, out: Path) -> Files:
 
 
 class Interrupt(BaseException):
-    """An interrupt that is no Exception, as the host's own is not."""
+    """An interrupt that is not an Exception, like the host's own."""
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, steps: range, error: BaseException, *, done: bool) -> None:
-    """Let these renames fail, numbered from 1; with `done` after they have taken place."""
+    """Let the renames with these numbers (from 1) fail; with `done`, only after they have taken place."""
     replace, count = os.replace, [0]
 
     def rename(*given: Any) -> None:
@@ -294,7 +294,7 @@ def test_the_earlier_files_come_back_where_another_program_has_removed_the_new_o
 def test_what_cannot_be_put_back_is_whole_and_is_named(
     sources: Path, out: Path, pair: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A killed process leaves the same: no weights, and the earlier files under names of no model."""
+    """A killed process leaves the same: no weights, and the earlier files under names that no model has."""
     with monkeypatch.context() as patched:
         failing(patched, range(4, 99), OSError(errno.EIO, "broken"), done=False)
         with pytest.raises(lyc.WriteError, match=r"cannot be put back.*by hand.*\.part") as caught:
@@ -329,7 +329,7 @@ def test_an_interrupt_says_what_is_there(
         else ["convert", adapter, "--dialect", writer, "--metadata", "note=new"]
     )
     if writer == "peft" and done:
-        # In the report, when all is done; an exchange that is interrupted is taken back.
+        # Interrupt the report, when all is done: an interrupted exchange of the two files is undone.
         monkeypatch.setattr("lycoris_ops.commands.verbs.convert.show", interrupt)
     else:
         failing(monkeypatch, range(1, 2), KeyboardInterrupt(), done=done)
@@ -375,7 +375,7 @@ PLACES: dict[str, Callable[[Path], Path | str]] = {
 
 @pytest.mark.parametrize(
     ("writer", "place"),
-    # For PEFT's files the last ones are folders that they may be in.
+    # The last three places are folders, and PEFT's files may be in these.
     [(w, place) for w in WRITERS for place in PLACES if w != "peft" or place not in [*PLACES][-3:]],
 )
 def test_a_place_that_cannot_be_written_is_an_error_of_the_family(
@@ -385,14 +385,14 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_family(
     before = {*out.rglob("*")}
     with pytest.raises(lyc.WriteError) as caught:
         write(writer, sources, path)
-    # It can be printed.
+    # The message can be printed.
     assert str(caught.value).encode()
     assert {*out.rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["style-v1.5", "style.v2", "a.b.c", "style"])
 def test_a_folder_of_peft_s_may_have_a_dot_in_its_name(sources: Path, out: Path, name: str) -> None:
-    """Only the endings of files that are read count as endings."""
+    """Only the endings of adapter files count as endings."""
     assert write("peft", sources, out / name) == str(out / name / PAIR[1])
     assert sorted(files_in(out)) == [f"{name}/{file}" for file in PAIR]
     for ending in ENDINGS:
@@ -453,7 +453,7 @@ def test_an_interrupt_on_the_way_leaves_the_earlier_file(sources: Path, out: Pat
 def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
     sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, writer: str, overwrite: bool
 ) -> None:
-    """A name must not come to a file whose bytes a power cut can take, nor be lost itself."""
+    """After a power cut no name may lead to a file without its bytes, and no finished name may be lost."""
     steps: list[int] = []
     renames = {name: getattr(os, name) for name in ("replace", "link")}
     fsync = os.fsync

@@ -15,7 +15,7 @@ import lycoris_ops as lyc
 
 Shapes = Mapping[str, tuple[int, ...]]
 Layers = Mapping[str, Mapping[str, Tensor]]
-"""The tensors of layers by suffix, by the names of the layers."""
+"""For each layer, by its name: its tensors by their suffixes."""
 
 
 def adapter(
@@ -37,7 +37,7 @@ def read(
 
 
 def configured(folder: Path, tensors: Mapping[str, Tensor], config: Any) -> lyc.Adapter:
-    """An adapter from a file in a folder of its own, with PEFT's configuration as a table or as text."""
+    """An adapter from a file in this folder, beside PEFT's configuration, given as a table or as text."""
     folder.mkdir(exist_ok=True)
     text = config if isinstance(config, str) else json.dumps(config)
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
@@ -45,7 +45,7 @@ def configured(folder: Path, tensors: Mapping[str, Tensor], config: Any) -> lyc.
 
 
 def in_memory(name: str, layers: Mapping[str, lyc.Layer]) -> lyc.Adapter:
-    """An adapter of layers by their names without kohya's prefix."""
+    """An adapter of these layers; their names are given without kohya's prefix."""
     return lyc.Adapter.of({f"lora_unet_{path}": layer for path, layer in layers.items()}, name=name)
 
 
@@ -64,7 +64,7 @@ def resolved(found: lyc.Adapter, model: Shapes) -> lyc.Resolution:
 
 
 def patched(found: lyc.Adapter | lyc.Stack, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights and biases of a model that an adapter or a stack changes, changed.
+    """Patched copies of those weights and biases of a model that an adapter or a stack changes.
 
     Every layer must be applied, or repeat another.
     """
@@ -83,7 +83,7 @@ def patched(found: lyc.Adapter | lyc.Stack, weights: Mapping[str, Tensor]) -> di
 def changes(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
     """The change of each weight and bias of a model in float64.
 
-    The weights are random, and the same at every call. A weight that is enlarged has zeros first.
+    The weights are random, and the same at every call. The new values of an enlarged weight count from zero.
     """
     weights = {
         key: torch.randn(shape, generator=torch.Generator().manual_seed(len(key))).double()

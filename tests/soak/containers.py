@@ -29,7 +29,7 @@ NAMES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes of safetensors files that torch has, by their names there."""
+"""The common dtypes of torch, by their names in safetensors files."""
 OF_DTYPE = {dtype: name for name, dtype in NAMES.items()}
 
 
@@ -43,7 +43,7 @@ def raw(tensor: Tensor) -> bytes:
 def described(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], bytes]:
-    """The header, as a table, and the data of a safetensors file."""
+    """The header, as a table, and the data of a safetensors file with these tensors."""
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     data = b""
     for name, tensor in tensors.items():
@@ -58,7 +58,7 @@ def described(
 
 
 def joined(header: Any, data: bytes, *, length: int | None = None) -> bytes:
-    """A safetensors file of a header and data.
+    """A safetensors file made of a header and data.
 
     `header` is a table, or the header's text or bytes. `length` is written as the header's length in place of
     the true one.
@@ -87,7 +87,7 @@ def pickled(content: object) -> bytes:
 
 
 def read(blob: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; those of dtypes that torch lacks are left out."""
+    """The tensors of a safetensors file, except those whose dtype is not in `NAMES`."""
     header, data = apart(blob)
     found: dict[str, Tensor] = {}
     for name, entry in header.items():

@@ -1,21 +1,21 @@
-"""Trainings in the real host that is killed, or whose disk fills up, at random moments.
+"""Trainings in the real host, which is killed or gets a full disk at random moments.
 
-`python -m tests.soak.trainings [--kills 5] [--full 2] [--seed 0] [--job clips]` runs each job once unbroken:
-trainings of pictures, of pairs, of clips, of two experts and of a slider, and a judgement of checkpoints.
-Then it breaks each off, at any time or as a file is written: `--kills` times the host is killed and started
-again; `--full` times the disk has no room, or no room for one more file, until the node has said so. After
-each, Run goes on.
+`python -m tests.soak.trainings [--kills 5] [--full 2] [--seed 0] [--job clips]` runs each job once unbroken.
+The jobs train on pictures, pairs and clips, train two experts and a slider, and judge checkpoints. Then each
+is broken off, at any time or while a file is written. `--kills` times the host is killed and started again.
+`--full` times the disk has no room, or no room for one more file, until the node has said so. After each
+break, Run goes on.
 
 The host's folder and the disks in it are in memory, and mounted for this process alone, so that several
 campaigns can run side by side. That needs Linux, and `unshare`.
 
 It prints a summary and ends with status 1 unless
 
-- what lies in the output folder at the end equals bit by bit what the unbroken run has left: the files, the
-  checkpoints and the pictures on the way, and nothing besides but rests `.part` of killed writers;
-- a training that was broken off with a whole state went on from the newest one;
-- a judgement leaves nothing in the output folder, and comes to the same;
-- the error of a full disk comes from the node, says that the disk is full, and leaves no rest.
+- the output folder ends up with what the unbroken run has left, bit by bit: the files, the checkpoints and
+  the pictures on the way. Only `.part` files of killed writers may be left besides;
+- a training that was broken off went on from its newest whole state, if it had one;
+- a judgement leaves nothing in the output folder, and gives the same result;
+- the error of a full disk comes from the node and says that the disk is full, and no `.part` file is left.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STEPS, EVERY = 8, 2
 ROOM = 1 << 16
 """The most bytes that are left on a full disk."""
 FULL = ("disk is full", "no room")
-"""What the error of a full disk says, as a file is written or before."""
+"""What the error of a full disk says: while a file is written, and before."""
 DISK = 1 << 31
 """The size of a disk, in bytes."""
 FILES = 100_000
@@ -63,9 +63,9 @@ FILES = 100_000
 REMOUNT = 32
 """Linux's MS_REMOUNT."""
 DISKS = ("output", "user/__lycoris")
-"""The folders that are disks, in a host's base directory."""
+"""The folders of a host's base directory that are disks of their own."""
 ALONE = "TRAININGS_MOUNT"
-"""Set in a process that mounts for itself alone."""
+"""The environment variable that is set in a process whose mounts no other process sees."""
 LOW = "diffusion_models/wan_low_noise.safetensors"
 REST = ".part"
 CHECKPOINTS = "_-checkpoints"
@@ -74,13 +74,13 @@ STATE = ".state."
 
 @dataclass(frozen=True)
 class Job:
-    """A template up to the node that is tried."""
+    """A template, up to the node that is tested."""
 
     name: str
     template: str
     node: str
     experts: tuple[str, ...] = ("",)
-    """What the names of its files have behind its own."""
+    """For each of its files, what follows the job's name in the file's name."""
 
     @property
     def names(self) -> list[str]:
@@ -115,8 +115,8 @@ JOBS = (
 
 
 def _smaller(prompt: Prompt) -> Prompt:
-    """A prompt with the model and VAE of Flux 2's layout for those of a checkpoint, which take ten times as
-    long. Its text encoder serves both."""
+    """A prompt with a small model and VAE of Flux 2 in place of the checkpoint's, which take ten times as
+    long. The checkpoint's text encoder stays."""
     small = {0: "small model", 2: "small vae"}
     loaders = [number for number, one in prompt.items() if one["class_type"] == "CheckpointLoaderSimple"]
     for one in prompt.values():
@@ -143,7 +143,7 @@ def _upto(prompt: Prompt, number: str) -> Prompt:
 def kept_files(folder: Path) -> dict[str, Any]:
     """What the files of a folder hold, by their paths: tensors of models, and bytes of all others.
 
-    A state's and a file's metadata tell when it was written and from where it went on, so they are left out.
+    Metadata are left out: they tell when a file was written, and from where its training went on.
     """
     return {
         str(path.relative_to(folder)): _digest(path)
@@ -206,7 +206,7 @@ class Campaign:
         tried(self._fill, full, "full")
 
     def _broken_off(self, job: Job, prompt: Prompt, breaking: Callable[[], None], took: float) -> bool:
-        """Run it and break it off. Whether that came before its end."""
+        """Run the job and break it off. Returns whether that came before its end."""
         self._restarted_if_ended()
         known = set(rests(self.server.base))
         end = self._computed() + self.rng.uniform(0.0, took)
@@ -216,7 +216,7 @@ class Campaign:
         try:
             run = self.server.wait(prompt_id)
         except (RuntimeError, OSError):
-            # With its file written, only the prompt was broken off.
+            # If its file is written, only the rest of the prompt was broken off.
             return not self._is_written(job)
         finally:
             self._make_room()
@@ -233,13 +233,14 @@ class Campaign:
         return all(any(self.folder.glob(f"{name}_*_.safetensors")) for name in job.names)
 
     def _computed(self) -> float:
-        """The seconds that the host has computed. Other processes beside it do not change when a run is
-        broken off."""
+        """The seconds that the host has computed. By these, a run is broken off at the same point even if
+        other processes slow it down."""
         times = psutil.Process(self.server.pid).cpu_times()
         return times.user + times.system
 
     def _wait(self, prompt_id: str, end: float, known: set[Path]) -> None:
-        """Wait until it has computed so long, or has ended. Half of the times, wait on for the next file."""
+        """Wait until the host has computed up to `end`, or the prompt has ended. In half of the cases, wait
+        on for the next file."""
         while self._computed() < end and not self.server.has_ended(prompt_id):
             time.sleep(0.02)
         limit = time.monotonic() + 10
@@ -304,7 +305,7 @@ class Campaign:
         return run.outputs
 
     def _finished(self, job: Job, prompt: Prompt, number: str, whole: Mapping[str, Any], words: str) -> None:
-        """Run it to its end, if it is not there yet, and compare with the unbroken run."""
+        """Run the job to its end, if it is not there yet, and compare with the unbroken run."""
         self._restarted_if_ended()
         if not self._is_written(job):
             places = [sorted(self.folder.glob(f"{name}_*{CHECKPOINTS}"))[-1:] for name in job.names]
@@ -316,11 +317,11 @@ class Campaign:
             report = "\n".join(run.outputs[number]["text"])
             if job.node == "LycorisJudge":
                 if report != words:
-                    self._violated(job, f"it comes to {report!r} and not to {words!r}")
+                    self._violated(job, f"its result is {report!r}, not {words!r}")
             else:
                 went = re.findall(r"^went on from step (\d+)", report, re.MULTILINE)
                 if went != (wanted := [str(state.step) for state in states if state]):
-                    self._violated(job, f"from {went} and not from {wanted}")
+                    self._violated(job, f"it went on from step {went}, not from {wanted}")
         found = self._made(job)
         if found != dict(whole):
             wrong = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
@@ -328,9 +329,9 @@ class Campaign:
         self.counted["to the end"] += 1
 
     def _made(self, job: Job) -> dict[str, Any]:
-        """The files that are there, with the name of the first training for that of the last one.
+        """The files that are there, with the last training renamed to the first.
 
-        One that was broken off before its first state is begun anew under the next number.
+        A training that was broken off before its first state begins anew, under the next number.
         """
         found = kept_files(self.folder)
         for name in job.names:
@@ -351,7 +352,7 @@ class Campaign:
 
 
 def mount(folder: Path, *, size: int = DISK, files: int = FILES, again: bool = False) -> None:
-    """Mount a disk in memory, or give one another size in bytes and another most of files."""
+    """Mount a disk in memory for `size` bytes and `files` files. With `again`, change a mounted one."""
     flags, data = (REMOUNT if again else 0), f"size={size},nr_inodes={files}"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, data.encode()):
@@ -377,8 +378,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=5, help="how often the host is killed in each job (5)")
     parser.add_argument("--full", type=int, default=2, help="how often the disk fills up in each job (2)")
-    parser.add_argument("--seed", type=int, default=0, help="what the moments are drawn from (0)")
-    parser.add_argument("--job", action="append", choices=[job.name for job in JOBS], help="these jobs alone")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the random moments (0)")
+    parser.add_argument("--job", action="append", choices=[job.name for job in JOBS], help="only this job")
     options = parser.parse_args()
     if ALONE not in os.environ:
         own = ("unshare", "--map-root-user", "--mount", sys.executable, "-m", __spec__.name, *sys.argv[1:])

@@ -5,8 +5,8 @@ the noise, or a velocity. D is linear in F, so the two losses differ by a known 
 
     mean (F - target)^2 = w(sigma) * mean (D - x0)^2
 
-Below, s is sigma, d the model's `sigma_data`, and the noised latent is x0 + s e, or s n e + (1 - s) x0 for
-"flow", where the scale n of the noise is mostly 1.
+Below, s is sigma, d the model's `sigma_data` and e the noise. The noised latent x is x0 + s e, or
+s n e + (1 - s) x0 for "flow", where the scale n of the noise is mostly 1.
 """
 
 from __future__ import annotations

@@ -21,14 +21,14 @@ def inputs() -> list[Any]:
         io.Model.Input("model", tooltip="The model to train for. It stays as it is."),
         io.Latent.Input(
             "latents",
-            tooltip="With `less` and `more`: encoded pictures of `positive`, or an empty latent, in the size "
-            "that the model is to sample them in. Without them: opposed pictures, one for each of the "
-            "strengths in turn.",
+            tooltip="With `less` and `more`: encoded pictures of `positive`, or an empty latent of the size "
+            "in which the model is to sample such pictures. Without `less` and `more`: opposed pictures, "
+            "one for each of the strengths in turn.",
         ),
         io.Conditioning.Input(
             "positive",
-            tooltip="The encoded prompt of the thing itself. Several prompts, such as of a woman and of a "
-            "man, keep other attributes from changing with it.",
+            tooltip="The encoded prompt of the thing itself. Several prompts, such as one of a woman and "
+            "one of a man, keep other attributes from changing along.",
         ),
         *optional(
             io.Conditioning.Input("less", tooltip="The encoded prompt with less of the attribute."),
@@ -37,12 +37,13 @@ def inputs() -> list[Any]:
         io.String.Input(
             "strengths",
             default="-1, 1",
-            tooltip="The strengths that it is trained at, on both sides of 0. Opposed pictures come in this "
+            tooltip="The strengths to train at, on both sides of 0. Opposed pictures come in this "
             "order: with -1, 1 the one with less first.",
         ),
         number_input(
             "guidance",
-            "How far strengths -1 and 1 go: at 1 as far as `less` and `more` say, at 2 twice as far.",
+            "How far the slider goes at strengths -1 and 1. A guidance of 1 takes it as far as `less` and "
+            "`more`, 2 takes it twice as far.",
             most=20.0,
             default=1.0,
             step=0.1,

@@ -44,7 +44,7 @@ class DenseForward:
         if self._held is None or self._held[0] != key:
             first, _ = self.full[0]
             with outliving():
-                # Sum in float32 or float64, so that it is rounded only once.
+                # In float32 or float64, so that the sum is rounded only once.
                 total = torch.zeros(first.shape, dtype=compute_dtype(first.dtype), device=first.device)
                 for values, slot in self.full:
                     total.add_(values, alpha=strengths[slot])

@@ -19,7 +19,7 @@ ARCHITECTURE = Architecture(
     aside={"caption_projection.*": "embedders of captions"},
     tokens={
         "x_embedder.proj": "places",
-        # Each expert gets some of the tokens, and it is not known which.
+        # Each expert gets some of the tokens. Which ones is not known, so none counts as a place.
         **dict.fromkeys(
             (f"{blocks}.*.block.ff_i.experts" for blocks in ("double_stream_blocks", "single_stream_blocks")),
             "text",

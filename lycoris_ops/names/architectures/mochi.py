@@ -1,9 +1,9 @@
-"""Mochi 1: the original layout beside the names of diffusers.
+"""Mochi 1: maps diffusers' names to the original layout.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_mochi_transformer_checkpoint_to_diffusers` in
 `loaders/single_file_utils.py`. That conversion exchanges gate and value of the feed-forward, and shift and
-scale of the last modulation. The last block has no text output: its text modulation has no gate, and another
-name in diffusers.
+scale of the last modulation. The last block has no text output, so its text modulation has no gate. diffusers
+gives it another name.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table),),
     aside=dict.fromkeys(("blocks.*.mod_x", "blocks.*.mod_y"), "modulation"),
     tokens={
-        # Its first convolution takes each frame as a sample.
+        # Not the first convolution: it takes each frame as a sample.
         **dict.fromkeys((f"blocks.*.{layer}" for layer in ("attn.qkv_x", "attn.proj_x", "mlp_x")), "places"),
         "final_layer.linear": "places",
     },

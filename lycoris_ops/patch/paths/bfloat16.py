@@ -59,14 +59,15 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
     for group, rows in plan.groups:
         products.setdefault(rows or (0, plan.final[0]), []).extend(group.products(tensors))
     flat = weight.view(flat_shape(plan.final))
-    # All memory is allocated before the first addition: a lack of it must not leave the weight half patched.
+    # All memory is allocated before the first addition: a lack of memory must not leave the weight
+    # half patched.
     made = [(rows, *_parts(found, strengths)) for rows, found in products.items()]
     for rows, left, right in made:
         flat[slice(*rows)].addmm_(left, right)
 
 
 def _parts(products: Sequence[Factors], strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The bfloat16 factors (O, r) and (r, K) of the one product of all parts; r counts pairs of parts."""
+    """The bfloat16 factors (O, r) and (r, K) of the one product. r is the rank times the number of pairs."""
     lefts, rights = (_split(side) for side in joined(products, strengths, torch.float32, "bfloat16"))
     pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < PARTS]
     return torch.cat([lefts[i] for i, _ in pairs], 1), torch.cat([rights[j] for _, j in pairs])

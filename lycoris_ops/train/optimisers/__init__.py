@@ -1,6 +1,6 @@
 """The optimisers, one family per file. Every file in this folder is registered.
 
-Each file defines `FAMILY`. A name with a colon, `module:Class`, means any class with torch's interface.
+Each file defines `FAMILY`. A name of the form `module:Class` means any class with torch's interface.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def family_of(name: str) -> OptimiserFamily:
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser needs the loss computed again within a step", got=name)
-    # Such as schedulefree's: after `eval()` the weights are their average, until `train()`.
+    # Such as the optimisers of schedulefree: from `eval()` to `train()` the weights are their average.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
 
@@ -94,7 +94,7 @@ def class_of(path: str, name: str) -> Any:
 
 
 def class_of_torch(name: str, since: str) -> Any:
-    """A class that only newer versions of torch have. Raises TrainError where this torch lacks it."""
+    """An optimiser of torch that only newer versions have. Raises TrainError where this torch lacks it."""
     found = getattr(torch.optim, name, None)
     if found is None:
         raise TrainError(

@@ -1,4 +1,4 @@
-"""Changes of a file's bytes that know nothing of what they mean."""
+"""Changes of a file's bytes that ignore what the bytes mean."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _cut(rng: random.Random, blob: bytearray) -> None:
 
 
 def _part(rng: random.Random, blob: bytearray) -> None:
-    """A part is taken out, repeated, zeroed, or takes the place of another."""
+    """A part is removed, repeated, zeroed or replaced by another."""
     start, size = _place(rng, blob), rng.choice((1, 2, 8, 64, rng.randrange(1, 300)))
     part, there = blob[start : start + size], _place(rng, blob)
     new = rng.choice((b"", part * 2, part * 50, bytes(len(part)), blob[there : there + len(part)]))
@@ -43,7 +43,7 @@ def _inserted(rng: random.Random, blob: bytearray) -> None:
 
 
 def _number(rng: random.Random, blob: bytearray) -> None:
-    """A digit becomes several, or another one."""
+    """A digit becomes another one, a long number or odd bytes."""
     digits = [at for at, byte in enumerate(blob[:4000]) if 48 <= byte <= 57]
     if digits:
         at = rng.choice(digits)

@@ -212,6 +212,6 @@ class Host:
 
 
 def _parts(batch: Noisy, size: int = 64) -> list[Noisy]:
-    """Batches of one size, which divides the number of rows."""
+    """The batch in parts of `size` rows, which must divide its number of rows."""
     parts = zip(*(tensor.split(size) for tensor in batch), strict=True)
     return [(x, kinds, noise, times) for x, kinds, noise, times in parts]
