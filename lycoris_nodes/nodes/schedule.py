@@ -42,9 +42,9 @@ class LycorisSchedule(io.ComfyNode):
                     "curve",
                     multiline=True,
                     default=EXAMPLE,
-                    # The text has no at sign: older front ends take one for a link to another text.
+                    # This tooltip has no at sign: older front ends take one for a link to another text.
                     tooltip="The curve that multiplies the strength: points as time:value, such as 0:0.2, "
-                    f"0.5:0.8, 1:1, or the name of a curve: {', '.join(CURVES)}. A line `pattern = curve` "
+                    f"0.5:0.8, 1:1; or the name of a curve: {', '.join(CURVES)}. A line `pattern = curve` "
                     "is for some blocks only, with patterns as in Weight LyCORIS Blocks. # starts a comment.",
                 ),
                 io.Combo.Input(

@@ -57,13 +57,13 @@ class Codec(Protocol):
 def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] = ()) -> set[str]:
     """Names of the float tensors whose values can be read as they are, without any scale.
 
-    These are all float tensors except quantised weights (the `quantised` ones, and those of 8 bits or fewer
-    that have companions) and the companions themselves. If a file has a quantised float8 tensor, its other
-    float8 tensors are left out too, because one of them may be a mere marker of the format.
-
     A companion of a tensor, such as its scale, has the tensor's name, then a dot or an underscore, then more
     (`w_scale`, `weight.absmax`). All other tensors of a layer except its `bias` are companions of its
     `weight` too, whatever their names (`scale_weight`, `comfy_quant`).
+
+    Left out are the `quantised` tensors, tensors of 8 bits or fewer that have companions, and the companions
+    of both. If one of these is a float8 tensor, all other float8 tensors of the file are left out too,
+    because one of them may be a mere marker of the format.
     """
     ordered = sorted(tensors)
     # For every tensor that is neither a weight nor a bias: the weight of its layer.

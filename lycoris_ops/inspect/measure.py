@@ -90,7 +90,8 @@ class Examination:
     blocks: tuple[str, ...]
     """The changed blocks in the model's order; without a base, in the adapters'."""
     products: Mapping[str, Tensor]
-    """For each block <w_i D_i, w_j D_j> of T adapters, (T, T) in float64, summed over its weights."""
+    """For each block, the inner products <w_i D_i, w_j D_j> of T adapters, summed over the block's weights:
+    (T, T) in float64."""
     conflicts: Mapping[str, tuple[Tensor, Tensor]]
     """For each block and each pair of adapters, how many values both change, and how many of these they
     change in opposite directions: two matrices (T, T). Empty unless asked for."""
@@ -102,7 +103,7 @@ class Examination:
         return tuple(entry.name for entry in self.entries)
 
     def enough(self, entry: int) -> int | None:
-        """The lowest rank that is enough for nine in ten layers (see ENOUGH); None where no layer has one."""
+        """The lowest rank that is enough for nine in ten layers (see ENOUGH); None if it changes nothing."""
         ranks = sorted(one.rank_of(ENOUGH) for one in self.layers if one.entry == entry and one.spectrum)
         return ranks[math.ceil(0.9 * len(ranks)) - 1] if ranks else None
 

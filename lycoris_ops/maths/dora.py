@@ -67,8 +67,8 @@ def learned_extra(
 ) -> Tensor:
     """magnitude / ||V|| - 1 as a vector, for V = weight + scale * up @ down; -1 where V is zero.
 
-    weight is (O, I, *kernel), up (O, r) and down (r, K). The norm is as in `lengths`. For training on an
-    accelerator: both passes form V and neither keeps it, with a third of the kernel launches of plain
+    weight is (O, I, *kernel), up (O, r) and down (r, K). The norm is as in `lengths`. This is for training on
+    an accelerator: both passes form V and neither keeps it. They need a third of the kernel launches of plain
     operations.
     """
     # An inference tensor cannot be saved for a backward pass.

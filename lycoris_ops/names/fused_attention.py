@@ -1,9 +1,9 @@
 """Names that need no table: the parts of a fused projection, and the fusions of split projections.
 
-They are tried where a name is neither a path of the model nor in a table, in every model whose layers have
-the usual names, text encoders included. The shapes decide which rows a name means; where they cannot, the
-name matches no layer. The names are those of the attention modules of diffusers and transformers (both
-Apache-2.0) and of the models' original code.
+They are tried for a name that is neither a path of the model nor in a table. This works for every model whose
+layers have the usual names, text encoders included. The shapes decide which rows a name means; where they
+cannot, the name matches no layer. The names are those of the attention modules of diffusers and transformers
+(both Apache-2.0) and of the models' original code.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def fallback(shapes: Mapping[str, Shape]) -> dict[str, Places]:
 
 
 def _families(shapes: Mapping[str, Shape]) -> dict[str, set[str]]:
-    """For each parent's path, with its dot: the names of the layers directly below it, and `to_out.0`."""
+    """For each parent's path, with its dot: the names of its layers. `to_out.0` counts as one of them."""
     children: dict[str, set[str]] = {}
     for path in shapes:
         parent, dot, name = path.rpartition(".")

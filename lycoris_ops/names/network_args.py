@@ -28,10 +28,10 @@ def network_options(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def plain_args(metadata: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-    """The metadata entry of the network's arguments, for a file whose alphas need no correction.
+    """The metadata entry of the network's arguments, for a file whose alphas are corrected already.
 
-    It has the arguments in `metadata` without `split_qkv`, and the `options` of layers. Empty if that changes
-    nothing.
+    It has the `options` of layers and the arguments in `metadata`, without `split_qkv`, which would have the
+    alphas corrected again. Empty if that changes nothing.
     """
     args = args_of(metadata)
     wanted = {key: value for key, value in args.items() if key != "split_qkv"} | dict(options)

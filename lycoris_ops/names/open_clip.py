@@ -26,8 +26,8 @@ EMBEDDING = {"token_embedding.weight": "text_model.embeddings.token_embedding"}
 def places(key: str, shape: Shape) -> list[tuple[str, tuple[int, int] | None]]:
     """The layers of transformers' text model that a weight of OpenCLIP holds: paths and rows (None: all).
 
-    `key` is without the prefix that it has in a checkpoint. The result is empty if it is not the key of a
-    known weight, or if the shape of a fused weight is not known.
+    `key` is without the prefix that it has in a checkpoint. The result is empty if no layer is known
+    for `key`, or if the shape of a fused weight is not known.
     """
     if key in EMBEDDING:
         return [(EMBEDDING[key], None)]

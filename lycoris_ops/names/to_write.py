@@ -1,4 +1,4 @@
-"""The names of an adapter's layers in another dialect, and the rows that each name holds.
+"""The names of an adapter's layers in another dialect, and the rows that each name means.
 
 A layer's path is either in the model's own layout or in diffusers' layout. If both dialects use the same
 layout, and no underscores have to become dots again, only the prefix of the name changes: see
@@ -51,7 +51,7 @@ class Piece:
     rows: Rows | None = None
     """First row and end in the adapter's layer; None for all rows."""
     at: int = 0
-    """Their first row in the layer to write."""
+    """The row of the layer to write at which they begin."""
 
     @property
     def size(self) -> int:
@@ -240,7 +240,7 @@ PEFT and LyCORIS do not write the part, so layers of two parts can have the same
 class _Names:
     """All names that a dialect has for a model's layers, and the rows of the layers that each name means.
 
-    With `lokr` they are the dialect's names in a file of LoKr, see `Write.lokr`.
+    With `lokr` they are the dialect's names in a file of LoKr (see `Write.lokr`).
     """
 
     def __init__(self, targets: Targets, dialect: str, *, lokr: bool = False) -> None:
@@ -417,7 +417,7 @@ def _part_of(target: Target) -> str:
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """The pieces. Neighbours are merged if they are adjacent both in their layer and in the written one."""
+    """The pieces. Two become one if they are adjacent both in their layer and in the written one."""
     joined: list[Piece] = []
     for piece in pieces:
         last = joined[-1] if joined else None

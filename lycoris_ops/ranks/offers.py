@@ -2,8 +2,7 @@
 
 The **gain** of a layer is the part of the gradient's energy that its first step can follow. At its start a
 layer changes nothing, and to first order its tensors move the weight within a linear space T, the tangent
-space.
-With G = dL/dW,
+space. With G = dL/dW,
 
     gain = || projection of G on T ||^2.
 
@@ -19,10 +18,10 @@ w1. It has most energy with the w1 of the nearest Kronecker product. A low-rank 
 singular vectors of this sum. With this w1 LoKr trains at LoRA's learning rate; from its usual start it needs
 ten times as much.
 
-The **first step** is the gain with Adam, whose first step moves every value by the learning rate, against the
-sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first order the loss falls
-by the learning rate times the sum of the absolute values of the gradient. With G = U S V^T and down the first
-r rows of V^T, this sum is
+The **first step** is what Adam can gain. Adam's first step moves every value by the learning rate, against
+the sign of its gradient (Kingma and Ba, "Adam", 1412.6980, algorithm 1 with t = 1). To first order the loss
+falls by the learning rate times the sum of the absolute values of the gradient. With G = U S V^T and down the
+first r rows of V^T, this sum is
 
     || dL/dup ||_1 = || U_r S_r ||_1 = sum_{j<=r} s_j ||u_j||_1
 

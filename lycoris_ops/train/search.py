@@ -39,7 +39,8 @@ from .trainer import move_to_train
 
 ENDING = "-race.json"
 HELD = 4
-"""How many held-out batches judge a heat. If they are larger, fewer do, with about as many values in all."""
+"""How many held-out batches judge a heat. If they are larger than the training's, fewer do, with about as
+many values in all."""
 SEEN = 64
 """Those batches are evenly spaced among the first `SEEN` validation batches."""
 PROBED, PROBE_COST = 8, 1.6
@@ -57,7 +58,7 @@ DECIDING = (
     *("optimiser", "optimiser_options", "lora_plus", "weight_decay", "schedule", "warmup", "restarts"),
     *("accumulation", "clip_norm", "max_weight_norm", "ema", "autocast", "settings"),
 )
-"""The options in which a kept race must agree with a training to serve it. So must data and network."""
+"""A kept race serves a training only if these options, the data and the network are the same."""
 NOT_DECIDING = ("steps", "seed", "learning_rate", "text_learning_rate", "search", "search_share")
 """The entries of `TrainOptions.settings` that may differ."""
 
@@ -72,7 +73,7 @@ class Searched:
     """The given options, with the rate that was found."""
     race: Race | None = None
     file: Path | None = None
-    """The file of the race, if it was kept and not run now."""
+    """The file of the kept race that was used; None if a race was run now."""
 
     def __str__(self) -> str:
         if self.race is None:
@@ -104,7 +105,7 @@ class _Given:
 
     @property
     def rest(self) -> int:
-        """The most parameters in the layers that an entrant makes anew."""
+        """The most parameters of an entrant, without those that every entrant has."""
         return self.most - _others(self.net)
 
     @property
@@ -345,7 +346,7 @@ def _entrants(given: _Given) -> list[Entrant]:
 
 
 def _plain(settings: LayerSettings) -> LayerSettings:
-    """Settings for LoRA, with whatever means the same for every kind."""
+    """Settings for LoRA that keep whatever means the same for every kind."""
     kept = ("bias", "input_dropout", "rank_dropout", "module_dropout", "lr", "form")
     return LayerSettings(**{name: getattr(settings, name) for name in kept})
 
@@ -390,7 +391,7 @@ def _shapes(net: LycorisNetwork) -> list[Shape]:
 
 
 def _others(net: LycorisNetwork) -> int:
-    """The parameters that every entrant has: layers of norms and embeddings, and biases."""
+    """The number of parameters that every entrant has: in layers of norms and embeddings, and in biases."""
     count = 0
     for member in net.members.values():
         if not _is_factored(member):

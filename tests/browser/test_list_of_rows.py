@@ -130,7 +130,7 @@ def test_a_file_is_shown(ui: Ui, files: Path, vue_nodes: bool, screenshot: Calla
 def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], None]) -> None:
     page, rows = ui.page, start(ui, vue_nodes, "loha.safetensors")
     order = ["loha.safetensors"]
-    # Rows of another pack, one of them without its file.
+    # Rows of other packs. The file of the last one is missing.
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
     saved = [{}, {"on": False, "lora": "lora", "strength": 0.4, "strengthTwo": None}, "", {"lora": "None"}]
@@ -182,7 +182,7 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     before = rows.said()[0]
     rows.click(page.get_by_title("More", exact=True))
     rows.click(page.get_by_role("button", name="Paste rows…"))
-    # A paste with the keys needs no button.
+    # Pasted with the keys, the rows are added without the button.
     page.get_by_label("Paste rows").fill(page.evaluate("copied"))
     for keys in ("Control+a", "Control+x", "Control+v"):
         page.keyboard.press(keys)

@@ -291,7 +291,7 @@ def test_facts_are_kept_until_the_file_changes(
     time.sleep(0.05)
     lora_file(file, told(**{"modelspec.trigger_phrase": "new"}))
     assert facts(host, file)[file]["triggers"] == ["new"] and len(peeked) == 2
-    # A cache that is cut off is not used.
+    # A truncated cache is not used.
     kept = host.base / "user" / "__lycoris" / "files.json"
     kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     monkeypatch.setattr(module, "_KEPT", type(module._KEPT)())

@@ -1,4 +1,4 @@
-"""A bypass under torch.compile: its changes compile nothing again, and its values are the same as without.
+"""A bypass under torch.compile: changing it compiles nothing again, and it gives the values of plain torch.
 
 Graphs are counted by torch's own counters.
 """

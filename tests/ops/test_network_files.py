@@ -1,4 +1,4 @@
-"""Networks from files that hold more than layers for the model: a base weight, or layers of another part."""
+"""Networks made from files that also hold a weight of the base, or layers for another part."""
 
 from __future__ import annotations
 

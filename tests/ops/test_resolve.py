@@ -150,7 +150,7 @@ TEXT_LAYERS = {
     "mlp_fc1": (40, 10),
     "mlp_fc2": (10, 40),
 }
-"""The names of these layers in adapters, where query, key and value are separate layers."""
+"""The names of its parts in adapters, where query, key and value are separate."""
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ campaigns can run side by side. That needs Linux, and `unshare`.
 
 It prints a summary and ends with status 1 unless
 
-- the output folder ends up with what the unbroken run has left, bit by bit: the files, the checkpoints and
-  the pictures on the way. Only `.part` files of killed writers may be left besides;
+- the output folder ends up with the same files, checkpoints and pictures on the way as after the unbroken
+  run, bit by bit. Besides them it may only hold `.part` files of killed writers;
 - a training that was broken off went on from its newest whole state, if it had one;
 - a judgement leaves nothing in the output folder, and gives the same result;
 - the error of a full disk comes from the node and says that the disk is full, and no `.part` file is left.
@@ -287,7 +287,7 @@ class Campaign:
             self.server.__enter__()
 
     def _forget(self, job: Job) -> None:
-        """Begin with nothing in the output folder, nothing encoded, and nothing in memory."""
+        """Begin with nothing encoded and nothing in memory, and a training with an empty output folder."""
         self._restarted_if_ended()
         if job.node != "LycorisJudge":
             self._clear()
@@ -329,7 +329,7 @@ class Campaign:
         self.counted["to the end"] += 1
 
     def _made(self, job: Job) -> dict[str, Any]:
-        """The files that are there, with the last training renamed to the first.
+        """The files that are there, under the names that they would have if the last training were the first.
 
         A training that was broken off before its first state begins anew, under the next number.
         """

@@ -80,7 +80,7 @@ def parametrisation_of(model_sampling: Any) -> Parametrisation:
 
 
 def noised(model_sampling: Any, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
-    """The noised latent (B, ...) as the model takes it, at one sigma a row."""
+    """The noised latent (B, ...) as the model takes it, with one sigma for each row."""
     x = model_sampling.noise_scaling(sigma, noise, latent)
     if parametrisation_of(model_sampling) is KINDS["v of a preserved variance"]:
         # The host's function is for its samplers, which keep another scale.
@@ -102,9 +102,9 @@ WEIGHTINGS = ("none", "min-snr", "debiased")
 def weight_on_denoised(model_sampling: Any, sigma: Tensor, weighting: str = "none") -> Tensor:
     """The weight (B,) of the mean of (D - x0)^2 in each row.
 
-    none: w(sigma), which makes it the plain error of F, as in most trainers. min-snr: min(SNR, 5) (Hang et
-    al., 2303.09556, equation 7). debiased: w(sigma) / sqrt(SNR) where F is the noise (Yu et al., 2310.08442,
-    equation 9), and w(sigma) / sqrt(SNR + 1) where it is a velocity, as in OneTrainer.
+    none: w(sigma), which makes the loss the plain error of F, as in most trainers. min-snr: min(SNR, 5) (Hang
+    et al., 2303.09556, equation 7). debiased: w(sigma) / sqrt(SNR) where F is the noise (Yu et al.,
+    2310.08442, equation 9), and w(sigma) / sqrt(SNR + 1) where it is a velocity, as in OneTrainer.
     """
     kind = parametrisation_of(model_sampling)
     raw = kind.weight(sigma, float(getattr(model_sampling, "sigma_data", 1.0)))

@@ -28,7 +28,7 @@ def inputs() -> list[Any]:
         io.Conditioning.Input(
             "positive",
             tooltip="The encoded prompt of the thing itself. Several prompts, such as one of a woman and "
-            "one of a man, keep other attributes from changing along.",
+            "one of a man, keep other attributes from changing too.",
         ),
         *optional(
             io.Conditioning.Input("less", tooltip="The encoded prompt with less of the attribute."),
@@ -59,7 +59,7 @@ def inputs() -> list[Any]:
         *advanced(
             count_input(
                 "pictures",
-                "How many pictures the model samples where `latents` is empty.",
+                "How many pictures the model samples if `latents` is an empty latent.",
                 most=1000,
                 default=16,
                 least=1,

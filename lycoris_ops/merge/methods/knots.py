@@ -41,7 +41,7 @@ METHOD = MergeMethod(
     source="Stoica et al., Model Merging with SVD to Tie the Knots (2410.19735), section 4",
     factors=True,
     options=(
-        Option("density", 0.2, "The share of the values of each adapter that TIES keeps.", 0, 1),
+        Option("density", 0.2, "The share of each adapter's values that TIES keeps.", 0, 1),
         Option(
             "scale", 1.0, "Multiplies the result. The authors used 0.6 to merge eight adapters.", -100, 100
         ),

@@ -54,7 +54,7 @@ ARCHITECTURE = Architecture(
     layouts=(Layout(marks=("t5_yproj", "blocks.*.attn.qkv_x"), diffusers=table),),
     aside=dict.fromkeys(("blocks.*.mod_x", "blocks.*.mod_y"), "modulation"),
     tokens={
-        # Not the first convolution: it takes each frame as a sample.
+        # The first convolution is not here: it takes each frame as a sample.
         **dict.fromkeys((f"blocks.*.{layer}" for layer in ("attn.qkv_x", "attn.proj_x", "mlp_x")), "places"),
         "final_layer.linear": "places",
     },

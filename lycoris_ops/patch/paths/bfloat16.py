@@ -67,7 +67,8 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
 
 
 def _parts(products: Sequence[Factors], strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The bfloat16 factors (O, r) and (r, K) of the one product. r is the rank times the number of pairs."""
+    """The bfloat16 factors (O, r) and (r, K) of the one product. r is the rank times the number of pairs of
+    parts."""
     lefts, rights = (_split(side) for side in joined(products, strengths, torch.float32, "bfloat16"))
     pairs = [(i, j) for i in range(len(lefts)) for j in range(len(rights)) if i + j < PARTS]
     return torch.cat([lefts[i] for i, _ in pairs], 1), torch.cat([rights[j] for _, j in pairs])

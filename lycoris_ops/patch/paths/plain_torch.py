@@ -15,8 +15,8 @@ from ..registry import PatchPath
 
 SHALLOW = 64
 """Products up to this rank may be added to a weight directly, because the result is rounded once. Matrix
-libraries sum over a small rank in registers before they add. They cut a larger one into blocks (OpenBLAS from
-256 on) and add the product of each block separately."""
+libraries sum over a small rank in registers before they add. They cut a larger rank into blocks (OpenBLAS
+from 256 on) and add the product of each block separately."""
 
 TILE = 1 << 20
 """Number of values of a part, which consists of whole rows. 4 MB in float32 stay in the cache. Smaller parts
@@ -46,7 +46,7 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
         if found:
             add = _one_product(found, strengths, dtype, f"product {number}")
             adds.append(add if rows is None else placed(add, *rows))
-    # The first change is written, not added. Changes that must zero the rows before they write go last.
+    # The first change may be written, not added. Changes that must zero the rows before they write go last.
     adds.sort(key=lambda one: one.clears)
     if adds and weight.is_contiguous():
         _add_to(weight.view(flat_shape(plan.final)), adds, dtype)
