@@ -60,8 +60,8 @@ class LycorisJudge(io.ComfyNode):
                 io.String.Input(
                     "training",
                     default="",
-                    tooltip="The training whose checkpoints are judged: the `filename_prefix` of Train LoRA "
-                    "/ LyCORIS, such as loras/trained, for its latest one, or a link to its output `path`.",
+                    tooltip="The training whose checkpoints are judged. Link the output `path` of Train LoRA "
+                    "/ LyCORIS, or write its `filename_prefix`, such as loras/trained, for the latest one.",
                 ),
                 io.String.Input(
                     "strengths",
@@ -118,7 +118,7 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     count_input(
                         "times",
-                        "At how many amounts of noise each latent is judged at most.",
+                        "The most amounts of noise at which each latent is judged.",
                         most=64,
                         default=8,
                         least=1,

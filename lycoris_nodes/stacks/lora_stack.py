@@ -87,7 +87,7 @@ def _name(entry: Entry) -> str:
                 f"a LORA_STACK cannot hold {what}",
                 file=adapter.name,
                 got=getattr(held, "name", None) or str(held),
-                hint="Take them away, or apply the stack with Apply LyCORIS Stack",
+                hint="Remove this from the stack, or apply the stack with Apply LyCORIS Stack",
             )
     name = relative_name(adapter.path)
     if name is None:
@@ -113,7 +113,7 @@ def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None) -
             f"{holder} holds only one adapter",
             got=f"a stack of {len(stack)}: {names}",
             expected="a stack of one",
-            hint="Make one of them with Merge LoRAs / LyCORIS first",
+            hint="Merge them into one with Merge LoRAs / LyCORIS first",
         )
     (entry,) = stack
     return weighted(entry, model)

@@ -53,9 +53,9 @@ def extract_adapter(
 
     Singular values that the models' rounding noise could explain are left out (see `Delta`).
     With the size "auto" the noise also decides the ranks. If there is none, as between float32 models, the
-    knee of the energy decides them. Nothing is clamped. Weights of one dimension, biases and bare parameters
-    become differences, which are exact. `dtype` is float16 unless given. The other arguments are as in
-    `resize_adapter`.
+    knee of the energy curve decides them. No value is clamped. Weights of one dimension, biases and bare
+    parameters are stored as plain differences. `dtype` is float16 unless given. The other arguments are as
+    in `resize_adapter`.
 
     `Adapter.report` says what was kept and how the layers of the models differ; with `strict` a difference is
     an error.
@@ -66,7 +66,7 @@ def extract_adapter(
     """
     if algorithm == SAME:
         raise LycorisError(
-            "the difference of two models has no kind that could be kept",
+            "the difference of two models has no kind of its own to keep",
             got=algorithm,
             expected="lora, lokr, full ...",
         )
@@ -152,8 +152,8 @@ def _difference(
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
     if not is_finite(change):
-        # The same infinity, or NaN, in both models is no change: hosts do not initialise weights that a
-        # checkpoint lacks.
+        # An infinity or a NaN that both models have is no change: hosts leave weights that a checkpoint lacks
+        # uninitialised.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5
@@ -188,5 +188,5 @@ def _missing(pairs: Pairs) -> tuple[str, ...]:
 def _notes(pairs: Pairs) -> list[str]:
     if not pairs.others:
         return []
-    others = number_of(pairs.others, "tensor is of a part", "tensors are of parts")
+    others = number_of(pairs.others, "tensor belongs to a part", "tensors belong to parts")
     return [f"{others} that adapters do not change, such as the VAE"]

@@ -20,7 +20,7 @@ def no_weight(
     depends = f"the change of {a_layer(kind)} depends on the {parameter}"
     if base is None:
         return LayerError(
-            f"{depends}, so that it needs the base model",
+            f"{depends}, so it needs the base model",
             file=file,
             key=key,
             got="no base model",

@@ -42,7 +42,7 @@ def unreadable(
 ) -> FileFormatError:
     """The error for a configuration that cannot be followed."""
     return FileFormatError(
-        f"this is no PEFT configuration that can be followed: {why}",
+        f"this PEFT configuration cannot be followed: {why}",
         file=file,
         key=key,
         got=got,

@@ -221,7 +221,7 @@ def test_every_kind_of_pefts_is_read_or_named() -> None:
     ],
 )
 def test_a_field_that_is_not_followed_is_refused_by_name(tmp_path: Path, field: str, value: Any) -> None:
-    with pytest.raises(lyc.FileFormatError, match=rf"{CONFIG}: {field}: .*can be followed"):
+    with pytest.raises(lyc.FileFormatError, match=rf"{CONFIG}: {field}: .*cannot be followed"):
         lyc.load_adapter(lora_file(tmp_path, {field: value}))
 
 
@@ -281,12 +281,12 @@ def test_a_value_that_a_field_cannot_have_is_refused_by_name(tmp_path: Path, cas
 
 @pytest.mark.parametrize("text", ["[]", "3", "not json", "[" * 100_000, "", '{"r": 4,', "\0"])
 def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(lyc.FileFormatError, match=rf"{CONFIG}: .*can be followed"):
+    with pytest.raises(lyc.FileFormatError, match=rf"{CONFIG}: .*cannot be followed"):
         lyc.load_adapter(lora_file(tmp_path, text))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": text})
     (tmp_path / CONFIG).unlink()
-    with pytest.raises(lyc.FileFormatError, match=r"x\.safetensors.*can be followed"):
+    with pytest.raises(lyc.FileFormatError, match=r"x\.safetensors.*cannot be followed"):
         lyc.load_adapter(tmp_path / "x.safetensors")
 
 

@@ -25,16 +25,16 @@ PLAN = "plan.json"
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "settings",
-        help="a .toml file: `entry`, the `module:function` or `file.py:function` that returns the model, the "
-        "batches, the loss, and maybe batches for validation; and the tables [arguments], [network], [plan] "
-        "and [train]",
+        help="a .toml file with the tables [arguments], [network], [plan] and [train], and with `entry`: the "
+        "`module:function` or `file.py:function` that returns the model, the batches, the loss, and if you "
+        "like batches for validation",
     )
     command.add_argument(
         "--resume",
         nargs="?",
         const=True,
         metavar="STATE",
-        help="go on with an earlier run: from a .state.safetensors file, or else from its newest whole state",
+        help="go on with an earlier run, from a .state.safetensors file or from its newest whole state",
     )
     command.add_argument(
         "--search",
@@ -70,7 +70,7 @@ def _trained(
     module, batches, loss, *held_out = task
     sizes = table(settings, "network")
     if found := sizes.keys() & {"module", "plan"}:
-        raise LycorisError("[network] has no such key", got=min(found), expected="`entry` and [plan] for it")
+        raise LycorisError("[network] has no such key", got=min(found), expected="`entry` or [plan] instead")
     plan = _plan(settings, task, resume, training)
     network = create_lycoris(module, plan=plan, **sizes)
     if _first():
