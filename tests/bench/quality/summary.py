@@ -1,7 +1,7 @@
 """`docs/quality.md` and its plots, from the results so far.
 
-`python -m tests.bench.quality.summary` reads `results.jsonl` beside this file, and only what is of the tasks
-as they are now.
+`python -m tests.bench.quality.summary` reads `results.jsonl` beside this file. Results of earlier versions of
+the tasks are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .times import read as read_times
 UNIFORM, GRADIENT = "LoRA", "LoRA, gradient"
 """The methods that others are compared with."""
 SINGLE = ("LoRA", "LoRA, gradient", "DoRA", "LoHa", "LoKr", "planned LoKr, gradient")
-"""Methods of one algorithm, which "auto" must not be worse than."""
+"""Methods of one algorithm. "auto" must not be worse than any of them."""
 SEARCH = "search all"
 COMPARED = (AUTO, "LoKr", SEARCH)
 """The methods of the overview."""
@@ -41,15 +41,15 @@ DOCS = ROOT / "docs"
 ABOUT = """\
 # What adapters need
 
-`make bench-quality` trains adapters of every method on really trained models and measures the held-out loss
-against the numbers that an adapter holds. It wrote this page.
+`make bench-quality` trains adapters of every method on trained models, and measures how the held-out loss
+depends on how many numbers an adapter holds. It wrote this page.
 
 {state}
 
 ## How it was measured
 
 No method was changed because of **characters** or **series** before their last run, so claims about methods
-rest on these first. The other tasks were used to choose criteria, defaults and candidates.
+rest mainly on these two. The other tasks were used to choose criteria, defaults and candidates.
 
 - **characters**: a GPT on characters (0.2 M), trained by the benchmark on the English texts of
   Mercurial's catalogues, adapted to their German ones. Cross entropy per character.
@@ -74,8 +74,8 @@ rest on these first. The other tasks were used to choose criteria, defaults and 
   with a Bayer filter sees them. Mean square error of the velocity.
 
 Data and the other bases come from packages and are checked by hash. A base that the benchmark trains differs
-on another machine, and so do losses: on the digits, LoRA x 4 at the rate 0.01 with seed 0 has 1.427
-on the base of the EPYC, where nearly all of these rows were trained, and 1.324 on that of a Xeon.
+on another machine, and so do losses: on the digits, LoRA x 4 at the rate 0.01 with seed 0 reaches a loss of
+1.427 on the base of the EPYC, where nearly all of these rows were trained, and 1.324 on that of a Xeon.
 
 Adapters are on all linear layers and convolutions of the base, with alpha = rank. All methods are trained on
 the same small batches, by AdamW without weight decay; the rate rises over the first 5 % of the steps and
@@ -83,28 +83,28 @@ falls as a cosine to 0. Short trainings have {short} steps, long ones {long}. Fe
 {small}.
 
 The learning rate of each method **at each size** is the best one on a separate split of the data. Rates half
-a decade apart were tried, and for some rows a quarter of a decade, until the next lower and the next higher
+a decade apart were tried (for some rows, a quarter of a decade), until the next lower and the next higher
 rate were both worse. "edge" marks rows where one of these two is missing. Figures are means over the seeds 0,
 1 and 2, or over as many as "seeds" says, on a third split that no choice used. Differences between figures of
 one seed may be chance. "numbers" counts the trained values, which are as many as the file holds. "x 1" means
 as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other count as equal.
 
 Methods that look at gradients before the training take {probe} batches of the training split. "{name}" takes
-{probe} to {more}: it stops when the gradients of both halves of them agree, as the command line and the node
-do. "a step" and "the start" are CPU times, in steps of {unit}, which was trained in turn with each method
-(`python -m tests.bench.quality.times`, {processors}).
+{probe} to {more}: it stops when the gradients of the two halves of them agree, as the command line and the
+node do. "a step" and "the start" are CPU times. Their unit is a step of {unit}, which was trained in turn
+with each method (`python -m tests.bench.quality.times`, {processors}).
 
-A training without a given rate takes that of `lycoris_ops.train.rates`. The three numbers of its formula were
-chosen on the tasks other than characters and series. The loss at this rate is higher than at the best rate by
-these means over methods and sizes: {by_task}.
-Another factor for one of the last two tasks does not lower its mean: on the text lines losses fall from 4.5
-to 0.2, and half a decade decides whether they do. The means of each kind are {by_kind};
+A training without a given rate takes the one of `lycoris_ops.train.rates`. The three numbers of its formula
+were chosen on the tasks other than characters and series. At this rate the loss is higher than at the best
+rate; the means over methods and sizes are {by_task}.
+On the last two tasks no other factor in the formula lowers the mean: on the text lines half a decade decides
+whether a loss falls from 4.5 to 0.2. The means of each kind are {by_kind};
 without the text lines they are {without}.
-These are figures of one seed, interpolated between rates half a decade apart. Plans have the rate of a LoRA
-of as many numbers.
+These are figures of one seed, interpolated between rates half a decade apart. Plans take the rate of a LoRA
+with as many numbers.
 
-Plans weigh the components of gradients by a power of their norms. It was chosen from four on the text lines,
-the source code and the pictures, at one budget and with one seed.
+Plans weigh the components of gradients by a power of their norms. The power was chosen from four candidates,
+on the text lines, the source code and the pictures, at one budget and with one seed.
 """
 
 
@@ -118,9 +118,9 @@ is how much higher or lower the method's loss is at x {REFERENCE}. Each method h
 as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in
 trainings of LoRA x {REFERENCE}. Steps of LoKr take {{lokr}} times as long as LoRA's, and 1.5 times as long
 in the size that a race takes on flow. Times are of today's races: these set a quarter of the training aside
-for LoKr's slower steps, and so leave LoKr out of the long trainings here. Losses are of older races. On
-characters, series and flow at x {REFERENCE} of short trainings only that quarter is new; the other races
-had heats longer by a tenth too. Means of shares are geometric, with 1 for "over 1".
+for LoKr's slower steps, and so leave LoKr out of the long trainings here. Losses are of older races, which
+did not set it aside. Most of these also had heats longer by a tenth; those on characters, series and flow,
+at x {REFERENCE} in short trainings, did not. Means of shares are geometric, and shares above 1 count as 1.
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
@@ -170,13 +170,13 @@ def timed(time: Time | None) -> tuple[str, str]:
 
 
 def share(found: tuple[str, float], whole: float) -> str:
-    """Numbers as a share of others. Where no size came down to the loss, it is above the largest's share."""
+    """Numbers as a share of `whole`. If `found` is only a bound, "at most" or "over" says so."""
     bound, numbers = found
     return f"{BOUND[bound]}{numbers / whole:.2f}"
 
 
 def needed(methods: Mapping[str, list[Entry]], against: str) -> str:
-    """The share of numbers that each method needs for the loss of a uniform LoRA, by that LoRA's rank."""
+    """For each rank of `against`, the share of its numbers with which the other methods reach its loss."""
     targets = methods[against]
     rows = [
         [name, *(share(reached(points(group), t.loss, logarithmic=True), t.numbers) for t in targets)]
@@ -187,7 +187,7 @@ def needed(methods: Mapping[str, list[Entry]], against: str) -> str:
 
 
 def steps(methods: Mapping[str, list[Entry]], times: Times) -> str:
-    """Steps to the final loss of uniform LoRA, by its rank, at as many numbers or fewer."""
+    """For each rank of uniform LoRA, the steps in which others with no more numbers reach its final loss."""
     targets = methods[UNIFORM]
     rows: list[list[str]] = []
     for name, group in methods.items():
@@ -241,7 +241,7 @@ def overview(
         )
     for title, wanted in (("untuned", (True,)), ("all", (True, False))):
         columns = zip(*(values for untried, values in found if untried in wanted), strict=True)
-        # What does not come down to the loss is worth no more than LoRA itself.
+        # A share above 1 counts as 1: LoRA itself needs no more.
         values = [[min(value, 1.0) for value in column if not math.isnan(value)] for column in columns]
         if not values:
             continue
@@ -268,8 +268,8 @@ def search_time(methods: Mapping[str, list[Entry]], target: Entry, times: Times)
 
 
 def share_of(group: Sequence[Entry], target: Entry) -> float:
-    """The share of the target's numbers for its loss: an upper bound where no smaller size is here; else inf
-    where none comes down to it, and nan where the method is not here."""
+    """The share of the target's numbers with which a method reaches its loss. It is an upper bound if the
+    smallest size here does, inf if none does, and nan if the method is not here."""
     if not group:
         return math.nan
     bound, numbers = reached(points(group), target.loss, logarithmic=True)
@@ -411,8 +411,8 @@ def main() -> None:
                 parts.append(needed(methods, against))
         if UNIFORM in methods:
             parts.append(
-                "Steps to the final loss of uniform LoRA at each rank, with at most as many numbers, counted "
-                "by time in steps of that LoRA, with the start included:\n"
+                "Steps to the final loss of uniform LoRA at each rank, with at most as many numbers. They "
+                "are counted by time, in steps of that LoRA, and include the start:\n"
             )
             parts.append(steps(methods, times))
     (DOCS / "quality.md").write_text("\n".join(parts), encoding="utf-8")
