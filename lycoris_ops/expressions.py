@@ -50,8 +50,8 @@ class ExpressionError(ValueError):
 PATH = re.compile(r"(\^?)((?:\\[^a-zA-Z0-9]|[^\\()\[\]{}*+?|^$])+)\$?")
 """Matches nearly all expressions: a layer's path or the end of one, with or without anchors.
 
-Groups: the first anchor, and the path. Its dots are literal, though in a regular expression a dot is any
-character: no model has two paths that differ only in that."""
+Groups: the first anchor, and the path. Its dots are taken literally, although a dot in a regular expression
+means any character. No model has two paths that differ only there."""
 
 
 class Expressions:
@@ -63,7 +63,7 @@ class Expressions:
 
     def __init__(self, texts: Sequence[str], *, whole: bool = False) -> None:
         if sum(map(len, texts)) > MOST_TEXT:
-            raise ExpressionError(f"more than {MOST_TEXT} characters in all expressions")
+            raise ExpressionError(f"more than {MOST_TEXT} characters in all expressions together")
         self._paths: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         others: dict[int, str] = {}
@@ -111,7 +111,7 @@ class Expressions:
 
 
 def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable[[str, float], bool]]]:
-    """The number of each expression, and a function that tests a path against it within some seconds."""
+    """The number of each expression, and a function that tests a path against it within a time limit."""
     if not texts:
         return []
     try:

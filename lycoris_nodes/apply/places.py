@@ -48,9 +48,9 @@ class Passing:
     pace: int | Shape
     """As in `Places`."""
     text: int
-    """The number of text tokens, and of sound tokens beside them."""
+    """The number of text tokens, plus that of sound tokens."""
     kept: int = 0
-    """How many of these, from the first on, a pass may skip: the model caches their keys and values."""
+    """How many of the first text tokens a pass may skip, because the model caches their keys and values."""
     multiple: int = 1
     """Text tokens and picture tokens may each be padded to a multiple of this number."""
     earlier: int = 0
@@ -159,7 +159,7 @@ class Passing:
     def _level(self, tokens: int) -> Shape | None:
         """The grid of the UNet level with so many tokens. Each level halves the sides of the one above."""
         *_, high, wide = self.size
-        # Some models halve an odd number up, some down.
+        # Half of an odd number is rounded up in some models, and down in others.
         for up in (1, 0):
             height, width = high, wide
             while height * width > max(tokens, 1):
@@ -184,7 +184,7 @@ def crop_of(whole: Shape, window: Any, retained: Sequence[int], area: Sequence[r
     of the whole if there is no window.
     """
     axes: list[range | tuple[int, ...]] = [range(count) for count in whole]
-    # Windows over the first axis are over pictures.
+    # A window over the first axis chooses pictures, not places.
     if window is not None and window.dim >= 2:
         earlier = getattr(window, "causal_anchor_index", None)
         frames = [*([] if earlier is None else [earlier]), *window.index_list]
@@ -203,7 +203,7 @@ def _grid(size: Shape, patch: tuple[int, int, int]) -> Shape:
 
 
 def _text(network: Any, given: Mapping[str, Any]) -> int:
-    """The number of text tokens in a pass, and of sound tokens beside them."""
+    """The number of text tokens in a pass, plus that of sound tokens."""
     several = getattr(network, "c_clip_seq", None)
     if several is not None:
         # Stable Cascade makes several tokens from a vector.

@@ -1,4 +1,4 @@
-"""GLoRA: a low-rank change, and a low-rank change of the weight's input side."""
+"""GLoRA: a low-rank change, plus the weight times a low-rank matrix."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Glora(Trained):
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         a1, a2, b1, b2 = (dimensions(shapes, name) for name in (A1, A2, B1, B2))
-        # b2 has the kernel, or b1 in the older layout; all others are matrices.
+        # The kernel is in b2, or in b1 in the older layout. All others are matrices.
         for name in (A1, A2, B1, B2):
             if BM in shapes or name != (B2 if _is_new(a1, a2, b1, b2) else B1):
                 matrix(shapes, name)

@@ -13,7 +13,7 @@ RUNNING = "running_"
 
 
 def with_statistics(module: nn.Module) -> list[nn.Module]:
-    """The modules of a model with such values. Adapters do not hold them, and `eval` mode fixes them."""
+    """The modules of a model that have such values. Adapters do not hold them, and `eval` mode fixes them."""
     return [
         inner
         for inner in module.modules()
@@ -23,7 +23,7 @@ def with_statistics(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Generator[None]:
-    """A context in which modules are in `eval` mode, and afterwards in the modes that they were in."""
+    """A context in which modules are in `eval` mode. Afterwards they have their earlier modes again."""
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False

@@ -1,4 +1,4 @@
-"""Block rules: factors for the strength of an adapter in the blocks or layers that lines of text name."""
+"""Block rules: lines of text that name blocks or layers, and factors for an adapter's strength there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPECTED = "pattern = value such as in.4 = 0.5, a vector such as 1,0,0,..., or t
 NESTED = 8
 """How deep presets may name presets."""
 BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
-"""How a line with a regular expression begins."""
+"""Matches the start of a line with a regular expression, up to that expression's end."""
 
 
 class RuleStage(NamedTuple):
@@ -75,7 +75,7 @@ class Rules:
         return Rules(self.stages + other.stages) if other else self
 
     def under(self, other: Rules) -> Rules:
-        """The lines of both in one stage, so that those of `other` win. Both have one stage at most."""
+        """The lines of both in one stage, in which those of `other` win. Each may have one stage at most."""
         stages = [*self.stages, *other.stages]
         lines = tuple(line for stage in stages for line in stage.lines)
         return Rules((RuleStage(lines, stages[-1].seed),)) if stages else self

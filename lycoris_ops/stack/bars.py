@@ -94,7 +94,7 @@ class Bars:
         self.mine = {one.layer: self.blocks.of(one.target, one.layer) for one in found.matches}
         self.groups = tuple(self._blocks()) + self._kinds()
         self.unmeasured = 0
-        """Changes that depend on weights that could not be read."""
+        """How many changes are not measured, because their weights could not be read."""
         self.done = 0
         self._squares: dict[str, float] = {}
         self._lock = Lock()
@@ -125,7 +125,7 @@ class Bars:
         own = [word for word in words if word not in KINDS and "." not in word and _is_kind(word)]
         found: list[Bar] = []
         seen: set[tuple[int, ...]] = set()
-        # The file's own names need not be those of its model.
+        # Without the model, its own words are not known: a file may have other names.
         for name in (*KINDS, *PARTS, *own[:OWN]) if self._known else KINDS:
             members = tuple(named for named in self.blocks.layers if name in named.names)
             layers = tuple(layer for layer, named in self.mine.items() if name in named.names)

@@ -45,16 +45,16 @@ MANY_SMALL = 3
 Measured on a CPU, for layers of width 640 to 3072."""
 
 FORMED = 500
-"""The cost for each value of a factored weight: of forming it, and of computing the factors' gradients from
-the weight's. The unit is one multiplication of a large matrix product, measured on a CPU: memory bandwidth
-limits these steps."""
+"""The cost of each value of a factored weight. It covers forming the value, and computing the factors'
+gradients from the weight's. The unit is one multiplication of a large matrix product, measured on a CPU:
+memory bandwidth limits these steps."""
 
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
 
 Measured on a CPU with DoRA, OFT, BOFT and (IA)^3, for layers of width 64 to 1024 and 1 to 4096 tokens: the
-figures are in tests/bench/README.md. OFT and (IA)^3 would rather be bypassed for few tokens, DoRA and BOFT
-rebuilt for many."""
+figures are in tests/bench/README.md. A limit in tokens would be better still: OFT and (IA)^3 cost less as
+operators for few tokens, DoRA and BOFT cost less rebuilt for many."""
 
 
 class Member(nn.Module):
@@ -74,7 +74,7 @@ class Member(nn.Module):
         self.multiplier = 1.0
         """The strength of the layer."""
         self.tied: tuple[Site, ...] = ()
-        """Other modules of the same weight that the layer changes too."""
+        """Other modules that hold the same weight, which the layer changes too."""
         self._tied: list[Rebuilt] = []
         self.passed = False
         """Whether there was a pass in which the layer could act."""
@@ -133,8 +133,8 @@ class Member(nn.Module):
         return self._layer
 
     def whole(self) -> Layer:
-        """The layer with whole tensors. If it is sharded, all processes call this, and the gradients of its
-        tensors are added up over them.
+        """The layer with whole tensors. If it is sharded, all processes must call this, and the gradients
+        of its tensors are added up over them.
         """
         layer = self.layer
         for _, held in self._tensors:
@@ -201,8 +201,8 @@ class Member(nn.Module):
             bias=site.bias,
             caller=site.caller,
             transposed=site.transposed,
-            # With the form bypass a module may move and cast its weight within the pass; an offloaded weight
-            # is loaded there.
+            # With form="bypass" a module may move and cast its weight within the pass. An offloaded weight is
+            # loaded there.
             follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
         )
 
@@ -237,7 +237,7 @@ class Member(nn.Module):
                     got=f"{reason}, and {divided_by(weight)}",
                     expected=expected,
                     hint="Exclude it, or shard the model by fully_shard in place of tensor parallelism. "
-                    "merge_to works on it",
+                    "merge_to can merge it all the same",
                 )
         with located(weight=site.path):
             share.of_layer(layer)
@@ -266,7 +266,7 @@ class Member(nn.Module):
             with located(weight=self.site.path):
                 layer = share.of_layer(layer)
         if not self.passed:
-            # To set an attribute of a module takes long.
+            # Setting an attribute of a module takes long.
             self.passed = True
         strength = self._drawn_strength()
         if self.training and settings.rank_dropout:
@@ -345,8 +345,8 @@ def _weight_as_held(site: Site) -> Tensor:
 def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:
     """A fresh layer that changes nothing yet, and a note where it differs from the settings, or None.
 
-    A rank above the weight's own is lowered to it; the scale of the change stays. Only DoRA reads the weight.
-    Raises LycorisError for an algorithm or an option that has no meaning for the site.
+    A rank above the weight's own is lowered to it; the scale of the change stays. Only DoRA and `tokens` read
+    the weight. Raises LycorisError for an algorithm or an option that has no meaning for the site.
     """
     kind = settings.kind
     if settings.tokens:
@@ -372,7 +372,7 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
     layer = completed(layer, site, settings)
     if rank == asked or layer.rank is None:
         return layer, None
-    return layer, f"{site.path}: rank {rank} in place of {asked}, the most that {list(site.shape)} can use"
+    return layer, f"{site.path}: rank {rank}, the most that {list(site.shape)} can use, in place of {asked}"
 
 
 def _rows(site: Site, tokens: Sequence[int]) -> Layer:
@@ -444,10 +444,10 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     weight of size s takes n * s, plus FORMED * s for each form whose matrix is made from factors. For a LoHa,
     forming its Khatri-Rao factors counts as a cost of the bypass.
 
-    Norms, embeddings and the projections of torch's attention are always rebuilt. A layer is always bypassed
-    if hooks load its weight within each pass, or if the weight's dtype is so narrow that a small change would
-    be lost. A change that depends on the weight consists of operators on inputs or outputs; it is bypassed if
-    the weight has more than FEW values.
+    Norms, embeddings and the projections of torch's attention are always rebuilt. Otherwise a layer with
+    `input_dropout` is always bypassed. So is a layer whose weight is packed, is loaded by hooks within each
+    pass, or has so narrow a dtype that a small change would be lost. A change that depends on the weight
+    consists of operators on inputs or outputs; it is bypassed if the weight has more than FEW values.
     """
     if site.geometry is None:
         return 0.0

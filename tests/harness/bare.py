@@ -2,7 +2,7 @@
 
     python -m tests.harness.bare [arguments of pytest ...]
 
-All files of `tests/ops` that can, or those that are named. The running Python needs no more than these. Where
+Runs all such files of `tests/ops`, or those that are named. The running Python needs only these packages. If
 `lycoris_ops` does not lie beside the tests, the installed one is tested.
 """
 
@@ -37,7 +37,7 @@ def unsuited(folder: Path) -> Iterator[str]:
 
 
 def modules(file: Path) -> set[str]:
-    """What a file imports anywhere, by the package or by the module of the harness."""
+    """What a file imports anywhere: packages, and modules of the harness."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

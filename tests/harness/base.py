@@ -200,7 +200,7 @@ def checkpoint_layout(
 ) -> Layout:
     """A whole checkpoint: UNet, text model and, unless `vae` is false, an autoencoder.
 
-    It is the small one, TAESD: the usual one takes longer than a tiny UNet.
+    The autoencoder is the small TAESD: the usual one takes longer than a tiny UNet.
     """
     parts = {UNET: unet_layout(channel_mult, num_res_blocks), CLIP: clip_layout()}
     if vae:

@@ -1,7 +1,7 @@
 """The main job from end to end: blend three adapters onto a checkpoint, sample, and export it.
 
-Runs two of the templates in the real ComfyUI over its HTTP interface, with progress bars, and ends with the
-report of what was applied and written, how long each stage took, and what to do next.
+Runs two of the templates in the real ComfyUI over its HTTP interface, with progress bars. At the end it says
+what was applied and written, how long each stage took, and what to do next.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NEXT = (
 
 
 class Stages:
-    """Times stages of the work, and says on one line where each is."""
+    """Times the stages of the work, and prints the name of each when it starts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -53,7 +53,7 @@ class Stages:
 
 
 def run_with_bar(server: Server, prompt: dict[str, Any]) -> Run:
-    """Run a prompt with a bar over its nodes."""
+    """Run a prompt with a progress bar over its nodes."""
     with tqdm(total=len(prompt), bar_format="  {percentage:3.0f}% |{bar:30}| {elapsed}, {desc}") as bar:
 
         def started(node: str) -> None:
@@ -62,14 +62,14 @@ def run_with_bar(server: Server, prompt: dict[str, Any]) -> Run:
 
         run = server.queue(prompt, on_start=started)
         if not run.error:
-            # Nodes whose result the host has do not start.
+            # The host does not start nodes whose result it still has.
             bar.update(bar.total - bar.n)
     return run
 
 
 def prepared() -> None:
     """Make the models, with a bar where that takes a while."""
-    # The packages that make them miss others, which nothing here needs.
+    # The packages that make them warn that others are missing. Nothing here needs those.
     logging.disable(logging.WARNING)
     with tqdm(total=FILES, unit="file", delay=1, bar_format="  {n}/{total} |{bar:30}| {elapsed}") as bar:
         assets(bar.update)
@@ -110,7 +110,7 @@ def main() -> int:
         print(f"{run.error.node_type} failed: {run.error.exception_message}", file=sys.stderr)
         return 1
 
-    # Of the run that saves: its report says what was applied as well as what was written.
+    # The last run is the one that saves, so its report says what was applied and what was written.
     print(f"\n{report(run, prompt)}")
     print("\nWritten:")
     for path in written_files(before):

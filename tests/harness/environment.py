@@ -1,8 +1,8 @@
 """Set up everything the tests need, then run a command with it.
 
-    python3 tests/harness/environment.py [--host VERSION | --comfyui DIR] [--browser] [--tsc] [-- COMMAND]
+    python3 tests/harness/environment.py [--host VERSION | --comfyui FOLDER] [--browser] [--tsc] [-- COMMAND]
 
-Needs Python 3.11 or newer and a package index; what is already there is not done again. The paths of the
+Needs Python 3.11 or newer and a package index. What is already there is not made again. The paths of the
 interpreter, the host and the browser go to `.cache/<host>/environment.json`. The command finds this file
 through LYCORIS_ENVIRONMENT.
 """
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-# `tomllib` is in the standard library since 3.11.
+# The standard library has `tomllib` since 3.11.
 if sys.version_info < (3, 11):
     sys.exit(
         f"The set-up needs Python 3.11 or newer and runs on {sys.version.split()[0]}: "
@@ -39,7 +39,7 @@ CACHE = ROOT / ".cache"
 # comfy-angle: only the GLSL nodes use it, and it needs a graphics driver.
 LEFT_OUT = ("torchaudio", "comfy-angle")
 FRONT_END = "comfyui-frontend-package"
-# What `npm ci` installs: the compiler that checks the pages' scripts, and the front end's types.
+# They say what `npm ci` installs: the compiler that checks the page's scripts, and the front end's types.
 NODE_PACKAGES = ("package.json", "package-lock.json")
 STARTED = time.monotonic()
 
@@ -59,7 +59,7 @@ def pins() -> dict[str, Any]:
 
 
 def numbers(version: str) -> list[int]:
-    """A version as numbers, by which versions are ordered."""
+    """A version as a list of numbers, which sorts as versions do."""
     return [int(part) for part in version.split(".")]
 
 
@@ -72,15 +72,15 @@ def fail(message: str) -> NoReturn:
 
 
 def run(*command: str | Path) -> None:
-    """Run a command, its output on standard error; end the set-up when it fails."""
+    """Run a command with its output on standard error. If it fails, end the set-up."""
     words = [str(word) for word in command]
     status = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode
     if status != 0:
-        fail(f"`{' '.join(words)}` ended with status {status}; its own message stands above")
+        fail(f"`{' '.join(words)}` ended with status {status}; its own message is above")
 
 
 def apt_install(package: str) -> str | None:
-    """Install a Debian package; None when that worked, else the reason why not."""
+    """Install a Debian package. Returns None if that worked, else the reason why not."""
     if not shutil.which("apt-get"):
         return "this system has no apt-get"
     if os.geteuid() != 0:
@@ -103,9 +103,9 @@ def apt_install(package: str) -> str | None:
 
 
 def make_venv(folder: Path) -> Path:
-    """Make a virtual environment of the running interpreter; returns its python."""
+    """Make a virtual environment for the running interpreter. Returns its python."""
     python = folder / "bin" / "python"
-    # The Python that made the environment: for another one it is made anew.
+    # It names the Python that made the environment. Another Python makes it anew.
     marker = folder / "made-by"
     if python.exists() and marker.exists() and marker.read_text(encoding="utf-8") == sys.version:
         return python
@@ -187,7 +187,7 @@ def fetch_front_ends(python: Path) -> None:
 
 
 def requirements(comfyui: Path) -> list[str]:
-    """The host's requirements but those of LEFT_OUT, then the `dev` group of pyproject.toml."""
+    """The host's requirements without LEFT_OUT, then what pyproject.toml needs, with its `dev` group."""
     lines = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     host = [line for line in wanted if re.split(r"[^\w.-]", line)[0].lower() not in LEFT_OUT]
@@ -196,18 +196,18 @@ def requirements(comfyui: Path) -> list[str]:
 
 
 def install(python: Path, wanted: list[str], stamp: Path) -> None:
-    """Install `wanted`, unless the stamp says that exactly this was done."""
+    """Install `wanted`, unless the stamp says that just these are installed."""
     state = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()
     if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
         return
     say(f"installing {len(wanted)} requirements (minutes on a first run)")
-    # Most of it is never imported: what is compiles when it is.
+    # Most of the files are never imported. The others are compiled when they are.
     run(python, "-m", "pip", "install", "-q", "--no-compile", *wanted)
     stamp.write_text(state, encoding="utf-8")
 
 
 def install_typescript(python: Path) -> None:
-    """Install what `tests/web/package-lock.json` pins into `.cache/node`, with the type checker's own npm."""
+    """Install into `.cache/node` what `tests/web/package-lock.json` pins, with the type checker's npm."""
     home = CACHE / "node"
     files = [ROOT / "tests" / "web" / name for name in NODE_PACKAGES]
     state = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -224,7 +224,7 @@ def install_typescript(python: Path) -> None:
 
 
 def version_of(comfyui: Path) -> str:
-    """The version of a ComfyUI folder, as it states it itself."""
+    """The version that a ComfyUI folder states."""
     file = comfyui / "comfyui_version.py"
     if not (comfyui / "main.py").is_file() or not file.is_file():
         fail(f"{comfyui} lacks main.py or comfyui_version.py: COMFYUI= must name a ComfyUI folder")
@@ -311,7 +311,7 @@ def write_facts(host: Host, python: Path, may_install: bool) -> Path:
         "chromium": str(chromium) if chromium else None,
         "no_chromium": reason,
     }
-    # Under its name only when it is whole: a set-up that starts meanwhile reads it.
+    # It gets its name only when it is whole, because another set-up may read it meanwhile.
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return part.replace(file)
@@ -332,7 +332,7 @@ def main() -> None:
     which.add_argument("--host", metavar="VERSION", help="a ComfyUI version of hosts.toml")
     which.add_argument("--comfyui", metavar="FOLDER", help="an existing ComfyUI folder, used unmodified")
     parser.add_argument("--browser", action="store_true", help="also get a Chromium and all front ends")
-    parser.add_argument("--tsc", action="store_true", help="also get what checks the scripts of the page")
+    parser.add_argument("--tsc", action="store_true", help="also get what checks the page's scripts")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="what to run, after `--`")
     options = parser.parse_args()
 
@@ -351,7 +351,7 @@ def main() -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
         os.chdir(ROOT)
-        # In place of this process, so that the exit status is the command's own.
+        # The command replaces this process, so the exit status is the command's own.
         os.execvp(options.command[0], options.command)
 
 

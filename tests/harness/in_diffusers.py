@@ -1,8 +1,8 @@
-"""The layers of diffusers' models, and the rows of the host's models that they are.
+"""The layers of diffusers' models, and the rows of the host's models that each of them holds.
 
-The correspondence is the conversion of published checkpoints that diffusers has for the class. A test checks
-that its result has exactly the layers of diffusers' class. Where diffusers has no conversion, renames are
-listed here, and the same test checks them.
+The correspondence comes from diffusers' own conversion of published checkpoints. A test checks that its
+result has exactly the layers of diffusers' class. Where diffusers has no conversion, renames are listed here,
+and the same test checks them.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ class Diffusers:
     model: str
     """diffusers' class."""
     own: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Its arguments for a model of the size that the zoo's model has, but for those of `SMALL`."""
+    """Its arguments for a model of the size of the zoo's, except those in `SMALL`."""
     constants: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
-    """Numbers in the code of the conversion, to the zoo's values of them (see `with_constants`)."""
+    """Maps numbers in the conversion's code to the values that fit the zoo's model (see `with_constants`)."""
     published: Callable[[State], State] = dict
-    """From the host's state dict to that of published checkpoints, which the conversion takes."""
+    """Turns the host's state dict into that of a published checkpoint, which the conversion takes."""
     converts_as: str = ""
-    """The class whose conversion of checkpoints fits, where it is another one."""
+    """The class whose conversion of checkpoints fits, if it is not `model`."""
     insists_on: tuple[str, ...] = ()
     """Keys that the conversion wants although this architecture has no such weights."""
     renames: Renames = ()
     """Patterns of names, and what replaces them: after the conversion, or alone where there is none."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Without a conversion: the end of a fused weight's renamed path, to the names of its equal parts."""
+    """Without a conversion: the end of a fused weight's renamed path, and the names of its equal parts."""
     swapped: tuple[str, ...] = ()
     """Without a conversion: renamed layers whose halves are exchanged in diffusers (scale before shift)."""
     # The pattern `$^` fits no name.
     reshaped: str = "$^"
-    """A pattern of diffusers' parameters that are no rows of the host's: their values are arranged anew."""
+    """Matches diffusers' parameters that are no rows of the host's, because their values are rearranged."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def recorded() -> dict[str, Record]:
             if key.startswith(PREFIX)
         }
         found[name] = _record(name, species, state)
-        # Where files differ by more than a prefix.
+        # The names in files differ from the host's by more than a prefix.
         if species.published in (_scale, _hunyuan, _cascade):
             files = replace(species, published=dict)
             found[f"{name}, in files"] = _record(name, files, species.published(state))
@@ -367,7 +367,7 @@ SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("axes_dims_rope", "rope_axes_dim"), (4, 6, 6)),
     "axes_lens": (30, 32, 32),
 }
-"""The arguments that most of diffusers' classes get, where a class has them."""
+"""Arguments that every class of diffusers gets, if it has them."""
 
 KANDINSKY = SPECIES["Kandinsky 5"].unet
 DIFFUSERS: dict[str, Diffusers] = {
@@ -631,7 +631,7 @@ DIFFUSERS: dict[str, Diffusers] = {
         ),
     ),
 }
-"""Every architecture that diffusers has a model of."""
+"""Every architecture for which diffusers has a model."""
 
 
 WRAPPED = ("model.diffusion_model.", "net.")

@@ -1,9 +1,9 @@
-"""Make what is published of the last commit, in `.cache/release/made`.
+"""Make all that is published of the last commit, in `.cache/release/made`.
 
     python -m tests.harness.made
 
-The pack's archive is made by comfy-cli, as for the registry, and lies unpacked in `pack` with the tests
-beside it. The library's wheel and sdist are in `dist`, and its tests, without it, in `library-tests`.
+comfy-cli makes the pack's archive, as for the registry. It lies unpacked in `pack`, with the tests beside it.
+The library's wheel and sdist are in `dist`. Its tests are in `library-tests`, without the library.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MADE = HOME / "made"
 SOURCE, PACK, DIST, LIBRARY_HOME = (MADE / name for name in ("source", "pack", "dist", "library-tests"))
 TOOLS = HOME / "tools" / "bin"
 NEEDED = ("comfy-cli>=1.23,<2", "build>=1.2,<2", "mypy>=1.13,<3", "pyright[nodejs]>=1.1.400,<2")
-"""What makes and checks it, in an environment of its own."""
+"""The packages that make and check all this, in an environment of their own."""
 EXTRAS = "charts,train"
-"""Those of the library's that its tests need, beside pytest."""
+"""The extras of the library that its tests need, besides pytest."""
 
 
 def make_tools() -> None:
@@ -40,14 +40,14 @@ def make_tools() -> None:
 
 
 def make_source() -> None:
-    """The last commit, in an empty folder of what is made."""
+    """Empty `MADE`, and clone the last commit into it."""
     shutil.rmtree(MADE, ignore_errors=True)
     MADE.mkdir(parents=True)
     run("git", "clone", "-q", "--no-hardlinks", ROOT, SOURCE)
 
 
 def make_pack() -> Path:
-    """The archive of the pack, which is unpacked too; returns its path."""
+    """Make the pack's archive, and unpack it. Returns the archive's path."""
     comfy("pack")
     archive = SOURCE / "node.zip"
     with zipfile.ZipFile(archive) as packed:
@@ -56,16 +56,16 @@ def make_pack() -> Path:
 
 
 def put_tests_beside_the_pack() -> None:
-    """Tests take the folder that they are in for the pack. They use the hosts of this checkout."""
+    """Tests use the folder around them as the pack. They get the hosts of this checkout."""
     shutil.copytree(SOURCE / "tests", PACK / "tests")
     (PACK / ".cache").symlink_to(ROOT / ".cache")
 
 
 def make_library() -> Path:
-    """The wheel and the sdist of the library, and its tests; returns the wheel."""
+    """Make the wheel and the sdist of the library, and copy its tests. Returns the wheel."""
     tree, urls = MADE / "library", project()["project"]["urls"]
     shutil.copytree(SOURCE / "lycoris_ops", tree / "lycoris_ops")
-    # Beside the page are the others; outside the repository they are at its address.
+    # Links to other pages are relative. Outside the repository they need its address.
     page = (SOURCE / "docs" / "library.md").read_text(encoding="utf-8")
     pages = rf"]({urls['Repository']}/blob/main/docs/\1)"
     (tree / "README.md").write_text(re.sub(r"\]\((\w+\.md(?:#[\w-]+)?)\)", pages, page), encoding="utf-8")
@@ -88,14 +88,14 @@ def project() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def comfy(verb: str) -> str:
-    """What comfy-cli says to `comfy node VERB`."""
-    # It starts the `ruff` that it brings by that name.
+    """What `comfy node VERB` prints."""
+    # comfy-cli brings `ruff` and starts it by name.
     path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
     return run(TOOLS / "comfy", "--skip-prompt", "node", verb, cwd=SOURCE, PATH=path, DO_NOT_TRACK="1")
 
 
 def run(*command: str | Path, cwd: Path = ROOT, fails: bool = False, **variables: str) -> str:
-    """Run a command and return its output; end this process where it fails, or does not and is to."""
+    """Run a command and return its output. End this process if it fails, or, with `fails`, if it does not."""
     words = list(map(str, command))
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     told = subprocess.run(

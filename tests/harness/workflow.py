@@ -76,6 +76,6 @@ def _places(node: dict[str, Any], definition: dict[str, Any]) -> Iterator[tuple[
     for slot in node["inputs"]:
         if "widget" in slot:
             yield slot["name"], place
-            # What is in a group is not on this level, and no group has a seed.
+            # Inputs within a group are not in `specs`, and no group has a seed.
             _, *options = specs.get(slot["name"], (None,))
             place += 2 if options and options[0].get("control_after_generate") else 1

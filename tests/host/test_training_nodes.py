@@ -42,7 +42,7 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
             preset="full",
             batch_size=2,
             validate_every=8,
-            # One batch of four latents, as VAE Encode makes it of four pictures, and a list of captions.
+            # One batch of four latents, as VAE Encode makes of four pictures, and a list of captions.
             latents=[{"samples": torch.cat([latent(seed)["samples"] for seed in range(4)])}],
             **held_out(),
         )
@@ -62,7 +62,7 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
     assert drawn["validation"] == [[step, loss] for step, loss in losses.items()]
     assert len(drawn["losses"]) == 16 and drawn["name"] == "style_00001_" and not drawn["samples"]
 
-    # With the file applied the model has the loss that the training ended with, and without it the first.
+    # With the file the model has the loss of the training's end, and without it the loss of its start.
     assert held_out_loss(host, tiny_unet, *held_out().values(), 2) == pytest.approx(losses[0], rel=1e-6)
     applied = host.apply(Patched(tiny_unet, None), made["stack"]).model
     assert held_out_loss(host, applied, *held_out().values(), 2) == pytest.approx(losses[16], rel=1e-5)
@@ -121,7 +121,7 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(filename_prefix="loras/none", **settings)
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
-    # The second time it goes on, and with `resume` as without.
+    # The second and third time it goes on, with or without `resume`.
     for steps, resume in ((2, False), (3, False), (4, True)):
         stop_after(steps)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -138,12 +138,12 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     assert "went on" not in whole["report"]
     assert resumed["loss_map"] == whole["loss_map"]
     assert all(torch.equal(resumed["lora"][key], whole["lora"][key]) for key in whole["lora"])
-    # All steps are done and the file is not there, as after a full disk: only that is left to do.
+    # All steps are done but the file is missing, as after a full disk: only writing it is left.
     Path(whole["path"]).unlink()
     again = train(**settings)
     assert again["path"] == whole["path"] and "went on from step 5" in again["report"]
     assert all(torch.equal(again["lora"][key], whole["lora"][key]) for key in whole["lora"])
-    # A finished one goes on for more steps, named with its number too.
+    # A finished training goes on for more steps. Its name may be given with its number.
     further = train(resume=True, filename_prefix="loras/style_00002_", **{**settings, "steps": 6})
     assert further["steps_done"] == 6 and further["path"] == whole["path"]
 
@@ -167,7 +167,7 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     # With other data it is another training.
     other = [latent(seed) for seed in range(4, 8)]
     assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
-    # What is written where, and how it is computed, may be another.
+    # The file's dtype, and whether blocks are recomputed, may be others.
     assert train(**settings, dtype="bfloat16", checkpointing="on")["path"].endswith(
         "style_00001_.safetensors"
     )
@@ -181,7 +181,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     stop_after: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Others of its name and of other names have run and were stopped meanwhile: each goes on by itself."""
+    """Meanwhile others ran and were stopped, of its name and of other names. Each goes on by itself."""
     import comfy.model_management
     import folder_paths
 
@@ -190,7 +190,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     other = {"latents": [latent(seed) for seed in range(4, 8)]}
 
     def stopped(steps: int, **more: Any) -> dict[str, Any]:
-        """Train until so many steps are done; the settings of the state that it leaves."""
+        """Train, stop after so many steps, and return the settings in the state that is left."""
         stop_after(steps)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             train(**{**given, **more})
@@ -203,12 +203,12 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
         runs.begin_anew([runs.RunKey(prefix, "comfy", settings)], ())
         folder_paths.set_output_directory(before)
 
-    # To ask makes no folder, whatever the host puts into its name.
+    # Asking makes no folder, whatever the host puts into its name.
     anew({})
     anew({}, "%year%/%second%/style")
     assert not [*tmp_path.iterdir()]
     first = stopped(2)
-    # What runs is neither offered nor set aside, whatever page has queued it.
+    # A running training is neither offered nor set aside, whichever page has queued it.
     live = host.module("lycoris_nodes.training.node.live")
     with monkeypatch.context() as patched:
         patched.setitem(live.running, "9", {"page": "another", "folder": "loras/style_00001_-checkpoints"})
@@ -227,7 +227,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     }
     for name, made in found.items():
         assert name in made["path"] and "went on from step" in made["report"]
-    # What is set aside is gone on with only where it is asked for.
+    # A training that was set aside goes on only if that is asked for.
     anew(stopped(2))
     made = train(**given)
     assert "style_00005_" in made["path"] and "went on" not in made["report"]
@@ -243,12 +243,12 @@ def test_it_goes_on_from_a_checkpoint_of_choice_with_what_may_change(
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
     assert (folder / "step-000002.state.safetensors").exists()
     for name in ("2", "step-000002.safetensors"):
-        # Of what is left behind.
+        # Samples of a later step, which is undone, and of this one.
         (folder / "sample-000006.png").touch()
         (folder / "sample-000002.png").touch()
         again = train(**settings, resume_from=name)
         assert [path.name for path in folder.glob("*.png")] == ["sample-000002.png"]
-        # Bitwise as the unbroken one.
+        # It ends bitwise as the unbroken one.
         assert again["path"] == first["path"] and again["steps_done"] == 6
         assert all(torch.equal(again["lora"][key], first["lora"][key]) for key in first["lora"])
         assert "went on from step 2 of an earlier run" in again["report"]
@@ -273,7 +273,7 @@ def test_it_goes_on_from_a_checkpoint_of_choice_with_what_may_change(
         ({"resume": True, "ema": 0.9}, r"cannot go on with.*ema was 0\.0 and is 0\.9"),
         ({"sample_settings": "seed x"}, "line 1.*seed x"),
     ):
-        # Before the model is looked at.
+        # The error comes before the model is looked at.
         with pytest.raises(host.ops.LycorisError, match=words):
             train(**{**settings, **inputs, "model": object.__new__(Untouched)})
 
@@ -289,14 +289,14 @@ def test_what_is_off_is_no_setting_of_a_training(host: Host) -> None:
 
 
 class Untouched:
-    """A model that nothing may be asked of but whether it is one."""
+    """Something that passes for a model, and fails when it is used."""
 
     def model_state_dict(self) -> None:
         raise AssertionError
 
 
 def guidances_of_samples(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list that gets the guidance of each sample that is made on the way."""
+    """A list to which each sample of a training adds its guidance."""
     previews, found = host.module("lycoris_nodes.training.node.previews"), []
     sampled = previews.sampled
 
@@ -314,7 +314,7 @@ CHANNELS_OF: dict[str, dict[str, int]] = {
     "Wan 2.1 t2v": {"in_dim": 16, "out_dim": 16},
     "Qwen-Image": {"in_channels": 64, "out_channels": 16},
 }
-"""Tiny models of other architectures, with as many channels as their latents have."""
+"""Settings of tiny models of other architectures, for as many channels as their latents have."""
 
 
 @pytest.mark.parametrize("architecture", CHANNELS_OF)
@@ -350,9 +350,9 @@ def test_other_models_are_trained_by_their_own_defaults(
     family = module(host, "").family_of(trained.model)
     assert f"model: {family.name}; defaults of {family.source}" in made["report"]
     assert f"rate: {family.lr:g}" in made["report"] and "batches in an epoch: 1" in made["report"]
-    # Their usual layers are not those of the preset alone.
+    # Flux and Qwen-Image train modulation layers by default, beside those of the preset.
     assert any("_mod." in name for name in made["lora"]) is (architecture in ("Flux 1", "Qwen-Image"))
-    # The guidance of Flux is one of its inputs.
+    # Flux takes its guidance as an input, so CFG stays off.
     assert guidances == [1.0 if architecture == "Flux 1" else 5.0] * 2
     layers = made["stack"].entries[0].adapter.layers.values()
     assert max(layer.rank for layer in layers) == family.rank
@@ -383,7 +383,7 @@ def test_samples_on_the_way_change_nothing(
     pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in range(3)]
     assert pictures[0].shape == (8, 8, 3)
     assert all((one != other).any() for one, other in itertools.pairwise(pictures))
-    # A picture that the user has copied is none of a step.
+    # A copy that the user has made of a picture is not shown.
     (folder / "sample-000001 copy.png").touch()
     live = host.module("lycoris_nodes.training.node.live")
     monkeypatch.setattr(live, "output_name", str)
@@ -415,7 +415,7 @@ def test_samples_on_the_way_change_nothing(
         with pytest.raises(host.ops.LycorisError, match=words):
             train(**{**settings, "steps": 1}, sample_positive=prompts, sample_settings=lines)
     guidances[3:] = []
-    # Against a caption of no text, where there is one.
+    # Samples are guided if there is an empty caption, and not otherwise.
     train(sample_every=1, **{**settings, "steps": 1, "empty_caption": []})
     assert guidances == [5.0, 5.0, 5.0, 1.0, 1.0]
 
@@ -454,7 +454,7 @@ def test_a_plan_is_followed_edited_and_kept_as_text(
     found = made["plan"]
     assert 0 < found.parameters <= 4000 and found.probe is not None
     assert "parameters" in made["report"] and made["picture"].shape[0] == 1
-    # Blocks that run again give the same plan.
+    # Recomputing the blocks gives the same plan.
     again = plan(checkpointing="on")["plan"]
     assert {row.path: row.rank for row in again} == {row.path: row.rank for row in found}
     table = json.loads(made["text"])
@@ -535,7 +535,7 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"resume": True}, r"loras/style: there is no training of this name"),
         ({"filename_prefix": "../style"}, r"leaves the output folder"),
     ],
-    # By the message alone: the inputs hold objects, whose text is another one in each process.
+    # Only messages become ids: the inputs hold objects, whose text differs between processes.
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input_is_named(
@@ -550,7 +550,7 @@ def test_the_noise_mask_of_a_latent_is_its_mask_unless_masks_are_linked(train: C
     left, top = torch.zeros(1, 1, 64, 64), torch.zeros(1, 64, 64)
     left[..., :32], top[:, :32] = 1, 1
     bare = [latent(seed) for seed in range(2)]
-    # As Set Latent Noise Mask gives it, for a batch: one for all.
+    # One mask for the whole batch, as Set Latent Noise Mask makes it.
     batch = {"samples": torch.cat([one["samples"] for one in bare])}
     settings: dict[str, Any] = {"preset": "attn-only", "steps": 1, "warmup": 0, "positive": [caption(0)]}
     plain, linked, other = (train(latents=bare, masks=masks, **settings) for masks in ([], [left], [top]))
@@ -633,7 +633,7 @@ def test_a_search_finds_the_rate_and_the_kind_before_the_training(
         patched.setattr(live, "stage", noted)
         found = train(search="all", **settings)
         assert {step["entrant"] for step in told} >= {"planned lora", "whole lokr"}
-        # Four times 30 steps, less what the training would take longer with LoKr.
+        # Four times 30 steps, less the time that LoKr would add to the training.
         assert told[-1]["done"] <= told[-1]["of"] == 112 and told[-1]["heat"] <= told[-1]["heats"]
         assert "searched: " in found["report"] and "before any step" in found["report"]
         race = host.ops.Race.of_json((tmp_path / "loras/style_00001_-race.json").read_text("utf-8"))
@@ -644,7 +644,7 @@ def test_a_search_finds_the_rate_and_the_kind_before_the_training(
         )
         assert float(adapter.metadata["ss_learning_rate"]) == race.lr
         assert found["curves"].shape[1] > train(steps=2, **held_out())["curves"].shape[1]
-        # Another training of the same data begins with it, and so does one that was stopped and goes on.
+        # Another training on the same data takes the race's outcome over, and so does a resumed one.
         told.clear()
         second = train(search="all", **{**settings, "seed": 6})
         assert not told and "not raced again" in second["report"]
@@ -654,7 +654,7 @@ def test_a_search_finds_the_rate_and_the_kind_before_the_training(
         stop_after(1000)
         resumed = train(search="all", **{**settings, "seed": 7})
         assert not told and "went on from step 20" in resumed["report"]
-        # Of the rate alone, and judged by what is set apart.
+        # A race for the rate alone, judged by latents that are set apart.
         del settings["validation_latents"], settings["validation_positive"]
         with unchanged(tiny_unet.model):
             rate = train(search="rate", algorithm="oft", **settings | {"search_share": 1.0})
@@ -668,7 +668,7 @@ def test_a_search_that_is_stopped_leaves_the_model_as_it_was(
     import comfy.model_management
 
     stop_after(1000)
-    # So that the host has undone what earlier tests have applied to the model.
+    # This makes the host undo what earlier tests have applied to the model.
     train(steps=1, filename_prefix="first/style")
     stop_after(15)
     with unchanged(tiny_unet.model), pytest.raises(comfy.model_management.InterruptProcessingException):

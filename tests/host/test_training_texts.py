@@ -1,4 +1,4 @@
-"""Text encoders trained beside a model, by the node and by its parts: tiny ones with the real tokenizer."""
+"""Tiny text encoders with the real tokenizer, trained beside a model by the node and by its parts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_both_are_trained_and_the_file_gives_the_encodings_and_the_loss_of_the_t
 
 
 def test_parentheses_are_trained_as_they_are_encoded(host: Host, tiny_unet: Any, clip: Any) -> None:
-    """By the letter: CLIP Text Encode would take them for weights of words."""
+    """They are taken literally, where CLIP Text Encode would read weights of words."""
     training = module(host, "")
     with training.opened(clip.patcher) as session, torch.no_grad():
         encoder = training.TextEncoder(clip, session, tiny_unet.model, session.device)
@@ -130,7 +130,7 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
     ):
         with pytest.raises(host.ops.TrainError, match=words):
             train(clip=clip, **inputs, steps=1)
-    # Without `clip` they would have no effect, those of the other latents neither.
+    # Without `clip` texts would have no effect, whichever latents they are for.
     for inputs, name in (
         (given, "captions"),
         ({**kept, **prior}, "regularisation_captions"),
@@ -148,10 +148,10 @@ def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
     clip: Any,
     tmp_path: Path,
 ) -> None:
-    """Bitwise, after Stop and after an end, with all that is drawn: dropouts, orders and what preserves."""
+    """Bitwise, after Stop and after the last step, with all draws: dropouts, orders and regularisation."""
     import comfy.model_management
 
-    # Of two sizes and lengths, so that batches are several passes.
+    # Latents of two sizes and texts of two lengths, so that a batch takes several passes.
     texts = [*TEXTS, "mystyle, " + "a green square on a mat, " * 16]
     settings: dict[str, Any] = {
         "latents": [latent(0), latent(1, side=16), latent(2)],
@@ -177,7 +177,7 @@ def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
     comfy.model_management.interrupt_current_processing(False)
     assert (tmp_path / "loras" / "style_00001_-checkpoints" / "last.state.safetensors").is_file()
     stop_after(100)
-    # One that has ended goes on in the same way as one that was stopped.
+    # A finished training goes on in the same way as a stopped one.
     assert train(**settings, steps=2, filename_prefix="loras/ended")["steps_done"] == 2
     whole = train(**settings, steps=4, filename_prefix="loras/whole")
     for prefix in ("style", "ended"):
@@ -193,7 +193,7 @@ def test_a_resumed_training_of_both_ends_as_an_unbroken_one(
 def test_gradients_through_the_captions_are_those_of_the_changed_weights(
     host: Host, tiny_unet: Any, clip: Any, checkpointing: bool
 ) -> None:
-    """Against the chain rule: the gradient of each whole weight, by autograd, through the layer's change."""
+    """The reference is the chain rule: autograd's gradient of each weight, through the layer's change."""
     training = module(host, "")
     samples = module(host, "samples")
     positive = [encoded(host, clip, text) for text in TEXTS]

@@ -23,7 +23,7 @@ BLOCK = "model.diffusion_model.blocks"
 
 
 def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
-    """A base with a weight and a bias for every case and tensors that nothing changes, and a stack on it."""
+    """A base that has a weight and a bias for every case, and tensors that nothing changes; and a stack."""
     base: dict[str, Tensor] = {"first_stage_model.conv.weight": torch.randn(3, 3).to(dtype)}
     adapter: dict[str, Tensor] = {}
     for number, (kind, weight) in enumerate(CASES):
@@ -32,7 +32,7 @@ def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
         for key, tensor in factors(kind, weight).items():
             adapter[f"lora_unet_blocks_{number}_x.{key}"] = tensor
     base |= {
-        # Tensors that no layer is for, among them an empty one and one in float8.
+        # Tensors that have no layer, among them an empty one and one in float8.
         "ids": torch.arange(7),
         "empty": torch.zeros(0, 3),
         "fp8": torch.zeros(4).to(torch.float8_e4m3fn),
@@ -59,7 +59,7 @@ def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("source", "written"),
-    # Each is kept, narrowed or turned into the other of two bytes, or widened.
+    # First each dtype is kept. Then one is narrowed, one becomes another of two bytes, and one is widened.
     [*((one, None) for one in DTYPES), *zip(DTYPES, [*DTYPES[1:], DTYPES[0]], strict=True)],
     ids=str,
 )
@@ -79,7 +79,7 @@ def test_merged_weights_are_one_rounding_from_the_exact_sum(
         assert tensor.dtype == (written if written and base[key].is_floating_point() else base[key].dtype)
         if key in wanted:
             error = (tensor.double() - wanted[key]).abs()
-            # In float32, the singular value decomposition of T-LoRA included.
+            # The rounding of float32, which covers the singular value decomposition of T-LoRA.
             accumulation = 48 * torch.finfo(torch.float32).eps * wanted[key].abs().max()
             half_ulp = torch.finfo(tensor.dtype).eps / 2 * wanted[key].abs()
             assert (error <= half_ulp + accumulation + 1e-7).all()
@@ -235,8 +235,8 @@ MEASURE = textwrap.dedent(
     print(json.dumps({"idle": idle, "peak": peak}))
     """
 )
-"""A program that merges. It prints the anonymous memory before the merge and at its peak; the pages of
-mapped files do not count as such."""
+"""A program that merges. It prints the anonymous memory before the merge and at its peak. Anonymous memory
+does not include the pages of mapped files."""
 
 
 def peak_memory(base: Path, adapter: Path, out: Path) -> int:
@@ -246,7 +246,7 @@ def peak_memory(base: Path, adapter: Path, out: Path) -> int:
 
 
 def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
-    """The file, and what an adapter changes of it, the last weight too, are larger than the bound."""
+    """The file is larger than the bound, and so are the weights that change. The last one is among them."""
     side, count, rank = 2048, 48, 48
     changed = range(1, count, 2)
     largest = side * side * 2

@@ -18,7 +18,7 @@ from lycoris_ops.rules.rules import without_comment
 from lycoris_ops.rules.scene import Outcome, Scene
 from tests.harness.listings import target
 
-# One layer of every kind of block that rules know, and one layer beside the blocks.
+# One layer of every kind of block that rules know, and layers outside the blocks.
 SHAPES = {
     "diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
     "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (4, 4),
@@ -38,7 +38,7 @@ SHAPES = {
 
 
 def scene(shapes: Mapping[str, tuple[int, ...]], *, without: tuple[str, ...] = ()) -> Scene:
-    """A model of these weights, and an adapter with a layer for each but those in these blocks."""
+    """A model of these weights, and an adapter with a layer for each, except in the blocks `without`."""
     targets = Targets(shapes)
     blocks = Blocks(targets)
     named = {one.path: blocks.of(one) for one in targets.all}
@@ -100,7 +100,7 @@ IN, OUT = "input_blocks", "output_blocks"
         ("*ATTN2* = 0", {f"{IN}.4": 0.0}),
         (r"/input_blocks\.[0-3]\./ = 0", {f"{IN}.0": 0.0}),
         (r"/a=b|input_blocks\.4/=0", {f"{IN}.4": 0.0}),
-        # A # within a regular expression is a part of it, and any other begins a comment.
+        # A # within a regular expression is a part of it. Any other # begins a comment.
         (r"  /a#b|input_blocks\.4/ = 0 # or /mlp/ = 3", {f"{IN}.4": 0.0}),
         (
             "/attn2/=0#/ = 3\n#/mlp/ = 0\nmid = 2#x\n/z#|mlp/:fc1:3 # in",
@@ -130,7 +130,7 @@ IN, OUT = "input_blocks", "output_blocks"
     ],
 )
 def test_later_lines_win(text: str, weights: dict[str, float]) -> None:
-    """`weights` has the expected weight for the beginning of a path: the longest counts. All others are 1."""
+    """`weights` gives the expected weight by the start of a path. The longest start counts; others are 1."""
     found = weigh(text).of
     for path in SCENE.layers:
         starts = [start for start in weights if path.startswith(start)]
@@ -220,7 +220,7 @@ def test_what_matches_nothing_is_named_with_what_is_near() -> None:
         "middle_block.1.proj_in",
         "zzz: the model has nothing of that name",
     )
-    # A rule that is for nothing in the file, or for a text encoder that is not here, is no mistake.
+    # It is no mistake if the file has nothing for a rule, or if the rule's text encoder is not here.
     found = weigh("in.4 = 0\nin.4:attn:0", scene(SHAPES, without=("in.4",)))
     assert found.notes == ("in.4: the file has no layer there", "in.4:attn:0: the file has no layer there")
     found = weigh("te2.3 = 0\nBASE = 1\ntext = 1", scene(UNET))
@@ -244,7 +244,7 @@ def test_odd_numbers_are_names_of_nothing(line: str) -> None:
 
 
 def listed(names: str) -> list[str]:
-    """Blocks of SD1 in words: `te in.1-3 mid`."""
+    """The names of blocks in a text such as `te in.1-3 mid`, without ranges."""
     found: list[str] = []
     for name in names.split():
         head, _, last = name.partition("-")
@@ -346,7 +346,7 @@ MODELS = (
 
 
 def one_of_each_block(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """A model with the same blocks, of one layer each: what takes long is the number of layers."""
+    """A model with the same blocks, but one layer in each: many layers take long."""
     targets = Targets(shapes)
     blocks = Blocks(targets)
     kept = {blocks.of(one).block: one.key for one in reversed(targets.all)}.values()
@@ -401,7 +401,7 @@ def test_a_file_of_presets_is_read_line_by_line() -> None:
 
 
 def test_a_name_of_a_broken_preset_says_where_it_is_broken() -> None:
-    """The user's own is meant, also where the library has one of that name."""
+    """The user's preset counts, even if the library has one of that name."""
     found = lyc.read_presets(
         "  SPARE 1,0,0,1\n LATE : 1,0,z,0\n[MIDD] # mine\nmid = much\n[uses]\nin = 1\nMIDD # mine\n"
         "[ALL]\nALL\nmid = 0.5\n[whole]\nALL\n[ALL]\nin = 0.25\n[GONE]\n# nothing\n[GONE]\n* = 0\n\n"
@@ -432,7 +432,7 @@ def test_a_name_of_a_broken_preset_says_where_it_is_broken() -> None:
 
 
 def test_the_norms_of_changes_are_those_of_the_dense_sum() -> None:
-    """Shares of blocks by the closed form, against norms of dense changes in float64."""
+    """Norms by the closed form, against norms of the dense changes in float64."""
     torch.manual_seed(0)
     up, down = torch.randn(6, 2), torch.randn(2, 5)
     pair = (LowRank(up, down, 0.5), LowRank(torch.randn(6, 3), torch.randn(3, 5), -2.0))

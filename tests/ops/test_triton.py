@@ -1,4 +1,4 @@
-"""The Triton path: its kernel by Triton's interpreter, and what happens where the path cannot run.
+"""The Triton path: its kernel in Triton's interpreter, and what happens where the path cannot run.
 
 Tests that need Triton imported in a certain way start a process of their own.
 """
@@ -77,11 +77,11 @@ def test_importing_and_patching_on_the_cpu_load_no_triton() -> None:
 
 
 NEEDS: Callable[[], str | None] = triton_fused._needs.__wrapped__  # pyright: ignore[reportPrivateUsage]
-"""What the path needs, asked anew in each call."""
+"""What the path lacks on this machine, found anew in each call."""
 
 
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch, needs: Callable[[], str | None]) -> None:
-    """Let the Triton path, which needs this, be the first and take weights on the CPU."""
+    """Put the Triton path first, with these needs, and let it take weights on the CPU."""
     path = dataclasses.replace(triton_fused.PATH, devices=("cpu",), needs=needs)
     others = tuple(one for one in registry.PATHS if one.name != "triton")
     monkeypatch.setattr(registry, "PATHS", (path, *others))
@@ -261,8 +261,8 @@ for term, dtype, shape in weights[:count]:
     assert compiled.metadata.shared <= shared, (dtype, shape, compiled.metadata.shared)
     print(dtype, shape, compiled.metadata.shared)
 """
-"""A program that compiles the kernel for a card, for several weights and dtypes, and asserts that it gets
-by with the card's shared memory. Its arguments are those of the test below."""
+"""A program that compiles the kernel for a card, for several weights and dtypes, and asserts that the card's
+shared memory is enough. Its arguments are those of the test below."""
 
 
 @needs_triton

@@ -2,14 +2,14 @@
 
 `python -m tests.soak.host [--prompts 200] [--seed 0]` makes some distinct jobs from the seed. A job has one
 or two nodes Apply LyCORIS Stack in modes merge, bypass and auto, with stacks, strengths and block rules of
-all sorts, or none at all. Every job runs once in a server of its own. Then one server gets so many prompts of
-them in a random order, over one loaded model, from two clients that also interrupt each other.
+all sorts, or none at all. Every job runs once in a server of its own. Then two clients send this many prompts
+of these jobs, in a random order, to one server with one loaded model. They also interrupt each other.
 
 It prints a summary and ends with status 1 unless
 
 - every latent equals that of the same job in its own server, bit by bit;
-- the model's and the text encoder's weights, whenever they are unloaded, hash as in a server that has never
-  patched them, and no module has hooks;
+- whenever they are unloaded, the weights of the model and the text encoder have the hashes that they have in
+  a server that has never patched them, and no module has hooks;
 - the server's memory, with nothing loaded, stays within 5 % over the second half of the prompts;
 - no prompt fails, and the server logs no traceback.
 """
@@ -58,7 +58,7 @@ STRENGTHS = (-0.5, 0.25, 0.5, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Step:
-    """One Apply LyCORIS Stack, in a mode: (file, model strength, text encoder strength), and block rules."""
+    """One Apply LyCORIS Stack: mode, rows of (file, model strength, text encoder strength), block rules."""
 
     mode: str
     entries: tuple[tuple[str, float, float], ...]
@@ -110,7 +110,7 @@ def make_jobs(rng: random.Random) -> list[Job]:
 @contextmanager
 def serving() -> Iterator[Server]:
     base = install(base_directory(ROOT / ".cache" / facts().host / "soak-host", ROOT))
-    # Of an earlier run, or of a prompt that was interrupted.
+    # Left by an earlier run, or by a prompt that was interrupted.
     for saved in (base / "output").iterdir():
         shutil.rmtree(saved)
     link = base / "custom_nodes" / PROBE.name
@@ -121,7 +121,7 @@ def serving() -> Iterator[Server]:
 
 
 def probed(server: Server) -> dict[str, Any]:
-    """What the node of `host_probe` tells; it is asked again where another client has interrupted it."""
+    """What the node of `host_probe` tells. If another client interrupts it, it runs again."""
     prompt = {
         "base": node("CheckpointLoaderSimple", ckpt_name="base.safetensors"),
         "probe": node("SoakProbe", model=["base", 0], clip=["base", 1]),
@@ -150,9 +150,9 @@ def alone(job: Job) -> tuple[Tensor, list[str]]:
 
 @dataclass
 class Client:
-    """Queues jobs and compares what comes of them, until `count` are done; interrupted ones are queued again.
+    """Queues jobs and compares their latents, until `count` are done. Interrupted ones are queued again.
 
-    With `probe` set it also looks at the server's process after each so many of its prompts.
+    If `probe` is not 0, it also probes the server each time so many of its prompts are done.
     """
 
     server: Server
@@ -177,7 +177,7 @@ class Client:
                 prompt = job.prompt(f"{self.name}/{submitted}")
                 queued.append((self.server.submit(prompt, self.name), job))
             if self.rng.random() < INTERRUPTED:
-                # Whatever runs then, of this client or of the other.
+                # This interrupts what runs then, be it this client's or the other's.
                 time.sleep(self.rng.uniform(0.0, 0.5))
                 self.server.interrupt()
             prompt_id, job = queued.popleft()
@@ -201,16 +201,16 @@ class Client:
 
 
 def load(expected: dict[Job, Tensor], prompts: int, seed: int) -> tuple[list[Client], str]:
-    """Run this many prompts of the jobs in one server; the clients at the end, and what the server logged."""
+    """Run this many prompts of the jobs in one server. Returns the clients, and what the server logged."""
     with serving() as server:
-        # Where the log ends now: at its start the host tells of parts that it could not import.
+        # The log up to here does not count: in it the host tells of parts that it could not import.
         ready = server.log.stat().st_size
         counts = [prompts // CLIENTS + (number < prompts % CLIENTS) for number in range(CLIENTS)]
         clients = [
             Client(server, expected, count, random.Random(f"{seed} {number}"), f"client{number}")
             for number, count in enumerate(counts)
         ]
-        # One client alone, so that the probes are spread evenly.
+        # Only one client probes, so that the probes are spread evenly.
         clients[0].probe = max(1, counts[0] // PROBES)
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(Client.work, clients))
@@ -218,19 +218,19 @@ def load(expected: dict[Job, Tensor], prompts: int, seed: int) -> tuple[list[Cli
 
 
 def judged(clients: list[Client], before: list[str], log: str) -> list[str]:
-    """Everything that is not as the head of this file says."""
+    """Everything that breaks a promise at the head of this file."""
     found = [violation for client in clients for violation in client.violations]
     probes = clients[0].probes
     for number, probe in enumerate(probes):
         if probe["weights"] != before:
             found.append(f"probe {number}: the weights are not those of the file any more")
         if probe["hooks"]:
-            found.append(f"probe {number}: hooks on {len(probe['hooks'])} modules, as {probe['hooks'][0]}")
+            found.append(f"probe {number}: hooks on {len(probe['hooks'])} modules, as on {probe['hooks'][0]}")
     half = [probe["memory"] / 1e6 for probe in probes[len(probes) // 2 :]]
     if half and max(half) > (1 + GROWTH) * min(half):
         found.append(f"the memory went from {min(half):.0f} to {max(half):.0f} MB over the second half")
     if not any(client.interrupted for client in clients):
-        found.append("no interrupt met a prompt, so nothing is shown of interrupts")
+        found.append("no interrupt met a prompt, so nothing is shown about interrupts")
     if "Traceback" in log:
         found.append(f"the server's log has a traceback:\n{log[log.index('Traceback') :][:2000]}")
     return found

@@ -22,7 +22,7 @@ class Networks:
     session: Session
     encoder: TextEncoder | None
     left_out: dict[str, int] = field(default_factory=dict[str, int])
-    """The number of text-encoder layers that are not judged, by file name: without `clip`, all of them."""
+    """How many text-encoder layers of each file are not judged: without `clip`, all of them."""
     _kept: tuple[Entry | None, LycorisNetwork | None] = (None, None)
 
     def of(self, entry: Entry) -> LycorisNetwork:
@@ -56,7 +56,7 @@ class Networks:
                 else {}
             ),
         }
-        # A joined network is for a model that holds both.
+        # A joined network is only for a model that has both parts.
         return join_networks(networks) if len(networks) > 1 else next(iter(networks.values()))
 
     def _without_text(self, entry: Entry, adapter: Adapter | None) -> Adapter | None:

@@ -16,9 +16,9 @@ _HOLE = object()
 def emptied(value: Any, tensors: list[Tensor], family: str) -> Any:
     """A value without the tensors in it, which are appended to a list.
 
-    It looks into tuples, lists, dicts, dataclasses, and objects of classes from the package `family`, which
-    defines the block, such as a cache that its blocks share. All of them are copied, so that changes to them
-    reach neither the caller nor a second run.
+    It looks into tuples, lists, dicts, dataclasses, and objects of the package `family`, which defines the
+    block. Such an object may be a cache that its blocks share. All of them are copied, so that changes reach
+    neither the caller nor a second run.
     """
     if isinstance(value, Tensor):
         tensors.append(value)

@@ -1,4 +1,4 @@
-"""LoHa: by Khatri-Rao factors, as a low-rank change of rank r1 * r2, or by the product in tiles."""
+"""LoHa: by Khatri-Rao factors, as a change of rank r1 * r2, or by the full matrix, formed in tiles."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ class LokrConfig(RankedConfig[WantedLokr]):
 
 
 def _cut(members: Sequence[ConfiguredLayer[WantedLokr]]) -> tuple[bool, int]:
-    """The `decompose_both` and `decompose_factor` for which PEFT makes each layer's factors in their own
-    shapes.
+    """The `decompose_both` and `decompose_factor` with which PEFT gives the factors of each layer the shapes
+    that they have.
 
     Raises ConflictError where there are none.
     """
@@ -134,6 +134,6 @@ def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
     inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
     if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
         return False
-    # In that case, whether PEFT makes w2 full depends on a size that is not known.
+    # Then the rank does not say whether PEFT makes w2 full: that depends on a size that is not known.
     full = (not (both and wanted.r < max(rows, columns) / 2), wanted.r >= max(k, j) / 2)
     return full == wanted.full or (wanted.folded and full[0] == wanted.full[0])

@@ -132,7 +132,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
     def options(self, algorithm: type[Layer], path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-        # PEFT starts embeddings in its usual way.
+        # On embeddings PEFT ignores such a start.
         shifted = algorithm is self.algorithm and EMBEDDING_UP not in shapes and self.start
         return {"start": self.start} if shifted else {}
 

@@ -1,8 +1,8 @@
 """A network of 1-D convolutions that predicts the next sample of a tone, adapted to other instruments.
 
-Tones are made by a seeded recipe. The base knows plucked strings: one to three notes of overtones of whole
-numbers, which die away. The new ones are bells and whistles: tones by frequency modulation at crooked ratios,
-and glides whose pitch and loudness tremble.
+Tones are made by a seeded recipe. The base knows plucked strings: one to three notes with harmonic overtones,
+which die away. The new ones are bells and glides. Bells are tones by frequency modulation at ratios that are
+not whole; in glides the pitch rises or falls, and the loudness trembles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RATE = 8000
 
 
 class Gated(nn.Module):
-    """A causal convolution with a gate, beside the way (as in WaveNet)."""
+    """A causal convolution with a gate, which is added to its input (as in WaveNet)."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Series(OwnBase):
         return recipe, lambda: Predictor(*shape)
 
     def batches(self, seed: int, split: Split) -> Iterator[Tensor]:
-        # Tones are random, so that a split is a matter of the seed: seeds of training lie below FIXED's.
+        # Tones are random, so the seed decides the split: seeds of training are below those of FIXED.
         assert (split == "train") == (seed < min(FIXED.values()))
         count = self.batch if split == "train" else 4 * self.batch
         return self._waves(_bells_and_glides, count, seed)
@@ -88,7 +88,7 @@ class Series(OwnBase):
         return functional.cross_entropy(module(batch[:, :-1]), self._level(batch[:, 1:]))
 
     def _waves(self, tones: Callable[..., Tensor], count: int, seed: int) -> Iterator[Tensor]:
-        """Batches (count, length + 1) of tones of equal loudness, a little noise in them."""
+        """Batches (count, length + 1) of tones with equal peaks and a little noise."""
         draw = torch.Generator().manual_seed(seed)
         time = torch.arange(self.length + 1) / RATE
         while True:
