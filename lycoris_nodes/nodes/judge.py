@@ -135,7 +135,7 @@ class LycorisJudge(io.ComfyNode):
             outputs=[
                 stack_output("The best adapter at its best strength, for Apply LyCORIS Stack."),
                 output(io.Image, "picture", "The loss of each file at each strength."),
-                output(io.Image, "samples", "Pictures of the best."),
+                output(io.Image, "samples", "Pictures that the best file makes."),
                 report_output(),
             ],
             hidden=[io.Hidden.unique_id],

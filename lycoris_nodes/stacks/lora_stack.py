@@ -67,8 +67,8 @@ def _number(value: Any) -> float:
 def to_lora_stack(stack: Stack) -> list[LoraTuple]:
     """The rows of a LORA_STACK that load the same adapters.
 
-    Raises LycorisError for an adapter that is in no file of a loras folder, and for one with block rules, a
-    schedule or a mask: a LORA_STACK cannot hold these.
+    Raises LycorisError for an adapter whose file is in no loras folder, and for an entry with block rules, a
+    schedule, a mask, strengths by picture or a pair of files: a LORA_STACK cannot hold these.
     """
     return [(_name(entry), float(entry.strength), float(entry.strength_of("te"))) for entry in stack]
 

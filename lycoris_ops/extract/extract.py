@@ -152,8 +152,8 @@ def _difference(
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
     if not is_finite(change):
-        # An infinity or a NaN that both models have is no change: hosts leave weights that a checkpoint lacks
-        # uninitialised.
+        # An infinity or a NaN that both models have is no change: hosts do not initialise weights that a
+        # checkpoint lacks.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5

@@ -314,7 +314,7 @@ class Member(nn.Module):
     def _check_dropouts(self, layer: Layer) -> None:
         settings, path = self.settings, self.site.path
         if self.site.kind == "norm":
-            # A norm's layer has neither a rank nor an input of its own, so both dropouts leave it out.
+            # A norm's layer has neither a rank nor an input of its own, so neither dropout acts on it.
             return
         if settings.rank_dropout and not layer.downs:
             raise LycorisError(

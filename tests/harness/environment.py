@@ -201,7 +201,7 @@ def install(python: Path, wanted: list[str], stamp: Path) -> None:
     if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
         return
     say(f"installing {len(wanted)} requirements (minutes on a first run)")
-    # Most of the files are never imported. The others are compiled when they are.
+    # Most of the files are never imported. The others are compiled on import.
     run(python, "-m", "pip", "install", "-q", "--no-compile", *wanted)
     stamp.write_text(state, encoding="utf-8")
 

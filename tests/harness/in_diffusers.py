@@ -32,7 +32,7 @@ class Diffusers:
     model: str
     """diffusers' class."""
     own: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Its arguments for a model of the size of the zoo's, except those in `SMALL`."""
+    """Its arguments for a model as small as the zoo's, beside those in `SMALL`."""
     constants: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
     """Maps numbers in the conversion's code to the values that fit the zoo's model (see `with_constants`)."""
     published: Callable[[State], State] = dict
@@ -142,7 +142,7 @@ def _parameters(species: Diffusers) -> Iterator[str]:
 
 
 def _converted(species: Diffusers, state: State) -> State:
-    """The host's state dict under diffusers' names, by the conversion or by what stands for it."""
+    """The host's state dict under diffusers' names: by the conversion, or else by renames alone."""
     state = species.published(state)
     if conversion := species.convert:
         convert = with_constants(conversion, species.constants)

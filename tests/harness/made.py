@@ -89,7 +89,7 @@ def project() -> dict[str, dict[str, dict[str, str]]]:
 
 def comfy(verb: str) -> str:
     """What `comfy node VERB` prints."""
-    # comfy-cli brings `ruff` and starts it by name.
+    # comfy-cli starts its own `ruff` by name, so its folder must be on the PATH.
     path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
     return run(TOOLS / "comfy", "--skip-prompt", "node", verb, cwd=SOURCE, PATH=path, DO_NOT_TRACK="1")
 

@@ -167,7 +167,7 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     # With other data it is another training.
     other = [latent(seed) for seed in range(4, 8)]
     assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
-    # The file's dtype, and whether blocks are recomputed, may be others.
+    # The file's dtype may differ, and so may the recomputing of blocks.
     assert train(**settings, dtype="bfloat16", checkpointing="on")["path"].endswith(
         "style_00001_.safetensors"
     )
@@ -644,7 +644,7 @@ def test_a_search_finds_the_rate_and_the_kind_before_the_training(
         )
         assert float(adapter.metadata["ss_learning_rate"]) == race.lr
         assert found["curves"].shape[1] > train(steps=2, **held_out())["curves"].shape[1]
-        # Another training on the same data takes the race's outcome over, and so does a resumed one.
+        # Another training on the same data takes over the race's outcome, and so does a resumed one.
         told.clear()
         second = train(search="all", **{**settings, "seed": 6})
         assert not told and "not raced again" in second["report"]

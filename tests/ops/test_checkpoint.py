@@ -23,7 +23,7 @@ BLOCK = "model.diffusion_model.blocks"
 
 
 def write(path: Path, dtype: torch.dtype) -> tuple[Path, lyc.Stack]:
-    """A base that has a weight and a bias for every case, and tensors that nothing changes; and a stack."""
+    """A base with a weight and a bias for every case, and with other tensors. The stack changes each case."""
     base: dict[str, Tensor] = {"first_stage_model.conv.weight": torch.randn(3, 3).to(dtype)}
     adapter: dict[str, Tensor] = {}
     for number, (kind, weight) in enumerate(CASES):
@@ -246,7 +246,7 @@ def peak_memory(base: Path, adapter: Path, out: Path) -> int:
 
 
 def test_memory_stays_small_whatever_the_size_of_the_file(tmp_path: Path) -> None:
-    """The file is larger than the bound, and so are the weights that change. The last one is among them."""
+    """The file and the weights that change are larger than the bound. The last weight changes too."""
     side, count, rank = 2048, 48, 48
     changed = range(1, count, 2)
     largest = side * side * 2

@@ -224,7 +224,7 @@ def test_a_magnitude_whose_name_was_half_converted_is_joined_to_its_layer(tmp_pa
 
 
 def test_onetrainers_scaled_oft(tmp_path: Path) -> None:
-    """OneTrainer divides Q by 2 sqrt(b - 1), b being the size of a block.
+    """OneTrainer divides Q by 2 sqrt(b - 1), where b is the size of a block.
 
     The reference is the closed form of its series: I + 2 Q + 2 Q^2 + 2 Q^3 + Q^4.
     """

@@ -290,7 +290,7 @@ def test_the_kernel_compiles_for_cards_that_are_not_here(
 ) -> None:
     """The kernel is compiled down to machine code, which needs no GPU.
 
-    Whether the code computes the right values can only be tested on such a GPU.
+    Only a GPU of that kind can test whether the code computes the right values.
     """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     printed = python("-c", COMPILED, card, backend, arch, *map(str, (lanes, shared, count)), interpret=False)

@@ -2,8 +2,8 @@
 
 `python -m tests.soak.host [--prompts 200] [--seed 0]` makes some distinct jobs from the seed. A job has one
 or two nodes Apply LyCORIS Stack in modes merge, bypass and auto, with stacks, strengths and block rules of
-all sorts, or none at all. Every job runs once in a server of its own. Then two clients send this many prompts
-of these jobs, in a random order, to one server with one loaded model. They also interrupt each other.
+all sorts, or none at all. Every job runs once in a server of its own. Then two clients send `--prompts` of
+these jobs, in a random order, to one server with one loaded model. They also interrupt each other.
 
 It prints a summary and ends with status 1 unless
 
@@ -140,7 +140,7 @@ def finished(run: Run, what: object) -> dict[str, Any]:
 
 
 def alone(job: Job) -> tuple[Tensor, list[str]]:
-    """The latent of a job in a server of its own, and the hash of the weights before it."""
+    """The latent of a job in a server of its own, and the hashes of the weights before it ran."""
     with serving() as server:
         before = probed(server)["weights"]
         run = server.queue(job.prompt("alone"))
@@ -197,7 +197,7 @@ class Client:
             self.violations.append(f"{run.error.node_type}: {run.error.exception_message}: {job}")
         elif not torch.equal(found := latent(self.server, run), wanted := self.expected[job]):
             error = (found - wanted).norm() / wanted.norm()
-            self.violations.append(f"the latent is {error:.1e} from that of a server of its own: {job}")
+            self.violations.append(f"the latent differs by {error:.1e} from that of its own server: {job}")
 
 
 def load(expected: dict[Job, Tensor], prompts: int, seed: int) -> tuple[list[Client], str]:

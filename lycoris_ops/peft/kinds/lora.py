@@ -95,7 +95,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     refused: ClassVar[Mapping[str, Refusal]] = {
         "alora_invocation_tokens": Refusal("the adapter acts only after these tokens of a text"),
         "layer_replication": Refusal("its layers are numbered in a model with repeated layers"),
-        "use_qalora": Refusal("its factors are for means of groups of inputs"),
+        "use_qalora": Refusal("its factors act on the means of groups of inputs"),
         "use_bdlora": Refusal("its factors hold the blocks of block-diagonal matrices", _is_given),
         "arrow_config": Refusal("it chooses among several adapters for each token", _is_given),
         "kasa_config": Refusal("it takes the smallest singular values out of the base", _is_given),
