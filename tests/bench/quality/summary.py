@@ -90,8 +90,8 @@ one seed may be chance. "numbers" counts the trained values, which are as many a
 as many numbers as a LoRA of rank 1 on every layer has. Numbers within 2 % of each other count as equal.
 
 Methods that look at gradients before the training take {probe} batches of the training split. "{name}" takes
-{probe} to {more}: it stops when the gradients of the two halves of them agree, as the command line and the
-node do. "a step" and "the start" are CPU times. Their unit is a step of {unit}, which was trained in turn
+{probe} to {more}: it stops when the gradients of the two halves of the batches agree, as the command line and
+the node do. "a step" and "the start" are CPU times. Their unit is a step of {unit}, which was trained in turn
 with each method (`python -m tests.bench.quality.times`, {processors}).
 
 A training without a given rate takes the one of `lycoris_ops.train.rates`. The three numbers of its formula
@@ -268,8 +268,8 @@ def search_time(methods: Mapping[str, list[Entry]], target: Entry, times: Times)
 
 
 def share_of(group: Sequence[Entry], target: Entry) -> float:
-    """The share of the target's numbers with which a method reaches its loss. It is an upper bound if the
-    smallest size here does, inf if none does, and nan if the method is not here."""
+    """The share of the target's numbers with which a method reaches its loss. It is an upper bound if even
+    the smallest size here reaches it, inf if no size does, and nan if the method is not here."""
     if not group:
         return math.nan
     bound, numbers = reached(points(group), target.loss, logarithmic=True)
