@@ -91,7 +91,7 @@ def _tables(path: str) -> list[Mapping[str, Any]]:
     table = _small(found)
     inner = [_small(table[key]) for key in ("civitai", "model") if isinstance(table.get(key), dict)]
     deep = [_small(one["model"]) for one in inner if isinstance(one.get("model"), dict)]
-    # The name of a version or of a file says little; the model's name is its title.
+    # The name of a version or of a file says little, so the title is the model's name.
     for model in (*deep, *inner):
         if "type" in model and "name" in model:
             table.setdefault(TITLES[0], model["name"])

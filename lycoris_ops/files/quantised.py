@@ -62,8 +62,8 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
     `weight` too, whatever their names (`scale_weight`, `comfy_quant`).
 
     Left out are the `quantised` tensors, tensors of 8 bits or fewer that have companions, and the companions
-    of both. If one of these is a float8 tensor, all other float8 tensors of the file are left out too,
-    because one of them may be a mere marker of the format.
+    of both. If a tensor with companions or a `quantised` one is float8, all other float8 tensors of the file
+    are left out too, because one of them may be a mere marker of the format.
     """
     ordered = sorted(tensors)
     # For every tensor that is neither a weight nor a bias: the weight of its layer.
@@ -124,8 +124,8 @@ def round_to_float8(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     """The values in `dtype` (float8_e4m3fn or float8_e5m2), rounded up or down at random.
 
     Rounding is unbiased: the mean over all seeds is the value itself. A value that float8 holds exactly stays
-    as it is. A value beyond the largest of `dtype` becomes NaN. Rounding to nearest would lose most of an
-    adapter's change, which is mostly smaller than half a step of an 8-bit float.
+    as it is. A value that is rounded beyond the largest of `dtype` becomes NaN. Rounding to nearest would
+    lose most of an adapter's change, which is mostly smaller than half a step of an 8-bit float.
     Source of the layouts: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
     """
     info = torch.finfo(dtype)

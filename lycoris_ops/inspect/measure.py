@@ -94,7 +94,7 @@ class Examination:
     (T, T) in float64."""
     conflicts: Mapping[str, tuple[Tensor, Tensor]]
     """For each block and each pair of adapters, how many values both change, and how many of these they
-    change in opposite directions: two matrices (T, T). Empty unless asked for."""
+    change in opposite directions: two matrices (T, T). Empty if `signs` of `examine` was off."""
     left_out: Mapping[str, str]
     """Layers that have no place in the base, with the reasons."""
 

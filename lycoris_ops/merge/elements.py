@@ -12,7 +12,7 @@ from ..maths.scratch import tile
 from .deltas import Deltas
 from .method import Option, Options
 
-DENSITY = Option("density", 0.5, "The share of the values of each adapter that is kept. 1 keeps all.", 0, 1)
+DENSITY = Option("density", 0.5, "The share of each adapter's values to keep. 1 keeps all.", 0, 1)
 SCALE = Option("scale", 1.0, "Multiplies the whole result. 1 changes nothing.", -100, 100)
 CONSENSUS = Option(
     "consensus",

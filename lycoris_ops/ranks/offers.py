@@ -43,8 +43,10 @@ from ..algorithms.fitting import Delta, Fitted
 
 
 class Gradient(Delta):
-    """A gradient as a change. Singular values of zero count too: a few batches do not reach all
-    directions."""
+    """A gradient as a change. All its singular values count as significant, zeros too.
+
+    So ranks above the gradient's own are offered as well: a few batches do not reach all directions.
+    """
 
     @cached_property
     def significant(self) -> int:

@@ -243,14 +243,16 @@ def search_network(
 
     With "rate" only the rate is searched, starting from `options.lr` or a usual rate. With "all" the network
     races against others for the same modules with at most as many parameters: LoRA with planned ranks that
-    starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere (see `race`). The
-    race, and the slower steps of the training if LoKr is in the race, cost at most `options.search_share`
-    times `steps`. If that is too little for all, only the first of these race; if it is too little for a
-    race, everything stays as it was given.
+    starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere (see `race`).
 
-    Heats are judged on some of the `validation` batches. Without them the first batches of each epoch, at
-    most a quarter, judge the heats; only the training itself trains on them. If an epoch has fewer than four
-    batches, heats are judged on the batches they were trained on, with other noise.
+    The search may cost as much as `options.search_share` times `steps` steps of the training. If LoKr races,
+    this includes what the training takes longer if LoKr wins. If that is too little for all networks, only
+    the first of them race; if it is too little for a race, everything stays as it was given.
+
+    Heats are judged on some of the `validation` batches. Without them they are judged on the first batches
+    of the first epoch: at most four, and at most a quarter of the epoch. Heats skip as many at the start of
+    each epoch; the training itself skips none. If an epoch has fewer than four batches, heats are judged on
+    the batches they were trained on, with other noise.
 
     The outcome is written to `options.race_file`. A race that was kept in the same folder is not run again if
     it was for the same frozen weights, layers, options and data (`options.data`, or the first tensors of the

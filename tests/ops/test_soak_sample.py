@@ -1,4 +1,4 @@
-"""Samples of the campaigns with mutated files and with kills, and a handmade file for each fault once found.
+"""Samples of the campaigns with mutated files and with kills, and a handmade file for each known fault.
 
 `make soak` runs the whole campaigns.
 """

@@ -11,8 +11,9 @@ campaigns can run side by side. That needs Linux, and `unshare`.
 
 It prints a summary and ends with status 1 unless
 
-- the output folder ends up with the same files, checkpoints and pictures on the way as after the unbroken
-  run, bit by bit. Besides them it may only hold `.part` files of killed writers;
+- the output folder ends up with the same files as after the unbroken run, checkpoints and previews included.
+  All but the metadata of models is compared bit by bit. Besides these files the folder may only hold `.part`
+  files of killed writers;
 - a training that was broken off went on from its newest whole state, if it had one;
 - a judgement leaves nothing in the output folder, and gives the same result;
 - the error of a full disk comes from the node and says that the disk is full, and no `.part` file is left.
@@ -233,8 +234,10 @@ class Campaign:
         return all(any(self.folder.glob(f"{name}_*_.safetensors")) for name in job.names)
 
     def _computed(self) -> float:
-        """The seconds that the host has computed. By these, a run is broken off at the same point even if
-        other processes slow it down."""
+        """The CPU time of the host, in seconds.
+
+        Measured by this, a run is broken off at the same point even if other processes slow it down.
+        """
         times = psutil.Process(self.server.pid).cpu_times()
         return times.user + times.system
 
@@ -287,7 +290,7 @@ class Campaign:
             self.server.__enter__()
 
     def _forget(self, job: Job) -> None:
-        """Begin with nothing encoded and nothing in memory, and a training with an empty output folder."""
+        """Remove what the host has encoded and has in memory, and for a training also what it has written."""
         self._restarted_if_ended()
         if job.node != "LycorisJudge":
             self._clear()

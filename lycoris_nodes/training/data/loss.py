@@ -31,7 +31,7 @@ class Guide:
     less: Caption
     more: Caption
     by: float
-    """How far strengths -1 and 1 go: at 1 to the prediction for the other caption itself."""
+    """How far the target moves at strengths -1 and 1: with 1, to the prediction for the other caption."""
 
     def goes_with(self, other: Guide) -> bool:
         """Whether both can guide rows of one batch."""

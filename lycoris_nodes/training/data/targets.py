@@ -55,7 +55,7 @@ KINDS = {
         Parametrisation("edm", _edm),
         # D = (x - s F)/sqrt(s^2+1), where x is the noised latent over sqrt(s^2+1).
         Parametrisation("v of a preserved variance", lambda s, d: (s**2 + 1) / s**2),
-        # D = x - s F, target e - x0.
+        # D = x - s F, target n e - x0.
         Parametrisation("flow", lambda s, d: s**-2, lambda s, n: ((1 - s) / (s * n)) ** 2),
         # D = (1-t) x - t F with t = s/(1+s), target e - x0.
         Parametrisation("flow of an exploding variance", lambda s, d: ((1 + s) / s) ** 2),

@@ -30,7 +30,7 @@ METHOD = MergeMethod(
     source="Davari and Belilovsky, Model Breadcrumbs (2312.06795), section 3",
     factors=False,
     options=(
-        Option("density", 0.9, "The share of the values of each adapter that is kept. 1 keeps all.", 0, 1),
+        Option("density", 0.9, "The share of each adapter's values to keep. 1 keeps all.", 0, 1),
         Option("gamma", 0.01, "Leaves out this share of the values, the largest ones. 0: none.", 0, 1),
         CONSENSUS,
         SCALE,

@@ -33,7 +33,7 @@ METHOD = MergeMethod(
         Option(
             "density",
             0.2,
-            "The share of the values of each adapter that is kept. No density makes this a plain sum.",
+            "The share of each adapter's values to keep. No density makes this a plain sum.",
             0,
             1,
         ),

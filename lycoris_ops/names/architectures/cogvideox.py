@@ -1,4 +1,4 @@
-"""CogVideoX: ComfyUI's layout beside the names of diffusers.
+"""CogVideoX: maps diffusers' names to ComfyUI's layout.
 
 Source: `CogVideoXTransformer3DModel` in diffusers (Apache-2.0),
 `models/transformers/cogvideox_transformer_3d.py`. ComfyUI's blocks hold the same layers with the same order

@@ -1,4 +1,4 @@
-"""Cosmos 1, Cosmos-Predict2 and Anima: the original layouts beside the names of diffusers.
+"""Cosmos 1, Cosmos-Predict2 and Anima: maps diffusers' names to the original layouts.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_cosmos_transformer_checkpoint_to_diffusers`
 in `loaders/single_file_utils.py`. Anima's text conditioner, a model of its own in diffusers, is renamed in

@@ -1,4 +1,4 @@
-"""Ideogram 4: the original layout beside the names of diffusers.
+"""Ideogram 4: maps diffusers' names to the original layout.
 
 Source of the correspondence: diffusers (Apache-2.0), `_convert_non_diffusers_ideogram4_lora_to_diffusers`
 in `loaders/lora_conversion_utils.py`.

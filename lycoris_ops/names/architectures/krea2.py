@@ -1,4 +1,4 @@
-"""Krea 2: the original layout beside the names of diffusers.
+"""Krea 2: maps diffusers' names to the original layout.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_krea2_transformer_checkpoint_to_diffusers`
 in `loaders/single_file_utils.py`. The blocks' modulation vectors are left out:

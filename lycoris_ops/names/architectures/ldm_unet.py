@@ -1,4 +1,4 @@
-"""The UNet of SD1.5, SD2 and SDXL: its own layout beside the names of diffusers.
+"""The UNet of SD1.5, SD2 and SDXL: maps diffusers' names to the original layout.
 
 Source of the correspondence: the conversion of original checkpoints in diffusers (Apache-2.0),
 `diffusers/loaders/single_file_utils.py`. Levels and blocks are counted from the paths themselves,

@@ -1,4 +1,4 @@
-"""Lumina 2 and NewBie: the original layout beside the names of diffusers.
+"""Lumina 2 and NewBie: maps diffusers' names to the original layout.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_lumina2_to_diffusers` in
 `loaders/single_file_utils.py`. That conversion knows one size of the model; here the rows of query, key and

@@ -1,4 +1,4 @@
-"""MiniMax-H3: ComfyUI's layout beside the names of diffusers.
+"""MiniMax-H3: maps diffusers' names to ComfyUI's layout.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_minimax_h3_transformer_checkpoint_to_diffusers`
 in `loaders/single_file_utils.py`. It exchanges gate and value of the feed-forward.

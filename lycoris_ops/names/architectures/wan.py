@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2 with their variants: the original layout beside the names of diffusers.
+"""Wan 2.1 and 2.2 with their variants: maps diffusers' names to the original layout.
 
 Variants: image to video, VACE, Fun control and camera, Animate; those that diffusers does not have
 (S2V, HuMo, SCAIL, WanDancer) share the blocks. Source of the correspondence: diffusers (Apache-2.0),

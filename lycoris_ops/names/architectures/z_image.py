@@ -1,7 +1,7 @@
-"""Z-Image: ComfyUI's layout (Lumina 2's with another modulation) beside the names of diffusers.
+"""Z-Image: maps diffusers' names to ComfyUI's layout, which is Lumina 2's with another modulation.
 
 Source of the correspondence: diffusers (Apache-2.0), `convert_z_image_transformer_checkpoint_to_diffusers`
-in `loaders/single_file_utils.py`. The original code and musubi-tuner use the same names.
+in `loaders/single_file_utils.py`. The original code and musubi-tuner use diffusers' names too.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from tests.harness.diffusion import write_model
 from ..bases import trained
 
 SIDE, FOLD, KINDS, TOKENS = 32, 4, 4, 4
-"""The side of a picture in pixels, the side of the pixels folded into one place of a latent, the number of
-shapes, and the length of a caption in tokens."""
+"""The side of a picture in pixels, the side of the square of pixels that becomes one place of a latent, the
+number of shapes, and the length of a caption in tokens."""
 GUIDANCE = 3.5
 """The guidance that the host uses for this layout if no node sets it."""
 Noisy = tuple[Tensor, Tensor, Tensor, Tensor]
