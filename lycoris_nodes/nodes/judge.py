@@ -101,11 +101,14 @@ class LycorisJudge(io.ComfyNode):
                 ),
                 mask_input(),
                 count_input(
-                    "samples", "How many captions the best is sampled with. 0: none.", most=64, default=4
+                    "samples",
+                    "The number of captions for which the best file makes samples. 0: no samples.",
+                    most=64,
+                    default=4,
                 ),
                 seed_input(
-                    "The seed of the noise, for losses and samples. With the seed of a training the losses "
-                    "are the same as in its validation."
+                    "The seed of the noise, for losses and samples. With the seed of a training, and 4 for "
+                    "`times`, the losses are the same as in its validation."
                 ),
                 *advanced(
                     number_input(
@@ -118,7 +121,7 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     count_input(
                         "times",
-                        "The most amounts of noise at which each latent is judged.",
+                        "How many amounts of noise each latent is judged at, at most.",
                         most=64,
                         default=8,
                         least=1,

@@ -56,7 +56,7 @@ class Networks:
                 else {}
             ),
         }
-        # A joined network is only for a model that has both parts.
+        # Join only where the adapter has layers for both the model and its text encoders.
         return join_networks(networks) if len(networks) > 1 else next(iter(networks.values()))
 
     def _without_text(self, entry: Entry, adapter: Adapter | None) -> Adapter | None:
