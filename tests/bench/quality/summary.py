@@ -74,8 +74,9 @@ rest mainly on these two. The other tasks were used to choose criteria, defaults
   with a Bayer filter sees them. Mean square error of the velocity.
 
 Data and the other bases come from packages and are checked by hash. A base that the benchmark trains differs
-on another machine, and so do losses: on the digits, LoRA x 4 at the rate 0.01 with seed 0 reaches a loss of
-1.427 on the base of the EPYC, where nearly all of these rows were trained, and 1.324 on that of a Xeon.
+on another machine, and so do losses. On the digits, LoRA of rank 4 at the rate 0.01 with seed 0 reaches a
+loss of 1.427 with the base that an EPYC trained, and 1.324 with the base that a Xeon trained. Nearly all of
+these rows are from the EPYC.
 
 Adapters are on all linear layers and convolutions of the base, with alpha = rank. All methods are trained on
 the same small batches, by AdamW without weight decay; the rate rises over the first 5 % of the steps and
