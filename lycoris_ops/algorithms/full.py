@@ -81,7 +81,7 @@ class Full(Trained, Fitted):
         at = numbers_of(self.set_rows_at)
         if not all(row >= 0 and row == int(row) for row in at) or len(set(at)) < len(at):
             raise LayerError(
-                f"{ROWS_AT} does not name different rows",
+                f"the values of {ROWS_AT} are not the numbers of different rows",
                 got=f"{len(at)} numbers from {min(at):g} to {max(at):g}, {len(set(at))} of them different",
                 expected="whole numbers from 0 on, each once",
             )

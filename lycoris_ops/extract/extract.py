@@ -52,10 +52,10 @@ def extract_adapter(
     that adapters give them, so prefixes and fused attentions may differ.
 
     Singular values that the models' rounding noise could explain are left out (see `Delta`).
-    With the size "auto" the noise also decides the ranks. If there is none, as between float32 models, the
-    knee of the energy curve decides them. No value is clamped. Weights of one dimension, biases and bare
-    parameters are stored as plain differences. `dtype` is float16 unless given. The other arguments are as
-    in `resize_adapter`.
+    With the size "auto" each layer keeps everything above the noise. Where that takes more than `largest`
+    ranks, as between float32 models, which have hardly any noise, the knee of the energy curve decides. No
+    value is clamped. Weights of one dimension, biases and bare parameters are stored as plain differences.
+    `dtype` is float16 unless given. The other arguments are as in `resize_adapter`.
 
     `Adapter.report` says what was kept and how the layers of the models differ; with `strict` a difference is
     an error.

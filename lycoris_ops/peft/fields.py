@@ -172,8 +172,8 @@ class Fields:
 MOST_ROWS = 1 << 31
 """More rows than any embedding has."""
 LARGEST = 1e30
-"""The largest number that a field may hold. Ranks, scales and bounds are far smaller, and a product with such
-a number would overflow float32."""
+"""The largest number that a field may hold. Ranks, scales and bounds are far smaller. Products with larger
+numbers could overflow float32."""
 
 
 def _shown(value: Any) -> str:

@@ -67,8 +67,10 @@ def resize_adapter(
     the planned layers before the work, and may raise an error. `progress` is called with the number of layers
     done.
 
-    Raises LayerError for a layer that cannot be read, holds NaN, or needs a base; MatchError where its name
-    fits several weights of the base; PlanError for a size that cannot be met.
+    Layers in `adapter.unreadable` are left out, and the report says so.
+
+    Raises LayerError for a layer that holds NaN or needs a base, or whose tensors contradict each other;
+    MatchError where its name fits several weights of the base; PlanError for a size that cannot be met.
     """
     settings = FitSettings(size, algorithm, **making)
     made = _Resizing(adapter, settings, None if base is None else weights_of(base, codec))

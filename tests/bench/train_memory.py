@@ -1,6 +1,6 @@
 """The peak memory of a training step relative to a forward pass, for narrow models of real depth.
 
-`python -m tests.bench.train_memory` prints three peaks for each model and latent size, in bytes beyond the
+`python -m tests.bench.train_memory` prints three peaks for each model and latent size, in MB beyond the
 model itself: of a pass without gradients, of a step that keeps all activations, and of a step that recomputes
 the blocks. Then it prints the last two, divided by the first and by the number of blocks. These are the
 factors in `lycoris_nodes/training/node/memory.py`. Width and dtype scale all peaks alike; depth does not.

@@ -52,7 +52,7 @@ def modules(file: Path) -> set[str]:
 
 if __name__ == "__main__":
     left = [f"--ignore=tests/ops/{name}" for name in unsuited(TESTS)]
-    print(f"{len(left)} files of tests need other packages and are left out", flush=True)
+    print(f"{len(left)} files of tests need other packages or the repository and are left out", flush=True)
     home = TESTS.parents[1]
     given = sys.argv[1:]
     named = [] if any(one.startswith("tests/ops") for one in given) else ["tests/ops"]

@@ -205,7 +205,7 @@ def checkpoint_layout(
     parts = {UNET: unet_layout(channel_mult, num_res_blocks), CLIP: clip_layout()}
     if vae:
         encoder, decoder = tiny_vae_layouts(channels=4)
-        # A host multiplies latents by the scale, and adds the shift.
+        # The host divides an encoded latent by the scale and adds the shift. These two change nothing.
         parts[VAE] = {"vae_scale": Init((), "one"), "vae_shift": Init((), "zero")}
         parts |= {f"{VAE}taesd_encoder.": encoder, f"{VAE}taesd_decoder.": decoder}
     return {prefix + name: init for prefix, part in parts.items() for name, init in part.items()}

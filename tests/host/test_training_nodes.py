@@ -203,7 +203,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
         runs.begin_anew([runs.RunKey(prefix, "comfy", settings)], ())
         folder_paths.set_output_directory(before)
 
-    # Asking makes no folder, whatever the host puts into its name.
+    # With nothing to set aside, beginning anew makes no folder, even where its name has the time in it.
     anew({})
     anew({}, "%year%/%second%/style")
     assert not [*tmp_path.iterdir()]

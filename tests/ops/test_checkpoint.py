@@ -59,7 +59,7 @@ def exact(base: dict[str, Tensor], stack: lyc.Stack) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("source", "written"),
-    # First each dtype is kept. Then one is narrowed, one becomes another of two bytes, and one is widened.
+    # First each dtype is kept. Then float32 is narrowed, bfloat16 becomes float16, and float16 is widened.
     [*((one, None) for one in DTYPES), *zip(DTYPES, [*DTYPES[1:], DTYPES[0]], strict=True)],
     ids=str,
 )

@@ -244,7 +244,7 @@ def test_odd_numbers_are_names_of_nothing(line: str) -> None:
 
 
 def listed(names: str) -> list[str]:
-    """The names of blocks in a text such as `te in.1-3 mid`, without ranges."""
+    """The names of blocks in a text such as `te in.1-3 mid`, each range written out."""
     found: list[str] = []
     for name in names.split():
         head, _, last = name.partition("-")

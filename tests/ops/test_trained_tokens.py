@@ -153,7 +153,7 @@ def test_tokens_that_cannot_be_placed_are_an_error(tmp_path: Path) -> None:
     config = json.loads(place.read_text())
     for rows, message in (
         ([4], "1 numbers; expected 2, for .*words.*delta"),
-        ([4, 4], "set_rows_at does not name different rows"),
+        ([4, 4], "the values of set_rows_at are not the numbers of different rows"),
         ([4, 9], "row 9 of 9.*expected 10 rows"),
         (["4"], "no usable number in the entry 'words'"),
     ):

@@ -91,7 +91,7 @@ class Job:
 
 
 def make_jobs(rng: random.Random) -> list[Job]:
-    """Distinct jobs: some unpatched, the others in each mode and with nodes of both modes in a row."""
+    """Distinct jobs: some unpatched, some in each mode, and some with merge and bypass in a row."""
     files = [adapter_file(recipe) for recipe in RECIPES.values()]
 
     def step(mode: str) -> Step:

@@ -26,7 +26,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="an option of the method, see below, such as density=0.3; may be given several times",
     )
     command.add_argument(
-        "--norm-limit", type=float, metavar="C", help="bound each change to C times the largest single one"
+        "--norm-limit",
+        type=float,
+        metavar="C",
+        help="bound each merged change to C times the strongest adapter's change of the same weight",
     )
     add_kind(command, same=False, size=EXACT, also="; exact loses nothing")
     add_base(command, "needed where adapters name layers in different ways, and for kinds that depend on it")

@@ -71,7 +71,7 @@ class LokrConfig(RankedConfig[WantedLokr]):
         assert isinstance(layer, Lokr)
         if layer.lokr_w2 is not None and layer.lokr_w2.ndim == 3 and not layer.of_peft:
             raise LayerError(
-                "aligns other dimensions of the factors of a Conv1d", got=str(list(layer.lokr_w2.shape))
+                "multiplies the two factors of a Conv1d in another way", got=str(list(layer.lokr_w2.shape))
             )
         tensors = with_core(layer, layer.lokr_t2)
         shapes = layer.shapes
@@ -134,6 +134,6 @@ def _makes(wanted: WantedLokr, factor: int, both: bool) -> bool:
     inputs = [size for size in range(1, j + 1) if j % size == 0] if wanted.folded else [j]
     if not any(factorization(columns * size, factor, ordered=False) == (columns, size) for size in inputs):
         return False
-    # Then the rank does not say whether PEFT makes w2 full: that depends on a size that is not known.
+    # For a folded w2 the rank does not say whether PEFT makes it full: the number of inputs is not known.
     full = (not (both and wanted.r < max(rows, columns) / 2), wanted.r >= max(k, j) / 2)
     return full == wanted.full or (wanted.folded and full[0] == wanted.full[0])
