@@ -24,7 +24,7 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             category=SAVE,
             description="Merges a stack into a model file and saves the result in the output folder. "
             "The file is read and written piece by piece, so even a large one needs little memory. What "
-            "the stack does not change is copied as it is.",
+            "the stack does not change is copied as it is, unless you choose another dtype.",
             search_aliases=[
                 "save checkpoint",
                 "bake lora",
