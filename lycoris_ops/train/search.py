@@ -245,9 +245,10 @@ def search_network(
     races against others for the same modules with at most as many parameters: LoRA with planned ranks that
     starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere (see `race`).
 
-    The search may cost as much as `options.search_share` times `steps` steps of the training. If LoKr races,
-    this includes what the training takes longer if LoKr wins. If that is too little for all networks, only
-    the first of them race; if it is too little for a race, everything stays as it was given.
+    The search may cost as much as `options.search_share` times `steps` steps of the training. A training of
+    LoKr takes longer. If LoKr races, the extra time counts as a cost of the search. If the share is too
+    little for all networks, only the first of them race; if it is too little for a race, everything stays as
+    it was given.
 
     Heats are judged on some of the `validation` batches. Without them they are judged on the first batches
     of the first epoch: at most four, and at most a quarter of the epoch. Heats skip as many at the start of
@@ -259,7 +260,7 @@ def search_network(
     batches), at least as large a share, and a training at most four times longer or shorter. A resumed
     training (`resumed`) takes its own race or none.
 
-    Afterwards networks that were not taken are as before, and nothing is applied to the model.
+    Afterwards all networks have the weights that they started with, and nothing is applied to the model.
 
     Raises TrainError for "all" where the network's layers are from a file, for a sharded network, and as
     `race` does; FileFormatError where the file for the outcome exists but holds no race; WriteError where it
@@ -348,7 +349,7 @@ def _entrants(given: _Given) -> list[Entrant]:
 
 
 def _plain(settings: LayerSettings) -> LayerSettings:
-    """Settings for LoRA that keep whatever means the same for every kind."""
+    """Settings for LoRA, with the given values of all options that mean the same for every kind."""
     kept = ("bias", "input_dropout", "rank_dropout", "module_dropout", "lr", "form")
     return LayerSettings(**{name: getattr(settings, name) for name in kept})
 

@@ -61,7 +61,7 @@ def test_kinds_of_layers_have_bars_that_scale_them(name: str, tmp_path: Path) ->
 
 
 def test_picture_and_sound_have_bars_of_their_own(tmp_path: Path) -> None:
-    """Each layer of a model that makes both is in one of the two. Other models have neither."""
+    """In a model of picture and sound each layer belongs to one of the two. Other models have neither bar."""
     layers = records()["LTX-2"].layers
     model = blocks_of({f"diffusion_model.{path}.weight": shape for path, shape in layers.items()})
     names = {named.paths[0].removeprefix("diffusion_model."): named.names for named in model.layers}

@@ -329,7 +329,7 @@ def test_an_interrupt_says_what_is_there(
         else ["convert", adapter, "--dialect", writer, "--metadata", "note=new"]
     )
     if writer == "peft" and done:
-        # Interrupt the report, when all is done: an interrupted exchange of the two files is undone.
+        # An interrupted exchange of the two files is undone. So interrupt the report, when all is done.
         monkeypatch.setattr("lycoris_ops.commands.verbs.convert.show", interrupt)
     else:
         failing(monkeypatch, range(1, 2), KeyboardInterrupt(), done=done)

@@ -83,7 +83,8 @@ def patched(found: lyc.Adapter | lyc.Stack, weights: Mapping[str, Tensor]) -> di
 def changes(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
     """The change of each weight and bias of a model in float64.
 
-    The weights are random, and the same at every call. The new values of an enlarged weight count from zero.
+    The weights are random, and the same at every call. Where a weight is enlarged, each new value
+    counts in whole as a change.
     """
     weights = {
         key: torch.randn(shape, generator=torch.Generator().manual_seed(len(key))).double()

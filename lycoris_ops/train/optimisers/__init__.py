@@ -78,7 +78,7 @@ def family_of(name: str) -> OptimiserFamily:
     closure = inspect.signature(step).parameters.get("closure") if step else None
     if closure is not None and closure.default is closure.empty:
         raise TrainError("this optimiser needs the loss computed again within a step", got=name)
-    # Such as the optimisers of schedulefree: from `eval()` to `train()` the weights are their average.
+    # Such as the optimisers of schedulefree: after `eval()` the weights hold their average, until `train()`.
     averages = all(callable(getattr(found, way, None)) for way in ("train", "eval"))
     return OptimiserFamily.packaged(name, name, lr=None, averages=averages)
 
