@@ -118,7 +118,7 @@ class Fields:
         for key, rows in lists.items():
             if not isinstance(rows, list):
                 raise self.error(
-                    name, f"it holds no list in the entry {_shown(key)}", rows, "numbers of rows"
+                    name, f"it holds no list in the entry {_shown(key)}", rows, "a list of row numbers"
                 )
         return {
             key: tuple(self._whole(name, row, 0, MOST_ROWS, key) for row in rows)

@@ -181,7 +181,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     stop_after: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Meanwhile others ran and were stopped, of its name and of other names. Each goes on by itself."""
+    """Others, of the same name and of other names, are stopped meanwhile. Each goes on from its own state."""
     import comfy.model_management
     import folder_paths
 

@@ -174,7 +174,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
 def _by_parameter(
     members: Sequence[ConfiguredLayer[WantedLora]],
 ) -> tuple[list[ConfiguredLayer[WantedLora]], list[str]]:
-    """The layers, with one for all experts of a parameter, and the paths of all parameters.
+    """The layers, where all experts of a parameter count as one layer, and the paths of all parameters.
 
     Raises ConflictError where experts of one parameter differ in a value that the configuration gives once.
     """

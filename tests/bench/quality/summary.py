@@ -98,8 +98,9 @@ with each method (`python -m tests.bench.quality.times`, {processors}).
 A training without a given rate takes the one of `lycoris_ops.train.rates`. The three numbers of its formula
 were chosen on the tasks other than characters and series. At this rate the loss is higher than at the best
 rate; the means over methods and sizes are {by_task}.
-On the last two tasks no other factor in the formula lowers the mean: on the text lines half a decade decides
-whether a loss falls from 4.5 to 0.2. The means of each kind are {by_kind};
+On the last two of these tasks another constant factor in the formula would not lower the mean: on the text
+lines half a decade in the rate decides whether the loss falls from 4.5 to 0.2 or not.
+The means of each kind are {by_kind};
 without the text lines they are {without}.
 These are figures of one seed, interpolated between rates half a decade apart. Plans take the rate of a LoRA
 with as many numbers.
@@ -117,11 +118,12 @@ LoRA's numbers. It is an upper bound where the smallest size of the method alrea
 is how much higher or lower the method's loss is at x {REFERENCE}. Each method has its own best rate, except
 "search all": a race finds its kind and rate, and may cost as much as a short training, or 0.4 times as much
 as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in
-trainings of LoRA x {REFERENCE}. Steps of LoKr take {{lokr}} times as long as LoRA's, and 1.5 times as long
-in the size that a race takes on flow. Times are of today's races: these set a quarter of the training aside
-for LoKr's slower steps, and so leave LoKr out of the long trainings here. Losses are of older races, which
-did not set it aside. Most of these also had heats longer by a tenth; those on characters, series and flow,
-at x {REFERENCE} in short trainings, did not. Means of shares are geometric, and shares above 1 count as 1.
+trainings of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA, and 1.5 times
+as long for the LoKr that races choose on flow. Times are of today's races. They keep back a quarter of the
+training's steps, in case LoKr wins and makes the training longer. In the long trainings here that leaves too
+few steps for LoKr to race. Losses are of older races, which kept nothing back. In most of these the heats
+were also a tenth longer, but not in short trainings at x {REFERENCE} on characters, series and flow. Means of
+shares are geometric, and shares above 1 count as 1.
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
