@@ -58,9 +58,9 @@ def resize_adapter(
     stays.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
-    needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA); then the result
-    is right for this model alone. It also supplies the kernel sizes of convolutions, which some kinds store
-    flat.
+    needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA, and full layers
+    with `set_weight`); then the result is right for this model alone. It also supplies the kernel sizes of
+    convolutions, which some kinds store flat.
 
     `dtype`, `factor`, `tucker`, `largest`, `seed` and `device` are as in `fit.settings.Making`. With `dtype`
     None each layer keeps its own. `Adapter.report` of the result says what was kept. `prepare` is called with

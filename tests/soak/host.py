@@ -11,7 +11,8 @@ It prints a summary and ends with status 1 unless
 - whenever they are unloaded, the weights of the model and the text encoder have the hashes that they have in
   a server that has never patched them, and no module has hooks;
 - the server's memory, with nothing loaded, stays within 5 % over the second half of the prompts;
-- no prompt fails, and the server logs no traceback.
+- no prompt fails, and the server logs no traceback;
+- at least one prompt was interrupted.
 """
 
 from __future__ import annotations

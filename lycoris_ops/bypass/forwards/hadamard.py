@@ -30,9 +30,9 @@ class HadamardForward:
     """y += scale * strength * ((w1_a @ w1_b) * (w2_a @ w2_b)) x.
 
     With Khatri-Rao factors P[o, mn] = w1_a[o, m] w2_a[o, n], Q[mn, c] = w1_b[m, c] w2_b[n, c] it is
-    P (Q x). P and Q are formed anew in each pass, in a buffer that every layer uses: kept, they would need
-    r times the memory of the layer's own factors. Where this costs more than the full matrix, the full
-    matrix is used, formed in tiles of rows.
+    P (Q x). P and Q are formed anew in each pass, in a buffer that every layer uses, or in fresh memory where
+    the factors are trained: kept, they would need r times the memory of the layer's own factors. Where this
+    costs more than the full matrix, the full matrix is used, formed in tiles of rows (whole in training).
     """
 
     def __init__(
