@@ -31,7 +31,7 @@ class LycorisResizeAdapter(io.ComfyNode):
             display_name="Resize / Convert LoRA",
             category=SHAPE,
             description="Makes adapters smaller, or turns them into another kind: LoHa, LoKr, DoRA, OFT and "
-            "the rest into LoRA, or the reverse. Each new layer is as near to the old one as its kind "
+            "the rest into LoRA, or LoRA into LoKr. Each new layer is as near to the old one as its kind "
             "and size allow, and the report says what is lost.",
             search_aliases=[
                 "resize lora",
