@@ -248,8 +248,8 @@ class _Names:
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
-        # The reverse: for each layer of the model, the names that mean rows of it. Each has the segment with
-        # these rows, and the row at which the segment begins under the name.
+        # The reverse: for each layer of the model, the names that mean rows of it. With each name are the
+        # first row in the layer of that name, and the segment of the model that begins there.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         shapes: dict[str, dict[str, Shape]] = {}
         for target in targets.all:

@@ -3,8 +3,8 @@
 `python -m tests.soak.trainings [--kills 5] [--full 2] [--seed 0] [--job clips]` runs each job once unbroken.
 The jobs train on pictures, pairs and clips, train two experts and a slider, and judge checkpoints. Then each
 is broken off, at any time or while a file is written. `--kills` times the host is killed and started again.
-`--full` times the disk has no room, or no room for one more file, until the node has said so. After each
-break, Run goes on.
+`--full` times the disk is full until the node has reported it: either few bytes are left, or no further file
+can be made. After each break, Run goes on.
 
 The host's folder and the disks in it are in memory, and mounted for this process alone, so that several
 campaigns can run side by side. That needs Linux, and `unshare`.
@@ -334,7 +334,8 @@ class Campaign:
     def _made(self, job: Job) -> dict[str, Any]:
         """The files that are there, under the names that they would have if the last training were the first.
 
-        A training that was broken off before its first state begins anew, under the next number.
+        If a training is broken off before it has written a state, the next run begins anew, under the next
+        number.
         """
         found = kept_files(self.folder)
         for name in job.names:

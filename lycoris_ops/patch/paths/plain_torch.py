@@ -46,7 +46,8 @@ def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths:
         if found:
             add = _one_product(found, strengths, dtype, f"product {number}")
             adds.append(add if rows is None else placed(add, *rows))
-    # The first change may be written, not added. Changes that must zero the rows before they write go last.
+    # Where changes are summed in a buffer, the first one overwrites it. Changes that would have to set the
+    # buffer to zero for this go last.
     adds.sort(key=lambda one: one.clears)
     if adds and weight.is_contiguous():
         _add_to(weight.view(flat_shape(plan.final)), adds, dtype)
