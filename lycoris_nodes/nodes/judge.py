@@ -86,7 +86,8 @@ class LycorisJudge(io.ComfyNode):
                     ),
                     io.Conditioning.Input(
                         "empty_caption",
-                        tooltip="The encoded empty text. With it samples are made with CFG 5.",
+                        tooltip="The encoded empty text. With it samples are made with CFG 5, except on "
+                        "models that take their guidance as an input, such as Flux.",
                     ),
                     io.Clip.Input(
                         "clip",

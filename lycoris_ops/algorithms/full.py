@@ -1,4 +1,4 @@
-"""A full difference: the change itself, stored for the weight or some of its rows, the bias, or both."""
+"""A full difference: the change, or the new values, of a weight or some of its rows, a bias, or both."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ class Rules:
 
         `broken` are presets that cannot be read, each with its fault.
 
-        Raises RuleError, with line and column, for any other line, and for the name of a broken preset.
+        Raises RuleError for any other line, with its number and the column, and for the name of a broken
+        preset.
         """
         found = tuple(_lines(text, presets or {}, broken or {}, NESTED))
         return cls((RuleStage(found, seed),) if found else ())

@@ -31,8 +31,9 @@ class HadamardForward:
 
     With Khatri-Rao factors P[o, mn] = w1_a[o, m] w2_a[o, n], Q[mn, c] = w1_b[m, c] w2_b[n, c] it is
     P (Q x). P and Q are formed anew in each pass, in a buffer that every layer uses, or in fresh memory where
-    the factors are trained: kept, they would need r times the memory of the layer's own factors. Where this
-    costs more than the full matrix, the full matrix is used, formed in tiles of rows (whole in training).
+    the factors are trained: kept, they would need r / 2 times the memory of the layer's own factors, for
+    rank r. Where this costs more than the full matrix, the full matrix is used, formed in tiles of rows
+    (whole in training).
     """
 
     def __init__(

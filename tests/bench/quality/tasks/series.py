@@ -108,7 +108,7 @@ def _uniform(low: float, high: float, draw: torch.Generator, *shape: int) -> Ten
 
 
 def _strings(time: Tensor, count: int, draw: torch.Generator) -> Tensor:
-    """One to three notes, each with eight overtones whose loudness falls as a power of their number."""
+    """One to three notes, each of eight harmonics whose loudness falls as a power of their number."""
     notes, tones = 3, torch.arange(1, 9)
     pitch = 100 * 2 ** _uniform(0, 2.5, draw, count, notes, 1, 1)
     phase = _uniform(0, 2 * math.pi, draw, count, notes, 8, 1)
