@@ -103,9 +103,9 @@ def _name(entry: Entry) -> str:
 def only_adapter(stack: Stack, holder: str, model: Mapping[str, Shape] | None) -> Adapter:
     """The adapter of a stack of one, with its strengths and block rules multiplied in.
 
-    `holder` names in errors what will hold the adapter ("an adapter file"). `model` has the keys and shapes
-    of its model. Raises LycorisError if the stack has none or several, or if `weighted` cannot multiply them
-    in.
+    `holder` says what will hold the adapter, such as "an adapter file", for the error. `model` has the keys
+    and shapes of the adapter's model. Raises LycorisError if the stack has none or several, or if `weighted`
+    cannot multiply them in.
     """
     if len(stack) != 1:
         names = ", ".join(entry.name for entry in stack) or "none"

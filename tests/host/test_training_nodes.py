@@ -314,7 +314,7 @@ CHANNELS_OF: dict[str, dict[str, int]] = {
     "Wan 2.1 t2v": {"in_dim": 16, "out_dim": 16},
     "Qwen-Image": {"in_channels": 64, "out_channels": 16},
 }
-"""Settings of tiny models of other architectures, for as many channels as their latents have."""
+"""Settings that give tiny models of other architectures as many channels as their latents have."""
 
 
 @pytest.mark.parametrize("architecture", CHANNELS_OF)

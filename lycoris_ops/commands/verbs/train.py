@@ -34,7 +34,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         metavar="STATE",
-        help="go on with an earlier run, from a .state.safetensors file or from its newest whole state",
+        help="go on with an earlier run: from STATE, a .state.safetensors file or the folder of the "
+        "checkpoints; without STATE, from the newest undamaged state of the run",
     )
     command.add_argument(
         "--search",
