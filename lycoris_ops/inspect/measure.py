@@ -93,8 +93,9 @@ class Examination:
     """For each block, the inner products <w_i D_i, w_j D_j> of T adapters, summed over the block's weights:
     (T, T) in float64."""
     conflicts: Mapping[str, tuple[Tensor, Tensor]]
-    """For each block and each pair of adapters, how many values both change, and how many of these they
-    change in opposite directions: two matrices (T, T). Empty if `signs` of `examine` was off."""
+    """How many values both adapters of a pair change, and how many of these they change in opposite
+    directions: two matrices (T, T) for each block with a weight that several adapters change. Empty if
+    `signs` of `examine` was off."""
     left_out: Mapping[str, str]
     """Layers that have no place in the base, with the reasons."""
 

@@ -248,8 +248,8 @@ class _Names:
         self._dialect = dialect
         self._bases: dict[tuple[str, str], Target] = {}
         self._means: dict[_Name, Segments] = {}
-        # The reverse: for each layer of the model, the names that mean rows of it. With each name are the
-        # first row in the layer of that name, and the segment of the model that begins there.
+        # The reverse: for each layer of the model, the names that mean rows of it. An entry is such a name,
+        # a row of the layer of that name, and the segment of the model that begins at this row.
         self._known_by: dict[tuple[str, str], list[tuple[_Name, int, _Segment]]] = {}
         shapes: dict[str, dict[str, Shape]] = {}
         for target in targets.all:

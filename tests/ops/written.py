@@ -81,7 +81,7 @@ def patched(found: lyc.Adapter | lyc.Stack, weights: Mapping[str, Tensor]) -> di
 
 
 def changes(found: lyc.Adapter, model: Shapes) -> dict[str, Tensor]:
-    """The change of each weight and bias of a model in float64.
+    """The change of each weight and bias that an adapter changes, in float64.
 
     The weights are random, and the same at every call. Where a weight is enlarged, each new value
     counts in whole as a change.

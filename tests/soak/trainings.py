@@ -236,7 +236,7 @@ class Campaign:
     def _computed(self) -> float:
         """The CPU time of the host, in seconds.
 
-        Measured by this, a run is broken off at the same point even if other processes slow it down.
+        Unlike the clock, it says how far a run is even if other processes slow the run down.
         """
         times = psutil.Process(self.server.pid).cpu_times()
         return times.user + times.system
@@ -332,10 +332,10 @@ class Campaign:
         self.counted["to the end"] += 1
 
     def _made(self, job: Job) -> dict[str, Any]:
-        """The files that are there, under the names that they would have if the last training were the first.
+        """The files of the last training, with the number 00001 in their names, and all other files.
 
         If a training is broken off before it has written a state, the next run begins anew, under the next
-        number.
+        number. What such trainings leave is not counted.
         """
         found = kept_files(self.folder)
         for name in job.names:
