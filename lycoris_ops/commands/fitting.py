@@ -22,7 +22,7 @@ from .. import (
     read_shapes,
     save_adapter,
 )
-from .shared import MODEL, add_dtype, dtype_of, show
+from .shared import MODEL, add_dtype, check_spares_models, dtype_of, show
 
 
 def add_kind(command: argparse.ArgumentParser, *, same: bool, size: str = "auto", also: str = "") -> None:
@@ -77,6 +77,7 @@ def check_place(options: argparse.Namespace, own: str | None) -> None:
     `own` is the dialect to write if the arguments name none.
     """
     check_output(options.out, _dialect(options, own) or KEPT, overwrite=options.overwrite)
+    check_spares_models(options)
 
 
 def checked_names(options: argparse.Namespace, own: str | None) -> Callable[[Mapping[str, Expected]], None]:

@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 
-from .. import WRITABLE, Entry, LycorisError, Progress, Shape, Stack, load_adapter, read_shapes
+from .. import (
+    WRITABLE,
+    Entry,
+    LycorisError,
+    Progress,
+    Shape,
+    Stack,
+    WriteError,
+    load_adapter,
+    read_shapes,
+)
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
 """The dtypes to choose from, by short names: fp32, bf16, fp16."""
@@ -79,6 +89,25 @@ def _entry(file: str, *strengths: str) -> Entry:
 def add_output(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("-o", "--out", required=True, help=what)
     command.add_argument("--overwrite", action="store_true", help="replace an existing file of that name")
+
+
+def check_spares_models(options: argparse.Namespace) -> None:
+    """Raise WriteError where the adapter to write would replace a file of a model that it is made from."""
+    models = (getattr(options, name, None) for name in ("base", "tuned"))
+    out = options.out
+    for model in filter(None, (*models, *getattr(options, "model", ()))):
+        # A model in several files is given by its folder or by its index there.
+        folder = model if os.path.isdir(model) else os.path.dirname(model) or os.curdir
+        several = model == folder or model.endswith(".json")
+        mine, its = (os.path.dirname(out) or os.curdir, folder) if several else (out, model)
+        if os.path.exists(out) and os.path.exists(its) and os.path.samefile(mine, its):
+            raise WriteError(
+                "the output file belongs to the model, which would be lost",
+                file=out,
+                got=model,
+                expected="another file",
+                hint="Choose another name for the adapter",
+            )
 
 
 def output_state(options: argparse.Namespace) -> list[tuple[str, int, int, int]]:

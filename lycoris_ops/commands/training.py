@@ -46,7 +46,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise LycorisError("the file cannot be read", file=str(path), got=got) from error
     except ValueError as error:
         raise LycorisError("the file is not TOML", file=str(path), got=str(error)) from error
-    _check(settings, TABLES, "the file")
+    _check(settings, TABLES)
     return settings
 
 
@@ -143,7 +143,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: s
     return function(**arguments)
 
 
-def _check(given: Mapping[str, Any], known: Collection[str], place: str) -> None:
+def _check(given: Mapping[str, Any], known: Collection[str], place: str | None = None) -> None:
     """Raise LycorisError for the first unknown key, naming the known keys that resemble it."""
     for key in given:
         if key not in known:

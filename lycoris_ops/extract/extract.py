@@ -16,7 +16,7 @@ from ..errors import LycorisError, MatchError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
-from ..fit.engine import Goal, Prepare, Source, expected, fit_layers
+from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_layers
 from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
@@ -91,7 +91,8 @@ def extract_adapter(
     }
     turned = {TRANSPOSED: "true"} if any(pair.turned for pair in pairs.pairs) else {}
     text = metadata_of({}, turned, recipe, "source_recipe")
-    layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
+    with located(file=after.name):
+        layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
     made = Adapter.of(
         layers, name=name or f"{PurePath(short_name(after.name)).stem}-extracted", metadata=text
     )
@@ -156,6 +157,8 @@ def _difference(
         # checkpoint lacks.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
+        with located(file=(after if is_finite(one) else before).name):
+            check_finite(Goal((), change))
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5
     return change, noise
 

@@ -9,6 +9,7 @@ import torch
 
 from ..algorithms import ALGORITHMS, declaring
 from ..algorithms.fitting import Fitted
+from ..devices import check_device
 from ..errors import LycorisError, PlanError
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..ranks.sizes import Rank, Size, check_size
@@ -76,6 +77,7 @@ class FitSettings:
         for name, value, least in (("largest", self.largest, 1), ("factor", self.factor, -1)):
             if value is not None and (type(value) is not int or value < least or value == 0):
                 raise PlanError(f"{name} is a whole number from 1", got=repr(value))
+        check_device(self.device)
 
     @property
     def rank(self) -> int | None:

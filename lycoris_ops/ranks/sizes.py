@@ -98,7 +98,15 @@ def parse_size(text: str) -> Size:
     `90%`, a share of the energy; `1/100`, a share of the full weights. Raises PlanError for other texts and
     for values out of their range.
     """
-    words = text.strip().lower()
+    try:
+        return _size_of(text.strip().lower())
+    except PlanError as error:
+        raise PlanError(error.problem, key="size", got=text, expected=TEXTS) from error
+    except (OverflowError, ValueError) as error:
+        raise PlanError("the number is too large", key="size", got=text, expected=TEXTS) from error
+
+
+def _size_of(words: str) -> Size:
     number = r"(\d[\d_]*(?:\.\d+)?)"
     if words == "auto":
         return "auto"
@@ -112,7 +120,7 @@ def parse_size(text: str) -> Size:
         return Budget(parameters=int(found[1].replace("_", "")))
     if re.fullmatch(rf"{number}\s*[a-z]+", words):
         return Budget(words)
-    raise PlanError("the size cannot be understood", key="size", got=text, expected=TEXTS)
+    raise PlanError("the size cannot be understood")
 
 
 def check_size(size: object) -> Size:

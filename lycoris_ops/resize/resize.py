@@ -80,7 +80,8 @@ def resize_adapter(
     if prepare:
         staying = {name: Expected(adapter.info[name].algorithm, ()) for name in made.staying}
         prepare(expected(sources, settings) | staying)
-    layers, report = fit_layers(sources, settings, progress=progress, metadata=metadata, kept=kept)
+    with located(file=adapter.path):
+        layers, report = fit_layers(sources, settings, progress=progress, metadata=metadata, kept=kept)
     together = {name: kept.get(name) or layers.get(name) for name in adapter.info}
     report = replace(
         report,

@@ -120,7 +120,12 @@ class LayerSettings:
                 raise _wrong(name, value, "a whole number above 0", place)
         if not _are_rows(self.tokens):
             raise _wrong("tokens", self.tokens, "a list of whole numbers, 0 or more", place)
-        for name in ("alpha", "conv_alpha", "constraint", "lr"):
+        for name in ("alpha", "conv_alpha"):
+            value = getattr(self, name)
+            # At 0 nothing would be learned. Other trainers mean the rank by 0, which is None here.
+            if value is not None and (not _between(value, 0, math.inf) or value == 0):
+                raise _wrong(name, value, "a finite number above 0", place)
+        for name in ("constraint", "lr"):
             value = getattr(self, name)
             if value is not None and not _between(value, 0, math.inf):
                 raise _wrong(name, value, "a finite number, 0 or more", place)

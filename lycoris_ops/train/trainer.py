@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import processes
+from ..devices import check_device
 from ..errors import DivergedError, FileFormatError, MatchError, TrainError, either, number_of
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
@@ -51,7 +52,8 @@ ALIKE = 1e-2
 def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> None:
     """Move a network and its model to a device; None leaves them where they are.
 
-    Raises TrainError for a weight that is not in memory, and for a parameter that has no shape yet.
+    Raises TrainError for a weight that is not in memory, and for a parameter that has no shape yet;
+    LycorisError for a device that cannot be used.
     """
     lazy = next((name for name, one in net.module.named_parameters() if is_lazy(one)), None)
     if lazy is not None:
@@ -64,6 +66,7 @@ def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> Non
         )
     check_in_memory(net.module, (member.site for member in net.members.values()), TrainError)
     if device is not None:
+        check_device(device)
         net.module.to(device)
         net.to(device)
 

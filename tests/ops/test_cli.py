@@ -328,6 +328,8 @@ def test_bake_writes_a_merged_model_and_reports(tmp_path: Path, model: Path) -> 
         ),
         (("bake", "{file}", "-o", "x", "--adapter", "{file}", "nan"), "a strength must be a finite number"),
         (("bake", "x.gguf", "-o", "x", "--adapter", "{file}"), "only a safetensors checkpoint"),
+        (("resize", "{file}", "-o", "x.safetensors", "--device", "meta"), "device (found meta: it holds no"),
+        (("merge", "--adapter", "{file}", "-o", "x.safetensors", "--device", "gpu"), "device (found gpu: "),
         ((), "required"),
     ],
 )
@@ -451,6 +453,9 @@ def test_an_output_that_cannot_be_is_told_before_the_work(
     ):
         done = run(verb, *given, "-o", out, "--dialect", dialect)
         assert done.returncode == 2 and said in done.stderr, done.stderr
+    reads = {"extract": (), "convert": ("--model", model)}.get(verb, ("--base", model))
+    done = run(verb, *given, *reads, "-o", model, "--dialect", "lycoris", "--overwrite")
+    assert done.returncode == 2 and "belongs to the model" in done.stderr, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 

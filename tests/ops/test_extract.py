@@ -119,8 +119,13 @@ def test_what_the_models_do_not_share_is_told_and_strict_refuses_it() -> None:
         lyc.extract_adapter(before, {"other.weight": torch.randn(4, 4)})
     after = {key: value.clone() for key, value in before.items()}
     after["middle_block.1.proj_in.weight"][3, 5] = float("nan")
-    with pytest.raises(lyc.LayerError, match=r"NaN or infinity.*proj_in|proj_in.*NaN or infinity"):
-        lyc.extract_adapter(before, after)
+    for one, tuned in ((before, after), (after, before)):
+        with pytest.raises(lyc.LayerError, match=r"proj_in.*NaN or infinity") as raised:
+            lyc.extract_adapter(one, tuned)
+        # The model that has it.
+        assert raised.value.file == ("the tuned model" if tuned is after else "the base model")
+    with pytest.raises(lyc.PlanError, match=r"^the tuned model: nothing is left"):
+        lyc.extract_adapter(before, before)
     # Values that both have are no change: a host leaves what a checkpoint lacks as the memory was.
     before["middle_block.1.proj_in.weight"][3, 5:7] = torch.tensor([float("nan"), float("inf")])
     after["middle_block.1.proj_in.weight"][3, 6] = float("inf")

@@ -404,11 +404,27 @@ def test_sizes_of_texts(text: str, size: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "large", "16%%", "1.2.3%", "2/100", "rank 0", "0%", "101%", "5 pounds", "-3"]
+    "text",
+    [
+        "",
+        "large",
+        "16%%",
+        "1.2.3%",
+        "2/100",
+        "rank 0",
+        "0%",
+        "101%",
+        "5 pounds",
+        "-3",
+        "9" * 5000,
+        f"{'9' * 400}MB",
+    ],
 )
 def test_texts_that_are_no_size(text: str) -> None:
-    with pytest.raises(lyc.PlanError):
+    with pytest.raises(lyc.PlanError) as raised:
         lyc.parse_size(text)
+    # As the person wrote it, and with other texts rather than values of Python.
+    assert raised.value.got == text and "rank 16" in str(raised.value)
 
 
 @pytest.mark.parametrize("options", [{}, {"dora": "output"}], ids=["plain", "dora"])

@@ -55,7 +55,7 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
         (
             "networks = 1",
             "",
-            r"the file: an unknown key \(found networks; expected entry, arguments, network",
+            r"toml: an unknown key \(found networks; expected entry, arguments, network",
         ),
         ("", "learning_rate = 1", r"\[train\]: an unknown key \(found learning_rate"),
         ("", "warm_up = 3", "Is it warmup"),
@@ -75,9 +75,10 @@ def test_it_trains_as_the_function_does(tmp_path: Path, capsys: pytest.CaptureFi
 def test_bad_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, train: str, message: str
 ) -> None:
-    assert main(["train", settings(tmp_path, text, train)]) == 2
+    file = settings(tmp_path, text, train)
+    assert main(["train", file]) == 2
     shown = capsys.readouterr().err
-    assert re.search(message, shown) and shown.startswith("error: ") and shown.count("\n") == 1
+    assert re.search(message, shown) and shown.startswith(f"error: {file}: ") and shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,8 @@ def test_bad_settings(
         ("rank = 2", "dim = 2", "called rank"),
         ("rank = 2", "plan = 2", "no such key"),
         ("'loha'", "'loha2'", "an unknown algorithm"),
+        ("rank = 2", "rank = 2\nalpha = 0", "an impossible value of alpha (found 0;"),
+        ("[train]", "[train]\ndevice = 'meta'", "on this device (found meta: it holds no"),
     ],
 )
 def test_bad_tasks_and_networks(

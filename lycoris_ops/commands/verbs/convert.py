@@ -11,6 +11,7 @@ from ..shared import (
     add_json,
     add_model,
     add_output,
+    check_spares_models,
     dtype_of,
     progress_bar,
     shapes_of_model,
@@ -42,6 +43,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_spares_models(options)
     result = save_adapter(
         load_adapter(options.file),
         options.out,

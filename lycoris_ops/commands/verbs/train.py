@@ -13,7 +13,17 @@ from typing import Any
 
 import torch
 
-from ... import SEARCHES, LycorisError, Plan, TrainOptions, TrainResult, create_lycoris, train_network
+from ... import (
+    SEARCHES,
+    LycorisError,
+    Plan,
+    TrainOptions,
+    TrainResult,
+    check_output,
+    create_lycoris,
+    located,
+    train_network,
+)
 from .. import interrupted
 from ..shared import add_json, show
 from ..training import options_of, plan_of, read_settings, table, task_of
@@ -54,19 +64,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = read_settings(Path(options.settings))
-    given = {"search": options.search, "search_share": options.search_share}
-    given = {name: value for name, value in given.items() if value is not None}
-    training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **given)
-    resume = _resumed(options.resume, training)
-    with _processes():
-        return _trained(options, settings, training, resume)
+    with located(file=options.settings):
+        settings = read_settings(Path(options.settings))
+        given = {"search": options.search, "search_share": options.search_share}
+        given = {name: value for name, value in given.items() if value is not None}
+        training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **given)
+        resume = _resumed(options.resume, training)
+        with _processes():
+            return _trained(options, settings, training, resume)
 
 
 def _trained(
     options: argparse.Namespace, settings: Mapping[str, Any], training: TrainOptions, resume: str | None
 ) -> int:
     """Train, and show the result."""
+    if training.output is not None and _first():
+        # A large model takes minutes to load.
+        replaces = training.overwrite or resume is not None
+        check_output(training.output, training.dialect, overwrite=replaces)
     task = task_of(settings, Path(options.settings))
     module, batches, loss, *held_out = task
     sizes = table(settings, "network")
