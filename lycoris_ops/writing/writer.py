@@ -83,6 +83,9 @@ class Writer:
         try:
             layer = self._regrouper.make(planned)
         except LayerError as error:
+            # A layer of the file that cannot be read says so itself, and names the file.
+            if error.file is not None:
+                raise
             problem = f"{self.dialect} fuses or splits layers differently, and {error.problem}"
             raise self._not_held(planned, error, problem) from error
         if self.dtype is not None:

@@ -282,8 +282,12 @@ def test_values_that_cannot_be_right_are_an_error_when_the_layer_is_read(
 ) -> None:
     adapter = lyc.load_adapter(written(tmp_path, {**layer, key: torch.tensor(value)}))
     # An error about one tensor has its key.
-    with pytest.raises(lyc.LayerError, match=rf"{adapter.path}: {NAME}(\.{key})?: .*{says}"):
+    with pytest.raises(lyc.LayerError, match=rf"{adapter.path}: {NAME}(\.{key})?: .*{says}") as read:
         adapter.layer(NAME)
+    # Nothing else is at fault when it is to be written: no dialect, and not how that divides the model.
+    with pytest.raises(lyc.LayerError) as raised:
+        lyc.save_adapter(adapter, tmp_path / "out.safetensors")
+    assert str(raised.value) == str(read.value)
     if key == "alpha":
         with pytest.raises(lyc.LayerError, match=rf"{adapter.path}: {NAME}\.alpha: .*{says}"):
             adapter.alphas()
