@@ -10,16 +10,14 @@ from .errors import LycorisError
 def check_device(device: str | torch.device) -> None:
     """Raise LycorisError for a device on which this torch, on this machine, cannot compute."""
     try:
-        found = torch.zeros(1, device=device)
-        why = "it holds no values" if found.is_meta else ""
+        torch.zeros(1, device=device)
     # A torch that is built without CUDA raises AssertionError.
     except (AssertionError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
-    if why:
         raise LycorisError(
             "nothing can be computed on this device",
             key="device",
             got=f"{device}: {why}",
             expected="cpu, or the name of an accelerator of this machine, such as cuda:0",
             hint="For an accelerator, install the torch that is built for it",
-        )
+        ) from error

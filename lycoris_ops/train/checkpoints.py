@@ -184,6 +184,12 @@ class Checkpoints:
             if overwrite:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
+    def end(self) -> None:
+        """Remove the folder if nothing is in it."""
+        if self.writes:
+            with suppress(OSError):
+                self.folder.rmdir()
+
     def returns_of(self, trainer: Trainer) -> int:
         """How often the training has gone back to an earlier state, including the trainer's present return.
 

@@ -118,10 +118,10 @@ def train_network(
     be sharded by `fully_shard`; a state serves sharded and whole networks alike. With tensor parallelism (see
     `apply_to` and `options.mesh`) a step takes `accumulation` batches for each copy of the model.
 
-    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step. A
-    sharded network cannot be written then, since no process has all of it; earlier checkpoints remain.
-    After a DivergedError `last-good` holds the last weights whose loss was finite instead. A killed process
-    leaves the checkpoints written so far.
+    After any exception or interrupt, the checkpoint `last` holds the whole state after the last step; before
+    the first step nothing is written. A sharded network cannot be written then, since no process has all of
+    it; earlier checkpoints remain. After a DivergedError `last-good` holds the last weights whose loss was
+    finite instead. A killed process leaves the checkpoints written so far.
 
     Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
     that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
@@ -173,6 +173,7 @@ def train_network(
         if options.folder is not None and (first or sharded):
             minutes = options.checkpoint_minutes
             kept = Checkpoints(options.folder, options.dialect, options.keep, minutes, writes=first)
+            closing.callback(kept.end)
             kept.begin(resumed=resume is not None, overwrite=options.overwrite)
             if resume is not None:
                 trainer.returns = kept.returns_of(trainer)
@@ -184,7 +185,8 @@ def train_network(
                 error.file = str(kept.write_good(trainer))
             raise
         except BaseException:
-            if kept and trainer.whole and not sharded:
+            # Before the first step there is nothing to keep, and a state would be in the next run's way.
+            if kept and trainer.done and trainer.whole and not sharded:
                 with uninterrupted():
                     path = kept.write(trainer, "last")
                 if rescued:

@@ -93,7 +93,7 @@ def test_bad_settings(
         ("rank = 2", "plan = 2", "no such key"),
         ("'loha'", "'loha2'", "an unknown algorithm"),
         ("rank = 2", "rank = 2\nalpha = 0", "an impossible value of alpha (found 0;"),
-        ("[train]", "[train]\ndevice = 'meta'", "on this device (found meta: it holds no"),
+        ("[train]", "[train]\ndevice = 'gpu'", "nothing can be computed on this device (found gpu: "),
     ],
 )
 def test_bad_tasks_and_networks(

@@ -172,8 +172,7 @@ def train(
     live.stage("loading", 0, 0)
 
     def kept(path: Path, steps: int) -> None:
-        if steps:
-            rescued(rescue_in_words(path, steps, asked.steps, chosen=bool(asked.resume_from)))
+        rescued(rescue_in_words(path, steps, asked.steps, chosen=bool(asked.resume_from)))
 
     arguments = arguments_of(asked.optimiser_args)
     sampled = sampled_as(asked.sample_settings)
