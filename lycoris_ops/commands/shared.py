@@ -132,8 +132,22 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def show(options: argparse.Namespace, data: Any, words: str) -> None:
-    """Print a result: `data` as JSON where --json was given, else `words`."""
-    print(json.dumps(data, indent=2) if options.json else words)
+    """Print a result: `data` as JSON where --json was given, else `words`.
+
+    A reader that has seen enough, such as `head`, is no error. Raises WriteError where nothing can be
+    printed.
+    """
+    try:
+        print(json.dumps(data, indent=2) if options.json else words, flush=True)
+    except OSError as error:
+        # The rest would fail once more as the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise WriteError(
+                "the report cannot be printed",
+                got=str(error.strerror),
+                hint="The files that the command writes are complete",
+            ) from error
 
 
 def progress_bar(what: str) -> Progress:

@@ -429,6 +429,21 @@ def test_each_command_has_help() -> None:
         assert all(f"{option.name}={option.default} ({option.expected})" in told for option in method.options)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_report_that_nobody_reads_or_that_has_no_room(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = "error: the report cannot be printed (found No space left on device). The files that"
+    for out, status, said in ((write, 0, ""), ("/dev/full", 2, words)):
+        with open(out, "w", encoding="utf-8") as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            assert main(["inspect", str(file)]) == status
+        shown = capfd.readouterr().err
+        assert shown.startswith(said) and shown.count("\n") == bool(said)
+
+
 @pytest.mark.parametrize("verb", ["resize", "merge", "extract", "convert"])
 def test_an_output_that_cannot_be_is_told_before_the_work(
     file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
