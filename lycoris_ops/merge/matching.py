@@ -235,7 +235,8 @@ def _whole(adapter: Adapter, name: str, parameter: Parameter) -> Part:
 def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlace], dict[str, str]]:
     """The layers of several adapters, matched by the weights of a model that they change.
 
-    Also returns the layers that have no place in the model, with the reasons. Raises MatchError where an
+    Also returns the layers that have no place in the model, each with the reason and, where there are several
+    adapters, with its adapter's name. Raises MatchError where an
     adapter does not fit the model.
     """
     resolution = resolve(
@@ -245,9 +246,13 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlac
     found: dict[str, list[tuple[int, Match]]] = {}
     left_out: dict[str, str] = {}
     for number, one in enumerate(resolution.entries):
-        left_out |= {layer.layer: f"because {layer.reason}" for layer in one.unmatched}
+        # Several adapters may have layers of one name.
+        of = f" ({one.entry.name})" if len(entries) > 1 else ""
+        left_out |= {f"{layer.layer}{of}": f"because {layer.reason}" for layer in one.unmatched}
         left_out |= {
-            name: "because the model has no such part" for names in one.absent.values() for name in names
+            f"{name}{of}": "because the model has no such part"
+            for names in one.absent.values()
+            for name in names
         }
         for match in one.matches:
             if match.strength == 0.0:
