@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..errors import LycorisError, MatchError, located, number_of
+from ..files.model_file import stem_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, read_rows, rounding_variance, weights_of
 from ..files.writing import Progress, metadata_of, short_name
@@ -93,9 +93,7 @@ def extract_adapter(
     text = metadata_of({}, turned, recipe, "source_recipe")
     with located(file=after.name):
         layers, report = fit_layers(sources, settings, progress=progress, metadata=text)
-    made = Adapter.of(
-        layers, name=name or f"{PurePath(short_name(after.name)).stem}-extracted", metadata=text
-    )
+    made = Adapter.of(layers, name=name or f"{stem_of(short_name(after.name))}-extracted", metadata=text)
     report = replace(report, missing=_missing(pairs), notes=(*_notes(pairs), *report.notes))
     return replace(made, report=report)
 

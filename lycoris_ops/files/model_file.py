@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 from torch import Tensor
@@ -176,13 +176,17 @@ def shard_names(index: str, count: int) -> list[str]:
 
     Raises WriteError for a name that is not an index's.
     """
-    found = INDEX.fullmatch(index)
-    if found is None:
+    if not INDEX.fullmatch(index):
         raise WriteError(
             "this is not the name of an index", file=index, expected="a name in .safetensors.index.json"
         )
-    stem = found["stem"] + (found["variant"] or "")
-    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    return [f"{stem_of(index)}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def stem_of(name: str) -> str:
+    """The name of a model's file or index without the ending."""
+    found = INDEX.fullmatch(name)
+    return found["stem"] + (found["variant"] or "") if found else PurePath(name).stem
 
 
 def _disagree(problem: str, index: Index, key: str, first: str, second: str | None) -> FileFormatError:

@@ -96,6 +96,8 @@ def test_the_command_line_takes_folders(
     assert torch.allclose(logits(tmp_path / "out"), logits(home / "tuned"), atol=1e-5)
     found = str(tmp_path / "found.safetensors")
     assert main(["extract", base, str(home / "tuned"), "-o", found, "--size", "rank 4"]) == 0
+    said = capsys.readouterr()
+    assert "\nmodel-extracted: " in said.out and "error" not in said.err
     assert main(["inspect", found, "--model", base]) == 0
     lyc.merge_checkpoint(home / "base", lyc.Stack([lyc.Entry(lyc.load_adapter(found))]), tmp_path / "again")
     assert torch.allclose(logits(tmp_path / "again"), logits(home / "tuned"), atol=1e-4)
