@@ -348,7 +348,7 @@ def check_room(path: Path, size: int, what: str = "the file", *, home: Path | No
 def system_errors(path: Path, size: int = 0) -> Generator[None]:
     """Turn an OSError into a WriteError for the file at `path`.
 
-    `size` is the number of bytes that the file needs, for the message of a full disk.
+    `size` is the number of bytes that a new file needs; 0 where only names and folders are checked or removed.
     """
     try:
         yield
@@ -363,7 +363,7 @@ def system_errors(path: Path, size: int = 0) -> Generator[None]:
             # Leave out the path in the error's own text: it may be the unfinished file's.
             got=os.strerror(error.errno) if error.errno else str(error),
             expected=f"room for {size} bytes" if full else None,
-            hint="Nothing was left behind, and an earlier file of that name is untouched",
+            hint="Nothing was left behind, and an earlier file of that name is untouched" if size else None,
         ) from error
 
 
