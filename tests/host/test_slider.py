@@ -94,27 +94,33 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, check
 
         found = [put_out(one, at) for one, at in zip(shown, strengths, strict=True)]
         alone = [put_out(one, 0.0).detach() for one in shown]
-        hook.remove()
         torch.manual_seed(4)
         torch.rand(1)
         noise = torch.randn(1, 4, 8, 8)
         # The network's own errors at the pictures, as a line through 0 in the strength.
         slope = sum(at * (noise - own) for at, own in zip(strengths, alone, strict=True)) / 3.5
-        wanted = torch.stack(
-            [
-                (one - own - at * slope).square().mean()
-                for one, own, at in zip(found, alone, strengths, strict=True)
-            ]
-        ).mean()
-        wanted.backward()
+        given = list(zip(found, alone, strengths, strict=True))
+        errors = torch.stack([(one - own - at * slope).square() for one, own, at in given])
+        errors.mean().backward()
         before = gradients(network)
         row = [training.Sample(one, said, strength=by) for by, one in zip(strengths, shown, strict=True)]
         torch.manual_seed(4)
         together = loss(session.network, [replace(row[0], others=tuple(row[1:]))])
         together.backward()
-        torch.testing.assert_close(together, wanted)
+        torch.testing.assert_close(together, errors.mean())
         for own, other in zip(gradients(network), before, strict=True):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-7)
+        # The part that is masked out is held to what the model alone puts out, which it is asked once.
+        mask = (torch.arange(8) < 3).expand(1, 1, 8, 8).float()
+        row = [replace(one, mask=mask) for one in row]
+        outputs.clear()
+        torch.manual_seed(4)
+        held = replace(loss, masked_prior=0.5)(session.network, [replace(row[0], others=tuple(row[1:]))])
+        assert len(outputs) == 2 * len(strengths)
+        apart = torch.stack([(one - own).square() for one, own, _ in given])
+        wanted = (mask * errors + 0.5 * (1 - mask) * apart).mean() / mask.mean()
+        torch.testing.assert_close(held, wanted)
+        hook.remove()
 
 
 USUAL = {"steps": 6, "learning_rate": 2e-2, "rank": 4, "seed": 5}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,11 +180,14 @@ class DiffusionLoss:
         columns = list(zip(*((one.sample, *one.sample.others) for one in group), strict=True))
         latents = [self._here(torch.cat([one.latent.values for one in column])) for column in columns]
         seen = [self._seen(*each, noise, sigma) for each in zip(columns, latents, strict=True)]
+        wanted, alone = latents, [None] * len(columns)
         if columns[0][0].guide is not None:
-            wanted = self._guided(columns, seen[0], sigma)
-        else:
-            wanted = latents if len(columns) == 1 else self._opposed(columns, latents, seen, sigma)
-        losses = [self._pass(*each, sigma) for each in zip(columns, seen, wanted, strict=True)]
+            wanted, alone = self._guided(columns, seen[0], sigma)
+        elif len(columns) > 1:
+            captions = ([one.caption for one in column] for column in columns)
+            alone = [self._alone(*each, sigma) for each in zip(captions, seen, strict=True)]
+            wanted = _opposed([column[0].strength for column in columns], latents, alone)
+        losses = [self._pass(*each, sigma) for each in zip(columns, seen, wanted, alone, strict=True)]
         unit = weight_on_denoised(self._sampling, sigma)
         weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
         return weight * torch.stack(losses).mean(0)
@@ -197,9 +200,12 @@ class DiffusionLoss:
             x if mask is None else with_given(self.session.model, x, sigma, noise, latent, self._here(mask))
         )
 
-    def _pass(self, column: Sequence[Sample], x: Tensor, wanted: Tensor, sigma: Tensor) -> Tensor:
-        """The losses (B,) of one pass, of samples at one strength."""
-        conds = self._conds([one.caption for one in column])
+    def _pass(
+        self, column: Sequence[Sample], x: Tensor, wanted: Tensor, alone: Tensor | None, sigma: Tensor
+    ) -> Tensor:
+        """The losses (B,) of one pass, of samples at one strength; `alone` as from `_alone`, if known."""
+        captions = [one.caption for one in column]
+        conds = self._conds(captions)
         with self.session.scaled(column[0].strength):
             found = self.session.prediction(x, sigma, conds)
         own = self._here(torch.tensor([one.weight for one in column]))
@@ -217,56 +223,44 @@ class DiffusionLoss:
         loss = means(values, shapes, learned)
         outside = (1 - mask.clamp(max=1)) * made
         if self.masked_prior and outside.any():
-            with self._off():
-                alone = self.session.prediction(x, sigma, conds)
-            apart = (found - alone) * unit
+            apart = (found - (self._alone(captions, x, sigma) if alone is None else alone)) * unit
             kept = LOSSES[self.loss_type](apart, self.delta)
             # The same divisor as within the mask, so that a place outside counts as much as one inside.
             loss = loss + self.masked_prior * means(kept, shapes, outside, learned)
         return own * loss
 
-    def _guided(self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor) -> list[Tensor]:
-        """The targets of guided samples at x (B, ...), for each strength."""
+    def _guided(
+        self, columns: Sequence[Sequence[Sample]], x: Tensor, sigma: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The targets of guided samples at x (B, ...), and what `_alone` gives, for each strength."""
         guides = [one.guide for one in columns[0] if one.guide is not None]
         said = (
             [one.caption for one in columns[0]],
             [one.less for one in guides],
             [one.more for one in guides],
         )
-        with self._off():
-            own, less, more = (self.session.prediction(x, sigma, self._conds(captions)) for captions in said)
+        own, less, more = (self._alone(captions, x, sigma) for captions in said)
         at = [column[0].strength for column in columns]
-        return [own + abs(each) * guides[0].by * ((more if each > 0 else less) - own) for each in at]
+        wanted = [own + abs(each) * guides[0].by * ((more if each > 0 else less) - own) for each in at]
+        return wanted, [own] * len(columns)
 
-    def _opposed(
-        self,
-        columns: Sequence[Sequence[Sample]],
-        latents: Sequence[Tensor],
-        seen: Sequence[Tensor],
-        sigma: Tensor,
-    ) -> list[Tensor]:
-        """The targets of rows of latents (B, ...), for each strength."""
-        with self._off():
-            alone = [
-                self.session.prediction(x, sigma, self._conds([one.caption for one in column]))
-                for column, x in zip(columns, seen, strict=True)
-            ]
-        at = [column[0].strength for column in columns]
-        missing = zip(at, latents, alone, strict=True)
-        slope = sum(each * (latent - own) for each, latent, own in missing) / sum(each**2 for each in at)
-        return [own + each * slope for each, own in zip(at, alone, strict=True)]
-
-    @contextmanager
-    def _off(self) -> Generator[None]:
-        """A context in which the model predicts without the adapters in training."""
+    def _alone(self, captions: Sequence[Caption], x: Tensor, sigma: Tensor) -> Tensor:
+        """The prediction at x (B, ...) without the adapters in training."""
         with torch.no_grad(), self.session.scaled(0.0):
-            yield
+            return self.session.prediction(x, sigma, self._conds(captions))
 
     def _conds(self, captions: Sequence[Caption]) -> Any:
         return joined([caption.moved(self._here) for caption in captions])
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.session.device, non_blocking=True)
+
+
+def _opposed(at: Sequence[float], latents: Sequence[Tensor], alone: Sequence[Tensor]) -> list[Tensor]:
+    """The targets of rows of latents (B, ...), one for each strength."""
+    missing = zip(at, latents, alone, strict=True)
+    slope = sum(each * (latent - own) for each, latent, own in missing) / sum(each**2 for each in at)
+    return [own + each * slope for each, own in zip(at, alone, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
