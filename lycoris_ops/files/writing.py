@@ -348,7 +348,7 @@ def check_room(path: Path, size: int, what: str = "the file", *, home: Path | No
 def system_errors(path: Path, size: int = 0) -> Generator[None]:
     """Turn an OSError into a WriteError for the file at `path`.
 
-    `size` is the number of bytes that a new file needs; 0 where only names and folders are checked or removed.
+    `size` is the number of bytes that a new file needs; 0 where nothing is to be written.
     """
     try:
         yield

@@ -6,12 +6,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from ..algorithms import Layer
 from ..errors import FileFormatError
 from ..files.bounds import MAX_JSON
-from .config import PURPOSE, TOKENS, Config, ConfiguredLayer, ConflictError, Module, Wanted, WantedRank
+from .config import (
+    PURPOSE,
+    SELECTING,
+    TOKENS,
+    Config,
+    ConfiguredLayer,
+    ConflictError,
+    Module,
+    Wanted,
+    WantedRank,
+)
 from .fields import MOST_PARTS, Fields, parsed, unreadable
 from .kinds import KINDS
 from .kinds.ln_tuning import LnTuningConfig
@@ -152,10 +162,13 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
         raise fields.error("peft_type", "this kind is unknown", name, ", ".join(KINDS))
     kind.check(fields)
     named = fields.texts("modules_to_save")
+    # Other fields may exclude some of the layers that this one names.
+    listed: Any = None if any(map(fields.given.get, SELECTING)) else fields.given.get("target_modules")
     purpose = {key: value for key in PURPOSE if isinstance(value := fields.given.get(key), str)}
     config = kind.read(fields)
     return replace(
         config,
+        target_modules=tuple(map(str, cast("list[Any]", listed))) if isinstance(listed, list) else (),
         modules_to_save=(named,) if isinstance(named, str) else named,
         trainable_token_indices=fields.rows(TOKENS) or config.trainable_token_indices,
         purpose=purpose,

@@ -85,6 +85,20 @@ class Module:
     """The paths of all layers of the module, including layers that the adapter does not change."""
     kernels: Mapping[str, int] = field(default_factory=dict[str, int])
     """The number of values of each layer's kernel, by path: 9 for a 3x3 convolution, 1 for a linear layer."""
+    ends: frozenset[str] = frozenset()
+    """Ends of paths that name the adapted layers and no others of the module, as the source of the layers
+    says; empty where it does not."""
+
+    def targets(self, paths: Collection[str]) -> list[str] | str:
+        """The value of `target_modules` that names these paths and no others: a list, or else one expression.
+
+        PEFT takes the entries of a list as ends of paths. A list of `paths` would therefore also name any
+        other path that ends like one of them. In that case, or without known paths, an expression is used.
+        """
+        if self.ends and not any(self.ends.isdisjoint(patterns.ends_of(path)) for path in paths):
+            return sorted(self.ends)
+        others = {end for path in self.paths for end in patterns.ends_of(path) if end != path}
+        return sorted(paths) if self.paths and not others.intersection(paths) else patterns.one_of(paths)
 
 
 class ConflictError(LayerError):
@@ -110,13 +124,8 @@ class Refusal:
 
 TOKENS = "trainable_token_indices"
 """The field that says which rows of an embedding were trained beside a layer of another kind."""
-NAMED_BY_KEYS = frozenset(
-    {
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        "ensure_weight_tying",
-    }
-)
-"""Fields that say which layers PEFT adapts. The keys of the file say so too."""
+SELECTING = frozenset({"exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"})
+"""Fields beside `target_modules` that say which layers PEFT adapts. The keys of the file say so too."""
 PURPOSE = ("base_model_name_or_path", "revision", "task_type")
 """Fields that say what an adapter was made for. PEFT's and transformers' Auto classes need them."""
 NOTES = frozenset({"peft_type", "auto_mapping", "peft_version", "inference_mode", *PURPOSE})
@@ -141,7 +150,7 @@ class Config(ABC, Generic[W]):
     algorithm: ClassVar[type[Layer]]
     read_only: ClassVar[bool] = False
     """Whether layers of the algorithm are written with another kind of configuration."""
-    without_effect: ClassVar[frozenset[str]] = NAMED_BY_KEYS | NOTES
+    without_effect: ClassVar[frozenset[str]] = SELECTING | NOTES
     """PEFT's further fields, which change nothing for a trained adapter."""
     refused: ClassVar[Mapping[str, Refusal]] = {}
     """PEFT's fields that are refused at some of their values."""
@@ -149,8 +158,8 @@ class Config(ABC, Generic[W]):
     path: str = ""
     """The file that it was read from."""
     target_modules: Sequence[str] | str = ()
-    """The layers that PEFT adapts, see `patterns.modules`. This is only written, never read: the keys of a
-    file show which layers there are."""
+    """The layers that PEFT adapts, see `Module.targets`. The keys of a file show which layers there are, so
+    this is only read to be written again, and only where it is a list and no other field selects layers."""
     modules_to_save: Sequence[str] = ()
     """Modules whose whole values the file holds, such as a new head, by the ends of their paths."""
     trainable_token_indices: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
@@ -371,7 +380,7 @@ def ranks_of(members: Sequence[ConfiguredLayer[Any]], module: Module) -> dict[st
     alphas = {member.path: float(member.wanted.alpha) for member in members}
     rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
     return {
-        "target_modules": patterns.modules(list(ranks), module.paths),
+        "target_modules": module.targets(ranks),
         "r": rank,
         "alpha": alpha,
         "rank_pattern": {patterns.alone(path): found for path, found in ranks.items() if found != rank},

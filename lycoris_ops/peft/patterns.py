@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -81,16 +81,13 @@ def alone(path: str) -> str:
     return f"^{re.escape(path)}"
 
 
-def one_of(paths: Sequence[str]) -> str:
+def one_of(paths: Collection[str]) -> str:
     """One expression that matches these paths and no others, as PEFT matches it with the whole path."""
     return "|".join(re.escape(path) for path in sorted(paths)) if paths else "^$"
 
 
-def modules(paths: Sequence[str], known: Collection[str]) -> list[str] | str:
-    """The value of `target_modules` that names these paths and no others: a list, or else one expression.
-
-    PEFT takes the entries of a list as ends of paths. A list would therefore also name any other path in
-    `known` that ends like one of `paths`. In that case, or without known paths, an expression is used.
-    """
-    others = {path[match.end() :] for path in known for match in re.finditer(r"\.", path)}
-    return sorted(paths) if known and not others.intersection(paths) else one_of(paths)
+def ends_of(path: str) -> Iterator[str]:
+    """The path itself, and its ends after each dot. PEFT takes the entries of a list as such ends."""
+    while path:
+        yield path
+        path = path.partition(".")[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +25,14 @@ BY_VALUES = frozenset({ln_tuning.LnTuningConfig, trainable_tokens.TrainableToken
 """The kinds that hold values, not changes. In a file with other kinds their tensors have other names."""
 
 
-def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any] | None:
+def configuration(
+    dialect: str, layers: Encodings, targets: Targets | None, ends: Collection[str] = ()
+) -> dict[str, Any] | None:
     """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
     Within the metadata, one table holds the configurations of all parts of a pipeline, with the part in front
-    of each key (`unet.r`). `targets` are the model's layers, if the model is known.
+    of each key (`unet.r`). `targets` are the model's layers, if the model is known. `ends` are those of
+    `Module`, for a configuration beside the file.
     Raises ConflictError where no configuration describes all of the layers.
     """
     where = write_of(dialect).configuration
@@ -37,7 +40,7 @@ def configuration(dialect: str, layers: Encodings, targets: Targets | None) -> d
         return None
     if where == "beside":
         _check_one_part(layers)
-        return _table(dialect, layers, targets)
+        return _table(dialect, layers, targets, ends)
     roots: dict[str, list[tuple[LayerToWrite, Encoded]]] = {}
     for planned, encoded in layers:
         # A name with PEFT's prefix does not say which part of a pipeline it is in.
@@ -68,8 +71,11 @@ def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
     ]
 
 
-def _table(dialect: str, layers: Encodings, targets: Targets | None) -> dict[str, Any]:
-    return config_for(_members(layers), _module(dialect, layers[0][0].part, targets)).table()
+def _table(
+    dialect: str, layers: Encodings, targets: Targets | None, ends: Collection[str] = ()
+) -> dict[str, Any]:
+    module = replace(_module(dialect, layers[0][0].part, targets), ends=frozenset(ends))
+    return config_for(_members(layers), module).table()
 
 
 def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredLayer[Any]]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
 from ..names.targets import Targets
 from ..names.to_write import LayerToWrite, plan_names
-from ..peft import PURPOSE, ConflictError, read_peft_config
+from ..peft import PURPOSE, Config, ConflictError, read_peft_config
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
 from .configuration import configuration
@@ -109,12 +110,18 @@ class Writer:
     ) -> str | None:
         """PEFT's configuration of the layers as JSON; None for other dialects.
 
-        The adapter's purpose (`PURPOSE`) is from the `metadata`, else from the source's configuration. Raises
-        LayerError if no configuration describes all layers.
+        The adapter's purpose (`PURPOSE`) is from the `metadata`, else from the source's configuration. The
+        source's list of modules is kept where the layers are the same. Raises LayerError if no configuration
+        describes all layers.
         """
         layers = [(one.planned, one.encoded) for one in made]
+        source = self._source
+        same = {name for one in made for name in one.planned.sources} == set(self.adapter.info)
+        # A kind that is only read may have named layers that the file lacks.
+        listed = source and same and not self.adapter.unreadable and not source.read_only
+        ends = source.target_modules if source and listed else ()
         try:
-            table = configuration(self.dialect, layers, self.targets)
+            table = configuration(self.dialect, layers, self.targets, ends)
         except ConflictError as error:
             planned = next(one.planned for one in made if one.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
@@ -122,9 +129,15 @@ class Writer:
             given = {
                 key: text for key, text in (metadata or {}).items() if key in PURPOSE and text is not None
             }
-            source = self.adapter.config if self.adapter.dialect == self.dialect else None
-            table |= {**(read_peft_config(source).purpose if source else {}), **given}
+            table |= {**(source.purpose if source else {}), **given}
         return None if table is None else json.dumps(table, indent=2, sort_keys=True)
+
+    @cached_property
+    def _source(self) -> Config[Any] | None:
+        """The configuration beside the source, where one is to be written too."""
+        path = self.adapter.config if self.adapter.dialect == self.dialect else None
+        beside = write_of(self.dialect).configuration == "beside"
+        return read_peft_config(path) if path and beside else None
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""

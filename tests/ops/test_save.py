@@ -28,6 +28,7 @@ from lycoris_ops.names.network_args import network_options
 from lycoris_ops.writing import save as saving
 
 PATH = "down_blocks.0.attentions.0.proj_in"
+END = "proj_in"
 NAMES = {
     "kohya": "lora_unet_down_blocks_0_attentions_0_proj_in",
     "comfy": "diffusion_model.input_blocks.1.1.proj_in",
@@ -240,6 +241,13 @@ def test_modules_are_listed_where_the_model_has_no_other_of_such_an_end(tmp_path
     lyc.save_adapter(adapter, tmp_path / "peft", "peft", model=model())
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["target_modules"] == [PATH]
+    # A list of a file of PEFT's is kept without the model too, unless some layers that it names are left out.
+    for selecting, wanted in ({}, [END]), ({"exclude_modules": ["x"]}, PATH.replace(".", r"\.")):
+        told = {**config, "target_modules": [END], **selecting}
+        (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(told))
+        lyc.save_adapter(lyc.load_adapter(tmp_path / "peft"), tmp_path / "again", "peft", torch.float16)
+        again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+        assert again["target_modules"] == wanted
     outer = {"x": (4, 4), "block.x": (4, 4)}
     names = {f"{path}.weight": shape for path, shape in outer.items()}
     single = written(tmp_path, lora((4, 4), 2), "lycoris_x")

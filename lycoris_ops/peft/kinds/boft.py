@@ -12,7 +12,6 @@ from ...algorithms import Layer
 from ...algorithms.boft_peft import BoftPeft
 from ...errors import LayerError
 from ...maths.shapes import Shape
-from .. import patterns
 from ..config import (
     LORA_ONLY,
     TRANSPOSED_TENSORS,
@@ -77,7 +76,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedBoft]], module: Module) -> Self:
         return cls(
-            target_modules=patterns.modules([member.path for member in members], module.paths),
+            target_modules=module.targets([member.path for member in members]),
             bias=cls.bias_of(members),
             boft_block_size=common(members, "one size of block", lambda wanted: wanted.block),
             boft_n_butterfly_factor=common(members, "one number of stages", lambda wanted: wanted.stages),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -93,8 +93,9 @@ class Ia3Config(Config[WantedIa3]):
     def of(cls, members: Sequence[ConfiguredLayer[WantedIa3]], module: Module) -> Self:
         paths = [member.path for member in members]
         fed = [member.path for member in members if member.wanted.feedforward]
-        targets, inputs = (patterns.modules(some, module.paths) for some in (paths, fed))
         # Both fields get the same form: if both are lists, PEFT checks that one contains the other.
+        module = replace(module, ends=frozenset())
+        targets, inputs = (module.targets(some) for some in (paths, fed))
         if isinstance(targets, str) or isinstance(inputs, str):
             targets, inputs = patterns.one_of(paths), patterns.one_of(fed)
         return cls(target_modules=targets, feedforward_modules=inputs)

@@ -12,7 +12,6 @@ from ...algorithms import Layer
 from ...algorithms.base import SET_BIAS
 from ...algorithms.full import SET, Full
 from ...errors import LayerError
-from .. import patterns
 from ..config import Config, ConfiguredLayer, Module, Wanted
 from ..fields import Fields
 
@@ -48,4 +47,4 @@ class LnTuningConfig(Config[Wanted]):
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[Wanted]], module: Module) -> Self:
-        return cls(target_modules=patterns.modules([member.path for member in members], module.paths))
+        return cls(target_modules=module.targets([member.path for member in members]))

@@ -15,7 +15,6 @@ from ...algorithms.factored import DORA, SPARSE
 from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
 from ...errors import LayerError
 from ...maths.shapes import Shape
-from .. import patterns
 from ..config import (
     BASE_BIAS,
     BiasedConfig,
@@ -148,7 +147,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
         own = [member.path for member in members if member.path not in parameters]
         ranks = ranks_of(members, module)
         if parameters:
-            ranks["target_modules"] = patterns.modules(own, module.paths) if own else []
+            ranks["target_modules"] = module.targets(own) if own else []
         return cls(
             **ranks,
             target_parameters=parameters,

@@ -14,7 +14,6 @@ from ...algorithms import Layer
 from ...algorithms.oftv2 import MOST_TERMS, SCALED, TERMS, OftV2
 from ...errors import LayerError
 from ...maths.shapes import Shape
-from .. import patterns
 from ..config import (
     LORA_ONLY,
     TRANSPOSED_TENSORS,
@@ -130,7 +129,7 @@ class OftConfig(BiasedConfig[WantedOft]):
         block = common(members, "one size of block", lambda wanted: wanted.block)
         terms, last, constraint = common(members, "one series in every layer", lambda wanted: wanted.rotation)
         return cls(
-            target_modules=patterns.modules([member.path for member in members], module.paths),
+            target_modules=module.targets([member.path for member in members]),
             oft_block_size=block,
             bias=cls.bias_of(members),
             block_share=all(member.wanted.blocks == 1 for member in members),

@@ -11,7 +11,6 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...algorithms.full import ROWS_AT, SET_ROWS, Full, numbers_of
 from ...errors import LayerError
-from .. import patterns
 from ..config import Config, ConfiguredLayer, Module, Wanted, common
 from ..fields import Fields
 
@@ -58,7 +57,7 @@ class TrainableTokensConfig(Config[WantedRows]):
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedRows]], module: Module) -> Self:
         return cls(
-            target_modules=patterns.modules([member.path for member in members], module.paths),
+            target_modules=module.targets([member.path for member in members]),
             token_indices=common(members, "the same rows in every layer", lambda wanted: wanted.rows),
         )
 
