@@ -166,6 +166,7 @@ class Member(nn.Module):
         self._bypass: Bypass | None = None
         self._rebuilt: Rebuilt | None = None
         if self.bypass_up_to > 0:
+            self._planned_at = self._versions()
             self._bypass = Bypass(site.module, self._plan(layer), name=site.path)
         if site.stacked is not None and site.expert is not None:
             self._rebuilt = StackedPart(
@@ -275,13 +276,22 @@ class Member(nn.Module):
         if self._rebuilt is not None:
             self._rebuilt.layer, self._rebuilt.strength = layer, 0.0 if beside else strength
         if self._bypass is not None:
-            hook = self._bypass
-            if layer is not self._planned:
-                hook.plan = self._plan(layer, share)
+            hook, versions = self._bypass, self._versions()
+            if layer is not self._planned or versions != self._planned_at:
+                # Without gradients the bypass keeps what it computes from the tensors.
+                hook.plan, self._planned_at = self._plan(layer, share), versions
             used = strength if beside else 0.0
             if any(strength != used for stage in hook.strengths for strength in stage):
                 hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
             hook.dropout = settings.input_dropout if self.training else 0.0
+
+    def _versions(self) -> tuple[int, ...]:
+        """How often each tensor was changed in place; () for a layer that learns."""
+        held = [value for _, value in self._tensors]
+        if any(value.requires_grad for value in held):
+            return ()
+        # torch does not count the changes of a tensor of the inference mode.
+        return tuple(0 if value.is_inference() else value._version for value in held)
 
     def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:
         """Set the hook of a tied module for one pass."""

@@ -468,7 +468,9 @@ def test_with_a_base_any_kind_and_any_names_are_merged() -> None:
     lost = {"transformer.lost": load("lora", "linear")}
     pairs = [(lyc.Adapter.of({**own.layers, **lost}, name=own.name), 1.0) for own in (one, two)]
     report = lyc.merge_adapters(pairs, base=weights).report
-    assert report is not None and list(report.left_out) == [f"transformer.lost ({of})" for of in ("one", "two")]
+    assert report is not None and list(report.left_out) == [
+        f"transformer.lost ({of})" for of in ("one", "two")
+    ]
 
 
 def test_block_rules_weight_each_of_several_layers_on_one_weight() -> None:
