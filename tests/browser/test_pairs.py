@@ -70,6 +70,14 @@ def test_a_pair_is_one_row(ui: Ui, files: Path, vue_nodes: bool, screenshot: Cal
         "() => document.querySelectorAll('.lycoris-row')[0].textContent.includes('high + low')"
     )
     assert rows.said()[0][0] == {**pair, "low_noise": SHORT}
+    # A file for low noise that is for another model is told on the row.
+    rows.menu(0, "File for low noise…")
+    rows.click(page.locator(".lycoris-picker").get_by_title(SOUND, exact=True))
+    warned = rows.line(0).locator(".lycoris-bad:visible")
+    warned.and_(page.get_by_title(f"{SOUND} is made for")).wait_for()
+    rows.menu(0, "File for low noise…")
+    rows.click(page.locator(".lycoris-picker").get_by_title(SHORT, exact=True))
+    warned.wait_for(state="detached")
     # The row of the other file alone goes where its partner takes it in.
     rows.menu(0, "Split into two rows")
     rows.wait([HIGH, SHORT, LOW, LONG])

@@ -4,7 +4,7 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
-import { badgesOf, nameInRow, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { apart, badgesOf, nameInRow, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
 import { heightOf, reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
 import {
   formatRows,
@@ -184,6 +184,9 @@ test("a file is described in few words", () => {
   assert.deepEqual(badges({ kind: "loha", rank: "4 to 8", family: "" }), ["loha"])
   assert.deepEqual(badges({ error: "gone" }), [])
   assert.deepEqual([999, 999_999, 2_340_000].map(shownSize), ["1.0 kB", "1000.0 kB", "2.3 MB"])
+  // Only what is known of both files can set them apart.
+  const [wan, either, flux] = [["Wan"], ["Wan", "Flux"], ["Flux"]].map((families) => ({ families }))
+  assert.deepEqual([either, flux, { families: [] }, {}].map((one) => apart(wan, one)), [false, true, false, false])
 })
 
 test("a set that was run is kept once, as it was used last", () => {

@@ -4,7 +4,7 @@ import { badges, make, nameParts } from "../elements.js"
 import { t, told } from "../language.js"
 import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
-import { badgesOf, nameInRow } from "./names.js"
+import { apart, badgesOf, nameInRow } from "./names.js"
 import { heightOf, shownOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
@@ -137,10 +137,14 @@ export function createLine(acts, bounds) {
     const shows = (shown = {})
     const about = await aboutFile(file)
     const { low_noise: low } = row
-    const missing = low ? (await aboutFile(low)).error : null
+    const second = low ? await aboutFile(low) : null
+    const missing = second?.error
     const lost = about.error ? file : missing && low ? low : null
     const near = lost ? await nearTo(lost, row) : []
-    const unsuited = about.error ? null : (await acts.model()).suits(about)
+    const { suits } = await acts.model()
+    const own = suits(about)
+    const strange = second && (suits(second) || apart(about, second)) ? second : null
+    const unsuited = own ?? (strange && t("{name} is made for {made}", { name: strange.file, made: strange.family }))
     // Another file may have taken its place meanwhile.
     if (shows !== shown) return
     element.classList.toggle("lycoris-missing", Boolean(about.error))
@@ -149,11 +153,11 @@ export function createLine(acts, bounds) {
     name.title = [found, unsuited].filter(Boolean).join("\n")
     const wrong = near.length ? null : (about.error ?? missing ?? unsuited)
     warning.hidden = !wrong
-    warning.textContent = !wrong ? "" : (about.error ?? missing) ? "!" : about.family
+    warning.textContent = !wrong ? "" : (about.error ?? missing) ? "!" : own ? about.family : (strange?.family ?? "")
     warning.title = wrong ?? ""
     pair.replaceChildren(...pairMarks(about, low))
     for (const { signal, element } of signals) element.hidden = !about.signals?.includes(signal)
-    const words = badgesOf(about).filter((word) => !unsuited || word !== about.family)
+    const words = badgesOf(about).filter((word) => !own || word !== about.family)
     marks.replaceChildren(...(lost ? near.map((other) => instead(lost, other)) : badges(words)))
   }
 

@@ -21,6 +21,7 @@ import { app } from "../../../scripts/app.js"
 import { t } from "../language.js"
 import { ourNodes } from "../nodes.js"
 import { loadedBy, takersOf } from "./graph.js"
+import { apart } from "./names.js"
 
 /**
  * What the server says of the files of a model, as `lycoris_nodes/routes.py` answers.
@@ -84,10 +85,9 @@ async function answered(questions) {
   const found = answers.filter(({ file }) => file)
   const told = found.filter(({ families }) => families.length)
   /** @type {Model["suits"]} */
-  const suits = ({ families, family: made }) => {
-    if (!families?.length || !told.length || told.length < found.length) return null
-    const fits = told.some((one) => one.families.some((family) => families.includes(family)))
-    return fits ? null : t("made for {made}; this model is {family}", { made, family: told[0].family })
+  const suits = (about) => {
+    if (!told.length || told.length < found.length || !told.every((one) => apart(one, about))) return null
+    return t("made for {made}; this model is {family}", { made: about.family, family: told[0].family })
   }
   const names = found[0] ? JSON.parse(questions[answers.indexOf(found[0])]) : { model: [], clip: [] }
   return { ...(found[0] ?? UNKNOWN), names, key: questions.join(), suits }

@@ -35,6 +35,16 @@ export function badgesOf(about) {
   return [`${about.kind.split(" ")[0]}${rank}`, about.family].filter(Boolean)
 }
 
+/**
+ * Whether two files are known to be for models of different families.
+ *
+ * @param {{families?: string[]}} one
+ * @param {{families?: string[]}} other
+ */
+export function apart({ families: own = [] }, { families: others = [] }) {
+  return own.length > 0 && others.length > 0 && !own.some((family) => others.includes(family))
+}
+
 /** @param {number} bytes */
 export function shownSize(bytes) {
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
