@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +47,9 @@ class MergeResult:
     copied: int
     """How many tensors of the base it did not change. Their dtype may still have changed."""
     resolution: Resolution
+    strange: tuple[str, ...] = ()
+    """The changed weights of the base whose values differ from those that an adapter was trained on, as far
+    as its file holds these: see `Adapter.base_weights`."""
 
     def __str__(self) -> str:
         """What was written, in words. `describe(resolution)` reports on the adapters."""
@@ -56,6 +59,7 @@ class MergeResult:
             f"{number_of(self.copied, 'tensor')} kept, "
             + (f"{number_of(left, 'layer')} of the adapters left out, " if left else "")
             + f"{self.size / 1e6:.1f} MB\n{self.path}"
+            + "".join(f"\n{key} has other values than the adapter was trained on" for key in self.strange)
         )
 
 
@@ -162,7 +166,12 @@ def merge_checkpoint(
         for source in (base, *(entry.adapter.file for entry in stack)):
             source.check_unchanged()
     return MergeResult(
-        str(destination.path), size, len(merge.pairs), len(tensors) - len(merge.changed), resolution
+        str(destination.path),
+        size,
+        len(merge.pairs),
+        len(tensors) - len(merge.changed),
+        resolution,
+        tuple(merge.strange),
     )
 
 
@@ -190,6 +199,8 @@ class _Merge:
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
     codec: Codec | None
+    strange: list[str] = field(default_factory=list[str])
+    """`MergeResult.strange`, so far."""
 
     @cached_property
     def plain(self) -> set[str]:
@@ -348,6 +359,13 @@ class _Merge:
         """The weight with the stack's change, which may have been added in place."""
         for slot in self.slots.get(key, ()):
             with located(weight=slot.name):
+                # Formats of eight bits and less round by more than `trained_on` allows.
+                compared = self.pairs[slot] if self.base.tensors[slot.key].dtype in FLOATS else ()
+                if not all(
+                    match.parameter == "bias" or entry.adapter.trained_on(match.layer, slot.of(weight))
+                    for entry, match in compared
+                ):
+                    self.strange.append(slot.name)
                 parts = [match.read(entry.adapter, keep=False) for entry, match in self.pairs[slot]]
                 strengths = (match.strength for _, match in self.pairs[slot])
                 patched = patch_(slot.of(weight), list(zip(parts, strengths, strict=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,8 @@ from ..peft.parameters import parameter_of
 from .fitted import FitReport
 from .options import options_of
 
+NEAR = 2**-7
+"""How far a weight in a file may be from the model's: both may be rounded to bfloat16."""
 BUNDLED = "bundle_emb."
 """The prefix of the keys of embeddings (textual inversions) in a file. The embedding's name follows."""
 OUTLINES = 4096
@@ -201,14 +203,29 @@ class Adapter:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """`unused_keys` without those that no layer lacks: keys that only training needs, and the copy of the
-        model's own weight that PEFT writes beside an adapted embedding."""
+        """`unused_keys` without those that no layer lacks: those of training alone, and `base_weights`."""
+        copies = set(self.base_weights.values())
         return tuple(
-            key
-            for key in self.unused_keys
-            if not peft_names.TRAINING_ONLY.search(key)
-            and key.removesuffix(peft_names.BASE_WEIGHT) not in self.info
+            key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key) and key not in copies
         )
+
+    @cached_property
+    def base_weights(self) -> Mapping[str, str]:
+        """The keys of the model's own weights that PEFT writes beside adapted embeddings, by layer."""
+        found = ((key.removesuffix(peft_names.BASE_WEIGHT), key) for key in self.unused_keys)
+        return {layer: key for layer, key in found if layer in self.info}
+
+    def trained_on(self, layer: str, weight: Tensor) -> bool:
+        """Whether a weight has the values of the one beside the layer in `base_weights`, if there is one.
+
+        PEFT would load that: the vocabulary may have grown.
+        """
+        if layer not in self.base_weights:
+            return True
+        key = self.base_weights[layer]
+        values = self.file.read((key,), self.cache, keep=False)[key].float()
+        own = weight.detach().to("cpu", torch.float32)
+        return own.shape == values.shape and torch.allclose(own, values, rtol=NEAR, atol=0.0)
 
     @property
     def path(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
@@ -13,15 +12,12 @@ from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
 from ..modules.named import named_modules
 from ..modules.sites import all_sites
-from ..names.dialects.peft import BASE_WEIGHT
 from ..names.layer_name import LayerName
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..stack.resolve import PART_NAMES, EntryResolution, resolve
 from ..stack.stack import Entry, Stack
 
-NEAR = 2**-7
-"""How far a weight in a file may be from the model's: both may be rounded to bfloat16."""
 PLAIN = "base_model.model."
 """PEFT's prefix, for models without another one."""
 
@@ -145,24 +141,18 @@ def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:
 
 
 def _check_base(adapter: Adapter, module: nn.Module, paths: Mapping[str, str]) -> None:
-    """Raise MatchError where the file has a weight of the base that differs from the model's.
-
-    PEFT writes the weight of an embedding beside its LoRA, and would load it: the vocabulary may have grown.
-    """
+    """Raise MatchError where the file has a weight of the base that differs from the model's."""
     modules = dict(named_modules(module))
-    for key in adapter.unused_keys:
-        layer = key.removesuffix(BASE_WEIGHT)
+    for layer, key in adapter.base_weights.items():
         weight = getattr(modules[paths[layer]], "weight", None) if layer in paths else None
         if not isinstance(weight, Tensor) or not is_plain(weight):
             continue
-        values = adapter.file.read((key,), adapter.cache, keep=False)[key]
-        own = weight.detach().to("cpu", torch.float32)
-        if own.shape != values.shape or not torch.allclose(own, values.float(), rtol=NEAR, atol=0.0):
+        if not adapter.trained_on(layer, weight):
             raise MatchError(
                 "the file has a weight of the model itself, and the model has other values",
                 file=adapter.path,
                 key=key,
-                got=f"{paths[layer]}.weight {list(own.shape)}",
+                got=f"{paths[layer]}.weight {list(weight.shape)}",
                 expected="the model that the adapter was trained on, with its vocabulary",
                 hint="Load this weight into the model first",
             )

@@ -48,8 +48,12 @@ def test_the_weight_of_the_base_beside_an_embedding_must_be_the_models(tmp_path:
     assert lyc.describe(merged.resolution).startswith("All of it was applied: 3 of 3 layers")
     baked = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(baked(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+    assert not merged.strange
     strange = llama()
     strange.get_input_embeddings().weight.data[3] += 1.0
+    strange.save_pretrained(tmp_path / "strange")
+    said = str(lyc.merge_checkpoint(tmp_path / "strange", stack, tmp_path / "other"))
+    assert "embed_tokens.weight has other values than" in said and "lm_head.weight has" not in said
     with pytest.raises(lyc.MatchError, match=r"embed_tokens\.base_layer\.weight: the file has a weight of"):
         lyc.create_lycoris(strange, weights=tmp_path)
 

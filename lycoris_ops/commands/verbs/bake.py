@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         "size": result.size,
         "merged": result.merged,
         "copied": result.copied,
+        "strange": list(result.strange),
         "adapters": [
             {"file": entry.entry.adapter.path, **matched(entry)} for entry in result.resolution.entries
         ],
