@@ -34,7 +34,8 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
 
     Raises LycorisError for values that cannot be used.
     """
-    linked = (*asked["linked"], "stack")
+    # A slider between prompts has other targets than one of opposed pictures.
+    linked = (*asked["linked"], "stack", *(["targets"] if "more" in asked["linked"] else []))
     known = asked_of(literals(inputs, asked.get("values", {})))
     kinds, own = _classes_of(known_files(asked))
     family = family_named(kinds, own) if kinds else None
