@@ -14,6 +14,11 @@ const NAME = /\{(\w+)\}/gu
 // A one-letter name stands for a number. The text of a longer name ends where the next part of the sentence begins.
 const NUMBER = String.raw`(-?\d[\d.,]*)`
 const TEXT = "((?:(?!: |; ).)+?)"
+// What an error found and what it wanted stand in brackets, and may be any text.
+const ANY = "(.+?)"
+const IN_BRACKETS = new Set(["got", "wanted"])
+/** @param {string} name */
+const valueOf = (name) => (IN_BRACKETS.has(name) ? ANY : name.length > 1 ? TEXT : NUMBER)
 
 /**
  * @param {Record<string, string>} table the page's texts, by their English
@@ -25,7 +30,7 @@ export function speak(table, said = {}) {
     const names = [...english.matchAll(NAME)].map(([, name]) => name)
     const plain = english.split(/\{\w+\}/u)
     const parts = plain.map((part) => part.replace(/[\\^$.*+?()[\]{}|/]/gu, "\\$&"))
-    const pattern = parts.reduce((found, part, at) => found + (names[at - 1].length > 1 ? TEXT : NUMBER) + part)
+    const pattern = parts.reduce((found, part, at) => found + valueOf(names[at - 1]) + part)
     return { pattern: new RegExp(`^${pattern}$`, "u"), names, plain: plain.join("").length, text }
   })
   sentences.sort((one, other) => other.plain - one.plain)
@@ -98,16 +103,19 @@ function inWhole(body, known) {
  * @param {Map<string, string>} known
  */
 function inParts(body, known) {
-  for (const [mark, own] of [
+  // First the sentence after brackets, which may hold the other marks.
+  for (const [mark, own, before = ""] of [
+    [". ", t(". "), ")"],
     [": ", t(": ")],
     ["; ", t("; ")],
     [". ", t(". ")],
     [", and ", t(", and ")],
     [", ", t(", ")],
   ]) {
-    const at = body.indexOf(mark)
+    const at = body.indexOf(before + mark)
     if (at < 0) continue
-    const parts = [body.slice(0, at), body.slice(at + mark.length)]
+    const end = at + before.length
+    const parts = [body.slice(0, end), body.slice(end + mark.length)]
     const [first, second] = parts.map((part) => said(part, known))
     if (first !== parts[0] || second !== parts[1]) return `${first}${own}${second}`
   }

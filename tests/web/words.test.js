@@ -46,12 +46,14 @@ test("what the server says is known by its form, part by part", () => {
     "loses {share}": "损失 {share}",
     "row {number}": "第 {number} 行",
     "there is no such file (here)": "没有此文件",
+    "{problem} (found {got}; expected {wanted})": "{problem}（{got}，应为 {wanted}）",
     "Nothing was changed: {why}": "未作任何更改：{why}",
   }
   assert.equal(told("row 2: there is no such file (here)."), "row 2: there is no such file (here).")
   speak(page, server)
   assert.equal(told("0.55 → 13.5 MB: larger, and loses 31 %."), "0.55 → 13.5 MB：变大，损失 31 %。")
   assert.equal(told("row 2: x.safetensors: there is no such file (here)."), "第 2 行：x.safetensors：没有此文件。")
+  assert.equal(told("row 2: row 4 (found 1: a; b; expected row 3: c). row 5"), "第 2 行：第 4 行（1: a; b，应为 第 3 行：c）. 第 5 行")
   assert.equal(told("Nothing was changed: loses 1 %\n  row 3\nx. y"), "未作任何更改：损失 1 %\n  第 3 行\nx. y")
   assert.equal(t("unknown {a}", { a: 1 }), "unknown 1")
   // An error of other code, of which no part is known: this ends, in however many ways the text can be parted.
