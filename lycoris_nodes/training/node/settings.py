@@ -71,7 +71,7 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     if told.get("expert") == ALL:
         told.pop("expert")
     if hasattr(asked, "strengths") and not getattr(asked, "more", ()):
-        # Opposed pictures were learned as they are at first: such a training goes on only if the user says so.
+        # Opposed pictures were first learned as they are. Such a training goes on only if the user says so.
         told["targets"] = "what grows with the strength"
     for entry in asked.stack or ():
         rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
