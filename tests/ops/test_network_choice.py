@@ -116,7 +116,7 @@ def test_an_override_without_a_rank_keeps_the_general_one(model: Model) -> None:
     """A rank above what a module can use is lowered, as without the override."""
     network = made(model, include=ALL, rank=64, overrides={"*": {"bias": True}})
     assert network.members["head"].layer.rank == 8
-    assert any("head: rank 8 in place of 64" in note for note in network.notes)
+    assert any(": rank 8, the most that [8, 24] can use, in place of 64" in note for note in network.notes)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
