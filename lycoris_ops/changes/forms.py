@@ -142,9 +142,13 @@ class Kronecker:
         return Dense(self.dense(torch.float32, self.w1[0].device)).embedded(rows, count)
 
     def work(self) -> int:
-        parts, k = self.w1[-1].shape[1], len(self.w2[0])
         inner = sum(factor.numel() for factor in self.w2)
-        return parts * inner + len(self.w1[0]) * parts * k
+        return self.w1[-1].shape[1] * inner + len(self.w1[0]) * self.between
+
+    @property
+    def between(self) -> int:
+        """How many values one input has after it is multiplied by w2: i * k."""
+        return self.w1[-1].shape[1] * len(self.w2[0])
 
     def parts(self) -> Parts:
         around = (one for one in (self.rows, self.columns) if one is not None)

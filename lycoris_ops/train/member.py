@@ -49,6 +49,11 @@ FORMED = 500
 gradients from the weight's. The unit is one multiplication of a large matrix product, measured on a CPU:
 memory bandwidth limits these steps."""
 
+BETWEEN = 250
+"""The cost for each value that a Kronecker product's bypass forms between its two factors, in the same unit.
+
+Measured on a CPU, for layers of width 64 to 1280: the figures are in tests/bench/README.md."""
+
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
 
@@ -450,9 +455,10 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     """The most tokens in a pass for which a layer is bypassed; with more, its weight is rebuilt.
 
     inf: always bypass; 0: never. The settings decide, or else the number of tokens at which both cost the
-    same. For n tokens a bypass takes PASSES * n times the factors' multiplications for one token. A rebuilt
-    weight of size s takes n * s, plus FORMED * s for each form whose matrix is made from factors. For a LoHa,
-    forming its Khatri-Rao factors counts as a cost of the bypass.
+    same. For n tokens a bypass takes PASSES * n times the factors' multiplications for one token. A LoKr also
+    forms the product of the tokens with w2, at BETWEEN for each value. A rebuilt weight of size s takes
+    n * s, plus FORMED * s for each form whose matrix is made from factors. For a LoHa, forming its Khatri-Rao
+    factors counts as a cost of the bypass.
 
     Norms, embeddings and the projections of torch's attention are always rebuilt. Otherwise a layer with
     `input_dropout` is always bypassed. So is a layer whose weight is packed, is loaded by hooks within each
@@ -468,14 +474,17 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     if settings.input_dropout or not at_hand:
         return math.inf
     size = math.prod(site.shape)
-    work, formed = 0, 0
+    each, formed = 0, 0
     for form in layer.forms():
         if isinstance(form, Dependent):
             return math.inf if size > FEW else 0.0
-        work += form.work() * (MANY_SMALL if isinstance(form, Kronecker) else 1)
+        if isinstance(form, Kronecker):
+            each += PASSES * MANY_SMALL * form.work() + BETWEEN * form.between
+        else:
+            each += PASSES * form.work()
         if not isinstance(form, Dense):
             formed += size - (form.work() if isinstance(form, Hadamard) else 0)
-    more = PASSES * work - size
+    more = each - size
     return math.inf if more <= 0 else float(max(0, FORMED * formed // more))
 
 

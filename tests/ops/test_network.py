@@ -110,6 +110,15 @@ def test_values_and_gradients_are_those_of_lycoris(case: str, convolution: str, 
     other.restore()
 
 
+def test_a_small_lokr_is_rebuilt_for_a_few_hundred_tokens_and_a_large_one_is_not() -> None:
+    limits = [
+        member.bypass_up_to
+        for width in (64, 1024)
+        for member in made(nn.Sequential(nn.Linear(width, width)), algorithm="lokr", rank=99).members.values()
+    ]
+    assert 50 < limits[0] < 256 and limits[1] > 2048, limits
+
+
 @pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
 def test_the_way_is_chosen_by_the_tokens_of_each_pass(
     kernel: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
