@@ -45,9 +45,8 @@ SEEN = 64
 """Those batches are evenly spaced among the first `SEEN` validation batches."""
 PROBED, PROBE_COST = 8, 1.6
 """How many batches the plan's probe sees, and the cost of each in steps of one batch (docs/quality.md)."""
-LOKR_STEP = 1.25
-"""The time of a step of LoKr, in steps of LoRA. It is 0.8 to 1.24 in most rows of docs/quality.md, and up to
-1.53 on flow, where layers are small."""
+PLANNED_STEP, LOKR_STEP = 1.06, 1.25
+"""The time of a step of a planned LoRA and of LoKr, in steps of LoRA: the longest in docs/quality.md."""
 ALIKE = 4
 """A kept race serves trainings that are up to this many times longer or shorter than its own. On the tasks of
 docs/quality.md a kind's best rate is on average the same after 120 and after 480 steps."""
@@ -218,7 +217,7 @@ def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
 
 
 KINDS: Mapping[str, _Kind] = {
-    "planned lora": _Kind("lora", _planned, PROBED * PROBE_COST),
+    "planned lora": _Kind("lora", _planned, PROBED * PROBE_COST, PLANNED_STEP),
     "whole lokr": _Kind("lokr", _whole_lokr, step=LOKR_STEP),
     "uniform lora": _Kind("lora", _uniform),
 }
@@ -246,9 +245,9 @@ def search_network(
     starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere (see `race`).
 
     The search may cost as much as `options.search_share` times `steps` steps of the training. A training of
-    LoKr takes longer. If LoKr races, the extra time counts as a cost of the search. If the share is too
-    little for all networks, only the first of them race; if it is too little for a race, everything stays as
-    it was given.
+    LoKr takes longer, and so does one of a planned LoRA. The extra time of the slowest kind that races counts
+    as a cost of the search. If the share is too little for all networks, only the first of them race; if it
+    is too little for a race, everything stays as it was given.
 
     Heats are judged on some of the `validation` batches. Without them they are judged on the first batches
     of the first epoch: at most four, and at most a quarter of the epoch. Heats skip as many at the start of

@@ -260,14 +260,15 @@ def overview(
 
 
 def search_time(methods: Mapping[str, list[Entry]], target: Entry, times: Times) -> str:
-    """The time of a race, and that of race and training, in trainings of the target."""
+    """The time of a race, and that of race and training, in trainings of the target, LoRA x REFERENCE.
+
+    Times are in steps of that LoRA already. Its own row differs from 1 only by chance.
+    """
     own = next((times.get(entry.key) for entry in methods.get(SEARCH, ()) if entry.size == target.size), None)
-    unit = times.get(target.key)
-    if own is None or unit is None:
+    if own is None:
         return "–"
-    steps = target.curve[-1][0]
-    race = own.start / (steps * unit.step)
-    return f"{race:.2f}, {race + own.step / unit.step:.2f}"
+    race = own.start / target.curve[-1][0]
+    return f"{race:.2f}, {race + own.step:.2f}"
 
 
 def share_of(group: Sequence[Entry], target: Entry) -> float:
