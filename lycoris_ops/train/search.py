@@ -46,7 +46,8 @@ SEEN = 64
 PROBED, PROBE_COST = 8, 1.6
 """How many batches the plan's probe sees, and the cost of each in steps of one batch (docs/quality.md)."""
 PLANNED_STEP, LOKR_STEP = 1.06, 1.25
-"""The time of a step of a planned LoRA and of LoKr, in steps of LoRA: the longest in docs/quality.md."""
+"""The time of a step of a planned LoRA and of LoKr, in steps of LoRA: about the longest in
+docs/quality.md."""
 ALIKE = 4
 """A kept race serves trainings that are up to this many times longer or shorter than its own. On the tasks of
 docs/quality.md a kind's best rate is on average the same after 120 and after 480 steps."""

@@ -118,12 +118,13 @@ LoRA's numbers. It is an upper bound where the smallest size of the method alrea
 is how much higher or lower the method's loss is at x {REFERENCE}. Each method has its own best rate, except
 "search all": a race finds its kind and rate, and may cost as much as a short training, or 0.4 times as much
 as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in
-trainings of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA, and 1.5 times
-as long for the LoKr that races choose on flow. Times are of today's races. They keep back a quarter of the
-training's steps, in case LoKr wins and makes the training longer. In the long trainings here that leaves too
-few steps for LoKr to race. Losses are of older races, which kept nothing back. In most of these the heats
-were also a tenth longer, but not in short trainings at x {REFERENCE} on characters, series and flow. Means of
-shares are geometric, and shares above 1 count as 1.
+trainings of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA. Times at
+x {REFERENCE} are of today's races. They keep back a quarter of the training's steps, in case LoKr wins and
+makes the training longer, or 6 % in case a planned LoRA does. In the long trainings here that leaves too few
+steps for LoKr to race. Times at other sizes are of races that did not keep the 6 % back. Losses are of older
+races, which kept nothing back. In most of these the heats were also a tenth longer, but not in short
+trainings at x {REFERENCE} on characters, series and flow. Means of shares are geometric, and shares above
+1 count as 1.
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
