@@ -20,6 +20,14 @@ MANY, SHARE = 100, 3
 """Of a test of more cases than this each run has every third one, and `make soak` has the others."""
 SCRATCH = "lycoris_ops.maths.scratch"
 
+# Python looks for circles after every 700 new objects, among them all that imports have made.
+gc.set_threshold(20_000, 20, 20)
+
+# For each device that is not there, torch notes where in the code a seed was set, in a millisecond.
+for missing in (torch.cuda, torch.xpu, torch.mtia):
+    if not missing.is_available():
+        vars(missing)["manual_seed_all"] = lambda seed: None
+
 # At the first use of a device torch notes which of its functions make tensors. Only then may `poisoned`
 # replace one: with another noted in its place, a model on the device "meta" would get all of its memory.
 with torch.device("cpu"):

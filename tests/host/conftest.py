@@ -29,9 +29,27 @@ def host() -> Host:
     # Before the assets: in a fresh checkout another process makes them meanwhile.
     booted = Host(base, boot_in_process(facts().comfyui, base))
     install(base)
+    _find_noise_levels_once()
     # The host's imports are another half million objects, which stay: see `tests/conftest.py`.
     gc.freeze()
     return booted
+
+
+def _find_noise_levels_once() -> None:
+    """Keep the ten thousand noise levels that each Stable Cascade finds one by one when it is made."""
+    from comfy.model_sampling import StableCascadeSampling
+
+    found, levels = StableCascadeSampling.sigma, {}
+
+    def sigma(self: Any, time: Any) -> torch.Tensor:
+        # In passes the time is a tensor.
+        if not isinstance(time, float):
+            return found(self, time)
+        if (self.shift, time) not in levels:
+            levels[self.shift, time] = found(self, time)
+        return levels[self.shift, time]
+
+    StableCascadeSampling.sigma = sigma
 
 
 @pytest.fixture(scope="session", autouse=True)
