@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -54,6 +56,17 @@ def pytest_collection_finish() -> None:
     """Keep what the imports have made out of Python's search for circles, which walks over all of it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Leave it to the system when files reach the disk: a large one takes seconds, and there are thousands.
+
+    `tests/ops/test_writing.py` checks when files are synced, for what is to survive a power cut.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -52,15 +52,6 @@ def _find_noise_levels_once() -> None:
     StableCascadeSampling.sigma = sigma
 
 
-@pytest.fixture(scope="session", autouse=True)
-def unsynced() -> Iterator[None]:
-    """Leave it to the system when files reach the disk. Exports wait seconds for it, trainings for each
-    checkpoint; `tests/ops/test_writing.py` has what is to survive a power cut."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Keep what a file leaves out of Python's search for circles too.
