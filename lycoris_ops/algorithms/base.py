@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, Dense, add_up
+from ..changes.forms import Additive, Dense, add_up, plus
 from ..changes.operators import Sides
 from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
@@ -456,6 +456,11 @@ class Layer(ABC):
     def dependent(self, weight: Tensor) -> Tensor:
         """The change at strength 1 of a float32 or float64 weight, where `additive` is None."""
         return self.sides(weight).change(weight)
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """A float32 or float64 weight with the change at strength 1, whose values are not checked."""
+        additive = self.additive()
+        return self.sides(weight).changed(weight) if additive is None else plus(weight, additive)
 
     def dependent_bias(self, bias: Tensor) -> Tensor:
         """The change at strength 1 of a float32 or float64 bias, where it depends on the bias."""

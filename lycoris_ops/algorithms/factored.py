@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..changes.forms import Additive, Dense, LowRank, add_up
-from ..changes.operators import Diagonal, Sides
+from ..changes.forms import Additive, Dense, LowRank, add_up, plus
+from ..changes.operators import Diagonal, Sides, tensors_of
 from ..errors import LayerError
 from ..maths.dora import changed_lengths, dora_factor, learned_extra, lengths, magnitude_axis
 from ..maths.recompute import recomputed
@@ -117,8 +117,18 @@ class Factored(Trained):
         return self._beside()
 
     def _beside(self) -> tuple[Additive, ...]:
+        kept = vars(self)
+        if "_forms" in kept:
+            return kept["_forms"]
         sparse = self._sparse()
-        return (self.product(),) if sparse is None else (self.product(), sparse)
+        if sparse is not None:
+            return self.product(), sparse
+        found = (self.product(),)
+        # A form of the layer's own tensors is the same in each pass.
+        own = [id(one) for one in self.tensors().values()]
+        if not torch.compiler.is_compiling() and all(id(one) in own for one in tensors_of(found)):
+            kept["_forms"] = found
+        return found
 
     @property
     def reads_weight(self) -> bool:
@@ -129,18 +139,21 @@ class Factored(Trained):
             return Sides(beside=self.undecomposed(weight))
         plain = self.undecomposed(weight)
         axis = self.magnitude_axis(weight.shape)
-        extra = self._extra(weight, plain, axis)
-        if axis == 0:
-            return Sides(outputs=Diagonal(extra), inside=plain)
-        return Sides(inputs=Diagonal(extra), inside=plain)
+        extra = Diagonal(self._extra(weight, plain, axis))
+        return Sides(outputs=extra, inside=plain) if axis == 0 else Sides(inputs=extra, inside=plain)
 
     def dependent(self, weight: Tensor) -> Tensor:
         if self.dora_scale is None:
             return super().dependent(weight)
         # `sides(weight).change(weight)` is equal, but forms the full product a second time.
-        direction = self._direction(weight, self.undecomposed(weight))
+        return self.changed(weight) - weight
+
+    def changed(self, weight: Tensor) -> Tensor:
+        if self.dora_scale is None:
+            return super().changed(weight)
+        whole = self._direction(weight, self.undecomposed(weight))
         axis = self.magnitude_axis(weight.shape)
-        return direction * self._factor(weight, lengths(direction, axis), axis) - weight
+        return whole * self._factor(weight, lengths(whole, axis), axis)
 
     def _extra(self, weight: Tensor, plain: Sequence[Additive], axis: int) -> Tensor:
         """d / norm - 1, a value for each output or input."""
@@ -150,12 +163,14 @@ class Factored(Trained):
         forms = weight.numel() <= KEPT or weight.device.type != "cpu"
         alone = len(plain) == 1 and self.dora == "paper"
         if forms and alone and isinstance(one, LowRank) and one.up.requires_grad:
-            up, down, magnitude = (each.to(weight) for each in (one.up, one.down, magnitude))
+            up, down, magnitude = one.up.to(weight), one.down.to(weight), magnitude.to(weight)
             return learned_extra(magnitude, weight, up, down, one.scale, axis)
         return self._factor(weight, self._length(weight, plain, axis), axis).flatten() - 1
 
     def _direction(self, weight: Tensor, plain: Sequence[Additive]) -> Tensor:
         """V in the weight's shape, given the forms of product (+ sparse)."""
+        if isinstance(plain[0], LowRank):
+            return plus(weight, plain)
         # In place, to save a copy of the weight's size. The sum is never a tensor that is held elsewhere.
         return shaped(add_up(plain, weight.dtype, weight.device), weight.shape).add_(weight)
 

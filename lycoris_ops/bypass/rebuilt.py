@@ -119,10 +119,15 @@ class Rebuilt(Hiding):
         if self.strength == 0.0:
             return
         weight, bias = self._values(self.weight), None
-        check_present(weight, given.device, self.name)
+        if weight.is_meta:
+            check_present(weight, given.device, self.name)
+        weight = self._for_sum(weight, given)
+        if self.strength == 1.0 and not (changed or self.follows) and self._leaves_bias():
+            # Less work than the change by itself, and the weight plus that.
+            changed[self.weight] = self._changed(weight)
+            return
         if own_of(self.module, self.bias) is not None:
-            bias = self._values(self.bias)
-        weight, bias = self._for_sum(weight, given), None if bias is None else self._for_sum(bias, given)
+            bias = self._for_sum(self._values(self.bias), given)
         change = self.change_of(weight, bias)
         # A host that finds the weight or the bias on another device would move both.
         if self.follows or change.delta is not None:
@@ -141,10 +146,24 @@ class Rebuilt(Hiding):
             return found
         return replace(found, delta=found.delta.T)
 
+    def _changed(self, weight: Tensor) -> Tensor:
+        """The weight as changed at strength 1, laid out and stored as the module has it."""
+        wide = weight.to(compute_dtype(weight.dtype))
+        with located(weight=self.name), in_own_dtypes(wide.device):
+            found = self.layer.changed(wide.T if self.transposed else wide)
+        return (found.T if self.transposed else found).to(weight.dtype)
+
+    def _leaves_bias(self) -> bool:
+        """Whether the layer changes the weight alone."""
+        # torch.compile cannot trace `not` of a tuple.
+        return len(self.layer.extent) > 0 and len(self.layer.forms("bias")) == 0
+
     def _values(self, name: str) -> Tensor:
         """The values of the weight or bias; where it is divided among processes, those of this one."""
         value = own_of(self.module, name)
-        return value.to_local() if is_divided(value) else values_of(self.module, name, self.name)
+        if type(value) is not nn.Parameter and is_divided(value):
+            return value.to_local()
+        return values_of(self.module, name, self.name)
 
     @property
     def _may_add_bias(self) -> bool:

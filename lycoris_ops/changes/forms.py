@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..maths.recompute import hadamard
 from ..maths.shapes import Rows
-from ..maths.tensors import compute_dtype, kronecker, largest_of
+from ..maths.tensors import compute_dtype, kronecker, largest_of, shaped
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,21 @@ def add_up(forms: Sequence[Additive], dtype: torch.dtype, device: torch.device) 
     for form in forms[1:]:
         total = total + form.dense(dtype, device)
     return total
+
+
+def plus(weight: Tensor, forms: Sequence[Additive]) -> Tensor:
+    """A float32 or float64 weight plus the sum of forms, in its shape."""
+    if not forms:
+        return weight
+    first, *rest = forms
+    if not isinstance(first, LowRank):
+        return weight + shaped(add_up(forms, weight.dtype, weight.device), weight.shape)
+    # One operation, which keeps no product beside the sum.
+    up, down = first.up.to(weight), first.down.to(weight)
+    total = torch.addmm(weight.reshape(len(weight), -1), up, down, alpha=first.scale)
+    if rest:
+        total = total + add_up(rest, weight.dtype, weight.device)
+    return shaped(total, weight.shape)
 
 
 def reaches(forms: Sequence[Additive]) -> list[Reach]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..maths.scaling import scaled
-from .forms import Additive, add_up
+from .forms import Additive, add_up, plus
 
 T = TypeVar("T")
 
@@ -193,10 +193,11 @@ class Sides:
         The change of each step is added up: a subtraction of W at the end would lose digits.
         """
         total = _dense(self.inside, weight)
-        for apply, operator in ((on_inputs, self.inputs), (on_outputs, self.outputs)):
+        turned = None if self.inputs is None else self.inputs.transposed()
+        for apply, operator in ((_on_inputs, turned), (_on_outputs, self.outputs)):
             if operator is not None:
                 met = weight if total is None else weight + total
-                change = apply(operator, met)
+                change = apply(operator.change, operator.size, met)
                 total = change if total is None else total + change
         beside = _dense(self.beside, weight)
         if total is None or beside is None:
@@ -204,21 +205,32 @@ class Sides:
             return torch.zeros_like(weight) if kept is None else kept
         return total + beside
 
+    def changed(self, weight: Tensor) -> Tensor:
+        """W' in the weight's shape, for a float32 or float64 weight."""
+        total = plus(weight, self.inside)
+        if self.inputs is not None:
+            turned = self.inputs.transposed()
+            total = _on_inputs(turned.product, turned.size, total)
+        if self.outputs is not None:
+            total = _on_outputs(self.outputs.product, self.outputs.size, total)
+        return plus(total, self.beside)
 
-def on_outputs(operator: Operator, weight: Tensor) -> Tensor:
-    """M W - W in the weight's shape, for an operator of size O."""
-    return operator.change(weight.reshape(weight.shape[0], -1).T).T.reshape(weight.shape)
+
+def _on_outputs(run: Callable[[Tensor], Tensor], size: int, weight: Tensor) -> Tensor:
+    """What `run` makes of the columns of a weight, in the weight's shape."""
+    return run(weight.reshape(size, -1).T).T.reshape(weight.shape)
 
 
-def on_inputs(operator: Operator, weight: Tensor) -> Tensor:
-    """W M - W in the weight's shape, for an operator of size K, or of size I on the input channels alone."""
-    # Operators act on vectors, and a row w of W becomes w M, which is M^T applied to w.
-    turned = operator.transposed()
+def _on_inputs(run: Callable[[Tensor], Tensor], size: int, weight: Tensor) -> Tensor:
+    """What `run` makes of the rows of a weight, in the weight's shape: of size K, or of size I, which are the
+    input channels alone.
+
+    Operators act on vectors, and a row w of W becomes w M, which is M^T applied to w.
+    """
     flat = weight.reshape(weight.shape[0], -1)
-    if operator.size == flat.shape[1]:
-        return turned.change(flat).reshape(weight.shape)
-    cut = flat.view(len(flat), operator.size, -1).transpose(1, 2)
-    return turned.change(cut).transpose(1, 2).reshape(weight.shape)
+    if size == flat.shape[1]:
+        return run(flat).reshape(weight.shape)
+    return run(flat.view(len(flat), size, -1).transpose(1, 2)).transpose(1, 2).reshape(weight.shape)
 
 
 def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .recompute import transformed
-from .tensors import norm
+from .tensors import norm, shaped
 
 
 def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def dora_factor(magnitude: Tensor, length: Tensor) -> Tensor:
     """
     # `tiny` is the smallest normal number: a division by less can overflow.
     absent = length < torch.finfo(length.dtype).tiny
-    met = magnitude.to(length.device, length.dtype).reshape(length.shape)
+    met = shaped(magnitude.to(length), length.shape)
     # Divided by infinity: then the factor and its gradients are 0.
     return met / length.masked_fill(absent, math.inf)
 
@@ -32,9 +32,7 @@ def lengths(weight: Tensor, axis: int) -> Tensor:
 
     The norm of an output is taken over all other dimensions, the norm of an input over outputs and kernel.
     """
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    return norm(weight.transpose(0, axis).flatten(1), 1).reshape(shape)
+    return norm(weight, 1 - axis, *range(2, weight.ndim))
 
 
 def changed_lengths(weight: Tensor, left: Tensor, right: Tensor, axis: int) -> Tensor:
@@ -102,7 +100,7 @@ def _parts(
 ) -> tuple[Tensor, Tensor]:
     """||V||, infinite where V is zero, and magnitude / ||V||; without gradients."""
     direction = _direction(weight, up, down, scale).view(*weight.shape[:2], -1)
-    length = norm(direction, *(each for each in range(3) if each != axis)).flatten()
+    length = norm(direction, 1 - axis, 2).flatten()
     # Without a direction the factor and its gradients are 0.
     length.masked_fill_(length < torch.finfo(length.dtype).tiny, math.inf)
     return length, magnitude.reshape(length.shape) / length
