@@ -123,7 +123,8 @@ class BoundPlan:
 
     def seen(self, x: Tensor) -> Tensor:
         """The input as the layers see it."""
-        return self._batched(x).to(self.dtype)
+        x = x if x.dtype == self.dtype else x.to(self.dtype)
+        return self._batched(x) if self.geometry.kernel else x
 
     def finish(
         self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
@@ -202,10 +203,7 @@ class BoundPlan:
         `factors` multiply the changes over the places of y, see `LowRankForward.add`. Only a plan whose forms
         are all low-rank takes them.
         """
-        met, total = x.to(self.dtype), y.to(self.dtype)
-        if self.geometry.kernel:
-            met, total = self._batched(met), self._batched(total)
-        return self._finished(self._add(met, total, strengths, factors), y, strengths)
+        return self._finished(self._add(self.seen(x), self.seen(y), strengths, factors), y, strengths)
 
     def _add(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """y plus the changes of the forms for the input x; y may be written over."""

@@ -59,13 +59,16 @@ def keep_id(module: nn.Module, handle: RemovableHandle) -> None:
     handle.id = _ID
 
 
+traced = torch.compiler.is_dynamo_compiling
+"""Whether torch.compile is tracing. Not `is_compiling`, which is true in all threads while one compiles."""
+
+
 def stands_apart(*tensors: Tensor) -> bool:
     """Whether torch.compile is tracing and the bypass of this pass stays out of the graph.
 
     It stays out unless gradients are recorded, or `torch.export` traces, which keeps no bypass.
     """
-    # Not `is_compiling`, which is true in all threads while one of them compiles.
-    if not torch.compiler.is_dynamo_compiling() or recorded(*tensors):
+    if not traced() or recorded(*tensors):
         return False
     # Missing before torch 2.7.
     exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)

@@ -66,9 +66,12 @@ class PlainReader:
     def _read(
         self, module: nn.Module, name: str, dtype: torch.dtype, device: torch.device, held: Any
     ) -> Tensor:
-        """The values of what the module holds by this name."""
+        """The values of what the module holds by this name.
+
+        A frozen parameter of this dtype is returned itself, so that a `WholePlan` sees if it is the same.
+        """
         if type(held) is nn.Parameter and held.dtype == dtype and held.device == device:
-            return held.detach()
+            return held.detach() if held.requires_grad else held
         values = values_of(module, name).detach()
         check_present(values, device)
         return values.to(device, dtype)
@@ -178,6 +181,7 @@ class Bypass:
         self._plan: BypassPlan = plan
         with located(weight=name):
             self._acts = plan.acts
+        self._formed = plan.formed
         self._in_parts = False
         """Whether its layers are known to suit no `WholePlan`."""
         self.met = met
@@ -229,7 +233,7 @@ class Bypass:
             self.remove()
         bound, met = self._bound, self.met
         self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
-        self._acts = acts
+        self._acts, self._formed = acts, plan.formed
         self._in_parts = False
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
@@ -241,7 +245,7 @@ class Bypass:
     @property
     def _slots(self) -> Strengths:
         """The strengths by the slots of `Met`."""
-        return ALONE if self._plan.formed else self.strengths[0]
+        return ALONE if self._formed else self.strengths[0]
 
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
@@ -303,7 +307,7 @@ class Bypass:
     def _weight(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The weight as (O, I, *kernel)."""
         stored = self._reader.weight(self.module, dtype, device)
-        return stored.T if self.plan.geometry.transposed else stored
+        return stored.T if self._plan.geometry.transposed else stored
 
     def remove(self) -> None:
         """Take the hooks away, if they are there, and let go of the tensors on the input's device."""
@@ -313,13 +317,14 @@ class Bypass:
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """Add the change of a plan without operators to the module's own output."""
-        x = input_of(args, kwargs)
-        if is_divided(y):
+        x = args[0] if args else input_of(args, kwargs)
+        if type(y) is not Tensor and is_divided(y):
             return WeightShare.of(cast("Any", module).weight).beside(x, y, self._added)
-        if self._stands_apart(args, kwargs, y):
+        if compiled.traced() and self._stands_apart(args, kwargs, y):
             return self._compiled(x, None, y)
-        flat = _flat(x)
-        return _like(self._added(flat, _flat(y)), y)
+        if y.is_nested:
+            return _like(self._added(_flat(x), _flat(y)), y)
+        return self._added(x, y)
 
     def _added(self, x: Tensor, y: Tensor) -> Tensor:
         """y plus the change for the input x of a plan without operators."""
@@ -330,10 +335,10 @@ class Bypass:
 
     def _behind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """Change the module's own output by a plan whose operators only scale outputs."""
-        x = input_of(args, kwargs)
-        if self._stands_apart(args, kwargs, x, y):
+        x = args[0] if args else input_of(args, kwargs)
+        if compiled.traced() and self._stands_apart(args, kwargs, x, y):
             return self._compiled(x, None, y)
-        flat = _flat(x)
+        flat = _flat(x) if x.is_nested else x
         bound = self._begun(flat)
         if bound is None:
             return None
@@ -341,13 +346,13 @@ class Bypass:
         return self._finished(module, args, kwargs, y, (bound, seen, seen))
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = input_of(args, kwargs)
-        if self._stands_apart(args, kwargs, x):
+        x = args[0] if args else input_of(args, kwargs)
+        if compiled.traced() and self._stands_apart(args, kwargs, x):
             given = compiled.given(x, self._number, narrowing(x.device)) if self._turns else None
             self._traced = (x, given)
             return None if given is None else _with_input(args, kwargs, given)
         self._traced = None
-        flat = _flat(x)
+        flat = _flat(x) if x.is_nested else x
         bound = self._begun(flat)
         if bound is None:
             self._pass = None
@@ -356,7 +361,7 @@ class Bypass:
         self._pass = (bound, own, given)
         self._alone = self._is_alone()
         # Either no layer changes the input, or what others add in `forward` must see it unchanged.
-        if given is own or self._stands_beside_another(bound.operates):
+        if given is own or (bound.operates and self._stands_beside_another()):
             return None
         return _with_input(args, kwargs, _like(given.view(flat.shape).to(x.dtype), x))
 
@@ -374,23 +379,25 @@ class Bypass:
     ) -> Tensor:
         """The module's output y with the plan's changes."""
         bound, seen, given = held
-        rest: Mapping[str, Any] = kwargs if args else {}
-        # `forward` and not a call of the module, which would run these hooks again.
-        own = self._reader.forward(module)
-
-        def run(x: Tensor) -> Tensor:
-            with _shown(module):
-                return own(x, *args[1:], **rest)
-
-        nested, y = y, _flat(y)
-        if not self._stands_beside_another(bound.operates):
-            return _like(bound.finish(seen, y, self._slots, run, partial(self._whole, y)), nested)
+        run, nested = partial(self._run, module, args, kwargs), y
+        if y.is_nested:
+            y = _flat(y)
+        if not bound.operates or not self._stands_beside_another():
+            found = bound.finish(seen, y, self._slots, run, partial(self._whole, y))
+            return _like(found, nested) if nested.is_nested else found
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(given.view(x.shape).to(x.dtype))
         # `finish` may write over `met`.
         base = met.clone() if given is seen else run(x)
         return _like(y + (bound.finish(seen, met, self._slots, run) - base), nested)
+
+    def _run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+        """W x + b, with the further arguments of a pass."""
+        rest: Mapping[str, Any] = kwargs if args else {}
+        with _shown(module):
+            # `forward` and not a call of the module, which would run these hooks again.
+            return self._reader.forward(module)(x, *args[1:], **rest)
 
     def _stands_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any], *tensors: Tensor) -> bool:
         """Whether torch.compile is tracing a pass that it must not look into."""
@@ -418,10 +425,10 @@ class Bypass:
         elif self._acts == "behind":
             found = self._behind(self.module, (x,), {}, y)
         else:
-            if given is None or self._stands_beside_another(operates=True):
+            if given is None or self._stands_beside_another():
                 self._before(self.module, (x,), {})
             else:
-                bound = self._live(x)
+                bound = self._bind(x)
                 if bound is not None:
                     # It needs its own value of the input: `given` is a rounded copy.
                     whole = isinstance(bound, WholePass)
@@ -457,7 +464,7 @@ class Bypass:
         return weight.T if self.plan.geometry.transposed else weight
 
     def _begun(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
-        """The plan for a pass with this input; None where all strengths are 0, to keep every bit of y."""
+        """`_bind`, after `before_pass`."""
         if self.before_pass is not None:
             acts = self._acts
             self.before_pass(x)
@@ -469,33 +476,35 @@ class Bypass:
                     expected=f"one that acts {acts} it",
                     hint="Set the plan before the pass",
                 )
-        return self._live(x)
-
-    def _live(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
-        # With `apart` the output has another shape, whatever the strengths are.
-        return self._bind(x) if self.apart or any(map(any, self.strengths)) else None
+        return self._bind(x)
 
     def _may_turn(self) -> bool:
         """Whether the module may be given another input than its own."""
         met = self.met
         return self._acts == "around" and (met is None or any(base.inputs is not None for base in met.bases))
 
-    def _stands_beside_another(self, operates: bool) -> bool:
-        """Whether others add to W x + b, in `forward` or by a changed weight, and the plan has operators.
+    def _stands_beside_another(self) -> bool:
+        """Whether others add to W x + b, in `forward` or by a changed weight.
 
         Operators on x or y would act on what the others add as well.
         """
-        if not operates:
-            return False
         module: Any = self.module
         hooks: Mapping[int, Any] = module._forward_hooks
         hidden = len(hooks) > 1 and any(
             isinstance(getattr(hook, "__self__", None), Hiding) for hook in hooks.values()
         )
-        return hidden or self._reader.forward(module) != module.forward
+        # A `PlainReader` takes `forward` as it is.
+        plain = type(self._reader) is PlainReader
+        return hidden or not (plain or self._reader.forward(module) == module.forward)
 
-    def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass:
-        """The plan for the input's dtype and device, kept for later passes that it serves as well."""
+    def _bind(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
+        """The plan for the input's dtype and device, kept for later passes that it serves as well.
+
+        None where all strengths are 0, to keep every bit of the output.
+        """
+        # With `apart` the output has another shape, whatever the strengths are.
+        if not (self.apart or any(map(any, self.strengths))):
+            return None
         bound, anew = self._bound, self._whole_plan is not None or self._plan.anew
         if anew and (whole := self._whole_pass(x)) is not None:
             return whole
@@ -516,7 +525,7 @@ class Bypass:
     def _whole_pass(self, x: Tensor) -> WholePass | None:
         """The pass of a plan of one layer that learns, at strength 1; None for other plans."""
         # Transforms of torch need plain operations.
-        if self._in_parts or transformed() or self.apart:
+        if self._in_parts or self.apart or transformed():
             return None
         for each in self.strengths:
             if each.count(1.0) != len(each):
@@ -537,16 +546,17 @@ class Bypass:
         return found
 
     def _whole_begun(self, x: Tensor) -> WholePass | None:
-        whole, dtype, device = self._whole_plan, compute_dtype(x.dtype), x.device
-        if whole is None or not whole.serves(x, self.dropout):
+        whole, device = self._whole_plan, x.device
+        if whole is None or whole.made_for != (x.dtype, device, self.dropout):
             layer = alone_in(self.plan)
             if layer is None:
                 return None
             whole = self._whole_plan = WholePlan(self.plan, layer, x, self.dropout)
+        dtype = whole.like.dtype
         return whole.begun(
             x,
-            lambda: self._weight(dtype, device),
-            lambda: self._reader.bias(self.module, dtype, device),
+            partial(self._weight, dtype, device),
+            partial(self._reader.bias, self.module, dtype, device),
         )
 
 

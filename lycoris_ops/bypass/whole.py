@@ -48,12 +48,11 @@ class WholePlan:
         self.like = like.expand(self.geometry.shape)
         self.plain = BoundPlan(plan, Met((), (), ()), x, dropout)
         """A plan that adds nothing, used for the working dtype and the shape of inputs."""
+        self._kept: tuple[WholePass, Tensor, Tensor | None] | None = None
+        """A pass that serves all, because it holds only a factor for outputs, which is one of the layer's own
+        tensors, and the module's bias. The second and third are these two."""
         self._inside: BoundPlan | None = None
         self._beside: BoundPlan | None = None
-
-    def serves(self, x: Tensor, dropout: float) -> bool:
-        """Whether this plan can be used for a pass with this input."""
-        return self.made_for == (x.dtype, x.device, dropout)
 
     def begun(
         self, x: Tensor, weight: Callable[[], Tensor], bias: Callable[[], Tensor | None]
@@ -63,6 +62,11 @@ class WholePlan:
         `weight` and `bias` give the values in float32 or float64.
         """
         stage = self.plan.stages[0]
+        if self._kept is not None:
+            kept, extra, own = self._kept
+            # The tensors may have moved since.
+            if extra.dtype == self.like.dtype and extra.device == x.device and own is bias():
+                return kept
         met = weight().view(self.geometry.shape) if self.layer.reads_weight else self.like
         sides = self.layer.sides(met)
         if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
@@ -86,8 +90,13 @@ class WholePlan:
             # zeros.
             before = self.like.new_zeros(self.geometry.outputs) if own is None else own
             biases = tuple(one.part.delta(before).to(dtype) for one in stage.biases)
-        own = None if own is None else self.geometry.per_channel(own.to(dtype))
-        return WholePass(self, sides, outputs, inputs, own, biases, inside, beside)
+        shown = None if own is None else self.geometry.per_channel(own.to(dtype))
+        made = WholePass(self, self.plain.seen, sides, outputs, inputs, shown, biases, inside, beside)
+        if isinstance(outputs, Diagonal) and not (inputs or sides.inside or sides.beside or biases):
+            extra = outputs.extra
+            if any(extra is one for one in self.plan.tensors):
+                self._kept = made, extra, own
+        return made
 
     def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan:
         """A plan that adds these forms."""
@@ -100,6 +109,8 @@ class WholePass:
     """One pass of a `WholePlan`, with the methods of a `BoundPlan`."""
 
     whole: WholePlan
+    seen: Run
+    """As in `BoundPlan`."""
     sides: Sides
     outputs: Operator | None
     inputs: Operator | None
@@ -112,10 +123,6 @@ class WholePass:
     turned: Tensor | None = None
     """The input after `inputs`."""
     operates: bool = field(default=True, init=False)
-
-    def seen(self, x: Tensor) -> Tensor:
-        """As in `BoundPlan`."""
-        return self.whole.plain.seen(x)
 
     def given(self, x: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
         """As in `BoundPlan`."""
@@ -139,7 +146,9 @@ class WholePass:
             total = self.beside.beside(x, total, ALONE)
         for change in self.biases:
             total = total + self.whole.geometry.per_channel(change)
-        return shaped(total, y.shape).to(y.dtype)
+        if self.whole.geometry.kernel:
+            total = shaped(total, y.shape)
+        return total if total.dtype == y.dtype else total.to(y.dtype)
 
     def _on_outputs(self, y: Tensor) -> Tensor:
         """y with `outputs` applied to everything but the bias."""
@@ -147,7 +156,8 @@ class WholePass:
         if outputs is None:
             return y
         if isinstance(outputs, Diagonal):
-            return scaled(y, geometry.per_channel(outputs.extra), bias)
+            extra = geometry.per_channel(outputs.extra) if geometry.kernel else outputs.extra
+            return scaled(y, extra, bias)
         found = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
         return found if bias is None else found + bias
 

@@ -57,9 +57,9 @@ Measured on a CPU, for layers of width 64 to 1280: the figures are in tests/benc
 FEW = 1 << 17
 """For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
 
-Measured on a CPU with DoRA, OFT, BOFT and (IA)^3, for layers of width 64 to 1024 and 1 to 4096 tokens: the
-figures are in tests/bench/README.md. A limit in tokens would be better still: OFT and (IA)^3 cost less as
-operators for few tokens, DoRA and BOFT cost less rebuilt for many."""
+Measured on a CPU with DoRA, OFT and BOFT, for layers of width 64 to 1024 and 1 to 4096 tokens: the figures
+are in tests/bench/README.md. A limit in tokens would be better still: OFT costs less as operators for few
+tokens, DoRA and BOFT cost less rebuilt for many."""
 
 
 class Member(nn.Module):
@@ -129,10 +129,11 @@ class Member(nn.Module):
 
         They may be sharded, see `whole`.
         """
-        # `to` and others may put new tensors in the place of the old ones.
-        held = self._parameters
+        # `to` and others may put new tensors in the place of the old ones. `getattr` takes long.
+        held, fixed = self._parameters, self._buffers
         for name, value in self._tensors:
-            if value is not (held[name] if name in held else getattr(self, name)):
+            met = held[name] if name in held else fixed[name] if name in fixed else getattr(self, name)
+            if met is not value:
                 self._hold(self._layer)
                 break
         return self._layer
@@ -142,15 +143,15 @@ class Member(nn.Module):
         of its tensors are added up over them.
         """
         layer = self.layer
-        for _, held in self._tensors:
-            if is_divided(held):
-                return layer.with_tensors({name: whole(value) for name, value in self._tensors})
+        if self._divided:
+            return layer.with_tensors({name: whole(value) for name, value in self._tensors})
         return layer
 
     def _hold(self, layer: Layer) -> None:
         """Keep the layer with the parameters and buffers as its tensors."""
         self._layer = layer.with_tensors({name: getattr(self, name) for name in layer.tensors()})
         self._tensors = tuple(self._layer.tensors().items())
+        self._divided = any(is_divided(value) for _, value in self._tensors)
 
     @property
     def form(self) -> str:
@@ -265,38 +266,45 @@ class Member(nn.Module):
 
     def _before_pass(self, x: Tensor) -> None:
         """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
-        layer, settings = self.whole(), self.settings
-        weight = own_of(self.site.module, self.site.weight)
-        share = WeightShare.of(weight) if is_divided(weight) else None
-        if share is not None:
+        layer, settings = self.layer, self.settings
+        if self._divided:
+            layer = self.whole()
+        weight, share = own_of(self.site.module, self.site.weight), None
+        if type(weight) is not nn.Parameter and is_divided(weight):
+            share = WeightShare.of(weight)
             with located(weight=self.site.path):
                 layer = share.of_layer(layer)
         if not self.passed:
             # Setting an attribute of a module takes long.
             self.passed = True
-        strength = self._drawn_strength()
-        if self.training and settings.rank_dropout:
+        strength, training = self.multiplier, self.training
+        if training and settings.module_dropout:
+            strength = self._drawn_strength()
+        if training and settings.rank_dropout:
             layer = _without_ranks(layer, settings.rank_dropout)
-        beside = self._bypass is not None and self._bypassed(x)
+        hook = self._bypass
+        beside = hook is not None and (self.bypass_up_to == math.inf or self._bypassed(x))
         if self._rebuilt is not None:
             self._rebuilt.layer, self._rebuilt.strength = layer, 0.0 if beside else strength
-        if self._bypass is not None:
-            hook, versions = self._bypass, self._versions()
+        if hook is not None:
+            versions = self._versions()
             if layer is not self._planned or versions != self._planned_at:
                 # Without gradients the bypass keeps what it computes from the tensors.
                 hook.plan, self._planned_at = self._plan(layer, share), versions
             used = strength if beside else 0.0
-            if any(strength != used for stage in hook.strengths for strength in stage):
-                hook.strengths = tuple((used,) * len(stage) for stage in hook.strengths)
-            hook.dropout = settings.input_dropout if self.training else 0.0
+            for stage in hook.strengths:
+                if stage.count(used) != len(stage):
+                    hook.strengths = tuple((used,) * len(each) for each in hook.strengths)
+                    break
+            hook.dropout = settings.input_dropout if training else 0.0
 
     def _versions(self) -> tuple[int, ...]:
         """How often each tensor was changed in place; () for a layer that learns."""
-        held = [value for _, value in self._tensors]
-        if any(value.requires_grad for value in held):
-            return ()
+        for _, value in self._tensors:
+            if value.requires_grad:
+                return ()
         # torch does not count the changes of a tensor of the inference mode.
-        return tuple(0 if value.is_inference() else value._version for value in held)
+        return tuple(0 if value.is_inference() else value._version for _, value in self._tensors)
 
     def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:
         """Set the hook of a tied module for one pass."""
@@ -309,9 +317,8 @@ class Member(nn.Module):
 
     def _bypassed(self, x: Tensor) -> bool:
         """Whether the layer acts beside the module in a pass with this input."""
-        if self.bypass_up_to == math.inf or self.site.geometry is None:
-            return True
-        return self.site.geometry.tokens(x) <= self.bypass_up_to
+        geometry = self.site.geometry
+        return geometry is None or geometry.tokens(x) <= self.bypass_up_to
 
     def _plan(self, layer: Layer, share: WeightShare | None = None) -> BypassPlan:
         geometry = self.site.geometry
@@ -463,7 +470,8 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     Norms, embeddings and the projections of torch's attention are always rebuilt. Otherwise a layer with
     `input_dropout` is always bypassed. So is a layer whose weight is packed, is loaded by hooks within each
     pass, or has so narrow a dtype that a small change would be lost. A change that depends on the weight
-    consists of operators on inputs or outputs; it is bypassed if the weight has more than FEW values.
+    consists of operators on inputs or outputs; it is bypassed if it only scales outputs, or if the weight has
+    more than FEW values.
     """
     if site.geometry is None:
         return 0.0
@@ -477,7 +485,7 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     each, formed = 0, 0
     for form in layer.forms():
         if isinstance(form, Dependent):
-            return math.inf if size > FEW else 0.0
+            return math.inf if size > FEW or layer.scales_outputs else 0.0
         if isinstance(form, Kronecker):
             each += PASSES * MANY_SMALL * form.work() + BETWEEN * form.between
         else:

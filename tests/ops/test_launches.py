@@ -17,6 +17,7 @@ from lycoris_ops.maths.scaling import scaled
 from tests.harness.launches import Launches
 
 
+@pytest.mark.parametrize("form", ["auto", "bypass"])
 @pytest.mark.parametrize(
     ("options", "forward", "step"),
     [
@@ -33,7 +34,7 @@ from tests.harness.launches import Launches
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_a_step_launches_no_more_than_with_peft(
-    options: dict[str, Any], forward: int, step: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], forward: int, step: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "SMALL", 0)
     base = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
@@ -55,7 +56,7 @@ def test_a_step_launches_no_more_than_with_peft(
         with torch.no_grad():
             return base(x)
 
-    network = lyc.create_lycoris(base, form="bypass", seed=0, **options)
+    network = lyc.create_lycoris(base, form=form, seed=0, **options)
     # The module alone: one product forward, and one for the gradient of the input.
     assert (counted(once), counted(lambda: base(x).backward(gradient))) == (1, 2)
     network.apply_to()

@@ -146,6 +146,28 @@ def test_the_way_is_chosen_by_the_tokens_of_each_pass(kernel: tuple[int, ...]) -
             assert (parameter.grad - grad).abs().max() < 1e-12 * grad.abs().max()
 
 
+def test_a_pass_that_is_kept_sees_what_changes_between_passes() -> None:
+    layer, x = nn.Linear(6, 5), torch.randn(3, 6)
+    network = made(nn.Sequential(layer), algorithm="ia3")
+    (member,) = network.members.values()
+
+    def check(strength: float = 1.0) -> None:
+        factor = 1 + strength * member.layer.tensors()["weight"].to(x.dtype)
+        wanted = nn.functional.linear(x, layer.weight) * factor + layer.bias
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), wanted)
+
+    check()
+    layer.bias = nn.Parameter(torch.randn(5), requires_grad=False)
+    check()
+    layer.bias.data = torch.randn(5)
+    check()
+    network.double()
+    check()
+    network.set_multiplier(0.5)
+    check(0.5)
+
+
 def mixed(model: nn.Module, **options: Any) -> lyc.LycorisNetwork:
     overrides = {
         "conv": {"algorithm": "loha", "rank": 2},

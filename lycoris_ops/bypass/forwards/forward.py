@@ -107,9 +107,10 @@ def in_own_dtypes(device: torch.device) -> AbstractContextManager[Any]:
 def narrowing(device: torch.device) -> torch.dtype | None:
     """The dtype to which autocast narrows the factors of products on a device; None where it is off."""
     kind = device.type
-    # Some devices, such as meta, have no autocast.
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+    # Some devices, such as meta, have no autocast. To ask takes long beside a small layer.
+    if not (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def narrowed(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
