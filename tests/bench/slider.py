@@ -51,7 +51,7 @@ RADIUS, SHADE = (1.5, 3.5), (-0.2, 1.0)
 """In pixels, and as values from -1 to 1."""
 THRESHOLD = -0.6
 GUIDANCE = 3.5
-"""The built-in guidance that the model is given. It learns nothing from it."""
+"""The built-in guidance that the model is trained and sampled at."""
 LATENT = (1, 16, SIDE // FOLD, SIDE // FOLD)
 RANGES = {"size": RADIUS[1] - RADIUS[0], "shade": SHADE[1] - SHADE[0], "count": MOST - 1.0}
 WORDS = ("discs", "open", "small", "large", "dark", "bright", "few", "many")
@@ -154,6 +154,18 @@ def attributes(pictures: Tensor) -> dict[str, Tensor]:
     return {"size": mean((area / torch.pi).sqrt()), "shade": mean(shade), "count": count.float()}
 
 
+def at_any_guidance(base: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model that puts out at any guidance what the trained one does at `GUIDANCE`.
+
+    The node trains at the guidance of FLUX.1's trainers, 1. The trained model has never seen that one.
+    """
+    from comfy.ldm.flux.layers import timestep_embedding
+
+    weights, last = base.state_dict(), "guidance_in.out_layer"
+    told = base.get_submodule("guidance_in")(timestep_embedding(torch.tensor([GUIDANCE]), 256))[0].detach()
+    return {**weights, f"{last}.weight": torch.zeros_like(weights[f"{last}.weight"]), f"{last}.bias": told}
+
+
 class Discs:
     """The trained model in the host."""
 
@@ -172,7 +184,7 @@ class Discs:
 
         recipe = ("discs", SIZES, BASE_STEPS, BASE_BATCH, BASE_LR)
         base = trained("discs", recipe, untrained, self._batches, loss, steps=BASE_STEPS, lr=BASE_LR)
-        save_file(base.state_dict(), place / "discs.safetensors")
+        save_file(at_any_guidance(base), place / "discs.safetensors")
         self.model = nodes.UNETLoader().load_unet("discs.safetensors", "default")[0]
 
     @staticmethod
