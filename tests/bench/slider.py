@@ -13,8 +13,8 @@ rank, steps and rate.
 
 "R2" is that of a line through the mean attribute at each strength, "moves" how far the mean goes from -1 to
 1, as a share of the range in which the pictures were drawn, and "drift" how far the others go at most from
-where they are at strength 0, as a share of their ranges, with the standard error over the pictures. "per
-move" is the largest drift over how far the attribute itself goes at most from there.
+where they are at strength 0, as a share of their ranges, with the standard error over the pictures. "beyond
+words" is how far they are at -1 and 1 at most from where the words of less and more take them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ LR, RANK, BATCH = 2e-3, 4, 4
 """The settings of all sliders."""
 GUIDED = 0.5
 """LECO's guidance along the difference of prompts, which goes about as far as they do."""
-WAYS = ("words", "prompts", "pictures", "LECO")
+WAYS = ("prompts", "pictures", "LECO")
 AT, ROWS, REACH = (-1.0, -0.5, 0.5, 1.0), 32, 0.35
 """The strengths of opposed pictures, how many rows there are, and how far strength 1 is from the middle of a
 range, as a share of it."""
@@ -345,25 +345,36 @@ class Followed:
         fit = np.polyval(np.polyfit(self.strengths, self.own, 1), self.strengths)
         return float(1 - ((self.own - fit) ** 2).sum() / ((self.own - self.own.mean()) ** 2).sum())
 
-    def farthest(self, name: str) -> tuple[float, float]:
-        """How far an attribute goes at most from where it is at strength 0, as a share of its range, and the
-        standard error of that, of the pictures with discs at both strengths."""
-        middle = self.found[len(self.found) // 2][name]
-        moves = [(move := (one[name] - middle) / RANGES[name])[~move.isnan()] for one in self.found]
-        most = max(moves, key=lambda move: abs(float(move.mean())))
-        return abs(float(most.mean())), float(most.std()) / len(most) ** 0.5
+    def drift(self, others: Sequence[dict[str, Tensor]]) -> str:
+        """How far the other attributes are at most from those of `others`, pictures of the same noise."""
+        told: list[str] = []
+        for name in (other for other in RANGES if other != self.name):
+            pairs = zip(self.found, others, strict=True)
+            most, error = farthest([(own[name] - other[name]) / RANGES[name] for own, other in pairs])
+            told.append(f"{name} {most:.1%} ± {error:.1%}")
+        return ", ".join(told)
+
+    def beyond(self, words: Followed) -> str:
+        """The drift at both ends beyond that of the words of less and more."""
+        ends = Followed(self.name, [self.found[0], self.found[-1]], (-1.0, 1.0))
+        return ends.drift([words.found[0], words.found[-1]])
 
     def cells(self) -> list[object]:
         own = self.own
-        drift = {other: self.farthest(other) for other in RANGES if other != self.name}
         return [
             *(f"{own[at]:.2f}" for at in (0, len(own) // 2, -1)),
             f"{(own[-1] - own[0]) / RANGES[self.name]:.0%}",
             "yes" if (np.diff(own) > 0).all() else "no",
             f"{self.r2:.3f}",
-            ", ".join(f"{other} {most:.1%} ± {error:.1%}" for other, (most, error) in drift.items()),
-            f"{max(most for most, _ in drift.values()) / self.farthest(self.name)[0]:.0%}",
+            self.drift([self.found[len(self.found) // 2]] * len(self.found)),
         ]
+
+
+def farthest(moves: Sequence[Tensor]) -> tuple[float, float]:
+    """The largest of some mean moves, and its standard error. A move is NaN where a picture has no discs."""
+    seen = [move[~move.isnan()] for move in moves]
+    most = max(seen, key=lambda move: abs(float(move.mean())))
+    return abs(float(most.mean())), float(most.std()) / len(most) ** 0.5
 
 
 def main() -> None:
@@ -389,19 +400,30 @@ def main() -> None:
         "LECO": discs.by_leco,
     }
     lines = Table(
-        "by", "slider of", "at -1", "at 0", "at 1", "moves", "monotone", "R2", "drift", "per move", "CPU s"
+        "by",
+        "slider of",
+        "at -1",
+        "at 0",
+        "at 1",
+        "moves",
+        "monotone",
+        "R2",
+        "drift",
+        "beyond words",
+        "CPU s",
     )
+    words: dict[str, Followed] = {}
+    for name in options.attributes:
+        less, more = ends_of(name)
+        made_of = [attributes(discs.pictures(None, 0.0, said)) for said in (less, OPEN, more)]
+        words[name] = Followed(name, made_of, (-1.0, 0.0, 1.0))
+        lines.row("words", name, *words[name].cells(), "-", "-")
     for way, name in itertools.product(options.ways, options.attributes):
-        if way == "words":
-            less, more = ends_of(name)
-            by_words = [attributes(discs.pictures(None, 0.0, said)) for said in (less, OPEN, more)]
-            lines.row(way, name, *Followed(name, by_words, (-1.0, 0.0, 1.0)).cells(), "-")
-            continue
         began = time.process_time()
         file = ways[way](name, options.steps)
         took = time.process_time() - began
         found = Followed(name, [attributes(discs.pictures(file, each)) for each in STRENGTHS])
-        lines.row(way, name, *found.cells(), f"{took:.0f}")
+        lines.row(way, name, *found.cells(), found.beyond(words[name]), f"{took:.0f}")
     shutil.rmtree(Path(folder_paths.get_output_directory()) / f"slider-{os.getpid()}", ignore_errors=True)
 
 
