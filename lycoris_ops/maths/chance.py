@@ -1,9 +1,10 @@
 """Random streams that depend only on a seed and on their purpose.
 
-The draws of a training come from the global generators of Python, numpy and torch. Their states are not
-carried along. Each step, each epoch's data and each validation has a stream of its own, seeded by a hash of
-the run's seed and the stream's name. What came before does not matter, so a resumed run draws what an
-unbroken one draws, processes draw differently, and a validation disturbs nothing.
+The draws of a training come from the global generators of Python, numpy and torch. Each step, each epoch's
+data and each batch of a validation has a stream of its own, seeded by a hash of the run's seed and the
+stream's name. What was drawn before does not matter: a resumed run draws what an unbroken one draws, all
+validations draw the same, and none changes what the training draws. The name of a step has the number of the
+model's copy, so copies draw differently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operations on many tensors at once, each in a single kernel."""
+"""Operations on many tensors at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def scale(tensors: Sequence[Tensor], factor: float) -> None:
 def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     """The norm of all tensors together, on the device and in the dtype of `like`.
 
-    Sharded tensors count as a whole, and all processes call this.
+    Sharded tensors count with all their parts, so all processes must call this.
     """
     if not tensors:
         return torch.zeros_like(like)
@@ -63,12 +63,12 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def gathered(value: Any) -> Any:
-    """A nested value, such as an optimiser's state, with all its tensors whole. All processes call it."""
+    """A nested value, such as an optimiser's state, with all its tensors whole. All processes must call this."""
     return mapped(value, lambda tensor: whole(tensor.detach()) if is_divided(tensor) else tensor)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A nested value with its tensors changed, in lists, tuples and mappings, which become dicts."""
+    """A nested value with `change` applied to its tensors, in lists, tuples and mappings. These become dicts."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -87,5 +87,5 @@ def _norm(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _parts(*lists: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors of each list, and this process's parts of sharded ones."""
+    """The same lists, with this process's parts in place of sharded tensors."""
     return [[own_part(tensor) for tensor in tensors] for tensors in lists]

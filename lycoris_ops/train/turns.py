@@ -15,17 +15,17 @@ LASTING = frozenset({"persistent_workers", "pin_memory_device"})
 
 
 class Turn(NamedTuple):
-    """The batch of one process, when every process takes one."""
+    """One process's batch in a turn. In a turn every process takes one batch."""
 
     batch: Any
     counts: bool
-    """Whether the batch is the process's own. At the end there may be too few: then it repeats another's."""
+    """Whether the batch is the process's own. If the last turn has too few, the others repeat its first one."""
     of: int
     """How many batches the processes have together in this turn."""
 
 
 def turns(batches: Iterable[Any], rank: int, count: int, start: int = 0) -> Iterator[Turn]:
-    """Every n-th batch after the first `start % n`, for the process `rank` of n = `count`.
+    """The turns of process `rank` of n = `count`: it takes every n-th batch, after skipping `start % n`.
 
     The batches of others are not read where `batches` is a sequence or torch's loader of a map-style data
     set. A loader with a `DistributedSampler` already gives only the process's own.

@@ -1,15 +1,15 @@
 """One step of training, forward and backward: this pack's network beside those of its peers, in one process.
 
 `python -m tests.bench.train_step [--device cuda] [--rounds N] [--seconds S] [--cases TEXT]` prints a
-table. Each row has at least so many rounds, and takes about so many seconds. A step goes through one layer,
+table. Each row has at least N rounds, and goes on until S seconds have passed. A step goes through one layer,
 or through a transformer block of six, with a frozen base and gradients for the input, as in the middle of a
 model. All peers train the same algorithm at the same sizes, and take turns in each round. Each round begins
 with another peer, because it matters what ran just before.
 
 Times are medians over the rounds, in ms. A ratio is the median over the rounds of a peer's time over ours:
 above 1, ours is faster. It is shown for the fastest peer, and for the better of lycoris-lora's two ways.
-"saved" is what autograd keeps from forward to backward beyond what the base alone keeps, in MB: it is what
-decides the peak of a whole model. Peers: lycoris-lora by rebuilt weights and by its bypass, PEFT, and
+"saved" is what autograd keeps from forward to backward beyond what the base alone keeps, in MB. It decides
+the peak memory of a whole model. Peers: lycoris-lora by rebuilt weights and by its bypass, PEFT, and
 ComfyUI's training adapters in both modes of its training node.
 """
 
@@ -34,7 +34,7 @@ FULL = 10**6
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm, as each package is told of it."""
+    """An algorithm, with the settings that choose it in each package."""
 
     title: str
     ours: dict[str, Any]
@@ -172,7 +172,7 @@ def host(base: nn.Module, algorithm: Algorithm, *, bypass: bool) -> list[nn.Para
 
 
 def _by_weight(module: Any, adapter: Any) -> Callable[[Tensor], Tensor]:
-    """A pass by the changed weight, as the host's training node patches it."""
+    """A forward pass with the changed weight, as the host's training node makes it."""
 
     def run(x: Tensor) -> Tensor:
         weight = adapter(module.weight)
@@ -194,7 +194,7 @@ PEERS: dict[str, Callable[[nn.Module, Algorithm], list[nn.Parameter]]] = {
 
 
 def saved(run: Callable[[], Tensor], free: set[int]) -> float:
-    """MB that autograd keeps of one pass, each storage once, without those in `free`."""
+    """MB that autograd keeps for one pass. Each storage counts once, and those in `free` do not count."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

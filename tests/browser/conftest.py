@@ -1,4 +1,4 @@
-"""The real front end in Chromium, on a real server with the pack and the random models."""
+"""The real front end in Chromium, on a real server with the pack and with models of random weights."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fronts")
 
 
-# For a file and not for the session: playwright's event loop runs in this thread until its end, and
-# another, such as the host's own, could not run in the tests that follow.
+# A browser for each file, not for the session: while it is open, playwright's event loop runs in this thread,
+# and no other loop could run in the tests that follow, such as the host's own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     found = facts()
     if found.chromium is None:
-        pytest.skip(f"no Chromium could be had: {found.no_chromium}")
+        pytest.skip(f"no Chromium is available: {found.no_chromium}")
     with chromium(found.chromium) as opened:
         yield opened
 
@@ -67,8 +67,8 @@ def front_end(request: pytest.FixtureRequest) -> str:
 def serve() -> Iterator[Callable[[str], Server]]:
     """Gives the server of a front end, and starts it when it is first wanted.
 
-    Each has a base directory with the models and the pictures of templates, and no trace of an earlier run;
-    each process has its own.
+    Each server has a base directory with the models and the pictures of templates, without outputs or user
+    data of an earlier run. Test processes share no server.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
     home = ROOT / ".cache" / facts().host / f"browser-tests-{worker}"
@@ -89,7 +89,7 @@ def serve() -> Iterator[Callable[[str], Server]]:
 
 @pytest.fixture(scope="module")
 def server(browser: Browser, serve: Callable[[str], Server], front_end: str) -> Server:
-    """The server, after the browser, so that it is not started where there is no browser."""
+    """The server. It asks for the browser first, so that it does not start where there is none."""
     return serve(front_end)
 
 

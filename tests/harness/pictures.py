@@ -214,7 +214,7 @@ def taken(ui: Ui, of: str | None, high: int) -> Image.Image:
 def main(chosen: list[str]) -> int:
     found = facts()
     if found.chromium is None:
-        print(f"No Chromium could be had: {found.no_chromium}", file=sys.stderr)
+        print(f"No Chromium is available: {found.no_chromium}", file=sys.stderr)
         return 1
     base = install(base_directory(ROOT / ".cache" / "pictures", ROOT), parts())
     shutil.rmtree(base / "output", ignore_errors=True)

@@ -52,13 +52,13 @@ sample.sample = lambda model, noise, steps, *more, **named: whole(
     model, noise, min(steps, {SAMPLED}), *more, **named
 )
 """
-"""A pack of the host with which samples of trainings take fewer steps, and no file waits for the disk."""
+"""A custom node pack. With it, all sampling takes few steps, and no file waits for the disk."""
 
 Nodes = dict[str, dict[str, Any]]
 
 
 def cut_photographs(folder: Path, captions: dict[str, str]) -> None:
-    """The middles of photographs, small, with their captions."""
+    """Write the middles of photographs, scaled down, with their captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, words in captions.items():
         (found,) = (path for path in DATA.files if Path(path).stem == name)
@@ -82,16 +82,16 @@ def server() -> Iterator[Server]:
     (base / "custom_nodes" / "quick.py").write_text(QUICK, encoding="utf-8")
     (models / "vae_approx").mkdir(exist_ok=True)
     write_tiny_vae(models / "vae_approx")
-    # Else each of the many captions has the encoder's weights cast anew.
+    # Otherwise the encoder's weights are cast again for each of the many captions.
     with Server(facts().comfyui, base, "--fp32-text-enc") as running:
         yield running
 
 
 def prompt_of(server: Server, **training: Any) -> dict[str, Any]:
-    """The template as a prompt that runs in seconds, with other settings of the training as given."""
+    """The template as a prompt that runs in seconds, with these inputs of the training replaced."""
     info = server.object_info()
     prompt = to_prompt(ready(TRAIN, info, SMALL), info)
-    # These are in groups, which the template leaves as is usual.
+    # These settings are in groups that the template leaves at their usual values.
     prompt[of_type(prompt, "LycorisTrain")]["inputs"] |= {
         **own("layers", preset="attn-only"),
         **own("output", validate_every=4),
@@ -107,7 +107,7 @@ def of_type(prompt: dict[str, Any], kind: str) -> str:
 
 
 def test_templates_are_named_where_users_read() -> None:
-    """The README lists them all, and the help pages name none that is not there."""
+    """The README lists them all. So do the help pages together, and they name no others."""
     pages = [ROOT / "README.md", *(ROOT / "lycoris_nodes" / "web" / "docs").glob("*.md")]
     listed, *named = (set(re.findall(r"`(\d\d [^`]+)`", page.read_text("utf-8"))) for page in pages)
     assert listed == set().union(*named) == set(TEMPLATES)
@@ -133,9 +133,9 @@ def missing_files(prompt: Nodes, info: dict[str, Any]) -> Iterator[str]:
     ],
 )
 def test_a_template_asks_for_a_model_and_runs(server: Server, name: str) -> None:
-    """Beside adapters it asks for the files of a model.
+    """Besides adapters, a template asks for the files of a model only.
 
-    With files it runs, and so do the nodes that it leaves muted.
+    With these files it runs, and so do the nodes that it leaves muted.
     """
     info = server.object_info()
     opened = template(name)
@@ -185,7 +185,7 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     # The workflow can be read out of the file, as out of any that the host saves.
     assert json.loads(metadata["prompt"]).keys() == prompt.keys()
     assert metadata["ss_steps"] == "4" and metadata["ss_network_module"] == "networks.lora"
-    # By its trigger the list of files finds it.
+    # The list of files finds it by its trigger.
     assert metadata["modelspec.trigger_phrase"] == "mystyle"
     assert json.loads(metadata["ss_tag_frequency"])["pictures"]["mystyle"] == 1
     files = server.object_info()["LycorisLoadAdapter"]["input"]["required"]["file"][1]["options"]
@@ -193,12 +193,12 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     assert not [name for name in files if name.endswith(".state.safetensors")]
 
 
-# Four runs of a host, which is started again.
+# Six runs, and a restart of the host.
 @pytest.mark.soak
 def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
-    """Stopped twice, with another training in between, and then the host is started again.
+    """A training is stopped twice, with another one in between, and then the host is restarted.
 
-    With nothing changed each Run trains on, and the end is that of an unbroken training. Then it is cached.
+    With nothing changed each Run continues it, and it ends as an unbroken training does. Then it is cached.
     """
     prompt = prompt_of(
         server,
@@ -211,7 +211,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     file = folder.with_name("stopped_00001_.safetensors")
 
     def broken_off() -> Run:
-        """Run until there is a checkpoint of this run."""
+        """Run the prompt, and interrupt it once this run has written a checkpoint."""
         before, ended = set(folder.glob("step-*.state.safetensors")), threading.Event()
 
         def on_progress(number: str, value: int, maximum: int) -> None:
@@ -224,7 +224,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
         return run
 
     stopped = broken_off()
-    # The prompt ends with the training, and the host has nothing of it to keep.
+    # The prompt ends at the training, so the host has no outputs of these nodes.
     assert not {train, of_type(prompt, "LycorisApplyStack")} & stopped.outputs.keys()
     steps = saved_steps(folder / "last.safetensors")
     # It is in the loaders' list, because the host looks for models in its output folder too.
@@ -241,7 +241,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     server.__exit__()
     server.__enter__()
 
-    # Before Run, and by the name of the file of the model, which is not loaded, what is usual for it.
+    # Before Run the model is not loaded: the name of its file tells what is usual for it.
     found = told(server, prompt[train]["inputs"])
     assert found["usual"]["family"] == "Stable Diffusion" and found["usual"]["rank"] == "16"
     assert found["stopped"]["name"] == "stopped_00001_" and found["stopped"]["differences"] == []
@@ -250,7 +250,7 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     found = told(server, {**prompt[train]["inputs"], "rank": 3, "layers.exclude": "mid*"})
     assert found["stopped"]["differences"] == ["rank was 2 and is 3", "exclude was '' and is 'mid*'"]
     assert found["stopped"]["others"] == {"rank": 2, "layers.exclude": ""}
-    # Numbers that another node gives may be any.
+    # A number that another node gives is not known yet, so it makes no difference.
     assert not told(server, {**prompt[train]["inputs"], "rank": 3}, linked=["rank"])["stopped"]["differences"]
 
     run = server.queue(prompt)
@@ -282,13 +282,13 @@ def told(server: Server, inputs: dict[str, Any], linked: Sequence[str] = ()) -> 
 
 
 def saved_steps(file: Path) -> int:
-    """How many steps an adapter says that it was trained."""
+    """The number of steps that an adapter was trained, from its metadata."""
     with safe_open(file, "pt") as opened:
         return int(opened.metadata()["ss_steps"])
 
 
 def held_out_losses(run: Run, name: str = "train") -> tuple[float, float]:
-    """The first and the best loss of the held-out picture that a node reports."""
+    """The first and the best held-out loss in a node's report."""
     assert run.error is None, run.error
     (report,) = run.outputs[name]["text"]
     # "held-out loss 1.2 in step 0, best 1.1 in step 4"
@@ -297,9 +297,9 @@ def held_out_losses(run: Run, name: str = "train") -> tuple[float, float]:
 
 
 def test_a_model_is_trained_on_data_of_the_hosts_own_nodes(server: Server) -> None:
-    """A Flux in a file of its own: the file that is written, by the host's loader, gives the loss at the end.
+    """A Flux in a file of its own. The written adapter, loaded by the host's own node, gives the final loss.
 
-    Samples are shown on the way.
+    Samples are saved on the way.
     """
     specs = server.object_info()["LycorisTrain"]["input"]
     every = {name: spec for group in ("required", "optional") for name, spec in specs[group].items()}

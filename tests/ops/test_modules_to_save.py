@@ -1,4 +1,4 @@
-"""Heads that PEFT saves whole beside layers of another kind: read, applied, trained and written."""
+"""Heads that PEFT saves whole: read, applied, trained and written. Norms and BOFT are written for PEFT too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and PEFT's adapter of it with LoRA and a new head."""
+    """A base model, and an adapter for it by PEFT, with LoRA and a new head."""
     home = tmp_path_factory.mktemp("heads")
     classifier().save_pretrained(home / "base")
     config = LoraConfig(
