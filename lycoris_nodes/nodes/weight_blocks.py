@@ -54,7 +54,7 @@ class LycorisWeightBlocks(io.ComfyNode):
                     options=[NO_PRESET, *known_presets(own), *own.faults],
                     default=NO_PRESET,
                     optional=True,
-                    tooltip="Rules by name, before those of the text. Your own are in "
+                    tooltip="Rules by name, applied before those of the text. Your own are in "
                     f"{FILE} in ComfyUI's user folder.",
                 ),
                 *advanced(seed_input("The seed for the letters R and U in a vector.")),

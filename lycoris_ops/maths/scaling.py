@@ -1,4 +1,4 @@
-"""Outputs times a factor for each channel."""
+"""Scale outputs by a factor for each channel."""
 
 from __future__ import annotations
 

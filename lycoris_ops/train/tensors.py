@@ -63,12 +63,15 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def gathered(value: Any) -> Any:
-    """A nested value, such as an optimiser's state, with all its tensors whole. All processes must call this."""
+    """A nested value, such as an optimiser's state, with all tensors whole. All processes must call this."""
     return mapped(value, lambda tensor: whole(tensor.detach()) if is_divided(tensor) else tensor)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A nested value with `change` applied to its tensors, in lists, tuples and mappings. These become dicts."""
+    """A nested value with `change` applied to its tensors, in lists, tuples and mappings.
+
+    Mappings become dicts.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):

@@ -19,7 +19,7 @@ class Turn(NamedTuple):
 
     batch: Any
     counts: bool
-    """Whether the batch is the process's own. If the last turn has too few, the others repeat its first one."""
+    """Whether the batch is the process's own. In a last turn of too few, others repeat its first."""
     of: int
     """How many batches the processes have together in this turn."""
 

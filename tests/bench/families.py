@@ -67,7 +67,7 @@ def by_tokens(low: float, high: float, few: int, many: int, tokens: int) -> floa
 
 
 def kohya(source: str, rank: int, alpha: float, lr: float, **settings: Any) -> Recipe:
-    """A recipe of kohya-ss: AdamW of 8 bits with its own weight decay, at a constant rate."""
+    """A recipe of kohya-ss: AdamW with its own weight decay, at a constant rate."""
     common = {"warmup": 0.0, "weight_decay": 0.01, "rank": rank, "alpha": alpha, "learning_rate": lr}
     named = "musubi-tuner" if source.split()[-1].startswith("musubi") else "sd-scripts"
     return Recipe(named, source.removesuffix(" musubi"), {**common, **settings})
@@ -311,7 +311,7 @@ class Row:
     sampled: float
     """The loss on "test" at the times of the host's own sampling."""
     numbers: int
-    """0, and losses of infinity, where the training diverged."""
+    """How many numbers the adapter has. If the training diverged it is 0, and the losses are infinite."""
     settings: Mapping[str, Any]
     """The trainer's, or what is usual for the family."""
 
@@ -405,7 +405,7 @@ class Family:
             yield self._noisy(BASE_BATCH, 1_000_000 + number, 1, hatched=False)
 
     def _noisy(self, count: int, seed: int, draws: int, *, hatched: bool) -> tuple[Tensor, ...]:
-        """Latents, their captions, noise, sigmas at evenly spaced times, and which guidance is told."""
+        """Latents, their captions, noise, sigmas at evenly spaced times, and which guidance is given."""
         pictures, kinds = drawn(count, seed, hatched=hatched)
         x = self.case.latents(pictures)
         x, kinds = x.repeat(draws, *(1 for _ in x.shape[1:])), kinds.repeat(draws)

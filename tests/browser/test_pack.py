@@ -1,4 +1,4 @@
-"""What a user does with the pack in the front end: finds nodes, reads help, opens and runs the example."""
+"""What a user does with the pack in the front end: finds nodes, reads help, opens and runs templates."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_page_loads_without_an_error(whole: Ui, server: Server) -> None:
 def test_a_node_is_found_by_name_and_by_alias(ui: Ui, server: Server) -> None:
     definitions = server.object_info()
     for number, node in enumerate(NODES):
-        # One of both for each node: a search takes seconds.
+        # By name for one node, by alias for the next: a search takes seconds.
         query = definitions[node]["search_aliases"][0] if number % 2 else definitions[node]["display_name"]
         ui.page.evaluate("app.graph.clear()")
         ui.command("Workspace.SearchBox.Toggle")
@@ -83,7 +83,7 @@ def test_the_help_pages_open(ui: Ui, server: Server) -> None:
 
 @pytest.fixture
 def language(request: pytest.FixtureRequest, ui: Ui) -> Iterator[str]:
-    """The page in this language, which is English again after the test."""
+    """Shows the page in this language, and in English again after the test."""
 
     def speak(language: str) -> None:
         ui.page.evaluate(
@@ -127,7 +127,7 @@ FITS = "page => [...page.querySelectorAll('table')].every(table => table.offsetW
 
 
 def _open_help(ui: Ui, node: str) -> Locator:
-    """A graph of one node with its help page open, which is returned."""
+    """Make a graph of one node, open its help page, and return that page."""
     page = ui.page
     page.evaluate(building("type", "app.canvas.selectItems([make(type, 10, 10)])"), node)
     ui.look(700, 400)
@@ -299,7 +299,7 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path) -> None:
             rf"^{name}\.safetensors\n(  .*\n)*  applied (\d+) of \2 layers", report, re.MULTILINE
         )
 
-    # The report is no part of the workflow or of the prompt, or each run would differ from the last.
+    # The report must be in neither workflow nor prompt: each run would then differ from the last.
     assert "of 191 layers" not in json.dumps([ui.serialized(), ui.prompt()])
     everything = set(ui.prompt())
     assert set(_succeeded(ui.run())) == everything
@@ -331,7 +331,7 @@ def test_a_saved_workflow_opens_as_it_was(ui: Ui) -> None:
     )
     _succeeded(ui.run())
     report = ui.report("LycorisSaveCheckpoint")
-    # Before the file is written the node says how much it will be.
+    # Before the file is written the node says how large it will be.
     found = re.search(r"tensors kept, (.* MB)\noutput/(.*)$", report)
     assert found
     said = page.evaluate("meanwhile").strip()

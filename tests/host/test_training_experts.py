@@ -32,7 +32,7 @@ class Pair:
         self.models: dict[str, Any] = {}
         self.times: dict[str, list[float]] = {name: [] for name in EXPERTS}
         self.stop = ("", 0)
-        """The expert and its step of this run in which Stop is pressed, so that this step is not finished."""
+        """Stop is pressed in this step of this expert, counted in this run. The step is not finished."""
         for seed, name in enumerate(EXPERTS):
             self.models[name] = patcher(tiny(ARCHITECTURE, seed, in_dim=16, out_dim=16))
             self.models[name].cached_patcher_init = (None, (f"models/wan2.2_t2v_{name}_14B.safetensors",))
@@ -157,7 +157,7 @@ Asked = Callable[..., Any]
 
 @pytest.fixture
 def stopped(train: Train, pair: Pair) -> Stopped:
-    """Train both until Stop is pressed in a step of an expert; the steps that each has begun in this run."""
+    """Train both until Stop is pressed in a step of an expert. Returns how many steps each began then."""
     import comfy.model_management
 
     def run(expert: str, step: int) -> list[int]:
@@ -170,7 +170,7 @@ def stopped(train: Train, pair: Pair) -> Stopped:
 
 @pytest.fixture
 def asked(host: Host, tmp_path: Path) -> Asked:
-    """What the page is told of a stopped training of both: its expert, step and name, and its differences."""
+    """What the page is told of a stopped training of both: its expert, step and name, and changed settings."""
     import folder_paths
 
     told = host.module("lycoris_nodes.training.node.told").told
@@ -207,7 +207,7 @@ def test_a_pair_goes_on_where_it_stopped(
     train(whole, **pair.links())
     (between,) = (one for one in said if "trains the low-noise expert" in one)
     assert "High-noise expert: finished" in between and "Low-noise" not in between
-    # Another training has a number that one of the two would have had.
+    # Another training takes the number that one file of the pair would have had.
     train(model=pair.models["low_noise"], seed=9, steps=1)
     assert asked() is None
     assert stopped("high_noise", 2) == [2, 0]
@@ -260,7 +260,7 @@ def test_what_counts_as_half_of_a_pair(
         assert asked(anew=True) is None
     # The first of a pair that was set aside is no half of another one.
     assert "_00006_" in train(**pair.links())["path"]
-    # For more steps, at another rate.
+    # Resume for more steps, at another rate.
     with pytest.raises(host.ops.TrainError, match="no training of this name"):
         train(**pair.links(), filename_prefix="loras/other", resume=True)
     made = train(**pair.links(), steps=STEPS + 2, learning_rate=1e-3, resume=True)

@@ -1,4 +1,4 @@
-"""Clips with sound, for a model that makes both: LTX-2."""
+"""Clips with sound, for LTX-2, which makes both; and models of sound alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.host
 RATE, FRAMES = 25, 9
 """Frames a second, and the most frames of a cut."""
 SAMPLES = 44100
-"""Samples a second of the sound, at which the host's node need not resample it."""
+"""Samples a second of the sound. At this rate the host's node need not resample it."""
 
 
 def sound() -> np.ndarray:
@@ -43,7 +43,7 @@ def film(path: Path) -> Path:
             frame = np.full((PIXELS, PIXELS, 3), 9 * number, np.uint8)
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(pictures.encode())
-        # Parts of a length that a container in thousandths of a second has to round.
+        # Parts whose length the container has to round, because it counts in milliseconds.
         for start in range(0, SAMPLES, 1000):
             part = sound()[:, start : start + 1000]
             made = av.AudioFrame.from_ndarray(part.T.reshape(1, -1).copy(), format="flt", layout="stereo")
@@ -62,7 +62,7 @@ def audio_vae(host: Host) -> Any:
 
     encode = host.nodes.NODE_CLASS_MAPPINGS["LTXVAudioVAEEncode"]
     if "VAEEncodeAudio" not in [kind.__name__ for kind in encode.__mro__]:
-        pytest.skip("in this host it is not one of the VAEs")
+        pytest.skip("in this host the audio VAE is not of the class VAE")
 
     sizes = {"double_z": True, "mel_bins": 64, "z_channels": 8, "resolution": 64, "in_channels": 2}
     sizes |= {"out_ch": 2, "downsample_time": False, "ch": 8, "ch_mult": [1, 2, 4], "num_res_blocks": 1}
@@ -89,7 +89,7 @@ def audio_vae(host: Host) -> Any:
         return found.abs().clamp(min=1e-5).log().transpose(1, 2)[None]
 
     vae.first_stage_model.preprocessor.waveform_to_mel = spectra
-    # Latents of a usual size, as those of trained weights are.
+    # Scale the latents as those of trained weights.
     spread = vae.first_stage_model.autoencoder.per_channel_statistics.get_buffer("std-of-means").fill_(1)
     with torch.inference_mode():
         spread.fill_(float(vae.encode(torch.from_numpy(sound().T[None, : 4 * 4096])).std()))
@@ -98,7 +98,7 @@ def audio_vae(host: Host) -> Any:
 
 @pytest.fixture
 def given(prepare: Callable[..., Any], folder: Path) -> dict[str, Any]:
-    """A film with sound in two cuts, one without, and a picture, for a tiny LTX-2."""
+    """A film with sound in two cuts, a film without sound, and a picture, for a tiny LTX-2."""
     film(folder / "loud.mkv")
     frames = [Image.new("RGB", (PIXELS, PIXELS), (20 * number, 0, 99)) for number in range(FRAMES)]
     frames[0].save(folder / "still.gif", save_all=True, append_images=frames[1:], duration=40)
@@ -156,7 +156,7 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
     ]
     assert torch.equal(loud["samples"].unbind()[1], heard["samples"][:, :, : empty["samples"].shape[2]])
     assert not torch.equal(later["samples"].unbind()[1], loud["samples"].unbind()[1])
-    # It is kept like the pictures.
+    # The sound is cached like the pictures.
     again = prepare(**given, audio_vae=audio_vae)
     assert "encoded: 0 pictures, 0 sounds and 0 captions of 8" in again["report"]
     assert same(again["latents"][0]["samples"].unbind(), loud["samples"].unbind())
@@ -202,11 +202,11 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
         "sample_every": 4,
         "batch_size": 2,
         "preset": "full",
-        # The tiny model has none of real size.
+        # The connectors of the tiny model are cut to a smaller size.
         "exclude": "*_connector.*",
     }
     how |= {name: data[name] for name in ("latents", "positive")} | {"model": given["model"]}
-    # One with sound and one without.
+    # One clip with sound and one without.
     kept = {f"validation_{name}": data[name][::3] for name in ("latents", "positive")}
     made = train(host, tmp_path / "whole", **how, **kept, steps=8, validate_every=8)
     losses = dict(made["loss_map"]["validation"])
@@ -214,7 +214,7 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
     assert (tmp_path / "whole/loras/style_00001_-checkpoints/sample-000008.png").exists()
     named = load_file(made["path"])
     assert any("audio_attn" in name for name in named)
-    # The file gives the model of the training.
+    # With the adapter applied, the loss is that at the end of the training.
     applied = host.apply(Patched(given["model"], None), made["stack"], mode="bypass", clip=False)
     again = train(
         host, tmp_path / "one", **{**how, "model": applied.model}, **kept, steps=1, validate_every=1
@@ -257,7 +257,8 @@ OF_SOUND: dict[str, tuple[dict[str, int], tuple[int, ...], int, dict[str, Any]]]
         {"conditioning_lyrics": torch.ones(1, 3, dtype=torch.long)},
     ),
 }
-"""Tiny models of sound alone: what is changed in them, the shape of a latent, and the conditioning."""
+"""Tiny models of sound alone: changed settings, the shape of a latent, the width of a text, and what else the
+conditioning has."""
 
 
 @pytest.mark.parametrize("architecture", OF_SOUND)

@@ -40,7 +40,7 @@ def test_values_are_listed_or_a_ramp() -> None:
     assert lyc.parse_values("0, 0.5;1") == (0.0, 0.5, 1.0)
     for text in ("0; 0,5; 1", "0\uff0c0.5\u30011", "\uff10\uff1b\uff10\uff0c\uff15\uff1b1"):
         assert lyc.parse_values(text) == (0.0, 0.5, 1.0)
-    # With decimal points, or several commas in a row, each comma separates.
+    # A comma separates wherever a number has a decimal point or an item has several commas.
     assert lyc.parse_values("0,0.5;1") == (0.0, 0.5, 1.0) and lyc.parse_values("0,1,2;3") == (
         0.0,
         1.0,

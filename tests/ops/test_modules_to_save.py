@@ -1,4 +1,4 @@
-"""Heads that PEFT saves whole: read, applied, trained and written. Norms and BOFT are written for PEFT too."""
+"""Heads that PEFT saves whole: read, applied, trained and written. Norms and BOFT are written too."""
 
 from __future__ import annotations
 

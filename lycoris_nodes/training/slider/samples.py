@@ -21,7 +21,7 @@ from ..node.settings import Asked
 
 
 def strengths_of(text: str) -> tuple[float, ...]:
-    """The strengths of a text such as `-1, 1`. Raises LycorisError unless they are on both sides of 0."""
+    """The strengths of a text such as `-1, 1`. Raises LycorisError unless they lie on both sides of 0, not at 0."""
     found = parse_values(text)
     if min(found) < 0 < max(found) and 0 not in found:
         return found
@@ -29,7 +29,7 @@ def strengths_of(text: str) -> tuple[float, ...]:
         "a slider is trained at strengths on both sides of 0",
         key="strengths",
         got=text,
-        expected="numbers below and above 0, such as -1, 1",
+        expected="numbers below and above 0 but not 0 itself, such as -1, 1",
     )
 
 
@@ -41,8 +41,9 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
     the latents are opposed pictures, in rows with a picture for each strength. All pictures of a row get the
     same noise, as in the visual sliders of "Concept sliders" (Gandikota et al., 2311.12092).
 
-    Raises TrainError if only one of `less` and `more` is given or both are the same, for empty latents
-    without them, and for pictures that do not fill their rows or differ in size within a row.
+    Raises TrainError if only one of `less` and `more` is given, and with both if they are the same or the
+    guidance is 0. Without them, raises it for empty latents, for pictures that do not fill their rows, and
+    for a row of several sizes or of one picture.
     """
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):
@@ -50,7 +51,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
             "a slider between prompts needs both of its ends",
             key="less" if asked.more else "more",
             got="nothing",
-            expected="`less` and `more`, or none of them for opposed pictures",
+            expected="`less` and `more`, or neither for opposed pictures",
         )
     told = partial(live.stage, "captions")
     if not asked.more:
