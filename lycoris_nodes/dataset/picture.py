@@ -83,7 +83,7 @@ def pixels_of(
 def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
     """A mask (1, H, W) from 0 to 1, cut and resized like its picture.
 
-    Raises TrainError where its proportions differ from the picture's.
+    Raises TrainError where its proportions differ from the picture's, and for an unreadable mask.
     """
     with _readable(path):
         mask = _decoded(path, content)[0].convert("L")

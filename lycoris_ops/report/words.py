@@ -18,7 +18,7 @@ NAMES = 3
 NAME = 32
 """The most letters of a file's name in a sentence."""
 LONG = 60
-"""Longer values are cut off after this many characters."""
+"""The most characters of a value. Longer ones are cut off."""
 LINE = 2000
 """The most characters of a line. Block rules can make a line long."""
 UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -84,7 +84,7 @@ def short(text: str) -> str:
 
 
 def sizes_in_words(before: int | None, after: int) -> str:
-    """A size in bytes in words: `13.5 MB`, or `0.55 → 13.5 MB` if it was another one before."""
+    """A size in bytes in words: `13.5 MB`, or `0.55 → 13.5 MB` if it was different before."""
     largest = max(before or 0, after)
     unit, name = next((one for one in UNITS if largest >= one[0] / 10), UNITS[-1])
     old, new = ("" if size is None else _three_digits(size / unit) for size in (before, after))

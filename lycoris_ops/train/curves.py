@@ -15,7 +15,7 @@ BINS = 50
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Write the curves as PNG. Raises LycorisError without Pillow, and WriteError where it cannot write."""
+    """Write the curves to a PNG file. Raises as `draw_race` does."""
     write_png(path, lambda: curves_picture(history))
 
 
@@ -47,7 +47,7 @@ def draw_race(race: Race, path: str | os.PathLike[str]) -> None:
 def race_picture(race: Race) -> Picture:
     """The held-out loss of the heats over the rate: a line for each entrant.
 
-    Heats that diverged are not drawn. Losses above the one before any step are cut off.
+    Heats that diverged are not drawn. Losses above the loss before the first step are cut off.
     """
     return below_each_other(race.verdict(), [], _heats(race))
 

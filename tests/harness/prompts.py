@@ -1,4 +1,4 @@
-"""Prompts in the API's format, from the pieces that tests and benchmarks need of them."""
+"""Prompts in the API's format, and the parts of them that tests and benchmarks share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sampled(
 ) -> Prompt:
     """Nodes that load a checkpoint, `base`, sample at 64x64 pixels with a model and a clip, and save that.
 
-    Another folder makes the host save a latent that it has cached.
+    With another folder the host saves again, even where it has the latent cached.
     """
     settings = {"seed": 7, "steps": 1, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", **sampler}
     links = {"positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["empty", 0]}
@@ -64,7 +64,7 @@ def own(group: str, **inputs: Any) -> dict[str, Any]:
 
 
 def grouped(node: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of a node as the host hands them over, those of a group within it."""
+    """Inputs of a node as the host hands them over, with those of a group nested in it."""
     groups = {
         inner.id: one.id
         for one in node.GET_SCHEMA().inputs

@@ -51,7 +51,7 @@ def with_control(host: Host, model: Any) -> Given:
 
 
 def with_regions(host: Host, model: Any) -> Given:
-    """Two texts, each in a half of its own: the pass has them as samples beside each other."""
+    """Two texts, each in a half of its own. The pass has both as samples of one batch."""
     sides = (half()[:, ::8, ::8], 1 - half()[:, ::8, ::8])
     regions = [
         host.nodes.ConditioningSetMask().append(text(seed), side, "default", 1.0)[0]
@@ -69,7 +69,7 @@ def in_a_batch(host: Host, model: Any) -> Given:
 
 
 def larger(host: Host, model: Any) -> Given:
-    """A second pass, of another shape."""
+    """A second pass, at another size."""
     return host.nodes.LatentUpscale().upscale(latents(), "bilinear", 96, 64, "disabled")[0], text()
 
 
@@ -77,7 +77,7 @@ def larger(host: Host, model: Any) -> Given:
 def test_masks_hold_beside_other_conditions(
     host: Host, unet: Patched, condition: Callable[[Host, Any], Given]
 ) -> None:
-    """A mask of all is the whole stack, one of nothing is none of it, and one of a half acts there most."""
+    """A full mask gives the whole stack, an empty one none of it, and a mask of one half acts most there."""
     model = unet.model.model
     stack = stack_for(host, model, OF_KINDS)
 
@@ -98,7 +98,7 @@ def test_masks_hold_beside_other_conditions(
 
 
 def test_an_area_has_its_part_of_the_mask(host: Host, unet: Patched) -> None:
-    """Two areas of one size are samples of one pass, and see other parts of the latent."""
+    """Two areas of one size are samples of one pass, and see different parts of the latent."""
     stack = stack_for(host, unet.model.model, OF_KINDS)
     areas = [host.nodes.ConditioningSetArea().append(text(x), 32, 64, x, 0, 1.0)[0] for x in (0, 32)]
 
@@ -112,12 +112,12 @@ def test_an_area_has_its_part_of_the_mask(host: Host, unet: Patched) -> None:
 
 
 def test_a_context_window_has_its_frames_of_the_mask(host: Host) -> None:
-    """Two windows of three frames of the latent, of which the mask has the first."""
+    """Two windows of three latent frames each. The mask covers the first window."""
     import comfy.latent_formats
 
     extras = pytest.importorskip("comfy_extras.nodes_context_windows")
     model = tiny("Wan 2.1 t2v")
-    # The host's own has sixteen channels.
+    # The latent format that the host gives Wan has sixteen channels.
     model.latent_format = comfy.latent_formats.LatentFormat()
     model.latent_format.temporal_downscale_ratio = 4
     base = Patched(patcher(model), None)
@@ -172,7 +172,7 @@ def test_frames_that_are_not_there_are_an_error_and_change_nothing(
 
 
 def prompt_with(changed: str, side: int, **settings: Any) -> dict[str, Any]:
-    """A picture by a masked stack, of a model whose tokens another node changes."""
+    """A prompt that samples with a masked stack, on a model whose tokens another node changes."""
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": inputs}
@@ -214,9 +214,9 @@ def prompt_with(changed: str, side: int, **settings: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, Any]], str]]:
-    """A function that runs a prompt as the host does, and returns what is noted of the layers left whole.
+    """A function that runs a prompt as the host does, and returns the note on the layers left whole.
 
-    The page gets it while the model samples, and the host keeps it.
+    The page gets the note while the model samples, and the host keeps it.
     """
     import execution
     from server import PromptServer
@@ -245,7 +245,7 @@ def noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dic
 
 
 def test_the_report_says_which_layers_a_sampling_left_whole(noted: Callable[[dict[str, Any]], str]) -> None:
-    """It is taken back by a sampling that leaves none whole, and when the node that sampled is gone."""
+    """A sampling that leaves none whole removes the note. So does a prompt without the node that sampled."""
     notes: list[str] = []
     for number, (sampler, ratio) in enumerate(
         (("sampler", 0.5), ("sampler", 0.0), ("sampler", 0.5), ("new", 0.0))
@@ -264,7 +264,7 @@ def test_the_report_says_which_layers_a_sampling_left_whole(noted: Callable[[dic
 
 
 def test_tiles_of_the_picture_are_no_places(noted: Callable[[dict[str, Any]], str]) -> None:
-    """HyperTile gives the queries of self-attentions as more and smaller pictures, and no other tokens."""
+    """HyperTile cuts the queries of self-attention into more and smaller pictures, and no other tokens."""
     said = noted(
         prompt_with("HyperTile", 256, tile_size=1, swap_size=4, max_depth=2, scale_depth=False)
     ).splitlines()
@@ -275,7 +275,7 @@ def test_tiles_of_the_picture_are_no_places(noted: Callable[[dict[str, Any]], st
 
 
 def test_the_masks_of_a_stack_are_shown(host: Host) -> None:
-    """In the node, where there are frames too, and together in the report of what applies them."""
+    """The mask node shows its own, with frames too. The report of the node that applies them shows all."""
     (entry,) = host.stack(("lora", 1.0, 1.0))
     stack, picture = host.run("LycorisMask", host.ops.Stack([entry]), mask=half())
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
@@ -291,5 +291,5 @@ def test_the_masks_of_a_stack_are_shown(host: Host) -> None:
         and host.ops.mask_picture(host.ops.Stack([entry])) is None
     )
     assert host.run("LycorisMask", host.ops.Stack(), mask=half())[1].shape[0] == 1
-    # As some packs give it.
+    # Some packs give a mask as booleans.
     assert torch.equal(host.run("LycorisMask", host.ops.Stack([entry]), mask=half() > 0.5)[1], picture)

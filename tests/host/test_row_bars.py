@@ -18,7 +18,7 @@ LORA = "lora.safetensors"
 
 
 def test_the_bars_of_a_row_are_those_of_its_model(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """They are told as far as they are measured; without a model another of the family stands for it."""
+    """The page gets the bars measured so far. Without a linked model, another of its family stands in."""
 
     def bars(**question: Any) -> dict[str, Any]:
         question = {"file": LORA, "model": [], "clip": [], **question}
@@ -45,7 +45,7 @@ def test_the_bars_of_a_row_are_those_of_its_model(host: Host, lora_file: Callabl
     alone = bars(file=other)
     assert (alone["model"], alone["connected"]) == ("", False) and alone["groups"]
     assert "not there" in bars(file="gone.safetensors")["error"]
-    # What depends on the weights is measured by those of the model's file.
+    # A change that depends on the weights is measured with those in the model's file.
     tensors = load_file(assets() / "loras" / LORA)
     ends = {key.removesuffix(".lora_up.weight"): up for key, up in tensors.items() if "lora_up" in key}
     scales = {f"{name}.dora_scale": torch.ones(len(up), 1) for name, up in ends.items() if up.ndim == 2}

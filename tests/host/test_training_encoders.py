@@ -17,9 +17,9 @@ from tests.harness import zoo
 pytestmark = pytest.mark.host
 
 KEYS = {"clip_l": "l", "clip_g": "g", "clip_h": "h"}
-"""The host's names for the tokens of encoders, where they are others than those of the encoders."""
+"""The host's names for the tokens of encoders, where they differ from the names of the encoders."""
 PADDED = 77
-"""How many tokens the encoders get that have a place for each."""
+"""The number of tokens for CLIP, which has a fixed number of places."""
 NOT_ENCODED = {"SD3": "it pads to the width of the real T5"}
 """Tiny encoders that cannot run, and why not. All their parts are in others."""
 
@@ -31,7 +31,7 @@ def tokens(name: str) -> dict[str, list[list[tuple[int, float]]]]:
     for encoder in zoo.ENCODERS[name].configs:
         numbers = torch.randint(3, 50, (PADDED if "clip" in encoder else 9,), generator=draw).tolist()
         found[KEYS.get(encoder, encoder)] = [[(number, 1.0) for number in numbers]]
-    # Its model is given the numbers of T5's tokens beside what is encoded.
+    # Anima's model also takes the numbers of T5's tokens, beside what is encoded.
     return found | ({"t5xxl": found["qwen3_06b"]} if name == "Anima" else {})
 
 
@@ -93,7 +93,7 @@ TEXT = "a red disc on a mat"
 def test_the_node_trains_encoders_of_each_kind(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    # Of SDXL with these widths one layer that is called would be cut.
+    # With these widths, one layer of SDXL that is called would be cut.
     monkeypatch.setattr(zoo, "LARGE", 250_000)
     clip, model = clip_with_words(name), patcher(tiny(name, **FITTED[name]))
     draw = torch.Generator().manual_seed(1)

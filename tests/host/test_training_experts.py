@@ -170,7 +170,7 @@ def stopped(train: Train, pair: Pair) -> Stopped:
 
 @pytest.fixture
 def asked(host: Host, tmp_path: Path) -> Asked:
-    """What the page is told of a stopped training of both: its expert, step and name, and changed settings."""
+    """What the page is told of a stopped training of both: expert, step, name, and changed settings."""
     import folder_paths
 
     told = host.module("lycoris_nodes.training.node.told").told

@@ -1,6 +1,6 @@
 """Merging into weights of 8 bits or fewer.
 
-Tested are the rounding to float8, which float8 weights are plain floats, and how codecs for quantised
+These tests cover the rounding to float8, which float8 weights are plain floats, and how codecs for quantised
 formats are used.
 """
 
@@ -81,7 +81,7 @@ def test_floats_that_something_scales_and_scales_are_not_plain(tmp_path: Path) -
     # The marks of several quantised formats.
     for beside in ("c.scale_weight", "c.weight_scale", "c.weight.absmax", "c.comfy_quant"):
         scaled = {"c.weight": eight, beside: torch.ones(1), "c.bias": half}
-        # The others may be marks of the same format: they are neither converted nor merged into.
+        # Any other float8 tensor may be a mere mark of that format: none is converted or merged into.
         assert plain_of(tmp_path, {**plain, **scaled}) == {"norm.scale", "c.bias"}
     # The scale of an int8 weight says nothing about the float8 weights.
     packed = {"c.weight": torch.zeros(2, dtype=torch.int8), "c.weight_scale": torch.ones(1), "c.bias": half}
@@ -225,7 +225,7 @@ def test_a_quantised_weight_is_decoded_merged_and_encoded(
 ) -> None:
     """The file must hold what the codec makes of the patched weight.
 
-    All other tensors must stay as they are.
+    The other tensors stay as they are. A plain float gets the written dtype, if one is given.
     """
     base = quantised_base(tmp_path)
     stack = lora(tmp_path, 40, 30)

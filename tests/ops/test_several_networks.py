@@ -1,4 +1,4 @@
-"""Several networks on one model: in any order each adds the change of the model's own weights."""
+"""Several networks on one model: in any order, each adds its change of the model's own weights."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ _open: list[Any] = []
 
 @contextmanager
 def mutation_allowed() -> Generator[None]:
-    """A context for forward and backward passes of models that overwrite tensors of the backward pass.
+    """A context for the passes of models that overwrite tensors which the backward pass needs.
 
     A needed tensor is copied just before it is overwritten. This makes every operation slower: it adds some
     0.2 s to a step of a small UNet.
 
-    torch's `allow_mutation_on_saved_tensors` does the same for tensors that begin at one address. Here it
-    covers the whole storage, because a model may overwrite a part of it. torch's function also holds tensors
-    with their graphs, so that an unused branch of a network, as in PixelDiT's last block, is never freed.
+    torch's `allow_mutation_on_saved_tensors` does this only if the overwritten tensor begins where the needed
+    one does. Here any part of the storage counts. torch's function also holds tensors with their graphs, so
+    that an unused branch of a network, as in PixelDiT's last block, is never freed.
     """
     if _open:
         yield

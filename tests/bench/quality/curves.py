@@ -1,4 +1,4 @@
-"""What the results say: means over seeds, and the arithmetic of curves of loss against numbers."""
+"""What the results say: means over seeds, and the arithmetic of loss curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .results import SEARCHED, Result
 Point = tuple[float, float]
 
 ALIKE = 1.02
-"""Numbers that differ by a smaller factor are compared as equal: each kind comes in steps of its own."""
+"""Sizes of adapters that differ by a smaller factor count as equal: each kind comes in steps of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Entry:
     """The standard deviation over seeds; 0 for one seed."""
     seeds: int
     edge: bool
-    """Whether the rate is not yet between two that were measured and are worse."""
+    """Whether the best rate is the lowest or the highest that was measured."""
     curve: tuple[Point, ...]
     """The loss after so many steps."""
 
     @property
     def key(self) -> tuple[str, str, float, str]:
-        """What its times are found by, see `times.Times`. Only a search takes longer in a long training."""
+        """The key to its times in `times.Times`. Only a search takes longer in a long training."""
         return self.recipe, self.method, self.size, self.length if self.searched else "short"
 
     @property
@@ -88,9 +88,9 @@ def _entry(group: Sequence[Result]) -> Entry:
 def reached(points: Iterable[Point], target: float, *, logarithmic: bool) -> tuple[str, float]:
     """Where a falling curve first comes down to a loss: ("", x), linear between points.
 
-    `points` are (x, loss). Where x is `logarithmic`, the line is one in log x. ("<", x) where the first
-    point is lower already, (">", x) where the last is not there. A point above an earlier one is left out:
-    more numbers than one needs are no reason for a higher loss.
+    `points` are (x, loss). If `logarithmic`, the line is one in log x. ("<", x) where the first point is
+    lower already, (">", x) where no point comes down to the loss. A point above an earlier one is left out: a
+    larger adapter, or more steps, should not be worse.
     """
     falling: list[Point] = []
     for x, loss in sorted(points):
