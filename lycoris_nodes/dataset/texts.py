@@ -31,7 +31,7 @@ SIDED = re.compile(r"\b(left|right|text|letters?|writing|logo)\b", re.IGNORECASE
 
 
 def caption_of_file(path: Path) -> str:
-    """The text of a caption's file on one line.
+    """The text of a caption file, on one line.
 
     The text is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises TrainError for a file in
     another encoding, and for one that cannot be read, is too long or has more braces than `BRACED`.
@@ -53,7 +53,7 @@ def caption_of_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         text, where = "\0", f"byte {error.start} is not"
     else:
-        where = "it has zero bytes"
+        where = "it has bytes that are 0"
     if "\0" in text:
         raise TrainError(
             "the caption is not a text in UTF-8",
@@ -72,8 +72,7 @@ def caption_of_file(path: Path) -> str:
 
 
 def with_trigger(text: str, trigger: str) -> str:
-    """A caption with the trigger in place of `[trigger]`. If the caption has neither, the trigger is put in
-    front."""
+    """A caption with the trigger in place of `[trigger]`. One without either gets the trigger in front."""
     if "[trigger]" in text:
         return " ".join(text.replace("[trigger]", trigger).split())
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", text, re.IGNORECASE):

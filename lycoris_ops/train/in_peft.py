@@ -24,7 +24,7 @@ from ..peft.parameters import of_expert
 from .member import layer_seed
 
 BIASED = (Lora, OftV2, BoftPeft)
-"""The kinds with which PEFT can also keep the values of a bias, by its option `bias`."""
+"""The kinds for which PEFT can also store the values of a bias, by its option `bias`."""
 
 
 def path_in_peft(site: Site) -> str:
@@ -46,7 +46,7 @@ def for_peft(layer: Layer, site: Site) -> Layer:
                 key=site.path,
                 got=a_layer(layer.algorithm) + " with DoRA" * (of_input and isinstance(layer, Lora)),
                 expected="lora on the projection of the input alone",
-                hint="Save this layer in the dialect lycoris, and the others for PEFT by `include`",
+                hint="Save this layer in the dialect lycoris, and choose the others for PEFT by `include`",
             )
     if isinstance(layer, BIASED) and layer.diff_b is not None and site.has_bias:
         layer = _valued(layer, site)
@@ -59,7 +59,7 @@ def for_peft(layer: Layer, site: Site) -> Layer:
             key=site.path,
             got=a_layer(layer.algorithm),
             expected="lora or ia3",
-            hint="Save it in the dialect lycoris, and go on from the file by a network",
+            hint="Save it in the dialect lycoris, and continue from that file with a network",
         )
     if isinstance(layer, Norm):
         layer = Full(diff=layer.w_norm, diff_b=layer.b_norm)
@@ -73,8 +73,9 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
     """The layers, completed: if one expert of a parameter has a layer, all get one of the same rank and
     scale.
 
-    PEFT has one pair of factors for all experts. The added experts and components change nothing, but can be
+    PEFT has one pair of factors for all experts. The added layers and components change nothing, but can be
     trained: only their `up` is zero.
+
     Raises LycorisError for experts with anything but the two factors of LoRA.
     """
     made = dict(layers)
@@ -92,7 +93,7 @@ def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str,
                     key=site.path,
                     got=", ".join(sorted(layer.tensors())),
                     expected="lora alone",
-                    hint="Save it in the dialect lycoris, and go on from the file by a network",
+                    hint="Save it in the dialect lycoris, and continue from that file with a network",
                 )
             found[site.expert or 0] = layer
         rank = max(layer.rank or 1 for layer in found.values())
@@ -127,7 +128,7 @@ def _valued(layer: Layer, site: Site) -> Layer:
                 key=site.path,
                 got=f"{layer.algorithm} on a divided {name}",
                 expected="lora",
-                hint="Save it in the dialect lycoris, or make LoRA of this module",
+                hint="Save it in the dialect lycoris, or train a LoRA on this module",
             )
         value = values_of(site.module, name, site.path).detach().cpu()
         held |= {kept: value.to(compute_dtype(value.dtype)) + difference, changed: None}

@@ -69,7 +69,7 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
         if found := english(ui, selector):
             left[selector] = found
 
-    # Rare inputs that a workflow links too.
+    # The names of all inputs, also of rare ones.
     ui.load(template(TRAIN))
     ui.drawn(vue_nodes)
     inputs = "app.graph.nodes.find(node => node.type === 'LycorisTrain').inputs"

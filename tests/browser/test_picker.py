@@ -141,11 +141,11 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     picker.side.get_by_text("made for SDXL; this model is").wait_for()
     picker.item(PAGE).hover()
     picker.side.locator(".lycoris-problem").wait_for()
-    # Lora-Manager's favourite is one, until its star is taken.
+    # A favourite of Lora-Manager is one here too, until its star is removed.
     assert picker.heads.first.inner_text().split() == ["▾", "Favourites", "1"]
     screenshot(f"{name}-list")
 
-    # The first match takes Enter, whatever the mouse is on: the name that begins so.
+    # Enter takes the first match, a name that begins with what is typed, whatever the mouse is on.
     page.mouse.move(*middle(picker.items.nth(4)))
     picker.search.press_sequentially("lok")
     box = middle(picker.items.nth(2))
@@ -157,7 +157,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     page.locator(".lycoris-picker").wait_for(state="detached")
     assert picker.rows() == ["lokr.safetensors"]
 
-    # Trigger words, tags, kinds and families, of the file and of what lies beside it.
+    # A search finds trigger words, tags, titles and families, in the file and in what lies beside it.
     picker.add()
     picker.read()
     for typed, found in {
@@ -183,7 +183,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     picker.press("ArrowDown", "Control+Enter", "Control+Enter")
     picker.items.nth(2).click(modifiers=["Control"])
     assert picker.items.locator(".lycoris-tick").all_inner_texts()[:4] == ["", "✓ 2", "✓ 1", ""]
-    # What is typed next is for the picker, wherever in it the mouse was last.
+    # What is typed next goes into the search, wherever in the picker the mouse clicked last.
     assert page.evaluate("document.activeElement.type") == "search"
     picker.side.click(position={"x": 5, "y": 5})
     picker.press("_")
@@ -198,7 +198,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     both, full = "lokr_both.safetensors", "lokr_full.safetensors"
     assert picker.rows() == ["lokr.safetensors", both, both, full]
 
-    # What was used comes first.
+    # After the favourites comes what was used last.
     picker.add()
     assert [head.split()[1] for head in picker.heads.all_inner_texts()[:2]] == ["Favourites", "Recently"]
     assert picker.shown()[:4] == ["picked/bob", "lokr_full", "lokr_both", "lokr"]
@@ -222,7 +222,7 @@ def test_files_are_seen_found_and_chosen_by_keyboard_and_mouse(
     assert picker.rows() == ["lokr.safetensors", both, both, full]
     assert ui.errors == []
 
-    # All of it is kept for the user, on a page that is new.
+    # All of this is kept for the user, also on a new page.
     picker.press("Escape")
     kept = "app.api.getSetting('lycoris.picker').then(kept => kept.favourites[name])"
     page.wait_for_function(f"name => {kept}", arg=NEON)
@@ -259,7 +259,7 @@ def test_pictures_and_clips_are_cards_in_both_palettes(
     picker.search.fill("picked")
     page.wait_for_function("document.querySelectorAll('.lycoris-thumb img').length === 2")
     page.wait_for_function("document.querySelector('.lycoris-thumb video').readyState >= 2")
-    # Side by side, and the keys go over them.
+    # The cards are side by side, and the arrow keys move among them.
     first, second = (picker.items.nth(index).bounding_box() for index in (0, 1))
     assert first and second and first["y"] == second["y"] and second["x"] > first["x"]
     before = picker.active.get_attribute("title")
@@ -286,7 +286,7 @@ def test_pictures_and_clips_are_cards_in_both_palettes(
     picker.search.fill("")
     picker.item(ALICE).hover()
     screenshot(f"{name}-list-light")
-    # It plays beside a row too, and in what is told of the file.
+    # The clip also plays beside a row, and in "About the file".
     picker.search.fill("b0b")
     picker.press("Enter")
     row = page.locator(".lycoris-row")
@@ -320,7 +320,7 @@ def test_thousands_of_files_open_at_once_and_no_text_says_where_they_are(
     typed = page.evaluate(TYPED)
     print(f"{MANY} files: {first:.0f} ms to open, {again:.0f} ms once more, {typed:.0f} ms for a letter")
     assert picker.active.get_attribute("title") == "picked/many 49/file 4999.safetensors"
-    # All of a long list can be come to, and its files are read as they are seen.
+    # The end of a long list can be reached, and files are read as they come into view.
     picker.search.fill("")
     picker.press("End")
     picker.active.get_by_text("lora 4").wait_for()

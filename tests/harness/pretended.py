@@ -1,6 +1,6 @@
-"""A device that is not the CPU, on any machine: its tensors are the CPU's, and it refuses to mix with them.
+"""A pretended device, for any machine: the CPU holds its tensors, but they cannot be mixed with the CPU's.
 
-It needs a process of its own, since torch knows one such device and keeps it.
+It needs a process of its own, since torch takes one such device only, and keeps it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch.utils import backend_registration as registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretended"
-# Torch types none of this.
+# torch has no type hints for any of this.
 TORCH: Any = torch
-# The CPU's tensors by the storages that stand for them, which are kept so that none is used again.
+# For the id of each storage of the device: the storage, kept so that its id is not used again, and the CPU's
+# tensor behind it.
 held: dict[int, tuple[Any, Tensor]] = {}
 VIEWS = (
     *(
@@ -32,9 +33,9 @@ VIEWS = (
     ),
     *("squeeze.dims", "view.dtype", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "unfold"),
 )
-"""What torch makes of strides itself, which are not told here."""
+"""Operators that torch would make from strides, which it does not pass on to this device."""
 MADE = ("eye", "eye.m", "abs")
-"""What torch makes in a tensor that it resizes, whose size is not told here."""
+"""Operators whose result torch would resize, without passing the size on to this device."""
 CAST = ("layer_norm", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm")
 crossed: list[tuple[int, ...]] = []
 """The shapes of tensors that went from one device to another."""
@@ -49,11 +50,11 @@ def inner(value: Any) -> Any:
 
 
 def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run every operator of the device on the CPU, on the tensors behind these."""
+    """Run an operator of the device on the CPU, on the tensors behind its arguments."""
     name, tensors = operator.name(), [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     mixed = len({x.device.type for x in tensors if x.ndim or on(x)}) > 1
     given, named = tree_map(inner, (args, kwargs))
-    # A number in the place of a tensor, which torch unpacks on the way here.
+    # On the way here torch turns a tensor of one value into a number: make it a tensor again.
     wanted = [argument.type.kind() == "TensorType" for argument in operator._schema.arguments]
     given: Any = [
         torch.tensor(value) if is_tensor and isinstance(value, (bool, int, float)) else value
@@ -64,7 +65,7 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
         given[1].copy_(given[0])
         return args[1]
     if mixed or ("as_strided" in name and not given[0].is_contiguous()):
-        raise RuntimeError(f"{name} cannot be had for tensors of {len(tensors)} kinds")
+        raise RuntimeError(f"{name} refuses {len(tensors)} tensors: several devices, or not contiguous")
     if "device" in named:
         named["device"] = torch.device("cpu")
     # The device's tensors pass for contiguous ones.
@@ -88,13 +89,13 @@ def shown(value: Tensor) -> Tensor:
 
 
 def squeeze(x: Tensor, dim: int) -> Tensor:
-    """In place, by which a tensor gets another shape."""
+    """Squeeze in place: the tensor itself gets another shape."""
     x.data = shown(inner(x).squeeze(dim))
     return x
 
 
 def cast(operator: Any, *args: Any, **kwargs: Any) -> Any:
-    """An operator under autocast."""
+    """Run an operator under autocast."""
     keys = TORCH._C.DispatchKeySet(TORCH._C.DispatchKey.AutocastPrivateUse1)
     with TORCH._C._ExcludeDispatchKeyGuard(keys):
         dtype = torch.float32 if operator.name() == "aten::layer_norm" else torch.get_autocast_dtype(NAME)
@@ -109,7 +110,7 @@ class Module(registration._DummyBackendModule):  # type: ignore[misc]
 
 
 def registered() -> list[Any]:
-    """The device's registrations, which end with them."""
+    """Register the device, for as long as the returned objects live."""
     TORCH.utils.backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
     whole, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     whole.fallback(run, "PrivateUse1")

@@ -2,10 +2,11 @@
 
     python -m tests.harness.release [--publish]
 
-Both are made of the last commit. comfy-cli validates the pack; its archive must hold what ComfyUI needs and
+Both are made from the last commit. comfy-cli validates the pack; its archive must hold what ComfyUI needs and
 nothing else, and the templates are run from it, unpacked. The wheel is put into an empty environment, where
-its command answers and pyright and mypy check a user's script. With its extras the library's tests run that
-need no other package. Placeholders in pyproject.toml are named, and with `--publish` refused at once.
+its command answers and pyright and mypy check a user's script. Then its extras are added, and all tests of
+the library run that need no other package. Placeholders in pyproject.toml are named, and with `--publish`
+refused at once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .made import (
 )
 
 PICTURES = {"Icon": ("docs/icon.png", (400, 400)), "Banner": ("docs/banner.png", (1680, 720))}
-"""The pictures of the registry, in the largest size that it takes of an icon, and in 21 to 9."""
+"""The pictures for the registry: the largest icon that it takes, and a banner of 21 to 9."""
 PLACEHOLDERS = ("example.invalid", "your-publisher-id")
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "SECURITY.md"),
@@ -102,7 +103,7 @@ def check_facts() -> None:
         if said["tool"]["comfy"][key] != wanted:
             sys.exit(f"pyproject.toml: {key} is not {wanted}")
         if Image.open(ROOT / file).size != size:
-            sys.exit(f"{file} is not of {size}")
+            sys.exit(f"{file} does not have the size {size}")
 
 
 def check_pack() -> None:
@@ -137,7 +138,7 @@ def check_library() -> None:
     ):
         run(*checker, python, script, cwd=LIBRARY_HOME)
         refused = run(*checker, python, wrong, cwd=LIBRARY_HOME, fails=True)
-        print(f"{checker[0].name} takes a user's script, and refuses one: {last(refused)}", flush=True)
+        print(f"{checker[0].name} accepts a user's script, not a wrong one: {last(refused)}", flush=True)
     # The charts and trainings of some tests need them.
     run(*install, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
     told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, **ONE_THREAD)
@@ -145,7 +146,7 @@ def check_library() -> None:
 
 
 def last(told: str) -> str:
-    """The line with what pytest or a checker of types came to: libraries may say more at its end."""
+    """The line with the result of pytest or of a type checker: libraries may print more after it."""
     lines = told.rstrip().splitlines()
     return next(
         (line for line in reversed(lines) if re.search(r"\d+ (passed|error)", line)), lines[-1]
@@ -153,7 +154,7 @@ def last(told: str) -> str:
 
 
 def placeholders(settings: str) -> list[str]:
-    """The lines that still have no publisher's own."""
+    """The lines that still hold placeholders."""
     return [line for line in settings.splitlines() if any(mark in line for mark in PLACEHOLDERS)]
 
 

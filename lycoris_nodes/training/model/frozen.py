@@ -37,7 +37,7 @@ def lent(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator
 
 @contextmanager
 def weights_fetched_again(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Generator[int]:
-    """A context in which such layers keep no weight for the backward pass but fetch it again there.
+    """A context in which the layers of `lent` keep no weight for the backward pass but fetch it again there.
 
     Their weights get no gradients. Yields how many layers there are.
     """
@@ -94,7 +94,7 @@ class _Fetching(torch.autograd.Function):
 
 
 def _is_plain_convolution(module: Any, dimensions: int) -> bool:
-    """Whether a layer is a plain convolution of torch whose inputs have this many dimensions, batch too."""
+    """Whether a layer is a plain convolution whose inputs have this many dimensions, with the batch."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     plain = isinstance(module, kinds) and module.padding_mode == "zeros"
     return plain and not isinstance(module.padding, str) and len(module.stride) + 2 == dimensions

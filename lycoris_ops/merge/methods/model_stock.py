@@ -14,8 +14,9 @@ FLAT = 1e-6
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = t * mean of the w_i D_i, with t = T c / (1 + (T - 1) c) and c the mean cosine of all pairs.
+    """D = t * mean of the w_i D_i, with t = T c / (1 + (T - 1) c).
 
+    T is the number of adapters, and c the mean cosine of all pairs of w_i D_i.
     Nearly orthogonal changes give almost nothing: the method is for variants of one adapter. t is 0 where the
     divisor is 0.
     """

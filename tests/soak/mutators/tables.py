@@ -98,7 +98,7 @@ def _metadata(rng: random.Random, seed: Seed) -> Case | None:
 
 
 def _more_metadata(rng: random.Random, seed: Seed) -> Case | None:
-    """Further metadata that nobody knows change nothing."""
+    """Further metadata, which no reader knows and which changes nothing."""
     if not seed.is_safetensors:
         return None
     texts = [text for text in TEXTS if text.isascii()]
@@ -149,7 +149,7 @@ def _config_text(rng: random.Random, seed: Seed) -> Case | None:
 
 
 def _config_alike(rng: random.Random, seed: Seed) -> Case | None:
-    """Fields that say nothing of the change: PEFT's book-keeping, and the order of the fields."""
+    """What has no effect on the change: PEFT's book-keeping, and the order of the fields."""
     if seed.config is None and "lora_adapter_metadata" not in seed.metadata:
         return None
     table, root = _table_of(seed)
