@@ -99,7 +99,7 @@ def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
 
 
 def small(picture: Image.Image, mask: Tensor | None) -> Tensor:
-    """A small picture (h, w, 3) of bytes that shows what is learned: masked parts are dark."""
+    """A small picture (h, w, 3) of bytes that shows what is learned: what the mask leaves out is dark."""
     if mask is not None:
         dark = Image.eval(picture, lambda value: value // 4)
         picture = Image.composite(picture, dark, Image.fromarray((mask[0] * 255).to(torch.uint8).numpy()))

@@ -55,8 +55,8 @@ class LycorisPlan(io.ComfyNode):
                     default="auto",
                     tooltip="How large the adapter may be. auto: it grows until more gains too little. "
                     "50MB: the size of the file in bfloat16. 2000000: parameters. rank 16: this rank "
-                    "everywhere. 90%: the smallest that gains this share. 1/100: that share of the model's "
-                    "parameters.",
+                    "everywhere. 90%: the smallest that gains this share of what full weights would. 1/100: "
+                    "that share of the model's parameters.",
                 ),
                 io.String.Input(
                     "algorithms",

@@ -31,7 +31,7 @@ def _scaled(y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """`scaled`, with derivatives of any order."""
+    """`scaled`, with derivatives of any order by y and extra; the bias gets none."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, extra: Tensor, bias: Tensor | None) -> Tensor:

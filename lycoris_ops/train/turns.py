@@ -19,7 +19,7 @@ class Turn(NamedTuple):
 
     batch: Any
     counts: bool
-    """Whether the batch is the process's own. In a last turn of too few, others repeat its first."""
+    """False where the last turn has too few batches, and this one repeats the first of that turn."""
     of: int
     """How many batches the processes have together in this turn."""
 

@@ -67,7 +67,7 @@ def by_tokens(low: float, high: float, few: int, many: int, tokens: int) -> floa
 
 
 def kohya(source: str, rank: int, alpha: float, lr: float, **settings: Any) -> Recipe:
-    """A recipe of kohya-ss: AdamW with its own weight decay, at a constant rate."""
+    """A recipe of kohya-ss: AdamW with torch's default weight decay, at a constant rate."""
     common = {"warmup": 0.0, "weight_decay": 0.01, "rank": rank, "alpha": alpha, "learning_rate": lr}
     named = "musubi-tuner" if source.split()[-1].startswith("musubi") else "sd-scripts"
     return Recipe(named, source.removesuffix(" musubi"), {**common, **settings})

@@ -38,7 +38,7 @@ from .made import (
 )
 
 PICTURES = {"Icon": ("docs/icon.png", (400, 400)), "Banner": ("docs/banner.png", (1680, 720))}
-"""The pictures for the registry: the largest icon that it takes, and a banner of 21 to 9."""
+"""The pictures for the registry: the largest icon that it takes, and a 21:9 banner."""
 PLACEHOLDERS = ("example.invalid", "your-publisher-id")
 SHIPPED = {
     *("__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "SECURITY.md"),
@@ -46,7 +46,7 @@ SHIPPED = {
 }
 """What the archive of the pack has at its root, each whole."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""Threads of one process wait for each other where others keep the machine busy."""
+"""Threads of one process wait for each other where other processes keep the machine busy."""
 TEMPLATES = ("tests/host/test_training_workflow.py", "-k", "template")
 SCRIPT = """
 from pathlib import Path
@@ -139,7 +139,7 @@ def check_library() -> None:
         run(*checker, python, script, cwd=LIBRARY_HOME)
         refused = run(*checker, python, wrong, cwd=LIBRARY_HOME, fails=True)
         print(f"{checker[0].name} accepts a user's script, not a wrong one: {last(refused)}", flush=True)
-    # The charts and trainings of some tests need them.
+    # Some tests draw charts or train, which needs the extras.
     run(*install, f"{wheel}[{EXTRAS}]", "pytest", "pytest-xdist")
     told = run(python, "-m", "tests.harness.bare", "-n", "2", cwd=LIBRARY_HOME, **ONE_THREAD)
     print(f"its tests, from the wheel: {last(told)}", flush=True)

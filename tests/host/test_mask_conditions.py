@@ -275,7 +275,7 @@ def test_tiles_of_the_picture_are_no_places(noted: Callable[[dict[str, Any]], st
 
 
 def test_the_masks_of_a_stack_are_shown(host: Host) -> None:
-    """The mask node shows its own, with frames too. The report of the node that applies them shows all."""
+    """The mask node shows its mask, with frames too. The report of the Apply node shows all masks."""
     (entry,) = host.stack(("lora", 1.0, 1.0))
     stack, picture = host.run("LycorisMask", host.ops.Stack([entry]), mask=half())
     assert picture.shape[0] == 1 and picture.shape[-1] == 3

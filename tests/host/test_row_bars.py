@@ -18,7 +18,7 @@ LORA = "lora.safetensors"
 
 
 def test_the_bars_of_a_row_are_those_of_its_model(host: Host, lora_file: Callable[[str, Any], str]) -> None:
-    """The page gets the bars measured so far. Without a linked model, another of its family stands in."""
+    """The page gets the bars measured so far. Without a linked model, one of the file's family stands in."""
 
     def bars(**question: Any) -> dict[str, Any]:
         question = {"file": LORA, "model": [], "clip": [], **question}

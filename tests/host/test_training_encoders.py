@@ -21,7 +21,7 @@ KEYS = {"clip_l": "l", "clip_g": "g", "clip_h": "h"}
 PADDED = 77
 """The number of tokens for CLIP, which has a fixed number of places."""
 NOT_ENCODED = {"SD3": "it pads to the width of the real T5"}
-"""Tiny encoders that cannot run, and why not. All their parts are in others."""
+"""Tiny encoders that cannot run, and why not. Other encoders have all their parts."""
 
 
 def tokens(name: str) -> dict[str, list[list[tuple[int, float]]]]:

@@ -1,4 +1,4 @@
-"""Clips with sound, for LTX-2, which makes both; and models of sound alone."""
+"""Clips with sound, for LTX-2, which learns pictures and sound; and models of sound alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLES = 44100
 
 
 def sound() -> np.ndarray:
-    """A second of two channels."""
+    """A second of sound in two channels."""
     time = np.arange(SAMPLES) / SAMPLES
     return np.stack([np.sin(2000 * time), time]).astype(np.float32)
 
@@ -160,7 +160,7 @@ def test_the_sound_of_clips_is_learned_with_their_pictures(
     again = prepare(**given, audio_vae=audio_vae)
     assert "encoded: 0 pictures, 0 sounds and 0 captions of 8" in again["report"]
     assert same(again["latents"][0]["samples"].unbind(), loud["samples"].unbind())
-    # Without the audio VAE, and for a model without sound, the report says so.
+    # Without an audio VAE the report says so, and another VAE is refused.
     bare = prepare(**given)
     assert "no sound is learned: link audio_vae to learn the sound of 1 clip (loud.mkv)" in bare["report"]
     assert not getattr(bare["latents"][0]["samples"], "is_nested", False)

@@ -66,7 +66,10 @@ def _fetching(module: nn.Module, forward: Callable[..., Tensor], *, alone: bool)
 
 
 class _Fetching(torch.autograd.Function):
-    """A layer with a frozen weight. dx = dy W, or for a convolution the transposed convolution of dy."""
+    """A layer with a frozen weight. dx = dy W, or for a convolution the transposed convolution of dy.
+
+    Any other layer runs again in the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any, forward: Callable[[Tensor], Tensor]) -> Tensor:

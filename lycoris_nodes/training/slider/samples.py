@@ -21,7 +21,10 @@ from ..node.settings import Asked
 
 
 def strengths_of(text: str) -> tuple[float, ...]:
-    """The strengths of a text such as `-1, 1`. Raises LycorisError unless they lie below and above 0."""
+    """The strengths of a text such as `-1, 1`.
+
+    Raises LycorisError unless some are below 0 and some above, and none is 0.
+    """
     found = parse_values(text)
     if min(found) < 0 < max(found) and 0 not in found:
         return found
