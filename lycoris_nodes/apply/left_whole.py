@@ -28,7 +28,7 @@ class LeftWhole:
         self._changed = False
 
     def begin(self) -> None:
-        """Forget what nodes that are gone have found, and what the node that samples now found last time."""
+        """Forget the findings of nodes that are gone, and earlier findings of the node that samples now."""
         self._sampler = running_node()
         for node in [one for one in self._found if one == self._sampler or not (one and is_in_prompt(one))]:
             self._changed = bool(self._found.pop(node)) or self._changed

@@ -98,7 +98,7 @@ def orders_of(text: str, count: int, kept: int) -> list[str]:
 
 
 def choices_of(text: str) -> list[str]:
-    """The captions of a text with choices, such as `a {red|blue} cat`; at most `CHOICES`, evenly spaced.
+    """The captions of a text with choices, such as `a {red|blue} cat`: at most `CHOICES`, spread evenly.
 
     Inner braces are expanded first.
     """

@@ -32,7 +32,7 @@ class Chance:
 
     @contextmanager
     def drawn(self) -> Generator[None]:
-        """A context where the global generators draw from this stream and resume where it last stopped."""
+        """A context in which the global generators draw from this stream, from where it last stopped."""
         outer = states()
         try:
             if self._states is None:

@@ -22,10 +22,12 @@ def flat_shape(shape: Sequence[int]) -> tuple[int, int]:
 def factorization(dimension: int, factor: int = -1, *, ordered: bool = True) -> tuple[int, int]:
     """Split `dimension` into (m, n) with m * n == dimension.
 
-    Where a positive `factor` divides the dimension, the split is (factor, dimension / factor); if `ordered`,
-    the smaller part comes first. Otherwise it is the most balanced split with m <= n and m at most `factor`
-    (no bound for -1). 128, -1 gives (8, 16); 128, 4 gives (4, 32); 127 gives (1, 127); 128, 32 gives (4, 32),
-    or (32, 4) if not `ordered`. Raises ValueError unless `dimension` is positive and `factor` positive or -1.
+    Where a positive `factor` divides the dimension, the split is (factor, dimension / factor), with the
+    smaller part first if `ordered`. Any other split is the most balanced one with m <= n and m at most
+    `factor` (no bound for -1). 128, -1 gives (8, 16); 128, 4 gives (4, 32); 127 gives (1, 127); 128, 32 gives
+    (4, 32), or (32, 4) if not `ordered`.
+
+    Raises ValueError unless `dimension` is positive and `factor` positive or -1.
 
     Source: the LoKr layout of LyCORIS; if not `ordered`, PEFT's (`factorization` in tuners/lokr/layer.py of
     peft 0.21, Apache-2.0).

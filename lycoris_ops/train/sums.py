@@ -22,14 +22,14 @@ LEAST = 1 << 14
 
 
 class GradientSums:
-    """Gradients in parts. Each part is sent when all its gradients are there and the part before it is sent.
+    """Gradients in parts. Each part is sent once all its gradients are there and the part before it was sent.
 
     The first parts are of the last layers, whose gradients come first. All processes send the parts in the
     same order, whichever gradients are missing. The gradients of divided parameters are sums already.
 
     If `whole` is false, nothing is sent before the end of the pass, because a sharded model sends messages of
-    its own within it. Nor is anything sent early in the first step. That step shows whether gradients come
-    more than once in a pass, as for a module that is called twice under reentrant checkpointing.
+    its own within it. In the first step nothing is sent early either: it shows whether gradients come more
+    than once in a pass, as for a module that is called twice under reentrant checkpointing.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], copies: processes.Copies, *, whole: bool) -> None:

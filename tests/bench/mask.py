@@ -1,9 +1,9 @@
 """What a mask costs: a pass of a model with a masked stack beside one with the same stack unmasked.
 
 `python -m tests.bench.mask [--rounds N] [--kinds KIND ...]` takes a UNet of SD1.5's layout and a transformer
-of Flux's, with random weights and a layer of one kind beside each of their own. Passes take turns in one
-process. It prints the median of the ratios of the times, and the ratio of the most memory that a pass takes
-beyond the model.
+of Flux's, with random weights and an adapter that has a layer of one kind for each of theirs. Passes take
+turns in one process. It prints the median of the ratios of the times, and the ratio of the most memory that
+a pass takes beyond the model.
 """
 
 from __future__ import annotations

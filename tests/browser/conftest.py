@@ -30,8 +30,8 @@ FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {O
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run tests on a front end other than the host's only in `make test-fronts`, with two exceptions.
 
-    A test marked `every_front_end` is run on the newest front end too, one marked `newest_front_end` there
-    alone. With `(name=value)` a mark is only for cases with this value.
+    A test marked `every_front_end` also runs on the newest front end. One marked `newest_front_end` runs only
+    there. With `(name=value)` a mark counts only for cases with this value.
     """
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}

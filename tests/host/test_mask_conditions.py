@@ -1,4 +1,4 @@
-"""Masks beside what else changes a sampling: ControlNets, regions, inpainting, second passes; bad input."""
+"""Masks together with ControlNets, regions, inpainting, second passes and other nodes; and bad input."""
 
 from __future__ import annotations
 
