@@ -219,9 +219,9 @@ def _plan(
     wanted: tuple[bool, str],
     before: BypassPlan | None,
 ) -> tuple[BypassPlan | None, str]:
-    """The plan of a layer to bypass, None for a layer to merge; and the reason.
+    """The plan to bypass a layer, or None to merge it; and the reason.
 
-    `wanted` is what `_wanted` gives, and `before` the plan that earlier nodes gave the layer. Raises
+    `wanted` is whether to bypass it, with the reason. `before` is the plan that earlier nodes gave it. Raises
     LycorisError for a layer that can be neither merged nor bypassed.
     """
     bypassed, reason = wanted
@@ -266,7 +266,7 @@ def _build(
         return "its model multiplies by the weight without calling the layer"
     key = f"{path}.weight"
     if tuple(shapes.get(key, ())) != geometry.shape:
-        return "its weight has another shape than its layer says"
+        return "its weight does not have the shape that its layer states"
     if enlarged_by_patches(patcher, key):
         return "an earlier node enlarges its weight"
     layers = [

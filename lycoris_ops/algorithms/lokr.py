@@ -41,8 +41,8 @@ class Lokr(Factored, Planned):
 
     `product_of` "peft" with w2 (k, j, K) is the product that PEFT trains on a Conv1d with a full w2: its
     kron(w1, w2) aligns w1 with the last two dimensions of w2, and the result (k, l * j, i * K) is read as
-    (O, I, K). This differs from the change above, and is no Kronecker product of matrices (O, I * K). A
-    low-rank w2 of PEFT's on a Conv1d is as above.
+    (O, I, K). This differs from the change above, and is no Kronecker product of matrices (O, I * K). With a
+    low-rank w2, PEFT's product on a Conv1d is the one above.
 
     Source: Edalati et al., "KronA" (2212.10650), eq. 4; layout and key names by LyCORIS (2309.14859).
     """
@@ -55,7 +55,7 @@ class Lokr(Factored, Planned):
     )
     cores: ClassVar[tuple[str, ...]] = (T2,)
     absorbing: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w1_a")
-    # PEFT's comparison of methods on FLUX.2 klein uses this rate: LoKr equals a LoRA of 50 times its size.
+    # In PEFT's comparison of methods on FLUX.2 klein, LoKr at this rate equals a LoRA of 50 times its size.
     fresh_rate: ClassVar[float] = 10.0
     variants: ClassVar[tuple[frozenset[str], ...]] = tuple(
         frozenset({*first, *second})
@@ -192,7 +192,7 @@ class Lokr(Factored, Planned):
         delta.pause()
         w1, inner = delta.outer(rows, columns)
         flat = inner.flatten(1)
-        # Above this rank a full w2 has no more parameters.
+        # Above this rank a full w2 is not larger.
         most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
         left, values, right = leading_triples(flat, max(0, most), seed=delta.seed, pause=delta.pause)
         kept, total, spectrum, sums = fetched(
@@ -273,7 +273,7 @@ class Lokr(Factored, Planned):
 
         Other ranges have no small factors. Then w2 holds the rows as a full matrix, and w1 is a single 1.
         """
-        # `whole` has everything but the factors cut: biases, a DoRA magnitude, a sparse remainder.
+        # `super` cuts everything except the factors: biases, a DoRA magnitude, a sparse remainder.
         whole, held = super().rows(*ranges), self.tensors()
         blocks = None if self.of_peft else in_blocks(ranges, len(self._kronecker().w2[0]))
         if blocks is not None:

@@ -27,7 +27,7 @@ BIAS = "lora_B.bias"
 RESHAPE = "reshape_weight"
 ENLARGED = 1 << 26
 """The most values that an enlarged weight may have (256 MB in float32). Control models enlarge their first
-layers, whose weights have less than a million."""
+layers, whose weights have fewer than a million."""
 DIAGONAL = "lora_E"
 
 Start = Literal["pissa", "olora"]
@@ -289,7 +289,7 @@ class Lora(Factored, Planned):
         )
 
     def plain(self) -> Lora:
-        """The same layer with `lora_E`, a factor of PEFT's AdaLoRA only, multiplied into down."""
+        """The same layer with `lora_E`, which only PEFT's AdaLoRA has, multiplied into down."""
         if self.lora_e is None:
             return self
         return replace(self, lora_down=self.product().down, lora_e=None)

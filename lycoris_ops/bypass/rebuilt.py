@@ -26,7 +26,8 @@ class Rebuilt(Hiding):
     take more work than forming the weight. Gradients flow to the layer's tensors. Between passes the module
     has its own parameters: during a pass an attribute of the instance hides them.
 
-    If a module has several, each adds its change of the module's own weight, and the first forms the sum.
+    If a module has several of these, each adds its change of the module's own weight, and the first forms
+    the sum.
 
     The sum is rounded to the dtype of the weight. In half precision this may lose a small change, which a
     bypass would still add to the output. Nothing computes in dtypes of one byte, so a module casts such a

@@ -11,8 +11,8 @@ from ..maths.tensors import is_divided, is_plain
 def expert_weights(path: str, module: nn.Module) -> list[tuple[str, Tensor, Stacked]] | str:
     """The parameters of a module that hold the weights of E experts, by name; or why they cannot be adapted.
 
-    They are (E, O, I), or (E, I, O) where `is_transposed`. Such modules come from transformers: they have
-    `num_experts`, or a class with Experts in its name.
+    They are (E, O, I), or (E, I, O) if the module's `is_transposed` is set. Such modules come from
+    transformers: they have `num_experts`, or a class with Experts in its name.
     """
     if not (hasattr(module, "num_experts") or "Experts" in type(module).__name__):
         return []

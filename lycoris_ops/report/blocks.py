@@ -27,7 +27,7 @@ def blocks_verdict(survey: Survey) -> str:
         )
     if not places:
         return f"{number_of(len(survey.blocks), 'block')}, {number_of(sum(survey.blocks.values()), 'weight')}"
-    return printable(f"Most is changed by {few(places)}.")
+    return printable(f"Changed most: {few(places)}.")
 
 
 def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:

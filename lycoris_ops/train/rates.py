@@ -41,8 +41,8 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
 def usual_rate(net: LycorisNetwork, family: OptimiserFamily) -> float:
     """The rate for a network where none is given: for SCALED the geometric mean of `rate_of` over its layers.
 
-    Other optimisers have a fixed rate: they find it themselves, or their rates were not compared. Raises
-    TrainError for an optimiser without a usual rate.
+    Other optimisers have a fixed rate, because they adapt it themselves or because their rates were not
+    compared. Raises TrainError for an optimiser without a usual rate.
     """
     if family.lr is None:
         raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")

@@ -249,7 +249,7 @@ NOT_PLAIN: dict[str, tuple[Callable[[], Any], str]] = {
     "a text": (lambda: "x", "odd: .*found str"),
     "a table": (lambda: {"b": torch.zeros(1)}, "odd: .*found dict"),
 }
-"""Values that are no plain tensors, with words of the error."""
+"""Values that are not plain tensors, with words of the error."""
 
 PICKLES: dict[str, tuple[Make, str]] = {
     **{

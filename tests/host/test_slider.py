@@ -141,7 +141,8 @@ def test_opposed_pictures_are_learned_at_several_strengths(host: Host, tmp_path:
         )
     assert made["path"].endswith("loras/slider_00001_.safetensors") and made["steps_done"] == 3
     assert (
-        "data: 2 latents (8 x 8 x2), batches in an epoch: 2; in one step at the strengths" in made["report"]
+        "data: 2 latents (8 x 8 x2), batches in an epoch: 2; each step trains at the strengths"
+        in made["report"]
     )
     # What was sampled on the way is there at each strength, side by side.
     (sample,) = tmp_path.glob("loras/*/sample-000003.png")
@@ -194,7 +195,7 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
         assert stopped["step"] == 3 and stopped["differences"] == []
         made = slide(host, tmp_path, model, **given)
     assert (
-        "data: 2 latents (8 x 8 x2), batches in an epoch: 2; in one step at the strengths -1, 1"
+        "data: 2 latents (8 x 8 x2), batches in an epoch: 2; each step trains at the strengths -1, 1"
         in made["report"]
     )
     # The pictures that the model samples, and all else, follow from the seed.

@@ -99,7 +99,7 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
     assert options["optimiser_options"] == {"betas": "(0.9, 0.99)", "eps": "1e-06"}
     layer = next(iter(written.layers.values()))
     assert layer.rank == 4 and layer.alpha == 2 and "dora_scale" in layer.tensors()
-    for words in ("LoRA+ at 4", "begun anew 1 time", "huber from 0.2 on"):
+    for words in ("LoRA+ at 4", "restarted 1 time", "huber from 0.2 on"):
         assert words in made["report"]
     for bad, problem in ({"optimiser_args": "betas"}, "betas"), ({"optimiser_args": "eps=1 eps=2"}, "twice"):
         with pytest.raises(host.ops.LycorisError, match=problem):
@@ -517,7 +517,7 @@ def broken(value: float) -> dict[str, Tensor]:
         ),
         (
             {"latents": [{**latent(0), "noise_mask": torch.ones(1, 1, 3, 64, 64)}], "positive": [caption(0)]},
-            r"latents, number 1 of 1.*`noise_mask`.*not that of a picture",
+            r"latents, number 1 of 1.*`noise_mask`.*not a picture's mask",
         ),
         ({"positive": [caption(0, control=object())]}, r"captions, number 1 of 4.*ControlNet"),
         ({"positive": [caption(0, area=(1, 1, 0, 0))]}, r"captions, number 1 of 4.*an area"),

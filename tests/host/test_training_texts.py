@@ -73,7 +73,9 @@ def test_both_are_trained_and_the_file_gives_the_encodings_and_the_loss_of_the_t
         made = train(clip=clip, **given, **settings)
     losses = dict(made["loss_map"]["validation"])
     assert losses[12] < 0.98 * losses[0]
-    assert "text encoders at 2 of it" in made["report"] and "10% of the captions dropped" in made["report"]
+    assert (
+        "text encoders at 2 times that" in made["report"] and "10% of the captions dropped" in made["report"]
+    )
     layers = made["stack"].entries[0].adapter.layers
     of_text = [name for name in layers if name.startswith("text_encoders.clip_l.transformer.")]
     # q, k, v, out and the two of the MLP in each of three layers.

@@ -158,7 +158,10 @@ def epochs_of(
 
 
 def judged(samples: Sequence[Sample], size: int, times: int) -> list[list[Sample]]:
-    """Fixed batches for a validation: each sample at `times` evenly spaced quantiles, no caption dropped."""
+    """Fixed batches for a validation: each sample at `times` evenly spaced quantiles of the noise times.
+
+    No caption is dropped.
+    """
     return [
         [replace(samples[index], share=(number + 0.5) / times, without=None) for index in batch]
         for number in range(times)
@@ -176,7 +179,7 @@ def described(samples: Sequence[Sample], size: int) -> str:
         text += f"; no two fit in one batch of {size}: their sizes or the lengths of their captions differ"
     strengths = [sample.strength for sample in (samples[0], *samples[0].others)]
     if len(strengths) > 1:
-        text += f"; in one step at the strengths {', '.join(f'{one:g}' for one in strengths)}"
+        text += f"; each step trains at the strengths {', '.join(f'{one:g}' for one in strengths)}"
     if masked := sum(sample.mask is not None for sample in samples):
         text += f"; {masked} with a mask"
     if given := sum(sample.latent.noise_mask is not None for sample in samples):
@@ -206,8 +209,7 @@ def _encoded(
 
 
 def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """What the empty caption is made from, and the empty caption with what a conditioning says beside its
-    text."""
+    """The empty caption with a conditioning's settings in BESIDE, after a key that identifies it."""
     kept = {name: conditioning[1][name] for name in BESIDE if name in conditioning[1]}
     said = [value if isinstance(value, int | float) else id(value) for value in kept.values()]
     return (id(nothing), *zip(kept, said, strict=True)), [nothing[0], {**nothing[1], **kept}]
@@ -242,7 +244,7 @@ def _planes(mask: Tensor) -> list[tuple[_Place, Tensor]]:
 
 
 def _is_given(latent: Mapping[str, Any]) -> bool:
-    """Whether a latent's `noise_mask` marks what the model is given, by having frames or several parts."""
+    """Whether a `noise_mask` marks what the model is given: it has frames, or its latent several parts."""
     mask, samples = latent.get(NOISE_MASK), latent["samples"]
     if getattr(samples, "is_nested", False) and mask is not None:
         return True
@@ -274,7 +276,7 @@ def _noise_masks(latents: Latents, name: str) -> Iterator[tuple[_Place, Tensor] 
         with _numbered(name, number, len(latents)):
             if not isinstance(mask, Tensor) or mask.ndim > 4:
                 raise TrainError(
-                    f"the `{NOISE_MASK}` of a latent is not that of a picture",
+                    f"the `{NOISE_MASK}` of a latent is not a picture's mask",
                     got=str(list(mask.shape)) if isinstance(mask, Tensor) else "several parts",
                     expected="one mask for each picture",
                     hint="Link `masks`, which are used in its place, or latents without it",

@@ -11,14 +11,14 @@ from ..model.session import Session
 
 
 def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
-    rate = "that of the optimiser" if options.lr is None else f"{options.lr:g}"
-    texts = "" if text_rate is None else f", text encoders at {text_rate:g} of it"
+    rate = "the optimiser's own" if options.lr is None else f"{options.lr:g}"
+    texts = "" if text_rate is None else f", text encoders at {text_rate:g} times that"
     falls = f"{options.schedule} after a warm-up of {options.warmup:g}"
-    again = f", begun anew {number_of(options.restarts, 'time')}" if options.restarts else ""
+    again = f", restarted {number_of(options.restarts, 'time')}" if options.restarts else ""
     own = (
         ("LoRA+ at", options.lora_plus),
         ("weight decay", options.weight_decay),
-        ("gradients up to", options.clip_norm if options.clip_norm != TrainOptions.clip_norm else None),
+        ("gradients clipped at", options.clip_norm if options.clip_norm != TrainOptions.clip_norm else None),
     )
     more = "".join(f", {name} {value:g}" for name, value in own if value)
     args = "".join(f", {name} {value}" for name, value in options.optimiser_options.items())
@@ -38,10 +38,10 @@ def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
 
     `chosen` says that it began at a checkpoint of `resume_from`, where it would begin again.
     """
-    first = "Empty `resume_from` first: then Run" if chosen else "Run"
+    first = "Empty `resume_from`, then run" if chosen else "Run"
     return (
         f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. {first} with the same "
-        "settings trains on from there."
+        "settings to train on from there."
     )
 
 
