@@ -54,7 +54,7 @@ def _names_before(hidden: Any, link: str) -> list[str]:
     """The files that the loader of the model names in the prompt.
 
     The prompt is needed because loaders of other packs do not tell the host their file. Only the loader
-    counts, because the nodes behind it name files of other kinds.
+    counts, because the nodes after it name files of other kinds.
     """
     prompt: Mapping[str, Any] = getattr(hidden, "prompt", None) or {}
     node: Any = getattr(hidden, "unique_id", None)

@@ -32,7 +32,7 @@ from .saved_names import views_of
 from .views import FileSlot, FileView, Pairs, placed, slots_of, views_in
 
 COPY_BYTES = 4 << 20
-"""The most bytes copied at once, and so between two calls of `progress`."""
+"""The most bytes copied at once, and so between two calls of `progress` while copying."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def merge_checkpoint(
 
     Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
-    quantised weight or an expert, LycorisError for a dtype that weights cannot have, and WriteError where the
-    file cannot be written.
+    quantised weight or an expert, or change a complex weight, LycorisError for a dtype that weights cannot
+    have, and WriteError where the file cannot be written.
     """
     stack.check_constant("be merged into a file")
     base = ModelFile.open(base_path)
@@ -109,7 +109,7 @@ def merge_checkpoint(
         views |= views_of(base, shapes)
         resolution = _resolved(stack, shapes, views)
     merge = _Merge(base, destination, placed(resolution.pairs(), views), quantised, codec)
-    # Check formats before shapes: packed data have another shape than their weight, so the error would be
+    # Check formats before shapes: packed data do not have the shape of their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
     misfit = (slot for one in misfits for slot in slots_of(one.target.key, views))

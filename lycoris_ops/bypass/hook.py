@@ -110,7 +110,7 @@ def _offloaded(module: nn.Module) -> Mapping[str, Tensor]:
 
 def own_of(module: nn.Module, name: str) -> Any:
     """A module's own weight or bias, even while `Rebuilt` hides it in a pass; None where it has none."""
-    # Not `cast`, a call in each pass.
+    # Without `cast`, which would be a call in each pass.
     known: Any = module
     held: Mapping[str, Any] = known._parameters
     return held[name] if name in held else getattr(module, name, None)
@@ -132,7 +132,7 @@ def check_present(value: Tensor, device: torch.device, path: str | None = None) 
             weight=path,
             got="a tensor on the device meta",
             expected=f"values on {device} or a device that it can be copied from",
-            hint="They are loaded within each pass, by other hooks than accelerate's for this module: choose "
+            hint="They are loaded within each pass, but not by a hook of accelerate on this module: choose "
             'an algorithm whose change does not depend on the weight, and form="bypass"',
         )
 
@@ -145,8 +145,8 @@ def shards(module: nn.Module) -> bool:
 class Bypass:
     """The layers of a plan on one module, by hooks: the module's weight and `forward` stay as they are.
 
-    `attach` adds the hooks and `remove` takes them away. Raises LycorisError for a module of another
-    geometry than the plan was made for.
+    `attach` adds the hooks and `remove` takes them away. Raises LycorisError for a module whose geometry is
+    not the plan's.
 
     The layers' tensors are moved to the device and dtype of the input, in the first pass with such an input.
     The weight is read only for layers that need its norm or its singular values, and once: when `meet` is
@@ -156,8 +156,8 @@ class Bypass:
     Where the strengths of the plan differ over places or samples, `places` says where these are.
 
     Where a tensor of a layer requires gradients, they flow to it. Nothing that was computed from it is then
-    kept from one pass to the next, because an optimiser may have changed it in between. `before_pass` and
-    `dropout` are for such plans alone.
+    kept from one pass to the next, because an optimiser may have changed it in between. `dropout` is for such
+    plans alone.
 
     torch.compile does not look into passes that record no gradients. Then strengths, places and the plan may
     change without compiling again, see `compiled`.
@@ -531,7 +531,7 @@ class Bypass:
             if each.count(1.0) != len(each):
                 return None
         try:
-            # Contexts take long beside a small layer.
+            # For a small layer these contexts take long, so they are entered only where needed.
             if torch.is_inference_mode_enabled() or narrowing(x.device) is not None:
                 with outliving(), in_own_dtypes(x.device):
                     found = self._whole_begun(x)

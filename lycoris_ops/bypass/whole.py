@@ -115,7 +115,7 @@ class WholePass:
     outputs: Operator | None
     inputs: Operator | None
     bias: Tensor | None
-    """b, shaped like the output's channels, where there are operators on the output."""
+    """b, shaped like the output's channels, where it is needed."""
     biases: tuple[Tensor, ...]
     """The changes of the bias."""
     inside: BoundPlan | None
@@ -162,7 +162,7 @@ class WholePass:
         return found if bias is None else found + bias
 
     def _leaner(self, x: Tensor, y: Tensor, weight: Weight) -> Tensor | None:
-        """outputs @ (y + inside x) for y = W x + b, with fewer saved tensors; None where it saves more."""
+        """outputs @ (y + inside x) for y = W x + b, saving fewer tensors; None where it would save more."""
         geometry, outputs = self.whole.geometry, self.outputs
         # `rescaled` saves x. That costs nothing only where the forms save the same tensor.
         kept = not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()

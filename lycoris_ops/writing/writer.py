@@ -108,7 +108,7 @@ class Writer:
     def configuration(
         self, made: Sequence[Made], metadata: Mapping[str, str | None] | None = None
     ) -> str | None:
-        """PEFT's configuration of the layers as JSON; None for other dialects.
+        """PEFT's configuration of the layers as JSON; None for a dialect that has none.
 
         The adapter's purpose (`PURPOSE`) is from the `metadata`, else from the source's configuration. The
         source's list of modules is kept where the layers are the same. Raises LayerError if no configuration

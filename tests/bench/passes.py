@@ -97,7 +97,7 @@ TRANSFORMER = Small(
 
 
 def made(architecture: str, settings: Mapping[str, Any]) -> Any:
-    """A model of the zoo with the usual weights of a beginning."""
+    """A model of the zoo with the usual initial weights."""
     from comfy.model_base import model_sampling
 
     model = zoo.make(architecture, changed=settings, cut=False)
@@ -107,7 +107,7 @@ def made(architecture: str, settings: Mapping[str, Any]) -> Any:
 
 
 def usual_weights(model: Any) -> Any:
-    """The model with the usual weights of a beginning, to be trained as a whole."""
+    """The model with the usual initial weights, all of them trainable."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

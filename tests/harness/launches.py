@@ -18,7 +18,7 @@ READING = frozenset(
 
 
 class Launches(TorchDispatchMode):
-    """Takes down the names of the operations that run on a device: not those that only make views.
+    """Records the names of the operations that run on a device, but not of those that only make views.
 
     `waits` has those for which the program waits until an accelerator has done all before them, and `wide`
     those that make float64 on one.

@@ -2,8 +2,8 @@
 
     python -m tests.harness.promises --write
 
-writes `promises.json`, in the environment of the tests, when a version is published. A test compares the
-present code with it; docs/versions.md says what may be removed, and when.
+writes `promises.json` when a version is published. Run it in the environment of the tests. A test compares
+the present code with it; docs/versions.md says what may be removed, and when.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def of_library() -> Promise:
 def _parameters(value: Any) -> dict[str, bool] | None:
     """Each parameter of a callable, and whether it has to be given; None for other values.
 
-    A class's never have to: the library makes its objects, which may get more fields.
+    Those of a class never have to be given: the library makes its objects, which may get more fields.
     """
     try:
         found = signature(value).parameters.values() if callable(value) else None

@@ -1,7 +1,7 @@
 """Masks on the host's real models: where each layer acts in a pass, and what the report says of it.
 
-In a masked pass the input and the output of every layer are taken. The output is then compared with that of
-the layer alone, and with that of the unmasked bypass, for this very input.
+A masked pass records the input and the output of every layer. The output is then compared with what the layer
+alone and the unmasked bypass give for the same input.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FRAMES = 2
 
 @dataclass(frozen=True)
 class Wanted:
-    """Where the layers of a model must act, told by the number of their tokens."""
+    """Where the layers of a model must act, found by the number of their tokens."""
 
     grids: tuple[tuple[int, ...], ...]
     """The grids of its levels, the finest first."""
@@ -124,9 +124,8 @@ def acting(
 ) -> int:
     """Compare every layer of a masked pass with the layer alone and with its unmasked bypass, bit by bit.
 
-    `held` says of an output which values are in the mask; None for an output at no place. Inputs are those
-    of the mask, and more is what the model is given. The result is how many layers with places the stack
-    changes.
+    `held` says of an output which values are in the mask; None for an output at no place. `inputs` are those
+    of the mask node, and `more` is given to the model. Returns how many layers with places the stack changes.
     """
     model = tiny(name)
     whole, bound = applied(host, model, stack_for(host, model, kinds), **inputs)
@@ -150,7 +149,7 @@ def acting(
             assert torch.equal(first, own) and torch.equal(second, unmasked), path
             continue
         if mine.tokens[path] == "for places, in turn":
-            # The first turn is the base's own, which the comparison of the attention sees.
+            # The first turn is the base's own. The test of the whole attention compares it.
             assert torch.equal(one.y, unmasked), path
             continue
         kernel = bool(mine.plans[path].geometry.kernel)
@@ -171,13 +170,13 @@ def _stacks() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("name", "kinds"), list(_stacks()))
 def test_every_layer_acts_in_the_mask_alone(host: Host, name: str, kinds: tuple[str, ...]) -> None:
-    """Outside it is the model's own in every bit, inside that of the unmasked stack."""
+    """Outside the mask, outputs are the model's own in every bit; inside, those of the unmasked stack."""
     assert acting(host, name, WANTED[name], kinds) >= 8
 
 
 @pytest.mark.parametrize("name", ["Wan 2.1 t2v", "HunyuanVideo", "LTX-Video", "LTX-2"])
 def test_a_span_of_frames(host: Host, name: str) -> None:
-    """Without the first frame of the video, which is the first of two of the latent."""
+    """All frames but the video's first, which is the first of the latent's two."""
 
     def held(y: Tensor, kernel: bool) -> Tensor:
         if kernel:
@@ -232,12 +231,12 @@ def test_relatives_have_their_places_too(host: Host, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    # Each of them shows places of another kind.
+    # Each model in DIFFERENT has places of another kind.
     "name",
     [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.soak) for name in WANTED],
 )
 def test_complementary_masks_are_the_unmasked_stack(host: Host, name: str) -> None:
-    """Of one and the same file, with what is at no place whole in one of the two."""
+    """Both mask the same file. The layers at no place are whole in one of them, and left out of the other."""
     model = tiny(name)
     base = Patched(patcher(model), None)
     stack = stack_for(host, model, OF_KINDS)
@@ -254,7 +253,7 @@ def test_complementary_masks_are_the_unmasked_stack(host: Host, name: str) -> No
 
 @pytest.mark.parametrize("name", ["SD1.5", "Wan 2.1 i2v", "Cosmos-Predict2"])
 def test_keys_are_masked_where_the_values_are_not_changed(host: Host, name: str) -> None:
-    """By complementary masks, which make the unmasked stack."""
+    """Two complementary masks together give the unmasked stack."""
     model = tiny(name)
     base = Patched(patcher(model), None)
     (entry,) = stack_for(host, model, ("lora", "oft"))
@@ -276,7 +275,7 @@ def test_keys_are_masked_where_the_values_are_not_changed(host: Host, name: str)
 
 @pytest.mark.parametrize("name", ["SD1.5", "Wan 2.1 t2v"])
 def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, name: str) -> None:
-    """Against attention by torch, with the keys and values that the layers gave."""
+    """Compared with torch's own attention on the keys and values that the layers gave."""
     model = tiny(name)
     base = Patched(patcher(model), None)
     left, right = stack_for(host, model, ("lora", "oft")), stack_for(host, model, ("loha",), seed=50)
@@ -318,8 +317,10 @@ def test_a_cross_attention_is_one_for_each_mask_blended_by_place(host: Host, nam
 def test_a_cross_attention_is_called_in_turn_where_it_takes_no_more_keys(
     host: Host, name: str, cross: str
 ) -> None:
-    """In the mask its output is that of the unmasked stack, outside the model's own, in every bit, and two
-    complementary masks of one stack are the unmasked one."""
+    """In the mask its output is the unmasked stack's, outside the model's own, in every bit.
+
+    Two complementary masks of one stack give the unmasked stack.
+    """
     model = tiny(name)
     stack = stack_for(host, model, ("lora", "oft"), within=f".{cross}.")
     whole, bound = applied(host, model, stack)
@@ -360,7 +361,7 @@ def test_a_cross_attention_is_called_in_turn_where_it_takes_no_more_keys(
 
 
 def test_masks_in_the_hosts_sampler(host: Host, unet: Patched) -> None:
-    """With guidance and several pictures: a mask of all is the whole stack, and one of nothing none of it."""
+    """With guidance and several pictures: a full mask gives the whole stack, and an empty one none of it."""
     model = unet.model.model
     stack = stack_for(host, model, OF_KINDS)
     plain, whole = sampled(host, unet), sampled(host, host.apply(unet, stack, mode="bypass", clip=False))
@@ -404,13 +405,13 @@ def test_the_edge_and_the_rest_of_a_mask(host: Host) -> None:
     assert row[0] == 1 and row[-1] == 0.5 and (row[:-1] >= row[1:]).all()
     assert torch.equal(row[:28], torch.ones(28)) and torch.equal(row[36:], torch.full((28,), 0.5))
     torch.testing.assert_close(row[28:36], 0.5 + 0.5 * torch.arange(8, 0, -1) / 9)
-    # Far wider than the mask, whose border goes on outside.
+    # An edge far wider than the mask: outside, the mask goes on with the values at its border.
     (entry,) = masked(host, stack, soft_edge=4096)
     row = entry.mask.on((64, 64))[3]
     torch.testing.assert_close(row, (32 + 4096 - torch.arange(64)) / 8193)
     (entry,) = masked(host, stack, mask=None, frames="1-")
     assert entry.mask.on((3, 1, 1)).flatten().tolist() == [0, 1, 1]
-    # As a resized one has them.
+    # A resized mask may have such values.
     (entry,) = masked(host, stack, mask=torch.tensor([[1.001, -0.001]]))
     assert entry.mask.on((1, 2)).tolist() == [[1, 0]]
 
@@ -448,7 +449,7 @@ def test_what_is_at_no_place_is_left_out_or_whole(host: Host, unet: Patched) -> 
 
 
 def test_parts_that_another_node_makes_are_an_error(host: Host, unet: Patched) -> None:
-    """Nobody says which part of the latent it is."""
+    """Nothing says which part of the latent each one is."""
     stack = masked(host, stack_for(host, unet.model.model, ("lora",)))
     found = host.apply(unet, stack, clip=False)
     cut = found.model.clone()

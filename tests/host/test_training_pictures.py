@@ -56,7 +56,7 @@ GRIDS = {
     "Ideogram 4": 16,
     "Lens": 16,
 }
-"""Pixels for a value of the latents, times the patch of a transformer or two steps down of a tiny UNet.
+"""The pixels of one value of the latents, times a transformer's patch or, in a tiny UNet, 4 for two halvings.
 The latents of Ideogram and Lens are cut into patches already."""
 
 
@@ -97,7 +97,7 @@ def test_pictures_go_straight_into_a_training(
     assert data["positive"][0] is data["positive"][1] or architecture == "SDXL"
     assert not torch.equal(cup, mirrored) and not torch.equal(mirrored, rocket)
     shapes = {tuple(one["samples"].shape[-2:]) for one in data["latents"]}
-    # 128 x 128 and 64 x 256 have 3 : 2 between them, and 128 x 128 is nearer.
+    # 3 : 2 lies between 128 x 128 and 256 x 64, and 128 x 128 is nearer.
     assert shapes == {(16, 16)}
     assert data["masks"] == [] and len(data["captions"]) == len(data["positive"]) == 3
     assert data["captions"][0] == "qwx, a cup on a table" and data["validation_captions"] == ["qwx, a cat"]
@@ -112,7 +112,7 @@ def test_pictures_go_straight_into_a_training(
     assert f"{len(data['latents'])} latents" in report and "captions dropped" in report
     told = data["positive"][0][0][1]
     if architecture == "SDXL":
-        # The middle of a picture is cut to a square: in its pixels after resizing, half of what is too wide.
+        # The middle square is kept. The crop counts pixels after resizing: half of the excess width.
         width, height = told["width"], told["height"]
         assert (width, height) == (600, 400)
         assert told["crop_w"] == round((PIXELS * width / height - PIXELS) / 2) and told["crop_h"] == 0
@@ -138,7 +138,7 @@ def test_all_shapes_of_pictures_keep_them(host: Host) -> None:
                 assert (right - left) / (bottom - top) == pytest.approx(width / height)
                 assert right - left == pytest.approx(source[0]) or bottom - top == pytest.approx(source[1])
                 assert enlarge or width * height <= max(source[0] * source[1], step**2)
-    # Of ordinary shapes little is lost.
+    # Ordinary shapes lose little.
     assert sizes.fit((4000, 3000), 1024, 64, enlarge=True).size == (1152, 896)
     assert sizes.fit((4000, 3000), 1024, 64, enlarge=True).lost < 0.04
 
@@ -215,13 +215,13 @@ def test_a_folder_is_read_as_it_is(
         "nothing is kept on disk",
     ):
         assert words in report
-    # Learned on white, the transparent half is no mask.
+    # With white behind it, the transparent half is no mask.
     white = prepare(trigger="qwx", keep=False, transparent="white")
     assert sum(not bool((mask == 1).all()) for mask in white["masks"]) == 8
 
 
 def test_repeats_count_by_their_proportion(host: Host, folder: Path) -> None:
-    """However often all pictures are repeated: of 20 and 30 million are left 2 and 3."""
+    """Only the proportion counts: 20 and 30 million repeats become 2 and 3."""
     for name in ("20000000_a", "30000000_b"):
         (folder / name).mkdir()
         picture(CAT).save(folder / name / "cat.png")
@@ -270,7 +270,7 @@ def test_what_was_encoded_is_kept_by_its_content(
         assert torch.equal(one["samples"], other["samples"])
     for one, other in zip(data["positive"], again["positive"], strict=True):
         assert torch.equal(one[0][0], other[0][0]) and one[0][1].keys() == other[0][1].keys()
-    # Another name and another time are the same picture; other bytes are another one.
+    # A picture under another name or with another time is the same; one with other bytes is not.
     (photographs / CAT).rename(photographs / "renamed.png")
     (photographs / "chelsea.txt").rename(photographs / "renamed.txt")
     assert calls()[0] == 0
@@ -280,9 +280,9 @@ def test_what_was_encoded_is_kept_by_its_content(
     (photographs / "renamed.txt").write_text("another caption", encoding="utf-8")
     report = calls()[1]["report"]
     assert "encoded: 0 pictures and 1 caption" in report
-    # As a user knows the folder, and not where it is on this machine.
+    # The folder is named as the user knows it, not by its path on this machine.
     assert " GB in user/__lycoris/encoded" in report and str(tmp_path) not in report
-    # A damaged file is made again, with a new one in its place.
+    # A damaged file is replaced by a new one.
     kept = sorted((tmp_path / "user" / "__lycoris" / "encoded").glob("*.safetensors"))
     sizes = {path: path.stat().st_size for path in kept}
     for path in kept:
@@ -290,11 +290,11 @@ def test_what_was_encoded_is_kept_by_its_content(
     assert calls()[0] == 3
     assert all(path.stat().st_size in (sizes[path], sizes[path] - 7) for path in kept)
     assert calls()[0] == 0
-    # A checkpoint has no such weight, and nothing reads it: after a restart it holds whatever memory held.
+    # Checkpoints lack this weight, and nothing reads it: after a restart it holds whatever memory held.
     with torch.no_grad():
         plain.clip.cond_stage_model.clip_l.transformer.text_projection.weight.add_(1.0)
     assert "encoded: 0 pictures and 0 captions of 7" in calls()[1]["report"]
-    # Other settings, and another VAE or text encoder, make others.
+    # Other settings, another VAE or another text encoder need new encodings.
     assert calls(resolution=192)[0] == 3
     other = Counted(4)
     with torch.no_grad():
@@ -304,7 +304,7 @@ def test_what_was_encoded_is_kept_by_its_content(
     deeper = plain.clip.clone()
     deeper.clip_layer(-2)
     assert "encoded: 0 pictures and 4 captions" in prepare(clip=deeper)["report"]
-    # An encoder with patches cannot be told from others, so nothing of it is kept.
+    # An encoder with patches cannot be recognised, so nothing that it encodes is kept.
     patched = plain.clip.clone()
     key = next(key for key in patched.patcher.model_state_dict() if key.endswith("fc1.weight"))
     shape = patched.patcher.model_state_dict()[key].shape
@@ -313,7 +313,7 @@ def test_what_was_encoded_is_kept_by_its_content(
         made = prepare(clip=patched)
         assert "encoded: 0 pictures and 4 captions" in made["report"]
     assert not torch.equal(made["empty_caption"][0][0], data["empty_caption"][0][0])
-    # While the patches are loaded the other encoder is still known.
+    # While the patches are loaded, the encoder without them is still recognised.
     assert "encoded: 0 pictures and 0 captions" in calls()[1]["report"]
 
 
@@ -365,7 +365,7 @@ def test_the_host_runs_it_again_when_the_folder_changes(host: Host, photographs:
     (photographs / "chelsea.txt").write_text("a cat, asleep", encoding="utf-8")
     second = node.fingerprint_inputs(folder="set")
     assert second != first
-    # A caption is told by its text: another one of the same length and time is new, and a later time is not.
+    # A caption counts by its text: another text of the same length and time is new, a later time is not.
     caption = photographs / "chelsea.txt"
     times = caption.stat().st_atime_ns, caption.stat().st_mtime_ns
     caption.write_text("a cat, awake!", encoding="utf-8")
@@ -374,8 +374,8 @@ def test_the_host_runs_it_again_when_the_folder_changes(host: Host, photographs:
     caption.write_text("a cat, asleep", encoding="utf-8")
     os.utime(caption, (1, 1))
     assert node.fingerprint_inputs(folder="set") == second
-    # A link in the input folder is a folder of it, and nothing else outside is. One that holds nothing, as
-    # the host's own for 3D models, is no choice.
+    # A link in the input folder counts as one of its folders; nothing else outside it does. An empty folder,
+    # such as the host's own for 3D models, is not offered.
     (photographs.parent / "link").symlink_to(photographs)
     (photographs.parent / "3d" / "nothing").mkdir(parents=True)
     (photographs / "round").symlink_to(photographs.parent)

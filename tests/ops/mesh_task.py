@@ -22,14 +22,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "oft": {"algorithm": "oft", "rank": 4},
 }
 LAYOUTS = ("whole", "copies", "base in four", "both in four", "base in two, twice", "both in two, twice")
-"""How four processes have base and network. With "copies" two compute each of two copies."""
+"""How base and network lie in four processes. With "copies" there are two copies, each in two processes."""
 PARTS = ("parts", "parts, sharded", "parts by sequence", "parts by sequence, sharded")
-"""Two processes compute each of two copies by tensor parallelism, and `fully_shard` divides the rest."""
+"""Two processes compute each of two copies by tensor parallelism. `fully_shard` divides "sharded" copies."""
 CASES = (*(f"{kind}: {layout}" for kind in ("mixed", "plan", *KINDS) for layout in LAYOUTS), *PARTS)
 
 
 class Words(nn.Module):
-    """A model of words, some layers of which can be computed in parts."""
+    """A model of words. Some of its layers can be computed in parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def network(case: str, module: nn.Module) -> lyc.LycorisNetwork:
 
 
 def in_parts(module: nn.Module, mesh: Any, *, by_sequence: bool) -> None:
-    """Divide `Words` over a mesh of one dimension, and its activations by tokens between the layers too."""
+    """Divide `Words` over a mesh of one dimension; `by_sequence` divides activations by tokens too."""
     between = Shard(1) if by_sequence else Replicate()
     into, out = parallel.ColwiseParallel, parallel.RowwiseParallel
     ways: dict[str, Any] = {
@@ -123,7 +123,7 @@ def laid_out(case: str) -> tuple[lyc.LycorisNetwork, Any]:
 def trained(
     case: str, net: lyc.LycorisNetwork, steps: int, accumulation: int, mesh: Any = None
 ) -> list[Tensor]:
-    """The parameters after some steps by ten batches, of which the last two are a step of their own."""
+    """The parameters after some steps on ten batches. The last two batches are a step of their own."""
     given = lyc.TrainOptions(
         steps=steps, lr=0.01, accumulation=accumulation, ema=0.9, clip_norm=0.05, mesh=mesh, bar=False
     )
@@ -133,14 +133,14 @@ def trained(
 
 
 def alone(case: str, steps: int) -> list[Tensor]:
-    """`trained` in one process, by as many batches in each step."""
+    """`trained` in one process, with as many batches in each step."""
     copies = 2 if case in PARTS or case.endswith("copies") else 4
     module = words() if case in PARTS else train_task.deep()
     return trained(case, network(case, module), steps, copies)
 
 
 def mesh(rank: int, folder: str, steps: str, *cases: str) -> None:
-    """One of four processes that train networks, whose parameters the first one writes."""
+    """Run one of four processes that train networks. The first one writes the parameters."""
     found: dict[str, list[Tensor]] = {}
     for case in cases:
         net, given = laid_out(case)
@@ -195,7 +195,7 @@ def refused(two: Any) -> None:
     ):
         with pytest.raises(lyc.LycorisError, match=words_of_it):
             run()
-    # A norm of single heads, of which each process has other ones.
+    # A norm over the outputs of one process: each process has other outputs, and would learn another norm.
     module: Any = divided()
     module.up = nn.Sequential(module.up, nn.LayerNorm(6))
     with pytest.raises(lyc.TrainError, match=r"up\.1\.\w+: .*do not agree"):
@@ -203,7 +203,7 @@ def refused(two: Any) -> None:
 
 
 def merged(two: Any) -> None:
-    """Merging is exact, for kinds that cannot act beside the layers too."""
+    """Merging is exact, also for kinds that cannot act beside layers in parts."""
     for sharded in (False, True):
         whole, base = words(), words()
         in_parts(base, two["parts"], by_sequence=False)

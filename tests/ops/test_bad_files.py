@@ -37,7 +37,7 @@ def pair(
 
 
 def beside(folder: Path, tensors: dict[str, Tensor], config: Any = None) -> lyc.Adapter:
-    """An adapter from a file beside which lies a configuration."""
+    """An adapter from a file with a configuration beside it."""
     return configured(folder, tensors, config or {"peft_type": "LORA", "r": 4, "lora_alpha": 64})
 
 
@@ -125,7 +125,7 @@ def test_a_mark_of_the_byte_order_before_a_configuration_is_skipped(tmp_path: Pa
 def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) -> None:
     """The system's own error does not reach the caller."""
     adapter = adapter_of(tmp_path, {NAME: factors("lora", "linear")})
-    # Names may have 255 bytes: 240 leave no room for what an unfinished file is called.
+    # Names may have 255 bytes: 240 leave no room for the longer name of an unfinished file.
     for long in ("x" * 300, "x" * 240):
         with pytest.raises(
             lyc.FileFormatError, match="cannot be read" if len(long) > 255 else "no such file"
@@ -163,7 +163,7 @@ def test_a_name_too_long_for_the_disk_is_an_error_of_the_family(tmp_path: Path) 
 def test_a_value_that_an_option_cannot_have_is_refused(
     tmp_path: Path, option: str, value: Any, known: str
 ) -> None:
-    """The options of `load_adapter` are checked, and so is a layer that has others."""
+    """The options of `load_adapter` are checked, and so are those of a layer."""
     path = adapter_of(tmp_path, {NAME: factors("lora", "linear")}).path
     says = f"value of the option {option}.*{known}"
     with pytest.raises(lyc.LycorisError, match=says):

@@ -28,7 +28,7 @@ PLACED = {
     "conv2d-groups": MODULES["conv2d-groups"],
     "conv3d": MODULES["conv3d"],
 }
-"""Modules on a plane, or on frames and a plane. The linear layer has 3 tokens before it and 2 after."""
+"""Modules on a plane, or on frames of planes. The linear layer has 3 tokens before its plane and 2 after."""
 PAIRS = [(kind, name) for kind, name in FACTS if name in PLACED]
 STACKS = {
     **{kind: (kind,) for kind in ("lora", "loha", "lokr-full-low", "oft", "lora-dora-out", "ia3")},
@@ -44,7 +44,7 @@ def places(case: Case) -> Places:
 
 
 def halves(**options: Any) -> lyc.Mask:
-    """A mask of 1 in the left half and of 0 in the right one, of another size than any grid."""
+    """A mask of 1 in the left half and 0 in the right one. No grid has its size."""
     weights = torch.zeros(1, 8, 12)
     weights[..., :6] = 1
     return lyc.Mask(weights, **options)
@@ -61,7 +61,7 @@ def slot(layer: lyc.Layer, where: Where | None, strength: float = 0.5) -> lyc.Sl
 def run(
     module: nn.Module, x: Tensor, where: Places, *layers: tuple[Any, float, lyc.Mask | Where | None]
 ) -> Tensor:
-    """The module's output with these layers beside it, which hold where their masks are."""
+    """The module's output with these layers beside it, each acting where its mask says."""
     found = lyc.geometry_of(module)
     assert not isinstance(found, str)
     given = [
@@ -90,7 +90,7 @@ def built(kinds: tuple[str, ...], case: Case) -> list[lyc.Layer]:
 
 
 def _in_dtypes() -> Iterator[tuple[str, str, torch.dtype]]:
-    """Each kind on each module in float32, and on one of them in the narrow dtypes."""
+    """Each kind on each module in float32, and two of every five pairs in a narrow dtype too."""
     for number, (kind, name) in enumerate(PAIRS):
         yield kind, name, torch.float32
         if number % 5 < 2:
@@ -186,7 +186,7 @@ def test_each_picture_has_the_strength_of_its_factor(name: str, kinds: tuple[str
     base = module(x)
     for number, picture in enumerate(pictures):
         wanted = run(module, x, where, *((layer, 2 * factors[picture], None) for layer in layers))[number]
-        # The strengths of several operators on one weight add up, as at one strength.
+        # Several operators on one weight add their changes, as they do at one strength.
         torch.testing.assert_close(found[number].float(), wanted.float(), rtol=1e-4, atol=1e-5)
         assert picture or torch.equal(found[number], base[number])
 
@@ -215,7 +215,7 @@ def test_gradients_flow_through_masks(kind: str) -> None:
     module, x, where = case.module(), case.input().requires_grad_(), places(case)
     one, mask = layer(kind, case), soft()
     assert torch.autograd.gradcheck(lambda x: run(module, x, where, (one, 0.5, mask)), (x,), fast_mode=True)
-    # A layer that learns is in the mask at strength 1 too.
+    # A layer that learns is masked at strength 1 too.
     wanted = run(module, x, where, (one, 1.0, mask))
     for tensor in one.tensors().values():
         tensor.requires_grad_(tensor.is_floating_point())
@@ -223,7 +223,7 @@ def test_gradients_flow_through_masks(kind: str) -> None:
 
 
 def test_places_apart_are_outputs_of_their_own() -> None:
-    """What makes keys and values of a text gives them once for each mask."""
+    """A layer that makes keys or values of a text gives them once for each mask."""
     for kind in ("lora", "loha", "lora-dora-out", "oft"):
         case = Case((12, 18), leading=(2, 5))
         module, x = case.module(torch.float32), case.input(torch.float32)
@@ -238,7 +238,7 @@ def test_places_apart_are_outputs_of_their_own() -> None:
         none = Places((0, 1))
         wanted = [base, run(module, x, none, (one, 0.5, None)), base, run(module, x, none, (two, 0.5, None))]
         assert all(torch.equal(*both) for both in zip(found, wanted, strict=True))
-        # A layer without a mask is in all of them.
+        # A layer without a mask acts in all of them.
         beside = lyc.BypassPlan.build(lyc.geometry_of(module), [slot(one, masks[0]), (plain, 0.5)])
         hooks = hook(module, beside)
         hooks.apart = masks[:1]
@@ -291,7 +291,7 @@ def test_a_part_of_a_picture_has_its_part_of_the_mask() -> None:
     torch.testing.assert_close(mask.on((6, 12), crop=crop), whole[2:8, 4:16])
     halved = lyc.Mask(mask.weights).on((3, 6), crop=crop)
     torch.testing.assert_close(halved[1, 2], mask.weights[0, 4:6, 8:10].mean())
-    # Frames in any order, of those of the latent.
+    # Frames of the latent, in any order.
     frames = lyc.Mask(torch.arange(9.0)[:, None, None] / 8)
     shown = frames.on((2, 1, 1), 4, Crop((3, 1, 1), ((2, 0), range(1), range(1))))
     torch.testing.assert_close(shown.flatten(), torch.tensor([6.5 / 8, 0.0]))

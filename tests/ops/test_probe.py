@@ -24,7 +24,7 @@ from lycoris_ops.ranks.probe import FORM
 
 
 class Net(nn.Module):
-    """Every kind of layer, one of them called twice, with a change in place behind one."""
+    """Every kind of layer. One is called twice, and its output is then changed in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_halves_of_the_batches_are_compared(net: Net) -> None:
 
 
 def test_as_many_batches_as_agree(net: Net) -> None:
-    """Alike they do at once, also where each layer has a pass of its own; opposite they never do."""
+    """Equal batches agree at once, also where each layer has a pass of its own; opposite ones never do."""
     data = batches()
     chosen: dict[str, Any] = {"algorithms": "lora", "include": ("twice", "head"), "least": 2}
     alike = [data[0]] * 12
@@ -166,7 +166,7 @@ def test_as_many_batches_as_agree(net: Net) -> None:
         return sign * loss(module, data[0])
 
     assert lyc.probe(net, signs, opposite, **chosen).batches == 10
-    # After the first two, those that agree outweigh them: 4 batches do not, 8 do.
+    # Equal batches outweigh the first two, which are opposite, after 8 batches but not after 4.
     signs[2:] = [1] * 8
     assert lyc.probe(net, signs, opposite, **chosen).batches == 8
 
@@ -360,7 +360,7 @@ def test_torchs_own_attention() -> None:
 
 
 class Running(nn.Module):
-    """Statistics of a class of its own, which are others after each pass in training."""
+    """A class with statistics of its own, which change in each pass in training mode."""
 
     def __init__(self) -> None:
         super().__init__()

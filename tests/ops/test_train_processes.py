@@ -24,7 +24,7 @@ needs_processes = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each task, which two processes wrote that started once for all of them."""
+    """A folder for each task. Two processes, started once for all tasks, wrote them."""
     folder = tmp_path_factory.mktemp("tasks") / "two"
     in_processes(folder, "train_task.each", "race", "probe", "whole", "sharded", "both sharded")
     return folder
@@ -32,7 +32,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_processes
 def test_two_processes_race_as_one_and_write_the_outcome_once(two: Path) -> None:
-    """A second training takes it in both, also where the second process does not find the file."""
+    """A second training uses the outcome in both, even if the second process does not find the file."""
     folder = two / "race"
     one, other = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert one == other
@@ -63,7 +63,7 @@ def test_two_processes_race_as_one_and_write_the_outcome_once(two: Path) -> None
 
 @needs_processes
 def test_two_processes_probe_as_one(two: Path) -> None:
-    """Each by its own batches, one of the two without a fifth, of a model that is whole or sharded."""
+    """Five batches: one process has three of them, the other two. The model is whole or sharded."""
     wanted = train_task.probed(train_task.deep(), 5)
     for rank in range(2):
         for found in torch.load(two / "probe" / f"{rank}.pt", weights_only=False):
@@ -79,7 +79,7 @@ def test_two_processes_probe_as_one(two: Path) -> None:
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("kind", ["list", "loader", "loader without batches", "iterator"])
 def test_a_process_reads_no_batches_of_others(kind: str, start: int) -> None:
-    """Of seven, and one process has the last one. The first two may be those of an earlier run."""
+    """Three processes share seven batches. An earlier run may have had the first two."""
 
     def made() -> tuple[train_task.Loaded, Any]:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Takes one file through all that a user can do with it, and says what went otherwise than it may."""
+"""Takes one file through all that a user can do with it, and reports what went wrong."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEAR = 2e-5
 LAYERS = 40
 """How many layers of one file are computed. Files with more are about names and headers."""
 LARGE = 1 << 20
-"""The largest weight, in values, that a change is computed of."""
+"""The largest weight, in values, for which a change is computed."""
 BUNDLED = "bundle_emb."
 WARM = tuple(
     f"{kind}/safetensors" for kind in ("lora/kohya", "loha/kohya", "lokr-full-low/peft", "tlora/kohya")
@@ -46,20 +46,21 @@ WARM = tuple(
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a file did and may not do."""
+    """Something that a file must not cause."""
 
     what: str
     """`exception`, `time`, `memory`, `died`, `wrong`, `not finite`, `lost`, `text`, `rest` or `refused`."""
     stage: str
     kind: str
-    """The type of the exception, or in a word what is wrong."""
+    """The type of the exception, or a few words for what is wrong."""
     where: str
     """The place in the library that raised it."""
     message: str
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """What findings of one cause share. The stage is none of it: several stages do the same."""
+        """What findings with one cause share. The stage counts only where no place is known, because several
+        stages do the same."""
         return (self.what, self.kind, "" if self.what == "text" else self.where or self.stage)
 
 
@@ -80,7 +81,7 @@ class Outcome:
 
 
 class _RefusedError(Exception):
-    """The file was refused as it may be."""
+    """The file has used up its time, and no further stage is tried."""
 
 
 def text_fault(text: str, *, one_line: bool) -> str | None:
@@ -112,7 +113,7 @@ class Taker:
         self._number = 0
 
     def warm(self, seeds: list[Seed]) -> None:
-        """Use once what is imported or compiled at its first use, which is no fault of a file."""
+        """Use once what is imported or compiled at its first use, so that no file is blamed for it."""
         with self.limits.lifted():
             for seed in seeds:
                 if seed.name not in WARM:
@@ -129,7 +130,7 @@ class Taker:
     def take(self, case: Case) -> Outcome:
         """Take one file through all stages."""
         self._number += 1
-        # By process, because one that was killed leaves its folder behind.
+        # Named by process, because one that was killed leaves its folder behind.
         room = self.folder / f"case{os.getpid()}-{self._number}"
         for name, blob in case.files.items():
             path = room / name
@@ -158,7 +159,7 @@ class Taker:
         )
 
     def _changes_of(self, seed: Seed) -> dict[str, Tensor]:
-        """The change of each weight by a valid file. That it is right is for the tests of conformance."""
+        """The change of each weight by a valid file. The conformance tests check that it is right."""
         adapter = lyc.load_adapter(self._written(seed), cache=lyc.TensorCache(0))
         resolution = lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), MODELS[seed.model])
         base = self.bases[seed.model]
@@ -257,7 +258,7 @@ class _Take:
             self._layers(adapter)
             self._resolved(adapter)
         if not case.says:
-            # The verb opens the file by itself, also where it cannot be read.
+            # The command opens the file itself, even if it cannot be read.
             self._inspect(path)
         if adapter is not None:
             self._save(adapter)
@@ -472,7 +473,7 @@ class _Take:
         changed = merged.resolution.pairs()
         for key, tensor in written.items():
             if key not in changed:
-                # Those of dtypes that torch lacks are not read.
+                # Tensors of dtypes that torch lacks are not read.
                 if key in before and containers.raw(tensor) != containers.raw(before[key]):
                     self.find("wrong", "a tensor that nothing changes", "", key)
             elif not torch.isfinite(tensor.double()).all():
@@ -483,7 +484,7 @@ class _Take:
                     self.find("wrong", "a merged weight is not the patched one", "", key)
 
     def _read(self, blob: bytes) -> dict[str, Tensor]:
-        """The tensors of a checkpoint that the library has read, by the plain reader."""
+        """The tensors that the plain reader finds in a checkpoint which the library has read."""
         try:
             return containers.read(blob)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes the plain reader raise

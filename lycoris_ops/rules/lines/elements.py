@@ -1,4 +1,4 @@
-"""`IN05-OUT05:attn2 to_out:0.5`: layers in one of the blocks that have one of the words in their names.
+"""`IN05-OUT05:attn2 to_out:0.5`: layers in one of the blocks, with one of the words in their names.
 
 The form comes from sd-webui-lora-block-weight: blocks and words are separated by spaces, `NOT` before them
 means all others, and an empty part means all. The value replaces the block's. Several of these can be on one
