@@ -38,7 +38,7 @@ def check_audio_vae(vae: Any) -> None:
 def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_rate: float) -> Tensor:
     """The latent (1, C, T, F) of a clip's sound, cut to the length of the host's empty sound for the clip.
 
-    `sound` gives the waveform (1, channels, n) at a number of samples a second.
+    `sound` gives the waveform (1, channels, n) for a number of samples per second.
     """
     samples = getattr(vae, "audio_sample_rate", 44100)
     waveform = sound(samples)

@@ -41,8 +41,8 @@ class Lokr(Factored, Planned):
 
     `product_of` "peft" with w2 (k, j, K) is the product that PEFT trains on a Conv1d with a full w2: its
     kron(w1, w2) aligns w1 with the last two dimensions of w2, and the result (k, l * j, i * K) is read as
-    (O, I, K). This differs from the change above, and is no Kronecker product of matrices (O, I * K). With a
-    low-rank w2, PEFT's product on a Conv1d is the one above.
+    (O, I, K). This differs from the change above, and is not a Kronecker product of matrices (O, I * K).
+    With a low-rank w2, PEFT's product on a Conv1d is the one above.
 
     Source: Edalati et al., "KronA" (2212.10650), eq. 4; layout and key names by LyCORIS (2309.14859).
     """

@@ -192,8 +192,8 @@ class Lora(Factored, Planned):
     def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """The leading singular triples, sqrt(S) in each factor; with `delta.tucker`, factors with a core.
 
-        No layer of the same rank is nearer (Eckart and Young, "The Approximation of One Matrix by Another of
-        Lower Rank", 1936). For the core see `maths.decompositions.tucker`.
+        Without a core, no layer of the same rank is nearer (Eckart and Young, "The Approximation of One
+        Matrix by Another of Lower Rank", 1936). For the core see `maths.decompositions.tucker`.
         """
         if len(delta.shape) < 2 or not delta.significant:
             return ()

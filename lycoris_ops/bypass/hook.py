@@ -68,7 +68,7 @@ class PlainReader:
     ) -> Tensor:
         """The values of what the module holds by this name.
 
-        A frozen parameter of this dtype is returned itself, so that a `WholePlan` sees if it is the same.
+        A frozen parameter of this dtype is returned itself, so that a `WholePlan` knows it again.
         """
         if type(held) is nn.Parameter and held.dtype == dtype and held.device == device:
             return held.detach() if held.requires_grad else held

@@ -124,7 +124,7 @@ class Rebuilt(Hiding):
             check_present(weight, given.device, self.name)
         weight = self._for_sum(weight, given)
         if self.strength == 1.0 and not (changed or self.follows) and self._leaves_bias():
-            # Less work than the change by itself, and the weight plus that.
+            # Less work than to compute the change and add it to the weight.
             changed[self.weight] = self._changed(weight)
             return
         if own_of(self.module, self.bias) is not None:

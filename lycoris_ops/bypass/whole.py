@@ -49,8 +49,9 @@ class WholePlan:
         self.plain = BoundPlan(plan, Met((), (), ()), x, dropout)
         """A plan that adds nothing, used for the working dtype and the shape of inputs."""
         self._kept: tuple[WholePass, Tensor, Tensor | None] | None = None
-        """A pass that serves all, because it holds only a factor for outputs, which is one of the layer's own
-        tensors, and the module's bias. The second and third are these two."""
+        """A pass that serves all later ones, with the factor of the outputs and the module's bias.
+
+        It holds nothing but these two, and the factor is one of the layer's own tensors."""
         self._inside: BoundPlan | None = None
         self._beside: BoundPlan | None = None
 

@@ -75,7 +75,7 @@ def newest_state(folder: str | os.PathLike[str]) -> FoundState | None:
     The newest has the most steps. If a training went back to an earlier state, the abandoned states count as
     older than its new ones. Damaged states are passed over.
 
-    Raises TrainError where none is whole.
+    Raises TrainError where there are states, but none is whole.
     """
     states, damaged = _states(Path(folder))
     if not states and damaged:
@@ -143,7 +143,7 @@ def _states(
 class Checkpoints:
     """Writes checkpoints to a folder, and removes all numbered ones except the latest `keep`.
 
-    For a sharded network every process has one of these, but only the first one `writes`.
+    For a sharded network every process has one of these, but `writes` is set only in the first process.
     """
 
     folder: Path

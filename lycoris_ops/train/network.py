@@ -260,7 +260,7 @@ class LycorisNetwork(nn.Module):
 
         The norm is that of strength * delta(W), so that it does not depend on how factors are balanced.
         Source: the max-norm regularisation of kohya-ss and LyCORIS. Raises LycorisError for a limit that is
-        no finite number above 0.
+        not a finite number above 0.
         """
         if not 0 < limit < math.inf:
             raise LycorisError("a limit is a finite number above 0", got=str(limit))

@@ -84,7 +84,7 @@ class Writer:
         try:
             layer = self._regrouper.make(planned)
         except LayerError as error:
-            # A layer of the file that cannot be read says so itself, and names the file.
+            # An error that names the file is about a layer that cannot be read.
             if error.file is not None:
                 raise
             problem = f"{self.dialect} fuses or splits layers differently, and {error.problem}"
@@ -117,7 +117,7 @@ class Writer:
         layers = [(one.planned, one.encoded) for one in made]
         source = self._source
         same = {name for one in made for name in one.planned.sources} == set(self.adapter.info)
-        # A kind that is only read may have named layers that the file lacks.
+        # A configuration of a kind that is only read may name layers that the file lacks.
         listed = source and same and not self.adapter.unreadable and not source.read_only
         ends = source.target_modules if source and listed else ()
         try:

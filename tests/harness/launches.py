@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"})
-"""Operations that run nothing, though what they return is no view."""
+"""Operations that run nothing, though they return no view."""
 READING = frozenset(
     {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "_linalg_check_errors"}
 )
@@ -20,8 +20,8 @@ READING = frozenset(
 class Launches(TorchDispatchMode):
     """Records the names of the operations that run on a device, but not of those that only make views.
 
-    `waits` has those for which the program waits until an accelerator has done all before them, and `wide`
-    those that make float64 on one.
+    `waits` has the operations for which the program waits until an accelerator has finished its work, and
+    `wide` those that make float64 on one.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Launches(TorchDispatchMode):
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         made = [one for one in tree_leaves(found) if isinstance(one, Tensor)]
         away = any(one.device.type != "cpu" for one in given)
-        # A copy to the CPU, or an index of flags, whose number decides the size of what is read.
+        # A copy to the CPU waits, and so does an index of flags: their number decides the size of the result.
         fetched = away and any(one.device.type == "cpu" for one in made)
         flags = name == "index" and any(one.dtype == torch.bool for one in given)
         if away and (name in READING or fetched or flags):

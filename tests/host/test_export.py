@@ -34,7 +34,7 @@ def test_in_the_files_own_dtype_it_gives_the_live_latent(
     key = "diffusion_model.input_blocks.0.0.weight"
     assert live.model.model_state_dict()[key].dtype == torch.float16
     folder_paths.add_model_folder_path("checkpoints", str(path.parent))
-    # The host keeps its lists of files.
+    # The host caches its lists of files.
     folder_paths.filename_list_cache.clear()
     error = distance(host.latent(host.checkpoint(path.name)), host.latent(live))
     print(f"{error:.2e} of the effect")

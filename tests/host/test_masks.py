@@ -195,7 +195,7 @@ def test_reference_pictures_stand_behind_the_places(host: Host, name: str) -> No
 
 
 def test_reference_pictures_stand_before_the_places(host: Host) -> None:
-    """Behind the text in some layers, and without it in others."""
+    """They stand behind the text in some layers. Other layers have no text."""
 
     def held(y: Tensor, kernel: bool) -> Tensor | None:
         found = (inside(y, replace(WANTED["Boogu"], text=count), kernel) for count in (16, 16 + WORDS))
@@ -483,7 +483,7 @@ def with_other_tokens(on: Patched) -> Patched:
 
 
 def test_layers_with_other_tokens_are_left_whole(host: Host) -> None:
-    """They act everywhere, all others in the mask, and a strict stack raises an error."""
+    """They act everywhere, and all other layers only in the mask. With `strict` they are an error."""
     model = tiny("Flux 1")
     base = Patched(patcher(model), None)
     stack = stack_for(host, model, ("lora", "oft"))

@@ -56,7 +56,7 @@ GRIDS = {
     "Ideogram 4": 16,
     "Lens": 16,
 }
-"""The pixels of one value of the latents, times a transformer's patch or, in a tiny UNet, 4 for two halvings.
+"""The pixels of one value of the latents, times a transformer's patch, or times 4 in a UNet of 3 levels.
 The latents of Ideogram and Lens are cut into patches already."""
 
 
@@ -215,7 +215,7 @@ def test_a_folder_is_read_as_it_is(
         "nothing is kept on disk",
     ):
         assert words in report
-    # With white behind it, the transparent half is no mask.
+    # With white behind it, the transparent half is not a mask.
     white = prepare(trigger="qwx", keep=False, transparent="white")
     assert sum(not bool((mask == 1).all()) for mask in white["masks"]) == 8
 
@@ -250,7 +250,7 @@ def test_captions_are_taken_by_the_letter(
             found[0][1]["pooled_output"], more["pooled_output"]
         )
     tags = prepare(trigger="qwx", resolution=64, tag_orders=3, kept_tags=0)
-    # Two tags have two orders, three have more than three.
+    # Two tags have only two orders, and one tag has one.
     assert len(tags["latents"]) == len(tags["positive"]) == 1 + 2 + 2 + 2
 
 
@@ -333,7 +333,7 @@ def test_the_longest_unused_go_first(host: Host, tmp_path: Path, monkeypatch: py
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError
 
-    # As on a share, and where another process reads the file.
+    # As on a network share, or where another process reads the file.
     with monkeypatch.context() as patched:
         patched.setattr(os, "utime", refuse)
         patched.setattr(Path, "unlink", refuse)

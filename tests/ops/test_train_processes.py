@@ -116,7 +116,7 @@ def test_a_loader_with_a_distributed_sampler_has_no_batches_of_others() -> None:
 def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Path) -> None:
     """Broken off and resumed as well. Five batches leave the second process without one now and then.
 
-    With "whole" gradients are added up within the backward pass, unless some come twice in one.
+    With "whole" gradients are added up within the backward pass, unless a gradient comes twice in one pass.
     With "both sharded" the processes have parts of the network too, which has layers of four kinds.
     """
     folder = two / base
@@ -164,7 +164,7 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Pa
 @needs_processes
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows needs a torch with libuv")
 def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
-    """With a plan, and the first process alone writes and reports."""
+    """It trains with a plan. Only the first process writes and reports."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "task.py").write_bytes(Path(train_task.__file__).read_bytes())

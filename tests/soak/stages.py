@@ -226,7 +226,7 @@ class _Take:
         self.findings.append(Finding(what, self.stage, kind, where, _short(message)))
 
     def call(self, stage: str, action: Callable[[], T]) -> T | None:
-        """The result of one action within the limits; None where the library refuses."""
+        """The result of one action within the limits; None where it raises."""
         self.stage = stage
         try:
             with self.taker.limits.spending():

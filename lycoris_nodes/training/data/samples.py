@@ -131,7 +131,7 @@ def samples_of(
 
 
 def sketches_of(**given: Sequence[Any]) -> dict[str, list[Sketch]]:
-    """Sketches of each kind of data by its name, see `sketches`, without empty kinds."""
+    """Sketches of each kind of data by its name, see `sketches`. Empty kinds are left out."""
     return {name: sketches(_parts(one) for one in values) for name, values in given.items() if values}
 
 

@@ -19,7 +19,7 @@ from ...host.weights import QuantizedTensor
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A tensor on the same memory, with the same class and attributes, that is no inference tensor.
+    """A tensor on the same memory, with the same class and attributes, that is not an inference tensor.
 
     Call this outside of inference mode.
     """

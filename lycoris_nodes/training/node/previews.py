@@ -68,7 +68,7 @@ class Previews:
     """Samples prompts before the first step, every `every` steps and after the last, always from the same
     noise, and saves the pictures of a step side by side.
 
-    `vae` decodes them if it has room beside the models in training; else they are rough.
+    `vae` decodes them if there is memory for it beside the models in training; else they are rough.
     """
 
     session: Session

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SUFFIXES = {SET: "ln_tuning_layers.weight", SET_BIAS: "ln_tuning_layers.bias"}
-"""For each suffix of a norm whose values are set, the suffix in PEFT."""
+"""PEFT's suffix for each of our suffixes of whole values."""
 BESIDE = {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}
 """PEFT's names for the same tensors where a file of another kind has the norm in `modules_to_save`, or trains
 biases."""

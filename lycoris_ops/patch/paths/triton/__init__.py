@@ -256,7 +256,7 @@ def card_of(device: torch.device) -> str:
 def launch_options(
     rows: int, columns: int, dtype: torch.dtype, card: str, table: TermTable
 ) -> dict[str, Any]:
-    """The arguments that the kernel is compiled for, for a weight (rows, columns) of `dtype`."""
+    """The kernel's compile-time arguments for a weight (rows, columns) of `dtype`."""
     shape = "wide" if rows <= THIN else "tall" if columns <= THIN else "square"
     tile = TILES[card, dtype.itemsize][shape]
     halves = table.multiplied <= {torch.float16, torch.bfloat16}
