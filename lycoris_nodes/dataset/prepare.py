@@ -324,7 +324,7 @@ def _check_references(planned: Sequence[_Planned], shown: Shown) -> None:
                 file=str(one.found.path),
                 got=few([path.name for path in one.found.references]),
                 expected=f"at most {most}" if most else "a model such as Flux Kontext or Qwen-Image-Edit",
-                hint="Pictures with `_control`, `_reference` or `-condlabel` behind their names, and in "
+                hint="Pictures whose names end in `_control`, `_reference` or `-condlabel`, and pictures in "
                 "folders such as `control`, are references. Rename them if they are not",
             )
 
@@ -350,7 +350,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             file=str(folder.path),
             got=f"{len(missing)} of {len(found)}: {few(missing)}",
             expected="a text file of the same name beside each",
-            hint="Write what is in the picture, or set a trigger word, which is then their caption",
+            hint="Write what is in each picture, or set a trigger word, which is then their caption",
         )
     planned: list[_Planned] = []
     for number, (one, text) in enumerate(zip(found, texts, strict=True), 1):

@@ -26,7 +26,7 @@ UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.De
 
 
 def thumbnail(path: str) -> tuple[str, bytes | Path]:
-    """The type of the preview of the adapter at this path, and a small JPEG or the clip's file.
+    """The media type of an adapter's preview, and the preview: a small JPEG, or the path of a clip.
 
     Raises LycorisError where there is none.
     """
@@ -59,7 +59,7 @@ def _small(source: str | io.BytesIO) -> bytes:
         picture.draft("RGB", (SIZE, SIZE))
         picture.thumbnail((SIZE, SIZE))
         out = io.BytesIO()
-        # Turn it as browsers do.
+        # Turn it as its EXIF data say, as browsers do.
         ImageOps.exif_transpose(picture).convert("RGB").save(out, "JPEG", quality=88)
     return out.getvalue()
 

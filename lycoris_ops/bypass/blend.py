@@ -17,7 +17,7 @@ class Blend:
 
     Outputs are (samples, tokens, channels) or (samples, heads, tokens, channels). `places` is called in each
     pass with (samples, tokens), and returns the places of these tokens. torch.compile does not look into the
-    blend, so another mask compiles nothing again.
+    blend, so a new mask needs no new compilation.
     """
 
     def __init__(self, apart: Sequence[Where], places: Callable[[Shape], Places]) -> None:
@@ -35,7 +35,7 @@ class Blend:
         return total
 
     def blended(self, total: Tensor, base: Tensor, found: Tensor, index: int) -> Tensor:
-        """total + factor * (found - base), with the factors of the place with this index."""
+        """total + factor * (found - base), with the factors of the `Where` with this index."""
         places = self._places((base.shape[0], base.shape[-2]))
         factors = self.apart[index].over(places, places.grid, base.dtype, base.device)[..., None]
         factors = factors[:, None] if base.ndim == 4 else factors

@@ -45,7 +45,7 @@ def metadata_of(
     """The metadata of a file that is made from another.
 
     It has the source file's metadata `kept` without its hashes, then `added`, where None removes a key, then
-    `recipe` as JSON. `source` is the key under which the new recipe keeps the source file's own one.
+    `recipe` as JSON. `source` is the key under which the new recipe keeps the source file's recipe.
     """
     own = {source: kept[RECIPE]} if RECIPE in kept else {}
     table: dict[str, str | None] = {

@@ -54,7 +54,7 @@ class TrainResult:
     unwritten: tuple[str, ...] = ()
     """The timed checkpoints that could not be written, with the reasons."""
     searched: Searched | None = None
-    """The outcome of the search before it, see `search_network`. Its network is the one that was trained."""
+    """The outcome of the search before the training, see `search_network`; its network was trained."""
     resumed: str | None = None
     """The step and state of an earlier run that this one continued from, and why that state was chosen."""
 
@@ -110,8 +110,8 @@ def train_network(
     are held-out batches. `resume` is a state that an earlier run wrote, or a folder of checkpoints, see
     `newest_state`: the run continues from there, and ends with the same result as an uninterrupted one.
     `progress` is called after each step, and `validated` after each validation with the number of steps done
-    and the loss; an exception that they raise ends the training. If an exception ended the training,
-    `rescued` is called with the adapter of the checkpoint `last` and the number of steps done.
+    and the loss; an exception that they raise ends the training. If the checkpoint `last` is written after an
+    exception, `rescued` is called with its adapter and the number of steps done.
 
     In several processes (`torchrun`) all call this with the same arguments. A step takes `accumulation`
     batches for each process, and its gradient is the mean over all of them. The base, the network or both may
@@ -120,13 +120,13 @@ def train_network(
 
     After any exception or interrupt, the checkpoint `last` holds the whole state after the last step; before
     the first step nothing is written. A sharded network cannot be written then, since no process has all of
-    it; earlier checkpoints remain. After a DivergedError `last-good` holds the last weights whose loss was
-    finite instead. A killed process leaves the checkpoints written so far.
+    it; earlier checkpoints remain. After a DivergedError there is `last-good` instead, with the last good
+    weights. A killed process leaves the checkpoints written so far.
 
     Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
-    that are not finite, MatchError for a state of another model or network, FileFormatError for a file that
-    is no state, LayerError before the first step where the dialect cannot hold the layers, and WriteError
-    where a file cannot be written.
+    that are not finite or a loss that rises, MatchError for a state of another model or network,
+    FileFormatError for a file that is no state, LayerError before the first step where the dialect cannot
+    hold the layers, and WriteError where a file cannot be written.
     """
     began = time.monotonic()
     copies = processes.copies_of(net.module, options.mesh)
@@ -226,8 +226,8 @@ def _run(
     """Train to the end, and return whether training stopped early."""
     options, history, total = trainer.options, trainer.history, trainer.total
     while True:
-        # Validations and checkpoints of a step are made just before the next one, so that a resumed run
-        # catches up.
+        # Validations and checkpoints of a step are made just before the next one, so that a resumed run makes
+        # those that are missing.
         done = trainer.done
         if trainer.validation is not None and _due(options.validate_every, done, total):
             if not history.validation or history.validation[-1][0] != done:

@@ -46,7 +46,8 @@ STATE_FORM = TreeForm(
 
 
 ALIKE = 1e-2
-"""The largest relative difference between gradients of processes that compute one copy of the model."""
+"""The largest relative difference of losses, and of norms of gradients, between processes that compute one
+copy of the model."""
 
 
 def move_to_train(net: LycorisNetwork, device: str | torch.device | None) -> None:
@@ -158,7 +159,7 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's layers: an accelerator where some of them are on one."""
+        """The device of the trained tensors: an accelerator where some of them are on one."""
         devices = [parameter.device for parameter in self.parameters]
         return next((device for device in devices if device.type != "cpu"), devices[0])
 
@@ -172,7 +173,8 @@ class Trainer:
         sharded base must make equally many passes.
 
         Raises TrainError for a loss that is not a scalar or has no graph, and DivergedError where loss or
-        gradients are not finite. After any error or interrupt before the update, nothing is changed.
+        gradients are not finite or the loss has risen for a while. After a DivergedError the network has its
+        last good weights. Any other error or interrupt before the update changes nothing.
         """
         number = self.done + 1
         count = of or len(batches)
@@ -277,7 +279,7 @@ class Trainer:
             self.net.save_weights(path, dialect=options.dialect, dtype=options.dtype, metadata=text)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state for a later run to go on from: plain values, and the tensors in use themselves.
+        """The whole state for a later run to go on from: plain values, and the tensors in use, not copies.
 
         If the network is sharded, all processes call it, and the tensors are whole copies. So any number of
         processes can go on from it.
@@ -470,8 +472,8 @@ class Trainer:
         self.whole = False
         copy_into(self.parameters, self._rise.good)
         raise DivergedError(
-            f"the training makes the model worse: compared with the model alone, its loss in step "
-            f"{report.step} is {risen:.3g} times as high as at first, and it was too high "
+            f"the training makes the model worse: relative to the model alone, its loss in step "
+            f"{report.step} is {risen:.3g} times as high as at first, and it was already too high "
             f"{number_of(self._rise.every, 'step')} before",
             got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
             f"{report.lr:g}",
@@ -571,6 +573,6 @@ def _parameters_of(net: LycorisNetwork) -> tuple[list[str], list[nn.Parameter]]:
                 key=name,
                 got=str(parameter.dtype),
                 expected="float32",
-                hint="Keep the network in float32 and set `autocast` to compute in less",
+                hint="Keep the network in float32 and set `autocast` to compute in a smaller dtype",
             )
     return list(found), list(found.values())

@@ -30,7 +30,7 @@ def configuration(
 ) -> dict[str, Any] | None:
     """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
-    Within the metadata, one table holds the configurations of all parts of a pipeline, with the part in front
+    A dialect that keeps it in the metadata has one table for all parts of a pipeline, with the part in front
     of each key (`unet.r`). `targets` are the model's layers, if the model is known. `ends` are those of
     `Module`, for a configuration beside the file.
     Raises ConflictError where no configuration describes all of the layers.

@@ -32,7 +32,7 @@ FILES = ("lora.safetensors", "loha.safetensors", "lokr.safetensors")
 
 
 STRENGTHS = ".lycoris-strength:not(.lycoris-signal) .lycoris-number"
-"""The fields of the model and of the text encoder. Those before them are hidden in most files."""
+"""The fields of the model and of the text encoder. Those of picture and sound are hidden for most files."""
 
 
 def field(rows: Rows, row: int, column: int = 0) -> Locator:
@@ -40,7 +40,7 @@ def field(rows: Rows, row: int, column: int = 0) -> Locator:
 
 
 def drag(rows: Rows, source: Locator, steps: int, *keys: str, release: bool = True) -> None:
-    """Drag to the right by so many steps, or to the left, with keys held."""
+    """Drag to the right by so many steps (to the left if negative), with these keys held."""
     box = source.bounding_box()
     assert box
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -68,7 +68,7 @@ def wait(rows: Rows, *shown: str) -> None:
             .map(row => row.querySelector(strengths).value)) === JSON.stringify(shown)""",
         arg=[STRENGTHS, *shown],
     )
-    # The front end takes no key while it is still at the last Undo.
+    # The front end ignores keys until it has finished the last Undo.
     rows.page.wait_for_timeout(400)
 
 
@@ -98,7 +98,7 @@ def test_strengths_are_dragged_stepped_and_typed(
         wait(rows, *shown)
     page.keyboard.press("Control+y")
     wait(rows, "0.70", "1.00", "1.00")
-    # Escape gives a drag up.
+    # Escape cancels a drag.
     drag(rows, first, -20, release=False)
     assert (first.input_value(), strengths(rows)[0]) == ("-0.30", 0.7)
     screenshot(f"strengths-{name}-dragged")
@@ -106,7 +106,7 @@ def test_strengths_are_dragged_stepped_and_typed(
     page.mouse.up()
     assert (first.input_value(), strengths(rows)[0]) == ("0.70", 0.7)
 
-    # At another zoom the way is the same on the screen.
+    # At another zoom a step takes the same distance on the screen.
     page.evaluate("Object.assign(app.canvas.ds, {scale: 0.6}); app.canvas.setDirty(true, true)")
     page.wait_for_timeout(300)
     drag(rows, first, 2)
@@ -129,7 +129,7 @@ def test_strengths_are_dragged_stepped_and_typed(
     page.keyboard.press("Shift+ArrowDown")
     assert strengths(rows)[0] == 1.43
     assert page.evaluate("app.canvas.ds.scale") == scale
-    # A few in a row are one step, and Undo reaches them from the field.
+    # Several changes in a row are one step, and Undo works while the field has the focus.
     page.keyboard.press("Control+z")
     wait(rows, "0.80", "1.00", "1.00")
     page.keyboard.press("Control+y")
@@ -141,10 +141,10 @@ def test_strengths_are_dragged_stepped_and_typed(
     ui.look(300, 200)
     page.wait_for_timeout(300)
 
-    # A click or two, and what is typed takes the place of all that was there.
+    # After a click or a double click, what is typed replaces the whole value.
     first.dblclick()
     page.keyboard.type("-0,5")
-    # The next press ends it.
+    # Pressing elsewhere ends the typing.
     drag(rows, field(rows, 1), 2)
     assert strengths(rows) == [-0.5, 1.1, 1]
     field(rows, 2).click()
@@ -203,7 +203,7 @@ def test_several_rows_are_changed_as_one(ui: Ui, vue_nodes: bool, screenshot: Ca
     page.keyboard.type("0.3")
     page.keyboard.press("Enter")
 
-    # By the handle, with Ctrl and with Shift anywhere on a row: a click there opens nothing.
+    # Rows are selected by the handle, or with Ctrl or Shift anywhere on a row. Such a click opens nothing.
     rows.line(0).locator(".lycoris-handle").click()
     rows.line(1).locator(".lycoris-file").click(modifiers=["Control"])
     page.get_by_text("2 selected").wait_for()
@@ -217,9 +217,9 @@ def test_several_rows_are_changed_as_one(ui: Ui, vue_nodes: bool, screenshot: Ca
     field(rows, 0).click()
     page.keyboard.press("ArrowUp")
     assert strengths(rows) == [0.85, 0.15, 1, 0.85, 1]
-    # The front end takes what follows within a moment for the same step.
+    # The front end counts a change that follows at once as the same step.
     page.wait_for_timeout(800)
-    # A row that is not selected is alone.
+    # A row that is not selected changes alone.
     drag(rows, field(rows, 2), 2)
     assert strengths(rows) == [0.85, 0.15, 1.1, 0.85, 1]
     page.wait_for_timeout(800)
@@ -264,7 +264,7 @@ def test_several_rows_are_changed_as_one(ui: Ui, vue_nodes: bool, screenshot: Ca
 
 
 def test_what_is_typed_is_never_taken_for_something_else(ui: Ui) -> None:
-    """Strengths with either separator; what cannot be read stays after a reload, and stops the run."""
+    """A comma may stand for the point. What cannot be read stays after a reload, and stops the run."""
     page, rows = ui.page, start(ui, False, "lora.safetensors", "lokr.safetensors")
     page.evaluate(
         """() => {
@@ -297,7 +297,7 @@ def test_what_is_typed_is_never_taken_for_something_else(ui: Ui) -> None:
 
 @pytest.fixture
 def files(loras: Path) -> Path:
-    """Files in folders, one of another family, one with a high picture."""
+    """Files in folders, one of another family, one with a tall picture."""
     (loras / INK).parent.mkdir(parents=True)
     tensors = load_file(assets() / "loras" / "lora.safetensors")
     for name in (INK, LONG):
@@ -329,7 +329,7 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
             rows.connect(1, shown, 0)
         }"""
     )
-    # The family is a warning as soon as a model is reached that is of another, and no longer than that.
+    # The family is a warning only while the rows are linked to a model of another family.
     wrong = rows.line(5).locator(".lycoris-bad:visible")
     rows.line(5).get_by_text("SDXL", exact=True).last.wait_for()
     assert wrong.count() == 0
@@ -350,7 +350,7 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
     wrong.wait_for(state="detached")
     page.evaluate(connect, True)
     wrong.wait_for()
-    # The same file by two names is twice; one that is off is not.
+    # A file under two names counts as twice, unless one of the rows is off.
     twice = page.locator(".lycoris-twice:visible")
     page.wait_for_function("document.querySelectorAll('.lycoris-twice:not([hidden])').length === 2")
     assert set(twice.all_text_contents()) == {"x2"}
@@ -359,7 +359,7 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
     page.wait_for_timeout(500)
     screenshot(f"warnings-{name}-before")
 
-    # Each row says why the run was refused, and nothing is in front of the button.
+    # Each row says why the run was refused, and no report or message covers the node.
     ui.press_run()
     reasons = page.locator(".lycoris-reason:visible")
     reasons.first.wait_for()
@@ -372,7 +372,7 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
     screenshot(f"warnings-{name}-refused")
     ui.errors.clear()
 
-    # One click takes the nearest name in place of one that is missing. A reason goes with what it is about.
+    # One click replaces a missing name by the nearest one. A reason disappears once its cause is gone.
     rows.line(1).get_by_text("→ loha", exact=True).click()
     rows.line(2).get_by_text("→ ink wash v2").click()
     page.wait_for_function("document.querySelectorAll('.lycoris-reason:not([hidden])').length === 2")
@@ -382,7 +382,7 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
     field(rows, 0).fill("1")
     field(rows, 0).press("Enter")
     assert reasons.count() == 0
-    # What goes wrong in the run stands on the row too.
+    # An error during the run is shown on its row too.
     page.evaluate(
         """() => app.api.dispatchCustomEvent('execution_error', {
             node_id: app.graph.nodes.find(node => node.type === 'LycorisAdapterRows').id,
@@ -446,7 +446,7 @@ def test_a_narrow_node_and_panels_show_what_matters(
     )
     screenshot(f"rows-{name}-narrow")
 
-    # What a file says stays on the screen, with a picture that comes late and in a small window, and scrolls.
+    # The panel about a file scrolls and stays on the screen, in a small window and if its picture loads late.
     page.set_viewport_size({"width": 900, "height": 500})
     rows.click(rows.line(0).get_by_title("About the file"))
     panel = page.locator(".lycoris-info")

@@ -64,7 +64,7 @@ class PlaceholderTorchaudio(MetaPathFinder, Loader):
 
             def refuse(*args: object, **kwargs: object) -> NoReturn:
                 raise RuntimeError(
-                    f"{module.__name__}.{attribute} was called, which only stands for the real one"
+                    f"{module.__name__}.{attribute} was called, but this torchaudio is only a placeholder"
                 )
 
             return refuse
@@ -82,7 +82,10 @@ def run_main(comfyui: Path, arguments: Sequence[str]) -> None:
 
 
 def base_directory(root: Path, pack: Path) -> Path:
-    """Lay out `root` as a host's base directory, with `pack` linked under `custom_nodes`; its real path."""
+    """Lay out `root` as a host's base directory, with `pack` linked under `custom_nodes`.
+
+    Returns the real path of `root`.
+    """
     root = root.resolve()
     for folder in (
         *(f"models/{kind}" for kind in MODEL_FOLDERS),
@@ -148,8 +151,8 @@ class PromptRejected(Exception):  # noqa: N818 - named after the event
 class Server:
     """The host as a subprocess on the CPU; a context manager that always stops it.
 
-    base: see `base_directory`. arguments: more arguments for main.py. port: where it listens, any that is
-    free if not given. Its output goes to `log`.
+    base: see `base_directory`. arguments: more arguments for main.py. port: where it listens, by default any
+    free one. Its output goes to `log`.
     """
 
     def __init__(
@@ -228,7 +231,7 @@ class Server:
     def submit(
         self, prompt: dict[str, Any], client_id: str | None = None, workflow: dict[str, Any] | None = None
     ) -> str:
-        """Queue an API-format prompt without waiting; its id. A `workflow` makes it look like the page's own.
+        """Queue an API-format prompt and return its id at once. A `workflow` makes it look like the page's.
 
         Raises:
             PromptRejected: the host's validation refused it.
@@ -262,7 +265,7 @@ class Server:
             entry = self._entry(prompt_id)
             if entry is not None:
                 return _finished(prompt_id, entry)
-            # Each question takes time from what is waited for.
+            # Each request slows down the prompt that it waits for.
             time.sleep(min(0.05 + waited / 10, 0.5))
         raise TimeoutError(f"Prompt {prompt_id} did not end in {timeout:.0f} s; the log ends:\n{self.tail()}")
 
@@ -326,7 +329,7 @@ class Server:
 
 
 class _Listener(threading.Thread):
-    """Reads a client's websocket until `finish`, and hands on what nodes begin, do and show."""
+    """Reads a client's websocket until `finish`, and hands on nodes that begin, progress and previews."""
 
     def __init__(
         self, url: str, on_progress: Progress | None, on_preview: Preview | None, on_start: Started | None
@@ -353,7 +356,7 @@ class _Listener(threading.Thread):
             self._ready.set()
 
     def finish(self) -> None:
-        """Hand on what has arrived, then stop; raises what the callback raised."""
+        """Hand on what has arrived, then stop. Raises what a callback raised."""
         self._done.set()
         self.join(timeout=30)
         if self._failure:
@@ -389,12 +392,13 @@ class _Listener(threading.Thread):
 
 
 def boot_in_process(comfyui: Path, base: Path) -> types.ModuleType:
-    """Load the host and every pack of `base` into this process, on the CPU; its `nodes` module.
+    """Load the host and every pack of `base` into this process, on the CPU, and return its `nodes` module.
 
-    Call it once, before anything imports `comfy`; a second call with the same folders only returns.
+    Call it before anything imports `comfy`. A second call with the same base loads nothing.
 
     Raises:
-        RuntimeError: a pack did not load, with what the host logged; or `comfy` was there already.
+        RuntimeError: a pack did not load, with what the host logged; or this process already holds `comfy` or
+            a host with another base.
     """
     if "folder_paths" in sys.modules:
         found = Path(sys.modules["folder_paths"].base_path)
@@ -486,7 +490,7 @@ def free_port(first: int) -> int:
 
 
 def _request(url: str, body: dict[str, Any] | None = None) -> Any:
-    """GET, or POST of JSON; the answer's JSON, None where it is empty."""
+    """GET, or POST JSON. Returns the answer's JSON, None where it is empty."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     # A proxy of the environment must not come between this process and its own server.
@@ -500,6 +504,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or not (Path(sys.argv[1]) / "main.py").is_file():
         sys.exit(
             "usage: launch.py COMFYUI_FOLDER [arguments of main.py ...]: "
-            f"{sys.argv[1:2] or 'no folder'} holds no main.py"
+            f"expected a folder with main.py, got {sys.argv[1:2] or 'none'}"
         )
     run_main(Path(sys.argv[1]).resolve(), sys.argv[2:])

@@ -68,9 +68,9 @@ def loaded(host: Host, tensors: dict[str, torch.Tensor], dtype: str = "default")
 def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With weights in float8 the host makes float32 of every weight in each pass on a CPU.
+    """On a CPU the host casts every float8 weight to float32 in each pass.
 
-    Norms are trained beside the other layers. For these the changed weight is formed."""
+    Norms are trained too, and the bypass forms their changed weights."""
     training, session = module(host, ""), module(host, "session")
 
     def measured(patcher: Any) -> tuple[Any, int, int]:
@@ -93,7 +93,7 @@ def test_a_weight_that_is_cast_in_each_pass_is_not_kept_for_the_backward_pass(
 
 
 def test_the_hosts_own_bypass_is_a_part_of_the_base(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tensors are made in inference mode. Gradients pass through it too, also where weights are cast."""
+    """Its tensors are made in inference mode. Gradients pass through it, even where weights are cast."""
     import comfy.model_management
     import comfy.sd
 
@@ -143,7 +143,7 @@ def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
         wanted, _ = gradients_of(training, patcher, include=beside)
     error = distance(found, wanted)
     print(f"{name}: {error:.1e}")
-    # The last format also rounds what the layer is given to four bits.
+    # This format also rounds the layer's input to four bits.
     assert error < (0.1 if name == "int4 rotated" else 0.01)
 
 
@@ -183,7 +183,7 @@ PACKED = (
 
 
 def with_packed_layers(host: Host, name: str) -> Any:
-    """A context with a model that has these layers packed, as its node loads it."""
+    """A context with a model whose layers `PACKED` are in this format, as its node loads it."""
     tensors = float_unet()
     if name != "gguf":
         for layer in PACKED:
@@ -288,7 +288,7 @@ def test_offloaded_layers_fetch_their_weights_again(
     def through_the_buffer(layer: Any, *given: Any, **options: Any) -> Any:
         weight, bias, *rest = cast_bias_weight(layer, *given, **options)
         lent = buffer[: weight.numel()].view(weight.shape)
-        # By `data`, so that autograd does not notice the change, as it would not from another stream.
+        # Through `data`, so that autograd does not notice the change. It would not notice another stream's.
         lent.data.copy_(weight)
         return lent, bias, *rest
 

@@ -1,4 +1,4 @@
-"""Files that PEFT itself writes, of every kind that it makes on layers of every kind."""
+"""Files that PEFT itself writes: LoRA, DoRA, LoHa, LoKr, OFT and IA3, on layers of every kind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONV2D = ("conv2d", "conv2d_1x1", "conv2d_square", "conv2d_wide")
 FLAT = (*LINEAR, "conv1d", *CONV2D)
 DENSE = (*FLAT, "conv3d")
 ALL = (*DENSE, *EMBEDDINGS)
-# PEFT's rotations of convolutions take the kernel for a square.
+# PEFT's rotations of convolutions assume a square kernel.
 SQUARE = (*LINEAR, "conv2d", "conv2d_1x1", "conv2d_square")
 SCALED = (*LINEAR, *CONV2D, "conv3d")
 
@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "lokr-tucker": lokr(use_effective_conv2d=True),
     # PEFT makes a factor full where the rank is at least half of its larger size.
     "lokr-full": lokr((*LINEAR, *CONV2D), r=16, alpha=16.0),
-    # The scale of one without a low-rank factor goes into a factor, in float32.
+    # Without a low-rank factor the scale goes into a full one, in float32.
     "lokr-full-scaled": lokr((*LINEAR, *CONV2D), r=16, alpha=24.0, eps=EPS32),
     "oft": oft(use_cayley_neumann=False),
     "oft-shared": oft(use_cayley_neumann=False, block_share=True),
@@ -129,7 +129,7 @@ KINDS: dict[str, Kind] = {
 
 
 def saved(kind: Kind, file: torch.dtype, folder: Path) -> tuple[Any, dict[str, nn.Module]]:
-    """A file that PEFT wrote with random values, and, by name, the layers in float64 that it wrote."""
+    """An adapter from a file that PEFT wrote with random values, and PEFT's layers in float64, by name."""
     import peft
 
     model = Model(kind.bias)
@@ -156,4 +156,4 @@ def computed(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 NARROW = {kind: FILES[1 + number % 2] for number, kind in enumerate(KINDS)}
-"""A dtype of files beside float32 for each kind."""
+"""For each kind, a dtype of files other than float32."""

@@ -121,7 +121,7 @@ def test_gradients_are_scaled_where_a_model_computes_in_float16_by_itself() -> N
     net = lyc.create_lycoris(module, rank=2, seed=0)
 
     def loss(made: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        # What is smaller than float16 holds is lost on the way back, unless it is scaled.
+        # Gradients that are too small for float16 are lost in the backward pass, unless they are scaled.
         return (made(x).half().float() * 1e-6).half().float().sum() * 1e-3
 
     steps = []

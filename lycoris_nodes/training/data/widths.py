@@ -54,7 +54,7 @@ def _widths(caption: Caption) -> frozenset[tuple[str, int]]:
 
 @contextmanager
 def _misfits(network: nn.Module) -> Generator[list[tuple[str, int, int]]]:
-    """A context that notes layers given vectors of a wrong width: path, this width, the right width."""
+    """A context that notes layers given vectors of a wrong width: path, given width, right width."""
     found: list[tuple[str, int, int]] = []
 
     def note(path: str, width: int) -> Callable[..., None]:

@@ -19,9 +19,9 @@ STEPS = "ss_steps"
 def judged_files(stack: Stack | None, training: str) -> list[Entry]:
     """The adapters of a stack, then those of a training (see `folder_of`) by steps, all at strength 1.
 
-    Each gets its own label. Of identical files of a training only one is taken.
+    Each gets its own label. Identical files of a training are taken once.
 
-    Raises LycorisError where there is none, and for strengths that follow a schedule or a mask.
+    Raises LycorisError where there are no adapters, and for a strength with a schedule or a mask.
     """
     given = stack or Stack()
     given.check_constant("be judged")
@@ -43,7 +43,7 @@ def judged_files(stack: Stack | None, training: str) -> list[Entry]:
 
 
 def stamp_of(training: str) -> str:
-    """The paths and times of a training's files, to notice changes. Raises as `folder_of`."""
+    """The paths and times of a training's files, to notice changes. Raises what `folder_of` raises."""
     stamps: list[str] = []
     for path in _places(folder_of(training.strip())):
         # A running training may remove old checkpoints.
@@ -76,7 +76,7 @@ def _of_training(name: str) -> Iterator[Entry]:
         adapter = load_adapter(path)
         layers = sketches(layer.tensors().values() for _, layer in sorted(adapter.layers.items()))
         steps = adapter.metadata.get(STEPS, "")
-        # Files of other software may lack the entry.
+        # Other software's files may lack the number of steps.
         found.setdefault(repr(layers), (int(steps) if steps.isdecimal() else 0, adapter))
     for steps, adapter in sorted(found.values(), key=lambda one: one[0]):
         label = f"step {steps}" if steps else Path(adapter.path or adapter.name).stem

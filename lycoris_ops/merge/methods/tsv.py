@@ -13,7 +13,7 @@ from ..deltas import Deltas, of_triples
 from ..method import MergeMethod, Options
 
 SHARED = 1e-6
-"""Singular values below this share of the largest are 0: adapters share a direction, which counts once."""
+"""Singular values below this share of the largest count as 0: there, adapters share a direction."""
 
 
 def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
