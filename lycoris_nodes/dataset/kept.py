@@ -21,7 +21,7 @@ FORM = TreeForm("lycoris_encoded", 1, "an encoded picture or caption")
 MOST = 20 * 10**9
 """The most bytes kept, for all folders of pictures together."""
 SAMPLED = 256
-"""How many values of a weight are hashed. Two models differ in nearly all values of most weights."""
+"""At least so many values of a weight are hashed. Two models differ in nearly all values of most weights."""
 
 
 class Kept:

@@ -31,7 +31,7 @@ class PictureFit:
 
     @property
     def corner(self) -> Pixels:
-        """Left and top of the cut-out part in pixels of the resized picture, on which SDXL is conditioned."""
+        """Left and top of the cut-out part, in pixels of the resized picture. SDXL is conditioned on them."""
         return round(self.box[0] * self.scale), round(self.box[1] * self.scale)
 
     @property
@@ -48,7 +48,7 @@ def step_of(grid: int) -> int:
 
 @cache
 def sizes_of(resolution: int, step: int) -> list[Pixels]:
-    """Widths and heights in steps with no more than resolution^2 pixels, of all shapes up to 4 : 1.
+    """Widths and heights in steps, up to `LONGEST` times the resolution, with at most resolution^2 pixels.
 
     If a square of one step has more pixels than that, it is the only size.
     """
@@ -61,7 +61,7 @@ def fit(source: Pixels, resolution: int, step: int, *, enlarge: bool) -> Picture
     """Fit a picture of this width and height: its middle is trained, in the size that keeps most of it.
 
     This size has the largest product of its number of pixels and the share of the picture that is not cut
-    off. Without `enlarge` it has no more pixels than the picture, unless even one step has more.
+    off. Without `enlarge` it has no more pixels than the picture, unless a square of one step has more.
     """
     width, height = source
     if not enlarge:

@@ -79,7 +79,7 @@ class LayerInfo(NamedTuple):
     order: tuple[Rows, ...] = ()
     """Ranges of the layer's rows in the file, in the model's order; () if the file has that order."""
     on_parameter: bool = False
-    """Whether the layer is known to be on a parameter by itself, see `peft.parameters`."""
+    """Whether the layer is known to be on a single parameter, not on a module, see `peft.parameters`."""
 
     @property
     def name(self) -> str:
@@ -203,7 +203,7 @@ class Adapter:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """`unused_keys` without those that no layer lacks: those of training alone, and `base_weights`."""
+        """The `unused_keys` that may be missed: not those that only training needs, and not `base_weights`."""
         copies = set(self.base_weights.values())
         return tuple(
             key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key) and key not in copies
@@ -259,7 +259,7 @@ class Adapter:
 
     @property
     def on_parameters(self) -> frozenset[str]:
-        """The names of the layers that are known to be on parameters by themselves."""
+        """The names of the layers that are known to be on single parameters, not on modules."""
         return frozenset(name for name, info in self.info.items() if info.on_parameter)
 
     @property

@@ -56,7 +56,7 @@ class Judgement:
         return sum(map(len, self.losses.values())) / (self.draws * len(self.losses))
 
     def behind(self, place: Place) -> tuple[float, float]:
-        """How far the loss of a place is above the lowest loss, and the standard error of this difference.
+        """How far the loss of a place is above the best's, and the standard error of this difference.
 
         These are mean(d) and std(d) / sqrt(n) for the differences d on the n draws that both have. With one
         draw the error is infinite, except for the best itself. Where a loss is not finite, the difference is
@@ -150,7 +150,7 @@ def judgement_picture(found: Judgement, beside: Mapping[Place, Mapping[str, floa
 
     One colour is for losses below the model's own, stronger the further they are; the other is for losses
     above it. The best pair has a frame, and its neighbours have thin ones. A second table shows `beside`:
-    further numbers of some places by name, such as how near their pictures are.
+    further numbers of some places by name, such as how near their pictures are to the data.
     """
     alone, best = found.loss(ALONE), found.best
     finite = [found.loss(place) for place in found.losses if math.isfinite(found.loss(place))]

@@ -69,8 +69,8 @@ def _unscaled(adapter: Adapter) -> list[str]:
     if not names:
         return []
     return [
-        f"{number_of(len(names), 'layer')} of {adapter.name} at scale 1, as the file has no alpha and no "
-        f"{CONFIG_NAME} lies beside it, such as {names[0]}"
+        f"{number_of(len(names), 'layer')} of {adapter.name} at scale 1, such as {names[0]}: the file has no "
+        f"alpha, and no {CONFIG_NAME} lies beside it"
     ]
 
 

@@ -3,18 +3,20 @@
 `python -m tests.bench.slider [--steps N] [--ways NAME ...] [--attributes NAME ...]` prints a table. A small
 flow transformer of FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16 with one to four
 discs of one radius and one shade. Its captions name a size, a shade and a number, or leave them open. Train
-LyCORIS Slider trains a slider for each between two of these words, and ComfyUI samples with it at seven
-strengths from the same noise. Attributes are measured on the pictures, as `attributes` says.
+LyCORIS Slider trains a slider for each of these attributes, from the word for less of it to the word for
+more, and ComfyUI samples with it at seven strengths from the same noise. Attributes are measured on the
+pictures, as `attributes` says.
 
-"words" is no slider: the model alone, with the word of less, none and the word of more. "prompts" are
-sliders between two prompts, and "pictures" those of rows of pictures that are drawn alike but for the
-attribute, at four strengths. "LECO" is the recipe of the paper, written down below, with the same layers,
-rank, steps and rate.
+"words" is no slider: the model alone samples with the word for less, with no word and with the word for
+more. "prompts" are sliders between two prompts. "pictures" are sliders of rows of pictures that differ only
+in the attribute, at four strengths. "LECO" is the recipe of the paper, written down below, with the same
+layers, rank, steps and rate.
 
-"R2" is that of a line through the mean attribute at each strength, "moves" how far the mean goes from -1 to
-1, as a share of the range in which the pictures were drawn, and "drift" how far the others go at most from
-where they are at strength 0, as a share of their ranges, with the standard error over the pictures. "beyond
-words" is how far they are at -1 and 1 at most from where the words of less and more take them.
+"R2" is that of a line through the mean attribute at each strength. "moves" is how far this mean goes from
+strength -1 to 1, as a share of the range in which the pictures were drawn. "drift" is the farthest that each
+other attribute goes from its mean at strength 0, as a share of its range, with the standard error over the
+pictures. "beyond words" is how far it is at most, at strength -1 or 1, from where the word for less or more
+takes it.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ SAMPLING = 20
 LR, RANK, BATCH = 2e-3, 4, 4
 """The settings of all sliders."""
 GUIDED = 0.5
-"""LECO's guidance along the difference of prompts, which goes about as far as they do."""
+"""LECO's guidance along the difference of prompts. With it a slider goes about as far as the prompts do."""
 WAYS = ("prompts", "pictures", "LECO")
 AT, ROWS, REACH = (-1.0, -0.5, 0.5, 1.0), 32, 0.35
 """The strengths of opposed pictures, how many rows there are, and how far strength 1 is from the middle of a
@@ -85,7 +87,7 @@ def shares_of(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def painted(shares: Tensor, order: Tensor) -> Tensor:
-    """Pictures (N, 1, 16, 16) of discs of one radius and shade, each amid a quarter of its own."""
+    """Pictures (N, 1, 16, 16) of discs of one radius and shade, each in the middle of its own quarter."""
     radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * shares[:, 0]
     shade = SHADE[0] + (SHADE[1] - SHADE[0]) * shares[:, 1]
     discs = 1 + (MOST * shares[:, 2]).long()
@@ -101,7 +103,7 @@ def painted(shares: Tensor, order: Tensor) -> Tensor:
 
 
 def drawn(count: int, seed: int) -> Drawn:
-    """Pictures with captions, of whose words a third is left open."""
+    """Pictures with captions. A word is open in a random third, and where the attribute is about average."""
     draw = torch.Generator().manual_seed(seed)
     shares, order = shares_of(count, draw)
     said = torch.rand((count, 3), generator=draw) < 2 / 3
@@ -139,8 +141,9 @@ def ends_of(name: str) -> list[Any]:
 def attributes(pictures: Tensor) -> dict[str, Tensor]:
     """The mean radius and shade of the discs of each picture (N, 1, 16, 16), and their number, each (N,).
 
-    The shade of a disc is that of its four pixels in the middle, which every disc covers, and its area is how
-    many times that is in its quarter. A picture without discs has neither radius nor shade: they are NaN.
+    The shade of a disc is the mean of its four pixels in the middle, which every disc covers. Its area is the
+    sum over its quarter, divided by this shade, both above the ground. A picture without discs has neither
+    radius nor shade: they are NaN.
     """
     quarters = pictures[:, 0].unflatten(1, (2, -1)).unflatten(3, (2, -1)).transpose(2, 3)
     shade = quarters[..., 3:5, 3:5].mean((-1, -2))
@@ -155,7 +158,7 @@ def attributes(pictures: Tensor) -> dict[str, Tensor]:
 
 
 def at_any_guidance(base: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model that puts out at any guidance what the trained one does at `GUIDANCE`.
+    """The weights of a model that gives at any guidance the output of the trained one at `GUIDANCE`.
 
     The node trains at the guidance of FLUX.1's trainers, 1. The trained model has never seen that one.
     """
@@ -242,7 +245,7 @@ class Discs:
         return self.slider(f"{name}-prompts", steps, pictures=32, **data)
 
     def of_pictures(self, name: str, steps: int) -> str:
-        """Of rows of pictures that are alike but for the attribute."""
+        """A slider of rows of pictures that differ only in the attribute."""
         shares, order = shares_of(ROWS, torch.Generator().manual_seed(7))
         rows: list[Tensor] = []
         for strength in AT:
@@ -256,9 +259,9 @@ class Discs:
     def by_leco(self, name: str, steps: int) -> str:
         """The recipe of LECO and of Concept Sliders' prompts, on the layers that the node trains.
 
-        A step samples from noise to a random time with the adapter at strength 1, and draws what the model
-        puts out there towards e(what) + guidance (e(more) - e(less)) of the model alone. Strengths below 0
-        are not trained.
+        A step samples from noise to a random time with the adapter at strength 1, and trains the output there
+        towards e(what) + guidance (e(more) - e(less)), where e is the model alone. Strengths below 0 are not
+        trained.
         """
         network, like = self.model.model.diffusion_model, self.of_pictures(name, 1)
         layers = {key.partition(".lora_")[0] for key in load_file(like) if ".lora_" in key}
@@ -317,7 +320,7 @@ def differentiable(network: nn.Module) -> Iterator[None]:
         for inner in network.modules()
         if isinstance(inner, nn.LayerNorm)
     ]
-    # Some of the host's fused operations have no gradient, and it then takes others.
+    # Some of the host's fused operations have no gradient. In training the host takes others.
     comfy.model_management.in_training = True
     try:
         yield
@@ -355,7 +358,7 @@ class Followed:
         return ", ".join(told)
 
     def beyond(self, words: Followed) -> str:
-        """The drift at both ends beyond that of the words of less and more."""
+        """The drift at both ends from the pictures that the words for less and more make."""
         ends = Followed(self.name, [self.found[0], self.found[-1]], (-1.0, 1.0))
         return ends.drift([words.found[0], words.found[-1]])
 

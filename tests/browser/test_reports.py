@@ -56,7 +56,7 @@ def build(ui: Ui, vue: bool, *files: str) -> None:
 
 
 def box(ui: Ui) -> str:
-    """What the box on the node says, what is folded included; "" where there is none."""
+    """What the box on the node says, including what is folded; "" where there is none."""
     texts: list[str] = ui.page.locator(f"{BOX} pre").all_text_contents()
     return "\n".join(texts)
 
@@ -299,7 +299,7 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     both = {"LycorisMergeAdapters": "all", "LycorisApplyStack": "all"}
     assert ui.run()["name"] == "execution_success"
     assert {kind: state for kind, (state, _) in said().items()} == both
-    # Interrupt it in its work. The node after it has not run, and loses the report of the run before.
+    # Interrupt the merge while it works. The node after it does not run, and loses its earlier report.
     ui.set("LycorisMergeAdapters", "seed", 1)
     page.evaluate(
         "app.api.addEventListener('progress', () => "
@@ -310,7 +310,7 @@ def test_an_interrupt_takes_the_place_of_a_report(ui: Ui, vue: bool) -> None:
     assert said() == {"LycorisMergeAdapters": ["error", "Interrupted: the node did not finish."]}
     assert ui.run()["name"] == "execution_success"
     assert {kind: state for kind, (state, _) in said().items()} == both
-    # Where the run fails behind a node whose result is in the cache, that node keeps its report.
+    # Where the run fails after a node whose result is in the cache, that node keeps its report.
     page.evaluate(
         """() => {
             const weigh = LiteGraph.createNode("LycorisWeightBlocks")

@@ -2,7 +2,7 @@
 
     python3 tests/harness/environment.py -- python -m tests.harness.other_trainers --write
 
-writes it from what reads their configs: each setting that is read is a row.
+writes it by the code that reads their configs: each setting that is read is a row.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ HEAD = """# Settings of other trainers
 
 **Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of sd-scripts,
 kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what
-becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from what reads the
-configs.
+becomes of each setting. `python -m tests.harness.other_trainers --write` makes them by the code that reads
+the configs.
 
 Where a config leaves out what decides the training, the default of its trainer is used: the tables name it.
 AdamW has a weight decay of 0.01 there. On the node itself the usual weight decay is 0. Other settings that a
 config leaves out stay as they are on the node.
 """
 CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
-"""What readers are shown: nothing, and what makes some of them read other settings."""
+"""The configs that readers are given: an empty one, and one that makes some of them read other settings."""
 
 
 def page(pack: str) -> str:
@@ -50,7 +50,7 @@ def page(pack: str) -> str:
         parts.append("| there | here |\n|---|---|")
         parts += [f"| `{key}` | {'; '.join(dict.fromkeys(words))} |" for key, words in rows.items() if words]
         unused = ", ".join(f"`{key}`" for key, words in rows.items() if not words)
-        parts += [f"\nMake no difference to what is learned here: {unused}.", ""]
+        parts += [f"\nThese make no difference to what is learned here: {unused}.", ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -123,7 +123,7 @@ class Host:
         return self.base / report.splitlines()[-1]
 
     def sampled(self, model: Any, steps: int = 1, size: int = 64) -> torch.Tensor:
-        """The latent that KSampler makes of a diffusion model alone, from a random conditioning."""
+        """The latent that KSampler makes with a diffusion model alone, from a random conditioning."""
         draw = torch.Generator().manual_seed(3)
         condition = [[torch.randn(1, 77, 768, generator=draw), {}]]
         (empty,) = self.nodes.EmptyLatentImage().generate(size, size)
@@ -215,12 +215,12 @@ def text(*rows: dict[str, Any]) -> str:
 
 
 def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, bytes]:
-    """The status, the type and the content that a route of ours answers, a GET or with a body a POST."""
+    """The status, type and content that a route of the pack answers: to a POST with a body, else to a GET."""
     from server import PromptServer
 
     async def answer() -> tuple[int, str, bytes]:
         app = web.Application()
-        # The host adds them to its own when it starts to listen.
+        # The host adds the routes to its own application when it starts to listen.
         app.add_routes(
             [one for one in PromptServer.instance.routes if "/lycoris/" in getattr(one, "path", "")]
         )
@@ -233,6 +233,6 @@ def ask(path: str, body: str | None = None, **query: str) -> tuple[int, str, byt
 
 
 def told(**metadata: Any) -> Callable[[Path], None]:
-    """Write an adapter with these metadata."""
+    """A function that writes an adapter with these metadata to a path."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     return lambda path: save_file(load_file(assets() / "loras" / "lora.safetensors"), path, texts)

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, Target, float]] = {
     "V_PREDICTION_DDPM": ("ModelSamplingDiscrete", _velocity, 1.0),
     "X0": ("ModelSamplingDiscrete", lambda x0, e, x, s, d: x0, 1.0),
 }
-"""The host's classes of what is predicted: with a class of its noise, the paper's target, and sigma_data."""
+"""The host's classes of predictions, each with a class of noise, the paper's target and sigma_data."""
 
 
 def sampling(kind: str, data: float = 1.0) -> Any:
@@ -71,7 +71,7 @@ def test_the_weight_of_the_denoised_loss_gives_the_loss_of_the_raw_target(host: 
     raw = (output - target(latent, noise, x, s, data)).square().flatten(1).mean(1)
     weight = targets.weight_on_denoised(model, sigma)
     found = weight * (denoised - latent).square().flatten(1).mean(1)
-    # 1e-5: a sigma of 0.03 is the difference of D and x0 in float32.
+    # 1e-5: at sigma 0.03, denoised - latent loses digits in float32.
     torch.testing.assert_close(found, raw, rtol=1e-5, atol=0)
 
 
@@ -181,7 +181,7 @@ def test_a_shift_that_is_not_given_is_that_of_the_family(host: Host) -> None:
 def test_times_between_two_are_as_likely_as_among_all(
     host: Host, distribution: str, between: tuple[float, float]
 ) -> None:
-    """Beside all times without those that lie outside."""
+    """The reference is all times without those that lie outside."""
     times = module(host, "times").Times(distribution, 0.5, 3.0)
     shares = (torch.arange(400_000) + 0.5) / 400_000
     every = times.at(shares, 100)
@@ -222,7 +222,7 @@ def test_an_expert_is_trained_at_its_own_times(
     [("HunyuanVideo", 24), ("HunyuanImage 2.1", None), ("Cosmos-Predict2", None), ("LTX-2", 25)],
 )
 def test_a_model_of_pictures_has_no_frame_rate(host: Host, architecture: str, rate: int | None) -> None:
-    """Its configuration is derived from that of a model of videos, or its class is that of one."""
+    """Its configuration derives from a video model's, or its class is a video model's."""
     assert module(host, "families").frame_rate_of(tiny(architecture)) == rate
 
 

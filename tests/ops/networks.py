@@ -18,7 +18,7 @@ CONVOLUTIONS = {"conv1d": (nn.Conv1d, 12), "conv2d": (nn.Conv2d, 6), "conv3d": (
 
 
 class Model(nn.Module):
-    """An embedding, a convolution, a norm and linear layers, one of them twice in a pass."""
+    """An embedding, a convolution, a norm and linear layers. The first linear layer runs twice in a pass."""
 
     def __init__(self, convolution: str = "conv1d") -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def made(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.Lycoris
 
 
 def unattached(model: nn.Module, *, moved: bool = True, **options: Any) -> lyc.LycorisNetwork:
-    """The same, before it acts."""
+    """As `made`, but not yet applied to its model."""
     options = {"rank": RANK, "seed": 1, **options}
     network = lyc.create_lycoris(model, **options)
     if moved:
@@ -84,7 +84,7 @@ def loss(output: Tensor) -> Tensor:
 
 
 def state(model: nn.Module) -> tuple[dict[str, Tensor], list[Any]]:
-    """Everything of a model that a network could leave behind."""
+    """Everything in a model that a network could leave changed."""
     hooks = [
         (len(inner._forward_hooks), len(inner._forward_pre_hooks), sorted(vars(inner)))
         for inner in model.modules()

@@ -1,4 +1,4 @@
-"""Files that look harmful and are read rightly, texts out of files, and what no file has for a name.
+"""Files that look harmful but are read correctly, texts out of files, and names that no file can have.
 
 Files that are refused are in `tests/harness/hostile.py`. `test_soak_sample` opens them, in processes with
 limits.
@@ -26,11 +26,11 @@ from tests.harness.hostile import LORA, with_metadata
 WEIGHT = "diffusion_model.a.weight"
 
 
-# What honest files hold is read as before.
+# Honest files are read in full.
 
 
 def test_plain_tensors_of_every_form_are_read_from_a_pickle_bit_by_bit(tmp_path: Path) -> None:
-    """The reference are the tensors that torch saved: parts of others, transposed, strided, of any dtype."""
+    """The reference is what torch saved: parts of tensors, transposed or strided ones, of any dtype."""
     large = torch.randn(10, 20)
     marked = torch.randn(2)
     marked.note = "an attribute"
@@ -116,7 +116,7 @@ EVIL = "lora_unet_x\n  applied 9 of 9 layers\r\x1b[2J\x1b]0;title\x07\u202e\u200
 
 
 def is_plain(text: str, lines: int | None = None) -> bool:
-    """Whether a text holds nothing but printed characters and line breaks, of which there are so many."""
+    """Whether a text holds only printed characters and line breaks, and has so many lines."""
     odd = [c for c in text.replace("\n", "") if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     return not odd and lines in (None, text.count("\n") + 1)
 
@@ -145,7 +145,7 @@ def test_each_part_of_an_error_is_shown_plain_and_short() -> None:
     evil = "é\n\x1b[31m\ud800" + "x" * 100_000 + "end"
     error = lyc.FileFormatError(evil, file=evil, key=evil, weight=evil, got=evil, expected=evil, hint=evil)
     assert is_plain(str(error), 1) and len(str(error)) < 5000 and str(error).count("end") == 7
-    # What a program reads is as it was.
+    # A program reads the attributes unchanged.
     assert error.key == evil
     for kept in ("模型/风格 1.safetensors", "a b.pt", "naïve\u3000名", "🎨", r"C:\loras\x.pt"):
         assert printable(kept) == kept

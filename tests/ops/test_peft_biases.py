@@ -1,4 +1,4 @@
-"""Biases beside PEFT's layers: on modules that have none, set, added to and trained."""
+"""Biases in PEFT's files: of modules that have none, set to values, changed, and trained."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_biases_are_read_and_written_as_peft_has_them(name: str, form: Any, tmp_
 
 
 def test_biases_of_other_modules_are_refused_beside_kinds_that_train_none(tmp_path: Path) -> None:
-    """Alone they are a file of LN_TUNING, which PEFT loads."""
+    """Alone they make a file of LN_TUNING, which PEFT loads."""
     model, bias = Model(), torch.linspace(-2, 2, 12)
     tensors = {"conv.set_bias": bias}
     lyc.save_adapter(lyc.adapter_of_tensors(tensors, name="made"), tmp_path / "alone", "peft", model=shapes())
@@ -96,7 +96,7 @@ def test_biases_of_other_modules_are_refused_beside_kinds_that_train_none(tmp_pa
 def test_what_is_trained_with_its_bias_is_loaded_by_peft(
     algorithm: str, include: list[str], tmp_path: Path
 ) -> None:
-    """A change of a bias becomes its values; IA3 of outputs is PEFT's own where there is no bias."""
+    """A change of a bias is written as the bias's values. IA3 on outputs without a bias is PEFT's own IA3."""
     model = nn.Sequential(OrderedDict(biased=nn.Linear(8, 8), **dict(Model().named_children())))
     model.conv = nn.Conv1d(5, 5, 3, padding=1)
     network = lyc.create_lycoris(model, algorithm=algorithm, rank=2, include=include, bias=True).apply_to()

@@ -1,4 +1,4 @@
-"""Files made by hand, for ways in which a file was seen to do what it may not.
+"""Files made by hand. Each shows a way in which a file once did what it must not do.
 
 Those that must be refused as soon as they are opened are in `tests/harness/hostile.py`. The others are read
 at least in part, and go through all stages.
@@ -23,7 +23,7 @@ from .containers import packed
 from .seeds import CONFIG, PATHS, base_of
 
 NAME = "lora_unet_blocks_0_x"
-"""A layer of the model, of `LINEAR` outputs and inputs."""
+"""A linear layer of the model. `LINEAR` are its outputs and inputs."""
 LINEAR = WEIGHTS["linear"]
 PEFT = f"base_model.model.{PATHS['linear']}"
 CRAFTED: dict[str, Callable[[], Case]] = {}
@@ -99,7 +99,7 @@ texts(
 
 
 def _under(cases: Mapping[str, Make]) -> None:
-    """A LoRA under checkpoints by what is odd about them."""
+    """A LoRA, with checkpoints by what is odd about them."""
     for what, make in cases.items():
         CRAFTED[f"model: {what}"] = lambda name=f"model: {what}", make=make: Case(
             name,

@@ -276,7 +276,7 @@ def _toml(text: str) -> Any:
     try:
         toml: Any = importlib.import_module("tomllib")
     except ImportError:
-        # Python 3.10 has it as a package.
+        # For Python 3.10 it is a package of its own.
         try:
             toml = importlib.import_module("tomli")
         except ImportError:

@@ -51,12 +51,12 @@ def latent_of(
     for part in parts:
         if part.shape[0] != 1:
             raise TrainError(
-                "a sample must be one latent", got=str(list(part.shape)), expected="a first size of 1"
+                "a sample must be one latent", got=str(list(part.shape)), expected="a batch of 1"
             )
         if not part.isfinite().all():
             raise TrainError("a latent has values that are not finite", got=f"of shape {list(part.shape)}")
     if not any(bool(part.any()) for part in parts):
-        raise TrainError("a latent is all zeros", hint="Encode a picture by VAE Encode; this one is empty")
+        raise TrainError("a latent is all zeros", hint="It is empty: encode a picture by VAE Encode")
     values, shapes = host.packed(parts) if nested else (parts[0], [parts[0].shape])
     noise_mask = _noise_mask(noise_masks, shapes) if noise_masks is not None else None
     return Latent(model.process_latent_in(values), tuple(shapes), noise_mask)
@@ -139,7 +139,8 @@ def mask_of(model: Any, mask: Tensor, latent: Latent) -> Tensor:
 def has_pictures(shapes: Sequence[torch.Size]) -> bool:
     """Whether a latent with parts of these shapes has a picture or video as its first part.
 
-    Of several parts only a video with sound has one. A single part without height and width is a sound.
+    A latent with several parts has one only if it is a video with sound. A single part without height and
+    width is a sound.
     """
     return len(shapes[0]) == 5 if len(shapes) > 1 else len(shapes[0]) > 3
 
@@ -147,8 +148,8 @@ def has_pictures(shapes: Sequence[torch.Size]) -> bool:
 def means(
     values: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None, over: Tensor | None = None
 ) -> Tensor:
-    """The mean (B,) of each row, weighted by a mask (B, 1, ...), divided by the sum of `over` in place of the
-    mask's own where it is given.
+    """The mean (B,) of each row, weighted by a mask (B, 1, ...). With `over`, the weighted sum is divided by
+    the sum of `over` and not of the mask.
 
     With several parts it is the sum of their means; otherwise the part with the most values would dominate.
     A part that is masked out adds nothing.

@@ -106,7 +106,7 @@ def fuse(
 
 
 def _add(rows: Tensor, first: int, w1: Tensor, w2: Tensor) -> None:
-    """Add the rows of sum_n kron(w1[n], w2[n]) from `first` on to `rows`; w1 (N, l, i) and w2 (N, k, j)."""
+    """Add to `rows` those of sum_n kron(w1[n], w2[n]) that begin at `first`; w1 (N, l, i), w2 (N, k, j)."""
     count, k, j = w2.shape
     for start, stop in _spans(first, first + len(rows), k):
         outer = w1[:, start // k : -(-stop // k)]

@@ -20,7 +20,7 @@ class Line(ABC):
 
     @abstractmethod
     def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
-        """The values for the layers of an adapter, with random letters drawn from the seed.
+        """The values for the layers of an adapter. A vector's letters for random values use the seed.
 
         Raises RuleError where the line does not fit the model.
         """

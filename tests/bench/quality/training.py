@@ -26,7 +26,7 @@ def _nothing(optimiser: torch.optim.Optimizer, step: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """What a method makes of the base: a module to train, and what is its own in training it."""
+    """What a method makes of the base: a module to train, and how its training differs."""
 
     module: nn.Module
     groups: Callable[[float], list[dict[str, Any]]]
@@ -34,7 +34,7 @@ class Adapted:
     numbers: Callable[[], int]
     """How many numbers the file of the adapter would hold, at that moment."""
     after_step: Callable[[torch.optim.Optimizer, int], None] = _nothing
-    """Called after the optimiser's step, the gradients still there, with the number of the step from 1."""
+    """Called with the number of the step, from 1, after the optimiser's step and before the gradients go."""
     penalty: Callable[[], Tensor] | None = None
     """What a method adds to the loss."""
 
@@ -46,7 +46,7 @@ class Adapted:
 @dataclass(frozen=True)
 class Outcome:
     curve: list[tuple[int, float]]
-    """The held-out loss (of "test") after so many steps."""
+    """Numbers of steps, each with the held-out loss on "test" after them."""
     tune: float
     """The held-out loss on "tune" at the end."""
     step_seconds: float
@@ -78,7 +78,7 @@ class Step:
     seconds: float
     """CPU time."""
     finite: bool
-    """Whether its loss was finite. There is no step after one whose loss was not."""
+    """Whether its loss was finite. If it was not, this step is the last."""
 
 
 def stepped(task: Task, adapted: Adapted, *, lr: float, seed: int, steps: int) -> Iterator[Step]:
