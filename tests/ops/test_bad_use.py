@@ -224,4 +224,5 @@ def test_what_is_given_in_place_of_an_adapter_a_layer_or_a_path_is_named(tmp_pat
 def test_a_network_says_that_its_file_has_no_scale(tmp_path: Path) -> None:
     found = adapter(tmp_path, {"base_model.model.a": factors("lora", "linear", alpha=None)})
     network = lyc.create_lycoris(torch.nn.ModuleDict({"a": torch.nn.Linear(18, 12)}), weights=found)
-    assert "1 layer of source.safetensors at scale 1, such as " in network.report
+    said = "1 layer of source.safetensors at scale 1, such as base_model.model.a: the file has no alpha"
+    assert said in network.report
