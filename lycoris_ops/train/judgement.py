@@ -12,7 +12,7 @@ from ..ranks.plan import table
 from ..report.words import NAME
 
 Place = tuple[int, int]
-"""The numbers of an adapter and of a strength."""
+"""The indices of an adapter and of a strength."""
 ALONE: Place = (-1, -1)
 """The place of the model without any adapter."""
 BEST, BESIDE = 2.5, 1.0

@@ -76,8 +76,8 @@ class Trainer:
     """The state of a training: the network with its optimiser, schedule, scaler, average and history.
 
     `loss(module, batch)` is a scalar. It is called with `net.module`, to which the network is applied. Step n
-    draws its random numbers from `Chance(seed, "step", n)`, whatever was drawn before. The model's modules
-    stay in the modes that they have, except that running statistics (BatchNorm) never change.
+    draws its random numbers from `Chance(seed, "step", n, copies.index)`, whatever was drawn before. The
+    model's modules keep their modes, but running statistics (BatchNorm) never change.
 
     `validation` are the batches of `validate`.
 

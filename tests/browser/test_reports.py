@@ -1,4 +1,4 @@
-"""What a person sees of reports and of nodes that are switched off, by mouse, in both renderers."""
+"""Reports, and nodes that are switched off, as a person with a mouse meets them, in both renderers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build(ui: Ui, vue: bool, *files: str) -> None:
     ui.render_with_vue(vue)
     page.evaluate(BUILD, list(files))
     page.wait_for_timeout(500)
-    # Each workflow of a user has a number of its own; a graph that was cleared may have none.
+    # Each workflow of a user has its own id; a graph that was cleared may have none.
     ui.load({**ui.serialized(), "id": str(uuid4())})
     ui.look(60, 60)
     page.wait_for_timeout(800)

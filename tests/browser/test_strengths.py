@@ -249,7 +249,7 @@ def test_several_rows_are_changed_as_one(ui: Ui, vue_nodes: bool, screenshot: Ca
     assert (rows.said()[0][2]["strength_clip"], clip.input_value()) == (-0.25, "-0.25")
     screenshot(f"strengths-{name}-clip")
 
-    # They are moved, and taken out, together.
+    # Selected rows are moved together, and removed together.
     rows.drag(1, 3)
     order = [FILES[2], FILES[0], FILES[0], FILES[1], FILES[1]]
     rows.wait(order)

@@ -2,7 +2,7 @@
 
     python3 tests/harness/environment.py -- python -m tests.harness.other_trainers --write
 
-writes it by the code that reads their configs: each setting that is read is a row.
+writes it from the code that reads their configs: each setting that is read is a row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD = """# Settings of other trainers
 
 **Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of sd-scripts,
 kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what
-becomes of each setting. `python -m tests.harness.other_trainers --write` makes them by the code that reads
+becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from the code that reads
 the configs.
 
 Where a config leaves out what decides the training, the default of its trainer is used: the tables name it.

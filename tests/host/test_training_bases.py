@@ -50,7 +50,7 @@ def gradients_of(
 
 @contextmanager
 def loaded(host: Host, tensors: dict[str, torch.Tensor], dtype: str = "default") -> Iterator[Any]:
-    """The patcher of a diffusion model of these tensors, loaded by the node of the host."""
+    """The patcher of a diffusion model of these tensors, loaded by the host's own node."""
     import comfy.model_management
 
     path = host.base / "models" / "diffusion_models" / "to_train_beside.safetensors"
@@ -143,7 +143,7 @@ def test_quantised_weights_are_trained_beside(host: Host, name: str) -> None:
         wanted, _ = gradients_of(training, patcher, include=beside)
     error = distance(found, wanted)
     print(f"{name}: {error:.1e}")
-    # This format also rounds the layer's input to four bits.
+    # "int4 rotated" also rounds the layer's input to four bits.
     assert error < (0.1 if name == "int4 rotated" else 0.01)
 
 
@@ -288,7 +288,7 @@ def test_offloaded_layers_fetch_their_weights_again(
     def through_the_buffer(layer: Any, *given: Any, **options: Any) -> Any:
         weight, bias, *rest = cast_bias_weight(layer, *given, **options)
         lent = buffer[: weight.numel()].view(weight.shape)
-        # Through `data`, so that autograd does not notice the change. It would not notice another stream's.
+        # Through `data`: autograd does not notice this change, nor would it notice a copy on another stream.
         lent.data.copy_(weight)
         return lent, bias, *rest
 

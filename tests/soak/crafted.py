@@ -23,7 +23,7 @@ from .containers import packed
 from .seeds import CONFIG, PATHS, base_of
 
 NAME = "lora_unet_blocks_0_x"
-"""A linear layer of the model. `LINEAR` are its outputs and inputs."""
+"""A linear layer of the model. `LINEAR` is the shape (O, I) of its weight."""
 LINEAR = WEIGHTS["linear"]
 PEFT = f"base_model.model.{PATHS['linear']}"
 CRAFTED: dict[str, Callable[[], Case]] = {}

@@ -276,7 +276,7 @@ def _toml(text: str) -> Any:
     try:
         toml: Any = importlib.import_module("tomllib")
     except ImportError:
-        # For Python 3.10 it is a package of its own.
+        # Python 3.10 does not have it; this package is the same.
         try:
             toml = importlib.import_module("tomli")
         except ImportError:

@@ -32,9 +32,9 @@ class Adapted:
     groups: Callable[[float], list[dict[str, Any]]]
     """The parameters for the optimiser at a learning rate."""
     numbers: Callable[[], int]
-    """How many numbers the file of the adapter would hold, at that moment."""
+    """How many numbers the adapter's file would hold if it were written now."""
     after_step: Callable[[torch.optim.Optimizer, int], None] = _nothing
-    """Called with the number of the step, from 1, after the optimiser's step and before the gradients go."""
+    """Called with the step's number, from 1, after the optimiser's step and before gradients are cleared."""
     penalty: Callable[[], Tensor] | None = None
     """What a method adds to the loss."""
 
