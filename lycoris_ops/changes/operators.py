@@ -222,8 +222,8 @@ def _on_outputs(run: Callable[[Tensor], Tensor], size: int, weight: Tensor) -> T
 
 
 def _on_inputs(run: Callable[[Tensor], Tensor], size: int, weight: Tensor) -> Tensor:
-    """What `run` makes of the rows of a weight, in the weight's shape: of size K, or of size I, which are the
-    input channels alone.
+    """What `run` makes of the rows of a weight, in the weight's shape. With the size I it runs on the input
+    channels alone, at each position of the kernel.
 
     Operators act on vectors, and a row w of W becomes w M, which is M^T applied to w.
     """

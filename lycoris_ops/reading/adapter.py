@@ -32,7 +32,7 @@ from .fitted import FitReport
 from .options import options_of
 
 NEAR = 2**-7
-"""How far a weight in a file may be from the model's: both may be rounded to bfloat16."""
+"""The largest relative difference of a weight in a file from the model's: both may be rounded to bfloat16."""
 BUNDLED = "bundle_emb."
 """The prefix of the keys of embeddings (textual inversions) in a file. The embedding's name follows."""
 OUTLINES = 4096
@@ -203,7 +203,7 @@ class Adapter:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The `unused_keys` that may be missed: not those that only training needs, and not `base_weights`."""
+        """The `unused_keys` that may be missed: neither those of training alone nor `base_weights`."""
         copies = set(self.base_weights.values())
         return tuple(
             key for key in self.unused_keys if not peft_names.TRAINING_ONLY.search(key) and key not in copies
@@ -216,9 +216,9 @@ class Adapter:
         return {layer: key for layer, key in found if layer in self.info}
 
     def trained_on(self, layer: str, weight: Tensor) -> bool:
-        """Whether a weight has the values of the one beside the layer in `base_weights`, if there is one.
+        """Whether a weight has the values that `base_weights` holds for the layer, if it holds any.
 
-        PEFT would load that: the vocabulary may have grown.
+        PEFT would load those values: the vocabulary may have grown.
         """
         if layer not in self.base_weights:
             return True
