@@ -8,7 +8,7 @@ from ...lycoris_ops import LycorisError, few, number_of, paragraph
 from ..host.page import is_in_prompt, running_node
 from .places import Unlike
 
-HINT = "Another node changes the passes of the model, such as HyperTile"
+HINT = "Another node, such as HyperTile, changes the passes of the model"
 
 
 class LeftWhole:

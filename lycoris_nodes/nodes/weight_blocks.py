@@ -46,8 +46,9 @@ class LycorisWeightBlocks(io.ComfyNode):
                     default=EXAMPLE,
                     tooltip="One rule per line: pattern = value, with block names (in.4, mid, out.3-5, te, "
                     "double.*, attn.q), layer names with * and ?, or /regular expressions/; the value is a "
-                    "number, off, *0.5 or 0.2..1.0. Or a vector of block weights, or a preset's name. Later "
-                    "lines win, and what no line matches keeps the weight 1. # starts a comment.",
+                    "number, off, *0.5 or 0.2..1.0. A line can also be a vector of block weights or a "
+                    "preset's name. Later lines win, and what no line matches keeps the weight 1. # starts a "
+                    "comment.",
                 ),
                 io.Combo.Input(
                     "preset",
