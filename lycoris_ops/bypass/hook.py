@@ -88,7 +88,7 @@ def values_of(module: nn.Module, name: str, path: str | None = None) -> Tensor:
         value = _offloaded(module).get(name, value)
     if is_plain(value):
         return value
-    # The first pass of an int8 layer of bitsandbytes moves the scales of its weight there.
+    # The first pass of an int8 layer of bitsandbytes moves the scales of its weight into its `state`.
     found = unpacked(value, getattr(getattr(module, "state", None), "SCB", None))
     if found is not None:
         return found
@@ -601,5 +601,5 @@ def _like(values: Tensor, like: Tensor) -> Tensor:
     if not like.is_nested:
         return values
     parts = torch.split(values, [len(part) for part in like.unbind()])
-    # torch types neither of its arguments.
+    # torch has no type hints for its arguments.
     return cast("Any", torch.nested).as_nested_tensor(list(parts), layout=like.layout)

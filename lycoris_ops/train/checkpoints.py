@@ -191,9 +191,10 @@ class Checkpoints:
                 self.folder.rmdir()
 
     def returns_of(self, trainer: Trainer) -> int:
-        """How often the training has gone back to an earlier state, including the trainer's present return.
+        """How often the training has gone back to an earlier state.
 
-        The count distinguishes abandoned checkpoints from new ones.
+        If the folder holds later states than the trainer's, the trainer has just gone back once more. The
+        count distinguishes abandoned checkpoints from new ones.
         """
         own = (trainer.returns, trainer.done)
         # The count of other processes is never written.

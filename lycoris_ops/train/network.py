@@ -110,7 +110,7 @@ class LycorisNetwork(nn.Module):
         return self
 
     def _tied(self, path: str, others: Iterable[str]) -> list[str]:
-        """Which of the modules that share a member's weight its layer changes too.
+        """The other modules with a member's weight in which the member's layer acts too.
 
         As in PEFT they are those without a layer, if the member is an embedding with trained tokens.
         """

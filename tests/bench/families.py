@@ -123,7 +123,7 @@ class Case:
     masked: bool = False
     """Whether the host's text encoder gives a mask of the tokens."""
     guidances: tuple[float, ...] = ()
-    """The guidances that the model is given: one as trainers do, and one as the host does."""
+    """The guidances that the model is given: that of trainers, and that of the host."""
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 1, 32, 32) as latents, as the model itself sees them."""
@@ -293,7 +293,7 @@ class Key:
 
     family: str
     recipe: str
-    """The hash of everything that the base model, the pictures and the steps depend on."""
+    """The hash of all that makes the base model, and of the numbers of pictures and steps."""
     who: str
     """`OURS`, or a trainer."""
     step: int | None

@@ -28,7 +28,7 @@ FRONT_ENDS = (OWN, *sorted({folder.name for folder in PAGES.glob("[0-9]*")} - {O
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests on a front end other than the host's only in `make test-fronts`, with two exceptions.
+    """Leave front ends other than the host's to `make test-fronts`, with two exceptions.
 
     A test marked `every_front_end` also runs on the newest front end. One marked `newest_front_end` runs only
     there. With `(name=value)` a mark counts only for cases with this value.

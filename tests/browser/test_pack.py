@@ -299,7 +299,7 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path) -> None:
             rf"^{name}\.safetensors\n(  .*\n)*  applied (\d+) of \2 layers", report, re.MULTILINE
         )
 
-    # The report must be in neither workflow nor prompt: each run would then differ from the last.
+    # The report must be in neither workflow nor prompt, or each run would differ from the last.
     assert "of 191 layers" not in json.dumps([ui.serialized(), ui.prompt()])
     everything = set(ui.prompt())
     assert set(_succeeded(ui.run())) == everything

@@ -33,7 +33,7 @@ VIEWS = (
     ),
     *("squeeze.dims", "view.dtype", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "unfold"),
 )
-"""Operators that torch would make from strides, which it does not pass on to this device."""
+"""Operators that make views. torch would make them by strides, which it does not pass on to this device."""
 MADE = ("eye", "eye.m", "abs")
 """Operators whose result torch would resize, without passing the size on to this device."""
 CAST = ("layer_norm", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm")

@@ -4,8 +4,8 @@
 
 Both are made from the last commit. comfy-cli validates the pack; its archive must hold what ComfyUI needs and
 nothing else, and the templates are run from it, unpacked. The wheel is put into an empty environment, where
-its command answers and pyright and mypy check a user's script. Then its extras are added, and all tests of
-the library run that need no other package. Placeholders in pyproject.toml are named, and with `--publish`
+its command answers and pyright and mypy check a user's script. Then its extras are added, and those tests of
+the library that need no other package are run. Placeholders in pyproject.toml are named, and with `--publish`
 refused at once.
 """
 

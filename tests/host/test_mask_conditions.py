@@ -139,7 +139,7 @@ def test_a_context_window_has_its_frames_of_the_mask(host: Host) -> None:
     torch.testing.assert_close(first, torch.cat([every[:, :, :3], none[:, :, 3:]], 2))
     if not leads:
         return
-    # The last frame of the first window leads up to the second one.
+    # The second window is computed with the last frame of the first one before it.
     led = found("0-8", lead=True)
     torch.testing.assert_close(led[:, :, :3], every[:, :, :3])
     assert not torch.allclose(led[:, :, 3:], found("0", lead=True)[:, :, 3:], rtol=1e-3, atol=1e-3)
@@ -264,7 +264,7 @@ def test_the_report_says_which_layers_a_sampling_left_whole(noted: Callable[[dic
 
 
 def test_tiles_of_the_picture_are_no_places(noted: Callable[[dict[str, Any]], str]) -> None:
-    """HyperTile cuts the queries of self-attention into more and smaller pictures, and no other tokens."""
+    """HyperTile cuts only the queries of self-attention, into more and smaller pictures."""
     said = noted(
         prompt_with("HyperTile", 256, tile_size=1, swap_size=4, max_depth=2, scale_depth=False)
     ).splitlines()

@@ -21,7 +21,7 @@ KEYS = {"clip_l": "l", "clip_g": "g", "clip_h": "h"}
 PADDED = 77
 """The number of tokens for CLIP, which has a fixed number of places."""
 NOT_ENCODED = {"SD3": "it pads to the width of the real T5"}
-"""Tiny encoders that cannot run, and why not. Other encoders have all their parts."""
+"""Tiny encoders that cannot run, and why not. All others run."""
 
 
 def tokens(name: str) -> dict[str, list[list[tuple[int, float]]]]:
@@ -48,7 +48,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("name", [name for name in zoo.ENCODERS if name not in NOT_ENCODED])
 def test_every_encoder_gets_the_gradient_of_the_chain_rule(host: Host, name: str) -> None:
-    """With and without checkpointing, and without watching every operation of an encoder that is known."""
+    """With and without checkpointing. All these encoders are known, so no operation has to be watched."""
     session, cures = module(host, "session"), module(host, "cures")
     encoders, words = zoo.make_encoders(name), tokens(name)
     assert cures.kinds_of(encoders) <= cures.ENCODERS_WRITE_NOTHING | cures.OVERWRITES_NORMED.keys()
@@ -93,7 +93,7 @@ TEXT = "a red disc on a mat"
 def test_the_node_trains_encoders_of_each_kind(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    # With these widths, one layer of SDXL that is called would be cut.
+    # Otherwise the zoo would cut a layer of SDXL that has these widths, and is called.
     monkeypatch.setattr(zoo, "LARGE", 250_000)
     clip, model = clip_with_words(name), patcher(tiny(name, **FITTED[name]))
     draw = torch.Generator().manual_seed(1)

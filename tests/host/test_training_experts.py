@@ -258,7 +258,7 @@ def test_what_counts_as_half_of_a_pair(
         stopped(expert, 2)
         assert asked()[2] == f"ink_{expert}_0000{number}_"
         assert asked(anew=True) is None
-    # The first of a pair that was set aside is no half of another one.
+    # If a pair was set aside, its first expert does not become half of a new pair.
     assert "_00006_" in train(**pair.links())["path"]
     # Resume for more steps, at another rate.
     with pytest.raises(host.ops.TrainError, match="no training of this name"):

@@ -56,8 +56,8 @@ GRIDS = {
     "Ideogram 4": 16,
     "Lens": 16,
 }
-"""The pixels of one value of the latents, times a transformer's patch, or times 4 in a UNet of 3 levels.
-The latents of Ideogram and Lens are cut into patches already."""
+"""How many pixels wide one value of a latent is, times a transformer's patch, or times 4 for a UNet of 3
+levels. The latents of Ideogram and Lens are cut into patches already."""
 
 
 def test_the_grid_is_the_models(host: Host) -> None:

@@ -89,7 +89,7 @@ def audio_vae(host: Host) -> Any:
         return found.abs().clamp(min=1e-5).log().transpose(1, 2)[None]
 
     vae.first_stage_model.preprocessor.waveform_to_mel = spectra
-    # Scale the latents as those of trained weights.
+    # Give the latents the spread that trained weights give them.
     spread = vae.first_stage_model.autoencoder.per_channel_statistics.get_buffer("std-of-means").fill_(1)
     with torch.inference_mode():
         spread.fill_(float(vae.encode(torch.from_numpy(sound().T[None, : 4 * 4096])).std()))

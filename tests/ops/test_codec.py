@@ -126,7 +126,7 @@ def test_a_plain_float8_file_stays_one(tmp_path: Path, dtype: torch.dtype) -> No
     (layer,) = entry.adapter.layers.values()
     exact = base[KEY].float() + 0.7 * layer.delta(base[KEY].float())
     assert merged[KEY].dtype == dtype
-    # The distance between neighbours, at most; it does not shrink below the smallest normal number.
+    # At least the distance between neighbours, which stays the same below the smallest normal number.
     step = (exact.abs() * torch.finfo(dtype).eps).clamp_min(torch.finfo(dtype).smallest_normal / 4)
     error = (merged[KEY].float() - exact) / step
     assert error.abs().max() <= 1.0 and error.abs().mean() > 0.1 and abs(error.mean()) < 0.05

@@ -85,7 +85,7 @@ def test_gradients_are_those_of_autograd_and_the_model_stays_as_it_was(net: Net,
     wanted = full_gradients(net)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    # Every gradient in a pass of its own, and all in one, are the same.
+    # A pass for each gradient gives the same as one pass for all.
     found = lyc.probe(net, batches(), loss, include=EVERYTHING, memory=1)
     again = lyc.probe(net, batches(), loss, include=EVERYTHING)
     for path, gradient in wanted.items():
@@ -181,8 +181,8 @@ SHAPES = [(24, 36), (24, 12, 3), (12, 8, 3, 3), (12, 8, 1, 2, 3)]
 @pytest.mark.parametrize("algorithm", ["lora", "lokr"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shape: tuple[int, ...]) -> None:
-    """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`, and the
-    first step the sum of its absolute values."""
+    """The gain is the energy of the gradient of the trained tensors, by autograd through `delta`. The first
+    step is the sum of its absolute values."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     offers = offers_of([declaring(Planned)[algorithm]], gradient(values, largest=5))
@@ -398,7 +398,7 @@ def test_running_statistics_stay_and_are_used() -> None:
     after = net.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(module.training for module in net.modules())
-    # As in the training that follows, which leaves them alone too.
+    # The probe uses the statistics as evaluation does. So does the training that follows.
     assert found.loss == pytest.approx(lyc.probe(net.eval(), data, loss, include=("0", "4")).loss)
 
 

@@ -116,8 +116,8 @@ def test_a_loader_with_a_distributed_sampler_has_no_batches_of_others() -> None:
 def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Path) -> None:
     """Broken off and resumed as well. Five batches leave the second process without one now and then.
 
-    With "whole" gradients are added up within the backward pass, unless a gradient comes twice in one pass.
-    With "both sharded" the processes have parts of the network too, which has layers of four kinds.
+    With "whole", gradients are added up within the backward pass, unless a gradient comes twice in one pass.
+    With "both sharded", the processes have parts of the network too, which has layers of four kinds.
     """
     folder = two / base
     if base == "whole":

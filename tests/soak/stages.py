@@ -136,7 +136,7 @@ class Taker:
             path = room / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(blob)
-            # Long past, because the library waits until a file's time stamp can tell it from a later one.
+            # An old time: for a file that was just written, the library would wait some milliseconds.
             os.utime(path, (1, 1))
         if case.same is not None and case.seed is not None and case.seed not in self._pristine:
             self._pristine[case.seed] = self._changes_of(case.seed)

@@ -46,7 +46,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
 
     Raises TrainError if only one of `less` and `more` is given, and with both if they are the same or the
     guidance is 0. Without them, raises it for empty latents, for pictures that do not fill their rows, and
-    for a row of several sizes or of one picture.
+    for a row whose pictures have several sizes or are all the same.
     """
     strengths = strengths_of(asked.strengths)
     if bool(asked.less) is not bool(asked.more):

@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str, float, str]:
-        """The key to its times in `times.Times`. Only a search takes longer in a long training."""
+        """The key to its times in `times.Times`. Only a search has other times for a long training."""
         return self.recipe, self.method, self.size, self.length if self.searched else "short"
 
     @property

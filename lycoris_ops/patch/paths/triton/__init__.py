@@ -30,8 +30,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 is imported."""
 
 OLDEST = (3, 4)
-"""The first version of Triton that compiles the kernel for all these cards: earlier ones cannot read bfloat16
-on cards before Ampere."""
+"""The first version of Triton that compiles the kernel for all cards of TILES: earlier ones cannot read
+bfloat16 on cards before Ampere."""
 
 OLDEST_CARD = (7, 0)
 """The lowest NVIDIA compute capability that Triton compiles for."""
