@@ -1,6 +1,6 @@
 """Draw charts: series over axes, colour tables and rows of bars, below each other.
 
-They are as wide as a node of a graph. Pillow draws an image on white, at twice its displayed size; an SVG for
+Most are as wide as a node of a graph. Pillow draws an image on white, at twice its displayed size; an SVG for
 a page takes the colour of the page's text.
 """
 
@@ -74,7 +74,7 @@ WIDE_FONTS = (
 
 @dataclass(frozen=True)
 class Series:
-    """Points drawn in one colour. For boxes, each pair is two opposite corners; an area is closed."""
+    """Points drawn in one colour. For boxes, each two points are opposite corners; an area is closed."""
 
     points: Sequence[Point]
     colour: str

@@ -22,7 +22,7 @@ Weight = Callable[[], Tensor | None]
 
 
 def unknown() -> None:
-    """The `Weight` of an output of which nothing is known."""
+    """The `Weight` of an output about which nothing is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def leaner(
     geometry: Geometry, weight: Weight, bias: Tensor | None, y: Tensor, extra: Tensor
 ) -> PlainOutput | None:
     """What `rescaled` needs of a module, if it saves memory by recomputing a part of its output y."""
-    # In a graph the size of y may be a symbol. To ask for the weight takes long beside a small layer.
+    # In a graph the size of y may be a symbol. Asking for the weight takes long, compared with a small layer.
     if not extra.requires_grad or torch.compiler.is_compiling() or y.nbytes <= LITTLE:
         return None
     known = weight()

@@ -116,7 +116,7 @@ def _reached(
 
 
 def reduced(values: Sequence[Tensor], deltas: Deltas, options: Options) -> Tensor:
-    """`scale` times the `agreed` values H_i of each place, with the strengths w_i of the changes."""
+    """`scale` times what `agreed` makes of the values H_i at each place and of the strengths w_i."""
 
     def of(tile: list[Tensor]) -> Tensor:
         return options["scale"] * agreed(tile, deltas.strengths, options["consensus"])

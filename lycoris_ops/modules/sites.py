@@ -84,7 +84,7 @@ class Site:
 
     @property
     def may_add_bias(self) -> bool:
-        """Whether the module has a bias, or could have one as torch's class of that name could."""
+        """Whether the module has a bias, or has None for it, as torch's classes do without one."""
         lacks = self.geometry is not None and getattr(self.module, self.bias, self) is None
         return lacks or self.has_bias
 
@@ -209,7 +209,7 @@ def _own_way(module: nn.Module, shape: Shape) -> Kind | None:
 def _multiplies(module: nn.Module, geometry: Geometry, weight: Tensor) -> bool:
     """Whether a module multiplies like torch's class of the same name. Tried on one random input.
 
-    A class that refuses this input counts as one that does: only its model knows the right input.
+    A class that refuses this input counts as multiplying like it: only its model knows the right input.
     """
     if next(module.children(), None) is not None:
         return False
@@ -348,7 +348,7 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
 
 
 def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
-    """The sites grouped by their weight, or by their expert's part of it, in the order of each first site."""
+    """The sites grouped by weight, or by their expert's part of it, in the order of their first sites."""
     # Hold the weights: the `id` of one that is freed could be given to another.
     held = [(site, getattr(site.module, site.weight)) for site in sites]
     groups: dict[tuple[int, int | None], list[Site]] = {}

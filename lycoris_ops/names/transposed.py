@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..maths.shapes import Shape
 
 LINEAR = re.compile(r"(?:^|\.)(c_attn|q_attn|c_fc|c_proj)\.weight$")
-"""What they call their linear layers. Other models call layers so that they store as (O, I)."""
+"""The names of their linear layers. Other models give these names to layers that they store as (O, I)."""
 WIDE = ("c_attn", "c_fc")
 """Those that have more outputs than inputs."""
 

@@ -28,8 +28,8 @@ NAMED_AT_MOST = 4
 """How many unmatched layers of an adapter are given a nearest name. Each costs a search, and nobody reads
 more."""
 OF_AN_EXPERT = (
-    "it is for one expert, and either no tensor (experts, rows, columns) has that name, or its rows and "
-    "columns are equally many, and their order is not known. Apply it with create_lycoris, or merge it with "
+    "it is for one expert, and either no tensor (experts, rows, columns) has that name, or it has as many "
+    "rows as columns, so that their order is not known. Apply it with create_lycoris, or merge it with "
     "merge_to; merge_checkpoint works too if transformers 5 and the model's config.json are there"
 )
 """The class of the model tells whether a square weight is (O, I) or (I, O). Its keys and shapes do not."""
@@ -119,7 +119,7 @@ class EntryResolution:
     """A prefix in the file that does not belong to the layers' names; "" for none."""
     made_for: Families = ()
     """The model families that the adapter can be for, by its metadata or else its names; () if unknown, or if
-    every layer meets a weight."""
+    no layer is in `mismatches` or `unmatched`."""
     target_is: Families = ()
     """The families that the model can belong to; () in the same cases."""
 
@@ -316,7 +316,7 @@ def families_of_model(targets: Targets) -> Families:
 
 def _check_entry(resolution: EntryResolution, strict: bool, *, may_be_absent: bool) -> None:
     file = resolution.entry.adapter.path
-    # Users exclude a layer that does not fit by a rule of weight 0.
+    # With a rule of weight 0 users leave out a layer that does not fit.
     live = [mismatch for mismatch in resolution.mismatches if mismatch.strength != 0.0]
     if live:
         first = live[0]

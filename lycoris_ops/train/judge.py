@@ -50,7 +50,7 @@ def judge(
     differences are far more exact than losses. Strength 0 is the model alone, which is judged in any case.
 
     By successive halving (Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits",
-    2013, algorithm 1; on a fixed set of draws as Jamieson and Talwalkar, 1502.07943): all pairs begin. In
+    2013, algorithm 1; on a fixed set of draws as in Jamieson and Talwalkar, 1502.07943): all pairs begin. In
     each of log2(n) rounds the remaining pairs are measured on further batches, and the worse half drops out.
     Every round has the same number of passes, so the last pairs are measured on the most batches. The total
     is `share` of the passes that all pairs on all batches would take, but at least one for each pair in each

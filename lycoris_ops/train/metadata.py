@@ -33,7 +33,8 @@ ELSEWHERE = frozenset(
     }
     | {"output", "dialect", "dtype", "metadata", "checkpoints", "overwrite", "bar", "log", "picture"}
 )
-"""The options that do not affect the trained weights."""
+"""The options that are not written. The state holds `data` and `settings`, and the others do not affect how
+a step is made."""
 IN_LYCORIS = {"oft": "diag-oft"}
 """From our names of kinds to LyCORIS' names, where they differ."""
 TRAINING = "lycoris_training"
@@ -84,7 +85,7 @@ def _one_of(values: list[float | None]) -> float | str | None:
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:
-    """The options that influence the weights."""
+    """The options that are written, as JSON has them."""
     given = {field.name: getattr(options, field.name) for field in fields(options)}
     plain = {name: value for name, value in given.items() if name not in ELSEWHERE}
     return plain | {"optimiser_options": {key: repr(v) for key, v in options.optimiser_options.items()}}

@@ -62,8 +62,8 @@ class TrainOptions:
     """What a race before the training finds, see `search_network`: nothing ("off"), the learning rate
     ("rate"), or the kind of the network too ("all")."""
     search_share: float = 0.4
-    """The most that the race may cost, as a share of the training's steps, with what the training takes
-    longer if a slower kind wins. With 0 there is no race."""
+    """The most that the race may cost, as a share of the training's steps. The extra time of the
+    training counts too if a slower kind may win. With 0 there is no race."""
 
     accumulation: int = 1
     """Batches of one step. Their gradients are averaged."""

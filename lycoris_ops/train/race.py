@@ -73,7 +73,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class RaceStep:
-    """How far a race is."""
+    """How far a race has come."""
 
     heat: int
     """The number of the heat, from 1."""
@@ -210,7 +210,7 @@ def race(
 
     All of it costs at most `share` times `steps` steps of the training: the steps of the heats, each at its
     entrant's `step`, the held-out batches at half a step each (more where they are larger than the `batches`,
-    see `judging`), what entrants cost to make, and what the training takes longer if the slowest entrant
+    see `judging`), what entrants cost to make, and the extra time of the training if the slowest entrant
     wins. These costs stand for seconds. They are not measured, because a race would then depend on the
     machine. A heat that diverges costs the steps that it made. If the budget is too small, the last entrants
     are left out; if it is too small for two heats, the first entrant wins at its own rate.
@@ -236,7 +236,7 @@ def race(
 
 @dataclass
 class _Race:
-    """A race that runs."""
+    """A race in progress."""
 
     entrants: Sequence[Entrant]
     batches: Batches
@@ -389,12 +389,12 @@ class _Race:
 def judging(held_out: Sequence[Any], first: Any, options: TrainOptions) -> float:
     """The cost of judging a heat, in steps, where `first` is a batch of the training."""
     values = sum(times_larger(batch, first) for batch in held_out)
-    # Processes read different batches, and would make heats of different lengths.
+    # Processes read different batches. All take the first one's figure, so that their heats are as long.
     return VALIDATED * processes.of_first(values) / options.accumulation
 
 
 def affordable(entrants: Sequence[Entrant], budget: float, judged: float, steps: int) -> Sequence[Entrant]:
-    """The first entrants, as many as can race within the budget; none where two heats are too much.
+    """The first entrants, as many as can race within the budget; none where two heats cost too much.
 
     `judged` is the cost of judging a heat, and `steps` are those of the training.
     """
@@ -414,7 +414,7 @@ def _shared(racing: Sequence[Entrant]) -> list[float]:
 
 
 def _slower(racing: Sequence[Entrant], steps: int) -> float:
-    """What a training takes longer with the slowest of these, in steps."""
+    """How much longer a training takes with the slowest of these, in steps."""
     return steps * max(0.0, *(entrant.step - 1 for entrant in racing))
 
 

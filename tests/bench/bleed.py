@@ -147,7 +147,7 @@ def batches(case: Case, colour: tuple[float, ...], seed: int, count: int = 12) -
 
 
 def loss(case: Case, model: Any, network: Any, batch: Batch) -> Tensor:
-    """The mean square error of the denoised picture, with weights by which high noise counts too.
+    """The mean square error of the denoised picture, weighted so that high noise counts too.
 
     For a flow this is the error of the velocity, and for models with noise levels above 1 the error of v
     (arXiv 2202.00512, appendix D).
@@ -206,7 +206,7 @@ def main() -> None:
     options = parser(__doc__, rounds=0)
     options.add_argument("--pictures", type=int, default=100)
     options.add_argument("--only", choices=[case.title for case in CASES], help="one of the two models")
-    options.add_argument("--side", type=int, default=SIDE, help="of the latents that are sampled")
+    options.add_argument("--side", type=int, default=SIDE, help="the side of the sampled latents")
     chosen = options.parse_args()
     side: int = chosen.side
     base = base_directory(ROOT / ".cache" / facts().host / "bench-bleed", ROOT)

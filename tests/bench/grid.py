@@ -1,10 +1,10 @@
-"""A grid of 3 x 3 strengths in one run: what it takes beside nine pictures, and how near it is to nine runs.
+"""A grid of 3 x 3 strengths in one run: what it costs, and how close it comes to nine runs.
 
 `python -m tests.bench.grid [--rounds N] [--kinds KIND ...]` takes a UNet of SD1.5's layout and a transformer
 of Flux's, with random weights and two adapters of one kind. Strength Grid gives each of nine pictures a
 strength of one adapter and one of the other. Passes of a batch of nine take turns: without adapters, with
 both adapters unmasked by bypass, and with the grid. It prints the median times, and two ratios: the grid's
-time over that with the bypass, and the grid's time less the bypass's share over the time without adapters.
+time over that with the bypass, and the grid's time less the bypass's share, over the time without adapters.
 The share is the time with the bypass less the time without adapters. Then it samples the grid, and each
 picture in a run of its own. It prints the largest difference as a part of the adapters' largest effect.
 """
@@ -31,7 +31,7 @@ SMALLS = (
     replace(UNET, latent=(4, 16, 16)),
     replace(TRANSFORMER, latent=(4, 16, 16), conds={**TRANSFORMER.conds, "c_crossattn": (32, 512)}),
 )
-"""With fewer tokens than one picture needs: nine are in each pass."""
+"""Their latents are small, because each pass has nine pictures."""
 
 
 def text(small: Small) -> Any:

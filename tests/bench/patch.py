@@ -5,8 +5,9 @@ the README. One round patches all layers of a set of `cases.SETS` in place by ea
 are reset outside the timing.
 
 Times and ratios are medians, with the default malloc / with the tuned malloc. A ratio is the peer's time over
-ours. Memory is what the process grows by while it patches, beyond the weights. The error is
-that of the result against a computation in float64, over the error of rounding the exact result once.
+ours. Memory is what the process grows by while it patches, beyond the weights. "error /
+floor" is how far the result is from a computation in float64, over the error of rounding the exact result
+once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 """Environments that tell the C library how to hand out memory.
 
 With "tuned" it keeps freed memory. With "default" it gives large blocks back, so new ones cause page faults,
-which are much of the peers' time.
+which take much of the peers' time.
 """
 LINEAR_ALONE = ("lycoris-lora", "PEFT")
 """Peers that `peers.py` calls for linear layers only."""
@@ -82,7 +83,7 @@ def by_path(path: Any, stack: Stack, weight: Tensor) -> Patch:
 def peers(device: str, stack: Stack, weights: list[Tensor]) -> dict[str, Callable[[Stack, Tensor], Patch]]:
     """All that can be measured on these weights: the peers, and each of our paths alone as `ours: <path>`.
 
-    For a path the first weight decides.
+    Whether a path can be used is asked for the first weight only.
     """
     linear = all(weight.ndim == 2 for weight in weights)
     found = {name: peer for name, peer in PEERS.items() if linear or name not in LINEAR_ALONE}

@@ -29,9 +29,9 @@ from .base import (
 )
 
 HEAD = 128
-"""The width of an attention head, of which all other widths are multiples."""
+"""The width of an attention head. The width of a transformer is a multiple of it."""
 FLUX2_CHANNELS = 32
-"""Of FLUX.2's latents before each 2 x 2 are put together."""
+"""The channels of FLUX.2's latents, before each 2 x 2 of their values are put together."""
 
 
 def _scale(name: str, width: int = HEAD) -> Layout:
@@ -39,7 +39,7 @@ def _scale(name: str, width: int = HEAD) -> Layout:
 
 
 def flux_layout(width: int = HEAD, double: int = 1, single: int = 1) -> Layout:
-    """FLUX.1 dev, 12 B parameters with width 3072 and 19 and 38 blocks."""
+    """FLUX.1 dev. The real one has 12 B parameters: width 3072, 19 double blocks and 38 single ones."""
     layout = linear("img_in", 64, width) | linear("txt_in", CONTEXT, width)
     for name, inputs in (("time_in", 256), ("vector_in", CONTEXT), ("guidance_in", 256)):
         layout |= linear(f"{name}.in_layer", inputs, width) | linear(f"{name}.out_layer", width, width)
@@ -62,7 +62,8 @@ def flux_layout(width: int = HEAD, double: int = 1, single: int = 1) -> Layout:
 
 
 def flux2_layout(width: int = HEAD, double: int = 1, single: int = 1) -> Layout:
-    """FLUX.2 klein, 4 B parameters with width 3072 and 5 and 20 blocks. Modulations are shared."""
+    """FLUX.2 klein, whose blocks share their modulations. The real one has 4 B parameters: width 3072,
+    5 double blocks and 20 single ones."""
     layout: Layout = {}
 
     def plain(name: str, inputs: int, outputs: int) -> None:
@@ -143,7 +144,7 @@ def vae_layout() -> Layout:
 
 
 def flux2_vae_layout(channels: int = FLUX2_CHANNELS) -> Layout:
-    """FLUX.2's autoencoder: the KL-f8 one with more channels, of which each 2 x 2 are normed together."""
+    """FLUX.2's autoencoder: the KL-f8 one with more channels. It norms each 2 x 2 values together."""
     layout = vae_layout()
     width = layout["decoder.conv_in.weight"].shape[0]
     layout |= conv("encoder.conv_out", width, 2 * channels) | conv("decoder.conv_in", channels, width)
@@ -154,7 +155,7 @@ def flux2_vae_layout(channels: int = FLUX2_CHANNELS) -> Layout:
 
 
 def wan_layout(width: int = HEAD, blocks: int = 2) -> Layout:
-    """Wan 2.1 for text to video, 1.3 B parameters with width 1536 and 30 blocks."""
+    """Wan 2.1 for text to video. The real one has 1.3 B parameters: width 1536 and 30 blocks."""
     layout: Layout = {
         "patch_embedding.weight": Init((width, 16, 1, 2, 2), "normal"),
         "patch_embedding.bias": Init((width,), "zero"),
@@ -178,7 +179,7 @@ def wan_layout(width: int = HEAD, blocks: int = 2) -> Layout:
 
 
 def video_vae_layout(channels: int = 16, width: int = 64) -> Layout:
-    """The small video autoencoder, for latents with this number of channels: four frames are one."""
+    """The small video autoencoder, for latents with this number of channels. It makes one frame of four."""
 
     def block(name: str, width: int) -> Layout:
         layout = conv(f"{name}.conv.0", 2 * width, width)
@@ -214,7 +215,7 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {
     "CLIP-L": lambda: {f"text_model.{name}": init for name, init in clip_layout().items()},
 }
 _SAID: dict[str, Mapping[str, Any]] = {"Wan": {"text_dim": CONTEXT}}
-"""What a host cannot see from the tensors of these, and reads from the file's metadata."""
+"""What the host reads from a model's metadata, because its tensors do not show it."""
 
 
 def write_model(

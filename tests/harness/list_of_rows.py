@@ -73,7 +73,7 @@ def start(ui: Ui, vue_nodes: bool, *files: str) -> Rows:
     ui.render_with_vue(vue_nodes)
     ui.page.evaluate(BUILD, json.dumps({"rows": [{"file": file} for file in files]}))
     ui.look(300, 200)
-    # So that Undo comes back to this.
+    # The page must have recorded this state, so that Undo comes back to it.
     ui.page.wait_for_function(
         """() => {
             app.canvas.emitBeforeChange()

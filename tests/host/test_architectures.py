@@ -93,7 +93,7 @@ def test_every_layer_is_found_and_patched_exactly(
 @pytest.mark.parametrize(
     ("architecture", "dialect", "wrapper"),
     [
-        # In every run each architecture with one of the two.
+        # Every run has each architecture with one of the two.
         pytest.param(name, *how, marks=() if (row + column) % 2 == 0 else pytest.mark.soak)
         for row, name in enumerate(in_diffusers.DIFFUSERS)
         for column, how in enumerate((("kohya", ""), ("SimpleTuner LyCORIS", "model.diffusion_model.")))
@@ -192,7 +192,7 @@ def test_the_page_of_coverage_is_what_these_tests_find(host: Host) -> None:
 
 @pytest.mark.parametrize("architecture", zoo.SPECIES)
 def test_each_block_name_addresses_what_it_says(host: Host, architecture: str) -> None:
-    """A numbered block is what stands below one number in the model, and together blocks are all of it."""
+    """A numbered block is what stands below one number in the model. All blocks together are the model."""
     import re
 
     needs(architecture)

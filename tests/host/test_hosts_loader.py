@@ -20,7 +20,7 @@ NAME = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
 
 
 def distance(layer: lyc.Layer, tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> float:
-    """How far the change that the host makes of tensors is from that of the layer, relative to this."""
+    """How far the host's change by these tensors is from the layer's change, relative to the latter."""
     import comfy.lora
 
     exact = layer.delta(weight.double()).float()

@@ -265,7 +265,7 @@ def _in_turn() -> list[tuple[str, str]]:
 
 
 MIXED = [case for case in CASES if case in FEW or case in _in_turn()]
-"""(kind, weight) of FEW, and each kind on one weight more: on the next one for the next kind.
+"""The cases of FEW, and one more weight for each kind: the kinds take the other weights in turn.
 
 They are for what depends on the kind and on the kernel, but not on both together."""
 

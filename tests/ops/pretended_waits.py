@@ -76,8 +76,8 @@ def layers() -> list[tuple[str, lyc.Layer]]:
 
 
 def patch(kind: str, layer: lyc.Layer) -> None:
-    """One wait for a plan, for how large its changes may be; one to apply it where it depends on the
-    weight."""
+    """A plan of changes that do not depend on the weight waits once as it is built, for how large they are.
+    Other plans wait once as they are applied."""
     weight, plans = torch.randn(12, 18).to(NAME), list[lyc.PatchPlan]()
     pairs = [(layer, 1.0), (layer, 0.5)]
     built = found(lambda: plans.append(lyc.PatchPlan.build(weight.shape, weight.device, pairs)))
@@ -152,7 +152,7 @@ def merge_and_resize() -> None:
 
 
 def compute_without_float64() -> None:
-    """Resizing and merging where a device has no float64: what is computed in it is computed on the CPU."""
+    """Resize and merge where the device has no float64: the parts in float64 are computed on the CPU."""
     tensors.WITHOUT_FLOAT64 = (NAME,)
     one, third, other = drawn(1, "lora", "lora", "full")
     for pair in ((one, third), (one, other)):

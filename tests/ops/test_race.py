@@ -40,7 +40,7 @@ class Loss:
 
 
 def data(seed: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Outputs of another network, which the first is to be taught."""
+    """Outputs of another network, which the model is to learn."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(9)
     teacher = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 4))
@@ -112,7 +112,7 @@ def test_a_higher_rate_has_to_be_worth_it(floor: float) -> None:
     falls = {heat.lr: (found.start - heat.loss) / (found.start - floor) for heat in found.heats}
     best = max(falls, key=lambda lr: falls[lr])
     lower = max(lr for lr in falls if lr < best)
-    # Nearly all that can fall has fallen at both rates, and where nothing is below it the rest decides.
+    # Both rates remove nearly all of the loss above the floor. Without a floor, the small rest decides.
     assert falls[lower] > 0.8 and 1 - falls[lower] > 2 * (1 - falls[best])
     assert found.lr == (lower if floor else best)
 
@@ -143,7 +143,7 @@ def test_larger_held_out_batches_and_slower_kinds_cost_more() -> None:
     assert found.spent == sum(steps) + VALIDATED * loss.judged <= found.budget == 150
     assert loss.judged == 8 * (1 + len(found.heats))
     assert lyc.race(slow, BATCHES, HELD, Loss(), OPTIONS, steps=300, share=0.5).left_out == ("rank 4",)
-    # Of batches four times as large as those of the training, one judges and not four.
+    # Held-out batches are four times as large as the training's, so one of them judges instead of four.
     loss, rate = Loss(), replace(OPTIONS, search="rate")
     searched = lyc.search_network(network(), BATCHES, loss, rate, steps=300, validation=large)
     assert searched.race and loss.judged == 4 * (1 + len(searched.race.heats))
@@ -285,7 +285,7 @@ def test_what_is_asked_for_is_not_raced_twice() -> None:
     for net, wanted in (
         (network(), {"lora as asked", "planned lora", "whole lokr"}),
         (lyc.create_lycoris(model(), plan=plan), {"lora as asked", "whole lokr", "uniform lora"}),
-        # A LoKr of as few numbers as there are, below a LoRA of rank 1 on every layer.
+        # A LoKr with as few numbers as possible: fewer than a LoRA of rank 1 on every layer.
         (network(algorithm="lokr", rank=1), {"lokr as asked", "planned lora"}),
     ):
         found = lyc.search_network(net, BATCHES, Loss(), options, steps=300)

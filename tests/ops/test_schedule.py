@@ -99,7 +99,7 @@ def test_values_between_points_and_beyond_them() -> None:
     for time, value in wanted.items():
         assert curve.at(time) == pytest.approx(value, abs=1e-12)
     assert curve.at(math.nextafter(0.6, 0)) == pytest.approx(3)
-    # x^2 as it is, from behind, and the half of a cosine, all from 2 down to 1.
+    # x^2, x^2 reversed, and half a cosine, each from 2 down to 1.
     quarters = {"ease in": 1.9375, "ease out": 1.5625, "ease in-out": 1.5 + math.sqrt(0.125)}
     for name, value in quarters.items():
         eased = lyc.Curve.parse(f"{name} 2 1")
@@ -111,7 +111,7 @@ def test_values_between_points_and_beyond_them() -> None:
 def test_a_smooth_curve_passes_its_points_without_overshooting() -> None:
     peak = lyc.Curve(((0, 0), (0.5, 1), (1, 0)), "smooth")
     for share in (0.0, 0.2, 0.5, 0.9):
-        # The cubic with the slope of the chord at its begin and none at its end.
+        # The cubic with the chord's slope at its start, and slope 0 at its end.
         wanted = share + share**2 - share**3
         assert peak.at(share / 2) == pytest.approx(wanted) == pytest.approx(peak.at(1 - share / 2))
     line = lyc.Curve(((0, 1), (0.3, 0.7), (1, 0)), "smooth")
@@ -163,7 +163,7 @@ def test_lines_are_for_the_layers_that_their_patterns_match() -> None:
     one = lyc.Schedule.parse(text)
     assert at(one, 0.25) == [0.75, 1, 3] and at(one, 0.75) == [0.25, 0, 3]
     assert one.on(SCENE).idle == ("double.7: the model has nothing of that name",)
-    # A curve that is given takes the place of the rest, and a stage behind another multiplies it.
+    # A curve given beside the text replaces the text's own for the rest. A second stage multiplies the first.
     given = lyc.Schedule.parse(text, "steps", lyc.Curve.parse("linear"))
     assert at(given, 0.9, 0.25) == [0.25, 1, 3]
     assert at(one.then(given), 0.75, 0.25) == [0.25 * 0.25, 0, 9]
@@ -216,7 +216,7 @@ def test_a_bypass_follows_its_timings_on_both_clocks() -> None:
         patched = module.weight.clone()
         lyc.patch_(patched, [(one, 0.8 * first), (other, 0.3), (dependent, -0.6 * last)])
         wanted = nn.functional.linear(x, patched, module.bias)
-        # Operators turn W x alone, as the patched weight has it.
+        # Operators act on W x without the bias, as in the patched weight.
         torch.testing.assert_close(module(x), wanted, rtol=1e-12, atol=1e-12)
 
 

