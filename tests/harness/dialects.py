@@ -247,7 +247,7 @@ def _small(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _lora(shape: tuple[int, ...], tensors: tuple[str, ...], random: torch.Generator) -> _Written:
-    """alpha / r times the product of two factors of rank r, or the product alone without alpha in a dialect."""
+    """alpha / r times the product of two factors of rank r; the product alone in a dialect without alpha."""
     rows, *columns = shape
     down, up = _small(random, RANK, *columns), _small(random, rows, RANK, *[1] * (len(columns) - 1))
     scale = ALPHA / RANK if len(tensors) == 3 else 1.0
