@@ -40,7 +40,7 @@ _OF_MARKED: Mapping[str, str] = {
 }
 """The nodes of models that the host marks as image-to-video."""
 SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
-"""The inputs of these nodes that take what a CLIP vision model sees. The third is for the last frame."""
+"""The inputs of these nodes that take the output of a CLIP vision model. The third is for the last frame."""
 _TAKEN = ("penultimate_hidden_states", "last_hidden_state")
 """The outputs of a CLIP vision model that video models use. The states of all layers are far larger."""
 See = Callable[[Tensor], Any]

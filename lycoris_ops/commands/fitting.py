@@ -51,7 +51,7 @@ def add_kind(command: argparse.ArgumentParser, *, same: bool, size: str = "auto"
 
 
 def kind_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that `add_kind` and `add_result` add, as the library takes them."""
+    """Those arguments of `add_kind` and `add_result` that the library takes as they are."""
     return {
         "dtype": dtype_of(options),
         "factor": options.factor,

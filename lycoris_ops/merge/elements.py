@@ -100,7 +100,7 @@ def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
 def _reached(
     numbers: Iterable[tuple[Tensor, Tensor]], bits: int, count: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The largest number that at least `count` numbers reach, and `count` without those above it.
+    """The largest number that at least `count` numbers reach, and `count` less how many lie above it.
 
     Each tensor of numbers comes with flags, or with one flag, that say which of them count. The results stay
     on the device.

@@ -61,7 +61,7 @@ def judge(
     model is as it was.
 
     A pair whose loss is not finite drops out. Raises TrainError where there is nothing to judge, where no
-    pair has a finite loss, and for a share that is not above 0 and up to 1.
+    pair has a finite loss, and for a share of 0, below 0 or above 1.
     """
     kept = tuple(dict.fromkeys(strength for strength in strengths if strength))
     if not (contenders and kept and batches and 0 < share <= 1):

@@ -28,10 +28,10 @@ MOVED = 0.97
 """If the loss is above this share of the loss before any step, the rate is far too low, and the climb goes up
 by a whole decade."""
 CLIMB = 4
-"""How many heats of one entrant share the budget. With fewer than three no rate lies between two others; with
-more, each would be shorter."""
+"""How many heats share the budget if there is one entrant. With fewer than three no rate lies between two
+others; with more, each would be shorter."""
 SPARE = 1
-"""How many heats beside one of each kind share the budget, for entrants whose own rate is far off."""
+"""How many heats beyond one for each entrant share the budget, for entrants whose own rate is far off."""
 AS_GOOD, NEAR = 0.8, 1.1
 """A rate above an entrant's own loses to the next lower rate if the lower one reduces the loss by at least
 AS_GOOD times as much, and ends at no more than NEAR times the loss. While a rate is too low, the loss falls
@@ -389,7 +389,7 @@ class _Race:
 def judging(held_out: Sequence[Any], first: Any, options: TrainOptions) -> float:
     """The cost of judging a heat, in steps, where `first` is a batch of the training."""
     values = sum(times_larger(batch, first) for batch in held_out)
-    # Processes read different batches. All take the first one's figure, so that their heats are as long.
+    # Processes read different batches. All take the first one's figure, so their heats are equally long.
     return VALIDATED * processes.of_first(values) / options.accumulation
 
 
@@ -443,7 +443,7 @@ def _corrected(losses: Mapping[int, float], start: float) -> int | None:
 def _next(losses: Mapping[int, float], start: float) -> int | None:
     """Where a climb goes next, in half decades from its start; None where the best lies between two others.
 
-    If all are above `start`, the loss before any step, the climb goes down.
+    If all losses are above `start`, the loss before any step, the climb goes down.
     """
     if not losses:
         return 0

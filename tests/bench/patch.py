@@ -5,9 +5,8 @@ the README. One round patches all layers of a set of `cases.SETS` in place by ea
 are reset outside the timing.
 
 Times and ratios are medians, with the default malloc / with the tuned malloc. A ratio is the peer's time over
-ours. Memory is what the process grows by while it patches, beyond the weights. "error /
-floor" is how far the result is from a computation in float64, over the error of rounding the exact result
-once.
+ours. Memory is what the process grows by while it patches, beyond the weights. "error / floor" is how far the
+result is from a computation in float64, over the error of rounding the exact result once.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ HOST_FAULTS = {
     "Flux 2": (_OF_FLUX_1, "one map serves both, and no tool writes the names of Flux 1 for it"),
     "Lumina 2": (
         r".*(attention[._]to_[qkv]|attention[._]to_out[._]0|all_(final_layer|x_embedder)[._]2-1.*)$",
-        "one map serves it and Z-Image: names of Z-Image, and thirds where queries have more rows than keys",
+        "one map serves it and Z-Image: it has Z-Image's names, and thirds, but queries have the most rows",
     ),
 }
 """For each architecture: a pattern of names that the host's map has by mistake, and why they are wrong."""

@@ -1,8 +1,8 @@
 """Small random models of several layouts, in files that a host recognises by their keys.
 
-Only widths and the numbers of blocks are free. All of them take the text of CLIP-L, so that the encoder of
-the base checkpoint is enough. Sources: black-forest-labs/flux and flux2, Wan-Video/Wan2.1, madebyollin/taesd
-and taehv.
+Only widths and the numbers of blocks are free. All models take the text embeddings of CLIP-L, so that the
+encoder of the base checkpoint is enough. Sources: black-forest-labs/flux and flux2, Wan-Video/Wan2.1,
+madebyollin/taesd and taehv.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def vae_layout() -> Layout:
 
 
 def flux2_vae_layout(channels: int = FLUX2_CHANNELS) -> Layout:
-    """FLUX.2's autoencoder: the KL-f8 one with more channels. It norms each 2 x 2 values together."""
+    """FLUX.2's autoencoder: KL-f8 with more channels. Its norm takes each 2 x 2 values as channels."""
     layout = vae_layout()
     width = layout["decoder.conv_in.weight"].shape[0]
     layout |= conv("encoder.conv_out", width, 2 * channels) | conv("decoder.conv_in", channels, width)
@@ -179,7 +179,8 @@ def wan_layout(width: int = HEAD, blocks: int = 2) -> Layout:
 
 
 def video_vae_layout(channels: int = 16, width: int = 64) -> Layout:
-    """The small video autoencoder, for latents with this number of channels. It makes one frame of four."""
+    """The small video autoencoder, for latents with this number of channels. It makes one
+    frame of latents from four frames."""
 
     def block(name: str, width: int) -> Layout:
         layout = conv(f"{name}.conv.0", 2 * width, width)

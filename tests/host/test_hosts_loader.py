@@ -1,4 +1,4 @@
-"""What the host's own loader does with every kind that is written, against what is said of it."""
+"""Whether the host's own loader does with each kind what the library says that it does."""
 
 from __future__ import annotations
 

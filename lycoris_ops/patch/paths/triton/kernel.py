@@ -157,11 +157,11 @@ def add_terms(
 ):
     """weight (rows, columns) += the sum of `terms` terms; each program patches one tile (ROWS, COLUMNS).
 
-    `table` has the terms' fields. PAIRS says whether any term has a second factor,
-    UNIFORM and PRECISION are as in `_read` and `tl.dot`, RANK is the part of a rank multiplied at once. PLAIN
-    says that no term repeats or shares values, and that all addresses are multiples of 16 bytes, ranks
-    multiples of 8 and columns multiples of 16: no index is divided, and the factors are read 16 bytes at
-    once.
+    `table` has the terms' fields. PAIRS says whether any term has a second factor. UNIFORM and PRECISION are
+    as in `_read` and `tl.dot`. RANK is the part of a rank that is multiplied at once. PLAIN says that no term
+    repeats or shares values, and that all addresses are multiples of 16 bytes, ranks multiples of 8 and
+    columns multiples of 16. Then no index is divided, and the factors are read 16 bytes at once.
+
     The sum is formed first and then added to the weight, so that a float32 weight too is rounded once.
     """
     across = tl.cdiv(columns, COLUMNS)
