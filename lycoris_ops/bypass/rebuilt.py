@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
-from ..algorithms.base import Change
+from ..algorithms.base import Change, checked
 from ..errors import LycorisError, located
+from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, divided_as, is_divided, only_for_its_module, promoted
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
@@ -150,8 +151,13 @@ class Rebuilt(Hiding):
     def _changed(self, weight: Tensor) -> Tensor:
         """The weight as changed at strength 1, laid out and stored as the module has it."""
         wide = weight.to(compute_dtype(weight.dtype))
+        wide = wide.T if self.transposed else wide
         with located(weight=self.name), in_own_dtypes(wide.device):
-            found = self.layer.changed(wide.T if self.transposed else wide)
+            self.layer.check_fit(wide.shape)
+            found = self.layer.changed(wide)
+            learns = found.requires_grad or any(one.requires_grad for one in self.layer.tensors().values())
+            # Training checks the loss instead, and transforms of torch cannot read values.
+            found = found if learns or transformed() else checked(found, wide)
         return (found.T if self.transposed else found).to(weight.dtype)
 
     def _leaves_bias(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from layers import factors
 from safetensors.torch import save_file
+from torch import nn
 from written import adapter, resolved
 
 import lycoris_ops as lyc
@@ -92,6 +93,21 @@ def test_an_error_that_needs_no_weight_comes_when_the_plan_is_made(tmp_path: Pat
     for make in (lambda: kept_plan((12, 18), pairs), lambda: lyc.BypassPlan.build(geometry(), parts)):
         with pytest.raises(lyc.LayerError, match=f"{bad.path}: {NAME}: .*{says}"):
             make()
+
+
+def test_what_is_wrong_with_a_rebuilt_weight_is_told_by_its_layer() -> None:
+    """A change that overflows in a network that is frozen, and a weight of another size."""
+    module = nn.Sequential(nn.Linear(18, 12, bias=False))
+    network = lyc.create_lycoris(module, algorithm="lora", form="rebuilt", seed=0).apply_to()
+    for value in network.requires_grad_(False).parameters():
+        value.fill_(1e30)
+    with pytest.raises(lyc.LayerError, match=r"^0: the change of a layer overflows"):
+        module(torch.zeros(1, 18))
+    network.restore()
+    lyc.create_lycoris(module, algorithm="ia3", form="rebuilt", seed=0).apply_to()
+    module[0].weight = nn.Parameter(torch.zeros(15, 18))
+    with pytest.raises(lyc.LayerError, match=r"^0: an ia3 layer does not fit.*\[12, \*\].*\[15, 18\]"):
+        module(torch.zeros(1, 18))
 
 
 def geometry() -> Geometry:
