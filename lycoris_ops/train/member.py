@@ -20,6 +20,7 @@ from ..algorithms.factored import Factored
 from ..algorithms.full import Full
 from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
+from ..bypass import compiled
 from ..bypass.hook import Bypass, own_of, values_of
 from ..bypass.plan import BypassPlan
 from ..bypass.rebuilt import Rebuilt
@@ -287,7 +288,8 @@ class Member(nn.Module):
         if self._rebuilt is not None:
             self._rebuilt.layer, self._rebuilt.strength = layer, 0.0 if beside else strength
         if hook is not None:
-            versions = self._versions()
+            # torch.compile cannot ask for them: a graph does as the last pass outside of it.
+            versions = self._planned_at if compiled.traced() else self._versions()
             if layer is not self._planned or versions != self._planned_at:
                 # Without gradients the bypass keeps what it computes from the tensors.
                 hook.plan, self._planned_at = self._plan(layer, share), versions
@@ -298,13 +300,15 @@ class Member(nn.Module):
                     break
             hook.dropout = settings.input_dropout if training else 0.0
 
-    def _versions(self) -> tuple[int, ...]:
-        """How often each tensor was changed in place; () for a layer that learns."""
+    def _versions(self) -> tuple[tuple[int, torch.dtype], ...]:
+        """How often each tensor was changed in place, and its dtype; () for a layer that learns."""
         for _, value in self._tensors:
             if value.requires_grad:
                 return ()
         # torch does not count the changes of a tensor of the inference mode.
-        return tuple(0 if value.is_inference() else value._version for _, value in self._tensors)
+        return tuple(
+            (0 if value.is_inference() else value._version, value.dtype) for _, value in self._tensors
+        )
 
     def _before_tied(self, hook: Rebuilt, x: Tensor) -> None:
         """Set the hook of a tied module for one pass."""

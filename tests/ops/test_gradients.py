@@ -458,7 +458,9 @@ def test_a_bypass_that_is_kept_sees_what_becomes_of_the_parameters(kind: str, dt
     for value in network.parameters():
         value.add_(0.1)
     passes()
-    network.requires_grad_(True)
+    network.double()
+    passes()
+    network.float().requires_grad_(True)
     move(network)
     assert passes().requires_grad
     for value in network.parameters():

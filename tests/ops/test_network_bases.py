@@ -289,14 +289,20 @@ def test_compiles_without_a_break(case: str, dynamic: bool | None) -> None:
 
 
 @pytest.mark.parametrize("case", ["dora-output", "dora-input", "oftv2"])
-def test_compiled_passes_without_gradients_while_a_network_learns(case: str) -> None:
+def test_compiled_passes_without_gradients(case: str) -> None:
+    """While the network learns, and of a network that is frozen in place, with other values in between."""
     model = nn.Sequential(nn.Linear(8, 8))
-    made(model, **CASES[case], form="bypass")
+    network = made(model, **CASES[case], form="bypass")
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     x = torch.randn(3, 8)
     with torch.no_grad():
         assert torch.equal(compiled(x), model(x))
+        network.requires_grad_(False)
+        before = compiled(x)
+        for value in network.parameters():
+            value.mul_(1.5)
+        assert torch.equal(compiled(x), model(x)) and not torch.equal(before, model(x))
 
 
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
