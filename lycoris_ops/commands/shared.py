@@ -22,6 +22,7 @@ from .. import (
     load_adapter,
     read_shapes,
 )
+from ..files.model_file import ModelFile
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
 """The dtypes to choose from, by short names: fp32, bf16, fp16."""
@@ -95,12 +96,11 @@ def check_spares_models(options: argparse.Namespace) -> None:
     """Raise WriteError where the adapter to write would replace a file of a model that it is made from."""
     models = (getattr(options, name, None) for name in ("base", "tuned"))
     out = options.out
+    if not os.path.exists(out):
+        return
     for model in filter(None, (*models, *getattr(options, "model", ()))):
-        # A model in several files is given by its folder or by its index there.
-        folder = model if os.path.isdir(model) else os.path.dirname(model) or os.curdir
-        several = model == folder or model.endswith(".json")
-        mine, its = (os.path.dirname(out) or os.curdir, folder) if several else (out, model)
-        if os.path.exists(out) and os.path.exists(its) and os.path.samefile(mine, its):
+        source = ModelFile.open(model)
+        if any(os.path.samefile(out, path) for path in (source.path, *(one.path for one in source.shards))):
             raise WriteError(
                 "the output file belongs to the model, which would be lost",
                 file=out,

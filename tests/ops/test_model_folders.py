@@ -94,10 +94,15 @@ def test_the_command_line_takes_folders(
     adapter, base = str(home / "adapter" / "adapter_model.safetensors"), str(home / "base")
     assert main(["bake", base, "--adapter", adapter, "-o", str(tmp_path / "out")]) == 0
     assert torch.allclose(logits(tmp_path / "out"), logits(home / "tuned"), atol=1e-5)
-    found = str(tmp_path / "found.safetensors")
-    assert main(["extract", base, str(home / "tuned"), "-o", found, "--size", "rank 4"]) == 0
-    said = capsys.readouterr()
-    assert "\nmodel-extracted: " in said.out and "error" not in said.err
+    extract = ["extract", base, str(tmp_path / "out"), "--size", "rank 4", "--overwrite", "-o"]
+    found = str(tmp_path / "out" / "found.safetensors")
+    # Beside the model, where the second one replaces the first.
+    for _ in range(2):
+        assert main([*extract, found]) == 0
+        said = capsys.readouterr()
+        assert "\nmodel-extracted: " in said.out and "error" not in said.err
+    shard = next((tmp_path / "out").glob("model-*.safetensors"))
+    assert main([*extract, str(shard)]) == 2 and "belongs to the model" in capsys.readouterr().err
     assert main(["inspect", found, "--model", base]) == 0
     lyc.merge_checkpoint(home / "base", lyc.Stack([lyc.Entry(lyc.load_adapter(found))]), tmp_path / "again")
     assert torch.allclose(logits(tmp_path / "again"), logits(home / "tuned"), atol=1e-4)
