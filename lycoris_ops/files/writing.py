@@ -325,7 +325,9 @@ def _check_place(path: Path, home: Path) -> None:
     if path.is_dir():
         raise WriteError("there is a folder of that name", file=str(path), expected="a file's name")
     if path.exists() and not path.is_file():
-        raise WriteError("that is a device and not a file", file=str(path), expected="a file's name")
+        raise WriteError(
+            "something of that name is neither a file nor a folder", file=str(path), expected="a file's name"
+        )
 
 
 def check_room(path: Path, size: int, what: str = "the file", *, home: Path | None = None) -> None:

@@ -167,7 +167,7 @@ class _Engine:
         if not self.layers:
             raise PlanError(
                 "nothing is left of the changes",
-                got=f"{len(self.sources)} changes of weights, all of them zero or only rounding",
+                got=f"{number_of(len(self.sources), 'change')} of weights, each zero or only rounding",
             )
         stays = ""
         if self.own == len(self.sources):

@@ -296,7 +296,7 @@ def test_what_is_typed_is_never_taken_for_something_else(ui: Ui) -> None:
 
 
 @pytest.fixture
-def files(loras: Path) -> Path:
+def files(loras: Path) -> None:
     """Files in folders, one of another family, one with a tall picture."""
     (loras / INK).parent.mkdir(parents=True)
     tensors = load_file(assets() / "loras" / "lora.safetensors")
@@ -309,7 +309,7 @@ def files(loras: Path) -> Path:
 @pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_rows_warn_before_a_run_and_say_why_it_was_refused(
-    ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
+    ui: Ui, files: None, vue_nodes: bool, screenshot: Callable[[str], None]
 ) -> None:
     page = ui.page
     rows = start(
@@ -401,7 +401,7 @@ def test_rows_warn_before_a_run_and_say_why_it_was_refused(
 @pytest.mark.every_front_end(vue_nodes=True)
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
 def test_a_narrow_node_and_panels_show_what_matters(
-    ui: Ui, files: Path, vue_nodes: bool, screenshot: Callable[[str], None]
+    ui: Ui, files: None, vue_nodes: bool, screenshot: Callable[[str], None]
 ) -> None:
     page, rows = ui.page, start(ui, vue_nodes, INK, LONG)
     name = "vue" if vue_nodes else "canvas"
