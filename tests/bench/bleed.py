@@ -5,8 +5,8 @@ transformer of ComfyUI's to draw a white shape in each half of a picture, and fo
 shapes red and one that makes them blue. It then samples pictures with red for the left half and blue for the
 right one: by masks, by ComfyUI's hooks (a conditioning with its own LoRA for each half) and by both adapters
 unmasked. It prints the share of pictures whose halves have the right colours, and the time of a picture.
-The three ways take turns, batch by batch. Pictures that are larger than in training have several shapes in
-each half.
+The three ways take turns, batch by batch. Latents are twice as wide as in training, with several shapes in
+each half: in one of the training's size the border between the halves is near everywhere.
 
 The models are trained once, in minutes on a CPU, and kept in `.cache/bench/quality`.
 """
@@ -206,7 +206,7 @@ def main() -> None:
     options = parser(__doc__, rounds=0)
     options.add_argument("--pictures", type=int, default=100)
     options.add_argument("--only", choices=[case.title for case in CASES], help="one of the two models")
-    options.add_argument("--side", type=int, default=SIDE, help="the side of the sampled latents")
+    options.add_argument("--side", type=int, default=2 * SIDE, help="the side of the sampled latents")
     chosen = options.parse_args()
     side: int = chosen.side
     base = base_directory(ROOT / ".cache" / facts().host / "bench-bleed", ROOT)
