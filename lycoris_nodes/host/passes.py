@@ -46,8 +46,8 @@ def wrap(
 
     The wrapper gets what the host would call, and its arguments. `what` is one of `WRAPPED`: a `pass` of the
     model, a whole `sampling`, the `preparation` of a sampling (which loads the models), or all passes for
-    some `conditionings`. `name` is the key of the wrapper. A wrapper equal to `in_place_of` under
-    the same key is removed.
+    some `conditionings`. `name` is the key of the wrapper. A wrapper equal to `in_place_of` under the same
+    key is removed.
     """
     kind = WRAPPED[what]
     kept = [found for found in patcher.get_wrappers(kind, name) if found != in_place_of]

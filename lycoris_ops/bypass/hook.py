@@ -317,14 +317,12 @@ class Bypass:
 
     def _beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """Add the change of a plan without operators to the module's own output."""
-        x = args[0] if args else input_of(args, kwargs)
+        x = input_of(args, kwargs)
         if type(y) is not Tensor and is_divided(y):
             return WeightShare.of(cast("Any", module).weight).beside(x, y, self._added)
-        if compiled.traced() and self._stands_apart(args, kwargs, y):
+        if self._stands_apart(args, kwargs, y):
             return self._compiled(x, None, y)
-        if y.is_nested:
-            return _like(self._added(_flat(x), _flat(y)), y)
-        return self._added(x, y)
+        return _like(self._added(_flat(x), _flat(y)), y)
 
     def _added(self, x: Tensor, y: Tensor) -> Tensor:
         """y plus the change for the input x of a plan without operators."""
@@ -335,10 +333,10 @@ class Bypass:
 
     def _behind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
         """Change the module's own output by a plan whose operators only scale outputs."""
-        x = args[0] if args else input_of(args, kwargs)
-        if compiled.traced() and self._stands_apart(args, kwargs, x, y):
+        x = input_of(args, kwargs)
+        if self._stands_apart(args, kwargs, x, y):
             return self._compiled(x, None, y)
-        flat = _flat(x) if x.is_nested else x
+        flat = _flat(x)
         bound = self._begun(flat)
         if bound is None:
             return None
@@ -346,13 +344,13 @@ class Bypass:
         return self._finished(module, args, kwargs, y, (bound, seen, seen))
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x = args[0] if args else input_of(args, kwargs)
-        if compiled.traced() and self._stands_apart(args, kwargs, x):
+        x = input_of(args, kwargs)
+        if self._stands_apart(args, kwargs, x):
             given = compiled.given(x, self._number, narrowing(x.device)) if self._turns else None
             self._traced = (x, given)
             return None if given is None else _with_input(args, kwargs, given)
         self._traced = None
-        flat = _flat(x) if x.is_nested else x
+        flat = _flat(x)
         bound = self._begun(flat)
         if bound is None:
             self._pass = None
@@ -379,12 +377,9 @@ class Bypass:
     ) -> Tensor:
         """The module's output y with the plan's changes."""
         bound, seen, given = held
-        run, nested = partial(self._run, module, args, kwargs), y
-        if y.is_nested:
-            y = _flat(y)
-        if not bound.operates or not self._stands_beside_another():
-            found = bound.finish(seen, y, self._slots, run, partial(self._whole, y))
-            return _like(found, nested) if nested.is_nested else found
+        run, nested, y = partial(self._run, module, args, kwargs), y, _flat(y)
+        if not (bound.operates and self._stands_beside_another()):
+            return _like(bound.finish(seen, y, self._slots, run, partial(self._whole, y)), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(given.view(x.shape).to(x.dtype))

@@ -236,8 +236,7 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlac
     """The layers of several adapters, matched by the weights of a model that they change.
 
     Also returns the layers that have no place in the model, each with the reason and, where there are several
-    adapters, with its adapter's name. Raises MatchError where an
-    adapter does not fit the model.
+    adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model.
     """
     resolution = resolve(
         Stack(entries), base.shapes, absent_because="it is not part of the model that is given"
