@@ -159,6 +159,8 @@ class Checkpoints:
         """When the latest checkpoint was written; before the first one, when the clock started."""
         self._replaced: set[str] = set()
         """The names of the checkpoints of an earlier training."""
+        self._made = False
+        """Whether `begin` has made the folder."""
 
     def begin(self, *, resumed: bool, overwrite: bool) -> None:
         """Make the folder. Raises WriteError if that fails, or if the folder holds another training.
@@ -169,6 +171,7 @@ class Checkpoints:
         if not self.writes:
             return
         with system_errors(self.folder):
+            self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             if resumed:
                 return
@@ -185,8 +188,8 @@ class Checkpoints:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
     def end(self) -> None:
-        """Remove the folder if nothing is in it."""
-        if self.writes:
+        """Remove the folder that `begin` made, if nothing is in it."""
+        if self._made:
             with suppress(OSError):
                 self.folder.rmdir()
 

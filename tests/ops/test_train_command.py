@@ -181,6 +181,18 @@ def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
     assert ours == wanted
 
 
+def test_an_interrupt_before_the_first_step_names_no_state_of_an_earlier_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = settings(tmp_path)
+    assert main(["train", file]) == 0
+    task = tmp_path / "task.py"
+    text = task.read_text(encoding="utf-8")
+    task.write_text(f"{text}\n\ndef loss(*_):\n    raise KeyboardInterrupt\n", encoding="utf-8")
+    assert main(["train", file, "--overwrite"]) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted, nothing was written\n")
+
+
 def test_a_race_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = settings(tmp_path, train="search = 'all'\nwarmup = 0.1")
     text = (

@@ -812,6 +812,15 @@ def test_what_cannot_be_trained_with(
     assert bool(list(tmp_path.iterdir())) == ("found 3 batches" in message)
 
 
+def test_a_folder_that_was_there_before_a_failed_start_stays(tmp_path: Path) -> None:
+    given = options(tmp_path)
+    assert given.folder is not None
+    given.folder.mkdir()
+    with pytest.raises(lyc.TrainError, match="there are no batches"):
+        lyc.train_network(network(), [], plain, given)
+    assert given.folder.is_dir()
+
+
 def test_a_model_without_values_is_refused() -> None:
     lazy = lyc.create_lycoris(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)), rank=1)
     with pytest.raises(

@@ -91,6 +91,8 @@ def _trained(
     network = create_lycoris(module, plan=plan, **sizes)
     if _first():
         print(network.report if plan is None else plan, file=sys.stderr)
+    state = training.last_state
+    earlier = _written_at(state)
     try:
         result = train_network(
             network,
@@ -101,12 +103,17 @@ def _trained(
             resume=resume,
         )
     except KeyboardInterrupt as error:
-        state = training.last_state
-        outcome = f"go on with --resume {state}" if state and state.exists() else "nothing was written"
+        # What is there may be from an earlier run.
+        outcome = f"go on with --resume {state}" if _written_at(state) != earlier else "nothing was written"
         return interrupted(error, outcome)
     if _first():
         show(options, _plain(result), str(result))
     return 0
+
+
+def _written_at(file: Path | None) -> int | None:
+    """When a file was written, in nanoseconds; None where there is none."""
+    return file.stat().st_mtime_ns if file is not None and file.exists() else None
 
 
 def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
