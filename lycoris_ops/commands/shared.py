@@ -23,6 +23,7 @@ from .. import (
     read_shapes,
 )
 from ..files.model_file import ModelFile
+from ..files.writing import check_other
 
 DTYPES = {name.replace("bfloat", "bf").replace("float", "fp"): dtype for name, dtype in WRITABLE.items()}
 """The dtypes to choose from, by short names: fp32, bf16, fp16."""
@@ -95,19 +96,13 @@ def add_output(command: argparse.ArgumentParser, what: str) -> None:
 def check_spares_models(options: argparse.Namespace) -> None:
     """Raise WriteError where the adapter to write would replace a file of a model that it is made from."""
     models = (getattr(options, name, None) for name in ("base", "tuned"))
-    out = options.out
-    if not os.path.exists(out):
+    out = Path(options.out)
+    if not out.exists():
         return
     for model in filter(None, (*models, *getattr(options, "model", ()))):
         source = ModelFile.open(model)
-        if any(os.path.samefile(out, path) for path in (source.path, *(one.path for one in source.shards))):
-            raise WriteError(
-                "the output file belongs to the model, which would be lost",
-                file=out,
-                got=model,
-                expected="another file",
-                hint="Choose another name for the adapter",
-            )
+        for path in (source.path, *(one.path for one in source.shards)):
+            check_other(out, path, "a file of the model")
 
 
 def output_state(options: argparse.Namespace) -> list[tuple[str, int, int, int]]:

@@ -288,17 +288,20 @@ def safetensors_path(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def check_other(path: Path, source: str) -> None:
-    """Raise WriteError where `path`, the file to write, is its own `source`, or a link to it."""
+def check_other(path: Path, source: str, what: str = "the base model") -> None:
+    """Raise WriteError where `path`, the file to write, is its own `source`, or a link to it.
+
+    `what` says what the source is, for the error.
+    """
     with system_errors(path):
         same = path.exists() and path.samefile(source)
     if same:
         raise WriteError(
-            "the output file is the base model, which would be lost",
+            f"the output file is {what}, which would be lost",
             file=str(path),
             got=source,
             expected="another file",
-            hint="A merge cannot be undone: choose another name",
+            hint="Choose another name",
         )
 
 

@@ -469,7 +469,7 @@ def test_an_output_that_cannot_be_is_told_before_the_work(
         assert done.returncode == 2 and said in done.stderr, done.stderr
     reads = {"extract": (), "convert": ("--model", model)}.get(verb, ("--base", model))
     done = run(verb, *given, *reads, "-o", model, "--dialect", "lycoris", "--overwrite")
-    assert done.returncode == 2 and "belongs to the model" in done.stderr, done.stderr
+    assert done.returncode == 2 and "is a file of the model" in done.stderr, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 

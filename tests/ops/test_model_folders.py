@@ -102,7 +102,7 @@ def test_the_command_line_takes_folders(
         said = capsys.readouterr()
         assert "\nmodel-extracted: " in said.out and "error" not in said.err
     shard = next((tmp_path / "out").glob("model-*.safetensors"))
-    assert main([*extract, str(shard)]) == 2 and "belongs to the model" in capsys.readouterr().err
+    assert main([*extract, str(shard)]) == 2 and "is a file of the model" in capsys.readouterr().err
     assert main(["inspect", found, "--model", base]) == 0
     lyc.merge_checkpoint(home / "base", lyc.Stack([lyc.Entry(lyc.load_adapter(found))]), tmp_path / "again")
     assert torch.allclose(logits(tmp_path / "again"), logits(home / "tuned"), atol=1e-4)
