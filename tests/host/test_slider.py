@@ -158,8 +158,7 @@ def told(host: Host, folder: Path, **values: Any) -> Any:
     before = folder_paths.get_output_directory()
     folder_paths.set_output_directory(str(folder))
     try:
-        linked = ["less", "more"]
-        asked = {"node": "1", "page": "1", "model": [], "clip": [], "linked": linked, "values": values}
+        asked = {"node": "1", "page": "1", "model": [], "clip": [], "linked": [], "values": values}
         return page.told(asked, schema.inputs())["stopped"]
     finally:
         folder_paths.set_output_directory(before)

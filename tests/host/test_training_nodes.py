@@ -286,9 +286,6 @@ def test_what_is_off_is_no_setting_of_a_training(host: Host) -> None:
 
     assert settings(masked_prior=0.0, search="off", search_share=0.4) == settings()
     assert settings(masked_prior=0.5) == {"steps": 5, "masked_prior": 0.5}
-    # A slider of opposed pictures had other targets once, and then no setting that says so.
-    between = {"strengths": "-1, 1", "more": [caption(0)]}
-    assert "targets" in settings(**{**between, "more": ()}) and "targets" not in settings(**between)
 
 
 class Untouched:

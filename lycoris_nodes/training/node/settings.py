@@ -70,9 +70,6 @@ def settings_of(asked: Asked) -> dict[str, Any]:
         told.pop("masked_prior", None)
     if told.get("expert") == ALL:
         told.pop("expert")
-    if hasattr(asked, "strengths") and not getattr(asked, "more", ()):
-        # Opposed pictures were first learned as they are. Such a training goes on only if the user says so.
-        told["targets"] = "what grows with the strength"
     for entry in asked.stack or ():
         rows = sketches(layer.tensors().values() for layer in entry.adapter.layers.values())
         told["stack"] = f"{entry.adapter.name} {hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}"

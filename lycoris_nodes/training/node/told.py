@@ -34,8 +34,7 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
 
     Raises LycorisError for values that cannot be used.
     """
-    # A slider between prompts has other targets than one of opposed pictures.
-    linked = (*asked["linked"], "stack", *(["targets"] if "more" in asked["linked"] else []))
+    linked = (*asked["linked"], "stack")
     known = asked_of(literals(inputs, asked.get("values", {})))
     kinds, own = _classes_of(known_files(asked))
     family = family_named(kinds, own) if kinds else None
