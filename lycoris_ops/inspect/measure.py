@@ -123,14 +123,13 @@ class Examination:
         sizes = norms[:, None] * norms[None]
         return torch.where(sizes > 0, gram / sizes.clamp(min=1e-300), 0.0)
 
-    def disagreement(self, block: str | None = None) -> Tensor:
+    def disagreement(self) -> Tensor:
         """The share of opposite changes among the values that both adapters of a pair change, (T, T).
 
         Unrelated changes give one half. In general expect arccos(cosine) / pi.
         """
-        found = self.conflicts.values() if block is None else [self.conflicts[block]]
-        both = sum((one for one, _ in found), torch.zeros_like(self.total()))
-        opposite = sum((one for _, one in found), torch.zeros_like(self.total()))
+        both = sum((one for one, _ in self.conflicts.values()), torch.zeros_like(self.total()))
+        opposite = sum((one for _, one in self.conflicts.values()), torch.zeros_like(self.total()))
         return torch.where(both > 0, opposite / both.clamp(min=1), 0.0)
 
     def norms(self, entry: int) -> dict[str, float]:
