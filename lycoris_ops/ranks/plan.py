@@ -39,7 +39,7 @@ class PlanRow:
     rank: int | None
     """None for a layer without a rank: a LoKr with a full second factor, IA3, a norm, a full difference."""
     alpha: float | None
-    """The scale times the rank, or the scale itself where there is no rank."""
+    """The scale times the rank, or the scale itself where there is no rank; None for a scale of 1."""
     parameters: int
     """The number of trained values."""
     gain: float | None = None
@@ -168,7 +168,7 @@ class Plan:
         if "alpha" not in changes:
             new = replace(new, alpha=old.scale * (new.rank or 1))
         if "algorithm" in changes and "lr" not in changes:
-            # Started from an offer, every kind trains at LoRA's rate.
+            # Every kind that starts from an offer trains at LoRA's rate.
             other = KINDS[new.algorithm]
             new = replace(new, lr=1.0 if issubclass(other, Planned) else other.fresh_rate)
         known = None if self.probe is None else self.probe.gain_of(path, new.algorithm, new.factor, new.rank)
@@ -316,13 +316,17 @@ def count(layer: Layer) -> int:
 
 
 def _check_row(row: PlanRow) -> None:
+    """Raise PlanError for values that no row has."""
+    if type(row.path) is not str:
+        raise PlanError("a row has no path of a layer", got=repr(row.path), expected="a text")
     if row.algorithm not in KINDS:
         raise unknown_name("no such algorithm", row.algorithm, KINDS, error=PlanError, key=row.path)
     if row.rank is not None and (type(row.rank) is not int or row.rank < 1):
         raise PlanError("a rank is a whole number from 1", key=row.path, got=repr(row.rank))
-    for name, value in (("alpha", row.alpha), ("lr", row.lr)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value < math.inf):
+    for name, value in (("alpha", row.alpha), ("lr", row.lr), ("gain", row.gain)):
+        if value is None and name != "lr":
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise PlanError(f"{name} is not a finite number, 0 or more", key=row.path, got=repr(value))
     _check_sizes(row)
 

@@ -357,6 +357,9 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "a factor": ("the factor divides no dimension", lambda probe: edited(probe, algorithm="lokr", factor=0)),
     "edited": ("the layer cannot have this rank", lambda probe: edited(probe, rank=1000)),
     "a scale": ("alpha is not a finite number, 0 or more", lambda probe: edited(probe, alpha=-1)),
+    "no rate": ("lr is not a finite number, 0 or more", lambda probe: edited(probe, lr=None)),
+    "a gain": ("gain is not a finite number, 0 or more", lambda probe: edited(probe, gain="1")),
+    "a path": ("a row has no path of a layer", lambda probe: edited(probe, path=3)),
     "a form": (
         "a plan of another version",
         lambda probe: lyc.Plan.of_json(lyc.plan_ranks(probe).json().replace('"form": 1', '"form": 2')),
