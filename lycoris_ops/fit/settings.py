@@ -30,7 +30,8 @@ class Making(TypedDict, total=False):
     """How layers are made.
 
     - `dtype` is the tensors' dtype; None keeps each source's.
-    - `factor` is LoKr's; None tries several. `tucker` gives convolutions a Tucker core.
+    - `factor` is LoKr's, from 1, or -1 for the most even split (see `maths.shapes.factorization`); None
+      tries several. `tucker` gives convolutions a Tucker core.
     - `largest` is the highest rank of a layer. None takes it from the size, or else LARGEST.
     - `device` is where they are computed, and `seed` is the seed of random bases.
     """
@@ -49,6 +50,9 @@ class FitSettings:
 
     The algorithm "auto" takes for each layer the kind that keeps most for its bytes, and "same" the layer's
     own kind. `Size` explains the size "auto".
+
+    Raises LycorisError for an unknown or unsuited algorithm, dtype or device, and PlanError for an impossible
+    size, `largest` or `factor`.
     """
 
     size: Size
@@ -76,7 +80,8 @@ class FitSettings:
             )
         for name, value, least in (("largest", self.largest, 1), ("factor", self.factor, -1)):
             if value is not None and (type(value) is not int or value < least or value == 0):
-                raise PlanError(f"{name} is a whole number from 1", got=repr(value))
+                even = ", or -1 for the most even split" if least < 0 else ""
+                raise PlanError(f"{name} is a whole number from 1{even}", got=repr(value))
         check_device(self.device)
 
     @property

@@ -317,3 +317,10 @@ def test_a_convolution_gets_a_tucker_core_with_its_singular_values() -> None:
     layer = made.layers["lora_unet_a"]
     assert set(layer.dump()) == {"lora_up.weight", "lora_mid.weight", "lora_down.weight", "alpha"}
     assert error(change(layer, shape), wanted) < 1e-5
+
+
+def test_an_impossible_factor_names_the_possible_ones() -> None:
+    assert FitSettings(lyc.Rank(4), "lokr", factor=-1).factor == -1
+    for factor in (0, -2, 2.0):
+        with pytest.raises(lyc.PlanError, match=r"factor is a whole number from 1, or -1 for the most even"):
+            FitSettings(lyc.Rank(4), "lokr", factor=factor)  # type: ignore[arg-type]
