@@ -129,6 +129,10 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
         (kept, r"captions: a text encoder is trained on texts"),
         ({**given, "captions": [*TEXTS, "three"]}, r"not as many texts as latents.*3 texts and 2 latents"),
         ({**held_out, "validation_captions": ["a", "b", "c"]}, r"validation_latents.*3 texts"),
+        (
+            {**given, "validation_captions": ["a"]},
+            r"^validation_captions: .*held-out captions without latents",
+        ),
     ):
         with pytest.raises(host.ops.TrainError, match=words):
             train(clip=clip, **inputs, steps=1)

@@ -388,7 +388,8 @@ def _beside(
         getattr(asked, f"{kind}_{part}") for part in ("latents", "positive", "captions")
     )
     if not latents and (captions or texts):
-        raise TrainError(f"there are {called} captions without latents", key=f"{kind}_positive")
+        given = "positive" if captions else "captions"
+        raise TrainError(f"there are {called} captions without latents", key=f"{kind}_{given}")
     if not latents:
         return []
     captions, texts = captions or usual[0], texts or usual[1]
@@ -432,7 +433,7 @@ def _network(
     share = text_rate_of(asked, rate)
     own: dict[str, Any] = {"preset": TEXT_PRESET, **fresh} if of_text is None else {"weights": of_text}
     texts = encoder.adapted(lr=share, **shared, **own)
-    # The encoders' session removes it: that ends first, and removes networks before it restores flags.
+    # The encoders' session ends first, so it removes this network, and only then restores flags.
     joined = join_networks({"diffusion_model": network, "text_encoders": texts})
     encoder.session.networks.append(joined)
     return joined, rate, share
