@@ -92,7 +92,8 @@ def read(config: Config) -> None:
     config.put("output_name", "filename_prefix", lambda name: f"loras/{name}")
     config.choose("save_precision", "dtype", DTYPES)
 
-    config.elsewhere("link the model", "pretrained_model_name_or_path", "vae", "clip_l", "t5xxl", "ae")
+    config.elsewhere("link the model", "pretrained_model_name_or_path")
+    config.elsewhere("link on LyCORIS Training Pictures", "vae", "clip_l", "t5xxl", "ae")
     config.elsewhere(
         "set on LyCORIS Training Pictures",
         "train_data_dir",
