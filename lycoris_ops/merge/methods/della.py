@@ -60,7 +60,12 @@ METHOD = MergeMethod(
     options=(
         DENSITY,
         Option(
-            "epsilon", 0.15, "How much more often large values are kept than small ones. 0 is DARE.", 0, 0.5
+            "epsilon",
+            0.15,
+            "How far the chance to be kept is above the density for the largest values, and below it for the "
+            "smallest. 0 is DARE.",
+            0,
+            0.5,
         ),
         CONSENSUS,
         SCALE,
