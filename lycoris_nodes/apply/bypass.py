@@ -68,7 +68,7 @@ class BypassInjection(PatcherInjection):
         self.tokens = tokens
         """For each module whose strength differs over places or pictures: the kind of its tokens."""
         self.left_whole = tuple(left_whole)
-        """For each Apply node: what is told of its layers that have unexpected tokens."""
+        """For each Apply node, the report of its layers that have unexpected tokens."""
         placed = [(path, slot.where) for path in tokens for slot in plans[path].slots() if slot.where]
         used = [where for path, where in placed if where.mask and tokens[path] in APART]
         self.apart = tuple(dict.fromkeys(used))

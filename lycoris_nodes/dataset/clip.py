@@ -30,7 +30,7 @@ LONGEST = 3600.0
 GIF_END = b";"
 """The last byte of a GIF."""
 GAP = 0.005
-"""Sound pauses where a file states a time that is more than these seconds later."""
+"""Each piece of sound follows the one before, unless its stated time differs by more than these seconds."""
 LATER = 1.2
 """A film may state up to this many times the length of its frames: the last one may be shown longer."""
 
@@ -172,7 +172,7 @@ def sound_of(path: Path, cut: Cut, rate: float, samples: int) -> Tensor:
             for part in mixed.resample(frame):
                 values = torch.from_numpy(part.to_ndarray())
                 told = round((float(part.time or 0.0) - begin) * samples)
-                # Some files round times to a thousandth: then it follows what came before.
+                # Some files round times to a thousandth of a second.
                 first = told if place is None or abs(told - place) > GAP * samples else place
                 place = first + values.shape[1]
                 if first >= count:

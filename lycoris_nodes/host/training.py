@@ -221,11 +221,11 @@ def patch_of(network: Any, unknown: int = 1) -> tuple[int, int, int]:
 
 
 def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str]:
-    """The host's classes for a model file with weights of these shapes, by name.
+    """The names of the host's classes for a model file with weights of these shapes, in two values.
 
-    First the configuration classes, the most specific one first, and those that the model's class inherits
-    from; then the name of the model's class. Both are empty where the host knows no such model. No model is
-    made: the name of its class is found in the configuration's method that would make it.
+    First a list: the class of the configuration and those that it inherits from, then the same for the
+    model's class. Second the model's class alone. Both are empty where the host knows no such model. No model
+    is made: the name of its class is found in the configuration's method that would make it.
     """
     weights = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
     for prefix in dict.fromkeys((model_detection.unet_prefix_from_state_dict(weights), "")):

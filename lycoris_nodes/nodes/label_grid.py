@@ -76,7 +76,7 @@ def named(labels: str) -> tuple[list[str], list[str]]:
 def drawn(pictures: Tensor, columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
     """The pictures (N, H, W, 3) in one, row by row, with names of columns above and of rows on the left.
 
-    No name of a row is much wider or higher than a picture: its end is left out.
+    The name of a row gets about the width and height of a picture; the end of a longer one is left out.
     """
     _, height, width, _ = pictures.shape
     font: Any = text_font("".join((*columns, *rows)), max(SMALLEST, min(height, width) // SHARE))

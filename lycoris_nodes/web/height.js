@@ -1,5 +1,5 @@
-// The bare heights of nodes: without the elements that we show below their widgets for a while. Nodes are saved with
-// their bare heights, so that showing an element does not change the workflow. `by` is any value that identifies the
+// The bare height of a node is its height without the elements that we show below its widgets for a while. Nodes are
+// saved with their bare heights, so that an element does not change the workflow. `by` is any value that identifies the
 // element.
 //
 //   hold(node, by)      call it before the element makes the node higher

@@ -34,7 +34,7 @@ ALGORITHMS: dict[str, type[Layer]] = _discover()
 
 
 def declaring(contract: type[Contract]) -> dict[str, type[Contract]]:
-    """The kinds that declare a contract, by name: `Trained`, `Fitted`, `Planned`."""
+    """The kinds that declare a contract (`Trained`, `Fitted` or `Planned`), by name."""
     return {name: kind for name, kind in ALGORITHMS.items() if issubclass(kind, contract)}
 
 

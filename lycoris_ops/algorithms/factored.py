@@ -222,10 +222,10 @@ class Factored(Trained):
         return axis
 
     def decomposed(self, weight: Tensor, axis: int) -> Self:
-        """The layer with a DoRA magnitude that leaves the change at zero, where the product is zero.
+        """The layer with the DoRA magnitude at which a product of zero changes nothing.
 
-        The magnitude is the norm of each output (axis 0) or each input (axis 1) of the float32 or float64
-        weight that the layer is for.
+        It is the norm of each output (axis 0) or each input (axis 1) of the float32 or float64 weight that
+        the layer is for.
         """
         return replace(self, dora_scale=lengths(weight, axis))
 

@@ -124,7 +124,7 @@ def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
 def rotation(skew: Tensor) -> Tensor:
     """The Cayley transform of skew-symmetric blocks (..., b, b).
 
-    Raises LayerError where values are so large that 1 + Q has no inverse in their dtype.
+    Raises LayerError where values are so large that I - Q has no inverse in their dtype.
     """
     try:
         return cayley(skew)
@@ -132,5 +132,5 @@ def rotation(skew: Tensor) -> Tensor:
         raise LayerError(
             "the values of a rotation are too large to compute it from them",
             got=f"values up to {largest(skew):.3g}",
-            expected="a matrix 1 + Q that has an inverse",
+            expected="a matrix I - Q that has an inverse",
         ) from None

@@ -1,1 +1,1 @@
-"""Writing a checkpoint file with a stack merged into it."""
+"""Write a checkpoint file with a stack merged into it."""

@@ -1,7 +1,7 @@
 """Where a folder of transformers holds each weight of its model, as transformers itself loads it.
 
-Its classes call some weights otherwise than their files do, and hold some in one tensor that are several
-there, such as the experts of a mixture. The tables are those of transformers 5
+Its classes have other names for some weights than their files, and hold several tensors of a file in one,
+such as the experts of a mixture. The tables for this are those of transformers 5
 (`transformers.conversion_mapping`). Here they convert the numbers of rows in place of their values.
 """
 
@@ -109,7 +109,9 @@ class _Numbers:
 
     def places(self, rows: Tensor, shape: Shape, *, turned: bool = False) -> tuple[FilePlace, ...]:
         """The places of a weight or bias of `shape`, given the numbers of its rows, or of its columns with
-        `turned`; () where a slot does not hold one run of them with all that crosses it.
+        `turned`.
+
+        () where a slot holds only parts of the rows, or holds them in another order.
         """
         found: list[FilePlace] = []
         done = 0

@@ -64,7 +64,7 @@ class FileView(NamedTuple):
 
 
 def views_in(shapes: Mapping[str, Shape], stack: Stack) -> dict[str, FileView]:
-    """The views that a file's names and shapes and the adapters show without a model's class, by name."""
+    """The views that a file and the adapters show without the model's class, by the names of the weights."""
     return dict((*_experts(shapes, stack), *_transposed(shapes, stack)))
 
 

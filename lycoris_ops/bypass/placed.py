@@ -22,9 +22,9 @@ from .rescaled import Weight, unknown
 class PlacedPlan:
     """A plan whose layers have the factors of several `Where`s: y + sum of factor * (y' - y).
 
-    y' is the module's output y changed by the layers of one `Where` alone. Where one factor is 1 and all
-    others are 0, the result is that y' in every bit, as far as the bits of a product do not depend on other
-    columns beside it; where all are 0, it is y.
+    y' is the module's output y changed by the layers of one `Where` alone. Where all factors are 0, the
+    result is y. Where one is 1 and all others are 0, it is that y' in every bit, if the device rounds the
+    columns of a product alike whatever is beside them.
 
     It has the methods of a `BoundPlan`. `places` is set before each pass. `apart` is for a module whose
     tokens have no place but whose output is used at all places, such as keys and values made of a text. The

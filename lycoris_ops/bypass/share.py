@@ -27,7 +27,7 @@ class WeightShare:
     part: Rows
     """The rows or columns."""
     least: int
-    """How many of them the last process has."""
+    """How many of them the last process has; below 1 where it has none."""
 
     @classmethod
     def of(cls, weight: Tensor) -> WeightShare:

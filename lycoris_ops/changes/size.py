@@ -13,8 +13,8 @@ from .forms import Additive, Kronecker, LowRank, add_up, product
 def norm_of(forms: Sequence[Additive]) -> float:
     """The Frobenius norm of the sum of at least one form, at strength 1.
 
-    For products U D its square is tr((U^T U)(D D^T)). For a Kronecker product the norm is the product of the
-    factors' norms. Neither needs the matrix (O, K).
+    For products U D its square is tr((U^T U)(D D^T)). For a single Kronecker product the norm is the product
+    of the factors' norms. Neither needs the matrix (O, K); any other sum is formed as that matrix in float32.
     """
     one = forms[0]
     if len(forms) == 1 and isinstance(one, Kronecker) and one.rows is one.columns is None:

@@ -146,7 +146,7 @@ def show(options: argparse.Namespace, data: Any, words: str) -> None:
 
 
 def progress_bar(what: str) -> Progress:
-    """Show a progress bar on a terminal, and at the end, also in logs, the total and `what` it counts.
+    """Show a progress bar on a terminal. At the end print the total and `what` it counts, in logs too.
 
     Both are printed to stderr, so that stdout holds only the result.
     """

@@ -25,8 +25,11 @@ class Choice:
 
     kind: str
     fit: int
+    """Which of the kind's fits it is; -1 for the source's own layer."""
     index: int
+    """Which of the sizes of that fit it is."""
     kept: float
+    """The energy that it keeps."""
     parameters: int
     rank: int | None
 
@@ -36,8 +39,11 @@ class Measured:
     """The layers that one source could become."""
 
     energy: float
+    """The sum of the squares of the change."""
     signal: float
+    """The energy without that of the noise, at least 0."""
     noise: float
+    """The energy of the noise; 0 where it is not known."""
     complete: bool
     """Whether ranks above `largest` would keep no more."""
     candidates: list[Candidate]
@@ -59,10 +65,10 @@ def in_bytes(size: Size) -> bool:
 
 
 def by_rank(measured: Measured, rank: int, *, any_kind: bool) -> Candidate | None:
-    """The candidate that keeps most at this rank, or at the highest rank below it that there is.
+    """The source's own layer if its rank is at most this one, else the candidate that keeps most up to it.
 
-    With `any_kind`, the candidate that keeps most and is no larger than a LoRA of this rank. None where there
-    is no candidate.
+    Where all ranks are higher, the candidate that keeps most. With `any_kind`, the smallest of those that
+    keep most and are no larger than a LoRA of this rank. None where there is no candidate.
     """
     found = measured.candidates
     if not found:

@@ -344,8 +344,8 @@ class Targets:
         """An encoder's rank among those that a number can mean, from 0; None if the number cannot mean it.
 
         number: as in `Prefix.encoder`. encoder: the host's name. An encoder that the model's keys do not
-        name comes first for every number. A model's only encoder is number 1 if `ENCODERS` does not list
-        it, as most language models.
+        name comes first for every number. A model's only encoder is number 1 if `ENCODERS` does not list it;
+        most language models are not listed.
         """
         if encoder is None:
             return 0

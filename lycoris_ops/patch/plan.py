@@ -172,8 +172,8 @@ class PatchPlan:
 def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:
     """weight += sum of strength * delta over the (layer, strength) pairs, in place and fused.
 
-    Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does
-    not fit the weight, or a change overflows.
+    Returns the weight, or a larger one where a layer enlarges it. Raises LayerError where a layer does not
+    fit the weight, for an integer weight, and where a change overflows; the weight is then unchanged.
     """
     plan = PatchPlan.build(weight.shape, weight.device, layers)
     return plan.apply_(weight, plan.tensors, plan.strengths)

@@ -64,8 +64,8 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
 
     Raises ConflictError where no configuration gives exactly these layers.
     """
-    # A file of another kind lists whole modules and trained rows in fields of their own, and one field says
-    # that it has biases of other modules.
+    # The configuration of another kind has fields for whole modules, for trained rows, and for whether its
+    # file has biases of other modules.
     replaced = [member for member in members if member.kind is LnTuningConfig]
     biases = [member for member in replaced if member.wanted.set_bias]
     whole = [member for member in replaced if not member.wanted.set_bias]

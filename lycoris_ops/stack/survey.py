@@ -66,7 +66,7 @@ def survey(
 
     `keys` are the model's keys, as in `resolve`. `read` reads weights for changes that depend on them (DoRA,
     OFT, ...); without it, or where it gives None, such changes are only counted. `progress` gets the number
-    of finished layers and the number of all layers.
+    of finished layers and the number of all layers. Raises MatchError as `resolve` does.
     """
     blocks = blocks_of(known_shapes(keys))
     resolution = resolve(stack, blocks.targets.shapes)

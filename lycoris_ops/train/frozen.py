@@ -22,7 +22,7 @@ def freeze(parameters: Iterable[nn.Parameter]) -> Flags:
         flags[parameter] = parameter.requires_grad
         first, count = _held.get(parameter, (parameter.requires_grad, 0))
         _held[parameter] = first, count + 1
-        # Parameters of a lazy module before its first pass have no other way.
+        # Not by `requires_grad_`, which parameters of a lazy module refuse before its first pass.
         parameter.requires_grad = False
     return flags
 

@@ -1,1 +1,1 @@
-"""Writing adapters to files, in the dialects that tools read."""
+"""Write adapters to files, in the dialects that tools read."""

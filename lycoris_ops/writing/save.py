@@ -1,4 +1,4 @@
-"""Writing an adapter file in the dialect of a tool."""
+"""Write an adapter file in the dialect of a tool."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def adapter_tensors(
     `dialect` is one that needs no configuration: kohya, comfy or lycoris. `model` is as in `save_adapter`.
     No two tensors share memory.
 
-    Raises LayerError for a layer that its tensors alone do not define, or for unread keys that the dialect
-    cannot hold, MatchError for a layer without a name in the dialect.
+    Raises LayerError for a layer that its tensors alone do not define and for unread keys that the dialect
+    cannot hold, and MatchError for a layer without a name in the dialect.
     """
     writer = Writer(adapter, dialect, None, None if model is None else Targets(known_shapes(model)))
     made = [writer.make(planned) for planned in writer.plan()]
@@ -103,7 +103,7 @@ def save_adapter(
 
     The whole file is built in memory. It gets its final name only after it has been read back and compared.
     It may replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with
-    the number of layers made.
+    the number of layers made and the number of all layers.
 
     Raises LayerError for a layer that the dialect cannot hold, MatchError for a layer without a name in it,
     LycorisError for an unknown dialect or dtype, and WriteError where the file cannot be written.
@@ -138,10 +138,10 @@ def save_adapter(
     together = beside_others([one.encoded for one in made])
     made = [replace(one, encoded=encoded) for one, encoded in zip(made, together, strict=True)]
     configuration = writer.configuration(made, metadata or {})
-    spelled, held = write_of(dialect).spelled, joined(together) if has_folder(dialect) else together
+    folder = has_folder(dialect)
+    spelled, held = write_of(dialect).spelled, joined(together) if folder else together
     keyed = {spelled(one.name, suffix): t for one in held for suffix, t in one.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
-    folder = has_folder(dialect)
     contents = [configuration.encode()] if configuration and folder else []
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})

@@ -88,9 +88,9 @@ class DiffusionLoss:
     D(caption) + |strength| * by * (D(end) - D(caption)), where the end is `more` at strengths above 0 and
     `less` below (Gandikota et al., "Erasing concepts from diffusion models", 2303.07345, equation 7, with the
     other sign and the caption in place of the empty one; p1atdev/LECO calls it enhancing). "Concept sliders"
-    (2311.12092, equation 8) take D(more) - D(less) at both ends, which goes past what the captions show
-    where the model's way from one to the other is bent. The papers state it for the noise; the denoised
-    latent D is linear in the network's output, so it holds for D too.
+    (2311.12092, equation 8) take D(more) - D(less) at both ends. Where the model's path from one caption to
+    the other is curved, that goes past what the captions show. The papers state their formulas for the noise.
+    They hold for the denoised latent D too, because it is linear in the network's output.
 
     A sample with `others` and no guide is a row of opposed latents x_i at strengths s_i, noised to z_i. Their
     targets are D(z_i) + s_i b, where D is the model without the adapter, and b is the slope of its errors
@@ -98,7 +98,7 @@ class DiffusionLoss:
 
         b = sum_i s_i (x_i - D(z_i)) / sum_i s_i^2
 
-    So the adapter does not learn what the model lacks at all latents of a row alike. The visual sliders of
+    So errors that the model makes alike at all latents of a row are not learned. The visual sliders of
     "Concept sliders" learn the latents x_i themselves.
 
     The loss of a sample with `others` is the mean over all of them.
@@ -121,6 +121,7 @@ class DiffusionLoss:
     loss_type: str = "l2"
     """One of `LOSSES`."""
     delta: float = 0.1
+    """The `delta` of these losses, above 0."""
     masked_prior: float = 0.0
     """How much the masked-out part counts. Its target is the prediction without the adapter
     (Nerogar/OneTrainer's masked prior preservation). A pass with a mask then becomes two."""
@@ -273,7 +274,7 @@ class _Drawn:
 
 
 def _kinds(samples: Sequence[Sample], most: int | None = None) -> list[list[int]]:
-    """Groups of samples, by number. Each fits the first `most` samples of its group, for None all of them."""
+    """Groups of samples, by number. Each goes with the first `most` samples of its group; None: with all."""
     kinds: list[list[int]] = []
     for number, one in enumerate(samples):
         fitting = (kind for kind in kinds if all(one.goes_with(samples[other]) for other in kind[:most]))

@@ -14,10 +14,12 @@ def _rounded(difference: Tensor, delta: float) -> Tensor:
 
 LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "l2": lambda d, delta: d.square(),
-    # The pseudo-Huber loss, scaled as in kohya-ss/sd-scripts: d^2 near zero.
     "huber": lambda d, delta: 2 * delta * _rounded(d, delta),
     "smooth_l1": lambda d, delta: 2 * _rounded(d, delta),
     "l1": lambda d, delta: d.abs(),
 }
-"""Losses of single values by name, given the difference d in the network's output. For huber and smooth_l1 a
-difference above `delta` counts less than its square."""
+"""Losses of single values by name, given the difference d in the network's output and `delta` above 0.
+
+l2: d^2. huber (pseudo-Huber): 2 delta (sqrt(d^2 + delta^2) - delta), which is d^2 near zero and 2 delta |d|
+far from it. smooth_l1: the same divided by delta. l1: |d|. Source of both: kohya-ss/sd-scripts.
+"""

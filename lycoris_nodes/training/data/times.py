@@ -27,6 +27,7 @@ class ByTokens:
     many: int = 4096
 
     def shift(self, tokens: int) -> float:
+        """exp(mu) for a picture of so many tokens."""
         return math.exp(self.low + (self.high - self.low) * (tokens - self.few) / (self.many - self.few))
 
 

@@ -10,7 +10,7 @@ from ..shared import MODEL, add_json, add_output, progress_bar
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("base", help=f"what the other model was tuned from: {MODEL}")
+    command.add_argument("base", help=f"the model that the other was tuned from: {MODEL}")
     command.add_argument("tuned", help="the tuned model, likewise")
     add_output(command, "the .safetensors file to write, or for peft a folder")
     add_kind(command, same=False)

@@ -12,7 +12,7 @@ NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 DYNAMIC = ("ANIMA", "ERNIE", "FLUX", "IDEOGRAM", "KREA", "QWEN", "Z_IMAGE")
-"""How the names of the models begin that can shift times by the size of the picture."""
+"""The beginnings of the names of models that can shift times by the size of the picture."""
 TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
 PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
 FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
@@ -79,7 +79,7 @@ def read(config: Config) -> None:
         "aspect_ratio_bucketing",
     )
     for part in ENCODERS:
-        # In a config of all settings it is always there.
+        # A config of all settings always has this table.
         encoder = config.inside(part, config.take(part, {}))
         encoder.elsewhere("link `clip` and `captions`", "train")
         encoder.left.clear()
