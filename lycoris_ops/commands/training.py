@@ -74,10 +74,19 @@ def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
 
 
 def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
-    """What the task's function returns: model, batches and loss, and maybe batches for validation."""
+    """What the task's function returns: model, batches and loss, and maybe batches for validation.
+
+    Raises LycorisError where there is no such function, or it takes or returns something else.
+    """
     entry = settings.get("entry")
-    if not isinstance(entry, str):
-        raise LycorisError("the file names no task", file=str(file), key="entry", expected="module:function")
+    if not isinstance(entry, str) or ":" not in entry:
+        raise LycorisError(
+            "the file names no task",
+            file=str(file),
+            key="entry",
+            got=None if entry is None else repr(entry),
+            expected="module:function or file.py:function",
+        )
     made = _called(_function(entry, file.parent), table(settings, "arguments"), "[arguments]")
     if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
         raise LycorisError(
@@ -90,7 +99,10 @@ def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
 
 
 def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
-    """The plan that [plan] asks for, from the task's first batches; None without such a table."""
+    """The plan that [plan] asks for, from the task's first batches; None without such a table.
+
+    Raises LycorisError for an unknown key, and as `probe` and `plan_ranks` do.
+    """
     if "plan" not in settings:
         return None
     given: dict[str, Any] = {**PROBED, **table(settings, "plan")}
@@ -144,7 +156,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: s
 
 
 def _check(given: Mapping[str, Any], known: Collection[str], place: str | None = None) -> None:
-    """Raise LycorisError for the first unknown key, naming the known keys that resemble it."""
+    """Raise LycorisError for the first unknown key. It names the known keys and the most similar one."""
     for key in given:
         if key not in known:
             raise unknown_name("an unknown key", key, known, key=place)

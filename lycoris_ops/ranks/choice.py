@@ -61,7 +61,9 @@ def plan_ranks(
         raise PlanError("a scale is a finite number above 0", got=str(scale))
     if type(r_min) is not int or r_min < 0 or (r_max is not None and r_max < max(1, r_min)):
         raise PlanError(
-            "no rank is in these bounds", got=f"r_min {r_min}, r_max {r_max}", expected="0 <= r_min <= r_max"
+            "no rank is in these bounds",
+            got=f"r_min {r_min}, r_max {r_max}",
+            expected="0 <= r_min <= r_max and 1 <= r_max",
         )
     of_energy = isinstance(size, Energy) or size == "auto"
     known = probe.algorithms
@@ -72,9 +74,8 @@ def plan_ranks(
     kinds = chosen_algorithms(algorithms, known)
     exact = size.rank if isinstance(size, Rank) else None
     if exact is not None and not r_min <= exact <= (r_max or exact):
-        raise PlanError(
-            "the rank is not within the bounds", got=f"rank {exact}", expected=f"from {r_min} to {r_max}"
-        )
+        within_bounds = f"at least {r_min}" if r_max is None else f"from {r_min} to {r_max}"
+        raise PlanError("the rank is not within the bounds", got=f"rank {exact}", expected=within_bounds)
     bounds = (exact, exact) if exact is not None else (max(1, r_min), r_max)
     offered = {
         path: found

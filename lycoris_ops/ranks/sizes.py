@@ -72,7 +72,8 @@ class Budget:
         if not self.dtype.is_floating_point:
             raise PlanError("a budget needs a floating-point dtype", got=str(self.dtype))
         if self.most < 1:
-            raise PlanError("the budget is too small for a parameter", got=repr(self.size or self.parameters))
+            got = self.parameters if self.size is None else self.size
+            raise PlanError("the budget is too small for a parameter", got=repr(got))
 
     @property
     def most(self) -> int:

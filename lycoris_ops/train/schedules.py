@@ -42,7 +42,8 @@ def schedule(name: str, warmup: float, steps: int, restarts: int = 0) -> Callabl
         if step < rising:
             return (step + 1) / rising
         # A run that continues past its last step keeps that step's rate.
-        done = max(0, min(step, steps - 1) - rising) / max(1, steps - rising)
-        return factor(done * (restarts + 1) % 1)
+        done, rest = max(0, min(step, steps - 1) - rising), max(1, steps - rising)
+        # In whole numbers: a quotient that is rounded down would not begin its part anew.
+        return factor(done * (restarts + 1) % rest / rest)
 
     return share

@@ -316,6 +316,7 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
     "two budgets": ("in bytes or in parameters", lambda probe: lyc.Budget("1MB", parameters=3)),
     "a unit": ("number of bytes", lambda probe: lyc.Budget("1 furlong")),
     "nothing": ("too small for a parameter", lambda probe: lyc.Budget("1B")),
+    "no byte": (r"found 0\)", lambda probe: lyc.Budget(0)),
     "a number": (r"Rank\(16\)$", lambda probe: lyc.plan_ranks(probe, size=16)),  # type: ignore[arg-type]
     "too little": (
         "below the smallest plan.*expected at least 28.*Ask for more or",
@@ -339,12 +340,14 @@ WRONG: dict[str, tuple[str, Callable[[lyc.Probe], Any]]] = {
         lambda probe: edited(probe, algorithm="lora_fa", stored=96),
     ),
     "bounds": ("in these bounds", lambda probe: lyc.plan_ranks(probe, r_min=3, r_max=2)),
+    "no rank at all": ("and 1 <= r_max", lambda probe: lyc.plan_ranks(probe, r_max=0)),
     "a layer": ("no such layer", lambda probe: lyc.plan_ranks(probe).without("9")),
     "a value": ("no such value", lambda probe: lyc.plan_ranks(probe).with_row("0", dim=4)),
     "a rank and bounds": (
         "the rank is not within the bounds",
         lambda probe: lyc.plan_ranks(probe, size=lyc.Rank(4), r_max=1),
     ),
+    "a rank below": ("at least 5", lambda probe: lyc.plan_ranks(probe, size=lyc.Rank(4), r_min=5)),
     "a rank above": (
         "the layer cannot have this rank",
         lambda probe: lyc.plan_ranks(probe).with_row("0", rank=1000),

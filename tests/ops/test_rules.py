@@ -304,12 +304,12 @@ def test_letters_are_drawn_from_the_seed() -> None:
 
 def test_positions_with_default_and_negative_numbers() -> None:
     on = scene(UNET, without=("in.0",))
-    found = weigh("%default=0.5,base=-1,in=2,in1-2=-0.25,out12=3,mid2=0.1,double1=4", on)
+    found = weigh("%default=0.5,base=-1,in=2,in1-2=-0.25,out12=3,mid2=0.1,double1=4,out0=5,in4-3=6", on)
     assert found.of["time_embed.0"] == -1 and found.of["input_blocks.1.0.in_layers.2"] == -0.25
     assert found.of["input_blocks.3.0.op"] == 2 and found.of["output_blocks.11.0.in_layers.2"] == 3
     assert found.of["output_blocks.10.0.in_layers.2"] == 0.5
     assert found.of["middle_block.1.proj_in"] == 0.1 and found.of["middle_block.0.in_layers.2"] == 0.5
-    assert found.idle == ("double: the file has no such block",)
+    assert found.idle == tuple(f"{name}: the file has no such block" for name in ("double", "out", "in"))
 
 
 def test_a_vector_that_is_not_for_the_model_or_of_another_tool_is_refused() -> None:

@@ -89,6 +89,7 @@ def test_bad_settings(
         ("task.py:task", "nowhere:task", "cannot be imported"),
         ("task.py:task", "task.py:model", "returns something else"),
         ("entry = 'task.py:task'", "", "names no task"),
+        ("task.py:task", "task.py", "names no task (found 'task.py'; expected module:function or file.py:"),
         ("rank = 2", "dim = 2", "called rank"),
         ("rank = 2", "plan = 2", "no such key"),
         ("'loha'", "'loha2'", "an unknown algorithm"),

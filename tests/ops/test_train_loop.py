@@ -29,6 +29,7 @@ from lycoris_ops.train import checkpoints, progress
 from lycoris_ops.train.feed import moved
 from lycoris_ops.train.metadata import metadata_of_training
 from lycoris_ops.train.progress import Lines
+from lycoris_ops.train.schedules import schedule
 from lycoris_ops.train.trainer import STATE_FORM, Trainer
 
 OPTIMISERS = {
@@ -338,6 +339,8 @@ def test_schedules(name: str, formula: Callable[[float], float]) -> None:
     trainer = lyc.Trainer(network(), plain, again)
     rates = [trainer.step(batch).lr for batch in batches(10)]
     assert rates[2:] == pytest.approx([formula(step / 4) for step in range(4)] * 2)
+    # 15 / 22 * 22 is below 15 in floats.
+    assert {schedule(name, 0, 44, restarts=21)(step) for step in range(0, 44, 2)} == {1.0}
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "schedulefree"])

@@ -39,8 +39,8 @@ class Positions(Line):
                 values.update(dict.fromkeys(layers, value))
         idle = tuple(
             f"{name}: the file has no such block"
-            for name, low, _, _ in self.items
-            if len(in_family(scene, name)) < low
+            for name, low, high, _ in self.items
+            if min(high, len(in_family(scene, name))) < max(low, 1)
         )
         for layer in scene.layers:
             values.setdefault(layer, Value(self.base))
