@@ -21,7 +21,7 @@ export function fold(node) {
 
 /**
  * The width that shows a node's title beside its button. Nodes without widgets get the width of the others: in Vue's
- * nodes, the name of an input has less than half of it.
+ * nodes, the name of an input gets less than half of the width.
  *
  * @param {string} title
  */

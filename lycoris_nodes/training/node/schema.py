@@ -196,8 +196,8 @@ def _links() -> list[Any]:
         ),
         io.Conditioning.Input(
             "validation_positive",
-            tooltip="The captions of the held-out latents, one for each, or one for all. Without them that "
-            "of `positive` is used, if it is one for all.",
+            tooltip="The captions of the held-out latents, one for each, or one for all. Without them the "
+            "caption of `positive` is used, if it is one for all.",
         ),
         _texts("validation_captions", tooltip="The same as texts, where the text encoders are trained."),
         io.Model.Input(

@@ -24,7 +24,7 @@ export function duration(seconds) {
 }
 
 /**
- * A number with `count` significant digits, without an exponent.
+ * A number with `count` significant digits, and an exponent only below 1e-6.
  *
  * @param {number} value
  */

@@ -54,7 +54,7 @@ export function createScroll({ make: makeItem, dress }) {
   /** @type {Map<string, HTMLElement>} */
   let drawn = new Map()
 
-  /** The items that are visible, or up to `beyond` pixels away from it. */
+  /** The items that are visible, or at most `beyond` pixels away from what is visible. */
   function near(beyond = 0) {
     const { scrollTop, clientHeight } = element
     const [from, to] = [scrollTop - beyond, scrollTop + clientHeight + beyond]
