@@ -244,7 +244,7 @@ class Layer(ABC):
     # A layer's own tensors.
 
     def with_bias_change(self, change: Tensor) -> Self:
-        """The same layer, which also adds `change` (O,) to the bias."""
+        """The same layer with `change` (O,) as its change of the bias, in place of one that it has."""
         return replace(self, **{self.biases[0]: change})
 
     def multiplied(self, factor: float) -> Self:

@@ -1,6 +1,6 @@
 """Checks of the tensors of a layer: their shapes, dtypes and numbers.
 
-Each function raises LayerError, which names the tensor by its suffix.
+They raise LayerError. Where one tensor is at fault, the error names it by its suffix.
 """
 
 from __future__ import annotations

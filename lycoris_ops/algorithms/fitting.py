@@ -49,7 +49,7 @@ class Delta:
       is the only LoKr factor to try.
     - `tucker` asks for a Tucker core on convolutions.
     - `seed` seeds the random bases, and `settled` is as in `maths.decompositions.leading_triples`.
-    - Everything is computed on `device`.
+    - Everything is computed on `device`. `pause` is called now and then in long computations.
     """
 
     forms: Sequence[Additive]
@@ -217,7 +217,7 @@ class Delta:
 
     @cached_property
     def _found(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The singular triples that take no more work than the leading ones."""
+        """The `largest` leading singular triples, and further ones where these take no more work."""
         if self._kronecker is not None:
             return kronecker_triples(*self._kronecker, self.largest)
         if self._factored is not None:

@@ -36,8 +36,8 @@ class OftV2(Trained):
 
     `terms` is the number of terms of the Cayley-Neumann series, R = I + 2 Q + 2 Q^2 + ... +
     `last` * Q^(terms - 1). `last` is 1 from PEFT 0.18 on, and 2 before it. With `last` 1 PEFT computes the
-    same for 3 terms as for 4. `terms` 0 stands for PEFT's exact R = (I - Q) (I + Q)^-1, the inverse of what
-    the series converges to.
+    same for 3 terms as for 4, and I + 2 Q for 2 terms. `terms` 0 stands for PEFT's exact
+    R = (I - Q) (I + Q)^-1, the inverse of what the series converges to.
 
     Where oft_R.scaled_oft is there (OneTrainer writes it), Q is divided by 2 sqrt(b - 1). `constraint`
     (PEFT's coft) bounds the norm of each Q by constraint / sqrt(n).

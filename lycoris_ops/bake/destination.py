@@ -38,7 +38,10 @@ class Destination:
         return [*index, *self.weights, *(self.weights[0].with_name(file.name) for file in self.copied)]
 
     def check(self, base: ModelFile, *, overwrite: bool) -> None:
-        """Raise WriteError where a file is in the way, or is one of the base's."""
+        """Raise WriteError where a file is in the way or is one of the base's.
+
+        A folder that holds another model is refused too.
+        """
         for path in self.files:
             for source in (base.path, *(shard.path for shard in base.shards), *map(str, self.copied)):
                 check_other(path, source)

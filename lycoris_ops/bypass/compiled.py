@@ -162,7 +162,7 @@ def _form_of_blend(total: Tensor, base: Tensor, found: Tensor, number: Tensor, i
 
 
 given = _operation("given(Tensor x, Tensor number, ScalarType? dtype) -> Tensor", _given, _form_of_given)
-"""What a module is given in place of x. Here and below, `narrowing` returns `dtype` outside of graphs."""
+"""What a module is given in place of x. Here and below, `dtype` is what `narrowing` returned in tracing."""
 change = _operation(
     "change(Tensor x, Tensor? given, Tensor(a!) y, Tensor number, ScalarType? dtype) -> ()",
     _change,

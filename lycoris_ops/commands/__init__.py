@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit status. By default it is the command line of this process."""
+    """Run `arguments`, by default those of this process, as a command line, and return the exit status."""
     options = _parser().parse_args(arguments)
     before = output_state(options)
     stdout: object = sys.stdout

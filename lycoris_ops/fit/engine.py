@@ -125,8 +125,8 @@ def fit_layers(
     most, and each source is read twice, first to be measured. A budget in bytes also pays for `metadata` and
     for `kept`, the layers that stay as they are.
 
-    Raises PlanError for a size that cannot be met, LayerError, with the layer, for values that are not finite
-    or do not fit the dtype.
+    Raises PlanError for a size that cannot be met, and where nothing is left of the changes. Raises
+    LayerError, with the layer, for values that are not finite or do not fit the dtype.
     """
     return _Engine(sources, settings, progress, metadata or {}, kept or {}).run()
 

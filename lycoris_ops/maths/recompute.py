@@ -40,10 +40,10 @@ def transformed() -> bool:
 
 
 def hadamard(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, scale: float) -> Tensor:
-    """scale * (w1_a @ w1_b) * (w2_a @ w2_b); autograd saves only the factors.
+    """scale * (w1_a @ w1_b) * (w2_a @ w2_b), with w?_a (O, r) and w?_b (r, K).
 
-    Plain autograd would save both products, each as large as the result. torch's checkpoint saves as little,
-    but takes 1.5 to 4 times as long.
+    Autograd saves only the factors. Plain autograd would save both products, each as large as the result.
+    torch's checkpoint saves as little, but takes 1.5 to 4 times as long.
     """
     factors = (w1_a, w1_b, w2_a, w2_b)
     if transformed() or not any(factor.requires_grad for factor in factors):

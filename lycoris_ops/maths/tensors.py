@@ -19,7 +19,7 @@ _linalg = cast("Any", torch.linalg)
 
 CPU = torch.device("cpu")
 PIECE = 1 << 20
-"""Number of elements that `largest` takes at a time where it needs a wider copy of them."""
+"""Number of elements that are taken at a time where a wider copy of them is needed."""
 
 SEVERAL_IN_ONE: frozenset[Any] = frozenset({getattr(torch, "float4_e2m1fn_x2", None)})
 """Dtypes that torch counts as floating-point, though each of their elements packs two values."""
@@ -58,7 +58,7 @@ def largest(tensor: Tensor) -> float:
 
 
 def largest_of(tensors: Sequence[Tensor]) -> list[float]:
-    """`largest` of each tensor, with one wait for each device that they are on.
+    """`largest` of each tensor, with one wait for each device and `compute_dtype` that they have.
 
     One pass without a copy: it costs about as much as a sum, a tenth of `isfinite().all()`.
     """

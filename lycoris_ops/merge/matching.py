@@ -130,8 +130,9 @@ class ChangedPlace:
 def by_name(entries: Sequence[Entry]) -> list[ChangedPlace]:
     """The layers of several adapters, matched by their names.
 
-    Raises LycorisError where the adapters name layers in different ways or have block rules, and MatchError
-    where they have no layer in common.
+    Raises LycorisError where the adapters name layers in different ways or have block rules, MatchError where
+    they have no layer in common, and LayerError for a layer of unknown or different shape, or one that
+    enlarges its weight.
     """
     dialects = {entry.adapter.dialect for entry in entries}
     if len(dialects) > 1:
@@ -236,7 +237,8 @@ def by_weight(entries: Sequence[Entry], base: Weights) -> tuple[list[ChangedPlac
     """The layers of several adapters, matched by the weights of a model that they change.
 
     Also returns the layers that have no place in the model, each with the reason and, where there are several
-    adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model.
+    adapters, with its adapter's name. Raises MatchError where an adapter does not fit the model, and
+    LayerError for a layer that enlarges its weight.
     """
     resolution = resolve(
         Stack(entries), base.shapes, absent_because="it is not part of the model that is given"

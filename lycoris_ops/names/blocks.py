@@ -204,7 +204,7 @@ class _Part:
 
     @cached_property
     def main(self) -> str:
-        """The family with the most text blocks; "" for none."""
+        """The family with the most blocks, those of vision towers left out; "" for none."""
         of_text = [family for family in self.families if "vis" not in family]
         return max(of_text, key=lambda family: self.families[family], default="")
 

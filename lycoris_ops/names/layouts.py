@@ -14,7 +14,7 @@ def own(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
 
 
 def diffusers(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """The paths in diffusers' model; none for a model that diffusers does not have."""
+    """The paths in diffusers' model; empty for a model that diffusers does not have."""
     model = recognise(shapes)
     return model.in_diffusers() if model else {}
 
@@ -22,7 +22,7 @@ def diffusers(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
 def diffusers_lokr(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
     """The paths in diffusers' model after it has fused all projections, as it does to read LoKr.
 
-    None for a model that diffusers reads no LoKr for.
+    Empty for a model for which diffusers reads no LoKr.
     """
     model = recognise(shapes)
     return model.in_diffusers_with_lokr() if model else {}

@@ -391,8 +391,8 @@ def ranks_of(members: Sequence[ConfiguredLayer[Any]], module: Module) -> dict[st
 def common(members: Sequence[ConfiguredLayer[W]], needed: str, value_of: Callable[[W], T]) -> T:
     """The value that all layers want.
 
-    Raises ConflictError where layers want different ones, naming the first that differs from most. `needed`
-    says in the error what PEFT needs: `one size of block`.
+    Raises ConflictError, with the first layer that differs from most, where layers want different ones.
+    `needed` says in the error what PEFT needs: `one size of block`.
     """
     value = Counter(value_of(member.wanted) for member in members).most_common(1)[0][0]
     for member in members:
@@ -426,5 +426,5 @@ def release(fields: Fields) -> tuple[int, ...]:
 
 
 def _number(value: float) -> int | float:
-    # A whole number without a fraction, like PEFT's own r and lora_alpha.
+    # 16 and not 16.0, as PEFT writes r and lora_alpha.
     return int(value) if value.is_integer() else value

@@ -1,7 +1,7 @@
 """Sum the gradients of a model's weights over batches, without changing the model.
 
-They are computed from a layer's inputs and the gradients of its outputs. So it does not matter whether the
-weight is frozen or quantised.
+Those of linear layers, convolutions and embeddings are computed from a layer's inputs and the gradients of
+its outputs, so their weights may be frozen or quantised. All others are autograd's own.
 """
 
 from __future__ import annotations

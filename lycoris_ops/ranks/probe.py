@@ -189,7 +189,7 @@ def probe(
 
     The model runs in its own mode and dtype and on its own device. Hooks of accelerate may load its weights
     within each pass. Modules with running statistics use them, as in training.
-    `progress` is called with the number of layers done.
+    `progress` is called with the numbers of layers done and of all layers.
 
     In several processes (`torchrun`) all call this with the same arguments. Each takes every n-th batch and
     finds the singular vectors of every n-th layer. All return the same probe as a single process would.

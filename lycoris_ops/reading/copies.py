@@ -71,9 +71,9 @@ def uses_of(info: LayerInfo, places: Sequence[Target], targets: Targets) -> list
 def find_copies(adapter: Adapter, uses: Sequence[Use]) -> dict[str, str]:
     """The layers of an adapter that only repeat others, each mapped to a layer that it repeats.
 
-    uses: what the layers change in a model. Where two layers change the same rows, the one with more rows is
-    kept, else the first in the file. The tensors of a layer are read only where another layer has some of its
-    rows.
+    `uses` are what the layers change in a model. Where two layers change the same rows, the one with more
+    rows is kept, else the first in the file. The tensors of a layer are read only where another layer has
+    some of its rows.
 
     Raises MatchError where two layers change the same rows differently, or where layers share only some of
     their rows.
@@ -132,7 +132,7 @@ def _met(use: Use, others: list[Use]) -> list[Use]:
 def _check_copy(adapter: Adapter, use: Use, others: list[Use], original: Use) -> None:
     """Raise MatchError unless `others` cover the rows of `use` and change them as it does.
 
-    original: any other use of the same rows, for the error.
+    `original` is any other use of the same rows, for the error.
     """
     end: float = use.span[0]
     for other in others:

@@ -22,7 +22,7 @@ class Configs:
     Each configuration in the file is for one part of a model. The one beside the file counts only if the file
     holds none. Then every layer with PEFT's prefix follows it. But in a folder of many files it may belong to
     another file, so a layer that only has PEFT's suffixes must also have the configuration's rank. A layer
-    with an alpha of its own follows no configuration.
+    that has a tensor of the alpha that scales it follows no configuration.
     """
 
     own: Mapping[str, Config[Any]]

@@ -22,7 +22,9 @@ class Entry:
     subtracts. `strength_clip` does the same for the text encoders; None means `strength`. `rules` multiply
     both in each layer. `schedule` multiplies the strength of the diffusion model over the sampling. Text
     encoders run before that, so their strength is constant. `mask` multiplies the strength over the places of
-    a picture, and `factors` for each picture of a batch. Raises LycorisError for a number that is not finite.
+    a picture, and `factors` for each picture of a batch.
+
+    Raises LycorisError for a number that is not finite, and for an `adapter` that is none.
     """
 
     adapter: Adapter
@@ -81,7 +83,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Stack:
-    """Adapters that are applied together. Each one sees the base weight, so their order does not matter."""
+    """Adapters that are applied together. Each one sees the base weight, so their order does not matter.
+
+    Raises LycorisError for an entry that is no `Entry`.
+    """
 
     entries: tuple[Entry, ...] = ()
 

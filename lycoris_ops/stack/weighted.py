@@ -23,8 +23,9 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
     match its names. So do different strengths for model and text encoder, if a layer's name does not show
     which of the two it changes.
 
-    Raises LycorisError where the model is needed and is not given, where a layer has no place in it, or
-    nothing is left; LayerError for a layer whose effect is no product of its tensors (DoRA, OFT, BOFT).
+    Raises LycorisError where the model is needed and is not given, where a layer has no place in it, where
+    nothing is left, and as `Stack.check_constant` does. Raises LayerError for a layer whose effect is no
+    product of its tensors (DoRA, OFT, BOFT).
     """
     Stack([entry]).check_constant("be saved with it")
     adapter = entry.adapter

@@ -142,7 +142,7 @@ def first_of(batches: Batches, seed: int) -> Any:
 
 
 def no_validation() -> TrainError:
-    """The error for batches to validate with that are none."""
+    """The error where there are no batches to validate with."""
     return TrainError("there are no batches to validate with", got="an empty iterable, or one used up")
 
 

@@ -61,9 +61,10 @@ class LayerSettings:
     conv_rank: int | None = None
     """The rank of convolutions whose kernel is larger than 1; None for `rank`."""
     conv_alpha: float | None = None
-    """The alpha of these convolutions; None for the same scale as other layers."""
+    """The alpha of these convolutions; None for the same alpha / rank as other layers."""
     factor: int | None = None
-    """LoKr: the size of the first factor, see `maths.shapes.factorization`; None for the most even split."""
+    """LoKr: the size of the first factor, see `maths.shapes.factorization`; None or -1 for the most
+    even split."""
     decompose_both: bool = False
     """LoKr: both factors are low-rank where that saves parameters."""
     tucker: bool = False

@@ -118,7 +118,10 @@ class LowRankForward:
 
 
 def _divided(runs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """An `alpha` for each run of scales, and what is left of each scale: 1 where its run has but one."""
+    """An `alpha` for each run of scales, and what is left of each scale.
+
+    The scale that all layers of a run share becomes its `alpha` and leaves 1. Else the `alpha` is 1.
+    """
     even = [len(set(scales)) == 1 for scales in runs]
     alphas = [scales[0] if one else 1.0 for scales, one in zip(runs, even, strict=True)]
     rest = [1.0 if one else scale for scales, one in zip(runs, even, strict=True) for scale in scales]

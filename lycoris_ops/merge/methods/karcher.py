@@ -19,6 +19,8 @@ SETTLED = 1e-10
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = m (sum of a_i ||D_i||) u, with a_i = |w_i| / sum of |w_j| and m the mean of |w_i|.
 
+    A change of 0 counts in m alone.
+
     u is the direction that minimises the sum of a_i angle(u, d_i)^2, where d_i is D_i / ||D_i|| with the sign
     of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), starting at the direction of sum of a_i
     d_i. As u stays a linear combination of the D_i, only their inner products are needed.

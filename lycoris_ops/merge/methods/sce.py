@@ -18,8 +18,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * sum over A of c_i X_i / sum over A of c_i, for each value, with X_i = w_i D_i.
 
     Select: keep the share `select` of the places where the adapters differ, those with the highest variance;
-    all other values become 0. Calculate: c_i is the mean of X_i^2 over the sum of these means. Erase: A is
-    the set of adapters with the sign of the sum of all X_i. A single change has no variance and is kept
+    all other values become 0. Calculate: c_i is the mean of X_i^2, divided by the sum of these means. Erase:
+    A is the set of adapters with the sign of the sum of all X_i. A single change has no variance and is kept
     whole.
     """
     if deltas.count == 1:

@@ -144,7 +144,7 @@ def _holds(kind: type[Layer], takes_lokr: bool) -> bool:
 
 
 def _tensors(layer: Layer, asked: Asked) -> Encoded:
-    """A layer in PEFT's form, with the configuration that its classes need; this holds the scale."""
+    """A layer in PEFT's form, with the configuration that its classes need and that holds the scale."""
     rows = isinstance(layer, Full) and layer.set_rows is not None
     kind = tokens.TrainableTokensConfig if rows else kind_of(type(layer))
     if kind is None:

@@ -40,7 +40,7 @@ class Parts:
         return set(self.shapes) - {UNET}
 
     def number(self, encoder: str) -> int:
-        """The number of a text encoder in diffusers' pipeline for this model, counted from 1."""
+        """The number of a text encoder in diffusers' pipeline, counted from 1; 1 where it is not known."""
         if self.encoders == {"llama", "clip_l"}:
             return 1 if encoder == "llama" else 2
         order = self.layout.encoders or [name for name in ORDER if name in self.encoders]

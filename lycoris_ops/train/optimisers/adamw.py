@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101), torch's. The fused form is used unless the options name a form."""
+"""AdamW (arXiv 1711.05101), torch's. On CPUs and CUDA in its fused form, unless the options name a form."""
 
 from __future__ import annotations
 
