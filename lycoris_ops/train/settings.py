@@ -51,8 +51,8 @@ class LayerSettings:
 
     The change is scaled by alpha / rank. With `alpha` None, alpha is the rank and the scale is 1. With
     `rslora` the scale is alpha / sqrt(rank) (Kalajdzievski, 2312.03732), and the file holds an alpha that
-    gives the same scale. `rank` is the size of a block for oft and boft, and has no meaning for full, norm
-    and ia3.
+    gives the same scale. `rank` is the size of a block for rotations (oft, oftv2, boft, boft_peft), and has
+    no meaning for full, norm and ia3.
     """
 
     algorithm: str = "lora"
