@@ -82,7 +82,8 @@ def outputs() -> list[Any]:
         output(
             io.LoraModel,
             "lora",
-            "The same for ComfyUI's own Load LoRA Model and Save LoRA Weights. Of a pair the high-noise one.",
+            "The same for ComfyUI's own Load LoRA Model and Save LoRA Weights. For a pair it is the "
+            "high-noise one.",
         ),
         output(io.LossMap, "loss_map", "All losses, for ComfyUI's Plot Loss Graph."),
         output(io.Image, "curves", "A picture of the losses over the steps, and of what a search tried."),
@@ -91,7 +92,7 @@ def outputs() -> list[Any]:
             display_name="steps",
             tooltip="How many steps were made, in all runs together.",
         ),
-        output(io.String, "path", "The full path of the saved file. Of a pair the high-noise one."),
+        output(io.String, "path", "The full path of the saved file. For a pair it is the high-noise one."),
         report_output(),
     ]
 
@@ -286,7 +287,7 @@ def _optimisation() -> list[Any]:
         ),
         number_input(
             "weight_decay",
-            "Each step shrinks the factors by this share of the rate: 0.01 is usual for AdamW elsewhere.",
+            "Each step shrinks the factors by this number times the rate: 0.01 is usual for AdamW elsewhere.",
             most=10.0,
             step=0.001,
             round=False,
@@ -440,8 +441,8 @@ def _output() -> list[Any]:
         ),
         _every(
             "checkpoint_every",
-            "Steps between two checkpoints. 0: only the best, and the last, which is written every ten "
-            "minutes too.",
+            "Steps between two checkpoints. 0: only `best` and `last`. `last` is written every ten minutes "
+            "in any case.",
         ),
         _every(
             "sample_every",
