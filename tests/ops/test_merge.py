@@ -64,6 +64,13 @@ def test_methods_give_what_mergekit_gives(
     assert error(merged(method, Deltas(changes, strengths, SHAPE), **options), RECORDED[record]) < 1e-6
 
 
+def test_a_change_opposite_to_the_mean_does_not_turn_it() -> None:
+    for _ in range(5):
+        change = [LowRank(torch.randn(SHAPE[0], 2), torch.randn(2, SHAPE[1]), 1.0)]
+        found = merged("karcher", Deltas([change, change], [1.0, -0.5], SHAPE))
+        assert error(found, 0.75 * dense(change)) < 1e-6
+
+
 def test_methods_give_what_peft_gives() -> None:
     changes = list(RECORDED["deltas"])
     deltas = Deltas([[Dense(one)] for one in changes], STRENGTHS, SHAPE)

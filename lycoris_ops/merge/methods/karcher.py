@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,8 @@ from ..method import MergeMethod, Options
 STEPS = 100
 SETTLED = 1e-10
 """The mean is found once a step turns by less than this angle."""
+OPPOSITE = 1e-6
+"""Within this angle of the opposite direction no way round is the shorter one."""
 
 
 def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
@@ -23,7 +26,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
 
     u is the direction that minimises the sum of a_i angle(u, d_i)^2, where d_i is D_i / ||D_i|| with the sign
     of its strength. It is found by u <- exp_u(sum of a_i log_u(d_i)), starting at the direction of sum of a_i
-    d_i. As u stays a linear combination of the D_i, only their inner products are needed.
+    d_i. As u stays a linear combination of the D_i, only their inner products are needed. A d_i opposite to u
+    does not turn it.
     """
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
     norms = deltas.gram.diagonal().clamp(min=0).sqrt()
@@ -47,6 +51,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         cosines = inner(u, directions).clamp(-1, 1)
         angles = cosines.acos()
         factors = torch.where(angles > 1e-12, angles / angles.sin().clamp(min=1e-300), 1.0)
+        factors[math.pi - angles < OPPOSITE] = 0.0
         step = (shares * factors) @ directions - (shares * factors * cosines).sum() * u
         length = inner(step, step).clamp(min=0).sqrt()
         if float(length) < SETTLED:
