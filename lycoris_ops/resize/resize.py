@@ -53,9 +53,9 @@ def resize_adapter(
     "auto" adds parameters until one more would keep less of the change than a parameter of the full weights
     does on average. A budget in bytes counts the whole file, with its tensors in their new dtype. `algorithm`
     is a kind in FITTED, "auto" to give each layer the kind that keeps most for its bytes, or "same" to keep
-    each layer's kind. Some layers stay the same, bit for bit: norms, biases, layers that enlarge their
-    weight, and those that already have the kind and are small enough. alpha follows the rank, so the scale of
-    the factors stays.
+    each layer's kind if it is in FITTED, and else to make a LoRA. Some layers stay the same, bit for bit:
+    norms, biases, layers that enlarge their weight, and those that already have the kind and are small
+    enough. alpha follows the rank, so the scale of the factors stays.
 
     `base` is the model: a safetensors file, whose quantised weights `codec` reads, or a state dict. It is
     needed for kinds whose change depends on the weight (DoRA, OFT, BOFT, IA3, GLoRA, T-LoRA, and full layers

@@ -33,7 +33,7 @@ class StepBatches:
 
     own: list[Any] = field(default_factory=list[Any])
     beside: list[Any] = field(default_factory=list[Any])
-    """Batches of other processes that this one passes too, because a sharded model needs all processes."""
+    """Batches of other processes that this process runs too, because a sharded model needs all processes."""
     of: int = 0
     """How many batches the step has in all processes together."""
 

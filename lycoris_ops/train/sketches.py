@@ -1,8 +1,8 @@
 """Recognise the data of a training, even after they were computed again.
 
 The same picture encoded again on a GPU does not give the same bits. So each sample is recognised by a few
-random projections of its values (Johnson and Lindenstrauss, 1984). If the values change a little, so do the
-projections. Another sample has quite different projections.
+random projections of its values (Johnson and Lindenstrauss, 1984). A small change of the values is a small
+change of the projections. Another sample has quite different projections.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class LowRankForward:
         ]
         if len(set(alphas)) == 1:
             return self._raised(y, joined(parts, 1), up, alphas[0])
-        # Each has the `alpha` that it has alone, so that one whose factor is 1 is rounded as it is alone.
+        # Each run keeps its own `alpha`, so that a run with the factor 1 is rounded as without the others.
         for part, own, alpha in zip(parts, self._cut(up, runs), alphas, strict=True):
             y = self._raised(y, part, own, alpha)
         return y

@@ -70,7 +70,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     found = _lokr(layer, asked) if isinstance(layer, Lokr) else _lora(layer, asked)
     if asked.dtype is None:
         return found
-    # The factor that holds the scale may be in a wider dtype, but this one was asked for.
+    # Also the factor that holds the scale, which may be in a wider dtype.
     return replace(
         found,
         tensors={suffix: tensor.to(asked.dtype) for suffix, tensor in found.tensors.items()},
@@ -81,7 +81,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
 def _lora(layer: Layer, asked: Asked) -> Encoded:
     """A LoRA layer with its scale multiplied into one factor.
 
-    That is `lora_B` if its dtype holds the product exactly, else `lora_A` if that one's dtype does. If
+    That is `lora_B` if its dtype holds the product exactly, else `lora_A` if its own dtype does. If
     neither does, it is `lora_B` in float32.
 
     Raises LayerError for other kinds, embeddings, values of a bias, and OLoRA with a scale other than 1.
