@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
+from importlib.machinery import PathFinder
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -130,6 +131,13 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
         spec = importlib.util.spec_from_file_location(file.stem, file)
         if not file.is_file() or spec is None or spec.loader is None:
             raise LycorisError("there is no such file", key=entry, got=str(file))
+        other = PathFinder.find_spec(file.stem)
+        if file.stem in sys.stdlib_module_names or (other and other.origin != str(file.resolve())):
+            raise LycorisError(
+                "the task's file has the name of another module, which would be replaced",
+                file=str(file),
+                hint="Rename the file",
+            )
         module = importlib.util.module_from_spec(spec)
         # Registered as an import would do it, so that worker processes find what the file defines.
         sys.modules[spec.name] = module

@@ -87,6 +87,8 @@ def test_bad_settings(
         ("task.py:task", "task.py:tusk", "no such function"),
         ("task.py:task", "tusk.py:task", "no such file"),
         ("task.py:task", "nowhere:task", "cannot be imported"),
+        ("task.py:task", "queue.py:task", "has the name of another module"),
+        ("task.py:task", "torch.py:task", "has the name of another module"),
         ("task.py:task", "task.py:model", "returns something else"),
         ("entry = 'task.py:task'", "", "names no task"),
         ("task.py:task", "task.py", "names no task (found 'task.py'; expected module:function or file.py:"),
@@ -102,6 +104,8 @@ def test_bad_tasks_and_networks(
 ) -> None:
     file = Path(settings(tmp_path))
     file.write_text(file.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    for name in ("queue.py", "torch.py"):
+        (tmp_path / name).write_text("", encoding="utf-8")
     assert main(["train", str(file)]) == 2
     assert message in capsys.readouterr().err
 
