@@ -1,11 +1,11 @@
 """Sliders of three attributes of drawn discs: how an attribute follows the strength, and what else moves.
 
-`python -m tests.bench.slider [--steps N] [--ways NAME ...] [--attributes NAME ...]` prints a table. A small
-flow transformer of FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16 with one to four
-discs of one radius and one shade. Its captions name a size, a shade and a number, or leave them open. Train
-LyCORIS Slider trains a slider for each of these attributes, from the word for less of it to the word for
-more, and ComfyUI samples with it at seven strengths from the same noise. Attributes are measured on the
-pictures, as `attributes` says.
+`python -m tests.bench.slider [--steps N] [--seed N] [--ways NAME ...] [--attributes NAME ...]` prints a
+table. A small flow transformer of FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16
+with one to four discs of one radius and one shade. Its captions name a size, a shade and a number, or leave
+them open. Train LyCORIS Slider trains a slider for each of these attributes, from the word for less of it to
+the word for more, and ComfyUI samples with it at seven strengths from the same noise. Attributes are measured
+on the pictures, as `attributes` says.
 
 "words" is no slider: the model alone samples with the word for less, with no word and with the word for
 more. "prompts" are sliders between two prompts. "pictures" are sliders of rows of pictures that differ only
@@ -16,7 +16,8 @@ layers, rank, steps and rate.
 strength -1 to 1, as a share of the range in which the pictures were drawn. "drift" is the farthest that each
 other attribute goes from its mean at strength 0, as a share of its range, with the standard error over the
 pictures. "beyond words" is how far it is at most, at strength -1 or 1, from where the word for less or more
-takes it.
+takes it. "without" is how many pictures have no discs, at the strength with the most of these. They have
+neither size nor shade.
 """
 
 from __future__ import annotations
@@ -80,22 +81,20 @@ class Drawn:
     """For each picture what is said of its size, shade and count."""
 
 
-def shares_of(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For each picture where in their ranges its size, shade and number are (N, 3), and the order in which
-    the quarters get a disc (N, 4)."""
-    return torch.rand((count, 3), generator=draw), torch.rand((count, MOST), generator=draw).argsort(1)
+def painted(shares: Tensor) -> Tensor:
+    """Pictures (N, 1, 16, 16) of discs of one radius and shade, each in the middle of its own quarter.
 
-
-def painted(shares: Tensor, order: Tensor) -> Tensor:
-    """Pictures (N, 1, 16, 16) of discs of one radius and shade, each in the middle of its own quarter."""
+    `shares` (N, 3) say where in their ranges the size, shade and number of each picture are. The discs fill
+    the quarters in one order. In a random order this small model decided on each quarter almost by itself,
+    and left some pictures empty.
+    """
     radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * shares[:, 0]
     shade = SHADE[0] + (SHADE[1] - SHADE[0]) * shares[:, 1]
     discs = 1 + (MOST * shares[:, 2]).long()
     line = torch.arange(SIDE) + 0.5
     inside = torch.zeros(len(shares), SIDE, SIDE)
     for place in range(MOST):
-        quarter = order[:, place]
-        row, column = (4 + 8 * at[:, None, None] for at in (quarter // 2, quarter % 2))
+        row, column = (4 + 8 * at for at in divmod(place, 2))
         far = ((line[:, None] - row) ** 2 + (line - column) ** 2).sqrt()
         disc = (0.5 + radius[:, None, None] - far).clamp(0, 1)
         inside = torch.maximum(inside, disc * (place < discs)[:, None, None])
@@ -105,7 +104,7 @@ def painted(shares: Tensor, order: Tensor) -> Tensor:
 def drawn(count: int, seed: int) -> Drawn:
     """Pictures with captions. A word is open in a random third, and where the attribute is about average."""
     draw = torch.Generator().manual_seed(seed)
-    shares, order = shares_of(count, draw)
+    shares = torch.rand((count, 3), generator=draw)
     said = torch.rand((count, 3), generator=draw) < 2 / 3
     words = [
         [
@@ -114,7 +113,7 @@ def drawn(count: int, seed: int) -> Drawn:
         ]
         for row, own in zip(shares.tolist(), said.tolist(), strict=True)
     ]
-    return Drawn(painted(shares, order), words)
+    return Drawn(painted(shares), words)
 
 
 def encoded(words: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
@@ -172,8 +171,9 @@ def at_any_guidance(base: nn.Module) -> dict[str, Tensor]:
 class Discs:
     """The trained model in the host."""
 
-    def __init__(self, nodes: Any, folder: Path) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: Any, folder: Path, seed: int) -> None:
+        """`seed` is that of the sliders' trainings. The model is always the same."""
+        self.nodes, self.seed = nodes, seed
         place = folder / "models" / "diffusion_models"
 
         def untrained() -> nn.Module:
@@ -185,7 +185,7 @@ class Discs:
             with differentiable(module):
                 return self._loss(module, batch)
 
-        recipe = ("discs", SIZES, BASE_STEPS, BASE_BATCH, BASE_LR)
+        recipe = ("discs in order", SIZES, BASE_STEPS, BASE_BATCH, BASE_LR)
         base = trained("discs", recipe, untrained, self._batches, loss, steps=BASE_STEPS, lr=BASE_LR)
         save_file(at_any_guidance(base), place / "discs.safetensors")
         self.model = nodes.UNETLoader().load_unet("discs.safetensors", "default")[0]
@@ -234,6 +234,7 @@ class Discs:
             "learning_rate": LR,
             "rank": RANK,
             "batch_size": BATCH,
+            "seed": self.seed,
             "filename_prefix": f"slider-{os.getpid()}/{name}",
         }
         known = {"model": self.model, "positive": [OPEN]}
@@ -246,11 +247,11 @@ class Discs:
 
     def of_pictures(self, name: str, steps: int) -> str:
         """A slider of rows of pictures that differ only in the attribute."""
-        shares, order = shares_of(ROWS, torch.Generator().manual_seed(7))
+        shares = torch.rand((ROWS, 3), generator=torch.Generator().manual_seed(7))
         rows: list[Tensor] = []
         for strength in AT:
             shares[:, list(RANGES).index(name)] = 0.5 + REACH * strength
-            rows.append(painted(shares, order))
+            rows.append(painted(shares))
         latents = functional.pixel_unshuffle(torch.stack(rows, 1).flatten(0, 1), FOLD)
         samples = self.model.model.process_latent_out(latents)
         strengths = ", ".join(map(str, AT))
@@ -265,7 +266,7 @@ class Discs:
         """
         network, like = self.model.model.diffusion_model, self.of_pictures(name, 1)
         layers = {key.partition(".lora_")[0] for key in load_file(like) if ".lora_" in key}
-        draw = torch.Generator().manual_seed(0)
+        draw = torch.Generator().manual_seed(self.seed)
         said = [(text[0][0], text[0][1]["pooled_output"]) for text in (OPEN, *ends_of(name))]
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         strength, hooks = 0.0, []
@@ -370,6 +371,7 @@ class Followed:
             "yes" if (np.diff(own) > 0).all() else "no",
             f"{self.r2:.3f}",
             self.drift([self.found[len(self.found) // 2]] * len(self.found)),
+            max(int((one["count"] == 0).sum()) for one in self.found),
         ]
 
 
@@ -383,6 +385,7 @@ def farthest(moves: Sequence[Tensor]) -> tuple[float, float]:
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--steps", type=int, default=500)
+    made.add_argument("--seed", type=int, default=0)
     made.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     made.add_argument("--attributes", nargs="+", choices=list(RANGES), default=list(RANGES))
     options = made.parse_args()
@@ -393,7 +396,7 @@ def main() -> None:
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     with torch.inference_mode(mode=False):
-        discs = Discs(nodes, folder)
+        discs = Discs(nodes, folder, options.seed)
     for name, pictures in (("drawn", drawn(256, 3).pictures), ("sampled", discs.pictures(None, 0.0))):
         means = {key: round(float(value.nanmean()), 2) for key, value in attributes(pictures).items()}
         print(name, means, flush=True)
@@ -412,6 +415,7 @@ def main() -> None:
         "monotone",
         "R2",
         "drift",
+        "without",
         "beyond words",
         "CPU s",
     )
