@@ -54,7 +54,7 @@ def times(tensor: Tensor, factor: float) -> Tensor:
 
 def largest(tensor: Tensor) -> float:
     """The largest absolute value; NaN where there is one, 0 for no values."""
-    return largest_of([tensor])[0]
+    return float(largest_on_device(tensor))
 
 
 def largest_of(tensors: Sequence[Tensor]) -> list[float]:
@@ -67,7 +67,9 @@ def largest_of(tensors: Sequence[Tensor]) -> list[float]:
         groups.setdefault((tensor.device, compute_dtype(tensor.dtype)), []).append(number)
     found = [0.0] * len(tensors)
     for (_, dtype), numbers in groups.items():
-        read: Any = torch.stack([largest_on_device(tensors[number]).to(dtype) for number in numbers])
+        ends = [end for number in numbers for end in _ends(tensors[number])]
+        # `amax` gives NaN where there is one.
+        read: Any = torch.stack(ends).to(dtype).view(-1, 2).abs().amax(1)
         for number, value in zip(numbers, cast("list[float]", read.tolist()), strict=True):
             found[number] = value
     return found
@@ -75,16 +77,24 @@ def largest_of(tensors: Sequence[Tensor]) -> list[float]:
 
 def largest_on_device(tensor: Tensor) -> Tensor:
     """`largest` as a tensor without dimensions, without waiting for the device."""
-    flat = tensor.detach().reshape(-1)
+    low, high = _ends(tensor)
+    # `maximum` gives NaN where either is NaN.
+    return torch.maximum(-low, high)
+
+
+def _ends(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Two values of which the larger absolute one is `largest`, as tensors without dimensions."""
+    flat = tensor.detach()
     if not flat.numel():
-        return torch.zeros((), device=flat.device)
+        zero = torch.zeros((), device=flat.device)
+        return zero, zero
     if flat.itemsize > 1:
-        low, high = flat.aminmax()
-        # `maximum` gives NaN where either is NaN.
-        return torch.maximum(-low, high)
+        return flat.aminmax()
     # torch compares no float8.
+    flat = flat.reshape(-1)
     pieces = [flat[start : start + PIECE].float().abs().amax() for start in range(0, flat.numel(), PIECE)]
-    return torch.stack(pieces).amax()
+    top = torch.stack(pieces).amax()
+    return top, top
 
 
 def is_finite(tensor: Tensor) -> bool:
