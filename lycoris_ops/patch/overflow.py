@@ -8,7 +8,7 @@ weight is patched and its values are checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,16 +47,11 @@ class Bound:
         )
 
 
-def patch_checked(
-    weight: Tensor,
-    bounds: Sequence[Bound],
-    strengths: Sequence[float],
-    patch: Callable[[Tensor], object],
-) -> None:
-    """Call `patch`, which adds the changes of layers to a weight in place, unless one of them overflows.
+def overflow_of(weight: Tensor, bounds: Sequence[Bound], strengths: Sequence[float]) -> LayerError | None:
+    """The error to raise where changes make a finite weight NaN or infinite; None where they cannot.
 
-    Raises LayerError for a strength beyond the range of the sum's dtype, and where a finite weight would
-    become NaN or infinite, with file and key of the layer. The weight is then unchanged.
+    It names the file and key of a layer. Raises LayerError for a strength beyond the range of the sum's
+    dtype.
     """
     wide = torch.finfo(compute_dtype(weight.dtype)).max
     for strength in strengths:
@@ -77,15 +72,9 @@ def patch_checked(
     ]
     # Written so that NaN does not count as small.
     if sum(most for most, _ in shares) <= SHARE and sum(within for _, within in shares) <= SHARE:
-        patch(weight)
-        return
+        return None
     worst = bounds[max(range(len(bounds)), key=lambda n: max(_size(share) for share in shares[n]))]
-    error = overflow(weight.dtype).within(file=worst.file, key=worst.key)
-    copy = weight.clone()
-    patch(copy)
-    if not is_finite(copy) and is_finite(weight):
-        raise error
-    weight.copy_(copy)
+    return overflow(weight.dtype).within(file=worst.file, key=worst.key)
 
 
 def _size(share: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,14 +15,14 @@ from ..algorithms.base import Dependent, Form
 from ..algorithms.checks import a_layer
 from ..changes.forms import Additive, Dense, add_up
 from ..discovery import discover
-from ..errors import LayerError
+from ..errors import LayerError, located
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows, Shape
-from ..maths.tensors import CPU, padded
+from ..maths.tensors import CPU, is_finite, padded
 from . import groups
 from .groups.group import Group
-from .overflow import Bound, patch_checked
-from .registry import apply_plan, path_report
+from .overflow import Bound, overflow_of
+from .registry import Patch, apply_plans, path_report
 
 Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
 
@@ -35,6 +35,10 @@ FUSE: dict[type[Form], Fuse] = {
 Its arguments are the forms, the index of each form's layer in the plan's strengths, and the number of tensors
 that the plan holds already. It returns the group and the group's own tensors.
 """
+
+
+_Draft = tuple[Shape, Shape, tuple[tuple[Group, Rows | None], ...], tuple[Tensor, ...], tuple[float, ...]]
+"""The first five fields of a plan."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,12 @@ class PatchPlan:
         """`build` for each (shape, device, layers), with one wait for each device in all."""
         drafts = [cls._draft(tuple(shape), torch.device(device), layers) for shape, device, layers in weights]
         bounds = iter(Bound.all_of([one for _, bounded in drafts for one in bounded]))
-        return [replace(plan, bounds=tuple(islice(bounds, len(bounded)))) for plan, bounded in drafts]
+        return [cls(*draft, tuple(islice(bounds, len(bounded)))) for draft, bounded in drafts]
 
-    @classmethod
+    @staticmethod
     def _draft(
-        cls, shape: Shape, device: torch.device, layers: Sequence[tuple[Layer | Part, float]]
-    ) -> tuple[PatchPlan, list[tuple[Additive, int, Part]]]:
+        shape: Shape, device: torch.device, layers: Sequence[tuple[Layer | Part, float]]
+    ) -> tuple[_Draft, list[tuple[Additive, int, Part]]]:
         """A plan without bounds, and the forms that they are for, each with its slot and its part."""
         parts = [part_of(layer) for layer, _ in layers]
         final = _enlarged(shape, parts)
@@ -109,7 +113,7 @@ class PatchPlan:
             fused.append((group, rows))
             tensors += [tensor.detach().to(device).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
-        return cls(shape, final, tuple(fused), tuple(tensors), strengths), bounded
+        return (shape, final, tuple(fused), tuple(tensors), strengths), bounded
 
     @property
     def report(self) -> str:
@@ -128,6 +132,26 @@ class PatchPlan:
         returned. Raises LayerError for an integer weight, one of another shape than the plan's, one that no
         path can patch, and where a change overflows; the weight is then unchanged.
         """
+        return _applied([self._patch(weight, tensors, strengths)])[0]
+
+    @staticmethod
+    @torch.no_grad()
+    def apply_all(work: Sequence[tuple[PatchPlan, Tensor, str]]) -> list[Tensor]:
+        """`apply_` for each (plan, weight, name), with the plan's own tensors and strengths.
+
+        No two weights may share memory, because a path may patch many at once. So an error, which has the
+        name of the weight, may come before or after other weights are patched.
+        """
+        patches: list[tuple[Patch, LayerError | None]] = []
+        for plan, weight, name in work:
+            with located(weight=name):
+                patches.append(plan._patch(weight, plan.tensors, plan.strengths, name))
+        return _applied(patches)
+
+    def _patch(
+        self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float], name: str | None = None
+    ) -> tuple[Patch, LayerError | None]:
+        """The patch of a weight, which is enlarged first if a layer enlarges it, and its `overflow_of`."""
         if not weight.is_floating_point():
             raise LayerError(
                 "a weight of this dtype cannot be patched",
@@ -148,10 +172,7 @@ class PatchPlan:
             tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
             for tensor in tensors
         ]
-        patch_checked(
-            weight, self.bounds, strengths, lambda target: apply_plan(self, target, moved, strengths)
-        )
-        return weight
+        return Patch(self, weight, moved, strengths, name), overflow_of(weight, self.bounds, strengths)
 
     def apply_within(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
         """`apply_` for a weight that another patch may have enlarged since the plan was made.
@@ -167,6 +188,20 @@ class PatchPlan:
             weight = padded(weight, [max(pair) for pair in zip(found, self.final, strict=True)])
         self.apply_(weight[tuple(slice(size) for size in self.final)], tensors, strengths)
         return weight
+
+
+def _applied(patches: Sequence[tuple[Patch, LayerError | None]]) -> list[Tensor]:
+    """The weights, after the patches. A patch with an error is tried on a copy, where the error is raised."""
+    for patch, error in patches:
+        if error is None:
+            continue
+        copy = patch.weight.clone()
+        apply_plans([patch._replace(weight=copy)])
+        if not is_finite(copy) and is_finite(patch.weight):
+            raise error.within(weight=patch.name)
+        patch.weight.copy_(copy)
+    apply_plans([patch for patch, error in patches if error is None])
+    return [patch.weight for patch, _ in patches]
 
 
 def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:

@@ -10,24 +10,51 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..discovery import discover
-from ..errors import LayerError
+from ..errors import LayerError, located
 from . import paths
 from .groups.group import PathPlan
 
-Apply = Callable[[PathPlan, Tensor, Sequence[Tensor], Sequence[float]], None]
-"""A function (plan, weight, tensors, strengths) that patches the weight in place.
 
-The weight has the plan's final shape, and the tensors are on its device.
-"""
+class Patch(NamedTuple):
+    """A weight that is to be patched in place, and by what."""
+
+    plan: PathPlan
+    weight: Tensor
+    """It has the plan's final shape."""
+    tensors: Sequence[Tensor]
+    """The plan's tensors, on the weight's device."""
+    strengths: Sequence[float]
+    name: str | None = None
+    """The name of the weight, for errors."""
+
+
+Apply = Callable[[Sequence[Patch]], None]
+"""A function that carries out patches of different weights."""
+
+
+def one_by_one(apply: Callable[[PathPlan, Tensor, Sequence[Tensor], Sequence[float]], None]) -> Apply:
+    """An `Apply` that calls a function (plan, weight, tensors, strengths) for each patch."""
+
+    def apply_all(patches: Sequence[Patch]) -> None:
+        for patch in patches:
+            with located(weight=patch.name):
+                apply(patch.plan, patch.weight, patch.tensors, patch.strengths)
+
+    return apply_all
 
 
 class PathError(Exception):
-    """A path failed before it changed the weight: another path can still patch it."""
+    """A path failed before it changed the weights in `left`: another path can still patch them."""
+
+    def __init__(self, reason: str, left: Sequence[Patch]) -> None:
+        super().__init__(reason)
+        self.left = left
 
 
 @dataclass(frozen=True)
@@ -83,32 +110,39 @@ _FAILED: dict[str, str] = {}
 """The names of paths that failed in this process, with the reason. They are not tried again."""
 
 
-def apply_plan(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> str:
-    """Patch the weight by the first path that can, and return the path's name.
+def apply_plans(patches: Sequence[Patch]) -> None:
+    """Patch each weight by the first path that can.
 
     A path that raises PathError is left out for the rest of the process, with a warning, and the next one is
-    tried. Raises LayerError, with the reason of each path, where none can patch the weight.
+    tried. Raises LayerError, with the reason of each path, where none can patch a weight.
     """
-    refused: list[str] = []
+    left = patches
     for path in PATHS:
-        reason = path.refusal(plan, weight)
-        if reason is None:
-            try:
-                path.apply(plan, weight, tensors, strengths)
-                return path.name
-            except PathError as error:
-                reason = f"it failed: {error}"
-                _FAILED[path.name] = reason
-                warnings.warn(
-                    f"Weights are patched by another path, because {path.name!r} is left out: {reason}",
-                    stacklevel=2,
-                )
-        refused.append(f"{path.name}: {reason}")
+        taken: list[Patch] = []
+        others: list[Patch] = []
+        for patch in left:
+            (others if path.refusal(patch.plan, patch.weight) else taken).append(patch)
+        try:
+            path.apply(taken)
+        except PathError as error:
+            others += error.left
+            _FAILED[path.name] = f"it failed: {error}"
+            warnings.warn(
+                f"Weights are patched by another path, because {path.name!r} is left out: "
+                f"{_FAILED[path.name]}",
+                stacklevel=2,
+            )
+        if not others:
+            return
+        left = others
+    plan, weight = left[0].plan, left[0].weight
+    refused = "; ".join(f"{path.name}: {path.refusal(plan, weight)}" for path in PATHS)
     raise LayerError(
         "no path can patch this weight",
+        weight=left[0].name,
         got=f"{weight.dtype} on {weight.device}",
         expected="a dtype and device that one of the paths takes",
-        hint=f"Not taken by {'; '.join(refused)}",
+        hint=f"Not taken by {refused}",
     )
 
 

@@ -216,9 +216,16 @@ class LycorisNetwork(nn.Module):
                 for value, site, part in work
             ]
         )
+        whole: list[tuple[PatchPlan, Tensor, str]] = []
         for (value, site, part), plan in zip(work, plans, strict=True):
-            with located(weight=part.key), changed_in_place(value) as values:
-                plan.apply_(site.oriented(values) if site else values, plan.tensors, plan.strengths)
+            name = part.key or ""
+            if is_divided(value):
+                # One at a time: the values of all processes are brought together first.
+                with located(weight=name), changed_in_place(value) as values:
+                    plan.apply_(site.oriented(values) if site else values, plan.tensors, plan.strengths)
+            else:
+                whole.append((plan, site.oriented(value) if site else value, name))
+        PatchPlan.apply_all(whole)
 
     # Training.
 

@@ -1,10 +1,11 @@
 """The Triton kernel compiled for cards that are not here: what the compilers say of it.
 
 `python -m tests.bench.compiled [--targets TEXT]` prints a table. It needs Triton, and no GPU. Each row is one
-variant of the kernel for one card. "registers" are those of a thread, "spilled" the bytes of a thread that
-do not fit into them, "shared" the shared memory of a program in KB. "loads" are the instructions that read
-global memory, "wide" those of them that read 16 bytes at once. "divisions" are reciprocals, of which each
-division of whole numbers takes one (of NVIDIA's code alone).
+variant of the kernel for one card. "weights" says whether its launches take one weight or many. "registers"
+are those of a thread, "spilled" the bytes of a thread that do not fit into them, "shared" the shared memory
+of a program in KB. "loads" are the instructions that read global memory, "wide" those of them that read 16
+bytes at once. "divisions" are reciprocals, of which each division of whole numbers takes one (of NVIDIA's
+code alone).
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ def variants() -> Iterator[tuple[str, torch.dtype, Term]]:
             yield kind, dtype, Term(1.0, (small,), (large,), (40, 40), (40, 40))
 
 
-def compiled(card: str, backend: str, arch: int | str, lanes: int, dtype: torch.dtype, term: Term) -> Any:
+def compiled(
+    card: str, backend: str, arch: int | str, lanes: int, dtype: torch.dtype, term: Term, *, many: bool
+) -> Any:
     triton: Any = importlib.import_module("triton")
     compiler: Any = importlib.import_module("triton.backends.compiler")
     kernel: Any = importlib.import_module("lycoris_ops.patch.paths.triton.kernel").add_terms
-    table = tabulate([(term, (0, 1280))], torch.device("cpu"))
-    constants = {"column_stride": 1, **launch_options(1280, 1280, dtype, card, table)}
+    options = launch_options(1280, 1280, dtype, card, tabulate([(term, (0, 1280))], 0))
+    constants = {"column_stride": 1, "MANY": many, **options}
     launch = {key: constants.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     kinds = {
         "weight": POINTER[dtype],
@@ -106,15 +109,20 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--targets", default="", help="only targets whose name has this text")
     options = made.parse_args()
-    table = Table("card", "kind", "dtype", "registers", "spilled", "shared KB", "loads", "wide", "divisions")
+    table = Table(
+        *("card", "kind", "dtype", "weights", "registers", "spilled", "shared KB", "loads", "wide"),
+        "divisions",
+    )
     for card, backend, arch, lanes in TARGETS:
         name = f"sm_{arch}" if backend == "cuda" else str(arch)
         for kind, dtype, term in variants() if options.targets in name else ():
-            found = compiled(card, backend, arch, lanes, dtype, term)
-            told = of_nvidia(found, int(arch)) if backend == "cuda" else of_amd(found)
-            registers, spilled, *rest = told
-            shared = f"{found.metadata.shared / 1024:.1f}"
-            table.row(name, kind, str(dtype).removeprefix("torch."), registers, spilled, shared, *rest)
+            for many in (False, True):
+                found = compiled(card, backend, arch, lanes, dtype, term, many=many)
+                told = of_nvidia(found, int(arch)) if backend == "cuda" else of_amd(found)
+                registers, spilled, *rest = told
+                shared = f"{found.metadata.shared / 1024:.1f}"
+                variant = (name, kind, str(dtype).removeprefix("torch."), "many" if many else "one")
+                table.row(*variant, registers, spilled, shared, *rest)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,9 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.patch.groups import hadamard
 from lycoris_ops.patch.paths import plain_torch
-from lycoris_ops.patch.registry import apply_plan
+from lycoris_ops.patch.registry import Patch, apply_plans
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-ADDITIVE = [kind for kind, spec in KINDS.items() if spec.additive and not spec.flat]
-"""Kinds whose change does not depend on the weight. Kinds for one-dimensional weights are left out."""
-
 ROW_BY_ROW = {
     "lora-dora-out",
     "loha-dora-out",
@@ -85,7 +82,7 @@ def loaded(algorithm: str, **tensors: Tensor) -> lyc.Layer:
 def applied(weight: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> Tensor:
     """Patch the weight by the path alone, without the check for an overflow before it."""
     plan = lyc.PatchPlan.build(weight.shape, weight.device, pairs)
-    apply_plan(plan, weight, plan.tensors, plan.strengths)
+    apply_plans([Patch(plan, weight, plan.tensors, plan.strengths)])
     return weight
 
 
@@ -295,8 +292,7 @@ class PathCases:
 
         The memory between the values of the weight must stay as it is.
         """
-        pairs = [(layer(kind, "conv2d"), 0.5) for kind in ADDITIVE]
-        pairs += [(layer("oft", "conv2d"), 0.5)]
+        pairs = [(layer(kind, "conv2d"), 0.5) for kind in ("lora", "loha", "lokr-full-low", "full", "oft")]
         base = torch.randn(WEIGHTS["conv2d"]).to(dtype)
         every_second = torch.zeros(24, 18, 3, 3, dtype=dtype)
         within = torch.zeros(12, 20, 3, 3, dtype=dtype)

@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 import children
 import pytest
 import torch
-from layers import WEIGHTS, load
+from layers import KINDS, WEIGHTS, load
 from rounding import assert_one_rounding
-from torch import Tensor
+from torch import Tensor, nn
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.patch import registry
 from lycoris_ops.patch.paths import triton as triton_fused
 
@@ -158,6 +159,104 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     on_the_cpu(monkeypatch, lambda: None)
 
 
+class Recorded:
+    """A kernel that launches nothing, and notes the grid of each launch. Launch `fails` raises an error."""
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.grids: list[tuple[int, int]] = []
+        self.fails = fails
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        def launch(*arguments: Any, MANY: bool, **options: Any) -> None:
+            assert (grid[1] > 1) is MANY
+            if len(self.grids) == self.fails:
+                raise CompilationError
+            self.grids.append(grid)
+
+        return launch
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, kernel: Recorded) -> list[tuple[int, torch.device]]:
+    """Let the path take weights on the CPU, and launch this kernel.
+
+    Returns a list that gets the bytes and the device of each transfer.
+    """
+    transfers: list[tuple[int, torch.device]] = []
+    moved = triton_fused.moved
+
+    def counted(packed: bytes, device: torch.device) -> Tensor:
+        transfers.append((len(packed), device))
+        return moved(packed, torch.device("cpu"))
+
+    monkeypatch.setattr(triton_fused, "INTERPRETED", False)
+    monkeypatch.setattr(triton_fused, "_kernel", lambda: kernel)
+    monkeypatch.setattr(triton_fused, "moved", counted)
+    monkeypatch.setattr(triton_fused, "card_of", lambda device: "ampere")
+    on_the_cpu(monkeypatch, lambda: None)
+    return transfers
+
+
+def test_a_merge_launches_once_for_all_weights_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch for each size, as far as a launch can take the weights, with one transfer in all.
+
+    A layer whose change depends on the weight is launched alone, because the sum that torch forms of it is as
+    large as the weight.
+    """
+    kernel = Recorded()
+    transfers = recorded(monkeypatch, kernel)
+    monkeypatch.setattr(triton_fused, "MOST", 3)
+    module = nn.Sequential(*(nn.Linear(32, 32 + 16 * (n % 2)) for n in range(7)), nn.Linear(16, 16))
+    lyc.create_lycoris(module, rank=4, overrides={"7": {"dora": "output"}}).merge_to()
+    assert sorted(count for _, count in kernel.grids) == [1, 1, 3, 3]
+    assert sorted(size for size, _ in transfers) == [triton_fused.FIELDS.size, 7 * triton_fused.FIELDS.size]
+
+
+def test_the_weights_of_each_device_have_a_launch_and_a_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Recorded()
+    transfers = recorded(monkeypatch, kernel)
+    real = torch.zeros(32, 32)
+    plan = lyc.PatchPlan.build(real.shape, "cpu", [(loaded("lora", real), 1.0)])
+    devices = [torch.device("cuda", n) for n in (0, 1, 0, 1, 0)]
+    patches = []
+    for device in devices:
+        # A stand-in for a weight on a GPU.
+        names = ("dtype", "data_ptr", "numel", "stride", "is_contiguous", "shape")
+        same = {name: getattr(real, name) for name in names}
+        weight: Any = types.SimpleNamespace(device=device, is_cuda=False, **same)
+        patches.append(registry.Patch(plan, weight, plan.tensors, plan.strengths))
+    triton_fused.PATH.apply(patches)
+    assert [count for _, count in kernel.grids] == [3, 2]
+    size = triton_fused.FIELDS.size
+    assert transfers == [(3 * size, devices[0]), (2 * size, devices[1])]
+
+
+def test_only_weights_that_are_not_patched_yet_are_left_to_the_next_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded(monkeypatch, Recorded(fails=1))
+    base = [torch.randn(size, 32) for size in (32, 48, 32, 48, 64)]
+    pairs = [[(loaded("lora", weight), 0.5)] for weight in base]
+    weights = [weight.clone() for weight in base]
+    work = [
+        (lyc.PatchPlan.build(weight.shape, "cpu", own), weight, str(n))
+        for n, (weight, own) in enumerate(zip(weights, pairs, strict=True))
+    ]
+    with pytest.warns(UserWarning, match="'triton' is left out: it failed: CompilationError") as caught:
+        lyc.PatchPlan.apply_all(work)
+    assert len(caught) == 1
+    for size, weight, before, own in zip((32, 48, 32, 48, 64), weights, base, pairs, strict=True):
+        if size == 32:
+            # The first launch, which does nothing here.
+            assert torch.equal(weight, before)
+        else:
+            assert_one_rounding(weight, before, own)
+
+
+def loaded(kind: str, weight: Tensor) -> lyc.Layer:
+    """A layer of rank 4 for a weight."""
+    return ALGORITHMS[kind].load(KINDS[kind].make(tuple(weight.shape), 4))
+
+
 def mixed() -> tuple[Tensor, list[tuple[lyc.Layer, float]]]:
     """A weight and layers of three forms."""
     return torch.randn(WEIGHTS["conv2d"]).bfloat16(), [
@@ -213,7 +312,7 @@ def test_a_device_without_memory_is_no_reason_to_leave_the_path_out(
 
 def test_a_card_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # A stand-in for a weight on a GPU, because this machine may have none.
-    weight = types.SimpleNamespace(shape=(2, 2), stride=lambda: (2, 1), is_cuda=True, device="cuda:0")
+    weight = types.SimpleNamespace(is_contiguous=lambda: True, is_cuda=True, device="cuda:0")
     plan: Any = None
     for found, reason in (((6, 1), "7.0 and newer, the card has 6.1"), ((7, 0), None), ((12, 0), None)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=found: found)
@@ -247,10 +346,10 @@ weights = (
     (both, torch.bfloat16, (1280, 9)),
 )
 for term, dtype, shape in weights[:count]:
-    table = tabulate([(term, (0, 4))], torch.device("cpu"))
-    options = launch_options(*shape, dtype, card, table)
+    options = launch_options(*shape, dtype, card, tabulate([(term, (0, 4))], 0))
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
-    constants = {"column_stride": 1, **options}
+    # Both variants, in turn.
+    constants = {"column_stride": 1, "MANY": dtype == torch.float32, **options}
     kinds = {
         "weight": POINTER[dtype], "row_stride": "i32", "rows": "i32", "columns": "i32",
         "table": "*i64", "terms": "i32",

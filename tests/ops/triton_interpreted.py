@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from layers import WEIGHTS
 from layers import load as layer
 from path_cases import OF_FORMS, PathCases
+from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.patch import registry
@@ -77,8 +79,49 @@ def test_nothing_is_copied_and_nothing_compiled_anew() -> None:
         pairs = [(layer("loha", "linear-odd"), 1.0), *((one, 0.5) for one in layers)]
         plan = lyc.PatchPlan.build(weight.shape, weight.device, pairs)
         terms = triton_fused.terms_of(plan, weight, plan.tensors, plan.strengths)
-        table = triton_fused.tabulate(terms, weight.device)
-        assert len(table.fields) == count + 1
+        table = triton_fused.tabulate(terms, weight.data_ptr())
+        assert table.number == count + 1
         assert {part.data_ptr() for part in table.kept} == {part.data_ptr() for part in plan.tensors}
         compiled.add(tuple(triton_fused.launch_options(35, 21, weight.dtype, "ampere", table).items()))
     assert len(compiled) == 1
+
+
+KINDS = ("lora", "loha", "lokr-full-low", "full", "oft")
+"""One of each form that the kernel adds itself, and one that torch forms."""
+
+
+def test_many_weights_at_once_get_the_same_bits_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all forms and dtypes, layers for rows, weights with two layers, and transposed ones."""
+    sizes: list[int] = []
+    kernel = triton_fused._kernel()  # pyright: ignore[reportPrivateUsage]
+
+    class Counted:
+        def __getitem__(self, grid: tuple[int, int]) -> Any:
+            sizes.append(grid[1])
+            return kernel[grid]
+
+    monkeypatch.setattr(triton_fused, "_kernel", Counted)
+    work: list[tuple[lyc.PatchPlan, Tensor, str]] = []
+
+    def add(kind: str, weight: Tensor, *parts: lyc.Layer | lyc.Part) -> None:
+        plan = lyc.PatchPlan.build(weight.shape, "cpu", [(part, 0.5) for part in parts])
+        work.append((plan, weight, kind))
+
+    for kind, dtype, _ in itertools.product(KINDS, triton_fused.PATH.dtypes, range(2)):
+        add(kind, torch.randn(12, 18).to(dtype), layer(kind, "linear"))
+    for rows in ((3, 15), (0, 12)):
+        own = layer("lokr-full-low", "linear")
+        add("rows", torch.randn(18, 18).half(), lyc.Part(own, rows=rows))
+        add("transposed", torch.randn(18, 12).T, own, layer("loha", "linear"))
+        add("not at a multiple of 16 bytes", torch.randn(217)[1:].view(12, 18), own)
+    alone = [weight.clone() for _, weight, _ in work]
+    for (plan, _, _), weight in zip(work, alone, strict=True):
+        plan.apply_(weight, plan.tensors, plan.strengths)
+    assert set(sizes) == {1}
+    sizes.clear()
+    found = lyc.PatchPlan.apply_all(work)
+    # Alone are oft, whose change torch forms, and the last ones of `work`. For the kernel lora and full are
+    # alike.
+    assert sorted(sizes) == [1] * (2 * 3 + 2) + [2] * (2 * 3 + 2) + [4] * 3
+    for one, other, (_, weight, kind) in zip(found, alone, work, strict=True):
+        assert one is weight and torch.equal(one, other), kind

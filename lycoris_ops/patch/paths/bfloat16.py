@@ -22,7 +22,7 @@ from torch import Tensor
 from ...maths.shapes import flat_shape
 from ..groups.group import Factors, PathPlan, joined
 from ..groups.low_rank import LowRankGroup
-from ..registry import PatchPath
+from ..registry import PatchPath, one_by_one
 
 PARTS = 3
 """Number of bfloat16 parts that hold a float32 value: 8 bits each, of 24."""
@@ -88,7 +88,7 @@ PATH = PatchPath(
     priority=40,
     devices=("cpu",),
     dtypes=(torch.bfloat16,),
-    apply=_apply,
+    apply=one_by_one(_apply),
     needs=_needs,
     refuses=_refuses,
 )

@@ -11,7 +11,7 @@ from ...maths.scratch import scratch, tile
 from ...maths.shapes import flat_shape
 from ...maths.tensors import compute_dtype
 from ..groups.group import ROWS, Add, Factors, PathPlan, joined, placed
-from ..registry import PatchPath
+from ..registry import PatchPath, one_by_one
 
 SHALLOW = 64
 """Products up to this rank may be added to a weight directly, because the result is rounded once. Matrix
@@ -106,6 +106,6 @@ PATH = PatchPath(
     priority=100,
     devices=("cpu", "cuda", "mps", "xpu", "npu", "mlu", "privateuseone"),
     dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
-    apply=_apply,
+    apply=one_by_one(_apply),
     needs=lambda: None,
 )

@@ -1,4 +1,4 @@
-"""Triton on a GPU: one kernel launch for each weight, whatever layers change it."""
+"""Triton on a GPU: one kernel launch for all weights that are alike, whatever layers change them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ....errors import located
 from ....maths.shapes import Rows, flat_shape
 from ...groups.dense import DenseGroup
 from ...groups.group import PathPlan, Placed, summed
 from ...groups.hadamard import HadamardGroup
 from ...groups.kronecker import KroneckerGroup
 from ...groups.low_rank import LowRankGroup
-from ...registry import PatchPath, PathError, briefly
+from ...registry import Patch, PatchPath, PathError, briefly
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton interprets kernels in Python, which works on the CPU too. Triton reads the variable when it
@@ -39,8 +40,10 @@ OLDEST_CARD = (7, 0)
 STORED = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes of factors that the kernel reads; factors of other dtypes are converted first."""
 
-FIELDS = struct.Struct("<19qf4x")
-"""The fields of a term in the kernel's table: 19 integers and the scale, 8 bytes for each."""
+FIELDS = struct.Struct("<19qf4xq8x")
+"""The fields of a term in the kernel's table, 8 bytes for each: 19 integers, the scale and an integer.
+
+With 8 bytes more every term begins at a multiple of 16. For other addresses Triton compiles a variant."""
 
 ONCE = 1 << 30
 """A period beyond every row and column: the second factor does not repeat."""
@@ -73,6 +76,9 @@ THIN = 16
 RANK = 16
 """The part of a rank that is multiplied at once: the least that the matrix units of GPUs take."""
 
+MOST = 65535
+"""The most weights of one launch: what CUDA takes as the second size of a grid."""
+
 STAGES = 2
 """Pipeline stages of the loop over a rank (Triton's `num_stages`). Most ranks take one step of the loop, and
 each stage costs shared memory."""
@@ -91,8 +97,7 @@ Factor = tuple[Tensor, ...]
 """A matrix, or two matrices to be multiplied; () for a factor of ones."""
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """scale * first * second, multiplied value by value: one change of some rows of the weight.
 
     Row r, column c of the term is scale * first[r // block[0], c // block[1]] *
@@ -167,80 +172,74 @@ def terms_of(
     return terms
 
 
-@dataclass(frozen=True)
-class TermTable:
-    """The terms as the kernel reads them, and the properties that select the kernel's compiled variant."""
+class TermTable(NamedTuple):
+    """The terms of a weight as the kernel reads them, and what selects the kernel's compiled variant."""
 
-    fields: Tensor
-    """The fields of each term, as `kernel.py` describes them: int64 (terms, 20)."""
+    packed: bytes
+    """The fields of each term, as `kernel.py` describes them."""
+    kept: tuple[Tensor, ...]
+    """The tensors whose addresses are among the fields: they must live until the kernel has run."""
+    number: int
+    """How many terms there are."""
     pairs: bool
     """Whether any term has a second factor."""
     plain: bool
     """Whether no term repeats values, and all factors can be read 16 bytes at once."""
-    stored: frozenset[torch.dtype]
-    """The dtypes of all tensors."""
-    multiplied: frozenset[torch.dtype]
-    """The dtypes of the tensors that are multiplied as matrices."""
-    kept: tuple[Tensor, ...]
-    """The tensors whose addresses are among the fields: they must live until the kernel has run."""
+    uniform: int
+    """The index in STORED of the dtype that all tensors have; -1 where they differ."""
+    halves: bool
+    """Whether all tensors that are multiplied as matrices are float16 or bfloat16."""
 
 
-def tabulate(terms: Sequence[tuple[Term, Rows]], device: torch.device) -> TermTable:
-    """Put the terms into a table on the device, in one transfer. Terms with an empty factor are left out."""
-    rows: list[bytes] = []
-    kept: list[Tensor] = []
-    multiplied: set[torch.dtype] = set()
-    pairs, plain = False, True
+def tabulate(terms: Sequence[tuple[Term, Rows]], address: int) -> TermTable:
+    """Put the terms of the weight at an address into a table. Terms with an empty factor are left out."""
+    packed, number = b"", 0
+    kept: tuple[Tensor, ...] = ()
+    pairs, plain, halves = False, True, True
+    stored: set[int] = set()
     for term, (start, stop) in terms:
-        first, second = _readable(term.first), _readable(term.second)
+        first, of_first, one = _described(term.first)
+        second, of_second, other = _described(term.second)
         if not all(part.numel() for part in (*first, *second)):
             continue
-        rows.append(
-            FIELDS.pack(
-                *(start, stop, -start, *term.block, *term.period),
-                *(*_described(first), *_described(second), term.scale),
-            )
+        number += 1
+        packed += FIELDS.pack(
+            *(start, stop, -start, *term.block, *term.period, *of_first, *of_second, term.scale, address)
         )
-        kept += first + second
+        kept += (*first, *second)
         pairs = pairs or bool(second)
-        plain = plain and term.block == (1, 1) and term.period == (ONCE, ONCE)
-        plain = plain and _aligned(first) and _aligned(second)
-        multiplied.update(part.dtype for factor in (first, second) if len(factor) == 2 for part in factor)
-    whole = bytearray().join(rows)
-    packed = torch.frombuffer(whole, dtype=torch.uint8) if whole else torch.empty(0, dtype=torch.uint8)
+        plain = plain and one and other and term.block == (1, 1) and term.period == (ONCE, ONCE)
+        for factor, fields in ((first, of_first), (second, of_second)):
+            if factor:
+                stored.update(fields[2:4])
+                halves = halves and (len(factor) == 1 or 0 not in fields[2:4])
+    return TermTable(packed, kept, number, pairs, plain, stored.pop() if len(stored) == 1 else -1, halves)
+
+
+def _described(factor: Factor) -> tuple[Factor, tuple[int, ...], bool]:
+    """A factor as the kernel reads it: contiguous, in one of the dtypes STORED.
+
+    With it come its six integers in the kernel's table, and whether the kernel can read it 16 bytes at once,
+    as its PLAIN variant does.
+    """
+    if not factor:
+        return (), (0, 0, 0, 0, -1, 0), True
+    factor = tuple((part if part.dtype in STORED else part.float()).contiguous() for part in factor)
+    left, right = factor[0], factor[-1]
+    places = left.data_ptr(), right.data_ptr()
+    ranks, columns = right.shape if len(factor) == 2 else (0, right.shape[1])
+    stored = STORED.index(left.dtype), STORED.index(right.dtype)
+    aligned = not (ranks % 8 or columns % 16 or places[0] % 16 or places[1] % 16)
+    return factor, (*places, *stored, ranks, columns), aligned
+
+
+def moved(packed: bytes, device: torch.device) -> Tensor:
+    """Packed fields on the device as int64, in one transfer."""
+    # torch warns of bytes, because they cannot be written.
+    fields = torch.frombuffer(bytearray(packed), dtype=torch.int64)
     # A copy from pinned memory does not make the CPU wait for the GPU. torch keeps such memory until the copy
     # is done.
-    moved = packed.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else packed.to(device)
-    return TermTable(
-        fields=moved.view(torch.int64).view(len(rows), FIELDS.size // 8),
-        pairs=pairs,
-        plain=plain,
-        stored=frozenset(part.dtype for part in kept),
-        multiplied=frozenset(multiplied),
-        kept=tuple(kept),
-    )
-
-
-def _readable(factor: Factor) -> Factor:
-    """The factor as the kernel reads it: contiguous, in one of the dtypes STORED."""
-    return tuple((part if part.dtype in STORED else part.float()).contiguous() for part in factor)
-
-
-def _aligned(factor: Factor) -> bool:
-    """Whether the kernel can read a factor 16 bytes at once, as its PLAIN variant does."""
-    ranks = factor[-1].shape[0] if len(factor) == 2 else 0
-    columns = factor[-1].shape[1] if factor else 0
-    return not (ranks % 8 or columns % 16 or any(part.data_ptr() % 16 for part in factor))
-
-
-def _described(factor: Factor) -> list[int]:
-    """The six integers of a factor in the kernel's table; rank -1 for a factor of ones."""
-    if not factor:
-        return [0, 0, 0, 0, -1, 0]
-    left, right = factor[0], factor[-1]
-    rank = len(right) if len(factor) == 2 else 0
-    stored = (STORED.index(left.dtype), STORED.index(right.dtype))
-    return [left.data_ptr(), right.data_ptr(), *stored, rank, right.shape[1]]
+    return fields.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else fields
 
 
 @cache
@@ -259,12 +258,11 @@ def launch_options(
     """The kernel's compile-time arguments for a weight (rows, columns) of `dtype`."""
     shape = "wide" if rows <= THIN else "tall" if columns <= THIN else "square"
     tile = TILES[card, dtype.itemsize][shape]
-    halves = table.multiplied <= {torch.float16, torch.bfloat16}
     return {
         "PAIRS": table.pairs,
         "PLAIN": table.plain,
-        "UNIFORM": STORED.index(next(iter(table.stored))) if len(table.stored) == 1 else -1,
-        "PRECISION": PRECISION.get((card, halves, dtype.itemsize), "ieee"),
+        "UNIFORM": table.uniform,
+        "PRECISION": PRECISION.get((card, table.halves, dtype.itemsize), "ieee"),
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
         "RANK": RANK,
@@ -279,6 +277,8 @@ def column_stride(weight: Tensor) -> int | None:
 
     None where the columns do not lie at equal distances.
     """
+    if weight.is_contiguous():
+        return 1
     found, extent = None, 0
     for size, stride in zip(weight.shape[:0:-1], weight.stride()[:0:-1], strict=True):
         # The stride of a dimension of size 1 has no meaning.
@@ -292,36 +292,93 @@ def column_stride(weight: Tensor) -> int | None:
     return 1 if found is None else found
 
 
-def _apply(plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> None:
-    table = tabulate(terms_of(plan, weight, tensors, strengths), weight.device)
-    if not len(table.fields) or not weight.numel():
-        return
-    rows, columns = flat_shape(plan.final)
+Ready = tuple[Patch, TermTable]
+"""A patch whose terms are in a table."""
+
+
+def _apply(patches: Sequence[Patch]) -> None:
+    done: list[Patch] = []
+    try:
+        ready: list[Ready] = []
+        for patch in patches:
+            with located(weight=patch.name):
+                terms = terms_of(patch.plan, patch.weight, patch.tensors, patch.strengths)
+            one = patch, tabulate(terms, patch.weight.data_ptr())
+            if not one[1].number or not patch.weight.numel():
+                continue
+            if all(type(group) in TERMS_OF for group, _ in patch.plan.groups):
+                ready.append(one)
+            else:
+                # At once, because the sum that torch has formed is as large as the weight.
+                _launch_all([one], done)
+        _launch_all(ready, done)
+    except PathError as error:
+        ids = set(map(id, done))
+        raise PathError(str(error), [patch for patch in patches if id(patch) not in ids]) from error
+
+
+def _launch_all(ready: Sequence[Ready], done: list[Patch]) -> None:
+    """Patch weights with one transfer for each device, and one launch for all weights that are alike.
+
+    Patches go to `done` after their launch. Raises PathError where a launch fails.
+    """
+    sets: dict[object, list[Ready]] = {}
+    for number, (patch, table) in enumerate(ready):
+        sets.setdefault(_alike(patch, table) or number if len(ready) > 1 else 0, []).append((patch, table))
+    devices: dict[torch.device, list[list[Ready]]] = {}
+    for alike in sets.values():
+        launches = devices.setdefault(alike[0][0].weight.device, [])
+        launches += [alike[first : first + MOST] for first in range(0, len(alike), MOST)]
+    for device, on_device in devices.items():
+        fields = moved(b"".join(table.packed for alike in on_device for _, table in alike), device)
+        start = 0
+        for alike in on_device:
+            _launch(alike, fields[start:] if start else fields)
+            done += [patch for patch, _ in alike]
+            start += sum(len(table.packed) for _, table in alike) // fields.itemsize
+
+
+def _alike(patch: Patch, table: TermTable) -> tuple[object, ...] | None:
+    """Weights that agree in this can be patched by one launch; None for one that needs its own."""
+    weight = patch.weight
+    if weight.data_ptr() % 16:
+        return None
+    place = (patch.plan.final[0], weight.numel(), weight.stride(0), column_stride(weight))
+    # All of the table but its bytes and tensors.
+    return (weight.device, weight.dtype, *place, *table[2:])
+
+
+def _launch(alike: Sequence[Ready], fields: Tensor) -> None:
+    """Patch weights that are alike by one launch. `fields` begins with the terms of all of them."""
+    patch, table = alike[0]
+    weight = patch.weight
+    rows, columns = flat_shape(patch.plan.final)
     options = launch_options(rows, columns, weight.dtype, card_of(weight.device), table)
-    grid = math.ceil(rows / options["ROWS"]) * math.ceil(columns / options["COLUMNS"])
+    tiles = math.ceil(rows / options["ROWS"]) * math.ceil(columns / options["COLUMNS"])
     here = torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext()
     try:
         with here:
-            _kernel()[(grid,)](
+            _kernel()[tiles, len(alike)](
                 weight,
                 weight.stride(0),
                 column_stride(weight),
                 rows,
                 columns,
-                table.fields,
-                len(table.fields),
+                fields,
+                table.number,
+                MANY=len(alike) > 1,
                 **options,
             )
     except Exception as error:
         # Triton compiles, loads and launches the kernel in one call, and the launch comes last. So an error
-        # comes before anything is stored, and another path can take the weight. Only the interpreter can
+        # comes before anything is stored, and another path can take the weights. Only the interpreter can
         # fail midway.
         if INTERPRETED or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             raise
         # Triton's own error for a lack of memory is a RuntimeError.
         if "out of memory" in str(error):
             raise torch.cuda.OutOfMemoryError(str(error)) from error
-        raise PathError(briefly(error)) from error
+        raise PathError(briefly(error), ()) from error
 
 
 @cache

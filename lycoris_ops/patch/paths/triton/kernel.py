@@ -22,6 +22,8 @@ compilation. The FIELDS integers of a term:
      7  the first factor, six integers
     13  the second factor, six integers
     19  the scale, a float32 in the lower half
+    20  the address of the weight
+    21  nothing
 
 The integers of a factor:
 
@@ -38,10 +40,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(20)
-FIRST = tl.constexpr(7)
-SECOND = tl.constexpr(13)
-SCALE = tl.constexpr(19)
+# The places of the fields are written as numbers: Triton compares each such value at every launch.
+FIELDS = tl.constexpr(22)
 
 
 @triton.jit
@@ -154,6 +154,7 @@ def add_terms(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
+    MANY: tl.constexpr,
 ):
     """weight (rows, columns) += the sum of `terms` terms; each program patches one tile (ROWS, COLUMNS).
 
@@ -162,8 +163,15 @@ def add_terms(
     repeats or shares values, and that all addresses are multiples of 16 bytes, ranks multiples of 8 and
     columns multiples of 16. Then no index is divided, and the factors are read 16 bytes at once.
 
+    MANY says that the launch patches many weights, along the second axis of its grid. `table` then has
+    `terms` terms for each, and their addresses, which are multiples of 16 bytes. `weight` is one of them, and
+    gives the dtype. Programs of these launches look up their weight before they read it.
+
     The sum is formed first and then added to the weight, so that a float32 weight too is rounded once.
     """
+    if MANY:
+        table += tl.program_id(1) * (terms * FIELDS)
+        weight = tl.multiple_of(tl.load(table + 20).to(weight.dtype), 16)
     across = tl.cdiv(columns, COLUMNS)
     first_row = (tl.program_id(0) // across) * ROWS
     row = first_row + tl.arange(0, ROWS)
@@ -188,9 +196,9 @@ def add_terms(
                 first_column_of = column // tl.load(term + 4).to(tl.int32)
                 second_row_of = own % tl.load(term + 5).to(tl.int32)
                 second_column_of = column % tl.load(term + 6).to(tl.int32)
-            scale = tl.load(term + SCALE).to(tl.int32).to(tl.float32, bitcast=True)
+            scale = tl.load(term + 19).to(tl.int32).to(tl.float32, bitcast=True)
             value = scale * _factor(
-                term + FIRST,
+                term + 7,
                 first_row_of,
                 first_column_of,
                 row_mask,
@@ -203,9 +211,9 @@ def add_terms(
                 RANK,
             )
             if PAIRS:
-                if tl.load(term + SECOND + 4) >= 0:
+                if tl.load(term + 13 + 4) >= 0:
                     value *= _factor(
-                        term + SECOND,
+                        term + 13,
                         second_row_of,
                         second_column_of,
                         row_mask,
