@@ -103,7 +103,9 @@ class Full(Trained, Fitted):
             )
 
     def fault_in_comfy(self) -> str | None:
-        return super().fault_in_comfy() if self.set_rows is None else IGNORED
+        if self.set_rows is not None:
+            return IGNORED
+        return None if self.set_weight is None else "replaces the weight at any strength, as at 1"
 
     def shrunk(self, ratio: float, weight: Tensor) -> Full:
         layer = super().shrunk(ratio, weight)

@@ -19,6 +19,8 @@ from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
 from .training import Trained
 
 BLOCKS, RESCALE = "oft_blocks", "rescale"
+SQUARES = "squares the strength: 0.5 acts as 0.25, and -1 as 1"
+"""See `Layer.fault_in_comfy`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,8 +75,8 @@ class Oft(Trained):
 
     def fault_in_comfy(self) -> str | None:
         if self.alpha:
-            return "limits the rotation to the constraint, not to the constraint times the number of outputs"
-        return super().fault_in_comfy()
+            return f"{SQUARES}, and limits the rotation to the constraint, not to it times the number of outputs"
+        return SQUARES
 
     def row_axes(self) -> Mapping[str, int] | None:
         """As in `Layer`, but None where all rows depend on each other: in BOFT, where later stages mix

@@ -20,15 +20,20 @@ NAME = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
 
 
 def distance(layer: lyc.Layer, tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> float:
-    """How far the host's change by these tensors is from the layer's change, relative to the latter."""
+    """How far the host's changes by these tensors are from the layer's changes, relative to the latter: the
+    largest at strengths on both sides of 0."""
     import comfy.lora
 
     exact = layer.delta(weight.double()).float()
-    changed = weight.clone()
-    for key, patch in comfy.lora.load_lora(tensors, {"x": "x.weight"}, log_missing=False).items():
-        if key == "x.weight":
-            changed = comfy.lora.calculate_weight([(1.0, patch, 1.0, None, None)], changed, key)
-    return ((changed - weight - exact).norm() / exact.norm()).item()
+    patches = comfy.lora.load_lora(tensors, {"x": "x.weight"}, log_missing=False)
+
+    def at(strength: float) -> float:
+        changed = weight.clone()
+        if patch := patches.get("x.weight"):
+            changed = comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], changed, "x.weight")
+        return ((changed - weight - strength * exact).norm() / exact.norm()).item() / abs(strength)
+
+    return max(map(at, (1.0, 0.5, -1.0)))
 
 
 def test_the_host_does_with_each_kind_what_is_said_of_it(host: Host) -> None:
@@ -56,7 +61,7 @@ def test_the_host_does_with_each_kind_what_is_said_of_it(host: Host) -> None:
             else:
                 other.setdefault((kind, said), []).append(found)
     # How large the difference is depends on the values.
-    assert other and all(max(found) > 1e-4 and min(found) < 1 for found in other.values()), other
+    assert other and all(max(found) > 1e-4 for found in other.values()), other
 
 
 def test_what_the_host_ignores_is_said_when_it_is_saved_and_handed_on(
