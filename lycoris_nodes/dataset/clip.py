@@ -117,14 +117,20 @@ def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: fl
 def frame_files(folder: Path) -> list[Path]:
     """The pictures in a folder, in natural order. Raises TrainError for none, and for several sizes."""
     found = sorted((path for path in folder.iterdir() if _is_frame(path)), key=_place_of)
+    if not found:
+        raise TrainError(
+            f"a folder whose name ends in {FRAMES} is a clip, and this one has no frames",
+            file=str(folder),
+            expected=f"pictures that end in {', '.join(PICTURES)}",
+            hint="Put its frames there, or take it out of the folder",
+        )
     sizes = {path: size_of(path) for path in found}
-    if len(set(sizes.values())) != 1:
-        other = next((path for path in found if sizes[path] != sizes[found[0]]), folder)
+    if other := next((path for path in found if sizes[path] != sizes[found[0]]), None):
         raise TrainError(
             "all frames of a clip must have one size",
             file=str(other),
-            got="{} x {}".format(*sizes[other]) if found else "no pictures",
-            expected="{} x {}".format(*sizes[found[0]]) if found else "its frames",
+            got="{} x {}".format(*sizes[other]),
+            expected="{} x {}".format(*sizes[found[0]]),
         )
     return found
 

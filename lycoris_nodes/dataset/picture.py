@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
@@ -81,12 +81,13 @@ def pixels_of(
 
 
 def mask_of(path: Path, content: bytes, fitted: PictureFit) -> Tensor:
-    """A mask (1, H, W) from 0 to 1, cut and resized like its picture.
+    """A mask (1, H, W) from 0 to 1, cut and resized like its picture. What is transparent in it is black.
 
     Raises TrainError where its proportions differ from the picture's, and for an unreadable mask.
     """
     with _readable(path):
-        mask = _decoded(path, content)[0].convert("L")
+        drawn, alpha = _decoded(path, content)
+        mask = drawn.convert("L") if alpha is None else ImageChops.multiply(drawn.convert("L"), alpha)
         (width, height), (wide, high) = mask.size, fitted.source
         if abs(width * high - height * wide) > NEAR * width * high:
             raise TrainError(

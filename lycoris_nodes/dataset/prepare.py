@@ -219,7 +219,7 @@ def prepared(
     if shown.references:
         _check_targets(folder)
     planned = _planned(folder, settings, progress(len(folder.pictures)))
-    _check_references(planned, shown)
+    _check_references(planned, shown, settings)
     together = shown.references is not None and bool(shown.references.node)
 
     def is_pair(one: _Planned) -> bool:
@@ -313,8 +313,8 @@ def _check_targets(folder: PictureFolder) -> None:
         )
 
 
-def _check_references(planned: Sequence[_Planned], shown: Shown) -> None:
-    """Raise TrainError for more references than the model takes."""
+def _check_references(planned: Sequence[_Planned], shown: Shown, settings: PictureSettings) -> None:
+    """Raise TrainError for more references than the model takes, and for one that would lose too much."""
     most = shown.references.most if shown.references else 0
     for one in planned:
         count = len(one.found.references)
@@ -327,6 +327,9 @@ def _check_references(planned: Sequence[_Planned], shown: Shown) -> None:
                 hint="Pictures whose names end in `_control`, `_reference` or `-condlabel`, and pictures in "
                 "folders such as `control`, are references. Rename them if they are not",
             )
+        for path in one.found.references:
+            if shown.references and not shown.references.node:
+                _check_cut(path, _fit_of_reference(path, one.fit.size, shown.references, settings), settings)
 
 
 def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress) -> list[_Planned]:
@@ -362,7 +365,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             settings.step,
             enlarge=settings.enlarge,
         )
-        _check_cut(one, fitted, settings)
+        _check_cut(one.path, fitted, settings)
         held = one in held_out
         cuts: Sequence[Cut | None] = [None]
         if clip:
@@ -375,12 +378,20 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
     return planned
 
 
-def _check_cut(found: Found, fitted: PictureFit, settings: PictureSettings) -> None:
+def _fit_of_reference(path: Path, target: Pixels, kind: References, settings: PictureSettings) -> PictureFit:
+    """How a reference becomes a latent: in its target's size if both are concatenated, else in its own shape."""
+    source = size_of(path)
+    if kind.fitted:
+        return middle(source, target)
+    return fit(source, settings.resolution, settings.step, enlarge=settings.enlarge)
+
+
+def _check_cut(path: Path, fitted: PictureFit, settings: PictureSettings) -> None:
     """Raise TrainError if more of the picture would be cut off than is allowed."""
     if fitted.lost > settings.cut_off:
         raise TrainError(
             "more of the picture would be cut off than is allowed",
-            file=str(found.path),
+            file=str(path),
             got="{:.0%} of {} x {}".format(fitted.lost, *fitted.source),
             expected=f"at most {settings.cut_off:.0%}",
             hint="Cut it yourself, take it out of the folder, or raise `cut_off`",
@@ -489,12 +500,9 @@ class _Pictures:
         return pixels_of(path, content, PictureFit(size, size, (0, 0, *size)), self.settings.background)[0]
 
     def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
-        """The latent of a reference: in its target's size if both are concatenated, else in its own shape."""
-        settings, content, source = self.settings, _content(path), size_of(path)
-        if self.kind.fitted:
-            fitted = middle(source, one.fit.size)
-        else:
-            fitted = fit(source, settings.resolution, settings.step, enlarge=settings.enlarge)
+        """The latent of a reference."""
+        settings, content = self.settings, _content(path)
+        fitted = _fit_of_reference(path, one.fit.size, self.kind, settings)
         key = None
         if self.vae.identity is not None:
             rest = (list(fitted.size), list(fitted.box), mirrored, settings.background)

@@ -168,6 +168,9 @@ def test_references_that_are_concatenated_are_cut_as_their_targets(
     middle = pixels(wide)[:, :, PIXELS // 2 : -PIXELS // 2]
     with torch.inference_mode():
         assert torch.equal(data["positive"][0][0][1]["concat_latent_image"], vae.vae.encode(middle))
+    drawing(folder / "a_control.png", "green", (3 * PIXELS, PIXELS))
+    with pytest.raises(host.ops.TrainError, match=r"a_control\.png: more of the picture .*67% of 384 x 128"):
+        prepare(model=flux(in_channels=32), vae=vae.vae, trigger="qwx")
 
 
 def test_references_without_their_picture_are_refused(
@@ -246,6 +249,9 @@ def test_frames_of_a_folder_are_its_pictures_by_their_numbers(host: Host, tmp_pa
     for name in reversed(names):
         drawing(tmp_path / name, "blue")
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty.frames").mkdir()
+    with pytest.raises(host.ops.TrainError, match=r"empty\.frames: .*has no frames"):
+        clip.frame_files(tmp_path / "empty.frames")
     assert [path.name for path in clip.frame_files(tmp_path)] == names
     # A frame that is cut off is named, although its header is whole.
     damaged = tmp_path / names[1]
