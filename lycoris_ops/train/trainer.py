@@ -477,8 +477,7 @@ class Trainer:
             f"{number_of(self._rise.every, 'step')} before",
             got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
             f"{report.lr:g}",
-            hint="The network has the weights from before the loss rose. Try a tenth of the learning rate, "
-            "or let `search` find one",
+            hint="The network has the weights from before the loss rose. Try a tenth of the learning rate",
         )
 
     def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
@@ -534,7 +533,8 @@ class Trainer:
             problem,
             key=place or (bad[-1] if bad else None),
             got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
-            hint="The network has the last weights whose loss was finite. Try a lower lr, a warm-up or bf16"
+            hint="The network has the last weights whose loss was finite. Try a lower learning rate, a warm-up or "
+            "bf16"
             if self.done
             else "No step was made yet, so the lr is not at fault. Look at the batches, the loss, the model "
             "and its dtype",
