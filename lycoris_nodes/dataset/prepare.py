@@ -379,7 +379,8 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
 
 
 def _fit_of_reference(path: Path, target: Pixels, kind: References, settings: PictureSettings) -> PictureFit:
-    """How a reference becomes a latent: in its target's size if both are concatenated, else in its own shape."""
+    """How a reference becomes a latent: in its target's size where both are concatenated, else in its own
+    shape."""
     source = size_of(path)
     if kind.fitted:
         return middle(source, target)

@@ -20,6 +20,8 @@ from ...lycoris_ops import STATE, LycorisError, WriteError, check_name
 
 REMEMBERED = 2.0
 """Seconds for which the list of folders of pictures is remembered."""
+LONGEST = 200
+"""The most bytes in the name of an output. Disks take 255, and a number and endings are added to it."""
 
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
@@ -127,6 +129,10 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
             got=str(wanted),
             expected=f"a name below {root}",
             hint="Use a relative name such as checkpoints/merged",
+        )
+    if (long := len(os.fsencode(wanted.name))) > LONGEST:
+        raise WriteError(
+            "the file name is too long", file=prefix, got=f"{long} bytes", expected=f"at most {LONGEST}"
         )
     return root, wanted
 

@@ -75,7 +75,7 @@ class Oft(Trained):
 
     def fault_in_comfy(self) -> str | None:
         if self.alpha:
-            return f"{SQUARES}, and limits the rotation to the constraint, not to it times the number of outputs"
+            return f"{SQUARES}, and limits the rotation to alpha, not to alpha times the number of outputs"
         return SQUARES
 
     def row_axes(self) -> Mapping[str, int] | None:

@@ -533,8 +533,8 @@ class Trainer:
             problem,
             key=place or (bad[-1] if bad else None),
             got=f"gradients that are not finite in {len(bad)} of {len(self.names)} tensors" if bad else None,
-            hint="The network has the last weights whose loss was finite. Try a lower learning rate, a warm-up or "
-            "bf16"
+            hint="The network has the last weights whose loss was finite. Try a lower learning rate, a "
+            "warm-up or bf16"
             if self.done
             else "No step was made yet, so the lr is not at fault. Look at the batches, the loss, the model "
             "and its dtype",

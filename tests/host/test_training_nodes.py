@@ -534,6 +534,8 @@ def broken(value: float) -> dict[str, Tensor]:
         ),
         ({"resume": True}, r"loras/style: there is no training of this name"),
         ({"filename_prefix": "../style"}, r"leaves the output folder"),
+        # The folder of checkpoints could still be made, but not the file.
+        ({"filename_prefix": f"loras/{'猫' * 75}"}, r"name is too long.*225 bytes.*at most 200"),
     ],
     # Only messages become ids: the inputs hold objects, whose text differs between processes.
     ids=lambda value: value if isinstance(value, str) else "",

@@ -904,7 +904,8 @@ def test_a_loss_that_rises_for_a_while_stops_with_the_weights_from_before(tmp_pa
     ) as caught:
         lyc.train_network(network(), batches(), noisy, settings)
     # A slider has no search that it could name.
-    assert str(caught.value).endswith("a tenth of the learning rate") and "at a rate of 30" in str(caught.value)
+    words = str(caught.value)
+    assert words.endswith("a tenth of the learning rate") and "at a rate of 30" in words
     assert caught.value.file is not None
     fresh, kept = (
         [tensor for layer in adapter.layers.values() for tensor in layer.tensors().values()]
