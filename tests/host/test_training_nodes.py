@@ -435,6 +435,10 @@ def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable
         train(stack=first["stack"] + second["stack"])
     with pytest.raises(host.ops.LycorisError, match=r"follows a schedule cannot be trained on"):
         train(stack=host.scheduled(first["stack"], "0:1, 1:0"))
+    other = {"diffusion_model.double_blocks.0.img_attn.proj.diff": torch.zeros(8, 8)}
+    adapter = host.ops.adapter_of_tensors(other, name="other")
+    with pytest.raises(host.ops.MatchError, match=r"other is made for Flux.*this model is"):
+        train(stack=host.ops.Stack([host.ops.Entry(adapter)]))
 
 
 def test_a_plan_is_followed_edited_and_kept_as_text(

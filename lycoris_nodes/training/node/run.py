@@ -403,7 +403,7 @@ def _network(
     asked: Asked, family: Family, session: Session, encoder: TextEncoder | None
 ) -> tuple[LycorisNetwork, float | None, float | None]:
     """The network, its learning rate, and the text encoders' rate as a share of that."""
-    start, overrides = start_of(asked.stack), overrides_of(asked.overrides)
+    start, overrides = start_of(asked.stack, asked.model, asked.clip), overrides_of(asked.overrides)
     of_text = None
     if start and encoder:
         start, of_text = parts_of(start, asked.model, asked.clip)

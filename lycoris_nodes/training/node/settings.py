@@ -76,9 +76,9 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     return told
 
 
-def start_of(stack: Stack | None) -> Adapter | None:
-    """The adapter to continue from. Raises LycorisError unless the stack is one adapter at strength 1,
-    without rules, a schedule, a mask or a second one for another expert."""
+def start_of(stack: Stack | None, model: Any, clip: Any) -> Adapter | None:
+    """The adapter to continue from. Raises LycorisError unless the stack is one adapter for this model at
+    strength 1, without rules, a schedule, a mask or a second one for another expert."""
     if stack is None:
         return None
     stack.check_constant("be trained on")
@@ -98,6 +98,7 @@ def start_of(stack: Stack | None) -> Adapter | None:
             got=f"strength {entry.strength:g}" + (" and block rules" if entry.rules is not None else ""),
             expected="strength 1 and no block rules",
         )
+    resolve(stack, weight_shapes(model, clip), absent_because="no `clip` is linked").check()
     return entry.adapter
 
 
