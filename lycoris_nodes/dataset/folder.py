@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from ...lycoris_ops import TrainError, few
 from .clip import CLIPS, FRAMES
@@ -67,13 +68,26 @@ class PictureFolder:
     def of(cls, path: Path, *, clips: bool = False) -> PictureFolder:
         """Look through a folder, for clips too if they are asked for.
 
-        Raises TrainError where it has no picture, or too many repeats.
+        Raises TrainError where it has no picture, or too many repeats, and for a folder in it that cannot be
+        read.
         """
+        try:
+            return cls._of(path, clips=clips)
+        except OSError as error:
+            raise TrainError(
+                "the folder cannot be read",
+                file=str(error.filename or path),
+                got=error.strerror,
+                hint="Give ComfyUI the right to read it, or take it out of the folder of pictures",
+            ) from error
+
+    @classmethod
+    def _of(cls, path: Path, *, clips: bool) -> PictureFolder:
         pictures: list[Found] = []
         left_out: list[str] = []
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
-        for folder, folders, files in os.walk(path):
+        for folder, folders, files in os.walk(path, onerror=_raised):
             here = Path(folder)
             links = [name for name in folders if (here / name).is_symlink()]
             left_out += [_below(here / name, path) for name in links]
@@ -109,6 +123,10 @@ class PictureFolder:
                 expected=f"files that end in {', '.join((*PICTURES, *(CLIPS if clips else ())))}",
             )
         return cls(path, _in_proportion(pictures), tuple(sorted(left_out)))
+
+
+def _raised(error: OSError) -> NoReturn:
+    raise error
 
 
 def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tuple[list[Found], list[Path]]:

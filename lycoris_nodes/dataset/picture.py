@@ -154,6 +154,8 @@ def _readable(path: Path) -> Generator[None]:
             "the picture cannot be read",
             file=str(path),
             # Pillow's own message names a Python object, not the file.
-            got="no picture" if isinstance(error, UnidentifiedImageError) else str(error),
+            got="no picture"
+            if isinstance(error, UnidentifiedImageError)
+            else getattr(error, "strerror", None) or str(error),
             hint="Save it again as PNG or JPEG, or take it out of the folder",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import importlib
 import os
 import shutil
@@ -463,6 +464,26 @@ def test_bad_input_is_named(host: Host, prepare: Callable[..., Any], photographs
     change(photographs)
     with pytest.raises(host.ops.LycorisError, match=words):
         prepare(**inputs)
+
+
+def test_a_folder_inside_that_cannot_be_read_is_named(
+    host: Host, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photographs / "inner").mkdir()
+    scandir = os.scandir
+
+    # The superuser may read everything.
+    def refuse(path: str) -> Any:
+        if Path(path).name == "inner":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(host.ops.TrainError, match=r"inner: the folder cannot be read.*Permission denied"),
+    ):
+        patch.setattr(os, "scandir", refuse)
+        dataset(host, "folder").PictureFolder.of(photographs)
 
 
 def test_a_vae_of_another_model_is_named(host: Host, prepare: Callable[..., Any], photographs: Path) -> None:
