@@ -215,7 +215,8 @@ def _rare() -> list[Any]:
             "resume_from",
             default="",
             tooltip="The checkpoint to go on from, such as step-000500 or best, of the latest training "
-            "of this name. It goes on with the present settings, as with `resume`. Empty: the newest one.",
+            "of this name. It goes on with the present settings, as with `resume`, and replaces the file and "
+            "the later checkpoints of that training. Empty: the newest one.",
         ),
     )
 
