@@ -19,15 +19,20 @@ PAGE = ROOT / "docs" / "other-trainers.md"
 HEAD = """# Settings of other trainers
 
 **Paste settings of another trainer…** in the menu of Train LoRA / LyCORIS takes over a config of sd-scripts,
-kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The tables say what
-becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from the code that reads
-the configs.
+musubi-tuner, kohya_ss, ai-toolkit or OneTrainer: it sets the inputs, and lists what has no counterpart. The
+tables say what becomes of each setting. `python -m tests.harness.other_trainers --write` makes them from the
+code that reads the configs.
 
 Where a config leaves out what decides the training, the default of its trainer is used: the tables name it.
 AdamW has a weight decay of 0.01 there. On the node itself the usual weight decay is 0. Other settings that a
 config leaves out stay as they are on the node.
 """
-CONFIGS: tuple[dict[str, Any], ...] = ({}, {"network_module": "lycoris.kohya"})
+CONFIGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"network_module": "lycoris.kohya"},
+    {"task": "t2v-A14B"},
+    *({"peft_type": kind} for kind in ("LOKR", "OFT_2")),
+)
 """The configs that readers are given: an empty one, and one that makes some of them read other settings."""
 
 
@@ -79,6 +84,23 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             self._note(key, f"`{named[name]}`" + (f" ({others})" if others else ""))
             kind.put(self, key, name, lambda value: choices.get(str(value).lower()), usual)
 
+        def times(
+            self,
+            key: str,
+            choices: Mapping[str, tuple[str, float | None]],
+            usual: Any = None,
+            shift: str = "",
+            usual_shift: float = 1.0,
+        ) -> None:
+            how = (f"{theirs}: {ours}, {_shift(other, shift)}" for theirs, (ours, other) in choices.items())
+            self._note(key, f"`{named['times']}` and `{named['shift']}` ({'; '.join(how)})")
+            self._note(shift, f"`{named['shift']}`")
+
+        def without_effect(self, settings: Mapping[str, Any]) -> None:
+            for key, value in settings.items():
+                rows.setdefault(f"{self.within}{key}: {value}", [])
+            super().without_effect(settings)
+
         def schedule(self, key: str, cycles_key: str = "", usual: str = "") -> None:
             self._note(key, f"`{named['schedule']}`")
             self._note(cycles_key, f"`{named['restarts']}`, which are one fewer")
@@ -112,6 +134,10 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             super().unused(*keys)
 
     return Recorder
+
+
+def _shift(shift: float | None, setting: str) -> str:
+    return f"`{setting}`" if shift is None else f"{shift:g}" if shift else "auto"
 
 
 def main(arguments: list[str]) -> None:

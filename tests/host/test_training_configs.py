@@ -91,6 +91,12 @@ ONETRAINER = json.dumps(
         "layer_filter": "attn",
     }
 )
+
+
+def _toolkit(process: str) -> str:
+    return f"config: {{process: [{{{process}}}]}}"
+
+
 WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "kohya": (
         KOHYA,
@@ -140,6 +146,7 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "optimisation.warmup": 0.0,
             "optimisation.epochs": 0,
             "noise.times": "logit-normal",
+            "noise.shift": 1.0,
             "speed.precision": "bf16",
             "speed.checkpointing": "on",
             "regularisation.ema": 0.99,
@@ -452,6 +459,10 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
             {"noise.shift": 1.0, "optimisation.warmup": 0.0},
         ),
         (
+            '{"training_method": "LORA", "learning_rate": 3e-5}',
+            {"algorithm": "lora", "layers.preset": "full"},
+        ),
+        (
             # Its steps are of batches, not of updates.
             '{"training_method": "LORA", "learning_rate": 3e-5, "gradient_accumulation_steps": 4}',
             {"optimisation.warmup": 50.0, "optimisation.accumulation": 4},
@@ -462,6 +473,119 @@ def test_what_a_config_leaves_out_is_as_in_its_trainer(host: Host, text: str, va
     """The defaults are those of the trainers' sources."""
     found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})["values"]
     assert {name: found.get(name) for name in values} == values
+
+
+MUSUBI = "network_dim = 4\nnetwork_module = 'networks.lora_wan'\ndit = 'low.safetensors'\n"
+FLUX = "network_dim = 4\nnetwork_module = 'networks.lora_flux'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "times", "shift"),
+    [
+        # The shift belongs to the word: usually the node's own would be 3 for Wan, and by size for Flux.
+        (_toolkit("train: {timestep_type: sigmoid}"), "logit-normal", 1.0),
+        (_toolkit("train: {timestep_type: linear}"), "uniform", 1.0),
+        (_toolkit("train: {timestep_type: weighted}"), "uniform", 1.66),
+        (_toolkit("train: {timestep_type: flux_shift}"), "uniform", 0.0),
+        (_toolkit("train: {timestep_type: shift}, model: {arch: 'zimage:turbo'}"), "uniform", 3.0),
+        # Its form for SDXL has this type too, which does nothing there.
+        (_toolkit("train: {timestep_type: sigmoid, noise_scheduler: ddpm}"), "uniform", 1.0),
+        (FLUX + "timestep_sampling = 'sigmoid'\ndiscrete_flow_shift = 3.0", "logit-normal", 1.0),
+        (FLUX + "timestep_sampling = 'shift'", "logit-normal", 3.0),
+        (FLUX + "timestep_sampling = 'flux_shift'", "logit-normal", 0.0),
+        (FLUX, "uniform", 3.0),
+        (FLUX + "weighting_scheme = 'logit_normal'", "logit-normal", 3.0),
+        (FLUX + "weighting_scheme = 'mode'", None, None),
+        (MUSUBI, "uniform", 1.0),
+        (MUSUBI + "timestep_sampling = 'shift'\ndiscrete_flow_shift = 5.0", "logit-normal", 5.0),
+        (MUSUBI + "timestep_sampling = 'qwen_shift'\ndiscrete_flow_shift = 2.2", "logit-normal", 0.0),
+        (MUSUBI + "timestep_sampling = 'qinglong_qwen'", None, None),
+    ],
+)
+def test_times_are_drawn_as_in_the_trainer(
+    host: Host, text: str, times: str | None, shift: float | None
+) -> None:
+    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
+    assert (found["values"].get("noise.times"), found["values"].get("noise.shift")) == (times, shift)
+    assert any("timestep_sampling" in note for note in found["notes"]) == (times is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "expert", "note"),
+    [
+        (_toolkit("train: {steps: 2001}, model: {arch: 'wan22_14b:t2v'}"), 1001, None, "link both models"),
+        (
+            _toolkit(
+                "train: {steps: 2000}, model: {arch: wan22_14b_i2v, "
+                "model_kwargs: {train_high_noise: false, train_low_noise: true}}"
+            ),
+            2000,
+            "low noise",
+            "model.arch: link the model",
+        ),
+        (MUSUBI + "task = 't2v-A14B'\nmin_timestep = 875\nmax_timestep = 1000", 1600, "high noise", "shape"),
+        (MUSUBI + "task = 'i2v-A14B'\nmin_timestep = 0\nmax_timestep = 900", 1600, "low noise", "shape"),
+        (MUSUBI + "task = 't2v-1.3B'\nmax_timestep = 900", 1600, None, "max_timestep = 900"),
+        (MUSUBI + "dit_high_noise = 'high.safetensors'", 1600, None, "dit_high_noise: link both models"),
+    ],
+)
+def test_experts_and_their_steps_are_those_of_the_trainer(
+    host: Host, text: str, steps: int, expert: str | None, note: str
+) -> None:
+    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
+    assert (found["values"]["steps"], found["values"].get("noise.expert")) == (steps, expert)
+    assert any(note in one for one in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "values"),
+    [
+        ({"peft_type": "LOKR", "lora_rank": 8, "lokr_dim": 4}, {"rank": 4}),
+        ({"peft_type": "LOKR", "lokr_full_matrix": True}, {"rank": 1_000_000}),
+        ({"peft_type": "LOKR", "lokr_decompose_factor": 8}, {"layers.overrides": "*: factor 8"}),
+        ({"peft_type": "LOKR", "lokr_weight_decompose": True}, {"layers.dora": True}),
+        ({"peft_type": "OFT_2", "lora_rank": 8}, {"algorithm": "oftv2", "rank": 32}),
+        ({"layer_filter_preset": "attn-mlp", "layer_filter": "attn,ff"}, {"layers.preset": "attn-mlp"}),
+        ({"transformer": {"learning_rate": 1e-4, "train": True}}, {"learning_rate": 1e-4}),
+        ({"mse_strength": 0.0, "mae_strength": 1.0}, {"noise.loss_type": "l1"}),
+    ],
+)
+def test_settings_of_onetrainer_that_depend_on_others(
+    host: Host, settings: dict[str, Any], values: dict[str, Any]
+) -> None:
+    text = json.dumps({"training_method": "LORA", "learning_rate": 3e-4, **settings})
+    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
+    assert {name: found["values"].get(name) for name in values} == values
+    assert not found["notes"]
+
+
+def test_what_a_trainer_writes_into_every_config_is_not_listed(host: Host) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    written = {
+        "model_type": "QWEN",
+        "max_noising_strength": 1.0,
+        "mse_strength": 1.0,
+        "unmasked_weight": 0.1,
+        "text_encoder": {"train": False},
+        "text_encoder_2": {"train": True},
+        "prior": {"train": True, "guidance_scale": 1.0},
+        "secrets": {"huggingface_token": "hf_1"},
+        "lokr_dim": 16,
+        "oft_block_size": 32,
+        "lora_weight_dtype": "FLOAT_32",
+    }
+    text = json.dumps({"training_method": "LORA", "learning_rate": 3e-4, **written})
+    assert configs.translated({"text": text})["notes"] == ["model_type: link the model"]
+    form = _toolkit(
+        "network: {type: lora, conv: 16, conv_alpha: 16, network_kwargs: {ignore_if_contains: []}}, "
+        "train: {noise_scheduler: flowmatch, content_or_style: balanced, switch_boundary_every: 1, "
+        "diff_output_preservation: false, diff_output_preservation_class: person}"
+    )
+    assert configs.translated({"text": form})["notes"] == []
+    assert "layers.preset" not in configs.translated({"text": form})["values"]
+    assert configs.translated({"text": _toolkit("train: {lr: 1}")})["notes"] == [
+        "no network: an adapter is trained here"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,17 @@ class Config:
     def add(self, inner: Config) -> None:
         """Take over the values and notes of an inner config, and note the settings that it did not take."""
         self.values |= inner.values
-        left = [f"{inner.within}{key}={value}" for key, value in inner.left.items() if value not in OFF]
+        left = [f"{inner.within}{key}={value}" for key, value in inner.rest().items()]
         self.notes += [*inner.notes, *left]
 
     def take(self, key: str, default: Any = None) -> Any:
         """Take out a setting: its value, or `default` if it is missing or `OFF`."""
         value = self.left.pop(key, None)
         return default if value in OFF else value
+
+    def rest(self) -> dict[str, Any]:
+        """The settings that were not taken, without those that are `OFF`, or tables of such."""
+        return {key: value for key, value in self.left.items() if not _is_off(value)}
 
     def put(
         self,
@@ -160,6 +164,36 @@ class Config:
         for key in keys:
             self.left.pop(key, None)
 
+    def without_effect(self, settings: Mapping[str, Any]) -> None:
+        """Drop settings that have these values, at which they do nothing."""
+        for key, value in settings.items():
+            if self.left.get(key) == value:
+                del self.left[key]
+
+    def times(
+        self,
+        key: str,
+        choices: Mapping[str, tuple[str, float | None]],
+        usual: Any = None,
+        shift: str = "",
+        usual_shift: float = 1.0,
+    ) -> None:
+        """Read how times are drawn: a word that stands for a distribution and the shift that goes with it.
+
+        The shift 0 is the model's usual one. None stands for the value of the setting `shift`, which does
+        nothing beside the others.
+        """
+        word = str(self.left.get(key) or usual).lower()
+        self.choose(key, "times", {word: times for word, (times, _) in choices.items()}, usual)
+        if word not in choices:
+            return
+        found = choices[word][1]
+        if found is None:
+            self.put(shift, "shift", float, usual_shift)
+        else:
+            self.values["shift"] = found
+            self.unused(shift)
+
     def schedule(self, key: str, cycles_key: str = "", usual: str = "") -> None:
         """Read a schedule by its common name, and the number of its cycles."""
         name, cycles = self.take(key, usual), self.take(cycles_key)
@@ -209,6 +243,11 @@ class Config:
             self.values["optimiser_args"] = " ".join(f"{name}={text}" for name, text in texts.items())
 
 
+def _is_off(value: Any) -> bool:
+    inner = cast("dict[str, Any]", value).values() if isinstance(value, dict) else ()
+    return value in OFF or (bool(inner) and all(map(_is_off, inner)))
+
+
 def _has(algorithm: str, option: str) -> bool:
     """Whether layers of a kind have this option."""
     kind: Any = KINDS[algorithm]
@@ -244,7 +283,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
                 got=f"{type(error).__name__}: {error}",
                 expected=f"a config of {trainer.NAME}",
             ) from error
-        left = [f"{key} = {value}" for key, value in config.left.items() if value not in OFF]
+        left = [f"{key} = {value}" for key, value in config.rest().items()]
         named = places(inputs())
         values = {named[name]: value for name, value in config.values.items()}
         return {"trainer": trainer.NAME, "values": values, "notes": [*config.notes, *left]}

@@ -1,4 +1,4 @@
-"""kohya-ss/sd-scripts: a TOML whose sections have no meaning, with the names of its command line."""
+"""kohya-ss/sd-scripts and musubi-tuner: a TOML with the names of the command line. Sections mean nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from .....lycoris_ops import PRESETS
+from ....files.pairs import HIGH, LOW
 from ...data.losses import LOSSES
 from ..config import ALGORITHMS, DTYPES, Config, flat, pairs
 
@@ -20,9 +21,29 @@ OPTIONS = {
     "rs_lora": "rslora",
 }
 """Arguments of its networks that are options of layers here."""
-OF_ONE_MODEL = re.compile(r"(networks\.(?:lora|oft))_(?!fa$)\w+")
+OF_ONE_MODEL = re.compile(r"(networks\.(?:lora|oft))_(?!fa$)(\w+)")
 """Networks such as `networks.lora_wan`, which differ only in the layers that they find."""
-TIMES = {"uniform": "uniform", "sigmoid": "logit-normal", "shift": "logit-normal", "flux_shift": "auto"}
+TIMES: Mapping[str, tuple[str, float | None]] = {
+    "uniform": ("uniform", 1.0),
+    "sigmoid": ("logit-normal", 1.0),
+    "shift": ("logit-normal", None),
+    **dict.fromkeys(("flux_shift", "flux2_shift", "qwen_shift", "krea2_shift"), ("logit-normal", 0.0)),
+    "sigma": ("uniform", None),
+}
+WEIGHTED = ("sigma_sqrt", "cosmap")
+"""The weighting schemes that weigh losses. The others say how the times of `sigma` are drawn."""
+SILENT = {
+    "flux": ("sigma", 3.0),
+    "sd3": ("sigma", 1.0),
+    "hunyuan_image": ("sigma", 5.0),
+    "lumina": ("shift", 6.0),
+    "anima": ("sigmoid", 1.0),
+}
+"""How the scripts for these models draw times, and with which shift, where a config does not say it."""
+MUSUBI = ("sigma", 1.0)
+"""The same for musubi-tuner, whose configs name a `dit`."""
+BOUNDARIES = (0.875, 0.9, 875, 900)
+"""The times between the experts of Wan 2.2."""
 
 
 def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -79,8 +100,8 @@ def read(config: Config) -> None:
     config.put("noise_offset", "noise_offset", float)
     config.choose("loss_type", "loss_type", {name: name for name in LOSSES})
     config.put("huber_c", "huber_c", float)
-    config.choose("timestep_sampling", "times", TIMES)
-    config.put("discrete_flow_shift", "shift", float)
+    _times(config, one[2] if one else "")
+    _experts(config)
 
     config.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     config.put("scale_weight_norms", "max_weight_norm", float)
@@ -92,8 +113,15 @@ def read(config: Config) -> None:
     config.put("output_name", "filename_prefix", lambda name: f"loras/{name}")
     config.choose("save_precision", "dtype", DTYPES)
 
-    config.elsewhere("link the model", "pretrained_model_name_or_path")
-    config.elsewhere("link on LyCORIS Training Pictures", "vae", "clip_l", "t5xxl", "ae")
+    config.elsewhere(
+        "link the model", "pretrained_model_name_or_path", "dit", "task", "model_version", "model_type"
+    )
+    config.elsewhere(
+        "link on LyCORIS Training Pictures",
+        *("vae", "clip_l", "clip_g", "t5xxl", "ae", "gemma2", "t5", "clip"),
+        *("text_encoder", "text_encoder1", "text_encoder2", "image_encoder"),
+    )
+    config.elsewhere("link `stack`", "network_weights", "dim_from_weights")
     config.elsewhere(
         "set on LyCORIS Training Pictures",
         "train_data_dir",
@@ -104,6 +132,7 @@ def read(config: Config) -> None:
         "keep_tokens",
     )
     config.elsewhere("link `regularisation_latents`", "reg_data_dir")
+    config.without_effect({"guidance_scale": 1.0, "sigmoid_scale": 1.0, "model_prediction_type": "raw"})
     config.unused(
         *(
             "output_dir",
@@ -126,7 +155,40 @@ def read(config: Config) -> None:
             "save_last_n_steps",
         ),
         *("sample_sampler", "sample_prompts", "huggingface_repo_id", "fp8_base", "blocks_to_swap"),
+        *("fp8_scaled", "fp8_vl", "fp8_llm", "fp8_t5", "offload_inactive_dit", "disable_numpy_memmap"),
+        *("gradient_checkpointing_cpu_offload", "sample_at_first", "sample_every_n_epochs", "split_attn"),
+        *("flash_attn", "sage_attn", "vae_dtype", "force_v2_1_time_embedding"),
     )
+
+
+def _times(config: Config, model: str) -> None:
+    """How times are drawn; `model` is the end of the network's name where it is for one model."""
+    if "training_shift" in config.left:
+        config.left["discrete_flow_shift"] = config.take("training_shift")
+    sampling, shift = MUSUBI if "dit" in config.left else SILENT.get(model, (None, 1.0))
+    choices = dict(TIMES)
+    scheme = config.left.get("weighting_scheme")
+    if scheme == "logit_normal":
+        choices["sigma"] = ("logit-normal", None)
+    elif scheme == "mode":
+        del choices["sigma"]
+    if scheme not in (None, *WEIGHTED):
+        config.unused("weighting_scheme")
+    config.times("timestep_sampling", choices, sampling, "discrete_flow_shift", shift)
+
+
+def _experts(config: Config) -> None:
+    """The expert of Wan 2.2 by the range of its times."""
+    config.elsewhere("link both models; the steps are for each", "dit_high_noise")
+    if config.left.get("timestep_boundary") in BOUNDARIES:
+        config.unused("timestep_boundary")
+    if "A14B" not in str(config.left.get("task")):
+        return
+    config.without_effect({"max_timestep": 1000})
+    for key, expert in (("min_timestep", HIGH), ("max_timestep", LOW)):
+        config.put(key, "expert", dict.fromkeys(BOUNDARIES, expert).get)
+    if "expert" in config.values and not config.take("preserve_distribution_shape"):
+        config.notes.append("min_timestep, max_timestep: here the times keep their shape between them")
 
 
 def _first(value: Any) -> float:

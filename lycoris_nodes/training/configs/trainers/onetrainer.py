@@ -11,8 +11,27 @@ from ..config import ALGORITHMS, DTYPES, Config
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+ENCODED = {
+    "STABLE_DIFFUSION_XL": 2,
+    "STABLE_DIFFUSION_3": 3,
+    "FLUX_DEV": 2,
+    "FLUX_FILL": 2,
+    "HUNYUAN": 2,
+    "HI": 4,
+}
+"""How many text encoders its models have, by how their names begin. Others have one."""
 DYNAMIC = ("ANIMA", "ERNIE", "FLUX", "IDEOGRAM", "KREA", "QWEN", "Z_IMAGE")
 """The beginnings of the names of models that can shift times by the size of the picture."""
+PRESETS = ("full", "attn-mlp", "attn-only")
+"""Its sets of layers that are the same here."""
+SIZES = {"lokr": ("lokr_dim", 16), "oftv2": ("oft_block_size", 32)}
+"""The setting for the size of a layer, and its default, of kinds that have their own."""
+OPTIONS = {
+    "lokr_decompose_factor": "factor",
+    "lokr_decompose_both": "decompose_both",
+    "lokr_use_tucker": "tucker",
+}
+MODELS = ("unet", "prior", "transformer")
 TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
 PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
 FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
@@ -27,12 +46,31 @@ def read(config: Config) -> None:
     method = config.take("training_method")
     if method not in (None, "LORA"):
         config.notes.append(f"training_method = {method}: an adapter is trained here")
-    config.choose("peft_type", "algorithm", ALGORITHMS)
     # Its presets leave the defaults out.
-    config.put("lora_rank", "rank", int, usual=16)
+    config.choose("peft_type", "algorithm", ALGORITHMS, usual="lora")
+    algorithm = config.values.get("algorithm", "lora")
+    # It writes the settings of all kinds.
+    key, size = SIZES.get(algorithm, ("lora_rank", 16))
+    config.put(key, "rank", int, usual=size)
+    config.whole(algorithm, "lokr_full_matrix")
+    config.everywhere(algorithm, OPTIONS)
     config.put("lora_alpha", "alpha", float, usual=1)
-    config.put("lora_decompose", "dora", bool)
+    config.put("lokr_weight_decompose" if algorithm == "lokr" else "lora_decompose", "dora", bool)
+    config.elsewhere("link `stack`", "lora_model_name")
+    others = {"lora_", "lokr_", "oft_"} - {key.partition("_")[0] + "_"}
+    config.unused(*[key for key in config.left if key.startswith(tuple(others))])
+    config.without_effect({"lokr_dora_on_output": True})
+    if config.left.get("layer_filter_preset") in PRESETS:
+        config.unused("layer_filter", "layer_filter_regex")
+    all_of_it = None if config.left.get("layer_filter") else "full"
+    config.choose("layer_filter_preset", "preset", {name: name for name in PRESETS}, usual=all_of_it)
     config.put("learning_rate", "learning_rate", float)
+    for part in MODELS:
+        model = config.inside(part, config.take(part, {}))
+        model.put("learning_rate", "learning_rate", float)
+        model.without_effect({"guidance_scale": 1.0})
+        model.left = {key: value for key, value in model.left.items() if key == "guidance_scale"}
+        config.add(model)
     optimiser = config.inside("optimizer", config.take("optimizer", {}))
     betas = [optimiser.take(key) for key in ("beta1", "beta2")]
     used = {key: optimiser.left.pop(key, None) for key in ("weight_decay", "eps", "momentum", "d_coef")}
@@ -53,7 +91,8 @@ def read(config: Config) -> None:
     config.choose("timestep_distribution", "times", TIMES, usual="uniform")
     config.put("timestep_shift", "shift", float, usual=1)
     # Here 0 stands for the shift that is usual for the model. Other models ignore the setting there.
-    shift = 0.0 if str(config.left.get("model_type", DYNAMIC[0])).startswith(DYNAMIC) else None
+    name = str(config.left.get("model_type", ""))
+    shift = 0.0 if name.startswith(DYNAMIC) or not name else None
     config.put("dynamic_timestep_shifting", "shift", lambda on: shift)
     config.put("masked_prior_preservation_weight", "masked_prior", float)
     config.put("dropout_probability", "input_dropout", float)
@@ -76,20 +115,48 @@ def read(config: Config) -> None:
         "concepts",
         "concept_file_name",
         "resolution",
+        "frames",
         "aspect_ratio_bucketing",
     )
+    count = next((count for start, count in ENCODED.items() if name.startswith(start)), 1 if name else 4)
+    config.unused(*ENCODERS[count:])
     for part in ENCODERS:
         # A config of all settings always has this table.
         encoder = config.inside(part, config.take(part, {}))
+        if encoder.left.get("train"):
+            encoder.put("learning_rate", "text_learning_rate", float)
         encoder.elsewhere("link `clip` and `captions`", "train")
         encoder.left.clear()
         config.add(encoder)
+    if config.left.get("mse_strength") == 0 and config.take("mae_strength"):
+        config.values["loss_type"] = "l1"
+        config.unused("mse_strength")
+    if not config.left.get("masked_training"):
+        config.unused("unmasked_probability", "unmasked_weight")
+    config.elsewhere("link `masks`", "masked_training")
+    config.without_effect(
+        {
+            **dict.fromkeys(("mse_strength", "vb_loss_strength", "huber_delta", "max_noising_strength"), 1.0),
+            "loss_weight_strength": 5.0,
+            "learning_rate_scaler": "NONE",
+            "save_every_unit": "NEVER",
+        }
+    )
     config.unused(
         *("__version", "workspace_dir", "cache_dir", "output_model_destination"),
         *("output_model_format", "debug_dir", "tensorboard", "dataloader_threads", "train_device"),
         *("temp_device", "samples", "sample_definition_file_name", "latent_caching", "only_cache"),
         *("compile", "attention_mechanism", "weight_dtype", "vae", "quantization", "optimizer_defaults"),
-        *("backup_after", "backup_after_unit", "sample_after", "sample_after_unit"),
+        *("backup_after", "backup_after_unit", "sample_after", "sample_after_unit", "secrets", "cloud"),
+        *("tensorboard_port", "validate_after", "validate_after_unit", "include_train_config"),
+        *("gradient_reduce_precision", "fused_gradient_reduce", "async_gradient_reduce"),
+        *("async_gradient_reduce_buffer", "async_offloading", "clear_cache_before_training"),
+        *("fallback_train_dtype", "enable_autocast_cache", "loss_scaler", "unconditional_transformer"),
+        *("effnet_encoder", "decoder", "decoder_text_encoder", "decoder_vqgan", "embedding"),
+        *("embedding_weight_dtype", "bundle_additional_embeddings", "text_encoder_sequence_length"),
+        *("text_encoder_2_sequence_length", "sample_image_format", "sample_video_format"),
+        *("sample_audio_format", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup_count"),
+        *("backup_before_save", "lora_weight_dtype", "lora_decompose_norm_epsilon", "lokr_vec_trick"),
     )
 
 
