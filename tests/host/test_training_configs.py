@@ -316,6 +316,7 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
         ("config:\n  process:\n    - a: 1\n   - b: 2", r"not a config.*as YAML: .*line 4"),
         ("[train]\nnetwork_dim = 4\nlr = much", r"not a config.*as TOML: .*line 3"),
         ('{"training_method": "LORA",\n "learning_rate" 1}', r"not a config.*as JSON: .*line 2"),
+        ("python train_network.py --network_dim 4 --output_name 'a", "as a command line: No closing"),
     ],
 )
 def test_what_cannot_be_read_is_refused_and_says_where(host: Host, text: str, which: str) -> None:
@@ -557,6 +558,26 @@ def test_settings_of_onetrainer_that_depend_on_others(
     found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
     assert {name: found["values"].get(name) for name in values} == values
     assert not found["notes"]
+
+
+@pytest.mark.parametrize("broken", ["\\\n", "^\n", "`\r\n"])
+def test_a_command_line_is_read_as_the_toml_of_its_settings(host: Host, broken: str) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    command = (
+        f"accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 wan_train.py {broken}"
+        f'  --dit "low noise.safetensors" --network_module=networks.lora_wan --network_dim 32 {broken}'
+        f"  --timestep_sampling shift --discrete_flow_shift 5.0 --learning_rate 2e-4 --sdpa {broken}"
+        f"  --gradient_checkpointing --network_args 'loraplus_lr_ratio=4' rank_dropout=0.1\n"
+    )
+    toml = (
+        "dit = 'low noise.safetensors'\nnetwork_module = 'networks.lora_wan'\nnetwork_dim = 32\nsdpa = true\n"
+        "timestep_sampling = 'shift'\ndiscrete_flow_shift = 5.0\nlearning_rate = 2e-4\n"
+        "gradient_checkpointing = true\nnetwork_args = ['loraplus_lr_ratio=4', 'rank_dropout=0.1']\n"
+        "mixed_precision = 'bf16'"
+    )
+    found = configs.translated({"text": command})
+    assert found == configs.translated({"text": toml})
+    assert found["values"]["rank"] == 32 and found["notes"] == ["dit: link the model"]
 
 
 def test_what_a_trainer_writes_into_every_config_is_not_listed(host: Host) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import yaml
@@ -49,6 +50,8 @@ ALGORITHMS = {
 """Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
+COMMAND = re.compile(r"^(?!#).*\.py\b.*\s--\w", re.MULTILINE | re.DOTALL)
+"""A text that starts a script with settings on its command line."""
 TOML_LINE = re.compile(r"^\s*[\w.-]+\s*=", re.MULTILINE)
 """A line that only a TOML has."""
 DECAY = 0.01
@@ -295,9 +298,10 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(text: str) -> dict[str, Any]:
-    """The text as a table: JSON, TOML or YAML."""
+    """The text as a table: JSON, TOML, YAML or a command line."""
     wrong: dict[str, str] = {}
-    for form, read in (("JSON", json.loads), ("TOML", _toml), ("YAML", yaml.safe_load)):
+    forms = {"JSON": json.loads, "TOML": _toml, "YAML": yaml.safe_load, "a command line": _command}
+    for form, read in forms.items():
         try:
             found = read(text)
         except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -307,8 +311,35 @@ def _table(text: str) -> dict[str, Any]:
             return cast("dict[str, Any]", found)
     likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
     raise LycorisError(
-        "the text is not a config", got=wrong.get(likely), expected="a table in TOML, YAML or JSON"
+        "the text is not a config",
+        got=wrong.get("a command line" if COMMAND.search(text) else likely),
+        expected="a table in TOML, YAML or JSON, or a command line",
     )
+
+
+def _command(text: str) -> dict[str, Any] | None:
+    """The settings of a command line of a shell or of Windows; None for other texts."""
+    if not COMMAND.search(text):
+        return None
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in shlex.split(re.sub(r"[\\^`]\s*\n", " ", text)):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            values = found[name] = [value] if equals else []
+        elif not word.endswith(".py"):
+            values.append(word)
+    return {name: _value(values) for name, values in found.items()}
+
+
+def _value(words: Sequence[str]) -> Any:
+    """The value of a setting of a command line: a switch, one value, or several."""
+    if len(words) != 1:
+        return list(words) or True
+    try:
+        return json.loads(words[0])
+    except ValueError:
+        return words[0]
 
 
 def _toml(text: str) -> Any:

@@ -12,7 +12,7 @@ import { t } from "../language.js"
  * @param {(values: Record<string, any>) => void} use
  */
 export function askForSettings(translate, use) {
-  const text = make("textarea", { placeholder: t("A config of kohya (TOML, or JSON of kohya_ss), ai-toolkit (YAML) or OneTrainer (JSON)") })
+  const text = make("textarea", { placeholder: t("A config of kohya (TOML, a command line, or JSON of kohya_ss), ai-toolkit (YAML) or OneTrainer (JSON)") })
   const told = make("div", { class: "lycoris-told" })
   const take = make("button", { textContent: t("Take over") })
   const close = make("button", { textContent: t("Close") })

@@ -1,4 +1,4 @@
-"""kohya-ss/sd-scripts and musubi-tuner: a TOML with the names of the command line. Sections mean nothing."""
+"""kohya-ss/sd-scripts and musubi-tuner: a command line, or a TOML whose sections mean nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ....files.pairs import HIGH, LOW
 from ...data.losses import LOSSES
 from ..config import ALGORITHMS, DTYPES, Config, flat, pairs
 
-NAME, FORM = "kohya", "TOML with network_dim"
+NAME, FORM = "kohya", "TOML or a command line with network_dim"
 OPTIONS = {
     "factor": "factor",
     "decompose_both": "decompose_both",
@@ -158,6 +158,8 @@ def read(config: Config) -> None:
         *("fp8_scaled", "fp8_vl", "fp8_llm", "fp8_t5", "offload_inactive_dit", "disable_numpy_memmap"),
         *("gradient_checkpointing_cpu_offload", "sample_at_first", "sample_every_n_epochs", "split_attn"),
         *("flash_attn", "sage_attn", "vae_dtype", "force_v2_1_time_embedding"),
+        *("num_cpu_threads_per_process", "num_processes", "num_machines", "multi_gpu", "gpu_ids"),
+        *("dynamo_backend", "main_process_port"),
     )
 
 
