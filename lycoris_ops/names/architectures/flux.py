@@ -238,7 +238,15 @@ ARCHITECTURE = Architecture(
             # The modulation.
             include=("*_mod.lin", "single_blocks.*.modulation.lin"),
         ),
-        Training("Flux2", "Flux 2", "kohya-ss/musubi-tuner", shift=BY_TOKENS, guidance=1.0, rank=32),
+        Training(
+            "Flux2",
+            "Flux 2",
+            "ai-toolkit; the shift: kohya-ss/musubi-tuner",
+            "uniform",
+            shift=BY_TOKENS,
+            guidance=1.0,
+            rank=32,
+        ),
         Training("LongCatImage", "LongCat-Image", "as Flux", shift=BY_TOKENS),
         Training("Chroma", "Chroma", "ai-toolkit, kohya-ss/sd-scripts", guidance=0.0, rank=32),
     ),

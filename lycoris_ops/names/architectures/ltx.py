@@ -15,6 +15,9 @@ ATTENTIONS = (
     *("attn1", "attn2", "audio_attn1", "audio_attn2"),
     *("audio_to_video_attn", "video_to_audio_attn"),
 )
+TRAINERS = "diffusion-pipe; the times: ai-toolkit"
+WEIGHTED = 1.66
+"""Even times with this shift are nearly those that ai-toolkit calls weighted, which it uses for LTX-2."""
 NORMS = {"norm_q": "q_norm", "norm_k": "k_norm"}
 BLOCK = {
     **{f"{layer}.{name}": f"{layer}.{norm}" for layer in ATTENTIONS for name, norm in NORMS.items()},
@@ -100,8 +103,8 @@ ARCHITECTURE = Architecture(
         ),
     ),
     trained=(
-        Training("LTXV", "LTX-Video", "diffusion-pipe", rank=32, resolution=512),
-        Training("LTXAV", "LTX-2", "diffusion-pipe", rank=32, resolution=512),
+        Training("LTXV", "LTX-Video", TRAINERS, "uniform", shift=WEIGHTED, rank=32, resolution=512),
+        Training("LTXAV", "LTX-2", TRAINERS, "uniform", shift=WEIGHTED, rank=32, resolution=512),
     ),
     frame_rates={"LTXV": 25, "LTXAV": 25},
 )

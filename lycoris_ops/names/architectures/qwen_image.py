@@ -35,6 +35,7 @@ ARCHITECTURE = Architecture(
             "QwenImage",
             "Qwen-Image",
             "ai-toolkit; the shift: kohya-ss/musubi-tuner",
+            "uniform",
             shift=(0.5, 0.9, 256, 8192),
             rank=32,
             # The modulation.

@@ -108,7 +108,18 @@ ARCHITECTURE = Architecture(
             experts=True,
         ),
     ),
-    trained=(Training("WAN21", "Wan", "kohya-ss/musubi-tuner", shift=3.0, rank=32, lr=2e-4, resolution=512),),
+    trained=(
+        Training(
+            "WAN21",
+            "Wan",
+            "kohya-ss/musubi-tuner; the times: ai-toolkit",
+            "uniform",
+            shift=3.0,
+            rank=32,
+            lr=2e-4,
+            resolution=512,
+        ),
+    ),
     frame_rates={"WAN21": 16, "WAN22": 24},
     boundaries={"WAN21_I2V": 0.9, "WAN22": None, "WAN21": 0.875},
 )
