@@ -21,22 +21,18 @@ from .trainer import Trainer
 
 FORM = 1
 """The version of the JSON."""
-SHORTEST, OF_KINDS = 8, 15
-"""The fewest steps of a heat, and of a heat that compares kinds. On the text lines of docs/quality.md heats
-of 10 steps take the wrong kind, and heats of 20 the right one."""
+SHORTEST, OF_KINDS = 8, 24
+"""The fewest steps of a heat, and of a heat that compares kinds. On the tasks of docs/quality.md heats of 15
+steps often take a kind that ends higher."""
+CLIMB, LONG = 4, 50
+"""The most heats of one entrant alone, at least two. There are fewer if they would be shorter than LONG. On
+the digits of docs/quality.md heats of 24 steps may take a rate that is too high, and heats of 35 do not."""
 MOVED = 0.97
 """If the loss is above this share of the loss before any step, the rate is far too low, and the climb goes up
 by a whole decade."""
-CLIMB = 4
-"""How many heats share the budget if there is one entrant. With fewer than three no rate lies between two
-others; with more, each would be shorter."""
-SPARE = 1
-"""How many heats beyond one for each entrant share the budget, for entrants whose own rate is far off."""
-AS_GOOD, NEAR = 0.8, 1.1
-"""A rate above an entrant's own loses to the next lower rate if the lower one reduces the loss by at least
-AS_GOOD times as much, and ends at no more than NEAR times the loss. While a rate is too low, the loss falls
-in proportion to it; a rate that saturates in a short training is too high for a long one. NEAR matters near a
-loss of zero, where both rates have removed nearly all of the loss."""
+LINEAR = 0.5
+"""So it does if the loss falls at least by this power of the rate. While a rate is too low, the loss falls in
+proportion to it."""
 VALIDATED = 0.5
 """The cost of a held-out batch, in steps of a batch with as many values: a step goes forward and backward."""
 
@@ -201,11 +197,12 @@ def race(
 
     Each entrant has a heat at its own rate. If the loss has not fallen, further heats go down by half
     decades; if it has hardly fallen, they go up by whole ones. The entrant with the lowest loss wins. With
-    the rest of the budget it climbs: up by half decades while the loss falls, and down if the first step up
-    is worse, until the best rate lies between two others. A rate above its own has to be much better than the
-    next lower one.
+    the rest of the budget it tries the rate a quarter of a decade above its own, and half a decade below if
+    that is worse. It goes on by decades while the loss falls nearly in proportion to the rate. The rate with
+    the lowest loss wins. Long heats tell more than many: at first there is budget for a heat of each entrant
+    and one more, and for one entrant alone at most CLIMB.
 
-    Kinds are compared at their own rates, not at the best ones of short heats, because these are too high:
+    Kinds are compared at their own rates, not at the best ones of short heats, because these mislead:
     docs/ranks.md has the figures.
 
     All of it costs at most `share` times `steps` steps of the training: the steps of the heats, each at its
@@ -213,7 +210,7 @@ def race(
     see `judging`), what entrants cost to make, and the extra time of the training if the slowest entrant
     wins. These costs stand for seconds. They are not measured, because a race would then depend on the
     machine. A heat that diverges costs the steps that it made. If the budget is too small, the last entrants
-    are left out; if it is too small for two heats, the first entrant wins at its own rate.
+    are left out; if it is too small for two heats of the first, that wins at its own rate.
 
     The same seed and batches give the same race. Entrants are trained one at a time; afterwards model and
     networks are as they were. `told` is called before each heat and after each step.
@@ -268,7 +265,7 @@ class _Race:
         self.budget -= _slower(racing, self.steps)
         self.spent = sum(entrant.cost for entrant in racing) + self.judging
         self.start = self._trained(racing[0], racing[0].lr, 0)[0]
-        heats = _shared(racing)
+        heats = _shared(racing, self.left - self.judging)
         each = (self.left - len(heats) * self.judging) / sum(heats)
         each = max(SHORTEST, min(self.steps, int(each + 1e-9)))
         self.expected = int(self.left // (each * min(heats) + self.judging))
@@ -282,7 +279,7 @@ class _Race:
             lowest = min(heat.lr for heat in self.heats)
             raise TrainError("no heat has a finite loss", expected=f"a rate below {lowest:g}", key="lr")
         left_out = [one for one in self.entrants if one not in racing]
-        return self._outcome(best[0].name, self._best(climbs[best[0].name]).lr, left_out)
+        return self._outcome(best[0].name, _best(climbs[best[0].name]).lr, left_out)
 
     def _climb(
         self,
@@ -308,17 +305,7 @@ class _Race:
     def _order(self, racing: Sequence[Entrant], climbs: Mapping[str, dict[int, Heat]]) -> list[Entrant]:
         """The entrants with a finite loss, the best first."""
         finite = [one for one in racing if any(math.isfinite(h.loss) for h in climbs[one.name].values())]
-        return sorted(finite, key=lambda one: self._best(climbs[one.name]).loss)
-
-    def _best(self, climb: Mapping[int, Heat]) -> Heat:
-        """The best heat of an entrant. A rate above its own has to be much better than the next lower one."""
-        place = min(climb, key=lambda place: climb[place].loss)
-        lower = max((other for other in climb if 0 <= other < place), default=None)
-        if lower is None:
-            return climb[place]
-        best, below = climb[place], climb[lower]
-        saturated = self.start - below.loss >= AS_GOOD * (self.start - best.loss)
-        return below if saturated and below.loss <= NEAR * best.loss else best
+        return sorted(finite, key=lambda one: _best(climbs[one.name]).loss)
 
     def _trained(self, entrant: Entrant, lr: float, steps: int) -> tuple[float, int]:
         """The held-out loss after a complete training of `steps` steps, and the number of parameters.
@@ -401,16 +388,22 @@ def affordable(entrants: Sequence[Entrant], budget: float, judged: float, steps:
     for count in range(len(entrants), 0, -1):
         racing = entrants[:count]
         room = budget - judged - sum(entrant.cost for entrant in racing) - _slower(racing, steps)
-        heats, least = (_shared(racing), OF_KINDS) if count > 1 else ([racing[0].step] * 2, SHORTEST)
+        heats, least = _shared(racing), OF_KINDS if len(entrants) > 1 else SHORTEST
         if room >= least * sum(heats) + len(heats) * judged:
             return racing
     return ()
 
 
-def _shared(racing: Sequence[Entrant]) -> list[float]:
-    """The heats that share the budget, by the cost of a step in each."""
+def _shared(racing: Sequence[Entrant], room: float = 0.0) -> list[float]:
+    """The heats that share the budget, by the cost of a step in each; `room` is the budget."""
     steps = [entrant.step for entrant in racing]
-    return steps * CLIMB if len(steps) == 1 else [*steps, *[max(steps)] * SPARE]
+    if len(steps) == 1:
+        return steps * max(2, min(CLIMB, int(room / (LONG * steps[0]))))
+    return [*steps, max(steps)]
+
+
+def _best(climb: Mapping[int, Heat]) -> Heat:
+    return min(climb.values(), key=lambda heat: heat.loss)
 
 
 def _slower(racing: Sequence[Entrant], steps: int) -> float:
@@ -430,8 +423,8 @@ def check_repeatable(batches: Batches) -> None:
 
 
 def rate_at(lr: float, place: int) -> float:
-    """The rate `place` half decades above `lr`, by factors of 3 and 10/3 in turn, so that rates are round."""
-    return float(f"{lr * 10.0 ** (place // 2) * (3 if place % 2 else 1):.6g}")
+    """The rate `place` quarters of a decade above `lr`, with rounded factors."""
+    return float(f"{lr * 10.0 ** (place // 4) * (1, 1.8, 3, 5.5)[place % 4]:.6g}")
 
 
 def _corrected(losses: Mapping[int, float], start: float) -> int | None:
@@ -441,17 +434,21 @@ def _corrected(losses: Mapping[int, float], start: float) -> int | None:
 
 
 def _next(losses: Mapping[int, float], start: float) -> int | None:
-    """Where a climb goes next, in half decades from its start; None where the best lies between two others.
+    """Where a climb goes next, in quarters of a decade from its start; None where it ends.
 
-    If all losses are above `start`, the loss before any step, the climb goes down.
+    If all losses are above `start`, the loss before any step, it goes down.
     """
     if not losses:
         return 0
     best = min(losses, key=lambda place: (losses[place] > start, losses[place], place))
     if losses[best] > start:
-        best = min(losses)
-        beside = (best - 1,)
-    else:
-        little = losses[best] > MOVED * start and best == max(losses)
-        beside = (best + 1 + little, best - 1)
-    return next((place for place in beside if place not in losses), None)
+        return min(losses) - 2
+    if losses[best] > MOVED * start and best == max(losses):
+        return best + 4
+    lower = max((place for place in losses if place < best), default=None)
+    if best < max(losses):
+        return best - 2 if lower is None else None
+    if lower is None or losses[lower] > MOVED * start:
+        return best + 1
+    power = math.log10((start - losses[best]) / (start - losses[lower])) * 4 / (best - lower)
+    return best + 4 if power > LINEAR else None

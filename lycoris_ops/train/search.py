@@ -224,6 +224,8 @@ KINDS: Mapping[str, _Kind] = {
 }
 """The rivals of the given network. With a small budget only the first ones race. On the tasks of
 docs/quality.md one of the first two is ahead of LoRA with one rank and equally many parameters."""
+SMALL = 2
+"""With fewer parameters than a LoRA of this rank, LoKr races first: there it is ahead of plans."""
 
 
 # A host may call from within inference mode, whose tensors cannot be trained.
@@ -243,12 +245,14 @@ def search_network(
 
     With "rate" only the rate is searched, starting from `options.lr` or a usual rate. With "all" the network
     races against others for the same modules with at most as many parameters: LoRA with planned ranks that
-    starts from the gradient, LoKr with two whole factors, and LoRA of one rank everywhere (see `race`).
+    starts from the gradient, LoKr with two whole factors (first if the given network is small), and LoRA of
+    one rank everywhere (see `race`).
 
     The search may cost as much as `options.search_share` times `steps` steps of the training. A training of
     LoKr takes longer, and so does one of a planned LoRA. The extra time of the slowest kind that races counts
-    as a cost of the search. If the share is too little for all networks, only the first of them race; if it
-    is too little for a race, everything stays as it was given.
+    as a cost of the search. If the share is too little for all networks, only the first of them race, maybe
+    one alone at several rates; if it is too little for heats that compare kinds, the given network races
+    alone; if it is too little for that, everything stays as it was given.
 
     Heats are judged on some of the `validation` batches. Without them they are judged on the first batches
     of the first epoch: at most four, and at most a quarter of the epoch. Heats skip as many at the start of
@@ -310,10 +314,12 @@ def search_network(
     if resumed:
         return Searched(net, options)
     judged = judging(held, first, options)
-    if len(affordable(entrants, steps * options.search_share, judged, steps)) < 2:
-        # At most the first entrant can race. Let it be the given network.
-        entrants.sort(key=lambda entrant: entrant.make != given.asked)
-    found = race(entrants, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
+    racing = entrants
+    if not affordable(entrants, steps * options.search_share, judged, steps):
+        racing = [entrant for entrant in entrants if entrant.make == given.asked]
+    found = race(racing, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
+    if racing is not entrants:
+        found = replace(found, left_out=tuple(one.name for one in entrants if one not in racing))
     if not found.heats:
         return Searched(net, options, found)
     winner = next(one for one in entrants if one.name == found.name)
@@ -335,7 +341,9 @@ def _entrants(given: _Given) -> list[Entrant]:
     own = rate_of(kinds[0] if net.origin == "fresh" else "lora", shapes, rank)
     asked = Entrant(f"{'dora ' * given.dora}{' and '.join(kinds)} as asked", given.asked, lr)
     found: list[Entrant] = []
-    for name, kind in KINDS.items() if options.search == "all" else ():
+    order = sorted(KINDS, key=lambda name: rank < SMALL and KINDS[name].algorithm == "lora")
+    for name in order if options.search == "all" else ():
+        kind = KINDS[name]
         make = kind.make(given)
         if make is not None:
             rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
