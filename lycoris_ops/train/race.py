@@ -21,12 +21,13 @@ from .trainer import Trainer
 
 FORM = 1
 """The version of the JSON."""
-SHORTEST, OF_KINDS = 8, 24
-"""The fewest steps of a heat, and of a heat that compares kinds. On the tasks of docs/quality.md heats of 15
-steps often take a kind that ends higher."""
-CLIMB, LONG = 4, 50
-"""The most heats of one entrant alone, at least two. There are fewer if they would be shorter than LONG. On
-the digits of docs/quality.md heats of 24 steps may take a rate that is too high, and heats of 35 do not."""
+SHORTEST, FIRST_OF, LONG = 8, 24, 50
+"""The fewest steps of a heat: of an only entrant, of the first of several that races alone, and of one that
+races against others. On the tasks of docs/quality.md shorter heats often take kinds and rates that end
+higher."""
+CLIMB = 4
+"""The most heats of one entrant that races alone, at least two. There are fewer if they would be shorter than
+LONG."""
 MOVED = 0.97
 """If the loss is above this share of the loss before any step, the rate is far too low, and the climb goes up
 by a whole decade."""
@@ -388,7 +389,7 @@ def affordable(entrants: Sequence[Entrant], budget: float, judged: float, steps:
     for count in range(len(entrants), 0, -1):
         racing = entrants[:count]
         room = budget - judged - sum(entrant.cost for entrant in racing) - _slower(racing, steps)
-        heats, least = _shared(racing), OF_KINDS if len(entrants) > 1 else SHORTEST
+        heats, least = _shared(racing), LONG if count > 1 else FIRST_OF if len(entrants) > 1 else SHORTEST
         if room >= least * sum(heats) + len(heats) * judged:
             return racing
     return ()
