@@ -102,10 +102,10 @@ def race(rank: int, folder: str) -> None:
     for name in ("first", "again", "apart"):
         place = Path(folder) / f"{rank}" if name == "apart" and rank else Path(folder)
         given = lyc.TrainOptions(
-            steps=150, search="all", search_share=1.0, bar=False, output=place / f"{name}.safetensors"
+            steps=60, search="all", search_share=5.0, bar=False, output=place / f"{name}.safetensors"
         )
         net = network_of(model(), rank)
-        searched = lyc.search_network(net, batches(8, 1), loss, given, steps=150, validation=batches(2, 2))
+        searched = lyc.search_network(net, batches(8, 1), loss, given, steps=60, validation=batches(2, 2))
         assert searched.race
         shapes = [tuple(parameter.shape) for parameter in searched.network.parameters()]
         found[name] = (searched.race.json(), searched.options.lr, shapes, str(searched.file))

@@ -119,11 +119,11 @@ is how much higher or lower the method's loss is at x {REFERENCE}. Each method h
 "search all": a race finds its kind and rate, and may cost as much as a short training, or 0.4 times as much
 as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in
 trainings of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA. Times at
-x {REFERENCE} are of today's races. They keep back a quarter of the training's steps, in case LoKr wins and
-makes the training longer, or 6 % in case a planned LoRA does. In the long trainings here that leaves too few
-steps for LoKr to race. Times at other sizes are of races that did not keep the 6 % back. Losses are of older
-races, which kept nothing back. In most of these the heats were also a tenth longer, but not in short
-trainings at x {REFERENCE} on characters, series and flow. Means of shares are geometric, and shares above
+x {REFERENCE} keep back a quarter of the training's steps if LoKr races, because it makes the training longer if it
+wins, and 6 % for a planned LoRA. Of today's races are the losses of "search all" at x 1 and x {REFERENCE} and of "LoRA,
+search rate" at x {REFERENCE}, both in short trainings on the five small tasks, those of "OFT, search rate" on the
+digits, and the times of short races at x {REFERENCE}. All others are of older races, which had more and shorter heats.
+Means of shares are geometric, and shares above
 1 count as 1.
 """
 
