@@ -114,17 +114,16 @@ OVERVIEW = f"""\
 ## In short
 
 "Share" is how many numbers a method needs for the loss of uniform LoRA x {REFERENCE}, as a share of that
-LoRA's numbers. It is an upper bound where the smallest size of the method already has a lower loss. "Loss"
-is how much higher or lower the method's loss is at x {REFERENCE}. Each method has its own best rate, except
+LoRA's numbers. It is an upper bound where the smallest size of the method already has a lower loss. "Loss" is
+how much higher or lower the method's loss is at x {REFERENCE}. Each method has its own best rate, except
 "search all": a race finds its kind and rate, and may cost as much as a short training, or 0.4 times as much
-as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in
-trainings of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA. Times at
-x {REFERENCE} keep back a quarter of the training's steps if LoKr races, because it makes the training longer if it
-wins, and 6 % for a planned LoRA. Of today's races are the losses of "search all" at x 1 and x {REFERENCE} and of "LoRA,
-search rate" at x {REFERENCE}, both in short trainings on the five small tasks, those of "OFT, search rate" on the
-digits, and the times of short races at x {REFERENCE}. All others are of older races, which had more and shorter heats.
-Means of shares are geometric, and shares above
-1 count as 1.
+as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in trainings
+of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA. Races keep back a
+quarter of the training's steps if LoKr races, because it makes the training longer if it wins, and 6 % for a
+planned LoRA. Of today's races are the losses of "search all" at x 1 and x {REFERENCE} and of "LoRA, search
+rate" at x {REFERENCE}, both in short trainings on the five small tasks, those of "OFT, search rate" on the
+digits, and the times of short races at x {REFERENCE}. All others are of older races, which had more and
+shorter heats. Means of shares are geometric, and shares above 1 count as 1.
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
