@@ -101,7 +101,7 @@ def test_a_rate_that_is_far_off_is_corrected(first: float) -> None:
 @pytest.mark.parametrize("best", [1e-2, 1.8e-2, 3e-3])
 def test_two_rates_next_to_each_other_have_the_budget(best: float, monkeypatch: pytest.MonkeyPatch) -> None:
     def judged(trainer: lyc.Trainer) -> float:
-        return 2.0 if not trainer.done else 1 + abs(math.log(trainer.options.lr / best)) / 4
+        return 2.0 if not trainer.done else 1 + abs(math.log((trainer.options.lr or 1) / best)) / 4
 
     monkeypatch.setattr(lyc.Trainer, "validate", judged)
     given: Any = (entrants(model(), 1e-2)[:1], BATCHES, HELD, Loss(), OPTIONS)
