@@ -34,9 +34,8 @@ from tests.harness.launches import Launches
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_a_step_launches_no_more_than_with_peft(
-    options: dict[str, Any], forward: int, step: int, form: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], forward: int, step: int, form: str
 ) -> None:
-    monkeypatch.setattr(scaling, "SMALL", 0)
     base = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
     x, gradient = torch.randn(8, 64, requires_grad=True), torch.randn(8, 64)
 
@@ -105,10 +104,12 @@ def test_derivatives_of_the_series_of_a_rotation(factors: tuple[float, ...]) -> 
     assert torch.autograd.gradgradcheck(run, (triangles,))
 
 
-@pytest.mark.parametrize("small", [0, 100], ids=["own", "plain"])
+@pytest.mark.parametrize("wide", [True, False], ids=["wide", "narrow"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_derivatives_of_scaled_outputs(bias: bool, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "SMALL", small)
+def test_derivatives_of_scaled_outputs(bias: bool, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not wide:
+        # Derivatives can only be checked in float64: let it count as narrow.
+        monkeypatch.setattr(scaling, "compute_dtype", lambda dtype: torch.float32)
     y, extra, own = leaf(2, 3, 2), leaf(3, 1), torch.randn(3, 1, dtype=torch.float64) if bias else None
 
     def run(y: Tensor, extra: Tensor) -> Tensor:
@@ -117,3 +118,9 @@ def test_derivatives_of_scaled_outputs(bias: bool, small: int, monkeypatch: pyte
     torch.testing.assert_close(run(y, extra), y * (1 + extra) - (0 if own is None else own * extra))
     assert torch.autograd.gradcheck(run, (y, extra))
     assert torch.autograd.gradgradcheck(run, (y, extra))
+
+
+def test_a_factor_near_one_acts_on_narrow_outputs() -> None:
+    # 1.003 is 1 in bfloat16.
+    y, extra = torch.full((2, 3), 1.8984375).bfloat16(), torch.full((3,), 0.003).bfloat16().requires_grad_()
+    assert (scaled(y, extra, None) > y).all()
