@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,21 +41,10 @@ def parameters_of(file: TensorFile, config: Config[Any]) -> tuple[TensorFile, fr
     Without `target_parameters` the file is returned as it is.
 
     Raises FileFormatError where the factors do not divide into whole experts, and where the configuration
-    names a parameter without a module: PEFT searches the model for the modules that have it.
+    names other parameters of a module than the file has.
     """
     if not isinstance(config, LoraConfig) or not config.target_parameters:
         return file, frozenset()
-    bare = next((target for target in config.target_parameters if "." not in target), None)
-    if bare is not None:
-        raise FileFormatError(
-            "the configuration names a parameter without its module, and the file does not tell which module "
-            "has it",
-            file=file.path,
-            key="target_parameters",
-            got=bare,
-            expected=f"the end of its path with the module, such as experts.{bare}",
-            hint="Write the longer name into adapter_config.json: PEFT reads both the same way",
-        )
     pieces = dict(_pieces(file, config))
     taken = {piece.key for piece in pieces.values()}
     tensors = {key: info for key, info in file.tensors.items() if key not in taken}
@@ -77,6 +66,7 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
             name = key.removesuffix(f".{DOWN}")
             module = name.replace(INNER, "")
             depths.setdefault(module, {})[name.count(INNER)] = name
+    bare = [target for target in config.target_parameters if "." not in target]
     for module, names in depths.items():
         path = module.removeprefix(PREFIX)
         own = [
@@ -84,6 +74,8 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
             for target in config.target_parameters
             if f".{path}".endswith(f".{target.rpartition('.')[0]}")
         ]
+        if bare and _on_parameters(file, config, path, list(names.values())):
+            own += bare
         if not own:
             continue
         try:
@@ -100,9 +92,20 @@ def _pieces(file: TensorFile, config: LoraConfig) -> Iterator[tuple[str, _Piece]
                 key=module,
                 got=f"{len(names)} pairs of factors",
                 expected=", ".join(inner),
+                hint=f"Name them with their modules in adapter_config.json, such as {path}.{inner[0]}",
             )
         for depth, parameter in enumerate(reversed(inner)):
             yield from _of_parameter(file, config, names[depth], f"{module}.{parameter}")
+
+
+def _on_parameters(file: TensorFile, config: LoraConfig, path: str, names: Sequence[str]) -> bool:
+    """Whether the layers of a module are on its parameters, by the tensors alone.
+
+    A parameter may be named without its module: PEFT itself does so where it replaces the names of experts'
+    linear layers by those of their parameters. Only layers on parameters are nested, and only theirs have the
+    ranks of all experts.
+    """
+    return len(names) > 1 or file.tensors[f"{names[0]}.{DOWN}"].shape[:1] != (config.rank_at(path),)
 
 
 def _of_parameter(

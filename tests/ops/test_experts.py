@@ -157,11 +157,27 @@ def test_pefts_files_of_parameters_go_both_ways(parameters: list[str], tmp_path:
         assert torch.allclose(logits(adapted), wanted, atol=1e-5)
 
 
-def test_a_parameter_without_a_module_in_pefts_configuration_is_refused(tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["gate_up_proj", "down_proj"])
-    theirs: Any = peft.get_peft_model(mixtral(), config)
+@pytest.mark.parametrize(
+    "targets",
+    [
+        # PEFT turns these into target_parameters down_proj and gate_up_proj, the latter of twice the rank.
+        {"target_modules": ["q_proj", "w1", "w2", "w3", "gate"]},
+        {"target_modules": ["q_proj"], "target_parameters": ["down_proj"], "rank_pattern": {"q_proj": 4}},
+    ],
+    ids=["converted", "one"],
+)
+def test_parameters_may_be_named_without_their_module(targets: Any, tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, **targets)
+    theirs: Any = peft.get_peft_model(mixtral(), config).eval()
     theirs.save_pretrained(str(tmp_path))
-    with pytest.raises(lyc.LycorisError, match=r"target_parameters.*such as experts\.(gate_up|down)_proj"):
+    said = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert "down_proj" in said["target_parameters"]
+    model = mixtral()
+    lyc.create_lycoris(model, weights=tmp_path).apply_to()
+    assert torch.allclose(logits(model), logits(theirs), atol=1e-5)
+    said["target_parameters"] += ["up_proj"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(lyc.FileFormatError, match=r"differ in the parameters.*such as \S+experts\.\w+_proj"):
         lyc.load_adapter(tmp_path)
 
 
