@@ -113,8 +113,12 @@ class Site:
 
     @property
     def on_parameter(self) -> bool:
-        """Whether PEFT puts its layer on the parameter, not on a module, see `peft.parameters`."""
-        return self.kind in ("expert", "router")
+        """Whether PEFT needs its layer on the parameter, not on a module, see `peft.parameters`.
+
+        Beside a linear layer that multiplies in its own way, PEFT would add to whatever the layer returns.
+        """
+        own_way = self.kind == "linear" and self.geometry is None and self.used_by is self.module
+        return self.kind in ("expert", "router") or (own_way and self.weight == "weight")
 
     @property
     def bias_key(self) -> str:

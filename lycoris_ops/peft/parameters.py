@@ -21,6 +21,11 @@ DECLARED = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 """The order in which the classes of transformers declare the parameters of their experts."""
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 """PEFT's names for the two factors."""
+REPLACED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Names of linear layers that PEFT replaces by those of experts' parameters, where a model has these.
+
+It replaces them for all layers, also in DeepSeek's dense blocks and shared experts, which it then leaves
+out."""
 WEIGHT = ".weight"
 """The end of the path of a router's parameter."""
 EXPERT = re.compile(r"\.expert(\d+)$")

@@ -19,8 +19,10 @@ from ..algorithms.oftv2 import OftV2
 from ..bypass.hook import values_of
 from ..errors import LycorisError
 from ..maths.tensors import compute_dtype, is_divided
+from ..modules.experts import expert_weights
+from ..modules.named import named_modules
 from ..modules.sites import Site
-from ..peft.parameters import of_expert
+from ..peft.parameters import REPLACED, of_expert
 from .member import layer_seed
 
 BIASED = (Lora, OftV2, BoftPeft)
@@ -67,6 +69,17 @@ def for_peft(layer: Layer, site: Site) -> Layer:
         # PEFT keeps the values of a whole module, not their change.
         return _valued(layer, site)
     return layer
+
+
+def on_modules(layers: Mapping[str, Layer], sites: Sequence[Site], model: nn.Module) -> set[str]:
+    """The paths of the layers that PEFT can put on modules. It needs the others on parameters.
+
+    Where a model has experts, PEFT takes some names of linear layers for names of experts, see `REPLACED`.
+    """
+    found = {path_in_peft(site) for site in sites if not site.on_parameter}
+    taken = {path for path in found if isinstance(layers[path], Lora) and path.rpartition(".")[2] in REPLACED}
+    mixture = taken and any(expert_weights(path, one) for path, one in named_modules(model))
+    return found - taken if mixture else found
 
 
 def all_experts(layers: Mapping[str, Layer], sites: Sequence[Site]) -> dict[str, Layer]:

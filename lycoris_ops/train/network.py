@@ -28,7 +28,7 @@ from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
 from .frozen import Flags, freeze, thaw
-from .in_peft import all_experts, for_peft, path_in_peft
+from .in_peft import all_experts, for_peft, on_modules, path_in_peft
 from .member import Member, read_weight, zeroed
 from .naming import layers_for, model_shapes, named
 
@@ -326,7 +326,7 @@ class LycorisNetwork(nn.Module):
             own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
         layers = {named(self.prefix, path): layer for path, layer in own.items()}
         # Experts that `all_experts` added have no site.
-        of_modules = {named(self.prefix, path_in_peft(site)) for site in sites if not site.on_parameter}
+        of_modules = {named(self.prefix, path) for path in on_modules(own, sites, self.module)}
         turned = any(site.transposed for site in sites)
         return Adapter.of(
             layers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MixtralConfig, MixtralForCausalLM
 from written import patched
 
 import lycoris_ops as lyc
@@ -225,10 +226,46 @@ class TopRouter(nn.Linear):
         return scores.sigmoid(), scores
 
 
-def test_a_router_that_is_a_linear_layer_is_trained_as_one() -> None:
+def test_a_router_that_is_a_linear_layer_is_trained_as_one(tmp_path: Path) -> None:
     model = nn.ModuleDict({"router": TopRouter(8, 4)})
     (site,) = select(model, preset="full").values()
     assert (site.path, site.kind) == ("router", "linear")
+    theirs, x = copy.deepcopy(model), torch.randn(5, 8)
+    network = lyc.create_lycoris(model, rank=2).apply_to()
+    torch.nn.init.normal_(network.members["router"].layer.lora_up)
+    network.save_weights(tmp_path, dialect="peft")
+    # As a layer of its own it would be added to what the router returns, which is a tuple.
+    adapted: Any = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
+    found = adapted.base_model.model["router"](x)
+    assert all(map(torch.allclose, found, model["router"](x)))
+
+
+def test_layers_that_peft_takes_for_experts_are_written_on_their_weights(tmp_path: Path) -> None:
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32}
+    heads: Any = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+    parts: Any = {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4, "moe_intermediate_size": 8}
+    experts: Any = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+    config = DeepseekV3Config(**sizes, **heads, **parts, **experts, first_k_dense_replace=1)
+
+    def deepseek() -> Any:
+        torch.manual_seed(0)
+        return DeepseekV3ForCausalLM(config).eval()
+
+    model, options = deepseek(), {"include": ["*q_a_proj", "*layers.0.mlp*", "*shared_experts*"]}
+    base = logits(model)
+    network = lyc.create_lycoris(model, rank=2, **options).apply_to()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    network.save_weights(tmp_path / "ours", dialect="peft")
+    theirs = peft.PeftModel.from_pretrained(deepseek(), str(tmp_path / "ours")).eval()
+    assert (logits(model) - base).abs().max() > 1e-2
+    assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
+    again = deepseek()
+    assert len(lyc.create_lycoris(again, weights=tmp_path / "ours").apply_to().members) == 8
+    assert torch.allclose(logits(again), logits(model), atol=1e-6)
+    # PEFT replaces the names of LoRA alone.
+    other = lyc.create_lycoris(deepseek(), rank=2, algorithm="lokr", **options)
+    other.save_weights(tmp_path / "lokr", dialect="peft")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])

@@ -155,7 +155,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     tensors, wanted = kind.encoded(layer)
     if asked.on_parameter and tensors.keys() != {DOWN, UP}:
         raise LayerError(
-            "holds only plain LoRA for experts and routers",
+            "holds only plain LoRA for experts and routers, and for layers with their names",
             got=", ".join(sorted(tensors)),
             expected="lora",
         )
