@@ -166,7 +166,7 @@ def _read_index(path: Path) -> tuple[Index, dict[str, str]]:
                 key=name,
                 got=repr(file),
                 expected="the name of a safetensors file in the same folder",
-                hint=hint,
+                hint="Move the files of the model beside its index, and name them there without a folder",
             )
     return Index(fingerprint, cast("dict[str, Any]", metadata)), cast("dict[str, str]", weight_map)
 

@@ -232,7 +232,7 @@ def test_a_router_that_is_a_linear_layer_is_trained_as_one(tmp_path: Path) -> No
     assert (site.path, site.kind) == ("router", "linear")
     theirs, x = copy.deepcopy(model), torch.randn(5, 8)
     network = lyc.create_lycoris(model, rank=2).apply_to()
-    torch.nn.init.normal_(network.members["router"].layer.lora_up)
+    torch.nn.init.normal_(network.members["router"].layer.tensors()["lora_up"])
     network.save_weights(tmp_path, dialect="peft")
     # As a layer of its own it would be added to what the router returns, which is a tuple.
     adapted: Any = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
@@ -251,7 +251,8 @@ def test_layers_that_peft_takes_for_experts_are_written_on_their_weights(tmp_pat
         torch.manual_seed(0)
         return DeepseekV3ForCausalLM(config).eval()
 
-    model, options = deepseek(), {"include": ["*q_a_proj", "*layers.0.mlp*", "*shared_experts*"]}
+    model = deepseek()
+    options: Any = {"include": ["*q_a_proj", "*layers.0.mlp*", "*shared_experts*"]}
     base = logits(model)
     network = lyc.create_lycoris(model, rank=2, **options).apply_to()
     for parameter in network.parameters():
