@@ -30,6 +30,8 @@ BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
 (ostris/ai-toolkit). Each file has its picture's name, perhaps with `_` and a number."""
 REPEATED = re.compile(r"(\d+)_(.*)")
 """A folder's name with the repeats of its pictures in front, as in kohya-ss/sd-scripts."""
+OF_SYSTEMS = {"thumbs.db", "desktop.ini", "system volume information", "$recycle.bin", "lost+found", "@eadir"}
+"""Files and folders that Windows, Linux and Synology put beside those of users."""
 MOST = 100_000
 """The most samples in a folder, repeats included."""
 
@@ -266,7 +268,7 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__")) or name.lower() in ("thumbs.db", "desktop.ini")
+    return name.startswith((".", "__")) or name.lower() in OF_SYSTEMS
 
 
 def stamps(folder: Path) -> Iterator[str]:
