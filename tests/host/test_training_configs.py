@@ -489,6 +489,8 @@ FLUX = "network_dim = 4\nnetwork_module = 'networks.lora_flux'\n"
         (_toolkit("train: {timestep_type: weighted}"), "uniform", 1.66),
         (_toolkit("train: {timestep_type: flux_shift}"), "uniform", 0.0),
         (_toolkit("train: {timestep_type: shift}, model: {arch: 'zimage:turbo'}"), "uniform", 3.0),
+        (_toolkit("train: {timestep_type: shift}, model: {arch: anima}"), "uniform", 3.0),
+        (_toolkit("train: {timestep_type: shift}, model: {arch: omnigen2}"), "uniform", 1.0),
         # Its form for SDXL has this type too, which does nothing there.
         (_toolkit("train: {timestep_type: sigmoid, noise_scheduler: ddpm}"), "uniform", 1.0),
         (FLUX + "timestep_sampling = 'sigmoid'\ndiscrete_flow_shift = 3.0", "logit-normal", 1.0),
@@ -497,6 +499,9 @@ FLUX = "network_dim = 4\nnetwork_module = 'networks.lora_flux'\n"
         (FLUX, "uniform", 3.0),
         (FLUX + "weighting_scheme = 'logit_normal'", "logit-normal", 3.0),
         (FLUX + "weighting_scheme = 'mode'", None, None),
+        # A network for any model: the script is known by the files that it loads.
+        ("network_module = 'lycoris.kohya'\nae = 'ae.sft'\ntimestep_sampling = 'shift'", "logit-normal", 3.0),
+        ("network_module = 'networks.lokr'\nqwen3 = 'qwen.safetensors'", "logit-normal", 1.0),
         (MUSUBI, "uniform", 1.0),
         (MUSUBI + "timestep_sampling = 'shift'\ndiscrete_flow_shift = 5.0", "logit-normal", 5.0),
         (MUSUBI + "timestep_sampling = 'qwen_shift'\ndiscrete_flow_shift = 2.2", "logit-normal", 0.0),
@@ -508,7 +513,8 @@ def test_times_are_drawn_as_in_the_trainer(
 ) -> None:
     found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
     assert (found["values"].get("noise.times"), found["values"].get("noise.shift")) == (times, shift)
-    assert any("timestep_sampling" in note for note in found["notes"]) == (times is None)
+    which = "weighting_scheme = mode" if "mode" in text else "timestep_sampling"
+    assert any(which in note for note in found["notes"]) == (times is None)
 
 
 @pytest.mark.parametrize(
@@ -578,6 +584,53 @@ def test_a_command_line_is_read_as_the_toml_of_its_settings(host: Host, broken: 
     found = configs.translated({"text": command})
     assert found == configs.translated({"text": toml})
     assert found["values"]["rank"] == 32 and found["notes"] == ["dit: link the model"]
+
+
+def test_of_a_script_the_command_with_settings_of_a_training_is_read(host: Host) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    command = "python train_network.py --network_dim 32 --output_name cat --seed 3"
+    script = (
+        "@echo off\r\nREM It's for Wan\r\ncall venv\\Scripts\\activate\r\n"
+        "python wan_cache_latents.py --vae vae.safetensors --batch_size 16\r\n"
+        "cd scripts && python train_network.py --network_dim 32 ^\r\n"
+        "  --output_name cat --seed 3 2>&1 | tee log.txt\r\npause\r\n"
+    )
+    assert configs.translated({"text": script}) == configs.translated({"text": command})
+    lines = command.replace(" --", "\n  --").replace("  --seed", "# --max_train_steps 5\n  --seed")
+    assert configs.translated({"text": lines}) == configs.translated({"text": command})
+
+
+@pytest.mark.parametrize(
+    ("box", "module", "times", "shift"),
+    [
+        (None, "Standard", None, None),
+        ("flux1_checkbox", "Flux1", "uniform", 3.1),
+        ("sd3_checkbox", "Standard", "logit-normal", 1.0),
+        ("anima_checkbox", "Anima", "logit-normal", 2.0),
+    ],
+)
+def test_fields_of_models_count_where_the_box_of_the_model_is_ticked(
+    host: Host, box: str | None, module: str, times: str | None, shift: float | None
+) -> None:
+    configs = host.module("lycoris_nodes.training.configs.config")
+    fields = {
+        "flux1_checkbox": False,
+        "timestep_sampling": "sigma",
+        "discrete_flow_shift": 3.1,
+        "guidance_scale": 3.5,
+        "model_prediction_type": "sigma_scaled",
+        "weighting_scheme": "logit_normal" if box != "flux1_checkbox" else "",
+        "logit_std": 1,
+        "hunyuan_timestep_sampling": "uniform",
+        "anima_timestep_sampling": "shift",
+        "anima_discrete_flow_shift": 2,
+        "anima_cache_text_encoder_outputs": True,
+        "lumina_gemma2": "gemma.safetensors" if box is None else "",
+    }
+    form = {"LoRA_type": module, "network_dim": 4, **fields, **({box: True} if box else {})}
+    found = configs.translated({"text": json.dumps(form)})
+    assert (found["values"].get("noise.times"), found["values"].get("noise.shift")) == (times, shift)
+    assert bool(found["notes"]) == (box == "flux1_checkbox")
 
 
 def test_what_a_trainer_writes_into_every_config_is_not_listed(host: Host) -> None:

@@ -52,6 +52,12 @@ WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
 COMMAND = re.compile(r"^(?!#).*\.py\b.*\s--\w", re.MULTILINE | re.DOTALL)
 """A text that starts a script with settings on its command line."""
+REMARK = re.compile(r"^[ \t]*(?:#|::|rem\b).*$", re.MULTILINE | re.IGNORECASE)
+"""A line that shells and Windows ignore."""
+GOES_ON = re.compile(r"[\\^`][ \t\r]*\n|\n(?=\s*--\w)")
+"""The end of a line after which a command goes on."""
+OPERATOR = re.compile(r"&&?|\|\|?|;|\d?>>?\S*")
+"""A word after which another command begins, or the name of a file for the output."""
 TOML_LINE = re.compile(r"^\s*[\w.-]+\s*=", re.MULTILINE)
 """A line that only a TOML has."""
 DECAY = 0.01
@@ -318,18 +324,30 @@ def _table(text: str) -> dict[str, Any]:
 
 
 def _command(text: str) -> dict[str, Any] | None:
-    """The settings of a command line of a shell or of Windows; None for other texts."""
+    """The settings of a command line of a shell or of Windows; None for other texts.
+
+    Of several commands, such as those of a script, the one with the most settings counts.
+    """
     if not COMMAND.search(text):
         return None
+    lines = GOES_ON.sub(" ", REMARK.sub("", text)).splitlines()
+    found = [one for line in lines if " --" in line for one in _commands(shlex.split(line))]
+    return max(found, key=len, default=None)
+
+
+def _commands(words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The settings of each command in a line."""
     found: dict[str, list[str]] = {}
     values: list[str] = []
-    for word in shlex.split(re.sub(r"[\\^`]\s*\n", " ", text)):
-        if word.startswith("--"):
+    for word in (*words, ";"):
+        if OPERATOR.fullmatch(word):
+            yield {name: _value(given) for name, given in found.items()}
+            found, values = {}, []
+        elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             values = found[name] = [value] if equals else []
         elif not word.endswith(".py"):
             values.append(word)
-    return {name: _value(values) for name, values in found.items()}
 
 
 def _value(words: Sequence[str]) -> Any:

@@ -13,7 +13,12 @@ PARTS = ("network", "train", "save", "sample", "model")
 WEIGHTED = 1.66
 """Its `weighted` draws times evenly and weighs losses by a table. The table is nearly the density of even
 times with this shift: the mean is the same, 0.584, and the divergence is 0.006."""
-SHIFTS = {"wan22_5b": 5.0, "wan2": 3.0, "zimage": 3.0, "hidream": 3.0, "lumina2": 6.0}
+SHIFTS = {
+    "wan22_5b": 5.0,
+    "lumina2": 6.0,
+    **dict.fromkeys(("ace_step", "anima", "boogu", "ernie", "hidream", "sd3", "wan2", "zimage"), 3.0),
+    **dict.fromkeys(("ideogram4", "omnigen2"), 1.0),
+}
 """The shifts of its models whose shift does not grow with the picture, by how their names begin."""
 PAIR = "wan22_14b"
 """How the names of its models begin that are two experts."""
@@ -142,6 +147,6 @@ def _experts(config: Config, arch: str) -> None:
     inner.without_effect({"match_target_res": False})
     both = arch.startswith(PAIR) and not any(off.values())
     if both:
-        config.notes.append("model.arch: link both models, and each has half of the steps")
+        config.elsewhere("link both models, and each has half of the steps", "model.arch")
     config.put("train.steps", "steps", lambda steps: -(-int(steps) // 2) if both else int(steps), usual=1000)
     config.add(inner)

@@ -40,6 +40,8 @@ SILENT = {
     "anima": ("sigmoid", 1.0),
 }
 """How the scripts for these models draw times, and with which shift, where a config does not say it."""
+FILES = {"gemma2": "lumina", "byt5": "hunyuan_image", "qwen3": "anima", "ae": "flux", "clip_g": "sd3"}
+"""The model by a file that its script loads, for networks that are not for one model."""
 MUSUBI = ("sigma", 1.0)
 """The same for musubi-tuner, whose configs name a `dit`."""
 BOUNDARIES = (0.875, 0.9, 875, 900)
@@ -132,7 +134,13 @@ def read(config: Config) -> None:
         "keep_tokens",
     )
     config.elsewhere("link `regularisation_latents`", "reg_data_dir")
-    config.without_effect({"guidance_scale": 1.0, "sigmoid_scale": 1.0, "model_prediction_type": "raw"})
+    config.without_effect(
+        {
+            **dict.fromkeys(("guidance_scale", "sigmoid_scale", "logit_std"), 1.0),
+            "mode_scale": 1.29,
+            "model_prediction_type": "raw",
+        }
+    )
     config.unused(
         *(
             "output_dir",
@@ -167,13 +175,15 @@ def _times(config: Config, model: str) -> None:
     """How times are drawn; `model` is the end of the network's name where it is for one model."""
     if "training_shift" in config.left:
         config.left["discrete_flow_shift"] = config.take("training_shift")
+    model = model or next((model for file, model in FILES.items() if config.left.get(file)), "")
     sampling, shift = MUSUBI if "dit" in config.left else SILENT.get(model, (None, 1.0))
     choices = dict(TIMES)
     scheme = config.left.get("weighting_scheme")
     if scheme == "logit_normal":
         choices["sigma"] = ("logit-normal", None)
-    elif scheme == "mode":
-        del choices["sigma"]
+    elif scheme == "mode" and config.left.get("timestep_sampling", sampling) == "sigma":
+        config.unused("timestep_sampling")
+        return
     if scheme not in (None, *WEIGHTED):
         config.unused("weighting_scheme")
     config.times("timestep_sampling", choices, sampling, "discrete_flow_shift", shift)

@@ -49,6 +49,29 @@ LYCORIS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "LyCORIS/Native Fine-Tuning": ("full", ()),
 }
 """The same for kinds of the package LyCORIS, which have the fields `OF_LYCORIS` too."""
+MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "flux1_checkbox": (
+        "flux1_",
+        (
+            *("model_type", "ae", "clip_l", "t5xxl", "discrete_flow_shift", "model_prediction_type"),
+            *("timestep_sampling", "split_mode", "train_blocks", "t5xxl_max_token_length", "guidance_scale"),
+            *("enable_all_linear", "mem_eff_save", "apply_t5_attn_mask", "split_qkv", "train_t5xxl"),
+            *("cpu_offload_checkpointing", "single_blocks_to_swap", "double_blocks_to_swap"),
+        ),
+    ),
+    "sd3_checkbox": (
+        "sd3_",
+        (
+            *("clip_g", "clip_g_dropout_rate", "logit_mean", "logit_std", "mode_scale", "save_clip"),
+            *("pos_emb_random_crop_rate", "save_t5xxl", "t5xxl_device", "t5xxl_dtype", "weighting_scheme"),
+        ),
+    ),
+    "hunyuan_image_checkbox": ("hunyuan_", ()),
+    "anima_checkbox": ("anima_", ()),
+    "lumina_checkbox": ("lumina_", ()),
+}
+"""For each model's box in the form: how names of its fields begin, and its fields with other names. Where the
+box is not ticked they do nothing."""
 UNSET = {
     "clip_skip": 1,
     "lr_scheduler_power": 1,
@@ -58,14 +81,14 @@ UNSET = {
 }
 """Values that mean that the field is not set."""
 OF_THE_PROGRAM = (
-    *("LoRA_type", "additional_parameters", "epoch", "flux1_checkbox", "sd3_checkbox", "sdxl"),
+    *("LoRA_type", "additional_parameters", "epoch", "sdxl"),
     *("model_list", "training_comment", "num_cpu_threads_per_process", "num_processes", "num_machines"),
     *("main_process_port", "multi_gpu", "gpu_ids", "dynamo_backend", "dynamo_mode"),
     *("dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "sdxl_no_half_vae"),
-    *("sdxl_cache_text_encoder_outputs", "flux1_cache_text_encoder_outputs"),
-    *("flux1_cache_text_encoder_outputs_to_disk", "sd3_cache_text_encoder_outputs", "vae_batch_size"),
-    *("sd3_cache_text_encoder_outputs_to_disk", "wandb_run_name", "lr_warmup", "noise_offset_type"),
-    "use_cp",
+    *("sdxl_cache_text_encoder_outputs", "vae_batch_size", "wandb_run_name", "lr_warmup"),
+    *("noise_offset_type", "use_cp", *MODELS),
+    *(box.replace("checkbox", "cache_text_encoder_outputs") for box in MODELS),
+    *(box.replace("checkbox", "cache_text_encoder_outputs_to_disk") for box in MODELS),
 )
 """Fields that are read above, or that change nothing that is learned."""
 
@@ -86,12 +109,13 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = str(table["LoRA_type"])
     # An older name of it.
     kind = "LyCORIS/LoCon" if kind == "LoCon" else kind
-    given = {key: value for key, value in table.items() if not _unset(key, value)}
+    given = _of_its_model({key: value for key, value in table.items() if not _unset(key, value)})
     if kind in LYCORIS:
         algorithm, own = LYCORIS[kind]
         module, arguments, own = "lycoris.kohya", [f"algo={algorithm}"], (*OF_LYCORIS, *own)
     else:
         network, own = NETWORKS.get(kind, (kind, ()))
+        network = "lora_sd3" if network == "lora" and "sd3_checkbox" in given else network
         module, arguments = f"networks.{network}", []
     arguments += [f"{RENAMED.get(key, key)}={given[key]}" for key in (*own, *DROPOUTS) if key in given]
     fields = {field for _, fields in (*NETWORKS.values(), *LYCORIS.values()) for field in fields}
@@ -110,6 +134,18 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
             found.pop(key, None)
     if more := given.get("additional_parameters"):
         found["additional_parameters"] = more
+    return found
+
+
+def _of_its_model(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those of models whose box is not ticked. Those of the model lose their prefix."""
+    found = dict(given)
+    for box, (prefix, own) in MODELS.items():
+        for key in given:
+            if key in own or (key.startswith(prefix) and key not in OF_THE_PROGRAM):
+                del found[key]
+                if box in given:
+                    found[key.removeprefix(prefix)] = given[key]
     return found
 
 
