@@ -132,7 +132,9 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
         if not file.is_file() or spec is None or spec.loader is None:
             raise LycorisError("there is no such file", key=entry, got=str(file))
         other = PathFinder.find_spec(file.stem)
-        if file.stem in sys.stdlib_module_names or (other and other.origin != str(file.resolve())):
+        # A plain folder of this name is found too, without an origin.
+        taken = other and other.origin and Path(other.origin).resolve() != file.resolve()
+        if file.stem in sys.stdlib_module_names or taken:
             raise LycorisError(
                 "the task's file has the name of another module, which would be replaced",
                 file=str(file),

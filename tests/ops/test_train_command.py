@@ -110,6 +110,24 @@ def test_bad_tasks_and_networks(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_neither_its_own_file_nor_a_folder_is_another_module_of_the_name_of_a_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    home, path = tmp_path / "home", tmp_path / "path"
+    home.mkdir()
+    file = Path(settings(home))
+    file.write_text(file.read_text(encoding="utf-8").replace("py:task", "py:model"), encoding="utf-8")
+    if linked:
+        path.symlink_to(home, target_is_directory=True)
+    else:
+        # Python would import it as a package, as it would any folder.
+        (path / "task").mkdir(parents=True)
+    monkeypatch.syspath_prepend(path)
+    assert main(["train", str(file)]) == 2
+    assert "returns something else" in capsys.readouterr().err
+
+
 def test_a_plan_is_made_and_kept_for_a_resumed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
