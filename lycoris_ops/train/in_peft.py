@@ -76,7 +76,8 @@ def on_modules(layers: Mapping[str, Layer], sites: Sequence[Site], model: nn.Mod
 
     Where a model has experts, PEFT takes some names of linear layers for names of experts, see `REPLACED`.
     """
-    found = {path_in_peft(site) for site in sites if not site.on_parameter}
+    # Layers that are not in PEFT's form keep a name of their own where PEFT has another.
+    found = layers.keys() & {path_in_peft(site) for site in sites if not site.on_parameter}
     taken = {path for path in found if isinstance(layers[path], Lora) and path.rpartition(".")[2] in REPLACED}
     mixture = taken and any(expert_weights(path, one) for path, one in named_modules(model))
     return found - taken if mixture else found
