@@ -25,6 +25,7 @@ from .patterns import check_used, patterns
 from .presets import PRESETS, ModuleClasses
 
 Kind = Literal["linear", "conv", "norm", "embedding", "expert", "router"]
+What = Literal["weight", "bias"]
 ROUTER = re.compile(r"Router|TopK|MoE?Gate")
 """Matches the names of classes that choose experts by a weight (E, I)."""
 
@@ -317,11 +318,12 @@ def left_alone(module: nn.Module) -> dict[str, str]:
     return _sites(module)[1]
 
 
-def shared_weights(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
-    """The sites that share their weight with other modules, by path, with the paths of these modules."""
+def shared_weights(sites: Iterable[Site], what: What = "weight") -> dict[str, tuple[str, ...]]:
+    """The sites that share their weight, or their bias, with other modules, by path, with the paths of these
+    modules."""
     shared = {
         site.path: tuple(other.path for other in group if other.module is not site.module)
-        for group in by_weight(sites)
+        for group in by_weight(sites, what)
         for site in group
     }
     return {path: others for path, others in shared.items() if others}
@@ -351,13 +353,17 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     return found, {path: why for path, why in others.items() if path not in found}
 
 
-def by_weight(sites: Iterable[Site]) -> list[list[Site]]:
-    """The sites grouped by weight, or by their expert's part of it, in the order of their first sites."""
+def by_weight(sites: Iterable[Site], what: What = "weight") -> list[list[Site]]:
+    """The sites grouped by weight, or by their expert's part of it, in the order of their first sites.
+
+    With `what` "bias" they are grouped by bias, without those that have none.
+    """
     # Hold the weights: the `id` of one that is freed could be given to another.
-    held = [(site, getattr(site.module, site.weight)) for site in sites]
+    held = [(site, getattr(site.module, getattr(site, what), None)) for site in sites]
     groups: dict[tuple[int, int | None], list[Site]] = {}
-    for site, weight in held:
-        groups.setdefault((id(weight), site.expert), []).append(site)
+    for site, value in held:
+        if value is not None:
+            groups.setdefault((id(value), site.expert), []).append(site)
     return list(groups.values())
 
 

@@ -22,7 +22,7 @@ from ..maths.tensors import changed_in_place, is_divided, is_plain, norm, put
 from ..modules.named import named_modules
 from ..modules.patterns import check_used, patterns
 from ..modules.shares import left_out
-from ..modules.sites import Site, all_sites, left_alone, shared_weights
+from ..modules.sites import Site, What, all_sites, left_alone, shared_weights
 from ..patch.plan import PatchPlan
 from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
@@ -180,18 +180,16 @@ class LycorisNetwork(nn.Module):
     def merge_to(self) -> None:
         """Add the changes to the model's weights for good, and take the layers away.
 
-        Each sum is rounded once. Raises LycorisError where a weight is packed or shared with another module,
-        or where a layer adds to a bias that the module lacks; then nothing is changed.
+        Each sum is rounded once. Raises LycorisError where a weight or a changed bias is packed or shared
+        with another module, or where a layer adds to a bias that the module lacks; then nothing is changed.
         """
-        for path, others in shared_weights(all_sites(self.module).values()).items():
+        sites = all_sites(self.module)
+        for path, others in shared_weights(sites.values()).items():
             if path in self.members and len(self._tied(path, others)) < len(others):
-                raise LycorisError(
-                    "two modules share a weight, and the layer is for one of them",
-                    weight=path,
-                    got=f"the weight of {others[0]} too",
-                    expected="a weight of one module alone",
-                    hint=f"Save the network and apply it beside the model, or train without {path}",
-                )
+                raise _shared("weight", path, others[0])
+        for path, others in shared_weights(sites.values(), "bias").items():
+            if path in self.members and self.members[path].whole().forms("bias"):
+                raise _shared("bias", path, others[0])
         self.restore()
         processes.give_back(self.module)
         work: list[tuple[Tensor, Site | None, Part]] = []
@@ -457,6 +455,16 @@ class LycorisNetwork(nn.Module):
                 for path, member in self.members.items()
             },
         }
+
+
+def _shared(what: What, path: str, other: str) -> LycorisError:
+    return LycorisError(
+        f"two modules share a {what}, and the layer is for one of them",
+        weight=path,
+        got=f"the {what} of {other} too",
+        expected=f"a {what} of one module alone",
+        hint=f"Save the network and apply it beside the model, or train without {path}",
+    )
 
 
 def plain_values(site: Site, name: str) -> Tensor:

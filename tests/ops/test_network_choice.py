@@ -199,6 +199,20 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
     assert named.applied
 
 
+def test_a_bias_of_two_modules_is_not_merged() -> None:
+    """Each layer is for one module, and merging would give the changes of both to both."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    net[1].bias = net[0].bias
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for chosen in ("*", "1"):
+        network = lyc.create_lycoris(net, rank=2, include=chosen, bias=True)
+        with pytest.raises(lyc.LycorisError, match=r"share a bias.*the bias of [01] too"):
+            network.merge_to()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    # A layer that leaves the bias as it is may be merged.
+    lyc.create_lycoris(net, rank=2).merge_to()
+
+
 def test_a_lazy_module_and_a_weight_without_values_are_left_alone() -> None:
     """Before its first pass a lazy module's parameters can neither be adapted nor asked for their shape."""
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.Linear(4, 0))
