@@ -28,9 +28,9 @@ higher."""
 CLIMB = 4
 """The most heats of one entrant that races alone, at least two. There are fewer if they would be shorter than
 LONG."""
-MOVED = 0.97
-"""If the loss is above this share of the loss before any step, the rate is far too low, and the climb goes up
-by a whole decade."""
+FALLEN = 0.03
+"""If the loss falls by less than this share of the loss before any step, the rate is far too low, and the
+climb goes up by a whole decade."""
 LINEAR = 0.5
 """So it does if the loss falls at least by this power of the rate. While a rate is too low, the loss falls in
 proportion to it."""
@@ -197,11 +197,11 @@ def race(
     heats have the same length.
 
     Each entrant has a heat at its own rate. If the loss has not fallen, further heats go down by half
-    decades; if it has hardly fallen, they go up by whole ones. The entrant with the lowest loss wins. With
-    the rest of the budget it tries the rate a quarter of a decade above its own, and half a decade below if
-    that is worse. It goes on by decades while the loss falls nearly in proportion to the rate. The rate with
-    the lowest loss wins. Long heats tell more than many: at first there is budget for a heat of each entrant
-    and one more, and for one entrant alone at most CLIMB.
+    decades; if it has hardly fallen, they go up by a whole one, or by half a one where that is too much. The
+    entrant with the lowest loss wins. With the rest of the budget it tries the rate a quarter of a decade
+    above its own, and half a decade below if that is worse. It goes on by decades while the loss falls nearly
+    in proportion to the rate. The rate with the lowest loss wins. Long heats tell more than many: at first
+    there is budget for a heat of each entrant and one more, and for one entrant alone at most CLIMB.
 
     Kinds are compared at their own rates, not at the best ones of short heats, because these mislead:
     docs/ranks.md has the figures.
@@ -266,7 +266,7 @@ class _Race:
         self.budget -= _slower(racing, self.steps)
         self.spent = sum(entrant.cost for entrant in racing) + self.judging
         self.start = self._trained(racing[0], racing[0].lr, 0)[0]
-        heats = _shared(racing, self.left - self.judging)
+        heats = _shared(racing, int(self.left / (LONG * racing[0].step + self.judging)))
         each = (self.left - len(heats) * self.judging) / sum(heats)
         each = max(SHORTEST, min(self.steps, int(each + 1e-9)))
         self.expected = int(self.left // (each * min(heats) + self.judging))
@@ -395,11 +395,14 @@ def affordable(entrants: Sequence[Entrant], budget: float, judged: float, steps:
     return ()
 
 
-def _shared(racing: Sequence[Entrant], room: float = 0.0) -> list[float]:
-    """The heats that share the budget, by the cost of a step in each; `room` is the budget."""
+def _shared(racing: Sequence[Entrant], long: int = 0) -> list[float]:
+    """The heats that share the budget, by the cost of a step in each.
+
+    `long` is the number of heats of LONG steps for which an only entrant has the budget.
+    """
     steps = [entrant.step for entrant in racing]
     if len(steps) == 1:
-        return steps * max(2, min(CLIMB, int(room / (LONG * steps[0]))))
+        return steps * max(2, min(CLIMB, long))
     return [*steps, max(steps)]
 
 
@@ -431,7 +434,7 @@ def rate_at(lr: float, place: int) -> float:
 def _corrected(losses: Mapping[int, float], start: float) -> int | None:
     """As `_next`, but None as soon as a loss has clearly fallen: that rate is not far off."""
     best = min(losses.values(), default=math.inf)
-    return None if best <= MOVED * start else _next(losses, start)
+    return _next(losses, start) if _hardly_fell(best, start) else None
 
 
 def _next(losses: Mapping[int, float], start: float) -> int | None:
@@ -444,12 +447,19 @@ def _next(losses: Mapping[int, float], start: float) -> int | None:
     best = min(losses, key=lambda place: (losses[place] > start, losses[place], place))
     if losses[best] > start:
         return min(losses) - 2
-    if losses[best] > MOVED * start and best == max(losses):
-        return best + 4
+    if _hardly_fell(losses[best], start):
+        if best == max(losses):
+            return best + 4
+        if best + 4 in losses and best + 2 not in losses:
+            return best + 2
     lower = max((place for place in losses if place < best), default=None)
     if best < max(losses):
         return best - 2 if lower is None else None
-    if lower is None or losses[lower] > MOVED * start:
+    if lower is None or _hardly_fell(losses[lower], start):
         return best + 1
     power = math.log10((start - losses[best]) / (start - losses[lower])) * 4 / (best - lower)
     return best + 4 if power > LINEAR else None
+
+
+def _hardly_fell(loss: float, start: float) -> bool:
+    return start - loss <= FALLEN * abs(start)

@@ -113,6 +113,21 @@ def test_two_rates_next_to_each_other_have_the_budget(best: float, monkeypatch: 
     assert found.lr == best and {heat.steps for heat in found.heats} == {73}
 
 
+@pytest.mark.parametrize("start", [2.0, -2.0], ids=["above 0", "below 0, as of a density"])
+def test_a_decade_that_is_too_much_is_halved(start: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss has hardly fallen at the first rate, and is lowest at 2.2 times that rate."""
+
+    def judged(trainer: lyc.Trainer) -> float:
+        far = abs(math.log((trainer.options.lr or 1) / 2.2e-2))
+        return start + (far - 0.8) / 4 if trainer.done else start
+
+    monkeypatch.setattr(lyc.Trainer, "validate", judged)
+    # Judging costs 25 steps, so that only three heats can have 50.
+    given: Any = (entrants(model(), 1e-2)[:1], BATCHES, HELD * 25, Loss(), OPTIONS)
+    found = lyc.race(*given, steps=250, share=1.0)
+    assert [(heat.lr, heat.steps) for heat in found.heats] == [(1e-2, 50), (1e-1, 50), (3e-2, 50)]
+
+
 @pytest.mark.parametrize("share", [0.03, 0.1, 0.2, 0.35, 0.6])
 def test_the_budget_is_never_exceeded(share: float) -> None:
     loss, told = Loss(), list[lyc.RaceStep]()
