@@ -120,10 +120,10 @@ how much higher or lower the method's loss is at x {REFERENCE}. Each method has 
 as a long one. "Time" is the CPU time of the race alone, and then of race and training together, in trainings
 of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA. Races keep back a
 quarter of the training's steps if LoKr races, because it makes the training longer if it wins, and 6 % for a
-planned LoRA. Of today's races are the losses of "search all" at x 1 and x {REFERENCE} and of "LoRA, search
-rate" at x {REFERENCE}, both in short trainings on the five small tasks, those of "OFT, search rate" on the
-digits, and the times of short races at x {REFERENCE}. All others are of older races, which had more and
-shorter heats. Means of shares are geometric, and shares above 1 count as 1.
+planned LoRA. Older races, which had more and shorter heats, gave the losses of "search all" in short
+trainings at x 16, of "LoRA, search rate" at x 16, and of "search rate" for other kinds, but for OFT on the
+digits, and the times of short races at x 1 and x 16. Means of shares are geometric, and shares above 1 count
+as 1.
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
