@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
-from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -131,10 +131,7 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
         spec = importlib.util.spec_from_file_location(file.stem, file)
         if not file.is_file() or spec is None or spec.loader is None:
             raise LycorisError("there is no such file", key=entry, got=str(file))
-        other = PathFinder.find_spec(file.stem)
-        # A plain folder of this name is found too, without an origin.
-        taken = other and other.origin and Path(other.origin).resolve() != file.resolve()
-        if file.stem in sys.stdlib_module_names or taken:
+        if file.stem in sys.stdlib_module_names or file.stem in packages_distributions():
             raise LycorisError(
                 "the task's file has the name of another module, which would be replaced",
                 file=str(file),

@@ -110,16 +110,19 @@ def test_bad_tasks_and_networks(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_neither_its_own_file_nor_a_folder_is_another_module_of_the_name_of_a_task(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, linked: bool
+@pytest.mark.parametrize("there", ["a link", "a folder", "a file"])
+def test_what_is_beside_a_task_and_not_installed_may_have_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
     home, path = tmp_path / "home", tmp_path / "path"
     home.mkdir()
     file = Path(settings(home))
     file.write_text(file.read_text(encoding="utf-8").replace("py:task", "py:model"), encoding="utf-8")
-    if linked:
+    if there == "a link":
         path.symlink_to(home, target_is_directory=True)
+    elif there == "a file":
+        path.mkdir()
+        (path / "task.py").write_text("", encoding="utf-8")
     else:
         # Python would import it as a package, as it would any folder.
         (path / "task").mkdir(parents=True)
