@@ -84,14 +84,7 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
             self._note(key, f"`{named[name]}`" + (f" ({others})" if others else ""))
             kind.put(self, key, name, lambda value: choices.get(str(value).lower()), usual)
 
-        def times(
-            self,
-            key: str,
-            choices: Mapping[str, tuple[str, float | None]],
-            usual: Any = None,
-            shift: str = "",
-            usual_shift: float = 1.0,
-        ) -> None:
+        def times(self, key: str, choices: Mapping[str, Any], *, shift: str = "", **usual: Any) -> None:
             how = (f"{theirs}: {ours}, {_shift(other, shift)}" for theirs, (ours, other) in choices.items())
             self._note(key, f"`{named['times']}` and `{named['shift']}` ({'; '.join(how)})")
             self._note(shift, f"`{named['shift']}`")

@@ -183,6 +183,7 @@ class Config:
         self,
         key: str,
         choices: Mapping[str, tuple[str, float | None]],
+        *,
         usual: Any = None,
         shift: str = "",
         usual_shift: float = 1.0,

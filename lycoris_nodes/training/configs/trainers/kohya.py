@@ -186,7 +186,7 @@ def _times(config: Config, model: str) -> None:
         return
     if scheme not in (None, *WEIGHTED):
         config.unused("weighting_scheme")
-    config.times("timestep_sampling", choices, sampling, "discrete_flow_shift", shift)
+    config.times("timestep_sampling", choices, usual=sampling, shift="discrete_flow_shift", usual_shift=shift)
 
 
 def _experts(config: Config) -> None:

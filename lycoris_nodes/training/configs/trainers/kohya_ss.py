@@ -82,8 +82,7 @@ UNSET = {
 """Values that mean that the field is not set."""
 OF_THE_PROGRAM = (
     *("LoRA_type", "additional_parameters", "epoch", "sdxl"),
-    *("model_list", "training_comment", "num_cpu_threads_per_process", "num_processes", "num_machines"),
-    *("main_process_port", "multi_gpu", "gpu_ids", "dynamo_backend", "dynamo_mode"),
+    *("model_list", "training_comment", "dynamo_mode"),
     *("dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "sdxl_no_half_vae"),
     *("sdxl_cache_text_encoder_outputs", "vae_batch_size", "wandb_run_name", "lr_warmup"),
     *("noise_offset_type", "use_cp", *MODELS),
