@@ -357,6 +357,8 @@ def test_arguments_may_be_one_text(host: Host) -> None:
         ("network_dim = 4", 1.0),
         # The rank.
         ("network_dim = 4\nnetwork_alpha = 0", 0.0),
+        # In YAML this is a table, because of the colon.
+        ('python a.py --network_dim 4 --training_comment "my cat: a test"', 1.0),
         ("config: {process: [{network: {linear: 16}}]}", 1.0),
         ("config: {process: [{network: {linear: 16, alpha: 4}}]}", 4.0),
         ("config: {process: [{network: {rank: 16, alpha: 4, linear_alpha: 8}}]}", 8.0),

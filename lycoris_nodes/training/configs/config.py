@@ -50,8 +50,8 @@ ALGORITHMS = {
 """Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
-COMMAND = re.compile(r"^(?!#).*\.py\b.*\s--\w", re.MULTILINE | re.DOTALL)
-"""A text that starts a script with settings on its command line."""
+COMMAND = re.compile(r"\.py\b.*\s--\w")
+"""A line that starts a script with settings on its command line."""
 REMARK = re.compile(r"^[ \t]*(?:#|::|rem\b).*$", re.MULTILINE | re.IGNORECASE)
 """A line that shells and Windows ignore."""
 GOES_ON = re.compile(r"[\\^`][ \t\r]*\n|\n(?=\s*--\w)")
@@ -307,7 +307,8 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _table(text: str) -> dict[str, Any]:
     """The text as a table: JSON, TOML, YAML or a command line."""
     wrong: dict[str, str] = {}
-    forms = {"JSON": json.loads, "TOML": _toml, "YAML": yaml.safe_load, "a command line": _command}
+    # A command line with a colon in a text would be a table in YAML too.
+    forms = {"JSON": json.loads, "TOML": _toml, "a command line": _command, "YAML": yaml.safe_load}
     for form, read in forms.items():
         try:
             found = read(text)
@@ -319,7 +320,7 @@ def _table(text: str) -> dict[str, Any]:
     likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
     raise LycorisError(
         "the text is not a config",
-        got=wrong.get("a command line" if COMMAND.search(text) else likely),
+        got=wrong.get("a command line", wrong.get(likely)),
         expected="a table in TOML, YAML or JSON, or a command line",
     )
 
@@ -329,10 +330,8 @@ def _command(text: str) -> dict[str, Any] | None:
 
     Of several commands, such as those of a script, the one with the most settings counts.
     """
-    if not COMMAND.search(text):
-        return None
     lines = GOES_ON.sub(" ", REMARK.sub("", text)).splitlines()
-    found = [one for line in lines if " --" in line for one in _commands(shlex.split(line))]
+    found = [one for line in lines if COMMAND.search(line) for one in _commands(shlex.split(line))]
     return max(found, key=len, default=None)
 
 
