@@ -363,7 +363,9 @@ def by_weight(sites: Iterable[Site], what: What = "weight") -> list[list[Site]]:
     groups: dict[tuple[int, int | None], list[Site]] = {}
     for site, value in held:
         if value is not None:
-            groups.setdefault((id(value), site.expert), []).append(site)
+            # `load_state_dict` with `assign` makes two parameters of one memory.
+            memory = value.data_ptr() if is_plain(value) else 0
+            groups.setdefault((memory or id(value), site.expert), []).append(site)
     return list(groups.values())
 
 

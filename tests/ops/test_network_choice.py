@@ -199,10 +199,11 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
     assert named.applied
 
 
-def test_a_bias_of_two_modules_is_not_merged() -> None:
+@pytest.mark.parametrize("hold", [lambda bias: bias, lambda bias: nn.Parameter(bias.data)])
+def test_a_bias_of_two_modules_is_not_merged(hold: Any) -> None:
     """Each layer is for one module, and merging would give the changes of both to both."""
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
-    net[1].bias = net[0].bias
+    net[1].bias = hold(net[0].bias)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for chosen in ("*", "1"):
         network = lyc.create_lycoris(net, rank=2, include=chosen, bias=True)
