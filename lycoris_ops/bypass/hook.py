@@ -181,7 +181,6 @@ class Bypass:
         self._plan: BypassPlan = plan
         with located(weight=name):
             self._acts = plan.acts
-        self._formed = plan.formed
         self._in_parts = False
         """Whether its layers are known to suit no `WholePlan`."""
         self.met = met
@@ -233,7 +232,7 @@ class Bypass:
             self.remove()
         bound, met = self._bound, self.met
         self._plan, self.met, self._bound, self._whole_plan = plan, None, None, None
-        self._acts, self._formed = acts, plan.formed
+        self._acts = acts
         self._in_parts = False
         if self._turns is False:
             if bound is not None and met is not None and not plan.anew:
@@ -245,7 +244,7 @@ class Bypass:
     @property
     def _slots(self) -> Strengths:
         """The strengths by the slots of `Met`."""
-        return ALONE if self._formed else self.strengths[0]
+        return ALONE if self._plan.formed else self.strengths[0]
 
     def attach(self) -> Bypass:
         """Add the hooks, if they are not there.
