@@ -148,28 +148,26 @@ TERMS_OF: Mapping[type[Any], Callable[[Any, Sequence[Tensor], Sequence[float]], 
 """For each type of group that the kernel adds itself, the function that makes its terms."""
 
 
-def terms_of(
-    plan: PathPlan, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]
-) -> list[tuple[Term, Rows]]:
+def terms_of(patch: Patch) -> tuple[list[tuple[Term, Rows]], bool]:
     """All changes of the weight as terms, each with the rows of the weight that it is added to.
 
     Groups that are not in TERMS_OF (changes that depend on the weight) are summed by torch first. Their sum
-    is one more term, so that the weight is still rounded once.
+    is one more term, so that the weight is still rounded once. The second value says whether there is one.
     """
     terms: list[tuple[Term, Rows]] = []
     others: list[Placed] = []
-    for group, rows in plan.groups:
-        place = rows or (0, plan.final[0])
+    for group, rows in patch.plan.groups:
+        place = rows or (0, patch.plan.final[0])
         own = TERMS_OF.get(type(group))
         if own:
-            terms += [(term, place) for term in own(group, tensors, strengths)]
+            terms += [(term, place) for term in own(group, patch.tensors, patch.strengths)]
         else:
             others.append((group, place))
-    found = summed(others, tensors, strengths, weight)
+    found = summed(others, patch.tensors, patch.strengths, patch.weight)
     if found:
         total, start = found
         terms.append((Term(1.0, (total,)), (start, start + len(total))))
-    return terms
+    return terms, bool(found)
 
 
 class TermTable(NamedTuple):
@@ -302,15 +300,15 @@ def _apply(patches: Sequence[Patch]) -> None:
         ready: list[Ready] = []
         for patch in patches:
             with located(weight=patch.name):
-                terms = terms_of(patch.plan, patch.weight, patch.tensors, patch.strengths)
-            one = patch, tabulate(terms, patch.weight.data_ptr())
-            if not one[1].number or not patch.weight.numel():
+                terms, has_sum = terms_of(patch)
+            table = tabulate(terms, patch.weight.data_ptr())
+            if not table.number or not patch.weight.numel():
                 continue
-            if all(type(group) in TERMS_OF for group, _ in patch.plan.groups):
-                ready.append(one)
-            else:
+            if has_sum:
                 # At once, because the sum that torch has formed is as large as the weight.
-                _launch_all([one], done)
+                _launch_all([(patch, table)], done)
+            else:
+                ready.append((patch, table))
         _launch_all(ready, done)
     except PathError as error:
         ids = set(map(id, done))
