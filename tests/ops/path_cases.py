@@ -286,6 +286,12 @@ class PathCases:
         assert torch.equal(patched[:3], base[:3]) and torch.equal(patched[8:], base[8:])
         assert not torch.isfinite(patched[3:8]).any()
 
+    def test_a_scale_beyond_float32_is_an_error_and_leaves_the_weight(self) -> None:
+        weight, loud = torch.ones(12, 18), ALGORITHMS["lora"].load(factors("lora", "linear", alpha=1e38))
+        with pytest.raises(lyc.LayerError, match="overflows"):
+            lyc.patch_(weight, [(loud, 100.0)])
+        assert torch.equal(weight, torch.ones(12, 18))
+
     @pytest.mark.usefixtures("tile")
     def test_strides(self, dtype: torch.dtype) -> None:
         """A weight need not be contiguous: it may be every second row, some of the columns, or transposed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import math
@@ -201,8 +202,10 @@ def tabulate(terms: Sequence[tuple[Term, Rows]], address: int) -> TermTable:
         if not all(part.numel() for part in (*first, *second)):
             continue
         number += 1
+        # A scale beyond float32 becomes infinity, where `pack` would fail.
+        scale = ctypes.c_float(term.scale).value
         packed += FIELDS.pack(
-            *(start, stop, -start, *term.block, *term.period, *of_first, *of_second, term.scale, address)
+            *(start, stop, -start, *term.block, *term.period, *of_first, *of_second, scale, address)
         )
         kept += (*first, *second)
         pairs = pairs or bool(second)
