@@ -474,15 +474,18 @@ def _kept(options: TrainOptions) -> list[tuple[Path, Race]]:
     own, others = options.race_file, list[tuple[float, Path, Race]]()
     if own is None:
         return []
-    first = [(own, Race.of_json(own.read_text(encoding="utf-8"), str(own)))] if own.is_file() else []
+    first = [(own, _read(own))] if own.is_file() else []
     for file in own.parent.glob(f"*{ENDING}"):
         # A file of that name may be another program's, or be gone by now.
-        with suppress(FileFormatError, OSError, UnicodeDecodeError):
+        with suppress(FileFormatError, OSError):
             if file != own:
-                made = file.stat().st_mtime
-                others.append((made, file, Race.of_json(file.read_text(encoding="utf-8"))))
+                others.append((file.stat().st_mtime, file, _read(file)))
     others.sort(key=lambda one: one[0], reverse=True)
     return first + [(file, kept) for _, file, kept in others]
+
+
+def _read(file: Path) -> Race:
+    return Race.of_json(file.read_text(encoding="utf-8", errors="replace"), str(file))
 
 
 def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: int) -> bool:

@@ -418,6 +418,9 @@ def test_an_outcome_that_cannot_be_written_leaves_no_file(
     assert all(torch.equal(one, other) for one, other in zip(weights, net.parameters(), strict=True))
     assert (searched(net, "new").file is not None) is kept
     assert lyc.Race.of_json((tmp_path / "new-race.json").read_text(encoding="utf-8")).heats
+    (tmp_path / "new-race.json").write_bytes(b"\xff")
+    with pytest.raises(lyc.FileFormatError, match=r"new-race\.json: not the outcome of a race"):
+        searched(net, "new")
 
 
 def test_an_interrupt_leaves_the_model_and_the_network_as_they_were() -> None:
