@@ -103,14 +103,14 @@ def test_weightings_are_those_of_the_papers_on_the_raw_loss(host: Host, kind: st
 
 
 def test_times_have_the_distribution_that_is_asked_for(host: Host) -> None:
-    times = module(host, "times")
+    times, flux = module(host, "times"), module(host, "families").FAMILIES["Flux"].times
     shares = (torch.arange(2000) + 0.5) / 2000
     torch.manual_seed(0)
     for made, reference in (
         (times.Times(), torch.rand),
         (times.Times("logit-normal", 0.3), lambda n: torch.sigmoid(0.3 + torch.randn(n))),
         (times.Times("logit-normal", shift=3.0), lambda n: shifted(torch.sigmoid(torch.randn(n)), 3.0)),
-        (times.Times(shift=times.ByTokens()), lambda n: shifted(torch.rand(n), math.exp(0.5))),
+        (times.Times(shift=flux.shift), lambda n: shifted(torch.rand(n), math.exp(0.5))),
     ):
         drawn = reference(200_000).sort().values
         found = made.at(shares, 256)
@@ -124,8 +124,8 @@ def shifted(time: Tensor, shift: float) -> Tensor:
 
 
 def test_the_shift_by_the_size_of_a_picture_is_that_of_flux(host: Host) -> None:
-    times, found = module(host, "times"), host.module("lycoris_nodes.host.training")
-    shift = times.ByTokens().shift
+    found = host.module("lycoris_nodes.host.training")
+    shift = module(host, "families").FAMILIES["Flux"].times.shift.shift
     assert math.log(shift(256)) == pytest.approx(0.5) and math.log(shift(4096)) == pytest.approx(1.15)
     # 1024 pixels are 128 values of the latent, which are 64 patches a side.
     assert found.tokens_of(tiny("Flux 1"), (1, 16, 128, 128)) == 4096

@@ -18,13 +18,13 @@ from .targets import LEAST_SIGMA
 class ByTokens:
     """A shift exp(mu) by the size of the picture: mu is linear in the number of tokens.
 
-    Source: the schedule of FLUX.1, which goes from 0.5 at 256 tokens to 1.15 at 4096.
+    It is `low` at `few` tokens and `high` at `many`.
     """
 
-    low: float = 0.5
-    high: float = 1.15
-    few: int = 256
-    many: int = 4096
+    low: float
+    high: float
+    few: int
+    many: int
 
     def shift(self, tokens: int) -> float:
         """exp(mu) for a picture of so many tokens."""
