@@ -22,20 +22,20 @@ from .trainer import Trainer
 FORM = 1
 """The version of the JSON."""
 SHORTEST, FIRST_OF, LONG = 8, 24, 50
-"""The fewest steps of a heat: of an only entrant, of the first of several that races alone, and of one that
-races against others. On the tasks of docs/quality.md shorter heats often take kinds and rates that end
+"""The fewest steps of a heat: if there is one entrant, if the budget lets only the first of several race,
+and if several race. On the tasks of docs/quality.md shorter heats often choose kinds and rates that end
 higher."""
 CLIMB = 4
-"""The most heats of one entrant that races alone, at least two. There are fewer if they would be shorter than
-LONG."""
+"""The most heats of one entrant that races alone. There are fewer, but at least two, if they would be shorter
+than LONG."""
 FALLEN = 0.03
 """If the loss falls by less than this share of the loss before any step, the rate is far too low, and the
 climb goes up by a whole decade."""
 LINEAR = 0.5
-"""So it does if the loss falls at least by this power of the rate. While a rate is too low, the loss falls in
-proportion to it."""
+"""The climb also goes up by a decade if the fall of the loss grows at least with this power of the rate. At
+rates that are too low the fall is proportional to the rate."""
 VALIDATED = 0.5
-"""The cost of a held-out batch, in steps of a batch with as many values: a step goes forward and backward."""
+"""The cost of a held-out batch, in steps on a batch of its size. A step also goes backward."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Entrant:
     lr: float
     """The rate at which its climb begins."""
     cost: float = 0.0
-    """The cost of making it, in steps of the training, such as a plan's probe."""
+    """The cost of making the network, such as a plan's probe, in steps of the training."""
     step: float = 1.0
     """The cost of one of its steps, in steps of the training: above 1 for a slower kind."""
 
@@ -189,7 +189,7 @@ def race(
     share: float,
     told: Callable[[RaceStep], None] | None = None,
 ) -> Race:
-    """Find the entrant and the rate with which a training of this length reaches the lowest loss.
+    """Find the entrant and the rate with which a training of `steps` steps reaches the lowest loss.
 
     A heat trains one entrant at one rate, as a complete training of fewer steps: with the `options`, its own
     warm-up and schedule, from the first of the `batches`. It is judged by its final loss on `held_out`,
@@ -197,11 +197,12 @@ def race(
     heats have the same length.
 
     Each entrant has a heat at its own rate. If the loss has not fallen, further heats go down by half
-    decades; if it has hardly fallen, they go up by a whole one, or by half a one where that is too much. The
+    decades; if it has hardly fallen, they go up by a decade, or by half a decade where that is too much. The
     entrant with the lowest loss wins. With the rest of the budget it tries the rate a quarter of a decade
     above its own, and half a decade below if that is worse. It goes on by decades while the loss falls nearly
-    in proportion to the rate. The rate with the lowest loss wins. Long heats tell more than many: at first
-    there is budget for a heat of each entrant and one more, and for one entrant alone at most CLIMB.
+    in proportion to the rate. The rate with the lowest loss wins. Long heats tell more than many, so heats
+    are as long as the budget allows with one for each entrant and one more, or with at most CLIMB for a
+    single entrant.
 
     Kinds are compared at their own rates, not at the best ones of short heats, because these mislead:
     docs/ranks.md has the figures.
@@ -211,7 +212,8 @@ def race(
     see `judging`), what entrants cost to make, and the extra time of the training if the slowest entrant
     wins. These costs stand for seconds. They are not measured, because a race would then depend on the
     machine. A heat that diverges costs the steps that it made. If the budget is too small, the last entrants
-    are left out; if it is too small for two heats of the first, that wins at its own rate.
+    are left out. If it is too small for two heats of the first entrant, there is no heat, and the first
+    entrant wins at its own rate.
 
     The same seed and batches give the same race. Entrants are trained one at a time; afterwards model and
     networks are as they were. `told` is called before each heat and after each step.
@@ -396,9 +398,9 @@ def affordable(entrants: Sequence[Entrant], budget: float, judged: float, steps:
 
 
 def _shared(racing: Sequence[Entrant], long: int = 0) -> list[float]:
-    """The heats that share the budget, by the cost of a step in each.
+    """The cost of a step in each of the heats that share the budget.
 
-    `long` is the number of heats of LONG steps for which an only entrant has the budget.
+    For a single entrant, `long` is the number of heats of LONG steps that the budget allows.
     """
     steps = [entrant.step for entrant in racing]
     if len(steps) == 1:

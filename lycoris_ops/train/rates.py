@@ -24,8 +24,9 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
 
         lr = c w^-a r^-b for LoRA,    lr = c w^-a 4^-b sqrt(f) for other kinds
 
-    with c = 0.4, a = 2/3, b = 3/5. w is the geometric mean of sqrt(outputs * inputs) of the weights, r the
-    rank, and f the kind's `fresh_rate`. alpha is taken to be equal to the rank.
+    with c = 0.4, a = 2/3, b = 3/5. w is the geometric mean of sqrt(O K) over the weights (O, I, *kernel) with
+    K = I * prod(kernel), or 1 if none has two dimensions. r is the rank, above 0, and f the kind's
+    `fresh_rate`. alpha is taken to be equal to the rank.
 
     Wider layers and higher ranks change the output more at the same rate, because Adam moves each value by
     the same amount. The constants are the best ones on the tasks of docs/quality.md, where widths are 70 to

@@ -46,12 +46,13 @@ SEEN = 64
 PROBED, PROBE_COST = 8, 1.6
 """How many batches the plan's probe sees, and the cost of each in steps of one batch (docs/quality.md)."""
 PLANNED_STEP, LOKR_STEP = 1.06, 1.25
-"""The time of a step of a planned LoRA and of LoKr, in steps of LoRA: about the longest in
+"""How long a step of a planned LoRA and of LoKr takes, in steps of LoRA. Hardly any is longer in
 docs/quality.md."""
 ALIKE = 4
 """A kept race serves trainings that are up to this many times longer or shorter than its own. On the tasks of
 docs/quality.md a kind's best rate is on average the same after 120 and after 480 steps."""
 FACTORS = range(2, 129)
+"""The factors that LoKr may have."""
 WHOLE = 2**20
 """A rank at which LoKr keeps its second factor whole."""
 DECIDING = (

@@ -123,8 +123,9 @@ class Training:
     distribution: str = "logit-normal"
     """How times are drawn, before the shift."""
     mean: float = 0.0
+    """The mean of z in "logit-normal" times u = sigmoid(z)."""
     shift: float | tuple[float, float, int, int] = 1.0
-    """How far times move towards noise.
+    """How far times move towards noise: the shift a makes a u / (1 + (a - 1) u) of u.
 
     Four numbers (low, high, few, many) are for a shift exp(mu) by the size of the picture: mu is low at `few`
     tokens and high at `many`, and linear between.

@@ -44,7 +44,8 @@ STORED = (torch.float32, torch.float16, torch.bfloat16)
 FIELDS = struct.Struct("<19qf4xq8x")
 """The fields of a term in the kernel's table, 8 bytes for each: 19 integers, the scale and an integer.
 
-With 8 bytes more every term begins at a multiple of 16. For other addresses Triton compiles a variant."""
+Eight unused bytes at the end make every term begin at a multiple of 16 bytes. For other addresses Triton
+would compile another variant."""
 
 ONCE = 1 << 30
 """A period beyond every row and column: the second factor does not repeat."""
@@ -340,7 +341,10 @@ def _launch_all(ready: Sequence[Ready], done: list[Patch]) -> None:
 
 
 def _alike(patch: Patch, table: TermTable) -> tuple[object, ...] | None:
-    """Weights that agree in this can be patched by one launch; None for one that needs its own."""
+    """What weights must have in common to be patched by one launch.
+
+    None for a weight that needs its own, because its address is not a multiple of 16 bytes.
+    """
     weight = patch.weight
     if weight.data_ptr() % 16:
         return None
