@@ -105,8 +105,10 @@ without the text lines they are {without}.
 These are figures of one seed, interpolated between rates half a decade apart. Plans take the rate of a LoRA
 with as many numbers.
 
-Plans weigh the components of gradients by a power of their norms. The power was chosen from four candidates,
-on the text lines, the source code and the pictures, at one budget and with one seed.
+"{name}" and "planned by first step" divide a budget by what Adam's first step gains, "planned by energy" by
+the squares of the norms of the gradient's components, and all other plans by the roots of these norms, as
+this library did before. The root was chosen from four powers, on the text lines, the source code and the
+pictures, at one budget and with one seed.
 """
 
 
