@@ -125,6 +125,7 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, check
 
 USUAL = {"steps": 6, "learning_rate": 2e-2, "rank": 4, "seed": 5}
 FULL = {"layers": "own", "layers.preset": "full"}
+EMPTY = [{"samples": torch.zeros((1, 4, 8, 8))}]
 
 
 def slide(host: Host, folder: Path, model: Any, **inputs: Any) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
 
     model = patcher(tiny("SD1.5"))
     given = {
-        "latents": [{"samples": torch.zeros((1, 4, 8, 8))}],
+        "latents": EMPTY,
         # Several prompts, each with its own ends.
         "positive": [caption(0), caption(3)],
         "less": [caption(1)],
@@ -208,12 +209,16 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
         ({"strengths": "0.5, 1"}, "both sides of 0"),
         ({"less": [caption(1)]}, "both of its ends"),
         ({"latents": [latent(0)]}, "each row needs a picture"),
-        ({"latents": [{"samples": torch.zeros((1, 4, 8, 8))}]}, "all zeros"),
+        ({"latents": EMPTY}, "all zeros"),
         ({"latents": [latent(0), latent(0)]}, "number 1 to 2: opposed pictures are the same"),
         ({"less": [caption(1)], "more": [caption(2), caption(1)]}, "more, number 2 of 2: both ends.* same"),
         ({"less": [caption(1)], "more": [caption(2)], "guidance": 0.0}, "guidance.*nothing to learn"),
+        (
+            {"less": [caption(1)], "more": [caption(2), caption(3)], "latents": EMPTY},
+            r"^more: .*as many prompts as in `positive` \(found 2 and 1;",
+        ),
     ],
-    ids=["strengths", "ends", "few", "empty", "one picture", "one prompt", "guidance"],
+    ids=["strengths", "ends", "few", "empty", "one picture", "one prompt", "guidance", "prompts"],
 )
 def test_what_is_no_slider_says_why(
     host: Host, tmp_path: Path, tiny_unet: Any, given: dict[str, Any], problem: str

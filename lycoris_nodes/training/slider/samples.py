@@ -140,10 +140,24 @@ def _is_empty(latents: Latents) -> bool:
 def _sampled(
     asked: Asked, session: Session, live: Live, captions: Mapping[str, Captions]
 ) -> tuple[Latents, dict[str, Captions]]:
-    """Latents that the model samples in the sizes of empty ones, and their captions by kind."""
+    """Latents that the model samples in the sizes of empty ones, and their captions by kind.
+
+    As many as `asked.pictures`, or as many more as make all prompts of `positive` equally frequent. Raises
+    TrainError, before it samples, for a number of prompts that is neither one nor that of `positive`.
+    """
+    texts = {name: [text for one in given for text in one] for name, given in captions.items()}
+    prompts = texts["positive"]
+    for name, ends in texts.items():
+        if len(ends) not in (1, len(prompts)):
+            raise TrainError(
+                "there are not as many prompts as in `positive`",
+                key=name,
+                got=f"{len(ends)} and {len(prompts)}",
+                expected="one for each, or one for all",
+            )
     empty = [one for each in asked.latents for one in empty_latent(session.patcher, each).split(1)]
-    prompts = [text for one in asked.positive for text in one]
-    count = -(-asked.pictures // len(prompts)) * len(prompts)
+    repeats = -(-asked.pictures // len(prompts))
+    count = repeats * len(prompts)
     nothing = asked.empty_caption[0] if asked.empty_caption else None
     made: list[Mapping[str, Tensor]] = []
     with session.sampling():
@@ -159,9 +173,4 @@ def _sampled(
                 told=lambda done, of: None,
             )
             made.append({"samples": latent})
-    each = {
-        name: texts if len(flat) == 1 else [flat * (count // len(prompts))]
-        for name, texts in captions.items()
-        for flat in [[text for one in texts for text in one]]
-    }
-    return made, each
+    return made, {name: [ends if len(ends) == 1 else ends * repeats] for name, ends in texts.items()}
