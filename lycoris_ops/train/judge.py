@@ -60,8 +60,9 @@ def judge(
     `told` is called with the number of passes done and the largest number that there may be. Afterwards the
     model is as it was.
 
-    A pair whose loss is not finite drops out. Raises TrainError where there is nothing to judge, where no
-    pair has a finite loss, and for a share of 0, below 0 or above 1.
+    A loss that is not finite counts as infinite, so its pair is the worst. Raises TrainError where there is
+    nothing to judge, where no pair that is left at the end has a finite loss, and for a share of 0, below 0
+    or above 1.
     """
     kept = tuple(dict.fromkeys(strength for strength in strengths if strength))
     if not (contenders and kept and batches and 0 < share <= 1):
