@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .. import processes
-from ..errors import DivergedError, number_of
+from ..errors import DivergedError, TrainError, number_of
 from ..files.writing import check_files
 from ..interrupts import uninterrupted
 from ..ranks.gradients import Loss
@@ -162,6 +162,14 @@ def train_network(
         state, words = state_to_resume(resume)
         trainer.load_state(state)
         source = f"step {trainer.done} of an earlier run: {words}"
+        if trainer.done > steps:
+            raise TrainError(
+                "the state to go on from has more steps than the training is to have",
+                key="steps",
+                got=str(steps),
+                expected=f"at least {trainer.done}",
+                hint="Raise it, or go on from an earlier checkpoint",
+            )
     with ExitStack() as closing:
         stepped = [progress] if progress else []
         judged = [validated] if validated else []

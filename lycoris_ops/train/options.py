@@ -175,6 +175,13 @@ class TrainOptions:
                 got=str(self.checkpoint_every),
                 expected="output or checkpoints beside it",
             )
+        if self.restarts and self.schedule == "constant":
+            raise TrainError(
+                "a constant rate has nothing to restart",
+                key="restarts",
+                got=str(self.restarts),
+                expected="0, or a schedule that falls, such as cosine",
+            )
         if self.patience is not None and self.validate_every is None:
             raise TrainError(
                 "an early stop needs validations", key="patience", expected="validate_every beside it"

@@ -391,7 +391,10 @@ class Trainer:
             value = self.loss(self.net.module, moved(batch, self.options.device))
         loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
-            raise _independent("a tensor without a graph")
+            if not any(member.settings.module_dropout for member in self.net.members.values()):
+                raise _independent("a tensor without a graph")
+            # This pass has left out every layer: the gradient is zero.
+            loss = loss + 0 * self.parameters[0].sum()
         return loss
 
     def _gathered(self, total: Tensor, number: int, batches: Sequence[Any]) -> StepReport:

@@ -264,6 +264,11 @@ def test_it_goes_on_from_a_checkpoint_of_choice_with_what_may_change(
         "steps was 6 and is 8",
     ):
         assert words in changed["report"]
+    # The finished file is not replaced by the weights of a checkpoint.
+    with pytest.raises(host.ops.TrainError, match=r"steps: the state .*found 3; expected at least 4"):
+        train(**{**settings, "steps": 3}, resume_from="step-000004")
+    kept = load_file(changed["path"])
+    assert all(torch.equal(tensor, changed["lora"][key]) for key, tensor in kept.items())
     for inputs, words in (
         ({"resume_from": "step-000003"}, r"no such checkpoint.*step-000003.*last, step-000004"),
         ({"resume_from": "../style_00001_-checkpoints/step-000004"}, "no such checkpoint"),

@@ -335,7 +335,7 @@ def test_schedules(name: str, formula: Callable[[float], float]) -> None:
     rates = [trainer.step(batch).lr for batch in batches(10)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:] == pytest.approx([formula(step / 8) for step in range(8)])
-    again = lyc.TrainOptions(steps=10, lr=1.0, schedule=name, warmup=0.2, restarts=1)
+    again = lyc.TrainOptions(steps=10, lr=1.0, schedule=name, warmup=0.2, restarts=int(name != "constant"))
     trainer = lyc.Trainer(network(), plain, again)
     rates = [trainer.step(batch).lr for batch in batches(10)]
     assert rates[2:] == pytest.approx([formula(step / 4) for step in range(4)] * 2)
@@ -794,7 +794,7 @@ def empty() -> Iterator[Any]:
         (batches(1), plain, {"optimiser": "nowhere:Adam"}, "pip install nowhere"),
         (batches(1), plain, {"optimiser_options": {"betes": 1}}, "found betes; .*Is it betas\\?"),
         (batches(1), plain, {"optimiser_options": {"betas": (2, 2)}}, "refuses its options"),
-        (batches(1), plain, {"optimiser": "prodigy", "lr": 0.1}, "finds the learning rate itself"),
+        (batches(1), plain, {"optimiser": "prodigy", "lr": 0.1}, "itself.*Leave the rate to it"),
         (batches(1), plain, {"optimiser": "prodigy", "lr": None, "lora_plus": 4.0}, "rates of 1, 4"),
         (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "in place of a schedule"),
         (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Is it cosine"),
@@ -813,6 +813,11 @@ def test_what_cannot_be_trained_with(
         lyc.train_network(network(), data, loss, options(tmp_path, **given))
     # What was not begun leaves nothing that the next run would find in its way.
     assert bool(list(tmp_path.iterdir())) == ("found 3 batches" in message)
+
+
+def test_a_pass_that_leaves_out_every_layer_is_no_error(tmp_path: Path) -> None:
+    net = network(include="outer", module_dropout=0.9)
+    assert lyc.train_network(net, batches(), plain, options(tmp_path, steps=9)).steps == 9
 
 
 def test_a_folder_that_was_there_before_a_failed_start_stays(tmp_path: Path) -> None:
@@ -852,7 +857,7 @@ def test_a_dialect_that_cannot_hold_the_layers_is_refused_before_the_first_step(
      {"steps": True}, {"steps": 1, "clip_norm": math.nan}, {"steps": 1, "lr": "high"},
      {"steps": 1, "dtype": "bf16"}, {"steps": 1, "dtype": torch.int8}, {"steps": 1, "accumulation": None},
      {"steps": 1, "metadata": {"ss_tag": 1}}, {"steps": 1, "optimiser_options": {"weight_decay": 1.0}},
-     {"steps": 1, "checkpoint_every": 1}, {"steps": 1, "optimiser": None}],
+     {"steps": 1, "checkpoint_every": 1}, {"steps": 1, "optimiser": None}, {"steps": 1, "restarts": 2}],
     ids=str,
 )  # fmt: skip
 def test_settings_out_of_range(given: dict[str, Any]) -> None:
@@ -886,6 +891,11 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
         resumed(network(), optimiser="sgd")
     with pytest.raises(lyc.TrainError, match=r"seed: .*other settings"):
         resumed(network(), seed=6)
+    # The finished file stays as it is.
+    file = (tmp_path / "out.safetensors").read_bytes()
+    with pytest.raises(lyc.TrainError, match=r"steps: the state .*more steps.*found 1; expected at least 2"):
+        resumed(network(), steps=1)
+    assert (tmp_path / "out.safetensors").read_bytes() == file
     with pytest.raises(lyc.FileFormatError, match="not the state of a training"):
         lyc.train_network(network(), batches(), plain, settings, resume=tmp_path / "out.safetensors")
     with pytest.raises(lyc.WriteError, match="already"):

@@ -134,7 +134,7 @@ def make_optimiser(
             f"{family.name} finds the learning rate itself",
             got=f"rates of {', '.join(f'{rate:g}' for rate in sorted(rates))}",
             expected="1 for all layers",
-            hint="Leave out lr, lora_plus and the rates of layers",
+            hint="Leave the rate to it, without LoRA+ and without rates of single layers",
         )
     optimiser = family.make(groups, options)
     for group in optimiser.param_groups:
