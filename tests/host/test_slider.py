@@ -207,6 +207,7 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
     ("given", "problem"),
     [
         ({"strengths": "0.5, 1"}, "both sides of 0"),
+        ({"strengths": "-1, 1e9"}, "both sides of 0.*from -100 to 100"),
         ({"less": [caption(1)]}, "both of its ends"),
         ({"latents": [latent(0)]}, "each row needs a picture"),
         ({"latents": EMPTY}, "all zeros"),
@@ -218,7 +219,7 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
             r"^more: .*as many prompts as in `positive` \(found 2 and 1;",
         ),
     ],
-    ids=["strengths", "ends", "few", "empty", "one picture", "one prompt", "guidance", "prompts"],
+    ids=["strengths", "huge", "ends", "few", "empty", "one picture", "one prompt", "guidance", "prompts"],
 )
 def test_what_is_no_slider_says_why(
     host: Host, tmp_path: Path, tiny_unet: Any, given: dict[str, Any], problem: str

@@ -541,6 +541,8 @@ def broken(value: float) -> dict[str, Tensor]:
             {"noise_offset": 2.0, "caption_dropout": 3.0, "empty_caption": [caption(0)]},
             r"a share must be from 0 to 1",
         ),
+        ({"loss_type": "huber", "huber_c": 0.0}, r"huber_c: .*is 0 for every difference"),
+        ({"restarts": 2}, r"restarts: a constant rate has nothing to restart"),
         ({"resume": True}, r"loras/style: there is no training of this name"),
         ({"filename_prefix": "../style"}, r"leaves the output folder"),
         # The folder of checkpoints could still be made, but not the file.

@@ -138,6 +138,13 @@ class DiffusionLoss:
                 + (" that learns brightness from a last step of pure noise (zsnr)" if noise_alone else ""),
                 expected="0",
             )
+        if self.loss_type == "huber" and self.delta <= 0:
+            raise TrainError(
+                "a Huber loss that counts from 0 on is 0 for every difference",
+                key="huber_c",
+                got=f"{self.delta:g}",
+                expected="above 0; 0.1 is usual",
+            )
         if not 0 <= self.caption_dropout <= 1 or self.noise_offset < 0:
             raise TrainError(
                 "a share must be from 0 to 1", got=f"{self.caption_dropout}, noise_offset {self.noise_offset}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ....lycoris_ops import TrainError, parse_values
 from ...host.sampling import empty_latent
+from ...stacks.rows import LARGEST, STRENGTHS
 from ..data.loss import Guide, Sample
 from ..data.samples import Captions, Latents, samples_of, sketches_of
 from ..data.texts import TextEncoder
@@ -23,16 +24,17 @@ from ..node.settings import Asked
 def strengths_of(text: str) -> tuple[float, ...]:
     """The strengths of a text such as `-1, 1`.
 
-    Raises LycorisError unless some are below 0 and some above, and none is 0.
+    Raises LycorisError unless some are below 0 and some above, none is 0, and all are strengths that the
+    loaders take.
     """
     found = parse_values(text)
-    if min(found) < 0 < max(found) and 0 not in found:
+    if -LARGEST <= min(found) < 0 < max(found) <= LARGEST and 0 not in found:
         return found
     raise TrainError(
         "a slider is trained at strengths on both sides of 0",
         key="strengths",
         got=text,
-        expected="numbers below and above 0 but not 0 itself, such as -1, 1",
+        expected=f"numbers from {STRENGTHS}, below and above 0 but not 0 itself, such as -1, 1",
     )
 
 
