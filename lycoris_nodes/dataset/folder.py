@@ -22,7 +22,7 @@ CAPTIONS = (".txt", ".caption")
 MASKS = ("-masklabel", "_mask", ".mask")
 """Endings that a mask's name adds to its picture's name. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
-"""Folders of masks beside the pictures. Each mask has its picture's name."""
+"""Folders of masks, beside the pictures or beside their folder. Each mask has its picture's name."""
 BESIDE = re.compile(r"(.+?)(?:-condlabel|_control|_reference)_?(\d*)")
 """A reference's name: its picture's name and one of these endings. The first is OneTrainer's."""
 BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
@@ -89,6 +89,8 @@ class PictureFolder:
         left_out: list[str] = []
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
+        drawn: set[Path] = set()
+        masks_for: dict[Path, list[Path]] = {}
         for folder, folders, files in os.walk(path, onerror=_raised):
             here = Path(folder)
             links = [name for name in folders if (here / name).is_symlink()]
@@ -101,9 +103,12 @@ class PictureFolder:
             found, rest = _in_one_folder(here, [*names, *framed], (*CLIPS, FRAMES) if clips else ())
             beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
             shelves |= {one: _shelf_of(one) for one in beside[here]}
-            if found:
-                found, unused = _with_masks_beside(here, folders, found)
-                rest += unused
+            masks = _masks_beside(here, folders, has_pictures=bool(found))
+            drawn |= {*masks}
+            if not found:
+                masks_for[here] = masks
+            else:
+                found = _with_masks(found, masks or masks_for.get(here.parent, []))
                 shown = beside[here] or beside.get(here.parent, [])
                 found = _with_references(found, [shelves[folder] for folder in shown])
             repeats, subject = _repeats_of(here.relative_to(path))
@@ -116,7 +121,8 @@ class PictureFolder:
             ]
         used = {reference for one in pictures for reference in one.references}
         shown = {file for one in shelves for file in _files_of(one)}
-        left_out += [_below(one, path) for one in shown - used]
+        used |= {one.mask for one in pictures if one.mask}
+        left_out += [_below(one, path) for one in (shown | drawn) - used]
         if not pictures:
             raise TrainError(
                 "there are no pictures in the folder",
@@ -166,21 +172,25 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
     return found, [path for name in names if (path := folder / name) not in used]
 
 
-def _with_masks_beside(
-    folder: Path, folders: list[str], pictures: list[Found]
-) -> tuple[list[Found], list[Path]]:
-    """Return the pictures with their masks from folders of masks, and the other files in these folders.
+def _masks_beside(folder: Path, folders: list[str], *, has_pictures: bool) -> list[Path]:
+    """The files in folders of masks, which are removed from `folders`.
 
-    Folders of masks are removed from `folders`.
+    Where no picture is beside them, they are for pictures in the other folders. If there is none of these, or
+    if they have captions, they are pictures themselves, and stay.
     """
-    files: list[Path] = []
-    for name in [name for name in folders if name.lower() in MASK_FOLDERS]:
-        folders.remove(name)
-        files += sorted(path for path in (folder / name).iterdir() if not _is_hidden(path.name))
+    named = [name for name in folders if name.lower() in MASK_FOLDERS]
+    files = [path for name in named for path in _files_of(folder / name)]
+    has_captions = any(path.name.lower().endswith(CAPTIONS) for path in files)
+    if not has_pictures and (has_captions or len(named) == len(folders)):
+        return []
+    folders[:] = [name for name in folders if name not in named]
+    return files
+
+
+def _with_masks(pictures: list[Found], files: list[Path]) -> list[Found]:
+    """The pictures with their masks among these files."""
     masks = {path.stem.lower(): path for path in files if path.name.lower().endswith(PICTURES)}
-    found = [replace(one, mask=one.mask or masks.get(one.path.stem.lower())) for one in pictures]
-    used = {one.mask for one in found}
-    return found, [path for path in files if path not in used]
+    return [replace(one, mask=one.mask or masks.get(one.path.stem.lower())) for one in pictures]
 
 
 def _only_references(folders: list[str]) -> bool:

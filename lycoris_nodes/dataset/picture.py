@@ -18,7 +18,8 @@ from torch import Tensor
 from ...lycoris_ops import TrainError
 from .sizes import PictureFit, Pixels
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+"""The endings of pictures. Browsers on Windows save JPEG as JFIF. Only Pillow 11.3 or newer reads AVIF."""
 ORIENTATION = 274
 """EXIF's orientation tag. Values 5 to 8 swap width and height."""
 UNREADABLE = (

@@ -36,10 +36,10 @@ def pixels(path: Path) -> Tensor:
 
 
 def named(found: Any) -> dict[str, list[str]]:
-    """The references of each picture, by their paths."""
+    """The references of each picture, and its mask, by their paths."""
+    beside = {one.name: [*one.references, *filter(None, [one.mask])] for one in found.pictures}
     return {
-        one.name: [path.relative_to(found.path).as_posix() for path in one.references]
-        for one in found.pictures
+        name: [path.relative_to(found.path).as_posix() for path in paths] for name, paths in beside.items()
     }
 
 
@@ -77,15 +77,31 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
         [],
     ),
     "a folder of that name alone": (["control/a.png"], {"control/a.png": []}, []),
+    "masks beside the folders of the pictures": (
+        ["img/a.png", "2_more/a.png", "masks/a.png", "masks/b.png"],
+        {"2_more/a.png": ["masks/a.png"], "img/a.png": ["masks/a.png"]},
+        ["masks/b.png"],
+    ),
+    "masks beside pictures that have others below": (
+        ["a.png", "mask/a.png", "more/a.png"],
+        {"a.png": ["mask/a.png"], "more/a.png": []},
+        [],
+    ),
+    "pictures of masks": (
+        ["hats/a.png", "masks/a.png", "masks/a.txt"],
+        {"hats/a.png": [], "masks/a.png": []},
+        [],
+    ),
+    "a folder of masks alone": (["masks/a.png"], {"masks/a.png": []}, []),
     "no picture of that name": (["a_control.png"], {"a_control.png": []}, []),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_references_are_found_by_name_and_by_folder(host: Host, folder: Path, layout: str) -> None:
+def test_references_and_masks_are_found_by_name_and_by_folder(host: Host, folder: Path, layout: str) -> None:
     files, wanted, left_out = LAYOUTS[layout]
     for file in files:
-        drawing(folder / file, "red")
+        drawing(folder / file, "red") if file.endswith((".png", ".jpg")) else (folder / file).touch()
     found = host.module("lycoris_nodes.dataset.folder").PictureFolder.of(folder)
     assert named(found) == wanted and list(found.left_out) == left_out
 

@@ -155,8 +155,10 @@ def test_a_folder_is_read_as_it_is(
         "utf16": codecs.BOM_UTF16_LE + "a café by night".encode("utf-16-le"),
         "plain": "a café by night".encode(),
     }
+    endings = {"bom": ".PNG", "utf16": ".jfif", "plain": ".avif"}
     for name, raw in texts.items():
-        cat.save(folder / f"{name}.PNG")
+        # Read by what is in them.
+        cat.save(folder / f"{name}{endings[name]}", "PNG")
         (folder / f"{name}.TXT").write_bytes(raw)
     # Turned to the left, and marked to be turned back.
     exif = Image.Exif()
