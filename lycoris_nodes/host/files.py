@@ -16,12 +16,12 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 
-from ...lycoris_ops import STATE, LycorisError, WriteError, check_name
+from ...lycoris_ops import STATE, LycorisError, WriteError, check_name, number_of
 
 REMEMBERED = 2.0
 """Seconds for which the list of folders of pictures is remembered."""
-LONGEST = 200
-"""The most bytes in the name of an output. Disks take 255, and a number and endings are added to it."""
+LONGEST = 255 - len("._00001_.safetensors.0123456789abcdef.part")
+"""The most bytes in the name of an output: what disks take, without what an unfinished file's name adds."""
 
 
 def file_names(folder: str, endings: Sequence[str]) -> list[str]:
@@ -81,10 +81,12 @@ def user_text(name: str) -> str | None:
 def output_path(prefix: str, ending: str) -> Path:
     """The path for a file in the output folder: the prefix, the next free number, the ending.
 
-    The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. Raises
-    WriteError for a prefix that names no file, leaves the output folder or cannot be a name on the disk. The
-    host makes the folder where it is missing.
+    The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. A backslash
+    separates folders on every system, because workflows are shared. Raises WriteError for a prefix that names
+    no file, leaves the output folder or cannot be a name on the disk. The host makes the folder where it is
+    missing.
     """
+    prefix = prefix.replace("\\", "/")
     root, _ = _root_and_place(prefix)
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
@@ -100,7 +102,7 @@ def output_path(prefix: str, ending: str) -> Path:
 
 def has_output_folder(prefix: str) -> bool:
     """Whether the folder of `output_path` is there already. Raises WriteError as `output_path` does."""
-    _, wanted = _root_and_place(_with_date(prefix))
+    _, wanted = _root_and_place(_with_date(prefix.replace("\\", "/")))
     return wanted.parent.is_dir()
 
 
@@ -122,7 +124,7 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
     # Path.resolve would raise an error of its own for a link to itself.
     wanted = Path(os.path.realpath(root / prefix))
     outside = not wanted.is_relative_to(root)
-    if outside or wanted == root or prefix.endswith(("/", "\\")):
+    if outside or wanted == root or prefix.endswith("/"):
         raise WriteError(
             "the file name leaves the output folder" if outside else "the file name is empty",
             file=prefix,
@@ -132,7 +134,10 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
         )
     if (long := len(os.fsencode(wanted.name))) > LONGEST:
         raise WriteError(
-            "the file name is too long", file=prefix, got=f"{long} bytes", expected=f"at most {LONGEST}"
+            "the file name is too long",
+            file=prefix,
+            got=f"{number_of(len(wanted.name), 'character')} of {long} bytes in all",
+            expected=f"at most {LONGEST} bytes",
         )
     return root, wanted
 

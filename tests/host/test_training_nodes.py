@@ -75,6 +75,8 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
     made = train(
         preset="attn-only",
         latents=[latent(seed) for seed in range(3)],
+        # The longest name, with the separator of another system.
+        filename_prefix="loras\\" + "猫" * 71,
         positive=[caption(0)],
         epochs=2,
         batch_size=2,
@@ -91,7 +93,7 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
         huber_c=0.2,
     )
     # Two batches an epoch.
-    assert made["steps_done"] == 4
+    assert made["steps_done"] == 4 and Path(made["path"]).parent.name == "loras"
     written = host.ops.load_adapter(made["path"])
     options = json.loads(written.metadata["lycoris_training"])["options"]
     told = {"weight_decay": 0.01, "clip_norm": 0.5, "lora_plus": 4.0, "restarts": 1}
@@ -546,7 +548,7 @@ def broken(value: float) -> dict[str, Tensor]:
         ({"resume": True}, r"loras/style: there is no training of this name"),
         ({"filename_prefix": "../style"}, r"leaves the output folder"),
         # The folder of checkpoints could still be made, but not the file.
-        ({"filename_prefix": f"loras/{'猫' * 75}"}, r"name is too long.*225 bytes.*at most 200"),
+        ({"filename_prefix": f"loras/{'猫' * 75}"}, r"too long.*75 characters of 225 bytes.*at most 213"),
     ],
     # Only messages become ids: the inputs hold objects, whose text differs between processes.
     ids=lambda value: value if isinstance(value, str) else "",
