@@ -166,9 +166,10 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
         r"0\.003 and is 0\.001.*turn on `resume`.*another `filename_prefix`",
     ):
         train(**{**settings, "learning_rate": 1e-3, "steps": 4})
-    # With other data it is another training.
-    other = [latent(seed) for seed in range(4, 8)]
-    assert train(**settings, latents=other)["path"].endswith("style_00002_.safetensors")
+    # With other data it is another training, and says so.
+    other = train(**settings, latents=[latent(seed) for seed in range(4, 8)])
+    assert other["path"].endswith("style_00002_.safetensors")
+    assert "began anew: style_00001_ stopped at step 1 of 3, and its data are other ones" in other["report"]
     # The file's dtype may differ, and so may the recomputing of blocks.
     assert train(**settings, dtype="bfloat16", checkpointing="on")["path"].endswith(
         "style_00001_.safetensors"

@@ -34,6 +34,8 @@ class Live:
         self.history = History()
         self.folder: Path | None = None
         self.resumed = 0
+        self.other = ""
+        """The name of the stopped training that this one leaves as it is; empty for none."""
         self._update = progress(steps)
         self._first: int | None = None
         self._raced: tuple[float, float] | None = None
@@ -49,7 +51,7 @@ class Live:
             step = self.history.losses[-1][0] if self.history.losses else self.resumed
             known = {} if self.folder is None else shown(self.history, self.folder)
             count = {"stage": name, "done": done, "of": of, "step": step, "steps": self.steps}
-            self.tell({**count, "resumed": self.resumed, **known, **more})
+            self.tell({**count, "resumed": self.resumed, "other": self.other, **known, **more})
 
     def counted(self, name: str, values: Sequence[T]) -> Iterator[T]:
         """Yield the values, and tell the page the number of each."""

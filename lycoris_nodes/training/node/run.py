@@ -167,6 +167,7 @@ def train(
     output = run.output
     live = Live(tell, asked.steps)
     live.folder = run.folder
+    live.other = run.other.output.stem if run.other else ""
     if run.state:
         live.resumed, live.history = run.state.step, run.state.history()
     live.stage("loading", 0, 0)
@@ -287,6 +288,7 @@ def train(
         notes = [
             *expert_in_words(asked.expert, loss.times, job.because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
+            *([f"began anew: {run.other.in_words}, and its data are other ones"] if run.other else []),
             *guidance_in_words(
                 family,
                 [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],

@@ -71,6 +71,8 @@ class Run:
 
     output: Path
     state: FoundState | None = None
+    other: Run | None = None
+    """The stopped training that this one leaves as it is, because its data are other ones."""
 
     @property
     def folder(self) -> Path:
@@ -141,8 +143,9 @@ def runs_of(
         )
     if offer:
         return [offer.run]
+    other = offer_of(keys)
     number = max(_number(one.new, one.dialect) for one in keys)
-    return [Run(_numbered(one, number)) for one in keys]
+    return [Run(_numbered(one, number), other=other and other.run) for one in keys]
 
 
 def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:

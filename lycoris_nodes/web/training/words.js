@@ -10,7 +10,7 @@ import { t, told } from "../language.js"
  *   loss?: number, pace?: number | null, name?: string, folder?: string,
  *   losses?: [number, number][], validation?: [number, number][], samples?: [number, number][],
  *   differences?: string[], others?: Record<string, any>,
- *   heat?: number, heats?: number, entrant?: string, rate?: string, expert?: string,
+ *   heat?: number, heats?: number, entrant?: string, rate?: string, expert?: string, other?: string,
  * }} Shown
  */
 
@@ -59,12 +59,13 @@ function stageInWords(shown) {
   if (stage === "searching") return searchInWords(shown)
   if (stage === "stopped") return t("Stopped at {step} of {steps}", { step, steps })
   if (stage === "done") return ""
-  const { pace, loss } = shown
+  const { pace, loss, other } = shown
   return [
     t("Step {done} of {of}", { done, of }),
     pace ? t("{pace} s a step", { pace: digits(pace, 2) }) : "",
     pace && done < of ? t("{time} left", { time: duration((of - done) * pace) }) : "",
     loss === undefined ? "" : t("loss {loss}", { loss: digits(loss) }),
+    other ? t("begun anew: the data of {name} are other ones", { name: other }) : "",
   ]
     .filter(Boolean)
     .join(", ")
