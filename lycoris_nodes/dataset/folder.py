@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -142,9 +143,8 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
 
     `clips` are the endings of clips.
     """
-    # Windows wrote some names in capitals, so case is ignored. Of two names that differ only in case, one is
-    # left out.
-    known = {name.lower(): folder / name for name in sorted(names)}
+    # Of two names that are alike, one is left out.
+    known = {_alike(name): folder / name for name in sorted(names)}
     used: set[Path] = set()
     pictures = {name: path for name, path in known.items() if name.endswith((*PICTURES, *clips))}
     stems = {name.rpartition(".")[0] for name in pictures}
@@ -189,8 +189,8 @@ def _masks_beside(folder: Path, folders: list[str], *, has_pictures: bool) -> li
 
 def _with_masks(pictures: list[Found], files: list[Path]) -> list[Found]:
     """The pictures with their masks among these files."""
-    masks = {path.stem.lower(): path for path in files if path.name.lower().endswith(PICTURES)}
-    return [replace(one, mask=one.mask or masks.get(one.path.stem.lower())) for one in pictures]
+    masks = {_alike(path.stem): path for path in files if path.name.lower().endswith(PICTURES)}
+    return [replace(one, mask=one.mask or masks.get(_alike(one.path.stem))) for one in pictures]
 
 
 def _only_references(folders: list[str]) -> bool:
@@ -215,7 +215,7 @@ def _shelf_of(folder: Path) -> _Shelf:
     found: dict[str, list[tuple[int, str, Path]]] = {}
     for path in _files_of(folder):
         if path.name.lower().endswith(PICTURES):
-            name = path.stem.lower()
+            name = _alike(path.stem)
             found.setdefault(name, []).append((-1, name, path))
             front, _, number = name.rpartition("_")
             if front and number.isdecimal():
@@ -225,7 +225,7 @@ def _shelf_of(folder: Path) -> _Shelf:
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
     """The pictures with their references. `a_1` belongs to the picture `a_1` if there is one, else to `a`."""
-    names = {one.path.stem.lower() for one in pictures}
+    names = {_alike(one.path.stem) for one in pictures}
     return [
         replace(
             one,
@@ -240,7 +240,7 @@ def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found
             ),
         )
         for one in pictures
-        for own in (one.path.stem.lower(),)
+        for own in (_alike(one.path.stem),)
     ]
 
 
@@ -275,6 +275,12 @@ def _in_proportion(pictures: list[Found]) -> tuple[Found, ...]:
 
 def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
+
+
+def _alike(name: str) -> str:
+    """The same text for names that users take for one: Windows wrote some in capitals, and macOS writes an
+    accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _is_hidden(name: str) -> bool:

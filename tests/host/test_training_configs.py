@@ -62,6 +62,7 @@ config:
         do_differential_guidance: true
       model: {name_or_path: black-forest-labs/FLUX.1-dev, quantize: true}
       sample: {sample_every: 250, prompts: [a dog]}
+      slider: {targets: [{target_class: dog, positive: old dog, negative: puppy}]}
 """
 ONETRAINER = json.dumps(
     {
@@ -156,7 +157,11 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "filename_prefix": "loras/dog",
             "regularisation.caption_dropout": 0.05,
         },
-        ("train.do_differential_guidance = True", "model.name_or_path: link the model"),
+        (
+            "train.do_differential_guidance = True",
+            "model.name_or_path: link the model",
+            "slider: set on Train LyCORIS Slider",
+        ),
     ),
     "OneTrainer": (
         ONETRAINER,

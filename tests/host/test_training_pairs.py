@@ -76,6 +76,11 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
         {"a.png": ["control/a.png"], "a_1.png": ["control/a_1.png"]},
         [],
     ),
+    "an accent that is a letter of its own": (
+        ["e\u0301.png", "é_mask.png", "control/É.png"],
+        {"e\u0301.png": ["control/É.png", "é_mask.png"]},
+        [],
+    ),
     "a folder of that name alone": (["control/a.png"], {"control/a.png": []}, []),
     "masks beside the folders of the pictures": (
         ["img/a.png", "2_more/a.png", "masks/a.png", "masks/b.png"],

@@ -116,6 +116,7 @@ def read(config: Config) -> None:
     first.left.clear()
     config.add(first)
     config.elsewhere("set on LyCORIS Training Pictures", "datasets", "trigger_word")
+    config.elsewhere("set on Train LyCORIS Slider", "slider")
     config.elsewhere("link the model", "model.name_or_path", "model.arch", "model.is_flux", "model.is_v3")
     config.without_effect(
         {
