@@ -88,10 +88,12 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
         loraplus_ratio=4.0,
         optimiser_args="betas=0.9,0.99 eps=1e-6",
         schedule="cosine",
+        warmup=4.0,
         restarts=1,
         loss_type="huber",
         huber_c=0.2,
     )
+    assert "cosine after a warm-up of 4, which takes all steps, restarted 1 time" in made["report"]
     # Two batches an epoch.
     assert made["steps_done"] == 4 and Path(made["path"]).parent.name == "loras"
     written = host.ops.load_adapter(made["path"])

@@ -13,7 +13,8 @@ from ..model.session import Session
 def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
     rate = "the optimiser's own" if options.lr is None else f"{options.lr:g}"
     texts = "" if text_rate is None else f", text encoders at {text_rate:g} times that"
-    falls = f"{options.schedule} after a warm-up of {options.warmup:g}"
+    whole = ", which takes all steps" if options.warmup >= (options.steps or 1) else ""
+    falls = f"{options.schedule} after a warm-up of {options.warmup:g}{whole}"
     again = f", restarted {number_of(options.restarts, 'time')}" if options.restarts else ""
     own = (
         ("LoRA+ at", options.lora_plus),
