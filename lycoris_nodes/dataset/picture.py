@@ -151,6 +151,9 @@ def _readable(path: Path) -> Generator[None]:
     try:
         yield
     except UNREADABLE as error:
+        # Pillow refuses pictures of more than about 180 million pixels.
+        is_huge = isinstance(error, Image.DecompressionBombError)
+        remedy = "Make it smaller" if is_huge else "Save it again as PNG or JPEG"
         raise TrainError(
             "the picture cannot be read",
             file=str(path),
@@ -158,5 +161,5 @@ def _readable(path: Path) -> Generator[None]:
             got="no picture"
             if isinstance(error, UnidentifiedImageError)
             else getattr(error, "strerror", None) or str(error),
-            hint="Save it again as PNG or JPEG, or take it out of the folder",
+            hint=f"{remedy}, or take it out of the folder",
         ) from error

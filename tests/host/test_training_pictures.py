@@ -431,6 +431,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         {},
         r"chelsea\.png.*cannot be read.*no picture",
     ),
+    "huge": (
+        lambda folder: Image.new("1", (20000, 9000)).save(folder / CAT),
+        {},
+        r"chelsea\.png.*cannot be read.*180000000 pixels.*Make it smaller",
+    ),
     "mask of another shape": (
         lambda folder: Image.new("L", (90, 90), 255).save(folder / "chelsea_mask.png"),
         {},
