@@ -123,9 +123,9 @@ as a long one. "Time" is the CPU time of the race alone, and then of race and tr
 of LoRA x {REFERENCE}. A step of LoKr takes {{lokr}} times as long as a step of LoRA. Races keep back a
 quarter of the training's steps if LoKr races, because it makes the training longer if it wins, and 6 % for a
 planned LoRA. Older races, which had more and shorter heats, gave the losses of "search all" in short
-trainings at x 16 and on text lines and source code, of "LoRA, search rate" at x 16, and of "search rate" for
-other kinds, but for OFT on the digits, and the times of short races at x 1 and x 16. Means of shares are
-geometric, and shares above 1 count as 1.
+trainings at x 16 and on text lines and source code, of "LoRA, search rate" at x 16, and of "OFT, search rate"
+on other tasks than the digits, and the times of short races at x 1 and x 16. Means of shares are geometric,
+and shares above 1 count as 1.
 """
 
 PARTS = {True: "Tasks on which nothing was tuned", False: "Tasks on which methods were chosen"}
