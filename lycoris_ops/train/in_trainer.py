@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' Trainer that hold a network in place of its model."""
+"""Train a network in transformers' Trainer, with checkpoints that hold it in place of the model."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
+from .. import processes
 from ..errors import TrainError
 from ..reading.adapter import Adapter
 from ..writing.save import save_adapter
 from .extras import required
 from .network import LycorisNetwork
+from .tensors import norm_of, scale
 
 
 def adapter_checkpoints(
     network: LycorisNetwork, dialect: str = "peft", metadata: Mapping[str, str | None] | None = None
 ) -> Any:
-    """A callback with which transformers' `Trainer` saves a network in place of the whole model.
+    """A callback with which transformers' `Trainer` trains a network and saves it in place of the model.
 
-    Give the trainer the model itself, this callback, and an optimiser of the network's parameters. While it
-    trains and the network is applied, `save_model` writes the adapter, and a checkpoint holds the adapter
-    beside the states of optimiser and schedule. For "peft" the adapter is a folder that PEFT loads; for the
-    other dialects a file `adapter.safetensors`. `metadata` is as in `save_adapter`. After the training
-    `save_model` writes the whole model again, without the network; `save_weights` writes the network.
+    Give the trainer the model itself, this callback, and an optimiser of the network's parameters. The
+    trainer clips and clears only the gradients of the model's own parameters. So the callback does it for the
+    network: it averages the gradients over the processes before each step, clips them by `max_grad_norm`,
+    reports their norm, and clears them after the step. All processes start with the first one's weights.
+
+    While the trainer trains and the network is applied, `save_model` writes the adapter, and a checkpoint
+    holds the adapter beside the states of optimiser and schedule. For "peft" the adapter is a folder that
+    PEFT loads; for the other dialects a file `adapter.safetensors`. `metadata` is as in `save_adapter`. After
+    the training `save_model` writes the whole model again, without the network; `save_weights` writes the
+    network.
 
     A base and a network that `fully_shard` has divided are saved whole. The trainer must then neither move
     nor wrap the model: see "An engineer's day" in the documentation.
@@ -32,7 +41,8 @@ def adapter_checkpoints(
     `resume_from_checkpoint` and `load_best_model_at_end` need the whole model.
 
     Raises TrainError without transformers. When a trainer is created, the callback raises TrainError if the
-    trainer's model is not the network's or is no model of transformers, and for `load_best_model_at_end`.
+    trainer's model is not the network's or is no model of transformers, for `load_best_model_at_end`, and for
+    `fp16` in several processes.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 
@@ -54,12 +64,23 @@ def adapter_checkpoints(
                     expected="load_best_model_at_end=False",
                     hint="Load the best checkpoint afterwards: create_lycoris(model, weights=folder)",
                 )
+            if args.fp16 and processes.count() > 1:
+                raise TrainError(
+                    "each process would find another scale for the loss",
+                    key="fp16",
+                    got=f"fp16 in {processes.count()} processes",
+                    expected="bf16, or one process",
+                )
 
         def on_train_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
         ) -> None:
             # A training that failed has not called on_train_end.
             changed.close()
+            self.copies = processes.copies_of(network.module)
+            processes.check_parts(network, self.copies)
+            processes.share(list(network.parameters()))
+            network.zero_grad()
             whole = model.save_pretrained
 
             def save_pretrained(folder: str | os.PathLike[str], *given: Any, **options: Any) -> Any:
@@ -77,6 +98,20 @@ def adapter_checkpoints(
             changed.callback(held.pop, "save_pretrained")
             held["save_pretrained"] = save_pretrained
 
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if network.applied:
+                self.norm = mean_gradients(network, self.copies, args.max_grad_norm)
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if network.applied:
+                network.zero_grad()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            # The trainer has found none, and has put a copy into its history.
+            for one in (logs, state.log_history[-1]) if network.applied else ():
+                if "grad_norm" in one:
+                    one["grad_norm"] = self.norm
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # Every process has a part of a divided network, but the trainer saves in the first process only.
             if control.should_save and network.applied:
@@ -89,3 +124,24 @@ def adapter_checkpoints(
             changed.close()
 
     return AdapterCheckpoints()
+
+
+@torch.no_grad()
+def mean_gradients(network: LycorisNetwork, copies: processes.Copies, limit: float | None) -> float:
+    """Average a network's gradients over the copies of the model, and clip them if there is a limit.
+
+    Returns their norm before that. If the network is sharded, its gradients are sums already.
+    """
+    trained = [one for one in network.parameters() if one.requires_grad]
+    for one in trained if processes.count() > 1 else ():
+        one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+    found = [one.grad for one in trained if one.grad is not None]
+    if not found:
+        return 0.0
+    copies.add_up(found)
+    if copies.count > 1:
+        scale(found, 1 / copies.count)
+    size = float(norm_of(found, torch.zeros((), device=found[0].device)))
+    if limit and size > limit:
+        scale(found, limit / size)
+    return size

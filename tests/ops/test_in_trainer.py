@@ -1,4 +1,4 @@
-"""Checkpoints of transformers' Trainer that hold the network alone."""
+"""Networks in transformers' Trainer: its steps, and checkpoints that hold the network alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import transformers
 import lycoris_ops as lyc
 
 IDS = torch.arange(1, 13).reshape(2, 6)
+LIMIT = 0.05
 
 
 def llama() -> Any:
@@ -22,9 +23,21 @@ def llama() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
 
 
-def test_a_checkpoint_holds_the_adapter_and_no_model(tmp_path: Path) -> None:
+def by_hand() -> lyc.LycorisNetwork:
+    """Four steps of gradient descent, with gradients whose norm is at most LIMIT."""
+    network = lyc.create_lycoris(llama(), rank=2, include="*v_proj", seed=0).apply_to()
+    optimiser = torch.optim.SGD(network.parameters(), 0.5)
+    for _ in range(4):
+        optimiser.zero_grad()
+        network.module(input_ids=IDS, labels=IDS).loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), LIMIT)
+        optimiser.step()
+    return network
+
+
+def test_the_trainer_steps_as_a_loop_does_and_a_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
     model = llama()
-    network = lyc.create_lycoris(model, rank=2, include="*q_proj", seed=0).apply_to()
+    network = lyc.create_lycoris(model, rank=2, include="*v_proj", seed=0).apply_to()
     settings = transformers.TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=4,
@@ -32,16 +45,21 @@ def test_a_checkpoint_holds_the_adapter_and_no_model(tmp_path: Path) -> None:
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        max_grad_norm=LIMIT,
+        logging_steps=1,
     )
     rows: Any = [{"input_ids": ids, "labels": ids} for ids in IDS]
-    optimiser = torch.optim.AdamW(network.parameters(), 1e-2)
+    optimiser = torch.optim.SGD(network.parameters(), 0.5)
     callback = lyc.adapter_checkpoints(network, metadata={"task_type": "CAUSAL_LM"})
     trainer: Any = transformers.Trainer(
         model, settings, train_dataset=rows, optimizers=(optimiser, None), callbacks=[callback]
     )
     trainer.train()
     assert "save_pretrained" not in vars(model)
+    for ours, theirs in zip(network.parameters(), by_hand().parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert all(entry["grad_norm"] > LIMIT for entry in trainer.state.log_history[:4])
     with torch.no_grad():
         wanted = model.eval()(IDS).logits
     for step in (2, 4):

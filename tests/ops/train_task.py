@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lycoris_ops as lyc
+from lycoris_ops.processes import copies_of
 from lycoris_ops.train import sums
+from lycoris_ops.train.in_trainer import mean_gradients
 
 
 def model() -> nn.Module:
@@ -70,6 +72,24 @@ def kinds_of(module: nn.Module) -> lyc.LycorisNetwork:
         "6": {"algorithm": "oft", "rank": 4},
     }
     return lyc.create_lycoris(module, rank=3, seed=1, overrides=kinds)
+
+
+class Experts(nn.Module):
+    """Two experts in one parameter, as transformers has them."""
+
+    num_experts = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down_proj = nn.Parameter(torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.down_proj[0].T) @ self.down_proj[1].T
+
+
+def with_experts() -> nn.Module:
+    """`deep`, with weights that act where no layer is called."""
+    return nn.Sequential(*deep().children(), nn.LayerNorm(4), Experts())
 
 
 class Loaded(torch.utils.data.Dataset[Any]):
@@ -201,6 +221,18 @@ def overlapped(rank: int, folder: str) -> None:
         torch.save(found, f"{folder}/twice.pt")
 
 
+def averaged(net: lyc.LycorisNetwork, rank: int) -> None:
+    """Gradients are averaged over two processes and clipped, or halved where they are sums already."""
+    for one in net.parameters():
+        one.grad = torch.full_like(one, 3.0 if hasattr(one, "full_tensor") else 1.0 + rank)
+    found = mean_gradients(net, copies_of(net.module), 0.5)
+    count = sum(one.numel() for one in net.parameters())
+    for grad in whole(one.grad for one in net.parameters() if one.grad is not None):
+        assert torch.allclose(grad * found / 0.5, torch.full_like(grad, 1.5))
+    assert abs(found / (1.5 * count**0.5) - 1) < 1e-5
+    net.zero_grad()
+
+
 def process(rank: int, folder: str, base: str) -> None:
     """One of two processes: train, be broken off, and go on. With `base` "sharded" they share one."""
     if base == "whole":
@@ -249,6 +281,7 @@ def process(rank: int, folder: str, base: str) -> None:
         assert str(error) == "halt"
     torch.distributed.barrier()
     net = network()
+    averaged(net, rank)
     lyc.train_network(net, data, loss, settings, validation=held_out, resume=settings.folder)
     with torch.no_grad():
         trained = net.module(batches(5, 1)[0][0])
@@ -271,17 +304,17 @@ def seen_by(module: nn.Module, batch: Any) -> Tensor:
 
 
 def probed(module: nn.Module, count: int) -> lyc.Probe:
-    """The probe of a model by so many batches, in two passes."""
-    return lyc.probe(module, batches(count, 1), seen_by, memory=600, seed=3)
+    """The probe of all weights of a model by so many batches, in several passes."""
+    return lyc.probe(module, batches(count, 1), seen_by, include="*", memory=600, seed=3)
 
 
 def probe(rank: int, folder: str) -> None:
     """One of two processes that probe a model together, which is whole and then sharded."""
     from torch.distributed.fsdp import fully_shard
 
-    sharded = deep()
+    sharded = with_experts()
     fully_shard(sharded)
-    torch.save([probed(module, 5) for module in (deep(), sharded)], f"{folder}/{rank}.pt")
+    torch.save([probed(module, 5) for module in (with_experts(), sharded)], f"{folder}/{rank}.pt")
 
 
 def each(rank: int, folder: str, *tasks: str) -> None:
