@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import processes
-from ..bypass.hook import input_of
+from ..bypass.hook import input_of, own_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
-from ..maths.tensors import CPU
+from ..maths.tensors import CPU, is_divided
 from ..modules.sites import Site
 from ..modules.statistics import evaluating, with_statistics
 
@@ -219,6 +219,11 @@ class _Sum:
             assert product is not None
             product.add_weight_gradient(self.gradient, product.padded(given), gradient)
 
+    def add_whole(self, gradient: Tensor) -> None:
+        """Add a gradient of the parameter that holds the weight."""
+        self.reached = True
+        self.gradient.add_(self.site.oriented(gradient).float())
+
     def _move(self, device: torch.device) -> None:
         """Move the sums to another device."""
         if device == self.gradient.device:
@@ -297,7 +302,8 @@ def _tapped(module: nn.Module, sums: Mapping[str, _Sum]) -> Generator[None]:
         for each in sums.values():
             inner = each.site.module
             if _seen_by_parameter(each.site):
-                _by_parameter(cast("nn.Parameter", getattr(inner, each.site.weight)), each, stack)
+                weight = cast("nn.Parameter", getattr(inner, each.site.weight))
+                (_in_passes if is_divided(weight) else _by_parameter)(weight, each, stack)
             else:
                 handle = inner.register_forward_hook(tap(each.add), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -325,17 +331,36 @@ def _released(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _by_parameter(parameter: nn.Parameter, total: _Sum, stack: ExitStack) -> None:
+    """Add the gradients of a parameter to a sum, wherever the model uses it."""
     stack.callback(setattr, parameter, "grad", parameter.grad)
     stack.callback(parameter.requires_grad_, False)
     parameter.grad = None
     parameter.requires_grad_(True)
 
-    def add(gradient: Tensor) -> None:
-        total.reached = True
-        total.gradient.add_(total.site.oriented(gradient).float())
-
     # torch has no type for `register_hook`.
-    stack.callback(cast("Any", parameter).register_hook(add).remove)
+    stack.callback(cast("Any", parameter).register_hook(total.add_whole).remove)
+
+
+def _in_passes(_: nn.Parameter, total: _Sum, stack: ExitStack) -> None:
+    """`_by_parameter` for a parameter that `fully_shard` has divided, which is whole only within passes.
+
+    A leaf of the graph with its values takes its place there: `fully_shard` would divide the gradient.
+    """
+    site = total.site
+    held = vars(site.module)
+
+    def before(*_: object) -> None:
+        # The sites of several experts share one leaf.
+        leaf = held.get(site.weight)
+        if leaf is None:
+            leaf = held[site.weight] = own_of(site.module, site.weight).detach().requires_grad_()
+        leaf.register_hook(total.add_whole)
+
+    def after(*_: object) -> None:
+        held.pop(site.weight, None)
+
+    stack.callback(site.used_by.register_forward_pre_hook(before).remove)
+    stack.callback(site.used_by.register_forward_hook(after, always_call=True, prepend=True).remove)
 
 
 def scalar(value: object, error: type[LycorisError] = PlanError) -> Tensor:
