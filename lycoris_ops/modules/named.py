@@ -1,4 +1,4 @@
-"""The modules of a model by name, without PEFT's wrappers: inside them modules keep their own names."""
+"""The modules of a model by name, without wrappers: inside them modules keep their own names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from typing import Any, cast
 
 from torch import nn
 
-SHELLS = {"PeftModel": "base_model", "BaseTuner": "model", "BaseTunerLayer": "base_layer"}
-"""PEFT's wrapper classes, with the attribute that holds what they wrap.
+SHELLS = {
+    "PeftModel": "base_model",
+    "BaseTuner": "model",
+    "BaseTunerLayer": "base_layer",
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "DistributedDataParallel": "module",
+}
+"""The wrapper classes of PEFT and torch, with the attribute that holds what they wrap.
 
-All else in a wrapper is PEFT's adapter, and no part of the model."""
+All else in a wrapper of PEFT is its adapter, and no part of the model."""
 COPIED = "AuxiliaryTrainingWrapper"
 """PEFT's wrapper around a module that it trains as a whole copy. Nothing inside is listed."""
 

@@ -100,7 +100,7 @@ class LycorisNetwork(nn.Module):
                 weight = getattr(member.site.module, member.site.weight)
                 if id(weight) in parts:
                     member.check_part(weight)
-            self._flags = freeze(self.module.parameters())
+            self._flags = freeze(self.module)
             try:
                 for member in self.members.values():
                     member.attach()
@@ -146,7 +146,7 @@ class LycorisNetwork(nn.Module):
         """
         for member in self.members.values():
             member.detach()
-        thaw(self._flags or {})
+        thaw(self.module, self._flags or {})
         self._flags = None
 
     def set_multiplier(self, multiplier: float) -> None:

@@ -342,6 +342,8 @@ def test_several_networks_on_one_model(model: Model) -> None:
     first.restore()
     # Frozen for the second one still.
     assert not any(parameter.requires_grad for parameter in model.parameters())
+    # As `fully_shard` does.
+    model.head.weight = nn.Parameter(model.head.weight.detach(), requires_grad=False)
     second.restore()
     assert all(parameter.requires_grad for parameter in model.parameters())
     first.merge_to()

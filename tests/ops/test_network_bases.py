@@ -556,6 +556,21 @@ def test_a_model_of_peft_is_adapted_as_its_base_is(tmp_path: Path) -> None:
         torch.testing.assert_close(alone(base.ids()), output, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_in_wrappers_of_torch_has_the_names_and_starts_of_its_own_modules() -> None:
+    """Files of the network then fit the model without them."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    base, checkpointed = Model(), Model()
+    checkpointed.blocks[0] = checkpoint_wrapper(checkpointed.blocks[0])
+    wanted = lyc.create_lycoris(base, include="*", seed=1)
+    compiled: Any = torch.compile(base)
+    for wrapped in (compiled, checkpointed):
+        network = lyc.create_lycoris(wrapped, include="*", seed=1)
+        assert list(network.members) == list(wanted.members)
+        for ours, theirs in zip(network.parameters(), wanted.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_the_page_of_bases_is_what_is_found() -> None:
     """Every kind on every sort of weight, in every form, is right or refused: see `tests.harness.bases`."""
     assert bases.PAGE.read_text(encoding="utf-8") == bases.page(bases.everything())
