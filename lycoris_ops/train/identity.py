@@ -22,8 +22,12 @@ def identity_of(net: LycorisNetwork) -> dict[str, Any]:
     """The model's frozen weights, each by its shape and a hash of some values, and the network's layers."""
     frozen = ((name, weight) for name, weight in net.module.named_parameters() if not weight.requires_grad)
     weights = {name: _mark(weight) for name, weight in frozen}
-    layers = {path: _described(member.layer) for path, member in net.members.items()}
-    return {"model": type(net.module).__name__, "weights": weights, "layers": layers}
+    return {"model": type(net.module).__name__, "weights": weights, "layers": layers_of(net)}
+
+
+def layers_of(net: LycorisNetwork) -> dict[str, str]:
+    """The network's layers by path: the kind, the sizes and alpha of each."""
+    return {path: _described(member.layer) for path, member in net.members.items()}
 
 
 def check_same(found: dict[str, Any], own: dict[str, Any], file: str | None) -> None:

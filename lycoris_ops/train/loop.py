@@ -18,6 +18,7 @@ from ..files.writing import check_files
 from ..interrupts import uninterrupted
 from ..ranks.gradients import Loss
 from ..writing.place import files_of, has_folder
+from .agreed import check_agreed
 from .checkpoints import Checkpoints, state_to_resume
 from .curves import draw_curves, draw_race
 from .extras import has
@@ -123,12 +124,13 @@ def train_network(
     it; earlier checkpoints remain. After a DivergedError there is `last-good` instead, with the last good
     weights. A killed process leaves the checkpoints written so far.
 
-    Raises TrainError for settings, batches or a loss that cannot be trained with, DivergedError for values
-    that are not finite or a loss that rises, MatchError for a state of another model or network,
-    FileFormatError for a file that is no state, LayerError before the first step where the dialect cannot
-    hold the layers, and WriteError where a file cannot be written.
+    Raises TrainError for settings, batches or a loss that cannot be trained with, and where the processes
+    were given different ones, DivergedError for values that are not finite or a loss that rises, MatchError
+    for a state of another model or network, FileFormatError for a file that is no state, LayerError before
+    the first step where the dialect cannot hold the layers, and WriteError where a file cannot be written.
     """
     began = time.monotonic()
+    check_agreed(net, batches, validation, options)
     copies = processes.copies_of(net.module, options.mesh)
     steps = options.steps or steps_of(batches, options.epochs or 0, options.accumulation, copies.count)
     first = processes.rank() == 0
@@ -208,6 +210,8 @@ def train_network(
             trainer.save(options.output or out)
             if curves and first:
                 draw_curves(trainer.history, curves)
+        # When any process goes on, the first one has written its files.
+        processes.of_first(None)
     return TrainResult(
         steps=trainer.done,
         epochs=trainer.place[0] + 1,

@@ -93,13 +93,14 @@ class LycorisNetwork(nn.Module):
         on a weight that is split among processes, and where tokens are trained in a head but not in the
         embedding that shares its weight.
         """
+        # Also for a network that acts already: the model may have been divided since.
+        parts = {id(weight) for weight in processes.in_parts(self.module).values()}
+        for member in self.members.values() if parts else ():
+            weight = getattr(member.site.module, member.site.weight)
+            if id(weight) in parts:
+                member.check_part(weight)
         if self._flags is None:
             self._tie_rows()
-            parts = {id(weight) for weight in processes.in_parts(self.module).values()}
-            for member in self.members.values() if parts else ():
-                weight = getattr(member.site.module, member.site.weight)
-                if id(weight) in parts:
-                    member.check_part(weight)
             self._flags = freeze(self.module)
             try:
                 for member in self.members.values():

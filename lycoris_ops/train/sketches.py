@@ -47,7 +47,7 @@ def check_data(
                 problem, file=file, key=name, got=f"{len(ours)}", expected=f"{len(theirs)}", hint=hint
             )
         for number, pair in enumerate(zip(theirs, ours, strict=True), 1):
-            if not _alike(*pair):
+            if not alike(*pair):
                 where = f"{name}, number {number} of {len(ours)}"
                 raise TrainError(problem, file=file, key=where, got="another sample", hint=hint)
 
@@ -74,7 +74,8 @@ def _signs(count: int) -> list[Tensor]:
     ]
 
 
-def _alike(first: Sketch, second: Sketch) -> bool:
+def alike(first: Sketch, second: Sketch) -> bool:
+    """Whether two sketches are of the same sample."""
     size = PROJECTIONS + 2
     if len(first) != len(second):
         return False

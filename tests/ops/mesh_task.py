@@ -172,6 +172,12 @@ def refused(two: Any) -> None:
         fully_shard(net, mesh=two["data"])
         train(net)
 
+    def late() -> None:
+        module = words()
+        net = lyc.create_lycoris(module, rank=2, algorithm="ia3").apply_to()
+        in_parts(module, two["parts"], by_sequence=False)
+        train(net)
+
     def replaced() -> None:
         module: Any = divided()
         module.up.forward = module.up.forward
@@ -183,6 +189,7 @@ def refused(two: Any) -> None:
             "a lora layer whose change depends on the weight",
         ),
         (made(algorithm="oft"), "an oft layer whose change depends"),
+        (late, "an ia3 layer whose change depends"),
         (made(form="rebuilt"), 'form="rebuilt"'),
         (made(input_dropout=0.1), "input_dropout"),
         (sharded, "a network is sharded beside a model"),

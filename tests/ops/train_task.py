@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -269,12 +270,16 @@ def process(rank: int, folder: str, base: str) -> None:
         read, data = loaded()
     refusing = (lyc.TrainOptions(steps=1, optimiser="adafactor"), lyc.TrainOptions(steps=1, search="rate"))
     for refused in refusing if base == "both sharded" else ():
-        try:
+        with pytest.raises(lyc.LycorisError, match="sharded"):
             lyc.train_network(network(), data, loss, refused)
-        except lyc.LycorisError as error:
-            assert "sharded" in str(error)
-        else:
-            raise AssertionError(f"not refused: {refused}")
+    # Each process with its own share, or with other steps.
+    for given, steps, found in (
+        (batches(4, 1)[rank::2], 1, "first batch: .*other values in process ., and its own in process ."),
+        (batches(5, 1)[rank::2], 1, "number of batches: .* in process"),
+        (batches(4, 1), 1 + rank, "steps: .* in process"),
+    ):
+        with pytest.raises(lyc.TrainError, match=found):
+            lyc.train_network(network(), given, loss, lyc.TrainOptions(steps=steps))
     try:
         lyc.train_network(network(), data, loss, settings, validation=held_out, progress=halt)
     except RuntimeError as error:
@@ -283,6 +288,7 @@ def process(rank: int, folder: str, base: str) -> None:
     net = network()
     averaged(net, rank)
     lyc.train_network(net, data, loss, settings, validation=held_out, resume=settings.folder)
+    assert (Path(folder) / "out.safetensors").exists()
     with torch.no_grad():
         trained = net.module(batches(5, 1)[0][0])
     if read is not None:
