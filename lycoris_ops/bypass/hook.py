@@ -339,6 +339,9 @@ class Bypass:
         bound = self._begun(flat)
         if bound is None:
             return None
+        if isinstance(bound, WholePass) and not (y.is_nested or self._stands_beside_another()):
+            # It scales y, and needs nothing else.
+            return bound.finish(flat, y, ALONE, bound.seen)
         seen = bound.seen(flat)
         return self._finished(module, args, kwargs, y, (bound, seen, seen))
 
@@ -524,6 +527,12 @@ class Bypass:
         for each in self.strengths:
             if each.count(1.0) != len(each):
                 return None
+        whole = self._whole_plan
+        # The plain reader gives a frozen bias itself. A kept pass needs no context, as nothing is computed.
+        if whole is not None and type(self._reader) is PlainReader:
+            kept = whole.again(x, own_of(self.module, "bias"))
+            if kept is not None and whole.made_for == (x.dtype, x.device, self.dropout):
+                return kept
         try:
             # For a small layer these contexts take long, so they are entered only where needed.
             if torch.is_inference_mode_enabled() or narrowing(x.device) is not None:

@@ -63,11 +63,8 @@ class WholePlan:
         `weight` and `bias` give the values in float32 or float64.
         """
         stage = self.plan.stages[0]
-        if self._kept is not None:
-            kept, extra, own = self._kept
-            # The tensors may have moved since.
-            if extra.dtype == self.like.dtype and extra.device == x.device and own is bias():
-                return kept
+        if self._kept is not None and (kept := self.again(x, bias())) is not None:
+            return kept
         met = weight().view(self.geometry.shape) if self.layer.reads_weight else self.like
         sides = self.layer.sides(met)
         if sides.inputs is not None and sides.inputs.size != self.geometry.shape[1]:
@@ -98,6 +95,18 @@ class WholePlan:
             if any(extra is one for one in self.plan.tensors):
                 self._kept = made, extra, own
         return made
+
+    def again(self, x: Tensor, bias: Tensor | None) -> WholePass | None:
+        """The pass that was kept, if this is the bias that it holds, and no tensor has moved since."""
+        if self._kept is None:
+            return None
+        kept, extra, own = self._kept
+        if own is not bias:
+            return None
+        for one in (extra, own):
+            if one is not None and not (one.dtype == self.like.dtype and one.device == x.device):
+                return None
+        return kept
 
     def bound(self, forms: Sequence[Additive], x: Tensor) -> BoundPlan:
         """A plan that adds these forms."""
