@@ -97,10 +97,11 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, check
         torch.manual_seed(4)
         torch.rand(1)
         noise = torch.randn(1, 4, 8, 8)
-        # The network's own errors at the pictures, as a line through 0 in the strength.
-        slope = sum(at * (noise - own) for at, own in zip(strengths, alone, strict=True)) / 3.5
-        given = list(zip(found, alone, strengths, strict=True))
-        errors = torch.stack([(one - own - at * slope).square() for one, own, at in given])
+        # What the network lacks at the pictures, as a line over the strengths, without what it is at 0.
+        lacks = torch.stack([noise - own for own in alone]).flatten(1)
+        line = torch.tensor([[1.0, at] for at in strengths])
+        shared = torch.linalg.lstsq(line, lacks).solution[0].view_as(noise)
+        errors = torch.stack([(one - noise + shared).square() for one in found])
         errors.mean().backward()
         before = gradients(network)
         row = [training.Sample(one, said, strength=by) for by, one in zip(strengths, shown, strict=True)]
@@ -117,7 +118,7 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, check
         torch.manual_seed(4)
         held = replace(loss, masked_prior=0.5)(session.network, [replace(row[0], others=tuple(row[1:]))])
         assert len(outputs) == 2 * len(strengths)
-        apart = torch.stack([(one - own).square() for one, own, _ in given])
+        apart = torch.stack([(one - own).square() for one, own in zip(found, alone, strict=True)])
         wanted = (mask * errors + 0.5 * (1 - mask) * apart).mean() / mask.mean()
         torch.testing.assert_close(held, wanted)
         hook.remove()

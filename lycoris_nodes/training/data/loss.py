@@ -93,10 +93,10 @@ class DiffusionLoss:
     They hold for the denoised latent D too, because it is linear in the network's output.
 
     A sample with `others` and no guide is a row of opposed latents x_i at strengths s_i, noised to z_i. Their
-    targets are D(z_i) + s_i b, where D is the model without the adapter, and b is the slope of its errors
-    over the strengths, as a line through 0:
+    targets are x_i - a. The model without the adapter, D, makes errors x_i - D(z_i), and a is where the line
+    through them over the strengths (least squares) is at strength 0. With mean strength s and mean error e
 
-        b = sum_i s_i (x_i - D(z_i)) / sum_i s_i^2
+        a = e - s sum_i (s_i - s) (x_i - D(z_i)) / sum_i (s_i - s)^2
 
     So errors that the model makes alike at all latents of a row are not learned. The visual sliders of
     "Concept sliders" learn the latents x_i themselves.
@@ -266,9 +266,12 @@ class DiffusionLoss:
 
 def _opposed(at: Sequence[float], latents: Sequence[Tensor], alone: Sequence[Tensor]) -> list[Tensor]:
     """The targets of rows of latents (B, ...), one for each strength."""
-    missing = zip(at, latents, alone, strict=True)
-    slope = sum(each * (latent - own) for each, latent, own in missing) / sum(each**2 for each in at)
-    return [own + each * slope for each, own in zip(at, alone, strict=True)]
+    errors = [latent - own for latent, own in zip(latents, alone, strict=True)]
+    middle = sum(at) / len(at)
+    away = [each - middle for each in at]
+    slope = sum(each * error for each, error in zip(away, errors, strict=True)) / sum(x**2 for x in away)
+    shared = sum(errors) / len(errors) - middle * slope
+    return [latent - shared for latent in latents]
 
 
 @dataclass(frozen=True, eq=False)
