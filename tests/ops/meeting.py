@@ -21,7 +21,8 @@ def meet(rank: int, count: int, folder: str, task: str, *words: str) -> None:
     )
     module, _, name = task.rpartition(".")
     getattr(importlib.import_module(module), name)(rank, folder, *words)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def run(count: int, folder: str, task: str, *words: str) -> None:

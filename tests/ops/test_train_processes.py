@@ -26,7 +26,7 @@ needs_processes = pytest.mark.skipif(
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each task. Two processes, started once for all tasks, wrote them."""
     folder = tmp_path_factory.mktemp("tasks") / "two"
-    in_processes(folder, "train_task.each", "race", "probe", "whole", "sharded", "both sharded")
+    in_processes(folder, "train_task.each", "race", "probe", "whole", "sharded", "both sharded", "command")
     return folder
 
 
@@ -162,24 +162,27 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Pa
 
 
 @needs_processes
+def test_two_processes_train_by_the_command_line(tmp_path: Path, two: Path) -> None:
+    """They have the variables that torchrun sets, and a plan. Only the first one writes and reports."""
+    told = [(two / "command" / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(2)]
+    assert json.loads(told[0])["steps"] == 4 and not told[1]
+    same_as_one(two / "command", tmp_path)
+
+
+@needs_processes
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows needs a torch with libuv")
 def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
-    """It trains with a plan. Only the first process writes and reports."""
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "task.py").write_bytes(Path(train_task.__file__).read_bytes())
-        (tmp_path / name / "settings.toml").write_text(
-            "entry = 'task.py:task'\narguments = {count = 4}\n[plan]\nsize = 'rank 2'\nbatches = 2\n"
-            "[network]\nseed = 1\n[train]\nsteps = 4\nlr = 0.01\nbar = false\npicture = false\n"
-            f"output = '{(tmp_path / name).as_posix()}/out.safetensors'\n"
-            f"accumulation = {2 if name == 'one' else 1}\n",
-            encoding="utf-8",
-        )
+    settings = train_task.write_settings(tmp_path / "two", 1)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lycoris_ops"]
-    told = python(*torchrun, "train", tmp_path / "two" / "settings.toml", "--json")
-    assert json.loads(told)["steps"] == 4
-    assert main(["train", str(tmp_path / "one" / "settings.toml")]) == 0
-    one, two = (lyc.load_adapter(tmp_path / name / "out.safetensors").layers for name in ("one", "two"))
+    assert json.loads(python(*torchrun, "train", settings, "--json"))["steps"] == 4
+    same_as_one(tmp_path / "two", tmp_path)
+
+
+def same_as_one(folder: Path, place: Path) -> None:
+    """Assert that one process, with two batches in a step, gives the adapter that two gave in a folder."""
+    assert main(["train", str(train_task.write_settings(place / "one", 2))]) == 0
+    one, two = (lyc.load_adapter(path / "out.safetensors").layers for path in (place / "one", folder))
     assert one.keys() == two.keys() == {"lycoris_0", "lycoris_2"}
     for name, layer in one.items():
         for key, tensor in layer.tensors().items():

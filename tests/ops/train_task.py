@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lycoris_ops as lyc
+from lycoris_ops.commands import main
 from lycoris_ops.processes import copies_of
 from lycoris_ops.train import sums
 from lycoris_ops.train.in_trainer import mean_gradients
@@ -323,13 +326,46 @@ def probe(rank: int, folder: str) -> None:
     torch.save([probed(module, 5) for module in (with_experts(), sharded)], f"{folder}/{rank}.pt")
 
 
+def write_settings(folder: Path, accumulation: int) -> Path:
+    """A training with a plan, for the command line: this file as the task, and the settings, whose path is
+    returned."""
+    folder.mkdir(exist_ok=True)
+    (folder / "task.py").write_bytes(Path(__file__).read_bytes())
+    settings = folder / "settings.toml"
+    settings.write_text(
+        "entry = 'task.py:task'\narguments = {count = 4}\n[plan]\nsize = 'rank 2'\nbatches = 2\n"
+        "[network]\nseed = 1\n[train]\nsteps = 4\nlr = 0.01\nbar = false\npicture = false\n"
+        f"output = '{folder.as_posix()}/out.safetensors'\naccumulation = {accumulation}\n",
+        encoding="utf-8",
+    )
+    return settings
+
+
+def command(rank: int, folder: str) -> None:
+    """One of two processes that train by the command line: with the variables of torchrun, and no group."""
+    settings, port = Path(folder) / "settings.toml", [0]
+    if rank == 0:
+        write_settings(Path(folder), 1)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = [probe.getsockname()[1]]
+    torch.distributed.broadcast_object_list(port)
+    torch.distributed.destroy_process_group()
+    places = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port[0])}
+    os.environ.update(places)
+    with open(f"{folder}/{rank}.txt", "w", encoding="utf-8") as told, redirect_stdout(told):
+        assert main(["train", str(settings), "--json"]) == 0
+    assert not torch.distributed.is_initialized()
+
+
 def each(rank: int, folder: str, *tasks: str) -> None:
-    """One of two processes, for `race`, `probe` and the bases of `process`, with a folder for each."""
+    """One of two processes, for `race`, `probe`, `command` and the bases of `process`, with a folder for
+    each. After `command` there is no group."""
+    alone = {"race": race, "probe": probe, "command": command}
     for task in tasks:
         place = f"{folder}/{task}"
         Path(place).mkdir(exist_ok=True)
         torch.distributed.barrier()
-        if task in ("race", "probe"):
-            (race if task == "race" else probe)(rank, place)
+        if task in alone:
+            alone[task](rank, place)
         else:
             process(rank, place, task)
