@@ -300,7 +300,8 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path) -> None:
         )
 
     # The report must be in neither workflow nor prompt, or each run would differ from the last.
-    assert "of 191 layers" not in json.dumps([ui.serialized(), ui.prompt()])
+    assert "of 190 layers" in report
+    assert "of 190 layers" not in json.dumps([ui.serialized(), ui.prompt()])
     everything = set(ui.prompt())
     assert set(_succeeded(ui.run())) == everything
     assert ui.report("LycorisApplyStack") == report
@@ -314,7 +315,7 @@ def test_a_template_is_found_and_run(ui: Ui, base: Path) -> None:
     assert ui.errors == []
 
 
-def test_a_saved_workflow_opens_as_it_was(ui: Ui) -> None:
+def test_a_saved_workflow_opens_as_it_was(ui: Ui, base: Path) -> None:
     """It sends the same prompt, and shows the same report after the next run.
 
     No node has changed its size.
@@ -345,6 +346,8 @@ def test_a_saved_workflow_opens_as_it_was(ui: Ui) -> None:
     _succeeded(ui.run())
     assert ui.report("LycorisSaveCheckpoint") == report
     assert {node["id"]: node["size"] for node in ui.serialized()["nodes"]} == size
+    # It takes hundreds of megabytes, and the run goes on.
+    (base / "output" / found[2]).unlink()
 
 
 def _find_templates(page: Page) -> None:

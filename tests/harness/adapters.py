@@ -137,7 +137,7 @@ def _unet() -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        block_out_channels=(320, 640),
+        block_out_channels=(320, 320),
         layers_per_block=1,
         cross_attention_dim=768,
         attention_head_dim=8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,11 +26,12 @@ FILES = 1 + len(RECIPES)
 
 PARTS = {
     "diffusion_models/flux2.safetensors": ("FLUX.2", torch.float32),
-    "vae/flux2_vae.safetensors": ("FLUX.2's autoencoder", torch.float16),
+    # The host fixes most widths of these two. In eight bits they take half the disk.
+    "vae/flux2_vae.safetensors": ("FLUX.2's autoencoder", torch.float8_e4m3fn),
+    "text_encoders/clip_l.safetensors": ("CLIP-L", torch.float8_e4m3fn),
     "diffusion_models/wan.safetensors": ("Wan", torch.float32),
     # Hosts mistake a float16 one for another model's.
     "vae/wan_vae.safetensors": ("autoencoder of videos", torch.float32),
-    "text_encoders/clip_l.safetensors": ("CLIP-L", torch.float16),
 }
 """Models in parts, with the layout of `diffusion.LAYOUTS` and the dtype of each."""
 
@@ -85,14 +87,18 @@ def install(base_folder: Path, *sources: Path) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
                 os.symlink(source, target)
+    # To an adapter that is no longer made.
+    for link in (base_folder / "models").rglob("*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
     return base_folder
 
 
 def _made(name: str, modules: Sequence[ModuleType], write: Callable[[Path], None]) -> Path:
     """A folder that was written once.
 
-    Its name contains a hash of the code that makes it, so that a change of that code makes a new folder. It
-    gets the name only when it is complete.
+    Its name contains a hash of the code that makes it, so that a change of that code makes a new folder, in
+    place of the old one. It gets the name only when it is complete.
     """
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(code).hexdigest()[:12]}"
@@ -101,7 +107,9 @@ def _made(name: str, modules: Sequence[ModuleType], write: Callable[[Path], None
     with open(folder.parent / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder.parent) as making:
+            for old in folder.parent.glob(f"{name}-*"):
+                old.unlink() if old.is_symlink() else shutil.rmtree(old)
+            with tempfile.TemporaryDirectory(prefix="making-", dir=folder.parent) as making:
                 whole = Path(making, "whole")
                 whole.mkdir()
                 write(whole)

@@ -49,6 +49,7 @@ CODES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 
 
@@ -112,7 +113,7 @@ def transformer(name: str, channels: int) -> Layout:
     )
 
 
-def unet_layout(channel_mult: Sequence[int] = (1, 2), num_res_blocks: int = 1) -> Layout:
+def unet_layout(channel_mult: Sequence[int] = (1, 1), num_res_blocks: int = 1) -> Layout:
     """The UNet, names without prefix; (1, 2, 4, 4) and 2 give SD1.5 itself (860 M parameters)."""
     layout = linear("time_embed.0", CHANNELS, TIME) | linear("time_embed.2", TIME, TIME)
     layout |= conv("input_blocks.0.0", 4, CHANNELS)
@@ -196,7 +197,7 @@ def tiny_vae_layouts(channels: int = 16, width: int = 64) -> tuple[Layout, Layou
 
 
 def checkpoint_layout(
-    channel_mult: Sequence[int] = (1, 2), num_res_blocks: int = 1, *, vae: bool = True
+    channel_mult: Sequence[int] = (1, 1), num_res_blocks: int = 1, *, vae: bool = True
 ) -> Layout:
     """A whole checkpoint: UNet, text model and, unless `vae` is false, an autoencoder.
 
@@ -252,7 +253,7 @@ def write_layout(
 def write_base(
     path: Path,
     *,
-    channel_mult: Sequence[int] = (1, 2),
+    channel_mult: Sequence[int] = (1, 1),
     num_res_blocks: int = 1,
     dtype: torch.dtype = torch.float16,
     vae: bool = True,
@@ -260,7 +261,7 @@ def write_base(
 ) -> None:
     """Write a random checkpoint in SD1.5's layout, in constant memory.
 
-    The default has 232 M parameters (107 M UNet, 123 M text model, 2 M small autoencoder);
+    The default has 169 M parameters (44 M UNet, 123 M text model, 2 M small autoencoder);
     `channel_mult=(1, 2, 4, 4), num_res_blocks=2` has every tensor of SD1.5.
     """
     layout = checkpoint_layout(channel_mult, num_res_blocks, vae=vae)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets, install
+from tests.harness.base import UNET
 from tests.harness.facts import ROOT, facts
 from tests.harness.launch import PromptRejected, Server, base_directory
 from tests.harness.payloads import marking
@@ -68,11 +69,15 @@ def apply_prompt(file: str, rules: str = "", **inputs: Any) -> Prompt:
     }
 
 
-def save_prompt(file: str = LORA, prefix: str = "checkpoints/merged", strength: float = 1.0) -> Prompt:
-    """A graph that merges an adapter into the base checkpoint."""
+def save_prompt(
+    file: str = LORA,
+    prefix: str = "checkpoints/merged",
+    strength: float = 1.0,
+    base: str = "base.safetensors",
+) -> Prompt:
+    """A graph that merges an adapter into a checkpoint."""
     settings = {"filename_prefix": prefix, "dtype": "as in the file", "strict": False}
-    base = "checkpoints/base.safetensors"
-    save = node("LycorisSaveCheckpoint", base=base, stack=["load", 0], **settings)
+    save = node("LycorisSaveCheckpoint", base=f"checkpoints/{base}", stack=["load", 0], **settings)
     return {"load": load_node(file, strength), "save": save}
 
 
@@ -330,9 +335,19 @@ def test_a_base_that_is_missing_or_named_without_its_folder(server: Server) -> N
         assert base.rpartition("/")[2] in refused(server, prompt)
 
 
-def test_a_truncated_base_writes_nothing(server: Server) -> None:
-    broken = server.base / "models" / "checkpoints" / "broken.safetensors"
-    broken.write_bytes((assets() / "checkpoints" / "base.safetensors").read_bytes()[:-1000])
+@pytest.fixture
+def unet_file(server: Server) -> Iterator[Path]:
+    """A file of the base checkpoint's UNet. Copies of the whole take four times as much of the disk."""
+    base = load_file(assets() / "checkpoints" / "base.safetensors")
+    path = server.base / "models" / "checkpoints" / "unet.safetensors"
+    save_file({key: tensor for key, tensor in base.items() if key.startswith(UNET)}, path)
+    yield path
+    path.unlink()
+
+
+def test_a_truncated_base_writes_nothing(server: Server, unet_file: Path) -> None:
+    broken = unet_file.with_name("broken.safetensors")
+    broken.write_bytes(unet_file.read_bytes()[:-1000])
     prompt = save_prompt(prefix="checkpoints/from-broken")
     prompt["save"]["inputs"]["base"] = "checkpoints/broken.safetensors"
     message = refused(server, prompt)
@@ -341,10 +356,11 @@ def test_a_truncated_base_writes_nothing(server: Server) -> None:
     assert not list((server.base / "output").rglob("from-broken*"))
 
 
-def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) -> None:
+def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server, unet_file: Path) -> None:
     output = server.base / "output" / "checkpoints"
     begun: list[str] = []
-    assert server.queue(save_prompt(prefix="checkpoints/kept"), on_start=begun.append).error is None
+    prompt = save_prompt(prefix="checkpoints/kept", base=unet_file.name)
+    assert server.queue(prompt, on_start=begun.append).error is None
     # What comes before it may be kept from an earlier run.
     assert begun[-1] == "save"
     (kept,) = output.glob("kept_*")
@@ -356,7 +372,8 @@ def test_an_interrupt_in_the_middle_of_an_export_leaves_nothing(server: Server) 
             seen.set()
             server.interrupt()
 
-    run = server.queue(save_prompt(prefix="checkpoints/kept", strength=0.5), on_progress)
+    prompt = save_prompt(prefix="checkpoints/kept", base=unet_file.name, strength=0.5)
+    run = server.queue(prompt, on_progress)
     assert seen.is_set() and run.interrupted
     assert list(output.glob("*kept*")) == [kept]
     assert (kept.stat().st_size, kept.stat().st_mtime_ns) == before

@@ -36,7 +36,7 @@ def test_the_bars_of_a_row_are_those_of_its_model(host: Host, lora_file: Callabl
     assert (connected["model"], connected["connected"]) == ("checkpoints/base.safetensors", True)
     single = [bar for group in connected["groups"] if group["sort"] != "kinds" for bar in group["bars"]]
     assert sum(bar["share"] for bar in single) == pytest.approx(1)
-    assert sum(bar["mine"] for bar in single) == connected["of"] == 191
+    assert sum(bar["mine"] for bar in single) == connected["of"] == 190
     assert {"ALL", "OUTALL"} <= connected["presets"].keys()
     likely = bars()
     assert (likely["model"], likely["connected"]) == ("checkpoints/base.safetensors", False)

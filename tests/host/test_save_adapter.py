@@ -187,7 +187,7 @@ def full_file(path: Path) -> None:
     """Write full differences of three weights and of one bias."""
     generator = torch.Generator().manual_seed(0)
     names = {
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (640, 640),
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (320, 320),
         "lora_unet_conv_in": (320, 4, 3, 3),
         "lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768),
     }
@@ -300,7 +300,7 @@ def test_the_node_writes_numbered_files_and_says_what_it_did(
     # Without where the output folder is on this machine.
     assert report.splitlines()[-1] == "output/loras/written_00001_.safetensors"
     assert (first.name, second.name) == ("written_00001_.safetensors", "written_00002_.safetensors")
-    assert report.startswith("written_00001_.safetensors: 191 layers with the names of comfy")
+    assert report.startswith("written_00001_.safetensors: 190 layers with the names of comfy")
     assert "names of kohya to comfy" in report and "factors in float32" in report
     live = host.apply(plain, stack)
     again = host.apply(plain, host.ops.Stack([host.ops.Entry(host.ops.load_adapter(first))]))
