@@ -10,8 +10,8 @@ IN = $(PYTHON) tests/harness/environment.py $(if $(HOST),--host $(HOST)) $(if $(
 # many and small: a third process that hands them out, as below, would take a third of their time. Tests of a
 # file of the others share what it makes. The longest, in the browser, come first.
 TESTS = env OMP_NUM_THREADS=1 python -m pytest
-OPS = ( $(TESTS) tests/ops/test_[p-z]*.py > .cache/second_half.log 2>&1 & \
-	$(TESTS) tests/ops/test_[a-o]*.py; first=$$?; wait $$!; second=$$?; \
+OPS = ( $(TESTS) tests/ops/test_[n-z]*.py > .cache/second_half.log 2>&1 & \
+	$(TESTS) tests/ops/test_[a-m]*.py; first=$$?; wait $$!; second=$$?; \
 	cat .cache/second_half.log; \
 	[ $$first$$second = 00 ] )
 BY_FILE = $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder
