@@ -65,12 +65,12 @@ class Boft(Oft):
 
     def sides(self, weight: Tensor) -> Sides:
         parts: list[Operator] = []
-        for stage, rotation in enumerate(self.rotations(weight)):
+        for stage, extra in enumerate(self.turned(weight)):
             # Half the number of consecutive rows that this stage interleaves.
-            half = rotation.shape[1] // 2 << stage
+            half = extra.shape[1] // 2 << stage
             order = torch.arange(weight.shape[0], device=weight.device)
             order = order.view(-1, 2, half).transpose(1, 2).flatten()
-            parts.append(Permuted(order, BlockDiagonal.of(rotation)))
+            parts.append(Permuted(order, BlockDiagonal(extra)))
         if self.rescale is not None:
             parts.append(Diagonal(self.rescale.to(weight.device, weight.dtype).flatten() - 1))
         return Sides(outputs=Chain(tuple(parts)))

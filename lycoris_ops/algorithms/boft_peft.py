@@ -14,7 +14,7 @@ from ..maths.shapes import Extent, Shape, flat_shape
 from .base import Layer, Products, axis_of, block_of
 from .boft import check_stages
 from .checks import agree, exactly, vector
-from .oft import rotation
+from .oft import turned
 from .training import Trained
 
 R, S = "boft_R", "boft_s"
@@ -74,18 +74,18 @@ class BoftPeft(Trained):
 
     def sides(self, weight: Tensor) -> Sides:
         blocks = self.boft_r.to(weight.device, weight.dtype)
-        rotations = rotation((blocks.transpose(-1, -2) - blocks) / 2)
-        stages, count, size, _ = rotations.shape
-        inputs = torch.arange(count * size, device=weight.device) if stages > 1 else rotations.new_empty(0)
+        turns = turned(blocks.transpose(-1, -2) - blocks, 0.5)
+        stages, count, size, _ = turns.shape
+        inputs = torch.arange(count * size, device=weight.device) if stages > 1 else turns.new_empty(0)
         parts: list[Operator] = []
-        for stage, turn in enumerate(rotations):
+        for stage, turn in enumerate(turns):
             if stages == 1:
-                parts.append(BlockDiagonal.of(turn))
+                parts.append(BlockDiagonal(turn))
                 continue
             halves = inputs.view(count >> stage, -1, size // 2)
             order = torch.cat([halves[:, 0::2], halves[:, 1::2]], 1).flatten()
             # PEFT has P R P^T, and `Permuted` is P^T R P: hence the inverse of `order`.
-            parts.append(Permuted(torch.argsort(order), BlockDiagonal.of(turn)))
+            parts.append(Permuted(torch.argsort(order), BlockDiagonal(turn)))
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 

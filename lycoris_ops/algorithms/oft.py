@@ -68,10 +68,11 @@ class Oft(Trained):
         return cls(oft_blocks=torch.zeros(count, size, size), alpha=alpha)
 
     def sides(self, weight: Tensor) -> Sides:
-        blocks = self.rotations(weight).transpose(1, 2)
+        extra = self.turned(weight).transpose(1, 2)
         if self.rescale is not None:
-            blocks = blocks * self.rescale.to(weight.device, weight.dtype).view(*blocks.shape[:2], 1)
-        return Sides(outputs=BlockDiagonal.of(blocks))
+            factors = self.rescale.to(weight.device, weight.dtype).view(extra.shape[:2])
+            extra = extra * factors[..., None] + torch.diag_embed(factors - 1)
+        return Sides(outputs=BlockDiagonal(extra))
 
     def fault_in_comfy(self) -> str | None:
         if self.alpha:
@@ -94,10 +95,10 @@ class Oft(Trained):
             raise self.inseparable(ranges)
         return super().rows(*ranges).with_tensors({"oft_blocks": cut(self.oft_blocks, 0, blocks)})
 
-    def rotations(self, weight: Tensor) -> Tensor:
-        """The rotation of each block, shaped as `oft_blocks`, in the weight's dtype and on its device.
+    def turned(self, weight: Tensor) -> Tensor:
+        """R - I of the rotation R of each block, shaped as `oft_blocks`, in the weight's dtype and device.
 
-        Raises LayerError where alpha is NaN or infinite, and as `bounded` and `rotation` do.
+        Raises LayerError where alpha is NaN or infinite, and as `bounded` and `turned` do.
         """
         blocks = self.oft_blocks.to(weight.device, weight.dtype)
         skew = blocks - blocks.transpose(-1, -2)
@@ -107,7 +108,7 @@ class Oft(Trained):
         # A bound beyond float32 bounds nothing.
         if 0 < bound <= MOST_SCALE:
             skew = bounded(skew, bound)
-        return rotation(skew)
+        return turned(skew)
 
 
 def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
@@ -123,13 +124,13 @@ def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
     return skew * (bound / length.clamp_min(bound))
 
 
-def rotation(skew: Tensor) -> Tensor:
-    """The Cayley transform of skew-symmetric blocks (..., b, b).
+def turned(skew: Tensor, times: float = 1.0) -> Tensor:
+    """R - I of the Cayley transform R of Q = times * skew, skew-symmetric blocks (..., b, b).
 
     Raises LayerError where values are so large that I - Q has no inverse in their dtype.
     """
     try:
-        return cayley(skew)
+        return cayley(skew, times)
     except NoInverseError:
         raise LayerError(
             "the values of a rotation are too large to compute it from them",

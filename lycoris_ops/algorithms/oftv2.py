@@ -16,7 +16,7 @@ from ..maths.rotations import series, skew_symmetric
 from ..maths.shapes import Extent, Shape, flat_shape
 from .base import ALPHA, Layer, Products, block_of, option
 from .checks import MOST_SCALE, check_work, exactly
-from .oft import bounded, rotation
+from .oft import bounded, turned
 from .training import Trained
 
 R, SCALED = "oft_R.weight", "oft_R.scaled_oft"
@@ -134,7 +134,7 @@ class OftV2(Trained):
     def _turned(self, skew: Tensor) -> Tensor:
         """R - 1 of the rotation R of each block."""
         if self.terms == 0:
-            return rotation(-skew) - torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+            return turned(skew, -1.0)
         factors = [2.0] * (self.terms - 1)
         if self.last == 1 and self.terms > 2:
             # With 3 terms PEFT adds the term of Q^3 as well.

@@ -71,11 +71,6 @@ class BlockDiagonal:
 
     extra: Tensor
 
-    @classmethod
-    def of(cls, blocks: Tensor) -> BlockDiagonal:
-        """The operator M = blockdiag(blocks), blocks (n, b, b)."""
-        return cls(blocks - torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device))
-
     @property
     def size(self) -> int:
         return self.extra.shape[0] * self.extra.shape[1]

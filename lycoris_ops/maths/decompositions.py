@@ -62,16 +62,19 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return _linalg.eigh(matrix)
 
 
-def cayley(skew: Tensor) -> Tensor:
-    """The Cayley transform (I + Q) (I - Q)^-1 of each skew-symmetric matrix Q (..., b, b): a rotation.
+def cayley(skew: Tensor, times: float = 1.0) -> Tensor:
+    """R - I of the rotations R = (I + Q) (I - Q)^-1, where Q = times * skew is skew-symmetric (..., b, b).
+
+    This is 2 Q (I - Q)^-1: the Cayley transform without a difference that cancels where R is near I.
 
     Raises NoInverseError where there is no inverse in the dtype. Training on an accelerator skips this check,
     which would wait for the device in each step: the result, and so the loss, is then not finite.
     """
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    below, above = torch.sub(one, skew, alpha=times), skew if times == 0.5 else 2 * times * skew
     if skew.requires_grad and skew.device.type != "cpu":
-        return _linalg.solve_ex(one - skew, one + skew, left=False)[0]
-    return _linalg.solve(one - skew, one + skew, left=False)
+        return _linalg.solve_ex(below, above, left=False)[0]
+    return _linalg.solve(below, above, left=False)
 
 
 def leading_triples(

@@ -383,3 +383,26 @@ def test_a_rank_stabilised_full_lokr_is_read_as_lycoris_reads_it() -> None:
     assert algorithm is not None
     delta = algorithm.load(tensors).delta(base.weight)  # type: ignore[arg-type]
     assert error(delta, reloaded, base.weight) <= 16 * EPS64  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("angle", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("key", ["oft_blocks", "boft_R"])
+def test_a_small_rotation_loses_no_digits(key: str, angle: float) -> None:
+    """A change far below its weight, in float32, is as exact as a large one."""
+    draw = torch.Generator().manual_seed(0)
+    blocks = angle * torch.randn(4, 4, 4, generator=draw)
+    weight = torch.randn(16, 16, generator=draw)
+    tensors = (
+        {"oft_blocks": blocks} if key == "oft_blocks" else {key: blocks[None], "boft_s": torch.ones(16, 1)}
+    )
+    found = detect(tensors)
+    assert found is not None
+    skew = blocks.double() - blocks.double().transpose(1, 2)
+    if key == "boft_R":
+        skew = -skew / 2
+    one = torch.eye(4, dtype=torch.float64)
+    extra = torch.block_diag(*(2 * each @ torch.linalg.inv(one - each) for each in skew))
+    # PEFT's rotates the inputs, and a weight has them in its columns.
+    wanted = weight.double() @ extra.T if key == "boft_R" else extra.T @ weight.double()
+    delta = found.load(tensors).delta(weight)
+    assert float((delta.double() - wanted).norm() / wanted.norm()) <= 16 * EPS32
