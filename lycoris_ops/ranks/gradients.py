@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -25,6 +24,7 @@ from ..maths import chance
 from ..maths.tensors import CPU, is_divided
 from ..modules.sites import Site
 from ..modules.statistics import evaluating, with_statistics
+from ..turns import turns
 
 DIRECTIONS = 32
 """The number of random directions that compare the gradients of two halves of the batches."""
@@ -66,13 +66,16 @@ def summed(
     *,
     seed: int,
     least: int | None = None,
+    most: int | None = None,
 ) -> Sums:
-    """One pass over the batches for some sites. Each of n processes takes every n-th batch.
+    """One pass over the batches, or over the first `most`, for some sites.
+
+    Each of n processes takes every n-th batch, as `turns` gives them.
 
     The loss of a batch draws the same random numbers in any process.
 
     With `least`, the halves are compared after that many batches, then after twice, four times as many and so
-    on. The pass ends as soon as their cosine is at least FIRM.
+    on, and at the end of a turn. The pass ends as soon as their cosine is at least FIRM.
 
     Raises PlanError for a loss that is not a finite scalar, if there is no batch, and as `check_seen` does.
     """
@@ -80,26 +83,23 @@ def summed(
     sums = {site.path: _Sum(site) for site in sites}
     total, count = 0.0, 0
     with _tapped(module, sums), chance.Chance(seed).drawn():
-        rest = iter(batches)
-        while True:
-            most = processes.count() if least is None else min(processes.count(), least - count)
-            group = list(islice(rest, most))
-            if not group:
-                break
+        for turn in turns(batches, processes.rank(), processes.count()):
             # A process without a batch repeats another's without counting it: with a sharded model, the
             # others wait for it.
-            counts = processes.rank() < len(group)
-            own = processes.rank() if counts else 0
+            own = processes.rank() if turn.counts else 0
             with chance.Chance(seed, "probe", count + own).drawn():
-                value = _passed(module, group[own], loss, counts=counts)
+                value = _passed(module, turn.batch, loss, counts=turn.counts)
             for each in sums.values():
                 each.project(half=(count + own) % 2)
-            total, count = total + value, count + len(group)
-            if least is not None and count == least:
+            total, count = total + value, count + turn.of
+            if least is not None and count >= least:
                 agree = agreement(_halves(sums.values()))
                 if agree is not None and agree >= FIRM:
                     break
-                least *= 2
+                while least <= count:
+                    least *= 2
+            if most is not None and count >= most:
+                break
     if not count:
         raise PlanError("there are no batches", expected="at least one")
     for each in sums.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -218,8 +217,8 @@ def probe(
     halves = (0.0, 0.0, 0.0)
     for group in groups:
         # Every pass takes as many batches as the first did.
-        taken = itertools.islice(batches, seen) if least and seen else batches
-        sums = summed(module, group, taken, loss, seed=seed, least=None if seen else least)
+        more = {"most": seen} if least and seen else {"least": least}
+        sums = summed(module, group, batches, loss, seed=seed, **more)
         if seen and sums.batches != seen:
             raise PlanError(
                 "the batches changed between two passes", got=str(sums.batches), expected=str(seen)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..errors import TrainError
 from ..maths.chance import Chance
 from ..processes import Copies
+from ..turns import Turn, shared_out, turns
 from .tensors import mapped
-from .turns import Turn, shared_out, turns
 
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """The batches of each epoch: an iterable, or a function from the epoch's number to an iterable."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
-from lycoris_ops.train.turns import Turn, turns
+from lycoris_ops.turns import Turn, turns
 
 needs_processes = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch trains in one process only"
@@ -64,7 +64,7 @@ def test_two_processes_race_as_one_and_write_the_outcome_once(two: Path) -> None
 @needs_processes
 def test_two_processes_probe_as_one(two: Path) -> None:
     """Five batches: one process has three of them, the other two. The model is whole or sharded."""
-    wanted = train_task.probed(train_task.with_experts(), 5)
+    wanted = train_task.probed(train_task.with_experts(), train_task.batches(5, 1))
     for rank in range(2):
         for found in torch.load(two / "probe" / f"{rank}.pt", weights_only=False):
             assert found.batches == 5 and list(found.layers) == list(wanted.layers)

@@ -312,9 +312,21 @@ def seen_by(module: nn.Module, batch: Any) -> Tensor:
     return loss(module, (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]))
 
 
-def probed(module: nn.Module, count: int) -> lyc.Probe:
-    """The probe of all weights of a model by so many batches, in several passes."""
-    return lyc.probe(module, batches(count, 1), seen_by, include="*", memory=600, seed=3)
+class Read(list[Any]):
+    """Batches that know which of them were taken."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        super().__init__(batches)
+        self.places: set[Any] = set()
+
+    def __getitem__(self, place: Any) -> Any:
+        self.places.add(place)
+        return super().__getitem__(place)
+
+
+def probed(module: nn.Module, data: list[Any]) -> lyc.Probe:
+    """The probe of all weights of a model by these batches, in several passes."""
+    return lyc.probe(module, data, seen_by, include="*", memory=600, seed=3)
 
 
 def probe(rank: int, folder: str) -> None:
@@ -323,7 +335,10 @@ def probe(rank: int, folder: str) -> None:
 
     sharded = with_experts()
     fully_shard(sharded)
-    torch.save([probed(module, 5) for module in (with_experts(), sharded)], f"{folder}/{rank}.pt")
+    data = Read(batches(5, 1))
+    torch.save([probed(module, data) for module in (with_experts(), sharded)], f"{folder}/{rank}.pt")
+    # In the last turn the second process repeats the batch of the first.
+    assert data.places == ({0, 2, 4}, {1, 3, 4})[rank]
 
 
 def write_settings(folder: Path, accumulation: int) -> Path:
