@@ -373,7 +373,7 @@ def _nothing_matches(resolution: EntryResolution) -> MatchError:
         return MatchError(
             f"all layers of the adapter belong to the {parts}, and {resolution.absent_because}",
             file=file,
-            hint="Connect or provide it, or take the adapter out of the stack",
+            hint="Provide it, or take the adapter out of the stack",
         )
     first = resolution.unmatched[0] if resolution.unmatched else None
     if resolution.elsewhere:

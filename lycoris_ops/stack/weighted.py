@@ -84,7 +84,7 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
                 key=name,
                 got="no model" if model is None else "a model without this layer",
                 expected="the model that the adapter is for, with its text encoder",
-                hint="Connect `model` and `clip`",
+                hint="Give the model, and its text encoder too",
             )
         found[name] = entry.strength_of(part)
     return found

@@ -286,7 +286,7 @@ def test_a_lora_stack_is_read_in_every_form_and_written_as_packs_read_it(host: H
 def test_what_other_wires_cannot_hold_stops_only_the_nodes_behind_them(host: Host) -> None:
     weighted = host.run("LycorisWeightBlocks", host.stack((LORA, 1.0, 1.0)), "mid = 0.5")[0]
     outputs = host.run("LycorisToLoraStack", weighted)[:2]
-    for output, words in zip(outputs, ("block rules", "Connect `model`"), strict=True):
+    for output, words in zip(outputs, ("block rules", "Give the model"), strict=True):
         assert type(output).__name__ == "ExecutionBlocker" and words in output.message
     (memory,) = host.run("LycorisFromLoraStack", 1.0, 1.0, lora_model=load_file(assets() / "loras" / LORA))
     made = host.nodes.NODE_CLASS_MAPPINGS["LycorisToLoraStack"].execute(memory)
