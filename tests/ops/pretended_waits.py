@@ -150,22 +150,42 @@ def merge_and_resize() -> None:
         assert waits <= most, (kind, algorithm, waits)
 
 
+def probed(layers: int, batches: int = 2) -> object:
+    """The probe of a model of so many layers."""
+    module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers))).to(NAME)
+    data = [torch.randn(4, 8).to(NAME) for _ in range(batches)]
+    return lyc.probe(module, data, lambda model, batch: model(batch).square().mean())
+
+
+def probe() -> None:
+    """The directions and gains of a layer, found once, wait 14 times, and a batch at most twice."""
+    waits = a_layer(probed)
+    assert waits <= 14, waits
+    few, many = (found(lambda count=count: probed(1, count)).waits for count in (2, 6))
+    assert len(many) - len(few) <= 2 * 4, (few, many)
+
+
 def compute_without_float64() -> None:
-    """Resize and merge where the device has no float64: the parts in float64 are computed on the CPU."""
+    """Probe, resize and merge where the device has no float64: parts in float64 are computed on the CPU."""
     tensors.WITHOUT_FLOAT64 = (NAME,)
     one, third, other = drawn(1, "lora", "lora", "full")
     for pair in ((one, third), (one, other)):
         for method in lyc.merge_methods():
             both: Any = {"method": method, "size": lyc.Rank(2)}
-            here, there = (
-                lyc.merge_adapters([(two, 0.5) for two in pair], **both, device=device)
-                .layers["0"]
-                .delta(torch.zeros(24, 16))
-                for device in ("cpu", NAME)
-            )
-            torch.testing.assert_close(here, there, msg=method)
-    ran = found(lambda: lyc.resize_adapter(other, size=lyc.Energy(0.9), device=NAME))
-    assert ran.names and not ran.wide, ran.wide
+            made: list[Tensor] = []
+            for device in ("cpu", NAME):
+                with Launches() as launches:
+                    merged = lyc.merge_adapters([(two, 0.5) for two in pair], **both, device=device)
+                assert not launches.wide, (method, launches.wide)
+                made.append(merged.layers["0"].delta(torch.zeros(24, 16)))
+            torch.testing.assert_close(*made, msg=method)
+    for run in (
+        lambda: lyc.resize_adapter(other, size=lyc.Energy(0.9), device=NAME),
+        lambda: lyc.resize_adapter(one, size=lyc.Rank(2), algorithm="lokr", device=NAME),
+        lambda: probed(1),
+    ):
+        ran = found(run)
+        assert ran.names and not ran.wide, ran.wide
 
 
 def bypass(kind: str, layer: lyc.Layer) -> None:
@@ -193,6 +213,7 @@ def check_waits() -> None:
         bypass(kind, layer)
     merge()
     merge_and_resize()
+    probe()
     compute_without_float64()
     for options in TRAINED:
         for form in ("auto", "bypass"):
