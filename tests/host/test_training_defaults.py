@@ -15,17 +15,22 @@ from hosting import Host, Patched, loaded_by_the_host, patcher
 from torch import Tensor
 from trainable import module, tiny
 
-from tests.harness.inputs import INPUTS
+from tests.harness.inputs import FURTHER, INPUTS
 
 pytestmark = pytest.mark.host
 
 STEPS, ROWS, DRAWS = 25, 2, 8
 ALWAYS = ("SD1.5", "Flux 1", "Wan 2.1 t2v", "Qwen-Image", "Z-Image", "LTX-Video")
+GIVEN = (
+    *(f"Wan {name}" for name in ("VACE", "camera", "HuMo", "S2V", "Animate", "SCAIL", "SCAIL 2", "causal")),
+    *("Wan 2.1 i2v", "WanDancer", "HunyuanVideo 1.5", "LTX-2", "Boogu"),
+)
+"""Architectures that are given pictures, clips, sounds or poses, beside those of INPUTS."""
 
 
 @pytest.mark.parametrize(
     "architecture",
-    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.soak) for name in INPUTS],
+    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.soak) for name in (*INPUTS, *GIVEN)],
 )
 def test_the_usual_rate_lowers_the_loss(host: Host, architecture: str, tmp_path: Path) -> None:
     """At fixed noise, after few steps with the rate, rank, layers and times that are usual for the model.
@@ -34,7 +39,7 @@ def test_the_usual_rate_lowers_the_loss(host: Host, architecture: str, tmp_path:
     """
     training, ops = module(host, ""), host.ops
     model = tiny(architecture)
-    latent, conds = INPUTS[architecture].make(ROWS)
+    latent, conds = {**INPUTS, **FURTHER}[architecture].make(ROWS)
     family, sampling = training.family_of(model), model.model_sampling
     tokens = host.module("lycoris_nodes.host.training").tokens_of(model, latent.shape)
 
