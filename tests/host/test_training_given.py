@@ -29,6 +29,14 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
     "HunyuanVideo 1.5": {"in_channels": 2 * 32 + 1},
 }
 """Tiny models with as many channels as the latents of the real ones, and what is concatenated to them."""
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "SD1.5 inpainting": ("SD1.5", {"in_channels": 9}),
+    "SDXL inpainting": ("SDXL", {"in_channels": 9, **CHANGED["SDXL"]}),
+    "Flux Fill": ("Flux 1", {"in_channels": 96, "out_channels": 16}),
+    "Flux control": ("Flux 1", {"in_channels": 32, "out_channels": 16}),
+    "CogVideoX i2v": ("CogVideoX", {"in_channels": 32, "out_channels": 16}),
+}
+"""Architectures with more channels than usual: the usual one, and how the tiny model differs."""
 TEXTS: Mapping[str, tuple[int, ...]] = dict.fromkeys(("Stable Audio", "Stable Audio 3"), (5, 768))
 """Texts as wide as the real ones, where the host puts something of that width behind them."""
 TEXT, BESIDE, CONCATENATED, SOUND = "text", "references", "concatenated", "sound"
@@ -36,6 +44,7 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("Flux 1", "Flux 2", "Omnigen2", "Qwen-Image", "Krea 2"), (BESIDE, "ref_latents")),
     **dict.fromkeys(("Mage-Flow", "JoyImage", "Boogu"), (BESIDE, "ref_latents")),
     **dict.fromkeys(("Wan 2.1 i2v", "Wan camera", "SVD", "Kandinsky 5"), (CONCATENATED, "c_concat")),
+    **dict.fromkeys(VARIANTS, (CONCATENATED, "c_concat")),
     "HiDream": (CONCATENATED, "image_cond"),
     **dict.fromkeys(("Wan S2V", "WanDancer"), (SOUND, "audio_embed")),
 }
@@ -120,15 +129,18 @@ USUAL = ("SD1.5", "SDXL", "Flux 1", "Flux 2", "Qwen-Image", "Wan 2.1 t2v")
     "architecture",
     [
         *USUAL,
-        *(pytest.param(name, marks=pytest.mark.soak) for name in (*INPUTS, *FURTHER) if name not in USUAL),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in (*ALL, *VARIANTS) if name not in USUAL),
     ],
 )
 def test_a_training_step_is_given_what_the_sampler_gives(host: Host, architecture: str) -> None:
-    model = tiny(architecture, **CHANGED.get(architecture, {}))
+    plain, changed = VARIANTS.get(architecture, (architecture, CHANGED.get(architecture, {})))
+    model = tiny(plain, **changed)
+    if architecture.endswith("inpainting"):
+        model.set_inpaint()
     latent, usual = latent_for(model), module(host, "").family_of(model).guidance
     compared: dict[str, set[str]] = {}
-    for name, settings in settings_of(architecture, latent).items():
-        given = conditioning(model, architecture, **settings)
+    for name, settings in settings_of(plain, latent).items():
+        given = conditioning(model, plain, **settings)
         if usual is not None:
             given[0][1]["guidance"] = usual
         try:
