@@ -360,12 +360,14 @@ def by_weight(sites: Iterable[Site], what: What = "weight") -> list[list[Site]]:
     """
     # Hold the weights: the `id` of one that is freed could be given to another.
     held = [(site, getattr(site.module, getattr(site, what), None)) for site in sites]
-    groups: dict[tuple[int, int | None], list[Site]] = {}
+    groups: dict[tuple[object, int | None], list[Site]] = {}
     for site, value in held:
         if value is not None:
-            # `load_state_dict` with `assign` makes two parameters of one memory.
+            # `load_state_dict` with `assign` makes two parameters of one memory. A parameter of another's first
+            # rows begins there too, and is a weight of its own.
             memory = value.data_ptr() if is_plain(value) else 0
-            groups.setdefault((memory or id(value), site.expert), []).append(site)
+            same = (memory, value.shape, value.stride()) if memory else id(value)
+            groups.setdefault((same, site.expert), []).append(site)
     return list(groups.values())
 
 

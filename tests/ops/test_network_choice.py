@@ -199,6 +199,19 @@ def test_a_weight_that_nobody_chose_stays_as_it_is() -> None:
     assert named.applied
 
 
+def test_a_weight_that_is_the_first_rows_of_another_is_a_weight_of_its_own() -> None:
+    net = nn.ModuleDict({"qkv": nn.Linear(8, 24, bias=False), "q": nn.Linear(8, 8, bias=False)})
+    qkv = net["qkv"].weight
+    net["q"].weight = nn.Parameter(qkv.data[:8])
+    network = lyc.create_lycoris(net, rank=2, seed=0)
+    for parameter in network.parameters():
+        nn.init.ones_(parameter)
+    before = qkv.detach().clone()
+    network.merge_to()
+    # Each layer adds rank times 1, and the first rows have both.
+    assert torch.allclose(qkv.detach() - before, torch.tensor([4.0] * 8 + [2.0] * 16)[:, None].expand(24, 8))
+
+
 @pytest.mark.parametrize("hold", [lambda bias: bias, lambda bias: nn.Parameter(bias.data)])
 def test_a_bias_of_two_modules_is_not_merged(hold: Any) -> None:
     """Each layer is for one module, and merging would give the changes of both to both."""
