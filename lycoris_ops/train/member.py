@@ -84,6 +84,8 @@ class Member(nn.Module):
         self._tied: list[Rebuilt] = []
         self.passed = False
         """Whether there was a pass in which the layer could act."""
+        self.left_out = False
+        """Whether `module_dropout` has left the layer out of its last pass."""
         self._attached = False
         self.replace(layer)
 
@@ -316,8 +318,9 @@ class Member(nn.Module):
 
     def _drawn_strength(self) -> float:
         """The strength, or 0 in a pass that leaves the module out."""
-        dropped = self.settings.module_dropout if self.training else 0.0
-        return 0.0 if dropped and float(torch.rand(())) < dropped else self.multiplier
+        share = self.settings.module_dropout if self.training else 0.0
+        self.left_out = bool(share) and float(torch.rand(())) < share
+        return 0.0 if self.left_out else self.multiplier
 
     def _bypassed(self, x: Tensor) -> bool:
         """Whether the layer acts beside the module in a pass with this input."""

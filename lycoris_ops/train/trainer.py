@@ -391,9 +391,10 @@ class Trainer:
             value = self.loss(self.net.module, moved(batch, self.options.device))
         loss = scalar(value, TrainError)
         if torch.is_grad_enabled() and not loss.requires_grad:
-            if not any(member.settings.module_dropout for member in self.net.members.values()):
+            passed = [member for member in self.net.members.values() if member.passed]
+            if not passed or not all(member.left_out for member in passed):
                 raise _independent("a tensor without a graph")
-            # This pass has left out every layer: the gradient is zero.
+            # `module_dropout` has left out every layer: the gradient is zero.
             loss = loss + 0 * self.parameters[0].sum()
         return loss
 

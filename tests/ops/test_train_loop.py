@@ -818,6 +818,11 @@ def test_what_cannot_be_trained_with(
 def test_a_pass_that_leaves_out_every_layer_is_no_error(tmp_path: Path) -> None:
     net = network(include="outer", module_dropout=0.9)
     assert lyc.train_network(net, batches(), plain, options(tmp_path, steps=9)).steps == 9
+    net = network(module_dropout=0.5)
+    with pytest.raises(lyc.TrainError, match="a tensor without a graph"):
+        lyc.train_network(
+            net, batches(), lambda *given: plain(*given).detach(), lyc.TrainOptions(steps=9, bar=False)
+        )
 
 
 def test_a_folder_that_was_there_before_a_failed_start_stays(tmp_path: Path) -> None:
