@@ -217,8 +217,8 @@ def probe(
     halves = (0.0, 0.0, 0.0)
     for group in groups:
         # Every pass takes as many batches as the first did.
-        more = {"most": seen} if least and seen else {"least": least}
-        sums = summed(module, group, batches, loss, seed=seed, **more)
+        first, most = (None, seen) if least and seen else (least, None)
+        sums = summed(module, group, batches, loss, seed=seed, least=first, most=most)
         if seen and sums.batches != seen:
             raise PlanError(
                 "the batches changed between two passes", got=str(sums.batches), expected=str(seen)
