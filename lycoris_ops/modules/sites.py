@@ -363,8 +363,8 @@ def by_weight(sites: Iterable[Site], what: What = "weight") -> list[list[Site]]:
     groups: dict[tuple[object, int | None], list[Site]] = {}
     for site, value in held:
         if value is not None:
-            # `load_state_dict` with `assign` makes two parameters of one memory. A parameter of another's first
-            # rows begins there too, and is a weight of its own.
+            # `load_state_dict` with `assign` makes two parameters of one memory. One of another's first rows
+            # begins there too, and is a weight of its own.
             memory = value.data_ptr() if is_plain(value) else 0
             same = (memory, value.shape, value.stride()) if memory else id(value)
             groups.setdefault((same, site.expert), []).append(site)
