@@ -505,13 +505,23 @@ class Layer(ABC):
         `bias` (O,) is the value of the bias, on which its change may depend; zeros unless given. Raises
         LayerError as `delta` does.
         """
+        found = self.unchecked(weight, bias)
+        for change, met in ((found.delta, weight), (found.bias, bias)):
+            if change is not None:
+                checked(change, change.new_zeros(()) if met is None else met)
+        return found
+
+    def unchecked(self, weight: Tensor, bias: Tensor | None = None) -> Change:
+        """`change`, whose values are not checked."""
         beside = self.forms("bias")
         if beside and not fits(self.bias_extent or (), weight.shape[:1]):
             raise self.misfit(weight.shape[:1], shown(self.bias_extent or ()))
+        if self.extent:
+            self.check_fit(weight.shape)
         met = weight.new_zeros(weight.shape[0]) if bias is None else bias
         return Change(
-            delta=self.delta(weight) if self.extent else None,
-            bias=change_of(beside, met) if beside else None,
+            delta=formed(self.forms(), weight) if self.extent else None,
+            bias=formed(beside, met) if beside else None,
         )
 
     def row_axes(self) -> Mapping[str, int] | None:
@@ -591,15 +601,20 @@ def change_of(forms: Sequence[Form], met: Tensor) -> Tensor:
 
     In float32, or float64 where `met` is float64. Raises LayerError where it overflows.
     """
+    return checked(formed(forms, met), met)
+
+
+def formed(forms: Sequence[Form], met: Tensor) -> Tensor:
+    """`change_of`, whose values are not checked."""
     dtype = compute_dtype(met.dtype)
     # `Layer.forms` gives a Dependent alone, never beside other forms.
     for form in forms:
         if isinstance(form, Dependent):
-            return checked(shaped(form.change(met.to(dtype)), met.shape), met)
+            return shaped(form.change(met.to(dtype)), met.shape)
     additive = [form for form in forms if not isinstance(form, Dependent)]
     if not additive:
         return torch.zeros(met.shape, dtype=dtype, device=met.device)
-    return checked(shaped(add_up(additive, dtype, met.device), met.shape), met)
+    return shaped(add_up(additive, dtype, met.device), met.shape)
 
 
 def checked(change: Tensor, met: Tensor) -> Tensor:

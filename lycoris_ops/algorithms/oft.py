@@ -13,8 +13,8 @@ from ..changes.operators import BlockDiagonal, Sides
 from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
 from ..maths.shapes import Extent, Rows, Shape
-from ..maths.tensors import is_finite, largest, norm
-from .base import Layer, Products, axis_of, block_of, cut, in_blocks, overflow
+from ..maths.tensors import largest, norm
+from .base import Layer, Products, axis_of, block_of, cut, in_blocks
 from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
 from .training import Trained
 
@@ -98,7 +98,7 @@ class Oft(Trained):
     def turned(self, weight: Tensor) -> Tensor:
         """R - I of the rotation R of each block, shaped as `oft_blocks`, in the weight's dtype and device.
 
-        Raises LayerError where alpha is NaN or infinite, and as `bounded` and `turned` do.
+        Raises LayerError where alpha is NaN or infinite, and as `turned` does.
         """
         blocks = self.oft_blocks.to(weight.device, weight.dtype)
         skew = blocks - blocks.transpose(-1, -2)
@@ -114,20 +114,19 @@ class Oft(Trained):
 def bounded(skew: Tensor, bound: float, *dims: int) -> Tensor:
     """Scale blocks down to the norm `bound` where they exceed it; the norm is over `dims`, or over all.
 
-    Raises LayerError where the norm overflows: the blocks would be scaled to zero.
+    Where the norm overflows the result is NaN, not zero, so that whoever looks at the change sees it.
     """
     length = norm(skew, *dims)
-    # In training an overflow shows in the loss; a check here would wait for the device in each step.
-    if not skew.requires_grad and not is_finite(length):
-        raise overflow(skew.dtype)
-    # With `clamp_min` the factor is 1 where the norm is within the bound.
-    return skew * (bound / length.clamp_min(bound))
+    # The difference is 0, or NaN for an infinite norm. With `clamp_min` the factor is 1 where the norm is
+    # within the bound.
+    return skew * (bound / length.clamp_min(bound) + (length - length))
 
 
 def turned(skew: Tensor, times: float = 1.0) -> Tensor:
     """R - I of the Cayley transform R of Q = times * skew, skew-symmetric blocks (..., b, b).
 
-    Raises LayerError where values are so large that I - Q has no inverse in their dtype.
+    Raises LayerError where values are so large that I - Q has no inverse in their dtype; on an accelerator
+    the result is then not finite.
     """
     try:
         return cayley(skew, times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from ..algorithms import Layer
 from ..algorithms.base import Change, checked
 from ..errors import LycorisError, located
 from ..maths.recompute import transformed
-from ..maths.tensors import compute_dtype, divided_as, is_divided, only_for_its_module, promoted
+from ..maths.tensors import compute_dtype, divided_as, is_divided, largest_of, only_for_its_module, promoted
 from .forwards.forward import in_own_dtypes
 from .hook import BeforePass, Hiding, check_present, input_of, own_of, values_of
 
@@ -55,6 +56,8 @@ class Rebuilt(Hiding):
     def __post_init__(self) -> None:
         self.before_pass: BeforePass | None = None
         """It may set `layer` and `strength` for the pass."""
+        self._seen: tuple[Layer, tuple[int, ...]] | None = None
+        """The layer whose change was found to be finite, and how often each of its tensors was changed."""
         self._hidden: list[dict[str, Any]] = []
         """For each running pass, the instance attributes that the changed ones replace; None for none."""
         self._handles: list[RemovableHandle] = []
@@ -142,8 +145,10 @@ class Rebuilt(Hiding):
     def change_of(self, weight: Tensor, bias: Tensor | None = None) -> Change:
         """The layer's change of these values, laid out as the module stores them."""
         wide = weight.to(compute_dtype(weight.dtype))
+        wide = wide.T if self.transposed else wide
         with located(weight=self.name), in_own_dtypes(wide.device):
-            found = self.layer.change(wide.T if self.transposed else wide, bias)
+            found = self.layer.unchecked(wide, bias)
+            self._check((found.delta, wide), (found.bias, bias))
         if not self.transposed or found.delta is None:
             return found
         return replace(found, delta=found.delta.T)
@@ -155,10 +160,28 @@ class Rebuilt(Hiding):
         with located(weight=self.name), in_own_dtypes(wide.device):
             self.layer.check_fit(wide.shape)
             found = self.layer.changed(wide)
-            learns = found.requires_grad or any(one.requires_grad for one in self.layer.tensors().values())
-            # Training checks the loss instead, and transforms of torch cannot read values.
-            found = found if learns or transformed() else checked(found, wide)
+            self._check((found, wide))
         return (found.T if self.transposed else found).to(weight.dtype)
+
+    def _check(self, *changes: tuple[Tensor | None, Tensor | None]) -> None:
+        """Raise LayerError where a change of a finite weight or bias overflows, in the first pass of a frozen
+        layer with these values: to look at them waits for the device.
+
+        Training checks the loss instead, and transforms of torch cannot read values.
+        """
+        tensors = self.layer.tensors().values()
+        if transformed() or any(one.requires_grad for one in tensors):
+            return
+        # torch does not count the changes of a tensor of the inference mode.
+        versions = tuple(0 if one.is_inference() else one._version for one in tensors)
+        if self._seen == (self.layer, versions):
+            return
+        found = [change for change, _ in changes if change is not None]
+        if not all(map(math.isfinite, largest_of(found))):
+            for change, met in changes:
+                if change is not None:
+                    checked(change, change.new_zeros(()) if met is None else met)
+        self._seen = self.layer, versions
 
     def _leaves_bias(self) -> bool:
         """Whether the layer changes the weight alone."""

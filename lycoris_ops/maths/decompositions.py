@@ -67,12 +67,12 @@ def cayley(skew: Tensor, times: float = 1.0) -> Tensor:
 
     This is 2 Q (I - Q)^-1: the Cayley transform without a difference that cancels where R is near I.
 
-    Raises NoInverseError where there is no inverse in the dtype. Training on an accelerator skips this check,
-    which would wait for the device in each step: the result, and so the loss, is then not finite.
+    Raises NoInverseError where there is no inverse in the dtype. On an accelerator, where the check would
+    wait, the result is not finite instead.
     """
     one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     below, above = torch.sub(one, skew, alpha=times), skew if times == 0.5 else 2 * times * skew
-    if skew.requires_grad and skew.device.type != "cpu":
+    if skew.device.type != "cpu":
         return _linalg.solve_ex(below, above, left=False)[0]
     return _linalg.solve(below, above, left=False)
 

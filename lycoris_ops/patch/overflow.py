@@ -8,7 +8,9 @@ weight is patched and its values are checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -82,10 +84,30 @@ def _size(share: float) -> float:
     return math.inf if math.isnan(share) else share
 
 
-def doubtful(sizes: Tensor, weight: Tensor) -> bool:
-    """Whether `check_sum` must check sums with these largest values (n,), with one synchronisation."""
+_left_out: ContextVar[list[Tensor] | None] = ContextVar("left_out", default=None)
+
+
+@contextmanager
+def leaving_out(flags: list[Tensor]) -> Generator[None]:
+    """Within it, `doubtful` waits for no device: it leaves doubtful sums out, and adds to `flags` for each
+    sum whether it was left out."""
+    token = _left_out.set(flags)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
+
+
+def doubtful(total: Tensor, sizes: Sequence[Tensor], weight: Tensor) -> bool:
+    """Whether `check_sum` must check a sum that had these largest values on the way, with one wait."""
     # NaN does not count as small.
-    return not bool((sizes <= SHARE * torch.finfo(weight.dtype).max).all())
+    flag = ~(torch.stack(list(sizes)) <= SHARE * torch.finfo(weight.dtype).max).all()
+    flags = _left_out.get()
+    if flags is None:
+        return bool(flag)
+    flags.append(flag)
+    total.masked_fill_(flag, 0.0)
+    return False
 
 
 def check_sum(total: Tensor, weight: Tensor) -> None:

@@ -18,10 +18,11 @@ from ..discovery import discover
 from ..errors import LayerError, located
 from ..layers.part import Part, part_of
 from ..maths.shapes import Rows, Shape
-from ..maths.tensors import CPU, is_finite, padded
+from ..maths.tensors import CPU, fetched, is_finite, padded
 from . import groups
+from .groups.dependent import DependentGroup
 from .groups.group import Group
-from .overflow import Bound, overflow_of
+from .overflow import Bound, leaving_out, overflow_of
 from .registry import Patch, apply_plans, path_report
 
 Fuse = Callable[[Sequence[Any], Sequence[int], int], tuple[Group, tuple[Tensor, ...]]]
@@ -200,8 +201,23 @@ def _applied(patches: Sequence[tuple[Patch, LayerError | None]]) -> list[Tensor]
         if not is_finite(copy) and is_finite(patch.weight):
             raise error.within(weight=patch.name)
         patch.weight.copy_(copy)
-    apply_plans([patch for patch, error in patches if error is None])
+    sure = [patch for patch, error in patches if error is None]
+    # A sum alone can be left out and come later, so that one wait tells for all weights which of them may
+    # overflow.
+    late = [patch for patch in sure if _alone(patch)]
+    flags: list[Tensor] = []
+    for patch in late:
+        with leaving_out(flags):
+            apply_plans([patch])
+    again = [patch for patch, flag in zip(late, fetched(*flags), strict=True) if flag] if late else []
+    apply_plans([*again, *(patch for patch in sure if not _alone(patch))])
     return [patch.weight for patch, _ in patches]
+
+
+def _alone(patch: Patch) -> bool:
+    """Whether layers that depend on the weight make the whole patch, on a device that would be waited for."""
+    groups = patch.plan.groups
+    return patch.weight.device.type != "cpu" and len(groups) == 1 and isinstance(groups[0][0], DependentGroup)
 
 
 def patch_(weight: Tensor, layers: Sequence[tuple[Layer | Part, float]]) -> Tensor:

@@ -65,7 +65,7 @@ class DependentGroup(Group):
         for term in self.terms:
             self._add(total, term, tensors, strengths, met)
             sizes.append(largest_on_device(total))
-        if doubtful(torch.stack(sizes), weight):
+        if doubtful(total, sizes, weight):
             # Again, to find the layer after which the sum overflows.
             total.zero_()
             for term in self.terms:
