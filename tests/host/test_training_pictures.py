@@ -236,10 +236,15 @@ def test_repeats_count_by_their_proportion(host: Host, folder: Path) -> None:
 
 
 def test_captions_are_taken_by_the_letter(
-    host: Host, plain: Patched, prepare: Callable[..., Any], folder: Path
+    host: Host,
+    plain: Patched,
+    prepare: Callable[..., Any],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The conditionings are those of the texts that a user would write into CLIP Text Encode."""
     texts = {
+        "five": "a {{tall|wide} red|blue} cup",
         "one": "a cat",
         "two": "a (small) cat",
         "three": "in a frame, [trigger]",
@@ -249,15 +254,30 @@ def test_captions_are_taken_by_the_letter(
         picture(CAT).resize((64, 64)).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     data = prepare(trigger="qwx", resolution=64)
-    wanted = ["QWX by the sea", "qwx, a cat", "in a frame, qwx", r"qwx, a \(small\) cat", ""]
+    cups = [f"qwx, a {kind} cup" for kind in ("tall red", "blue", "wide red")]
+    wanted = [*cups, "QWX by the sea", "qwx, a cat", "in a frame, qwx", r"qwx, a \(small\) cat", ""]
     for found, text in zip([*data["positive"], data["empty_caption"]], wanted, strict=True):
         ((tensor, more),) = encoded(host, plain.clip, text)
         assert torch.equal(found[0][0], tensor) and torch.equal(
             found[0][1]["pooled_output"], more["pooled_output"]
         )
     tags = prepare(trigger="qwx", resolution=64, tag_orders=3, kept_tags=0)
-    # Two tags have only two orders, and one tag has one.
-    assert len(tags["latents"]) == len(tags["positive"]) == 1 + 2 + 2 + 2
+    # Two tags have only two orders, and one tag has one. Each choice is learned in all orders.
+    assert len(tags["latents"]) == len(tags["positive"]) == 3 * 2 + 1 + 2 + 2 + 2
+
+    # As the tokenizer of LongCat does, which keeps 512 tokens.
+    whole = plain.clip.tokenizer.tokenize_with_weights
+    monkeypatch.setattr(
+        plain.clip.tokenizer,
+        "tokenize_with_weights",
+        lambda text, *args, **kwargs: whole(" ".join(text.split()[:60]), *args, **kwargs),
+    )
+    for name, words in (("one", 60), ("two", 61)):
+        (folder / f"{name}.txt").write_text("meow " * words, encoding="utf-8")
+    # Refused unless it is asked for, see `BAD`.
+    Image.new("RGB", (10000, 10)).save(folder / "two.png")
+    report = prepare(resolution=64, keep=False, cut_off=1.0)["report"]
+    assert "5 pictures" in report and "which cuts off its end: 1 (two.png)" in report
 
 
 def test_what_was_encoded_is_kept_by_its_content(
@@ -435,6 +455,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda folder: Image.new("1", (20000, 9000)).save(folder / CAT),
         {},
         r"chelsea\.png.*cannot be read.*180000000 pixels.*Make it smaller",
+    ),
+    "long and narrow": (
+        lambda folder: Image.new("1", (10000, 10)).save(folder / CAT),
+        {},
+        r"chelsea\.png.*would be cut off.*100% of 10000 x 10.*at most 50%.*raise `cut_off`",
     ),
     "mask of another shape": (
         lambda folder: Image.new("L", (90, 90), 255).save(folder / "chelsea_mask.png"),
