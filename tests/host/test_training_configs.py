@@ -39,6 +39,10 @@ save_precision = "fp16"
 output_name = "cat"
 xformers = true
 keep_tokens = 1
+clip_skip = 2
+masked_loss = true
+zero_terminal_snr = true
+sample_prompts = "prompts.txt"
 """
 AI_TOOLKIT = """
 job: extension
@@ -83,7 +87,10 @@ ONETRAINER = json.dumps(
             "beta2": 0.99,
             "weight_decay": 0.01,
             "d_coef": 2.0,
+            "safeguard_warmup": True,
         },
+        "text_encoder": {"train": True, "dropout_probability": 0.1, "stop_training_after_unit": "EPOCH"},
+        "text_encoder_2": {"train": True, "learning_rate": 1e-5},
         "loss_weight_fn": "DEBIASED_ESTIMATION",
         "timestep_distribution": "LOGIT_NORMAL",
         "ema": "CPU",
@@ -131,6 +138,14 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         (
             "train_data_dir, keep_tokens: set on LyCORIS Training Pictures",
             "pretrained_model_name_or_path: link the model",
+            "the text encoders are trained too: link `clip` and `captions`",
+            "text_encoder_lr = [1e-05, 2e-05]: all have the first",
+            "max_train_epochs: repeats that all pictures share do not lengthen an epoch here",
+            "huber_schedule = snr: huber_c is the same for all noise here",
+            "masked_loss: link `masks`",
+            "clip_skip: put CLIP Set Last Layer before LyCORIS Training Pictures",
+            "zero_terminal_snr: link the model through ModelSamplingDiscrete",
+            "sample_prompts: link `sample_positive`, and set `output.sample_settings`",
         ),
     ),
     "ai-toolkit": (
@@ -161,6 +176,7 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "train.do_differential_guidance = True",
             "model.name_or_path: link the model",
             "slider: set on Train LyCORIS Slider",
+            "sample.prompts: link `sample_positive`, and set `output.sample_settings`",
         ),
     ),
     "OneTrainer": (
@@ -173,7 +189,9 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "learning_rate": 3e-4,
             "optimisation.optimiser": "prodigy",
             "optimisation.schedule": "rex",
-            "optimisation.optimiser_args": "betas=0.9,0.99 d_coef=2.0",
+            "optimisation.optimiser_args": "betas=0.9,0.99 d_coef=2.0 safeguard_warmup=True",
+            "optimisation.text_learning_rate": 3e-4,
+            "regularisation.caption_dropout": 0.1,
             "optimisation.weight_decay": 0.01,
             "optimisation.warmup": 200.0,
             "optimisation.epochs": 100,
@@ -184,7 +202,12 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "regularisation.ema": 0.999,
             "speed.precision": "bf16",
         },
-        ("layer_filter = attn", "model_type: link the model"),
+        (
+            "layer_filter = attn",
+            "model_type: link the model",
+            "text_encoder: stop_training_after: it is trained to the end here",
+            "text_encoder_2: text_learning_rate = 1e-05: all have 0.0003",
+        ),
     ),
 }
 
@@ -322,6 +345,7 @@ def test_other_texts_are_refused_with_what_is_known(host: Host, text: str) -> No
         ("[train]\nnetwork_dim = 4\nlr = much", r"not a config.*as TOML: .*line 3"),
         ('{"training_method": "LORA",\n "learning_rate" 1}', r"not a config.*as JSON: .*line 2"),
         ("python train_network.py --network_dim 4 --output_name 'a", "as a command line: No closing"),
+        ("accelerate launch train_network.py --config_file a.toml", "Paste the text of a.toml"),
     ],
 )
 def test_what_cannot_be_read_is_refused_and_says_where(host: Host, text: str, which: str) -> None:
@@ -388,7 +412,7 @@ def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text:
         ),
         (
             "network_module = 'lycoris.kohya'\nnetwork_args = ['preset=attn-mlp', 'use_tucker=True']",
-            {"layers.preset": "attn-mlp", "layers.overrides": "*: tucker True"},
+            {"rank": 4, "layers.preset": "attn-mlp", "layers.overrides": "*: tucker True"},
         ),
         (
             "config: {process: [{network: {type: lokr, linear: 32, lokr_full_rank: true, lokr_factor: 8}}]}",
@@ -404,7 +428,7 @@ def test_alpha_is_the_trainers_own_where_a_config_says_nothing(host: Host, text:
         (
             "network_module = 'lycoris.kohya'\n"
             "network_args = ['algo=diag-oft', 'use_tucker=True', 'rs_lora=True']",
-            {"layers.preset": "full"},
+            {"rank": 4, "layers.preset": "full"},
         ),
     ],
 )
@@ -434,6 +458,37 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
         ("network_dim = 4", {"steps": 1600, "optimisation.epochs": 0, "optimisation.warmup": 0.0}),
         ("network_dim = 4\nmax_train_epochs = 5", {"optimisation.epochs": 5, "optimisation.warmup": 0.0}),
         ("network_dim = 4\nmax_grad_norm = 0.0", {"optimisation.max_grad_norm": 0.0}),
+        # Text encoders are trained at the rate of the whole training.
+        (
+            "network_alpha = 4\nnetwork_args = ['loraplus_unet_lr_ratio=4']\nlearning_rate = 1e-4\n"
+            "unet_lr = 2e-4\nlr_scheduler = 'polynomial'",
+            {
+                "rank": 4,
+                "learning_rate": 2e-4,
+                "optimisation.text_learning_rate": 1e-4,
+                "optimisation.loraplus_ratio": 4.0,
+                "optimisation.schedule": "linear",
+            },
+        ),
+        ("--network_dim 8\n--network_train_unet_only", {"rank": 8, "optimisation.text_learning_rate": None}),
+        # A data set says its batch size in its own file, which is read by itself.
+        ("network_dim = 4\ndataset_config = 'data.toml'", {"optimisation.batch_size": None}),
+        (
+            "[general]\nbatch_size = 4\n[[datasets]]\nbatch_size = 2\n[[datasets.subsets]]\nimage_dir = 'a'\n"
+            "caption_dropout_rate = 0.1",
+            {"optimisation.batch_size": 2, "regularisation.caption_dropout": 0.1, "rank": None},
+        ),
+        # Its steps are as large as the rate, which those of the one here are not.
+        ("network_dim = 4\noptimizer_type = 'Adafactor'", {"optimisation.optimiser": None}),
+        (
+            "config: {process: [{train: {optimizer: prodigy, lr: 1e-4, lr_scheduler: linear}}]}",
+            {"optimisation.optimiser": "prodigy", "learning_rate": 1.0, "optimisation.schedule": None},
+        ),
+        (
+            '{"training_method": "LORA", "learning_rate": 3e-5, '
+            '"learning_rate_scheduler": "COSINE_WITH_RESTARTS", "learning_rate_cycles": 2.0}',
+            {"optimisation.schedule": None, "optimisation.restarts": None},
+        ),
         ("config: {process: [{train: {lr: 1e-4}}]}", {"steps": 1000, "optimisation.warmup": 0.0}),
         (
             "config: {process: [{train: {lr_scheduler: constant_with_warmup}}]}",
@@ -455,6 +510,7 @@ def test_what_layers_are_like_is_taken_over_as_options_of_all(
                 "optimisation.max_grad_norm": 0.0,
                 "noise.times": "uniform",
                 "noise.shift": 1.0,
+                "regularisation.caption_dropout": 0.0,
             },
         ),
         (
@@ -634,7 +690,8 @@ def test_fields_of_models_count_where_the_box_of_the_model_is_ticked(
         "anima_cache_text_encoder_outputs": True,
         "lumina_gemma2": "gemma.safetensors" if box is None else "",
     }
-    form = {"LoRA_type": module, "network_dim": 4, **fields, **({box: True} if box else {})}
+    # With this rate and none for them, it does not train the text encoders.
+    form = {"LoRA_type": module, "network_dim": 4, "unet_lr": 1e-4, **fields, **({box: True} if box else {})}
     found = configs.translated({"text": json.dumps(form)})
     assert (found["values"].get("noise.times"), found["values"].get("noise.shift")) == (times, shift)
     assert bool(found["notes"]) == (box == "flux1_checkbox")

@@ -33,12 +33,16 @@ OPTIMISERS = {
     **dict.fromkeys(("adamw8bit", "adamw_8bit", "adam8bit", "adam_8bit", "pagedadamw8bit"), "adamw8bit"),
     # Prodigy is a later D-Adaptation: a rate of 1 means the same for both.
     **dict.fromkeys(("prodigy", "dadaptadam", "dadaptation", "dadapt_adam"), "prodigy"),
-    **dict.fromkeys(("adafactor",), "adafactor"),
     **dict.fromkeys(("sgd", "sgdnesterov"), "sgd"),
     **dict.fromkeys(("adamwschedulefree", "schedule_free_adamw", "schedulefree"), "schedulefree"),
     **dict.fromkeys(("muon",), "muon"),
 }
-"""Optimisers by what trainers call them, in lower case."""
+"""Optimisers by what trainers call them, in lower case.
+
+Their Adafactor has none here: its steps are as large as the rate, and torch's are shares of each weight."""
+SKIPPED = "put CLIP Set Last Layer before LyCORIS Training Pictures"
+SAMPLED = "link `sample_positive`, and set `output.sample_settings`"
+SAMPLING = "link the model through ModelSamplingDiscrete"
 ALGORITHMS = {
     **dict.fromkeys(("lora", "locon", "networks.lora"), "lora"),
     **dict.fromkeys(("loha", "networks.loha"), "loha"),
@@ -50,8 +54,8 @@ ALGORITHMS = {
 """Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
-COMMAND = re.compile(r"\.py\b.*\s--\w")
-"""A line that starts a script with settings on its command line."""
+COMMAND = re.compile(r"^\s*--\w|\.py\b.*\s--\w")
+"""A line of settings of a command line, with or without the script that it starts."""
 REMARK = re.compile(r"^[ \t]*(?:#|::|rem\b).*$", re.MULTILINE | re.IGNORECASE)
 """A line that shells and Windows ignore."""
 GOES_ON = re.compile(r"[\\^`][ \t\r]*\n|\n(?=\s*--\w)")
@@ -301,6 +305,7 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         "no known trainer has such settings",
         got=", ".join(map(str, list(table)[:6])) or "an empty text",
         expected=", ".join(f"{trainer.NAME} ({trainer.FORM})" for trainer in known),
+        hint=f"Paste the text of {table['config_file']}" if "config_file" in table else None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ....files.pairs import HIGH, LOW
-from ..config import ALGORITHMS, DTYPES, WHOLE, Config
+from ..config import ALGORITHMS, DTYPES, SAMPLED, WHOLE, Config
 
 NAME, FORM = "ai-toolkit", "YAML with config.process"
 PARTS = ("network", "train", "save", "sample", "model")
@@ -60,10 +60,17 @@ def read(config: Config) -> None:
     # Its default is 1, not the rank.
     config.put("network.alpha", "alpha", float, usual=1)
     config.put("network.linear_alpha", "alpha", float)
-    config.put("train.lr", "learning_rate", float)
+    # It trains at 1 with optimisers that find the rate, if they are given one for others.
+    finds = str(config.left.get("train.optimizer")).lower().startswith(("prodigy", "dadapt"))
+    config.put("train.lr", "learning_rate", lambda rate: 1.0 if finds and float(rate) < 0.1 else float(rate))
     config.optimiser("train.optimizer", config.take("train.optimizer_params", {}))
     rising = config.left.get("train.lr_scheduler") == "constant_with_warmup"
-    config.schedule("train.lr_scheduler", usual="constant")
+    if config.left.get("train.lr_scheduler") == "linear":
+        # Torch's schedule of this name rises, from a third of the rate.
+        config.notes.append("the schedule linear, which rises there")
+        config.unused("train.lr_scheduler")
+    else:
+        config.schedule("train.lr_scheduler", usual="constant")
     schedule = config.inside("train.lr_scheduler_params", config.take("train.lr_scheduler_params", {}))
     schedule.put("num_warmup_steps", "warmup", float, usual=1000 if rising else 0, zero=True)
     config.add(schedule)
@@ -135,6 +142,7 @@ def read(config: Config) -> None:
         *("model.compile", "model.quantize_kwargs", "model.layer_offloading"),
         *("model.layer_offloading_transformer_percent", "model.layer_offloading_text_encoder_percent"),
     )
+    config.elsewhere(SAMPLED, "sample.prompts", "sample.samples")
     config.unused(*[key for key in config.left if key.startswith("sample.")])
 
 

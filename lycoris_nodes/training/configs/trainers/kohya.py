@@ -9,7 +9,7 @@ from typing import Any, cast
 from .....lycoris_ops import PRESETS
 from ....files.pairs import HIGH, LOW
 from ...data.losses import LOSSES
-from ..config import ALGORITHMS, DTYPES, Config, flat, pairs
+from ..config import ALGORITHMS, DTYPES, SAMPLED, SAMPLING, SKIPPED, Config, flat, pairs
 
 NAME, FORM = "kohya", "TOML or a command line with network_dim"
 OPTIONS = {
@@ -44,6 +44,9 @@ FILES = {"gemma2": "lumina", "byt5": "hunyuan_image", "qwen3": "anima", "ae": "f
 """The model by a file that its script loads, for networks that are not for one model."""
 MUSUBI = ("sigma", 1.0)
 """The same for musubi-tuner, whose configs name a `dit`."""
+OF_PICTURES = ("resolution", "caption_extension", "shuffle_caption", "keep_tokens", "flip_aug")
+"""Settings of data sets that inputs of LyCORIS Training Pictures are for."""
+BUCKETS = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
 BOUNDARIES = (0.875, 0.9, 875, 900)
 """The times between the experts of Wan 2.2."""
 
@@ -56,7 +59,7 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def read(config: Config) -> None:
-    config.put("network_dim", "rank", int)
+    config.put("network_dim", "rank", int, usual=4)
     # Its default is 1, not the rank. In both places 0 stands for the rank.
     config.put("network_alpha", "alpha", float, usual=1, zero=True)
     more = config.inside("network_args", pairs(config.take("network_args", ())))
@@ -78,21 +81,28 @@ def read(config: Config) -> None:
     more.whole(algorithm, "full_matrix")
     more.put("dora_wd", "dora", lambda text: text.lower() == "true")
     more.put("loraplus_lr_ratio", "loraplus_ratio", float)
+    more.put("loraplus_unet_lr_ratio", "loraplus_ratio", float)
     more.put("rank_dropout", "rank_dropout", float)
     more.put("module_dropout", "module_dropout", float)
     config.add(more)
 
     config.put("learning_rate", "learning_rate", float)
+    _text_encoders(config, one[2] if one else "")
     config.put("unet_lr", "learning_rate", float)
-    config.put("text_encoder_lr", "text_learning_rate", _first)
     config.optimiser("optimizer_type", pairs(config.take("optimizer_args", ())))
+    if config.left.get("lr_scheduler") == "polynomial" and config.left.get("lr_scheduler_power", 1) == 1:
+        config.left["lr_scheduler"] = "linear"
     config.schedule("lr_scheduler", "lr_scheduler_num_cycles", "constant")
     # Its default is no warm-up.
     config.put("lr_warmup_steps", "warmup", float, usual=0)
     by_epochs = bool(config.left.get("max_train_epochs"))
     config.put("max_train_steps", "steps", int, usual=None if by_epochs else 1600)
     config.put("max_train_epochs", "epochs", int, usual=0)
-    config.put("train_batch_size", "batch_size", int, usual=1)
+    if by_epochs:
+        config.notes.append("max_train_epochs: repeats that all pictures share do not lengthen an epoch here")
+    # A data set's own file may say it too.
+    config.put("train_batch_size", "batch_size", int, usual=None if "dataset_config" in config.left else 1)
+    config.elsewhere("paste that file too, for its batch size", "dataset_config")
     config.put("gradient_accumulation_steps", "accumulation", int, usual=1)
     config.put("max_grad_norm", "max_grad_norm", float, usual=1.0, zero=True)
     config.put("seed", "seed", int)
@@ -102,6 +112,9 @@ def read(config: Config) -> None:
     config.put("noise_offset", "noise_offset", float)
     config.choose("loss_type", "loss_type", {name: name for name in LOSSES})
     config.put("huber_c", "huber_c", float)
+    schedule = config.left.pop("huber_schedule", "snr")
+    if config.values.get("loss_type") in ("huber", "smooth_l1") and schedule != "constant":
+        config.notes.append(f"huber_schedule = {schedule}: huber_c is the same for all noise here")
     _times(config, one[2] if one else "")
     _experts(config)
 
@@ -124,14 +137,14 @@ def read(config: Config) -> None:
         *("text_encoder", "text_encoder1", "text_encoder2", "image_encoder"),
     )
     config.elsewhere("link `stack`", "network_weights", "dim_from_weights")
+    config.elsewhere("link `masks`", "masked_loss", "alpha_mask")
+    config.elsewhere(SAMPLED, "sample_prompts")
+    config.elsewhere(SKIPPED, "clip_skip")
+    config.elsewhere(SAMPLING, "v_parameterization", "zero_terminal_snr")
     config.elsewhere(
         "set on LyCORIS Training Pictures",
         "train_data_dir",
-        "dataset_config",
-        "resolution",
-        "caption_extension",
-        "shuffle_caption",
-        "keep_tokens",
+        *OF_PICTURES,
     )
     config.elsewhere("link `regularisation_latents`", "reg_data_dir")
     config.without_effect(
@@ -139,6 +152,7 @@ def read(config: Config) -> None:
             **dict.fromkeys(("guidance_scale", "sigmoid_scale", "logit_std"), 1.0),
             "mode_scale": 1.29,
             "model_prediction_type": "raw",
+            "lr_scheduler_power": 1,
         }
     )
     config.unused(
@@ -154,15 +168,16 @@ def read(config: Config) -> None:
         ),
         *("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "no_half_vae"),
         *("cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers", "highvram", "full_bf16"),
-        *("persistent_data_loader_workers", "save_model_as", "network_train_unet_only", "enable_bucket"),
+        *("persistent_data_loader_workers", "save_model_as", "save_last_n_steps"),
+        *BUCKETS,
         *(
-            "min_bucket_reso",
-            "max_bucket_reso",
-            "bucket_reso_steps",
-            "bucket_no_upscale",
-            "save_last_n_steps",
+            "sample_sampler",
+            "huggingface_repo_id",
+            "huggingface_token",
+            "wandb_api_key",
+            "fp8_base",
+            "blocks_to_swap",
         ),
-        *("sample_sampler", "sample_prompts", "huggingface_repo_id", "fp8_base", "blocks_to_swap"),
         *("fp8_scaled", "fp8_vl", "fp8_llm", "fp8_t5", "offload_inactive_dit", "disable_numpy_memmap"),
         *("gradient_checkpointing_cpu_offload", "sample_at_first", "sample_every_n_epochs", "split_attn"),
         *("flash_attn", "sage_attn", "vae_dtype", "force_v2_1_time_embedding"),
@@ -203,7 +218,20 @@ def _experts(config: Config) -> None:
         config.notes.append("min_timestep, max_timestep: here the times keep their shape between them")
 
 
-def _first(value: Any) -> float:
-    """The rate of the first text encoder, where several are given."""
-    rates = cast("list[Any]", value) if isinstance(value, list) else [value]
-    return float(rates[0])
+def _text_encoders(config: Config, model: str) -> None:
+    """The rate of the text encoders, which are trained too unless a config says otherwise.
+
+    `model` is the end of the network's name where it is for one model.
+    """
+    given = config.left.get("text_encoder_lr")
+    several = cast("list[Any]", given) if isinstance(given, list) else [given]
+    rates = [float(rate) for rate in several if rate is not None]
+    own = "dit" in config.left or model == "hunyuan_image"
+    trained = not (config.left.get("network_train_unet_only") or own) and (any(rates) or not rates)
+    config.unused("network_train_unet_only")
+    rate = config.values.get("learning_rate") if trained else None
+    config.put("text_encoder_lr", "text_learning_rate", lambda value: [*rates, value][0], usual=rate)
+    if trained:
+        config.notes.append("the text encoders are trained too: link `clip` and `captions`")
+    if len(set(rates)) > 1:
+        config.notes.append(f"text_encoder_lr = {given}: all have the first")

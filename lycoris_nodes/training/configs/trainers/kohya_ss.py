@@ -131,6 +131,8 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         for key in ("multires_noise_iterations", "multires_noise_discount"):
             found.pop(key, None)
+    if "unet_lr" in given and "text_encoder_lr" not in given:
+        found["network_train_unet_only"] = True
     if more := given.get("additional_parameters"):
         found["additional_parameters"] = more
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..config import ALGORITHMS, DTYPES, Config
+from ..config import ALGORITHMS, DTYPES, SAMPLED, SAMPLING, SKIPPED, Config
 
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
@@ -32,6 +32,8 @@ OPTIONS = {
     "lokr_use_tucker": "tucker",
 }
 MODELS = ("unet", "prior", "transformer")
+FOUND = ("use_bias_correction", "safeguard_warmup", "d0", "growth_rate", "beta3", "slice_p", "decouple")
+"""The arguments of Prodigy beside those of other optimisers."""
 TIMES = {"uniform": "uniform", "logit_normal": "logit-normal"}
 PRECISIONS = {"bfloat_16": "bf16", "float_16": "fp16", "float_32": "fp32"}
 FILES = {"bfloat_16": DTYPES["bf16"], "float_16": DTYPES["fp16"], "float_32": DTYPES["fp32"]}
@@ -65,6 +67,7 @@ def read(config: Config) -> None:
     all_of_it = None if config.left.get("layer_filter") else "full"
     config.choose("layer_filter_preset", "preset", {name: name for name in PRESETS}, usual=all_of_it)
     config.put("learning_rate", "learning_rate", float)
+    rate = config.values.get("learning_rate")
     for part in MODELS:
         model = config.inside(part, config.take(part, {}))
         model.put("learning_rate", "learning_rate", float)
@@ -73,12 +76,19 @@ def read(config: Config) -> None:
         config.add(model)
     optimiser = config.inside("optimizer", config.take("optimizer", {}))
     betas = [optimiser.take(key) for key in ("beta1", "beta2")]
-    used = {key: optimiser.left.pop(key, None) for key in ("weight_decay", "eps", "momentum", "d_coef")}
+    own = FOUND if optimiser.left.get("optimizer") == "PRODIGY" else ()
+    kept = ("weight_decay", "eps", "momentum", "d_coef", *own)
+    used = {key: optimiser.left.pop(key, None) for key in kept}
     optimiser.optimiser("optimizer", {**({"betas": betas} if None not in betas else {}), **used})
     # The rest belongs to other optimisers: OneTrainer writes the settings of all.
     optimiser.left.clear()
     config.add(optimiser)
-    config.schedule("learning_rate_scheduler", "learning_rate_cycles", "constant")
+    if config.left.get("learning_rate_scheduler") == "COSINE_WITH_RESTARTS":
+        # It rises again as smoothly as it falls. The other one, with hard restarts, is the one here.
+        config.notes.append("the schedule COSINE_WITH_RESTARTS, which rises smoothly there")
+        config.unused("learning_rate_scheduler", "learning_rate_cycles")
+    else:
+        config.schedule("learning_rate_scheduler", "learning_rate_cycles", "constant")
     config.put("gradient_accumulation_steps", "accumulation", int, usual=1)
     updates = partial(_updates, config.values["accumulation"])
     config.put("learning_rate_warmup_steps", "warmup", updates, usual=200, zero=True)
@@ -120,20 +130,15 @@ def read(config: Config) -> None:
     )
     count = next((count for start, count in ENCODED.items() if name.startswith(start)), 1 if name else 4)
     config.unused(*ENCODERS[count:])
-    for part in ENCODERS:
-        # A config of all settings always has this table.
-        encoder = config.inside(part, config.take(part, {}))
-        if encoder.left.get("train"):
-            encoder.put("learning_rate", "text_learning_rate", float)
-        encoder.elsewhere("link `clip` and `captions`", "train")
-        encoder.left.clear()
-        config.add(encoder)
+    _encoders(config, rate)
     if config.left.get("mse_strength") == 0 and config.take("mae_strength"):
         config.values["loss_type"] = "l1"
         config.unused("mse_strength")
     if not config.left.get("masked_training"):
         config.unused("unmasked_probability", "unmasked_weight")
     config.elsewhere("link `masks`", "masked_training")
+    config.elsewhere(SAMPLING, "rescale_noise_scheduler_to_zero_terminal_snr", "force_v_prediction")
+    config.elsewhere(SAMPLED, "samples")
     config.without_effect(
         {
             **dict.fromkeys(("mse_strength", "vb_loss_strength", "huber_delta", "max_noising_strength"), 1.0),
@@ -145,7 +150,7 @@ def read(config: Config) -> None:
     config.unused(
         *("__version", "workspace_dir", "cache_dir", "output_model_destination"),
         *("output_model_format", "debug_dir", "tensorboard", "dataloader_threads", "train_device"),
-        *("temp_device", "samples", "sample_definition_file_name", "latent_caching", "only_cache"),
+        *("temp_device", "sample_definition_file_name", "latent_caching", "only_cache"),
         *("compile", "attention_mechanism", "weight_dtype", "vae", "quantization", "optimizer_defaults"),
         *("backup_after", "backup_after_unit", "sample_after", "sample_after_unit", "secrets", "cloud"),
         *("tensorboard_port", "validate_after", "validate_after_unit", "include_train_config"),
@@ -158,6 +163,30 @@ def read(config: Config) -> None:
         *("sample_audio_format", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup_count"),
         *("backup_before_save", "lora_weight_dtype", "lora_decompose_norm_epsilon", "lokr_vec_trick"),
     )
+
+
+def _encoders(config: Config, rate: float | None) -> None:
+    """The rate of the text encoders and the dropout of captions, which here are the same for all of them.
+
+    `rate` is that of the whole training, which theirs is where none is given.
+    """
+    first: dict[str, Any] = {}
+    for part in ENCODERS:
+        config.elsewhere(SKIPPED, f"{part}_layer_skip")
+        # A config of all settings always has this table.
+        encoder = config.inside(part, config.take(part, {}))
+        encoder.put("dropout_probability", "caption_dropout", float)
+        if encoder.left.get("train"):
+            encoder.put("learning_rate", "text_learning_rate", float, usual=rate)
+            if encoder.left.get("stop_training_after_unit", "NEVER") != "NEVER":
+                encoder.notes.append(f"{part}: stop_training_after: it is trained to the end here")
+        encoder.elsewhere("link `clip` and `captions`", "train")
+        encoder.left.clear()
+        for name, value in encoder.values.items():
+            if first.setdefault(name, value) != value:
+                encoder.notes.append(f"{part}: {name} = {value:g}: all have {first[name]:g}")
+        config.add(encoder)
+    config.values |= {"caption_dropout": 0.0, **first}
 
 
 def _updates(accumulation: int, steps: Any) -> float:
