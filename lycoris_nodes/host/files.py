@@ -16,7 +16,7 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 
-from ...lycoris_ops import STATE, LycorisError, WriteError, check_name, number_of
+from ...lycoris_ops import SAFETENSORS, STATE, LycorisError, WriteError, check_name, number_of
 
 REMEMBERED = 2.0
 """Seconds for which the list of folders of pictures is remembered."""
@@ -82,11 +82,12 @@ def output_path(prefix: str, ending: str) -> Path:
     """The path for a file in the output folder: the prefix, the next free number, the ending.
 
     The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. A backslash
-    separates folders on every system, because workflows are shared. Raises WriteError for a prefix that names
+    separates folders on every system, because workflows are shared. A prefix may have the ending of
+    safetensors already. Raises WriteError for one that names
     no file, leaves the output folder or cannot be a name on the disk. The host makes the folder where it is
     missing.
     """
-    prefix = prefix.replace("\\", "/")
+    prefix = prefix.replace("\\", "/").removesuffix(SAFETENSORS[0])
     root, _ = _root_and_place(prefix)
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -25,6 +26,9 @@ from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
 
 UNFINISHED = ".part"
 """The ending of unfinished files, and of earlier ones set aside. No program takes them for models."""
+ON_WINDOWS = os.name == "nt"
+DEVICE = re.compile(r"(?:con|prn|aux|nul|com[1-9]|lpt[1-9])\s*(?:\..*)?", re.IGNORECASE)
+"""A name that stands for a device on Windows, whatever its ending: what is written there is lost."""
 RECIPE = "lycoris_recipe"
 """The metadata key of a file's recipe: what the file was made from, and how, as JSON."""
 
@@ -259,9 +263,12 @@ def _sync(folder: Path) -> None:
 def check_name(path: str | os.PathLike[str]) -> Path:
     """The path of a file or folder to write.
 
-    Raises WriteError for a text that is not a valid name on every system.
+    Raises WriteError for a text that is not a valid name on every system, and on Windows for a device's name.
     """
     text = os.fspath(path)
+    device = next((part for part in Path(text).parts if DEVICE.fullmatch(part)), None)
+    if ON_WINDOWS and device is not None:
+        raise WriteError("Windows keeps this name for a device", file=text, got=device)
     # Linux would write half of a surrogate pair (Cs) as a byte that is not text in any encoding. Windows
     # refuses control characters (Cc), and every system refuses NUL.
     wrong = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs")), None)

@@ -540,8 +540,8 @@ class Trainer:
             hint="The network has the last weights whose loss was finite. Try a lower learning rate, a "
             "warm-up or bf16"
             if self.done
-            else "No step was made yet, so the lr is not at fault. Look at the batches, the loss, the model "
-            "and its dtype",
+            else "No step was made yet, so the lr is not at fault. Look at alpha, the batches, the loss, the "
+            "model and its dtype",
         )
 
     def _averaging(self, on: bool) -> None:

@@ -398,3 +398,10 @@ def test_the_node_says_to_connect_a_model(host: Host, node: Callable[..., tuple[
         node(host.stack(("lora", 1.0, 1.0)), "diffusers")
     with pytest.raises(Exception, match="leaves the output folder"):
         node(host.stack(("lora", 1.0, 1.0)), filename_prefix="../x")
+
+
+def test_a_name_may_have_the_ending_of_its_file(host: Host) -> None:
+    path = host.module("lycoris_nodes.host.files").output_path("ending/mine.safetensors", ".safetensors")
+    assert path.name == "mine_00001_.safetensors"
+    experts = host.module("lycoris_nodes.training.node.experts")
+    assert experts.named_for("mine.safetensors", "high noise") == "mine_high_noise"

@@ -216,7 +216,9 @@ def test_bad_use_is_an_error() -> None:
         lyc.race(some, BATCHES, HELD, lambda *given: Loss()(*given).detach(), OPTIONS, steps=100, share=1)
     with pytest.raises(lyc.TrainError, match="no heat has a finite loss"):
         lyc.race(entrants(model(), 1e35)[:1], BATCHES, HELD, Loss(), OPTIONS, steps=100, share=1)
-    with pytest.raises(lyc.DivergedError, match=r"is inf after step 0.*the lr is not at fault"):
+    with pytest.raises(
+        lyc.DivergedError, match=r"is inf after step 0.*the lr is not at fault. Look at alpha"
+    ):
         lyc.race(some, BATCHES, HELD, lambda *given: Loss()(*given) * math.inf, OPTIONS, steps=100, share=1)
     with pytest.raises(lyc.TrainError, match="out of its range"):
         lyc.TrainOptions(steps=1, search="kinds")

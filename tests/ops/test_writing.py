@@ -194,6 +194,15 @@ def never(done: int, total: int) -> None:
     raise AssertionError("something was made")
 
 
+@pytest.mark.parametrize("name", ["NUL.safetensors", "com1/mine.safetensors", "con .a.safetensors"])
+def test_windows_has_devices_in_place_of_some_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lyc.check_name(name) == Path(name)
+    monkeypatch.setattr("lycoris_ops.files.writing.ON_WINDOWS", True)
+    with pytest.raises(lyc.WriteError, match="keeps this name for a device"):
+        lyc.check_name(name)
+    assert lyc.check_name("null/console.safetensors") == Path("null/console.safetensors")
+
+
 def test_a_linked_folder_is_written_into(sources: Path, out: Path) -> None:
     (out.parent / "link").symlink_to(out)
     write("kohya", sources, out.parent / "link" / "x.safetensors")

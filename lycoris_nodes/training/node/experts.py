@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ....lycoris_ops import TrainError
+from ....lycoris_ops import SAFETENSORS, TrainError
 from ...apply.experts import told_expert
 from ...files.pairs import HIGH, LOW, expert_of
 from ...schema.inputs import AS_FAMILY
@@ -59,7 +59,8 @@ def times_of_expert(times: Times, expert: str, patcher: Any) -> Times:
 
 def named_for(prefix: str, expert: str) -> str:
     """The name of a training that ends in its expert, so that the two files are recognised as a pair."""
-    return prefix if expert in (ALL, expert_of(prefix)) else f"{prefix}_{expert.replace(' ', '_')}"
+    stem = prefix.removesuffix(SAFETENSORS[0])
+    return prefix if expert in (ALL, expert_of(prefix)) else f"{stem}_{expert.replace(' ', '_')}"
 
 
 def expert_in_words(expert: str, times: Times, because: str) -> list[str]:
