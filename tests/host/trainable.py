@@ -155,7 +155,7 @@ def by_the_sampler(model: Any, given: list[Any], latent: Any, **more: Any) -> di
 
     sampled, noise = patcher(model), more.pop("noise", None)
     sampled.set_model_unet_function_wrapper(noted)
-    noise = torch.randn(latent.shape) if noise is None else noise
+    noise = comfy.sample.prepare_noise(latent, 0) if noise is None else noise
     with torch.inference_mode():
         comfy.sample.sample(
             *(sampled, noise, 1, 1.0, "euler", "simple", given, given, latent),
@@ -332,11 +332,13 @@ class Counted:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are bitwise the same, tensors in lists and tables too."""
+    """Whether two values are bitwise the same, tensors in lists, tables and objects too."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
+    if hasattr(one, "__dict__") and type(one) is type(other):
+        return same(vars(one), vars(other))
     return bool(one == other)
