@@ -77,7 +77,7 @@ def network(case: str, module: nn.Module) -> lyc.LycorisNetwork:
     if kind == "mixed":
         return train_task.kinds_of(module)
     if kind == "plan":
-        plan = lyc.plan_ranks(train_task.probed(module, 6), size=lyc.Budget(parameters=400))
+        plan = lyc.plan_ranks(train_task.probed(module, batches(case, 6, 1)), size=lyc.Budget(parameters=400))
         return lyc.create_lycoris(module, plan=plan, seed=1)
     return lyc.create_lycoris(module, rank=3, seed=1, overrides={"*": KINDS[kind]})
 

@@ -242,9 +242,15 @@ def test_subspace_methods_against_closed_forms_in_float64() -> None:
     left, values, right = torch.linalg.svd(average, full_matrices=False)
     assert error(merged("iso", deltas), (left[:, :9] @ right[:9]) * values[:9].mean()) < 1e-5
     assert error(merged("iso", deltas, amount=0.0), average) < 1e-5
-    whole = torch.linalg.svd(average, full_matrices=False)[1].mean()
-    found = merged("iso", deltas, directions="all").double()
-    assert error(torch.linalg.svdvals(found), whole.expand(min(found.shape))) < 1e-4
+    # Its authors' code: `svd` of the sum, and the mean of all values for each. A sum of full rank, since the
+    # directions of values of 0 are arbitrary.
+    full = [torch.randn(deltas.shape, dtype=torch.float64) for _ in STRENGTHS]
+    left, values, right = torch.linalg.svd(
+        sum(w * one for w, one in zip(STRENGTHS, full, strict=True)), full_matrices=False
+    )
+    theirs = torch.linalg.multi_dot([left, torch.diag(values.mean().expand_as(values)), right])
+    given = Deltas([[Dense(one.float())] for one in full], STRENGTHS, deltas.shape)
+    assert error(merged("iso", given, directions="all"), theirs) < 1e-5
     # KnOTS, by the singular value decomposition of all changes side by side.
     left, values, right = torch.linalg.svd(torch.cat(wide, 1), full_matrices=False)
     aligned = [*(values[:9, None] * right[:9]).split(56, 1)]

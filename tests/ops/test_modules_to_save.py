@@ -77,22 +77,33 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in classifier().state_dict().items()}
 
 
-def test_a_head_that_is_trained_whole_is_written_for_peft(home: Path, tmp_path: Path) -> None:
+def test_lora_tokens_and_a_whole_head_are_one_folder_for_peft(home: Path, tmp_path: Path) -> None:
     model = classifier()
+    kinds = {"score": {"algorithm": "full"}, "*embed_tokens": {"tokens": [4, 1]}}
     network = lyc.create_lycoris(
-        model, include=["*q_proj", "score"], rank=4, overrides={"score": {"algorithm": "full"}}
+        model, include=["*q_proj", "*embed_tokens", "score"], rank=4, overrides=kinds
     ).apply_to()
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(5):
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(IDS).logits, torch.tensor([0, 2])).backward()
         optimiser.step()
+    for path, member in network.members.items():
+        member.multiplier = 0.0
+        alone, member.multiplier = logits(model), 1.0
+        # Each of the three counts.
+        assert not torch.allclose(alone, logits(model), atol=1e-4), path
     wanted = logits(model)
     told = {"base_model_name_or_path": str(home / "base"), "task_type": "SEQ_CLS"}
     network.save_weights(tmp_path / "out", dialect="peft", metadata=told)
-    model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3)
-    assert isinstance(model, PeftModel)
-    assert torch.allclose(logits(model.eval()), wanted, atol=1e-5)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["score"] and config["trainable_token_indices"]
+    in_peft = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3)
+    assert isinstance(in_peft, PeftModel)
+    assert torch.allclose(logits(in_peft.eval()), wanted, atol=1e-6)
+    network.restore()
+    lyc.create_lycoris(model, weights=tmp_path / "out").apply_to()
+    assert torch.allclose(logits(model), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("include", ["*norm", ("*q_proj", "*norm")], ids=["alone", "beside"])

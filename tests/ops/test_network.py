@@ -339,7 +339,16 @@ def test_several_networks_on_one_model(model: Model) -> None:
     second = made(model, include=ALL, algorithm="loha", seed=3)
     both = model(ids).detach()
     assert not torch.allclose(alone, both)
+    # Switched, and unmerged: each is what it was, in any order, and nothing of the other remains.
     first.restore()
+    other = model(ids).detach()
+    second.restore()
+    assert torch.equal(model(ids), plain)
+    assert torch.equal(first.apply_to().module(ids), alone)
+    second.apply_to()
+    assert (model(ids) - both).abs().max() < 1e-6
+    first.restore()
+    assert torch.equal(model(ids), other)
     # Frozen for the second one still.
     assert not any(parameter.requires_grad for parameter in model.parameters())
     # As `fully_shard` does.
