@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import train_task
 from children import in_processes, python
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lycoris_ops as lyc
@@ -63,11 +65,15 @@ def test_two_processes_race_as_one_and_write_the_outcome_once(two: Path) -> None
 
 @needs_processes
 def test_two_processes_probe_as_one(two: Path) -> None:
-    """Five batches: one process has three of them, the other two. The model is whole or sharded."""
-    wanted = train_task.probed(train_task.with_experts(), train_task.batches(5, 1))
+    """Of five batches one process has three, the other two; the model is whole or sharded. Four batches are
+    divided by a `DistributedSampler`."""
+    five, four = (
+        train_task.probed(train_task.with_experts(), train_task.batches(count, 1)) for count in (5, 4)
+    )
     for rank in range(2):
-        for found in torch.load(two / "probe" / f"{rank}.pt", weights_only=False):
-            assert found.batches == 5 and list(found.layers) == list(wanted.layers)
+        probes = torch.load(two / "probe" / f"{rank}.pt", weights_only=False)
+        for found, wanted in zip(probes, (five, five, four), strict=True):
+            assert found.batches == wanted.batches and list(found.layers) == list(wanted.layers)
             assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
             assert found.agreement == pytest.approx(wanted.agreement, rel=1e-4)
             for path, layer in wanted.layers.items():
@@ -121,8 +127,9 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Pa
     """
     folder = two / base
     if base == "whole":
-        for ours, wanted in zip(torch.load(folder / "twice.pt"), train_task.twice(2), strict=True):
-            torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
+        alone = (train_task.twice(2), train_task.by_hand((0, 1), lambda module: module))
+        for found, wanted in zip(torch.load(folder / "twice.pt"), alone, strict=True):
+            assert difference(found, wanted) < 1e-6
 
     def made() -> lyc.LycorisNetwork:
         if base == "both sharded":
@@ -143,9 +150,8 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Pa
     net.merge_to()
     merged = net.module(train_task.batches(5, 1)[0][0])
     torch.testing.assert_close(first[-1], trained, rtol=1e-5, atol=1e-6)
-    for ours, theirs, wanted in zip(first, second, [*net.parameters(), merged], strict=True):
-        assert torch.equal(ours, theirs)
-        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
+    assert all(map(torch.equal, first, second))
+    assert difference(first, [*net.parameters(), merged]) < 1e-6
     one, other = (lyc.load_adapter(place / "out.safetensors").layers for place in (tmp_path, folder))
     for name, layer in one.items():
         for key, tensor in layer.tensors().items():
@@ -177,6 +183,12 @@ def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lycoris_ops"]
     assert json.loads(python(*torchrun, "train", settings, "--json"))["steps"] == 4
     same_as_one(tmp_path / "two", tmp_path)
+
+
+def difference(tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest difference, as a share of the largest value of its tensor."""
+    pairs = zip(tensors, wanted, strict=True)
+    return max(float(((one - other).abs().max() / other.abs().max()).detach()) for one, other in pairs)
 
 
 def same_as_one(folder: Path, place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
@@ -211,6 +211,29 @@ def twice(accumulation: int) -> list[Tensor]:
     return [value.detach() for value in net.parameters()]
 
 
+class Both(nn.Module):
+    """A model with its network, as `DistributedDataParallel` needs them."""
+
+    def __init__(self, network: lyc.LycorisNetwork) -> None:
+        super().__init__()
+        self.model, self.network = network.module, network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def by_hand(places: Sequence[int], wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+    """The parameters after four steps of a loop of one's own, on these of the two batches of each step."""
+    net, data = network_of(model(), 0).apply_to(), batches(8, 1)
+    module, optimiser = wrap(Both(net)), torch.optim.AdamW(net.parameter_groups(lr=0.01))
+    for step in range(4):
+        optimiser.zero_grad()
+        for place in places:
+            (loss(module, data[2 * step + place]) / len(places)).backward()
+        optimiser.step()
+    return [value.detach() for value in net.parameters()]
+
+
 def overlapped(rank: int, folder: str) -> None:
     """One of two processes whose gradients are added up while others are computed, but for the first step."""
     with messages() as sent:
@@ -221,8 +244,9 @@ def overlapped(rank: int, folder: str) -> None:
     with messages() as sent:
         found = twice(1)
     assert not any(sent)
+    ddp = by_hand((rank,), nn.parallel.DistributedDataParallel)
     if rank == 0:
-        torch.save(found, f"{folder}/twice.pt")
+        torch.save((found, ddp), f"{folder}/twice.pt")
 
 
 def averaged(net: lyc.LycorisNetwork, rank: int) -> None:
@@ -324,7 +348,7 @@ class Read(list[Any]):
         return super().__getitem__(place)
 
 
-def probed(module: nn.Module, data: list[Any]) -> lyc.Probe:
+def probed(module: nn.Module, data: Any) -> lyc.Probe:
     """The probe of all weights of a model by these batches, in several passes."""
     return lyc.probe(module, data, seen_by, include="*", memory=600, seed=3)
 
@@ -336,9 +360,14 @@ def probe(rank: int, folder: str) -> None:
     sharded = with_experts()
     fully_shard(sharded)
     data = Read(batches(5, 1))
-    torch.save([probed(module, data) for module in (with_experts(), sharded)], f"{folder}/{rank}.pt")
+    found = [probed(module, data) for module in (with_experts(), sharded)]
     # In the last turn the second process repeats the batch of the first.
     assert data.places == ({0, 2, 4}, {1, 3, 4})[rank]
+    own = Loaded(batches(4, 1))
+    sampler = torch.utils.data.DistributedSampler(own, shuffle=False)
+    found.append(probed(with_experts(), torch.utils.data.DataLoader(own, batch_size=None, sampler=sampler)))
+    assert set(own.read) == ({0, 2}, {1, 3})[rank]
+    torch.save(found, f"{folder}/{rank}.pt")
 
 
 def write_settings(folder: Path, accumulation: int) -> Path:
