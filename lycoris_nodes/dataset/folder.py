@@ -16,10 +16,12 @@ from typing import NoReturn
 from ...lycoris_ops import TrainError, few
 from .clip import CLIPS, FRAMES
 from .picture import PICTURES
-from .texts import LONGEST
+from .texts import LONGEST, captions_of_list
 
 CAPTIONS = (".txt", ".caption")
 """The endings of caption files in ComfyUI's data set nodes and kohya-ss/sd-scripts."""
+LISTED = "metadata.jsonl"
+"""A list of the captions of pictures in its folder and below, as in data sets of Hugging Face."""
 MASKS = ("-masklabel", "_mask", ".mask")
 """Endings that a mask's name adds to its picture's name. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
@@ -45,6 +47,8 @@ class Found:
     name: str
     """The path below the folder, with `/` between its parts."""
     caption: Path | None = None
+    listed: str = ""
+    """Its caption in a list, which counts if it has no file for one."""
     mask: Path | None = None
     references: tuple[Path, ...] = ()
     """The pictures that the model is shown beside the caption, in order."""
@@ -88,6 +92,7 @@ class PictureFolder:
     def _of(cls, path: Path, *, clips: bool) -> PictureFolder:
         pictures: list[Found] = []
         left_out: list[str] = []
+        listed: dict[Path, str] = {}
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
         drawn: set[Path] = set()
@@ -100,7 +105,9 @@ class PictureFolder:
             # A folder of frames is a clip, like a file.
             framed = [name for name in folders if name.lower().endswith(FRAMES)]
             folders[:] = [name for name in folders if name not in framed]
-            names = [name for name in files if not _is_hidden(name)]
+            if LISTED in files:
+                listed |= captions_of_list(here / LISTED)
+            names = [name for name in files if not _is_hidden(name) and name != LISTED]
             found, rest = _in_one_folder(here, [*names, *framed], (*CLIPS, FRAMES) if clips else ())
             beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
             shelves |= {one: _shelf_of(one) for one in beside[here]}
@@ -118,7 +125,14 @@ class PictureFolder:
                 left_out += [_below(one.path, path) for one in found]
                 continue
             pictures += [
-                replace(one, name=_below(one.path, path), repeats=repeats, subject=subject) for one in found
+                replace(
+                    one,
+                    name=_below(one.path, path),
+                    listed=listed.get(one.path, ""),
+                    repeats=repeats,
+                    subject=subject,
+                )
+                for one in found
             ]
         used = {reference for one in pictures for reference in one.references}
         shown = {file for one in shelves for file in _files_of(one)}
@@ -167,7 +181,7 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
         caption = next((known[stem + end] for end in CAPTIONS if stem + end in known), None)
         shown = tuple(reference for _, reference in sorted(references.get(stem, ())))
         is_clip = not name.endswith(PICTURES)
-        found.append(Found(path, path.name, caption, masks.get(stem), shown, is_clip))
+        found.append(Found(path, path.name, caption, mask=masks.get(stem), references=shown, is_clip=is_clip))
         used |= {path, *shown, *(one for one in (caption, masks.get(stem)) if one)}
     return found, [path for name in names if (path := folder / name) not in used]
 
@@ -295,7 +309,7 @@ def stamps(folder: Path) -> Iterator[str]:
             path = Path(here, name)
             with suppress(OSError):
                 state = path.stat()
-                if name.lower().endswith(CAPTIONS) and state.st_size <= LONGEST:
+                if name.lower().endswith((*CAPTIONS, LISTED)) and state.st_size <= LONGEST:
                     yield f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}"
                 else:
                     yield f"{path} {state.st_size} {state.st_mtime_ns}"

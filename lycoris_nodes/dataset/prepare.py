@@ -302,7 +302,9 @@ def prepared(
 
 def _check_targets(folder: PictureFolder) -> None:
     """Raise TrainError for references without their picture: they would be trained on as pictures."""
-    alone = [one.name for one in folder.pictures if one.is_named_as_reference and not one.caption]
+    alone = [
+        one.name for one in folder.pictures if one.is_named_as_reference and not (one.caption or one.listed)
+    ]
     if alone:
         raise TrainError(
             "there are references without their picture",
@@ -401,7 +403,7 @@ def _check_cut(path: Path, fitted: PictureFit, settings: PictureSettings) -> Non
 
 def _text_of(found: Found, trigger: str) -> str:
     """The caption of a picture, from its file or else its folder's name, with the trigger."""
-    text = caption_of_file(found.caption) if found.caption else ""
+    text = caption_of_file(found.caption) if found.caption else found.listed
     return with_trigger(text or found.subject, trigger)
 
 
@@ -621,7 +623,7 @@ def _described(
         ]
     lines += [f"sizes: {listed}; sides in steps of {settings.step} pixels"]
     lines += named("held out", lambda one: one.held_out)
-    lines += named("without a text file", lambda one: not one.found.caption)
+    lines += named("without a text file", lambda one: not (one.found.caption or one.found.listed))
     lines += named(
         "with a caption that is too long for the text encoder, which cuts off its end",
         lambda one: any(map(clip.cuts, one.texts(settings))),

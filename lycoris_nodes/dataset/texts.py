@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import random
 import re
 from pathlib import Path
@@ -61,6 +62,40 @@ def caption_of_file(path: Path) -> str:
             got=where,
             hint="Open it in an editor and save it as UTF-8",
         )
+    return _caption(text, path)
+
+
+def captions_of_list(path: Path) -> dict[Path, str]:
+    """The captions of a list by the paths of their pictures: a JSON object a line, as Hugging Face has them.
+
+    `file_name` is below the folder of the list. The caption is `text`, or else `caption`. Raises TrainError
+    for a line of another form, and for captions that `caption_of_file` refuses.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainError("the list of captions cannot be read", file=str(path), got=str(error)) from error
+    found: dict[Path, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"] if "text" in row else row["caption"]
+            found[path.parent / name.replace("\\", "/")] = _caption(text, path)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise TrainError(
+                "a line of the list of captions cannot be read",
+                file=str(path),
+                key=f"line {number}",
+                got=line[:80],
+                expected='{"file_name": "cat.png", "text": "a cat"}',
+            ) from error
+    return found
+
+
+def _caption(text: str, path: Path) -> str:
+    """A caption on one line. Raises TrainError for one with more braces than `BRACED`."""
     if text.count("{") > BRACED:
         raise TrainError(
             "the caption has too many choices in braces",

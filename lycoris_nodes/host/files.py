@@ -83,9 +83,8 @@ def output_path(prefix: str, ending: str) -> Path:
 
     The number is counted as by the host's own save nodes: `loras/adapter_00001_.safetensors`. A backslash
     separates folders on every system, because workflows are shared. A prefix may have the ending of
-    safetensors already. Raises WriteError for one that names
-    no file, leaves the output folder or cannot be a name on the disk. The host makes the folder where it is
-    missing.
+    safetensors already. Raises WriteError for one that names no file, leaves the output folder or cannot be a
+    name on the disk. The host makes the folder where it is missing.
     """
     prefix = prefix.replace("\\", "/").removesuffix(SAFETENSORS[0])
     root, _ = _root_and_place(prefix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import importlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -252,8 +253,14 @@ def test_captions_are_taken_by_the_letter(
     }
     for name, text in texts.items():
         picture(CAT).resize((64, 64)).save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+        if name not in ("two", "three"):
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    # A list of captions is read for those without a file of their own.
+    rows = [{"file_name": f"{name}.png", "text": text} for name, text in {**texts, "one": "a dog"}.items()]
+    listed = "\n".join(json.dumps(row) for row in [*rows, {"file_name": "gone.png", "caption": "gone"}])
+    (folder / "metadata.jsonl").write_text(f"{listed}\n\n", encoding="utf-8")
     data = prepare(trigger="qwx", resolution=64)
+    assert "without a text file" not in data["report"] and "left out" not in data["report"]
     cups = [f"qwx, a {kind} cup" for kind in ("tall red", "blue", "wide red")]
     wanted = [*cups, "QWX by the sea", "qwx, a cat", "in a frame, qwx", r"qwx, a \(small\) cat", ""]
     for found, text in zip([*data["positive"], data["empty_caption"]], wanted, strict=True):
@@ -429,6 +436,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda folder: (folder / "chelsea.txt").write_text("{a|b}" * 101),
         {},
         r"chelsea\.txt.*too many choices.*101 opening braces",
+    ),
+    "a list of captions with another line": (
+        lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "a.png"}'),
+        {},
+        r"metadata\.jsonl: line 1: a line of the list.*a\.png.*expected .*text",
     ),
     "no caption": (
         lambda folder: (folder / "chelsea.txt").unlink(),
