@@ -22,7 +22,7 @@ from ...lycoris_ops import TrainError
 from .picture import PICTURES, UNREADABLE, size_of, whole_of
 from .sizes import PictureFit, Pixels
 
-CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv")
+CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
 FRAMES = ".frames"
 """A folder with this ending is a clip: its pictures are the frames, in natural order (2 before 10)."""
 LONGEST = 3600.0

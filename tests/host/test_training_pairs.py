@@ -217,7 +217,12 @@ def test_references_for_a_model_that_takes_none_are_refused(
 
 def film(path: Path, frames: int, rate: int, size: tuple[int, int] = (PIXELS, PIXELS)) -> Path:
     """A clip of grey frames that get brighter."""
-    codecs = {".mp4": ("libx264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "gray")}
+    codecs = {
+        ".mp4": ("libx264", "yuv420p"),
+        ".webm": ("libvpx-vp9", "yuv420p"),
+        ".gif": ("gif", "gray"),
+        ".avi": ("mjpeg", "yuvj420p"),
+    }
     codec, kind = codecs[path.suffix]
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(rate))
@@ -229,12 +234,13 @@ def film(path: Path, frames: int, rate: int, size: tuple[int, int] = (PIXELS, PI
     return path
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif"])
+@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif", ".avi"])
 def test_frames_of_a_clip_are_taken_by_their_times(host: Host, tmp_path: Path, ending: str) -> None:
     clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
     # A GIF counts in hundredths of a second.
     own = 25 if ending == ".gif" else 24
     path = film(tmp_path / f"a{ending}", 48, own)
+    assert ending in clip.CLIPS
     facts = clip.facts_of(path, RATE)
     assert facts.size == (PIXELS, PIXELS) and abs(facts.frames - 48 * RATE / own) < 1 and not facts.repeated
     fitted = sizes.middle(facts.size, (64, 64))
