@@ -136,6 +136,13 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
     ):
         with pytest.raises(host.ops.TrainError, match=words):
             train(clip=clip, **inputs, steps=1)
+    # An optimiser that finds the rate takes one for all.
+    settings = host.module("lycoris_nodes.training.node.settings")
+    usual = {"prodigy": 1.0, "adamw": 0.1}
+    assert usual == {
+        name: settings.text_rate_of(settings.Asked(text_learning_rate=0.0, optimiser=name), None)
+        for name in usual
+    }
     # Without `clip` texts would have no effect, whichever latents they are for.
     for inputs, name in (
         (given, "captions"),

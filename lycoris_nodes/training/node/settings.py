@@ -128,7 +128,7 @@ def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | N
 def text_rate_of(asked: Asked, rate: float | None) -> float:
     """The learning rate of the text encoders, as a multiple of the model's."""
     if not asked.text_learning_rate:
-        return TEXT_RATE
+        return 1.0 if optimisers()[asked.optimiser].one_rate else TEXT_RATE
     whole = rate or optimisers()[asked.optimiser].lr
     if not whole:
         raise LycorisError(
