@@ -1,11 +1,12 @@
 """Judge LyCORIS by halving beside the exhaustive search, on trainings of a small model.
 
-`python -m tests.bench.judge [--trainings N] [--sets N]` prints a table. The model is the flow transformer of
-`quality/graph/shapes.py`, which the host builds and which is trained on drawn shapes. Each training adapts
-it to hatched shapes by Train LoRA / LyCORIS, with a rate, a rank, a kind and a number of pictures of its own:
-some learn their pictures by heart, some learn too little, some go too far. All of their six checkpoints are
-judged at four strengths on held-out pictures, with several sets of pictures and of noise. All passes are made
-once, and the halving takes its losses from them.
+`python -m tests.bench.judge [--trainings N ...] [--sets N]` prints a table, and with `--picture FILE` it
+writes the heat map of the last training. The model is the flow transformer of `quality/graph/shapes.py`,
+which the host builds and which is trained on drawn shapes. Each training adapts it to hatched shapes by Train
+LoRA / LyCORIS, with a rate, a rank, a kind and a number of pictures of its own: some learn their pictures by
+heart, some learn too little, some go too far. All of their six checkpoints are judged at four strengths on
+held-out pictures, with several sets of pictures and of noise. All passes are made once, and the halving takes
+its losses from them.
 
 "named" counts how often the halving named the best of all. "as good" counts how often its choice was no
 further from the best than the standard error of that difference. "worst gap" is the largest distance to the
@@ -68,6 +69,7 @@ class Bench:
         self.halved = self.module("lycoris_ops.train.judge", pack).halved
         self.run_judge = self.module("lycoris_nodes.training.judge.run", pack).run_judge
         self.asked = self.module("lycoris_nodes.training.node.settings", pack).Asked
+        self.no_expert = self.module("lycoris_nodes.training.node.experts", pack).ALL
 
     @staticmethod
     def module(name: str, pack: Any) -> Any:
@@ -111,6 +113,7 @@ class Bench:
         nothing = dict.fromkeys(("stack", "vae", "clip_vision", "clip"))
         none = dict.fromkeys(("masks", "captions", "other_positive", "empty_caption"), ())
         settings = {"training": name, "strengths": STRENGTHS, "times": TIMES, "share": 1.0, "samples": 0}
+        settings |= {"expert": self.no_expert, "because": ""}
         asked = self.asked(
             model=self.host.model,
             batch_size=1,
@@ -156,8 +159,9 @@ def told(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--trainings", type=int, default=len(RECIPES), help="the first of them")
+    made.add_argument("--trainings", type=int, nargs="+", default=range(len(RECIPES)), help="from 0 on")
     made.add_argument("--sets", type=int, default=SETS, help="sets of held-out pictures and noise")
+    made.add_argument("--picture", type=Path)
     options = made.parse_args()
     folder = base_directory(ROOT / ".cache" / "bench" / "judge", ROOT)
     nodes = boot_in_process(facts().comfyui, folder)
@@ -172,7 +176,8 @@ def main() -> None:
     )
     halving: list[Outcome] = []
     even: list[Outcome] = []
-    for number, recipe in enumerate(RECIPES[: options.trainings]):
+    for number in options.trainings:
+        recipe = RECIPES[number]
         name = bench.train(recipe, number)
         own: list[Outcome] = []
         same: list[Outcome] = []
@@ -200,6 +205,8 @@ def main() -> None:
             told(same)[1],
             share,
         )
+        if options.picture:
+            bench.ops.judgement_picture(whole).image().save(options.picture, lossless=True)
     named, good, gap, share = told(halving)
     lines.row("all", "", "", named, good, gap, told(even)[1], share)
     shutil.rmtree(Path(folder_paths.get_output_directory()) / f"judge-{os.getpid()}", ignore_errors=True)

@@ -1,11 +1,12 @@
 """Sliders of three attributes of drawn discs: how an attribute follows the strength, and what else moves.
 
 `python -m tests.bench.slider [--steps N] [--seed N] [--ways NAME ...] [--attributes NAME ...]` prints a
-table. A small flow transformer of FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16
-with one to four discs of one radius and one shade. Its captions name a size, a shade and a number, or leave
-them open. Train LyCORIS Slider trains a slider for each of these attributes, from the word for less of it to
-the word for more, and ComfyUI samples with it at seven strengths from the same noise. Attributes are measured
-on the pictures, as `attributes` says.
+table, and with `--picture FILE` it writes a picture of what the sliders make at strengths from -2 to 2. A
+small flow transformer of FLUX.1's layout, which the host builds, is trained on pictures of 16 x 16 with one
+to four discs of one radius and one shade. Its captions name a size, a shade and a number, or leave them open.
+Train LyCORIS Slider trains a slider for each of these attributes, from the word for less of it to the word
+for more, and ComfyUI samples with it at seven strengths from the same noise. Attributes are measured on the
+pictures, as `attributes` says.
 
 "words" is no slider: the model alone samples with the word for less, with no word and with the word for
 more. "prompts" are sliders between two prompts. "pictures" are sliders of rows of pictures that differ only
@@ -35,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -61,6 +63,8 @@ WORDS = ("discs", "open", "small", "large", "dark", "bright", "few", "many")
 ENDS = {"size": ("small", "large"), "shade": ("dark", "bright"), "count": ("few", "many")}
 STRENGTHS = (-1.0, -2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3, 1.0)
 PICTURES = 384
+SHOWN = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+"""The strengths in the picture."""
 SAMPLING = 20
 """Steps of the sampler."""
 LR, RANK, BATCH = 2e-3, 4, 4
@@ -208,8 +212,8 @@ class Discs:
         return functional.mse_loss(found, noise - x)
 
     @torch.no_grad()
-    def pictures(self, file: str | None, strength: float, said: Any = OPEN) -> Tensor:
-        """What the model samples for a prompt with a file at a strength, always from the same noise."""
+    def pictures(self, file: str | None, strength: float, said: Any = OPEN, count: int = PICTURES) -> Tensor:
+        """The first `count` pictures of a prompt with a file at a strength, always from the same noise."""
         import comfy.sample
         import comfy.sd
         import comfy.utils
@@ -218,8 +222,8 @@ class Discs:
         if file is not None:
             tensors = comfy.utils.load_torch_file(file, safe_load=True)
             model, _ = comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)
-        zeros = torch.zeros((PICTURES, *LATENT[1:]))
-        noise = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(5))
+        noise = torch.randn((PICTURES, *LATENT[1:]), generator=torch.Generator().manual_seed(5))[:count]
+        zeros = torch.zeros(noise.shape)
         said = [[said[0][0], {**said[0][1], "guidance": GUIDANCE}]]
         made = comfy.sample.sample(
             model, noise, SAMPLING, 1.0, "euler", "simple", said, said, zeros, disable_pbar=True, seed=5
@@ -255,7 +259,8 @@ class Discs:
         latents = functional.pixel_unshuffle(torch.stack(rows, 1).flatten(0, 1), FOLD)
         samples = self.model.model.process_latent_out(latents)
         strengths = ", ".join(map(str, AT))
-        return self.slider(f"{name}-pictures", steps, latents=[{"samples": samples}], strengths=strengths)
+        data = {"latents": [{"samples": samples}], "strengths": strengths, "schedule": "cosine"}
+        return self.slider(f"{name}-pictures", steps, **data)
 
     def by_leco(self, name: str, steps: int) -> str:
         """The recipe of LECO and of Concept Sliders' prompts, on the layers that the node trains.
@@ -382,12 +387,32 @@ def farthest(moves: Sequence[Tensor]) -> tuple[float, float]:
     return abs(float(most.mean())), float(most.std()) / len(most) ** 0.5
 
 
+def sheet(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image.Image:
+    """Rows of pictures (N, 1, 16, 16) at the strengths `SHOWN`, with the name of each row before it."""
+    side, gap, left = 2 * SIDE, 2, 92
+    wide = len(rows[0][1][0]) * (side + gap) + 3 * gap
+    made = Image.new("L", (left + wide * len(SHOWN), (side + gap) * len(rows) + 14), 255)
+    pen = ImageDraw.Draw(made)
+    for column, strength in enumerate(SHOWN):
+        pen.text((left + wide * column, 1), f"{strength:g}", fill=0)
+    for row, (name, cells) in enumerate(rows):
+        top = 14 + (side + gap) * row
+        pen.text((2, top + side // 3), name, fill=0)
+        for column, cell in enumerate(cells):
+            for place, one in enumerate(cell):
+                grey = ((one[0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+                at = (left + wide * column + (side + gap) * place, top)
+                made.paste(Image.fromarray(grey).resize((side, side), Image.Resampling.NEAREST), at)
+    return made
+
+
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--steps", type=int, default=500)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     made.add_argument("--attributes", nargs="+", choices=list(RANGES), default=list(RANGES))
+    made.add_argument("--picture", type=Path)
     options = made.parse_args()
     folder = base_directory(ROOT / ".cache" / "bench" / "slider", ROOT)
     nodes = boot_in_process(facts().comfyui, folder)
@@ -425,12 +450,18 @@ def main() -> None:
         made_of = [attributes(discs.pictures(None, 0.0, said)) for said in (less, OPEN, more)]
         words[name] = Followed(name, made_of, (-1.0, 0.0, 1.0))
         lines.row("words", name, *words[name].cells(), "-", "-")
-    for way, name in itertools.product(options.ways, options.attributes):
+    shown: list[tuple[str, list[Tensor]]] = []
+    # Those of one attribute follow each other in the picture.
+    for name, way in itertools.product(options.attributes, options.ways):
         began = time.process_time()
         file = ways[way](name, options.steps)
         took = time.process_time() - began
         found = Followed(name, [attributes(discs.pictures(file, each)) for each in STRENGTHS])
         lines.row(way, name, *found.cells(), found.beyond(words[name]), f"{took:.0f}")
+        if options.picture:
+            shown.append((f"{name}, {way}", [discs.pictures(file, each, count=2) for each in SHOWN]))
+    if options.picture:
+        sheet(shown).save(options.picture, lossless=True)
     shutil.rmtree(Path(folder_paths.get_output_directory()) / f"slider-{os.getpid()}", ignore_errors=True)
 
 

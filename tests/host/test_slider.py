@@ -71,15 +71,23 @@ def test_the_loss_of_a_guide_is_that_of_the_paper_on_what_the_network_puts_out(
         assert found.requires_grad
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "strengths", "degree"),
+    # A parabola through three strengths is uncertain at 0.
+    [(False, (-1.0, -0.5, 0.5, 1.0), 2), (True, (-1.0, 0.5, 1.5), 1)],
+)
+def test_opposed_pictures_pull_apart_what_the_network_puts_out(
+    host: Host, checkpointing: bool, strengths: tuple[float, ...], degree: int
+) -> None:
     training, losses = module(host, ""), module(host, "loss")
-    model, strengths = tiny("SD1.5"), (-1.0, 0.5, 1.5)
+    model = tiny("SD1.5")
     with training.opened(patcher(model), checkpointing=checkpointing) as session:
         network = session.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
         fill(network)
         loss = losses.DiffusionLoss(session=session, times=training.Times())
-        shown = [training.Latent(values, (values.shape,)) for values in torch.randn(3, 1, 4, 8, 8)]
+        shown = [
+            training.Latent(values, (values.shape,)) for values in torch.randn(len(strengths), 1, 4, 8, 8)
+        ]
         said = training.caption_of(model, caption(1), shown[0])
         outputs: list[torch.Tensor] = []
         hook = model.diffusion_model.register_forward_hook(lambda *args: outputs.append(args[-1]))
@@ -97,10 +105,10 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(host: Host, check
         torch.manual_seed(4)
         torch.rand(1)
         noise = torch.randn(1, 4, 8, 8)
-        # What the network lacks at the pictures, as a line over the strengths, without what it is at 0.
+        # What the network lacks at the pictures, as a curve over the strengths, without what it is at 0.
         lacks = torch.stack([noise - own for own in alone]).flatten(1)
-        line = torch.tensor([[1.0, at] for at in strengths])
-        shared = torch.linalg.lstsq(line, lacks).solution[0].view_as(noise)
+        curve = torch.tensor([[at**power for power in range(degree + 1)] for at in strengths])
+        shared = torch.linalg.lstsq(curve, lacks).solution[0].view_as(noise)
         errors = torch.stack([(one - noise + shared).square() for one in found])
         errors.mean().backward()
         before = gradients(network)

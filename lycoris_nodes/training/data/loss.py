@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -93,10 +94,10 @@ class DiffusionLoss:
     They hold for the denoised latent D too, because it is linear in the network's output.
 
     A sample with `others` and no guide is a row of opposed latents x_i at strengths s_i, noised to z_i. Their
-    targets are x_i - a. The model without the adapter, D, makes errors x_i - D(z_i), and a is where the line
-    through them over the strengths (least squares) is at strength 0. With mean strength s and mean error e
+    targets are x_i - a. The model without the adapter, D, makes errors x_i - D(z_i), and a is what the error
+    would be at strength 0, where the slider changes nothing:
 
-        a = e - s sum_i (s_i - s) (x_i - D(z_i)) / sum_i (s_i - s)^2
+        a = sum_i w_i (x_i - D(z_i)), with the weights w of `_at_zero`
 
     So errors that the model makes alike at all latents of a row are not learned. The visual sliders of
     "Concept sliders" learn the latents x_i themselves.
@@ -266,12 +267,23 @@ class DiffusionLoss:
 
 def _opposed(at: Sequence[float], latents: Sequence[Tensor], alone: Sequence[Tensor]) -> list[Tensor]:
     """The targets of rows of latents (B, ...), one for each strength."""
-    errors = [latent - own for latent, own in zip(latents, alone, strict=True)]
-    middle = sum(at) / len(at)
-    away = [each - middle for each in at]
-    slope = sum(each * error for each, error in zip(away, errors, strict=True)) / sum(x**2 for x in away)
-    shared = sum(errors) / len(errors) - middle * slope
+    triples = zip(_at_zero(tuple(at)), latents, alone, strict=True)
+    shared = sum(weight * (latent - own) for weight, latent, own in triples)
     return [latent - shared for latent in latents]
+
+
+@lru_cache(maxsize=16)
+def _at_zero(strengths: tuple[float, ...]) -> list[float]:
+    """The weight of the value at each strength in a least-squares curve's value at strength 0.
+
+    The curve is a parabola, which takes nothing that is alike at both signs, such as the growth of an area on
+    both sides, for an error at 0. Where its value at 0 would be less certain than one of the values is (the
+    squares of the weights sum to more than 1), and for two strengths, it is a line.
+    """
+    powers = torch.tensor(strengths, dtype=torch.float64)[:, None] ** torch.arange(3)
+    line, parabola = (torch.linalg.pinv(powers[:, :count])[0] for count in (2, 3))
+    fits = len(set(strengths)) > 2 and float(parabola.square().sum()) <= 1
+    return (parabola if fits else line).tolist()
 
 
 @dataclass(frozen=True, eq=False)
