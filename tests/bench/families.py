@@ -4,7 +4,7 @@
 file does not have, and prints the table of `tests/bench/README.md`. The models are of ComfyUI's own classes,
 and learn drawn shapes, see `quality/graph/shapes.py`. Train LoRA / LyCORIS then adapts them to hatched ones:
 with nothing set, and with a trainer's recipe written down as settings. Each trains at the rate that it sets,
-and at the best of rates that are half a decade apart, which is chosen on separate pictures.
+and at the best of rates that are a quarter of a decade apart, which is chosen on separate pictures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.harness.inputs import INPUTS
 from tests.harness.launch import base_directory, boot_in_process, loaded_pack
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
-STEPS, TRAINED_WITH, WIDTH = 80, (0, 1), 2
+STEPS, TRAINED_WITH, WIDTH = 80, (0, 1), 1
 """Steps of a training, its seeds, and how far apart rates are, in quarters of a decade."""
 BASE_STEPS, BASE_BATCH, BASE_LR = 300, 16, 2e-3
 PICTURES = {"train": 40, "tune": 32, "test": 64}
@@ -66,9 +66,13 @@ def by_tokens(low: float, high: float, few: int, many: int, tokens: int) -> floa
     return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
 
+PLAIN = {"preset": "attn-mlp", "warmup": 0.0}
+"""The layers that are trained, beside those of `include`, and a constant rate."""
+
+
 def kohya(source: str, rank: int, alpha: float, lr: float, **settings: Any) -> Recipe:
     """A recipe of kohya-ss: AdamW with torch's default weight decay, at a constant rate."""
-    common = {"warmup": 0.0, "weight_decay": 0.01, "rank": rank, "alpha": alpha, "learning_rate": lr}
+    common = {**PLAIN, "weight_decay": 0.01, "rank": rank, "alpha": alpha, "learning_rate": lr}
     named = "musubi-tuner" if source.split()[-1].startswith("musubi") else "sd-scripts"
     return Recipe(named, source.removesuffix(" musubi"), {**common, **settings})
 
@@ -82,7 +86,7 @@ def ai_toolkit(times: str, source: str = "", **settings: Any) -> Recipe:
         "sigmoid": {"times": "logit-normal", "shift": 1.0},
         "weighted": {"times": "uniform", "shift": WEIGHTED},
     }
-    common = {"warmup": 0.0, "weight_decay": 1e-4, "rank": 32, "alpha": 32.0, "learning_rate": 1e-4}
+    common = {**PLAIN, "weight_decay": 1e-4, "rank": 32, "alpha": 32.0, "learning_rate": 1e-4}
     return Recipe(
         "ai-toolkit", f"ui/src/app/jobs/new, {times}{source}", {**common, **drawn[times], **settings}
     )
@@ -509,21 +513,16 @@ class Bench:
             )
         return self.found[key]
 
-    def family(self, family: Family, name: str) -> None:
+    def way(self, family: Family, name: str, who: str, settings: Mapping[str, Any]) -> None:
+        def row(step: int | None, seed: int = TRAINED_WITH[0]) -> Row:
+            return self.row(family, Key(name, family.hash, who, step, seed), settings)
+
+        # A small scale of the change wants a higher rate.
+        small = settings.get("alpha", 1.0) < settings.get("rank", 1) / 4
+        step = best(lambda step: row(step).tune, -6 if small else -8, WIDTH)
         for seed in TRAINED_WITH:
-            for who, settings in ways(name):
-                known = (name, family.hash, who)
-                self.row(family, Key(*known, None, seed), settings)
-                # A small scale of the change wants a higher rate.
-                small = settings.get("alpha", 1.0) < settings.get("rank", 1) / 4
-
-                def measured(
-                    step: int, known: tuple[str, str, str] = known, settings: Any = settings
-                ) -> float:
-                    return self.row(family, Key(*known, step, TRAINED_WITH[0]), settings).tune
-
-                step = best(measured, -6 if small else -8, WIDTH)
-                self.row(family, Key(*known, step, seed), settings)
+            row(None, seed)
+            row(step, seed)
 
 
 def ways(name: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -586,7 +585,9 @@ def main() -> None:
     bench, pack = Bench(time.monotonic() + 60 * options.minutes), loaded_pack(base)
     try:
         for name in options.only:
-            bench.family(Family(nodes, pack, name), name)
+            family = Family(nodes, pack, name)
+            for who, settings in ways(name):
+                bench.way(family, name, who, settings)
     except OutOfTimeError:
         print(f"stopped after {options.minutes:g} minutes; the same command goes on")
     print(page(bench.found))

@@ -235,8 +235,8 @@ ARCHITECTURE = Architecture(
             shift=BY_TOKENS,
             guidance=1.0,
             rank=32,
-            # The modulation.
-            include=("*_mod.lin", "single_blocks.*.modulation.lin"),
+            # The modulation, and the output layer.
+            include=("*_mod.lin", "single_blocks.*.modulation.lin", "final_layer.linear"),
         ),
         Training(
             "Flux2",
@@ -246,8 +246,17 @@ ARCHITECTURE = Architecture(
             shift=BY_TOKENS,
             guidance=1.0,
             rank=32,
+            include=("final_layer.linear",),
         ),
         Training("LongCatImage", "LongCat-Image", "as Flux", shift=BY_TOKENS),
-        Training("Chroma", "Chroma", "ai-toolkit, kohya-ss/sd-scripts", guidance=0.0, rank=32),
+        Training(
+            "Chroma",
+            "Chroma",
+            "ai-toolkit, kohya-ss/sd-scripts",
+            guidance=0.0,
+            rank=32,
+            include=("final_layer.linear",),
+        ),
+        Training("ChromaRadiance", "Chroma Radiance", "as Chroma", guidance=0.0, rank=32),
     ),
 )

@@ -156,6 +156,7 @@ ARCHITECTURE = Architecture(
             guidance=1.0,
             rank=32,
             lr=2e-4,
+            include=("final_layer.linear",),
             resolution=512,
         ),
         Training(

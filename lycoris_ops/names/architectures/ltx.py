@@ -103,7 +103,16 @@ ARCHITECTURE = Architecture(
         ),
     ),
     trained=(
-        Training("LTXV", "LTX-Video", TRAINERS, "uniform", shift=WEIGHTED, rank=32, resolution=512),
+        Training(
+            "LTXV",
+            "LTX-Video",
+            TRAINERS,
+            "uniform",
+            shift=WEIGHTED,
+            rank=32,
+            include=("proj_out",),
+            resolution=512,
+        ),
         Training("LTXAV", "LTX-2", TRAINERS, "uniform", shift=WEIGHTED, rank=32, resolution=512),
     ),
     frame_rates={"LTXV": 25, "LTXAV": 25},

@@ -38,8 +38,8 @@ ARCHITECTURE = Architecture(
             "uniform",
             shift=(0.5, 0.9, 256, 8192),
             rank=32,
-            # The modulation.
-            include=("*_mod.1",),
+            # The modulation, and the output layer.
+            include=("*_mod.1", "proj_out"),
         ),
     ),
 )

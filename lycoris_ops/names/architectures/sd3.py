@@ -93,8 +93,8 @@ ARCHITECTURE = Architecture(
             "SD3",
             "Stable Diffusion 3",
             "huggingface/diffusers, OneTrainer; the layers: kohya-ss/sd-scripts",
-            # The modulation.
-            include=("joint_blocks.*adaLN_modulation*",),
+            # The modulation, and the output layer.
+            include=("joint_blocks.*adaLN_modulation*", "final_layer.linear"),
         ),
     ),
 )

@@ -117,6 +117,7 @@ ARCHITECTURE = Architecture(
             shift=3.0,
             rank=32,
             lr=2e-4,
+            include=("head.head",),
             resolution=512,
         ),
     ),

@@ -63,8 +63,8 @@ ARCHITECTURE = Architecture(
             "kohya-ss/musubi-tuner; the layers: ai-toolkit",
             shift=2.0,
             rank=32,
-            # The modulation.
-            include=("layers.*adaLN_modulation*",),
+            # The modulation, and the output layer.
+            include=("layers.*adaLN_modulation*", "final_layer.linear"),
         ),
     ),
 )
