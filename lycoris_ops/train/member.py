@@ -89,6 +89,8 @@ class Member(nn.Module):
         self._attached = False
         self.replace(layer)
 
+    # A caller may be within inference mode, whose tensors cannot be trained.
+    @torch.inference_mode(mode=False)
     def replace(self, layer: Layer) -> None:
         """Train `layer` in place of this one, starting from its values. Its parameters are new ones.
 

@@ -41,8 +41,11 @@ def test_a_network_starts_at_nothing_learns_and_comes_off(case: str, convolution
     if options.get("algorithm") == "boft":
         options["rank"] = 6
     network = made(model, moved=False, **options)
-    again = lyc.create_lycoris(copy.deepcopy(Model(convolution)), **{"rank": RANK, "seed": 1, **options})
+    other_model = copy.deepcopy(Model(convolution))
+    with torch.inference_mode():
+        again = lyc.create_lycoris(other_model, **{"rank": RANK, "seed": 1, **options})
     for (name, one), other in zip(network.named_parameters(), again.parameters(), strict=True):
+        assert not other.is_inference()
         # A DoRA magnitude is read off the weight, which is another one in the second model.
         assert "dora" in name or torch.equal(one, other), name
     assert torch.equal(model(ids), plain)
