@@ -112,7 +112,7 @@ class PatchPlan:
         for (kind, rows), (forms, slots) in by_form.items():
             group, own = FUSE[kind](forms, slots, len(tensors))
             fused.append((group, rows))
-            tensors += [tensor.detach().to(device).contiguous() for tensor in own]
+            tensors += [_moved(tensor.detach(), device).contiguous() for tensor in own]
         strengths = tuple(float(strength) for _, strength in layers)
         return (shape, final, tuple(fused), tuple(tensors), strengths), bounded
 
@@ -167,12 +167,7 @@ class PatchPlan:
             )
         if tuple(weight.shape) != self.final:
             weight = padded(weight, self.final)
-        device = weight.device
-        # A copy to the CPU must be complete before it is read, so it blocks.
-        moved = [
-            tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
-            for tensor in tensors
-        ]
+        moved = [_moved(tensor, weight.device) for tensor in tensors]
         return Patch(self, weight, moved, strengths, name), overflow_of(weight, self.bounds, strengths)
 
     def apply_within(self, weight: Tensor, tensors: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
@@ -189,6 +184,12 @@ class PatchPlan:
             weight = padded(weight, [max(pair) for pair in zip(found, self.final, strict=True)])
         self.apply_(weight[tuple(slice(size) for size in self.final)], tensors, strengths)
         return weight
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A copy from pinned memory to an accelerator runs beside the work of both."""
+    # A copy to the CPU must be complete before it is read, so it blocks.
+    return tensor if tensor.device == device else tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def _applied(patches: Sequence[tuple[Patch, LayerError | None]]) -> list[Tensor]:

@@ -39,6 +39,8 @@ MADE = ("eye", "eye.m", "abs")
 CAST = ("layer_norm", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm")
 crossed: list[tuple[int, ...]] = []
 """The shapes of tensors that went from one device to another."""
+blocking: list[tuple[int, ...]] = []
+"""The shapes of those that the program waited for, or would have, had they been in pinned memory."""
 
 
 def on(value: Any) -> bool:
@@ -62,6 +64,8 @@ def run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     ]
     if name == "aten::_copy_from":
         crossed.extend([tuple(args[0].shape)] * mixed)
+        waits = mixed and True not in (*args[2:], kwargs.get("non_blocking"))
+        blocking.extend([tuple(args[0].shape)] * waits)
         given[1].copy_(given[0])
         return args[1]
     if mixed or ("as_strided" in name and not given[0].is_contiguous()):

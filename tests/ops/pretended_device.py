@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
+from lycoris_ops.patch import registry
+from lycoris_ops.patch.paths import plain_torch
+from lycoris_ops.patch.paths.plain_torch import parts
 from lycoris_ops.train.trainer import Trainer
-from tests.harness.pretended import NAME, crossed, registered
+from tests.harness.launches import Launches
+from tests.harness.pretended import NAME, blocking, crossed, registered
 
 
 def model() -> nn.Module:
@@ -147,6 +152,37 @@ def check_offloaded() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def check_patches() -> None:
+    """Factors and batches come without a wait, so beside the device's work where they are in pinned memory.
+    A weight is cut to fit a CPU's cache, and not for an accelerator."""
+    large = torch.empty(3072, 12288)
+    assert len(list(parts(large))) > 1 == len(list(parts(torch.empty(large.shape, device=NAME))))
+    drawn = torch.Generator().manual_seed(1)
+    shapes = {"a.lora_up.weight": (1100, 4), "a.lora_down.weight": (4, 1024), "b.diff": (1100, 1024)}
+    tensors = {name: torch.randn(shape, generator=drawn) for name, shape in shapes.items()}
+    layers = [(one, 0.5) for one in lyc.adapter_of_tensors(tensors, name="both").layers.values()]
+    wanted = lyc.patch_(torch.ones(1100, 1024), layers)
+    own = registry.PATHS
+    registry.PATHS = (replace(plain_torch.PATH, devices=(NAME,)),)
+    for built in ("cpu", NAME):
+        crossed.clear()
+        blocking.clear()
+        weight = torch.ones(1100, 1024, device=NAME)
+        plan = lyc.PatchPlan.build(weight.shape, built, layers)
+        with Launches() as launches:
+            plan.apply_(weight, plan.tensors, plan.strengths)
+        assert {(1100, 4), (4, 1024), (1100, 1024)} <= set(crossed) and not any(map(len, blocking)), blocking
+        assert launches.names.count("mm") == 1, launches.names
+        torch.testing.assert_close(weight.cpu(), wanted)
+    registry.PATHS = own
+    blocking.clear()
+    crossed.clear()
+    network = lyc.create_lycoris(model().to(NAME), rank=2, seed=1)
+    given = lyc.TrainOptions(steps=2, lr=0.01, device=NAME, bar=False, picture=False)
+    lyc.train_network(network, batches("cpu"), loss, given)
+    assert (6, 8) in crossed and (6, 8) not in blocking
+
+
 if __name__ == "__main__":
     # The command line imports it by its name, and is to find this one.
     sys.modules["pretended_device"] = sys.modules["__main__"]
@@ -154,4 +190,5 @@ if __name__ == "__main__":
     check(Path(sys.argv[1]))
     check_devices()
     check_offloaded()
+    check_patches()
     check_waits()
