@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from ..changes.factors import joined
-from ..changes.forms import Additive, Kronecker, add_up, product
+from ..changes.forms import Additive, Kronecker, Spanned, add_up, product
 from ..maths.decompositions import (
     SETTLED,
     Pause,
+    Triples,
     kronecker_triples,
-    leading_triples,
-    nearest_kronecker,
+    leading_span,
+    nearest_kroneckers,
     no_pause,
-    product_triples,
+    span_of_product,
+    triples_of,
 )
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import CPU, energy, energy_of, fetched
@@ -79,13 +81,13 @@ class Delta:
             one, other = fetched(*map(energy, self._kronecker))
             return float(one * other)
         if self._factored is not None:
-            return energy_of(self._read[0])
+            return energy_of(self._factored[1])
         return energy_of(self.values)
 
     @property
-    def triples(self) -> tuple[Tensor, Tensor, Tensor]:
+    def triples(self) -> Triples:
         """The leading singular triples U (O, r), S (r,), V^T (r, K) of the matrix, r at most `largest`,
-        without those indistinguishable from rounding of the sources.
+        without those indistinguishable from rounding of the sources. S is in float64 on the CPU.
         """
         left, values, right = self._triples
         count = self.significant
@@ -96,32 +98,15 @@ class Delta:
         """The leading singular values, including those indistinguishable from rounding."""
         return self._triples[1]
 
-    @cached_property
-    def _read(self) -> list[Tensor]:
-        """All singular values that were found, and each times the sum of the absolute values of its left
-        vector; in float64, on the CPU, where looking at single values waits for no device."""
-        left, values, _ = self._found
-        return fetched(values, values * left.abs().sum(0))
-
-    @property
-    def _values(self) -> Tensor:
-        """`spectrum` in float64, on the CPU."""
-        return self._read[0][: self.largest]
-
     @property
     def kept(self) -> tuple[float, ...]:
         """The energy that the first 1, 2, ... `triples` keep."""
-        return running(self._values[: self.significant].square())
-
-    @property
-    def sums(self) -> tuple[float, ...]:
-        """The sums of the absolute values of U S, for the first 1, 2, ... `triples`."""
-        return running(self._read[1][: self.significant])
+        return running(self.spectrum[: self.significant].square())
 
     @cached_property
     def significant(self) -> int:
         """How many of the leading singular values are above the noise."""
-        values = self._values
+        values = self.spectrum
         if not len(values) or float(values[0]) == 0.0:
             return 0
         edges = torch.full_like(values, ROUNDING * float(values[0]))
@@ -157,7 +142,7 @@ class Delta:
         """The variance of the noise in each value; 0 where the sources are exact."""
         if self.noise == 0.0 or len(self.shape) < 2:
             return 0.0
-        values = self._values
+        values = self.spectrum
         rows, columns = flat_shape(self.shape)
         count = self.significant
         rest = max(0.0, self.energy - energy_of(values[:count]))
@@ -180,16 +165,19 @@ class Delta:
             exists = len(self._factored[1])
         return self.significant < found or found == exists
 
-    def outer(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """The nearest Kronecker product: w1 (rows, columns) of norm 1 and w2 (k, j, *kernel)."""
-        if self._kronecker is not None and self._kronecker[0].shape == (rows, columns):
+    def outers(self, splits: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        """For each split (rows, columns) the nearest Kronecker product: w1, of norm 1, and w2 (k, j, ...)."""
+        own: Any = None if self._kronecker is None else tuple(self._kronecker[0].shape)
+        others = [split for split in splits if split != own]
+        options: dict[str, Any] = {"seed": self.seed, "settled": self.settled, "pause": self.pause}
+        nearest = nearest_kroneckers(self.values, others, **options) if others else []
+        found = dict(zip(others, nearest, strict=True))
+        if self._kronecker is not None and own is not None:
             w1, w2 = self._kronecker
-            size = math.sqrt(energy_of(w1))
-            inner = (self.shape[0] // rows, self.shape[1] // columns, *self.shape[2:])
-            return w1 / (size or 1.0), (w2 * size).reshape(inner)
-        return nearest_kronecker(
-            self.values, rows, columns, seed=self.seed, settled=self.settled, pause=self.pause
-        )
+            size = energy(w1).sqrt()
+            inner = (self.shape[0] // own[0], self.shape[1] // own[1], *self.shape[2:])
+            found[own] = w1 / size.clamp_min(1e-30), (w2 * size).reshape(inner)
+        return [found[split] for split in splits]
 
     @cached_property
     def _kronecker(self) -> tuple[Tensor, Tensor] | None:
@@ -201,29 +189,40 @@ class Delta:
         return w1 * form.scale, w2
 
     @cached_property
-    def _factored(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _factored(self) -> Triples | None:
         """All singular triples if the change has small factors, else None."""
         self.pause()
+        form = self.forms[0] if len(self.forms) == 1 else None
+        if isinstance(form, Spanned):
+            return triples_of(form.span)[0]
         highest = min(flat_shape(self.shape))
         # Where all triples are wanted, decomposing the matrix itself is never less work.
         most = highest if self.largest >= highest else int(FACTORED * highest)
         factors = joined(self.forms, most, self.device)
-        return None if factors is None else product_triples(*factors)
+        return None if factors is None else triples_of(span_of_product(*factors))[0]
 
     @property
-    def _triples(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _triples(self) -> Triples:
         left, values, right = self._found
         return left[:, : self.largest], values[: self.largest], right[: self.largest]
 
     @cached_property
-    def _found(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _found(self) -> Triples:
         """The `largest` leading singular triples, and further ones where these take no more work."""
         if self._kronecker is not None:
             return kronecker_triples(*self._kronecker, self.largest)
         if self._factored is not None:
             return self._factored
         matrix = self.values.reshape(flat_shape(self.shape))
-        return leading_triples(matrix, self.largest, seed=self.seed, settled=self.settled, pause=self.pause)
+        span = leading_span(
+            matrix,
+            self.largest,
+            seed=self.seed,
+            settled=self.settled,
+            total=self.energy if self.settled else None,
+            pause=self.pause,
+        )
+        return triples_of(span)[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -248,9 +247,9 @@ class Fit:
     """The LoKr factor for `Lokr.init`; None if no factor gives this split."""
     start: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The nonzero factors of the start from which layers of this kind gain most, see `Planned`."""
-    sums: tuple[float, ...] = ()
-    """With D a gradient: for each of `ranks`, the sum of the absolute gradients of the factors that are zero
-    at `start`. Empty for kinds without a start."""
+    sums: Tensor | None = None
+    """With D a gradient: for each of `ranks`, what it adds to the sum of the absolute gradients of the
+    factors that are zero at `start`. None for kinds without a start."""
     complete: bool = True
     """Whether no rank above the last of `ranks` would keep more."""
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
-from ..maths.decompositions import balanced, leading_triples
+from ..maths.decompositions import Triples, balanced, brought, leading_span, triples_of
 from ..maths.shapes import Rows, Shape, factorization
-from ..maths.tensors import compute_dtype, energy, fetched
+from ..maths.tensors import compute_dtype, energy
 from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
@@ -180,26 +180,39 @@ class Lokr(Factored, Planned):
             splits.setdefault(split, factor)
         if delta.factor is None and delta.split is not None:
             splits.setdefault(delta.split, None)
-        return tuple(
-            fit
+        factors = {
+            (rows, columns): factor
             for (rows, columns), factor in sorted(splits.items())
             if rows * columns > 1 and shape[0] % rows == 0 and shape[1] % columns == 0
-            for fit in cls._fits_of(delta, rows, columns, factor)
-        )
+        }
+        outers = delta.outers(list(factors))
+        flats = [inner.flatten(1) for _, inner in outers]
+        # Above these ranks a full w2 is not larger.
+        most = [min(delta.largest, (flat.numel() - 1) // sum(flat.shape)) for flat in flats]
+        spans = [
+            leading_span(flat, max(0, count), seed=delta.seed, pause=delta.pause)
+            for flat, count in zip(flats, most, strict=True)
+        ]
+        spans, energies = brought(spans, *(energy(inner) for _, inner in outers))
+        parts = zip(outers, energies, triples_of(*spans), most, factors.values(), strict=True)
+        return tuple(fit for part in parts for fit in cls._fits_of(delta, *part))
 
     @classmethod
-    def _fits_of(cls, delta: Delta, rows: int, columns: int, factor: int | None) -> tuple[Fit, ...]:
-        delta.pause()
-        w1, inner = delta.outer(rows, columns)
-        flat = inner.flatten(1)
-        # Above this rank a full w2 is not larger.
-        most = min(delta.largest, (flat.numel() - 1) // sum(flat.shape))
-        left, values, right = leading_triples(flat, max(0, most), seed=delta.seed, pause=delta.pause)
-        kept, total, spectrum, sums = fetched(
-            energy(inner), inner.abs().sum(), values, values * right.abs().sum(1)
-        )
+    def _fits_of(
+        cls,
+        delta: Delta,
+        outer: tuple[Tensor, Tensor],
+        energy: Tensor,
+        triples: Triples,
+        most: int,
+        factor: int | None,
+    ) -> tuple[Fit, ...]:
+        w1, inner = outer
+        flat, kept = inner.flatten(1), float(energy)
+        # Copies: these are slices, which would keep all of the vectors in memory.
+        left, values, right = triples[0][:, :most].clone(), triples[1][:most], triples[2][:most].clone()
         # w1 has norm 1.
-        root = float(kept) ** 0.25 or 1.0
+        root = kept**0.25 or 1.0
 
         def full(index: int) -> Lokr:
             return cls(lokr_w1=w1 * root, lokr_w2=inner / root, alpha=1.0)
@@ -207,14 +220,14 @@ class Lokr(Factored, Planned):
         whole = Fit(
             algorithm=cls.algorithm,
             ranks=(None,),
-            kept=(float(kept),),
+            kept=(kept,),
             parameters=(w1.numel() + inner.numel(),),
             make=full,
             tensors=3,
             held=w1.nbytes + inner.nbytes,
             factor=factor,
             start={"lokr_w1": w1},
-            sums=(float(total),),
+            sums=inner.abs().sum().reshape(1),
         )
         if most < 1:
             return (whole,)
@@ -230,7 +243,7 @@ class Lokr(Factored, Planned):
         return whole, Fit(
             algorithm=cls.algorithm,
             ranks=ranks,
-            kept=running(spectrum.square()),
+            kept=running(values.square()),
             parameters=tuple(w1.numel() + rank * sum(flat.shape) for rank in ranks),
             make=low,
             tensors=4,
@@ -238,7 +251,7 @@ class Lokr(Factored, Planned):
             factor=factor,
             start={"lokr_w1": w1, "lokr_w2_a": left.T},
             # dL/dw2_b = w2_a^T w2 = S V^T.
-            sums=running(sums),
+            sums=values.to(right) * right.abs().sum(1),
         )
 
     def product(self) -> Kronecker | Dense:

@@ -225,7 +225,7 @@ class Lora(Factored, Planned):
                 held=left.nbytes + right.nbytes,
                 start={"lora_down": right},
                 # dL/dup = D down^T = U S.
-                sums=delta.sums,
+                sums=left.abs().sum(0) * values.to(left),
                 complete=delta.complete,
             ),
         )

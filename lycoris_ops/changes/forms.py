@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..maths.decompositions import Span
 from ..maths.recompute import hadamard
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, kronecker, largest_of, shaped
@@ -78,6 +79,33 @@ class LowRank:
 
     def parts(self) -> Parts:
         return (abs(self.scale), *_parts_of((self.up, self.down)))
+
+
+@dataclass(frozen=True)
+class Spanned(LowRank):
+    """A `LowRank` whose decomposition is that of its small core; `up` is left @ core, and `down` is right."""
+
+    span: Span
+    """Its core is on the CPU."""
+
+    @classmethod
+    def of(cls, left: Tensor, core: Tensor, right: Tensor) -> Spanned:
+        """left @ core @ right; the columns of left (O, R) and the rows of right (R, K) are orthonormal."""
+        return cls(left @ core.to(left), right, 1.0, Span(left, core, right))
+
+    def scaled(self, rows: Tensor | None, columns: Tensor | None) -> LowRank:
+        return LowRank(self.up, self.down, self.scale).scaled(rows, columns)
+
+    def times(self, factor: float) -> LowRank:
+        span = self.span._replace(core=self.span.core * factor)
+        return Spanned(self.up * factor, self.down, self.scale, span)
+
+    def embedded(self, rows: Rows, count: int) -> LowRank:
+        return LowRank(self.up, self.down, self.scale).embedded(rows, count)
+
+    def parts(self) -> Parts:
+        # No value of U C V^T is larger than the norm of C.
+        return (float(len(self.span.core)), self.span.core)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from ..files.writing import Progress
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import is_finite
+from ..maths.tensors import CPU, is_finite
 from ..ranks.allocate import Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
 from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
+from .harvest import Harvest
 from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
@@ -148,6 +150,7 @@ class _Engine:
         self.own = 0
         self.lost = 0.0
         self.held = 0
+        self.harvest = Harvest()
         self.steps = Steps(self.progress, len(self.sources) * (1 if self.settings.rank is not None else 2))
 
     def run(self) -> tuple[dict[str, Layer], FitReport]:
@@ -164,6 +167,7 @@ class _Engine:
             for source in self.sources:
                 self._make(source, measured.pop(source.name), chosen.get(source.name))
                 self.steps.step()
+        self.harvest.bring()
         if not self.layers:
             raise PlanError(
                 "nothing is left of the changes",
@@ -210,6 +214,8 @@ class _Engine:
             if not change.forms:
                 return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
             delta = self._delta(source, change, self.largest)
+            if not math.isfinite(delta.energy):
+                raise _not_finite()
             kinds = kinds_of(source, self.settings)
             fits: dict[str, tuple[Fit, ...]] = {}
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
@@ -251,7 +257,8 @@ class _Engine:
             factor=self.settings.factor,
             tucker=self.settings.tucker,
             seed=self.settings.seed,
-            device=torch.device(self.settings.device),
+            # A vector is too small to be worth a wait.
+            device=torch.device(self.settings.device) if len(source.shape) > 1 else CPU,
             pause=self.steps.pause,
         )
 
@@ -335,7 +342,7 @@ class _Engine:
         choice: Choice | None = None if chosen is None else chosen.meant
         if choice is None:
             if measured.bias is not None:
-                self._add(source, Full(), measured, None)
+                self._settle(source, measured, None, False, Full())
             elif not source.shape or measured.energy == 0.0:
                 self.left_out[source.name] = UNCHANGED
             elif not measured.candidates:
@@ -348,7 +355,7 @@ class _Engine:
             with located(key=source.name):
                 own = measured.own or source.read(self.steps.pause).own
             assert own is not None
-            self._add(source, own, measured, choice, own=True)
+            self.harvest.add(own, partial(self._settle, source, measured, choice, True))
             return
         with located(key=source.name):
             fits = measured.fits.get(choice.kind)
@@ -356,11 +363,15 @@ class _Engine:
                 change = source.read(self.steps.pause)
                 fits = KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
             layer = fits[choice.fit].make(choice.index)
-        self._add(source, layer, measured, choice)
+        # Without the fits, which take much more memory.
+        measured = replace(measured, fits={}, candidates=[])
+        self.harvest.add(layer, partial(self._settle, source, measured, choice, False))
 
-    def _add(
-        self, source: Source, layer: Layer, measured: Measured, choice: Choice | None, *, own: bool = False
+    def _settle(
+        self, source: Source, measured: Measured, choice: Choice | None, own: bool, layer: Layer | None
     ) -> None:
+        """Take a layer that is on the CPU into the result."""
+        assert layer is not None
         with located(key=source.name):
             if not own:
                 if measured.bias is not None:
@@ -420,14 +431,26 @@ def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
 
 
 def check_finite(change: Goal) -> None:
-    """Raise LayerError for a change that holds NaN or infinity."""
-    found = [math.isfinite(reach.most) for reach in reaches(change.forms)]
+    """Raise LayerError for a change that holds NaN or infinity.
+
+    What is on a device is not looked at, since that waits: the energy of the change tells it later.
+    """
+    here = [form for form in change.forms if all(_is_here(part) for part in form.parts())]
+    found = [math.isfinite(reach.most) for reach in reaches(here)]
     if change.bias is not None:
         found.append(is_finite(change.bias))
     if not all(found):
-        raise LayerError(
-            "a change holds NaN or infinity",
-            got="values that are not finite",
-            expected="finite numbers",
-            hint="Take the layer or the file out: nothing can be made of it",
-        )
+        raise _not_finite()
+
+
+def _is_here(part: float | Tensor) -> bool:
+    return not isinstance(part, Tensor) or part.device.type == "cpu"
+
+
+def _not_finite() -> LayerError:
+    return LayerError(
+        "a change holds NaN or infinity",
+        got="values that are not finite",
+        expected="finite numbers",
+        hint="Take the layer or the file out: nothing can be made of it",
+    )

@@ -17,7 +17,7 @@ from ..files.quantised import Codec
 from ..files.weights import ModelSource, Weights, weights_of
 from ..files.writing import Progress
 from ..fit.steps import Steps
-from ..maths.tensors import energy_of
+from ..maths.tensors import energy_of, fetched, wide
 from ..merge.deltas import ROWS, Deltas
 from ..merge.matching import ChangedPlace, by_name, by_weight
 from ..names.blocks import Blocks, block_in_path, kind_in_path
@@ -224,7 +224,7 @@ class _Examining:
         strengths = torch.tensor(deltas.strengths, dtype=torch.float64)
         count = len(self.entries)
         gram = self.products.setdefault(block, torch.zeros(count, count, dtype=torch.float64))
-        own = deltas.gram.cpu() * strengths[:, None] * strengths[None]
+        own = deltas.gram * strengths[:, None] * strengths[None]
         gram[index[:, None], index[None]] += own
         weight = self._weight(place)
         for at, entry in enumerate(here):
@@ -263,10 +263,9 @@ class _Examining:
         changes = [one.sign() for one in deltas.weighted()]
         for start in range(0, deltas.shape[0], ROWS):
             deltas.pause()
-            rows = torch.stack([one[start : start + ROWS].flatten() for one in changes]).double()
-            products = (rows @ rows.T).cpu()
+            rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in changes]))
             changed = rows.abs()
-            places = (changed @ changed.T).cpu()
+            products, places = fetched(rows @ rows.T, changed @ changed.T)
             both[index[:, None], index[None]] += places
             opposite[index[:, None], index[None]] += (places - products) / 2
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .shapes import Shape
-from .tensors import compute_dtype, energy_of, wide
+from .tensors import CPU, compute_dtype, energy, fetched, wide
 
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
@@ -19,7 +19,7 @@ NoInverseError: type[RuntimeError] = _linalg.LinAlgError
 EXACT = 128
 """A matrix with at most this many rows or columns is decomposed exactly by `leading_triples`."""
 SMALL = 1 << 16
-"""The most values of a matrix on another device that `singular` decomposes on the CPU."""
+"""The most values of a matrix on another device that is decomposed on the CPU."""
 LONG = 3
 """A matrix at least this many times as long as wide gets a QR decomposition first."""
 OVERSAMPLED = 10
@@ -34,32 +34,96 @@ Pause = Callable[[], None]
 """Called now and then in long computations. An exception that it raises ends them."""
 
 
+Triples = tuple[Tensor, Tensor, Tensor]
+"""U (m, k), S (k,) and V^T (k, n) of a matrix (m, n)."""
+
+
 def no_pause() -> None:
     """The `Pause` that does nothing."""
 
 
-def singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular value decomposition of a matrix (m, n), with k = min(m, n).
+class Span(NamedTuple):
+    """The matrix left @ core @ right, where the columns of left and the rows of right are orthonormal.
 
-    Returns U (m, k), S (k,) in descending order and V^T (k, n), in the dtype of the matrix. Matrices of up to
-    SMALL values go to the CPU for it: an accelerator takes longer, and some have no float64.
+    None stands for the identity.
     """
-    if matrix.device.type != "cpu" and matrix.numel() <= SMALL:
-        left, values, right = (part.to(matrix.device) for part in singular(matrix.cpu()))
-        return left, values, right
-    # In float64: where two singular values are close, a decomposition in float32 mixes their vectors, and
-    # how much depends on the processor.
-    return tuple(part.to(matrix) for part in _linalg.svd(wide(matrix), full_matrices=False))
+
+    left: Tensor | None
+    core: Tensor
+    right: Tensor | None
+
+
+def brought(spans: Sequence[Span], *others: Tensor) -> tuple[list[Span], list[Tensor]]:
+    """The spans with those cores on the CPU that have up to SMALL values, and the other tensors there too.
+
+    With one wait for all. An accelerator would take longer to decompose them.
+    """
+    small = [span.core for span in spans if span.core.numel() <= SMALL]
+    found = fetched(*small, *others)
+    cores = iter(found[: len(small)])
+    moved = [span._replace(core=next(cores)) if span.core.numel() <= SMALL else span for span in spans]
+    return moved, found[len(small) :]
+
+
+def triples_of(*spans: Span) -> list[Triples]:
+    """The singular value decomposition of each matrix (m, n), with k = the smaller size of its core.
+
+    Returns U (m, k), S (k,) in descending order and V^T (k, n). S is in float64 on the CPU, where looking at
+    values waits for no device; the others are where `left` and `right` are, or the core. See `brought`.
+    """
+    found: list[Triples] = []
+    for (left, core, right), (_, given, _) in zip(brought(spans)[0], spans, strict=True):
+        # Wide: where two singular values are close, a decomposition in float32 mixes their vectors, and how
+        # much depends on the processor.
+        turn, values, back = _linalg.svd(wide(core), full_matrices=False)
+        one = turn.to(given) if left is None else left @ turn.to(left)
+        other = back.to(given) if right is None else back.to(right) @ right
+        found.append((one, values.to(CPU, torch.float64), other))
+    return found
+
+
+def singular(matrix: Tensor) -> Triples:
+    """`triples_of` one matrix, with S as the matrix is."""
+    left, values, right = triples_of(Span(None, matrix, None))[0]
+    return left, values.to(matrix), right
+
+
+def qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Q (m, k) and R (k, n) of the decomposition Q R of a matrix (m, n), with k = min(m, n)."""
+    return _linalg.qr(matrix)
 
 
 def leading(matrix: Tensor) -> Tensor:
-    """Q (m, k) of the decomposition Q R of a matrix (m, n), with k = min(m, n)."""
-    return _linalg.qr(matrix)[0]
+    """The Q of `qr`."""
+    return qr(matrix)[0]
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvalues (n,), in ascending order, and the eigenvectors (n, n) of a symmetric matrix (n, n)."""
     return _linalg.eigh(matrix)
+
+
+def span_of(matrix: Tensor) -> Span:
+    """A long matrix as the product of its QR decomposition, which costs less than to decompose it at once."""
+    rows, columns = matrix.shape
+    if rows > columns:
+        right, core, left = span_of(matrix.T)
+        return Span(None if left is None else left.T, core.T, None if right is None else right.T)
+    if columns < LONG * rows:
+        return Span(None, matrix, None)
+    basis, triangle = qr(matrix.T)
+    return Span(None, triangle.T, basis.T)
+
+
+def span_of_product(up: Tensor, down: Tensor) -> Span:
+    """up @ down, (m, r) and (r, n), by QR decompositions of both: the product, much larger, is never formed.
+
+    In float32 (float64 for float64).
+    """
+    dtype = compute_dtype(up.dtype)
+    left, inner = qr(up.to(dtype))
+    right, outer = qr(down.to(dtype).T)
+    return Span(left, inner @ outer.T, right.T)
 
 
 def cayley(skew: Tensor, times: float = 1.0) -> Tensor:
@@ -77,16 +141,22 @@ def cayley(skew: Tensor, times: float = 1.0) -> Tensor:
     return _linalg.solve(below, above, left=False)
 
 
-def leading_triples(
-    matrix: Tensor, count: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` leading singular triples of a matrix (m, n), or all where it has fewer.
+def leading_span(
+    matrix: Tensor,
+    count: int,
+    *,
+    seed: int = 0,
+    settled: float = 0.0,
+    total: float | None = None,
+    pause: Pause = no_pause,
+) -> Span:
+    """The span of the `count` leading singular triples of a matrix (m, n), in float32 (float64 for float64).
 
-    Returns U (m, k), S (k,) in descending order and V^T (k, n), in float32 (float64 for float64), with k =
-    min(count, m, n). A matrix whose smaller size is at most EXACT or 3 k is decomposed exactly. For others
-    POWERS power iterations refine a random basis, with a QR decomposition after each product; the same `seed`
-    gives the same basis. The energy of the matrix A outside the basis Q is ||A||^2 - ||Q^T A||^2, which needs
-    no further product. The iterations end early when one lowers this energy by less than the share `settled`.
+    A matrix whose smaller size is at most EXACT or 3 `count` is kept whole. For others POWERS power
+    iterations refine a random basis, with a QR decomposition after each product; the same `seed` gives the
+    same basis. The energy of the matrix A outside the basis Q is ||A||^2 - ||Q^T A||^2, which needs no
+    further product. The iterations end early when one lowers this energy by less than the share `settled`, of
+    which each is asked with a wait for the device. `total` is ||A||^2 where it is known.
 
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.
@@ -95,22 +165,33 @@ def leading_triples(
     dtype = compute_dtype(matrix.dtype)
     matrix = matrix.to(dtype)
     if min(matrix.shape) <= max(EXACT, 3 * found):
-        left, values, right = of_long(matrix)
-        return left[:, :found], values[:found], right[:found]
+        return span_of(matrix)
     generator = torch.Generator().manual_seed(seed)
     width = min(found + max(OVERSAMPLED, found // 4), *matrix.shape)
     basis = torch.randn(matrix.shape[1], width, generator=generator, dtype=dtype).to(matrix.device)
-    total = energy_of(matrix) if settled else 0.0
     left, across = _projected(matrix, basis, pause)
-    captured = energy_of(across) if settled else 0.0
+    energies: list[Tensor] = []
+    if settled:
+        whole = energy(matrix) if total is None else torch.tensor(total, dtype=torch.float64)
+        energies = [whole, energy(across)]
     for _ in range(POWERS):
         left, across = _projected(matrix, leading(across), pause)
-        before, captured = captured, energy_of(across) if settled else 0.0
-        if settled and captured - before <= settled * (total - captured):
-            break
+        if energies:
+            energies = fetched(*energies, energy(across))
+            most, before, captured = map(float, energies)
+            if captured - before <= settled * (most - captured):
+                break
+            del energies[1]
     pause()
-    turn, values, right = of_long(across.T)
-    return (left @ turn)[:, :found], values[:found], right[:found]
+    return span_of(across.T)._replace(left=left)
+
+
+def leading_triples(
+    matrix: Tensor, count: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
+) -> Triples:
+    """The `count` leading triples of a matrix (m, n), or all where it has fewer; see `leading_span`."""
+    left, values, right = triples_of(leading_span(matrix, count, seed=seed, settled=settled, pause=pause))[0]
+    return left[:, :count], values[:count], right[:count]
 
 
 def _projected(matrix: Tensor, basis: Tensor, pause: Pause) -> tuple[Tensor, Tensor]:
@@ -123,19 +204,6 @@ def _projected(matrix: Tensor, basis: Tensor, pause: Pause) -> tuple[Tensor, Ten
     return left, matrix.T @ left
 
 
-def product_triples(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular value decomposition of up @ down, (m, r) and (r, n), from QR decompositions of both.
-
-    The product itself, which is much larger, is never formed. Returns U (m, k), S (k,) in descending order
-    and V^T (k, n) with k = min(m, r, n), in float32 (float64 for float64).
-    """
-    dtype = compute_dtype(up.dtype)
-    left, inner = _linalg.qr(up.to(dtype))
-    right, outer = _linalg.qr(down.to(dtype).T)
-    turn, values, back = singular(inner @ outer.T)
-    return left @ turn, values, back @ right.T
-
-
 def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` leading singular triples of kron(w1, w2), from the decompositions of both factors.
 
@@ -143,26 +211,13 @@ def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> tuple[Tensor, Tenso
     Kronecker products of their vectors. Returns U (l * k, n), S (n,) in descending order and V^T (n, i * j).
     Source: Van Loan, "The Ubiquitous Kronecker Product" (2000), section 2.
     """
-    (left1, values1, right1), (left2, values2, right2) = singular(w1), singular(w2)
+    (left1, values1, right1), (left2, values2, right2) = triples_of(span_of(w1), span_of(w2))
     products = torch.outer(values1, values2).flatten()
     order = products.argsort(descending=True)[:count]
-    one, two = order // len(values2), order % len(values2)
+    one, two = (order // len(values2)).to(w1.device), (order % len(values2)).to(w1.device)
     left = (left1[:, None, one] * left2[None, :, two]).flatten(0, 1)
     right = (right1[one, :, None] * right2[two, None, :]).flatten(1)
     return left, products[order], right
-
-
-def of_long(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `singular`, with a QR decomposition first, which costs less for long matrices."""
-    rows, columns = matrix.shape
-    if rows > columns:
-        right, values, left = of_long(matrix.T)
-        return left.T, values, right.T
-    if columns < LONG * rows:
-        return singular(matrix)
-    basis, triangle = _linalg.qr(matrix.T)
-    left, values, right = singular(triangle.T)
-    return left, values, right @ basis.T
 
 
 def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:
@@ -178,23 +233,39 @@ def rearranged(values: Tensor, rows: int, columns: int) -> Tensor:
     return blocks.transpose(1, 2).reshape(rows * columns, -1)
 
 
-def nearest_kronecker(
-    values: Tensor, rows: int, columns: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
-) -> tuple[Tensor, Tensor]:
-    """w1 (rows, columns), of norm 1, and w2 (k, j, *kernel) for the kron(w1, w2) nearest to values (O, I,
-    *kernel).
+def nearest_kroneckers(
+    values: Tensor,
+    splits: Sequence[tuple[int, int]],
+    *,
+    seed: int = 0,
+    settled: float = 0.0,
+    pause: Pause = no_pause,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each split (rows, columns) the w1 (rows, columns), of norm 1, and w2 (k, j, *kernel) for the
+    kron(w1, w2) nearest to values (O, I, *kernel).
 
     The product keeps ||w2||^2 of the energy. See `rearranged`.
     """
-    blocks = rearranged(values, rows, columns)
+    if values.device.type == "cpu" and len(splits) > 1:
+        # There is nothing to wait for: one at a time takes less memory.
+        return [
+            found
+            for split in splits
+            for found in nearest_kroneckers(values, [split], seed=seed, settled=settled, pause=pause)
+        ]
+    blocks = [rearranged(values, *split) for split in splits]
     pause()
-    if len(blocks) <= EXACT:
-        # The blocks are few and long: to decompose them takes much longer than to form their products.
-        left = eigen(wide(blocks @ blocks.T))[1][:, -1].to(blocks)
-    else:
-        left = leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)[0][:, 0]
-    inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
-    return left.reshape(rows, columns), (left @ blocks).reshape(inner)
+    # Few and long blocks take much longer to decompose than their products take to form.
+    grams = iter(fetched(*(one @ one.T for one in blocks if len(one) <= EXACT)))
+    found: list[tuple[Tensor, Tensor]] = []
+    for (rows, columns), one in zip(splits, blocks, strict=True):
+        if len(one) <= EXACT:
+            left = eigen(wide(next(grams)))[1][:, -1].to(one)
+        else:
+            left = leading_triples(one, 1, seed=seed, settled=settled, pause=pause)[0][:, 0]
+        inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
+        found.append((left.reshape(rows, columns), (left @ one).reshape(inner)))
+    return found
 
 
 def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,13 +279,13 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[T
     Source: De Lathauwer, De Moor and Vandewalle, "A Multilinear Singular Value Decomposition" (2000).
     """
     rank, inputs = min(len(values), shape[1]), shape[1]
-    inner = (values[:, None] * right).reshape(len(values), inputs, -1)
-    basis = of_long(inner.transpose(0, 1).reshape(inputs, -1))[0][:, :rank]
+    inner = (values.to(right)[:, None] * right).reshape(len(values), inputs, -1)
+    basis = triples_of(span_of(inner.transpose(0, 1).reshape(inputs, -1)))[0][0][:, :rank]
     core = torch.einsum("mik,in->mnk", inner, basis)[:rank]
     return left[:, :rank], core.reshape(rank, rank, *shape[2:]), basis.T
 
 
 def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """U sqrt(S) and sqrt(S) V^T: two factors of equal norm, whose product is U S V^T."""
-    root = values.sqrt()
+    root = values.to(left).sqrt()
     return left * root, root[:, None] * right

@@ -25,13 +25,18 @@ SEVERAL_IN_ONE: frozenset[Any] = frozenset({getattr(torch, "float4_e2m1fn_x2", N
 """Dtypes that torch counts as floating-point, though each of their elements packs two values."""
 
 
-WITHOUT_FLOAT64 = ("mps",)
-"""The types of the devices that have no float64."""
-
-
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a change of a weight of `dtype` is computed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype for what float32 rounds too much, such as sums of squares: float64 on the CPU.
+
+    Accelerators keep float32: float64 is slow on most of them, and some have none. Small matrices are
+    decomposed on the CPU in any case. docs/decisions/float32.md says how little the results differ.
+    """
+    return torch.float64 if device.type == "cpu" else torch.float32
 
 
 def promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
@@ -255,19 +260,19 @@ def kronecker(one: Tensor, other: Tensor) -> Tensor:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The values in float64, on the CPU where their device has no float64."""
-    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
+    """The values in the dtype that is the widest one on their device, see `widest`, or in their own."""
+    return tensor.to(promoted(tensor.dtype, widest(tensor.device)))
 
 
 def energy_of(tensor: Tensor) -> float:
-    """The sum of all squares, in float64, with one wait for the device."""
+    """The sum of all squares, with one wait for the device."""
     return float(energy(tensor))
 
 
 def energy(tensor: Tensor) -> Tensor:
-    """The sum of all squares as a float64 without dimensions, on the CPU where the device has no float64."""
+    """The sum of all squares, `wide` and without dimensions."""
     flat = tensor.detach().reshape(-1)
-    total = wide(flat.new_zeros(()))
+    total = flat.new_zeros((), dtype=widest(flat.device))
     # In pieces, so that no second copy of a large tensor is made.
     for start in range(0, flat.numel(), PIECE):
         total = total + wide(flat[start : start + PIECE]).square().sum()
@@ -275,12 +280,21 @@ def energy(tensor: Tensor) -> Tensor:
 
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
-    """Small tensors as float64 vectors on the CPU, with one wait where they are on one device."""
-    if len({one.device for one in tensors}) > 1:
-        return [one.detach().cpu().double().reshape(-1) for one in tensors]
-    # torch has no type for `split`.
-    joined: Any = torch.cat([one.detach().reshape(-1) for one in tensors]).cpu().double()
-    return list(joined.split([one.numel() for one in tensors]))
+    """The tensors on the CPU, with one wait for all of one device and dtype."""
+    found = [one.detach() for one in tensors]
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, one in enumerate(found):
+        if one.device.type != "cpu":
+            kinds.setdefault((one.device, one.dtype), []).append(number)
+    for numbers in kinds.values():
+        own = [found[number] for number in numbers]
+        # torch has no type for `split`.
+        joined: Any = torch.cat([one.reshape(-1) for one in own]).cpu() if len(own) > 1 else own[0].cpu()
+        parts = joined.reshape(-1).split([one.numel() for one in own])
+        for number, one, part in zip(numbers, own, parts, strict=True):
+            # A part would keep all of them in memory.
+            found[number] = (part.clone() if len(own) > 1 else part).reshape(one.shape)
+    return found
 
 
 def norm(tensor: Tensor, *dims: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,15 +12,12 @@ from torch import Tensor
 
 from ..algorithms.fitting import FACTORED, Delta
 from ..changes.factors import joined
-from ..changes.forms import Additive, LowRank, add_up
-from ..maths.decompositions import Pause, balanced, no_pause, singular
-from ..maths.tensors import CPU, wide
+from ..changes.forms import Additive, LowRank, Spanned, add_up
+from ..maths.decompositions import Pause, Triples, balanced, no_pause, qr, singular
+from ..maths.tensors import CPU, fetched, wide
 
 ROWS = 512
 """How many rows of a matrix are converted to float64 at once."""
-
-Triples = tuple[Tensor, Tensor, Tensor]
-"""U (O, r), S (r,) and V^T (r, K) of a matrix (O, K)."""
 
 
 @dataclass(eq=False)
@@ -30,7 +27,7 @@ class Deltas:
     `shape` is (O, K), K = I * prod(kernel). `names` are the names of the adapters; () for their places.
     `seed` is for methods that draw random numbers: an adapter's numbers depend only on the seed, `layer` and
     its name, not on order, device or the other adapters. Everything is float32 on `device`, inner products
-    are float64. `pause` is called now and then in long computations.
+    are `wide`. `pause` is called now and then in long computations.
     """
 
     forms: Sequence[Sequence[Additive]]
@@ -42,6 +39,13 @@ class Deltas:
     seed: int = 0
     device: torch.device = CPU
     pause: Pause = no_pause
+    highest: int = 0
+    """The highest possible rank of a change; 0 for min(O, K)."""
+    bases: tuple[Tensor, Tensor] | None = None
+    """For changes in the span of others, see `inner`: the bases of the outputs (O, R) and inputs (K, R)."""
+
+    def __post_init__(self) -> None:
+        self.highest = self.highest or min(self.shape)
 
     @property
     def count(self) -> int:
@@ -54,7 +58,7 @@ class Deltas:
         None where a change has no factors, or where the ranks of all adapters together exceed the share
         FACTORED of the highest possible rank: then the matrix itself takes less work.
         """
-        most = int(FACTORED * min(self.shape))
+        most = int(FACTORED * self.highest)
         found: list[tuple[Tensor, Tensor]] = []
         for forms in self.forms:
             factors = joined(forms, most, self.device)
@@ -64,10 +68,42 @@ class Deltas:
             found.append(factors)
         return tuple(found)
 
+    @cached_property
+    def inner(self) -> Deltas:
+        """The changes as U^T D_i V, (R, R), where U (O, R) and V (K, R) are bases of all outputs and inputs.
+
+        For methods to which it does not matter how outputs or inputs are turned: what they merge there is
+        `lifted` again. It is on the CPU, with one wait for the device. Without factors these are the changes
+        themselves.
+        """
+        if self.factors is None or self.bases is not None:
+            return self
+        self.pause()
+        left, up = qr(wide(torch.cat([up for up, _ in self.factors], 1)))
+        right, down = qr(wide(torch.cat([down for _, down in self.factors]).T))
+        up, down = fetched(up, down)
+        forms: list[list[Additive]] = []
+        start = 0
+        for _, own in self.factors:
+            stop = start + len(own)
+            forms.append([LowRank(up[:, start:stop], down[:, start:stop].T, 1.0)])
+            start = stop
+        bases = left.float(), right.float()
+        shape = len(up), len(down)
+        return replace(self, forms=forms, shape=shape, device=CPU, highest=self.highest, bases=bases)
+
+    def lifted(self, forms: Sequence[Additive]) -> list[Additive]:
+        """The sum of forms of the `inner` changes as a form of the weight's."""
+        if self.bases is None or not forms:
+            return list(forms)
+        left, right = self.bases
+        return [Spanned.of(left, add_up(forms, torch.float64, CPU), right.T)]
+
     def dense(self, index: int) -> Tensor:
         """D_i without its strength. Each call computes it again."""
         self.pause()
-        return add_up(self.forms[index], torch.float32, self.device).reshape(self.shape)
+        dtype = torch.float32 if self.bases is None else torch.float64
+        return add_up(self.forms[index], dtype, self.device).reshape(self.shape)
 
     def weighted(self) -> list[Tensor]:
         """All w_i D_i."""
@@ -77,21 +113,17 @@ class Deltas:
     def gram(self) -> Tensor:
         """<D_i, D_j> (T, T) in float64, on the CPU.
 
-        Float32 would give a wrong norm for the difference of two similar changes.
+        The products are `wide`: float32 would give a wrong norm for the difference of two similar changes.
         """
-        total = wide(torch.zeros(self.count, self.count, device=self.device))
-        if self.factors is not None:
-            pairs = [(wide(up), wide(down)) for up, down in self.factors]
-            for i, (up, down) in enumerate(pairs):
-                for j, (other_up, other_down) in enumerate(pairs[: i + 1]):
-                    total[i, j] = total[j, i] = ((up.T @ other_up) * (down @ other_down.T)).sum()
-            return total.cpu()
+        if self.bases is None and self.factors is not None:
+            return self.inner.gram
         matrices = [self.dense(index) for index in range(self.count)]
+        totals: list[Tensor] = []
         for start in range(0, self.shape[0], ROWS):
             self.pause()
             rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in matrices]))
-            total += rows @ rows.T
-        return total.cpu()
+            totals.append(rows @ rows.T)
+        return fetched(torch.stack(totals))[0].double().sum(0)
 
     def combined(self, coefficients: Sequence[float]) -> list[Additive]:
         """sum of c_i D_i, exactly: the forms themselves, each times its coefficient."""
@@ -109,16 +141,17 @@ class Deltas:
 
     def triples_of(self, forms: Sequence[Additive]) -> Triples:
         """All singular triples of a sum of forms, without rounding noise."""
-        return Delta(forms, self.shape, largest=min(self.shape), device=self.device, pause=self.pause).triples
+        largest = min(self.shape)
+        return Delta(
+            forms, self.shape, largest=largest, settled=0.0, device=self.device, pause=self.pause
+        ).triples
 
-    def bases(self) -> tuple[Tensor, Tensor] | None:
+    def principal(self) -> tuple[Tensor, Tensor]:
         """Q_U (O, R) and Q_V (K, R'), bases for the outputs and for the inputs of all changes.
 
         They come from the balanced factors U sqrt(S) and sqrt(S) V^T, so it does not matter how an adapter
-        divides the size of its change between its two factors. None without factors.
+        divides the size of its change between its two factors.
         """
-        if self.factors is None:
-            return None
         pairs = [balanced(*triples) for triples in self.triples]
         ups = torch.cat([up for up, _ in pairs], 1)
         downs = torch.cat([down for _, down in pairs])
@@ -134,4 +167,4 @@ class Deltas:
 
 def of_triples(left: Tensor, values: Tensor, right: Tensor) -> LowRank:
     """U S V^T as a form."""
-    return LowRank(left * values, right, 1.0)
+    return LowRank(left * values.to(left), right, 1.0)

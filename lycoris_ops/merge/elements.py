@@ -69,14 +69,14 @@ def middle_kept(values: Tensor, first: int, count: int, pause: Pause) -> Tensor:
     return by_tiles([values, chosen], lambda both: both[0] * both[1], pause, torch.empty_like(values))
 
 
-def kept_places(values: Tensor, count: int, pause: Pause) -> Tensor:
+def kept_places(values: Tensor, count: int | Tensor, pause: Pause) -> Tensor:
     """A mask of the `count` values that are largest in size; among equal sizes, of the earlier ones.
 
     Floats of one sign sort like their bits. A histogram of the upper bits and one of the lower bits find the
     smallest size that is kept, without sorting all values and without waiting for the device.
     """
     kept = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
-    if count <= 0:
+    if isinstance(count, int) and count <= 0:
         return kept
 
     def sizes() -> Iterator[tuple[slice, Tensor]]:

@@ -13,11 +13,12 @@ from ..algorithms.base import Dependent, Parameter
 from ..changes.forms import Additive, Dense
 from ..errors import LayerError, LycorisError, MatchError
 from ..files.weights import Weights
+from ..fit.engine import Goal, check_finite
 from ..fit.without_base import GIVE_BASE, no_weight
 from ..layers.part import Part
 from ..maths.decompositions import Pause, no_pause
 from ..maths.shapes import Extent, Shape, fits, flat_shape
-from ..maths.tensors import compute_dtype
+from ..maths.tensors import CPU, compute_dtype
 from ..names.targets import Target
 from ..reading.adapter import Adapter, LayerInfo
 from ..stack.resolve import Match, resolve
@@ -86,6 +87,9 @@ class ChangedPlace:
         entries = self.entries(parameter)
         if not entries:
             return None
+        if len(shape) < 2:
+            # A vector is too small to be worth a wait.
+            device = CPU
         own = [[one for one in self.changes if (one.entry, one.parameter) == (e, parameter)] for e in entries]
         # Block rules may give the separate q, k and v of a fused weight different strengths.
         strengths = [max((one.strength for one in changes), key=abs) for changes in own]
@@ -116,6 +120,7 @@ class ChangedPlace:
                 plain = [Dense(change.reshape(len(change), -1))]
             elif part.rows is not None:
                 plain = [form.embedded(part.rows, count) for form in plain]
+            check_finite(Goal(tuple(plain)))
         return plain if factor == 1.0 else [form.times(factor) for form in plain]
 
     def _met(self, part: Part, base: Weights | None) -> Tensor:

@@ -18,17 +18,19 @@ from ..algorithms.full import Full
 from ..algorithms.lora import Lora
 from ..algorithms.norm import Norm
 from ..changes.factors import joined
-from ..changes.forms import Additive, Dense, LowRank, add_up, reaches
+from ..changes.forms import Additive, LowRank, Spanned, add_up, reaches
 from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
 from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_layers
+from ..fit.harvest import Harvest
 from ..fit.settings import SAME, FitSettings
 from ..fit.steps import Steps
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import flat_shape
+from ..maths.tensors import CPU
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport, FitRow
@@ -261,7 +263,7 @@ class _Merging:
         return Goal(tuple(forms), self._bias(bias))
 
     def _bias(self, forms: Sequence[Additive]) -> Tensor | None:
-        return add_up(forms, torch.float32, torch.device(self.device)).flatten() if forms else None
+        return add_up(forms, torch.float32, CPU).flatten() if forms else None
 
     def source(self, place: ChangedPlace) -> Source:
         return Source(
@@ -329,56 +331,60 @@ def _exactly(
     layers: dict[str, Layer] = {}
     rows: list[FitRow] = []
     left_out: dict[str, str] = {}
-    steps = Steps(progress, len(places))
+    steps, harvest = Steps(progress, len(places)), Harvest()
+
+    def take(place: ChangedPlace, bias: Tensor | None, made: Layer | None) -> None:
+        if isinstance(made, Full | Norm) and not any(bool(one.any()) for one in made.tensors().values()):
+            made = None
+        if bias is not None and bool(bias.any()):
+            made = (made or Full()).with_bias_change(bias)
+        if made is None:
+            left_out[place.name] = "because it changes nothing"
+            return
+        with located(key=place.name):
+            made = cast_layer(made, settings.dtype or merging.dtype_of(place))
+        layers[place.name] = made
+        count = sum(tensor.numel() for tensor in made.tensors().values())
+        rows.append(FitRow(place.name, _before(place), made.algorithm, made.rank, count, 0.0, 0.0))
+
     for place in places:
         with located(key=place.name):
-            made = _exact(read(place, steps.pause), place, settings, steps.pause)
-            if made is not None:
-                made = cast_layer(made, settings.dtype or merging.dtype_of(place))
-            if made is None:
-                left_out[place.name] = "because it changes nothing"
-            else:
-                layers[place.name] = made
-                count = sum(tensor.numel() for tensor in made.tensors().values())
-                rows.append(FitRow(place.name, _before(place), made.algorithm, made.rank, count, 0.0, 0.0))
+            change = read(place, steps.pause)
+            made = _exact(change, place, settings, steps.pause)
+        harvest.add(made, partial(take, place, None if change.own else change.bias))
         steps.step()
+    harvest.bring()
     if not layers:
         raise PlanError("nothing is left of the changes", got=f"{len(places)} changes, all of them zero")
     return layers, FitReport(tuple(rows), left_out)
 
 
 def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
-    """A layer with this change; None for no change."""
+    """A layer with this change of the weight, or the one that makes all of it; None for no change."""
     check_finite(change)
+    if change.own is None:
+        return _nearest(change.forms, place, settings, pause) if change.forms else None
     biased = change.bias is not None and bool(change.bias.any())
-    if change.own is not None:
-        changes = biased or any(reach.most for reach in reaches(change.own.additive() or ()))
-        return change.own if changes else None
-    layer = _nearest(change.forms, place, settings, pause) if change.forms else None
-    if change.bias is not None and biased:
-        layer = (layer or Full()).with_bias_change(change.bias)
-    return layer
+    return change.own if biased or any(one.most for one in reaches(change.forms)) else None
 
 
 def _nearest(
     forms: Sequence[Additive], place: ChangedPlace, settings: FitSettings, pause: Pause
 ) -> Layer | None:
-    """A norm, a full difference, or a LoRA where that is smaller; None for a matrix of zeros."""
+    """A norm, a full difference, which may be zero, or a LoRA where that is smaller; None for a zero one."""
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:
-        kind = Norm if len(shape) == 1 else Full
-        fits = kind.fit(Delta([Dense(add_up(forms, torch.float32, device).flatten())], shape))
-    else:
-        outputs, inputs = flat_shape(shape)
-        # From this rank on two factors hold more numbers than the difference.
-        factors = joined(forms, outputs * inputs // (outputs + inputs), device)
-        if factors is None:
-            fits = Full.fit(Delta(forms, shape, device=device, pause=pause))
-        else:
-            largest = min(outputs, inputs)
-            low = [LowRank(*factors, 1.0)]
-            fits = Lora.fit(Delta(low, shape, largest=largest, device=device, pause=pause))
-    return fits[0].make(len(fits[0].ranks) - 1) if fits and fits[0].kept[-1] > 0 else None
+        values = add_up(forms, torch.float32, CPU).reshape(shape)
+        return Norm(w_norm=values) if len(shape) == 1 else Full(diff=values)
+    outputs, inputs = flat_shape(shape)
+    # From this rank on two factors hold more numbers than the difference.
+    factors = joined(forms, outputs * inputs // (outputs + inputs), device)
+    if factors is None:
+        pause()
+        return Full(diff=add_up(forms, torch.float32, device).reshape(shape))
+    low = forms if len(forms) == 1 and isinstance(forms[0], Spanned) else [LowRank(*factors, 1.0)]
+    fits = Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
+    return fits[0].make(len(fits[0].ranks) - 1) if fits else None
 
 
 def _before(place: ChangedPlace) -> str:

@@ -21,7 +21,7 @@ from .. import processes
 from ..bypass.hook import input_of, own_of
 from ..errors import LycorisError, PlanError
 from ..maths import chance
-from ..maths.tensors import CPU, is_divided
+from ..maths.tensors import CPU, fetched, is_divided
 from ..modules.sites import Site
 from ..modules.statistics import evaluating, with_statistics
 from ..turns import turns
@@ -252,14 +252,17 @@ def agreement(halves: Sequence[float]) -> float | None:
 
 def _halves(sums: Iterable[_Sum]) -> tuple[float, float, float]:
     """<A, B>, ||A||^2 and ||B||^2 as in `Sums`, from each site's projections of the two halves."""
-    product = one_energy = other_energy = 0.0
     projected = [half.clone() for each in sums for half in each.projected]
     processes.add_up(projected)
-    for one, other in zip(projected[::2], projected[1::2], strict=True):
-        product += float((one * other).sum()) / DIRECTIONS
-        one_energy += float(one.square().sum()) / DIRECTIONS
-        other_energy += float(other.square().sum()) / DIRECTIONS
-    return product, one_energy, other_energy
+    products = [
+        torch.stack([(one * other).sum(), one.square().sum(), other.square().sum()])
+        for one, other in zip(projected[::2], projected[1::2], strict=True)
+    ]
+    total = torch.zeros(3, dtype=torch.float64)
+    for each in fetched(*products):
+        total += each
+    product, one_energy, other_energy = (total / DIRECTIONS).unbind()
+    return float(product), float(one_energy), float(other_energy)
 
 
 class _Tap(torch.autograd.Function):

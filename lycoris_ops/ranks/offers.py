@@ -39,7 +39,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..algorithms.fitting import Delta, Fitted
+from ..algorithms.fitting import Delta, Fitted, running
+from ..maths.tensors import fetched
 
 
 class Gradient(Delta):
@@ -50,7 +51,7 @@ class Gradient(Delta):
 
     @cached_property
     def significant(self) -> int:
-        values = self._values
+        values = self.spectrum
         return len(values) if len(values) and float(values[0]) else 0
 
 
@@ -74,17 +75,22 @@ class Offer:
 
 
 def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer, ...]:
-    """What layers of these kinds can gain from a gradient; () where none suits the weight."""
+    """What layers of these kinds can gain from a gradient, on the CPU; () where none suits the weight."""
+    fits = [fit for kind in kinds for fit in kind.fit(gradient)]
+    starts = {id(one): one for fit in fits for one in fit.start.values()}
+    found = fetched(*(fit.sums for fit in fits if fit.sums is not None), *starts.values())
+    # Several offers may share a start.
+    own = {key: one.contiguous() for key, one in zip(starts, found[len(found) - len(starts) :], strict=True)}
+    sums = iter(found)
     return tuple(
         Offer(
             algorithm=fit.algorithm,
             ranks=fit.ranks,
             gains=fit.kept,
             parameters=fit.parameters,
-            first_steps=fit.sums,
+            first_steps=() if fit.sums is None else running(next(sums).double()),
             factor=fit.factor,
-            start=fit.start,
+            start={name: own[id(one)] for name, one in fit.start.items()},
         )
-        for kind in kinds
-        for fit in kind.fit(gradient)
+        for fit in fits
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..errors import FileFormatError, PlanError, either
 from ..files.tree_file import TreeForm
 from ..files.writing import Progress, safetensors_path
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import is_finite
+from ..maths.tensors import CPU, largest_of
 from ..modules.shares import left_out
 from ..modules.sites import Site, select
 from .gradients import Loss, agreement, check_seen, summed
@@ -226,9 +226,10 @@ def probe(
         mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
         halves = tuple(map(sum, zip(halves, sums.halves, strict=True)))
         own: dict[str, Probed] = {}
-        for index, site in enumerate(group):
+        sizes = largest_of([sums.gradients[site.path] for site in group])
+        for index, (site, size) in enumerate(zip(group, sizes, strict=True)):
             values = sums.gradients.pop(site.path)
-            if not is_finite(values):
+            if not math.isfinite(size):
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
             if index % processes.count() == processes.rank():
                 own[site.path] = _probed(site, values, kinds, largest, seed)
@@ -295,22 +296,13 @@ def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed
     gradient = Gradient((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
     offers = offers_of((planned[kind] for kind in kinds), gradient)
     spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
-    moved: dict[int, Tensor] = {}
     return Probed(
         shape=site.shape,
         kind=site.kind,
         energy=gradient.energy,
-        spectrum=spectrum.cpu(),
-        offers=tuple(_on_cpu(offer, moved) for offer in offers) if gradient.energy else (),
+        spectrum=spectrum.to(CPU, torch.float32),
+        offers=offers if gradient.energy else (),
     )
-
-
-def _on_cpu(offer: Offer, moved: dict[int, Tensor]) -> Offer:
-    """The offer with its start on the CPU; a start that several offers share is moved once."""
-    for tensor in offer.start.values():
-        # Copied, since a view would keep the whole decomposition in memory.
-        moved.setdefault(id(tensor), tensor.to("cpu", copy=True).contiguous())
-    return replace(offer, start={name: moved[id(tensor)] for name, tensor in offer.start.items()})
 
 
 def _described(layer: Probed) -> dict[str, Any]:

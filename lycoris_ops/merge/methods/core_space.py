@@ -20,23 +20,23 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = Q_U M Q_V^T, where M is the rule's merge of the cores Q_U^T D_i Q_V, (R, R).
 
     Q_U and Q_V are orthonormal bases of all adapters' outputs and inputs, from balanced factors (see
-    `Deltas.bases`). So no adapter loses anything, and the rank of the result is at most the sum of all ranks.
-    If the changes have no small factors, the rule merges them as they are.
+    `Deltas.principal`). So no adapter loses anything, and the rank of the result is at most the sum of all
+    ranks. If the changes have no small factors, the rule merges them as they are.
     """
     rule = RULES[options["rule"]]
     inner = {name: options[name] for name in ("density", "scale")}
-    bases = deltas.bases()
-    if bases is None:
+    deltas = deltas.inner
+    if deltas.bases is None:
         return rule.merge(deltas, rule.checked(inner))
-    left, right = bases
+    left, right = deltas.principal()
     cores = [[Dense((left.T @ up) @ (down @ right))] for up, down in deltas.factors or ()]
     shape = (left.shape[1], right.shape[1])
-    core = replace(deltas, forms=cores, shape=shape)
+    core = replace(deltas, forms=cores, shape=shape, bases=None)
     merged: list[Additive] = []
     for form in rule.merge(core, rule.checked(inner)):
         values = form.dense(compute_dtype(left.dtype), deltas.device)
         merged.append(LowRank(left @ values, right.T, 1.0))
-    return merged
+    return deltas.lifted(merged)
 
 
 METHOD = MergeMethod(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...changes.forms import Additive
-from ...maths.decompositions import of_long
+from ...maths.decompositions import span_of, triples_of
 from ..deltas import Deltas, of_triples
 from ..elements import SCALE, added
 from ..method import MergeMethod, Option, Options
@@ -21,13 +21,14 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     if options["directions"] == "all":
         total = added(deltas.weighted())
         deltas.pause()
-        left, values, right = of_long(total)
+        ((left, values, right),) = triples_of(span_of(total))
     else:
+        deltas = deltas.inner
         left, values, right = deltas.triples_of(deltas.combined(deltas.strengths))
     if not len(values):
         return []
     values = (1 - options["amount"]) * values + options["amount"] * values.mean()
-    return [of_triples(left, options["scale"] * values, right)]
+    return deltas.lifted([of_triples(left, options["scale"] * values, right)])
 
 
 METHOD = MergeMethod(

@@ -15,6 +15,8 @@ from ..method import MergeMethod, Options
 STEPS = 100
 SETTLED = 1e-10
 """The mean is found once a step turns by less than this angle."""
+CANCELLED = 1e-5
+"""Below this length the sum of the directions is only the rounding of float32."""
 OPPOSITE = 1e-6
 """Within this angle of the opposite direction no way round is the shorter one."""
 
@@ -29,6 +31,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     d_i. As u stays a linear combination of the D_i, only their inner products are needed. A d_i opposite to u
     does not turn it.
     """
+    deltas = deltas.inner
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
     norms = deltas.gram.diagonal().clamp(min=0).sqrt()
     live = (norms > 0) & (weights != 0)
@@ -43,8 +46,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
 
     u = shares @ directions
     size = inner(u, u).clamp(min=0).sqrt()
-    if float(size) < 1e-12:
-        # The directions cancel each other: no direction is nearer to them than another.
+    if float(size) < CANCELLED:
+        # No direction is nearer to all than another.
         return []
     u = u / size
     for _ in range(STEPS):
@@ -59,7 +62,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         u = u * length.cos() + step / length * length.sin()
     mean = float(weights.abs().mean())
     length = float((shares * norms).sum())
-    return deltas.combined([mean * length * float(coefficient) for coefficient in u])
+    return deltas.lifted(deltas.combined([mean * length * float(coefficient) for coefficient in u]))
 
 
 METHOD = MergeMethod(

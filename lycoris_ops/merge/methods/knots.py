@@ -8,7 +8,7 @@ import torch
 
 from ...algorithms.fitting import ROUNDING
 from ...changes.forms import Additive, LowRank
-from ...maths.decompositions import leading, of_long
+from ...maths.decompositions import leading, span_of, triples_of
 from ..deltas import Deltas
 from ..elements import largest_kept, reduced
 from ..method import MergeMethod, Option, Options
@@ -27,7 +27,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         basis = None
         aligned = [deltas.dense(index) for index in range(deltas.count)]
     # By QR: the Gram matrix would lose singular values below the square root of the rounding error.
-    vectors, values, _ = of_long(torch.cat(aligned, 1))
+    ((vectors, values, _),) = triples_of(span_of(torch.cat(aligned, 1)))
     turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]
     kept = [largest_kept(one, options["density"], deltas.pause) for one in aligned]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ...changes.forms import Additive, Dense, LowRank
-from ...maths.decompositions import eigen, leading
-from ...maths.tensors import wide
+from ...changes.forms import Additive, Dense
+from ...maths.decompositions import eigen
+from ...maths.tensors import CPU
 from ..deltas import Deltas
+from ..elements import added
 from ..method import MergeMethod, Option, Options
 
 CUT = 1e-7
@@ -26,34 +27,19 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     spaces add up, and equal adapters count once. A large mu gives the average. mu is in units of the largest
     eigenvalue of the sum of G_i.
     """
-    if deltas.factors is not None:
-        basis = leading(torch.cat([down for _, down in deltas.factors]).T)
-        pairs = [(wide(up), wide(down @ basis)) for up, down in deltas.factors]
-    else:
-        basis, pairs = None, [(None, wide(deltas.dense(index))) for index in range(deltas.count)]
-    size = pairs[0][1].shape[1]
-    total = pairs[0][1].new_zeros(size, size)
-    grams: list[Tensor] = []
-    for index, (up, down) in enumerate(pairs):
-        middle = down if up is None else (up.T @ up) @ down
-        norm = max(float(deltas.gram[index, index]), 1e-300)
-        grams.append(down.T @ middle / norm)
-        total += grams[-1]
+    # In float64: the squares in G double the loss by rounding.
+    deltas = replace(deltas, device=CPU).inner
+    changes = [deltas.dense(index).double() for index in range(deltas.count)]
+    grams = [one.T @ one / max(float(one.square().sum()), 1e-300) for one in changes]
+    total = added(grams)
     values, vectors = eigen(total)
     ridge = options["ridge"] * values[-1]
     live = values > CUT * values[-1]
     inverse = (vectors * torch.where(live, 1 / (values + ridge).clamp(min=1e-300), 0.0)) @ vectors.T
-    eye = torch.eye(size).to(total)
-    merged: list[Additive] = []
-    for (up, down), gram, strength in zip(pairs, grams, deltas.strengths, strict=True):
-        right = (strength * down @ (gram + ridge / deltas.count * eye) @ inverse).to(
-            deltas.device, torch.float32
-        )
-        if basis is None or up is None:
-            merged.append(Dense(right))
-        else:
-            merged.append(LowRank(up.to(right), right @ basis.T, 1.0))
-    return merged
+    share = ridge / deltas.count * torch.eye(len(total), dtype=total.dtype)
+    parts = zip(changes, grams, deltas.strengths, strict=True)
+    merged = added([strength * one @ (gram + share) for one, gram, strength in parts]) @ inverse
+    return deltas.lifted([Dense(merged)])
 
 
 METHOD = MergeMethod(

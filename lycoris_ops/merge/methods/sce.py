@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Additive, Dense
-from ...maths.tensors import energy, fetched
+from ...maths.tensors import energy, wide
 from ..deltas import Deltas
 from ..elements import SCALE, added, by_tiles, kept_places
 from ..method import MergeMethod, Option, Options
@@ -27,16 +27,15 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     values = deltas.weighted()
     if options["select"] < 1:
         variance = by_tiles(values, _variance, deltas.pause)
-        chosen = kept_places(variance, int(options["select"] * int((variance > 0).sum())), deltas.pause)
+        chosen = kept_places(variance, (options["select"] * wide((variance > 0).sum())).long(), deltas.pause)
         values = [one * chosen for one in values]
     energies: list[Tensor] = []
     for one in values:
         deltas.pause()
         energies.append(energy(one))
-    sizes = [float(one) for one in fetched(*energies)]
-    if sum(sizes) == 0.0:
-        return [Dense(values[0])]
-    weights = [size / sum(sizes) for size in sizes]
+    # Where all are 0, so are the values.
+    total = added(energies)
+    weights = [(one / torch.where(total > 0, total, 1.0)).float() for one in energies]
 
     def merged(tile: list[Tensor]) -> Tensor:
         signs = added(tile).sign()

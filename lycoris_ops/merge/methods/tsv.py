@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Additive
-from ...maths.decompositions import singular
+from ...maths.decompositions import Span, triples_of
 from ..deltas import Deltas, of_triples
 from ..method import MergeMethod, Options
 
@@ -17,7 +17,20 @@ SHARED = 1e-6
 
 
 def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
-    """For each adapter its part U'_i S_i V'_i^T of the result at strength 1.
+    """For each adapter its part of the result at strength 1."""
+    inner = deltas.inner
+    return [inner.lifted(forms) for forms in _parts(inner)]
+
+
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+    """D = sum of w_i times the `parts`."""
+    inner = deltas.inner
+    found = zip(_parts(inner), inner.strengths, strict=True)
+    return inner.lifted([form.times(strength) for forms, strength in found for form in forms])
+
+
+def _parts(deltas: Deltas) -> list[list[Additive]]:
+    """For each adapter U'_i S_i V'_i^T.
 
     U = [U_1 ... U_T] and V likewise hold the k_i leading singular vectors of the D_i, with
     k_i = min(rank of D_i, floor(min(O, K) / T)), and U', V' are the nearest matrices with orthonormal
@@ -25,30 +38,24 @@ def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
     change. Where adapters share a direction there is no such matrix, and the partial isometry takes its
     place: two equal adapters get half of their change each.
     """
-    most = min(deltas.shape) // deltas.count
+    most = deltas.highest // deltas.count
     kept = [(left[:, :most], values[:most], right[:most]) for left, values, right in deltas.triples]
     sizes = [len(values) for _, values, _ in kept]
-    lefts = torch.split(_polar(torch.cat([left for left, _, _ in kept], 1)), sizes, 1)
-    rights = torch.split(_polar(torch.cat([right.T for _, _, right in kept], 1)), sizes, 1)
+    joined = torch.cat([left for left, _, _ in kept], 1), torch.cat([right.T for _, _, right in kept], 1)
+    lefts, rights = (torch.split(one, sizes, 1) for one in _polars(*joined))
     return [
         [of_triples(left, values, right.T)] if len(values) else []
         for left, right, (_, values, _) in zip(lefts, rights, kept, strict=True)
     ]
 
 
-def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
-    """D = sum of w_i times the `parts`."""
-    found = zip(parts(deltas, options), deltas.strengths, strict=True)
-    return [form.times(strength) for forms, strength in found for form in forms]
-
-
-def _polar(matrix: Tensor) -> Tensor:
-    """P Q^T of the matrix P S Q^T (m, n), without the directions that are only rounding."""
-    if not matrix.shape[1]:
-        return matrix
-    left, values, right = singular(matrix)
-    live = values > SHARED * values[0]
-    return (left * live) @ right
+def _polars(*matrices: Tensor) -> list[Tensor]:
+    """P Q^T of each matrix P S Q^T (m, n), without the directions that are only rounding."""
+    found: list[Tensor] = []
+    for left, values, right in triples_of(*(Span(None, one, None) for one in matrices)):
+        live = values > SHARED * values[:1]
+        found.append((left * live.to(left)) @ right)
+    return found
 
 
 METHOD = MergeMethod(
