@@ -213,7 +213,8 @@ class Sides:
 
 def _on_outputs(run: Callable[[Tensor], Tensor], size: int, weight: Tensor) -> Tensor:
     """What `run` makes of the columns of a weight, in the weight's shape."""
-    return run(weight.reshape(size, -1).T).T.reshape(weight.shape)
+    # Contiguous as W is: BLAS may round a product with a transposed weight in another way.
+    return run(weight.reshape(size, -1).T).T.contiguous().view(weight.shape)
 
 
 def _on_inputs(run: Callable[[Tensor], Tensor], size: int, weight: Tensor) -> Tensor:
