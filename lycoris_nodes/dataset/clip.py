@@ -56,12 +56,12 @@ class Cut:
     count: int
 
 
-def cuts_of(frames: int, most: int, step: int, cuts: int) -> list[Cut]:
+def cuts_of(frames: int, most: int, step: int, cuts: int, least: int = 1) -> list[Cut]:
     """At most `cuts` evenly spaced parts of a clip that do not overlap, each of at most `most` frames.
 
-    Each has a multiple of `step` frames plus one, as video VAEs need.
+    Each has a multiple of `step` frames plus `least`, as video VAEs need; of fewer than that, one.
     """
-    count = (min(frames, most) - 1) // step * step + 1
+    count = (min(frames, most) - least) // step * step + least if min(frames, most) >= least else 1
     number = max(1, min(cuts, frames // count))
     return [Cut(round(n * (frames - count) / max(1, number - 1)), count) for n in range(number)]
 

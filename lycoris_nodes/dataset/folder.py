@@ -51,11 +51,21 @@ class Found:
     """Its caption in a list, which counts if it has no file for one."""
     mask: Path | None = None
     references: tuple[Path, ...] = ()
-    """The pictures that the model is shown beside the caption, in order."""
+    """The pictures and clips that the model is shown beside the caption, in order."""
     is_clip: bool = False
     repeats: int = 1
     subject: str = ""
     """The folder's name after the number of repeats."""
+
+    @property
+    def controls(self) -> tuple[Path, ...]:
+        """Its references that are clips."""
+        return tuple(path for path in self.references if path.name.lower().endswith((*CLIPS, FRAMES)))
+
+    @property
+    def still_references(self) -> tuple[Path, ...]:
+        """Its references that are pictures."""
+        return tuple(path for path in self.references if path not in self.controls)
 
     @property
     def is_named_as_reference(self) -> bool:
@@ -110,7 +120,7 @@ class PictureFolder:
             names = [name for name in files if not _is_hidden(name) and name != LISTED]
             found, rest = _in_one_folder(here, [*names, *framed], (*CLIPS, FRAMES) if clips else ())
             beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
-            shelves |= {one: _shelf_of(one) for one in beside[here]}
+            shelves |= {one: _shelf_of(one, clips=clips) for one in beside[here]}
             masks = _masks_beside(here, folders, has_pictures=bool(found))
             drawn |= {*masks}
             if not found:
@@ -224,11 +234,11 @@ _Shelf = dict[str, list[tuple[str, Path]]]
 """A folder's references as (name, path), by the name of the picture that each may belong to."""
 
 
-def _shelf_of(folder: Path) -> _Shelf:
+def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
     """Each list begins with the reference without a number; the others follow by number."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
     for path in _files_of(folder):
-        if path.name.lower().endswith(PICTURES):
+        if path.name.lower().endswith((*PICTURES, *(CLIPS if clips else ()))):
             name = _alike(path.stem)
             found.setdefault(name, []).append((-1, name, path))
             front, _, number = name.rpartition("_")

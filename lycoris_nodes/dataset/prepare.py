@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...lycoris_ops import LycorisError, Progress, TrainError, few, number_of
 from ..host.files import shown_path
-from ..host.given import Given, restored, stored
+from ..host.given import Beside, Given, Made, Takes, restored, stored
 from ..host.page import picture_tensor
 from ..host.references import Conditioning, References, encoded_with, with_references
 from ..host.training import NOISE_MASK
@@ -32,6 +32,8 @@ from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with
 
 CUT = 0.2
 """The report names a picture as cut off if it loses more than this share."""
+HEARD = 16000
+"""Samples a second for audio encoders."""
 SHOWN, GAP = 25, 4
 """How many pictures are shown at most, and the pixels between them."""
 
@@ -73,7 +75,8 @@ class PictureSettings:
     frames: int = 1
     """The most frames in one cut of a clip."""
     frame_step: int = 1
-    """A cut has a multiple of this number of frames, plus one."""
+    """A cut has a multiple of this number of frames, plus `frame_least`."""
+    frame_least: int = 1
     frame_rate: float = 24.0
     """Frames a second."""
     cuts: int = 1
@@ -95,10 +98,16 @@ class Shown:
     """Whether the model needs given frames, but no known node makes them."""
     takes_sound: bool = False
     """Whether the model makes clips with sound."""
+    needs_sound: bool = False
+    """Whether it only makes clips with sound."""
     sound: Encoder | None = None
     """The audio VAE, where it is linked."""
     vision: Encoder | None = None
     """The CLIP vision model, where it is linked."""
+    hearing: Encoder | None = None
+    """The audio encoder, where it is linked: it gives what a model hears for a waveform at `HEARD`."""
+    unmade: str = ""
+    """What the model is not given, because no folder has it."""
 
     @property
     def sounds(self) -> Encoder | None:
@@ -220,6 +229,8 @@ def prepared(
         _check_targets(folder)
     planned = _planned(folder, settings, progress(len(folder.pictures)))
     _check_references(planned, shown, settings)
+    if shown.needs_sound:
+        _check_sounds(planned, shown, settings)
     together = shown.references is not None and bool(shown.references.node)
 
     def is_pair(one: _Planned) -> bool:
@@ -317,21 +328,66 @@ def _check_targets(folder: PictureFolder) -> None:
 
 def _check_references(planned: Sequence[_Planned], shown: Shown, settings: PictureSettings) -> None:
     """Raise TrainError for more references than the model takes, and for one that would lose too much."""
-    most = shown.references.most if shown.references else 0
+    takes = shown.given.takes if shown.given else None
+    most = shown.references.most if shown.references else int(bool(takes and takes.reference))
+    most_clips = len(takes.controls) if takes else 0
     for one in planned:
-        count = len(one.found.references)
-        if count > most:
+        for paths, number, what in (
+            (one.found.still_references, most, "references"),
+            (one.found.controls, most_clips, "clips as references"),
+        ):
+            if len(paths) > number:
+                raise TrainError(
+                    f"there are more {what} than the model takes" if number else f"the model takes no {what}",
+                    file=str(one.found.path),
+                    got=few([path.name for path in paths]),
+                    expected=f"at most {number}" if number else "a model such as Flux Kontext or Wan VACE",
+                    hint="Files whose names end in `_control`, `_reference` or `-condlabel`, and files in "
+                    "folders such as `control`, are references. Rename them if they are not",
+                )
+        if one.found.references and shown.references is None and one.clip is None:
             raise TrainError(
-                "there are more references than the model takes" if most else "the model takes no references",
+                "the model takes references of clips, and this is a picture",
                 file=str(one.found.path),
                 got=few([path.name for path in one.found.references]),
-                expected=f"at most {most}" if most else "a model such as Flux Kontext or Qwen-Image-Edit",
-                hint="Pictures whose names end in `_control`, `_reference` or `-condlabel`, and pictures in "
-                "folders such as `control`, are references. Rename them if they are not",
+                hint="Take its references out of the folder",
             )
-        for path in one.found.references:
-            if shown.references and not shown.references.node:
+        for path in one.found.still_references:
+            if shown.references and shown.references.encoded and not shown.references.node:
                 _check_cut(path, _fit_of_reference(path, one.fit.size, shown.references, settings), settings)
+        for path in one.found.controls:
+            length = facts_of(path, settings.frame_rate).frames
+            wanted = max(view.cut.start + view.cut.count for view in one.views if view.cut)
+            if length < wanted:
+                raise TrainError(
+                    "a clip is shorter than the one that it belongs to",
+                    file=str(path),
+                    got=number_of(length, "frame"),
+                    expected=f"at least {wanted}, as {one.found.name}",
+                    hint="Make both equally long, or lower `frames`",
+                )
+
+
+def _check_sounds(planned: Sequence[_Planned], shown: Shown, settings: PictureSettings) -> None:
+    """Raise TrainError for what a model that only makes clips with sound cannot learn."""
+    if shown.sound is None:
+        raise TrainError(
+            "the model only makes clips with sound",
+            key="audio_vae",
+            hint="Link its audio VAE, so that the sound of the clips is learned too",
+        )
+    rest = [one.found.name for one in planned if one.clip is None or not one.clip.sounds]
+    rest += [
+        one.found.name
+        for one in planned
+        if one.found.name not in rest and one.views[0].cut and one.views[0].cut.count < settings.frame_least
+    ]
+    if rest:
+        raise TrainError(
+            f"the model only learns clips with sound of at least {settings.frame_least} frames",
+            got=few(rest),
+            hint="Take the others out of the folder",
+        )
 
 
 def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress) -> list[_Planned]:
@@ -371,7 +427,9 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         held = one in held_out
         cuts: Sequence[Cut | None] = [None]
         if clip:
-            cuts = cuts_of(clip.frames, settings.frames, settings.frame_step, settings.cuts)
+            cuts = cuts_of(
+                clip.frames, settings.frames, settings.frame_step, settings.cuts, settings.frame_least
+            )
         mirrored = settings.mirror and not held and may_be_mirrored(text)
         views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
         is_animated = isinstance(facts, PictureFacts) and facts.is_animated
@@ -428,14 +486,18 @@ class _Pictures:
             # Given its only frame, the model would have nothing left to learn.
             given = None
         seeing = [self.shown.vision.identity] if self.shown.vision and given and given.seen else []
+        hears = given is not None and given.takes.hears and one.clip is not None and one.clip.sounds
+        seeing += [self.shown.hearing.identity] if self.shown.hearing and hears else []
         key = None
         if self.vae.identity is not None and None not in seeing:
-            hashes = [self._hash_of_clip(one) if view.cut else hashlib.sha256(content).hexdigest()]
+            hashes = [self._hash_of(one.found.path) if view.cut else hashlib.sha256(content).hexdigest()]
             hashes += [hashlib.sha256(mask).hexdigest()] if one.found.mask else []
             how: list[Any] = [list(one.fit.size), list(one.fit.box), view.mirrored, self.settings.background]
             if view.cut:
                 how += [view.cut.start, view.cut.count, self.settings.frame_rate]
             how += [given.node, given.ends, *seeing] if given else []
+            if given and not self.shown.references:
+                how += [self._hash_of(path) for path in one.found.references]
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
             value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
@@ -446,7 +508,7 @@ class _Pictures:
             raise
         learned = None if value["mask"] is None else value["mask"].float() / 255
         references: list[Tensor] = []
-        if one.found.references and not self.kind.node:
+        if one.found.references and self.shown.references and not self.kind.node:
             references = [self._reference(one, path, view.mirrored) for path in one.found.references]
         told = (restored(value.get("given", {})), value.get(NOISE_MASK))
         return _Encoded(value["latent"], learned, value["shown"], *told, references)
@@ -458,17 +520,41 @@ class _Pictures:
             return None
         key = None
         if encoder.identity is not None:
-            key = key_of("sound", encoder.identity, self._hash_of_clip(one), cut.start, cut.count, rate)
+            key = key_of("sound", encoder.identity, self._hash_of(one.found.path), cut.start, cut.count, rate)
 
         def made() -> Tensor:
             return encoder.encode(partial(sound_of, one.found.path, cut, rate), cut.count, rate)
 
         return self.kept.fetch(key, lambda: {"sound": made()})["sound"]
 
-    def _hash_of_clip(self, one: _Planned) -> str:
-        if one.found.path not in self.hashes:
-            self.hashes[one.found.path] = hash_of(one.found.path)
-        return self.hashes[one.found.path]
+    def _hash_of(self, path: Path) -> str:
+        if path not in self.hashes:
+            self.hashes[path] = hash_of(path)
+        return self.hashes[path]
+
+    def _beside(self, one: _Planned, view: _View, given: Given) -> Beside:
+        """What belongs to a cut of a clip."""
+        cut, rate = view.cut, self.settings.frame_rate
+        if cut is None or one.clip is None or self.shown.references:
+            return Beside()
+        controls: list[Tensor] = []
+        for path in one.found.controls:
+            size = facts_of(path, rate).size
+            # One of the same size is cut like the clip; another keeps its shape, and the host's node cuts it.
+            fitted = one.fit
+            if size != one.fit.source:
+                fitted = fit(
+                    size, self.settings.resolution, self.settings.step, enlarge=self.settings.enlarge
+                )
+            controls.append(_mirrored(pixels_of_clip(path, cut, rate, fitted), view.mirrored))
+        shown = [
+            _mirrored(picture_tensor(self._whole(path, _content(path))), view.mirrored)
+            for path in one.found.still_references
+        ]
+        heard = None
+        if self.shown.hearing and given.takes.hears and one.clip.sounds:
+            heard = self.shown.hearing.encode(sound_of(one.found.path, cut, rate, HEARD))
+        return Beside(controls, shown[0] if shown else None, heard)
 
     @property
     def kind(self) -> References:
@@ -495,7 +581,7 @@ class _Pictures:
 
     def small_references(self, one: _Planned) -> list[Tensor]:
         """Small pictures of the references."""
-        return [small(self._whole(path, _content(path)), None) for path in one.found.references]
+        return [small(self._whole(path, _content(path)), None) for path in one.found.still_references]
 
     def _whole(self, path: Path, content: bytes) -> Image.Image:
         """A reference in its own size."""
@@ -503,8 +589,10 @@ class _Pictures:
         return pixels_of(path, content, PictureFit(size, size, (0, 0, *size)), self.settings.background)[0]
 
     def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
-        """The latent of a reference."""
+        """The latent of a reference, or its pixels."""
         settings, content = self.settings, _content(path)
+        if not self.kind.encoded:
+            return _mirrored(picture_tensor(self._whole(path, content)), mirrored)
         fitted = _fit_of_reference(path, one.fit.size, self.kind, settings)
         key = None
         if self.vae.identity is not None:
@@ -552,8 +640,9 @@ class _Pictures:
         latent = self.vae.encode(pixels)
         self.check(latent)
         made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
+        of_it = Made({})
         if given:
-            of_it = given.make(self.shown.vae, pixels, mask)
+            of_it = given.make(self.shown.vae, pixels, mask, self._beside(one, view, given))
             made |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
             if of_it.noise_mask is not None:
                 if not of_it.noise_mask.any():
@@ -564,7 +653,7 @@ class _Pictures:
                         hint="Raise `frames`, take a longer clip, or set `first_frames` to first",
                     )
                 made[NOISE_MASK] = of_it.noise_mask
-        if mask is not None and not (given and given.masked):
+        if mask is not None and not (of_it.masked or (given and given.masked)):
             made["mask"] = (mask * 255).round().to(torch.uint8)
         return made
 
@@ -656,6 +745,11 @@ def _described(
         lines.append("clip_vision is not used: this model does not take its output")
     if shown.misses_frames and cuts:
         lines.append("the model gets no first frame: no known node makes one for it")
+    if shown.unmade:
+        lines.append(shown.unmade)
+    if shown.given and shown.given.takes != Takes() and cuts:
+        lines += named("with clips that control them", lambda one: one.found.controls)
+        lines += named("with a reference", lambda one: one.found.still_references)
     if shown.references and any(one.found.references for one in planned):
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)
@@ -681,6 +775,10 @@ def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
     """The report's lines on the sound of clips."""
     clips = [one for one in planned if one.clip]
     heard = [one.found.name for one in clips if one.clip and one.clip.sounds]
+    if shown.given and shown.given.takes.hears:
+        if shown.hearing is None:
+            return ["the model hears no sound: link audio_encoder, as for sampling"] if heard else []
+        return [f"with sound, which the model hears: {len(heard)} ({few(heard)})"] if heard else []
     silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
     if shown.sound is not None and not shown.takes_sound:
         return ["no sound is learned: this model makes none, so audio_vae is not used"]

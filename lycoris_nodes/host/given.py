@@ -1,11 +1,12 @@
-"""Parts of the target that a model is given: the ends of a clip, or what surrounds a hole in a picture.
+"""What a model is given beside a text: the ends of a clip, what surrounds a hole in a picture, clips that
+control it, a reference, and its sound.
 
-The host's own nodes make them.
+The host's own nodes make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,13 @@ _NODES: Mapping[str, str] = {
     "Kandinsky5": "Kandinsky5ImageToVideo",
     "WAN22": "Wan22ImageToVideoLatent",
     **dict.fromkeys(("LTXV", "LTXAV"), "LTXVImgToVideo"),
+    "WAN21_Vace": "WanVaceToVideo",
+    "WAN21_Camera": "WanCameraImageToVideo",
+    "WAN21_HuMo": "WanHuMoImageToVideo",
+    "WAN22_S2V": "WanSoundImageToVideo",
+    "WAN22_Animate": "WanAnimateToVideo",
+    "WAN22_WanDancer": "WanDancerVideo",
+    **dict.fromkeys(("WAN21_SCAIL", "WAN21_SCAIL2"), "WanSCAILToVideo"),
 }
 _OF_MARKED: Mapping[str, str] = {
     "WAN21": "WanImageToVideo",
@@ -39,6 +47,22 @@ _OF_MARKED: Mapping[str, str] = {
     "CosmosPredict2": "CosmosPredict2ImageToVideoLatent",
 }
 """The nodes of models that the host marks as image-to-video."""
+_OF_CHANNELS: Mapping[int, str] = {48: "WanFunControlToVideo", 52: "Wan22FunControlToVideo"}
+"""The nodes of Wan models with this many channels."""
+UNMADE: Mapping[str, tuple[str, str, bool]] = {
+    "SeedVR2": ("condition", "SeedVR2Conditioning", True),
+    "PiD": ("lq_latent", "PiDConditioning", True),
+    "WAN21_Camera": ("camera_conditions", "WanCameraImageToVideo", False),
+    "WAN22_WanDancer": ("audio_embed", "WanDancerVideo", False),
+    "SVD_img2vid": ("concat_latent_image", "SVD_img2vid_Conditioning", False),
+    "SD_X4Upscaler": ("concat_image", "SD_4XUpscale_Conditioning", False),
+    "SD21UNCLIP": ("unclip_conditioning", "unCLIPConditioning", False),
+    "StableCascade_B": ("stable_cascade_prior", "StableCascade_StageB_Conditioning", False),
+    "HunyuanImage21Refiner": ("concat_latent_image", "HunyuanRefinerLatent", False),
+    "HunyuanVideo15_SR_Distilled": ("concat_latent_image", "HunyuanVideo15SuperResolution", False),
+}
+"""Settings of a conditioning that are not made from a folder, by the host's class: the setting, the node that
+makes it, and whether the model cannot run without it. Else the host itself takes zeros for it."""
 SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
 """The inputs of these nodes that take the output of a CLIP vision model. The third is for the last frame."""
 _TAKEN = ("penultimate_hidden_states", "last_hidden_state")
@@ -53,6 +77,51 @@ _OF_LAST: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What belongs to a clip.
+
+    Others that control it (F, H, W, 3), a reference (1, H, W, 3), and what an audio encoder gives for its
+    sound.
+    """
+
+    controls: Sequence[Tensor] = ()
+    reference: Tensor | None = None
+    heard: Any = None
+
+
+@dataclass(frozen=True)
+class Takes:
+    """The inputs of a node for what belongs to a clip."""
+
+    controls: tuple[str, ...] = ()
+    reference: str = ""
+    masks: str = ""
+    """For the mask of the clip: white is to be made, and black is kept from the first control clip."""
+    hears: bool = False
+    ahead: Callable[[Settings], Tensor] | None = None
+    """Where the reference is found that the model makes again in front of the clip."""
+
+
+_HEARD = "audio_encoder_output"
+_TAKES: Mapping[str, Takes] = {
+    "WanVaceToVideo": Takes(
+        ("control_video",),
+        "reference_image",
+        "control_masks",
+        ahead=lambda made: made["vace_frames"][0][:, :16],
+    ),
+    "WanFunControlToVideo": Takes(("control_video",)),
+    "Wan22FunControlToVideo": Takes(("control_video",), "ref_image"),
+    "WanHuMoImageToVideo": Takes((), "ref_image", hears=True),
+    "WanSoundImageToVideo": Takes(("control_video",), "ref_image", hears=True),
+    "WanAnimateToVideo": Takes(
+        ("pose_video", "face_video"), "reference_image", ahead=lambda made: made["concat_latent_image"]
+    ),
+    "WanSCAILToVideo": Takes(("pose_video", "pose_video_mask"), "reference_image"),
+}
+
+
+@dataclass(frozen=True)
 class Made:
     """What a node returns: settings of a conditioning, and a latent (1, C, F, ...). The latent holds given
     values where its noise mask (1, 1, F, ...) is 0."""
@@ -60,9 +129,15 @@ class Made:
     settings: Settings
     latent: Tensor | None = None
     noise_mask: Tensor | None = None
+    ahead: Tensor | None = None
+    """The latent of a reference that the model makes again in front of the clip (1, C, f, H, W)."""
+    masked: bool = False
+    """Whether it holds the mask."""
 
     def within(self, latent: Tensor) -> Tensor:
         """A latent with the given values put in."""
+        if self.ahead is not None:
+            latent = torch.cat([self.ahead, latent], 2)
         if self.latent is None or self.noise_mask is None:
             return latent
         return torch.where(self.noise_mask == 0, self.latent, latent)
@@ -70,10 +145,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Given:
-    """How the host's `node` makes the given parts from pixels (F, H, W, 3) and a mask (1, H, W)."""
+    """How the host's `node` makes the given parts.
+
+    It takes a VAE, pixels (F, H, W, 3), a mask (1, H, W), and what belongs to the clip.
+    """
 
     node: str
-    make: Callable[[Any, Tensor, Tensor | None], Made]
+    make: Callable[[Any, Tensor, Tensor | None, Beside], Made]
     masked: bool = False
     """Whether masks say what to paint, and not what to learn."""
     ends: str = ""
@@ -82,6 +160,7 @@ class Given:
     """Whether the model makes videos only with given parts."""
     seen: bool = False
     """Whether a CLIP vision model also sees the given frames."""
+    takes: Takes = Takes()
 
 
 def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
@@ -95,12 +174,16 @@ def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
     kind = type(model).__name__
     if "mask" in model.concat_keys or (kind == "Flux" and channels > 2 * own > 0):
         return Given("InpaintModelConditioning", _around, masked=True)
-    if ends == "none":
-        return None
     node = _NODES.get(kind) or (_OF_MARKED.get(kind) if getattr(model, "image_to_video", False) else None)
+    if kind == "WAN21":
+        node = _OF_CHANNELS.get(config.get("in_dim") or 0, node)
     if kind == "HunyuanVideo15" and channels > model.latent_format.latent_channels:
         node = "HunyuanVideo15ImageToVideo"
-    if kind == "HunyuanVideo" and ends == REPLACED:
+    if ends == "none":
+        if node not in _TAKES:
+            return None
+        found = node
+    elif kind == "HunyuanVideo" and ends == REPLACED:
         found = "HunyuanImageToVideo"
     else:
         found = {"first": node, "first and last": _OF_LAST.get(node or "")}.get(ends)
@@ -115,10 +198,11 @@ def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
         return None
     return Given(
         found,
-        lambda vae, pixels, mask: _of_ends(found, ends, vae, pixels, see),
+        lambda vae, pixels, mask, beside: _of_ends(found, ends, vae, pixels, mask, see, beside),
         ends=ends,
         needed=kind not in OF_BOTH,
-        seen=see is not None and not _inputs_of(found).isdisjoint(SEEN),
+        seen=see is not None and not _inputs_of(found).keys().isdisjoint(SEEN),
+        takes=_TAKES.get(found, Takes()),
     )
 
 
@@ -131,7 +215,24 @@ def misses_frames(model: Any, ends: str) -> bool:
     return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
 
 
-def _around(vae: Any, pixels: Tensor, mask: Tensor | None) -> Made:
+def unmade(model: Any) -> tuple[str, str, bool] | None:
+    """The entry of `UNMADE` for a model."""
+    return next((UNMADE[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in UNMADE), None)
+
+
+def check_made(model: Any, settings: Mapping[str, Any]) -> None:
+    """Raise TrainError for a conditioning without a setting that the model cannot run without."""
+    name, node, needed = unmade(model) or ("", "", False)
+    if needed and settings.get(name) is None:
+        raise TrainError(
+            f"{type(model).__name__} cannot be trained with captions alone: it also takes `{name}`",
+            key=name,
+            hint=f"It is not made from a folder. ComfyUI's node {node} makes it: link the conditioning from "
+            "there, with latents of VAE Encode, to `positive` and `latents` of the training",
+        )
+
+
+def _around(vae: Any, pixels: Tensor, mask: Tensor | None, beside: Beside) -> Made:
     hole = torch.ones(1, *pixels.shape[1:3]) if mask is None else mask
     made = nodes.InpaintModelConditioning().encode([_nothing()], [_nothing()], pixels, vae, hole, False)
     return Made(made[0][0][1])
@@ -160,28 +261,52 @@ def _node(name: str) -> Any:
     return own_node(name, "this ComfyUI cannot give the model a first frame")
 
 
-def _inputs_of(name: str) -> set[str]:
-    return {one.id for one in _node(name).define_schema().inputs}
+def _inputs_of(name: str) -> dict[str, Any]:
+    """The inputs of a node with their defaults."""
+    return {one.id: getattr(one, "default", None) for one in _node(name).define_schema().inputs}
 
 
-def _of_ends(name: str, ends: str, vae: Any, pixels: Tensor, see: See | None) -> Made:
-    known = _inputs_of(name)
+def _of_ends(
+    name: str,
+    ends: str,
+    vae: Any,
+    pixels: Tensor,
+    mask: Tensor | None,
+    see: See | None,
+    beside: Beside,
+) -> Made:
+    known, takes = _inputs_of(name), _TAKES.get(name, Takes())
     length, height, width = pixels.shape[:3]
-    inputs: dict[str, Any] = {"positive": [_nothing()], "negative": [_nothing()], "vae": vae}
+    inputs: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+    inputs |= {"positive": [_nothing()], "negative": [_nothing()], "vae": vae}
     inputs |= {"width": width, "height": height, "length": length, "batch_size": 1, "strength": 1.0}
-    inputs |= {"start_image": pixels[:1], "image": pixels[:1]}
+    if ends != "none":
+        inputs |= {"start_image": pixels[:1], "image": pixels[:1]}
+    inputs |= dict(zip(takes.controls, beside.controls, strict=False))
+    if beside.reference is not None:
+        inputs[takes.reference] = beside.reference
+    if beside.heard is not None:
+        inputs[_HEARD] = beside.heard
+    masked = mask is not None and bool(takes.masks and beside.controls)
+    if mask is not None and masked:
+        inputs[takes.masks] = mask.expand(length, -1, -1)
     inputs["guidance_type"] = "v2 (replace)" if ends == REPLACED else "v1 (concat)"
     if ends == "first and last":
         inputs["end_image"] = pixels[-1:]
-    if see is not None:
+    looked_at = beside.reference if takes.reference else inputs.get("start_image")
+    if see is not None and looked_at is not None:
         first, at_start, at_end = SEEN
-        inputs |= {name: see(pixels[:1]) for name in (first, at_start) if name in known}
+        inputs |= {name: see(looked_at) for name in (first, at_start) if name in known}
         if at_end in known and ends == "first and last":
             inputs[at_end] = see(pixels[-1:])
     made = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
     settings = made[0][0][1] if isinstance(made[0], list) else {}
     latent = next((one for one in made if isinstance(one, dict) and NOISE_MASK in one), None)
-    return Made(settings, latent["samples"], latent[NOISE_MASK]) if latent else Made(settings)
+    if latent:
+        return Made(settings, latent["samples"], latent[NOISE_MASK])
+    # The fourth output of these nodes is how many frames of the latent are the reference.
+    ahead = takes.ahead(settings)[:, :, : made[3]] if takes.ahead and made[3] else None
+    return Made(settings, ahead=ahead, masked=masked)
 
 
 def _nothing() -> list[Any]:

@@ -17,6 +17,9 @@ OF_OLDER = {
 Source: `temporal_downscale_ratio` of ComfyUI 0.30.
 """
 
+OF_CLIPS = {"MiniMaxH3": (17, 5)}
+"""Models whose clips have a multiple of the first number of frames, plus the second, by the host's class."""
+
 
 def frames_of(latents: Any) -> int:
     """Video frames per latent frame, for a latent format of the host; 1 if the format has no frames."""

@@ -28,6 +28,8 @@ class References:
     fitted: bool = False
     most: int = 16
     """How many a model takes at most."""
+    encoded: bool = True
+    """Whether they become latents; else the model takes their pixels (1, H, W, 3)."""
     node: str = ""
     given: Callable[[Sequence[Tensor], tuple[int, int]], dict[str, Any]] = lambda images, size: {}
 
@@ -35,6 +37,8 @@ class References:
     def in_words(self) -> str:
         if self.node:
             return f"encoded with the captions, as by {self.node}"
+        if not self.encoded:
+            return "pixels beside the captions"
         return "concatenated to the latents" if self.key == CONCATENATED else "latents beside the captions"
 
 
@@ -75,6 +79,7 @@ _BY_CLASS: Mapping[str, References | None] = {
     "SD15_instructpix2pix": _TAKEN_IN,
     "SDXL_instructpix2pix": _TAKEN_IN,
     "HiDream": _TAKEN_IN,
+    "HiDreamO1": References(most=10, encoded=False),
 }
 """How models take references, by the host's class."""
 WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN}

@@ -11,32 +11,39 @@ from torch.nn import functional
 from ...lycoris_ops import TrainError
 from .sampling import own_node
 
-OF_MODELS = ("LTXAV",)
-"""The host's classes of models that make clips with sound."""
-VAE = "AudioVAE"
-"""The host's class of the audio VAE of these models."""
+VAES = {"LTXAV": "AudioVAE", "MiniMaxH3": "MiniMaxH3AudioVAE"}
+"""The host's classes of models that make clips with sound, and of their audio VAEs."""
+ALWAYS = ("MiniMaxH3",)
+"""Models that only make clips with sound."""
 
 
 def takes_sound(model: Any) -> bool:
     """Whether a model makes clips with sound."""
-    return type(model).__name__ in OF_MODELS
+    return type(model).__name__ in VAES
 
 
-def check_audio_vae(vae: Any) -> None:
-    """Raise TrainError for a VAE that is not for the sound of these models."""
+def needs_sound(model: Any) -> bool:
+    """Whether a model cannot make clips without sound."""
+    return type(model).__name__ in ALWAYS
+
+
+def check_audio_vae(vae: Any, model: Any) -> None:
+    """Raise TrainError for a VAE that is not for the sound of the model."""
     # In older hosts the audio VAE is not a VAE with an inner model, and is refused.
     inner = getattr(vae, "first_stage_model", None)
-    if type(inner).__name__ != VAE:
+    if type(inner).__name__ != VAES[type(model).__name__]:
         raise TrainError(
             "this is not the audio VAE of the model",
             key="audio_vae",
             got=type(inner or vae).__name__,
-            expected="what the node Load LTXV Audio VAE of a recent ComfyUI loads",
+            expected="what the node Load LTXV Audio VAE of a recent ComfyUI loads for LTX-2, or Load VAE for "
+            "MiniMax-H3",
         )
 
 
 def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_rate: float) -> Tensor:
-    """The latent (1, C, T, F) of a clip's sound, cut to the length of the host's empty sound for the clip.
+    """The latent (1, C, ..., T, ...) of a clip's sound, cut to the length of the host's empty sound for the
+    clip.
 
     `sound` gives the waveform (1, channels, n) for a number of samples per second.
     """
@@ -44,10 +51,13 @@ def encoded_sound(vae: Any, sound: Callable[[int], Tensor], frames: int, frame_r
     waveform = sound(samples)
     # The VAE takes multiples of a length, and would cut off the rest at both ends.
     waveform = functional.pad(waveform, (0, -waveform.shape[2] % vae.downscale_ratio))
-    made = _run("VAEEncodeAudio", vae=vae, audio={"waveform": waveform, "sample_rate": samples})
+    made = _run("VAEEncodeAudio", vae=vae, audio={"waveform": waveform, "sample_rate": samples})["samples"]
+    if type(vae.first_stage_model).__name__ == VAES["MiniMaxH3"]:
+        _, empty = _run("EmptyMiniMaxH3LatentAV", width=32, height=32, length=frames)["samples"].unbind()
+        return made[..., : empty.shape[-1]]
     size = {"frames_number": frames, "frame_rate": frame_rate, "batch_size": 1}
-    empty = _run("LTXVEmptyLatentAudio", **size, audio_vae=vae)
-    return made["samples"][:, :, : empty["samples"].shape[2]]
+    empty = _run("LTXVEmptyLatentAudio", **size, audio_vae=vae)["samples"]
+    return made[:, :, : empty.shape[2]]
 
 
 def with_sound(latent: dict[str, Any], sound: Tensor) -> dict[str, Any]:

@@ -11,14 +11,15 @@ import torch
 from ...lycoris_ops import LycorisError, TrainError, paragraph
 from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
-from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
+from ..dataset.prepare import HEARD, Encoder, PictureSettings, PreparedPicture, Shown, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
-from ..host.given import ENDS, given_of, misses_frames
+from ..host.given import ENDS, check_made, given_of, misses_frames, unmade
+from ..host.paces import OF_CLIPS
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
 from ..host.sampling import encoded_text, is_cut
-from ..host.sounds import check_audio_vae, encoded_sound, takes_sound, with_sound
+from ..host.sounds import check_audio_vae, encoded_sound, needs_sound, takes_sound, with_sound
 from ..host.training import NOISE_MASK, grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
@@ -65,12 +66,18 @@ class LycorisDataset(io.ComfyNode):
                 *optional(
                     io.Vae.Input(
                         "audio_vae",
-                        tooltip="The audio VAE of LTX-2. With it the sound of clips is learned too.",
+                        tooltip="The audio VAE of LTX-2 or MiniMax-H3. With it the sound of clips is "
+                        "learned too.",
                     ),
                     io.ClipVision.Input(
                         "clip_vision",
                         tooltip="For image-to-video models such as Wan 2.1, which are also given what a CLIP "
                         "vision model sees in the first frame. Link it here if you sample with it.",
+                    ),
+                    io.AudioEncoder.Input(
+                        "audio_encoder",
+                        tooltip="For models that move to a sound, such as Wan S2V and HuMo: the audio "
+                        "encoder that you sample with. They hear the sound of each clip.",
                     ),
                 ),
                 io.String.Input(
@@ -221,12 +228,15 @@ class LycorisDataset(io.ComfyNode):
         keep: bool,
         audio_vae: Any = None,
         clip_vision: Any = None,
+        audio_encoder: Any = None,
         **how: Any,
     ) -> io.NodeOutput:
         network = model.model
+        check_made(network, {})
         family = family_of(network)
         step = step_of(grid_of(network))
-        frame_step = vae.temporal_compression_decode()
+        # The host knows one ratio, which does not fit all models.
+        frame_step, frame_least = OF_CLIPS.get(type(network).__name__, (vae.temporal_compression_decode(), 1))
         own_rate = frame_rate_of(network)
         films = own_rate is not None and frame_step is not None
         side = resolution or family.resolution
@@ -245,6 +255,7 @@ class LycorisDataset(io.ComfyNode):
             sized=family.told_size,
             frames=frames,
             frame_step=frame_step or 1,
+            frame_least=frame_least,
             frame_rate=frame_rate or own_rate or 1.0,
             **how,
         )
@@ -265,8 +276,11 @@ class LycorisDataset(io.ComfyNode):
             given_of(network, first_frames, vision.encode if vision else None),
             misses_frames(network, first_frames),
             takes_sound(network),
+            needs_sound(network),
             None if audio_vae is None else _sound_encoder(audio_vae, network),
             vision,
+            None if audio_encoder is None else _hearing(audio_encoder),
+            _unmade(network),
         )
         found = prepared(
             pictures,
@@ -308,8 +322,25 @@ def _latent(sample: PreparedPicture) -> dict[str, Any]:
 def _sound_encoder(vae: Any, model: Any) -> Encoder:
     if not takes_sound(model):
         return Encoder(partial(encoded_sound, vae), None)
-    check_audio_vae(vae)
+    check_audio_vae(vae, model)
     return Encoder(partial(encoded_sound, vae), _identity_of_vae(vae))
+
+
+def _hearing(audio_encoder: Any) -> Encoder:
+    named = (type(audio_encoder.model).__name__, str(audio_encoder.dtype))
+    return Encoder(partial(_heard, audio_encoder), _identity(audio_encoder, *named))
+
+
+def _heard(audio_encoder: Any, waveform: torch.Tensor) -> Any:
+    return audio_encoder.encode_audio(waveform, HEARD)
+
+
+def _unmade(model: Any) -> str:
+    name, node, _ = unmade(model) or ("", "", False)
+    if not name:
+        return ""
+    way = f"to train with it, link `positive` through {node}"
+    return f"the model is not given `{name}`, which no folder has: {way}"
 
 
 def _text_encoder(clip: Any) -> Encoder:

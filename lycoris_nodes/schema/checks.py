@@ -54,6 +54,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MODEL": (lambda value: hasattr(value, "model_state_dict"), "a link to a loaded model"),
     "VAE": (lambda value: hasattr(value, "decode"), "a link to a loaded VAE"),
     "CLIP": (lambda value: hasattr(value, "patcher"), "a link to a loaded text encoder"),
+    "AUDIO_ENCODER": (lambda value: hasattr(value, "encode_audio"), "a link to a loaded audio encoder"),
     "CLIP_VISION": (lambda value: hasattr(value, "encode_image"), "a link to a loaded CLIP vision model"),
     # Not by its class: a second copy of the pack, loaded under another name, has a class of its own.
     "LYCORIS_STACK": (lambda value: hasattr(value, "entries"), "a link to a node with a LyCORIS stack"),

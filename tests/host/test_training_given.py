@@ -494,13 +494,13 @@ def test_the_hosts_node_puts_the_first_frame_into_the_latent(
 ) -> None:
     """With a VAE that makes of some frames the mean of the first one."""
     given, model = host.module("lycoris_nodes.host.given"), tiny_of_pictures(architecture)
-    pixels = torch.rand(1 + 2 * pace, 64, 64, 3)
+    pixels, beside = torch.rand(1 + 2 * pace, 64, 64, 3), given.Beside()
     shape = (1, model.latent_format.latent_channels, 1, 64 // side, 64 // side)
     vae = SimpleNamespace(
         encode=lambda pixels: torch.cat([one.mean() * torch.ones(shape) for one in pixels[::pace]], 2)
     )
     replaced = architecture == "HunyuanVideo"
-    made = given.given_of(model, given.REPLACED if replaced else "first").make(vae, pixels, None)
+    made = given.given_of(model, given.REPLACED if replaced else "first").make(vae, pixels, None, beside)
     latent = made.within(torch.full((*shape[:2], 3, *shape[3:]), 9.0))
     assert (
         torch.equal(latent[:, :, :1], pixels[0].mean() * torch.ones(shape)) and (latent[:, :, 1:] == 9).all()
@@ -510,7 +510,7 @@ def test_the_hosts_node_puts_the_first_frame_into_the_latent(
     if replaced:
         assert given.given_of(model, "first") is None
     elif architecture.startswith("Cosmos"):
-        made = given.given_of(model, "first and last").make(vae, pixels, None)
+        made = given.given_of(model, "first and last").make(vae, pixels, None, beside)
         assert made.noise_mask.mean((0, 1, 3, 4)).tolist() == [0, 1, 0]
     else:
         with pytest.raises(host.ops.TrainError, match=r"given other frames.*first or none"):

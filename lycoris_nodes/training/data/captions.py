@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from ....lycoris_ops import TrainError
 from ...host import training as host
+from ...host.given import check_made
 from ..model.cures import ONE_ROW
 from .families import family_of
 from .latents import Latent
@@ -90,7 +91,8 @@ def caption_of(
     autograd graph, so that gradients reach the text encoders.
 
     Call it while the model is open for training. Raises TrainError for a conditioning of several parts, for
-    one that only a sampler can follow, and for a text with values that are not finite.
+    one that only a sampler can follow, for one without a setting that the model cannot run without, and for a
+    text with values that are not finite.
     """
     if len(conditioning) != 1:
         raise TrainError(
@@ -100,6 +102,7 @@ def caption_of(
             hint="Combined conditionings are for samplers. Give one for each picture, as a list",
         )
     text, settings = conditioning[0]
+    check_made(model, settings)
     for name, words in FOR_SAMPLERS.items():
         if settings.get(name) is not None:
             raise TrainError(

@@ -47,4 +47,5 @@ ARCHITECTURE = Architecture(
         "blocks.*.mlp": "text, places",
         "final_layer.video_out": "places",
     },
+    frame_rates={"MiniMaxH3": 24},
 )

@@ -121,6 +121,6 @@ ARCHITECTURE = Architecture(
             resolution=512,
         ),
     ),
-    frame_rates={"WAN21": 16, "WAN22": 24},
+    frame_rates={"WAN21_HuMo": 25, "WAN22_Animate": 30, "WAN22_WanDancer": 30, "WAN21": 16, "WAN22": 24},
     boundaries={"WAN21_I2V": 0.9, "WAN22": None, "WAN21": 0.875},
 )
