@@ -243,10 +243,15 @@ def classes_of_file(shapes: Mapping[str, Sequence[int]]) -> tuple[list[str], str
     return [], ""
 
 
+_PICTURE_CHANNELS = {"MiniMaxH3AV": 24}
+"""Of formats that say the channels of their sound, which has more."""
+
+
 def ratios_of(model: Any) -> tuple[int, int, int]:
-    """A model's latents: channels, dimensions of space and time, and pixels per value along a side."""
+    """Of latents of pictures: channels, dimensions of space and time, and pixels per value along a side."""
     kind = model.latent_format
-    return kind.latent_channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
+    channels = _PICTURE_CHANNELS.get(type(kind).__name__, kind.latent_channels)
+    return channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
 
 
 def noise_mask_of(masks: Sequence[Tensor], shapes: Sequence[torch.Size]) -> Tensor:
