@@ -79,8 +79,8 @@ class Deltas:
         if self.factors is None or self.bases is not None:
             return self
         self.pause()
-        left, up = qr(wide(torch.cat([up for up, _ in self.factors], 1)))
-        right, down = qr(wide(torch.cat([down for _, down in self.factors]).T))
+        left, up = qr(torch.cat([up for up, _ in self.factors], 1))
+        right, down = qr(torch.cat([down for _, down in self.factors]).T)
         up, down = fetched(up, down)
         forms: list[list[Additive]] = []
         start = 0
@@ -88,9 +88,8 @@ class Deltas:
             stop = start + len(own)
             forms.append([LowRank(up[:, start:stop], down[:, start:stop].T, 1.0)])
             start = stop
-        bases = left.float(), right.float()
         shape = len(up), len(down)
-        return replace(self, forms=forms, shape=shape, device=CPU, highest=self.highest, bases=bases)
+        return replace(self, forms=forms, shape=shape, device=CPU, highest=self.highest, bases=(left, right))
 
     def lifted(self, forms: Sequence[Additive]) -> list[Additive]:
         """The sum of forms of the `inner` changes as a form of the weight's."""
@@ -116,7 +115,7 @@ class Deltas:
         The products are `wide`: float32 would give a wrong norm for the difference of two similar changes.
         """
         if self.bases is None and self.factors is not None:
-            return self.inner.gram
+            return self._gram_of(self.factors) if self.device.type == "cpu" else self.inner.gram
         matrices = [self.dense(index) for index in range(self.count)]
         totals: list[Tensor] = []
         for start in range(0, self.shape[0], ROWS):
@@ -124,6 +123,19 @@ class Deltas:
             rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in matrices]))
             totals.append(rows @ rows.T)
         return fetched(torch.stack(totals))[0].double().sum(0)
+
+    def _gram_of(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """`gram` from products of the factors, which costs less than `inner`."""
+        up = wide(torch.cat([up for up, _ in factors], 1))
+        down = wide(torch.cat([down for _, down in factors]))
+        products = (up.T @ up) * (down @ down.T)
+        sizes = torch.tensor([len(down) for _, down in factors])
+        own = torch.eye(self.count, dtype=products.dtype).repeat_interleave(sizes, 0)
+        return own.T @ products @ own
+
+    def summed(self, coefficients: Sequence[float]) -> list[Additive]:
+        """sum of c_i D_i, in the span of all where they have factors."""
+        return self.inner.lifted(self.inner.combined(coefficients))
 
     def combined(self, coefficients: Sequence[float]) -> list[Additive]:
         """sum of c_i D_i, exactly: the forms themselves, each times its coefficient."""

@@ -31,7 +31,6 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     d_i. As u stays a linear combination of the D_i, only their inner products are needed. A d_i opposite to u
     does not turn it.
     """
-    deltas = deltas.inner
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
     norms = deltas.gram.diagonal().clamp(min=0).sqrt()
     live = (norms > 0) & (weights != 0)
@@ -62,7 +61,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         u = u * length.cos() + step / length * length.sin()
     mean = float(weights.abs().mean())
     length = float((shares * norms).sum())
-    return deltas.lifted(deltas.combined([mean * length * float(coefficient) for coefficient in u]))
+    return deltas.summed([mean * length * float(coefficient) for coefficient in u])
 
 
 METHOD = MergeMethod(

@@ -23,7 +23,6 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     count = deltas.count
     if count == 1:
         return deltas.combined(deltas.strengths)
-    deltas = deltas.inner
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
     gram = deltas.gram * weights[:, None] * weights[None]
     norms = gram.diagonal().clamp(min=0).sqrt()
@@ -31,7 +30,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     mean = float(cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     divisor = 1 + (count - 1) * mean
     share = count * mean / divisor if abs(divisor) > FLAT else 0.0
-    return deltas.lifted(deltas.combined([share * strength / count for strength in deltas.strengths]))
+    return deltas.summed([share * strength / count for strength in deltas.strengths])
 
 
 METHOD = MergeMethod(

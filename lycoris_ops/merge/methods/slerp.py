@@ -21,7 +21,6 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """
     if deltas.count == 1:
         return deltas.combined(deltas.strengths)
-    deltas = deltas.inner
     sizes = [abs(strength) for strength in deltas.strengths]
     mean = sum(sizes) / 2
     if mean == 0:
@@ -35,7 +34,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     if abs(cosine) <= STRAIGHT:
         angle = math.acos(cosine)
         first, second = math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle)
-    return deltas.lifted(deltas.combined([mean * signs[0] * first, mean * signs[1] * second]))
+    return deltas.summed([mean * signs[0] * first, mean * signs[1] * second])
 
 
 METHOD = MergeMethod(
