@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer, declaring
+from ..algorithms.base import overflow
 from ..algorithms.fitting import Delta, Fit, Fitted
 from ..algorithms.full import Full
 from ..changes.forms import Additive, reaches
@@ -20,7 +21,7 @@ from ..files.writing import Progress
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import CPU, is_finite
+from ..maths.tensors import CPU, largest
 from ..ranks.allocate import Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
@@ -342,7 +343,7 @@ class _Engine:
         choice: Choice | None = None if chosen is None else chosen.meant
         if choice is None:
             if measured.bias is not None:
-                self._settle(source, measured, None, False, Full())
+                self.harvest.add(Full(), partial(self._settle, source, measured, None, False))
             elif not source.shape or measured.energy == 0.0:
                 self.left_out[source.name] = UNCHANGED
             elif not measured.candidates:
@@ -431,16 +432,18 @@ def _held(fits: Mapping[str, Sequence[Fit]]) -> int:
 
 
 def check_finite(change: Goal) -> None:
-    """Raise LayerError for a change that holds NaN or infinity.
+    """Raise LayerError for a change that holds NaN or infinity, or that may overflow float32.
 
     What is on a device is not looked at, since that waits: the energy of the change tells it later.
     """
     here = [form for form in change.forms if all(_is_here(part) for part in form.parts())]
-    found = [math.isfinite(reach.most) for reach in reaches(here)]
+    found = [reach.within for reach in reaches(here)]
     if change.bias is not None:
-        found.append(is_finite(change.bias))
-    if not all(found):
+        found.append(largest(change.bias))
+    if not all(map(math.isfinite, found)):
         raise _not_finite()
+    if max(found, default=0.0) > torch.finfo(torch.float32).max:
+        raise overflow(torch.float32)
 
 
 def _is_here(part: float | Tensor) -> bool:

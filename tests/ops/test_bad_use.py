@@ -191,6 +191,16 @@ def test_one_layer_of_a_stack_that_overflows_is_the_one_that_is_named() -> None:
     assert torch.equal(weight, kept)
 
 
+def test_a_change_that_overflows_is_neither_merged_nor_resized(tmp_path: Path) -> None:
+    bad = adapter(tmp_path, {NAME: SAYS["a product that overflows, lora"][0]})
+    for make in (
+        lambda: lyc.merge_adapters([(bad, 1.0), (bad, 2.0)], "average"),
+        lambda: lyc.resize_adapter(bad, lyc.Rank(2)),
+    ):
+        with pytest.raises(lyc.LayerError, match=f"{NAME}: the change of a layer overflows"):
+            make()
+
+
 def test_a_step_that_overflows_is_an_error_even_if_the_change_would_not() -> None:
     """The scale is multiplied into one of the factors, before the other makes the product small."""
     tensors = {"lora_up.weight": torch.full((12, 1), 1e-30), "lora_down.weight": torch.full((1, 18), 1e30)}
