@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,8 @@ GIF_END = b";"
 """The last byte of a GIF."""
 GAP = 0.005
 """Each piece of sound follows the one before, unless its stated time differs by more than these seconds."""
+AHEAD = 16
+"""AVI files have the times of frames in the order of decoding, which differs by at most so many frames."""
 LATER = 1.2
 """A film may state up to this many times the length of its frames: the last one may be shown longer."""
 
@@ -224,10 +228,22 @@ def _at_times(path: Path, times: list[float]) -> Generator[Image.Image]:
 def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """Each frame with its time from the first one."""
     first: float | None = None
-    for frame in container.decode(stream):
-        time = float(frame.time or 0.0)
+    for time, frame in _in_order(container.decode(stream), AHEAD if container.format.name == "avi" else 0):
         first = time if first is None else first
         yield time - first, frame
+
+
+def _in_order(frames: Iterable[Any], ahead: int) -> Iterator[tuple[float, Any]]:
+    """Each frame with the lowest of its own time and those of the `ahead` frames after it that is left."""
+    times: list[float] = []
+    waiting: deque[Any] = deque()
+    for frame in frames:
+        heappush(times, float(frame.time or 0.0))
+        waiting.append(frame)
+        if len(waiting) > ahead:
+            yield heappop(times), waiting.popleft()
+    while waiting:
+        yield heappop(times), waiting.popleft()
 
 
 def _picture(frame: Any) -> Image.Image:

@@ -102,7 +102,7 @@ class PictureFolder:
     def _of(cls, path: Path, *, clips: bool) -> PictureFolder:
         pictures: list[Found] = []
         left_out: list[str] = []
-        listed: dict[Path, str] = {}
+        listed: dict[str, str] = {}
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
         drawn: set[Path] = set()
@@ -116,7 +116,8 @@ class PictureFolder:
             framed = [name for name in folders if name.lower().endswith(FRAMES)]
             folders[:] = [name for name in folders if name not in framed]
             if LISTED in files:
-                listed |= captions_of_list(here / LISTED)
+                told = captions_of_list(here / LISTED)
+                listed |= {_alike(str(file)): text for file, text in told.items()}
             names = [name for name in files if not _is_hidden(name) and name != LISTED]
             found, rest = _in_one_folder(here, [*names, *framed], (*CLIPS, FRAMES) if clips else ())
             beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
@@ -138,7 +139,7 @@ class PictureFolder:
                 replace(
                     one,
                     name=_below(one.path, path),
-                    listed=listed.get(one.path, ""),
+                    listed=listed.get(_alike(str(one.path)), ""),
                     repeats=repeats,
                     subject=subject,
                 )
@@ -238,7 +239,7 @@ def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
     """Each list begins with the reference without a number; the others follow by number."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
     for path in _files_of(folder):
-        if path.name.lower().endswith((*PICTURES, *(CLIPS if clips else ()))):
+        if path.name.lower().endswith((*PICTURES, *((*CLIPS, FRAMES) if clips else ()))):
             name = _alike(path.stem)
             found.setdefault(name, []).append((-1, name, path))
             front, _, number = name.rpartition("_")
@@ -269,7 +270,12 @@ def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found
 
 
 def _files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not _is_hidden(path.name))
+    """The files in a folder, and its folders of frames."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if (path.is_file() or path.name.lower().endswith(FRAMES)) and not _is_hidden(path.name)
+    )
 
 
 def _repeats_of(folder: Path) -> tuple[int, str]:

@@ -364,7 +364,7 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
                     file=str(path),
                     got=number_of(length, "frame"),
                     expected=f"at least {wanted}, as {one.found.name}",
-                    hint="Make both equally long, or lower `frames`",
+                    hint="Make both equally long, or lower `frames` or `cuts`",
                 )
 
 
@@ -386,7 +386,7 @@ def _check_sounds(planned: Sequence[_Planned], shown: Shown, settings: PictureSe
         raise TrainError(
             f"the model only learns clips with sound of at least {settings.frame_least} frames",
             got=few(rest),
-            hint="Take the others out of the folder",
+            hint=f"Take the others out of the folder, and set `frames` to at least {settings.frame_least}",
         )
 
 
@@ -498,6 +498,8 @@ class _Pictures:
             how += [given.node, given.ends, *seeing] if given else []
             if given and not self.shown.references:
                 how += [self._hash_of(path) for path in one.found.references]
+                # The size that a control clip of another size than the clip's is read in.
+                how += [self.settings.resolution, self.settings.enlarge] if one.found.controls else []
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
             value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
@@ -732,7 +734,7 @@ def _described(
         if settings.frames > settings.frame_step:
             lines += named(
                 f"too short for {1 + settings.frame_step} frames, and learned as a still picture",
-                lambda one: one.clip and one.clip.frames <= settings.frame_step,
+                lambda one: one.views[0].cut and one.views[0].cut.count == 1,
             )
         lines += _sounds_in_words(planned, shown)
     if shown.given and (shown.given.masked or cuts):
@@ -743,6 +745,8 @@ def _described(
             lines.append("  for text to video set first_frames to none")
     if shown.vision is not None and not (shown.given and shown.given.seen):
         lines.append("clip_vision is not used: this model does not take its output")
+    if shown.hearing is not None and not (shown.given and shown.given.takes.hears):
+        lines.append("audio_encoder is not used: this model hears no sound")
     if shown.misses_frames and cuts:
         lines.append("the model gets no first frame: no known node makes one for it")
     if shown.unmade:
@@ -775,11 +779,13 @@ def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
     """The report's lines on the sound of clips."""
     clips = [one for one in planned if one.clip]
     heard = [one.found.name for one in clips if one.clip and one.clip.sounds]
+    silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
+    without = [f"without sound: {len(silent)} ({few(silent)})"] if silent else []
     if shown.given and shown.given.takes.hears:
         if shown.hearing is None:
             return ["the model hears no sound: link audio_encoder, as for sampling"] if heard else []
-        return [f"with sound, which the model hears: {len(heard)} ({few(heard)})"] if heard else []
-    silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
+        lines = [f"with sound, which the model hears: {len(heard)} ({few(heard)})"] if heard else []
+        return lines + without
     if shown.sound is not None and not shown.takes_sound:
         return ["no sound is learned: this model makes none, so audio_vae is not used"]
     if not shown.takes_sound or not heard:
@@ -788,7 +794,7 @@ def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
         clips = number_of(len(heard), "clip")
         return [f"no sound is learned: link audio_vae to learn the sound of {clips} ({few(heard)})"]
     lines = [f"with sound, which is learned too: {len(heard)} ({few(heard)})"]
-    return lines + ([f"without sound: {len(silent)} ({few(silent)})"] if silent else [])
+    return lines + without
 
 
 def _place(kept: Kept, size: int) -> str:

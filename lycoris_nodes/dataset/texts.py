@@ -8,7 +8,7 @@ import random
 import re
 from pathlib import Path
 
-from ...lycoris_ops import TrainError
+from ...lycoris_ops import TrainError, located
 
 # UTF-32's mark begins with UTF-16's.
 MARKS = (
@@ -48,6 +48,42 @@ def caption_of_file(path: Path) -> str:
             got=f"{len(raw)} bytes",
             expected=f"at most {LONGEST}",
         )
+    return _caption(_text(raw, path), path)
+
+
+def captions_of_list(path: Path) -> dict[Path, str]:
+    """The captions of a list by the paths of their pictures: a JSON object a line, as Hugging Face has them.
+
+    `file_name` is below the folder of the list. The caption is `text`, or else `caption`. Raises TrainError
+    for a line of another form, and for captions that `caption_of_file` refuses.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TrainError("the list of captions cannot be read", file=str(path), got=error.strerror) from error
+    found: dict[Path, str] = {}
+    # Not `splitlines`: JSON texts may have other line separators in them.
+    for number, line in enumerate(_text(raw, path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"] if "text" in row else row["caption"]
+            with located(key=f"line {number}"):
+                found[path.parent / name.replace("\\", "/")] = _caption(text, path)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise TrainError(
+                "a line of the list of captions cannot be read",
+                file=str(path),
+                key=f"line {number}",
+                got=line[:80],
+                expected='{"file_name": "cat.png", "text": "a cat"}',
+            ) from error
+    return found
+
+
+def _text(raw: bytes, path: Path) -> str:
+    """The text in a file. Raises TrainError for one in another encoding than `caption_of_file` reads."""
     encoding = next((name for mark, name in MARKS if raw.startswith(mark)), "utf-8")
     try:
         text = raw.decode(encoding)
@@ -62,36 +98,7 @@ def caption_of_file(path: Path) -> str:
             got=where,
             hint="Open it in an editor and save it as UTF-8",
         )
-    return _caption(text, path)
-
-
-def captions_of_list(path: Path) -> dict[Path, str]:
-    """The captions of a list by the paths of their pictures: a JSON object a line, as Hugging Face has them.
-
-    `file_name` is below the folder of the list. The caption is `text`, or else `caption`. Raises TrainError
-    for a line of another form, and for captions that `caption_of_file` refuses.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainError("the list of captions cannot be read", file=str(path), got=str(error)) from error
-    found: dict[Path, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"] if "text" in row else row["caption"]
-            found[path.parent / name.replace("\\", "/")] = _caption(text, path)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise TrainError(
-                "a line of the list of captions cannot be read",
-                file=str(path),
-                key=f"line {number}",
-                got=line[:80],
-                expected='{"file_name": "cat.png", "text": "a cat"}',
-            ) from error
-    return found
+    return text
 
 
 def _caption(text: str, path: Path) -> str:

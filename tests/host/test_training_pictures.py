@@ -255,10 +255,13 @@ def test_captions_are_taken_by_the_letter(
         picture(CAT).resize((64, 64)).save(folder / f"{name}.png")
         if name not in ("two", "three"):
             (folder / f"{name}.txt").write_text(text, encoding="utf-8")
-    # A list of captions is read for those without a file of their own.
-    rows = [{"file_name": f"{name}.png", "text": text} for name, text in {**texts, "one": "a dog"}.items()]
-    listed = "\n".join(json.dumps(row) for row in [*rows, {"file_name": "gone.png", "caption": "gone"}])
-    (folder / "metadata.jsonl").write_text(f"{listed}\n\n", encoding="utf-8")
+    # A list of captions is read for those without a file of their own. Its texts may have any line separator.
+    told = {**texts, "one": "a dog", "TWO": "a\u2028(small)\x85cat"}
+    del told["two"]
+    rows = [{"file_name": f"{name}.png", "text": text} for name, text in told.items()]
+    rows.append({"file_name": "gone.png", "caption": "gone"})
+    listed = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / "metadata.jsonl").write_bytes(f"{listed}\r\n\r\n".encode("utf-16"))
     data = prepare(trigger="qwx", resolution=64)
     assert "without a text file" not in data["report"] and "left out" not in data["report"]
     cups = [f"qwx, a {kind} cup" for kind in ("tall red", "blue", "wide red")]
@@ -436,6 +439,13 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda folder: (folder / "chelsea.txt").write_text("{a|b}" * 101),
         {},
         r"chelsea\.txt.*too many choices.*101 opening braces",
+    ),
+    "braces in a list": (
+        lambda folder: (folder / "metadata.jsonl").write_text(
+            json.dumps({"file_name": CAT, "text": "{a|b}" * 101})
+        ),
+        {},
+        r"metadata\.jsonl: line 1: .*too many choices.*101 opening braces",
     ),
     "a list of captions with another line": (
         lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "a.png"}'),

@@ -66,5 +66,14 @@ ARCHITECTURE = Architecture(
             # The modulation, and the output layer.
             include=("layers.*adaLN_modulation*", "final_layer.linear"),
         ),
+        # Its output layer is in a decoder of pixels.
+        Training(
+            "ZImagePixelSpace",
+            "Z-Image in pixel space",
+            "as Z-Image",
+            shift=2.0,
+            rank=32,
+            include=("layers.*adaLN_modulation*",),
+        ),
     ),
 )
