@@ -268,7 +268,9 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     device = next((part for part in Path(text).parts if DEVICE.fullmatch(part)), None)
     if ON_WINDOWS and device is not None:
-        raise WriteError("Windows keeps this name for a device", file=text, got=device)
+        raise WriteError(
+            "Windows keeps this name for a device", file=text, got=device, hint="Give it another name"
+        )
     # Linux would write half of a surrogate pair (Cs) as a byte that is not text in any encoding. Windows
     # refuses control characters (Cc), and every system refuses NUL.
     wrong = next((mark for mark in text if unicodedata.category(mark) in ("Cc", "Cs")), None)

@@ -226,12 +226,15 @@ def _text_encoders(config: Config, model: str) -> None:
     given = config.left.get("text_encoder_lr")
     several = cast("list[Any]", given) if isinstance(given, list) else [given]
     rates = [float(rate) for rate in several if rate is not None]
+    # An encoder with the rate 0 is not trained.
+    first = next(filter(None, rates), None)
     own = "dit" in config.left or model == "hunyuan_image"
-    trained = not (config.left.get("network_train_unet_only") or own) and (any(rates) or not rates)
+    trained = not (config.left.get("network_train_unet_only") or own) and (first is not None or not rates)
     config.unused("network_train_unet_only")
+    config.left["text_encoder_lr"] = first
     rate = config.values.get("learning_rate") if trained else None
-    config.put("text_encoder_lr", "text_learning_rate", lambda value: [*rates, value][0], usual=rate)
+    config.put("text_encoder_lr", "text_learning_rate", float, usual=rate)
     if trained:
         config.notes.append("the text encoders are trained too: link `clip` and `captions`")
     if len(set(rates)) > 1:
-        config.notes.append(f"text_encoder_lr = {given}: all have the first")
+        config.notes.append(f"text_encoder_lr = {given}: all have {first}")

@@ -175,7 +175,7 @@ def _encoders(config: Config, rate: float | None) -> None:
         config.elsewhere(SKIPPED, f"{part}_layer_skip")
         # A config of all settings always has this table.
         encoder = config.inside(part, config.take(part, {}))
-        encoder.put("dropout_probability", "caption_dropout", float)
+        encoder.put("dropout_probability", "caption_dropout", float, zero=True)
         if encoder.left.get("train"):
             encoder.put("learning_rate", "text_learning_rate", float, usual=rate)
             if encoder.left.get("stop_training_after_unit", "NEVER") != "NEVER":
