@@ -26,7 +26,7 @@ from ..training.data.tags import CAPTION, TRIGGER
 from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip, sound_of
 from .folder import Found, PictureFolder
 from .kept import Kept, key_of
-from .picture import PictureFacts, mask_of, picture_facts, picture_of, pixels_of, size_of, small
+from .picture import PICTURES, PictureFacts, mask_of, picture_facts, picture_of, pixels_of, size_of, small
 from .sizes import PictureFit, Pixels, fit, middle
 from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
 
@@ -424,6 +424,13 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             enlarge=settings.enlarge,
         )
         _check_cut(one.path, fitted, settings)
+        if one.mask and not one.mask.name.lower().endswith(PICTURES):
+            raise TrainError(
+                "a mask is a picture, and holds for all frames of its clip",
+                file=str(one.mask),
+                expected=f"a file that ends in {', '.join(PICTURES)}",
+                hint="Save one frame of it as PNG, or take it out of the folder",
+            )
         held = one in held_out
         cuts: Sequence[Cut | None] = [None]
         if clip:

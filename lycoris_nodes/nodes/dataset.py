@@ -282,6 +282,16 @@ class LycorisDataset(io.ComfyNode):
             None if audio_encoder is None else _hearing(audio_encoder),
             _unmade(network),
         )
+        hears = shown.hearing is not None and shown.given is not None and shown.given.takes.hears
+        if hears and settings.frame_rate != own_rate:
+            # The host's nodes share out what is heard at this rate.
+            raise TrainError(
+                "the model hears sound at its own frame rate alone",
+                key="frame_rate",
+                got=f"{settings.frame_rate:g}",
+                expected=f"{own_rate:g}",
+                hint="Set it to auto, or unlink `audio_encoder`",
+            )
         found = prepared(
             pictures,
             settings,

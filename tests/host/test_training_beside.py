@@ -146,7 +146,9 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     model = tiny(row.architecture, cut=name != "HuMo", **{"text_dim": WORD_WIDTH, **row.changed})
     vae, hearing = Counted(16, video=True), Hearing(row.layers or 1, row.width)
     given: dict[str, Any] = {"model": patcher(model), "vae": vae.vae, "trigger": "qwx", "frames": LENGTH}
-    given |= {"frame_rate": 25, "first_frames": "first" if row.first else "none"}
+    # The host's node for S2V counts 16 frames a second.
+    rate = 16 if name == "S2V" else 25
+    given |= {"frame_rate": rate, "first_frames": "first" if row.first else "none"}
     if row.layers:
         given["audio_encoder"] = hearing
     data = prepare(**given)
@@ -156,15 +158,15 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
 
     clip, sizes = (host.module(f"lycoris_nodes.dataset.{one}") for one in ("clip", "sizes"))
     whole, cut = sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)), clip.Cut(0, LENGTH)
-    told: dict[str, Any] = {one: clip.pixels_of_clip(shown, cut, 25, whole) for one in row.controls}
+    told: dict[str, Any] = {one: clip.pixels_of_clip(shown, cut, rate, whole) for one in row.controls}
     if row.reference:
         told[row.reference] = pixels(folder / "a_reference.png")
     if row.mask:
         told[row.mask] = torch.ones(LENGTH, PIXELS, PIXELS)
     if row.layers:
-        told["audio_encoder_output"] = hearing.encode_audio(clip.sound_of(path, cut, 25, 16000), 16000)
+        told["audio_encoder_output"] = hearing.encode_audio(clip.sound_of(path, cut, rate, 16000), 16000)
     if row.first:
-        told[row.first] = clip.pixels_of_clip(path, clip.Cut(0, 1), 25, whole)
+        told[row.first] = clip.pixels_of_clip(path, clip.Cut(0, 1), rate, whole)
     node = host.nodes.NODE_CLASS_MAPPINGS[row.node]
     known = {
         one.id: one.default for one in node.GET_SCHEMA().inputs if getattr(one, "default", None) is not None
@@ -182,7 +184,7 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     (latent,) = (one["samples"] for one in data["latents"])
     assert latent.shape == made[2]["samples"].shape
 
-    with_it = [[words, {**wanted, "frame_rate": 25}]]
+    with_it = [[words, {**wanted, "frame_rate": rate}]]
     called_with = by_the_sampler(model, with_it, made[2]["samples"])
     del called_with["x"], called_with["sigma"]
     trained = in_training(host, model, data["positive"][0], made[2]["samples"])
@@ -219,6 +221,12 @@ def test_what_no_model_can_learn_from_a_folder_is_refused(
     film(folder / "a_control.mp4", 8, 16)
     with pytest.raises(refused, match=r"a_control\.mp4.*shorter than the one.*8 frames.*at least 9"):
         prepare(**given, **hearing, frames=9)
+    with pytest.raises(refused, match=r"hears sound at its own frame rate alone.*24.*expected 16"):
+        prepare(**given, **hearing, frame_rate=24, audio_encoder=Hearing(1, 8))
+    film(folder / "a_mask.mp4", 1, 16)
+    with pytest.raises(refused, match=r"a_mask\.mp4: a mask is a picture"):
+        prepare(**given, **hearing)
+    (folder / "a_mask.mp4").unlink()
     drawing(folder / "control" / "a.frames" / "0.png", "blue")
     with pytest.raises(refused, match=r"more clips as references than.*, a\.frames.*at most 1"):
         prepare(**given, **hearing)
