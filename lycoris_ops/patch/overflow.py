@@ -88,12 +88,13 @@ _left_out: ContextVar[list[Tensor] | None] = ContextVar("left_out", default=None
 
 
 @contextmanager
-def leaving_out(flags: list[Tensor]) -> Generator[None]:
-    """Within it, `doubtful` waits for no device: it leaves doubtful sums out, and adds to `flags` for each
+def leaving_out() -> Generator[list[Tensor]]:
+    """Within it, `doubtful` waits for no device: it leaves doubtful sums out, and adds to the list for each
     sum whether it was left out."""
+    flags: list[Tensor] = []
     token = _left_out.set(flags)
     try:
-        yield
+        yield flags
     finally:
         _left_out.reset(token)
 

@@ -205,12 +205,15 @@ def _applied(patches: Sequence[tuple[Patch, LayerError | None]]) -> list[Tensor]
     sure = [patch for patch, error in patches if error is None]
     # A sum alone can be left out and come later, so that one wait tells for all weights which of them may
     # overflow.
-    late = [patch for patch in sure if _alone(patch)]
+    late: list[Patch] = []
     flags: list[Tensor] = []
-    for patch in late:
-        with leaving_out(flags):
+    for patch in filter(_alone, sure):
+        with leaving_out() as found:
             apply_plans([patch])
-    again = [patch for patch, flag in zip(late, fetched(*flags), strict=True) if flag] if late else []
+        # A path that failed before another one was taken leaves a flag too, and an empty weight none.
+        late += [patch] * len(found[-1:])
+        flags += found[-1:]
+    again = [patch for patch, flag in zip(late, fetched(*flags), strict=True) if flag]
     apply_plans([*again, *(patch for patch in sure if not _alone(patch))])
     return [patch.weight for patch, _ in patches]
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +176,20 @@ def check_patches() -> None:
         assert {(1100, 4), (4, 1024), (1100, 1024)} <= set(crossed) and not any(map(len, blocking)), blocking
         assert launches.names.count("mm") == 1, launches.names
         torch.testing.assert_close(weight.cpu(), wanted)
+
+    def failing(patches: Sequence[registry.Patch]) -> None:
+        plain_torch.PATH.apply([patch._replace(weight=patch.weight.clone()) for patch in patches])
+        raise registry.PathError("no compiler", patches)
+
+    # A path that fails once the sums are known.
+    broken = replace(registry.PATHS[0], name="fails", apply=failing)
+    registry.PATHS = (broken, *registry.PATHS)
+    turned = lyc.create_lycoris(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).to(NAME), algorithm="oft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        turned.merge_to()
     registry.PATHS = own
+    del registry._FAILED["fails"]
     blocking.clear()
     crossed.clear()
     network = lyc.create_lycoris(model().to(NAME), rank=2, seed=1)
