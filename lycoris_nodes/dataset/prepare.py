@@ -225,7 +225,7 @@ def prepared(
     Raises TrainError, with the file, for pictures, captions and masks that cannot be used, and for pictures
     without a caption.
     """
-    if shown.references:
+    if shown.references or (shown.given and shown.given.takes != Takes()):
         _check_targets(folder)
     planned = _planned(folder, settings, progress(len(folder.pictures)))
     _check_references(planned, shown, settings)
@@ -321,7 +321,7 @@ def _check_targets(folder: PictureFolder) -> None:
             "there are references without their picture",
             file=str(folder.path),
             got=few(alone),
-            expected="a picture with the same name without `_control`, `_reference` or `-condlabel`",
+            expected="a picture or clip with the same name without `_control`, `_reference` or `-condlabel`",
             hint="Put it there, or rename those that are pictures to be learned",
         )
 

@@ -227,6 +227,10 @@ def test_what_no_model_can_learn_from_a_folder_is_refused(
     with pytest.raises(refused, match=r"a_mask\.mp4: a mask is a picture"):
         prepare(**given, **hearing)
     (folder / "a_mask.mp4").unlink()
+    film(folder / "b_control.mp4", 12, 16)
+    with pytest.raises(refused, match=r"references without their picture.*b_control\.mp4.*or clip"):
+        prepare(**given, **hearing)
+    (folder / "b_control.mp4").unlink()
     drawing(folder / "control" / "a.frames" / "0.png", "blue")
     with pytest.raises(refused, match=r"more clips as references than.*, a\.frames.*at most 1"):
         prepare(**given, **hearing)
