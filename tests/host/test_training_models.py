@@ -44,6 +44,10 @@ def test_every_layer_gets_the_gradient_of_the_chain_rule(host: Host, architectur
                 if checkpointing:
                     assert opened.blocks >= 1
                 found.append(gradients(net))
+        with session.opened(patcher(model)) as opened:
+            # The usual layers are there.
+            family = module(host, "").family_of(model)
+            opened.adapted(rank=2, preset=family.preset, include=family.include)
         # The same by the model's own layers, with changed weights and nothing beside them.
         with session.opened(patcher(model)) as opened:
             net = opened.adapted(rank=2, preset="full", seed=0)
