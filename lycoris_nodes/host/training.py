@@ -250,7 +250,7 @@ _PICTURE_CHANNELS = {"MiniMaxH3AV": 24}
 def ratios_of(model: Any) -> tuple[int, int, int]:
     """Of latents of pictures: channels, dimensions of space and time, and pixels per value along a side."""
     kind = model.latent_format
-    channels = _PICTURE_CHANNELS.get(type(kind).__name__, kind.latent_channels)
+    channels: int = _PICTURE_CHANNELS.get(type(kind).__name__) or kind.latent_channels
     return channels, kind.latent_dimensions, getattr(kind, "spacial_downscale_ratio", 8)
 
 
