@@ -140,7 +140,8 @@ def test_two_halves_are_each_as_its_own_stack_alone(
         wanted = torch.where(spread(mask, case, base) == 1, whole, wanted)
     both = torch.stack([spread(mask, case, base) for mask in alone])
     sharp = ((both == 0) | (both == 1)).all(0)
-    assert sharp.any() and torch.equal(found[sharp], wanted[sharp])
+    # Layers of both stacks share a product, and how its sums are rounded is up to the processor.
+    assert sharp.any() and (found[sharp] - wanted[sharp]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
