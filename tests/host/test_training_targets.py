@@ -232,7 +232,7 @@ NAMED = {
     "SD3.5": "Stable Diffusion 3",
     "Flux 1": "Flux",
     "Flux 2": "Flux 2",
-    "Chroma Radiance": "Chroma",
+    "Chroma Radiance": "Chroma Radiance",
     "Qwen-Image": "Qwen-Image",
     "Lumina 2": "Lumina 2",
     "Z-Image": "Z-Image",
