@@ -3,13 +3,15 @@
 `python -m tests.bench.families [--minutes N] [--only FAMILY ...]` trains what `families.jsonl` beside this
 file does not have, and prints the table of `tests/bench/README.md`. The models are of ComfyUI's own classes,
 and learn drawn shapes, see `quality/graph/shapes.py`. Train LoRA / LyCORIS then adapts them to hatched ones:
-with nothing set, and with a trainer's recipe written down as settings. Each trains at the rate that it sets,
-and at the best of rates that are a quarter of a decade apart, which is chosen on separate pictures.
+with nothing set, and with a trainer's recipe written down as settings. ComfyUI's own trainer adapts them too,
+as it comes. Each trains at the rate that it sets, and at the best of rates that are a quarter of a decade
+apart, which is chosen on separate pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import itertools
 import json
@@ -30,7 +32,7 @@ from tests.bench.bleed import trainable
 from tests.bench.passes import usual_weights
 from tests.bench.quality.bases import trained
 from tests.bench.quality.graph.shapes import KINDS, SEEDS, drawn
-from tests.bench.quality.graph.ways import Asked, own
+from tests.bench.quality.graph.ways import Asked, comfy, own
 from tests.bench.quality.results import whole_lines
 from tests.bench.quality.run import OutOfTimeError
 from tests.bench.quality.search import best
@@ -49,7 +51,9 @@ DRAWS, ROWS, SAMPLED = 4, 64, 20
 """At how many times each held-out picture is judged, rows in a pass, and the steps of a sampling."""
 MOVES = 3
 """How far the pictures of a clip move from one frame to the next, in pixels."""
-OURS = "usual"
+OURS, HOST = "usual", "ComfyUI's trainer"
+HOSTS: Mapping[str, Any] = {"rank": 8, "alpha": 1.0, "learning_rate": 5e-4}
+"""What it sets."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +356,15 @@ class Family:
         if name == "Flux 2":
             # Its texts would be filled up to 512 tokens, which only takes time.
             model.extra_conds = lambda **said: Flux.extra_conds(model, **said)
+
+        def again(**_: Any) -> ModelPatcher:
+            # Its configuration cannot be copied.
+            copied = copy.deepcopy(model, {id(model.model_config): model.model_config})
+            return ModelPatcher(copied, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
         self.model = ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+        # ComfyUI's trainer takes the model from its loader again.
+        self.model.cached_patcher_init = again, ()
         self.conds = [self._conds(number) for number in range(max(1, len(self.case.guidances)))]
         base = (name, given.text, pooled, changed, self.case.guidances, base_steps, BASE_BATCH, BASE_LR)
         self.hash = sha256(repr((base, PICTURES, STEPS)).encode()).hexdigest()[:10]
@@ -484,13 +496,19 @@ class Family:
         # A rate of the search replaces the one in the recipe.
         given = {name: value for name, value in settings.items() if lr is None or name != "learning_rate"}
         told = self.told(key.who, settings)
+        diverged = Row(key, self.before[0], math.inf, math.inf, math.inf, 0, told)
         try:
-            made = own(Asked(self, 0, lr, steps, key.seed), **given)
+            if key.who == HOST:
+                made = comfy(Asked(self, settings["rank"], lr, steps, key.seed), "bf16")
+            else:
+                made = own(Asked(self, 0, lr, steps, key.seed), **given)
         except self.diverged:
-            return Row(key, self.before[0], math.inf, math.inf, math.inf, 0, told)
+            return diverged
         tune, _ = self.held_out(made.tensors, "tune")
         test, sampled = self.held_out(made.tensors, "test")
-        return Row(key, self.before[0], tune, test, sampled, made.numbers, told)
+        # ComfyUI's trainer goes on where a loss is not finite.
+        finite = math.isfinite(tune)
+        return Row(key, self.before[0], tune, test, sampled, made.numbers, told) if finite else diverged
 
 
 class Bench:
@@ -527,7 +545,7 @@ class Bench:
 
 def ways(name: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Who trains a family, and with which settings."""
-    return [(OURS, {}), *((recipe.trainer, recipe.settings) for recipe in CASES[name].recipes)]
+    return [(OURS, {}), *((one.trainer, one.settings) for one in CASES[name].recipes), (HOST, HOSTS)]
 
 
 def page(rows: Mapping[Key, Row]) -> str:
