@@ -506,9 +506,7 @@ class Layer(ABC):
         LayerError as `delta` does.
         """
         found = self.unchecked(weight, bias)
-        for change, met in ((found.delta, weight), (found.bias, bias)):
-            if change is not None:
-                checked(change, change.new_zeros(()) if met is None else met)
+        check_each((found.delta, weight), (found.bias, bias))
         return found
 
     def unchecked(self, weight: Tensor, bias: Tensor | None = None) -> Change:
@@ -626,6 +624,13 @@ def checked(change: Tensor, met: Tensor) -> Tensor:
     if not change.requires_grad and not is_finite(change) and is_finite(met):
         raise overflow(change.dtype)
     return change
+
+
+def check_each(*changes: tuple[Tensor | None, Tensor | None]) -> None:
+    """`checked` for each change that there is, of a weight or of a bias; None for a bias stands for zeros."""
+    for change, met in changes:
+        if change is not None:
+            checked(change, change.new_zeros(()) if met is None else met)
 
 
 def overflow(dtype: torch.dtype) -> LayerError:

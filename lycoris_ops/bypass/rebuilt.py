@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import Layer
-from ..algorithms.base import Change, checked
+from ..algorithms.base import Change, check_each
 from ..errors import LycorisError, located
 from ..maths.recompute import transformed
 from ..maths.tensors import compute_dtype, divided_as, is_divided, largest_of, only_for_its_module, promoted
@@ -178,9 +178,7 @@ class Rebuilt(Hiding):
             return
         found = [change for change, _ in changes if change is not None]
         if not all(map(math.isfinite, largest_of(found))):
-            for change, met in changes:
-                if change is not None:
-                    checked(change, change.new_zeros(()) if met is None else met)
+            check_each(*changes)
         self._seen = self.layer, versions
 
     def _leaves_bias(self) -> bool:

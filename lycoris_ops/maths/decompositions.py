@@ -155,8 +155,8 @@ def leading_span(
     A matrix whose smaller size is at most EXACT or 3 `count` is kept whole. For others POWERS power
     iterations refine a random basis, with a QR decomposition after each product; the same `seed` gives the
     same basis. The energy of the matrix A outside the basis Q is ||A||^2 - ||Q^T A||^2, which needs no
-    further product. The iterations end early when one lowers this energy by less than the share `settled`, of
-    which each is asked with a wait for the device. `total` is ||A||^2 where it is known.
+    further product. With `settled`, each iteration looks at it, which waits for the device, and the first one
+    that lowers it by less than this share is the last. `total` is ||A||^2 where it is known.
 
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061), algorithms 4.4
     and 5.1.

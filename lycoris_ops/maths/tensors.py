@@ -260,7 +260,7 @@ def kronecker(one: Tensor, other: Tensor) -> Tensor:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The values in the dtype that is the widest one on their device, see `widest`, or in their own."""
+    """The values in the `widest` dtype of their device, or in their own where that is wider."""
     return tensor.to(promoted(tensor.dtype, widest(tensor.device)))
 
 
