@@ -27,6 +27,8 @@ from .sizes import PictureFit, Pixels
 CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
 FRAMES = ".frames"
 """A folder with this ending is a clip: its pictures are the frames, in natural order (2 before 10)."""
+FILMS = (*CLIPS, FRAMES)
+"""The endings of clips."""
 LONGEST = 3600.0
 """The longest clip in seconds."""
 GIF_END = b";"
@@ -234,7 +236,8 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
 
 
 def _in_order(frames: Iterable[Any], ahead: int) -> Iterator[tuple[float, Any]]:
-    """Each frame with the lowest of its own time and those of the `ahead` frames after it that is left."""
+    """The frames with their times in order: each takes the lowest time that is left, of those up to `ahead`
+    frames after it."""
     times: list[float] = []
     waiting: deque[Any] = deque()
     for frame in frames:

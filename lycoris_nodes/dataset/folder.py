@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...lycoris_ops import TrainError, few
-from .clip import CLIPS, FRAMES
+from .clip import CLIPS, FILMS, FRAMES
 from .picture import PICTURES
 from .texts import LONGEST, captions_of_list
 
@@ -60,7 +60,7 @@ class Found:
     @property
     def controls(self) -> tuple[Path, ...]:
         """Its references that are clips."""
-        return tuple(path for path in self.references if path.name.lower().endswith((*CLIPS, FRAMES)))
+        return tuple(path for path in self.references if path.name.lower().endswith(FILMS))
 
     @property
     def still_references(self) -> tuple[Path, ...]:
@@ -119,7 +119,7 @@ class PictureFolder:
                 told = captions_of_list(here / LISTED)
                 listed |= {_alike(str(file)): text for file, text in told.items()}
             names = [name for name in files if not _is_hidden(name) and name != LISTED]
-            found, rest = _in_one_folder(here, [*names, *framed], (*CLIPS, FRAMES) if clips else ())
+            found, rest = _in_one_folder(here, [*names, *framed], FILMS if clips else ())
             beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
             shelves |= {one: _shelf_of(one, clips=clips) for one in beside[here]}
             masks = _masks_beside(here, folders, has_pictures=bool(found))
@@ -239,7 +239,7 @@ def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
     """Each list begins with the reference without a number; the others follow by number."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
     for path in _files_of(folder):
-        if path.name.lower().endswith((*PICTURES, *((*CLIPS, FRAMES) if clips else ()))):
+        if path.name.lower().endswith((*PICTURES, *(FILMS if clips else ()))):
             name = _alike(path.stem)
             found.setdefault(name, []).append((-1, name, path))
             front, _, number = name.rpartition("_")

@@ -114,6 +114,16 @@ class Shown:
         """The audio VAE, for a model that learns sound."""
         return self.sound if self.takes_sound else None
 
+    @property
+    def hears(self) -> bool:
+        """Whether the model hears sound, through an audio encoder."""
+        return self.given is not None and self.given.takes.hears
+
+    @property
+    def listener(self) -> Encoder | None:
+        """The audio encoder, for a model that hears sound."""
+        return self.hearing if self.hears else None
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedPicture:
@@ -191,6 +201,8 @@ class _Planned:
     held_out: bool
     views: tuple[_View, ...]
     clip: ClipFacts | None = None
+    controls: tuple[ClipFacts, ...] = ()
+    """Of `found.controls`."""
     is_animated: bool = False
     """Whether it is a picture with further frames, which are not read."""
 
@@ -355,14 +367,13 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
         for path in one.found.still_references:
             if shown.references and shown.references.encoded and not shown.references.node:
                 _check_cut(path, _fit_of_reference(path, one.fit.size, shown.references, settings), settings)
-        for path in one.found.controls:
-            length = facts_of(path, settings.frame_rate).frames
+        for path, control in zip(one.found.controls, one.controls, strict=True):
             wanted = max(view.cut.start + view.cut.count for view in one.views if view.cut)
-            if length < wanted:
+            if control.frames < wanted:
                 raise TrainError(
                     "a clip is shorter than the one that it belongs to",
                     file=str(path),
-                    got=number_of(length, "frame"),
+                    got=number_of(control.frames, "frame"),
                     expected=f"at least {wanted}, as {one.found.name}",
                     hint="Make both equally long, or lower `frames` or `cuts`",
                 )
@@ -416,6 +427,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
     planned: list[_Planned] = []
     for number, (one, text) in enumerate(zip(found, texts, strict=True), 1):
         clip = facts_of(one.path, settings.frame_rate) if one.is_clip else None
+        controls = tuple(facts_of(path, settings.frame_rate) for path in one.controls)
         facts = clip or picture_facts(one.path)
         fitted = fit(
             facts.size,
@@ -440,7 +452,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         mirrored = settings.mirror and not held and may_be_mirrored(text)
         views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
         is_animated = isinstance(facts, PictureFacts) and facts.is_animated
-        planned.append(_Planned(one, fitted, text, held, views, clip, is_animated))
+        planned.append(_Planned(one, fitted, text, held, views, clip, controls, is_animated))
         update(number, len(found))
     return planned
 
@@ -493,8 +505,8 @@ class _Pictures:
             # Given its only frame, the model would have nothing left to learn.
             given = None
         seeing = [self.shown.vision.identity] if self.shown.vision and given and given.seen else []
-        hears = given is not None and given.takes.hears and one.clip is not None and one.clip.sounds
-        seeing += [self.shown.hearing.identity] if self.shown.hearing and hears else []
+        if self.shown.listener and given and one.clip and one.clip.sounds:
+            seeing.append(self.shown.listener.identity)
         key = None
         if self.vae.identity is not None and None not in seeing:
             hashes = [self._hash_of(one.found.path) if view.cut else hashlib.sha256(content).hexdigest()]
@@ -541,19 +553,18 @@ class _Pictures:
             self.hashes[path] = hash_of(path)
         return self.hashes[path]
 
-    def _beside(self, one: _Planned, view: _View, given: Given) -> Beside:
+    def _beside(self, one: _Planned, view: _View) -> Beside:
         """What belongs to a cut of a clip."""
         cut, rate = view.cut, self.settings.frame_rate
         if cut is None or one.clip is None or self.shown.references:
             return Beside()
         controls: list[Tensor] = []
-        for path in one.found.controls:
-            size = facts_of(path, rate).size
+        for path, control in zip(one.found.controls, one.controls, strict=True):
             # One of the same size is cut like the clip; another keeps its shape, and the host's node cuts it.
             fitted = one.fit
-            if size != one.fit.source:
+            if control.size != one.fit.source:
                 fitted = fit(
-                    size, self.settings.resolution, self.settings.step, enlarge=self.settings.enlarge
+                    control.size, self.settings.resolution, self.settings.step, enlarge=self.settings.enlarge
                 )
             controls.append(_mirrored(pixels_of_clip(path, cut, rate, fitted), view.mirrored))
         shown = [
@@ -561,8 +572,8 @@ class _Pictures:
             for path in one.found.still_references
         ]
         heard = None
-        if self.shown.hearing and given.takes.hears and one.clip.sounds:
-            heard = self.shown.hearing.encode(sound_of(one.found.path, cut, rate, HEARD))
+        if self.shown.listener and one.clip.sounds:
+            heard = self.shown.listener.encode(sound_of(one.found.path, cut, rate, HEARD))
         return Beside(controls, shown[0] if shown else None, heard)
 
     @property
@@ -651,7 +662,7 @@ class _Pictures:
         made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
         of_it = Made({})
         if given:
-            of_it = given.make(self.shown.vae, pixels, mask, self._beside(one, view, given))
+            of_it = given.make(self.shown.vae, pixels, mask, self._beside(one, view))
             made |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
             if of_it.noise_mask is not None:
                 if not of_it.noise_mask.any():
@@ -752,7 +763,7 @@ def _described(
             lines.append("  for text to video set first_frames to none")
     if shown.vision is not None and not (shown.given and shown.given.seen):
         lines.append("clip_vision is not used: this model does not take its output")
-    if shown.hearing is not None and not (shown.given and shown.given.takes.hears):
+    if shown.hearing is not None and not shown.hears:
         lines.append("audio_encoder is not used: this model hears no sound")
     if shown.misses_frames and cuts:
         lines.append("the model gets no first frame: no known node makes one for it")
@@ -788,7 +799,7 @@ def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
     heard = [one.found.name for one in clips if one.clip and one.clip.sounds]
     silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
     without = [f"without sound: {len(silent)} ({few(silent)})"] if silent else []
-    if shown.given and shown.given.takes.hears:
+    if shown.hears:
         if shown.hearing is None:
             return ["the model hears no sound: link audio_encoder, as for sampling"] if heard else []
         lines = [f"with sound, which the model hears: {len(heard)} ({few(heard)})"] if heard else []

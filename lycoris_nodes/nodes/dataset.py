@@ -272,18 +272,17 @@ class LycorisDataset(io.ComfyNode):
         shown = Shown(
             vae,
             clip,
-            references_of(network, references),
-            given_of(network, first_frames, vision.encode if vision else None),
-            misses_frames(network, first_frames),
-            takes_sound(network),
-            needs_sound(network),
-            None if audio_vae is None else _sound_encoder(audio_vae, network),
-            vision,
-            None if audio_encoder is None else _hearing(audio_encoder),
-            _unmade(network),
+            references=references_of(network, references),
+            given=given_of(network, first_frames, vision.encode if vision else None),
+            misses_frames=misses_frames(network, first_frames),
+            takes_sound=takes_sound(network),
+            needs_sound=needs_sound(network),
+            sound=None if audio_vae is None else _sound_encoder(audio_vae, network),
+            vision=vision,
+            hearing=None if audio_encoder is None else _hearing(audio_encoder),
+            unmade=_unmade(network),
         )
-        hears = shown.hearing is not None and shown.given is not None and shown.given.takes.hears
-        if hears and settings.frame_rate != own_rate:
+        if shown.listener and settings.frame_rate != own_rate:
             # The host's nodes share out what is heard at this rate.
             raise TrainError(
                 "the model hears sound at its own frame rate alone",
