@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,15 @@ VAES = {"LTXAV": "AudioVAE", "MiniMaxH3": "MiniMaxH3AudioVAE"}
 """The host's classes of models that make clips with sound, and of their audio VAEs."""
 ALWAYS = ("MiniMaxH3",)
 """Models that only make clips with sound."""
+_HEARD: Mapping[str, Callable[[Any], tuple[int, int]]] = {
+    # Windows of eight times, with five means over the layers.
+    "WAN21_HuMo": lambda net: (33, net.audio_proj.audio_proj_glob_1.layer.in_features // 40),
+    "WAN22_S2V": lambda net: (
+        net.casual_audio_encoder.weights.shape[1],
+        net.casual_audio_encoder.encoder.conv1_local.conv.in_channels,
+    ),
+}
+"""The layers of the audio encoder of models that hear sound, and their width, by the host's class."""
 
 
 def takes_sound(model: Any) -> bool:
@@ -38,6 +47,20 @@ def check_audio_vae(vae: Any, model: Any) -> None:
             got=type(inner or vae).__name__,
             expected="what the node Load LTXV Audio VAE of a recent ComfyUI loads for LTX-2, or Load VAE for "
             "MiniMax-H3",
+        )
+
+
+def check_heard(heard: Mapping[str, Any], model: Any) -> None:
+    """Raise TrainError for the output of another audio encoder than that of a model that hears sound."""
+    layers = heard["encoded_audio_all_layers"]
+    found, wanted = (len(layers), layers[0].shape[-1]), _HEARD[type(model).__name__](model.diffusion_model)
+    if found != wanted:
+        raise TrainError(
+            "this is not the audio encoder of the model",
+            key="audio_encoder",
+            got="{} layers of {} values".format(*found),
+            expected="{} layers of {} values".format(*wanted),
+            hint="Link the one that you sample the model with",
         )
 
 

@@ -19,7 +19,7 @@ from ..host.paces import OF_CLIPS
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
 from ..host.sampling import encoded_text, is_cut
-from ..host.sounds import check_audio_vae, encoded_sound, needs_sound, takes_sound, with_sound
+from ..host.sounds import check_audio_vae, check_heard, encoded_sound, needs_sound, takes_sound, with_sound
 from ..host.training import NOISE_MASK, grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
@@ -279,7 +279,7 @@ class LycorisDataset(io.ComfyNode):
             needs_sound=needs_sound(network),
             sound=None if audio_vae is None else _sound_encoder(audio_vae, network),
             vision=vision,
-            hearing=None if audio_encoder is None else _hearing(audio_encoder),
+            hearing=None if audio_encoder is None else _hearing(audio_encoder, network),
             unmade=_unmade(network),
         )
         if shown.listener and settings.frame_rate != own_rate:
@@ -335,13 +335,15 @@ def _sound_encoder(vae: Any, model: Any) -> Encoder:
     return Encoder(partial(encoded_sound, vae), _identity_of_vae(vae))
 
 
-def _hearing(audio_encoder: Any) -> Encoder:
+def _hearing(audio_encoder: Any, model: Any) -> Encoder:
     named = (type(audio_encoder.model).__name__, str(audio_encoder.dtype))
-    return Encoder(partial(_heard, audio_encoder), _identity(audio_encoder, *named))
+    return Encoder(partial(_heard, audio_encoder, model), _identity(audio_encoder, *named))
 
 
-def _heard(audio_encoder: Any, waveform: torch.Tensor) -> Any:
-    return audio_encoder.encode_audio(waveform, HEARD)
+def _heard(audio_encoder: Any, model: Any, waveform: torch.Tensor) -> Any:
+    heard = audio_encoder.encode_audio(waveform, HEARD)
+    check_heard(heard, model)
+    return heard
 
 
 def _unmade(model: Any) -> str:

@@ -245,6 +245,9 @@ def test_what_no_model_can_learn_from_a_folder_is_refused(
     film_with_sound(folder / "a.mkv")
     report = prepare(**given, **hearing, frames=9)["report"]
     assert "the model hears no sound: link audio_encoder" in report
+    other = r"not the audio encoder.*3 layers of 8 values.*25 layers of 16.*that you sample"
+    with pytest.raises(refused, match=other):
+        prepare(**given, **hearing, frames=9, audio_encoder=Hearing(3, 8))
 
 
 @pytest.mark.soak
