@@ -470,8 +470,11 @@ class Layer(ABC):
         added = self.bias_additive() or ()
         return change + add_up(added, bias.dtype, bias.device).flatten() if added else change
 
-    def plain(self) -> Layer:
-        """The same layer in the tensors that every tool reads: without the third factor of PEFT's AdaLoRA."""
+    def plain(self, weight: Shape = ()) -> Layer:
+        """The same layer in the tensors that every tool reads: without the third factor of PEFT's AdaLoRA.
+
+        LoRA's factors get the dimensions of the weight, if its shape is given.
+        """
         return self
 
     def like(self, other: Layer) -> Layer:

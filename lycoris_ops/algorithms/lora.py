@@ -288,11 +288,20 @@ class Lora(Factored, Planned):
             lora_embedding_b=down.T.contiguous(),
         )
 
-    def plain(self) -> Lora:
-        """The same layer with `lora_E`, which only PEFT's AdaLoRA has, multiplied into down."""
-        if self.lora_e is None:
-            return self
-        return replace(self, lora_down=self.product().down, lora_e=None)
+    def plain(self, weight: Shape = ()) -> Lora:
+        """The same layer with `lora_E`, which only PEFT's AdaLoRA has, multiplied into down.
+
+        Some tools write the factors of a convolution as matrices. ComfyUI reads these, PEFT does not: with
+        the weight's shape up is (O, r, 1, ...) and down (r, I, *kernel).
+        """
+        layer = self if self.lora_e is None else replace(self, lora_down=self.product().down, lora_e=None)
+        up, down = layer.lora_up, layer.lora_down
+        if not weight or up is None or down is None or layer.lora_mid is not None:
+            return layer
+        if math.prod(down.shape[1:]) != math.prod(weight[1:]):
+            return layer
+        up = up.reshape(*up.shape[:2], *(1 for _ in weight[2:]))
+        return replace(layer, lora_up=up, lora_down=down.reshape(len(down), *weight[1:]))
 
     @property
     def _shifts(self) -> bool:

@@ -70,8 +70,8 @@ class Regrouper:
         return made
 
     def _read(self, name: str) -> Layer:
-        # No dialect has a place for AdaLoRA's third factor.
-        return self._adapter.layer(name, keep=False).plain()
+        # No dialect has a place for AdaLoRA's third factor, and few read a convolution's factors as matrices.
+        return self._adapter.layer(name, keep=False).plain(self.shape_of(name))
 
     def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:
         """A layer made of some rows of one layer.

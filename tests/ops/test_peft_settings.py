@@ -409,6 +409,10 @@ def test_adalora_is_read(tmp_path: Path, kept: list[int] | None, alpha: int) -> 
         written = lyc.save_adapter(adapter, path, dialect, model=known)
         found = applied(lyc.load_adapter(written.path), model_)
         assert_same(found, {f"diffusion_model.{name}": one for name, one in after.items()}, 64 * EPS32)
+        # AdaLoRA has a matrix for a convolution, which PEFT's LoRA and most readers refuse.
+        conv = {n: t.shape for n, t in load_file(written.path).items() if "conv" in n and ".lora_" in n}
+        kernel = before["conv.weight"].shape[2:]
+        assert sorted(shape[2:] for shape in conv.values()) == sorted([(1, 1), kernel])
 
 
 def test_a_tuned_norm_is_read(tmp_path: Path) -> None:
