@@ -40,6 +40,10 @@ class TensorCache:
         self._bytes = 0
         self._lock = RLock()
 
+    def __reduce__(self) -> Any:
+        # So that adapters can be copied, and sent to other processes: these have caches of their own.
+        return "DEFAULT_CACHE" if self is DEFAULT_CACHE else (TensorCache, (self._bound,))
+
     @cached_property
     def max_bytes(self) -> int:
         return self._bound() if callable(self._bound) else self._bound

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import json
+import pickle
 from pathlib import Path
 from weakref import ref
 
@@ -114,6 +116,16 @@ def test_its_tensors_require_no_gradients() -> None:
     adapter = lyc.Adapter.of({NAME: learning}, name="made", dialect="trained")
     assert adapter.dialect == "trained"
     assert not any(tensor.requires_grad for tensor in adapter.layers[NAME].tensors().values())
+
+
+def test_an_adapter_can_be_copied_and_sent_to_another_process(tmp_path: Path) -> None:
+    """A cache has a lock, which cannot be copied: each process has caches of its own."""
+    for adapter in pair(tmp_path, load("lora", "linear")):
+        for twin in (copy.deepcopy(adapter), pickle.loads(pickle.dumps(lyc.Stack([lyc.Entry(adapter)])))):
+            twin = twin if isinstance(twin, lyc.Adapter) else twin.entries[0].adapter
+            assert difference(adapter.layers[NAME], twin.layers[NAME]) is None
+            assert twin.cache is adapter.cache
+    assert copy.copy(lyc.TensorCache(7)).max_bytes == 7
 
 
 def test_a_kept_plan_does_not_keep_its_adapter() -> None:
