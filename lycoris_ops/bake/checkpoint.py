@@ -21,7 +21,7 @@ from ..files.model_file import ModelFile
 from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
 from ..files.tensor_file import TensorInfo, open_file
-from ..files.writing import Progress, metadata_of, new_files
+from ..files.writing import Progress, check_other, metadata_of, new_files
 from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
 from ..patch.plan import patch_
@@ -83,7 +83,8 @@ def merge_checkpoint(
     its dtype: merged weights are one rounding away from the exact sum, and all other tensors are copied byte
     by byte. A float dtype converts every float tensor. The base's metadata is kept, `metadata` is added, and
     the recipe is recorded. The files appear under their names only when they are complete. They may replace
-    earlier ones unless `overwrite` is off, but never the base. `progress` is called with bytes written.
+    earlier ones unless `overwrite` is off, but never the base or an adapter of the stack. `progress` is
+    called with bytes written.
 
     Weights in plain float8 are rounded at random, so that small changes are not lost (see
     `round_to_float8`). `views_in` and `views_of` find weights that the file holds as a part of a tensor,
@@ -100,6 +101,9 @@ def merge_checkpoint(
     base = ModelFile.open(base_path)
     destination = destination_of(base, out_path)
     destination.check(base, overwrite=overwrite)
+    for path in (entry.adapter.path for entry in stack if os.path.isabs(entry.adapter.path)):
+        for file in destination.files:
+            check_other(file, path, "an adapter of the stack")
     quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
     shapes = {key: info.shape for key, info in base.tensors.items()}
     views = views_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)

@@ -84,7 +84,7 @@ class SafetensorsFile(DiskFile):
                 file=str(path),
                 got=ending or "no ending",
                 expected=" or ".join(SAFETENSORS),
-                hint="Load it and save it with the host's own checkpoint saver first",
+                hint="Load it, and save it as safetensors first",
             )
         return cls.open(path)
 

@@ -303,7 +303,7 @@ def check_other(path: Path, source: str, what: str = "the base model") -> None:
     `what` says what the source is, for the error.
     """
     with system_errors(path):
-        same = path.exists() and path.samefile(source)
+        same = path.exists() and os.path.exists(source) and path.samefile(source)
     if same:
         raise WriteError(
             f"the output file is {what}, which would be lost",

@@ -166,6 +166,9 @@ def test_another_file_can_be_replaced_and_the_base_never(tmp_path: Path) -> None
         with pytest.raises(lyc.WriteError, match="the output file is the base model"):
             lyc.merge_checkpoint(base, stack, same)
     assert path.read_bytes() == before and link.is_symlink()
+    with pytest.raises(lyc.WriteError, match="the output file is an adapter of the stack"):
+        lyc.merge_checkpoint(path, stack, tmp_path / "adapter.safetensors")
+    stack.entries[0].adapter.file.check_unchanged()
     out.write_text("another file")
     with pytest.raises(lyc.WriteError, match="of that name already"):
         lyc.merge_checkpoint(path, stack, out, overwrite=False)
