@@ -52,6 +52,8 @@ class Found:
     mask: Path | None = None
     references: tuple[Path, ...] = ()
     """The pictures and clips that the model is shown beside the caption, in order."""
+    reference_masks: tuple[tuple[Path, Path], ...] = ()
+    """References that have a mask, each with it."""
     is_clip: bool = False
     repeats: int = 1
     subject: str = ""
@@ -148,6 +150,7 @@ class PictureFolder:
         used = {reference for one in pictures for reference in one.references}
         shown = {file for one in shelves for file in _files_of(one)}
         used |= {one.mask for one in pictures if one.mask}
+        used |= {mask for one in pictures for _, mask in one.reference_masks}
         left_out += [_below(one, path) for one in (shown | drawn) - used]
         if not pictures:
             raise TrainError(
@@ -191,9 +194,13 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
             continue
         caption = next((known[stem + end] for end in CAPTIONS if stem + end in known), None)
         shown = tuple(reference for _, reference in sorted(references.get(stem, ())))
+        of_shown = tuple(
+            (one, masks[own]) for one in shown if (own := _alike(one.name).rpartition(".")[0]) in masks
+        )
         is_clip = not name.endswith(PICTURES)
-        found.append(Found(path, path.name, caption, mask=masks.get(stem), references=shown, is_clip=is_clip))
-        used |= {path, *shown, *(one for one in (caption, masks.get(stem)) if one)}
+        found.append(Found(path, path.name, caption, "", masks.get(stem), shown, of_shown, is_clip))
+        used |= {path, *shown, *(mask for _, mask in of_shown)}
+        used |= {one for one in (caption, masks.get(stem)) if one}
     return found, [path for name in names if (path := folder / name) not in used]
 
 
@@ -231,42 +238,48 @@ def _taken_out(folder: Path, folders: list[str]) -> list[Path]:
     return [folder / name for name in sorted(found, key=lambda name: (int(found[name][1] or 0), name))]
 
 
-_Shelf = dict[str, list[tuple[str, Path]]]
-"""A folder's references as (name, path), by the name of the picture that each may belong to."""
+_Shelf = dict[str, list[tuple[str, Path, Path | None]]]
+"""A folder's references as (name, path, mask), by the name of the picture that each may belong to."""
 
 
 def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
     """Each list begins with the reference without a number; the others follow by number."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
-    for path in _files_of(folder):
-        if path.name.lower().endswith((*PICTURES, *(FILMS if clips else ()))):
-            name = _alike(path.stem)
+    files = [
+        path
+        for path in _files_of(folder)
+        if path.name.lower().endswith((*PICTURES, *(FILMS if clips else ())))
+    ]
+    names = {_alike(path.stem) for path in files}
+    masks: dict[str, Path] = {}
+    for path in files:
+        name = _alike(path.stem)
+        of = next((name[: -len(mark)] for mark in MASKS if name.endswith(mark)), None)
+        if of in names:
+            masks[of] = path
+        else:
             found.setdefault(name, []).append((-1, name, path))
             front, _, number = name.rpartition("_")
             if front and number.isdecimal():
                 found.setdefault(front, []).append((int(number), name, path))
-    return {key: [(name, path) for _, name, path in sorted(rows)] for key, rows in found.items()}
+    return {
+        key: [(name, path, masks.get(name)) for _, name, path in sorted(rows)] for key, rows in found.items()
+    }
 
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
     """The pictures with their references. `a_1` belongs to the picture `a_1` if there is one, else to `a`."""
     names = {_alike(one.path.stem) for one in pictures}
-    return [
-        replace(
-            one,
-            references=(
-                *one.references,
-                *(
-                    path
-                    for shelf in shelves
-                    for name, path in shelf.get(own, ())
-                    if name == own or name not in names
-                ),
-            ),
-        )
-        for one in pictures
-        for own in (_alike(one.path.stem),)
-    ]
+    made: list[Found] = []
+    for one in pictures:
+        own = _alike(one.path.stem)
+        rows = [
+            row for shelf in shelves for row in shelf.get(own, ()) if row[0] == own or row[0] not in names
+        ]
+        masks = tuple((path, mask) for _, path, mask in rows if mask)
+        references = (*one.references, *(path for _, path, _ in rows))
+        made.append(replace(one, references=references, reference_masks=(*one.reference_masks, *masks)))
+    return made
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -32,16 +32,15 @@ from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with
 
 CUT = 0.2
 """The report names a picture as cut off if it loses more than this share."""
-HEARD = 16000
-"""Samples a second for audio encoders."""
 SHOWN, GAP = 25, 4
 """How many pictures are shown at most, and the pixels between them."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A VAE for pixels (F, H, W, 3), a CLIP vision model for pictures (1, H, W, 3), a text encoder, or an
-    audio VAE, see `encoded_sound`."""
+    """A VAE for pixels (F, H, W, 3), a CLIP vision model for pictures (1, H, W, 3), a text encoder, an audio
+    VAE, see `encoded_sound`, or an audio encoder, for a function that gives the waveform (1, channels, n) for
+    a number of samples a second, and the number of frames."""
 
     encode: Callable[..., Any]
     identity: str | None
@@ -104,8 +103,10 @@ class Shown:
     """The audio VAE, where it is linked."""
     vision: Encoder | None = None
     """The CLIP vision model, where it is linked."""
+    clip_vision: Any = None
+    """The host's own, for nodes that take it."""
     hearing: Encoder | None = None
-    """The audio encoder, where it is linked: it gives what a model hears for a waveform at `HEARD`."""
+    """The audio encoder, where it is linked: it gives what a model hears."""
     unmade: str = ""
     """What the model is not given, because no folder has it."""
 
@@ -116,8 +117,8 @@ class Shown:
 
     @property
     def hears(self) -> bool:
-        """Whether the model hears sound, through an audio encoder."""
-        return self.given is not None and self.given.takes.hears
+        """Whether the model hears the sound of clips."""
+        return self.given is not None and (self.given.takes.hears or self.given.takes.music)
 
     @property
     def listener(self) -> Encoder | None:
@@ -341,7 +342,7 @@ def _check_targets(folder: PictureFolder) -> None:
 def _check_references(planned: Sequence[_Planned], shown: Shown, settings: PictureSettings) -> None:
     """Raise TrainError for more references than the model takes, and for one that would lose too much."""
     takes = shown.given.takes if shown.given else None
-    most = shown.references.most if shown.references else int(bool(takes and takes.reference))
+    most = shown.references.most if shown.references else takes.most if takes and takes.references else 0
     most_clips = len(takes.controls) if takes else 0
     for one in planned:
         for paths, number, what in (
@@ -355,7 +356,8 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
                     got=few([path.name for path in paths]),
                     expected=f"at most {number}" if number else "a model such as Flux Kontext or Wan VACE",
                     hint="Files whose names end in `_control`, `_reference` or `-condlabel`, and files in "
-                    "folders such as `control`, are references. Rename them if they are not",
+                    "folders such as `control`, are references. Rename them if they are not"
+                    + ("; for Bernini, set `references` to it" if shown.given and shown.given.chosen else ""),
                 )
         if one.found.references and shown.references is None and one.clip is None:
             raise TrainError(
@@ -504,6 +506,8 @@ class _Pictures:
         if given and view.cut is None and not given.masked:
             # Given its only frame, the model would have nothing left to learn.
             given = None
+        if given and given.only_beside and not one.found.references:
+            given = None
         seeing = [self.shown.vision.identity] if self.shown.vision and given and given.seen else []
         if self.shown.listener and given and one.clip and one.clip.sounds:
             seeing.append(self.shown.listener.identity)
@@ -517,6 +521,7 @@ class _Pictures:
             how += [given.node, given.ends, *seeing] if given else []
             if given and not self.shown.references:
                 how += [self._hash_of(path) for path in one.found.references]
+                how += [self._hash_of(path) for pair in one.found.reference_masks for path in pair]
                 # The size that a control clip of another size than the clip's is read in.
                 how += [self.settings.resolution, self.settings.enlarge] if one.found.controls else []
             key = key_of("picture", self.vae.identity, hashes, *how)
@@ -567,14 +572,16 @@ class _Pictures:
                     control.size, self.settings.resolution, self.settings.step, enlarge=self.settings.enlarge
                 )
             controls.append(_mirrored(pixels_of_clip(path, cut, rate, fitted), view.mirrored))
-        shown = [
-            _mirrored(picture_tensor(self._whole(path, _content(path))), view.mirrored)
-            for path in one.found.still_references
-        ]
+
+        def whole(path: Path) -> Tensor:
+            return _mirrored(picture_tensor(self._whole(path, _content(path))), view.mirrored)
+
+        stills, masks = one.found.still_references, dict(one.found.reference_masks)
         heard = None
         if self.shown.listener and one.clip.sounds:
-            heard = self.shown.listener.encode(sound_of(one.found.path, cut, rate, HEARD))
-        return Beside(controls, shown[0] if shown else None, heard)
+            heard = self.shown.listener.encode(partial(sound_of, one.found.path, cut, rate), cut.count)
+        coloured = [whole(masks[path]) if path in masks else None for path in stills]
+        return Beside(controls, [whole(path) for path in stills], coloured, heard)
 
     @property
     def kind(self) -> References:
@@ -584,20 +591,28 @@ class _Pictures:
     def caption(self, one: _Planned, view: _View, text: str, clip: Encoder) -> Conditioning:
         """A caption encoded together with a picture's references."""
         contents = [_content(path) for path in one.found.references]
+        seer = self.shown.vision if self.kind.sees else None
         key = None
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
             hashes = [hashlib.sha256(content).hexdigest() for content in contents]
             settings = (list(one.fit.size), view.mirrored, self.settings.background)
-            key = key_of(self.kind.node, self.vae.identity, clip.identity, text, hashes, *settings)
+            if seer:
+                settings = (*settings, seer.identity)
+            if not seer or seer.identity:
+                key = key_of(self.kind.node, self.vae.identity, clip.identity, text, hashes, *settings)
 
         def made() -> Conditioning:
             images = [
                 _mirrored(picture_tensor(self._whole(path, content)), view.mirrored)
                 for path, content in zip(one.found.references, contents, strict=True)
             ]
-            return encoded_with(self.kind, self.shown.clip, self.shown.vae, text, images, one.fit.size)
+            shown = self.shown
+            made = encoded_with(
+                self.kind, shown.clip, shown.vae, text, images, one.fit.size, shown.clip_vision
+            )
+            return [[words, stored(more)] for words, more in made]
 
-        return self.kept.fetch(key, made)
+        return [[words, restored(more)] for words, more in self.kept.fetch(key, made)]
 
     def small_references(self, one: _Planned) -> list[Tensor]:
         """Small pictures of the references."""
@@ -755,13 +770,17 @@ def _described(
                 lambda one: one.views[0].cut and one.views[0].cut.count == 1,
             )
         lines += _sounds_in_words(planned, shown)
-    if shown.given and (shown.given.masked or cuts):
+    beside = any(one.found.references for one in planned if one.clip)
+    if shown.given and (shown.given.masked or (cuts and (beside or not shown.given.only_beside))):
         lines.append(f"the model is also given what {shown.given.node} makes")
         if shown.given.seen:
             lines.append("  and what clip_vision sees there")
-        if not shown.given.needed:
+        if not shown.given.needed and not shown.given.only_beside:
             lines.append("  for text to video set first_frames to none")
-    if shown.vision is not None and not (shown.given and shown.given.seen):
+    sees = shown.references is not None and shown.references.sees
+    if sees and shown.vision is None and any(one.found.references for one in planned):
+        lines.append("no CLIP vision model sees the references: link clip_vision, as for sampling")
+    if shown.vision is not None and not sees and not (shown.given and shown.given.seen):
         lines.append("clip_vision is not used: this model does not take its output")
     if shown.hearing is not None and not shown.hears:
         lines.append("audio_encoder is not used: this model hears no sound")
@@ -772,6 +791,10 @@ def _described(
     if shown.given and shown.given.takes != Takes() and cuts:
         lines += named("with clips that control them", lambda one: one.found.controls)
         lines += named("with a reference", lambda one: one.found.still_references)
+    if not (shown.given and shown.given.takes.reference_masks):
+        lines += named(
+            "whose references have masks, which are not used", lambda one: one.found.reference_masks
+        )
     if shown.references and any(one.found.references for one in planned):
         how = shown.references.in_words
         lines += named(f"with references, which are {how}", lambda one: one.found.references)

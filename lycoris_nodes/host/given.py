@@ -1,5 +1,5 @@
 """What a model is given beside a text: the ends of a clip, what surrounds a hole in a picture, clips that
-control it, a reference, and its sound.
+control it, references, and its sound.
 
 The host's own nodes make it.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import nodes
 import torch
 from comfy.clip_vision import Output
+from comfy.utils import common_upscale
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
@@ -47,13 +48,17 @@ _OF_MARKED: Mapping[str, str] = {
     "CosmosPredict2": "CosmosPredict2ImageToVideoLatent",
 }
 """The nodes of models that the host marks as image-to-video."""
+_GUIDED, _GUIDE = "LTXVImgToVideo", "LTXVAddGuide"
+_BERNINI = "Bernini"
+_OF_REFERENCES: Mapping[str, str] = {"auto": "WanPhantomSubjectToVideo", _BERNINI: "BerniniConditioning"}
+"""The nodes of Wan models for text-to-video that take references, by the user's choice: all have the same
+layers."""
 _OF_CHANNELS: Mapping[int, str] = {48: "WanFunControlToVideo", 52: "Wan22FunControlToVideo"}
 """The nodes of Wan models with this many channels."""
 UNMADE: Mapping[str, tuple[str, str, bool]] = {
     "SeedVR2": ("condition", "SeedVR2Conditioning", True),
     "PiD": ("lq_latent", "PiDConditioning", True),
     "WAN21_Camera": ("camera_conditions", "WanCameraImageToVideo", False),
-    "WAN22_WanDancer": ("audio_embed", "WanDancerVideo", False),
     "SVD_img2vid": ("concat_latent_image", "SVD_img2vid_Conditioning", False),
     "SD_X4Upscaler": ("concat_image", "SD_4XUpscale_Conditioning", False),
     "SD21UNCLIP": ("unclip_conditioning", "unCLIPConditioning", False),
@@ -65,12 +70,15 @@ UNMADE: Mapping[str, tuple[str, str, bool]] = {
 makes it, and whether the model cannot run without it. Else the host itself takes zeros for it."""
 SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
 """The inputs of these nodes that take the output of a CLIP vision model. The third is for the last frame."""
-_TAKEN = ("penultimate_hidden_states", "last_hidden_state")
+_SEEN_REFERENCE = "clip_vision_output_ref"
+"""The input for a reference that only a CLIP vision model sees."""
+_TAKEN = ("penultimate_hidden_states", "last_hidden_state", "image_sizes")
 """The outputs of a CLIP vision model that video models use. The states of all layers are far larger."""
 See = Callable[[Tensor], Any]
 """Gives the output of a CLIP vision model for a picture (1, H, W, 3)."""
 _OF_LAST: Mapping[str, str] = {
     "WanImageToVideo": "WanFirstLastFrameToVideo",
+    _GUIDED: _GUIDED,
     **{name: name for name in _OF_MARKED.values() if name.startswith("Cosmos")},
 }
 """The nodes that take a last frame too."""
@@ -80,12 +88,13 @@ _OF_LAST: Mapping[str, str] = {
 class Beside:
     """What belongs to a clip.
 
-    Others that control it (F, H, W, 3), a reference (1, H, W, 3), and what an audio encoder gives for its
-    sound.
+    Others that control it (F, H, W, 3), references (1, H, W, 3), the mask of each in colours, if it has one,
+    and what an audio encoder gives for its sound.
     """
 
     controls: Sequence[Tensor] = ()
-    reference: Tensor | None = None
+    references: Sequence[Tensor] = ()
+    masks: Sequence[Tensor | None] = ()
     heard: Any = None
 
 
@@ -94,12 +103,36 @@ class Takes:
     """The inputs of a node for what belongs to a clip."""
 
     controls: tuple[str, ...] = ()
-    reference: str = ""
+    references: str = ""
+    most: int = 1
+    """How many references there may be."""
+    joined: Callable[[Sequence[Tensor], tuple[int, int]], Any] = lambda images, size: images[0]
+    """Makes the input of references (1, H, W, 3), for a clip of this width and height."""
+    reference_masks: str = ""
+    """For the masks of the references, in colours."""
     masks: str = ""
-    """For the mask of the clip: white is to be made, and black is kept from the first control clip."""
+    """For the mask of the clip: white is to be made, and black is kept from the control clip `kept`."""
+    kept: str = ""
     hears: bool = False
+    """Whether the model hears what an audio encoder makes of the clip's sound."""
+    music: bool = False
+    """Whether the host's own node makes what the model hears, without an audio encoder."""
     ahead: Callable[[Settings], Tensor] | None = None
     """Where the reference is found that the model makes again in front of the clip."""
+
+
+def _batch(method: str) -> Callable[[Sequence[Tensor], tuple[int, int]], Tensor]:
+    """Joins pictures in the size of the clip. The host's nodes scale each by this method, and cut it."""
+
+    def joined(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        scaled = [common_upscale(one.movedim(-1, 1), *size, method, "center") for one in images]
+        return torch.cat(scaled).movedim(1, -1)
+
+    return joined
+
+
+def _named(images: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    return {f"reference_image_{number}": image for number, image in enumerate(images)}
 
 
 _HEARD = "audio_encoder_output"
@@ -107,7 +140,8 @@ _TAKES: Mapping[str, Takes] = {
     "WanVaceToVideo": Takes(
         ("control_video",),
         "reference_image",
-        "control_masks",
+        masks="control_masks",
+        kept="control_video",
         ahead=lambda made: made["vace_frames"][0][:, :16],
     ),
     "WanFunControlToVideo": Takes(("control_video",)),
@@ -115,9 +149,28 @@ _TAKES: Mapping[str, Takes] = {
     "WanHuMoImageToVideo": Takes((), "ref_image", hears=True),
     "WanSoundImageToVideo": Takes(("control_video",), "ref_image", hears=True),
     "WanAnimateToVideo": Takes(
-        ("pose_video", "face_video"), "reference_image", ahead=lambda made: made["concat_latent_image"]
+        ("pose_video", "face_video", "background_video"),
+        "reference_image",
+        masks="character_mask",
+        kept="background_video",
+        ahead=lambda made: made["concat_latent_image"],
     ),
-    "WanSCAILToVideo": Takes(("pose_video", "pose_video_mask"), "reference_image"),
+    "WanSCAILToVideo": Takes(
+        ("pose_video", "pose_video_mask"),
+        "reference_image",
+        most=16,
+        joined=_batch("bicubic"),
+        reference_masks="reference_image_mask",
+    ),
+    # It takes neither further references nor masks.
+    "WAN21_SCAIL": Takes(("pose_video",), "reference_image"),
+    "WanDancerVideo": Takes((), _SEEN_REFERENCE, music=True),
+    _OF_REFERENCES["auto"]: Takes((), "images", most=4, joined=_batch("bilinear")),
+    _OF_REFERENCES[_BERNINI]: Takes(
+        ("source_video", "reference_video"), "reference_images", most=8, joined=_named
+    ),
+    # `_GUIDE` adds each of them.
+    _GUIDED: Takes(("image", "image"), "image", most=16),
 }
 
 
@@ -140,6 +193,8 @@ class Made:
             latent = torch.cat([self.ahead, latent], 2)
         if self.latent is None or self.noise_mask is None:
             return latent
+        # Guides of LTX-Video are behind the clip.
+        latent = torch.cat([latent, self.latent[:, :, latent.shape[2] :]], 2)
         return torch.where(self.noise_mask == 0, self.latent, latent)
 
 
@@ -162,12 +217,22 @@ class Given:
     """Whether a CLIP vision model also sees the given frames."""
     takes: Takes = Takes()
 
+    @property
+    def chosen(self) -> bool:
+        """Whether the user chooses which of the nodes for references it is."""
+        return self.node in _OF_REFERENCES.values()
 
-def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
+    @property
+    def only_beside(self) -> bool:
+        """Whether a clip without anything beside it is given nothing."""
+        return not self.needed and self.ends == "none"
+
+
+def given_of(model: Any, ends: str, see: See | None = None, references: str = "auto") -> Given | None:
     """How a model is given parts of its target; None if it is given nothing.
 
     If the model's node takes the output of a CLIP vision model, it also gets what `see` returns for the
-    frames.
+    frames. `references` is the user's choice, as in `WAYS`.
     """
     config = model.model_config.unet_config
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
@@ -179,30 +244,33 @@ def given_of(model: Any, ends: str, see: See | None = None) -> Given | None:
         node = _OF_CHANNELS.get(config.get("in_dim") or 0, node)
     if kind == "HunyuanVideo15" and channels > model.latent_format.latent_channels:
         node = "HunyuanVideo15ImageToVideo"
+    of_both = kind in OF_BOTH
     if ends == "none":
-        if node not in _TAKES:
-            return None
-        found = node
+        found = node if node in _TAKES else None
     elif kind == "HunyuanVideo" and ends == REPLACED:
         found = "HunyuanImageToVideo"
     else:
         found = {"first": node, "first and last": _OF_LAST.get(node or "")}.get(ends)
-    if node and not found:
-        raise TrainError(
-            "this model is given other frames",
-            key="first_frames",
-            got=ends,
-            expected="first, first and last, or none" if node in _OF_LAST else "first or none",
-        )
+        if node and not found:
+            raise TrainError(
+                "this model is given other frames",
+                key="first_frames",
+                got=ends,
+                expected="first, first and last, or none" if node in _OF_LAST else "first or none",
+            )
+    if kind == "WAN21" and node is None:
+        found, ends, of_both = _OF_REFERENCES.get(references, _OF_REFERENCES["auto"]), "none", True
     if not found:
         return None
+    takes = _TAKES.get(kind) or _TAKES.get(found) or Takes()
+    make = _of_guides if found == _GUIDED else _of_node
     return Given(
-        found,
-        lambda vae, pixels, mask, beside: _of_ends(found, ends, vae, pixels, mask, see, beside),
+        _GUIDE if found == _GUIDED and ends == "none" else found,
+        lambda vae, pixels, mask, beside: make(found, takes, ends, vae, pixels, mask, see, beside),
         ends=ends,
-        needed=kind not in OF_BOTH,
+        needed=not of_both,
         seen=see is not None and not _inputs_of(found).keys().isdisjoint(SEEN),
-        takes=_TAKES.get(found, Takes()),
+        takes=takes,
     )
 
 
@@ -212,7 +280,8 @@ def misses_frames(model: Any, ends: str) -> bool:
     It should if it is an image-to-video model, or if `ends` asks for more than the first frame.
     """
     takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
-    return given_of(model, ends) is None and ends != "none" and (takes or ends != ENDS[0])
+    given = given_of(model, ends)
+    return (given is None or given.only_beside) and ends != "none" and (takes or ends != ENDS[0])
 
 
 def unmade(model: Any) -> tuple[str, str, bool] | None:
@@ -240,21 +309,31 @@ def _around(vae: Any, pixels: Tensor, mask: Tensor | None, beside: Beside) -> Ma
 
 def stored(settings: Settings) -> Settings:
     """Settings in which the output of a CLIP vision model is a table of the tensors that models use."""
-    return {
-        name: {key: vars(value)[key] for key in _TAKEN if key in vars(value)}
-        if isinstance(value, Output)
-        else value
-        for name, value in settings.items()
-    }
+    return {name: _in_tables(value) for name, value in settings.items()}
+
+
+def _in_tables(value: Any) -> Any:
+    if isinstance(value, list):
+        values: list[Any] = value
+        return [_in_tables(one) for one in values]
+    return {key: vars(value)[key] for key in _TAKEN if key in vars(value)} if type(value) is Output else value
 
 
 def restored(settings: Mapping[str, Any]) -> Settings:
     """The settings that `stored` was called with, with only those vision tensors that models use."""
-    made = dict(settings)
-    if SEEN[0] in made:
-        made[SEEN[0]] = Output()
-        vars(made[SEEN[0]]).update(settings[SEEN[0]])
-    return made
+    return {
+        name: _of_tables(value) if name.startswith(SEEN[0]) else value for name, value in settings.items()
+    }
+
+
+def _of_tables(value: Any) -> Any:
+    """Outputs of CLIP vision models from their tables."""
+    if isinstance(value, list):
+        values: list[Any] = value
+        return [_of_tables(one) for one in values]
+    made = Output()
+    vars(made).update(value or {})
+    return made if value is not None else None
 
 
 def _node(name: str) -> Any:
@@ -266,8 +345,9 @@ def _inputs_of(name: str) -> dict[str, Any]:
     return {one.id: getattr(one, "default", None) for one in _node(name).define_schema().inputs}
 
 
-def _of_ends(
+def _of_node(
     name: str,
+    takes: Takes,
     ends: str,
     vae: Any,
     pixels: Tensor,
@@ -275,7 +355,8 @@ def _of_ends(
     see: See | None,
     beside: Beside,
 ) -> Made:
-    known, takes = _inputs_of(name), _TAKES.get(name, Takes())
+    """What a node makes of the ends of a clip and of what is beside it."""
+    known = _inputs_of(name)
     length, height, width = pixels.shape[:3]
     inputs: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
     inputs |= {"positive": [_nothing()], "negative": [_nothing()], "vae": vae}
@@ -283,22 +364,30 @@ def _of_ends(
     if ends != "none":
         inputs |= {"start_image": pixels[:1], "image": pixels[:1]}
     inputs |= dict(zip(takes.controls, beside.controls, strict=False))
-    if beside.reference is not None:
-        inputs[takes.reference] = beside.reference
+    reference = beside.references[0] if beside.references else None
+    if reference is not None and takes.references in known:
+        inputs[takes.references] = takes.joined(beside.references, (width, height))
+        if takes.reference_masks and any(one is not None for one in beside.masks):
+            # White is the background.
+            colours = [one if one is not None else torch.ones(1, 1, 1, 3) for one in beside.masks]
+            inputs[takes.reference_masks] = _batch("nearest-exact")(colours, (width, height))
     if beside.heard is not None:
         inputs[_HEARD] = beside.heard
-    masked = mask is not None and bool(takes.masks and beside.controls)
+    masked = mask is not None and bool(takes.masks) and takes.kept in inputs
     if mask is not None and masked:
         inputs[takes.masks] = mask.expand(length, -1, -1)
     inputs["guidance_type"] = "v2 (replace)" if ends == REPLACED else "v1 (concat)"
     if ends == "first and last":
         inputs["end_image"] = pixels[-1:]
-    looked_at = beside.reference if takes.reference else inputs.get("start_image")
+    of_its_own = takes.references == _SEEN_REFERENCE
+    looked_at = reference if takes.references and not of_its_own else inputs.get("start_image")
     if see is not None and looked_at is not None:
         first, at_start, at_end = SEEN
         inputs |= {name: see(looked_at) for name in (first, at_start) if name in known}
         if at_end in known and ends == "first and last":
             inputs[at_end] = see(pixels[-1:])
+        if of_its_own and reference is not None:
+            inputs[_SEEN_REFERENCE] = see(reference)
     made = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
     settings = made[0][0][1] if isinstance(made[0], list) else {}
     latent = next((one for one in made if isinstance(one, dict) and NOISE_MASK in one), None)
@@ -307,6 +396,37 @@ def _of_ends(
     # The fourth output of these nodes is how many frames of the latent are the reference.
     ahead = takes.ahead(settings)[:, :, : made[3]] if takes.ahead and made[3] else None
     return Made(settings, ahead=ahead, masked=masked)
+
+
+def _of_guides(
+    name: str,
+    takes: Takes,
+    ends: str,
+    vae: Any,
+    pixels: Tensor,
+    mask: Tensor | None,
+    see: See | None,
+    beside: Beside,
+) -> Made:
+    """What LTX-Video is given: the first frame in its place, and guides behind the clip.
+
+    These are the last frame, and clips and pictures that begin where the clip begins.
+    """
+    length, height, width = pixels.shape[:3]
+    size = {"width": width, "height": height, "length": length, "batch_size": 1}
+    positive, negative = [_nothing()], [_nothing()]
+    if ends == "none":
+        (latent,) = _node("EmptyLTXVLatentVideo").execute(**size).args
+    else:
+        inputs = {"positive": positive, "negative": negative, "vae": vae, "strength": 1.0}
+        *_, latent = _node(name).execute(**inputs, **size, image=pixels[:1]).args
+    guides = [(-1, pixels[-1:])] if ends == "first and last" else []
+    guides += [(0, one) for one in (*beside.controls, *beside.references)]
+    for place, image in guides:
+        inputs = {"vae": vae, "latent": latent, "image": image, "frame_idx": place, "strength": 1.0}
+        add = _node(_GUIDE).execute
+        positive, negative, latent = add(positive=positive, negative=negative, **inputs).args
+    return Made(positive[0][1], latent["samples"], latent[NOISE_MASK])
 
 
 def _nothing() -> list[Any]:

@@ -31,6 +31,8 @@ class References:
     encoded: bool = True
     """Whether they become latents; else the model takes their pixels (1, H, W, 3)."""
     node: str = ""
+    sees: bool = False
+    """Whether the node also takes a CLIP vision model."""
     given: Callable[[Sequence[Tensor], tuple[int, int]], dict[str, Any]] = lambda images, size: {}
 
     @property
@@ -76,14 +78,21 @@ _BY_CLASS: Mapping[str, References | None] = {
         node="TextEncodeBooguEdit",
         given=lambda images, size: {"negative_prompt": "", "images": _numbered(images, "_", 1)},
     ),
+    "Lumina2": References(
+        node="TextEncodeZImageOmni",
+        most=3,
+        sees=True,
+        given=lambda images, size: _numbered(images, "", 1),
+    ),
     "SD15_instructpix2pix": _TAKEN_IN,
     "SDXL_instructpix2pix": _TAKEN_IN,
     "HiDream": _TAKEN_IN,
     "HiDreamO1": References(most=10, encoded=False),
 }
 """How models take references, by the host's class."""
-WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN}
-"""The user's choices: Qwen-Image-Edit of August 2025 has the same layers as later versions."""
+WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN, "Bernini": None}
+"""The user's choices: Qwen-Image-Edit of August 2025 has the same layers as later versions, and Bernini those
+of Wan, see `given_of`."""
 
 
 def references_of(model: Any, way: str) -> References | None:
@@ -93,6 +102,9 @@ def references_of(model: Any, way: str) -> References | None:
     if found is _QWEN:
         return WAYS[way] or found
     config = model.model_config.unet_config
+    if found and found.sees and not config.get("siglip_feat_dim"):
+        # Only the model for several pictures has layers for what SigLIP sees.
+        return None
     # Some Flux models have channels for a picture of edges or of depth.
     channels, own = config.get("in_channels") or 0, config.get("out_channels") or 0
     return _TAKEN_IN if found is _BESIDE and channels > own > 0 else found
@@ -106,12 +118,21 @@ def with_references(conditioning: Conditioning, key: str, latents: Sequence[Tens
 
 
 def encoded_with(
-    kind: References, clip: Any, vae: Any, text: str, images: Sequence[Tensor], size: tuple[int, int]
+    kind: References,
+    clip: Any,
+    vae: Any,
+    text: str,
+    images: Sequence[Tensor],
+    size: tuple[int, int],
+    vision: Any = None,
 ) -> Conditioning:
     """A text encoded together with references (1, H, W, 3), for a target of this width and height.
+
+    `vision` is a CLIP vision model of the host.
 
     Raises TrainError where this host does not have the node for it.
     """
     hint = "Update ComfyUI, or take the references out of the folder"
     node = own_node(kind.node, "this ComfyUI cannot encode references for the model", hint)
-    return node.execute(clip=clip, prompt=literal(text), vae=vae, **kind.given(images, size)).args[0]
+    seen = {"image_encoder": vision} if kind.sees else {}
+    return node.execute(clip=clip, prompt=literal(text), vae=vae, **seen, **kind.given(images, size)).args[0]

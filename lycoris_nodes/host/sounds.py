@@ -15,6 +15,10 @@ VAES = {"LTXAV": "AudioVAE", "MiniMaxH3": "MiniMaxH3AudioVAE"}
 """The host's classes of models that make clips with sound, and of their audio VAEs."""
 ALWAYS = ("MiniMaxH3",)
 """Models that only make clips with sound."""
+_RATE = 16000
+"""Samples a second for audio encoders."""
+_OF_MUSIC = 44100
+"""Samples a second of music, as on a CD."""
 _HEARD: Mapping[str, Callable[[Any], tuple[int, int]]] = {
     # Windows of eight times, with five means over the layers.
     "WAN21_HuMo": lambda net: (33, net.audio_proj.audio_proj_glob_1.layer.in_features // 40),
@@ -50,7 +54,24 @@ def check_audio_vae(vae: Any, model: Any) -> None:
         )
 
 
-def check_heard(heard: Mapping[str, Any], model: Any) -> None:
+def heard_by(audio_encoder: Any, model: Any, sound: Callable[[int], Tensor], frames: int) -> Any:
+    """What an audio encoder gives for a clip's sound, see `encoded_sound`.
+
+    Raises TrainError for another one than that of the model.
+    """
+    heard = audio_encoder.encode_audio(sound(_RATE), _RATE)
+    _check_heard(heard, model)
+    return heard
+
+
+def music_of(sound: Callable[[int], Tensor], frames: int) -> Any:
+    """What the host's node gives for the music of a clip of so many frames, see `encoded_sound`."""
+    node = own_node("WanDancerEncodeAudio", "this ComfyUI cannot give music to the model")
+    audio = {"waveform": sound(_OF_MUSIC), "sample_rate": _OF_MUSIC}
+    return node.execute(video_frames=frames, audio_inject_scale=1.0, audio=audio).args[0]
+
+
+def _check_heard(heard: Mapping[str, Any], model: Any) -> None:
     """Raise TrainError for the output of another audio encoder than that of a model that hears sound."""
     layers = heard["encoded_audio_all_layers"]
     found, wanted = (len(layers), layers[0].shape[-1]), _HEARD[type(model).__name__](model.diffusion_model)

@@ -11,7 +11,7 @@ import torch
 from ...lycoris_ops import LycorisError, TrainError, paragraph
 from ..dataset.folder import PictureFolder, stamps
 from ..dataset.kept import Kept, identity_of
-from ..dataset.prepare import HEARD, Encoder, PictureSettings, PreparedPicture, Shown, prepared
+from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
 from ..host.given import ENDS, check_made, given_of, misses_frames, unmade
@@ -19,7 +19,15 @@ from ..host.paces import OF_CLIPS
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
 from ..host.sampling import encoded_text, is_cut
-from ..host.sounds import check_audio_vae, check_heard, encoded_sound, needs_sound, takes_sound, with_sound
+from ..host.sounds import (
+    check_audio_vae,
+    encoded_sound,
+    heard_by,
+    music_of,
+    needs_sound,
+    takes_sound,
+    with_sound,
+)
 from ..host.training import NOISE_MASK, grid_of
 from ..host.weights import own_weights
 from ..schema.checks import checked
@@ -146,7 +154,8 @@ class LycorisDataset(io.ComfyNode):
                         default="auto",
                         tooltip="How the model is given reference pictures. auto: as its newest version "
                         "takes them. The first Qwen-Image-Edit (August 2025) takes one reference, and has "
-                        "its own prompt template.",
+                        "its own prompt template. A Wan model for text-to-video takes them as Phantom, or as "
+                        "Bernini.",
                     ),
                     count_input(
                         "frames",
@@ -269,20 +278,27 @@ class LycorisDataset(io.ComfyNode):
         cpu = torch.device("cpu")
         pictures = PictureFolder.of(picture_folder(folder), clips=films)
         vision = None if clip_vision is None else _vision_encoder(clip_vision)
+        given = given_of(network, first_frames, vision.encode if vision else None, references)
+        hearing = None
+        if given and given.takes.music:
+            hearing = Encoder(music_of, "music")
+        elif audio_encoder is not None:
+            hearing = _hearing(audio_encoder, network)
         shown = Shown(
             vae,
             clip,
             references=references_of(network, references),
-            given=given_of(network, first_frames, vision.encode if vision else None),
+            given=given,
             misses_frames=misses_frames(network, first_frames),
             takes_sound=takes_sound(network),
             needs_sound=needs_sound(network),
             sound=None if audio_vae is None else _sound_encoder(audio_vae, network),
             vision=vision,
-            hearing=None if audio_encoder is None else _hearing(audio_encoder, network),
+            clip_vision=clip_vision,
+            hearing=hearing,
             unmade=_unmade(network),
         )
-        if shown.listener and settings.frame_rate != own_rate:
+        if shown.listener and given and given.takes.hears and settings.frame_rate != own_rate:
             # The host's nodes share out what is heard at this rate.
             raise TrainError(
                 "the model hears sound at its own frame rate alone",
@@ -337,13 +353,7 @@ def _sound_encoder(vae: Any, model: Any) -> Encoder:
 
 def _hearing(audio_encoder: Any, model: Any) -> Encoder:
     named = (type(audio_encoder.model).__name__, str(audio_encoder.dtype))
-    return Encoder(partial(_heard, audio_encoder, model), _identity(audio_encoder, *named))
-
-
-def _heard(audio_encoder: Any, model: Any, waveform: torch.Tensor) -> Any:
-    heard = audio_encoder.encode_audio(waveform, HEARD)
-    check_heard(heard, model)
-    return heard
+    return Encoder(partial(heard_by, audio_encoder, model), _identity(audio_encoder, *named))
 
 
 def _unmade(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""What belongs to a clip in a folder: clips that control it, a reference, a mask, and its sound."""
+"""What belongs to a clip in a folder: clips that control it, references, masks, and its sound."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, patcher
+from hosting import Host, Patched, loaded_by_the_host, patcher
 from PIL import Image
 from test_training_given import in_training
 from test_training_pairs import drawing, film, pixels
 from test_training_sounds import film as film_with_sound
 from torch import Tensor
-from trainable import PIXELS, WORD_WIDTH, Counted, by_the_sampler, same, tiny, train
+from trainable import (
+    PIXELS,
+    WORD_WIDTH,
+    Counted,
+    by_the_sampler,
+    held_out_loss,
+    module,
+    same,
+    tiny,
+    train,
+)
 
 from tests.harness.zoo import SPECIES
 
@@ -35,12 +45,18 @@ class Row:
     node: str
     controls: tuple[str, ...] = ()
     reference: str = ""
+    references: int = 1
+    """How many of them are in the folder."""
+    coloured: str = ""
+    """The node's input for masks of the references."""
     mask: str = ""
     layers: int = 0
     """The layers of the audio encoder, if the model hears."""
     width: int = 8
     """Their width."""
     first: str = ""
+    music: bool = False
+    way: str = "auto"
     changed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     config: str = ""
 
@@ -53,7 +69,7 @@ ROWS: Mapping[str, Row] = {
         "WanVaceToVideo",
         ("control_video",),
         "reference_image",
-        "control_masks",
+        mask="control_masks",
         changed={**_IN, "vace_in_dim": 96},
     ),
     "camera": Row("Wan camera", "WanCameraImageToVideo", first="start_image", changed=_OUT),
@@ -94,9 +110,31 @@ ROWS: Mapping[str, Row] = {
     ),
     "SCAIL": Row("Wan SCAIL", "WanSCAILToVideo", ("pose_video",), "reference_image", changed=_MORE),
     "SCAIL 2": Row(
-        "Wan SCAIL 2", "WanSCAILToVideo", ("pose_video", "pose_video_mask"), "reference_image", changed=_MORE
+        "Wan SCAIL 2",
+        "WanSCAILToVideo",
+        ("pose_video", "pose_video_mask"),
+        "reference_image",
+        2,
+        "reference_image_mask",
+        changed=_MORE,
     ),
-    "dancer": Row("WanDancer", "WanDancerVideo", first="start_image", changed=_OUT),
+    "dancer": Row(
+        "WanDancer",
+        "WanDancerVideo",
+        music=True,
+        first="start_image",
+        changed={"music_feature_dim": 35, **_OUT},
+    ),
+    "Phantom": Row("Wan 2.1 t2v", "WanPhantomSubjectToVideo", (), "images", 2, changed=_IN),
+    "Bernini": Row(
+        "Wan 2.1 t2v",
+        "BerniniConditioning",
+        ("source_video", "reference_video"),
+        "reference_images",
+        2,
+        way="Bernini",
+        changed=_IN,
+    ),
 }
 
 
@@ -136,8 +174,11 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     shown = film(tmp_path / "b.mp4", 25, 25)
     for number in range(len(row.controls)):
         (folder / f"a_control_{number}.mp4").write_bytes(shown.read_bytes())
-    if row.reference:
-        drawing(folder / "a_reference.png", "green", (96, 64))
+    stills: list[Path] = []
+    for number in range(row.references if row.reference else 0):
+        stills.append(drawing(folder / f"a_reference_{number}.png", ("green", "blue")[number], (96, 64)))
+        if row.coloured:
+            drawing(folder / f"a_reference_{number}_mask.png", ("red", "blue")[number], (96, 64))
     if row.mask:
         Image.new("L", (PIXELS, PIXELS), 255).save(folder / "a_mask.png")
     if row.config:
@@ -148,9 +189,14 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     given: dict[str, Any] = {"model": patcher(model), "vae": vae.vae, "trigger": "qwx", "frames": LENGTH}
     # The host's node for S2V counts 16 frames a second.
     rate = 16 if name == "S2V" else 25
-    given |= {"frame_rate": rate, "first_frames": "first" if row.first else "none"}
+    given |= {"frame_rate": rate, "first_frames": "first" if row.first else "none", "references": row.way}
     if row.layers:
         given["audio_encoder"] = hearing
+    if row.music:
+        own = host.nodes.NODE_CLASS_MAPPINGS["WanDancerEncodeAudio"].execute.__func__.__globals__
+        monkeypatch.setitem(
+            own, "torchaudio", SimpleNamespace(functional=SimpleNamespace(resample=resampled))
+        )
     data = prepare(**given)
     called = vae.calls, hearing.calls
     again = prepare(**given)
@@ -160,11 +206,20 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     whole, cut = sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS)), clip.Cut(0, LENGTH)
     told: dict[str, Any] = {one: clip.pixels_of_clip(shown, cut, rate, whole) for one in row.controls}
     if row.reference:
-        told[row.reference] = pixels(folder / "a_reference.png")
+        told[row.reference] = torch.cat([pixels(still) for still in stills])
+    if row.way == "Bernini":
+        told[row.reference] = {
+            f"reference_image_{number}": pixels(still) for number, still in enumerate(stills)
+        }
+    if row.coloured:
+        told[row.coloured] = torch.cat([pixels(still.with_stem(f"{still.stem}_mask")) for still in stills])
     if row.mask:
         told[row.mask] = torch.ones(LENGTH, PIXELS, PIXELS)
     if row.layers:
         told["audio_encoder_output"] = hearing.encode_audio(clip.sound_of(path, cut, rate, 16000), 16000)
+    if row.music:
+        audio = {"waveform": clip.sound_of(path, cut, rate, 44100), "sample_rate": 44100}
+        told["audio_encoder_output"], _ = host.run("WanDancerEncodeAudio", LENGTH, 1.0, audio)
     if row.first:
         told[row.first] = clip.pixels_of_clip(path, clip.Cut(0, 1), rate, whole)
     node = host.nodes.NODE_CLASS_MAPPINGS[row.node]
@@ -177,25 +232,56 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
     with torch.inference_mode():
         made = host.run(row.node, **{**known, **size, **told}, positive=text, negative=text, vae=vae.vae)
-    ((_, wanted),), ((words, found),) = made[0], data["positive"][0]
-    assert set(wanted) <= set(found)
-    assert [key for key in wanted if not same(found[key], wanted[key])] == []
-    # The latent is as long as the node's own, which begins with the reference where the model makes it again.
-    (latent,) = (one["samples"] for one in data["latents"])
-    assert latent.shape == made[2]["samples"].shape
+    latent = next(one for one in made if isinstance(one, dict))
+    compare_and_train(host, model, data, made[0], latent, {"frame_rate": rate}, tmp_path)
 
-    with_it = [[words, {**wanted, "frame_rate": rate}]]
-    called_with = by_the_sampler(model, with_it, made[2]["samples"])
+
+def resampled(waveform: Tensor, rate: int, wanted: int) -> Tensor:
+    """Resampled by lines between the samples, for the host's node for music: the tests have no torchaudio."""
+    count = round(waveform.shape[-1] * wanted / rate)
+    return torch.nn.functional.interpolate(waveform.reshape(1, 1, -1), count, mode="linear")[0, 0]
+
+
+def compare_and_train(
+    host: Host,
+    model: Any,
+    data: dict[str, Any],
+    wanted: Any,
+    latent: dict[str, Any],
+    more: dict[str, Any],
+    folder: Path,
+) -> None:
+    """The only sample has what the host's node makes: `wanted` is its conditioning, and `latent` its latent.
+
+    A step of its training is given what the sampler gives, its loss falls, and its file gives the model this
+    loss in the host.
+    """
+    ((_, told),), ((words, found),) = wanted, data["positive"][0]
+    assert set(told) <= set(found)
+    assert [key for key in told if not same(found[key], told[key])] == []
+    # The latent is as long as the node's own, which may begin with a reference, or end with guides.
+    (own,) = data["latents"]
+    assert own["samples"].shape == latent["samples"].shape
+    assert own.keys() - {"samples"} == latent.keys() & {"noise_mask"}
+
+    usual = module(host, "").family_of(model).guidance
+    said = {**told, **more} if usual is None else {**told, **more, "guidance": usual}
+    called_with = by_the_sampler(
+        model, [[words, said]], latent["samples"], noise_mask=latent.get("noise_mask")
+    )
     del called_with["x"], called_with["sigma"]
-    trained = in_training(host, model, data["positive"][0], made[2]["samples"])
+    trained = in_training(host, model, data["positive"][0], latent["samples"], latent.get("noise_mask"))
     assert trained.keys() == called_with.keys()
     assert [key for key in trained if not same(trained[key], called_with[key])] == []
+    pictures = {one: data[one] for one in ("latents", "positive")}
     how: dict[str, Any] = {"steps": 6, "rank": 4, "learning_rate": 1e-2, "warmup": 0, "validate_every": 6}
-    how |= {one: data[one] for one in ("latents", "positive")}
-    how |= {f"validation_{one}": data[one] for one in ("latents", "positive")}
-    result = train(host, tmp_path, model=patcher(model), preset="full", **how)
+    how |= {**pictures, **{f"validation_{one}": values for one, values in pictures.items()}}
+    base = patcher(model)
+    result = train(host, folder, model=base, preset="full", **how)
     losses = dict(result["loss_map"]["validation"])
     assert losses[6] < losses[0]
+    loaded = loaded_by_the_host(Patched(base, None), Path(result["path"])).model
+    assert held_out_loss(host, loaded, *pictures.values()) == pytest.approx(losses[6], rel=1e-5)
 
 
 def test_what_no_model_can_learn_from_a_folder_is_refused(
@@ -231,6 +317,9 @@ def test_what_no_model_can_learn_from_a_folder_is_refused(
     with pytest.raises(refused, match=r"references without their picture.*b_control\.mp4.*or clip"):
         prepare(**given, **hearing)
     (folder / "b_control.mp4").unlink()
+    phantom = {"model": patcher(tiny("Wan 2.1 t2v", text_dim=WORD_WIDTH, **_IN))}
+    with pytest.raises(refused, match=r"takes no clips as references.*for Bernini, set `references`"):
+        prepare(**given, **phantom)
     drawing(folder / "control" / "a.frames" / "0.png", "blue")
     with pytest.raises(refused, match=r"more clips as references than.*, a\.frames.*at most 1"):
         prepare(**given, **hearing)
@@ -309,3 +398,68 @@ def test_a_model_that_only_makes_clips_with_sound_is_given_their_sound(
     drawing(folder / "b.png", "blue")
     with pytest.raises(host.ops.TrainError, match=r"only learns clips with sound.*b\.png"):
         prepare(**given, audio_vae=ears)
+
+
+class LtxVae:
+    """A VAE with the sizes of LTX-Video's: means of 32 x 32 pixels and of eight frames, after the first."""
+
+    def __init__(self) -> None:
+        self.first_stage_model = torch.nn.Linear(3, 128)
+        self.patcher, self.vae_dtype = patcher(self.first_stage_model), torch.float32
+        self.downscale_index_formula, self.calls = (8, 32, 32), 0
+
+    def temporal_compression_decode(self) -> int:
+        return 8
+
+    def encode(self, values: Tensor) -> Tensor:
+        self.calls += 1
+        first, rest = values[:1], values[1 : 1 + (len(values) - 1) // 8 * 8]
+        times = torch.cat([first, rest.reshape(-1, 8, *rest.shape[1:]).mean(1)])
+        small = torch.nn.functional.avg_pool2d(times.movedim(-1, 1), 32).movedim(1, -1)
+        return self.first_stage_model(small).movedim(-1, 0)[None]
+
+    decode = None
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ends", ["first", "first and last", "none"])
+@pytest.mark.parametrize("architecture", ["LTX-Video", "LTX-2"])
+def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path, ends: str, architecture: str
+) -> None:
+    """A clip and a picture, beside the first and the last frame."""
+    path = film(folder / "a.mp4", 25, 25)
+    shown = film(folder / "a_control.mp4", 25, 25)
+    still = drawing(folder / "a_reference.png", "green", (96, 64))
+    # LTX-2 has half of its caption for the sound.
+    width = WORD_WIDTH // (2 if architecture == "LTX-2" else 1)
+    model = tiny(architecture, in_channels=128, caption_channels=width)
+    vae = LtxVae()
+    given: dict[str, Any] = {"model": patcher(model), "vae": vae, "trigger": "qwx", "frames": 17}
+    data = prepare(**given, first_frames=ends)
+    called = vae.calls
+    again = prepare(**given, first_frames=ends)
+    assert vae.calls == called and same(again["positive"], data["positive"])
+
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{one}") for one in ("clip", "sizes"))
+    whole = sizes.middle((PIXELS, PIXELS), (PIXELS, PIXELS))
+    frames, controls = (clip.pixels_of_clip(one, clip.Cut(0, 17), 25, whole) for one in (path, shown))
+    text = [[torch.zeros(1, 5, WORD_WIDTH), {}]]
+    size = {"width": PIXELS, "height": PIXELS, "length": 17, "batch_size": 1}
+    with torch.inference_mode():
+        if ends == "none":
+            made = text, text, *host.run("EmptyLTXVLatentVideo", **size)
+        else:
+            made = host.run("LTXVImgToVideo", text, text, frames[:1], vae, **size, strength=1.0)
+        guides = [(frames[-1:], -1)] if ends == "first and last" else []
+        for image, place in (*guides, (controls, 0), (pixels(still), 0)):
+            made = host.run("LTXVAddGuide", *made[:2], vae, made[2], image, place, 1.0)
+    own, wanted = data["latents"][0], made[2]
+    given_frames = wanted["noise_mask"] == 0
+    assert torch.equal(own["noise_mask"], wanted["noise_mask"])
+    assert torch.equal(own["samples"] * given_frames, wanted["samples"] * given_frames)
+    assert f"what {'LTXVAddGuide' if ends == 'none' else 'LTXVImgToVideo'} makes" in data["report"]
+    # The text encoder of LTX-Video gives a mask too.
+    more = {"frame_rate": 25, "attention_mask": torch.ones(1, data["positive"][0][0][0].shape[1])}
+    data["positive"][0][0][1].update(more)
+    compare_and_train(host, model, data, made[0], wanted, more, tmp_path)

@@ -111,7 +111,9 @@ def latent_for(model: Any) -> Any:
     return torch.zeros(1, kind.latent_channels, *sides)
 
 
-def in_training(host: Host, model: Any, given: list[Any], latent: Any) -> dict[str, Any]:
+def in_training(
+    host: Host, model: Any, given: list[Any], latent: Any, noise_mask: Tensor | None = None
+) -> dict[str, Any]:
     """What the model is called with in a training step on a latent of this shape."""
     from comfy.utils import pack_latents as packed
 
@@ -128,7 +130,7 @@ def in_training(host: Host, model: Any, given: list[Any], latent: Any) -> dict[s
         held = (
             training.Latent(torch.ones_like(values), shapes)
             if latent.is_nested
-            else training.Latent(torch.ones_like(latent), (latent.shape,))
+            else training.Latent(torch.ones_like(latent), (latent.shape,), noise_mask)
         )
         caption = training.caption_of(model, given, held)
         model.apply_model = noted
@@ -435,6 +437,8 @@ OF_TEXTS = {"pooled_output", "attention_mask", "cross_attn", "t5xxl_ids", "t5xxl
 OF_TEXTS |= {f"{name}_mt5xl" for name in ("conditioning", "attention_mask")} | {"unprocessed_ltxav_embeds"}
 OF_TEXTS |= {f"conditioning_{name}" for name in ("llama3", "byt5small", "lyrics")} | {"seconds_start"}
 OF_TEXTS |= {"seconds_total", "guidance", "aesthetic_score", "prompt_type", "cross_attn_controlnet"}
+OF_SONGS = {"audio_codes", "lyrics_strength", "minimax_token_tags"}
+"""What text encoders give for the words of songs and clips."""
 OF_SAMPLERS = {"noise", "device", "seed", "denoise_mask", "latent_image", "latent_shapes", "noise_concat"}
 OF_SAMPLERS |= {"width", "height", "crop_w", "crop_h", "target_width", "target_height", "aspect_ratio"}
 OF_SAMPLERS |= {"area", "attention_mask_img_shape", "ofs", "unclip_noise_augment_merge"}
@@ -448,7 +452,7 @@ def test_all_that_the_hosts_models_read_is_compared(host: Host) -> None:
     import comfy.model_base as base
     import comfy.supported_models as configs
 
-    latent = torch.zeros(1, 16, FRAMES, 8, 8)
+    latent, beside = torch.zeros(1, 16, FRAMES, 8, 8), module(host, "samples").BESIDE
     given: dict[str, set[str]] = {}
     for name in (*ALL, *VARIANTS):
         plain, config, _ = VARIANTS.get(name, (name, "", {}))
@@ -461,6 +465,8 @@ def test_all_that_the_hosts_models_read_is_compared(host: Host) -> None:
         if isinstance(kind, type) and issubclass(kind, base.BaseModel) and name not in NOT_TRAINED:
             # What a class inherits is compared where it is from.
             read = set(re.findall(r'kwargs(?:\.get\(|\[)"(\w+)"', inspect.getsource(kind)))
+            # What is not of the text stays where a caption is dropped.
+            assert read - OF_TEXTS - OF_SAMPLERS <= {*beside, *OF_SONGS}, name
             if left := read - given.get(name, set()) - OF_TEXTS - OF_SAMPLERS:
                 missing[name] = left
     assert missing == {}
@@ -509,6 +515,9 @@ def test_the_hosts_node_puts_the_first_frame_into_the_latent(
     assert set(made.settings) == ({"guiding_frame_index"} if replaced else set())
     if replaced:
         assert given.given_of(model, "first") is None
+    elif architecture.startswith("LTX"):
+        # See `test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them`.
+        assert given.given_of(model, "first and last").ends == "first and last"
     elif architecture.startswith("Cosmos"):
         made = given.given_of(model, "first and last").make(vae, pixels, None, beside)
         assert made.noise_mask.mean((0, 1, 3, 4)).tolist() == [0, 1, 0]

@@ -36,8 +36,11 @@ def pixels(path: Path) -> Tensor:
 
 
 def named(found: Any) -> dict[str, list[str]]:
-    """The references of each picture, and its mask, by their paths."""
-    beside = {one.name: [*one.references, *filter(None, [one.mask])] for one in found.pictures}
+    """The references of each picture, its mask, and theirs, by their paths."""
+    beside = {
+        one.name: [*one.references, *filter(None, [one.mask]), *(mask for _, mask in one.reference_masks)]
+        for one in found.pictures
+    }
     return {
         name: [path.relative_to(found.path).as_posix() for path in paths] for name, paths in beside.items()
     }
@@ -79,6 +82,15 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
     "an accent that is a letter of its own": (
         ["e\u0301.png", "é_mask.png", "control/É.png"],
         {"e\u0301.png": ["control/É.png", "é_mask.png"]},
+        [],
+    ),
+    "masks of references": (
+        ["a.png", "a_reference.png", "a_reference_mask.png", "control/a_1.png", "control/a_1_mask.png"],
+        {
+            "a.png": [
+                *("a_reference.png", "control/a_1.png", "a_reference_mask.png", "control/a_1_mask.png"),
+            ]
+        },
         [],
     ),
     "a folder of that name alone": (["control/a.png"], {"control/a.png": []}, []),

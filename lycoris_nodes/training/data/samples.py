@@ -27,10 +27,20 @@ BESIDE = (
     *("clip_vision_outputs", "clip_vision_output_ref", "unclip_conditioning", "concat_latent_image"),
     *("concat_mask", "concat_mask_index", "concat_image", "time_dim_replace", "time_dim_concat"),
     *("guiding_frame_index", "keyframe_idxs", "guide_attention_entries", "reference_motion", "control_video"),
-    *("camera_conditions", "vace_frames", "vace_mask", "vace_strength", "pose_video_latent"),
-    *("face_video_pixels", "audio_embed", "audio_inject_scale", "ref_audio"),
+    *("camera_conditions", "vace_frames", "vace_mask", "vace_strength", "pose_video_latent", "ref_latent"),
+    *("driving_mask_28ch", "ref_mask_28ch", "ref_mask_flag", "context_latents", "stable_cascade_prior"),
+    *("face_video_pixels", "audio_embed", "audio_inject_scale", "ref_audio", "condition", "lq_latent"),
     *("reference_audio_timbre_latents", "seconds_start", "seconds_total", "frame_rate", "fps"),
-    *("motion_bucket_id", "augmentation_level"),
+    *(
+        "motion_bucket_id",
+        "augmentation_level",
+        "noise_augmentation",
+        "degrade_sigma",
+        "elevation",
+        "azimuth",
+    ),
+    *("minimax_keyframes", "minimax_frame_count", "minimax_refs", "minimax_visual_cond_noise_aug"),
+    *("minimax_audio_cond_noise_aug", "time_conditioning"),
     *("width", "height", "crop_w", "crop_h", "target_width", "target_height", "aspect_ratio"),
 )
 """Settings of a conditioning that do not come from its text. They are kept where the text is dropped."""
