@@ -162,6 +162,10 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
         raise fields.error("peft_type", "this kind is unknown", name, ", ".join(KINDS))
     kind.check(fields)
     named = fields.texts("modules_to_save")
+    named = (named,) if isinstance(named, str) else named
+    if named and fields.flag("ensure_weight_tying", False):
+        # PEFT saves the modules that are tied to these too, and no field names them: "" ends every path.
+        named = (*named, "")
     # Other fields may exclude some of the layers that this one names.
     listed: Any = None if any(map(fields.given.get, SELECTING)) else fields.given.get("target_modules")
     purpose = {key: value for key in PURPOSE if isinstance(value := fields.given.get(key), str)}
@@ -169,7 +173,7 @@ def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any
     return replace(
         config,
         target_modules=tuple(map(str, cast("list[Any]", listed))) if isinstance(listed, list) else (),
-        modules_to_save=(named,) if isinstance(named, str) else named,
+        modules_to_save=named,
         trainable_token_indices=fields.rows(TOKENS) or config.trainable_token_indices,
         purpose=purpose,
     )

@@ -11,7 +11,7 @@ import torch
 from networks import move
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import lycoris_ops as lyc
 
@@ -71,6 +71,26 @@ def test_what_is_written_for_peft_is_loaded_by_its_own_classes(home: Path, tmp_p
     assert (config["base_model_name_or_path"], config["task_type"]) == (str(home / "base"), "SEQ_CLS")
     model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "again", num_labels=3)
     assert torch.allclose(logits(model.eval()), torch.load(home / "wanted.pt"), atol=1e-5)
+
+
+def test_a_head_that_is_tied_to_a_saved_embedding_is_saved_with_it(tmp_path: Path) -> None:
+    """PEFT's `ensure_weight_tying`: `modules_to_save` names the embedding alone, and the file has both."""
+
+    def tied() -> Any:
+        torch.manual_seed(0)
+        heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        return LlamaForCausalLM(LlamaConfig(**SIZES, **heads)).eval()
+
+    saved: Any = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    model: Any = get_peft_model(tied(), LoraConfig(target_modules=["q_proj"], **saved))
+    with torch.no_grad():
+        model.get_input_embeddings().modules_to_save["default"].weight.normal_()
+    wanted = logits(model.eval())
+    model.save_pretrained(str(tmp_path / "theirs"))
+    network = lyc.create_lycoris(again := tied(), weights=tmp_path / "theirs").apply_to()
+    assert torch.allclose(logits(again), wanted, atol=1e-4)
+    network.save_weights(tmp_path / "ours", dialect="peft")
+    assert torch.allclose(logits(PeftModel.from_pretrained(tied(), tmp_path / "ours")), wanted, atol=1e-4)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
