@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -555,7 +556,8 @@ class _Pictures:
 
     def _hash_of(self, path: Path) -> str:
         if path not in self.hashes:
-            self.hashes[path] = hash_of(path)
+            with _readable(path):
+                self.hashes[path] = hash_of(path)
         return self.hashes[path]
 
     def _beside(self, one: _Planned, view: _View) -> Beside:
@@ -699,8 +701,15 @@ def _mirrored(pixels: Tensor, mirrored: bool) -> Tensor:
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with _readable(path):
         return path.read_bytes()
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """A context in which an error names the file that cannot be read, such as one that is gone by now."""
+    try:
+        yield
     except OSError as error:
         raise TrainError("the file cannot be read", file=str(path), got=error.strerror) from error
 

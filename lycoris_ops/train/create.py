@@ -95,6 +95,7 @@ def create_lycoris(
                 f"a {source} already says which modules are adapted, by which kinds and sizes",
                 got=f"{', '.join(beside)} beside it",
                 expected="weights or plan alone",
+                hint=f"Set {', '.join(beside)} back to the default",
             )
         _check_left(source, options, overrides or {})
     if base.tokens and not include and plan is None and weights is None:

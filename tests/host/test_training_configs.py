@@ -374,8 +374,9 @@ def test_a_config_that_trains_no_adapter_says_so(host: Host) -> None:
 
 def test_arguments_may_be_one_text(host: Host) -> None:
     configs = host.module("lycoris_nodes.training.configs.config")
+    # With a byte order mark, as from some editors.
     found = configs.translated(
-        {"text": "network_dim = 4\noptimizer_args = 'weight_decay=0.1 \"betas=0.9,0.95\"'"}
+        {"text": "\ufeffnetwork_dim = 4\noptimizer_args = 'weight_decay=0.1 \"betas=0.9,0.95\"'"}
     )
     assert found["values"]["optimisation.weight_decay"] == 0.1
     assert found["values"]["optimisation.optimiser_args"] == "betas=0.9,0.95"

@@ -105,9 +105,13 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
     assert layer.rank == 4 and layer.alpha == 2 and "dora_scale" in layer.tensors()
     for words in ("LoRA+ at 4", "restarted 1 time", "huber from 0.2 on"):
         assert words in made["report"]
-    for bad, problem in ({"optimiser_args": "betas"}, "betas"), ({"optimiser_args": "eps=1 eps=2"}, "twice"):
+    for bad, problem in (
+        ("betas", "betas"),
+        ("eps=1 eps=2", "twice"),
+        ("lr=1e-3", r"found lr=1e-3; expected it in `learning_rate`"),
+    ):
         with pytest.raises(host.ops.LycorisError, match=problem):
-            train(preset="attn-only", **bad)
+            train(preset="attn-only", optimiser_args=bad)
     with pytest.raises(host.ops.LycorisError, match="DoRA"):
         train(preset="attn-only", algorithm="oft", dora=True)
 
@@ -296,6 +300,18 @@ def test_what_is_off_is_no_setting_of_a_training(host: Host) -> None:
 
     assert settings(masked_prior=0.0, search="off", search_share=0.4) == settings()
     assert settings(masked_prior=0.5) == {"steps": 5, "masked_prior": 0.5}
+
+
+def test_settings_that_differ_are_told_as_the_node_shows_them(host: Host) -> None:
+    runs, schema, checks = (
+        host.module(f"lycoris_nodes.{name}")
+        for name in ("training.node.runs", "training.node.schema", "schema.checks")
+    )
+    told = runs.differences({"rank": 0, "warmup": 0.0}, {"rank": 3, "warmup": 0.05})
+    assert told == ["rank was auto and is 3", "warmup was 0.0 and is 0.05"]
+    inputs = schema.inputs()
+    every = [*inputs, *(each for _, each in checks._grouped(inputs))]
+    assert {one.id for one in every if one.get_io_type() == checks.USUAL_NUMBER} == {*runs.USUAL}
 
 
 class Untouched:

@@ -324,7 +324,11 @@ def wan(architecture: str = "Wan 2.1 t2v", **changed: int) -> Any:
 
 
 def test_clips_are_trained_with_pictures(
-    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+    host: Host,
+    prepare: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A long film in two cuts, a short one, a folder of frames and a picture, for a model of videos."""
     film(folder / "long.mp4", 60, 24)
@@ -354,6 +358,19 @@ def test_clips_are_trained_with_pictures(
     # Models of pictures leave them out.
     still = prepare(trigger="qwx")
     assert len(still["latents"]) == 1 and "left out: 4" in still["report"]
+    # One that is gone when its frames are to be read.
+    made = host.module("lycoris_nodes.dataset.prepare")
+    facts_of = made.facts_of
+
+    def gone(path: Path, rate: float) -> Any:
+        found = facts_of(path, rate)
+        if path.name == "short.gif":
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(made, "facts_of", gone)
+    with pytest.raises(host.ops.TrainError, match=r"short\.gif: the file cannot be read.*No such file"):
+        prepare(**given)
 
 
 def test_a_first_and_a_last_frame_are_given_as_by_the_hosts_nodes(

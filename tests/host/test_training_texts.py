@@ -136,6 +136,8 @@ def test_a_stack_goes_on_with_both_and_texts_are_asked_for(
     ):
         with pytest.raises(host.ops.TrainError, match=words):
             train(clip=clip, **inputs, steps=1)
+    with pytest.raises(host.ops.MatchError, match=r"To resume it, link `clip` and `captions`, as they were"):
+        train(**kept, steps=2, filename_prefix="loras/more", resume=True)
     # An optimiser that finds the rate takes one for all.
     settings = host.module("lycoris_nodes.training.node.settings")
     usual = {"prodigy": 1.0, "adamw": 0.1}

@@ -253,6 +253,8 @@ def test_what_the_layers_of_a_file_are_is_not_for_options_to_say() -> None:
     ):
         with pytest.raises(lyc.LycorisError, match=r"a file already says.*Resize or convert"):
             lyc.create_lycoris(model, weights=adapter, **options)
+    with pytest.raises(lyc.LycorisError, match=r"Set rank, preset back to the default"):
+        lyc.create_lycoris(model, weights=adapter, rank=4, preset="full")
     network = lyc.create_lycoris(model, weights=adapter, overrides={"0": {"lr": 0.5}}, rank_dropout=0.25)
     (member,) = network.members.values()
     assert (member.settings.lr, member.settings.rank_dropout, member.layer.rank) == (0.5, 0.25, 2)

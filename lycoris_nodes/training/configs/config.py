@@ -282,7 +282,8 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
     Returns `trainer`, `values` by the inputs' names in a prompt, and `notes` on what has no counterpart.
     Raises LycorisError for a text that is no config of a known trainer, and for values that cannot be read.
     """
-    table = _table(str(asked.get("text", "")))
+    # Some editors put a byte order mark in front.
+    table = _table(str(asked.get("text", "")).lstrip("\ufeff"))
     known = discover(trainers.__name__)
     for trainer in known:
         try:

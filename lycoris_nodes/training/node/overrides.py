@@ -12,6 +12,8 @@ EXAMPLE = "*attn2*: algorithm lokr, factor 8"
 SAMPLE = "seed 7, 768 x 512"
 SAMPLE_LINE = re.compile(r"(?:seed\s+(\d+))?,?\s*(?:(\d+)\s*x\s*(\d+))?", re.IGNORECASE)
 ARGUMENTS = "betas=0.9,0.99 eps=1e-6"
+INPUTS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+"""Arguments of optimisers that are inputs of the node, by what torch calls them."""
 
 Sampling = tuple[int | None, tuple[int, int] | None]
 """The seed of a sample, and its width and height; None for what is missing."""
@@ -53,6 +55,13 @@ def arguments_of(text: str) -> dict[str, Any]:
                 key="optimiser_args",
                 got=piece,
                 expected=ARGUMENTS,
+            )
+        if name in INPUTS:
+            raise RuleError(
+                "this argument of the optimiser is an input of the node",
+                key="optimiser_args",
+                got=piece,
+                expected=f"it in `{INPUTS[name]}`",
             )
         if name in found:
             raise RuleError("an argument of the optimiser is given twice", key="optimiser_args", got=name)

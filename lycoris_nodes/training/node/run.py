@@ -272,7 +272,7 @@ def train(
             return epochs(epoch)
 
         held_out = judged(held, asked.batch_size, DRAWS)
-        with _meant(run):
+        with _meant(run, data):
             result = train_network(
                 network,
                 batches,
@@ -340,13 +340,18 @@ def _race_data(
 
 
 @contextmanager
-def _meant(run: Run) -> Generator[None]:
+def _meant(run: Run, data: Mapping[str, Sequence[Sketch]]) -> Generator[None]:
     """Add a hint to errors that say that the stopped training had another model, network or data."""
     try:
         yield
     except (MatchError, TrainError) as error:
         if run.state and error.file == str(run.state.path):
-            error.hint = f"The training {run.in_words}. To resume it, give it the same inputs. {ANEW}"
+            # With text encoders all layers have other names.
+            theirs, ours = (bool(one.get("captions")) for one in (run.state.data, data))
+            same = "give it the same inputs"
+            if theirs is not ours:
+                same = f"{'link' if theirs else 'unlink'} `clip` and `captions`, as they were"
+            error.hint = f"The training {run.in_words}. To resume it, {same}. {ANEW}"
         raise
 
 

@@ -28,6 +28,7 @@ from ....lycoris_ops import (
 )
 from ...files.loras import adapter_path, ending_of
 from ...host.files import has_output_folder, output_name, shown_path
+from ...schema.inputs import AS_FAMILY
 from .live import running
 
 STATES = 4
@@ -37,6 +38,8 @@ AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 UNCHANGED = ("seed", "optimiser")
 """Settings that must stay for a training to go on. Model, layers and data are compared later."""
+USUAL = ("learning_rate", "rank", "alpha", "shift", "text_learning_rate")
+"""Settings that are 0 where the node says `auto`."""
 ANEW = "To begin a new one, press Start over on the node, or give another `filename_prefix`"
 """The hint for users who want a new training instead."""
 ABSENT = "nothing"
@@ -301,7 +304,16 @@ def differences(
     """The settings that differ, in words."""
     names = [name for name in dict.fromkeys((*ours, *theirs)) if name not in unknown]
     pairs = [(name, theirs.get(name, ABSENT), ours.get(name, ABSENT)) for name in names]
-    return [f"{name} was {before!r} and is {now!r}" for name, before, now in pairs if before != now]
+    return [
+        f"{name} was {_shown(name, before)} and is {_shown(name, now)}"
+        for name, before, now in pairs
+        if before != now
+    ]
+
+
+def _shown(name: str, value: Any) -> str:
+    """The value of a setting as the node shows it."""
+    return AS_FAMILY if name in USUAL and not value else repr(value)
 
 
 def folder_of(name: str) -> Path:
