@@ -368,8 +368,9 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
                 hint="Take its references out of the folder",
             )
         for path in one.found.still_references:
-            if shown.references and shown.references.encoded and not shown.references.node:
-                _check_cut(path, _fit_of_reference(path, one.fit.size, shown.references, settings), settings)
+            kind = shown.references
+            if kind and kind.encoded and not (kind.node and kind.scales):
+                _check_cut(path, _fit_of_reference(path, one.fit.size, kind, settings), settings)
         for path, control in zip(one.found.controls, one.controls, strict=True):
             wanted = max(view.cut.start + view.cut.count for view in one.views if view.cut)
             if control.frames < wanted:
@@ -467,6 +468,12 @@ def _fit_of_reference(path: Path, target: Pixels, kind: References, settings: Pi
     if kind.fitted:
         return middle(source, target)
     return fit(source, settings.resolution, settings.step, enlarge=settings.enlarge)
+
+
+def _whole_fit(path: Path) -> PictureFit:
+    """A picture in its own size."""
+    size = size_of(path)
+    return PictureFit(size, size, (0, 0, *size))
 
 
 def _check_cut(path: Path, fitted: PictureFit, settings: PictureSettings) -> None:
@@ -594,10 +601,13 @@ class _Pictures:
         """A caption encoded together with a picture's references."""
         contents = [_content(path) for path in one.found.references]
         seer = self.shown.vision if self.kind.sees else None
+        fits = [self._fit_of_shown(path, one) for path in one.found.references]
         key = None
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
             hashes = [hashlib.sha256(content).hexdigest() for content in contents]
             settings = (list(one.fit.size), view.mirrored, self.settings.background)
+            if not self.kind.scales:
+                settings = (*settings, [[*fitted.size, *fitted.box] for fitted in fits])
             if seer:
                 settings = (*settings, seer.identity)
             if not seer or seer.identity:
@@ -605,8 +615,11 @@ class _Pictures:
 
         def made() -> Conditioning:
             images = [
-                _mirrored(picture_tensor(self._whole(path, content)), view.mirrored)
-                for path, content in zip(one.found.references, contents, strict=True)
+                _mirrored(
+                    picture_tensor(pixels_of(path, content, fitted, self.settings.background)[0]),
+                    view.mirrored,
+                )
+                for path, content, fitted in zip(one.found.references, contents, fits, strict=True)
             ]
             shown = self.shown
             made = encoded_with(
@@ -622,8 +635,13 @@ class _Pictures:
 
     def _whole(self, path: Path, content: bytes) -> Image.Image:
         """A reference in its own size."""
-        size = size_of(path)
-        return pixels_of(path, content, PictureFit(size, size, (0, 0, *size)), self.settings.background)[0]
+        return pixels_of(path, content, _whole_fit(path), self.settings.background)[0]
+
+    def _fit_of_shown(self, path: Path, one: _Planned) -> PictureFit:
+        """How a node gets a reference that it encodes with the caption."""
+        if self.kind.scales:
+            return _whole_fit(path)
+        return _fit_of_reference(path, one.fit.size, self.kind, self.settings)
 
     def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
         """The latent of a reference, or its pixels."""

@@ -33,6 +33,8 @@ class References:
     node: str = ""
     sees: bool = False
     """Whether the node also takes a CLIP vision model."""
+    scales: bool = True
+    """Whether the node scales them itself."""
     given: Callable[[Sequence[Tensor], tuple[int, int]], dict[str, Any]] = lambda images, size: {}
 
     @property
@@ -82,7 +84,9 @@ _BY_CLASS: Mapping[str, References | None] = {
         node="TextEncodeZImageOmni",
         most=3,
         sees=True,
-        given=lambda images, size: _numbered(images, "", 1),
+        # The node would give some of them an odd number of values, which the model cannot take.
+        scales=False,
+        given=lambda images, size: {"auto_resize_images": False, **_numbered(images, "", 1)},
     ),
     "SD15_instructpix2pix": _TAKEN_IN,
     "SDXL_instructpix2pix": _TAKEN_IN,

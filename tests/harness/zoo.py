@@ -849,7 +849,10 @@ def make(name: str, seed: int = 0, *, changed: Mapping[str, Any] | None = None, 
 
 
 def _conditioners(species: Species) -> dict[str, torch.Tensor]:
-    """Weights outside the network that the host's class takes from a checkpoint: those of Stable Audio."""
+    """Weights outside the network that the host's class takes from a checkpoint."""
+    if species.config == "Stable_Zero123":
+        width = species.unet["context_dim"]
+        return {"cc_projection.weight": torch.empty(width, width), "cc_projection.bias": torch.empty(width)}
     if not species.config.startswith("StableAudio"):
         return {}
     kind = importlib.import_module("comfy.ldm.audio.embedders").NumberConditioner

@@ -22,6 +22,7 @@ from trainable import (
     WORD_WIDTH,
     Counted,
     by_the_sampler,
+    clip_with_words,
     held_out_loss,
     module,
     same,
@@ -29,7 +30,7 @@ from trainable import (
     train,
 )
 
-from tests.harness.zoo import SPECIES
+from tests.harness.zoo import LLAMA, SPECIES
 
 pytestmark = pytest.mark.host
 
@@ -56,6 +57,8 @@ class Row:
     """Their width."""
     first: str = ""
     music: bool = False
+    steps: int = 6
+    """0 for what is not trained here: the network for faces is not small."""
     way: str = "auto"
     changed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     config: str = ""
@@ -103,10 +106,18 @@ ROWS: Mapping[str, Row] = {
     "Animate": Row(
         "Wan Animate",
         "WanAnimateToVideo",
-        # Not `face_video`: the network for faces is not small.
         ("pose_video",),
         "reference_image",
         changed={"in_dim": 36, **_OUT},
+    ),
+    "Animate with a background": Row(
+        "Wan Animate",
+        "WanAnimateToVideo",
+        ("pose_video", "face_video", "background_video"),
+        "reference_image",
+        mask="character_mask",
+        changed={"in_dim": 36, "out_dim": 16},
+        steps=0,
     ),
     "SCAIL": Row("Wan SCAIL", "WanSCAILToVideo", ("pose_video",), "reference_image", changed=_MORE),
     "SCAIL 2": Row(
@@ -233,7 +244,7 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
     with torch.inference_mode():
         made = host.run(row.node, **{**known, **size, **told}, positive=text, negative=text, vae=vae.vae)
     latent = next(one for one in made if isinstance(one, dict))
-    compare_and_train(host, model, data, made[0], latent, {"frame_rate": rate}, tmp_path)
+    compare_and_train(host, model, data, made[0], latent, {"frame_rate": rate}, tmp_path, row.steps)
 
 
 def resampled(waveform: Tensor, rate: int, wanted: int) -> Tensor:
@@ -250,6 +261,7 @@ def compare_and_train(
     latent: dict[str, Any],
     more: dict[str, Any],
     folder: Path,
+    steps: int = 6,
 ) -> None:
     """The only sample has what the host's node makes: `wanted` is its conditioning, and `latent` its latent.
 
@@ -273,15 +285,18 @@ def compare_and_train(
     trained = in_training(host, model, data["positive"][0], latent["samples"], latent.get("noise_mask"))
     assert trained.keys() == called_with.keys()
     assert [key for key in trained if not same(trained[key], called_with[key])] == []
+    if not steps:
+        return
     pictures = {one: data[one] for one in ("latents", "positive")}
-    how: dict[str, Any] = {"steps": 6, "rank": 4, "learning_rate": 1e-2, "warmup": 0, "validate_every": 6}
+    how: dict[str, Any] = {"steps": steps, "rank": 4, "learning_rate": 1e-2, "warmup": 0}
+    how |= {"validate_every": steps}
     how |= {**pictures, **{f"validation_{one}": values for one, values in pictures.items()}}
     base = patcher(model)
     result = train(host, folder, model=base, preset="full", **how)
     losses = dict(result["loss_map"]["validation"])
-    assert losses[6] < losses[0]
+    assert losses[steps] < losses[0]
     loaded = loaded_by_the_host(Patched(base, None), Path(result["path"])).model
-    assert held_out_loss(host, loaded, *pictures.values()) == pytest.approx(losses[6], rel=1e-5)
+    assert held_out_loss(host, loaded, *pictures.values()) == pytest.approx(losses[steps], rel=1e-5)
 
 
 def test_what_no_model_can_learn_from_a_folder_is_refused(
@@ -400,25 +415,71 @@ def test_a_model_that_only_makes_clips_with_sound_is_given_their_sound(
         prepare(**given, audio_vae=ears)
 
 
-class LtxVae:
-    """A VAE with the sizes of LTX-Video's: means of 32 x 32 pixels and of eight frames, after the first."""
+class Means:
+    """A VAE whose values are means of 32 x 32 pixels, and of eight frames after the first one."""
 
-    def __init__(self) -> None:
-        self.first_stage_model = torch.nn.Linear(3, 128)
+    def __init__(self, channels: int, *, video: bool = False) -> None:
+        self.first_stage_model = torch.nn.Linear(3, channels)
         self.patcher, self.vae_dtype = patcher(self.first_stage_model), torch.float32
-        self.downscale_index_formula, self.calls = (8, 32, 32), 0
+        self.video, self.calls, self.decode = video, 0, None
+        # The sizes of LTX-Video.
+        self.downscale_index_formula = (8, 32, 32)
 
-    def temporal_compression_decode(self) -> int:
-        return 8
+    def temporal_compression_decode(self) -> int | None:
+        return 8 if self.video else None
 
     def encode(self, values: Tensor) -> Tensor:
         self.calls += 1
         first, rest = values[:1], values[1 : 1 + (len(values) - 1) // 8 * 8]
         times = torch.cat([first, rest.reshape(-1, 8, *rest.shape[1:]).mean(1)])
         small = torch.nn.functional.avg_pool2d(times.movedim(-1, 1), 32).movedim(1, -1)
-        return self.first_stage_model(small).movedim(-1, 0)[None]
+        made = self.first_stage_model(small).movedim(-1, 0)[None]
+        return made if self.video else made[:, :, 0]
 
-    decode = None
+
+class Siglip:
+    """A CLIP vision model of random values, in the form that the host's have, with patches of 16 pixels."""
+
+    def __init__(self) -> None:
+        self.model, self.dtype, self.image_size = torch.nn.Linear(3, 12), torch.float32, 64
+        self.patcher, self.calls = patcher(self.model), 0
+
+    def encode_image(self, image: Tensor, crop: bool = True) -> Any:
+        from comfy.clip_vision import Output
+
+        # As the node calls it.
+        assert crop
+        self.calls += 1
+        small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 1), 4).movedim(1, -1)
+        made = Output()
+        made["last_hidden_state"] = self.model(small.reshape(1, 16, 3)).detach()
+        made["image_sizes"] = [(3, 64, 64)]
+        return made
+
+
+@pytest.mark.soak
+def test_a_model_of_several_pictures_is_given_what_is_seen_of_them(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    drawing(folder / "a.png", "blue")
+    size = (2 * PIXELS, PIXELS // 2)
+    stills = [drawing(folder / f"a_reference_{number}.png", "green", size) for number in (1, 2)]
+    clip, vae, vision = clip_with_words("Z-Image"), Means(16), Siglip()
+    sizes = {"in_channels": 16, "cap_feat_dim": LLAMA["hidden_size"], "siglip_feat_dim": 12}
+    model = tiny("Z-Image", **sizes)
+    given: dict[str, Any] = {"model": patcher(model), "vae": vae, "clip": clip, "trigger": "qwx"}
+    data = prepare(**given, clip_vision=vision)
+    called = vae.calls, vision.calls
+    again = prepare(**given, clip_vision=vision)
+    assert (vae.calls, vision.calls) == called and same(again["positive"], data["positive"])
+    pictures = {f"image{number}": pixels(still) for number, still in enumerate(stills, 1)}
+    with torch.inference_mode():
+        made = host.run("TextEncodeZImageOmni", clip, "qwx", vision, False, vae, **pictures)
+    assert "as by TextEncodeZImageOmni: 1 (a.png)" in data["report"]
+    assert "link clip_vision, as for sampling" in prepare(**given)["report"]
+    with pytest.raises(host.ops.TrainError, match="takes no references"):
+        prepare(**given | {"model": patcher(tiny("Z-Image", in_channels=16))})
+    compare_and_train(host, model, data, made[0], {"samples": torch.zeros(1, 16, 4, 4)}, {}, tmp_path)
 
 
 @pytest.mark.soak
@@ -434,7 +495,7 @@ def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
     # LTX-2 has half of its caption for the sound.
     width = WORD_WIDTH // (2 if architecture == "LTX-2" else 1)
     model = tiny(architecture, in_channels=128, caption_channels=width)
-    vae = LtxVae()
+    vae = Means(128, video=True)
     given: dict[str, Any] = {"model": patcher(model), "vae": vae, "trigger": "qwx", "frames": 17}
     data = prepare(**given, first_frames=ends)
     called = vae.calls

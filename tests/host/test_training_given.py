@@ -49,6 +49,7 @@ VARIANTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
             "disable_self_attentions": None,
         },
     ),
+    "Stable Zero123": ("SD1.5", "Stable_Zero123", {"in_channels": 8}),
     "SV3D u": ("SVD", "SV3D_u", {}),
     "SV3D p": ("SVD", "SV3D_p", {}),
     "Flux Fill": ("Flux 1", "FluxInpaint", {"in_channels": 96, "out_channels": 16}),
@@ -363,7 +364,11 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("Mage-Flow", "JoyImage", "Boogu", "TripoSplat"), (BESIDE, "ref_latents")),
     **dict.fromkeys(("Wan 2.1 i2v", "Wan camera", "SVD"), (CONCATENATED, "c_concat")),
     **dict.fromkeys(
-        (name for name in VARIANTS if name.endswith(("inpainting", "Pix2Pix", "Fill", "control", "i2v"))),
+        (
+            name
+            for name in VARIANTS
+            if name.endswith(("painting", "Pix2Pix", "Fill", "control", "i2v", "123"))
+        ),
         (CONCATENATED, "c_concat"),
     ),
     "HiDream": (CONCATENATED, "image_cond"),
@@ -444,8 +449,8 @@ OF_SAMPLERS |= {"width", "height", "crop_w", "crop_h", "target_width", "target_h
 OF_SAMPLERS |= {"area", "attention_mask_img_shape", "ofs", "unclip_noise_augment_merge"}
 """What the host's models read that is not of pictures, clips or sounds. The last is for several pictures,
 for which the host draws noise without a seed."""
-NOT_TRAINED = ("Lotus", "WAN21_FlowRVS", "SV3D_p", "Stable_Zero123", "RT_DETR_v4", "SAM3", "DepthAnything3")
-"""Models that no noise is added for in training, that need weights beside the network, or detect."""
+NOT_TRAINED = ("Lotus", "WAN21_FlowRVS", "SV3D_p", "RT_DETR_v4", "SAM3", "DepthAnything3")
+"""Models that no noise is added for in training, or that detect."""
 
 
 def test_all_that_the_hosts_models_read_is_compared(host: Host) -> None:
