@@ -127,6 +127,18 @@ def can_show(patcher: Any, vae: Any) -> bool:
     return _previewer(patcher) is not None if vae is None else vae.output_channels != STEREO
 
 
+def check_vae(vae: Any, shape: Sequence[int]) -> None:
+    """Raise TrainError for a VAE that decodes latents of other channels than those of a shape (1, C, ...)."""
+    if vae.latent_channels != shape[1]:
+        raise TrainError(
+            "the VAE is not the model's",
+            key="vae",
+            got=f"{vae.latent_channels} channels of its latents",
+            expected=str(shape[1]),
+            hint="Link the VAE that belongs to the model",
+        )
+
+
 def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:
     """Whether a VAE can be loaded and decode a latent (1, C, ...) without unloading another model."""
     manager: Any = comfy.model_management

@@ -13,6 +13,7 @@ import torch
 from hosting import Host, Patched, patcher
 from safetensors.torch import save_file
 from trainable import (
+    Counted,
     caption,
     clip_with_words,
     encoded,
@@ -228,6 +229,7 @@ def test_text_encoders_are_judged_with_their_texts(host: Host, tmp_path: Path, j
         ({"training": "loras/style", "clip_vision": "linked"}, "no use without `vae`"),
         ({"training": "loras/style", "other_positive": [caption(1)]}, "no use without `clip_vision`"),
         ({"training": "loras/style", "strengths": "0"}, "nothing to judge"),
+        ({"training": "loras/style", "vae": "of another model", "samples": 1}, "VAE is not the model's"),
         ({"training": "loras/style", "stack": "of another model"}, r"other\.safetensors.*does not fit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -248,6 +250,8 @@ def test_what_cannot_be_judged_says_why(
         save_file({f"{key}.{name}": value for name, value in layer.items()}, tmp_path / "other.safetensors")
         other = host.ops.load_adapter(tmp_path / "other.safetensors")
         given = {**given, "stack": host.ops.Stack([host.ops.Entry(other)])}
+    if "vae" in given:
+        given = {**given, "vae": Counted(16).vae}
     if "clip_vision" in given:
         given = {**given, "clip_vision": vision_model(tmp_path, 1)}
     with pytest.raises(host.ops.LycorisError, match=problem):

@@ -227,8 +227,24 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
             {"less": [caption(1)], "more": [caption(2), caption(3)], "latents": EMPTY},
             r"^more: .*as many prompts as in `positive` \(found 2 and 1;",
         ),
+        (
+            {name: [caption(seed, 8, 9)] for seed, name in enumerate(("positive", "less", "more"))}
+            | {"latents": EMPTY},
+            "a caption does not have the model's width.*found 9",
+        ),
     ],
-    ids=["strengths", "huge", "ends", "few", "empty", "one picture", "one prompt", "guidance", "prompts"],
+    ids=[
+        "strengths",
+        "huge",
+        "ends",
+        "few",
+        "empty",
+        "one picture",
+        "one prompt",
+        "guidance",
+        "prompts",
+        "width",
+    ],
 )
 def test_what_is_no_slider_says_why(
     host: Host, tmp_path: Path, tiny_unet: Any, given: dict[str, Any], problem: str

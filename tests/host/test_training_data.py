@@ -11,7 +11,7 @@ import pytest
 import torch
 from hosting import Host
 from PIL import Image
-from trainable import caption, fill, latent, module, unchanged
+from trainable import Counted, caption, fill, latent, module, unchanged
 
 pytestmark = pytest.mark.host
 
@@ -156,6 +156,8 @@ def test_samples_are_decoded_by_the_vae(
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
     pictures = [np.asarray(Image.open(folder / f"sample-00000{step}.png")) for step in (1, 2)]
     assert pictures[0].shape == (64, 64, 3) and "are rough" not in made["report"]
+    with pytest.raises(host.ops.TrainError, match=r"vae: the VAE is not the model's \(found 16 channels"):
+        train(preset="attn-only", steps=1, vae=Counted(16).vae)
 
 
 def test_dropouts_are_drawn(train: Train) -> None:

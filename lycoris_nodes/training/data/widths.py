@@ -26,9 +26,17 @@ def check_width(session: Session, caption: Caption, latent: Latent) -> None:
         return
     x = latent.values.to(session.device)
     sigma = sigma_at(session.model.model_sampling, torch.full((1,), 0.5, device=session.device))
-    with torch.no_grad(), _misfits(session.network) as found:
+    with torch.no_grad(), misfits_told(session.network):
+        session.prediction(x, sigma, joined([caption]))
+    session.widths.add(widths)
+
+
+@contextmanager
+def misfits_told(network: nn.Module) -> Generator[None]:
+    """A context in which an error is a TrainError if a layer was given vectors of a wrong width before it."""
+    with _misfits(network) as found:
         try:
-            session.prediction(x, sigma, joined([caption]))
+            yield
         except Exception as error:
             if not found:
                 raise
@@ -39,7 +47,6 @@ def check_width(session: Session, caption: Caption, latent: Latent) -> None:
                 expected=f"{expected}",
                 hint="It was probably encoded by the CLIP of another model. Encode it by the model's own",
             ) from error
-    session.widths.add(widths)
 
 
 def _widths(caption: Caption) -> frozenset[tuple[str, int]]:

@@ -29,7 +29,7 @@ from ....lycoris_ops import (
     resolve,
 )
 from ...host.page import end_if_interrupted
-from ...host.sampling import can_show, decoded_picture, embeddings, rough_picture
+from ...host.sampling import can_show, check_vae, decoded_picture, embeddings, rough_picture
 from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
@@ -190,6 +190,8 @@ def _check_links(asked: Asked) -> None:
             expected="1 or more" if pictured else "1 or more, and latents of pictures",
             hint=None if pictured else "Unlink `clip_vision`",
         )
+    if asked.vae is not None and pictured and asked.samples:
+        check_vae(asked.vae, parts_of(asked.latents[0]["samples"])[0].shape)
 
 
 def _prompts(asked: Asked, like: Latent) -> list[tuple[Any, Text | None]]:

@@ -13,6 +13,7 @@ from PIL.Image import Image, new
 from ....lycoris_ops import LycorisNetwork, new_files
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
 from ..data.families import family_of
+from ..data.widths import misfits_told
 from ..model.session import Session
 
 STEPS = 20
@@ -35,19 +36,20 @@ def sample(
 
     `shapes` are those of the parts of a latent. Sound is sampled with the video, and left out here. Without
     `negative`, and for models with a guidance of their own, there is no CFG. Call it within
-    `session.sampling()`.
+    `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
     """
     built_in = bool(family_of(session.model).guidance)
-    return sampled(
-        session.patcher,
-        shapes,
-        positive,
-        positive if negative is None else negative,
-        cfg=1.0 if negative is None or built_in else CFG,
-        steps=STEPS,
-        seed=seed,
-        told=told,
-    )
+    with misfits_told(session.network):
+        return sampled(
+            session.patcher,
+            shapes,
+            positive,
+            positive if negative is None else negative,
+            cfg=1.0 if negative is None or built_in else CFG,
+            steps=STEPS,
+            seed=seed,
+            told=told,
+        )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ....lycoris_ops import (
     train_network,
 )
 from ...host.files import shown_path
-from ...host.sampling import can_show
+from ...host.sampling import can_show, check_vae
 from ...host.training import grid_of, ratios_of
 from ...schema.inputs import AS_FAMILY
 from ..data.captions import Text
@@ -451,6 +451,8 @@ def _check_samples(asked: Asked, session: Session, shapes: Sequence[torch.Size])
     if asked.vae is None and not asked.sample_every:
         return
     if has_pictures(shapes) and can_show(session.patcher, asked.vae):
+        if asked.vae is not None:
+            check_vae(asked.vae, shapes[0])
         return
     raise TrainError(
         "samples on the way are pictures, and those of this model cannot be shown",
