@@ -248,7 +248,9 @@ def prepared(
     together = shown.references is not None and bool(shown.references.node)
 
     def is_pair(one: _Planned) -> bool:
-        """Whether its captions are encoded together with its references."""
+        """Whether its captions are encoded together with what it is given."""
+        if one.clip:
+            return bool((given := _given(one, shown)) and given.encode)
         return together and bool(one.found.references)
 
     texts = sorted({text for one in planned if not is_pair(one) for text in one.texts(settings)} | {""})
@@ -510,12 +512,7 @@ class _Pictures:
         """Encode a view."""
         content = b"" if view.cut else _content(one.found.path)
         mask = _content(one.found.mask) if one.found.mask else b""
-        given = self.shown.given
-        if given and view.cut is None and not given.masked:
-            # Given its only frame, the model would have nothing left to learn.
-            given = None
-        if given and given.only_beside and not one.found.references:
-            given = None
+        given = _given(one, self.shown)
         seeing = [self.shown.vision.identity] if self.shown.vision and given and given.seen else []
         if self.shown.listener and given and one.clip and one.clip.sounds:
             seeing.append(self.shown.listener.identity)
@@ -598,7 +595,10 @@ class _Pictures:
         return self.shown.references
 
     def caption(self, one: _Planned, view: _View, text: str, clip: Encoder) -> Conditioning:
-        """A caption encoded together with a picture's references."""
+        """A caption encoded together with what a picture or clip is given."""
+        given = _given(one, self.shown)
+        if view.cut and given:
+            return self._caption_of_clip(one, view, view.cut, text, clip, given)
         contents = [_content(path) for path in one.found.references]
         seer = self.shown.vision if self.kind.sees else None
         fits = [self._fit_of_shown(path, one) for path in one.found.references]
@@ -628,6 +628,25 @@ class _Pictures:
             return [[words, stored(more)] for words, more in made]
 
         return [[words, restored(more)] for words, more in self.kept.fetch(key, made)]
+
+    def _caption_of_clip(
+        self, one: _Planned, view: _View, cut: Cut, text: str, clip: Encoder, given: Given
+    ) -> Conditioning:
+        key, settings = None, self.settings
+        if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
+            hashes = [self._hash_of(path) for path in (one.found.path, *one.found.references)]
+            how = [list(one.fit.size), list(one.fit.box), view.mirrored, cut.start, cut.count]
+            how += [settings.frame_rate, settings.background, settings.resolution, settings.enlarge]
+            key = key_of(given.node, given.ends, self.vae.identity, clip.identity, text, hashes, *how)
+
+        def made() -> Conditioning:
+            assert given.encode is not None
+            ends = [Cut(cut.start, 1), Cut(cut.start + cut.count - 1, 1)]
+            pixels = [pixels_of_clip(one.found.path, end, settings.frame_rate, one.fit) for end in ends]
+            shown, beside = _mirrored(torch.cat(pixels), view.mirrored), self._beside(one, view)
+            return given.encode(self.shown.clip, self.shown.vae, text, shown, cut.count, beside)
+
+        return self.kept.fetch(key, made)
 
     def small_references(self, one: _Planned) -> list[Tensor]:
         """Small pictures of the references."""
@@ -711,6 +730,15 @@ class _Pictures:
         if mask is not None and not (of_it.masked or (given and given.masked)):
             made["mask"] = (mask * 255).round().to(torch.uint8)
         return made
+
+
+def _given(one: _Planned, shown: Shown) -> Given | None:
+    """How the model is given parts of a picture or clip; None if it is given nothing."""
+    given = shown.given
+    # Given its only frame, the model would have nothing left to learn.
+    if given is None or (one.clip is None and not given.masked):
+        return None
+    return None if given.only_beside and not one.found.references else given
 
 
 def _mirrored(pixels: Tensor, mirrored: bool) -> Tensor:

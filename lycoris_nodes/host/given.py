@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nodes
@@ -17,7 +18,7 @@ from comfy.utils import common_upscale
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
-from .sampling import own_node
+from .sampling import literal, own_node
 from .training import NOISE_MASK
 
 Settings = dict[str, Any]
@@ -27,7 +28,7 @@ ENDS = ("first", "first and last", REPLACED, "none")
 image-to-video model, whose weights have the shapes of the text-to-video model's."""
 OF_PICTURES = ("HunyuanVideoSkyreelsI2V", "SVD_img2vid")
 """Image-to-video models that the host does not mark as such."""
-OF_BOTH = ("WAN22", "LTXV", "LTXAV")
+OF_BOTH = ("WAN22", "LTXV", "LTXAV", "MiniMaxH3")
 """Models that are for text-to-video as well as image-to-video."""
 _NODES: Mapping[str, str] = {
     "HunyuanVideoI2V": "HunyuanImageToVideo",
@@ -40,6 +41,7 @@ _NODES: Mapping[str, str] = {
     "WAN22_S2V": "WanSoundImageToVideo",
     "WAN22_Animate": "WanAnimateToVideo",
     "WAN22_WanDancer": "WanDancerVideo",
+    "MiniMaxH3": "MiniMaxH3ImageToVideo",
     **dict.fromkeys(("WAN21_SCAIL", "WAN21_SCAIL2"), "WanSCAILToVideo"),
 }
 _OF_MARKED: Mapping[str, str] = {
@@ -48,6 +50,8 @@ _OF_MARKED: Mapping[str, str] = {
     "CosmosPredict2": "CosmosPredict2ImageToVideoLatent",
 }
 """The nodes of models that the host marks as image-to-video."""
+_ENCODED, _ENCODED_WITH = "MiniMaxH3ImageToVideo", "MiniMaxH3ReferenceToVideo"
+"""Nodes that encode the text with the ends of a clip, and with references in their place."""
 _GUIDED, _GUIDE = "LTXVImgToVideo", "LTXVAddGuide"
 _BERNINI = "Bernini"
 _OF_REFERENCES: Mapping[str, str] = {"auto": "WanPhantomSubjectToVideo", _BERNINI: "BerniniConditioning"}
@@ -79,6 +83,7 @@ See = Callable[[Tensor], Any]
 _OF_LAST: Mapping[str, str] = {
     "WanImageToVideo": "WanFirstLastFrameToVideo",
     _GUIDED: _GUIDED,
+    _ENCODED: _ENCODED,
     **{name: name for name in _OF_MARKED.values() if name.startswith("Cosmos")},
 }
 """The nodes that take a last frame too."""
@@ -169,6 +174,8 @@ _TAKES: Mapping[str, Takes] = {
     _OF_REFERENCES[_BERNINI]: Takes(
         ("source_video", "reference_video"), "reference_images", most=8, joined=_named
     ),
+    # `_ENCODED_WITH` takes them.
+    _ENCODED: Takes(("ref_videos",) * 3, "ref_images", most=9),
     # `_GUIDE` adds each of them.
     _GUIDED: Takes(("image", "image"), "image", most=16),
 }
@@ -216,6 +223,12 @@ class Given:
     seen: bool = False
     """Whether a CLIP vision model also sees the given frames."""
     takes: Takes = Takes()
+    encode: Callable[[Any, Any, str, Tensor, int, Beside], list[Any]] | None = None
+    """Encodes a text with the given parts, where they are not made without it.
+
+    It takes a text encoder, a VAE, the text, the first and the last frame (2, H, W, 3), the number of frames,
+    and what belongs to the clip.
+    """
 
     @property
     def chosen(self) -> bool:
@@ -266,11 +279,14 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
     make = _of_guides if found == _GUIDED else _of_node
     return Given(
         _GUIDE if found == _GUIDED and ends == "none" else found,
-        lambda vae, pixels, mask, beside: make(found, takes, ends, vae, pixels, mask, see, beside),
+        lambda vae, pixels, mask, beside: (
+            Made({}) if found == _ENCODED else make(found, takes, ends, vae, pixels, mask, see, beside)
+        ),
         ends=ends,
         needed=not of_both,
         seen=see is not None and not _inputs_of(found).keys().isdisjoint(SEEN),
         takes=takes,
+        encode=partial(_encoded, ends) if found == _ENCODED else None,
     )
 
 
@@ -427,6 +443,24 @@ def _of_guides(
         add = _node(_GUIDE).execute
         positive, negative, latent = add(positive=positive, negative=negative, **inputs).args
     return Made(positive[0][1], latent["samples"], latent[NOISE_MASK])
+
+
+def _encoded(
+    ends: str, clip: Any, vae: Any, text: str, shown: Tensor, length: int, beside: Beside
+) -> list[Any]:
+    height, width = shown.shape[1:3]
+    inputs = {"clip": clip, "vae": vae, "prompt": literal(text)}
+    inputs |= {"width": width, "height": height, "length": length}
+    if beside.controls or beside.references:
+        parts = {"ref_image": beside.references, "ref_video": beside.controls}
+        inputs |= {
+            f"{name}s": {f"{name}_{number}": one for number, one in enumerate(values)}
+            for name, values in parts.items()
+        }
+        return _node(_ENCODED_WITH).execute(**inputs, audio_vae=None).args[0]
+    inputs |= {"first_frame": shown[:1]}
+    inputs |= {"last_frame": shown[-1:]} if ends == "first and last" else {}
+    return _node(_ENCODED).execute(**inputs).args[0]
 
 
 def _nothing() -> list[Any]:

@@ -376,43 +376,100 @@ class MiniMaxH3AudioVAE(torch.nn.Linear):
     """Named as the host's."""
 
 
-@pytest.mark.soak
-def test_a_model_that_only_makes_clips_with_sound_is_given_their_sound(
-    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def minimax(prepare: Callable[..., Any], folder: Path) -> Callable[..., dict[str, Any]]:
+    """Run the node on a film with sound for a tiny MiniMax-H3, with stand-ins for its two VAEs."""
     film_with_sound(folder / "a.mkv")
     inner = MiniMaxH3AudioVAE(1, 32)
-    heard: list[Tensor] = []
-
-    def encode(waveform: Tensor) -> Tensor:
-        heard.append(waveform)
-        values = waveform[:, ::800].movedim(2, 1)[:, None].expand(-1, 32, -1, -1)
-        return values.clone()
-
     ears = SimpleNamespace(first_stage_model=inner, patcher=patcher(inner), vae_dtype=torch.float32)
-    ears.audio_sample_rate, ears.downscale_ratio, ears.encode, ears.decode = 32000, 800, encode, None
+    ears.audio_sample_rate, ears.downscale_ratio, ears.decode = 32000, 800, None
+    ears.encode = lambda waveform: (
+        waveform[:, ::800].movedim(2, 1)[:, None].expand(-1, 32, -1, -1).contiguous()
+    )
     frames = Counted(16, video=True).vae
     eyes = SimpleNamespace(first_stage_model=frames.first_stage_model, patcher=frames.patcher)
     eyes.vae_dtype, eyes.temporal_compression_decode, eyes.decode = torch.float32, lambda: 3, None
-    eyes.encode = lambda values: torch.rand(
-        1, 24, (len(values) - 5) // 17 * 5 + 2, *(n // 16 for n in values.shape[1:3])
-    )
-    given: dict[str, Any] = {
-        "model": patcher(tiny("MiniMax-H3")),
-        "vae": eyes,
-        "trigger": "qwx",
-        "frames": 33,
-    }
+
+    def seen(values: Tensor) -> Tensor:
+        count = 2 if len(values) > 1 else 1
+        count += (len(values) - 5) // 17 * 5 if len(values) > 5 else 0
+        mean = torch.nn.functional.avg_pool2d(values.mean(0).movedim(-1, 0), 16)
+        return mean[:1].expand(24, count, -1, -1)[None].contiguous()
+
+    eyes.encode = seen
+    model = tiny("MiniMax-H3", latents_dim=24, audio_latents_dim=32, text_dim=WORD_WIDTH)
+    given: dict[str, Any] = {"model": patcher(model), "vae": eyes, "audio_vae": ears, "trigger": "qwx"}
+    return lambda **more: {**given, **prepare(**{**given, "frames": 33, **more})}
+
+
+@pytest.mark.soak
+def test_a_model_that_only_makes_clips_with_sound_is_given_their_sound(
+    host: Host, minimax: Callable[..., Any], folder: Path
+) -> None:
+    none = {"first_frames": "none"}
     with pytest.raises(host.ops.TrainError, match=r"only makes clips with sound.*Link its audio VAE"):
-        prepare(**given)
-    data = prepare(**given, audio_vae=ears)
+        minimax(**none, audio_vae=None)
+    data = minimax(**none)
     video, sound = data["latents"][0]["samples"].unbind()
     (wanted,) = host.run("EmptyMiniMaxH3LatentAV", PIXELS, PIXELS, 22)
     assert [part.shape for part in (video, sound)] == [part.shape for part in wanted["samples"].unbind()]
-    assert torch.equal(sound, encode(heard[-1])[..., : sound.shape[-1]])
+    clip = host.module("lycoris_nodes.dataset.clip")
+    heard = clip.sound_of(folder / "a.mkv", clip.Cut(0, 22), 24, 32000).movedim(1, -1)
+    heard = torch.nn.functional.pad(heard, (0, 0, 0, -heard.shape[1] % 800))
+    assert torch.equal(sound, data["audio_vae"].encode(heard)[..., : sound.shape[-1]])
     drawing(folder / "b.png", "blue")
     with pytest.raises(host.ops.TrainError, match=r"only learns clips with sound.*b\.png"):
-        prepare(**given, audio_vae=ears)
+        minimax(**none)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("what", ["first", "first and last", "references"])
+def test_a_text_is_encoded_with_the_frames_and_references_of_its_clip(
+    host: Host,
+    minimax: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, told = clip_with_words("Qwen-Image"), list[Any]()
+
+    def encode(tokens: Any) -> list[Any]:
+        """Stand in for the vision encoder, which has no tiny version."""
+        told.append(tokens)
+        return [[torch.ones(1, 5, WORD_WIDTH), {"minimax_token_tags": torch.zeros(5, dtype=torch.long)}]]
+
+    tokenize = clip.tokenize
+    # What it is shown comes back with its tokens.
+    monkeypatch.setattr(clip, "tokenize", lambda text, **shown: (tokenize(text), shown))
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", encode)
+    if what == "references":
+        still = drawing(folder / "a_reference.png", "green", (96, 64))
+        shown = film(folder / "a_control.mp4", 25, 24)
+    data = minimax(clip=clip, first_frames="first" if what == "references" else what)
+    reading, whole = (
+        host.module("lycoris_nodes.dataset.clip"),
+        host.module("lycoris_nodes.dataset.sizes").middle((PIXELS, PIXELS), (PIXELS, PIXELS)),
+    )
+
+    def frames(path: Path, start: int, count: int) -> Tensor:
+        return reading.pixels_of_clip(path, reading.Cut(start, count), 24, whole)
+
+    size = {"clip": clip, "vae": data["vae"], "prompt": "qwx", "length": 22}
+    size |= {"width": PIXELS, "height": PIXELS}
+    with torch.inference_mode():
+        if what == "references":
+            given = {"ref_image_0": pixels(still)}, {"ref_video_0": frames(shown, 0, 22)}
+            inputs = {**dict(zip(("ref_images", "ref_videos"), given, strict=True)), "audio_vae": None}
+            made = host.run("MiniMaxH3ReferenceToVideo", **size, **inputs)
+        else:
+            ends = {"first_frame": frames(folder / "a.mkv", 0, 1)}
+            ends |= {"last_frame": frames(folder / "a.mkv", 21, 1)} if what != "first" else {}
+            made = host.run("MiniMaxH3ImageToVideo", **size, **ends)
+    assert same(told[-1], told[-2])
+    model = data["model"].model
+    assert "MiniMaxH3ImageToVideo makes" in data["report"]
+    compare_and_train(host, model, data, made[0], made[1], {"frame_rate": 24}, tmp_path)
 
 
 class Means:
