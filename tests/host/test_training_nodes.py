@@ -117,7 +117,11 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
 
 
 def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_unbroken_one(
-    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+    host: Host,
+    train: Callable[..., Any],
+    tmp_path: Path,
+    stop_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import comfy.model_management
 
@@ -128,6 +132,19 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(filename_prefix="loras/none", **settings)
+    # Nor is there after the first sample.
+    previews = host.module("lycoris_nodes.training.node.previews").Previews
+    make = previews.make
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            previews,
+            "make",
+            lambda *given: (make(*given), comfy.model_management.interrupt_current_processing()),
+        )
+        stop_after(100)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(filename_prefix="loras/none", sample_every=5, **settings)
+    assert not [*(tmp_path / "loras").glob("none*")]
     folder = tmp_path / "loras" / "style_00001_-checkpoints"
     # The second and third time it goes on, with or without `resume`.
     for steps, resume in ((2, False), (3, False), (4, True)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ class Previews:
             # Users copy pictures, which then have other names.
             if number.isdecimal() and int(number) > step:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def of_training(self) -> Generator[None]:
+        """The context of the training. If it fails before the first step, the picture of the model alone is
+        removed, with its folder: the folder would count as a training."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                if [*self.folder.iterdir()] == [self._path(0)]:
+                    self._path(0).unlink()
+                    self.folder.rmdir()
+            raise
 
     def _path(self, step: int) -> Path:
         return self.folder / f"sample-{step:06d}.png"

@@ -272,7 +272,7 @@ def train(
             return epochs(epoch)
 
         held_out = judged(held, asked.batch_size, DRAWS)
-        with _meant(run, data):
+        with _meant(run, data), previews.of_training():
             result = train_network(
                 network,
                 batches,
