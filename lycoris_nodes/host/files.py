@@ -95,7 +95,7 @@ def output_path(prefix: str, ending: str) -> Path:
             "there is no folder for the file, and none can be made",
             file=prefix,
             got=str(error.strerror),
-            hint="Use a relative name such as checkpoints/merged",
+            hint="Use a relative name such as folder/name",
         ) from error
     return Path(folder) / f"{name}_{counter:05}_{ending}"
 
@@ -130,7 +130,7 @@ def _root_and_place(prefix: str) -> tuple[Path, Path]:
             file=prefix,
             got=str(wanted),
             expected=f"a name below {root}",
-            hint="Use a relative name such as checkpoints/merged",
+            hint="Use a relative name such as folder/name",
         )
     if (long := len(os.fsencode(wanted.name))) > LONGEST:
         raise WriteError(

@@ -306,7 +306,7 @@ def select(
         raise LycorisError(
             f"nothing to adapt in {type(module).__name__}",
             got=_counted(found, others),
-            expected=_sought(name, wanted, unwanted),
+            expected=f"at least one that is left by {_sought(name, wanted, unwanted)}",
         )
     chosen = {site.path: site for site in _once(chosen.values())}
     _check_distinct(chosen.values())

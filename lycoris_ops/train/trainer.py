@@ -135,8 +135,8 @@ class Trainer:
         if self.family.averages and (options.ema is not None or options.schedule != "constant"):
             raise TrainError(
                 f"{options.optimiser} averages the weights in place of a schedule",
-                got=f"schedule {options.schedule}, ema {options.ema}",
-                expected="schedule constant, and ema None",
+                got=f"schedule {options.schedule}" + (f", ema {options.ema:g}" if options.ema else ""),
+                expected="schedule constant, and no ema",
             )
         groups = net.parameter_groups(lr, lora_plus=options.lora_plus, weight_decay=options.weight_decay)
         if self.sharded and not self.family.elementwise:

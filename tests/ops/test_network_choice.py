@@ -120,7 +120,7 @@ def test_an_override_without_a_rank_keeps_the_general_one(model: Model) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({"exclude": "*"}, "nothing to adapt in Model"),
+    "nothing": ({"exclude": "*"}, "expected at least one that is left by preset full, exclude *)"),
     "pattern": ({"include": "attn*"}, "matches none of the modules"),
     "override": ({"overrides": {"attn": {}}}, "matches none of the chosen modules"),
     "regex": ({"include": "/(/"}, "not a regular expression"),

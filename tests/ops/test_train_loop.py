@@ -796,7 +796,7 @@ def empty() -> Iterator[Any]:
         (batches(1), plain, {"optimiser_options": {"betas": (2, 2)}}, "refuses its options"),
         (batches(1), plain, {"optimiser": "prodigy", "lr": 0.1}, "itself.*Leave the rate to it"),
         (batches(1), plain, {"optimiser": "prodigy", "lr": None, "lora_plus": 4.0}, "rates of 1, 4"),
-        (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "in place of a schedule"),
+        (batches(1), plain, {"optimiser": "schedulefree", "ema": 0.9}, "ema 0.9; .*constant, and no ema"),
         (batches(1), plain, {"schedule": "cosinus"}, "an unknown schedule.*Is it cosine"),
         (iter(batches(3)), plain, {"steps": None, "epochs": 1}, "cannot be counted"),
         ([], plain, {"steps": None, "epochs": 1}, "there are no batches"),
