@@ -13,6 +13,8 @@ from ..algorithms.boft_peft import BoftPeft
 from ..algorithms.checks import a_layer, scale
 from ..algorithms.full import DIFF, SET, Full
 from ..algorithms.ia3 import Ia3
+from ..algorithms.loha import Loha
+from ..algorithms.lokr import Lokr
 from ..algorithms.lora import Lora
 from ..algorithms.norm import Norm
 from ..algorithms.oftv2 import OftV2
@@ -50,25 +52,45 @@ def for_peft(layer: Layer, site: Site) -> Layer:
                 expected="lora on the projection of the input alone",
                 hint="Save this layer in the dialect lycoris, and choose the others for PEFT by `include`",
             )
+    _check_held(layer, site)
     if isinstance(layer, BIASED) and layer.diff_b is not None and site.has_bias:
         layer = _valued(layer, site)
     if isinstance(layer, Lora):
         # In PEFT an embedding's factors have names of their own.
         return layer.of_embedding() if site.kind == "embedding" else layer
-    if site.transposed and not isinstance(layer, Ia3):
-        raise LycorisError(
-            "PEFT has no layer of this kind for a weight that is stored transposed",
-            key=site.path,
-            got=a_layer(layer.algorithm),
-            expected="lora or ia3",
-            hint="Save it in the dialect lycoris, and continue from that file with a network",
-        )
     if isinstance(layer, Norm):
         layer = Full(diff=layer.w_norm, diff_b=layer.b_norm)
     if isinstance(layer, Full):
         # PEFT keeps the values of a whole module, not their change.
         return _valued(layer, site)
     return layer
+
+
+def _check_held(layer: Layer, site: Site) -> None:
+    """Raise LycorisError for a layer that PEFT refuses to load or, as OFT on an embedding, never uses."""
+    groups = site.geometry.groups if site.geometry else 1
+    for lacking, where, expected in (
+        (
+            site.transposed and not isinstance(layer, (Lora, Ia3)),
+            "a weight that is stored transposed",
+            "lora or ia3",
+        ),
+        (site.kind == "embedding" and not isinstance(layer, (Lora, Full)), "an embedding", "lora or full"),
+        (groups > 1 and isinstance(layer, Lora), "a grouped convolution", "loha or lokr"),
+        (
+            len(site.shape) == 5 and isinstance(layer, (Loha, Lokr)),
+            "a convolution of three dimensions",
+            "lora",
+        ),
+    ):
+        if lacking:
+            raise LycorisError(
+                f"PEFT has no layer of this kind for {where}",
+                key=site.path,
+                got=a_layer(layer.algorithm),
+                expected=expected,
+                hint="Save it in the dialect lycoris, and continue from that file with a network",
+            )
 
 
 def on_modules(layers: Mapping[str, Layer], sites: Sequence[Site], model: nn.Module) -> set[str]:

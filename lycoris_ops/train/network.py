@@ -301,8 +301,9 @@ class LycorisNetwork(nn.Module):
         If `fully_shard` has divided the network, all processes call this, and each gets the whole adapter.
 
         Raises LycorisError for a model that is a single layer, which has no name in a file, and for a pattern
-        that matches no module. With "peft" it also refuses a layer that PEFT lacks for transposed weights,
-        and in torch's attention anything but LoRA on the input projection.
+        that matches no module. With "peft" it also refuses a layer that PEFT lacks for embeddings, for
+        grouped convolutions and for transposed weights, and in torch's attention anything but LoRA on the
+        input projection.
         """
         if "" in self.members:
             raise LycorisError(

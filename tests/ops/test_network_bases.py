@@ -118,6 +118,30 @@ def test_peft_loads_what_was_trained_on_gpt2(gpt2: nn.Module, tmp_path: Path) ->
         other.save_weights(tmp_path / "other", "peft")
 
 
+@pytest.mark.parametrize(
+    ("module", "algorithm", "other"),
+    [
+        (nn.Embedding(10, 8), "oftv2", "lora"),
+        (nn.Embedding(10, 8), "lokr", "full"),
+        (nn.Conv2d(8, 8, 3, groups=4), "lora", "loha"),
+        (nn.Conv3d(4, 8, 3), "loha", "lora"),
+    ],
+    ids=str,
+)
+def test_what_peft_would_not_load_is_not_written_for_it(
+    module: nn.Module, algorithm: str, other: str, tmp_path: Path
+) -> None:
+    import peft
+
+    model = nn.ModuleDict({"x": module})
+    with pytest.raises(lyc.LycorisError, match=rf"x: PEFT has no layer of this kind.*expected.*{other}"):
+        made(model, algorithm=algorithm, include="x").save_weights(tmp_path / "refused", "peft")
+    network = made(model, algorithm=other, include="x")
+    network.save_weights(tmp_path / "held", "peft")
+    network.restore()
+    peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "held")
+
+
 @pytest.mark.parametrize("dialect", ["lycoris", "comfy", "peft"])
 def test_attention_that_hands_its_weights_to_a_function(dialect: Any, tmp_path: Path) -> None:
     """torch's own attention calls none of its projections."""
