@@ -26,8 +26,9 @@ def patcher_of(patchable: Any) -> Any:
 def loaded_from(patchable: Any) -> str | None:
     """The path of the file that the host has loaded a model from; None if it does not say."""
     made: Any = getattr(patcher_of(patchable), "cached_patcher_init", None)
-    found = made[1][0] if made else None
-    return found if isinstance(found, str) else None
+    # The arguments of its loader. Those of other packs may take none.
+    first = made[1][:1] if made else ()
+    return next((found for found in first if isinstance(found, str)), None)
 
 
 def held_at(patcher: Any, path: str) -> Any:

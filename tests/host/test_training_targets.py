@@ -202,6 +202,8 @@ def test_times_between_two_are_as_likely_as_among_all(
         ("Wan 2.1 t2v", "wan2.1_t2v_14B", "low noise", (0.0, 0.875)),
         ("Wan 2.2 5B", "wan2.2_ti2v_5B_low_noise", "auto", (0.0, 1.0)),
         ("SD1.5", "high_noise", "auto", (0.0, 1.0)),
+        # A loader without arguments.
+        ("Wan 2.1 t2v", "", "auto", (0.0, 1.0)),
     ],
 )
 def test_an_expert_is_trained_at_its_own_times(
@@ -209,7 +211,7 @@ def test_an_expert_is_trained_at_its_own_times(
 ) -> None:
     experts = host.module("lycoris_nodes.training.node.experts")
     model = patcher(tiny(architecture))
-    model.cached_patcher_init = (None, (f"models/{name}.safetensors",))
+    model.cached_patcher_init = (None, (f"models/{name}.safetensors",) if name else ())
     expert, _ = experts.trained_expert(choice, model, None)
     assert experts.times_of_expert(module(host, "times").Times(), expert, model).between == wanted
     if architecture in ("Wan 2.2 5B", "SD1.5"):
