@@ -252,11 +252,12 @@ ARCHITECTURE = Architecture(
         Training(
             "Chroma",
             "Chroma",
-            "ai-toolkit, kohya-ss/sd-scripts",
+            "ai-toolkit, kohya-ss/sd-scripts; the rate: SimpleTuner",
             guidance=0.0,
             rank=32,
+            lr=2e-4,
             include=("final_layer.linear",),
         ),
-        Training("ChromaRadiance", "Chroma Radiance", "as Chroma", guidance=0.0, rank=32),
+        Training("ChromaRadiance", "Chroma Radiance", "ai-toolkit", guidance=0.0, rank=32),
     ),
 )

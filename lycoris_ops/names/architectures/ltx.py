@@ -15,7 +15,6 @@ ATTENTIONS = (
     *("attn1", "attn2", "audio_attn1", "audio_attn2"),
     *("audio_to_video_attn", "video_to_audio_attn"),
 )
-TRAINERS = "diffusion-pipe; the times: ai-toolkit"
 WEIGHTED = 1.66
 """Even times with this shift are nearly those that ai-toolkit calls weighted, which it uses for LTX-2."""
 NORMS = {"norm_q": "q_norm", "norm_k": "k_norm"}
@@ -106,14 +105,24 @@ ARCHITECTURE = Architecture(
         Training(
             "LTXV",
             "LTX-Video",
-            TRAINERS,
+            "Lightricks/LTX-Video-Trainer; the times: ai-toolkit",
             "uniform",
             shift=WEIGHTED,
             rank=32,
-            include=("proj_out",),
+            lr=2e-4,
+            # With these all linear layers are trained.
+            include=("*_proj*", "adaln_single*", "proj_out"),
             resolution=512,
         ),
-        Training("LTXAV", "LTX-2", TRAINERS, "uniform", shift=WEIGHTED, rank=32, resolution=512),
+        Training(
+            "LTXAV",
+            "LTX-2",
+            "diffusion-pipe; the times: ai-toolkit",
+            "uniform",
+            shift=WEIGHTED,
+            rank=32,
+            resolution=512,
+        ),
     ),
     frame_rates={"LTXV": 25, "LTXAV": 25},
 )

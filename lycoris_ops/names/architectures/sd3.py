@@ -92,9 +92,9 @@ ARCHITECTURE = Architecture(
         Training(
             "SD3",
             "Stable Diffusion 3",
-            "huggingface/diffusers, OneTrainer; the layers: kohya-ss/sd-scripts",
-            # The modulation, and the output layer.
-            include=("joint_blocks.*adaLN_modulation*", "final_layer.linear"),
+            "huggingface/diffusers; the layers: OneTrainer",
+            # With these all linear and convolutional layers are trained.
+            include=("joint_blocks.*adaLN_modulation*", "final_layer*", "*_embedder*"),
         ),
     ),
 )
