@@ -1,11 +1,11 @@
 """Each family's usual settings beside the recipe of its best-known trainer, on a small trained model of it.
 
-`python -m tests.bench.families [--minutes N] [--only FAMILY ...]` trains what `families.jsonl` beside this
-file does not have, and prints the table of `tests/bench/README.md`. The models are of ComfyUI's own classes,
-and learn drawn shapes, see `quality/graph/shapes.py`. Train LoRA / LyCORIS then adapts them to hatched ones:
-with nothing set, and with a trainer's recipe written down as settings. ComfyUI's own trainer adapts them too,
-as it comes. Each trains at the rate that it sets, and at the best of rates that are a quarter of a decade
-apart, which is chosen on separate pictures.
+`python -m tests.bench.families [--minutes N] [--only FAMILY ...] [--as-set]` trains what `families.jsonl`
+beside this file does not have, and prints the table of `tests/bench/README.md`. The models are of ComfyUI's
+own classes, and learn drawn shapes, see `quality/graph/shapes.py`. Train LoRA / LyCORIS then adapts them to
+hatched ones: with nothing set, and with a trainer's recipe written down as settings. ComfyUI's own trainer
+adapts them too, as it comes. Each trains at the rate that it sets, and at the best of rates that are a
+quarter of a decade apart, which is chosen on separate pictures.
 """
 
 from __future__ import annotations
@@ -96,6 +96,16 @@ def ai_toolkit(times: str, source: str = "", **settings: Any) -> Recipe:
     )
 
 
+def onetrainer(preset: str, **settings: Any) -> Recipe:
+    """A preset of OneTrainer for LoRA, with what it leaves at the defaults of its configuration.
+
+    The warm-up of 200 steps is left out, because it is longer than a training here.
+    """
+    common = {"weight_decay": 0.01, "rank": 16, "alpha": 1.0, "learning_rate": 3e-4}
+    drawn = {"times": "logit-normal", "shift": 1.0}
+    return Recipe("OneTrainer", f"training_presets, {preset}", {**PLAIN, **common, **drawn, **settings})
+
+
 WEIGHTED = 1.66
 LTX_TRAINER = Recipe(
     "LTX-Video-Trainer",
@@ -165,19 +175,25 @@ _FLUX = {
 _IN_UNET = {"include": "*.proj_in *.proj_out"}
 _IN_FLUX = {"include": "*_mod.lin single_blocks.*.modulation.lin"}
 _EVEN = {"times": "uniform", "shift": 1.0}
-TOKENS = 16
-"""The number of tokens of a picture in the transformers."""
+_BY_SIZE = {"times": "logit-normal", "shift": by_tokens(0.5, 1.15, 256, 4096, 16)}
+"""The shift of Flux for the 16 tokens of a picture."""
 
 CASES: dict[str, Case] = {
     "SD1.5": Case(
         "SD1.5",
-        [kohya("docs/train_network.md", 16, 1.0, 1e-4, **_IN_UNET, **_EVEN)],
+        [
+            kohya("docs/train_network.md", 16, 1.0, 1e-4, **_IN_UNET, **_EVEN),
+            onetrainer("#sd 1.5 LoRA", **_IN_UNET, **_EVEN),
+        ],
         {**_UNET, "transformer_depth": [1, 1]},
         fold=2,
     ),
     "SDXL": Case(
         "SDXL",
-        [kohya("docs/sdxl_train_network.md", 32, 16.0, 1e-4, **_IN_UNET, **_EVEN)],
+        [
+            kohya("docs/sdxl_train_network.md", 32, 16.0, 1e-4, **_IN_UNET, **_EVEN),
+            onetrainer("#sdxl 1.0 LoRA", **_IN_UNET, **_EVEN),
+        ],
         {
             **_UNET,
             "transformer_depth": [0, 1],
@@ -193,7 +209,22 @@ CASES: dict[str, Case] = {
         [
             kohya(
                 "docs/sd3_train_network.md", 16, 1.0, 1e-4, include="joint_blocks.*adaLN_modulation*", **_EVEN
-            )
+            ),
+            Recipe(
+                "diffusers",
+                "examples/dreambooth/README_sd3.md",
+                {
+                    "preset": "attn-only",
+                    "rank": 4,
+                    "alpha": 4.0,
+                    "learning_rate": 4e-4,
+                    "warmup": 0.0,
+                    "weight_decay": 1e-4,
+                    "times": "logit-normal",
+                    "shift": 3.0,
+                },
+            ),
+            onetrainer("#sd 3 LoRA", include="*"),
         ],
         {"in_channels": 16, "out_channels": 16},
     ),
@@ -201,17 +232,18 @@ CASES: dict[str, Case] = {
         "Flux 1",
         [
             ai_toolkit("sigmoid", **_IN_FLUX),
-            kohya(
-                *("docs/flux_train_network.md", 16, 1.0, 1e-4),
-                **{"times": "logit-normal", "shift": by_tokens(0.5, 1.15, 256, 4096, TOKENS), **_IN_FLUX},
-            ),
+            kohya("docs/flux_train_network.md", 16, 1.0, 1e-4, **_BY_SIZE, **_IN_FLUX),
+            onetrainer("#flux LoRA", include="*", exclude="*norm*", **_BY_SIZE),
         ],
         _FLUX,
         guidances=(1.0, 3.5),
     ),
     "Flux 2": Case(
         "Flux 2",
-        [ai_toolkit("weighted")],
+        [
+            ai_toolkit("weighted"),
+            onetrainer("#flux2 LoRA 16GB", learning_rate=3e-5, **_BY_SIZE),
+        ],
         {**_FLUX, "in_channels": 128, "out_channels": 128, "axes_dim": [4] * 4},
         fold=8,
         mirrored=True,
@@ -219,7 +251,8 @@ CASES: dict[str, Case] = {
     ),
     "Chroma": Case(
         "Chroma",
-        [ai_toolkit("sigmoid")],
+        # OneTrainer draws times from a parabola, which is nearly the logit-normal distribution.
+        [ai_toolkit("sigmoid"), onetrainer("#chroma LoRA 24GB")],
         {
             **_FLUX,
             "in_channels": 64,
@@ -251,7 +284,8 @@ CASES: dict[str, Case] = {
                 times="logit-normal",
                 shift=7.0,
                 exclude="txt_in.*",
-            )
+            ),
+            onetrainer("#hunyuan video LoRA", exclude="txt_in.*", **_IN_FLUX),
         ],
         _FLUX,
         frames=3,
@@ -259,13 +293,16 @@ CASES: dict[str, Case] = {
     ),
     "Qwen-Image": Case(
         "Qwen-Image",
-        [ai_toolkit("weighted", include="*_mod.1")],
+        [ai_toolkit("weighted", include="*_mod.1"), onetrainer("#qwen LoRA 24GB")],
         {"in_channels": 64, "out_channels": 16, "num_attention_heads": 4, "num_layers": 3},
         frames=1,
     ),
     "Z-Image": Case(
         "Z-Image",
-        [ai_toolkit("weighted", include="layers.*adaLN_modulation*", exclude="*_refiner*")],
+        [
+            ai_toolkit("weighted", include="layers.*adaLN_modulation*", exclude="*_refiner*"),
+            onetrainer("#z-image LoRA 16GB", exclude="*_refiner*"),
+        ],
         {
             "in_channels": 16,
             "dim": 256,
@@ -321,7 +358,7 @@ class Row:
     numbers: int
     """How many numbers the adapter has. If the training diverged it is 0, and the losses are infinite."""
     settings: Mapping[str, Any]
-    """The trainer's, or what is usual for the family."""
+    """The trainer's, or what is usual for the family. Without a rate that was searched."""
 
 
 def read(file: Path = RESULTS) -> dict[Key, Row]:
@@ -487,15 +524,18 @@ class Family:
             comfy.model_management.unload_all_models()
         return found[0], found[1]
 
-    def told(self, who: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def told(self, key: Key, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What a row says of the settings, as JSON gives it back."""
-        return json.loads(json.dumps(self.usual if who == OURS else settings))
+        set_ = dict(self.usual if key.who == OURS else settings)
+        if key.step is not None:
+            # A rate of the search replaces it.
+            del set_["learning_rate"]
+        return json.loads(json.dumps(set_))
 
     def row(self, key: Key, settings: Mapping[str, Any], steps: int = STEPS) -> Row:
         lr = None if key.step is None else 10 ** (key.step / 4)
-        # A rate of the search replaces the one in the recipe.
         given = {name: value for name, value in settings.items() if lr is None or name != "learning_rate"}
-        told = self.told(key.who, settings)
+        told = self.told(key, settings)
         diverged = Row(key, self.before[0], math.inf, math.inf, math.inf, 0, told)
         try:
             if key.who == HOST:
@@ -517,7 +557,7 @@ class Bench:
 
     def row(self, family: Family, key: Key, settings: Mapping[str, Any]) -> Row:
         known = self.found.get(key)
-        if known is None or known.settings != family.told(key.who, settings):
+        if known is None or known.settings != family.told(key, settings):
             if time.monotonic() > self.until:
                 raise OutOfTimeError
             row = self.found[key] = family.row(key, settings)
@@ -531,15 +571,16 @@ class Bench:
             )
         return self.found[key]
 
-    def way(self, family: Family, name: str, who: str, settings: Mapping[str, Any]) -> None:
+    def way(self, family: Family, name: str, who: str, settings: Mapping[str, Any], *, search: bool) -> None:
         def row(step: int | None, seed: int = TRAINED_WITH[0]) -> Row:
             return self.row(family, Key(name, family.hash, who, step, seed), settings)
 
-        # A small scale of the change wants a higher rate.
-        small = settings.get("alpha", 1.0) < settings.get("rank", 1) / 4
-        step = best(lambda step: row(step).tune, -6 if small else -8, WIDTH)
-        for seed in TRAINED_WITH:
-            row(None, seed)
+        steps: list[int | None] = [None]
+        if search:
+            # A small scale of the change wants a higher rate.
+            small = settings.get("alpha", 1.0) < settings.get("rank", 1) / 4
+            steps.append(best(lambda step: row(step).tune, -6 if small else -8, WIDTH))
+        for step, seed in itertools.product(steps, TRAINED_WITH):
             row(step, seed)
 
 
@@ -594,6 +635,7 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes")
     made.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="these alone")
+    made.add_argument("--as-set", action="store_true", help="search no rates")
     options = made.parse_args()
     base = base_directory(ROOT / ".cache" / "bench" / "families", ROOT)
     nodes = boot_in_process(facts().comfyui, base)
@@ -605,7 +647,7 @@ def main() -> None:
         for name in options.only:
             family = Family(nodes, pack, name)
             for who, settings in ways(name):
-                bench.way(family, name, who, settings)
+                bench.way(family, name, who, settings, search=not options.as_set)
     except OutOfTimeError:
         print(f"stopped after {options.minutes:g} minutes; the same command goes on")
     print(page(bench.found))

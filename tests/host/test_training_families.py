@@ -24,7 +24,7 @@ def test_a_family_is_trained_with_its_own_settings_and_those_of_its_trainers(
     assert len(known) > 1
     for who, row in known.items():
         assert row.test != row.before and row.test < 1.5 * row.before, who
-        assert row.numbers and row.settings == family.told(who, dict(ways(name))[who])
+        assert row.numbers and row.settings == family.told(row.key, dict(ways(name))[who])
     # Nothing is left of a training.
     assert family.held_out({}, "test") == family.before
 
