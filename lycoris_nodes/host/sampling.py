@@ -65,13 +65,17 @@ def sampled(
     steps: int,
     seed: int,
     told: Callable[[int, int], None],
+    given: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> torch.Tensor:
     """Sample by the host (euler, simple) a latent with parts of these shapes, and return the first part.
 
-    `told` is called after each step with the number of steps done and the number of all steps.
+    `told` is called after each step with the number of steps done and the number of all steps. `given` has
+    for each part what the model is given, in the scale of the VAE, and a mask that is 0 there.
     """
-    parts = [torch.zeros(tuple(shape)) for shape in shapes]
+    parts = [one for one, _ in given] or [torch.zeros(tuple(shape)) for shape in shapes]
     latent: Any = parts[0] if len(parts) == 1 else NestedTensor(parts)
+    masks = [mask for _, mask in given]
+    mask: Any = NestedTensor(masks) if len(masks) > 1 else masks[0] if masks else None
     noise = comfy.sample.prepare_noise(latent, seed)
     made = comfy.sample.sample(
         patcher,
@@ -83,6 +87,7 @@ def sampled(
         positive,
         negative,
         latent,
+        noise_mask=mask,
         disable_pbar=True,
         seed=seed,
         callback=lambda step, denoised, noised, total: told(step + 1, total),

@@ -262,6 +262,7 @@ def compare_and_train(
     more: dict[str, Any],
     folder: Path,
     steps: int = 6,
+    **inputs: Any,
 ) -> None:
     """The only sample has what the host's node makes: `wanted` is its conditioning, and `latent` its latent.
 
@@ -292,7 +293,7 @@ def compare_and_train(
     how |= {"validate_every": steps}
     how |= {**pictures, **{f"validation_{one}": values for one, values in pictures.items()}}
     base = patcher(model)
-    result = train(host, folder, model=base, preset="full", **how)
+    result = train(host, folder, model=base, preset="full", **how, **inputs)
     losses = dict(result["loss_map"]["validation"])
     assert losses[steps] < losses[0]
     loaded = loaded_by_the_host(Patched(base, None), Path(result["path"])).model
@@ -543,9 +544,15 @@ def test_a_model_of_several_pictures_is_given_what_is_seen_of_them(
 @pytest.mark.parametrize("ends", ["first", "first and last", "none"])
 @pytest.mark.parametrize("architecture", ["LTX-Video", "LTX-2"])
 def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
-    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path, ends: str, architecture: str
+    host: Host,
+    prepare: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    ends: str,
+    architecture: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A clip and a picture, beside the first and the last frame."""
+    """A clip and a picture, beside the first and the last frame. Samples on the way are given them too."""
     path = film(folder / "a.mp4", 25, 25)
     shown = film(folder / "a_control.mp4", 25, 25)
     still = drawing(folder / "a_reference.png", "green", (96, 64))
@@ -578,6 +585,23 @@ def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
     assert torch.equal(own["samples"] * given_frames, wanted["samples"] * given_frames)
     assert f"what {'LTXVAddGuide' if ends == 'none' else 'LTXVImgToVideo'} makes" in data["report"]
     # The text encoder of LTX-Video gives a mask too.
-    more = {"frame_rate": 25, "attention_mask": torch.ones(1, data["positive"][0][0][0].shape[1])}
-    data["positive"][0][0][1].update(more)
-    compare_and_train(host, model, data, made[0], wanted, more, tmp_path)
+    words = data["positive"][0][0][0].shape[1]
+    more = {"frame_rate": 25, "attention_mask": torch.ones(1, words, dtype=torch.long)}
+    for one in (data["positive"][0], data["empty_caption"]):
+        one[0][1].update(more)
+    told: list[Any] = []
+    previews = host.module("lycoris_nodes.training.node.previews")
+    sample = previews.sampled
+
+    def sampled(*inputs: Any, **more: Any) -> Tensor:
+        told.append((inputs[-1], more["given"], sample(*inputs, **more)))
+        return told[-1][-1]
+
+    monkeypatch.setattr(previews, "sampled", sampled)
+    how = {"sample_every": 6, "empty_caption": [data["empty_caption"]]}
+    compare_and_train(host, model, data, made[0], wanted, more, tmp_path, **how)
+    negative, ((shown, mask),), made_of_it = told[-1]
+    assert same(negative[0][1]["keyframe_idxs"], made[0][0][1]["keyframe_idxs"])
+    torch.testing.assert_close(shown, wanted["samples"] * given_frames)
+    torch.testing.assert_close(made_of_it * given_frames, shown)
+    assert torch.equal(mask, wanted["noise_mask"].expand_as(mask))

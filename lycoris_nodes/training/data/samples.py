@@ -135,7 +135,7 @@ def samples_of(
         if encoder:
             without = encoded(id(text), text, latent, "")
         elif nothing:
-            without = encoded(*_without_text(text, nothing[0]), latent)
+            without = encoded(*_identified(text, nothing[0]), latent)
         found.append(Sample(latent, caption, own, weight, without))
     return found
 
@@ -218,11 +218,20 @@ def _encoded(
     return made.moved(lambda tensor: held(tensor, session.device))
 
 
-def _without_text(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
-    """The empty caption with a conditioning's settings in BESIDE, after a key that identifies it."""
-    kept = {name: conditioning[1][name] for name in BESIDE if name in conditioning[1]}
+def without_text(conditioning: Any, nothing: Any) -> Any:
+    """The empty caption `nothing` with a conditioning's settings in BESIDE."""
+    return [nothing[0], {**nothing[1], **_beside(conditioning)}]
+
+
+def _beside(conditioning: Any) -> dict[str, Any]:
+    return {name: conditioning[1][name] for name in BESIDE if name in conditioning[1]}
+
+
+def _identified(conditioning: Any, nothing: Any) -> tuple[Any, Any]:
+    """`without_text`, after a key that identifies it."""
+    kept = _beside(conditioning)
     said = [value if isinstance(value, int | float) else id(value) for value in kept.values()]
-    return (id(nothing), *zip(kept, said, strict=True)), [nothing[0], {**nothing[1], **kept}]
+    return (id(nothing), *zip(kept, said, strict=True)), without_text(conditioning, nothing)
 
 
 def _parts(value: Any) -> list[Tensor | str]:

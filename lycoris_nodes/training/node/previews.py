@@ -13,7 +13,10 @@ from PIL.Image import Image, new
 
 from ....lycoris_ops import LycorisNetwork, new_files
 from ...host.sampling import decoded_picture, has_room_to_decode, rough_picture, sampled
+from ...host.training import unpacked
 from ..data.families import family_of
+from ..data.latents import Latent
+from ..data.samples import without_text
 from ..data.widths import misfits_told
 from ..model.session import Session
 
@@ -32,12 +35,14 @@ def sample(
     *,
     seed: int,
     told: Callable[[int, int], None],
+    given: Latent | None = None,
 ) -> torch.Tensor:
     """The latent (1, C, ...) that the host's sampler makes for a caption, with the adapters as they are now.
 
     `shapes` are those of the parts of a latent. Sound is sampled with the video, and left out here. Without
-    `negative`, and for models with a guidance of their own, there is no CFG. Call it within
-    `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
+    `negative`, and for models with a guidance of their own, there is no CFG; else it has the settings of the
+    caption that are not of its text. The model is given the same parts as of the latent `given`. Call it
+    within `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
     """
     built_in = bool(family_of(session.model).guidance)
     with misfits_told(session.network):
@@ -45,12 +50,25 @@ def sample(
             session.patcher,
             shapes,
             positive,
-            positive if negative is None else negative,
+            positive if negative is None else [without_text(positive[0], negative[0])],
             cfg=1.0 if negative is None or built_in else CFG,
             steps=STEPS,
             seed=seed,
             told=told,
+            given=[] if given is None else _given(session, given),
         )
+
+
+def _given(session: Session, latent: Latent) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each part of a latent what the model is given of it, and a mask that is 0 there; [] for nothing."""
+    if latent.noise_mask is None:
+        return []
+    values = latent.values.to("cpu", torch.float32)
+    mask = latent.noise_mask.to("cpu", torch.float32).expand_as(values)
+    shown = session.model.process_latent_out(values) * (1 - mask)
+    if len(latent.shapes) == 1:
+        return [(shown, mask)]
+    return list(zip(*(unpacked(one, latent.shapes) for one in (shown, mask)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,8 @@ class Prompt:
     seed: int
     strength: float = 1.0
     """The adapter's strength."""
+    given: Latent | None = None
+    """The latent of which the model is given parts, such as the first frame."""
 
 
 @dataclass
@@ -133,7 +153,8 @@ class Previews:
             positive = prompt.positive()
             negative = self.negative() if self.negative else None
         with self.session.sampling(), self.network.at(prompt.strength):
-            made = sample(self.session, prompt.shapes, positive, negative, seed=prompt.seed, told=self.told)
+            how: dict[str, Any] = {"seed": prompt.seed, "told": self.told, "given": prompt.given}
+            made = sample(self.session, prompt.shapes, positive, negative, **how)
             if self.vae is not None and has_room_to_decode(self.vae, made.shape):
                 return decoded_picture(self.vae, made)
             self.rough += self.vae is not None

@@ -489,6 +489,9 @@ def _previews(
     shapes = samples[0].latent.shapes
     strengths = sorted(one.strength for one in (samples[0], *samples[0].others))
     prompts = _prompts(asked, session, texts, settings, shapes)
+    if not asked.sample_positive and prompts[0].shapes == shapes:
+        # The first caption, and what its clip gives to the model.
+        prompts = [replace(prompts[0], given=samples[0].latent)]
     return Previews(
         session=session,
         network=network,
