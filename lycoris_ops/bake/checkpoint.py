@@ -97,6 +97,7 @@ def merge_checkpoint(
     quantised weight or an expert, or change a complex weight, LycorisError for a dtype that weights cannot
     have, and WriteError where the file cannot be written.
     """
+    Stack.check(stack)
     stack.check_constant("be merged into a file")
     base = ModelFile.open(base_path)
     destination = destination_of(base, out_path)

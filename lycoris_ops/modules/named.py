@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..errors import LycorisError
+
 SHELLS = {
     "PeftModel": "base_model",
     "BaseTuner": "model",
@@ -23,7 +25,14 @@ COPIED = "AuxiliaryTrainingWrapper"
 
 
 def named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """A model and the modules inside, by path. A module under two names is listed twice."""
+    """A model and the modules inside, by path. A module under two names is listed twice.
+
+    Raises LycorisError for what is no module.
+    """
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LycorisError(
+            "the model is not a module", got=type(module).__name__, expected="a torch.nn.Module"
+        )
     return _named(module, "")
 
 

@@ -280,10 +280,6 @@ def select(
     Raises LycorisError for an unknown preset, for a pattern that matches no site, where nothing is chosen,
     and where two modules that share one weight are chosen: changing it twice is never intended.
     """
-    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise LycorisError(
-            "the model is not a module", got=type(module).__name__, expected="a torch.nn.Module"
-        )
     wanted, unwanted = patterns(include), patterns(exclude)
     found, others = _sites(module)
     for pattern in (*wanted, *unwanted):

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import accumulate, islice, takewhile
 from typing import NamedTuple, cast
 
-from ..errors import MatchError
+from ..errors import LycorisError, MatchError
 from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
 from .architectures import Places, recognise
@@ -559,8 +559,17 @@ def _normal(path: str) -> str:
 
 
 def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:
-    """Keys with their shapes. Keys given without shapes get (), which every layer fits."""
+    """Keys with their shapes. Keys given without shapes get (), which every layer fits.
+
+    The values of a state dict count as their shapes. Raises LycorisError for a model itself.
+    """
     if isinstance(keys, Mapping):
         shapes = cast("Mapping[str, Shape]", keys)
-        return {name: tuple(shape) for name, shape in shapes.items()}
+        return {name: tuple(getattr(shape, "shape", shape)) for name, shape in shapes.items()}
+    if isinstance(keys, str) or not isinstance(keys, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LycorisError(
+            "a model is given by the keys and shapes of its weights",
+            got=type(keys).__name__,
+            expected="such as model.state_dict()",
+        )
     return dict.fromkeys(keys, ())

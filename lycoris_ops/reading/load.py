@@ -106,6 +106,13 @@ def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprin
 
 def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The adapter's file in a folder that PEFT or diffusers wrote; any other path unchanged."""
+    if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LycorisError(
+            "this is neither a file nor a folder of an adapter",
+            got=type(path).__name__,
+            expected="a path",
+            hint="adapter_of_tensors makes an adapter of tensors in memory",
+        )
     if not os.path.isdir(path):
         return path
     folder = Path(path)

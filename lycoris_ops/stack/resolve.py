@@ -202,6 +202,7 @@ def resolve(
     match or fit is only recorded; `Resolution.check` raises the error. Raises MatchError where a name fits
     more than one weight, or two layers of one adapter change the same rows of one weight differently.
     """
+    Stack.check(stack)
     targets = Targets(known_shapes(keys))
     blocks = Blocks(targets)
     return Resolution(

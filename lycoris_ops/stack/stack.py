@@ -101,6 +101,16 @@ class Stack:
                     expected="such as Entry(load_adapter(path), 0.8)",
                 )
 
+    @staticmethod
+    def check(stack: Stack) -> None:
+        """Raise LycorisError for anything else that is given in place of a stack."""
+        if not isinstance(stack, Stack):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LycorisError(
+                "this is no stack of adapters",
+                got=type(stack).__name__,
+                expected="such as Stack([Entry(load_adapter(path), 0.8)])",
+            )
+
     def __add__(self, other: Stack) -> Stack:
         return Stack(self.entries + other.entries)
 

@@ -239,12 +239,21 @@ def test_what_is_given_in_place_of_an_adapter_a_layer_or_a_path_is_named(tmp_pat
             lambda: lyc.create_lycoris(torch.nn.ModuleDict({"m": model}), include="a"),
             r"whole path: \*\.a matches every path that ends in it",
         ),
+        (lambda: lyc.create_lycoris(model.state_dict()), "the model is not a module .found OrderedDict"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.create_lycoris(model, weights=model.state_dict()), "found OrderedDict; expected a path"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.resolve(nan, {}), "no stack of adapters .found Adapter; expected such as Stack"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.merge_checkpoint(none, [], none), "no stack of adapters .found list"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.resolve(stack, torch.nn.Linear(2, 2)), "keys and shapes .*found Linear"),  # pyright: ignore[reportArgumentType]
         (lambda: lyc.create_lycoris(model, tokens=[1]), "a head, which has to be named"),
         (lambda: lyc.create_lycoris(model, include="b", tokens=[1, 1]), "b: .* 1 of them different"),
     ]
     for run, says in wrong:
         with pytest.raises(lyc.LycorisError, match=says):
             run()
+    asked = lyc.Stack([lyc.Entry(adapter(tmp_path, {"lora_unet_a": factors("lora", "linear")}))])
+    # The tensors of a state dict count as their shapes.
+    found = lyc.resolve(asked, model.state_dict())  # pyright: ignore[reportArgumentType]
+    assert found.pairs().keys() == {"a.weight"}
 
 
 def test_a_network_says_that_its_file_has_no_scale(tmp_path: Path) -> None:
