@@ -21,6 +21,7 @@ from ..changes.forms import Additive, Kronecker, Spanned, add_up, product
 from ..maths.decompositions import (
     SETTLED,
     Pause,
+    Span,
     Triples,
     kronecker_triples,
     leading_span,
@@ -30,7 +31,8 @@ from ..maths.decompositions import (
     triples_of,
 )
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import CPU, energy, energy_of, fetched
+from ..maths.tensors import CPU, energy, energy_of
+from ..maths.waits import Asking, alone
 from .base import Layer
 
 ROUNDING = 1e-6
@@ -77,12 +79,31 @@ class Delta:
     @cached_property
     def energy(self) -> float:
         """||D||^2, the sum of all squares."""
+        return alone(self._measured())
+
+    def measure(self) -> Asking[float]:
+        """The `energy`, which is then known without a wait."""
+        if "energy" not in vars(self):
+            self.energy = yield from self._measured()
+        return self.energy
+
+    def decompose(self) -> Asking[None]:
+        """Compute the `triples`, which are then known without a wait."""
+        if self.settled:
+            yield from self.measure()
+        if "_found" not in vars(self):
+            self._found = yield from self._decomposed()
+
+    def _measured(self) -> Asking[float]:
         if self._kronecker is not None:
-            one, other = fetched(*map(energy, self._kronecker))
+            one, other = yield [*map(energy, self._kronecker)]
             return float(one * other)
-        if self._factored is not None:
-            return energy_of(self._factored[1])
-        return energy_of(self.values)
+        if self._span is not None:
+            if "_found" not in vars(self):
+                self._found = yield from self._decomposed()
+            return energy_of(self._found[1])
+        (total,) = yield [energy(self.values)]
+        return float(total)
 
     @property
     def triples(self) -> Triples:
@@ -161,16 +182,16 @@ class Delta:
         exists = min(flat_shape(self.shape))
         if self._kronecker is not None:
             exists = math.prod(min(one.shape) for one in self._kronecker)
-        elif self._factored is not None:
-            exists = len(self._factored[1])
+        elif self._span is not None:
+            exists = min(self._span.core.shape)
         return self.significant < found or found == exists
 
-    def outers(self, splits: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+    def outers(self, splits: Sequence[tuple[int, int]]) -> Asking[list[tuple[Tensor, Tensor]]]:
         """For each split (rows, columns) the nearest Kronecker product: w1, of norm 1, and w2 (k, j, ...)."""
         own: Any = None if self._kronecker is None else tuple(self._kronecker[0].shape)
         others = [split for split in splits if split != own]
         options: dict[str, Any] = {"seed": self.seed, "settled": self.settled, "pause": self.pause}
-        nearest = nearest_kroneckers(self.values, others, **options) if others else []
+        nearest = (yield from nearest_kroneckers(self.values, others, **options)) if others else []
         found = dict(zip(others, nearest, strict=True))
         if self._kronecker is not None and own is not None:
             w1, w2 = self._kronecker
@@ -189,17 +210,17 @@ class Delta:
         return w1 * form.scale, w2
 
     @cached_property
-    def _factored(self) -> Triples | None:
-        """All singular triples if the change has small factors, else None."""
+    def _span(self) -> Span | None:
+        """The change as a span with a small core if it has small factors, else None."""
         self.pause()
         form = self.forms[0] if len(self.forms) == 1 else None
         if isinstance(form, Spanned):
-            return triples_of(form.span)[0]
+            return form.span
         highest = min(flat_shape(self.shape))
         # Where all triples are wanted, decomposing the matrix itself is never less work.
         most = highest if self.largest >= highest else int(FACTORED * highest)
         factors = joined(self.forms, most, self.device)
-        return None if factors is None else triples_of(span_of_product(*factors))[0]
+        return None if factors is None else span_of_product(*factors)
 
     @property
     def _triples(self) -> Triples:
@@ -209,20 +230,22 @@ class Delta:
     @cached_property
     def _found(self) -> Triples:
         """The `largest` leading singular triples, and further ones where these take no more work."""
+        return alone(self._decomposed())
+
+    def _decomposed(self) -> Asking[Triples]:
         if self._kronecker is not None:
-            return kronecker_triples(*self._kronecker, self.largest)
-        if self._factored is not None:
-            return self._factored
-        matrix = self.values.reshape(flat_shape(self.shape))
-        span = leading_span(
-            matrix,
-            self.largest,
-            seed=self.seed,
-            settled=self.settled,
-            total=self.energy if self.settled else None,
-            pause=self.pause,
-        )
-        return triples_of(span)[0]
+            return (yield from kronecker_triples(*self._kronecker, self.largest))
+        span = self._span
+        if span is None:
+            span = yield from leading_span(
+                self.values.reshape(flat_shape(self.shape)),
+                self.largest,
+                seed=self.seed,
+                settled=self.settled,
+                total=self.energy if self.settled else None,
+                pause=self.pause,
+            )
+        return (yield from triples_of(span))[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -254,13 +277,14 @@ class Fit:
     """Whether no rank above the last of `ranks` would keep more."""
 
     @classmethod
-    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Fit:
+    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Asking[Fit]:
         """A layer that holds the change itself; `make` gets its values."""
+        found = yield from delta.measure()
         values = delta.values
         return cls(
             algorithm=algorithm,
             ranks=(None,),
-            kept=(delta.energy,),
+            kept=(found,),
             parameters=(math.prod(delta.shape),),
             # A copy, because training or a caller may write to it.
             make=lambda index: make(values.clone()),
@@ -282,5 +306,5 @@ class Fitted(Layer):
 
     @classmethod
     @abstractmethod
-    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
+    def fit(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
         """The layers of this kind nearest to a change, one for each size; () if none suits."""

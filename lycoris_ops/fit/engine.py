@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,11 +22,12 @@ from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import CPU, largest
+from ..maths.waits import Asking, answered, together
 from ..ranks.allocate import Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
 from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
-from .harvest import Harvest
+from .harvest import Harvest, Take
 from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
@@ -73,7 +74,7 @@ class Source:
     """The name of the new layer."""
     shape: Shape
     """The weight's shape; () where only the bias changes."""
-    read: Callable[[Pause], Goal]
+    read: Callable[[Pause], Goal | Asking[Goal]]
     before: str
     """The change in words: `lora 64`, `difference`."""
     dtype: torch.dtype
@@ -88,6 +89,8 @@ class Source:
     """Whether it always becomes a full difference, as a bare parameter does: it is no matrix."""
 
 
+Made = tuple[Layer, Take]
+"""A layer, and what takes it once it is on the CPU."""
 Prepare = Callable[[Mapping[str, Expected]], object]
 """Called before the work, with the layers that are to be made, by name. It may raise an error."""
 
@@ -156,18 +159,16 @@ class _Engine:
 
     def run(self) -> tuple[dict[str, Layer], FitReport]:
         if self.settings.rank is not None:
-            for source in self.sources:
-                measured = self._measure(source)
-                some = by_rank(measured, self.settings.rank, any_kind=self.settings.algorithm == ANY)
-                self._make(source, measured, some)
-                self.steps.step()
+            self._add_all(self._by_rank(source, self.settings.rank) for source in self.sources)
         else:
-            measured = {source.name: self._counted(source) for source in self.sources}
+            measured: dict[str, Measured] = {}
+            self._measure_all(self.sources, measured)
             self._look_further(measured)
             chosen = by_size(measured, self.settings.size, self._full(), self._beside(measured))
-            for source in self.sources:
-                self._make(source, measured.pop(source.name), chosen.get(source.name))
-                self.steps.step()
+            self._add_all(
+                self._made(source, measured.pop(source.name), chosen.get(source.name))
+                for source in self.sources
+            )
         self.harvest.bring()
         if not self.layers:
             raise PlanError(
@@ -185,10 +186,16 @@ class _Engine:
 
     # Measuring.
 
-    def _counted(self, source: Source) -> Measured:
-        found = self._measure(source)
-        self.steps.step()
-        return found
+    def _measure_all(self, sources: Sequence[Source], measured: dict[str, Measured]) -> None:
+        def work() -> Iterator[tuple[int, Asking[Measured]]]:
+            for source in sources:
+                if source.name in measured:
+                    self.held -= _held(measured[source.name].fits)
+                yield _bytes(source), self._measure(source)
+
+        for source, found in zip(sources, together(work()), strict=True):
+            measured[source.name] = found
+            self.steps.step()
 
     def _look_further(self, measured: dict[str, Measured]) -> None:
         """Double the ranks that are looked at, until they suffice for the size."""
@@ -204,28 +211,28 @@ class _Engine:
                 return
             self.largest *= 2
             self.steps.total += len(more)
-            for source in more:
-                self.held -= _held(measured[source.name].fits)
-                measured[source.name] = self._counted(source)
+            self._measure_all(more, measured)
 
-    def _measure(self, source: Source) -> Measured:
+    def _measure(self, source: Source) -> Asking[Measured]:
         with located(key=source.name):
-            change = source.read(self.steps.pause)
+            change = yield from answered(source.read(self.steps.pause))
             check_finite(change)
             if not change.forms:
                 return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
             delta = self._delta(source, change, self.largest)
-            if not math.isfinite(delta.energy):
+            if not math.isfinite((yield from delta.measure())):
                 raise _not_finite()
+            if delta.noise != 0.0:
+                yield from delta.decompose()
             kinds = kinds_of(source, self.settings)
             fits: dict[str, tuple[Fit, ...]] = {}
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
                 for kind in kinds:
                     self.steps.pause()
-                    fits[kind] = KINDS[kind].fit(delta)
+                    fits[kind] = yield from KINDS[kind].fit(delta)
                 if not any(fits.values()):
                     # The kind has no layer for this weight.
-                    fits = {"full": Full.fit(delta)}
+                    fits = {"full": (yield from Full.fit(delta))}
             complete = all(fit.complete for each in fits.values() for fit in each)
             # Vectors and bare parameters are small, and become full differences in any case.
             exact = len(source.shape) < 2 or source.whole
@@ -339,34 +346,44 @@ class _Engine:
 
     # Making.
 
-    def _make(self, source: Source, measured: Measured, chosen: Candidate | None) -> None:
+    def _by_rank(self, source: Source, rank: int) -> Asking[Made | None]:
+        measured = yield from self._measure(source)
+        some = by_rank(measured, rank, any_kind=self.settings.algorithm == ANY)
+        return (yield from self._made(source, measured, some))
+
+    def _made(self, source: Source, measured: Measured, chosen: Candidate | None) -> Asking[Made | None]:
         choice: Choice | None = None if chosen is None else chosen.meant
         if choice is None:
             if measured.bias is not None:
-                self.harvest.add(Full(), partial(self._settle, source, measured, None, False))
-            elif not source.shape or measured.energy == 0.0:
+                return Full(), partial(self._settle, source, measured, None, False)
+            if not source.shape or measured.energy == 0.0:
                 self.left_out[source.name] = UNCHANGED
             elif not measured.candidates:
                 self.left_out[source.name] = "because it is only rounding of the sources"
             else:
                 self.left_out[source.name] = "because its energy is not worth its size"
                 self.lost += measured.energy
-            return
+            return None
         if choice.fit < 0:
             with located(key=source.name):
-                own = measured.own or source.read(self.steps.pause).own
+                own = measured.own or (yield from answered(source.read(self.steps.pause))).own
             assert own is not None
-            self.harvest.add(own, partial(self._settle, source, measured, choice, True))
-            return
+            return own, partial(self._settle, source, measured, choice, True)
         with located(key=source.name):
             fits = measured.fits.get(choice.kind)
             if fits is None:
-                change = source.read(self.steps.pause)
-                fits = KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
+                change = yield from answered(source.read(self.steps.pause))
+                fits = yield from KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
             layer = fits[choice.fit].make(choice.index)
         # Without the fits, which take much more memory.
         measured = replace(measured, fits={}, candidates=[])
-        self.harvest.add(layer, partial(self._settle, source, measured, choice, False))
+        return layer, partial(self._settle, source, measured, choice, False)
+
+    def _add_all(self, work: Iterable[Asking[Made | None]]) -> None:
+        for made in together(zip(map(_bytes, self.sources), work, strict=True)):
+            if made is not None:
+                self.harvest.add(*made)
+            self.steps.step()
 
     def _settle(
         self, source: Source, measured: Measured, choice: Choice | None, own: bool, layer: Layer | None
@@ -424,6 +441,11 @@ def _factors_of(layer: Layer) -> list[Tensor]:
     """The tensors that count for the size of a layer: all but biases and numbers."""
     counted = layer.factors() - set(layer.biases)
     return [tensor for name, tensor in layer.tensors().items() if name in counted]
+
+
+def _bytes(source: Source) -> int:
+    """The bytes of a change in full."""
+    return 4 * math.prod(source.shape)
 
 
 def _held(fits: Mapping[str, Sequence[Fit]]) -> int:

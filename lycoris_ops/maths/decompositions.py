@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .shapes import Shape
-from .tensors import CPU, compute_dtype, energy, fetched, wide
+from .tensors import compute_dtype, energy, wide
+from .waits import Asking, alone
 
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
@@ -53,38 +55,30 @@ class Span(NamedTuple):
     right: Tensor | None
 
 
-def brought(spans: Sequence[Span], *others: Tensor) -> tuple[list[Span], list[Tensor]]:
-    """The spans with those cores on the CPU that have up to SMALL values, and the other tensors there too.
-
-    With one wait for all. An accelerator would take longer to decompose them.
-    """
-    small = [span.core for span in spans if span.core.numel() <= SMALL]
-    found = fetched(*small, *others)
-    cores = iter(found[: len(small)])
-    moved = [span._replace(core=next(cores)) if span.core.numel() <= SMALL else span for span in spans]
-    return moved, found[len(small) :]
-
-
-def triples_of(*spans: Span) -> list[Triples]:
+def triples_of(*spans: Span) -> Asking[list[Triples]]:
     """The singular value decomposition of each matrix (m, n), with k = the smaller size of its core.
 
     Returns U (m, k), S (k,) in descending order and V^T (k, n). S is in float64 on the CPU, where looking at
-    values waits for no device; the others are where `left` and `right` are, or the core. See `brought`.
+    values waits for no device; the others are where `left` and `right` are, or the core. Cores with up to
+    SMALL values are decomposed on the CPU: an accelerator would take longer.
     """
+    cores = iter((yield [span.core for span in spans if span.core.numel() <= SMALL]))
     found: list[Triples] = []
-    for (left, core, right), (_, given, _) in zip(brought(spans)[0], spans, strict=True):
+    for left, given, right in spans:
+        core = next(cores) if given.numel() <= SMALL else given
         # Wide: where two singular values are close, a decomposition in float32 mixes their vectors, and how
         # much depends on the processor.
         turn, values, back = _linalg.svd(wide(core), full_matrices=False)
         one = turn.to(given) if left is None else left @ turn.to(left)
         other = back.to(given) if right is None else back.to(right) @ right
-        found.append((one, values.to(CPU, torch.float64), other))
-    return found
+        found.append((one, values, other))
+    sizes = yield [values for _, values, _ in found]
+    return [(one, size.double(), other) for (one, _, other), size in zip(found, sizes, strict=True)]
 
 
 def singular(matrix: Tensor) -> Triples:
     """`triples_of` one matrix, with S as the matrix is."""
-    left, values, right = triples_of(Span(None, matrix, None))[0]
+    left, values, right = alone(triples_of(Span(None, matrix, None)))[0]
     return left, values.to(matrix), right
 
 
@@ -149,7 +143,7 @@ def leading_span(
     settled: float = 0.0,
     total: float | None = None,
     pause: Pause = no_pause,
-) -> Span:
+) -> Asking[Span]:
     """The span of the `count` leading singular triples of a matrix (m, n), in float32 (float64 for float64).
 
     A matrix whose smaller size is at most EXACT or 3 `count` is kept whole. For others POWERS power
@@ -177,7 +171,7 @@ def leading_span(
     for _ in range(POWERS):
         left, across = _projected(matrix, leading(across), pause)
         if energies:
-            energies = fetched(*energies, energy(across))
+            energies = yield [*energies, energy(across)]
             most, before, captured = map(float, energies)
             if captured - before <= settled * (most - captured):
                 break
@@ -188,9 +182,10 @@ def leading_span(
 
 def leading_triples(
     matrix: Tensor, count: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
-) -> Triples:
+) -> Asking[Triples]:
     """The `count` leading triples of a matrix (m, n), or all where it has fewer; see `leading_span`."""
-    left, values, right = triples_of(leading_span(matrix, count, seed=seed, settled=settled, pause=pause))[0]
+    span = yield from leading_span(matrix, count, seed=seed, settled=settled, pause=pause)
+    ((left, values, right),) = yield from triples_of(span)
     return left[:, :count], values[:count], right[:count]
 
 
@@ -204,19 +199,19 @@ def _projected(matrix: Tensor, basis: Tensor, pause: Pause) -> tuple[Tensor, Ten
     return left, matrix.T @ left
 
 
-def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> Asking[Triples]:
     """The `count` leading singular triples of kron(w1, w2), from the decompositions of both factors.
 
     Each singular value is the product of one of w1, (l, i), and one of w2, (k, j); its vectors are the
     Kronecker products of their vectors. Returns U (l * k, n), S (n,) in descending order and V^T (n, i * j).
     Source: Van Loan, "The Ubiquitous Kronecker Product" (2000), section 2.
     """
-    (left1, values1, right1), (left2, values2, right2) = triples_of(span_of(w1), span_of(w2))
+    (left1, values1, right1), (left2, values2, right2) = yield from triples_of(span_of(w1), span_of(w2))
     products = torch.outer(values1, values2).flatten()
     order = products.argsort(descending=True)[:count]
     one, two = (order // len(values2)).to(w1.device), (order % len(values2)).to(w1.device)
-    left = (left1[:, None, one] * left2[None, :, two]).flatten(0, 1)
-    right = (right1[one, :, None] * right2[two, None, :]).flatten(1)
+    left = (left1.index_select(1, one)[:, None] * left2.index_select(1, two)[None]).flatten(0, 1)
+    right = (right1.index_select(0, one)[:, :, None] * right2.index_select(0, two)[:, None]).flatten(1)
     return left, products[order], right
 
 
@@ -240,35 +235,35 @@ def nearest_kroneckers(
     seed: int = 0,
     settled: float = 0.0,
     pause: Pause = no_pause,
-) -> list[tuple[Tensor, Tensor]]:
+) -> Asking[list[tuple[Tensor, Tensor]]]:
     """For each split (rows, columns) the w1 (rows, columns), of norm 1, and w2 (k, j, *kernel) for the
     kron(w1, w2) nearest to values (O, I, *kernel).
 
     The product keeps ||w2||^2 of the energy. See `rearranged`.
     """
-    if values.device.type == "cpu" and len(splits) > 1:
-        # There is nothing to wait for: one at a time takes less memory.
-        return [
-            found
-            for split in splits
-            for found in nearest_kroneckers(values, [split], seed=seed, settled=settled, pause=pause)
-        ]
-    blocks = [rearranged(values, *split) for split in splits]
-    pause()
-    # Few and long blocks take much longer to decompose than their products take to form.
-    grams = iter(fetched(*(one @ one.T for one in blocks if len(one) <= EXACT)))
+    grams: list[Tensor] = []
+    for split in splits:
+        pause()
+        if math.prod(split) <= EXACT:
+            # Few and long blocks take much longer to decompose than their products take to form. The blocks
+            # themselves are formed again: those of all splits would take much memory.
+            blocks = rearranged(values, *split)
+            grams.append(blocks @ blocks.T)
+    products = iter((yield grams))
     found: list[tuple[Tensor, Tensor]] = []
-    for (rows, columns), one in zip(splits, blocks, strict=True):
-        if len(one) <= EXACT:
-            left = eigen(wide(next(grams)))[1][:, -1].to(one)
+    for rows, columns in splits:
+        blocks = rearranged(values, rows, columns)
+        if len(blocks) <= EXACT:
+            left = eigen(wide(next(products)))[1][:, -1].to(blocks)
         else:
-            left = leading_triples(one, 1, seed=seed, settled=settled, pause=pause)[0][:, 0]
+            triples = yield from leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)
+            left = triples[0][:, 0]
         inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
-        found.append((left.reshape(rows, columns), (left @ one).reshape(inner)))
+        found.append((left.reshape(rows, columns), (left @ blocks).reshape(inner)))
     return found
 
 
-def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> Asking[Triples]:
     """up (O, r), core (r, r, *kernel) and down (r, I) of a convolution (O, I, *kernel).
 
     `left`, `values` and `right` are the leading r singular triples of its matrix (O, K). up and down are
@@ -280,7 +275,8 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> tuple[T
     """
     rank, inputs = min(len(values), shape[1]), shape[1]
     inner = (values.to(right)[:, None] * right).reshape(len(values), inputs, -1)
-    basis = triples_of(span_of(inner.transpose(0, 1).reshape(inputs, -1)))[0][0][:, :rank]
+    ((basis, _, _),) = yield from triples_of(span_of(inner.transpose(0, 1).reshape(inputs, -1)))
+    basis = basis[:, :rank]
     core = torch.einsum("mik,in->mnk", inner, basis)[:rank]
     return left[:, :rank], core.reshape(rank, rank, *shape[2:]), basis.T
 

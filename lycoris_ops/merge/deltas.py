@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -14,7 +14,8 @@ from ..algorithms.fitting import FACTORED, Delta
 from ..changes.factors import joined
 from ..changes.forms import Additive, LowRank, Spanned, add_up
 from ..maths.decompositions import Pause, Triples, balanced, no_pause, qr, singular
-from ..maths.tensors import CPU, fetched, wide
+from ..maths.tensors import CPU, wide
+from ..maths.waits import Asking
 
 ROWS = 512
 """How many rows of a matrix are converted to float64 at once."""
@@ -43,6 +44,7 @@ class Deltas:
     """The highest possible rank of a change; 0 for min(O, K)."""
     bases: tuple[Tensor, Tensor] | None = None
     """For changes in the span of others, see `inner`: the bases of the outputs (O, R) and inputs (K, R)."""
+    _inner: Deltas | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.highest = self.highest or min(self.shape)
@@ -68,28 +70,30 @@ class Deltas:
             found.append(factors)
         return tuple(found)
 
-    @cached_property
-    def inner(self) -> Deltas:
+    def inner(self) -> Asking[Deltas]:
         """The changes as U^T D_i V, (R, R), where U (O, R) and V (K, R) are bases of all outputs and inputs.
 
         For methods to which it does not matter how outputs or inputs are turned: what they merge there is
-        `lifted` again. It is on the CPU, with one wait for the device. Without factors these are the changes
-        themselves.
+        `lifted` again. It is on the CPU. Without factors these are the changes themselves.
         """
         if self.factors is None or self.bases is not None:
             return self
-        self.pause()
-        left, up = qr(torch.cat([up for up, _ in self.factors], 1))
-        right, down = qr(torch.cat([down for _, down in self.factors]).T)
-        up, down = fetched(up, down)
-        forms: list[list[Additive]] = []
-        start = 0
-        for _, own in self.factors:
-            stop = start + len(own)
-            forms.append([LowRank(up[:, start:stop], down[:, start:stop].T, 1.0)])
-            start = stop
-        shape = len(up), len(down)
-        return replace(self, forms=forms, shape=shape, device=CPU, highest=self.highest, bases=(left, right))
+        if self._inner is None:
+            self.pause()
+            left, up = qr(torch.cat([up for up, _ in self.factors], 1))
+            right, down = qr(torch.cat([down for _, down in self.factors]).T)
+            up, down = yield [up, down]
+            forms: list[list[Additive]] = []
+            start = 0
+            for _, own in self.factors:
+                stop = start + len(own)
+                forms.append([LowRank(up[:, start:stop], down[:, start:stop].T, 1.0)])
+                start = stop
+            shape = len(up), len(down)
+            self._inner = replace(
+                self, forms=forms, shape=shape, device=CPU, highest=self.highest, bases=(left, right)
+            )
+        return self._inner
 
     def lifted(self, forms: Sequence[Additive]) -> list[Additive]:
         """The sum of forms of the `inner` changes as a form of the weight's."""
@@ -108,21 +112,24 @@ class Deltas:
         """All w_i D_i."""
         return [self.strengths[index] * self.dense(index) for index in range(self.count)]
 
-    @cached_property
-    def gram(self) -> Tensor:
+    def gram(self) -> Asking[Tensor]:
         """<D_i, D_j> (T, T) in float64, on the CPU.
 
         The products are `wide`: float32 would give a wrong norm for the difference of two similar changes.
         """
         if self.bases is None and self.factors is not None:
-            return self._gram_of(self.factors) if self.device.type == "cpu" else self.inner.gram
+            if self.device.type == "cpu":
+                return self._gram_of(self.factors)
+            inner = yield from self.inner()
+            return (yield from inner.gram())
         matrices = [self.dense(index) for index in range(self.count)]
         totals: list[Tensor] = []
         for start in range(0, self.shape[0], ROWS):
             self.pause()
             rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in matrices]))
             totals.append(rows @ rows.T)
-        return fetched(torch.stack(totals))[0].double().sum(0)
+        (found,) = yield [torch.stack(totals)]
+        return found.double().sum(0)
 
     def _gram_of(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """`gram` from products of the factors, which costs less than `inner`."""
@@ -133,9 +140,10 @@ class Deltas:
         own = torch.eye(self.count, dtype=products.dtype).repeat_interleave(sizes, 0)
         return own.T @ products @ own
 
-    def summed(self, coefficients: Sequence[float]) -> list[Additive]:
+    def summed(self, coefficients: Sequence[float]) -> Asking[list[Additive]]:
         """sum of c_i D_i, in the span of all where they have factors."""
-        return self.inner.lifted(self.inner.combined(coefficients))
+        inner = yield from self.inner()
+        return inner.lifted(inner.combined(coefficients))
 
     def combined(self, coefficients: Sequence[float]) -> list[Additive]:
         """sum of c_i D_i, exactly: the forms themselves, each times its coefficient."""
@@ -146,25 +154,27 @@ class Deltas:
             for form in forms
         ]
 
-    @cached_property
-    def triples(self) -> tuple[Triples, ...]:
+    def triples(self) -> Asking[list[Triples]]:
         """The singular triples of each D_i, without rounding noise."""
-        return tuple(self.triples_of(forms) for forms in self.forms)
+        found: list[Triples] = []
+        for forms in self.forms:
+            found.append((yield from self.triples_of(forms)))
+        return found
 
-    def triples_of(self, forms: Sequence[Additive]) -> Triples:
+    def triples_of(self, forms: Sequence[Additive]) -> Asking[Triples]:
         """All singular triples of a sum of forms, without rounding noise."""
         largest = min(self.shape)
-        return Delta(
-            forms, self.shape, largest=largest, settled=0.0, device=self.device, pause=self.pause
-        ).triples
+        delta = Delta(forms, self.shape, largest=largest, settled=0.0, device=self.device, pause=self.pause)
+        yield from delta.decompose()
+        return delta.triples
 
-    def principal(self) -> tuple[Tensor, Tensor]:
+    def principal(self) -> Asking[tuple[Tensor, Tensor]]:
         """Q_U (O, R) and Q_V (K, R'), bases for the outputs and for the inputs of all changes.
 
         They come from the balanced factors U sqrt(S) and sqrt(S) V^T, so it does not matter how an adapter
         divides the size of its change between its two factors.
         """
-        pairs = [balanced(*triples) for triples in self.triples]
+        pairs = [balanced(*triples) for triples in (yield from self.triples())]
         ups = torch.cat([up for up, _ in pairs], 1)
         downs = torch.cat([down for _, down in pairs])
         # Singular vectors, which do not depend on the order of the adapters.

@@ -31,6 +31,7 @@ from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import flat_shape
 from ..maths.tensors import CPU
+from ..maths.waits import Asking, answered, together
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport, FitRow
@@ -203,11 +204,11 @@ class _Merging:
                 expected="such as 1.0",
             )
 
-    def merged(self, place: ChangedPlace, pause: Pause) -> Goal:
+    def merged(self, place: ChangedPlace, pause: Pause) -> Asking[Goal]:
         """Merge all changes of a weight and of its bias by the method."""
         own = self._own(place)
         if own is None:
-            return self._change(place, self._combined, pause)
+            return (yield from self._change(place, self._combined, pause))
         return Goal(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
     def _own(self, place: ChangedPlace) -> Layer | None:
@@ -228,17 +229,17 @@ class _Merging:
             return None
         return layer if factor == 1.0 else layer.multiplied(factor)
 
-    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Goal:
+    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Asking[Goal]:
         """One adapter's part of the result."""
         found = self.method.parts
         assert found is not None
 
-        def own(deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
+        def own(deltas: Deltas, parameter: Parameter) -> Asking[Sequence[Additive]]:
             entries = place.entries(parameter)
             if entry not in entries:
                 return ()
             at = entries.index(entry)
-            forms = found(deltas, self.options)[at]
+            forms = (yield from found(deltas, self.options))[at]
             given = self.entries[entry]
             if given.rules is None:
                 return forms
@@ -246,19 +247,19 @@ class _Merging:
             factor = deltas.strengths[at] / given.strength_of(place.target and place.target.part)
             return [form.times(factor) for form in forms]
 
-        return self._change(place, own, pause)
+        return (yield from self._change(place, own, pause))
 
-    def _combined(self, deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
-        found = self.method.merge(deltas, self.options)
-        return found if self.norm_limit is None else limited(found, deltas, self.norm_limit)
+    def _combined(self, deltas: Deltas, parameter: Parameter) -> Asking[Sequence[Additive]]:
+        found = yield from answered(self.method.merge(deltas, self.options))
+        return found if self.norm_limit is None else (yield from limited(found, deltas, self.norm_limit))
 
     def _change(
-        self, place: ChangedPlace, of: Callable[[Deltas, Parameter], Sequence[Additive]], pause: Pause
-    ) -> Goal:
+        self, place: ChangedPlace, of: Callable[[Deltas, Parameter], Asking[Sequence[Additive]]], pause: Pause
+    ) -> Asking[Goal]:
         found: list[Sequence[Additive]] = []
         for parameter in PARAMETERS:
             deltas = place.deltas(parameter, self.base, self.seed, self.device, pause)
-            found.append(() if deltas is None else of(deltas, parameter))
+            found.append(() if deltas is None else (yield from of(deltas, parameter)))
         forms, bias = found
         return Goal(tuple(forms), self._bias(bias))
 
@@ -322,7 +323,7 @@ class _Merging:
 def _exactly(
     merging: _Merging,
     places: Sequence[ChangedPlace],
-    read: Callable[[ChangedPlace, Pause], Goal],
+    read: Callable[[ChangedPlace, Pause], Asking[Goal]],
     settings: FitSettings,
     progress: Progress | None,
 ) -> tuple[dict[str, Layer], FitReport]:
@@ -347,10 +348,13 @@ def _exactly(
         count = sum(tensor.numel() for tensor in made.tensors().values())
         rows.append(FitRow(place.name, _before(place), made.algorithm, made.rank, count, 0.0, 0.0))
 
-    for place in places:
+    def work(place: ChangedPlace) -> Asking[tuple[Goal, Layer | None]]:
         with located(key=place.name):
-            change = read(place, steps.pause)
-            made = _exact(change, place, settings, steps.pause)
+            change = yield from read(place, steps.pause)
+            return change, (yield from _exact(change, place, settings, steps.pause))
+
+    sized = ((4 * math.prod(place.shape) * len(place.changes), work(place)) for place in places)
+    for place, (change, made) in zip(places, together(sized), strict=True):
         harvest.add(made, partial(take, place, None if change.own else change.bias))
         steps.step()
     harvest.bring()
@@ -359,18 +363,18 @@ def _exactly(
     return layers, FitReport(tuple(rows), left_out)
 
 
-def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
+def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Asking[Layer | None]:
     """A layer with this change of the weight, or the one that makes all of it; None for no change."""
     check_finite(change)
     if change.own is None:
-        return _nearest(change.forms, place, settings, pause) if change.forms else None
+        return (yield from _nearest(change.forms, place, settings, pause)) if change.forms else None
     biased = change.bias is not None and bool(change.bias.any())
     return change.own if biased or any(one.most for one in reaches(change.forms)) else None
 
 
 def _nearest(
     forms: Sequence[Additive], place: ChangedPlace, settings: FitSettings, pause: Pause
-) -> Layer | None:
+) -> Asking[Layer | None]:
     """A norm, a full difference, which may be zero, or a LoRA where that is smaller; None for a zero one."""
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:
@@ -383,7 +387,7 @@ def _nearest(
         pause()
         return Full(diff=add_up(forms, torch.float32, device).reshape(shape))
     low = forms if len(forms) == 1 and isinstance(forms[0], Spanned) else [LowRank(*factors, 1.0)]
-    fits = Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
+    fits = yield from Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
     return fits[0].make(len(fits[0].ranks) - 1) if fits else None
 
 

@@ -21,7 +21,8 @@ from ..errors import FileFormatError, PlanError, either
 from ..files.tree_file import TreeForm
 from ..files.writing import Progress, safetensors_path
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import CPU, largest_of
+from ..maths.tensors import largest_of
+from ..maths.waits import Asking, together
 from ..modules.shares import left_out
 from ..modules.sites import Site, select
 from .gradients import Loss, agreement, check_seen, summed
@@ -225,16 +226,20 @@ def probe(
             )
         mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
         halves = tuple(map(sum, zip(halves, sums.halves, strict=True)))
-        own: dict[str, Probed] = {}
         sizes = largest_of([sums.gradients[site.path] for site in group])
-        for index, (site, size) in enumerate(zip(group, sizes, strict=True)):
-            values = sums.gradients.pop(site.path)
+        for site, size in zip(group, sizes, strict=True):
             if not math.isfinite(size):
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
-            if index % processes.count() == processes.rank():
-                own[site.path] = _probed(site, values, kinds, largest, seed)
+        share = range(processes.rank(), len(group), processes.count())
+        work = (
+            (_bytes(site), _probed(site, sums.gradients.pop(site.path), kinds, largest, seed))
+            for site in (group[index] for index in share)
+        )
+        own: dict[str, Probed] = {}
+        for index, probed in zip(share, together(work), strict=True):
+            own[group[index].path] = probed
             if progress:
-                progress(len(found) + index + 1, len(sites))
+                progress(len(found) + min(index + processes.count(), len(group)), len(sites))
         parts = processes.of_all(own)
         found |= {site.path: parts[index % len(parts)][site.path] for index, site in enumerate(group)}
     if not reached:
@@ -281,7 +286,7 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
     group: list[Site] = []
     held = 0
     for site in sites.values():
-        size = 4 * torch.Size(site.shape).numel()
+        size = _bytes(site)
         if group and held + size > memory:
             yield group
             group, held = [], 0
@@ -290,18 +295,27 @@ def _groups(sites: Mapping[str, Site], memory: int) -> Generator[list[Site]]:
     yield group
 
 
-def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
+def _bytes(site: Site) -> int:
+    """The bytes of a gradient."""
+    return 4 * math.prod(site.shape)
+
+
+def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Asking[Probed]:
     planned = declaring(Planned)
     flat = Dense(values.reshape(flat_shape(site.shape)))
     gradient = Gradient((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
-    offers = offers_of((planned[kind] for kind in kinds), gradient)
-    spectrum = gradient.spectrum if values.ndim > 1 else values.new_tensor([math.sqrt(gradient.energy)])
+    offers = yield from offers_of((planned[kind] for kind in kinds), gradient)
+    energy = yield from gradient.measure()
+    spectrum = torch.tensor([math.sqrt(energy)])
+    if values.ndim > 1:
+        yield from gradient.decompose()
+        spectrum = gradient.spectrum
     return Probed(
         shape=site.shape,
         kind=site.kind,
-        energy=gradient.energy,
-        spectrum=spectrum.to(CPU, torch.float32),
-        offers=offers if gradient.energy else (),
+        energy=energy,
+        spectrum=spectrum.float(),
+        offers=offers if energy else (),
     )
 
 

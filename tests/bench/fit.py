@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.changes.forms import Dense
+from lycoris_ops.maths.waits import alone
 from tests.bench.side import boot, milliseconds
 from tests.harness.facts import ROOT
 
@@ -60,7 +61,7 @@ def error(made: Tensor, wanted: Tensor) -> float:
 def ours(forms: tuple[Any, ...], shape: tuple[int, int], rank: int) -> Callable[[], Tensor]:
     def run() -> Any:
         delta = Delta(forms, shape, largest=rank)
-        return ALGORITHMS["lora"].fit(delta)[0].make(rank - 1)
+        return alone(ALGORITHMS["lora"].fit(delta))[0].make(rank - 1)
 
     return run
 

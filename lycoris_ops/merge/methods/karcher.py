@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Additive
+from ...maths.waits import Asking
 from ..deltas import Deltas
 from ..method import MergeMethod, Options
 
@@ -21,7 +22,7 @@ OPPOSITE = 1e-6
 """Within this angle of the opposite direction no way round is the shorter one."""
 
 
-def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
+def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     """D = m (sum of a_i ||D_i||) u, with a_i = |w_i| / sum of |w_j| and m the mean of |w_i|.
 
     A change of 0 counts in m alone.
@@ -32,7 +33,8 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     does not turn it.
     """
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
-    norms = deltas.gram.diagonal().clamp(min=0).sqrt()
+    gram = yield from deltas.gram()
+    norms = gram.diagonal().clamp(min=0).sqrt()
     live = (norms > 0) & (weights != 0)
     if not bool(live.any()):
         return []
@@ -41,7 +43,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     directions = torch.diag(torch.where(live, weights.sign() / norms.clamp(min=1e-300), 0.0))
 
     def inner(one: Tensor, other: Tensor) -> Tensor:
-        return (one @ deltas.gram @ other.mT) if other.ndim > 1 else one @ deltas.gram @ other
+        return (one @ gram @ other.mT) if other.ndim > 1 else one @ gram @ other
 
     u = shares @ directions
     size = inner(u, u).clamp(min=0).sqrt()
@@ -61,7 +63,7 @@ def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
         u = u * length.cos() + step / length * length.sin()
     mean = float(weights.abs().mean())
     length = float((shares * norms).sum())
-    return deltas.summed([mean * length * float(coefficient) for coefficient in u])
+    return (yield from deltas.summed([mean * length * float(coefficient) for coefficient in u]))
 
 
 METHOD = MergeMethod(
