@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,8 @@ from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_laye
 from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
-from ..maths.tensors import is_finite
+from ..maths.tensors import is_finite, largest, largest_on_device
+from ..maths.waits import Asking, alone
 from ..ranks.sizes import Size
 from ..reading.adapter import TRANSPOSED, Adapter
 from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
@@ -111,12 +113,14 @@ def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) 
     )
 
 
-def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Goal:
+def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Asking[Goal]:
     with located(file=after.name, key=pair.tuned[0].key):
-        change, noise = _difference(rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause)
+        change, size, noise = yield from _difference(
+            rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause
+        )
         pause()
         change = change.T.contiguous() if pair.turned else change
-        forms = (Dense(change.reshape(len(change), -1)),) if bool(change.any()) else ()
+        forms = (Dense(change.reshape(len(change), -1)),) if size else ()
         return Goal(forms, _bias(pair, before, after, pause), noise=noise if len(pair.shape) > 1 else 0.0)
 
 
@@ -125,8 +129,8 @@ def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor |
     keys = [[(place.bias, place.rows) for place in side if place.bias] for side in (pair.base, pair.tuned)]
     if not all(keys) or [len(one) for one in keys] != [len(pair.base), len(pair.tuned)]:
         return None
-    change, _ = _difference(keys[0], keys[1], before, after, "cpu", pause)
-    return change if bool(change.any()) else None
+    change, size, _ = alone(_difference(keys[0], keys[1], before, after, "cpu", pause))
+    return change if size else None
 
 
 def _difference(
@@ -136,8 +140,11 @@ def _difference(
     after: Weights,
     device: str,
     pause: Pause,
-) -> tuple[Tensor, float | None]:
-    """tuned - base in float32, and the RMS of the two models' rounding error, None if unknown."""
+) -> Asking[tuple[Tensor, float, float | None]]:
+    """tuned - base in float32, its largest absolute value, and the RMS of the two models' rounding error.
+
+    The last is None if it is unknown.
+    """
     one = read_rows(before, first)
     pause()
     other = read_rows(after, second)
@@ -150,15 +157,17 @@ def _difference(
         change = (other.double() - one.double()).to(device, torch.float32)
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
-    if not is_finite(change):
+    (size,) = map(float, (yield [largest_on_device(change)]))
+    if not math.isfinite(size):
         # An infinity or a NaN that both models have is no change: hosts do not initialise weights that a
         # checkpoint lacks.
         same = (one == other) | (one.isnan() & other.isnan())
         change.masked_fill_(same.to(device), 0.0)
         with located(file=(after if is_finite(one) else before).name):
             check_finite(Goal((), change))
+        size = largest(change)
     noise = None if None in variances else sum(v for v in variances if v is not None) ** 0.5
-    return change, noise
+    return change, size, noise
 
 
 def _variance(values: Tensor, places: Sequence[tuple[str, Rows | None]], source: Weights) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -241,25 +240,28 @@ def nearest_kroneckers(
 
     The product keeps ||w2||^2 of the energy. See `rearranged`.
     """
-    grams: list[Tensor] = []
-    for split in splits:
-        pause()
-        if math.prod(split) <= EXACT:
-            # Few and long blocks take much longer to decompose than their products take to form. The blocks
-            # themselves are formed again: those of all splits would take much memory.
-            blocks = rearranged(values, *split)
-            grams.append(blocks @ blocks.T)
-    products = iter((yield grams))
+    # On the CPU nothing is waited for: one split at a time. On a device the blocks are formed again after the
+    # wait, because those of all splits would take much memory.
+    groups = [[split] for split in splits] if values.device.type == "cpu" else [splits]
     found: list[tuple[Tensor, Tensor]] = []
-    for rows, columns in splits:
-        blocks = rearranged(values, rows, columns)
-        if len(blocks) <= EXACT:
-            left = eigen(wide(next(products)))[1][:, -1].to(blocks)
-        else:
-            triples = yield from leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)
-            left = triples[0][:, 0]
-        inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
-        found.append((left.reshape(rows, columns), (left @ blocks).reshape(inner)))
+    for group in groups:
+        blocks, products = values, list[Tensor]()
+        for split in group:
+            blocks = rearranged(values, *split)
+            pause()
+            if len(blocks) <= EXACT:
+                # Few and long blocks take much longer to decompose than their products take to form.
+                products.append(blocks @ blocks.T)
+        grams = iter((yield products))
+        for rows, columns in group:
+            blocks = blocks if len(group) == 1 else rearranged(values, rows, columns)
+            if len(blocks) <= EXACT:
+                left = eigen(wide(next(grams)))[1][:, -1].to(blocks)
+            else:
+                triples = yield from leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)
+                left = triples[0][:, 0]
+            inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
+            found.append((left.reshape(rows, columns), (left @ blocks).reshape(inner)))
     return found
 
 

@@ -62,7 +62,7 @@ class MergeMethod:
 
     name: str
     merge: Callable[[Deltas, Options], Sequence[Additive] | Asking[Sequence[Additive]]]
-    """Computes the merged change of one weight."""
+    """Computes the merged change of one weight. Values of a device are asked for, see `maths.waits`."""
     source: str
     """The paper with its equation or algorithm, or another source of the formula."""
     factors: bool

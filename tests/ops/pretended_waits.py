@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from layers import KINDS, load
+from layers import CASES, KINDS, WEIGHTS, load
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
 from lycoris_ops.bypass.rebuilt import Rebuilt
 from lycoris_ops.errors import LycorisError
+from lycoris_ops.maths import waits as together
 from lycoris_ops.patch import registry
 from lycoris_ops.patch.paths import plain_torch
+from lycoris_ops.ranks.sizes import Size
+from lycoris_ops.reading.adapter import Adapter
 from lycoris_ops.train.trainer import Trainer
 from tests.harness.launches import Launches
 from tests.harness.pretended import NAME
@@ -118,67 +122,105 @@ def drawn(layers: int, *kinds: str) -> list[lyc.Adapter]:
     ]
 
 
-def a_layer(run: Callable[[int], object]) -> tuple[int, list[str]]:
-    """The waits for a further layer, and what made float64 on the device."""
-    one, two = (found(lambda count=count: run(count)) for count in (1, 2))
-    return len(two.waits) - len(one.waits), two.wide
+def waits_of(run: Callable[[int], object]) -> int:
+    """How often a run for two layers waits. None does for each: one layer would wait as often."""
+    launches = found(lambda: run(2))
+    assert not launches.wide, launches.wide
+    return len(launches.waits)
 
 
-WAITS = {
-    # A LoRA waits for its small core, which is decomposed on the CPU. A full difference waits for nothing.
+MERGED = {
+    # LoRAs are fetched as their small cores, which are decomposed on the CPU, and so is the result.
     "lora": {
-        0: ("ties", "dare", "della", "breadcrumbs", "magnitude_prune", "nearswap", "sce"),
-        1: (
-            *("sum", "average", "slerp", "karcher", "model_stock", "regression"),
-            *("iso", "core_space", "tsv"),
-        ),
+        # This one computes on the CPU.
+        0: ("regression",),
+        1: ("ties", "dare", "della", "breadcrumbs", "magnitude_prune", "nearswap", "sce"),
+        2: ("sum", "average", "slerp", "karcher", "model_stock", "iso", "core_space", "tsv"),
         # The merge needs a decomposition of its own.
-        2: ("knots",),
+        3: ("knots",),
     },
     "full": {
-        0: (
+        1: (
             *("ties", "dare", "della", "breadcrumbs", "magnitude_prune", "nearswap", "sce"),
             *("sum", "average", "regression", "core_space"),
         ),
         # The angles between the changes, or a decomposition.
-        1: ("slerp", "karcher", "model_stock", "iso", "knots"),
-        # Each change, their vectors together, and the result.
-        3: ("tsv",),
+        2: ("slerp", "karcher", "model_stock", "iso", "knots"),
+        # Each change, and their vectors together.
+        4: ("tsv",),
     },
 }
-"""For two adapters of each kind, the merge methods by how often a further layer waits."""
+"""For two adapters of each kind, the merge methods by how often a whole file waits, its results included."""
 
 
-def merge_and_resize() -> None:
-    """All layers of a file that were made on the device are fetched with one wait."""
-    for kind, methods in WAITS.items():
-        known = {method: most for most, some in methods.items() for method in some}
+def merges() -> None:
+    for kind, methods in MERGED.items():
+        known = {method: waits for waits, some in methods.items() for method in some}
         assert set(known) == set(lyc.merge_methods())
-        for method, most in known.items():
 
-            def merged(count: int, kind: str = kind, method: str = method) -> object:
-                return lyc.merge_adapters(
-                    [(one, 0.5) for one in drawn(count, kind, kind)], method, device=NAME
-                )
+        def merged(count: int, method: str, kind: str = kind, **options: Any) -> object:
+            pairs = [(one, 0.5) for one in drawn(count, kind, kind)]
+            return lyc.merge_adapters(pairs, method, device=NAME, **options)
 
-            waits, wide = a_layer(merged)
-            assert waits <= most and not wide, (kind, method, waits, wide)
-    for kind, algorithm, most in (
-        ("lora", "lora", 1),
-        # The energy of the difference, and its decomposition.
-        ("full", "lora", 2),
-        # The energy, the first factors of all splits, and the second ones.
-        ("lora", "lokr", 3),
-        ("full", "lokr", 3),
-        ("full", "full", 1),
-    ):
+        for method, waits in known.items():
+            assert waits_of(lambda count, method=method: merged(count, method)) == waits, (kind, method)
+        # The norms of the changes, on the CPU for LoRAs, and of the result.
+        limited = waits_of(lambda count: merged(count, "sum", norm_limit=0.5))
+        assert limited == 4, limited
 
-        def resized(count: int, kind: str = kind, algorithm: str = algorithm) -> object:
-            (one,) = drawn(count, kind)
-            return lyc.resize_adapter(one, size=lyc.Rank(2), algorithm=algorithm, device=NAME)
 
-        waits, wide = a_layer(resized)
-        assert waits <= most and not wide, (kind, algorithm, waits, wide)
+RESIZED: tuple[tuple[str, str, Size, int], ...] = (
+    # The cores.
+    ("lora", "lora", lyc.Rank(2), 2),
+    # The energy too.
+    ("full", "lora", lyc.Rank(2), 3),
+    # The energy, the first factors of all splits, the energies and the cores of the second ones.
+    ("lora", "lokr", lyc.Rank(2), 5),
+    ("full", "lokr", lyc.Rank(2), 5),
+    # They are measured, and then made.
+    ("full", "auto", lyc.Ratio(2), 6),
+)
+"""How often a resize waits, by the kinds before and after."""
+
+
+def resizes() -> None:
+    def resized(kind: str, algorithm: str, size: Size, count: int) -> object:
+        (one,) = drawn(count, kind)
+        return lyc.resize_adapter(one, size, algorithm, device=NAME)
+
+    for kind, algorithm, size, waits in RESIZED:
+        assert waits_of(partial(resized, kind, algorithm, size)) == waits, (kind, algorithm)
+    # A random basis is refined up to four times.
+    values = torch.randn(200, 210)
+
+    def refined(count: int) -> object:
+        one = lyc.adapter_of_tensors({f"{n}.diff": values for n in range(count)}, name="wide")
+        return lyc.resize_adapter(one, lyc.Rank(2), device=NAME)
+
+    assert 4 <= waits_of(refined) <= 7
+
+
+def resize_all(weight: str, algorithm: str, waits: int) -> None:
+    """A file with a layer of each kind waits as often as its layer that waits most."""
+    kinds = [kind for kind, own in CASES if own == weight]
+    one = Adapter.of({f"{n}": load(kind, weight) for n, kind in enumerate(kinds)}, name="all")
+    base = {f"{n}.weight": torch.randn(WEIGHTS[weight]) for n in range(len(kinds))}
+    launches = found(
+        lambda: lyc.resize_adapter(one, lyc.Rank(2), algorithm, base, tucker=algorithm == "lora", device=NAME)
+    )
+    assert len(launches.waits) == waits and not launches.wide, (weight, algorithm, launches.waits)
+
+
+def groups() -> None:
+    """Layers wait together as long as their weights are small enough."""
+    most, together.TOGETHER = together.TOGETHER, 2 * 4 * 24 * 16
+    (one,) = drawn(4, "full")
+    try:
+        launches = found(lambda: lyc.resize_adapter(one, lyc.Rank(2), device=NAME))
+    finally:
+        together.TOGETHER = most
+    # The energies and the cores of two groups, and all results.
+    assert len(launches.waits) == 2 * 2 + 1, launches.waits
 
 
 def compare_with_the_cpu() -> None:
@@ -206,12 +248,11 @@ def probed(layers: int, batches: int = 2) -> object:
 
 
 def probe() -> None:
-    """A layer waits for its energy, for the decompositions of LoRA and of LoKr's two factors, and for what is
+    """It waits for the energies, for the decompositions of LoRA and of LoKr's two factors, and for what is
     kept of them; a batch waits at most twice."""
-    waits, wide = a_layer(probed)
-    assert waits <= 5 and not wide, (waits, wide)
-    few, many = (found(lambda count=count: probed(1, count)).waits for count in (2, 6))
-    assert len(many) - len(few) <= 2 * 4, (few, many)
+    few, many = (waits_of(partial(probed, batches=count)) for count in (2, 6))
+    assert many - few <= 2 * 4, (few, many)
+    assert few <= 12, few
 
 
 def bypass(kind: str, layer: lyc.Layer) -> None:
@@ -250,7 +291,13 @@ def check_waits() -> None:
         rebuilt(kind, layer, 1.0)
         rebuilt(kind, layer, 0.5)
     merge()
-    merge_and_resize()
+    merges()
+    resizes()
+    # All that LoRA, LoKr and full differences wait for; a Tucker core, and what is kept of it.
+    resize_all("linear", "auto", 6)
+    resize_all("linear", "same", 5)
+    resize_all("conv2d", "lora", 5)
+    groups()
     probe()
     compare_with_the_cpu()
     for options in TRAINED:
