@@ -108,7 +108,7 @@ def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Ca
     for bad, problem in (
         ("betas", "betas"),
         ("eps=1 eps=2", "twice"),
-        ("lr=1e-3", r"found lr=1e-3; expected it in `learning_rate`"),
+        ("lr=1e-3", r"found lr=1e-3.*Set it in `learning_rate`"),
     ):
         with pytest.raises(host.ops.LycorisError, match=problem):
             train(preset="attn-only", optimiser_args=bad)

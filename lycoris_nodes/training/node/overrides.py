@@ -61,7 +61,7 @@ def arguments_of(text: str) -> dict[str, Any]:
                 "this argument of the optimiser is an input of the node",
                 key="optimiser_args",
                 got=piece,
-                expected=f"it in `{INPUTS[name]}`",
+                hint=f"Set it in `{INPUTS[name]}`",
             )
         if name in found:
             raise RuleError("an argument of the optimiser is given twice", key="optimiser_args", got=name)

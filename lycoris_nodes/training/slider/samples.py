@@ -64,9 +64,7 @@ def slider_samples(asked: Asked, session: Session, _encoder: TextEncoder | None,
             raise TrainError(
                 "there is nothing to learn from an empty latent without prompts",
                 key="latents",
-                got="nothing linked to `less` and `more`",
-                expected="the encoded prompts with less and with more of the attribute",
-                hint="Or link opposed pictures to `latents`",
+                hint="Link `less` and `more`, or opposed pictures to `latents`",
             )
         found = samples_of(
             session, asked.latents, asked.positive, masks=asked.masks, seed=asked.seed, told=told
