@@ -109,7 +109,10 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(
         lacks = torch.stack([noise - own for own in alone]).flatten(1)
         curve = torch.tensor([[at**power for power in range(degree + 1)] for at in strengths])
         shared = torch.linalg.lstsq(curve, lacks).solution[0].view_as(noise)
-        errors = torch.stack([(one - noise + shared).square() for one in found])
+        # The farther a picture, the more it counts.
+        counts = torch.tensor(strengths).square().view(-1, 1, 1, 1, 1)
+        counts = counts / counts.mean()
+        errors = counts * torch.stack([(one - noise + shared).square() for one in found])
         errors.mean().backward()
         before = gradients(network)
         row = [training.Sample(one, said, strength=by) for by, one in zip(strengths, shown, strict=True)]
@@ -126,7 +129,7 @@ def test_opposed_pictures_pull_apart_what_the_network_puts_out(
         torch.manual_seed(4)
         held = replace(loss, masked_prior=0.5)(session.network, [replace(row[0], others=tuple(row[1:]))])
         assert len(outputs) == 2 * len(strengths)
-        apart = torch.stack([(one - own).square() for one, own in zip(found, alone, strict=True)])
+        apart = counts * torch.stack([(one - own).square() for one, own in zip(found, alone, strict=True)])
         wanted = (mask * errors + 0.5 * (1 - mask) * apart).mean() / mask.mean()
         torch.testing.assert_close(held, wanted)
         hook.remove()

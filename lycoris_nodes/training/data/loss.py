@@ -102,7 +102,8 @@ class DiffusionLoss:
     So errors that the model makes alike at all latents of a row are not learned. The visual sliders of
     "Concept sliders" learn the latents x_i themselves.
 
-    The loss of a sample with `others` is the mean over all of them.
+    The loss of a sample with `others` is the mean over all of them. In a row of opposed latents each counts
+    by the square of its strength, s_i^2 / mean(s^2), because the farthest are the hardest to reach.
 
     `noise_offset` is the factor of added noise that is constant in each channel, so that brightness is
     learned. It is for models that predict noise or v (kohya-ss/sd-scripts), and whose last step is not pure
@@ -189,14 +190,17 @@ class DiffusionLoss:
         columns = list(zip(*((one.sample, *one.sample.others) for one in group), strict=True))
         latents = [self._here(torch.cat([one.latent.values for one in column])) for column in columns]
         seen = [self._seen(*each, noise, sigma) for each in zip(columns, latents, strict=True)]
-        wanted, alone = latents, [None] * len(columns)
+        wanted, alone, counts = latents, [None] * len(columns), [1.0] * len(columns)
         if columns[0][0].guide is not None:
             wanted, alone = self._guided(columns, seen[0], sigma)
         elif len(columns) > 1:
+            at = [column[0].strength for column in columns]
+            counts = _counts(at)
             captions = ([one.caption for one in column] for column in columns)
             alone = [self._alone(*each, sigma) for each in zip(captions, seen, strict=True)]
-            wanted = _opposed([column[0].strength for column in columns], latents, alone)
-        losses = [self._pass(*each, sigma) for each in zip(columns, seen, wanted, alone, strict=True)]
+            wanted = _opposed(at, latents, alone)
+        passes = zip(columns, seen, wanted, alone, strict=True)
+        losses = [count * self._pass(*each, sigma) for count, each in zip(counts, passes, strict=True)]
         unit = weight_on_denoised(self._sampling, sigma)
         weight = weight_on_denoised(self._sampling, sigma, self.weighting) / unit
         return weight * torch.stack(losses).mean(0)
@@ -263,6 +267,12 @@ class DiffusionLoss:
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.session.device, non_blocking=True)
+
+
+def _counts(at: Sequence[float]) -> list[float]:
+    """How much the latent at each strength counts, with a mean of 1."""
+    mean = sum(each**2 for each in at) / len(at)
+    return [each**2 / mean for each in at]
 
 
 def _opposed(at: Sequence[float], latents: Sequence[Tensor], alone: Sequence[Tensor]) -> list[Tensor]:
