@@ -370,7 +370,16 @@ def read_weight(site: Site) -> Tensor:
 
 
 def _weight_as_held(site: Site) -> Tensor:
-    return site.oriented(values_of(site.module, site.weight, site.path).detach())
+    held = site.oriented(values_of(site.module, site.weight, site.path).detach())
+    if held.is_meta:
+        raise LycorisError(
+            "a layer needs the values of its weight, and they are not in memory",
+            weight=site.path,
+            got="a tensor on the device meta",
+            expected="a loaded model",
+            hint="Load the model first",
+        )
+    return held
 
 
 def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, str | None]:

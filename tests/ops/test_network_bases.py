@@ -535,6 +535,9 @@ def test_weights_that_are_not_there_and_a_bias_that_is_computed() -> None:
         model.to("meta")
         with pytest.raises(lyc.LycorisError, match="not in memory"):
             model(x)
+    # Its magnitude would be without values too, whatever is loaded later.
+    with pytest.raises(lyc.LycorisError, match="0: a layer needs the values of its weight"):
+        lyc.create_lycoris(nn.Sequential(nn.Linear(4, 4, device="meta")), rank=2, dora="output")
 
     class Double(nn.Module):
         def forward(self, bias: Tensor) -> Tensor:
