@@ -259,7 +259,7 @@ class Discs:
         latents = functional.pixel_unshuffle(torch.stack(rows, 1).flatten(0, 1), FOLD)
         samples = self.model.model.process_latent_out(latents)
         strengths = ", ".join(map(str, AT))
-        data = {"latents": [{"samples": samples}], "strengths": strengths, "schedule": "cosine"}
+        data = {"latents": [{"samples": samples}], "strengths": strengths}
         return self.slider(f"{name}-pictures", steps, **data)
 
     def by_leco(self, name: str, steps: int) -> str:

@@ -157,6 +157,7 @@ def test_opposed_pictures_are_learned_at_several_strengths(host: Host, tmp_path:
         "data: 2 latents (8 x 8 x2), batches in an epoch: 2; each step trains at the strengths"
         in made["report"]
     )
+    assert "cosine after a warm-up" in made["report"]
     # What was sampled on the way is there at each strength, side by side.
     (sample,) = tmp_path.glob("loras/*/sample-000003.png")
     with Image.open(sample) as picture:
@@ -210,6 +211,7 @@ def test_prompts_need_no_pictures_and_a_stopped_slider_goes_on(
         "data: 2 latents (8 x 8 x2), batches in an epoch: 2; each step trains at the strengths -1, 1"
         in made["report"]
     )
+    assert "constant after a warm-up" in made["report"]
     # The pictures that the model samples, and all else, follow from the seed.
     assert "went on from step 3" in made["report"]
     assert all(torch.equal(made["lora"][key], value) for key, value in whole["lora"].items())

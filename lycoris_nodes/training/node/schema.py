@@ -49,15 +49,24 @@ def inputs() -> list[Any]:
     return [*training_inputs("train for"), *settings()]
 
 
-def settings(prefix: str = "loras/trained", without: Container[str] = ()) -> list[Any]:
-    """The inputs beside the model and its data, except those of the ids `without`."""
+def settings(
+    prefix: str = "loras/trained", without: Container[str] = (), usual_schedule: str = ""
+) -> list[Any]:
+    """The inputs beside the model and its data, except those of the ids `without`.
+
+    `usual_schedule` says which schedule `auto` is, where that depends on the data.
+    """
 
     def those(found: list[Any]) -> list[Any]:
         return [one for one in found if one.id not in without]
 
     groups = [
         group_input("layers", "Which layers are trained.", those(_layers())),
-        group_input("optimisation", "The optimiser, its schedule and the batches.", those(_optimisation())),
+        group_input(
+            "optimisation",
+            "The optimiser, its schedule and the batches.",
+            those(_optimisation(usual_schedule)),
+        ),
         group_input("noise", "At which amounts of noise the model is trained.", those(_noise())),
         group_input("regularisation", "What keeps the training from overfitting.", those(_regularisation())),
         group_input("speed", "Precision and memory.", those(_speed())),
@@ -245,7 +254,7 @@ def _layers() -> list[Any]:
     ]
 
 
-def _optimisation() -> list[Any]:
+def _optimisation(usual_schedule: str) -> list[Any]:
     return [
         io.Combo.Input(
             "optimiser",
@@ -256,9 +265,9 @@ def _optimisation() -> list[Any]:
         ),
         io.Combo.Input(
             "schedule",
-            options=list(schedules()),
-            default="constant",
-            tooltip="How the learning rate falls over the steps.",
+            options=[*([AS_FAMILY] if usual_schedule else []), *schedules()],
+            default=AS_FAMILY if usual_schedule else "constant",
+            tooltip=f"How the learning rate falls over the steps.{usual_schedule}",
         ),
         count_input("restarts", "How often the schedule begins anew after the warm-up.", most=1000),
         number_input(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...host.page import io
-from ...schema.inputs import advanced, count_input, number_input, optional
+from ...schema.inputs import AS_FAMILY, advanced, count_input, number_input, optional
 from ..node.schema import settings
 
 UNUSED = (
@@ -14,6 +14,8 @@ UNUSED = (
     *("validation_latents", "validation_positive", "validation_captions", "validate_every"),
 )
 """The inputs of Train LoRA / LyCORIS that a slider has no use for."""
+
+SCHEDULE = f" {AS_FAMILY}: constant between prompts, and cosine from opposed pictures."
 
 
 def inputs() -> list[Any]:
@@ -55,7 +57,7 @@ def inputs() -> list[Any]:
             default=500,
             least=1,
         ),
-        *settings("loras/slider", ("steps", *UNUSED)),
+        *settings("loras/slider", ("steps", *UNUSED), SCHEDULE),
         *advanced(
             count_input(
                 "pictures",
