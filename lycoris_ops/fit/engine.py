@@ -87,6 +87,13 @@ class Source:
     """Whether a weight of one dimension belongs to a norm; the file then says so."""
     whole: bool = False
     """Whether it always becomes a full difference, as a bare parameter does: it is no matrix."""
+    changes: int = 1
+    """How many changes of this shape `read` takes together."""
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of these changes as float32 matrices."""
+        return 4 * math.prod(self.shape) * self.changes
 
 
 Made = tuple[Layer, Take]
@@ -191,7 +198,7 @@ class _Engine:
             for source in sources:
                 if source.name in measured:
                     self.held -= _held(measured[source.name].fits)
-                yield _bytes(source), self._measure(source)
+                yield source.bytes, self._measure(source)
 
         for source, found in zip(sources, together(work()), strict=True):
             measured[source.name] = found
@@ -380,7 +387,7 @@ class _Engine:
         return layer, partial(self._settle, source, measured, choice, False)
 
     def _add_all(self, work: Iterable[Asking[Made | None]]) -> None:
-        for made in together(zip(map(_bytes, self.sources), work, strict=True)):
+        for made in together(zip((source.bytes for source in self.sources), work, strict=True)):
             if made is not None:
                 self.harvest.add(*made)
             self.steps.step()
@@ -441,11 +448,6 @@ def _factors_of(layer: Layer) -> list[Tensor]:
     """The tensors that count for the size of a layer: all but biases and numbers."""
     counted = layer.factors() - set(layer.biases)
     return [tensor for name, tensor in layer.tensors().items() if name in counted]
-
-
-def _bytes(source: Source) -> int:
-    """The bytes of a change in full."""
-    return 4 * math.prod(source.shape)
 
 
 def _held(fits: Mapping[str, Sequence[Fit]]) -> int:

@@ -252,6 +252,9 @@ def nearest_kroneckers(
             if len(blocks) <= EXACT:
                 # Few and long blocks take much longer to decompose than their products take to form.
                 products.append(blocks @ blocks.T)
+        if len(group) > 1:
+            # Nor are the last of them held, while other layers begin.
+            blocks = values
         grams = iter((yield products))
         for rows, columns in group:
             blocks = blocks if len(group) == 1 else rearranged(values, rows, columns)

@@ -18,11 +18,11 @@ T = TypeVar("T")
 Asking = Generator[Sequence[Tensor], list[Tensor], T]
 """Work that asks for tensors and returns a T."""
 TOGETHER = 256 << 20
-"""The most bytes of weights whose work waits together."""
+"""The most bytes of changes, or of gradients, whose work waits together."""
 
 
 def together(work: Iterable[tuple[int, Asking[T]]]) -> Iterator[T]:
-    """The results of much work, in order. Each comes with the bytes of its weight.
+    """The results of much work, in order. Each comes with the bytes that it takes, see TOGETHER.
 
     Each runs until it asks for tensors of a device. Then the next one starts, up to TOGETHER bytes. What all
     of them ask for is fetched with one wait. On the CPU each ends before the next one starts.

@@ -274,6 +274,7 @@ class _Merging:
             before=_before(place),
             dtype=self.dtype_of(place),
             norm=len(place.shape) == 1,
+            changes=len(place.entries()),
         )
 
     def dtype_of(self, place: ChangedPlace) -> torch.dtype:
@@ -353,7 +354,7 @@ def _exactly(
             change = yield from read(place, steps.pause)
             return change, (yield from _exact(change, place, settings, steps.pause))
 
-    sized = ((4 * math.prod(place.shape) * len(place.changes), work(place)) for place in places)
+    sized = ((merging.source(place).bytes, work(place)) for place in places)
     for place, (change, made) in zip(places, together(sized), strict=True):
         harvest.add(made, partial(take, place, None if change.own else change.bias))
         steps.step()

@@ -226,11 +226,13 @@ def probe(
             )
         mean, seen, reached = sums.loss, sums.batches, reached or sums.reached
         halves = tuple(map(sum, zip(halves, sums.halves, strict=True)))
+        share = range(processes.rank(), len(group), processes.count())
         sizes = largest_of([sums.gradients[site.path] for site in group])
-        for site, size in zip(group, sizes, strict=True):
+        for index, (site, size) in enumerate(zip(group, sizes, strict=True)):
             if not math.isfinite(size):
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
-        share = range(processes.rank(), len(group), processes.count())
+            if index not in share:
+                del sums.gradients[site.path]
         work = (
             (_bytes(site), _probed(site, sums.gradients.pop(site.path), kinds, largest, seed))
             for site in (group[index] for index in share)

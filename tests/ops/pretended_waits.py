@@ -169,6 +169,18 @@ def merges() -> None:
         assert limited == 4, limited
 
 
+def extracts() -> None:
+    """As a resize, and once as the weights are read. LoKr waits once more for what is noise."""
+
+    def extracted(algorithm: str, count: int) -> object:
+        before = {f"{n}.weight": torch.randn(24, 16) for n in range(count)}
+        after = {key: one + torch.randn(24, 16) for key, one in before.items()}
+        return lyc.extract_adapter(before, after, algorithm, lyc.Rank(2), device=NAME)
+
+    for algorithm, waits in (("lora", 4), ("lokr", 7), ("full", 3)):
+        assert waits_of(partial(extracted, algorithm)) == waits, algorithm
+
+
 RESIZED: tuple[tuple[str, str, Size, int], ...] = (
     # The cores.
     ("lora", "lora", lyc.Rank(2), 2),
@@ -212,15 +224,17 @@ def resize_all(weight: str, algorithm: str, waits: int) -> None:
 
 
 def groups() -> None:
-    """Layers wait together as long as their weights are small enough."""
+    """Layers wait together as long as all changes that they are made of are small enough."""
     most, together.TOGETHER = together.TOGETHER, 2 * 4 * 24 * 16
-    (one,) = drawn(4, "full")
+    one, two = drawn(4, "full", "full")
     try:
-        launches = found(lambda: lyc.resize_adapter(one, lyc.Rank(2), device=NAME))
+        resized = found(lambda: lyc.resize_adapter(one, lyc.Rank(2), device=NAME))
+        merged = found(lambda: lyc.merge_adapters([(one, 1), (two, 1)], "sum", size=lyc.Rank(2), device=NAME))
     finally:
         together.TOGETHER = most
-    # The energies and the cores of two groups, and all results.
-    assert len(launches.waits) == 2 * 2 + 1, launches.waits
+    # The energies and the cores of each group, and all results.
+    assert len(resized.waits) == 2 * 2 + 1, resized.waits
+    assert len(merged.waits) == 4 * 2 + 1, merged.waits
 
 
 def compare_with_the_cpu() -> None:
@@ -293,6 +307,7 @@ def check_waits() -> None:
     merge()
     merges()
     resizes()
+    extracts()
     # All that LoRA, LoKr and full differences wait for; a Tucker core, and what is kept of it.
     resize_all("linear", "auto", 6)
     resize_all("linear", "same", 5)
