@@ -195,7 +195,9 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
         caption = next((known[stem + end] for end in CAPTIONS if stem + end in known), None)
         shown = tuple(reference for _, reference in sorted(references.get(stem, ())))
         of_shown = tuple(
-            (one, masks[own]) for one in shown if (own := _alike(one.name).rpartition(".")[0]) in masks
+            (one, mask)
+            for one in shown
+            if (mask := masks.get(_alike(one.name).rpartition(".")[0])) and _are_pictures(one, mask)
         )
         is_clip = not name.endswith(PICTURES)
         found.append(Found(path, path.name, caption, "", masks.get(stem), shown, of_shown, is_clip))
@@ -250,12 +252,12 @@ def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
         for path in _files_of(folder)
         if path.name.lower().endswith((*PICTURES, *(FILMS if clips else ())))
     ]
-    names = {_alike(path.stem) for path in files}
+    names = {_alike(path.stem) for path in files if _are_pictures(path)}
     masks: dict[str, Path] = {}
     for path in files:
         name = _alike(path.stem)
         of = next((name[: -len(mark)] for mark in MASKS if name.endswith(mark)), None)
-        if of in names:
+        if of in names and _are_pictures(path):
             masks[of] = path
         else:
             found.setdefault(name, []).append((-1, name, path))
@@ -265,6 +267,11 @@ def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
     return {
         key: [(name, path, masks.get(name)) for _, name, path in sorted(rows)] for key, rows in found.items()
     }
+
+
+def _are_pictures(*paths: Path) -> bool:
+    """Only pictures have masks as references, and only pictures are such masks."""
+    return all(path.name.lower().endswith(PICTURES) for path in paths)
 
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:

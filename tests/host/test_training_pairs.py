@@ -93,6 +93,11 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
         },
         [],
     ),
+    "masks of clips, and clips as masks": (
+        ["a.mp4", "a_control.mp4", "a_control_mask.mp4", "control/a_1_mask.png", "control/a_1.mp4"],
+        {"a.mp4": ["a_control.mp4", "control/a_1.mp4"]},
+        ["a_control_mask.mp4", "control/a_1_mask.png"],
+    ),
     "a folder of that name alone": (["control/a.png"], {"control/a.png": []}, []),
     "masks beside the folders of the pictures": (
         ["img/a.png", "2_more/a.png", "masks/a.png", "masks/b.png"],
@@ -119,7 +124,8 @@ def test_references_and_masks_are_found_by_name_and_by_folder(host: Host, folder
     files, wanted, left_out = LAYOUTS[layout]
     for file in files:
         drawing(folder / file, "red") if file.endswith((".png", ".jpg")) else (folder / file).touch()
-    found = host.module("lycoris_nodes.dataset.folder").PictureFolder.of(folder)
+    clips = any(file.endswith(".mp4") for file in files)
+    found = host.module("lycoris_nodes.dataset.folder").PictureFolder.of(folder, clips=clips)
     assert named(found) == wanted and list(found.left_out) == left_out
 
 
