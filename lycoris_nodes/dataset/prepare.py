@@ -360,7 +360,11 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
                     expected=f"at most {number}" if number else "a model such as Flux Kontext or Wan VACE",
                     hint="Files whose names end in `_control`, `_reference` or `-condlabel`, and files in "
                     "folders such as `control`, are references. Rename them if they are not"
-                    + ("; for Bernini, set `references` to it" if shown.given and shown.given.chosen else ""),
+                    + (
+                        "; for Bernini, set `references` to it"
+                        if shown.given and shown.given.may_be_bernini
+                        else ""
+                    ),
                 )
         if one.found.references and shown.references is None and one.clip is None:
             raise TrainError(
@@ -526,7 +530,8 @@ class _Pictures:
             how += [given.node, given.ends, *seeing] if given else []
             if given and not self.shown.references:
                 how += [self._hash_of(path) for path in one.found.references]
-                how += [self._hash_of(path) for pair in one.found.reference_masks for path in pair]
+                if given.takes.reference_masks:
+                    how += [self._hash_of(path) for pair in one.found.reference_masks for path in pair]
                 # The size that a control clip of another size than the clip's is read in.
                 how += [self.settings.resolution, self.settings.enlarge] if one.found.controls else []
             key = key_of("picture", self.vae.identity, hashes, *how)
@@ -715,7 +720,7 @@ class _Pictures:
         self.check(latent)
         made: dict[str, Any] = {"latent": latent, "mask": None, "shown": miniature}
         of_it = Made({})
-        if given:
+        if given and given.make:
             of_it = given.make(self.shown.vae, pixels, mask, self._beside(one, view))
             made |= {"latent": of_it.within(latent), "given": stored(of_it.settings)}
             if of_it.noise_mask is not None:
@@ -833,10 +838,12 @@ def _described(
         if not shown.given.needed and not shown.given.only_beside:
             lines.append("  for text to video set first_frames to none")
     sees = shown.references is not None and shown.references.sees
-    if sees and shown.vision is None and any(one.found.references for one in planned):
+    needs_seeing = sees or (shown.given is not None and shown.given.takes.only_seen)
+    if needs_seeing and shown.vision is None and any(one.found.references for one in planned):
         lines.append("no CLIP vision model sees the references: link clip_vision, as for sampling")
     if shown.vision is not None and not sees and not (shown.given and shown.given.seen):
-        lines.append("clip_vision is not used: this model does not take its output")
+        unseen = " without a first frame" if shown.given and shown.given.unseen else ""
+        lines.append(f"clip_vision is not used: this model does not take its output{unseen}")
     if shown.hearing is not None and not shown.hears:
         lines.append("audio_encoder is not used: this model hears no sound")
     if shown.misses_frames and cuts:

@@ -7,7 +7,7 @@ The host's own nodes make it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -53,25 +53,13 @@ _OF_MARKED: Mapping[str, str] = {
 _ENCODED, _ENCODED_WITH = "MiniMaxH3ImageToVideo", "MiniMaxH3ReferenceToVideo"
 """Nodes that encode the text with the ends of a clip, and with references in their place."""
 _GUIDED, _GUIDE = "LTXVImgToVideo", "LTXVAddGuide"
-_BERNINI = "Bernini"
-_OF_REFERENCES: Mapping[str, str] = {"auto": "WanPhantomSubjectToVideo", _BERNINI: "BerniniConditioning"}
+BERNINI = "Bernini"
+"""The user's choice of the references of Bernini."""
+_OF_REFERENCES: Mapping[str, str] = {"auto": "WanPhantomSubjectToVideo", BERNINI: "BerniniConditioning"}
 """The nodes of Wan models for text-to-video that take references, by the user's choice: all have the same
 layers."""
 _OF_CHANNELS: Mapping[int, str] = {48: "WanFunControlToVideo", 52: "Wan22FunControlToVideo"}
 """The nodes of Wan models with this many channels."""
-UNMADE: Mapping[str, tuple[str, str, bool]] = {
-    "SeedVR2": ("condition", "SeedVR2Conditioning", True),
-    "PiD": ("lq_latent", "PiDConditioning", True),
-    "WAN21_Camera": ("camera_conditions", "WanCameraImageToVideo", False),
-    "SVD_img2vid": ("concat_latent_image", "SVD_img2vid_Conditioning", False),
-    "SD_X4Upscaler": ("concat_image", "SD_4XUpscale_Conditioning", False),
-    "SD21UNCLIP": ("unclip_conditioning", "unCLIPConditioning", False),
-    "StableCascade_B": ("stable_cascade_prior", "StableCascade_StageB_Conditioning", False),
-    "HunyuanImage21Refiner": ("concat_latent_image", "HunyuanRefinerLatent", False),
-    "HunyuanVideo15_SR_Distilled": ("concat_latent_image", "HunyuanVideo15SuperResolution", False),
-}
-"""Settings of a conditioning that are not made from a folder, by the host's class: the setting, the node that
-makes it, and whether the model cannot run without it. Else the host itself takes zeros for it."""
 SEEN = ("clip_vision_output", "clip_vision_start_image", "clip_vision_end_image")
 """The inputs of these nodes that take the output of a CLIP vision model. The third is for the last frame."""
 _SEEN_REFERENCE = "clip_vision_output_ref"
@@ -125,6 +113,11 @@ class Takes:
     ahead: Callable[[Settings], Tensor] | None = None
     """Where the reference is found that the model makes again in front of the clip."""
 
+    @property
+    def only_seen(self) -> bool:
+        """Whether only a CLIP vision model sees the reference, and the first frame too."""
+        return self.references == _SEEN_REFERENCE
+
 
 def _batch(method: str) -> Callable[[Sequence[Tensor], tuple[int, int]], Tensor]:
     """Joins pictures in the size of the clip. The host's nodes scale each by this method, and cut it."""
@@ -171,7 +164,7 @@ _TAKES: Mapping[str, Takes] = {
     "WAN21_SCAIL": Takes(("pose_video",), "reference_image"),
     "WanDancerVideo": Takes((), _SEEN_REFERENCE, music=True),
     _OF_REFERENCES["auto"]: Takes((), "images", most=4, joined=_batch("bilinear")),
-    _OF_REFERENCES[_BERNINI]: Takes(
+    _OF_REFERENCES[BERNINI]: Takes(
         ("source_video", "reference_video"), "reference_images", most=8, joined=_named
     ),
     # `_ENCODED_WITH` takes them.
@@ -179,6 +172,7 @@ _TAKES: Mapping[str, Takes] = {
     # `_GUIDE` adds each of them.
     _GUIDED: Takes(("image", "image"), "image", most=16),
 }
+"""By the node, or by the host's class for a model that takes less than others of its node."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +201,11 @@ class Made:
 
 @dataclass(frozen=True)
 class Given:
-    """How the host's `node` makes the given parts.
-
-    It takes a VAE, pixels (F, H, W, 3), a mask (1, H, W), and what belongs to the clip.
-    """
+    """How the host's `node` makes the given parts: by `make`, or together with a text by `encode`."""
 
     node: str
-    make: Callable[[Any, Tensor, Tensor | None, Beside], Made]
+    make: Callable[[Any, Tensor, Tensor | None, Beside], Made] | None
+    """It takes a VAE, pixels (F, H, W, 3), a mask (1, H, W), and what belongs to the clip."""
     masked: bool = False
     """Whether masks say what to paint, and not what to learn."""
     ends: str = ""
@@ -224,21 +216,23 @@ class Given:
     """Whether a CLIP vision model also sees the given frames."""
     takes: Takes = Takes()
     encode: Callable[[Any, Any, str, Tensor, int, Beside], list[Any]] | None = None
-    """Encodes a text with the given parts, where they are not made without it.
-
-    It takes a text encoder, a VAE, the text, the first and the last frame (2, H, W, 3), the number of frames,
-    and what belongs to the clip.
-    """
+    """It takes a text encoder, a VAE, the text, the first and the last frame (2, H, W, 3), the number of
+    frames, and what belongs to the clip."""
 
     @property
-    def chosen(self) -> bool:
-        """Whether the user chooses which of the nodes for references it is."""
-        return self.node in _OF_REFERENCES.values()
+    def may_be_bernini(self) -> bool:
+        """Whether the model may be Bernini, and the user has not chosen it."""
+        return self.node == _OF_REFERENCES["auto"]
 
     @property
     def only_beside(self) -> bool:
         """Whether a clip without anything beside it is given nothing."""
         return not self.needed and self.ends == "none"
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a CLIP vision model would see the first frame, and none is given."""
+        return self.ends == "none" and (self.takes.only_seen or not self.takes.references)
 
 
 def given_of(model: Any, ends: str, see: See | None = None, references: str = "auto") -> Given | None:
@@ -276,18 +270,15 @@ def given_of(model: Any, ends: str, see: See | None = None, references: str = "a
     if not found:
         return None
     takes = _TAKES.get(kind) or _TAKES.get(found) or Takes()
-    make = _of_guides if found == _GUIDED else _of_node
-    return Given(
-        _GUIDE if found == _GUIDED and ends == "none" else found,
-        lambda vae, pixels, mask, beside: (
-            Made({}) if found == _ENCODED else make(found, takes, ends, vae, pixels, mask, see, beside)
-        ),
-        ends=ends,
-        needed=not of_both,
-        seen=see is not None and not _inputs_of(found).keys().isdisjoint(SEEN),
-        takes=takes,
-        encode=partial(_encoded, ends) if found == _ENCODED else None,
+    given = Given(
+        found, partial(_of_node, found, takes, ends, see), ends=ends, needed=not of_both, takes=takes
     )
+    if found == _ENCODED:
+        return replace(given, make=None, encode=partial(_encoded, ends))
+    if found == _GUIDED:
+        return replace(given, node=_GUIDE if ends == "none" else found, make=partial(_of_guides, ends))
+    seen = see is not None and not given.unseen and not _inputs_of(found).keys().isdisjoint(SEEN)
+    return replace(given, seen=seen)
 
 
 def misses_frames(model: Any, ends: str) -> bool:
@@ -298,23 +289,6 @@ def misses_frames(model: Any, ends: str) -> bool:
     takes = getattr(model, "image_to_video", False) or type(model).__name__ in OF_PICTURES
     given = given_of(model, ends)
     return (given is None or given.only_beside) and ends != "none" and (takes or ends != ENDS[0])
-
-
-def unmade(model: Any) -> tuple[str, str, bool] | None:
-    """The entry of `UNMADE` for a model."""
-    return next((UNMADE[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in UNMADE), None)
-
-
-def check_made(model: Any, settings: Mapping[str, Any]) -> None:
-    """Raise TrainError for a conditioning without a setting that the model cannot run without."""
-    name, node, needed = unmade(model) or ("", "", False)
-    if needed and settings.get(name) is None:
-        raise TrainError(
-            f"{type(model).__name__} cannot be trained with captions alone: it also takes `{name}`",
-            key=name,
-            hint=f"It is not made from a folder. ComfyUI's node {node} makes it: link the conditioning from "
-            "there, with latents of VAE Encode, to `positive` and `latents` of the training",
-        )
 
 
 def _around(vae: Any, pixels: Tensor, mask: Tensor | None, beside: Beside) -> Made:
@@ -344,12 +318,14 @@ def restored(settings: Mapping[str, Any]) -> Settings:
 
 def _of_tables(value: Any) -> Any:
     """Outputs of CLIP vision models from their tables."""
+    if value is None:
+        return None
     if isinstance(value, list):
         values: list[Any] = value
         return [_of_tables(one) for one in values]
     made = Output()
-    vars(made).update(value or {})
-    return made if value is not None else None
+    vars(made).update(value)
+    return made
 
 
 def _node(name: str) -> Any:
@@ -365,10 +341,10 @@ def _of_node(
     name: str,
     takes: Takes,
     ends: str,
+    see: See | None,
     vae: Any,
     pixels: Tensor,
     mask: Tensor | None,
-    see: See | None,
     beside: Beside,
 ) -> Made:
     """What a node makes of the ends of a clip and of what is beside it."""
@@ -381,7 +357,7 @@ def _of_node(
         inputs |= {"start_image": pixels[:1], "image": pixels[:1]}
     inputs |= dict(zip(takes.controls, beside.controls, strict=False))
     reference = beside.references[0] if beside.references else None
-    if reference is not None and takes.references in known:
+    if reference is not None and takes.references in known and not takes.only_seen:
         inputs[takes.references] = takes.joined(beside.references, (width, height))
         if takes.reference_masks and any(one is not None for one in beside.masks):
             # White is the background.
@@ -395,14 +371,14 @@ def _of_node(
     inputs["guidance_type"] = "v2 (replace)" if ends == REPLACED else "v1 (concat)"
     if ends == "first and last":
         inputs["end_image"] = pixels[-1:]
-    of_its_own = takes.references == _SEEN_REFERENCE
-    looked_at = reference if takes.references and not of_its_own else inputs.get("start_image")
+    first = inputs.get("start_image")
+    looked_at = first if takes.only_seen or not takes.references else reference
     if see is not None and looked_at is not None:
-        first, at_start, at_end = SEEN
-        inputs |= {name: see(looked_at) for name in (first, at_start) if name in known}
-        if at_end in known and ends == "first and last":
-            inputs[at_end] = see(pixels[-1:])
-        if of_its_own and reference is not None:
+        *of_first, of_last = SEEN
+        inputs |= {name: see(looked_at) for name in of_first if name in known}
+        if of_last in known and ends == "first and last":
+            inputs[of_last] = see(pixels[-1:])
+        if takes.only_seen and reference is not None:
             inputs[_SEEN_REFERENCE] = see(reference)
     made = _node(name).execute(**{name: value for name, value in inputs.items() if name in known}).args
     settings = made[0][0][1] if isinstance(made[0], list) else {}
@@ -414,16 +390,7 @@ def _of_node(
     return Made(settings, ahead=ahead, masked=masked)
 
 
-def _of_guides(
-    name: str,
-    takes: Takes,
-    ends: str,
-    vae: Any,
-    pixels: Tensor,
-    mask: Tensor | None,
-    see: See | None,
-    beside: Beside,
-) -> Made:
+def _of_guides(ends: str, vae: Any, pixels: Tensor, mask: Tensor | None, beside: Beside) -> Made:
     """What LTX-Video is given: the first frame in its place, and guides behind the clip.
 
     These are the last frame, and clips and pictures that begin where the clip begins.
@@ -435,7 +402,7 @@ def _of_guides(
         (latent,) = _node("EmptyLTXVLatentVideo").execute(**size).args
     else:
         inputs = {"positive": positive, "negative": negative, "vae": vae, "strength": 1.0}
-        *_, latent = _node(name).execute(**inputs, **size, image=pixels[:1]).args
+        *_, latent = _node(_GUIDED).execute(**inputs, **size, image=pixels[:1]).args
     guides = [(-1, pixels[-1:])] if ends == "first and last" else []
     guides += [(0, one) for one in (*beside.controls, *beside.references)]
     for place, image in guides:

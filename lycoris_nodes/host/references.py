@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .given import BERNINI
 from .sampling import literal, own_node
 
 Conditioning = list[Any]
@@ -94,7 +95,7 @@ _BY_CLASS: Mapping[str, References | None] = {
     "HiDreamO1": References(most=10, encoded=False),
 }
 """How models take references, by the host's class."""
-WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN, "Bernini": None}
+WAYS: Mapping[str, References | None] = {"auto": None, "first Qwen-Image-Edit": _FIRST_QWEN, BERNINI: None}
 """The user's choices: Qwen-Image-Edit of August 2025 has the same layers as later versions, and Bernini those
 of Wan, see `given_of`."""
 

@@ -14,7 +14,7 @@ from ..dataset.kept import Kept, identity_of
 from ..dataset.prepare import Encoder, PictureSettings, PreparedPicture, Shown, prepared
 from ..dataset.sizes import step_of
 from ..host.files import kept_folder, picture_folder, picture_folders
-from ..host.given import ENDS, check_made, given_of, misses_frames, unmade
+from ..host.given import ENDS, given_of, misses_frames
 from ..host.paces import OF_CLIPS
 from ..host.page import io, progress, shown_picture
 from ..host.references import WAYS, references_of
@@ -29,6 +29,7 @@ from ..host.sounds import (
     with_sound,
 )
 from ..host.training import NOISE_MASK, grid_of
+from ..host.unmade import check_made, unmade
 from ..host.weights import own_weights
 from ..schema.checks import checked
 from ..schema.inputs import TRAIN, advanced, count_input, number_input, optional, output, usual_input

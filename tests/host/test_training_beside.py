@@ -192,6 +192,9 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
             drawing(folder / f"a_reference_{number}_mask.png", ("red", "blue")[number], (96, 64))
     if row.mask:
         Image.new("L", (PIXELS, PIXELS), 255).save(folder / "a_mask.png")
+    if row.music:
+        # Without a CLIP vision model it is not given.
+        drawing(folder / "a_reference.png", "green", (96, 64))
     if row.config:
         monkeypatch.setitem(SPECIES, row.architecture, replace(SPECIES[row.architecture], config=row.config))
     # Cut, the network for voices could not run.
@@ -209,6 +212,7 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
             own, "torchaudio", SimpleNamespace(functional=SimpleNamespace(resample=resampled))
         )
     data = prepare(**given)
+    assert ("link clip_vision, as for sampling" in data["report"]) is row.music
     called = vae.calls, hearing.calls
     again = prepare(**given)
     assert (vae.calls, hearing.calls) == called and same(again["positive"], data["positive"])
@@ -245,6 +249,22 @@ def test_a_clip_is_trained_with_what_belongs_to_it_as_the_hosts_node_gives_it(
         made = host.run(row.node, **{**known, **size, **told}, positive=text, negative=text, vae=vae.vae)
     latent = next(one for one in made if isinstance(one, dict))
     compare_and_train(host, model, data, made[0], latent, {"frame_rate": rate}, tmp_path, row.steps)
+
+
+@pytest.mark.soak
+def test_what_one_model_does_not_take_is_not_kept_for_another_of_the_same_node(
+    prepare: Callable[..., Any], folder: Path
+) -> None:
+    film(folder / "a.mp4", 25, 25)
+    drawing(folder / "a_reference.png", "green")
+    drawing(folder / "a_reference_mask.png", "red")
+    given = {"vae": Counted(16, video=True).vae, "trigger": "qwx", "frames": 5, "first_frames": "none"}
+    made = [
+        prepare(**given, model=patcher(tiny(architecture, text_dim=WORD_WIDTH, **_MORE)))
+        for architecture in ("Wan SCAIL", "Wan SCAIL 2")
+    ]
+    assert ["ref_mask_28ch" in one["positive"][0][0][1] for one in made] == [False, True]
+    assert ["which are not used: 1 (a.mp4)" in one["report"] for one in made] == [True, False]
 
 
 def resampled(waveform: Tensor, rate: int, wanted: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from ....lycoris_ops import TrainError
 from ...host import training as host
-from ...host.given import check_made
+from ...host.unmade import check_made
 from ..model.cures import ONE_ROW
 from .families import family_of
 from .latents import Latent
