@@ -104,9 +104,11 @@ def summed(
         raise PlanError("there are no batches", expected="at least one")
     for each in sums.values():
         processes.add_up([each.gradient])
+        # In place: copies of all would take as much memory again.
+        each.gradient.div_(count)
     found = processes.of_all((total, any(each.reached for each in sums.values())))
     return Sums(
-        gradients={path: each.gradient / count for path, each in sums.items()},
+        gradients={path: each.gradient for path, each in sums.items()},
         loss=sum(own for own, _ in found) / count,
         batches=count,
         reached=any(reached for _, reached in found),

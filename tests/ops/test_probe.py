@@ -20,6 +20,8 @@ from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Dense
 from lycoris_ops.maths.waits import alone
+from lycoris_ops.modules.sites import Site, select
+from lycoris_ops.ranks import gradients
 from lycoris_ops.ranks.offers import offers_of
 from lycoris_ops.ranks.probe import FORM
 
@@ -151,6 +153,22 @@ def test_halves_of_the_batches_are_compared(net: Net) -> None:
     words = "measured on 3 batches, whose halves agree by 10%: the gradient is mostly chance"
     assert words in str(lyc.plan_ranks(chance, size=lyc.Rank(1)))
     assert "mostly chance" not in str(lyc.plan_ranks(alike, size=lyc.Rank(1)))
+
+
+def test_a_pass_holds_each_gradient_once(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean takes no memory beside the sum."""
+    sums: list[Any] = []
+
+    class Noted(gradients._Sum):
+        def __init__(self, site: Site) -> None:
+            super().__init__(site)
+            sums.append(self)
+
+    monkeypatch.setattr(gradients, "_Sum", Noted)
+    found = gradients.summed(net, list(select(net, include="*").values()), batches(), loss, seed=0).gradients
+    assert {one.site.path: one.gradient.data_ptr() for one in sums} == {
+        path: one.data_ptr() for path, one in found.items()
+    }
 
 
 def test_as_many_batches_as_agree(net: Net) -> None:
