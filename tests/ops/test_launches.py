@@ -29,6 +29,7 @@ from tests.harness.launches import Launches
         ({"algorithm": "lokr", "rank": 2}, 8, 18),
         ({"algorithm": "lokr", "rank": 10**6}, 7, 15),
         ({"algorithm": "oftv2", "rank": 32}, 14, 35),
+        ({"algorithm": "boft_peft", "rank": 8}, 18, 37),
         ({"algorithm": "ia3"}, 2, 6),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
