@@ -302,8 +302,8 @@ class LycorisNetwork(nn.Module):
 
         Raises LycorisError for a model that is a single layer, which has no name in a file, and for a pattern
         that matches no module. With "peft" it also refuses a layer that PEFT lacks for embeddings, for
-        grouped convolutions and for transposed weights, and in torch's attention anything but LoRA on the
-        input projection.
+        convolutions that are grouped or have three dimensions, and for transposed weights, and in torch's
+        attention anything but LoRA on the input projection.
         """
         if "" in self.members:
             raise LycorisError(

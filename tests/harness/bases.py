@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lycoris_ops as lyc
+from lycoris_ops.algorithms import declaring
+from lycoris_ops.algorithms.training import Trained
 from tests.ops import meeting
 from tests.ops.networks import unattached
 
@@ -36,10 +38,7 @@ refused, in the first pass at the latest; the letters give the reasons. The page
 """
 SIDE = 32
 KINDS: Mapping[str, Mapping[str, Any]] = {
-    **{
-        name: {"algorithm": name}
-        for name in ("lora", "loha", "lokr", "full", "oft", "oftv2", "boft", "ia3", "glora")
-    },
+    **{name: {"algorithm": name} for name in declaring(Trained) if name != "norm"},
     "lora, DoRA": {"dora": "output"},
     "lokr, DoRA": {"algorithm": "lokr", "dora": "output"},
 }
