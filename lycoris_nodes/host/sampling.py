@@ -155,11 +155,11 @@ def has_room_to_decode(vae: Any, shape: Sequence[int]) -> bool:
     return needed + 1.1 * vae.patcher.model_size() <= manager.get_free_memory(device)
 
 
-def decoded_picture(vae: Any, latent: torch.Tensor) -> Image:
-    """The picture of a latent (1, C, ...); for a video, its first frame."""
+def decoded_picture(vae: Any, latent: torch.Tensor, frame: int = 0) -> Image:
+    """The picture of a latent (1, C, ...); for a video, this frame of it."""
     pixels = vae.decode(latent)
-    first = pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1).cpu()
-    return fromarray((255 * first).round().to(torch.uint8).numpy())
+    shown = pixels.reshape(-1, *pixels.shape[-3:])[frame].float().clamp(0, 1).cpu()
+    return fromarray((255 * shown).round().to(torch.uint8).numpy())
 
 
 def embeddings(clip_vision: Any, pictures: Sequence[Image]) -> torch.Tensor:

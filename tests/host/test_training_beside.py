@@ -618,10 +618,17 @@ def test_guides_are_behind_the_clip_as_the_hosts_nodes_put_them(
         return told[-1][-1]
 
     monkeypatch.setattr(previews, "sampled", sampled)
+    latents = list[Tensor]()
+    rough = previews.rough_picture
+    monkeypatch.setattr(
+        previews, "rough_picture", lambda patcher, latent: latents.append(latent) or rough(patcher, latent)
+    )
     how = {"sample_every": 6, "empty_caption": [data["empty_caption"]]}
     compare_and_train(host, model, data, made[0], wanted, more, tmp_path, **how)
     negative, ((shown, mask),), made_of_it = told[-1]
     assert same(negative[0][1]["keyframe_idxs"], made[0][0][1]["keyframe_idxs"])
     torch.testing.assert_close(shown, wanted["samples"] * given_frames)
     torch.testing.assert_close(made_of_it * given_frames, shown)
+    # The last frame of the clip, before the guides.
+    assert torch.equal(latents[-1], made_of_it[:, :, 2:3])
     assert torch.equal(mask, wanted["noise_mask"].expand_as(mask))

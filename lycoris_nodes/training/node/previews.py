@@ -20,6 +20,10 @@ from ..data.samples import without_text
 from ..data.widths import misfits_told
 from ..model.session import Session
 
+LAST = -1
+"""The frame of a clip that is shown: the first is often given, and would not change."""
+VIDEO = 5
+"""The dimensions of a clip's latent (1, C, F, H, W)."""
 STEPS = 20
 CFG = 5.0
 """The guidance where there is an empty caption and the model has no guidance built in."""
@@ -41,12 +45,14 @@ def sample(
 
     `shapes` are those of the parts of a latent. Sound is sampled with the video, and left out here. Without
     `negative`, and for models with a guidance of their own, there is no CFG; else it has the settings of the
-    caption that are not of its text. The model is given the same parts as of the latent `given`. Call it
-    within `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
+    caption that are not of its text. The model is given the same parts as of the latent `given`. Frames that
+    it is given at the end, such as guides, are left out of what is returned. Call it within
+    `session.sampling()`. Raises TrainError for a caption of another width than the model takes.
     """
+    parts = [] if given is None else _given(session, given)
     built_in = bool(family_of(session.model).guidance)
     with misfits_told(session.network):
-        return sampled(
+        made = sampled(
             session.patcher,
             shapes,
             positive,
@@ -55,8 +61,11 @@ def sample(
             steps=STEPS,
             seed=seed,
             told=told,
-            given=[] if given is None else _given(session, given),
+            given=parts,
         )
+    for _, mask in parts[:1]:
+        made = made[:, :, : int(mask.amax((0, 1, 3, 4)).nonzero().max()) + 1]
+    return made
 
 
 def _given(session: Session, latent: Latent) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -156,9 +165,9 @@ class Previews:
             how: dict[str, Any] = {"seed": prompt.seed, "told": self.told, "given": prompt.given}
             made = sample(self.session, prompt.shapes, positive, negative, **how)
             if self.vae is not None and has_room_to_decode(self.vae, made.shape):
-                return decoded_picture(self.vae, made)
+                return decoded_picture(self.vae, made, LAST)
             self.rough += self.vae is not None
-            return rough_picture(self.session.patcher, made)
+            return rough_picture(self.session.patcher, made[:, :, LAST:] if made.ndim == VIDEO else made)
 
 
 def side_by_side(pictures: Sequence[Image]) -> Image:
