@@ -89,8 +89,6 @@ class Delta:
 
     def decompose(self) -> Asking[None]:
         """Compute the `triples`, which are then known without a wait."""
-        if self.settled:
-            yield from self.measure()
         if "_found" not in vars(self):
             self._found = yield from self._decomposed()
 
@@ -99,8 +97,7 @@ class Delta:
             one, other = yield [*map(energy, self._kronecker)]
             return float(one * other)
         if self._span is not None:
-            if "_found" not in vars(self):
-                self._found = yield from self._decomposed()
+            yield from self.decompose()
             return energy_of(self._found[1])
         (total,) = yield [energy(self.values)]
         return float(total)
@@ -242,7 +239,7 @@ class Delta:
                 self.largest,
                 seed=self.seed,
                 settled=self.settled,
-                total=self.energy if self.settled else None,
+                total=(yield from self.measure()) if self.settled else None,
                 pause=self.pause,
             )
         return (yield from triples_of(span))[0]
