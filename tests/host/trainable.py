@@ -11,8 +11,9 @@ from pkgutil import iter_modules
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
-from hosting import Host, clip_of, needs, patcher
+from hosting import Host, Patched, clip_of, loaded_by_the_host, needs, patcher
 from torch import Tensor
 
 from tests.harness import zoo
@@ -232,12 +233,28 @@ def held_out_loss(
     training, samples = module(host, ""), module(host, "samples")
     chance, losses = host.module("lycoris_ops.maths.chance").Chance, []
     with training.opened(patched) as session, torch.no_grad():
-        held = samples.samples_of(session, latents, positive)
+        held = samples.samples_of(session, latents, positive, seed=5)
         loss = training.DiffusionLoss(session=session, times=training.family_of(session.model).times)
         for number, batch in enumerate(samples.judged(held, batch_size, 4)):
             with chance(5, "validation", number).drawn():
                 losses.append(float(loss(session.network, batch)))
     return sum(losses) / len(losses)
+
+
+def trained_into_an_exact_file(
+    host: Host, model: Any, folder: Path, pictures: dict[str, list[Any]], steps: int = 6, **inputs: Any
+) -> None:
+    """Assert that some steps lower the loss of these latents with what they are given, at fixed noise and
+    times, and that the file gives the model this loss in the host."""
+    how: dict[str, Any] = {"steps": steps, "rank": 4, "learning_rate": 1e-2, "warmup": 0}
+    how |= {"validate_every": steps}
+    how |= {**pictures, **{f"validation_{one}": values for one, values in pictures.items()}}
+    base = patcher(model)
+    result = train(host, folder, model=base, preset="full", **how, **inputs)
+    losses = dict(result["loss_map"]["validation"])
+    assert losses[steps] < losses[0]
+    loaded = loaded_by_the_host(Patched(base, None), Path(result["path"])).model
+    assert held_out_loss(host, loaded, *pictures.values()) == pytest.approx(losses[steps], rel=1e-5)
 
 
 TOKENIZERS: dict[str, tuple[str, str]] = {
