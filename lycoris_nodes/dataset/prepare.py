@@ -606,25 +606,26 @@ class _Pictures:
             return self._caption_of_clip(one, view, view.cut, text, clip, given)
         contents = [_content(path) for path in one.found.references]
         seer = self.shown.vision if self.kind.sees else None
-        fits = [self._fit_of_shown(path, one) for path in one.found.references]
         key = None
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
             hashes = [hashlib.sha256(content).hexdigest() for content in contents]
             settings = (list(one.fit.size), view.mirrored, self.settings.background)
             if not self.kind.scales:
+                fits = (self._fit_of_shown(path, one) for path in one.found.references)
                 settings = (*settings, [[*fitted.size, *fitted.box] for fitted in fits])
             if seer:
                 settings = (*settings, seer.identity)
             if not seer or seer.identity:
                 key = key_of(self.kind.node, self.vae.identity, clip.identity, text, hashes, *settings)
 
+        def shown_as(path: Path, content: bytes) -> Tensor:
+            fitted = self._fit_of_shown(path, one)
+            return picture_tensor(pixels_of(path, content, fitted, self.settings.background)[0])
+
         def made() -> Conditioning:
             images = [
-                _mirrored(
-                    picture_tensor(pixels_of(path, content, fitted, self.settings.background)[0]),
-                    view.mirrored,
-                )
-                for path, content, fitted in zip(one.found.references, contents, fits, strict=True)
+                _mirrored(shown_as(path, content), view.mirrored)
+                for path, content in zip(one.found.references, contents, strict=True)
             ]
             shown = self.shown
             made = encoded_with(

@@ -54,7 +54,7 @@ def settings(
 ) -> list[Any]:
     """The inputs beside the model and its data, except those of the ids `without`.
 
-    `usual_schedule` says which schedule `auto` is, where that depends on the data.
+    `usual_schedule` says in words which schedule `auto` is, where that depends on the data.
     """
 
     def those(found: list[Any]) -> list[Any]:
@@ -255,6 +255,7 @@ def _layers() -> list[Any]:
 
 
 def _optimisation(usual_schedule: str) -> list[Any]:
+    usual = f" {AS_FAMILY}: {usual_schedule}." if usual_schedule else ""
     return [
         io.Combo.Input(
             "optimiser",
@@ -267,7 +268,7 @@ def _optimisation(usual_schedule: str) -> list[Any]:
             "schedule",
             options=[*([AS_FAMILY] if usual_schedule else []), *schedules()],
             default=AS_FAMILY if usual_schedule else "constant",
-            tooltip=f"How the learning rate falls over the steps.{usual_schedule}",
+            tooltip=f"How the learning rate falls over the steps.{usual}",
         ),
         count_input("restarts", "How often the schedule begins anew after the warm-up.", most=1000),
         number_input(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...host.page import io
-from ...schema.inputs import AS_FAMILY, advanced, count_input, number_input, optional
+from ...schema.inputs import advanced, count_input, number_input, optional
 from ..node.schema import settings
 
 UNUSED = (
@@ -15,7 +15,8 @@ UNUSED = (
 )
 """The inputs of Train LoRA / LyCORIS that a slider has no use for."""
 
-SCHEDULE = f" {AS_FAMILY}: constant between prompts, and cosine from opposed pictures."
+SCHEDULE = "constant between prompts, and cosine from opposed pictures"
+"""What the schedule `auto` is."""
 
 
 def inputs() -> list[Any]:
