@@ -116,6 +116,8 @@ class Module(registration._DummyBackendModule):  # type: ignore[misc]
 def registered() -> list[Any]:
     """Register the device, for as long as the returned objects live."""
     TORCH.utils.backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
+    # accelerate empties the device's cache of memory; there is none, and torch asserts that there is.
+    TORCH._C._accelerator_isAllocatorInitialized = lambda: False
     whole, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     whole.fallback(run, "PrivateUse1")
     whole.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
