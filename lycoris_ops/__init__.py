@@ -176,6 +176,7 @@ from .train.loop import TrainResult as TrainResult
 from .train.loop import train_network as train_network
 from .train.network import LycorisNetwork as LycorisNetwork
 from .train.optimisers import optimisers as optimisers
+from .train.options import SAVED as SAVED
 from .train.options import SEARCHES as SEARCHES
 from .train.options import STATE as STATE
 from .train.options import TrainOptions as TrainOptions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,6 +11,8 @@ import torch
 
 StepLoss = tuple[int, float]
 """A step's number, from 1, and a loss."""
+ERRORS = 2.0
+"""Losses differ by more than the noise if they are more than so many standard errors apart."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,67 @@ class History:
     """The held-out loss after some steps, beginning with step 0."""
     skipped: int = 0
     """How many steps were skipped, see `StepReport`."""
+    draws: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
+    """The loss of each held-out batch at the first validation, the last, and the lowest after the first."""
 
     @property
     def best(self) -> StepLoss | None:
-        """The step with the lowest held-out loss, and that loss."""
-        return min(self.validation, key=lambda one: one[1], default=None)
+        """The step with the lowest held-out loss, and that loss.
+
+        It is the first validation, before any step, only if all later ones are worse by more than the noise.
+        """
+        if not self.validation:
+            return None
+        first, *later = self.validation
+        lowest = min(later, key=lambda one: one[1], default=first)
+        return first if self.is_worse(lowest[0], first[0]) else lowest
 
     @property
     def waited(self) -> int:
         """How many validations came after the best one."""
         return len(self.validation) - 1 - self.validation.index(self.best) if self.best else 0
+
+    def validated(self, step: int, draws: Sequence[float]) -> float:
+        """Note the loss of each held-out batch after a step, and return their mean."""
+        loss = sum(draws) / len(draws)
+        self.validation.append((step, loss))
+        self.draws[step] = list(draws)
+        first, *later = self.validation
+        kept = {first[0], step, min(later or [first], key=lambda one: one[1])[0]}
+        self.draws = {step: losses for step, losses in self.draws.items() if step in kept}
+        return loss
+
+    def is_worse(self, step: int, than: int) -> bool:
+        """Whether the held-out loss after a step is higher than after another one by more than the noise.
+
+        The noise is `ERRORS` standard errors std(d) / sqrt(n) of the differences d on the n held-out batches,
+        which see the same random numbers. With one batch it is not known, and counts as 0.
+        """
+        losses = dict(self.validation)
+        pairs = zip(self.draws.get(step, ()), self.draws.get(than, ()), strict=False)
+        apart = [one - other for one, other in pairs]
+        middle = losses[step] - losses[than]
+        if len(apart) < 2:
+            return middle > 0
+        square = sum((one - middle) ** 2 for one in apart) / (len(apart) - 1)
+        return middle > ERRORS * math.sqrt(square / len(apart))
+
+    def verdict(self, step: int) -> tuple[bool, str]:
+        """Whether the training made the model worse at its end, and a line that says what the held-out data
+        tell of it. `step` is the one whose weights are saved."""
+        if not self.validation:
+            return False, "Nothing tells whether the model became better: there were no held-out data"
+        (first, before), (last, end) = self.validation[0], self.validation[-1]
+        best, lowest = self.best or (last, end)
+        line = f"Held-out loss {before:.4g} before, {end:.4g} at the end, {lowest:.4g} at best (step {best})"
+        if self.is_worse(last, first):
+            line += ". The end is worse than the start: try a lower learning rate"
+        elif self.is_worse(last, best):
+            line += ". The end is worse than the best"
+        if step != last:
+            of = f"step {step}" if step > first else "the start"
+            line += f". The adapter has the weights of {of}"
+        return self.is_worse(last, best), line
 
     def state_dict(self) -> dict[str, Any]:
         """The history as plain values and tensors."""
@@ -56,12 +110,21 @@ class History:
             "losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2),
             "validation": torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2),
             "skipped": self.skipped,
+            "draws": {
+                str(step): torch.tensor(draws, dtype=torch.float64) for step, draws in self.draws.items()
+            },
         }
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> History:
-        """The history of a `state_dict`."""
-        return cls(_losses(state["losses"]), _losses(state["validation"]), state["skipped"])
+        """The history of a `state_dict`. States of older versions have no draws."""
+        draws: Mapping[str, Any] = state.get("draws", {})
+        return cls(
+            _losses(state["losses"]),
+            _losses(state["validation"]),
+            state["skipped"],
+            {int(step): losses.tolist() for step, losses in draws.items()},
+        )
 
 
 def _losses(table: Any) -> list[StepLoss]:

@@ -56,14 +56,17 @@ class TrainResult:
     """The timed checkpoints that could not be written, with the reasons."""
     searched: Searched | None = None
     """The outcome of the search before the training, see `search_network`; its network was trained."""
+    saved: int = 0
+    """The step of the weights that `output` and the network have, see `TrainOptions.saved`."""
     resumed: str | None = None
     """The step and state of an earlier run that this one continued from, and why that state was chosen."""
 
     def __str__(self) -> str:
-        losses, best = self.history.losses, self.history.best
+        losses = self.history.losses
         lines = [
+            self.history.verdict(self.saved)[1],
             f"{number_of(self.steps, 'step')} in {number_of(self.epochs, 'epoch')}; "
-            f"this run took {self.seconds:.1f} s" + ("; stopped early" if self.stopped_early else "")
+            f"this run took {self.seconds:.1f} s" + ("; stopped early" if self.stopped_early else ""),
         ]
         if self.searched and self.searched.race:
             lines += [str(self.searched), *self.searched.race.missed()]
@@ -71,9 +74,6 @@ class TrainResult:
         lines += [f"a checkpoint could not be written after {why}" for why in self.unwritten]
         if losses:
             lines.append(f"loss {losses[0][1]:.4g} in the first step, {losses[-1][1]:.4g} in the last")
-        if best:
-            step, before = self.history.validation[0]
-            lines.append(f"held-out loss {before:.4g} in step {step}, best {best[1]:.4g} in step {best[0]}")
         if self.history.skipped:
             lines.append(
                 f"{number_of(self.history.skipped, 'step')} skipped, because their gradients were "
@@ -206,6 +206,7 @@ def train_network(
             with uninterrupted():
                 # If this fails, the adapter's file still has the trained weights.
                 kept.write_last_if_possible(trainer) if out else kept.write(trainer, "last")
+        trainer.return_to_best()
         if out and (first or sharded):
             trainer.save(options.output or out)
             if curves and first:
@@ -224,6 +225,7 @@ def train_network(
         idle=tuple(name for name in trainer.names if name in trainer.idle),
         unwritten=tuple(kept.unwritten) if kept else (),
         searched=searched,
+        saved=trainer.saved,
         resumed=source,
     )
 
@@ -246,7 +248,7 @@ def _run(
                 found = trainer.validate()
                 for tell in validated:
                     tell(done, found)
-            if kept and history.waited == 0 and done:
+            if kept and done and history.best and history.best[0] == done:
                 kept.write(trainer, "best")
             if options.patience is not None and history.waited >= options.patience:
                 return True

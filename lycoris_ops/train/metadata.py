@@ -26,6 +26,7 @@ ELSEWHERE = frozenset(
         "data",
         "settings",
         "validate_every",
+        "saved",
         "patience",
         "checkpoint_every",
         "checkpoint_minutes",
@@ -58,9 +59,10 @@ def metadata_of_training(trainer: Trainer) -> dict[str, str | None]:
         "ss_v2": False,
         # The model's name is not known here, but readers expect the key.
         "ss_base_model_version": "unknown",
-        "ss_steps": trainer.done,
+        "ss_steps": trainer.saved,
         "ss_max_train_steps": trainer.total,
-        "ss_epoch": trainer.place[0] + 1,
+        # The epoch of an earlier step is not known.
+        "ss_epoch": trainer.place[0] + 1 if trainer.saved == trainer.done else None,
         "ss_learning_rate": first["initial_lr"],
         "ss_optimizer": options.optimiser,
         "ss_lr_scheduler": options.schedule,

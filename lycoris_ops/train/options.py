@@ -26,6 +26,8 @@ AUTOCAST = {
 """The dtypes that a model can compute in while it is trained, by name."""
 SEARCHES = ("off", "rate", "all")
 """The searches that a race before a training can make."""
+SAVED = ("best", "last")
+"""Which weights a finished training keeps."""
 STATE = ".state.safetensors"
 """The ending of the files that a training can be resumed from."""
 
@@ -102,6 +104,9 @@ class TrainOptions:
 
     validate_every: int | None = None
     """Steps between two validations. The first one is before step 1, the last one at the end."""
+    saved: str = "best"
+    """The weights that the network and `output` have at the end: those with the lowest held-out loss ("best",
+    see `History.best`), or those after the last step ("last"). Without validation both are the same."""
     patience: int | None = None
     """The training stops after this many validations in a row without a new best one."""
     checkpoint_every: int | None = None
@@ -148,6 +153,7 @@ class TrainOptions:
             self._check(name, lambda v: 0 < v < math.inf, "a number above 0")
         self._check("checkpoint_minutes", lambda v: v > 0, "a number above 0")
         self._check("mesh", lambda v: hasattr(v, "get_coordinate"), "a DeviceMesh of torch")
+        self._check("saved", lambda v: v in SAVED, ", ".join(SAVED))
         self._check("search", lambda v: v in SEARCHES, ", ".join(SEARCHES))
         for name in ("weight_decay", "warmup", "search_share"):
             self._check(name, lambda v: 0 <= v < math.inf, "a number of at least 0")

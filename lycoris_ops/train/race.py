@@ -324,6 +324,7 @@ class _Race:
             lr=lr,
             warmup=min(warmup, 0.99),
             validate_every=None,
+            saved="last",
             patience=None,
             rise=None,
             checkpoint_every=None,

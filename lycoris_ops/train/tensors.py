@@ -16,9 +16,9 @@ _torch: Any = torch
 _dist: Any = dist
 
 
-def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors, without their graphs."""
-    return [tensor.detach().clone() for tensor in tensors]
+def copies(tensors: Sequence[Tensor], device: str | None = None) -> list[Tensor]:
+    """Copies of tensors, without their graphs, on a device or where the tensors are."""
+    return [tensor.detach().to(device or tensor.device, copy=True) for tensor in tensors]
 
 
 @torch.no_grad()

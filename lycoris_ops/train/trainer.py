@@ -156,6 +156,15 @@ class Trainer:
         self._rise = Rise(options.rise, total, self.parameters)
         self.whole = True
         """Whether weights and optimiser are of the same step. After an error in an update they are not."""
+        self._best: list[Tensor] | None = None
+        """The weights at the best validation, as they are saved."""
+        self._returned: int | None = None
+        """The step of the weights to which `return_to_best` went back."""
+
+    @property
+    def saved(self) -> int:
+        """The step of the weights that `save` writes."""
+        return self.done if self._returned is None else self._returned
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +226,7 @@ class Trainer:
         """The mean loss of the validation batches, in `evaluated`, always with the same random numbers."""
         if self.validation is None:
             raise TrainError("there are no batches to validate with")
-        total, count = 0.0, 0
+        losses: list[float] = []
         with self.evaluated(), torch.no_grad():
             feed = Chance(self.options.seed, "validation")
             with feed.drawn():
@@ -227,17 +236,40 @@ class Trainer:
                     batch = next(batches, self)
                 if batch is self:
                     break
-                with Chance(self.options.seed, "validation", count).drawn():
-                    total += float(self._loss_of(batch))
-                count += 1
-        if not count:
-            raise no_validation()
-        found = processes.shared(total / count, self.device)
-        if not math.isfinite(found):
+                with Chance(self.options.seed, "validation", len(losses)).drawn():
+                    losses.append(float(self._loss_of(batch)))
+            if not losses:
+                raise no_validation()
+            losses = processes.of_first(losses)
+            if all(map(math.isfinite, losses)):
+                self.history.validated(self.done, losses)
+                self._keep_best()
+        if not all(map(math.isfinite, losses)):
             copy_into(self.parameters, self._proven)
+            found = sum(losses) / len(losses)
             raise self._diverged(f"the validation loss is {found} after step {self.done}")
-        self.history.validation.append((self.done, found))
-        return found
+        return self.history.validation[-1][1]
+
+    def _keep_best(self) -> None:
+        """Within `evaluated`: keep the weights if this is the best step so far."""
+        if self.options.saved == "best" and self._is_best:
+            # Not on the accelerator, which has little room. Processes keep their parts where they are.
+            self._best = copies(self.parameters, None if self.sharded else "cpu")
+
+    @property
+    def _is_best(self) -> bool:
+        """Whether the present step is the best one."""
+        return self.history.best is not None and self.history.best[0] == self.done
+
+    def return_to_best(self) -> None:
+        """Put the weights of the best validation into the network, to be saved but not trained further.
+
+        Does nothing where `options.saved` is "last", or nothing was validated.
+        """
+        if self._best is not None and self.history.best:
+            self.whole = False
+            copy_into(self.parameters, self._best)
+            self._returned = self.history.best[0]
 
     @contextmanager
     def evaluated(self) -> Generator[None]:
@@ -251,7 +283,10 @@ class Trainer:
         try:
             self.net.eval()
             self.net.module.eval()
-            if self.family.averages:
+            # The best weights are averages already.
+            if self._returned is not None:
+                pass
+            elif self.family.averages:
                 self._averaging(True)
             elif self.average is not None:
                 copy_into(self.parameters, self.average)
@@ -291,6 +326,8 @@ class Trainer:
             "optimiser": {"name": self.options.optimiser, "state": self.optimiser.state_dict()},
             "weights": dict(zip(self.names, self.parameters, strict=True)),
             "average": None if self.average is None else dict(zip(self.names, self.average, strict=True)),
+            # The best step's own state has these weights once.
+            "best": {} if self._is_best or not self._best else dict(zip(self.names, self._best, strict=True)),
             "scaler": self.scaler.state_dict(),
             "step": self.done,
             "of": self.total,
@@ -344,6 +381,14 @@ class Trainer:
         self.history = History.of(state["history"])
         self._rise.load_state_dict(state.get("rise", {}))
         self.idle = set(state["idle"])
+        self._best = self._returned = None
+        if self._is_best:
+            with self.evaluated():
+                self._keep_best()
+        # States of older versions have none. Then only later validations count.
+        elif best := state.get("best"):
+            self._best = copies(self.parameters, None if self.sharded else "cpu")
+            self._put(self._best, best)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one file. Raises WriteError, and then an earlier file of that name stays whole.

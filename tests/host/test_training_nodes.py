@@ -57,7 +57,7 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
         "4 latents (8 x 8 x4), batches in an epoch: 2",
     ):
         assert words in made["report"]
-    assert made["report"] in made["ui"]["text"]
+    assert made["report"] in made["ui"]["text"] and made["ui"]["lycoris"][0]["state"] == "all"
     (drawn,) = made["ui"]["training"]
     assert drawn["validation"] == [[step, loss] for step, loss in losses.items()]
     assert len(drawn["losses"]) == 16 and drawn["name"] == "style_00001_" and not drawn["samples"]
@@ -69,6 +69,26 @@ def test_it_learns_and_the_file_gives_the_loss_that_training_had(
     # ComfyUI's own loader reads the file too.
     (loaded,) = host.nodes.NODE_CLASS_MAPPINGS["LoraModelLoader"].execute(tiny_unet, made["lora"], 1.0).args
     assert held_out_loss(host, loaded, *held_out().values(), 2) == pytest.approx(losses[16], rel=1e-5)
+
+
+def test_a_ruined_training_says_so_and_its_file_is_no_worse_than_none(
+    host: Host, train: Callable[..., Any], tiny_unet: Any
+) -> None:
+    given: dict[str, Any] = {"steps": 8, "preset": "full", "validate_every": 4}
+    made = train(learning_rate=0.3, **given, **held_out())
+    losses = dict(made["loss_map"]["validation"])
+    first = made["report"].splitlines()[0]
+    assert first.startswith(f"Held-out loss {losses[0]:.4g} before, {losses[8]:.4g} at the end, ")
+    assert "The end is worse than the start" in first and made["ui"]["lycoris"][0]["state"] == "partly"
+    applied = host.apply(Patched(tiny_unet, None), made["stack"]).model
+    assert held_out_loss(host, applied, *held_out().values(), 1) == pytest.approx(losses[0], rel=1e-6)
+    made = train(learning_rate=0.3, saved="last", **given, **held_out())
+    assert made["ui"]["lycoris"][0]["state"] == "partly"
+    applied = host.apply(Patched(tiny_unet, None), made["stack"]).model
+    assert held_out_loss(host, applied, *held_out().values(), 1) == pytest.approx(losses[8], rel=1e-4)
+    made = train(**given)
+    assert made["report"].startswith("Nothing tells whether the model became better: ")
+    assert made["ui"]["lycoris"][0]["state"] == "nothing"
 
 
 def test_the_settings_of_other_trainers_reach_the_training(host: Host, train: Callable[..., Any]) -> None:

@@ -110,7 +110,7 @@ def test_pictures_go_straight_into_a_training(
     given["empty_caption"] = [data["empty_caption"]]
     given |= {"model": model, "steps": 2, "rank": 2, "batch_size": 2, "validate_every": 2}
     report = train(host, tmp_path, **given)["report"]
-    assert "with a mask" not in report and "held-out loss" in report
+    assert "with a mask" not in report and "Held-out loss" in report
     assert f"{len(data['latents'])} latents" in report and "captions dropped" in report
     told = data["positive"][0][0][1]
     if architecture == "SDXL":

@@ -176,7 +176,7 @@ def test_the_template_learns_and_samples(server: Server) -> None:
     # With a VAE there are samples by default, and the host serves them.
     assert [step for step, _ in drawn["samples"]] == [0, 4]
     assert len(drawn["losses"]) == 4 and drawn["folder"] == "loras/my_style_00001_-checkpoints"
-    assert "held-out loss" in report and "1 latent (" in report and "10% of the captions dropped" in report
+    assert "Held-out loss" in report and "1 latent (" in report and "10% of the captions dropped" in report
     before, after = held_out_losses(run, of_type(prompt, "LycorisTrain"))
     assert after < 0.98 * before
     (applied,) = run.outputs[of_type(prompt, "LycorisApplyStack")]["text"]
@@ -294,8 +294,7 @@ def held_out_losses(run: Run, name: str = "train") -> tuple[float, float]:
     """The first and the best held-out loss in a node's report."""
     assert run.error is None, run.error
     (report,) = run.outputs[name]["text"]
-    # "held-out loss 1.2 in step 0, best 1.1 in step 4"
-    first, best = re.findall(r"^held-out loss (\S+) in step 0, best (\S+) in step", report, re.MULTILINE)[0]
+    first, best = re.findall(r"^Held-out loss (\S+) before, \S+ at the end, (\S+) at best", report)[0]
     return float(first), float(best)
 
 

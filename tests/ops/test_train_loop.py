@@ -488,6 +488,86 @@ def test_early_stop_best_checkpoint_curves_and_log(tmp_path: Path) -> None:
     assert adapter.metadata["ss_steps"] == str(best[0])
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree"])
+def test_the_file_has_the_best_weights_and_the_first_line_says_how_bad_the_end_is(
+    tmp_path: Path, optimiser: str
+) -> None:
+    """The model fits the held-out data with noise at first, and is spoilt by the rate later; a resumed run
+    knows the best weights too."""
+    offered(optimiser)
+    given: dict[str, Any] = {"optimiser": optimiser, "steps": 30, "lr": 0.15, "validate_every": 1}
+    given["ema"] = 0.5 if optimiser == "adamw" else None
+    held_out = batches(4, seed=6)
+
+    def measured(adapter: str | Path) -> float:
+        net = lyc.create_lycoris(Model(), weights=str(adapter)).apply_to()
+        with torch.no_grad():
+            return float(np.mean([float(plain(net.module, batch)) for batch in held_out]))
+
+    found: dict[str, lyc.TrainResult] = {}
+    nets: dict[str, lyc.LycorisNetwork] = {}
+    for saved in lyc.SAVED:
+        nets[saved] = network()
+        settings = options(tmp_path / saved, saved=saved, **given)
+        found[saved] = lyc.train_network(nets[saved], batches(2), plain, settings, validation=held_out)
+    best, last = found["best"], found["last"]
+    losses = dict(best.history.validation)
+    assert best.history == last.history and best.history.best
+    step, lowest = best.history.best
+    assert 0 < step < 30 and (best.saved, last.saved) == (step, 30)
+    assert measured(best.output or "") == pytest.approx(lowest, rel=1e-5)
+    assert measured(last.output or "") == pytest.approx(losses[30], rel=1e-5)
+    # The network in memory has the weights of the file.
+    with torch.no_grad():
+        own = [float(plain(nets["best"].module, batch)) for batch in held_out]
+    assert np.mean(own) == pytest.approx(lowest, rel=1e-5)
+    assert lyc.load_adapter(best.output or "").metadata["ss_steps"] == str(step)
+    bad, line = best.history.verdict(best.saved)
+    assert bad and str(best).startswith(line)
+    assert line.startswith(
+        f"Held-out loss {losses[0]:.4g} before, {losses[30]:.4g} at the end, "
+        f"{lowest:.4g} at best (step {step}). "
+    )
+    assert line.endswith(f". The adapter has the weights of step {step}")
+
+    settings = options(tmp_path / "broken", **given)
+    halted(step + 2, network(), batches(2), plain, settings, validation=held_out)
+    lyc.train_network(network(), batches(2), plain, settings, validation=held_out, resume=settings.last_state)
+    assert (tmp_path / "broken/out.safetensors").read_bytes() == Path(best.output or "").read_bytes()
+
+
+def test_a_ruined_training_keeps_the_start_and_without_held_out_data_nothing_tells(tmp_path: Path) -> None:
+    settings = options(tmp_path / "a", lr=1.0, rise=None)
+    result = lyc.train_network(network(), batches(2), plain, settings, validation=batches(4, seed=6))
+    bad, line = result.history.verdict(result.saved)
+    assert bad and result.saved == 0 and result.history.validation[-1][1] > result.history.validation[0][1]
+    assert "The end is worse than the start: try a lower learning rate" in line
+    assert line.endswith("The adapter has the weights of the start")
+    ups = [layer.tensors()["lora_up"] for layer in lyc.load_adapter(result.output or "").layers.values()]
+    assert not any(bool(up.any()) for up in ups)
+    result = lyc.train_network(network(), batches(2), plain, options(tmp_path / "b"))
+    assert str(result).startswith("Nothing tells whether the model became better") and result.saved == 7
+
+
+def test_the_start_is_the_best_only_beyond_the_noise() -> None:
+    history = lyc.History()
+    history.validated(0, [1.0, 1.0, 1.0, 1.0])
+    history.validated(5, [1.1, 0.95, 1.05, 0.95])
+    assert history.best == (5, pytest.approx(1.0125)) and not history.is_worse(5, 0)
+    history.validated(6, [1.1, 1.12, 1.11, 1.1])
+    assert (
+        history.best == (5, pytest.approx(1.0125))
+        and history.is_worse(6, 0)
+        and set(history.draws) == {0, 5, 6}
+    )
+    other = lyc.History.of(history.state_dict())
+    assert other == history
+    history = lyc.History()
+    history.validated(0, [1.0, 1.0])
+    history.validated(5, [1.1, 1.11])
+    assert history.best == (0, 1.0)
+
+
 @pytest.mark.parametrize("package", [True, False], ids=["tqdm", "without tqdm"])
 def test_a_bar_shows_the_loss_the_speed_and_the_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: bool

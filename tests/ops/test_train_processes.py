@@ -163,7 +163,10 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path, two: Pa
     trainer = lyc.Trainer(made(), train_task.loss, train_task.options(tmp_path, 2, 7))
     trainer.load_state(folder / "out-checkpoints" / "last.state.safetensors")
     assert trainer.done == 6
+    trainer.return_to_best()
     assert all(map(torch.equal, trainer.parameters, first))
+    trainer.load_state(folder / "out-checkpoints" / "last.state.safetensors")
+    assert trainer.saved == 6
     trainer.step(train_task.batches(1)[0])
 
 

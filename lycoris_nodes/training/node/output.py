@@ -18,6 +18,8 @@ from .pair import jobs_of
 from .run import DataOf, FinishedTraining, latents_with_captions, train
 from .settings import Asked
 
+STATES = ("all", "nothing", "partly")
+"""The marks of a report, the one that counts for a pair last."""
 TRAINING = "lycoris.training"
 """The event of a training's progress."""
 RESCUED = "lycoris.rescued"
@@ -64,6 +66,7 @@ def trained(
         sum(one.result.steps for one in made),
         paths[0],
         report=report,
+        state=max((one.state for one in made), key=STATES.index),
         shown={"training": ({**made[-1].shown, "expert": experts[-1]},)},
     )
 

@@ -105,6 +105,14 @@ class FinishedTraining:
     race: Race | None
     """The search before it, if there was one."""
 
+    @property
+    def state(self) -> str:
+        """How the report is marked, as in `with_report`."""
+        history = self.result.history
+        if not history.validation:
+            return "nothing"
+        return "partly" if history.verdict(self.result.saved)[0] else "all"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -229,6 +237,7 @@ def train(
             settings=settings,
             seed=asked.seed,
             validate_every=(asked.validate_every or max(1, asked.steps // 10)) if held else None,
+            saved=asked.saved,
             checkpoint_every=asked.checkpoint_every or None,
             keep=asked.keep,
             output=output,

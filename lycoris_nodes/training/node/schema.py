@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
-from ....lycoris_ops import SEARCHES, WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
+from ....lycoris_ops import SAVED, SEARCHES, WRITABLE, WRITTEN_DIALECTS, optimisers, schedules, trainable
 from ...host.page import io
 from ...schema.checks import is_many, literals
 from ...schema.inputs import (
@@ -489,5 +489,12 @@ def _output() -> list[Any]:
             multiline=True,
             tooltip=f"The seed and size of each sampled prompt, a line for each in order: `{SAMPLE}`. Else "
             "they are the seed of the training, and the size of the first latent.",
+        ),
+        io.Combo.Input(
+            "saved",
+            options=list(SAVED),
+            default="best",
+            tooltip="The weights that the file gets, if `validation_latents` is linked: those with the "
+            "lowest held-out loss (best), or those of the last step (last).",
         ),
     ]

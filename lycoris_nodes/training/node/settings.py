@@ -43,7 +43,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 ELSEWHERE = (
     *("filename_prefix", "resume", "resume_from", "checkpointing", "validate_every", "checkpoint_every"),
-    *("sample_every", "sample_settings", "keep", "dialect", "dtype"),
+    *("sample_every", "sample_settings", "keep", "dialect", "dtype", "saved"),
 )
 """Settings that do not affect what is learned."""
 

@@ -12,6 +12,7 @@ UNUSED = (
     *("clip", "captions", "text_learning_rate", "caption_dropout", "prior_weight", "search", "search_share"),
     *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
     *("validation_latents", "validation_positive", "validation_captions", "validate_every"),
+    "saved",
 )
 """The inputs of Train LoRA / LyCORIS that a slider has no use for."""
 
