@@ -41,6 +41,14 @@ def add_patches(patched: Any, patches: Mapping[str, WeightAdapterBase]) -> None:
         )
 
 
+def attach_metadata(patched: Any, metadata: Mapping[str, str]) -> None:
+    """Keep a file's metadata with the model, where the host's LoRA loaders keep it for other nodes.
+
+    One of these nodes reads `reference_downscale_factor` of an IC-LoRA of LTX there.
+    """
+    patcher_of(patched).set_attachments("lora_metadata", dict(metadata))
+
+
 def enlarged_by_patches(patcher: Any, key: str) -> bool:
     """Whether the patches that a weight already has give it another shape."""
     weight, patches = held_at(patcher, key), patcher.patches.get(key, [])

@@ -14,7 +14,7 @@ from ..apply.modes import Choice, Mode, choose, describe_choice, without_mask
 from ..apply.patch import build_patches
 from ..host.page import io
 from ..host.passes import forget_between_samplings
-from ..host.patching import add_patches
+from ..host.patching import add_patches, attach_metadata
 from ..host.weights import patcher_of, weight_shapes
 from ..schema.checks import checked
 from ..schema.inputs import LOAD, NOTHING_CHANGED, advanced, stack_input
@@ -106,8 +106,13 @@ class LycorisApplyStack(io.ComfyNode):
         choices = [choose(patcher_of(one), own, pairs, mode, strict=strict) for one, own in changed]
         note = Note(cls.hidden)
         told = [LeftWhole(choice.tokens, note.say, strict=strict) for choice in choices]
+        # As after the host's loaders in a row, of which the last one that has metadata counts.
+        metadata = next(
+            (one.adapter.metadata for one in reversed(stack.entries) if not one.off and one.adapter.metadata),
+            {},
+        )
         results = [
-            _patched(one, own, choice, left_whole)
+            _patched(one, own, choice, left_whole, metadata)
             for (one, own), choice, left_whole in zip(changed, choices, told, strict=True)
         ]
         chosen, unmasked = describe_choice(mode, choices, whole_stack), without_mask(choices)
@@ -129,13 +134,19 @@ class LycorisApplyStack(io.ComfyNode):
 
 
 def _patched(
-    patchable: Any, shapes: Mapping[str, Sequence[int]], choice: Choice, left_whole: LeftWhole
+    patchable: Any,
+    shapes: Mapping[str, Sequence[int]],
+    choice: Choice,
+    left_whole: LeftWhole,
+    metadata: Mapping[str, str],
 ) -> Any:
-    """A clone with the stack's patches and bypass; the very same object where the stack changes nothing."""
+    """A clone with the patches, bypass and metadata of a stack; the very same object where it has none."""
     patches = build_patches(shapes, choice.merged)
-    if not patches and not choice.bypassed:
+    if not patches and not choice.bypassed and not metadata:
         return patchable
     clone = patchable.clone()
+    if metadata:
+        attach_metadata(clone, metadata)
     if patches:
         add_patches(clone, patches)
     if choice.bypassed:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hosting import Host, Patched, needs
-from safetensors.torch import save_file
+from hosting import LORA, Host, Patched, needs
+from safetensors.torch import load_file, save_file
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms.base import IGNORED
 from tests.harness import dialects
+from tests.harness.assets import assets
 from tests.ops import layers
 
 pytestmark = pytest.mark.host
@@ -96,3 +97,35 @@ def test_the_host_finds_no_layer_of_flux_under_pefts_names(host: Host, tmp_path:
         tensors = comfy.utils.load_torch_file(result.path, safe_load=True)
         assert len(comfy.lora.load_lora(tensors, known, log_missing=False)) == found
         assert bool(result.in_comfy) == (found == 0)
+
+
+@pytest.mark.parametrize("mode", ["merge", "bypass"])
+def test_the_metadata_of_files_is_kept_with_the_model_as_by_hosts_loaders_in_a_row(
+    host: Host, plain: Patched, lora_file: Any, mode: str
+) -> None:
+    tensors = load_file(assets() / "loras" / LORA)
+    files = {
+        "plain.safetensors": None,
+        "guided.safetensors": {"reference_downscale_factor": "2"},
+        "other.safetensors": {"ss_network_dim": "4"},
+    }
+    for name, metadata in files.items():
+        lora_file(name, lambda path, metadata=metadata: save_file(tensors, path, metadata))
+    factor = host.nodes.NODE_CLASS_MAPPINGS.get("GetICLoRAParameters")
+    for rows in (
+        [("guided", 1.0, 1.0)],
+        [("guided", 0.0, 0.5), ("plain", 1.0, 1.0)],
+        [("guided", 1.0, 1.0), ("other", 1.0, 1.0)],
+        [("guided", 1.0, 1.0), ("other", 0.0, 0.0)],
+        [("plain", 1.0, 1.0)],
+    ):
+        wanted = plain
+        for name, model, clip in rows:
+            file = f"{name}.safetensors"
+            wanted = Patched(*host.nodes.LoraLoader().load_lora(wanted.model, wanted.clip, file, model, clip))
+        stack = host.stack(*((f"{name}.safetensors", *strengths) for name, *strengths in rows))
+        got = host.apply(plain, stack, mode=mode)
+        for one, other in ((got.model, wanted.model), (got.clip.patcher, wanted.clip.patcher)):
+            assert one.get_attachment("lora_metadata") == other.get_attachment("lora_metadata"), rows
+        if factor:
+            assert factor.execute(got.model).args == factor.execute(wanted.model).args
