@@ -184,6 +184,7 @@ from .train.race import Entrant as Entrant
 from .train.race import Race as Race
 from .train.race import RaceStep as RaceStep
 from .train.race import race as race
+from .train.rates import with_lora_plus as with_lora_plus
 from .train.schedules import schedules as schedules
 from .train.search import Searched as Searched
 from .train.search import search_network as search_network

@@ -44,6 +44,9 @@ class History:
     """How many steps were skipped, see `StepReport`."""
     draws: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
     """The loss of each held-out batch at the first validation, the last, and the lowest after the first."""
+    risen: float | None = None
+    """The factor by which the loss, relative to the model alone, had risen at the last check for that, if it
+    was too much, see `TrainOptions.rise`."""
 
     @property
     def best(self) -> StepLoss | None:
@@ -90,6 +93,11 @@ class History:
     def verdict(self, step: int) -> tuple[bool, str]:
         """Whether the training made the model worse at its end, and a line that says what the held-out data
         tell of it. `step` is the one whose weights are saved."""
+        if not self.validation and self.risen:
+            return True, (
+                f"The model became worse: relative to the model alone, the loss is {self.risen:.3g} times as "
+                "high as at first. Try a lower learning rate"
+            )
         if not self.validation:
             return False, "Nothing tells whether the model became better: there were no held-out data"
         (first, before), (last, end) = self.validation[0], self.validation[-1]
@@ -110,6 +118,7 @@ class History:
             "losses": torch.tensor(self.losses, dtype=torch.float64).reshape(-1, 2),
             "validation": torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2),
             "skipped": self.skipped,
+            "risen": self.risen,
             "draws": {
                 str(step): torch.tensor(draws, dtype=torch.float64) for step, draws in self.draws.items()
             },
@@ -117,13 +126,14 @@ class History:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> History:
-        """The history of a `state_dict`. States of older versions have no draws."""
+        """The history of a `state_dict`. States of older versions have no draws and no rise."""
         draws: Mapping[str, Any] = state.get("draws", {})
         return cls(
             _losses(state["losses"]),
             _losses(state["validation"]),
             state["skipped"],
             {int(step): losses.tolist() for step, losses in draws.items()},
+            state.get("risen"),
         )
 
 

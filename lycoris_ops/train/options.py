@@ -73,10 +73,11 @@ class TrainOptions:
     """The largest norm of all gradients together; larger ones are scaled down to it."""
     max_weight_norm: float | None = None
     """The largest norm of each layer's change, see `LycorisNetwork.clip_weight_norm`."""
-    rise: float | None = None
+    rise: float | None = 1.5
     """Stop the training where the ratio of its loss to the loss of the model alone is more than `rise` times
     the first ratio at two checks in a row, see `train.rise.Rise`. A check costs one more pass. Checks are a
-    twentieth of the steps apart, but at least 25 steps. None never stops."""
+    twentieth of the steps apart, but at least 25 steps, and one is in the last step. Trainings of fewer than
+    8 steps have no checks, and with None there are none at all."""
     ema: float | None = None
     """The decay of an average of the weights, such as 0.999, which is then validated and saved in place of
     the weights. In step n the decay is min(ema, (1 + n) / (10 + n)), so that the start is soon forgotten."""

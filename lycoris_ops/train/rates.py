@@ -39,19 +39,31 @@ def rate_of(algorithm: str, shapes: Iterable[Shape], rank: float) -> float:
     return FIRST * width**-WIDTH * USUAL_RANK**-RANK * ALGORITHMS[algorithm].fresh_rate ** 0.5
 
 
-def usual_rate(net: LycorisNetwork, family: OptimiserFamily) -> float:
-    """The rate for a network where none is given: for SCALED the geometric mean of `rate_of` over its layers.
+def with_lora_plus(rate: float, ratio: float | None) -> float:
+    """A usual rate where the tensors that start at zero have `ratio` times the rate of the others (LoRA+).
+
+    It is divided by sqrt(ratio): then the product of both rates stays the same, and with it the size of a
+    step. None is a ratio of 1.
+    """
+    return rate / math.sqrt(ratio or 1.0)
+
+
+def usual_rate(net: LycorisNetwork, family: OptimiserFamily, lora_plus: float | None = None) -> float:
+    """The rate for a network where none is given: for SCALED the geometric mean of `rate_of` over its layers,
+    divided as in `with_lora_plus`.
 
     Other optimisers have a fixed rate, because they adapt it themselves or because their rates were not
     compared. Raises TrainError for an optimiser without a usual rate.
     """
     if family.lr is None:
         raise TrainError("this optimiser has no usual rate", key="lr", got="None", expected="a number")
+    if family.one_rate:
+        return family.lr
     members = [one for one in net.members.values() if len(one.site.shape) > 1]
     if family.name not in SCALED or not members:
-        return family.lr
+        return with_lora_plus(family.lr, lora_plus)
     logs = [
         math.log(rate_of(one.layer.algorithm, [one.site.shape], one.layer.rank or USUAL_RANK))
         for one in members
     ]
-    return math.exp(sum(logs) / len(logs))
+    return with_lora_plus(math.exp(sum(logs) / len(logs)), lora_plus)

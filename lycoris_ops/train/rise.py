@@ -12,6 +12,8 @@ from .tensors import copies
 
 CHECKS, FEWEST = 20, 25
 """How often a training is checked, and the fewest steps between two checks: each costs a third of a step."""
+TRIAL = 8
+"""A training of fewer steps is only a trial, and not checked."""
 
 
 class Rise:
@@ -25,6 +27,7 @@ class Rise:
         """`most` is the highest allowed ratio, as a multiple of the first one; None checks nothing."""
         self.most = most
         self.every = max(FEWEST, steps // CHECKS)
+        self.last = steps
         self.first: float | None = None
         self.high: float | None = None
         """The factor by which the ratio had risen at the last check, if that was too much."""
@@ -33,7 +36,9 @@ class Rise:
         """The weights at the last check that found no rise."""
 
     def due(self, step: int) -> bool:
-        return self.most is not None and (step == 1 or step % self.every == 0)
+        if self.most is None or self.last < TRIAL:
+            return False
+        return step in (1, self.last) or step % self.every == 0
 
     def _copied(self) -> list[Tensor]:
         return [] if self.most is None else copies(self._parameters)

@@ -335,7 +335,7 @@ def _entrants(given: _Given) -> list[Entrant]:
     net, options = given.net, given.options
     family = family_of(options.optimiser)
     kinds = sorted(given.kinds)
-    lr = options.lr or usual_rate(net, family)
+    lr = options.lr or usual_rate(net, family, options.lora_plus)
     shapes = _shapes(net)
     rank = max(1.0, given.most / max(1, sum(sum(flat_shape(shape)) for shape in shapes)))
     # Kinds that start from a plan's gradient need LoRA's rate.

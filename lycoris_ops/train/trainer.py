@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from .. import processes
 from ..devices import check_device
-from ..errors import DivergedError, FileFormatError, MatchError, TrainError, either, number_of
+from ..errors import DivergedError, FileFormatError, MatchError, TrainError, either
 from ..files.tree_file import TreeForm
 from ..interrupts import uninterrupted
 from ..maths.chance import Chance
@@ -131,7 +131,7 @@ class Trainer:
         """The parameters that no gradient has reached yet."""
         self._compared = False
         self.family = family_of(options.optimiser)
-        lr = options.lr or usual_rate(net, self.family)
+        lr = options.lr or usual_rate(net, self.family, options.lora_plus)
         if self.family.averages and (options.ema is not None or options.schedule != "constant"):
             raise TrainError(
                 f"{options.optimiser} averages the weights in place of a schedule",
@@ -516,14 +516,14 @@ class Trainer:
                     total += loss.to(total.device, total.dtype) / count
         self.copies.add_up([total])
         risen = self._rise.found(report.loss, float(total))
+        self.history.risen = self._rise.high
         if risen is None:
             return
         self.whole = False
         copy_into(self.parameters, self._rise.good)
         raise DivergedError(
             f"the training makes the model worse: relative to the model alone, its loss in step "
-            f"{report.step} is {risen:.3g} times as high as at first, and it was already too high "
-            f"{number_of(self._rise.every, 'step')} before",
+            f"{report.step} is {risen:.3g} times as high as at first, and was too high at the check before",
             got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
             f"{report.lr:g}",
             hint="The network has the weights from before the loss rose. Try a tenth of the learning rate",

@@ -40,4 +40,8 @@ def test_a_training_without_a_rate_has_that_of_its_layers() -> None:
 
     assert rates() == pytest.approx([expected] * len(rates()))
     assert set(rates(lr=0.5)) == {0.5}
+    # With LoRA+ the product of both rates stays that of the usual one.
+    low, high = sorted(set(rates(lora_plus=16.0)))
+    assert (low, high) == (pytest.approx(expected / 4), pytest.approx(expected * 4))
+    assert set(rates(lr=0.5, lora_plus=16.0)) == {0.5, 8.0}
     network.restore()

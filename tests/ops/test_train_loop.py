@@ -993,9 +993,9 @@ def test_a_state_is_for_one_model_one_network_and_one_optimiser(tmp_path: Path) 
 
 def test_a_loss_that_rises_for_a_while_stops_with_the_weights_from_before(tmp_path: Path) -> None:
     """At a rate that is too high, at the second check in a row, also where a run was resumed between them."""
-    settings = options(tmp_path, steps=200, lr=30.0, optimiser="sgd", clip_norm=1.0, rise=1.5)
+    settings = options(tmp_path, steps=200, lr=30.0, optimiser="sgd", clip_norm=1.0)
     with pytest.raises(
-        lyc.DivergedError, match=r"makes the model worse: .*its loss in step 50 .*25 steps before"
+        lyc.DivergedError, match=r"makes the model worse: .*its loss in step 50 .*the check before"
     ) as caught:
         lyc.train_network(network(), batches(), noisy, settings)
     # A slider has no search that it could name.
@@ -1017,6 +1017,15 @@ def test_a_loss_that_rises_for_a_while_stops_with_the_weights_from_before(tmp_pa
     with pytest.raises(lyc.DivergedError, match="in step 50"):
         for step in range(30, 60):
             again.step(data[step % len(data)])
+
+
+def test_a_training_too_short_for_two_checks_says_that_its_loss_has_risen(tmp_path: Path) -> None:
+    settings = options(tmp_path, steps=20, lr=30.0, optimiser="sgd")
+    result = lyc.train_network(network(), batches(), noisy, settings)
+    assert result.history.verdict(20) == (True, str(result).splitlines()[0])
+    assert str(result).startswith("The model became worse: relative to the model alone, the loss is ")
+    state = lyc.newest_state(tmp_path / "out-checkpoints")
+    assert state and state.history().risen == result.history.risen
 
 
 def test_checks_for_a_rise_change_nothing(tmp_path: Path) -> None:

@@ -75,8 +75,6 @@ from .settings import (
 
 DRAWS = 4
 """At how many evenly spaced times each held-out latent is judged, as in kohya-ss/sd-scripts."""
-RISE = 1.5
-"""See `TrainOptions.rise`. A larger rise means that the learning rate is too high."""
 KEEP = 3
 """How many of the checkpoints of `checkpoint_every` are kept by default."""
 SAMPLES, APART = 10, 50
@@ -109,9 +107,9 @@ class FinishedTraining:
     def state(self) -> str:
         """How the report is marked, as in `with_report`."""
         history = self.result.history
-        if not history.validation:
-            return "nothing"
-        return "partly" if history.verdict(self.result.saved)[0] else "all"
+        if history.verdict(self.result.saved)[0]:
+            return "partly"
+        return "all" if history.validation else "nothing"
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,6 @@ def train(
             accumulation=asked.accumulation,
             clip_norm=asked.max_grad_norm or None,
             max_weight_norm=asked.max_weight_norm or None,
-            rise=RISE,
             ema=asked.ema or None,
             scaled=scaled,
             data=data,

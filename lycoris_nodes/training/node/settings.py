@@ -19,6 +19,7 @@ from ....lycoris_ops import (
     optimisers,
     resolve,
     sketches,
+    with_lora_plus,
 )
 from ...host.weights import weight_shapes
 from ...schema.inputs import AS_FAMILY
@@ -122,7 +123,8 @@ def rate_of(asked: Asked, family: Family, given: Mapping[str, Any]) -> float | N
     if asked.optimiser not in FAMILY_RATED:
         return None
     algorithm = given.get("algorithm")
-    return family.lr * (1.0 if algorithm is None else ALGORITHMS[algorithm].fresh_rate)
+    rate = family.lr * (1.0 if algorithm is None else ALGORITHMS[algorithm].fresh_rate)
+    return with_lora_plus(rate, asked.loraplus_ratio or None)
 
 
 def text_rate_of(asked: Asked, rate: float | None) -> float:
