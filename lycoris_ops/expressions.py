@@ -1,8 +1,8 @@
-"""Regular expressions from users, and from files, which strangers wrote.
+"""Regular expressions from files, workflows and users.
 
-Users' expressions use Python's `re`, which a crafted expression can keep busy forever. Expressions from files
-use the package `regex`, which has the same syntax and a time limit. Most expressions in files are plain
-paths, which need no package.
+A crafted expression can keep Python's `re` busy forever, and strangers write files and workflows. So all
+expressions use the package `regex`, which has the same syntax and a time limit. Most expressions in files are
+plain paths, which need no package.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from itertools import chain
+from typing import Any
 
 from .errors import RuleError
 
 MOST_TEXT = 1 << 20
-"""The most characters that all expressions of one field may have. An expression for each of the 800 layers of
-SDXL needs about 60,000."""
+"""The most characters that all expressions of one field of a file may have. An expression for each of the 800
+layers of SDXL needs about 60,000."""
 MOST_COMPILED = 1 << 14
 """The most characters that all expressions other than plain paths may have. Compiling so many takes a
 quarter of a second."""
@@ -25,22 +28,11 @@ MOST_COPIES = 10_000
 """The most copies that counted repeats (`a{9}`) may make. Compiling writes each of them out."""
 COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 SECONDS = 0.4
-"""The most seconds that all look-ups in one field may take together."""
-
-
-def search(text: str) -> Callable[[str], bool]:
-    """A test whether a user's regular expression matches anywhere in a name, ignoring case. Raises RuleError
-    for an invalid expression.
-    """
-    try:
-        found = re.compile(text, re.IGNORECASE)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise RuleError(
-            "a pattern is not a regular expression",
-            got=f"/{text}/: {error}",
-            expected="the syntax of Python's re",
-        ) from None
-    return lambda name: found.search(name) is not None
+"""The most seconds of the processor that all look-ups in one field or text may take together."""
+QUICK = 0.001
+"""Seconds after which a look-up lets other threads run. Nearly all take less."""
+SHARE = 0.2
+"""The most of the last seconds' time that all texts together may take, beyond the `QUICK` of each look-up."""
 
 
 class ExpressionError(ValueError):
@@ -75,14 +67,14 @@ class Expressions:
                 table = self._paths if whole or match[1] else self._ends
                 # Among equal expressions the first counts.
                 table.setdefault(re.sub(r"\\(.)", r"\1", match[2]), number)
-        self._others = _compiled(others, whole=whole)
+        allowance = Allowance()
+        self._others = [(number, allowance.test(text, whole=whole)) for number, text in others.items()]
         self._found: dict[str, int | None] = {}
-        self._left = SECONDS
 
     def first(self, path: str) -> int | None:
         """The number of the first expression that matches a path; None if none does.
 
-        Raises ExpressionError where all look-ups together have taken longer than `SECONDS`.
+        Raises ExpressionError where all look-ups together take longer than `SECONDS`.
         """
         if path not in self._found:
             parts = path.split(".")
@@ -92,47 +84,131 @@ class Expressions:
             for number, fits in self._others:
                 if best is not None and best <= number:
                     break
-                if self._timed(fits, path):
+                if fits(path):
                     best = number
                     break
             self._found[path] = best
         return self._found[path]
 
-    def _timed(self, fits: Callable[[str, float], bool], path: str) -> bool:
-        start = time.monotonic()
+
+class Allowance:
+    """What the expressions of one field or text may take together: characters, and time."""
+
+    def __init__(self) -> None:
+        self._characters = MOST_COMPILED
+        self._seconds = SECONDS
+
+    def test(self, text: str, *, whole: bool = False) -> Callable[[str], bool]:
+        """A test whether an expression matches a path by PEFT's rule, or with `whole` the whole path.
+
+        Raises ExpressionError where the expression cannot be used; the test raises it where the time is over.
+        """
+        whole_text = text if whole else rf"(?:.*\.)?(?:{text})"
+        found = self._compiled(text, whole_text)
+        return lambda path: self._timed(found.fullmatch, path)
+
+    def search(self, text: str) -> Callable[[str], bool]:
+        """A test whether an expression matches anywhere in a name, ignoring case. Raises as `test` does."""
+        found = self._compiled(text, f"(?i){text}")
+        known: dict[str, bool] = {}
+
+        def fits(name: str) -> bool:
+            # Rules are used again in each run, so each name counts once.
+            if name not in known:
+                known[name] = self._timed(found.search, name)
+            return known[name]
+
+        return fits
+
+    def _compiled(self, text: str, used: str) -> Any:
+        """The compiled expression `used`, which is made of the text of a file or a user."""
         try:
-            if self._left <= 0:
-                raise TimeoutError
-            return fits(path, self._left)
-        except (TimeoutError, MemoryError):
-            raise ExpressionError(f"more than {SECONDS} s to match them") from None
-        finally:
-            self._left -= time.monotonic() - start
-
-
-def _compiled(texts: dict[int, str], *, whole: bool) -> list[tuple[int, Callable[[str, float], bool]]]:
-    """The number of each expression, and a function that tests a path against it within a time limit."""
-    if not texts:
-        return []
-    try:
-        import regex
-    except ImportError:
-        raise ExpressionError(
-            "a regular expression, which needs the package regex: pip install regex"
-        ) from None
-    if sum(map(len, texts.values())) > MOST_COMPILED:
-        raise ExpressionError(f"more than {MOST_COMPILED} characters in expressions that are not paths")
-
-    def test(text: str) -> Callable[[str, float], bool]:
+            import regex
+        except ImportError:
+            raise ExpressionError(
+                "a regular expression, which needs the package regex: pip install regex"
+            ) from None
+        self._characters -= len(text)
+        if self._characters < 0:
+            raise ExpressionError(f"more than {MOST_COMPILED} characters in expressions that are not paths")
         counts = (int(count) for count in chain(*COUNTS.findall(text)) if count)
         if math.prod(filter(None, counts)) > MOST_COPIES:
             raise ExpressionError(f"counted repeats of more than {MOST_COPIES} copies, in {text[:200]!r}")
         try:
-            found = regex.compile(text if whole else rf"(?:.*\.)?(?:{text})")
             # Compile it alone too: an extra ) could close the group that is put around it.
             regex.compile(text)
+            return regex.compile(used)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ExpressionError(f"{error}, in {text[:200]!r}") from None
-        return lambda path, seconds: found.fullmatch(path, timeout=seconds) is not None
 
-    return [(number, test(text)) for number, text in texts.items()]
+    def _timed(self, match: Callable[..., Any], name: str) -> bool:
+        start = time.thread_time()
+        try:
+            if self._seconds <= 0:
+                raise TimeoutError
+            with suppress(TimeoutError):
+                # To let other threads run takes them 5 ms each time.
+                return match(name, timeout=QUICK, concurrent=False) is not None
+            left = min(self._seconds, _all.left())
+            return match(name, timeout=max(left, QUICK), concurrent=True) is not None
+        except (TimeoutError, MemoryError):
+            raise ExpressionError(f"more than {SECONDS} s to match them") from None
+        finally:
+            took = time.thread_time() - start
+            self._seconds -= took
+            _all.take(took)
+
+
+class _All:
+    """The time that the expressions of all texts together may take: `SHARE` of the time, and `SECONDS`."""
+
+    def __init__(self) -> None:
+        self._left, self._at = SECONDS, time.monotonic()
+
+    def left(self) -> float:
+        now = time.monotonic()
+        self._left, self._at = min(SECONDS, self._left + SHARE * (now - self._at)), now
+        return self._left
+
+    def take(self, seconds: float) -> None:
+        self._left -= seconds
+
+
+_all = _All()
+_shared: ContextVar[Allowance | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def of_one_text() -> Generator[None]:
+    """A context, or a decorator, in which all calls of `search` share one allowance."""
+    if _shared.get() is not None:
+        yield
+        return
+    token = _shared.set(Allowance())
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def search(text: str) -> Callable[[str], bool]:
+    """A test whether a user's regular expression matches anywhere in a name, ignoring case.
+
+    Raises RuleError for an expression that cannot be used; the test raises it where the time is over.
+    """
+
+    def told(act: Callable[[], Any], problem: str, expected: str) -> Any:
+        try:
+            return act()
+        except ExpressionError as error:
+            got = f"/{text[:200]}/: {error}"
+            raise RuleError(problem, got=got, expected=expected) from None
+
+    fits = told(
+        lambda: (_shared.get() or Allowance()).search(text),
+        "a pattern is not a regular expression",
+        "the syntax of Python's re",
+    )
+    return lambda name: told(
+        lambda: fits(name), "a regular expression takes too long", "one that is quick to match"
+    )

@@ -6,9 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from ..errors import RuleError
+from ..expressions import of_one_text
 from ..rules.patterns import Pattern
 
 
+@of_one_text()
 def patterns(texts: str | Iterable[str]) -> tuple[Pattern, ...]:
     """The patterns of these texts, or of the one text."""
     return tuple(map(Pattern.of_modules, [texts] if isinstance(texts, str) else texts))

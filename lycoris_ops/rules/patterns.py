@@ -36,6 +36,12 @@ EXPRESSION = r"/(?:\\.|(?!/\s*(?:[=:]|$))[^\\])*/"
 EXPRESSION_LINE = re.compile(rf"(\s*{EXPRESSION}\s*)=(.*)")
 MOST = 4096
 """The most blocks in a range. Models have some dozens."""
+MOST_PATTERNS = 128
+"""The most patterns in a line."""
+LONGEST = 1000
+"""The most characters of a glob, and of a name for which similar ones are sought. No layer's is longer."""
+MOST_NEAR = 8
+"""The most patterns that match nothing and get similar names. The search takes some milliseconds for each."""
 FAMILIES = {"input": "in", "output": "out", "d": "double", "s": "single"}
 
 Test = Callable[[Named, Scene | None], bool]
@@ -75,8 +81,9 @@ class Pattern:
         within = _range(text, first, last) if dash else None
 
         def test(named: Named, scene: Scene | None) -> bool:
-            if any(_is(name, named) for name in meant):
-                return True
+            for name in meant:
+                if _is(name, named):
+                    return True
             # diffusers' Z-Image has a layer all_x_embedder.2-1.
             if within is None or (scene and not scene.known.isdisjoint(meant)):
                 return False
@@ -113,6 +120,8 @@ class Pattern:
 
     def near(self, blocks: Blocks) -> str | None:
         """Similar names, in words, for a pattern that matches nothing in the model; None for none."""
+        if len(self.text) > LONGEST:
+            return None
         name = _ours(re.sub(r"-.*|[*?\[\]/]", "", self.text))
         family = name.rpartition(".")[0] or name
         if numbers := blocks.numbers(family):
@@ -134,12 +143,13 @@ def unmet(patterns: Iterable[Pattern], scene: Scene) -> tuple[tuple[str, ...], t
     notes: list[str] = []
     idle: list[str] = []
     for pattern in patterns:
+        scene.check_time()
         if any(pattern.matches(scene, each) for each in named):
             continue
         if why := _elsewhere(pattern, scene):
             notes.append(f"{pattern.text}: {why}")
         else:
-            near = pattern.near(scene.blocks)
+            near = pattern.near(scene.blocks) if len(idle) < MOST_NEAR else None
             idle.append(f"{pattern.text}: the model has nothing of that name" + (f"; {near}" if near else ""))
     return tuple(notes), tuple(idle)
 
@@ -195,12 +205,16 @@ def assigned(line: str) -> Assigned | None:
 def atoms(text: str) -> Iterator[tuple[int, str]]:
     """The patterns of a text, separated by spaces or commas, each with its position in the text.
 
-    A regular expression is one pattern, whatever is in it.
+    A regular expression is one pattern, whatever is in it. Raises RuleError for more than `MOST_PATTERNS`.
     """
     if text.startswith("/"):
         yield 0, text
         return
-    for match in re.finditer(r"[^\s,]+", text):
+    for count, match in enumerate(re.finditer(r"[^\s,]+", text)):
+        if count == MOST_PATTERNS:
+            raise RuleError("a line has too many patterns", expected=f"at most {MOST_PATTERNS}").at(
+                match.start() + 1
+            )
         yield match.start(), match[0]
 
 
@@ -215,6 +229,12 @@ def _searched(text: str) -> Test | None:
         found = search(text[1:-1])
         return lambda named, _: any(map(found, named.paths))
     if GLOB.search(text):
+        if len(text) > LONGEST:
+            raise RuleError(
+                "a glob is too long",
+                got=f"{len(text)} characters, {text[:40]}...",
+                expected=f"at most {LONGEST}",
+            )
         # Not `fnmatch`, which on Windows takes / for \.
         glob = re.compile(translate(text.lower()))
         return lambda named, _: any(map(glob.match, (*named.names, *named.paths)))
@@ -224,7 +244,12 @@ def _searched(text: str) -> Test | None:
 def _is(name: str, named: Named) -> bool:
     if name in named.names:
         return True
-    return any(path == name or path.startswith(f"{name}.") for path in named.paths)
+    # A loop, since a generator takes three times as long and there may be a million calls.
+    start = f"{name}."
+    for path in named.paths:  # noqa: SIM110
+        if path == name or path.startswith(start):
+            return True
+    return False
 
 
 def _ours(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..discovery import discover
 from ..errors import RuleError
+from ..expressions import of_one_text
 from . import lines
 from .lines import Line
 from .patterns import EXPRESSION
@@ -21,6 +22,10 @@ FORMS: list[Callable[[str], Line | None]] = [
 EXPECTED = "pattern = value such as in.4 = 0.5, a vector such as 1,0,0,..., or the name of a preset"
 NESTED = 8
 """How deep presets may name presets."""
+MOST_TEXT = 1 << 16
+"""The most characters of a text. A line for each of the 800 layers of SDXL needs about 60,000."""
+MOST_LINES = 1 << 12
+"""The most lines of a text, those of its presets included."""
 BEGUN = re.compile(rf"\s*(?:not\s+)?{EXPRESSION}", re.IGNORECASE)
 """Matches the start of a line with a regular expression, up to that expression's end."""
 
@@ -43,6 +48,7 @@ class Rules:
     stages: tuple[RuleStage, ...] = ()
 
     @classmethod
+    @of_one_text()
     def parse(
         cls,
         text: str,
@@ -65,9 +71,10 @@ class Rules:
 
         `broken` are presets that cannot be read, each with its fault.
 
-        Raises RuleError for any other line, with its number and the column, and for the name of a broken
-        preset.
+        Raises RuleError for any other line, with its number and the column, for the name of a broken preset,
+        and for more than `MOST_TEXT` characters or `MOST_LINES` lines.
         """
+        check_length(text, "the block rules are")
         found = tuple(_lines(text, presets or {}, broken or {}, NESTED))
         return cls((RuleStage(found, seed),) if found else ())
 
@@ -84,14 +91,16 @@ class Rules:
     def on(self, scene: Scene) -> Outcome[float]:
         """The weight of each layer of an adapter, at its place in a model.
 
-        Raises RuleError for a vector that does not fit the model.
+        Raises RuleError for a vector that does not fit the model, and for lines that take too long.
         """
+        scene.begin()
         total = dict.fromkeys(scene.layers, 1.0)
         notes: list[str] = []
         idle: list[str] = []
         for stage in self.stages:
             weights = dict.fromkeys(scene.layers, 1.0)
             for line in stage.lines:
+                scene.check_time()
                 outcome = line.weigh(scene, stage.seed)
                 for layer, value in outcome.of.items():
                     weights[layer] = value.after(weights[layer])
@@ -124,6 +133,7 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
             if not depth:
                 raise RuleError("presets name each other too deeply, or in a circle", got=name)
             found += _lines(presets[name], presets, broken, depth - 1)
+            _check_count(found)
             continue
         try:
             line = next(filter(None, (read(content) for read in FORMS)), None)
@@ -138,7 +148,21 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
                 hint=error.hint,
             ).at(error.column) from None
         found.append(line)
+        _check_count(found)
     return found
+
+
+def _check_count(lines: list[Line]) -> None:
+    if len(lines) > MOST_LINES:
+        raise RuleError("the block rules have too many lines", expected=f"at most {MOST_LINES}")
+
+
+def check_length(text: str, what: str) -> None:
+    """Raise RuleError for a text of more than `MOST_TEXT` characters or `MOST_LINES` lines."""
+    counts = (("characters", len(text), MOST_TEXT), ("lines", text.count("\n") + 1, MOST_LINES))
+    for name, count, most in counts:
+        if count > most:
+            raise RuleError(f"{what} too long", got=f"{count} {name}", expected=f"at most {most}")
 
 
 def without_comment(line: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
+from ..errors import RuleError
 from ..names.blocks import Blocks, Named
+
+SECONDS = 0.8
+"""The most seconds of the processor that rules may take. Rules in use take some milliseconds."""
 
 
 class Value(NamedTuple):
@@ -54,3 +59,18 @@ class Scene:
             for path in named.paths:
                 found.update(accumulate(path.split("."), "{}.{}".format))
         return frozenset(found)
+
+    _begun: list[float] = field(default_factory=lambda: [0.0], init=False, compare=False, repr=False)
+
+    def begin(self) -> None:
+        """Start the clock of `check_time`."""
+        self._begun[0] = time.thread_time()
+
+    def check_time(self) -> None:
+        """Raise RuleError where the rules have taken more than `SECONDS`."""
+        if time.thread_time() - self._begun[0] > SECONDS:
+            raise RuleError(
+                "the block rules or the schedule take too long",
+                got=f"more than {SECONDS} s for {len(self.layers)} layers",
+                hint="Write fewer patterns, or globs in place of many names",
+            )

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from ..changes.timing import Clock, Curve, Timing
 from ..errors import LycorisError, ScheduleError
+from ..expressions import of_one_text
 from .patterns import Pattern, assigned, unmet
-from .rules import without_comment
+from .rules import check_length, without_comment
 from .scene import Outcome, Scene
 
 
@@ -27,6 +28,7 @@ class Schedule:
     stages: tuple[tuple[Track, ...], ...] = ()
 
     @classmethod
+    @of_one_text()
     def parse(cls, text: str, clock: Clock = "diffusion", curve: Curve | None = None) -> Schedule:
         """A schedule of one stage from the lines of a text. Blank lines and comments are ignored.
 
@@ -34,6 +36,7 @@ class Schedule:
         other lines together are one curve for the rest, see `Curve.parse`; `curve` replaces it. Raises
         ScheduleError and RuleError; for a line with patterns they give its number.
         """
+        check_length(text, "the schedule is")
         plain: list[str] = []
         tracks: list[Track] = []
         for number, raw in enumerate(text.splitlines(), start=1):
@@ -67,12 +70,15 @@ class Schedule:
     def on(self, scene: Scene) -> Outcome[tuple[Timing, ...]]:
         """The timings of each layer of an adapter, at its place in a model.
 
-        Their values at a moment are multiplied; () is a constant strength.
+        Their values at a moment are multiplied; () is a constant strength. Raises RuleError where it takes
+        too long.
         """
+        scene.begin()
         found: dict[str, tuple[Timing, ...]] = dict.fromkeys(scene.layers, ())
         for stage in self.stages:
             own: dict[str, Timing] = {}
             for patterns, timing in stage:
+                scene.check_time()
                 for layer, named in scene.layers.items():
                     if not patterns or any(pattern.matches(scene, named) for pattern in patterns):
                         own[layer] = timing

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import LycorisError, UnsuitedError, either, located
+from ..expressions import of_one_text
 from ..modules.patterns import check_used
 from ..modules.sites import Site, all_sites, select
 from ..ranks.plan import Plan
@@ -148,6 +149,7 @@ class _Planned:
     """The options of the pattern that matches it."""
 
 
+@of_one_text()
 def _overridden(sites: Mapping[str, Site], base: LayerSettings, overrides: Overrides) -> list[_Planned]:
     found: list[tuple[Pattern, LayerSettings, Mapping[str, Any]]] = []
     for text, options in overrides.items():

@@ -6,6 +6,8 @@ import json
 import random
 import re
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,14 @@ import torch
 from children import python
 from safetensors.torch import save_file
 
-from lycoris_ops.errors import RuleError
+from lycoris_ops import BLOCK_PRESETS, create_lycoris
+from lycoris_ops.errors import RuleError, ScheduleError
 from lycoris_ops.expressions import MOST_TEXT, ExpressionError, Expressions, search
 from lycoris_ops.peft.patterns import alone, one_of
+from lycoris_ops.rules.rules import Rules
+from lycoris_ops.rules.scene import Scene
+from lycoris_ops.rules.schedule import Schedule
+from lycoris_ops.stack.survey import blocks_of
 
 PATHS = [
     "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
@@ -141,6 +148,43 @@ def test_no_pattern_of_a_file_hangs(tmp_path: Path) -> None:
         save_file(tensors, folder / "adapter_model.safetensors")
         paths.append(str(folder / "adapter_model.safetensors"))
     assert len(python("-c", LOAD, *paths).splitlines()) == len(HOSTILE)
+
+
+SLOW = [r"(\w+\.?)+!", r"(\w|\w\.?)+[!?]", r"(.*)(.*)(.*)(.*)(.*)(.*)\1\2\3[!?]"]
+RULES = [
+    *(f"/{slow}/ = 1" for slow in SLOW),
+    "\n".join(f"/{SLOW[1]}{{{n}}}/ = 1" for n in range(1, 400)),
+    "\n".join(f"/{'(a{9})' * n}/ = 1" for n in range(400)),
+    *("[" * size + " = 0.5" for size in (900, 60_000)),
+    "[a* " * 10_000 + "= 0.5",
+    "\n".join(f"block.{n}.out = 0.5" for n in range(4_000)),
+    "in.1 = 0.5\n" * 100_000,
+    "ALL\n" * 4_000,
+    "%" + ",".join(["in1=1"] * 10_000),
+]
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_no_rules_of_a_workflow_hang(number: int) -> None:
+    """Rules give weights or an error within two seconds of the processor, however they are written."""
+    shapes = {
+        f"diffusion_model.input_blocks.{n}.1.attn{k}.to_q.weight": (8, 8) for n in range(99) for k in "12"
+    }
+    blocks = blocks_of(shapes)
+    scene = Scene(blocks, {named.paths[0]: named for named in blocks.layers})
+    for parse in (lambda text: Rules.parse(text, BLOCK_PRESETS), Schedule.parse):
+        spent = time.thread_time()
+        with suppress(RuleError, ScheduleError):
+            parse(RULES[number]).on(scene)
+        assert time.thread_time() - spent < 2
+
+
+@pytest.mark.parametrize("pattern", SLOW[1:])
+def test_an_expression_that_takes_too_long_is_named(pattern: str) -> None:
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("a" * 60, "attn1_" * 10)})
+    for options in ({"include": f"/{pattern}/"}, {"overrides": {f"/{pattern}/": {"rank": 2}}}):
+        with pytest.raises(RuleError, match=r"takes too long.*more than 0.4 s"):
+            create_lycoris(model, **options)
 
 
 def test_without_the_package_regex_a_files_expression_says_what_is_missing(

@@ -53,6 +53,7 @@ class Elements(Line):
         notes: list[str] = []
         idle: list[str] = []
         for element in self.elements:
+            scene.check_time()
             met = [layer for layer, named in scene.layers.items() if element.matches(scene, named)]
             values |= dict.fromkeys(met, Value(element.value))
             if met:

@@ -32,15 +32,17 @@ class Positions(Line):
 
     def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
         values: dict[str, Value] = {}
-        for family in FAMILIES:
-            for place, layers in enumerate(in_family(scene, family), start=1):
+        found = {family: in_family(scene, family) for family in FAMILIES}
+        for family, blocks in found.items():
+            scene.check_time()
+            for place, layers in enumerate(blocks, start=1):
                 fitting = [v for name, low, high, v in self.items if name == family and low <= place <= high]
                 value = Value(fitting[-1] if fitting else self.default)
                 values.update(dict.fromkeys(layers, value))
         idle = tuple(
             f"{name}: the file has no such block"
             for name, low, high, _ in self.items
-            if min(high, len(in_family(scene, name))) < max(low, 1)
+            if min(high, len(found[name])) < max(low, 1)
         )
         for layer in scene.layers:
             values.setdefault(layer, Value(self.base))
