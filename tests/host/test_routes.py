@@ -122,6 +122,40 @@ def test_a_preview_is_a_picture_that_belongs_to_the_file(
     assert picture(preview("inner")) == (30, 20)
 
 
+def test_a_preview_of_a_stranger_takes_little(
+    host: Host, lora_file: Callable[[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that would take much memory is not decoded, nor is a format that previews do not have."""
+    plain = lora_file("plain.safetensors", told())
+    beside = host.base / "models" / "loras" / "plain.png"
+    lora_file(beside.name, b"")
+    # A file of 4 kB and a header alone: both claim a picture of more than 100 MB.
+    for kind, mode, size in (
+        ("PNG", "1", (5000, 5000)),
+        ("WEBP", "RGB", (2600, 2600)),
+        ("BMP", "RGB", (9, 9)),
+    ):
+        huge = io.BytesIO()
+        Image.new(mode, size).save(huge, kind)
+        beside.write_bytes(huge.getvalue())
+        data = f"data:image/png;base64,{base64.b64encode(huge.getvalue()).decode()}"
+        within = lora_file(f"within{kind}.safetensors", told(**{"modelspec.thumbnail": data}))
+        with monkeypatch.context() as patched:
+            patched.setattr(Image.Image, "load", lambda self: pytest.fail("it is decoded"))
+            for file in (plain, within):
+                assert preview(file)[0] == 204, (kind, file)
+    # Of a JPEG no more is decoded than is shown, so it may be larger.
+    jpeg = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(jpeg, "JPEG")
+    beside.write_bytes(jpeg.getvalue())
+    data = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
+    within = lora_file("within.safetensors", told(**{"modelspec.thumbnail": data}))
+    first = [preview(file) for file in (plain, within)]
+    assert [status for status, *_ in first] == [200, 200]
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it is decoded once more"))
+    assert [preview(file) for file in (plain, within)] == first
+
+
 def clip(path: Path) -> None:
     """Write a clip of three frames."""
     codec = "libvpx" if path.suffix == ".webm" else "mpeg4"
