@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..discovery import discover_classes
 from ..maths.shapes import Shape
-from .base import Layer
+from .base import Layer, field_of
 from .checks import a_layer
 
 Contract = TypeVar("Contract", bound=Layer)
@@ -25,8 +26,33 @@ def _discover() -> dict[str, type[Layer]]:
             continue
         if kind.algorithm in found:
             raise TypeError(f"two classes register the algorithm {kind.algorithm!r}")
+        check_products(kind)
         found[kind.algorithm] = kind
     return found
+
+
+def check_products(kind: type[Layer]) -> None:
+    """Raise TypeError where strengths could not scale the change of a kind as `Layer.multiplied` scales it.
+
+    A kind whose change does not depend on the weight must name the factors of each product in `products`,
+    each field once. A kind with `multiplied` of its own needs none.
+    """
+    named = [field for product in kind.products for field in product]
+    if unknown := set(named) - {field.name for field in fields(kind)}:
+        raise TypeError(f"{kind.__name__}.products names no field of the class: {', '.join(sorted(unknown))}")
+    if kind.multiplied is not Layer.multiplied or kind.additive is Layer.additive:
+        return
+    variants = {field_of(suffix) for variant in kind.variants for suffix in variant}
+    if variants.isdisjoint(named):
+        raise TypeError(
+            f"{kind.__name__} has `additive` but no `products`, so strengths would not scale its change: "
+            "name the factors of each product there, or define `multiplied`"
+        )
+    if twice := sorted({field for field in named if named.count(field) > 1}):
+        raise TypeError(
+            f"{kind.__name__}.products names {', '.join(twice)} twice, so the square of a strength would scale its "
+            "change: define `multiplied`"
+        )
 
 
 ALGORITHMS: dict[str, type[Layer]] = _discover()

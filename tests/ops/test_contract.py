@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS, detect
+from lycoris_ops.algorithms import ALGORITHMS, check_products, detect
 
 OTHER_VARIANTS = {
     frozenset({"lora_embedding_A", "lora_embedding_B"}),
@@ -103,6 +104,52 @@ def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
     alpha = 1.0 if spec.scaled else 1e6
     scaled = algorithm.load({**plain, "alpha": torch.tensor(alpha)}, spec.options)
     torch.testing.assert_close(scaled.delta(base(weight)), whole / 4 if spec.scaled else whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiplied_multiplies_the_change(kind: str) -> None:
+    """Strengths of saved and merged files go this way. What is not proportional is refused."""
+    weight = base(home(kind), torch.float64)
+    layer = load(kind, home(kind))
+    bias = torch.randn(weight.shape[0], dtype=torch.float64)
+    close = {"rtol": 2e-6, "atol": 1e-6 * float(layer.delta(weight).abs().max())}
+    with_bias = layer.with_bias_change(torch.randn(weight.shape[0])) if KINDS[kind].additive else layer
+    for factor in (0.5, -2.0, 0.3):
+        if not layer.proportional:
+            with pytest.raises(lyc.LayerError, match="cannot be multiplied by a number"):
+                layer.multiplied(factor)
+            continue
+        made = layer.multiplied(factor)
+        torch.testing.assert_close(made.delta(weight), factor * layer.delta(weight), **close)
+        change, whole = (one.change(weight, bias) for one in (with_bias.multiplied(factor), with_bias))
+        if whole.bias is not None and change.bias is not None:
+            torch.testing.assert_close(change.bias, factor * whole.bias, **close)
+
+
+OWN: dict[str, Any] = {"algorithm": "own", "variants": (frozenset({"outer_u", "outer_v"}),)}
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        ({}, "has `additive` but no `products`"),
+        ({"products": (("outer_u", "outer_u"),)}, "names outer_u twice"),
+        ({"products": (("outer_u", "outer_w"),)}, "names no field of the class: outer_w"),
+        ({"products": (("outer_u", "outer_v"),)}, None),
+        ({"multiplied": lambda layer, factor: layer}, None),
+    ],
+)
+def test_a_kind_whose_strength_would_be_wrong_is_not_registered(
+    declared: dict[str, Any], problem: str | None
+) -> None:
+    members = {**OWN, "additive": lambda layer: (), **declared}
+    members["__annotations__"] = {"outer_u": torch.Tensor, "outer_v": torch.Tensor}
+    kind = dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(type("Own", (lyc.Layer,), members))
+    if problem is None:
+        check_products(kind)
+    else:
+        with pytest.raises(TypeError, match=problem):
+            check_products(kind)
 
 
 STARTS = [

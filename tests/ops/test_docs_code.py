@@ -212,6 +212,15 @@ def test_what_the_page_of_adding_adds_works(tmp_path: Path) -> None:
     assert int(re.findall(r"(\d+) passed", told)[0]) > 20
 
 
+def test_a_kind_of_the_page_without_its_products_is_refused(tmp_path: Path) -> None:
+    home = added(tmp_path)
+    kind = home / "lycoris_ops" / "algorithms" / "outer.py"
+    text = kind.read_text(encoding="utf-8")
+    kind.write_text(re.sub(r"^    products: .*\n", "", text, flags=re.M), encoding="utf-8")
+    with pytest.raises(AssertionError, match="Outer has `additive` but no `products`"):
+        outcome(home, "tests/ops/test_contract.py", "-k", "outer")
+
+
 def test_every_block_of_code_is_run_or_is_output() -> None:
     """A fence says its language. Those of the languages that run are on the pages that tests run."""
     ran = {
@@ -224,7 +233,9 @@ def test_every_block_of_code_is_run_or_is_output() -> None:
             "block-rules",
             "coming-from",
             "day",
+            "pack-authors",
         },
+        "json": {"pack-authors"},
         "toml": {"training"},
         "console": {"command-line", "install"},
         "diff": {"adding"},
