@@ -50,8 +50,8 @@ def check_products(kind: type[Layer]) -> None:
         )
     if twice := sorted({field for field in named if named.count(field) > 1}):
         raise TypeError(
-            f"{kind.__name__}.products names {', '.join(twice)} twice, so the square of a strength would scale its "
-            "change: define `multiplied`"
+            f"{kind.__name__}.products names {', '.join(twice)} twice, so a strength would act squared: "
+            "define `multiplied`"
         )
 
 
