@@ -6,8 +6,7 @@ import hashlib
 import math
 import os
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +14,16 @@ from typing import NoReturn
 
 from ...lycoris_ops import TrainError, few
 from .clip import CLIPS, FILMS, FRAMES
+from .lists import LISTS, Lists, caption_of_json
 from .picture import PICTURES
-from .texts import LONGEST, captions_of_list
+from .texts import LONGEST, alike
 
 CAPTIONS = (".txt", ".caption")
 """The endings of caption files in ComfyUI's data set nodes and kohya-ss/sd-scripts."""
-LISTED = "metadata.jsonl"
-"""A list of the captions of pictures in its folder and below, as in data sets of Hugging Face."""
+OF_A_PICTURE = ".json"
+"""The ending of a JSON that may have the caption of one picture, as in WebDataset and ostris/ai-toolkit."""
+MAY_TELL = (OF_A_PICTURE, ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
+"""The endings of files that may have captions."""
 MASKS = ("-masklabel", "_mask", ".mask")
 """Endings that a mask's name adds to its picture's name. The first is OneTrainer's."""
 MASK_FOLDERS = ("mask", "masks")
@@ -31,6 +33,21 @@ BESIDE = re.compile(r"(.+?)(?:-condlabel|_control|_reference)_?(\d*)")
 BESIDE_FOLDERS = re.compile(r"(?:controls?|references?|conditioning)_?(\d*)")
 """Folders of references, beside the pictures (kohya-ss/musubi-tuner) or beside their folder
 (ostris/ai-toolkit). Each file has its picture's name, perhaps with `_` and a number."""
+REGULARISATION = re.compile(
+    r"regs?|regulari[sz]ation|(?:reg|regulari[sz]ation|class)_?(?:images?|imgs?|pictures?|data)"
+)
+"""Folders of pictures for regularisation, as kohya-ss/sd-scripts and diffusers call them."""
+OTHERS = "left out"
+ALONE = "left out, because they are named as masks or references and have no caption of their own"
+REGULAR = "left out, because they are for regularisation, which takes a node of its own"
+FILMED = "clips, which this model does not learn"
+UNTOLD = "no captions were taken from"
+"""Why files are not used."""
+HINTS = {
+    FILMED: "Take a model that makes videos, or put pictures into the folder",
+    ALONE: "Put their pictures there, or a caption beside each that is to be learned itself",
+    REGULAR: "To use only those, choose the folder that they are in",
+}
 REPEATED = re.compile(r"(\d+)_(.*)")
 """A folder's name with the repeats of its pictures in front, as in kohya-ss/sd-scripts."""
 OF_SYSTEMS = {"thumbs.db", "desktop.ini", "system volume information", "$recycle.bin", "lost+found", "@eadir"}
@@ -48,7 +65,7 @@ class Found:
     """The path below the folder, with `/` between its parts."""
     caption: Path | None = None
     listed: str = ""
-    """Its caption in a list, which counts if it has no file for one."""
+    """Its caption in a JSON or a list, which counts if it has no file for one."""
     mask: Path | None = None
     references: tuple[Path, ...] = ()
     """The pictures and clips that the model is shown beside the caption, in order."""
@@ -70,8 +87,11 @@ class Found:
         return tuple(path for path in self.references if path not in self.controls)
 
     @property
-    def is_named_as_reference(self) -> bool:
-        return BESIDE.fullmatch(self.path.stem.lower()) is not None
+    def is_alone(self) -> bool:
+        """Whether it is named as a mask or reference, without its picture, and nothing says what it shows."""
+        stem = alike(self.path.stem)
+        named = stem.endswith(MASKS) or BESIDE.fullmatch(stem) is not None
+        return named and not (self.caption or self.listed)
 
 
 @dataclass(frozen=True)
@@ -80,8 +100,8 @@ class PictureFolder:
 
     path: Path
     pictures: tuple[Found, ...]
-    left_out: tuple[str, ...]
-    """The names of files and links that are not used."""
+    left_out: Mapping[str, Sequence[str]]
+    """The names of files, folders and links that are not used, by the reason in words."""
 
     @classmethod
     def of(cls, path: Path, *, clips: bool = False) -> PictureFolder:
@@ -103,28 +123,34 @@ class PictureFolder:
     @classmethod
     def _of(cls, path: Path, *, clips: bool) -> PictureFolder:
         pictures: list[Found] = []
-        left_out: list[str] = []
-        listed: dict[str, str] = {}
+        left_out: dict[str, list[str]] = {reason: [] for reason in (OTHERS, ALONE, REGULAR, FILMED, UNTOLD)}
+        lists = Lists(path)
         beside: dict[Path, list[Path]] = {}
         shelves: dict[Path, _Shelf] = {}
         drawn: set[Path] = set()
+        given: set[Path] = set()
         masks_for: dict[Path, list[Path]] = {}
+
+        def leave(reason: str, paths: Iterable[Path]) -> None:
+            left_out[reason] += [_below(one, path) for one in paths]
+
         for folder, folders, files in os.walk(path, onerror=_raised):
             here = Path(folder)
             links = [name for name in folders if (here / name).is_symlink()]
-            left_out += [_below(here / name, path) for name in links]
+            leave(OTHERS, [here / name for name in links])
             folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in links)
             # A folder of frames is a clip, like a file.
             framed = [name for name in folders if name.lower().endswith(FRAMES)]
-            folders[:] = [name for name in folders if name not in framed]
-            if LISTED in files:
-                told = captions_of_list(here / LISTED)
-                listed |= {_alike(str(file)): text for file, text in told.items()}
-            names = [name for name in files if not _is_hidden(name) and name != LISTED]
-            found, rest = _in_one_folder(here, [*names, *framed], FILMS if clips else ())
-            beside[here] = _taken_out(here, folders) if found or not _only_references(folders) else []
-            shelves |= {one: _shelf_of(one, clips=clips) for one in beside[here]}
-            masks = _masks_beside(here, folders, has_pictures=bool(found))
+            regular = [name for name in folders if REGULARISATION.fullmatch(name.lower())]
+            leave(REGULAR, [here / name for name in regular])
+            folders[:] = [name for name in folders if name not in (*framed, *regular)]
+            names = [name for name in files if not _is_hidden(name)]
+            told = _lists_of(names)
+            lists.add(here, told)
+            found, rest = _in_one_folder(here, [*(name for name in names if name not in told), *framed])
+            beside[here] = _taken_out(here, folders, lists, has_pictures=bool(found))
+            shelves |= {one: _shelf_of(one) for one in beside[here]}
+            masks = _masks_beside(here, folders, lists, has_pictures=bool(found))
             drawn |= {*masks}
             if not found:
                 masks_for[here] = masks
@@ -132,16 +158,21 @@ class PictureFolder:
                 found = _with_masks(found, masks or masks_for.get(here.parent, []))
                 shown = beside[here] or beside.get(here.parent, [])
                 found = _with_references(found, [shelves[folder] for folder in shown])
+            given |= {reference for one in found for reference in one.references}
             repeats, subject = _repeats_of(here.relative_to(path))
-            left_out += [_below(one, path) for one in rest]
+            leave(OTHERS, rest)
             if not repeats:
-                left_out += [_below(one.path, path) for one in found]
+                leave(OTHERS, [one.path for one in found])
                 continue
             pictures += [
                 replace(
                     one,
                     name=_below(one.path, path),
-                    listed=listed.get(_alike(str(one.path)), ""),
+                    # Clips only belong to clips where the model learns pictures alone.
+                    references=tuple(
+                        shown for shown in one.references if clips or one.is_clip or shown not in one.controls
+                    ),
+                    listed=one.listed or ("" if one.caption else lists.caption_of(one.path)),
                     repeats=repeats,
                     subject=subject,
                 )
@@ -151,30 +182,43 @@ class PictureFolder:
         shown = {file for one in shelves for file in _files_of(one)}
         used |= {one.mask for one in pictures if one.mask}
         used |= {mask for one in pictures for _, mask in one.reference_masks}
-        left_out += [_below(one, path) for one in (shown | drawn) - used]
+        leave(OTHERS, (shown | drawn | given) - used)
+        leave(UNTOLD, lists.unused)
+        left_out[UNTOLD] += [one for one in left_out[OTHERS] if one.lower().endswith(MAY_TELL)]
+        left_out[OTHERS] = [one for one in left_out[OTHERS] if not one.lower().endswith(MAY_TELL)]
+        leave(ALONE, [one.path for one in pictures if one.is_alone])
+        pictures = [one for one in pictures if not one.is_alone]
+        if not clips:
+            leave(FILMED, [one.path for one in pictures if one.is_clip])
+            pictures = [one for one in pictures if not one.is_clip]
+        reasons = {reason: tuple(sorted(names)) for reason, names in left_out.items() if names}
         if not pictures:
             raise TrainError(
                 "there are no pictures in the folder",
                 file=str(path),
-                got=few(sorted(left_out)) or "nothing",
+                got="; ".join(f"{reason}: {few(names)}" for reason, names in reasons.items()) or "nothing",
                 expected=f"files that end in {', '.join((*PICTURES, *(CLIPS if clips else ())))}",
+                hint=next((HINTS[reason] for reason in HINTS if reason in reasons), None),
             )
-        return cls(path, _in_proportion(pictures), tuple(sorted(left_out)))
+        return cls(path, _in_proportion(pictures), reasons)
 
 
 def _raised(error: OSError) -> NoReturn:
     raise error
 
 
-def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tuple[list[Found], list[Path]]:
-    """The pictures and clips directly in a folder, with their captions, masks and references; and the rest.
+def _lists_of(names: list[str]) -> list[str]:
+    """The lists of captions among the files of a folder. The JSON of a picture is none."""
+    stems = {alike(Path(name).stem) for name in names if name.lower().endswith((*PICTURES, *CLIPS))}
+    return [name for name in names if LISTS.fullmatch(name.lower()) and alike(Path(name).stem) not in stems]
 
-    `clips` are the endings of clips.
-    """
+
+def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Path]]:
+    """The pictures and clips directly in a folder with what belongs to each, and the rest of its files."""
     # Of two names that are alike, one is left out.
-    known = {_alike(name): folder / name for name in sorted(names)}
+    known = {alike(name): folder / name for name in sorted(names)}
     used: set[Path] = set()
-    pictures = {name: path for name, path in known.items() if name.endswith((*PICTURES, *clips))}
+    pictures = {name: path for name, path in known.items() if name.endswith((*PICTURES, *FILMS))}
     stems = {name.rpartition(".")[0] for name in pictures}
     masks: dict[str, Path] = {}
     references: dict[str, list[tuple[int, Path]]] = {}
@@ -193,48 +237,58 @@ def _in_one_folder(folder: Path, names: list[str], clips: tuple[str, ...]) -> tu
         if path in of_others:
             continue
         caption = next((known[stem + end] for end in CAPTIONS if stem + end in known), None)
+        of_it, listed = known.get(stem + OF_A_PICTURE), None
+        if of_it and not caption:
+            listed = caption_of_json(of_it)
         shown = tuple(reference for _, reference in sorted(references.get(stem, ())))
         of_shown = tuple(
             (one, mask)
             for one in shown
-            if (mask := masks.get(_alike(one.name).rpartition(".")[0])) and _are_pictures(one, mask)
+            if (mask := masks.get(alike(one.name).rpartition(".")[0])) and _are_pictures(one, mask)
         )
         is_clip = not name.endswith(PICTURES)
-        found.append(Found(path, path.name, caption, "", masks.get(stem), shown, of_shown, is_clip))
+        found.append(Found(path, path.name, caption, listed or "", masks.get(stem), shown, of_shown, is_clip))
         used |= {path, *shown, *(mask for _, mask in of_shown)}
-        used |= {one for one in (caption, masks.get(stem)) if one}
+        used |= {one for one in (caption, masks.get(stem), of_it if listed else None) if one}
     return found, [path for name in names if (path := folder / name) not in used]
 
 
-def _masks_beside(folder: Path, folders: list[str], *, has_pictures: bool) -> list[Path]:
+def _masks_beside(folder: Path, folders: list[str], lists: Lists, *, has_pictures: bool) -> list[Path]:
     """The files in folders of masks, which are removed from `folders`.
 
-    Where no picture is beside them, they are for pictures in the other folders. If there is none of these, or
-    if they have captions, they are pictures themselves, and stay.
+    Where no picture is beside them, they are for pictures in the other folders; if they have captions, they
+    are pictures themselves, and stay.
     """
     named = [name for name in folders if name.lower() in MASK_FOLDERS]
     files = [path for name in named for path in _files_of(folder / name)]
-    has_captions = any(path.name.lower().endswith(CAPTIONS) for path in files)
-    if not has_pictures and (has_captions or len(named) == len(folders)):
+    if not has_pictures and _are_told(files, lists):
         return []
     folders[:] = [name for name in folders if name not in named]
     return files
 
 
+def _are_told(files: list[Path], lists: Lists) -> bool:
+    """Whether some of the files of a folder are captions, or have one in a list."""
+    return any(path.name.lower().endswith((*CAPTIONS, OF_A_PICTURE)) for path in files) or any(
+        map(lists.caption_of, files)
+    )
+
+
 def _with_masks(pictures: list[Found], files: list[Path]) -> list[Found]:
     """The pictures with their masks among these files."""
-    masks = {_alike(path.stem): path for path in files if path.name.lower().endswith(PICTURES)}
-    return [replace(one, mask=one.mask or masks.get(_alike(one.path.stem))) for one in pictures]
+    masks = {alike(path.stem): path for path in files if path.name.lower().endswith(PICTURES)}
+    return [replace(one, mask=one.mask or masks.get(alike(one.path.stem))) for one in pictures]
 
 
-def _only_references(folders: list[str]) -> bool:
-    """Whether all folders are named as references. If no picture is beside them, they are learned."""
-    return all(BESIDE_FOLDERS.fullmatch(name.lower()) for name in folders)
+def _taken_out(folder: Path, folders: list[str], lists: Lists, *, has_pictures: bool) -> list[Path]:
+    """Take the folders of references out of `folders`, and return them in the order of their numbers.
 
-
-def _taken_out(folder: Path, folders: list[str]) -> list[Path]:
-    """Take the folders of references out of `folders`, and return them in the order of their numbers."""
+    If there is nothing else, and they have captions, they are learned.
+    """
     found = {name: match for name in folders if (match := BESIDE_FOLDERS.fullmatch(name.lower()))}
+    alone = not has_pictures and len(found) == len(folders)
+    if alone and _are_told([path for name in found for path in _files_of(folder / name)], lists):
+        return []
     for name in found:
         folders.remove(name)
     return [folder / name for name in sorted(found, key=lambda name: (int(found[name][1] or 0), name))]
@@ -244,18 +298,14 @@ _Shelf = dict[str, list[tuple[str, Path, Path | None]]]
 """A folder's references as (name, path, mask), by the name of the picture that each may belong to."""
 
 
-def _shelf_of(folder: Path, *, clips: bool) -> _Shelf:
+def _shelf_of(folder: Path) -> _Shelf:
     """Each list begins with the reference without a number; the others follow by number."""
     found: dict[str, list[tuple[int, str, Path]]] = {}
-    files = [
-        path
-        for path in _files_of(folder)
-        if path.name.lower().endswith((*PICTURES, *(FILMS if clips else ())))
-    ]
-    names = {_alike(path.stem) for path in files if _are_pictures(path)}
+    files = [path for path in _files_of(folder) if path.name.lower().endswith((*PICTURES, *FILMS))]
+    names = {alike(path.stem) for path in files if _are_pictures(path)}
     masks: dict[str, Path] = {}
     for path in files:
-        name = _alike(path.stem)
+        name = alike(path.stem)
         of = next((name[: -len(mark)] for mark in MASKS if name.endswith(mark)), None)
         if of in names and _are_pictures(path):
             masks[of] = path
@@ -276,10 +326,10 @@ def _are_pictures(*paths: Path) -> bool:
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:
     """The pictures with their references. `a_1` belongs to the picture `a_1` if there is one, else to `a`."""
-    names = {_alike(one.path.stem) for one in pictures}
+    names = {alike(one.path.stem) for one in pictures}
     made: list[Found] = []
     for one in pictures:
-        own = _alike(one.path.stem)
+        own = alike(one.path.stem)
         rows = [
             row for shelf in shelves for row in shelf.get(own, ()) if row[0] == own or row[0] not in names
         ]
@@ -327,12 +377,6 @@ def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _alike(name: str) -> str:
-    """The same text for names that users take for one: Windows wrote some in capitals, and macOS writes an
-    accent as a letter of its own."""
-    return unicodedata.normalize("NFC", name).lower()
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__")) or name.lower() in OF_SYSTEMS
 
@@ -345,7 +389,7 @@ def stamps(folder: Path) -> Iterator[str]:
             path = Path(here, name)
             with suppress(OSError):
                 state = path.stat()
-                if name.lower().endswith((*CAPTIONS, LISTED)) and state.st_size <= LONGEST:
+                if name.lower().endswith((*CAPTIONS, *MAY_TELL)) and state.st_size <= LONGEST:
                     yield f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}"
                 else:
                     yield f"{path} {state.st_size} {state.st_mtime_ns}"

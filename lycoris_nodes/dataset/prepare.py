@@ -25,11 +25,11 @@ from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told
 from ..training.data.tags import CAPTION, TRIGGER
 from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip, sound_of
-from .folder import Found, PictureFolder
+from .folder import ALONE, BESIDE, Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import PICTURES, PictureFacts, mask_of, picture_facts, picture_of, pixels_of, size_of, small
 from .sizes import PictureFit, Pixels, fit, middle
-from .texts import caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
+from .texts import alike, caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
 
 CUT = 0.2
 """The report names a picture as cut off if it loses more than this share."""
@@ -329,9 +329,7 @@ def prepared(
 
 def _check_targets(folder: PictureFolder) -> None:
     """Raise TrainError for references without their picture: they would be trained on as pictures."""
-    alone = [
-        one.name for one in folder.pictures if one.is_named_as_reference and not (one.caption or one.listed)
-    ]
+    alone = [name for name in folder.left_out.get(ALONE, ()) if BESIDE.fullmatch(alike(Path(name).stem))]
     if alone:
         raise TrainError(
             "there are references without their picture",
@@ -874,8 +872,7 @@ def _described(
             "not mirrored, because of words in their captions",
             lambda one: not one.held_out and not one.views[-1].mirrored,
         )
-    if folder.left_out:
-        lines.append(f"left out: {len(folder.left_out)} ({few(folder.left_out)})")
+    lines += [f"{reason}: {len(names)} ({few(names)})" for reason, names in folder.left_out.items()]
     return lines
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import json
+import os
 import random
 import re
+import unicodedata
 from pathlib import Path
 
-from ...lycoris_ops import TrainError, located
+from ...lycoris_ops import TrainError
 
 # UTF-32's mark begins with UTF-16's.
 MARKS = (
@@ -37,52 +38,28 @@ def caption_of_file(path: Path) -> str:
     The text is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises TrainError for a file in
     another encoding, and for one that cannot be read, is too long or has more braces than `BRACED`.
     """
+    return one_line(text_of(content_of(path, LONGEST), path), path)
+
+
+def content_of(path: Path, most: int, what: str = "caption") -> bytes:
+    """The bytes of a file. Raises TrainError for one that cannot be read, or has more than `most`."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise TrainError("the caption cannot be read", file=str(path), got=error.strerror) from error
-    if len(raw) > LONGEST:
+        raise TrainError(f"the {what} cannot be read", file=str(path), got=error.strerror) from error
+    if len(raw) > most:
         raise TrainError(
-            "the file is too long for a caption",
+            f"the file is too long for a {what}",
             file=str(path),
-            got=f"{len(raw)} bytes",
-            expected=f"at most {LONGEST}",
+            got=f"{size} bytes",
+            expected=f"at most {most}",
         )
-    return _caption(_text(raw, path), path)
+    return raw
 
 
-def captions_of_list(path: Path) -> dict[Path, str]:
-    """The captions of a list by the paths of their pictures: a JSON object a line, as Hugging Face has them.
-
-    `file_name` is below the folder of the list. The caption is `text`, or else `caption`. Raises TrainError
-    for a line of another form, and for captions that `caption_of_file` refuses.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise TrainError("the list of captions cannot be read", file=str(path), got=error.strerror) from error
-    found: dict[Path, str] = {}
-    # Not `splitlines`: JSON texts may have other line separators in them.
-    for number, line in enumerate(_text(raw, path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"] if "text" in row else row["caption"]
-            with located(key=f"line {number}"):
-                found[path.parent / name.replace("\\", "/")] = _caption(text, path)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise TrainError(
-                "a line of the list of captions cannot be read",
-                file=str(path),
-                key=f"line {number}",
-                got=line[:80],
-                expected='{"file_name": "cat.png", "text": "a cat"}',
-            ) from error
-    return found
-
-
-def _text(raw: bytes, path: Path) -> str:
+def text_of(raw: bytes, path: Path) -> str:
     """The text in a file. Raises TrainError for one in another encoding than `caption_of_file` reads."""
     encoding = next((name for mark, name in MARKS if raw.startswith(mark)), "utf-8")
     try:
@@ -101,8 +78,15 @@ def _text(raw: bytes, path: Path) -> str:
     return text
 
 
-def _caption(text: str, path: Path) -> str:
-    """A caption on one line. Raises TrainError for one with more braces than `BRACED`."""
+def one_line(text: str, path: Path) -> str:
+    """A caption on one line. Raises TrainError for one that is too long or has more braces than `BRACED`."""
+    if len(text) > LONGEST:
+        raise TrainError(
+            "the text is too long for a caption",
+            file=str(path),
+            got=f"{len(text)} characters",
+            expected=f"at most {LONGEST}",
+        )
     if text.count("{") > BRACED:
         raise TrainError(
             "the caption has too many choices in braces",
@@ -111,6 +95,12 @@ def _caption(text: str, path: Path) -> str:
             expected=f"at most {BRACED}",
         )
     return " ".join(text.split())
+
+
+def alike(name: str) -> str:
+    """The same text for names that users take for one: Windows wrote some in capitals, and macOS writes an
+    accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def with_trigger(text: str, trigger: str) -> str:

@@ -98,7 +98,7 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
         {"a.mp4": ["a_control.mp4", "control/a_1.mp4"]},
         ["a_control_mask.mp4", "control/a_1_mask.png"],
     ),
-    "a folder of that name alone": (["control/a.png"], {"control/a.png": []}, []),
+    "a folder of that name alone": (["control/a.png", "control/a.txt"], {"control/a.png": []}, []),
     "masks beside the folders of the pictures": (
         ["img/a.png", "2_more/a.png", "masks/a.png", "masks/b.png"],
         {"2_more/a.png": ["masks/a.png"], "img/a.png": ["masks/a.png"]},
@@ -114,19 +114,45 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]], list[str]]] = {
         {"hats/a.png": [], "masks/a.png": []},
         [],
     ),
-    "a folder of masks alone": (["masks/a.png"], {"masks/a.png": []}, []),
-    "no picture of that name": (["a_control.png"], {"a_control.png": []}, []),
+    "a folder of masks alone": (["masks/a.png", "masks/a.txt"], {"masks/a.png": []}, []),
+    "no picture of that name": (["a_control.png", "a_control.txt"], {"a_control.png": []}, []),
+    "neither their pictures nor captions": (
+        [
+            *("a.png", "b_mask.png", "c-masklabel.png", "d.mask.png", "e_control.png", "f-condlabel.png"),
+            *("g_mask.png", "g-masklabel.png", "g.png", "more/masks/h.png", "more/control/i.png"),
+        ],
+        {"a.png": [], "g.png": ["g_mask.png"]},
+        [
+            *("b_mask.png", "c-masklabel.png", "d.mask.png", "e_control.png", "f-condlabel.png"),
+            *("g-masklabel.png", "more/control/i.png", "more/masks/h.png"),
+        ],
+    ),
+    "pictures for regularisation, as sd-scripts have them": (
+        ["img/10_qwx cat/a.png", "reg/1_cat/a.png", "reg/1_cat/a.txt"],
+        {"img/10_qwx cat/a.png": []},
+        ["reg"],
+    ),
+    "clips of a model that makes pictures": (
+        ["a.png", "a_control.mp4", "b.mp4", "b.txt", "b_mask.png", "b_control.mp4", "c.frames/1.png"],
+        {"a.png": []},
+        ["a_control.mp4", "b.mp4", "c.frames"],
+    ),
 }
+OF_PICTURES = "clips of a model that makes pictures"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_references_and_masks_are_found_by_name_and_by_folder(host: Host, folder: Path, layout: str) -> None:
     files, wanted, left_out = LAYOUTS[layout]
     for file in files:
-        drawing(folder / file, "red") if file.endswith((".png", ".jpg")) else (folder / file).touch()
-    clips = any(file.endswith(".mp4") for file in files)
+        if file.endswith((".png", ".jpg")):
+            drawing(folder / file, "red")
+        else:
+            (folder / file).touch()
+    clips = layout != OF_PICTURES and any(file.endswith(".mp4") for file in files)
     found = host.module("lycoris_nodes.dataset.folder").PictureFolder.of(folder, clips=clips)
-    assert named(found) == wanted and list(found.left_out) == left_out
+    assert named(found) == wanted
+    assert sorted(name for names in found.left_out.values() for name in names) == left_out
 
 
 def flux(**changed: int) -> Any:
@@ -363,7 +389,8 @@ def test_clips_are_trained_with_pictures(
     assert "5 latents (3 x 16 x 16 x2, 2 x 16 x 16 x2, 1 x 16 x 16 x1)" in " ".join(report.split())
     # Models of pictures leave them out.
     still = prepare(trigger="qwx")
-    assert len(still["latents"]) == 1 and "left out: 4" in still["report"]
+    left = "clips, which this model does not learn: 3 (long.mp4, short.gif, walk.frames)"
+    assert len(still["latents"]) == 1 and left in still["report"] and "left out" not in still["report"]
     # One that is gone when its frames are to be read.
     made = host.module("lycoris_nodes.dataset.prepare")
     facts_of = made.facts_of

@@ -187,6 +187,13 @@ def test_a_folder_is_read_as_it_is(
     (folder / "gone.txt").write_text("of no picture", encoding="utf-8")
     (folder / "BOM.PNG").write_bytes(b"of a name that is there in other letters")
     (deep / "masks" / "by_folder.txt").write_text("not a mask", encoding="utf-8")
+    cat.save(folder / "lost_mask.png")
+    cat.save(deep / "lost_control.png")
+    (folder / "reg" / "1_cat").mkdir(parents=True)
+    cat.save(folder / "reg" / "1_cat" / "cat.png")
+    cat.save(folder / "film.gif")
+    (folder / "film.txt").write_text("of a clip", encoding="utf-8")
+    (folder / "told.csv").write_text("bom,a cat", encoding="utf-8")
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "a.png").write_bytes(b"")
 
@@ -219,6 +226,11 @@ def test_a_folder_is_read_as_it_is(
         "animated, learned as a still picture; MP4 and GIF are clips: 1 (2_twice/again.webp)",
         "with a mask: 3 (4_a_cat/by_folder.png, 4_a_cat/by_name.png, 4_a_cat/clear.png)",
         "left out: 4 (4_a_cat/masks/by_folder.txt, BOM.PNG, gone.txt and 1 more)",
+        "left out, because they are named as masks or references and have no caption of their own: "
+        "2 (4_a_cat/lost_control.png, lost_mask.png)",
+        "left out, because they are for regularisation, which takes a node of its own: 1 (reg)",
+        "clips, which this model does not learn: 1 (film.gif)",
+        "no captions were taken from: 1 (told.csv)",
         "nothing is kept on disk",
     ):
         assert words in report
@@ -288,6 +300,53 @@ def test_captions_are_taken_by_the_letter(
     Image.new("RGB", (10000, 10)).save(folder / "two.png")
     report = prepare(resolution=64, keep=False, cut_off=1.0)["report"]
     assert "5 pictures" in report and "which cuts off its end: 1 (two.png)" in report
+
+
+TOLD: dict[str, tuple[str, Any, dict[str, str]]] = {
+    "JSON of a picture": ("in/a.json", {"caption": "a cat", "url": "x"}, {"in/a.png": "a cat"}),
+    "JSON of a picture with tags": (
+        "in/a.json",
+        {"caption": "a cat", "tags": ["sofa", "indoors"]},
+        {"in/a.png": "a cat, sofa, indoors"},
+    ),
+    "JSON of the host": ("in/a.json", {"nodes": [], "version": 0.4}, {}),
+    "JSONL of Hugging Face": ("metadata.jsonl", [{"file_name": "in/a.png", "text": "a"}], {"in/a.png": "a"}),
+    "JSONL of musubi-tuner": (
+        "train_metadata.jsonl",
+        [{"image_path": r"C:\data\a.png", "caption": "a"}, {"image_path": "in/b.png", "caption": "b"}],
+        {"in/a.png": "a", "in/b.png": "b"},
+    ),
+    "CSV of Hugging Face": (
+        "in/metadata.csv",
+        'file_name,text\r\na.png,"a cat, ""asleep"""\r\n\r\nb.png,b\r\n',
+        {"in/a.png": 'a cat, "asleep"', "in/b.png": "b"},
+    ),
+    "JSON of sd-scripts": (
+        "meta_cap.json",
+        {"a": {"caption": "a", "tags": "b, c"}, "/data/b.png": {"tags": "d"}, "c": {"image_size": [8, 8]}},
+        {"in/a.png": "a, b, c", "in/b.png": "d"},
+    ),
+    "JSON of texts": ("in/captions.json", {"a.png": "a"}, {"in/a.png": "a"}),
+    "metadata of something else": ("metadata.json", {"version": 3, "name": "set"}, {}),
+    "an unknown list": ("labels.csv", "a.png,a", {}),
+}
+
+
+@pytest.mark.parametrize("form", TOLD)
+def test_captions_of_other_tools_are_taken(host: Host, folder: Path, form: str) -> None:
+    name, content, wanted = TOLD[form]
+    (folder / "in").mkdir()
+    for one in ("a", "b"):
+        Image.new("RGB", (64, 64)).save(folder / "in" / f"{one}.png")
+    if isinstance(content, list):
+        content = "\n".join(map(json.dumps, content))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_bytes(text.encode())
+    found = dataset(host, "folder").PictureFolder.of(folder)
+    assert {one.name: one.listed for one in found.pictures if one.listed} == wanted
+    # A list that gave no caption is named.
+    untold = dict(found.left_out).get("no captions were taken from", ())
+    assert list(untold) == ([] if wanted else [name])
 
 
 def test_what_was_encoded_is_kept_by_its_content(
@@ -451,6 +510,49 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "a.png"}'),
         {},
         r"metadata\.jsonl: line 1: a line of the list.*a\.png.*expected .*text",
+    ),
+    "a JSON that is none": (
+        lambda folder: (folder / "chelsea.txt").rename(folder / "chelsea.json"),
+        {},
+        r"chelsea\.json: the JSON with captions cannot be read.*Correct it",
+    ),
+    "a JSON with a number for a caption": (
+        lambda folder: (
+            (folder / "chelsea.txt").unlink(),
+            (folder / "chelsea.json").write_text('{"caption": 5}'),
+        ),
+        {},
+        r"chelsea\.json: the caption in a JSON is not a text.*caption is of the type int",
+    ),
+    "tags that are not texts": (
+        lambda folder: (folder / "meta_cap.json").write_text('{"chelsea": {"tags": [["a"]]}}'),
+        {},
+        r"meta_cap\.json: chelsea: a line of the list.*tags is of the type list",
+    ),
+    "a table of captions without their column": (
+        lambda folder: (folder / "metadata.csv").write_text("file_name,title\nchelsea.png,a cat"),
+        {},
+        r"metadata\.csv: line 2: a line of the list.*found file_name, title.*file_name, text",
+    ),
+    "a list that is nested too much": (
+        lambda folder: (folder / "meta_cap.json").write_text("[" * 600_000),
+        {},
+        r"meta_cap\.json: the list of captions is nested too much.*600000",
+    ),
+    "lists that are too long together": (
+        lambda folder: [(folder / f"metadata{n}.jsonl").write_bytes(b" " * 9_000_000) for n in ("", "_2")],
+        {},
+        r"metadata_2\.jsonl: the file is too long for a list of captions.*9000000 bytes.*at most 7000000",
+    ),
+    "only masks": (
+        lambda folder: [path.rename(folder / f"{path.stem}_mask.png") for path in folder.glob("*.*g")],
+        {"trigger": "qwx"},
+        r"no pictures.*named as masks.*chelsea_mask\.png.*Put their pictures there",
+    ),
+    "only clips": (
+        lambda folder: [path.rename(folder / f"{path.stem}.mp4") for path in folder.glob("*.*g")],
+        {"trigger": "qwx"},
+        r"no pictures.*clips, which this model does not learn: chelsea\.mp4.*a model that makes videos",
     ),
     "no caption": (
         lambda folder: (folder / "chelsea.txt").unlink(),
