@@ -318,14 +318,15 @@ class Bypass:
         """Add the change of a plan without operators to the module's own output."""
         x = input_of(args, kwargs)
         if type(y) is not Tensor and is_divided(y):
-            return WeightShare.of(cast("Any", module).weight).beside(x, y, self._added)
+            return WeightShare.of(cast("Any", module).weight).beside(x, y, partial(self._added, x))
         if self._stands_apart(args, kwargs, y):
             return self._compiled(x, None, y)
-        return _like(self._added(_flat(x), _flat(y)), y)
+        return _like(self._added(x, _flat(x), _flat(y)), y)
 
-    def _added(self, x: Tensor, y: Tensor) -> Tensor:
-        """y plus the change for the input x of a plan without operators."""
-        bound = self._begun(x)
+    def _added(self, given: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """y plus the change for the input x of a plan without operators. `given` is the module's input, of
+        which x may be this process's part."""
+        bound = self._begun(x, given)
         # A `WholePass` is for a layer that depends on the weight, and such a plan has operators.
         assert not isinstance(bound, WholePass)
         return y if bound is None else bound.beside(x, y, self._slots)
@@ -460,11 +461,11 @@ class Bypass:
             return None
         return weight.T if self.plan.geometry.transposed else weight
 
-    def _begun(self, x: Tensor) -> BoundPlan | PlacedPlan | WholePass | None:
-        """`_bind`, after `before_pass`."""
+    def _begun(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | PlacedPlan | WholePass | None:
+        """`_bind`, after `before_pass`, which gets `given` where x is only a part of the module's input."""
         if self.before_pass is not None:
             acts = self._acts
-            self.before_pass(x)
+            self.before_pass(x if given is None else given)
             if self._acts != acts:
                 raise LycorisError(
                     "`before_pass` has set a plan that needs other hooks than those of this pass",

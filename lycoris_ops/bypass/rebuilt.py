@@ -38,6 +38,10 @@ class Rebuilt(Hiding):
     `follows` is for modules that move and cast their own weight to their input in each pass. The sum is then
     made on the input's device, in a dtype that holds the values of both the weight and the input.
 
+    `always` hides the weight also in passes that do not change it. It is for a layer whose dropout breaks the
+    graphs of torch.compile: the module's pass is then a graph of its own, which does not look again whether
+    the weight is hidden.
+
     `weight` and `bias` are their names in the module. `caller` is the module in whose pass they are used, if
     it is another one. `transposed` is for a module that stores the weight as (I, O).
     """
@@ -52,6 +56,7 @@ class Rebuilt(Hiding):
     caller: nn.Module | None = None
     transposed: bool = False
     follows: bool = False
+    always: bool = False
 
     def __post_init__(self) -> None:
         self.before_pass: BeforePass | None = None
@@ -116,6 +121,11 @@ class Rebuilt(Hiding):
             held = own_of(self.module, name)
             self._hidden[-1][name] = own.get(name)
             own[name] = value if held is None else divided_as(value, held)
+        for name in (self.weight, self.bias) if self.always else ():
+            held = own_of(self.module, name)
+            if not (name in changed or held is None or held.is_meta):
+                self._hidden[-1][name] = own.get(name)
+                own[name] = held
 
     def _change(self, given: Tensor, changed: dict[str, Tensor]) -> None:
         """Add the changes for a pass with this input to the changed weight and bias, by their names."""

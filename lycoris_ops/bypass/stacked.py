@@ -55,7 +55,7 @@ class Stacked:
         # In order, so that dropouts draw the same numbers in each run.
         found = {number: self.parts[number].change(values[number], given) for number in sorted(self.parts)}
         changes = {number: one for number, one in found.items() if one is not None}
-        if changes:
+        if changes or any(part.always for part in self.parts.values()):
             # Another network may have changed some parts already.
             rows = list((values if before is None else before).unbind())
             for number, change in changes.items():

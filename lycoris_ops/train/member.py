@@ -172,6 +172,10 @@ class Member(nn.Module):
         if self._attached:
             return
         layer, site = self.whole(), self.site
+        # Let it compute now what it keeps. In a graph of torch.compile the first pass would differ from the
+        # second, and some of it breaks the graph.
+        layer.check_fit(site.shape)
+        layer.forms()
         # Decide again: the model may have another dtype by now.
         self.bypass_up_to = bypass_up_to(site, layer, self.settings)
         self._bypass: Bypass | None = None
@@ -187,20 +191,21 @@ class Member(nn.Module):
                 self.multiplier,
                 name=site.path,
                 transposed=site.transposed,
+                always=bool(self.settings.module_dropout),
             )
         elif self.bypass_up_to < math.inf:
             self._rebuilt = self._rebuilding(site, layer)
             self._tied = [self._rebuilding(other, layer) for other in self.tied]
-        # One call in each pass prepares both hooks, so the hook that acts first makes it. Only additive
-        # layers have both hooks, and there the bypass acts after the rebuilt weight.
-        hooks = [hook for hook in (self._rebuilt, self._bypass) if hook is not None]
-        hooks[0].before_pass = self._before_pass
         for hook in self._tied:
             hook.before_pass = partial(self._before_tied, hook)
             hook.attach()
         # Attach the bypass first: only it can refuse.
-        for hook in reversed(hooks):
-            hook.attach()
+        if self._bypass is not None:
+            self._bypass.before_pass = self._before_bypass
+            self._bypass.attach()
+        if self._rebuilt is not None:
+            self._rebuilt.before_pass = self._before_rebuilt
+            self._rebuilt.attach()
         self._attached = True
 
     def _rebuilding(self, site: Site, layer: Layer) -> Rebuilt:
@@ -216,6 +221,7 @@ class Member(nn.Module):
             # With form="bypass" a module may move and cast its weight within the pass. An offloaded weight is
             # loaded there.
             follows=self.settings.form == "bypass" or getattr(site.module, site.weight).is_meta,
+            always=bool(self.settings.module_dropout),
         )
 
     def check_part(self, weight: Tensor) -> None:
@@ -269,8 +275,34 @@ class Member(nn.Module):
         layer = self.layer
         return layer.vectors if len(self.site.shape) > 1 else frozenset(layer.tensors())
 
-    def _before_pass(self, x: Tensor) -> None:
-        """Set the hooks for one pass: the layer's present tensors, the strength and the dropouts."""
+    # Each hook prepares itself, because a graph of torch.compile may hold one hook and not the other. Only
+    # the one that acts in a pass draws a dropout.
+
+    def _before_rebuilt(self, x: Tensor) -> None:
+        """Set the hook of the rebuilt weight for one pass."""
+        assert self._rebuilt is not None
+        if self._bypass is not None and self._bypassed(x):
+            self._rebuilt.strength = 0.0
+        else:
+            self._rebuilt.layer, self._rebuilt.strength, _ = self._for_pass()
+
+    def _before_bypass(self, x: Tensor) -> None:
+        """Set the hook of the bypass for one pass."""
+        hook, used = self._bypass, 0.0
+        assert hook is not None
+        if self._rebuilt is None or self._bypassed(x):
+            layer, used, share = self._for_pass()
+            # torch.compile cannot ask for them: a graph does as the last pass outside of it.
+            versions = self._planned_at if compiled.traced() else self._versions()
+            if layer is not self._planned or versions != self._planned_at:
+                # Without gradients the bypass keeps what it computes from the tensors.
+                hook.plan, self._planned_at = self._plan(layer, share), versions
+            hook.dropout = self.settings.input_dropout if self.training else 0.0
+        # Not read first: a graph would depend on the strengths of the pass before it.
+        hook.strengths = ((used,) * self._parts,)
+
+    def _for_pass(self) -> tuple[Layer, float, WeightShare | None]:
+        """The layer, its strength and this process's share of the weight for one pass, with the dropouts."""
         layer, settings = self.layer, self.settings
         if self._divided:
             layer = self.whole()
@@ -279,30 +311,15 @@ class Member(nn.Module):
             share = WeightShare.of(weight)
             with located(weight=self.site.path):
                 layer = share.of_layer(layer)
-        if not self.passed:
-            # Setting an attribute of a module takes long.
+        # Setting an attribute of a module takes long. A graph would depend on the value if it were read.
+        if compiled.traced() or not self.passed:
             self.passed = True
         strength, training = self.multiplier, self.training
         if training and settings.module_dropout:
             strength = self._drawn_strength()
         if training and settings.rank_dropout:
             layer = _without_ranks(layer, settings.rank_dropout)
-        hook = self._bypass
-        beside = hook is not None and (self.bypass_up_to == math.inf or self._bypassed(x))
-        if self._rebuilt is not None:
-            self._rebuilt.layer, self._rebuilt.strength = layer, 0.0 if beside else strength
-        if hook is not None:
-            # torch.compile cannot ask for them: a graph does as the last pass outside of it.
-            versions = self._planned_at if compiled.traced() else self._versions()
-            if layer is not self._planned or versions != self._planned_at:
-                # Without gradients the bypass keeps what it computes from the tensors.
-                hook.plan, self._planned_at = self._plan(layer, share), versions
-            used = strength if beside else 0.0
-            for stage in hook.strengths:
-                if stage.count(used) != len(stage):
-                    hook.strengths = tuple((used,) * len(each) for each in hook.strengths)
-                    break
-            hook.dropout = settings.input_dropout if training else 0.0
+        return layer, strength, share
 
     def _versions(self) -> tuple[tuple[int, torch.dtype], ...]:
         """How often each tensor was changed in place, and its dtype; () for a layer that learns."""
@@ -340,6 +357,8 @@ class Member(nn.Module):
         beside = [Part(layer, parameter="bias")] if biased else []
         with located(weight=self.site.path):
             own = geometry if share is None else share.of_geometry(geometry)
+            self._parts = len(parts) + len(beside)
+            """The number of strengths of the plan."""
             return BypassPlan.build(own, [(part, 1.0) for part in (*parts, *beside)])
 
     def _check_dropouts(self, layer: Layer) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import ALL, CASES, Model, loss, made, move
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn import functional
 
 import lycoris_ops as lyc
@@ -327,6 +328,75 @@ def test_compiled_passes_without_gradients(case: str) -> None:
         for value in network.parameters():
             value.mul_(1.5)
         assert torch.equal(compiled(x), model(x)) and not torch.equal(before, model(x))
+
+
+@pytest.mark.parametrize(
+    ("case", "form", "grads", "backend", "graphs"),
+    [
+        # With both hooks: few tokens are bypassed, and many are not.
+        ("lora", "auto", False, "eager", 1),
+        ("lora", "auto", True, "eager", 3),
+        ("lokr", "bypass", False, "aot_eager", 1),
+        ("oft", "bypass", False, "eager", 1),
+        ("dora-output", "bypass", False, "eager", 1),
+        ("loha", "rebuilt", False, "eager", 4),
+        ("ia3", "rebuilt", True, "eager", 3),
+        *(
+            pytest.param(case, form, grads, backend, None, marks=pytest.mark.soak)
+            for case in ("lora", "loha", "lokr", "dora-output", "dora-input", "oft", "oftv2", "boft", "ia3")
+            for form in ("auto", "bypass", "rebuilt")
+            for grads in (False, True)
+            for backend in ("eager", "aot_eager")
+        ),
+    ],
+)
+def test_strengths_act_in_the_next_compiled_pass(
+    case: str, form: str, grads: bool, backend: str, graphs: int | None
+) -> None:
+    """Compared with passes of another copy: a plain pass of the compiled one would set its hooks."""
+    models = [nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    one, other = networks = [made(model, **CASES[case], form=form) for model in models]
+    other.load_state_dict(one.state_dict())
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(models[0], backend=backend, fullgraph=True)
+    x = torch.randn(3, 16)
+    found: list[Tensor] = []
+
+    def check() -> None:
+        found.append(compiled(x))
+        assert (found[-1] - models[1](x)).abs().max() < 1e-6
+
+    with torch.set_grad_enabled(grads):
+        check()
+        with one.off(), other.off():
+            check()
+        for strength in (1.0, 0.5, 0.7, 1.3):
+            for network in networks:
+                network.set_multiplier(strength)
+            check()
+        with one.at(0.2), other.at(0.2):
+            check()
+        check()
+    assert graphs in (None, counters["stats"]["unique_graphs"])
+    assert len({tuple(each.flatten().tolist()) for each in found}) == 6
+
+
+def test_a_layer_acts_again_after_passes_that_module_dropout_left_out() -> None:
+    """Its draws break the graph, so the module's pass is a graph of its own."""
+    model = nn.Sequential(nn.Linear(8, 8))
+    network = made(model, form="rebuilt", module_dropout=1e-9)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        wanted = compiled(x)
+        with network.off():
+            assert torch.equal(compiled(x), model(x))
+        found = compiled(x)
+        network.set_multiplier(0.5)
+        assert torch.equal(found, wanted) and not torch.equal(compiled(x), wanted)
 
 
 @pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])

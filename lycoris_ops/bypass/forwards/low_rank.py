@@ -45,8 +45,9 @@ class LowRankForward:
         scales = [scale * strengths[slot] for scale, slot, _ in self.scales]
         if factors is not None:
             return self._placed(y, hidden, up, scales, self._runs(factors))
-        # A scale that all layers share is the product's `alpha`, where it costs nothing.
-        if len(set(scales)) == 1:
+        # A scale that all layers share is the product's `alpha`, where it costs nothing. No set of them is
+        # made: a graph of torch.compile would then depend on their values.
+        if scales.count(scales[0]) == len(scales):
             return self._raised(y, hidden, up, scales[0])
         return self._raised(y, self._scaled(hidden, scales, up), up, 1.0)
 
