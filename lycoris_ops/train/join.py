@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import LycorisError
+from ..names.layer_name import LayerName
+from .naming import DIFFUSERS
 from .network import LycorisNetwork
 
 
@@ -16,13 +18,23 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
 
     The keys of `networks` are the names of their models. The joined network is for a module that holds these
     models by these names, so a member's path begins with its model's name. With the names `diffusion_model`
-    and `text_encoders` ComfyUI can read its files. The members are shared with the given networks, which must
-    not be applied any more.
+    and `text_encoders` ComfyUI can read its files. With the names of a pipeline's components (`unet` or
+    `transformer`, `text_encoder`, `text_encoder_2`) files in the dialect "diffusers" are for the pipeline's
+    `load_lora_weights`. The members are shared with the given networks, which must not be applied any more.
 
-    Raises LycorisError for no networks, and for networks of different strengths.
+    Raises LycorisError for no networks, for networks of different strengths, and for a name that is empty or
+    holds a dot.
     """
     if not networks:
         raise LycorisError("there are no networks to join", expected="at least one")
+    for name in networks:
+        if not name or "." in name:
+            raise LycorisError(
+                "a name of a model cannot begin the names of layers in a file",
+                got=repr(name),
+                expected="a word without dots, such as unet or text_encoder",
+                hint="Save a single network without joining it",
+            )
     strengths = {network.multiplier for network in networks.values()}
     if len(strengths) > 1:
         raise LycorisError(
@@ -40,6 +52,7 @@ def join_networks(networks: Mapping[str, LycorisNetwork]) -> LycorisNetwork:
         seed=next(iter(networks.values())).seed,
         notes=[note for network in networks.values() for note in network.notes],
     )
+    joined.components = all(LayerName.of(f"{name}.layer").dialect == DIFFUSERS for name in networks)
     joined.set_multiplier(strengths.pop())
     origins = {network.origin for network in networks.values()}
     joined.origin = next(origin for origin in ("file", "plan", "fresh") if origin in origins)

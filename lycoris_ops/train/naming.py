@@ -20,6 +20,8 @@ from ..stack.stack import Entry, Stack
 
 PLAIN = "base_model.model."
 """PEFT's prefix, for models without another one."""
+DIFFUSERS = "diffusers"
+"""The dialect whose prefixes are the names of a pipeline's components."""
 
 
 def usual_prefix(module: nn.Module) -> str:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from ..writing.save import SaveResult, check_dialect, save_adapter
 from .frozen import Flags, freeze, thaw
 from .in_peft import all_experts, for_peft, on_modules, path_in_peft
 from .member import Member, read_weight, zeroed
-from .naming import layers_for, model_shapes, named
+from .naming import DIFFUSERS, layers_for, model_shapes, named
 
 NAME = "network"
 """The name of a network's adapter in errors and reports."""
@@ -72,6 +73,8 @@ class LycorisNetwork(nn.Module):
         """Where the kinds and sizes of the layers come from: options, a plan or a file."""
         self.prefix = prefix
         """The prefix of the model's module paths in files: `diffusion_model.`, or ""."""
+        self.components = False
+        """Whether the paths begin with the names of a pipeline's components, as after `join_networks`."""
         self.notes = tuple(notes)
         self._multiplier = 1.0
         self._flags: Flags | None = None
@@ -323,10 +326,20 @@ class LycorisNetwork(nn.Module):
         own = {path: _copied(member.whole()) for path, member in chosen.items()}
         sites = [member.site for member in chosen.values()]
         if dialect == "peft":
+            for path, member in chosen.items():
+                if path != member.site.path:
+                    raise LycorisError(
+                        "PEFT's folder is for one model, and these are joined networks of several",
+                        key=path,
+                        expected="a network of one model",
+                        hint="Save each network before it is joined, or choose another dialect",
+                    )
             own = all_experts({path_in_peft(site): for_peft(own[site.path], site) for site in sites}, sites)
-        layers = {named(self.prefix, path): layer for path, layer in own.items()}
+        # Components name themselves, so that no other prefix is needed.
+        name_of = str if self.components and dialect == DIFFUSERS else partial(named, self.prefix)
+        layers = {name_of(path): layer for path, layer in own.items()}
         # Experts that `all_experts` added have no site.
-        of_modules = {named(self.prefix, path) for path in on_modules(own, sites, self.module)}
+        of_modules = {name_of(path) for path in on_modules(own, sites, self.module)}
         turned = any(site.transposed for site in sites)
         return Adapter.of(
             layers,

@@ -8,9 +8,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from networks import small_unet
+from networks import move, small_unet
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import lycoris_ops as lyc
 
@@ -98,3 +101,66 @@ def test_a_language_model_whose_keys_begin_with_transformer_keeps_its_names(tmp_
     network = lyc.create_lycoris(model, rank=2, include="*c_attn")
     network.save_weights(tmp_path / "out", dialect="peft")
     assert list(lyc.load_adapter(tmp_path / "out").info) == ["base_model.model.transformer.h.0.attn.c_attn"]
+
+
+def encoder(kind: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "projection_dim": 16, "num_hidden_layers": 1}
+    return kind(CLIPTextConfig(**sizes, num_attention_heads=2, vocab_size=40)).eval()
+
+
+def components(part: str) -> dict[str, Any]:
+    encoders = {"text_encoder": encoder(CLIPTextModel)}
+    if part == "unet":
+        encoders["text_encoder_2"] = encoder(CLIPTextModelWithProjection)
+    return {part: made(part), **encoders}
+
+
+@torch.no_grad()
+def outputs(part: str, models: Any) -> list[Tensor]:
+    ids = torch.arange(1, 8)[None]
+    return [output(part, models[part]), *(models[one](ids)[0] for one in models if one != part)]
+
+
+class OfUnet(DiffusionPipeline, StableDiffusionXLLoraLoaderMixin):
+    def __init__(self, unet: Any, text_encoder: Any, text_encoder_2: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, text_encoder=text_encoder, text_encoder_2=text_encoder_2)
+
+
+class OfTransformer(DiffusionPipeline, FluxLoraLoaderMixin):
+    def __init__(self, transformer: Any, text_encoder: Any) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, text_encoder=text_encoder)
+
+
+PIPELINES: dict[str, Any] = {"unet": OfUnet, "transformer": OfTransformer}
+
+
+@pytest.mark.parametrize("part", ["unet", "transformer"])
+def test_a_pipeline_reads_one_file_of_joined_networks(part: str, tmp_path: Path) -> None:
+    models = components(part)
+    bare = outputs(part, models)
+    network = lyc.join_networks(
+        {name: lyc.create_lycoris(model, rank=2, seed=0) for name, model in models.items()}
+    ).apply_to()
+    move(network)
+    wanted = outputs(part, models)
+    network.save_weights(tmp_path / "all.safetensors", "diffusers")
+    pipeline: Any = PIPELINES[part](**components(part))
+    pipeline.load_lora_weights(str(tmp_path), weight_name="all.safetensors")
+    for found, one, base in zip(outputs(part, pipeline.components), wanted, bare, strict=True):
+        assert torch.allclose(found, one, atol=1e-5) and not torch.allclose(one, base, atol=1e-3)
+    with pytest.raises(lyc.LycorisError, match="PEFT's folder is for one model"):
+        network.save_weights(tmp_path / "no", "peft")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    network.load_weights(tmp_path / "all.safetensors")
+    assert all(map(torch.equal, outputs(part, models), wanted))
+
+
+@pytest.mark.parametrize("name", ["", "unet.inner"])
+def test_a_name_that_cannot_begin_a_path_is_refused_in_joining(name: str) -> None:
+    with pytest.raises(lyc.LycorisError, match=r"cannot begin the names of layers"):
+        lyc.join_networks({name: lyc.create_lycoris(made("transformer"), rank=2)})
