@@ -27,7 +27,17 @@ from ..training.data.tags import CAPTION, TRIGGER
 from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip, sound_of
 from .folder import ALONE, BESIDE, Found, PictureFolder
 from .kept import Kept, key_of
-from .picture import PICTURES, PictureFacts, mask_of, picture_facts, picture_of, pixels_of, size_of, small
+from .picture import (
+    PICTURES,
+    PictureFacts,
+    mask_of,
+    picture_facts,
+    picture_of,
+    pixels_of,
+    size_of,
+    small,
+    whole_of,
+)
 from .sizes import PictureFit, Pixels, fit, middle
 from .texts import alike, caption_of_file, choices_of, may_be_mirrored, orders_of, with_trigger
 
@@ -271,11 +281,14 @@ def prepared(
     pictures = _Pictures(settings, vae, kept, check, shown)
     encoded: list[list[_Encoded]] = []
     sounds_made = 0
-    for one in planned:
+    for number, one in enumerate(planned):
         encoded.append([])
         for view in one.views:
             told("pictures", done + 1, count)
-            value, before = pictures.encoded(one, view), kept.made
+            try:
+                value, before = pictures.encoded(one, view), kept.made
+            except TrainError as error:
+                raise _together([error, *_unreadable(planned[number + 1 :])], folder) from error
             sound = pictures.sound(one, view)
             sounds_made += kept.made - before
             encoded[-1].append(replace(value, sound=sound))
@@ -433,17 +446,17 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             hint="Write what is in each picture, or set a trigger word, which is then their caption",
         )
     planned: list[_Planned] = []
+    bad: list[TrainError] = []
     for number, (one, text) in enumerate(zip(found, texts, strict=True), 1):
-        clip = facts_of(one.path, settings.frame_rate) if one.is_clip else None
-        controls = tuple(facts_of(path, settings.frame_rate) for path in one.controls)
-        facts = clip or picture_facts(one.path)
-        fitted = fit(
-            facts.size,
-            settings.resolution,
-            settings.step,
-            enlarge=settings.enlarge,
-        )
-        _check_cut(one.path, fitted, settings)
+        try:
+            clip = facts_of(one.path, settings.frame_rate) if one.is_clip else None
+            controls = tuple(facts_of(path, settings.frame_rate) for path in one.controls)
+            facts = clip or picture_facts(one.path)
+            fitted = fit(facts.size, settings.resolution, settings.step, enlarge=settings.enlarge)
+            _check_cut(one.path, fitted, settings)
+        except TrainError as error:
+            bad.append(error)
+            continue
         if one.mask and not one.mask.name.lower().endswith(PICTURES):
             raise TrainError(
                 "a mask is a picture, and holds for all frames of its clip",
@@ -462,7 +475,34 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         is_animated = isinstance(facts, PictureFacts) and facts.is_animated
         planned.append(_Planned(one, fitted, text, held, views, clip, controls, is_animated))
         update(number, len(found))
+    if bad:
+        raise _together([*bad, *_unreadable(planned)], folder) from bad[0]
     return planned
+
+
+def _unreadable(planned: Sequence[_Planned]) -> Generator[TrainError]:
+    """The errors of pictures that cannot be decoded. Clips are not read."""
+    for one in planned:
+        try:
+            if one.clip is None:
+                whole_of(one.found.path)
+        except TrainError as error:
+            yield error
+
+
+def _together(errors: Sequence[TrainError], folder: PictureFolder) -> TrainError:
+    """One error for several files; the error itself where there is one."""
+    if len(errors) == 1:
+        return errors[0]
+    names: dict[str, list[str]] = {}
+    for error in errors:
+        names.setdefault(error.problem, []).append(Path(error.file or "").name)
+    return TrainError(
+        f"{len(errors)} files cannot be used",
+        file=str(folder.path),
+        got="; ".join(f"{problem}: {', '.join(found)}" for problem, found in names.items()),
+        hint=". ".join(dict.fromkeys(error.hint for error in errors if error.hint)),
+    )
 
 
 def _fit_of_reference(path: Path, target: Pixels, kind: References, settings: PictureSettings) -> PictureFit:

@@ -622,6 +622,21 @@ def test_bad_input_is_named(host: Host, prepare: Callable[..., Any], photographs
         prepare(**inputs)
 
 
+@pytest.mark.parametrize("header", [True, False], ids=["without a header", "cut off"])
+def test_all_bad_pictures_are_named_at_once(
+    host: Host, prepare: Callable[..., Any], photographs: Path, header: bool
+) -> None:
+    pictures = sorted(photographs.glob("*.png"))
+    bad = [pictures[0], pictures[-1]]
+    for path in bad:
+        path.write_bytes(b"<html>" if header else path.read_bytes()[:-2000])
+    with pytest.raises(host.ops.TrainError, match="2 files cannot be used") as caught:
+        prepare()
+    for path in bad:
+        assert path.name in str(caught.value)
+    assert str(caught.value).count("the picture cannot be read") == 1
+
+
 def test_a_folder_inside_that_cannot_be_read_is_named(
     host: Host, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
