@@ -15,6 +15,7 @@ from ..ranks.gradients import Loss
 from ..ranks.plan import table
 from .feed import Batches, Feed, first_of, times_larger
 from .network import LycorisNetwork
+from .optimisers import family_of
 from .options import TrainOptions
 from .tensors import copies, copy_into
 from .trainer import Trainer
@@ -109,6 +110,8 @@ class Race:
     """The steps of the training that it was run for."""
     left_out: tuple[str, ...] = ()
     """The entrants for which the budget was too small."""
+    unsuited: tuple[str, ...] = ()
+    """The kinds that could not be made for this race, each with the reason."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What it was run for, to decide whether it can be reused, see `search_network`."""
     plan: str | None = None
@@ -134,13 +137,18 @@ class Race:
         if beaten:
             next_best = min(beaten, key=lambda heat: heat.loss)
             words.append(f"{next_best.name} came to {next_best.loss:.4g} at {next_best.lr:g}")
+        rates = sorted(heat.lr for heat in self.heats if heat.name == won.name)
+        if won.lr in (rates[0], rates[-1]) and len(rates) > 1:
+            end, other = ("lowest", "lower") if won.lr == rates[0] else ("highest", "higher")
+            words.append(f"it is the {end} rate that was tried, and a {other} one may be better")
         if not won.loss < self.start:
             words.append(f"no loss fell below the {self.start:.4g} before any step")
         return "; ".join([*words, cost])
 
     def missed(self) -> list[str]:
-        """One line with the entrants that the budget was too small for; none where all raced."""
-        return [f"too few steps to race: {', '.join(self.left_out)}"] if self.left_out else []
+        """Lines that say which kinds did not race, and why; none where all raced."""
+        short = [f"too few steps to race: {', '.join(self.left_out)}"] if self.left_out else []
+        return [*short, *(f"not raced: {kind}" for kind in self.unsuited)]
 
     def __str__(self) -> str:
         """The verdict, and a table of the heats with the best first."""
@@ -168,6 +176,7 @@ class Race:
                 raise ValueError("another version of the form")
             read["heats"] = tuple(Heat(**heat) for heat in read["heats"])
             read["left_out"] = tuple(map(str, read["left_out"]))
+            read["unsuited"] = tuple(map(str, read.get("unsuited", ())))
             return cls(**read)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
@@ -255,6 +264,8 @@ class _Race:
         self.judging = judging(self.held_out, first_of(self.batches, self.options.seed), self.options)
         self.expected = 0
         """How many heats there may be at most."""
+        self.fixed = family_of(self.options.optimiser).one_rate
+        """Whether the optimiser finds the rate itself, so that each entrant has one heat."""
 
     @property
     def left(self) -> float:
@@ -262,7 +273,7 @@ class _Race:
 
     def run(self) -> Race:
         racing = affordable(self.entrants, self.budget, self.judging, self.steps)
-        if not racing:
+        if not racing or (self.fixed and len(racing) == 1):
             first = self.entrants[0]
             return self._outcome(first.name, first.lr, self.entrants[1:])
         self.budget -= _slower(racing, self.steps)
@@ -275,7 +286,7 @@ class _Race:
         climbs = {entrant.name: dict[int, Heat]() for entrant in racing}
         if len(racing) > 1:
             self._climb(racing, climbs, each, _corrected)
-        for ahead in self._order(racing, climbs)[:1] or racing[:1]:
+        for ahead in [] if self.fixed else self._order(racing, climbs)[:1] or racing[:1]:
             self._climb([ahead], climbs, each, _next)
         best = self._order(racing, climbs)[:1]
         if not best:
@@ -297,7 +308,8 @@ class _Race:
         while going:
             for entrant in tuple(going):
                 found = climbs[entrant.name]
-                place = following({place: heat.loss for place, heat in found.items()}, self.start)
+                losses = {place: heat.loss for place, heat in found.items()}
+                place = None if self.fixed and found else following(losses, self.start)
                 if place is None or self.left - steps * entrant.step - self.judging < -1e-9:
                     going.remove(entrant)
                     continue

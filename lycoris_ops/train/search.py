@@ -121,9 +121,9 @@ class _Given:
 @dataclass(frozen=True)
 class _Kind:
     algorithm: str
-    make: Callable[[_Given], Callable[[], LycorisNetwork] | None]
-    """Returns a function that makes the network, with at most as many parameters as the given one; None to
-    leave the kind out."""
+    make: Callable[[_Given], Callable[[], LycorisNetwork] | str | None]
+    """Returns a function that makes the network, with at most as many parameters as the given one; the reason
+    why there is none; or None where the given network is the same."""
     cost: float = 0.0
     """The cost of making the network, in steps of one batch."""
     step: float = 1.0
@@ -199,12 +199,14 @@ def _uniform(given: _Given) -> Callable[[], LycorisNetwork] | None:
     return lambda: _all_of(net, "lora", rank=rank)
 
 
-def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
+def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | str | None:
     net, rest = given.net, given.rest
     sizes = {factor: sum(_lokr_numbers(shape, factor) for shape in _shapes(net)) for factor in FACTORS}
     fitting = [factor for factor, size in sizes.items() if size <= rest]
-    if not fitting or not _shapes(net):
+    if not _shapes(net):
         return None
+    if not fitting:
+        return f"needs {min(sizes.values()):,} parameters, and the budget is {rest:,}"
     factor = max(fitting, key=lambda factor: sizes[factor])
 
     def make() -> LycorisNetwork:
@@ -213,8 +215,8 @@ def _whole_lokr(given: _Given) -> Callable[[], LycorisNetwork] | None:
     # Leave it out, rather than find out at the end of a training that it cannot be written.
     try:
         make().check_dialect(given.options.dialect)
-    except LycorisError:
-        return None
+    except LycorisError as error:
+        return error.problem
     return make
 
 
@@ -267,9 +269,9 @@ def search_network(
 
     Afterwards all networks have the weights that they started with, and nothing is applied to the model.
 
-    Raises TrainError for "all" where the network's layers are from a file, for a sharded network, and as
-    `race` does; FileFormatError where the file for the outcome exists but holds no race; WriteError where it
-    cannot be written.
+    Raises TrainError for "all" where the network's layers are from a file, for "rate" with an optimiser that
+    finds the rate itself, for a sharded network, and as `race` does; FileFormatError where the file for the
+    outcome exists but holds no race; WriteError where it cannot be written.
     """
     if options.search == "off" or not options.search_share:
         return Searched(net, options)
@@ -279,6 +281,13 @@ def search_network(
             key="search",
             got="all",
             expected='"rate" or "off"',
+        )
+    if options.search == "rate" and family_of(options.optimiser).one_rate:
+        raise TrainError(
+            "this optimiser finds the rate itself, so there is none to search for",
+            key="search",
+            got=f"rate, and the optimiser {options.optimiser}",
+            expected='"off", "all", or another optimiser',
         )
     if processes.check_parts(net, processes.copies_of(net.module, options.mesh)):
         raise TrainError(
@@ -321,6 +330,10 @@ def search_network(
     found = race(racing, rest, held, loss, options, steps=steps, share=options.search_share, told=told)
     if racing is not entrants:
         found = replace(found, left_out=tuple(one.name for one in entrants if one not in racing))
+    if options.search == "all":
+        reasons = ((name, kind.make(given)) for name, kind in KINDS.items())
+        unsuited = tuple(f"{name} ({why})" for name, why in reasons if isinstance(why, str))
+        found = replace(found, unsuited=unsuited)
     if not found.heats:
         return Searched(net, options, found)
     winner = next(one for one in entrants if one.name == found.name)
@@ -346,7 +359,7 @@ def _entrants(given: _Given) -> list[Entrant]:
     for name in order if options.search == "all" else ():
         kind = KINDS[name]
         make = kind.make(given)
-        if make is not None:
+        if callable(make):
             rate = lr if family.one_rate else lr * rate_of(kind.algorithm, shapes, rank) / own
             found.append(Entrant(name, make, rate, kind.cost / options.accumulation, kind.step))
     # A given network from a plan comes first. Any other comes after the best two.

@@ -119,9 +119,13 @@ def test_two_rates_next_to_each_other_have_the_budget(best: float, quick: pytest
     short = lyc.race(*given, steps=100, share=1.0)
     assert [(heat.lr, heat.steps) for heat in short.heats] == [(1e-2, 48), (1.8e-2, 48)]
     assert short.lr == max(best, 1e-2)
+    end, other = ("lowest", "lower") if short.lr == 1e-2 else ("highest", "higher")
+    edge = "; it is the {} rate that was tried, and a {} one may be better; "
+    assert edge.format(end, other) in short.verdict()
     # A larger one is for rates that are far off.
     found = lyc.race(*given, steps=300, share=1.0)
     assert found.lr == best and {heat.steps for heat in found.heats} == {73}
+    assert (edge.format("lowest", "lower") in found.verdict()) is (best == min(h.lr for h in found.heats))
 
 
 @pytest.mark.parametrize("start", [2.0, -2.0], ids=["above 0", "below 0, as of a density"])
@@ -318,6 +322,21 @@ def test_what_is_asked_for_is_not_raced_twice() -> None:
         assert found.race
         raced = {heat.name for heat in found.race.heats} | set(found.race.left_out)
         assert raced == wanted, raced
+    # What no budget allows is named, and a file that keeps the race has it too.
+    assert found.race.missed()[-1].startswith("not raced: whole lokr (needs ")
+    assert found.race.missed()[-1].endswith(" parameters, and the budget is 38)")
+    assert lyc.Race.of_json(found.race.json()) == found.race
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_optimiser_that_finds_the_rate_itself_races_kinds_alone() -> None:
+    pytest.importorskip("prodigyopt")
+    options = replace(OPTIONS, optimiser="prodigy", search="all", search_share=1.0)
+    found = lyc.search_network(network(), BATCHES, Loss(), options, steps=300)
+    assert found.race and {heat.lr for heat in found.race.heats} == {1.0}
+    assert len({heat.name for heat in found.race.heats}) == len(found.race.heats) > 1
+    with pytest.raises(lyc.TrainError, match=r"finds the rate itself.*rate, and the optimiser prodigy"):
+        lyc.search_network(network(), BATCHES, Loss(), replace(options, search="rate"), steps=300)
 
 
 def test_without_validation_the_first_batches_are_set_apart() -> None:
