@@ -1,12 +1,15 @@
 """Store nested values in one safetensors file: tensors as tensors, everything else as JSON in the metadata.
 
-There is no pickle, so a file from a stranger cannot run code. The file gets its name only when complete.
+There is no pickle, so a file from a stranger cannot run code. The file gets its name only when complete. It
+has the CRC-32 of its JSON and of each tensor, so that a bit that a disk changed is noticed. Files of earlier
+versions have none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +41,9 @@ class TreeForm:
         tensors: dict[str, Tensor] = {}
         tree = self._packed(value, tensors, str(path))
         tensors = in_file_order(tensors)
-        header = header_of(tensors, {self.key: json.dumps({"version": self.version, "state": tree})})
+        sums = {"": _sum_of_tree(tree), **{name: _sum_of(tensor) for name, tensor in tensors.items()}}
+        table = {"version": self.version, "state": tree, "crc32": sums}
+        header = header_of(tensors, {self.key: json.dumps(table)})
         size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
         with new_files([path], size, make_folder=True) as (file,):
             file.write(header)
@@ -46,10 +51,12 @@ class TreeForm:
                 file.write(raw_bytes(tensor))
 
     def read(self, path: Path) -> Any:
-        """Read what `write` wrote. Raises FileFormatError for any other file."""
+        """Read what `write` wrote. Raises FileFormatError for any other file, and for a damaged one."""
         return self._read(
             path,
-            lambda tree, file: _unpacked(tree, file.read(list(file.tensors), TensorCache(0), keep=False)),
+            lambda tree, file, sums: _unpacked(
+                tree, _Checked(file.read(list(file.tensors), TensorCache(0), keep=False), sums)
+            ),
         )
 
     def peek(self, path: Path, *names: str) -> dict[str, Any]:
@@ -57,12 +64,13 @@ class TreeForm:
         out. Raises FileFormatError as `read` does.
         """
 
-        def unpacked(tree: Any, file: SafetensorsFile) -> dict[str, Any]:
-            return {name: _unpacked(item, _OnDemand(file)) for name, item in tree["dict"] if name in names}
+        def unpacked(tree: Any, file: SafetensorsFile, sums: Mapping[str, int]) -> dict[str, Any]:
+            tensors = _Checked(_OnDemand(file), sums)
+            return {name: _unpacked(item, tensors) for name, item in tree["dict"] if name in names}
 
         return self._read(path, unpacked)
 
-    def _read(self, path: Path, unpacked: Callable[[Any, SafetensorsFile], Any]) -> Any:
+    def _read(self, path: Path, unpacked: Callable[[Any, SafetensorsFile, Mapping[str, int]], Any]) -> Any:
         file = SafetensorsFile.open(path)
         if self.key not in file.metadata:
             raise FileFormatError(f"this is not {self.what}", file=str(path), hint=self.hint)
@@ -76,10 +84,16 @@ class TreeForm:
                     got=str(version),
                     expected=str(self.version),
                 )
-            return unpacked(tree, file)
+            sums = table.get("crc32", {})
+            if sums and _sum_of_tree(tree) != sums[""]:
+                raise ValueError("the checksum of its values differs")
+            return unpacked(tree, file, sums)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FileFormatError(
-                f"{self.what} is damaged", file=str(path), got=f"{type(error).__name__}: {error}"
+                f"{self.what} is damaged",
+                file=str(path),
+                got=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
+                hint="Use an earlier file or another copy, and check the disk",
             ) from error
 
     def _packed(self, value: Any, tensors: dict[str, Tensor], path: str) -> Any:
@@ -119,6 +133,28 @@ class _OnDemand:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.file.read([name], TensorCache(0), keep=False)[name]
+
+
+class _Checked:
+    """Tensors by name. Raises ValueError for one whose CRC-32 is not the one in `sums`."""
+
+    def __init__(self, tensors: Any, sums: Mapping[str, int]) -> None:
+        self.tensors = tensors
+        self.sums = sums
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        if self.sums and _sum_of(tensor) != self.sums[name]:
+            raise ValueError(f"the checksum of its tensor {name} differs")
+        return tensor
+
+
+def _sum_of(tensor: Tensor) -> int:
+    return zlib.crc32(raw_bytes(tensor))
+
+
+def _sum_of_tree(tree: Any) -> int:
+    return zlib.crc32(json.dumps(tree).encode())
 
 
 def _unpacked(tree: Any, tensors: Any) -> Any:

@@ -107,6 +107,28 @@ def test_nested_values_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert form.peek(path, "rows", "betas", "gone") == {"rows": value["rows"], "betas": value["betas"]}
 
 
+def test_a_changed_bit_is_noticed_in_nested_values(tmp_path: Path) -> None:
+    form, path = lyc.TreeForm("values", 1, "a file of values"), tmp_path / "values.safetensors"
+    form.write(path, {"step": 12, "mean": torch.randn(8), "square": torch.randn(8)})
+    whole = path.read_bytes()
+    number = whole.index(b"12]") + 1
+    for at, what in ((len(whole) - 1, "tensor t1"), (len(whole) - 33, "tensor t0"), (number, "values")):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(
+            lyc.FileFormatError, match=f"a file of values is damaged .*checksum of its {what}"
+        ):
+            form.read(path)
+    # Only the entries that are asked for are read, so only these are compared.
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert form.peek(path, "step") == {"step": 12}
+    with pytest.raises(lyc.FileFormatError, match="checksum of its tensor t1"):
+        form.peek(path, "square")
+    # Files of earlier versions have no checksums.
+    tensors = {"t0": torch.ones(2)}
+    save_file(tensors, path, {"values": '{"version": 1, "state": {"dict": [["x", {"tensor": "t0"}]]}}'})
+    assert torch.equal(form.read(path)["x"], tensors["t0"])
+
+
 def test_the_cache_stays_within_its_bound() -> None:
     cache = lyc.TensorCache(100)
     reads: list[int] = []
