@@ -427,3 +427,19 @@ def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:
     for prefix in ("conditional_transformer.", "diffusion_model.", "transformer."):
         ((target,),) = targets.find(f"{prefix}layers.1.attention.to_k")
         assert (target.path, target.rows) == ("layers.1.attention.qkv", (width, 2 * width))
+
+
+def test_qwen_image_21_may_fuse_the_first_layers_of_its_mlp() -> None:
+    """ComfyUI has fused them since the model came; diffusers has them apart, the gate first."""
+    apart = {f"{BLOCK[:-1]}{n}.img_mlp.{part}": (12, 4) for n in (0, 1) for part in ("gate_layer", "proj")}
+    whole = {f"{BLOCK[:-1]}{n}.img_mlp.gate_up": (24, 4) for n in (0, 1)}
+    rest = {"txt_in.text_norm": (6,), "modulation.1": (16, 4), "img_in": (4, 3)}
+    rest |= {f"{BLOCK[:-1]}{n}.img_mlp.out": (4, 12) for n in (0, 1)}
+    gate, proj, fused = (f"transformer_blocks.1.img_mlp.{part}" for part in ("gate_layer", "proj", "gate_up"))
+    found = knowing({**rest, **whole})["qwen_image_21"]
+    names = found.in_diffusers()
+    assert names[gate] == (Place(fused, (0, 12)),) and names[proj] == (Place(fused, (12, 24)),)
+    assert names.keys() == {*rest, *apart}
+    found = knowing({**rest, **apart})["qwen_image_21"]
+    assert found.in_diffusers() == {path: (Place(path),) for path in {**rest, **apart}}
+    assert found.elsewhere()[fused] == (Place(gate), Place(proj))

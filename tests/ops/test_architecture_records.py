@@ -65,6 +65,8 @@ def test_nothing_has_two_records() -> None:
         ("flux1-krea-dev", "Flux 1"),
         ("krea2", "Krea 2"),
         ("wan2.1-animate", "Wan"),
+        ("qwen-image", "Qwen-Image"),
+        ("qwen-image-2.1/lora", "Qwen-Image 2.1"),
     ],
 )
 def test_metadata_that_fits_two_families_means_the_more_exact_one(said: str, family: str) -> None:
@@ -89,6 +91,9 @@ def test_metadata_that_fits_two_families_means_the_more_exact_one(said: str, fam
         (("single_blocks.48.linear1",), ("Flux 2",)),
         (("transformer_blocks.3.ff_context.net.2",), ("Flux 1", "Chroma", "HunyuanVideo", "SD3")),
         (("blocks.0.attn.wq",), ("Krea 2",)),
+        (("transformer_blocks.0.img_mlp.net.2",), ("Qwen-Image",)),
+        (("transformer_blocks.0.img_mlp.proj",), ("Qwen-Image 2.1",)),
+        (("transformer_blocks.0.img_mlp.gate_up",), ("Qwen-Image 2.1",)),
         (("transformer_blocks.0.attn1.add_q_proj", "transformer_blocks.0.ff_context.net.2"), ("Mochi",)),
         (("layers.0.mlp",), ()),
     ],

@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(
         Family(
             "Qwen-Image",
             said=r"qwen",
-            mark=r"transformer_blocks_\d+_(img_mlp|txt_mlp|img_mod)",
+            mark=r"transformer_blocks_\d+_(img_mlp_net|txt_mlp|img_mod)",
             sizes=(Size({"transformer": 60}, "QWEN-IMAGE"),),
         ),
     ),
