@@ -56,7 +56,7 @@ def _about(query: Mapping[str, str]) -> Answer:
         words = {
             "triggers": facts.triggers,
             "stated": facts.stated,
-            "problems": [*said.problems, *facts.problems],
+            "problems": facts.problems,
         }
         more = [tag for tag in facts.tags if tag not in dict(said.tags)]
         beside = {"title": facts.title, "preview": facts.preview, "tags_beside": more}

@@ -49,6 +49,7 @@ class Facts:
     preview: str = ""
     """`picture` or `clip`; "" where there is none."""
     problems: Sequence[str] = ()
+    """What is wrong with the file's metadata, its numbers or the files beside it, in words."""
 
 
 def facts_of(names: Iterable[str]) -> dict[str, Facts]:
@@ -83,7 +84,7 @@ def _facts(name: str, there: Callable[[str], bool]) -> Facts:
         base=notes.base or own.base,
         favourite=notes.favourite,
         preview=next(previews, own.preview),
-        problems=notes.problems,
+        problems=(*own.problems, *notes.problems),
     )
 
 
@@ -167,5 +168,6 @@ def _own(path: str) -> Facts:
         triggers=said.triggers,
         stated=said.stated,
         tags=tuple(tag for tag, _ in said.tags[:TAGS]),
+        problems=said.problems,
         preview="picture" if adapter.metadata.get(THUMBNAIL, "").startswith("data:image/") else "",
     )

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, cast
 
-from ..errors import either
+from ..errors import LycorisError, either
+from ..files.cache import TensorCache
+from ..files.dtypes import FLOAT8, FLOATS
 from ..files.json_text import parse_json
+from ..maths.tensors import is_finite
 from ..names.architectures import signals_of
 from ..names.families import METADATA
 from ..reading.adapter import Adapter
@@ -21,6 +24,8 @@ from .words import counted, ranks
 
 TAGS = 200
 """The most tags that are kept."""
+SAMPLED, SAMPLE = 3, 1 << 20
+"""How many layers are searched for numbers that are not finite, and the most bytes of a tensor read there."""
 WORDS = 12
 """The most trigger words that are taken from the tags."""
 TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_phrase", "trigger_words", "trigger_word")
@@ -72,11 +77,15 @@ class About:
     facts: tuple[tuple[str, str], ...]
     """Other metadata worth showing, as pairs of label and text."""
     problems: tuple[str, ...]
-    """Metadata that cannot be read, in words."""
+    """Metadata that cannot be read, and numbers that are not finite, in words."""
 
 
 def about(adapter: Adapter) -> About:
-    """What an adapter's file says of itself. No tensor is read."""
+    """What an adapter's file says of itself.
+
+    Of its tensors only a sample is read, to notice a file whose numbers are not finite: those of the first,
+    the middle and the last layer that have at most 1 MB each.
+    """
     text = adapter.metadata
     problems: list[str] = []
     counts = _tables(text, FREQUENCY, problems)
@@ -99,8 +108,32 @@ def about(adapter: Adapter) -> About:
         date=next((_date(text[key]) for key in DATES if text.get(key)), ""),
         notes=tuple(text[key] for key in NOTES if _says(text, key)),
         facts=tuple((name, text[key]) for name, key in FACTS.items() if _says(text, key)),
-        problems=tuple(problems),
+        problems=(*problems, *_not_finite(adapter)),
     )
+
+
+def _not_finite(adapter: Adapter) -> list[str]:
+    """A problem, in words, where the sampled numbers of a file are not finite or cannot be read."""
+    layers = list(adapter.info.values())
+    sampled = layers if len(layers) <= SAMPLED else [layers[0], layers[len(layers) // 2], layers[-1]]
+    infos = adapter.file.tensors
+    keys = [
+        key
+        for layer in sampled
+        for key in layer.keys.values()
+        if infos[key].dtype in (*FLOATS, *FLOAT8) and infos[key].end - infos[key].start <= SAMPLE
+    ]
+    try:
+        read = adapter.file.read(keys, TensorCache(0), keep=False)
+    except LycorisError as error:
+        return [f"numbers in this file cannot be read: {error}"]
+    key = next((key for key, tensor in read.items() if not is_finite(tensor)), None)
+    if key is None:
+        return []
+    return [
+        f"numbers in this file are NaN or infinite ({key}): it is of a training that failed. "
+        "Take an earlier checkpoint"
+    ]
 
 
 def _says(text: Mapping[str, str], key: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import ntpath
 import os
 import time
@@ -16,8 +17,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from hosting import Host, ask, told
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
 
@@ -255,6 +258,13 @@ def test_facts_are_those_of_the_file_and_of_what_lies_beside_it(
     assert found["title"] == "Ink Wash" and found["error"] == ""
     assert "told.metadata.json cannot be read: it is not a table" in found["problems"]
     assert len(found["problems"]) == 2
+    # A training that failed leaves NaN in each tensor.
+    whole = load_file(host.base / "models" / "loras" / file)
+    nan = {key: torch.full_like(tensor, math.nan) for key, tensor in whole.items()}
+    ruined = lora_file("ruined.safetensors", lambda path: save_file(nan, path))
+    (problem,) = facts(host, ruined)[ruined]["problems"]
+    assert problem.startswith("numbers in this file are NaN or infinite (")
+    assert json.loads(ask("/lycoris/adapters/about", file=ruined)[2])["problems"] == [problem]
     # A file one byte over the limit is not read.
     lora_file("told.json", b"{}".ljust((4 << 20) + 1))
     assert "told.json cannot be read: it has more than 4194304 bytes" in facts(host, file)[file]["problems"]

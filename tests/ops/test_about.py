@@ -90,3 +90,40 @@ def test_an_adapter_as_plain_tensors_is_what_its_file_holds(tmp_path: Path) -> N
         lyc.adapter_of_tensors({"a": 5}, name="made")  # type: ignore[dict-item]
     with pytest.raises(lyc.FileFormatError, match="holds no adapter layer"):
         lyc.adapter_of_tensors({"a": torch.zeros(1)}, name="made")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
+def test_numbers_that_are_not_finite_are_noticed_in_a_sample(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    """A training that diverged leaves them in every layer."""
+    ruined = {
+        key.replace("_1_", f"_{number}_"): torch.full_like(tensor, value).to(dtype)
+        for number in range(9)
+        for key, tensor in TENSORS.items()
+    }
+    save_file(ruined, tmp_path / "x.safetensors")
+    found = lyc.about(lyc.peek_adapter(tmp_path / "x.safetensors")).problems
+    assert len(found) == (value != 1.0) and all("NaN or infinite (lora_unet_" in words for words in found)
+
+
+def test_the_sample_for_numbers_that_are_not_finite_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list asks about thousands of files: no tensor above 1 MB is read, and few below."""
+    numbered = [(key.replace("_1_", f"_{n}_"), tensor) for n in range(50) for key, tensor in TENSORS.items()]
+    layers = {key: tensor.clone() for key, tensor in numbered if LAYER not in key}
+    large = {f"{LAYER}.diff": torch.zeros(513, 512)}
+    save_file(layers | large, tmp_path / "x.safetensors")
+    adapter = lyc.peek_adapter(tmp_path / "x.safetensors")
+    asked: list[str] = []
+    read = type(adapter.file).read
+
+    def counted(self: object, names: list[str], *rest: object, **more: object) -> object:
+        asked.extend(names)
+        return read(self, names, *rest, **more)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(type(adapter.file), "read", counted)
+    assert not lyc.about(adapter).problems
+    assert 0 < len(asked) <= 6 and f"{LAYER}.diff" not in asked
