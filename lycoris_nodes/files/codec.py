@@ -80,16 +80,19 @@ class HostCodec:
     def find(self, file: TensorFile) -> Mapping[str, Quantised]:
         """The quantised layers of a file, by the key of the weight.
 
-        Layers in a format that the host does not know are left out. Shapes include padding that the format
-        may have added, because the file does not state the original size. Raises FileFormatError, with the
-        key, if the description of a layer is not a JSON table that names a format.
+        A layer in a format that is not among `QUANT_FORMATS` has no parts. Shapes include padding that the
+        format may have added, because the file does not state the original size. Raises FileFormatError,
+        with the key, if the description of a layer is not a JSON table that names a format.
         """
         found: dict[str, Quantised] = {}
         for layer, mark in _marked(file).items():
-            key, name = f"{layer}.weight", mark.get("format")
+            key, name = f"{layer}.weight", str(mark["format"])
             stored = file.tensors.get(key)
+            if stored is None:
+                continue
             # Two dimensions only: the host unpacks a weight with a linear layer.
-            if stored is None or len(stored.shape) != 2 or name not in QUANT_FORMATS:
+            if len(stored.shape) != 2 or name not in QUANT_FORMATS:
+                found[key] = Quantised(key, name, stored.shape, {}, mark)
                 continue
             shape = (stored.shape[0], stored.shape[1] * PACKED.get(name, 1))
             found[key] = Quantised(key, name, shape, _parts(layer, name, file.tensors), mark)

@@ -12,8 +12,13 @@ import comfy.utils
 import torch
 from comfy.quant_ops import QUANT_ALGOS
 
-QUANT_FORMATS: dict[str, torch.dtype] = {name: algo["storage_t"] for name, algo in QUANT_ALGOS.items()}
-"""The host's formats of quantised weights, with the dtypes that their data is stored in."""
+KNOWN = ("float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "int8_tensorwise", "convrot_w4a4")
+"""The host's formats whose tensors in files are known here. Newer hosts have more (`asym_w4a8_int8`,
+`awq_w4a16`, `svdquant_w4a4`), with further tensors and other packings."""
+QUANT_FORMATS: dict[str, torch.dtype] = {
+    name: QUANT_ALGOS[name]["storage_t"] for name in KNOWN if name in QUANT_ALGOS
+}
+"""Those of them that this host has, with the dtypes that their data is stored in."""
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located, number_of
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.model_file import ModelFile
-from ..files.quantised import Codec, Quantised, plain_floats, round_to_float8, seed_of
+from ..files.quantised import Codec, Quantised, found_in, plain_floats, round_to_float8, seed_of, stored_as
 from ..files.safetensors_file import SafetensorsFile, encode_header, raw_bytes, read_exactly
 from ..files.tensor_file import TensorInfo, open_file
 from ..files.writing import Progress, check_other, metadata_of, new_files
@@ -105,7 +105,7 @@ def merge_checkpoint(
     for path in (entry.adapter.path for entry in stack if os.path.isabs(entry.adapter.path)):
         for file in destination.files:
             check_other(file, path, "an adapter of the stack")
-    quantised: Mapping[str, Quantised] = codec.find(base) if codec else {}
+    quantised, unread = found_in(base, codec)
     shapes = {key: info.shape for key, info in base.tensors.items()}
     views = views_in({key: shape for key, shape in shapes.items() if key not in quantised}, stack)
     shapes |= {key: weight.shape for key, weight in quantised.items()}
@@ -113,7 +113,7 @@ def merge_checkpoint(
     if any(one.unmatched or one.mismatches for one in resolution.entries if not one.entry.off):
         views |= views_of(base, shapes)
         resolution = _resolved(stack, shapes, views)
-    merge = _Merge(base, destination, placed(resolution.pairs(), views), quantised, codec)
+    merge = _Merge(base, destination, placed(resolution.pairs(), views), quantised, unread, codec)
     # Check formats before shapes: packed data do not have the shape of their weight, so the error would be
     # about shapes. A layer at strength 0 changes nothing, so its weight may be in any form.
     misfits = (mismatch for entry in resolution.entries for mismatch in entry.mismatches if mismatch.strength)
@@ -203,6 +203,8 @@ class _Merge:
     """The layers that change each weight or bias."""
     quantised: Mapping[str, Quantised]
     """All quantised weights of the base that the codec knows, by key."""
+    unread: Mapping[str, str]
+    """The formats of further ones, see `found_in`."""
     codec: Codec | None
     strange: list[str] = field(default_factory=list[str])
     """`MergeResult.strange`, so far."""
@@ -210,7 +212,7 @@ class _Merge:
     @cached_property
     def plain(self) -> set[str]:
         """Names of the float tensors that hold plain values, see `plain_floats`."""
-        return plain_floats(self.base.tensors, self.quantised)
+        return plain_floats(self.base.tensors, {*self.quantised, *self.unread})
 
     @cached_property
     def changed(self) -> dict[str, str]:
@@ -279,7 +281,7 @@ class _Merge:
             "a weight that an adapter changes is quantised",
             file=self.base.path,
             key=key,
-            got=self.base.tensors[key].dtype,
+            got=stored_as(self.base.tensors[key].dtype, self.unread.get(key)),
             expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
             hint=f"To merge, {'' if self.codec else with_codec}take the file it was quantised from",
         )

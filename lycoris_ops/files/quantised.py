@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ class Quantised:
     """The shape of the decoded weight. Packed data have another shape."""
     parts: Mapping[str, str]
     """The tensors to rewrite when the weight changes, each with the safetensors dtype to write it in. The
-    weight's own key is among them. Their shapes stay the same."""
+    weight's own key is among them. Their shapes stay the same. Empty for a weight that the codec cannot read:
+    then only `key` and `format` count, for the error."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Whatever else the codec needs to decode and encode the weight."""
 
@@ -52,6 +54,28 @@ class Codec(Protocol):
         `values` may be overwritten.
         """
         ...
+
+
+NAMED = re.compile(r"(.+)\.quant_state\.bitsandbytes__(\w+)")
+"""The name of the tensor by which bitsandbytes describes a weight: the weight's key, and the format.
+Source: bitsandbytes (MIT), `QuantState.as_dict`."""
+
+
+def found_in(file: TensorFile, codec: Codec | None) -> tuple[dict[str, Quantised], dict[str, str]]:
+    """The quantised weights of a file that the codec reads, and the formats of those that it does not.
+
+    The formats are by the keys of the weights, where the file names them. The shapes of these weights in the
+    file are those of packed data.
+    """
+    found: Mapping[str, Quantised] = codec.find(file) if codec else {}
+    named = {match[1]: f"bitsandbytes {match[2]}" for match in map(NAMED.fullmatch, file.tensors) if match}
+    unread = {key: one.format for key, one in found.items() if not one.parts}
+    return {key: one for key, one in found.items() if one.parts}, {**named, **unread}
+
+
+def stored_as(dtype: str, name: str | None) -> str:
+    """How a file stores a weight that cannot be read: its dtype, and the name of its format if known."""
+    return f"{dtype} in the format {name}" if name else dtype
 
 
 def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] = ()) -> set[str]:

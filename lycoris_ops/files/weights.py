@@ -16,7 +16,7 @@ from ..maths.tensors import PIECE
 from .cache import TensorCache
 from .dtypes import DTYPES, FLOAT8, FLOATS
 from .model_file import ModelFile
-from .quantised import Codec, Quantised, plain_floats
+from .quantised import Codec, found_in, plain_floats, stored_as
 
 
 class Weights(Protocol):
@@ -86,7 +86,7 @@ class FileWeights:
     def __init__(self, path: str | os.PathLike[str], codec: Codec | None = None) -> None:
         self.file = ModelFile.open(path)
         self._codec = codec
-        self._quantised: Mapping[str, Quantised] = codec.find(self.file) if codec else {}
+        self._quantised, self._unread = found_in(self.file, codec)
         shapes = {key: info.shape for key, info in self.file.tensors.items()}
         self.shapes: Mapping[str, Shape] = shapes | {key: one.shape for key, one in self._quantised.items()}
 
@@ -96,7 +96,7 @@ class FileWeights:
 
     @cached_property
     def _plain(self) -> set[str]:
-        return plain_floats(self.file.tensors, self._quantised)
+        return plain_floats(self.file.tensors, {*self._quantised, *self._unread})
 
     def read(self, key: str) -> Tensor:
         """Raises FileFormatError where the file changed, or where no codec reads the weight's format."""
@@ -106,7 +106,7 @@ class FileWeights:
                 "a weight is quantised, so its values cannot be read",
                 file=self.name,
                 key=key,
-                got=self.file.tensors[key].dtype,
+                got=stored_as(self.file.tensors[key].dtype, self._unread.get(key)),
                 expected=", ".join((*FLOATS, *(f"{name} without scales" for name in FLOAT8))),
                 hint="Give a codec that reads its format, or take the file it was quantised from",
             )

@@ -13,7 +13,19 @@ import pytest
 import torch
 from hosting import STEPS, Host, Patched, load, model_of, unload
 from kinds import kinds, lora
-from packed import LAYERS, PLAIN, assert_same, bits, door, float_unet, module, packed, packed_unet, quantised
+from packed import (
+    FORMATS,
+    LAYERS,
+    PLAIN,
+    assert_same,
+    bits,
+    door,
+    float_unet,
+    module,
+    packed,
+    packed_unet,
+    quantised,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -152,6 +164,28 @@ def test_a_quantised_weight_without_its_scale_is_named(
     rest = {key: part for key, part in stored.items() if key != f"{layer}.weight_scale"}
     path = model_file("diffusion_models/to_merge.safetensors", rest)
     with pytest.raises(host.ops.LycorisError, match=f"{layer}.weight.*cannot read a quantised weight"):
+        exported(f"diffusion_models/{path.name}", host.stack((adapter, 0.8, 0.0)))
+
+
+@pytest.mark.parametrize("name", ["asym_w4a8_int8", "awq_w4a16", "svdquant_w4a4"])
+def test_a_format_whose_tensors_are_not_known_is_named(
+    host: Host,
+    stored: dict[str, Tensor],
+    adapter: str,
+    exported: Callable[..., Path],
+    model_file: Callable[..., Path],
+    name: str,
+) -> None:
+    """Newer hosts have them. They store two columns in a byte, and need further tensors."""
+    formats = host.module("lycoris_nodes.host.quantised")
+    assert set(formats.KNOWN) == {kind for kind, *_ in FORMATS.values()}
+    layer = LAYERS["int8"]
+    weight = stored[f"{layer}.weight"]
+    rest = {key: part for key, part in stored.items() if not key.startswith(f"{layer}.")}
+    mark = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+    rest |= {f"{layer}.weight": weight[:, ::2].clone(), f"{layer}.comfy_quant": mark}
+    path = model_file("diffusion_models/to_merge.safetensors", rest)
+    with pytest.raises(host.ops.LycorisError, match=rf"to_merge.*{layer}\.weight.*I8 in the format {name}"):
         exported(f"diffusion_models/{path.name}", host.stack((adapter, 0.8, 0.0)))
 
 

@@ -21,6 +21,7 @@ import lycoris_ops as lyc
 from lycoris_ops.files.quantised import plain_floats, round_to_float8, seed_of
 from lycoris_ops.files.safetensors_file import SafetensorsFile
 from lycoris_ops.files.tensor_file import TensorFile
+from lycoris_ops.files.weights import FileWeights
 
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -308,3 +309,43 @@ def test_values_that_are_not_finite_are_not_encoded(tmp_path: Path) -> None:
     with pytest.raises(lyc.WriteError, match=r"blocks\.0.*does not fit.*rows"):
         lyc.merge_checkpoint(tmp_path / "base.safetensors", lyc.Stack([entry]), out, codec=Endless())
     assert not out.exists()
+
+
+class Foreign(Rows):
+    """A codec that knows the name of a format which it cannot read."""
+
+    def find(self, file: TensorFile) -> Mapping[str, lyc.Quantised]:
+        return {key: replace(one, format="w4a8", parts={}) for key, one in super().find(file).items()}
+
+
+@pytest.mark.parametrize("columns", [30, 60], ids=["the weight's shape", "the stored shape"])
+def test_a_format_that_the_codec_cannot_read_is_named(tmp_path: Path, columns: int) -> None:
+    """The shape of packed data is not that of the weight, so it must not be taken for it."""
+    quantised_base(tmp_path)
+    base, stack, out = (
+        tmp_path / "base.safetensors",
+        lora(tmp_path, 40, columns),
+        tmp_path / "out.safetensors",
+    )
+    said = r"base\.safetensors.*blocks\.0\.x\.weight.*I8 in the format w4a8.*take the file it was quantised"
+    with pytest.raises(lyc.FileFormatError, match=said):
+        lyc.merge_checkpoint(base, stack, out, codec=Foreign())
+    with pytest.raises(lyc.FileFormatError, match=r"blocks\.0\.x\.weight.*I8 in the format w4a8"):
+        FileWeights(base, Foreign()).read(KEY)
+    assert not out.exists()
+
+
+def test_the_format_of_bitsandbytes_is_named(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    parts = {
+        "absmax": torch.ones(19),
+        "quant_map": torch.ones(16),
+        "quant_state.bitsandbytes__nf4": packed_bytes(9),
+    }
+    save_file({KEY: packed_bytes(600, 1), **{f"{KEY}.{name}": one for name, one in parts.items()}}, base)
+    with pytest.raises(lyc.FileFormatError, match=r"blocks\.0\.x\.weight.*U8 in the format bitsandbytes nf4"):
+        lyc.merge_checkpoint(base, lora(tmp_path, 40, 30), tmp_path / "out.safetensors")
+
+
+def packed_bytes(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.uint8)
