@@ -483,6 +483,43 @@ def test_samples_on_the_way_change_nothing(
     assert guidances == [5.0, 5.0, 5.0, 1.0, 1.0]
 
 
+def test_stop_while_the_last_sample_is_drawn_leaves_a_finished_training(
+    host: Host, train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+    import comfy.utils
+
+    bars: list[tuple[int, int]] = []
+    real = comfy.utils.ProgressBar.update_absolute
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar,
+        "update_absolute",
+        lambda bar, value, total=None, *more: (bars.append((value, total)), real(bar, value, total, *more)),
+    )
+    told: list[str] = []
+    output = host.module("lycoris_nodes.training.node.output")
+    monkeypatch.setattr(output, "tell_page", lambda *given, text="", **more: told.append(text))
+    previews = host.module("lycoris_nodes.training.node.previews").Previews
+    make = previews.make
+
+    def stopped(self: Any, step: int) -> None:
+        if step == self.steps:
+            comfy.model_management.interrupt_current_processing()
+        make(self, step)
+
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 2, "warmup": 0, "sample_every": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(previews, "make", stopped)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train(**settings)
+    assert (tmp_path / "loras" / "style_00001_.safetensors").exists()
+    assert "All 2 steps are done, and the file is output/loras/style_00001_.safetensors." in told
+    # The host's bar is not full while the last sample is drawn.
+    assert (2, 3) in bars and all(value < total for value, total in bars)
+    # The training is over, so the next one is another.
+    assert train(**settings)["path"].endswith("style_00002_.safetensors")
+
+
 def test_it_goes_on_from_a_stack_and_keeps_its_kinds(host: Host, train: Callable[..., Any]) -> None:
     settings: dict[str, Any] = {"preset": "attn-only", "steps": 2}
     overrides = "# comments are fine\n*attn2*: algorithm lokr, factor 4\n/to_q$/: rank 2"

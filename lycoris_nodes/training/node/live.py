@@ -81,7 +81,8 @@ class Live:
         self.history.losses.append((report.step, report.loss))
         made = report.step - self._first
         pace = (now - self._began) / made if made else None
-        self._update(report.step, self.steps)
+        # One more than the steps: after the last one the file and the last sample are made.
+        self._update(report.step, self.steps + 1)
         self.stage("training", report.step, self.steps, loss=report.loss, pace=pace)
 
     def validated(self, step: int, loss: float) -> None:

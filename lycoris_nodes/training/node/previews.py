@@ -98,7 +98,8 @@ class Prompt:
 @dataclass
 class Previews:
     """Samples prompts before the first step, every `every` steps and after the last, always from the same
-    noise, and saves the pictures of a step side by side.
+    noise, and saves the pictures of a step side by side. Those after the last step are of the weights in the
+    file, which may be those of an earlier step.
 
     `vae` decodes them if there is memory for it beside the models in training; else they are rough.
     """

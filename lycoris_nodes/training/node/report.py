@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ....lycoris_ops import Searched, TrainOptions, dtype_name, number_of
+from ....lycoris_ops import Searched, TrainOptions, TrainResult, dtype_name, number_of
 from ...host.files import shown_path
 from ..data.loss import DiffusionLoss
 from ..model.session import Session
@@ -44,6 +44,11 @@ def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
         f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. {first} with the same "
         "settings to train on from there."
     )
+
+
+def finished_in_words(result: TrainResult) -> str:
+    """Where a whole training is, whose last sample was not drawn."""
+    return f"All {result.steps} steps are done, and the file is {shown_path(str(result.output))}."
 
 
 def loss_in_words(loss: DiffusionLoss, *, masked: bool) -> str:

@@ -55,6 +55,7 @@ from .opening import opened_both
 from .overrides import Sampling, arguments_of, overrides_of, sampled_as
 from .previews import Previews, Prompt
 from .report import (
+    finished_in_words,
     loss_in_words,
     memory_in_words,
     rate_in_words,
@@ -265,7 +266,8 @@ def train(
 
         def stepped(report: StepReport) -> None:
             live.stepped(report)
-            if previews.due(report.step):
+            # The last sample comes when the file is written.
+            if report.step < asked.steps and previews.due(report.step):
                 previews.make(report.step)
 
         def batches(epoch: int) -> list[list[Sample]]:
@@ -290,6 +292,9 @@ def train(
                 validated=live.validated,
                 rescued=kept,
             )
+        if result.steps == asked.steps and previews.due(asked.steps):
+            with _written(result, rescued):
+                previews.make(asked.steps)
         places = {name: shown_path(path) for name in PLACES if (path := getattr(result, name))}
         notes = [
             *expert_in_words(asked.expert, loss.times, job.because),
@@ -328,6 +333,16 @@ def train(
     # The network is in its file, and the next one may need the memory.
     result = replace(result, searched=None)
     return FinishedTraining(result, output.stem, report, shown(result.history, run.folder), searched.race)
+
+
+@contextmanager
+def _written(result: TrainResult, rescued: Callable[[str], None]) -> Generator[None]:
+    """A context for what follows a whole training. Where it is stopped, the page is told of the file."""
+    try:
+        yield
+    except BaseException:
+        rescued(finished_in_words(result))
+        raise
 
 
 def _race_data(
