@@ -50,6 +50,8 @@ __all__ = [
 
 CONFIG_NAME = "adapter_config.json"
 """The name of the configuration beside PEFT's weights."""
+HEADS = ("classifier", "score")
+"""The names of modules that PEFT's classes for sequences and tokens save whole, unless told otherwise."""
 METADATA_KEY = "lora_adapter_metadata"
 """The metadata key under which diffusers writes its configurations."""
 
@@ -77,7 +79,7 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
             config = config.with_biases(biases)
         config = replace(
             config,
-            modules_to_save=sorted(member.path for member in whole),
+            modules_to_save=_saved([member.path for member in whole], module),
             trainable_token_indices={member.path: member.wanted.rows for member in rows},
         )
         for own, named in ((whole, config.saves), (rows, config.rows_at)):
@@ -93,6 +95,21 @@ def config_for(members: Sequence[ConfiguredLayer[Any]], module: Module) -> Confi
             beside = f"{member.kind.peft_type} beside {kind.peft_type}"
             raise ConflictError("needs one kind in a file", member, beside)
     return kind.of(members, module)
+
+
+def _saved(paths: Sequence[str], module: Module) -> list[str]:
+    """The value of `modules_to_save` for whole modules.
+
+    PEFT's classes for tasks add their heads by `HEADS`, and wrap each of these as one module. A layer inside
+    is then named by the head, unless the file lacks another layer of the head.
+    """
+    found: set[str] = set()
+    for path in paths:
+        words = path.split(".")
+        heads = [".".join(words[: at + 1]) for at, word in enumerate(words) if word in HEADS]
+        others = {other for head in heads[:1] for other in module.paths if other.startswith(f"{head}.")}
+        found.add(heads[0] if heads and others <= set(paths) else path)
+    return sorted(found)
 
 
 def read_peft_config(path: str) -> Config[Any]:

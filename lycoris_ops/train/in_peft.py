@@ -166,6 +166,14 @@ def _valued(layer: Layer, site: Site) -> Layer:
                 expected="lora",
                 hint="Save it in the dialect lycoris, or train a LoRA on this module",
             )
-        value = values_of(site.module, name, site.path).detach().cpu()
-        held |= {kept: value.to(compute_dtype(value.dtype)) + difference, changed: None}
+        held |= {kept: _own(site, name) + difference, changed: None}
+    if held.get(SET) is not None and held.get(SET_BIAS) is None and site.has_bias:
+        # PEFT reads all tensors of a whole module, also those that were not trained.
+        held[SET_BIAS] = _own(site, site.bias)
     return layer.with_tensors(held)
+
+
+def _own(site: Site, name: str) -> Tensor:
+    """The model's own values of a weight or bias, in float32 or float64."""
+    value = values_of(site.module, name, site.path).detach().cpu()
+    return value.to(compute_dtype(value.dtype), copy=True)

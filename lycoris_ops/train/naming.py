@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
+from ..algorithms.full import Full
 from ..errors import MatchError, number_of
 from ..maths.shapes import Shape
 from ..maths.tensors import is_plain
@@ -88,6 +90,8 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
     tried = [(one, _entry(adapter, module, one)) for one in dict.fromkeys((prefix, ""))]
     prefix, entry = min(tried, key=lambda found: len(found[1].unmatched))
     for unmatched in entry.unmatched:
+        if _repeats(adapter, unmatched.layer, entry, module):
+            continue
         unread = unmatched.layer in adapter.unreadable
         wanted = "a whole layer of a kind that is read" if unread else "a module of the model"
         raise MatchError(
@@ -134,6 +138,27 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         for part, layers in entry.absent.items()
     ]
     return found, [*beside, *_unread(adapter), *_unscaled(adapter)]
+
+
+def _repeats(adapter: Adapter, layer: str, entry: EntryResolution, module: nn.Module) -> bool:
+    """Whether a layer is only the bias of a module without a weight, and another layer of the file sets the
+    same parameter of the model to the same values.
+
+    So it is with the heads of masked language models in transformers: `cls.predictions.bias` is the bias of
+    the decoder as well.
+    """
+    if layer in adapter.unreadable or adapter.info[layer].algorithm is not Full:
+        return False
+    own, modules = adapter.layer(layer).tensors(), dict(named_modules(module))
+    held = getattr(modules.get(LayerName.of(layer).path), "bias", None)
+    if own.keys() != {"set_bias"} or not isinstance(held, nn.Parameter):
+        return False
+    for match in entry.matches:
+        other = adapter.layer(match.layer).tensors().get("set_bias")
+        there = modules.get(LayerName.of(match.layer).path)
+        if other is not None and getattr(there, "bias", None) is held and torch.equal(other, own["set_bias"]):
+            return True
+    return False
 
 
 def _entry(adapter: Adapter, module: nn.Module, prefix: str) -> EntryResolution:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from networks import move
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -91,6 +92,96 @@ def test_a_head_that_is_tied_to_a_saved_embedding_is_saved_with_it(tmp_path: Pat
     assert torch.allclose(logits(again), wanted, atol=1e-4)
     network.save_weights(tmp_path / "ours", dialect="peft")
     assert torch.allclose(logits(PeftModel.from_pretrained(tied(), tmp_path / "ours")), wanted, atol=1e-4)
+
+
+SMALL: Any = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+TEXT: Any = {**SMALL, "vocab_size": 32, "pad_token_id": 0}
+THREE: Any = {"num_labels": 3}
+# The names of a class and its configuration in transformers, the modules with LoRA, and those saved whole.
+HEADS: dict[str, tuple[str, Any, list[str], list[str]]] = {
+    "BertForSequenceClassification": ("BertConfig", TEXT | THREE, ["query"], ["classifier"]),
+    "BertForTokenClassification": ("BertConfig", TEXT | THREE, ["query"], ["classifier"]),
+    "BertForQuestionAnswering": ("BertConfig", TEXT, ["query"], ["qa_outputs"]),
+    "BertForMaskedLM": ("BertConfig", TEXT, ["query"], ["cls"]),
+    "RobertaForSequenceClassification": ("RobertaConfig", TEXT | THREE, ["query"], ["classifier"]),
+    "ElectraForSequenceClassification": (
+        "ElectraConfig",
+        TEXT | THREE | {"embedding_size": 16},
+        ["query"],
+        ["classifier"],
+    ),
+    "DistilBertForSequenceClassification": (
+        "DistilBertConfig",
+        {"dim": 16, "hidden_dim": 24, "n_layers": 1, "n_heads": 2, "vocab_size": 32, **THREE},
+        ["q_lin"],
+        ["pre_classifier", "classifier"],
+    ),
+    "DebertaV2ForSequenceClassification": (
+        "DebertaV2Config",
+        TEXT | THREE,
+        ["query_proj"],
+        ["pooler", "classifier"],
+    ),
+    "GPT2ForSequenceClassification": (
+        "GPT2Config",
+        {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 32, "pad_token_id": 0, **THREE},
+        ["c_attn"],
+        ["score"],
+    ),
+    "ViTForImageClassification": (
+        "ViTConfig",
+        SMALL | THREE | {"image_size": 8, "patch_size": 4},
+        ["q_proj"],
+        ["classifier"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_usual_classes_there_and_back(name: str, tmp_path: Path) -> None:
+    """By PEFT's own loader: from PEFT to PEFT, and by the documented recipe."""
+    config, sizes, targets, saved = HEADS[name]
+    task = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}.get(
+        name.partition("For")[2]
+    )
+
+    def base() -> Any:
+        torch.manual_seed(0)
+        return getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
+
+    pictures = torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8)
+
+    def passed(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**({"pixel_values": pictures} if name.startswith("ViT") else {"input_ids": IDS}))[0]
+
+    def in_peft(folder: str) -> torch.Tensor:
+        return passed(PeftModel.from_pretrained(base(), str(tmp_path / folder)).eval())
+
+    # PEFT adds names to the list that it is given.
+    lora = LoraConfig(r=2, target_modules=targets, modules_to_save=[*saved], task_type=task)
+    theirs: Any = get_peft_model(base(), lora).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    wanted = passed(theirs)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    network = lyc.create_lycoris(again := base(), weights=tmp_path / "theirs").apply_to()
+    assert torch.allclose(passed(again), wanted, atol=1e-5)
+    network.save_weights(tmp_path / "back", "peft", metadata={"task_type": task})
+    assert torch.allclose(in_peft("back"), wanted, atol=1e-5)
+    lyc.save_adapter(lyc.load_adapter(tmp_path / "theirs"), tmp_path / "converted", "peft")
+    assert torch.allclose(in_peft("converted"), wanted, atol=1e-5)
+
+    heads = [path for path in network.members if any(path.startswith(head) for head in saved)]
+    include = [*(f"*{target}" for target in targets), *heads]
+    kinds = {head: {"algorithm": "full"} for head in heads}
+    network = lyc.create_lycoris(model := base(), rank=2, include=include, overrides=kinds, seed=0)
+    move(network.apply_to())
+    network.save_weights(tmp_path / "ours", "peft", metadata={"task_type": task})
+    assert torch.allclose(in_peft("ours"), passed(model), atol=1e-5)
+    assert not torch.allclose(passed(model), passed(base()), atol=1e-2)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
