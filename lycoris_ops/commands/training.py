@@ -18,6 +18,7 @@ from .. import (
     LycorisError,
     Plan,
     TrainOptions,
+    check_layer_options,
     parse_size,
     plan_ranks,
     probe,
@@ -74,10 +75,12 @@ def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
     return TrainOptions(**given)
 
 
-def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
-    """What the task's function returns: model, batches and loss, and maybe batches for validation.
+def task_of(settings: Mapping[str, Any], file: Path) -> Callable[[], tuple[Any, ...]]:
+    """The task's function with its arguments. It returns model, batches and loss, and maybe batches for
+    validation.
 
-    Raises LycorisError where there is no such function, or it takes or returns something else.
+    Raises LycorisError where there is no such function, or it takes other arguments; when called, where it
+    returns something else.
     """
     entry = settings.get("entry")
     if not isinstance(entry, str) or ":" not in entry:
@@ -88,15 +91,40 @@ def task_of(settings: Mapping[str, Any], file: Path) -> tuple[Any, ...]:
             got=None if entry is None else repr(entry),
             expected="module:function or file.py:function",
         )
-    made = _called(_function(entry, file.parent), table(settings, "arguments"), "[arguments]")
-    if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
-        raise LycorisError(
-            "the task's function returns something else",
-            key=entry,
-            got=type(cast("object", made)).__name__,
-            expected="a tuple of the model, the batches and the loss, and maybe batches for validation",
-        )
-    return cast("tuple[Any, ...]", made)
+    function, arguments = _function(entry, file.parent), table(settings, "arguments")
+    try:
+        # Only the arguments are checked here: a TypeError from inside the function must pass through.
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        problem = "the function does not take these arguments"
+        raise LycorisError(problem, key="[arguments]", got=str(error)) from error
+
+    def task() -> tuple[Any, ...]:
+        made = function(**arguments)
+        if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
+            raise LycorisError(
+                "the task's function returns something else",
+                key=entry,
+                got=type(cast("object", made)).__name__,
+                expected="a tuple of the model, the batches and the loss, and maybe batches for validation",
+            )
+        return cast("tuple[Any, ...]", made)
+
+    return task
+
+
+def network_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """[network] as arguments. Raises LycorisError for an unknown key or a value out of its range."""
+    given = table(settings, "network")
+    if found := given.keys() & {"module", "plan"}:
+        raise LycorisError("[network] has no such key", got=min(found), expected="`entry` or [plan] instead")
+    check_layer_options(given)
+    return given
+
+
+def check_plan(settings: Mapping[str, Any]) -> None:
+    """Raise LycorisError for an unknown key or a size in [plan]."""
+    _plan_table(settings)
 
 
 def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
@@ -106,10 +134,7 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     """
     if "plan" not in settings:
         return None
-    given: dict[str, Any] = {**PROBED, **table(settings, "plan")}
-    probing = _names(probe) - {"module", "batches", "loss", "progress"}
-    planning = _names(plan_ranks) - {"probe"}
-    _check(given, [*sorted(probing | planning), "batches"], "[plan]")
+    given, probing, wanted = _plan_table(settings)
     module, batches, loss, *_ = task
     epoch: Any = batches(0) if callable(batches) else batches
     found = probe(
@@ -118,9 +143,18 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
         loss,
         **{name: value for name, value in given.items() if name in probing and value != "auto"},
     )
+    return plan_ranks(found, **wanted)
+
+
+def _plan_table(settings: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], dict[str, Any]]:
+    """[plan] with its defaults, the names among it that `probe` takes, and the arguments of `plan_ranks`."""
+    given: dict[str, Any] = {**PROBED, **table(settings, "plan")}
+    probing = _names(probe) - {"module", "batches", "loss", "progress"}
+    planning = _names(plan_ranks) - {"probe"}
+    _check(given, [*sorted(probing | planning), "batches"], "[plan]")
     wanted: dict[str, Any] = {name: value for name, value in given.items() if name in planning}
     wanted["size"] = parse_size(str(given.get("size", "auto")))
-    return plan_ranks(found, **wanted)
+    return given, probing, wanted
 
 
 def _function(entry: str, folder: Path) -> Callable[..., Any]:
@@ -150,16 +184,6 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
     if not callable(found):
         raise LycorisError("the task's module has no such function", key=entry, got=name)
     return found
-
-
-def _called(function: Callable[..., Any], arguments: Mapping[str, Any], place: str) -> Any:
-    """A function's result. Raises LycorisError for arguments that it does not take."""
-    try:
-        # Only the arguments are checked here: a TypeError from inside the function must pass through.
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise LycorisError("the function does not take these arguments", key=place, got=str(error)) from error
-    return function(**arguments)
 
 
 def _check(given: Mapping[str, Any], known: Collection[str], place: str | None = None) -> None:

@@ -83,7 +83,7 @@ def create_lycoris(
     """
     given = {"algorithm": algorithm, "rank": rank, "alpha": alpha, **options}
     own = inspect.signature(create_lycoris).parameters
-    base = LayerSettings().with_options(given, "create_lycoris", own.keys() - {"module", "options"})
+    base = _base_of(given)
     if plan is not None and weights is not None:
         raise LycorisError("layers are either planned or from a file", got="plan and weights")
     if plan is not None or weights is not None:
@@ -119,6 +119,22 @@ def create_lycoris(
     network.origin = "fresh" if plan is None and weights is None else "file" if plan is None else "plan"
     network.set_multiplier(multiplier)
     return network
+
+
+def check_layer_options(options: Mapping[str, Any]) -> None:
+    """Raise LycorisError for arguments of `create_lycoris` that are unknown or out of their range.
+
+    What depends on the model, such as whether a pattern matches, is checked when a network is made.
+    """
+    fields = {field.name for field in dataclasses.fields(LayerSettings)}
+    beside = inspect.signature(create_lycoris).parameters.keys() - fields
+    _base_of({name: value for name, value in options.items() if name not in beside})
+
+
+def _base_of(options: Mapping[str, Any]) -> LayerSettings:
+    """The settings of the layers that no pattern of `overrides` matches."""
+    own = inspect.signature(create_lycoris).parameters
+    return LayerSettings().with_options(options, "create_lycoris", own.keys() - {"module", "options"})
 
 
 def _check_left(what: str, options: Mapping[str, Any], overrides: Overrides) -> None:

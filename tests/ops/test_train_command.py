@@ -110,6 +110,29 @@ def test_bad_tasks_and_networks(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("rank = 2", "dim = 2", "called rank"),
+        ("rank = 2", "rank = 0", "whole number above 0"),
+        ("[train]", "[plan]\nrmax = 3\n[train]", "Is it r_max"),
+        ("task.py:task", "task.py:tusk", "no such function"),
+        ("[train]", "[arguments]\nnumber = 3\n[train]", "does not take these arguments"),
+    ],
+)
+def test_the_whole_file_is_checked_before_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, message: str
+) -> None:
+    file = Path(settings(tmp_path))
+    (tmp_path / "out.safetensors").touch()
+    file.write_text(file.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    assert main(["train", str(file)]) == 2
+    assert message in capsys.readouterr().err
+    file.write_text(file.read_text(encoding="utf-8").replace(after, before), encoding="utf-8")
+    assert main(["train", str(file)]) == 2
+    assert "out.safetensors" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("there", ["a link", "a folder", "a file"])
 def test_what_is_beside_a_task_and_not_installed_may_have_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: str
@@ -199,6 +222,12 @@ def test_a_run_that_was_broken_off_goes_on_from_its_newest_whole_state(
         assert errors.splitlines()[-1].endswith(f"go on with --resume {last}")
         expected = r"went on from step \d of an earlier run: last\.state\.safetensors, the only state\n"
     assert not (tmp_path / "out.safetensors").exists()
+    # The same command again says what is there, before the model is loaded.
+    assert main(["train", file]) == 2
+    shown = capsys.readouterr().err
+    assert re.search(
+        r"state\.safetensors: this training is not finished \(found step \d of 4\). Add --resume", shown
+    )
     assert main(["train", file, "--resume"]) == 0
     assert re.search(expected, capsys.readouterr().out)
     (tmp_path / "whole").mkdir()

@@ -22,11 +22,12 @@ from ... import (
     check_output,
     create_lycoris,
     located,
+    newest_state,
     train_network,
 )
 from .. import interrupted
 from ..shared import add_json, show
-from ..training import options_of, plan_of, read_settings, table, task_of
+from ..training import check_plan, network_of, options_of, plan_of, read_settings, task_of
 
 PLAN = "plan.json"
 """The plan's file beside the checkpoints. A resumed run takes its layers from it."""
@@ -78,15 +79,14 @@ def _trained(
     options: argparse.Namespace, settings: Mapping[str, Any], training: TrainOptions, resume: str | None
 ) -> int:
     """Train, and show the result."""
-    if training.output is not None and _first():
-        # A large model takes minutes to load.
-        replaces = training.overwrite or resume is not None
-        check_output(training.output, training.dialect, overwrite=replaces)
-    task = task_of(settings, Path(options.settings))
+    # A large model takes minutes to load, so all that can be checked before is.
+    sizes = network_of(settings)
+    check_plan(settings)
+    load = task_of(settings, Path(options.settings))
+    if _first():
+        _check_place(training, resume)
+    task = load()
     module, batches, loss, *held_out = task
-    sizes = table(settings, "network")
-    if found := sizes.keys() & {"module", "plan"}:
-        raise LycorisError("[network] has no such key", got=min(found), expected="`entry` or [plan] instead")
     plan = _plan(settings, task, resume, training)
     network = create_lycoris(module, plan=plan, **sizes)
     if _first():
@@ -109,6 +109,24 @@ def _trained(
     if _first():
         show(options, _plain(result), str(result))
     return 0
+
+
+def _check_place(training: TrainOptions, resume: str | None) -> None:
+    """Raise LycorisError where the output cannot be written, or where an earlier run of it could go on."""
+    replaces = training.overwrite or resume is not None
+    if training.output is not None:
+        check_output(training.output, training.dialect, overwrite=replaces)
+    if replaces or training.folder is None or not training.folder.is_dir():
+        return
+    if state := newest_state(training.folder):
+        raise LycorisError(
+            "all steps of this training are done, but its file is not there"
+            if state.finished
+            else "this training is not finished",
+            file=str(state.path),
+            got=f"step {state.step} of {state.of}",
+            hint="Add --resume to go on with it, or --overwrite to begin anew",
+        )
 
 
 def _written_at(file: Path | None) -> int | None:
