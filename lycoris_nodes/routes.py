@@ -12,7 +12,7 @@ from typing import Any
 
 from ..lycoris_ops import LycorisError, about, has_experts, parse_json, peek_adapter
 from .files.facts import facts_of
-from .files.loras import lora_files, lora_name, lora_names, lora_path
+from .files.loras import listed_once, lora_files, lora_name, lora_names, lora_path
 from .files.models import known_files, told_model
 from .files.pairs import HIGH, expert_of, partner_of
 from .files.thumbnails import thumbnail
@@ -28,22 +28,34 @@ from .training.node.told import told
 from .training.slider.schema import inputs as inputs_of_slider
 
 ROOT = "/lycoris/adapters"
+FIELDS = {
+    **dict.fromkeys(("file", "rules", "text", "type"), (str, "a text")),
+    **dict.fromkeys(("model", "clip", "linked"), (list, "a short list of texts")),
+    "values": (dict, "a table"),
+}
+"""The fields of the page's questions: what each must be, and that in words."""
+MOST_TEXTS = 256
+"""The most texts in a list of a question."""
 
 
 def add_routes() -> None:
     answer_get(ROOT, lambda query: _json(lora_files()))
-    answer_post(f"{ROOT}/facts", _facts)
+    _answer_post(f"{ROOT}/facts", _facts)
     answer_get(f"{ROOT}/about", _about)
     answer_get(f"{ROOT}/preview", _preview)
     # A text may be longer than a URL.
-    answer_post("/lycoris/rows", _rows)
-    answer_post("/lycoris/model", lambda text: _answered(_model, text))
-    answer_post("/lycoris/training", lambda text: _answered(_training, text))
-    answer_post("/lycoris/config", lambda text: _answered(translated, text))
-    answer_post("/lycoris/bars", lambda text: _answered(shown_bars, text))
-    answer_post("/lycoris/rules", lambda text: _answered(weighed_bars, text))
-    answer_post("/lycoris/curve", lambda text: _json(drawn(text)))
+    _answer_post("/lycoris/rows", _rows)
+    _answer_post("/lycoris/model", lambda text: _answered(_model, text))
+    _answer_post("/lycoris/training", lambda text: _answered(_training, text))
+    _answer_post("/lycoris/config", lambda text: _answered(translated, text))
+    _answer_post("/lycoris/bars", lambda text: _answered(shown_bars, text))
+    _answer_post("/lycoris/rules", lambda text: _answered(weighed_bars, text))
+    _answer_post("/lycoris/curve", lambda text: _json(drawn(text)))
     answer_get("/lycoris/reports", lambda query: _json(kept(query.get("nodes", "").split(","))))
+
+
+def _answer_post(path: str, answer: Callable[[str], Answer]) -> None:
+    answer_post(path, answer, _error)
 
 
 # No route answers with an HTTP error, which a browser would log: files without a picture are common,
@@ -91,6 +103,7 @@ def _facts(text: str) -> Answer:
     return _json(shown)
 
 
+@listed_once()
 def _rows(text: str) -> Answer:
     """The rows of a text in any known form, with the names that their files have here."""
     try:
@@ -138,6 +151,10 @@ def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Ans
         asked = parse_json(text)
         if not isinstance(asked, dict):
             return _unread(f"a {type(asked).__name__}")
+        for name, (kind, words) in FIELDS.items():
+            value = asked.get(name, kind())
+            if not isinstance(value, kind) or (isinstance(value, list) and not _are_texts(value)):
+                return _unread(f"{name} that is not {words}")
         return _json(act(asked))
     except LycorisError as error:
         return _error(error)
@@ -145,6 +162,10 @@ def _answered(act: Callable[[dict[str, Any]], dict[str, Any]], text: str) -> Ans
         return _unread(f"no {error}")
     except ValueError as error:
         return _unread(repr(error))
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    return len(values) <= MOST_TEXTS and all(isinstance(one, str) for one in values)
 
 
 def _unread(got: str) -> Answer:

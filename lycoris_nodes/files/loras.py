@@ -7,8 +7,11 @@ full path, or without its folder or ending.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 from ...lycoris_ops import PICKLES, SAFETENSORS, LycorisError, has_folder
 from ..host.files import file_names, file_path, folders_of, is_file, output_path
@@ -89,16 +92,53 @@ def ending_of(dialect: str) -> str:
     return "" if has_folder(dialect) else SAFETENSORS[0]
 
 
+class _Listed(NamedTuple):
+    """The names of all adapter files, by the ways to write them."""
+
+    whole: Mapping[str, str]
+    """By the name with its folder and ending."""
+    stems: Mapping[str, Sequence[str]]
+    """By the name without its ending."""
+    last: Mapping[str, Sequence[str]]
+    """By the name without its folder, with and without its ending."""
+
+
+_once: ContextVar[_Listed | None] = ContextVar("once", default=None)
+
+
+@contextmanager
+def listed_once() -> Generator[None]:
+    """A context, or a decorator, in which the files are listed once for all names."""
+    token = _once.set(_once.get() or _listed())
+    try:
+        yield
+    finally:
+        _once.reset(token)
+
+
+def _listed() -> _Listed:
+    whole = {_plain(one): one for one in lora_names()}
+    stems = _grouped((_stem(plain), one) for plain, one in whole.items())
+    ends = ((plain.rpartition("/")[2], one) for plain, one in whole.items())
+    return _Listed(whole, stems, _grouped((way, one) for end, one in ends for way in {end, _stem(end)}))
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for way, name in pairs:
+        found.setdefault(way, []).append(name)
+    return found
+
+
 def _meant(name: str) -> str | None:
-    known = {_plain(one): one for one in lora_names()}
+    known = _once.get() or _listed()
     wanted = _plain((relative_name(name) if os.path.isabs(name) else None) or name)
-    if wanted in known:
-        return known[wanted]
-    fitting = [one for plain, one in known.items() if _stem(plain) == wanted]
+    if wanted in known.whole:
+        return known.whole[wanted]
+    fitting = known.stems.get(wanted, ())
     # A name with a folder does not mean a file in another folder.
     if not fitting and "/" not in wanted:
-        named = {one: plain.rpartition("/")[2] for plain, one in known.items()}
-        fitting = [one for one, last in named.items() if wanted in (last, _stem(last))]
+        fitting = known.last.get(wanted, ())
     if len(fitting) > 1:
         raise LycorisError(
             "several files have this name",

@@ -21,7 +21,10 @@ from PIL.Image import Image
 from server import PromptServer
 from torch import Tensor
 
-from ...lycoris_ops import Progress
+from ...lycoris_ops import LycorisError, Progress
+
+MOST_ASKED = 8 << 20
+"""The most bytes that a page may send to a route. The longest text is a pasted prompt."""
 
 
 def tell_page(event: str, hidden: Any, **data: Any) -> None:
@@ -94,11 +97,22 @@ def answer_get(path: str, answer: Callable[[Mapping[str, str]], Answer]) -> None
     _add_route(PromptServer.instance.routes.get, path, handle)
 
 
-def answer_post(path: str, answer: Callable[[str], Answer]) -> None:
-    """Answer POST requests to a path. `answer` gets the text that was sent, and runs in a thread."""
+def answer_post(
+    path: str, answer: Callable[[str], Answer], refused: Callable[[LycorisError], Answer]
+) -> None:
+    """Answer POST requests to a path. `answer` gets the text that was sent, and runs in a thread.
+
+    `refused` answers where the text is too long.
+    """
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        text = (await request.read()).decode("utf-8", "replace")
+        content = bytearray()
+        async for part in request.content.iter_chunked(1 << 16):
+            content += part
+            if len(content) > MOST_ASKED:
+                error = LycorisError("the text is too long", expected=f"at most {MOST_ASKED >> 20} MB")
+                return _response(refused(error))
+        text = content.decode("utf-8", "replace")
         return _response(await asyncio.to_thread(answer, text))
 
     _add_route(PromptServer.instance.routes.post, path, handle)

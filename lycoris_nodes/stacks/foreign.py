@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Any
 
 from ...lycoris_ops import LycorisError
@@ -27,6 +28,10 @@ PLACES = {"lora": ("unet", "te"), "lyco": ("te", "unet", "dyn")}
 """What the unnamed numbers of a tag mean, in their order, to the packs that read such tags."""
 KNOWN = ("te", "unet", "lbw")
 """The names in a tag that a row can hold."""
+MOST_ROWS = 1000
+"""The most rows that a text may have."""
+MOST_PARTS = 32
+"""The most parts between the colons of a tag."""
 DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
 
 
@@ -48,18 +53,27 @@ def rows_of(value: Any, fields: Collection[str]) -> list[Table]:
                 left += reversed(one.values())
             else:
                 rows.append(found)
+        check_count(len(rows))
     return _chosen(rows)
 
 
 def tags_in(text: str) -> list[Table]:
     """The rows of the tags in a text. Raises LycorisError for a tag that says more than a row can hold."""
-    tags = enumerate(TAG.finditer(text), start=1)
-    return _chosen([_tag(number, *tag.group(0, 1, 2, 3)) for number, tag in tags])
+    tags = list(islice(TAG.finditer(text), MOST_ROWS + 1))
+    check_count(len(tags))
+    return _chosen([_tag(number, *tag.group(0, 1, 2, 3)) for number, tag in enumerate(tags, start=1)])
+
+
+def check_count(rows: int) -> None:
+    """Raise LycorisError for more than `MOST_ROWS` rows."""
+    if rows > MOST_ROWS:
+        raise LycorisError("the text has too many rows", expected=f"at most {MOST_ROWS}")
 
 
 def tuples_in(text: str) -> list[Table]:
     """The rows of a LORA_STACK as Python writes it. Raises LycorisError for a row without two strengths."""
-    found = TUPLE.findall(text)
+    found = [row.groups() for row in islice(TUPLE.finditer(text), MOST_ROWS + 1)]
+    check_count(len(found))
     if found and len(found) != len(BEGUN.findall(text)):
         raise LycorisError(
             "a row of this LORA_STACK cannot be read",
@@ -129,7 +143,7 @@ def _tag(number: int, tag: str, kind: str, body: str, end: str) -> Table:
 
 def _split(body: str) -> tuple[str, list[str]]:
     """The name in a tag, and its arguments. A path of Windows or a file's own name may have colons."""
-    parts = body.split(":")
+    parts = body.split(":", MOST_PARTS)
     first = 2 if DRIVE.match(body) else 1
     for end in range(first, len(parts) + 1):
         name, arguments = ":".join(parts[:end]).strip(), parts[end:]

@@ -19,10 +19,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ...lycoris_ops import LycorisError, parse_json
-from .foreign import rows_of, tags_in, tuples_in
+from ..files.loras import listed_once
+from .foreign import check_count, rows_of, tags_in, tuples_in
 from .typed import read_number
 
 VERSION = 1
+MOST_TEXT = 1 << 20
+"""The most characters of a text."""
 LARGEST = 100.0
 """The largest absolute strength that is accepted."""
 STRENGTHS = f"{-LARGEST:g} to {LARGEST:g}"
@@ -79,6 +82,7 @@ def parse_rows(text: str) -> tuple[Row, ...]:
     return tuple(row_of(where, table) for where, table in row_tables(text))
 
 
+@listed_once()
 def row_tables(text: str) -> list[tuple[str, Any]]:
     """The rows of a text, not yet checked, each with its name in errors.
 
@@ -90,6 +94,10 @@ def row_tables(text: str) -> list[tuple[str, Any]]:
 
 def _tables(text: str) -> list[Any]:
     """The rows of a text, not yet checked."""
+    if len(text) > MOST_TEXT:
+        raise LycorisError(
+            "the text of the rows is too long", got=f"{len(text)} characters", expected=f"at most {MOST_TEXT}"
+        )
     try:
         table = parse_json(text, unique=True)
     except ValueError as error:
@@ -120,6 +128,7 @@ def _own(table: dict[str, Any]) -> list[Any]:
             hint="Update the LyCORIS nodes, or make the rows again" if later else None,
         )
     _check_names(table, ["version", "rows"], "the rows")
+    check_count(len(table["rows"]))
     return table["rows"]
 
 

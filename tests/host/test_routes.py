@@ -45,7 +45,6 @@ def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.Monkey
                 json.dumps(made),
                 json.dumps({"model": ["packed.gguf"], "clip": []}),
                 json.dumps({"model": ["../checkpoints/base.safetensors", "/etc/passwd", ""], "clip": []}),
-                json.dumps({"model": 5}),
             )
         )
         with monkeypatch.context() as patched:
@@ -56,7 +55,7 @@ def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.Monkey
         (folder / "packed.gguf").unlink()
     assert found["file"] == "checkpoints/base.safetensors"
     assert (found["family"], found["families"]) == ("SD 1.5", ["SD 1.5"])
-    assert [other["file"] for other in others] == ["checkpoints/packed.gguf", "", ""]
+    assert [other["file"] for other in others] == ["checkpoints/packed.gguf", ""]
     assert not any(other["families"] for other in others)
     assert elsewhere[0] == 200 and json.loads(elsewhere[2])["file"] == ""
 
@@ -65,6 +64,28 @@ def test_the_page_is_told_what_a_model_is(host: Host, monkeypatch: pytest.Monkey
 def test_a_question_of_another_form_is_answered(host: Host, question: str) -> None:
     status, _, answer = ask("/lycoris/training", question)
     assert status == 200 and "cannot be read" in json.loads(answer)["error"]
+
+
+WRONG = [None, True, -1, 1.5, "x", "\0", "a" * 5000, "\ud800", [1], ["x"], [[]], {"a": []}, 10**400]
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "model": {"model": [], "clip": []},
+    "training": {"node": "1", "page": "p", "model": [], "clip": [], "values": {}, "linked": [], "type": "t"},
+    "config": {"text": "a: 1"},
+    "rules": {"file": "lora.safetensors", "model": [], "clip": [], "rules": ""},
+}
+
+
+@pytest.mark.parametrize("route", ["rows", "curve", "adapters/facts", *QUESTIONS])
+def test_values_of_wrong_types_are_answered_in_words(host: Host, route: str) -> None:
+    bodies = ["", "{", "9" * 5000, *map(json.dumps, WRONG)]
+    question = QUESTIONS.get(route, {})
+    bodies += [json.dumps({**question, name: value}) for name in question for value in WRONG]
+    for body in bodies:
+        status, kind, answer = ask(f"/lycoris/{route}", body)
+        assert (status, kind) == (200, "application/json") and json.loads(answer) is not None, body
+    for name in {"file", "rules", "values", "linked"} & question.keys():
+        answer = json.loads(ask(f"/lycoris/{route}", json.dumps({**question, name: 1}))[2])
+        assert f"{name} that is not" in answer["error"]
 
 
 def test_routes_answer_only_for_adapter_files(host: Host, lora_file: Callable[[str, Any], str]) -> None:

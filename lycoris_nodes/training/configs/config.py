@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import yaml
@@ -54,15 +55,23 @@ ALGORITHMS = {
 """Kinds by what trainers call them, in lower case."""
 WHOLE = 1_000_000
 """A rank that no layer reaches: both factors of a LoKr stay whole."""
-COMMAND = re.compile(r"^\s*--\w|\.py\b.*\s--\w")
-"""A line of settings of a command line, with or without the script that it starts."""
+MOST_TEXT = 1 << 16
+"""The most characters of a config. Configs in use have some thousands."""
+MOST_VALUES = 10_000
+"""The most values of a config, where one that YAML repeats by its name counts each time."""
+MOST_ALIASES = 8
+"""The most repetitions by name in YAML. Each can hold others, so that their work is a product."""
+OPTION = re.compile(r"\s--\w")
+"""The beginning of a setting in a line of a command."""
+SCRIPT = re.compile(r"\.py\b")
+"""The end of the name of a script."""
 REMARK = re.compile(r"^[ \t]*(?:#|::|rem\b).*$", re.MULTILINE | re.IGNORECASE)
 """A line that shells and Windows ignore."""
-GOES_ON = re.compile(r"[\\^`][ \t\r]*\n|\n(?=\s*--\w)")
+GOES_ON = re.compile(r"[\\^`][ \t\r]*\n|\n(?=[ \t]*--\w)")
 """The end of a line after which a command goes on."""
 OPERATOR = re.compile(r"&&?|\|\|?|;|\d?>>?\S*")
 """A word after which another command begins, or the name of a file for the output."""
-TOML_LINE = re.compile(r"^\s*[\w.-]+\s*=", re.MULTILINE)
+TOML_LINE = re.compile(r"^[ \t]*[\w.-]+[ \t]*=", re.MULTILINE)
 """A line that only a TOML has."""
 DECAY = 0.01
 """The default weight decay of AdamW in torch and bitsandbytes, which these trainers keep."""
@@ -312,9 +321,15 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(text: str) -> dict[str, Any]:
     """The text as a table: JSON, TOML, YAML or a command line."""
+    if len(text) > MOST_TEXT:
+        raise LycorisError(
+            "the text is too long for a config",
+            got=f"{len(text)} characters",
+            expected=f"at most {MOST_TEXT}",
+        )
     wrong: dict[str, str] = {}
     # A command line with a colon in a text would be a table in YAML too.
-    forms = {"JSON": json.loads, "TOML": _toml, "a command line": _command, "YAML": yaml.safe_load}
+    forms = {"JSON": json.loads, "TOML": _toml, "a command line": _command, "YAML": _yaml}
     for form, read in forms.items():
         try:
             found = read(text)
@@ -322,6 +337,8 @@ def _table(text: str) -> dict[str, Any]:
             wrong[form] = f"as {form}: {' '.join(str(error).split())}"
             continue
         if isinstance(found, dict):
+            if _count(found, {}) > MOST_VALUES:
+                raise LycorisError("the config has too many values", expected=f"at most {MOST_VALUES}")
             return cast("dict[str, Any]", found)
     likely = "JSON" if text.lstrip().startswith("{") else "TOML" if TOML_LINE.search(text) else "YAML"
     raise LycorisError(
@@ -331,14 +348,33 @@ def _table(text: str) -> dict[str, Any]:
     )
 
 
+def _count(value: Any, known: dict[int, float]) -> float:
+    """How many values a value holds, itself included; infinity for one that holds itself."""
+    if not isinstance(value, dict | list | tuple | set):
+        # A repeated text takes its length each time.
+        return 1 + len(value) / 100 if isinstance(value, str) else 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        inner = cast("dict[Any, Any]", value).values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(one, known) for one in cast("Iterable[Any]", inner))
+    return known[id(value)]
+
+
 def _command(text: str) -> dict[str, Any] | None:
     """The settings of a command line of a shell or of Windows; None for other texts.
 
     Of several commands, such as those of a script, the one with the most settings counts.
     """
-    lines = GOES_ON.sub(" ", REMARK.sub("", text)).splitlines()
-    found = [one for line in lines if COMMAND.search(line) for one in _commands(shlex.split(line))]
+    filled = (line for line in REMARK.sub("", text).splitlines() if line.strip())
+    lines = GOES_ON.sub(" ", "\n".join(filled)).splitlines()
+    found = [one for line in lines if _is_command(line) for one in _commands(shlex.split(line))]
     return max(found, key=len, default=None)
+
+
+def _is_command(line: str) -> bool:
+    """Whether a line has settings of a command, with or without the script that it starts."""
+    script = SCRIPT.search(line)
+    return line.lstrip().startswith("--") or bool(script and OPTION.search(line, script.end()))
 
 
 def _commands(words: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -364,6 +400,25 @@ def _value(words: Sequence[str]) -> Any:
         return json.loads(words[0])
     except ValueError:
         return words[0]
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """A loader that refuses more than `MOST_ALIASES` repetitions by name, before it makes any value."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > MOST_ALIASES:
+                raise yaml.YAMLError(f"more than {MOST_ALIASES} repetitions by name")
+        return super().compose_node(parent, index)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _YamlLoader)
 
 
 def _toml(text: str) -> Any:

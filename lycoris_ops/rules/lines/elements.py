@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...errors import RuleError
 from ...names.blocks import Named
-from ..patterns import EXPRESSION, Pattern, atoms
+from ..patterns import EXPRESSION, MOST_PATTERNS, Pattern, atoms
 from ..scene import Outcome, Scene, Value
 from ..values import number
 from . import Line
@@ -74,6 +74,8 @@ def read(text: str) -> Elements | None:
             return None
         found.append(_element(match))
         end = match.end()
+        if len(found) > MOST_PATTERNS:
+            raise RuleError("a line has too many elements", expected=f"at most {MOST_PATTERNS}").at(end)
     return Elements(text.strip(), tuple(found)) if found else None
 
 
