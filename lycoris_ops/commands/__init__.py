@@ -30,21 +30,22 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `arguments`, by default those of this process, as a command line, and return the exit status."""
-    options = _parser().parse_args(arguments)
-    before = output_state(options)
+    options, before = argparse.Namespace(), None
     stdout: object = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         # A letter that the terminal's encoding lacks is printed as its code, as Python does on stderr.
         cast("io.TextIOWrapper", stdout).reconfigure(errors="backslashreplace")
     try:
         with raised():
+            options = _parser().parse_args(arguments)
+            before = output_state(options)
             return int(options.run(options))
     except LycorisError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
         # Look at the disk: the interrupt may have come just after the complete file was moved into place.
-        unchanged = output_state(options) == before
+        unchanged = before is None or output_state(options) == before
         outcome = "nothing was written" if unchanged else f"but {options.out} is written and complete"
         return interrupted(error, outcome)
 

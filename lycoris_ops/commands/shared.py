@@ -97,7 +97,8 @@ def check_spares_models(options: argparse.Namespace) -> None:
     """Raise WriteError where the adapter to write would replace a file of a model that it is made from."""
     models = (getattr(options, name, None) for name in ("base", "tuned"))
     out = Path(options.out)
-    if not out.exists():
+    # Not `Path.exists`, which raises for a name that is too long for the disk.
+    if not os.path.exists(out):
         return
     for model in filter(None, (*models, *getattr(options, "model", ()))):
         source = ModelFile.open(model)

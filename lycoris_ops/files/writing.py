@@ -26,6 +26,8 @@ from .tensor_file import SAFETENSORS, TensorFile, TensorInfo
 
 UNFINISHED = ".part"
 """The ending of unfinished files, and of earlier ones set aside. No program takes them for models."""
+ASIDE = f".earlier{UNFINISHED}"
+"""The ending of earlier files that are set aside while new ones take their names."""
 ON_WINDOWS = os.name == "nt"
 DEVICE = re.compile(r"(?:con|prn|aux|nul|com[1-9]|lpt[1-9])\s*(?:\..*)?", re.IGNORECASE)
 """A name that stands for a device on Windows, whatever its ending: what is written there is lost."""
@@ -183,7 +185,7 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
     is set aside before anything else, and the new one is placed last: no reader ever finds old and new files
     together. After an error the files are as they were before.
     """
-    aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}") for path in parts}
+    aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{ASIDE}") for path in parts}
     try:
         if overwrite and len(parts) > 1:
             for path in parts:
@@ -203,6 +205,14 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
     for earlier in aside.values():
         with suppress(OSError):
             earlier.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path | None:
+    """The file that had this name before a process was killed while it replaced it; None for none."""
+    with suppress(OSError, ValueError):
+        found = [one for one in path.parent.iterdir() if one.name.endswith(ASIDE)]
+        return next((one for one in found if one.name.startswith(f".{path.name}.")), None)
+    return None
 
 
 def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:

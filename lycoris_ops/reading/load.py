@@ -20,6 +20,7 @@ from ..files.memory_file import MemoryFile
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
+from ..files.writing import set_aside
 from ..maths.shapes import Shape
 from ..names.dialects import Dialect, recognise
 from ..names.dialects import peft as peft_names
@@ -98,6 +99,7 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
     """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
     path = _file_of(path)
+    _check_whole(Path(path))
     # The file first: `with_name` fails on a path without a name, which is no file.
     own = Fingerprint.of(path)
     config = Path(path).with_name(CONFIG_NAME)
@@ -119,6 +121,8 @@ def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     places = [folder / f"{name}{ending}" for name in GENERIC_NAMES for ending in (".safetensors", ".bin")]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
+        for place in places:
+            _check_whole(place)
         raise FileFormatError(
             "the folder holds no adapter of PEFT or diffusers",
             file=str(path),
@@ -126,6 +130,20 @@ def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
             hint="Name the file itself",
         )
     return found
+
+
+def _check_whole(path: Path) -> None:
+    """Raise FileFormatError where a process was killed while it replaced the adapter in a folder."""
+    if path.stem not in GENERIC_NAMES or os.path.lexists(path):
+        return
+    if earlier := set_aside(path):
+        raise FileFormatError(
+            "the adapter was being replaced when the process ended",
+            file=str(path),
+            got=f"the earlier weights in {earlier.name}",
+            hint=f"Write the new adapter once more, or rename {earlier.name} to {path.name}, and the earlier "
+            f"{CONFIG_NAME} likewise where it is set aside too",
+        )
 
 
 # By fingerprints, so that a file that changed is read again.

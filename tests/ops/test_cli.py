@@ -374,6 +374,47 @@ def test_a_signal_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_ctrl_c_within_the_parser_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.parse_known_args", interrupt)
+    assert main(["inspect", "x.safetensors"]) == 130
+    assert capfd.readouterr() == ("", "error: interrupted, nothing was written\n")
+
+
+LONG = "x" * 300
+TOO_LONG = [
+    ("inspect", LONG),
+    ("inspect", "{file}", "--model", LONG),
+    ("inspect", "{file}", "--plot", f"{LONG}.png"),
+    ("convert", "{file}", "--dialect", "kohya", "-o", f"{LONG}.safetensors"),
+    ("convert", "{file}", "--dialect", "kohya", "-o", f"{LONG}/o.safetensors"),
+    ("convert", "{file}", "--dialect", "peft", "-o", LONG),
+    ("resize", "{file}", "--size", "1", "-o", f"{LONG}.safetensors"),
+    ("merge", "--adapter", "{file}", "-o", f"{LONG}.safetensors"),
+    ("extract", "{file}", "{file}", "-o", f"{LONG}.safetensors"),
+    ("bake", "{file}", "--adapter", "{file}", "-o", f"{LONG}.safetensors"),
+    ("train", f"{LONG}.toml"),
+]
+
+
+@pytest.mark.parametrize("arguments", TOO_LONG, ids=lambda given: f"{given[0]}-{len(given)}")
+def test_a_name_that_is_too_long_for_the_disk_is_one_line(
+    arguments: tuple[str, ...],
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.format(file=file) for argument in arguments]) == 2
+    out, err = capfd.readouterr()
+    assert not out and err.startswith("error: ") and err.count("\n") == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
 def test_a_signal_while_it_is_imported_is_one_line(file: Path) -> None:
     """From the first module of ours to the last, among them those of torch, which take the time."""

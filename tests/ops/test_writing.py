@@ -312,6 +312,11 @@ def test_what_cannot_be_put_back_is_whole_and_is_named(
     found = files_in(out)
     assert sorted(found.values()) == sorted(pair.values())
     assert all(name.startswith(".") and name.endswith(".part") for name in found)
+    earlier = next(name for name in found if PAIR[1] in name)
+    for path in (out, out / PAIR[1]):
+        with pytest.raises(lyc.FileFormatError, match="was being replaced") as read:
+            lyc.load_adapter(path)
+        assert f"rename {earlier} to {PAIR[1]}" in str(read.value)
 
 
 # What an interrupt says.

@@ -131,7 +131,7 @@ def _check_place(training: TrainOptions, resume: str | None) -> None:
 
 def _written_at(file: Path | None) -> int | None:
     """When a file was written, in nanoseconds; None where there is none."""
-    return file.stat().st_mtime_ns if file is not None and file.exists() else None
+    return file.stat().st_mtime_ns if file is not None and os.path.exists(file) else None
 
 
 def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
@@ -173,8 +173,8 @@ def _plan(
 ) -> Plan | None:
     """The earlier run's plan when resuming, else the plan that the settings ask for, if any."""
     if resume is not None:
-        home = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-        if (home / PLAN).is_file():
+        home = Path(resume) if os.path.isdir(resume) else Path(resume).parent
+        if os.path.isfile(home / PLAN):
             return Plan.of_json((home / PLAN).read_text(encoding="utf-8"))
     plan, folder = plan_of(settings, task), training.folder
     if plan is not None and folder is not None and resume is None and _first():
