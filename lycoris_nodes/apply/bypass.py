@@ -36,7 +36,7 @@ from ..host.passes import (
     pictures_that_fit,
     wrap,
 )
-from ..host.weights import HostReader, layer_of
+from ..host.weights import HostReader, below_hooks, layer_of
 from .left_whole import LeftWhole
 from .patch import memory_named
 from .places import Passing, blended_attention, crop_of, picture_shape
@@ -113,7 +113,8 @@ class BypassInjection(PatcherInjection):
 
         Layers whose change depends on the weight read it here, and keep the result until the patches of the
         model change, so loading the model again reads no weight. Plans of several stages read the weight in
-        each pass, and here too, to find faults early.
+        each pass, and here too, to find faults early. The same holds for a layer while the host's LoRA hooks
+        act on it.
 
         Raises LycorisError, and leaves no hook attached, if the model lacks a layer or a layer cannot be
         computed; PatchMemoryError if there is no memory to read a weight.
@@ -131,13 +132,21 @@ class BypassInjection(PatcherInjection):
                 module = layer_of(patcher, path)
                 if module is None:
                     raise LycorisError("the loaded model has no layer of this name to bypass", key=path)
-                hooks = Bypass(module, plan, reader=HostReader(), met=known.get(path), name=path)
+                below = below_hooks(patcher, path)
+                beside = bool(below) and not (plan.additive or plan.placed)
+                if beside:
+                    # A merged change is made from the weight below the host's LoRA hooks, and does not scale
+                    # or turn what they add. So form it, and only add it to the output.
+                    plan = BypassPlan.build(plan.geometry, ()).then(plan)
+                met = None if beside else known.get(path)
+                hooks = Bypass(module, plan, reader=HostReader(below), met=met, name=path)
                 dtype, device = torch.float32, patcher.load_device
                 purpose = "to read a weight that bypassed layers depend on"
                 hint = "Unload other models"
                 with memory_named(purpose, path, plan.geometry.shape, dtype, device, hint):
                     hooks.meet(dtype, device)
-                known[path] = hooks.met
+                if not beside:
+                    known[path] = hooks.met
                 if path in self.tokens:
                     hooks.before_pass = partial(self._locate, patcher.model, hooks, path)
                     hooks.apart = self.apart if self.tokens[path] in APART else ()

@@ -115,11 +115,24 @@ def compute_device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+def below_hooks(patcher: Any, path: str) -> dict[str, torch.Tensor]:
+    """The layer's weight and bias without what the host's LoRA hooks add to them now, as the host keeps them.
+
+    They are by name; {} where no hook acts on the layer.
+    """
+    keys = {name: f"{path}.{name}" for name in ("weight", "bias")}
+    return {name: patcher.hook_backup[key][0] for name, key in keys.items() if key in patcher.hook_backup}
+
+
 class HostReader:
     """Reads a layer's weight and bias as its forward pass sees them: unpacked, with the host's patches.
 
-    It is the `Reader` of a `Bypass`.
+    It is the `Reader` of a `Bypass`. What the host's LoRA hooks add is left out: `below` is as `below_hooks`
+    returns it.
     """
+
+    def __init__(self, below: Mapping[str, torch.Tensor]) -> None:
+        self._below = below
 
     def forward(self, module: Any) -> Callable[..., torch.Tensor]:
         """The layer's own `forward`, below the host's own bypass, which replaces that method."""
@@ -130,12 +143,17 @@ class HostReader:
 
     def weight(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The weight that acts on the layer's input, (O, I, *kernel), in a dtype and on a device."""
-        weight = cast_of(module, dtype, device)[0]
+        if (kept := self._below.get("weight")) is not None:
+            weight = plain(kept).to(device, dtype)
+        else:
+            weight = cast_of(module, dtype, device)[0]
         # The layer multiplies its input by these factors (I,), and its weight is stored divided by them.
         scale = getattr(module, "pre_quant_scale", None)
         return weight if scale is None else weight * scale.to(device, dtype)
 
     def bias(self, module: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        if (kept := self._below.get("bias")) is not None:
+            return kept.to(device, dtype)
         return None if module.bias is None else cast_of(module, dtype, device)[1]
 
 

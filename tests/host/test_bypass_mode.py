@@ -271,6 +271,36 @@ def test_the_hosts_own_bypass_on_the_same_layers(
     assert hooks(small.model.model) == []
 
 
+@pytest.mark.parametrize("kind", ["lora-dora-out", "oft", "ia3"])
+def test_beside_the_hosts_lora_hooks_it_is_as_merged(
+    host: Host, small: Patched, stack_of: Write, kind: str
+) -> None:
+    """Create Hook LoRA adds its change to the merged weight, for the conditionings that it is set for."""
+    from comfy.hooks import set_hooks_for_conditioning
+
+    stack_of({n: lora(SHAPES[f"{n}.weight"]) for n in CHANGED})
+    create = host.nodes.NODE_CLASS_MAPPINGS["CreateHookLoraModelOnly"]().create_hook_model_only
+    (hook,) = create("stack_0.safetensors", 0.5)
+    ours = stack_of(of_kind(kind), 0.5)
+    draw = torch.Generator().manual_seed(3)
+    plain = [[torch.randn(1, 77, 768, generator=draw), {}]]
+    hooked = set_hooks_for_conditioning(plain, hooks=hook)
+
+    def sampled(model: Any) -> Tensor:
+        """With the hook for one of the two conditionings, so that the host switches between them."""
+        (empty,) = host.nodes.EmptyLatentImage().generate(64, 64)
+        sample = host.nodes.KSampler().sample
+        (found,) = sample(model, 7, 2, 2.0, "euler", "normal", hooked, plain, empty)
+        return found["samples"].clone()
+
+    merged, bypassed = (host.apply(small, ours, mode=mode).model for mode in ("merge", "bypass"))
+    # The second time without the hook: nothing that was read beside it stays.
+    for sample in (sampled, host.sampled):
+        error = apart(sample(bypassed), sample(merged), sample(small.model))
+        print(f"{kind}: {error:.1e} of the effect")
+        assert error < NEAR
+
+
 def test_in_low_vram_beside_what_the_host_merges_in_every_pass(
     host: Host, small: Patched, stack_of: Write
 ) -> None:
