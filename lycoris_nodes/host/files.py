@@ -48,10 +48,10 @@ def file_path(folder: str, name: str) -> str:
     path = _full_path(folder, name)
     if path is None:
         raise LycorisError(
-            "the file is not there any more" if name else "no file is chosen",
+            "the file is not there" if name else "no file is chosen",
             file=name,
             expected=f"a file in a folder for {folder}",
-            hint="Put it back, or press R to refresh the lists of files and choose another",
+            hint="Put it there, or press R to refresh the lists of files and choose another",
         )
     return path
 

@@ -107,8 +107,9 @@ class LycorisSaveCheckpoint(io.ComfyNode):
             progress=written,
         )
         saved = replace(result, path=shown_path(result.path))
+        first = f"Saved {saved.path}. "
         return with_report(
-            report=f"{describe(result.resolution, whole=True)}\n\n{saved}",
-            brief=f"{describe(result.resolution)}\n\n{saved}",
+            report=f"{first}{describe(result.resolution, whole=True)}\n\n{saved}",
+            brief=f"{first}{describe(result.resolution)}\n\n{saved}",
             state=verdict(result.resolution)[0],
         )

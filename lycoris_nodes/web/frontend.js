@@ -32,20 +32,31 @@ function showNewElements() {
 }
 
 /**
+ * @typedef {{
+ *   ask?: () => void,
+ *   sent?: (prompt: string, workflow: string | undefined, nodes: Record<string, {class_type: string, inputs: any}>) => void,
+ *   refuse?: (errors: [key: string, error: any][]) => void,
+ * }} PromptListener
+ */
+
+/** @type {PromptListener[]} */
+const listeners = []
+
+/**
  * Call `ask` before the page sends a prompt. Where the host accepts it, call `sent` with the ids of the prompt and of
  * its workflow, and with its nodes; where the host refuses nodes, call `refuse` with their errors by their keys. The
  * front end's own event comes only for accepted prompts, and does not name the workflow.
  *
- * @param {{
- *   ask?: () => void,
- *   sent?: (prompt: string, workflow: string | undefined, nodes: Record<string, {class_type: string, inputs: any}>) => void,
- *   refuse?: (errors: [key: string, error: any][]) => void,
- * }} listener
+ * An error of a listener is reported as one of the page, and changes nothing of the run.
+ *
+ * @param {PromptListener} listener
  */
-export function onPrompt({ ask = () => {}, sent, refuse = () => {} }) {
+export function onPrompt(listener) {
+  listeners.push(listener)
+  if (listeners.length > 1) return
   const { queuePrompt } = app.api
   app.api.queuePrompt = async function (...options) {
-    ask()
+    tell(({ ask }) => ask?.())
     /** @type {any} */
     let answer
     try {
@@ -56,9 +67,20 @@ export function onPrompt({ ask = () => {}, sent, refuse = () => {} }) {
       throw error
     } finally {
       const { workflow, output } = /** @type {any} */ (options[1] ?? {})
-      if (answer?.prompt_id) sent?.(answer.prompt_id, workflow?.id, output ?? {})
+      if (answer?.prompt_id) tell(({ sent }) => sent?.(answer.prompt_id, workflow?.id, output ?? {}))
       const errors = Object.entries(answer?.node_errors ?? {})
-      if (errors.length) refuse(errors)
+      if (errors.length) tell(({ refuse }) => refuse?.(errors))
+    }
+  }
+}
+
+/** @param {(listener: PromptListener) => void} say */
+function tell(say) {
+  for (const listener of listeners) {
+    try {
+      say(listener)
+    } catch (error) {
+      reportError(error)
     }
   }
 }

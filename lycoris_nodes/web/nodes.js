@@ -104,7 +104,9 @@ export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.na
  */
 export function showElement(node, name, element, options) {
   const unsaved = { serialize: false, getValue: () => "", setValue: () => {} }
-  const widget = node.addDOMWidget(name, element.classList[0], element, { ...unsaved, ...options })
+  // The properties panel would show its name without the element, and give the widget the panel's width for ever.
+  const own = { ...unsaved, hideInPanel: true, ...options }
+  const widget = node.addDOMWidget(name, element.classList[0], element, own)
   // `options.serialize` keeps it out of the prompt, `widget.serialize` out of the saved workflow.
   widget.serialize = false
   return widget

@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets
+from tests.harness.launch import PACK
 from tests.harness.list_of_rows import Rows, start
 from tests.harness.page import building
 
@@ -146,7 +147,7 @@ def test_rows_are_pasted(ui: Ui, vue_nodes: bool, screenshot: Callable[[str], No
     order.append("gone\\it's.safetensors")
     rows.wait(order)
     page.locator(".lycoris-missing").wait_for()
-    assert "not there any more" in str(rows.line(2).locator(".lycoris-file").get_attribute("title"))
+    assert "not there" in str(rows.line(2).locator(".lycoris-file").get_attribute("title"))
     screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-missing")
     # The ends of all rows are in line, in a narrow node too.
     page.wait_for_function(
@@ -298,7 +299,7 @@ def test_a_missing_file_is_replaced(ui: Ui, base: Path, files: Path) -> None:
     search.press("Enter")
     rows.wait(["lora.safetensors", "lokr.safetensors", chosen])
     assert [text for text in titles if str(base) in text or str(base.resolve()) in text] == []
-    assert "not there any more" in titles[0]
+    assert "not there" in titles[0]
 
 
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
@@ -366,3 +367,40 @@ def test_a_long_list_scrolls_and_a_text_that_is_none_says_so(
     page.get_by_text("Another node gives the rows.").wait_for()
     screenshot(f"rows-{'vue' if vue_nodes else 'canvas'}-linked")
     assert ui.errors == []
+
+
+@pytest.mark.every_front_end
+def test_the_properties_panel_leaves_the_rows_alone(ui: Ui) -> None:
+    """The panel gave the element its own width, and showed its name alone."""
+    page, rows = ui.page, start(ui, False, "lora.safetensors")
+    page.evaluate("app.canvas.selectNode(app.graph.nodes[0])")
+    page.get_by_role("button", name="Toggle properties panel").click()
+    page.get_by_text("Advanced inputs").first.wait_for()
+    page.wait_for_timeout(500)
+    assert page.evaluate("app.graph.nodes[0].widgets.find(({name}) => name === 'list').width") is None
+    # The oldest front end has no option for this, and its panel changes no width.
+    assert ui.front_end == "1.41.21" or page.get_by_text("list", exact=True).count() == 0
+    assert rows.line(0).locator(".lycoris-spark").is_visible()
+
+
+def test_an_error_of_a_listener_leaves_an_accepted_run_accepted(ui: Ui) -> None:
+    page = ui.page
+    start(ui, False, "lora.safetensors")
+    answer = page.evaluate(
+        """async pack => {
+            const { onPrompt } = await import(`/extensions/${pack}/frontend.js`)
+            const before = app.api.queuePrompt
+            let told = 0
+            onPrompt({ sent() { throw Error("a listener's") } })
+            onPrompt({ sent: () => told++ })
+            const shown = LiteGraph.createNode("PreviewAny")
+            app.graph.add(shown)
+            app.graph.nodes[0].connect(1, shown, 0)
+            const { prompt_id } = await app.api.queuePrompt(0, await app.graphToPrompt())
+            return [Boolean(prompt_id), told, before === app.api.queuePrompt]
+        }""",
+        PACK,
+    )
+    assert answer == [True, 1, True]
+    page.wait_for_timeout(100)
+    assert len(ui.errors) == 1 and "a listener's" in ui.errors.pop()

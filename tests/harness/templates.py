@@ -42,7 +42,7 @@ Values = Mapping[str, Mapping[str, Any]]
 
 FILES = (("lora.safetensors", 0.8), ("loha.safetensors", 0.5), ("lokr.safetensors", 0.6))
 """Adapters of `assets` with strengths."""
-ONE_FILE = {CONVERT: FILES[:1], EXTRACT: FILES[2:]}
+ONE_FILE = {CONVERT: FILES[1:2], EXTRACT: FILES[2:]}
 """Those for templates that can save no more than one."""
 PARTS = {EDIT: ("flux2", "flux2_vae"), CLIPS: ("wan", "wan_vae")}
 """The model and the VAE of `assets.PARTS` for templates that load them."""

@@ -225,7 +225,7 @@ NAMES = (
 @pytest.mark.parametrize("value", [*NOT_TEXTS, *NAMES], ids=ascii)
 def test_what_is_no_name_of_a_file(server: Server, value: Any) -> None:
     """Both nodes that take one refuse it, in one sentence that names the input or the file."""
-    named = ("input `{}` cannot be used", "not there any more", "no file is chosen")
+    named = ("input `{}` cannot be used", "not there", "no file is chosen")
     message = refused(server, apply_prompt(value))
     assert any(part.format("file") in message for part in named), message
     prompt = save_prompt()

@@ -4,7 +4,7 @@ import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
 
-import { apart, badgesOf, nameInRow, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
+import { apart, badgesOf, halves, nameInRow, nearestOf, shownSize, splitName } from "../../lycoris_nodes/web/rows/names.js"
 import { heightOf, reasonsOf } from "../../lycoris_nodes/web/rows/reasons.js"
 import {
   formatRows,
@@ -211,4 +211,9 @@ test("a set that was run is kept once, as it was used last", () => {
   assert.deepEqual(sets.find(({ name }) => name === "soft"), named)
   sets = withSet(sets, { ...set(200, { b: 1 }), name: "soft" })
   assert.deepEqual(sets.filter(({ name }) => name).map(({ when }) => when), [200])
+})
+
+test("a long name has an end that is not cut", () => {
+  assert.deepEqual(halves("XL Detail Tweaker v2.1"), ["XL Detail Twea", "ker v2.1"])
+  assert.deepEqual(halves("short"), ["short", ""])
 })

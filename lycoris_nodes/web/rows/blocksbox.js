@@ -54,6 +54,8 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   /** @type {string[]} */
   let future = []
   let shown = before
+  /** The bar that the bottom line is about. */
+  let shownBar = ""
   let [low, high] = [0, HIGHEST]
 
   const source = make("div", { class: "lycoris-hint", textContent: t("Reading the blocks ...") })
@@ -89,6 +91,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   function tell(name) {
     const found = bars.get(name)
     if (!found) return
+    shownBar = name
     const { bar, group } = found
     const mixed = group.sort !== "kinds" && mixedIn(name)
     const parts = [
@@ -133,6 +136,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
       element.dataset.weight = shownWeight(value)
       Object.assign(input, { min: String(low), max: String(high), value: String(value) })
     }
+    if (shownBar) tell(shownBar)
   }
 
   function fitScale() {
@@ -232,6 +236,14 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     }
     draw()
     if (!dragging) popup.moved()
+  }
+
+  /** Close, unless the text cannot be read: its problem is shown then. */
+  async function finish() {
+    clearTimeout(timer)
+    await check()
+    if (!ended.signal.aborted && !area.classList.contains("lycoris-wrong")) closePopup()
+    else area.focus()
   }
 
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -395,7 +407,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
   panel.addEventListener("keydown", (event) => {
     const control = event.ctrlKey || event.metaKey
     const key = event.key.toLowerCase()
-    if (control && key === "enter") closePopup()
+    if (control && key === "enter") void finish()
     else if (control && key === "z" && !event.shiftKey) step(past, future)
     else if (control && (key === "y" || key === "z")) step(future, past)
     else return
@@ -410,7 +422,7 @@ export function openBlocks({ file, text: before, model, unsuited, done }, point)
     setText("")
     area.focus()
   }
-  keep.onclick = () => closePopup()
+  keep.onclick = () => void finish()
   presets.onchange = () => {
     if (presets.value) setText(presets.value)
     presets.value = ""

@@ -4,7 +4,7 @@ import { badges, make, nameParts } from "../elements.js"
 import { t, told } from "../language.js"
 import { rulesButton } from "./blocksicon.js"
 import { openInfo } from "./info.js"
-import { apart, badgesOf, nameInRow } from "./names.js"
+import { apart, badgesOf, halves, nameInRow } from "./names.js"
 import { heightOf, shownOf } from "./reasons.js"
 import { below } from "./popup.js"
 import { previewOnHover } from "./preview.js"
@@ -86,6 +86,7 @@ export function createLine(acts, bounds) {
   const field = (label, name) =>
     strengthField(label, bounds, {
       type: (value) => acts.strength(index, name).type(value),
+      say: (words) => acts.strength(index, name).say(words),
       step: () => acts.strength(index, name).step(),
       preview: () => acts.strength(index, name).preview(),
       undo: (again) => acts.strength(index, name).undo(again),
@@ -99,13 +100,17 @@ export function createLine(acts, bounds) {
     element.dataset.signal = MARKS[signal]
   }
   const fields = [...signals.map(({ element }) => element), model.element, clip.element]
-  const parts = [handle, power, name, pair, marks, twice, warning, rules.element, ...fields, info]
+  const what = make("span", { class: "lycoris-what" }, name, pair, marks)
+  const parts = [handle, power, what, twice, warning, rules.element, ...fields, info]
   const element = make("div", { class: "lycoris-row" }, ...parts)
-  const reason = make("div", { class: "lycoris-reason", hidden: true })
+  const why = make("span")
+  const off = make("button", { type: "button", class: "lycoris-near", textContent: t("switch this row off") })
+  const reason = make("div", { class: "lycoris-reason", hidden: true }, why, off)
 
   power.onclick = leave
   power.onchange = () => acts.turn(index, power.checked)
   name.onclick = () => acts.replaceFile(index)
+  off.onclick = () => acts.change(index, { ...row, on: false })
   info.onclick = () => openInfo(row.file, below(info))
   handle.onpointerdown = (event) => acts.drag(index, event)
   element.oncontextmenu = (event) => {
@@ -207,7 +212,7 @@ export function createLine(acts, bounds) {
       type: "button",
       class: "lycoris-badge lycoris-near",
       textContent: `→ ${nameInRow(file)[1]}`,
-      title: t("{lost} is not there any more. Take {file} instead", { lost, file }),
+      title: t("{lost} is not there. Take {file} instead", { lost, file }),
       onclick: () => void take(),
     })
   }
@@ -231,7 +236,9 @@ export function createLine(acts, bounds) {
     rules.show(row, acts.model)
     if (shownFile !== row.file) {
       shownFile = row.file
-      name.replaceChildren(...nameParts(nameInRow(row.file || t("no file"))))
+      const [folder, title] = nameParts(nameInRow(row.file || t("no file")))
+      title.replaceChildren(...halves(title.textContent ?? "").map((part) => make("span", { textContent: part })))
+      name.replaceChildren(folder, title)
       name.title = row.file
       marks.replaceChildren()
       pair.replaceChildren()
@@ -250,13 +257,17 @@ export function createLine(acts, bounds) {
     twice.textContent = `x${times}`
     twice.title = t("This file is on in {times} rows: what they change adds up", { times })
   }
-  /** @param {string | null} why in the server's words; only the first paragraph is shown */
-  const blame = (why) => {
-    reason.hidden = !why
-    reason.textContent = shownOf(why ?? "")
-    reason.title = told(why ?? "")
-    reason.classList.toggle("lycoris-long", heightOf(why) > 1)
-    element.classList.toggle("lycoris-blamed", Boolean(why))
+  /**
+   * @param {string | null} words in the server's words; only the first paragraph is shown
+   * @param {boolean} stops whether the row stops a run while it is on
+   */
+  const blame = (words, stops) => {
+    reason.hidden = !words
+    why.textContent = shownOf(words ?? "")
+    reason.title = told(words ?? "")
+    off.hidden = !stops
+    reason.classList.toggle("lycoris-long", heightOf(words) > 1)
+    element.classList.toggle("lycoris-blamed", Boolean(words))
   }
   /** Whether the line has this field: not every file has layers for the picture, or for the sound, alone. */
   const has = (/** @type {Changed} */ name) => !signals.some(({ signal, element }) => signal === name && element.hidden)

@@ -76,7 +76,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
    * @type {ReturnType<typeof model> | null}
    */
   let reached = null
-  /** @type {Map<number, {row: string, why: string}>} */
+  /** @type {Map<number, {row: string, why: string, typed?: boolean}>} */
   let refused = new Map()
   /** Resolves when the ongoing change of a strength ends. The change is made to the rows as they were at its start. */
   let settled = Promise.resolve()
@@ -215,7 +215,6 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
         return from.map((row, at) => {
           if (!these.has(at)) return row
           const factor = change(signalOf(row, name))
-          // Typed text that is no number leaves the factor as it is.
           return typeof factor === "number" ? withSignal(row, name, factor) : row
         })
       }
@@ -226,6 +225,10 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
         })
       return {
         type: (value) => set(changed(() => value)),
+        say(words) {
+          refused = new Map(words ? [[index, { row: JSON.stringify(rows[index]), why: words, typed: true }]] : [])
+          show(rows)
+        },
         step: () => ({ by: (amount) => set(by(amount)), end: settling(begin()) }),
         preview() {
           let made = from
@@ -411,7 +414,7 @@ export function createList({ read, write, begin, undo, isLinked, resized, bounds
     }
     for (const [index, line] of lines.entries()) {
       line.update(index, rows[index], separate, chosen.has(index))
-      line.blame(reasonOf(index))
+      line.blame(reasonOf(index), !refused.get(index)?.typed && isOn(rows[index]))
     }
     countFiles()
   }

@@ -24,6 +24,20 @@ export function nameInRow(file) {
   return name === "adapter_model" && folder ? splitName(folder.slice(0, -1)) : [folder, name]
 }
 
+/** How many letters of a name stay where it is cut: versions and steps are at the end. */
+const END = 8
+
+/**
+ * A name in two parts, of which the first is cut where there is too little room.
+ *
+ * @param {string} name
+ */
+export function halves(name) {
+  const letters = [...name]
+  const at = letters.length > 2 * END ? letters.length - END : letters.length
+  return [letters.slice(0, at).join(""), letters.slice(at).join("")]
+}
+
 /**
  * Kind, rank and family of models of a file, in few words.
  *

@@ -423,7 +423,7 @@ export async function openPicker({ current, many = false, pick, model }, point) 
 
 /** The facts of a file that was removed while the picker was open. */
 const gone = () => ({
-  ...{ error: t("the file is not there any more"), kind: "", rank: "", family: "", families: [], triggers: [] },
+  ...{ error: t("the file is not there"), kind: "", rank: "", family: "", families: [], triggers: [] },
   ...{ tags: [], title: "", base: "", favourite: false, preview: "", problems: [] },
 })
 

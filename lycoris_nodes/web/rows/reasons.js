@@ -1,4 +1,4 @@
-// What errors say of rows: "row 2: the file is not there any more".
+// What errors say of rows: "row 2: the file is not there".
 
 import { told } from "../language.js"
 

@@ -20,10 +20,12 @@ const PAUSE = 600
  */
 
 /**
- * What a field changes. Each change is one step for Undo: a `step` takes effect at once, a `preview` at its end.
+ * What a field changes. Each change is one step for Undo: a `step` takes effect at once, a `preview` at its end. `say`
+ * shows words at the row, until they are empty or the row changes.
  *
  * @typedef {{
- *   type: (value: number | string) => void,
+ *   type: (value: number) => void,
+ *   say: (words: string) => void,
  *   step: () => Change,
  *   preview: () => Change,
  *   undo: (again: boolean) => void,
@@ -31,7 +33,7 @@ const PAUSE = 600
  */
 
 /**
- * A field for a strength. What cannot be read as one stays as it was typed, in red.
+ * A field for a strength. What cannot be read as one is not taken: on leaving the field, the value before comes back.
  *
  * @param {string} label
  * @param {{min: number, max: number}} bounds
@@ -47,6 +49,8 @@ export function strengthField(label, bounds, strength) {
   const element = make("span", { class: "lycoris-strength" }, less, field, more)
   /** @type {number | string} */
   let value = 0
+  // Whether the row shows words about what was typed here.
+  let said = false
   /** @type {Change & {start: number, amount: number} | null} */
   let change = null
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -74,7 +78,7 @@ export function strengthField(label, bounds, strength) {
     field.classList.toggle("lycoris-wrong", wrong)
     field.title = wrong
       ? t("{label}: a number from {min} to {max} is expected", { label, min, max })
-      : t("{label}: drag, or click to type. Arrow keys and wheel: {usual} a step, Shift {fine}, Ctrl {coarse}", {
+      : t("{label}: drag, or click to type. Once clicked, arrow keys and wheel: {usual} a step, Shift {fine}, Ctrl {coarse}", {
           label,
           ...STEPS,
         })
@@ -112,10 +116,13 @@ export function strengthField(label, bounds, strength) {
     end()
     const typed = field.value.trim()
     const number = read(typed)
+    if (said) strength.say("")
+    said = false
     if (!typed || typed === shown()) return restore()
-    // If it is refused, it stays as typed.
-    mark(typed)
-    strength.type(Number.isNaN(number) ? typed : number)
+    if (!Number.isNaN(number)) return strength.type(number)
+    restore()
+    said = true
+    strength.say(t("{typed} is no number from {min} to {max}, so {value} stays.", { typed, min, max, value: shown() }))
   }
 
   const edit = () => {
