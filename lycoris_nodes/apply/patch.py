@@ -14,10 +14,7 @@ from torch import Tensor
 from ...lycoris_ops import Entry, LycorisError, Match, PatchPlan, dtype_name, kept_plan, located
 from ..host.page import end_if_interrupted
 from ..host.patching import WeightAdapterBase
-from ..host.weights import plain
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Messages of allocators that raise a plain RuntimeError when memory runs out (CPU, MPS, XPU)."""
+from ..host.weights import is_out_of_memory, plain
 
 
 class PatchMemoryError(LycorisError, torch.cuda.OutOfMemoryError):
@@ -100,7 +97,7 @@ def memory_named(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         name, size = dtype_name(dtype), math.prod(shape) * dtype.itemsize / 1e6
         raise PatchMemoryError(
@@ -109,12 +106,6 @@ def memory_named(
             got=f"a weight of {list(shape)}, {name} on {device}, {size:.1f} MB",
             hint=hint,
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return any(said in str(error).lower() for said in OUT_OF_MEMORY)
 
 
 def build_patches(

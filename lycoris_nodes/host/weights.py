@@ -17,6 +17,16 @@ from torch import nn
 
 from ...lycoris_ops import LycorisError, Shape
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""Messages of allocators that raise a plain RuntimeError when memory runs out (CPU, MPS, XPU)."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the computer, has no memory left."""
+    # The host has plain Exception in this place where torch has no such error.
+    kinds = {MemoryError, torch.cuda.OutOfMemoryError, comfy.model_management.OOM_EXCEPTION} - {Exception}
+    return isinstance(error, tuple(kinds)) or any(said in str(error).lower() for said in OUT_OF_MEMORY)
+
 
 def patcher_of(patchable: Any) -> Any:
     """The host's patcher of a model or text encoder: a MODEL is one, a CLIP has one."""

@@ -29,7 +29,13 @@ from ..training.data.loss import DiffusionLoss
 from ..training.data.samples import guidance_in_words, masks_in_words, samples_of
 from ..training.model.session import opened
 from ..training.node.experts import expert_in_words, times_of_expert, trained_expert
-from ..training.node.memory import checkpointing_input, is_checkpointed, memory_for
+from ..training.node.memory import (
+    checkpointing_input,
+    is_checkpointed,
+    memory_advice,
+    memory_for,
+    within_memory,
+)
 
 LEAST = 8
 """After this many latents the measurement may end, if they agree."""
@@ -126,7 +132,8 @@ class LycorisPlan(io.ComfyNode):
         kinds: Any = algorithms if algorithms in ("auto", "all") else algorithms.replace(",", " ").split()
         recompute = is_checkpointed(model, checkpointing)
         memory = memory_for(model, latents, 1, checkpointed=recompute)
-        with opened(model, checkpointing=recompute, memory=memory) as session:
+        advice = memory_advice(checkpointed=recompute)
+        with within_memory(*advice), opened(model, checkpointing=recompute, memory=memory) as session:
             family = family_of(session.model)
             expert, because = trained_expert(AS_FAMILY, model, cls.hidden)
             times = times_of_expert(family.times, expert, model)

@@ -15,6 +15,8 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import Any, cast
 
+import torch
+
 from ...lycoris_ops import LycorisError
 from ..host.files import shown_text
 from ..host.page import io, running_node
@@ -101,6 +103,10 @@ class NodeError(LycorisError):
         return self.problem
 
 
+class NodeMemoryError(NodeError, torch.cuda.OutOfMemoryError):
+    """Also an OutOfMemoryError, so that the host unloads all models."""
+
+
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
     """Wrap a node's `execute`: raise LycorisError for an input that the node's schema does not have or allow.
 
@@ -129,7 +135,8 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
                 raise
             told = error.told()
             keep(hidden, {"text": (told,), "lycoris": ({"state": "error"},)})
-            raise NodeError(told) from error
+            of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
+            raise (NodeMemoryError if of_memory else NodeError)(told) from error
         keep(hidden, found.ui if isinstance(found.ui, Mapping) else None)
         return found
 

@@ -675,6 +675,35 @@ def test_the_noise_mask_of_a_latent_is_its_mask_unless_masks_are_linked(train: C
         assert f"masked_prior 0.5 {does}" in " ".join(report.split())
 
 
+def test_what_takes_less_memory_is_named_when_it_runs_out(
+    host: Host, train: Callable[..., Any], tiny_unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the host's own error, raised in the second step. The host sees it, and what was learned is kept."""
+    import comfy.model_management as manager
+
+    apply_model, passes = type(tiny_unet.model).apply_model, list[int]()
+
+    def full(*args: Any, **given: Any) -> Any:
+        passes.append(1)
+        if len(passes) > 1:
+            raise manager.OOM_EXCEPTION("Allocation on device 0 would exceed allowed memory.\nmore")
+        return apply_model(*args, **given)
+
+    monkeypatch.setattr(type(tiny_unet.model), "apply_model", full)
+    with pytest.raises(host.ops.TrainError) as caught, unchanged(tiny_unet.model):
+        train(steps=4, batch_size=2, latents=[latent(seed) for seed in range(4)])
+    assert isinstance(caught.value, manager.OOM_EXCEPTION)
+    words = str(caught.value)
+    assert "there is not enough memory (found Allocation on device 0 would exceed" in words
+    assert "more" not in words.partition("found")[2].partition(")")[0]
+    assert words.endswith(
+        "In this order: set `checkpointing` to on, lower `batch_size`, lower the `resolution` in LyCORIS "
+        "Training Pictures, set `optimiser` to adamw8bit, load the model in fp8"
+    )
+    checks = host.module("lycoris_nodes.schema.checks")
+    assert issubclass(checks.NodeMemoryError, manager.OOM_EXCEPTION)
+
+
 def test_several_models_are_refused(host: Host, train: Callable[..., Any], tiny_unet: Any) -> None:
     node = host.nodes.NODE_CLASS_MAPPINGS["LycorisTrain"]
     with pytest.raises(host.ops.LycorisError, match=r"`model` takes one value.*2 values"):

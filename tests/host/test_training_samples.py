@@ -149,8 +149,9 @@ def test_guidance_is_that_of_the_family_whatever_a_caption_says(host: Host, tmp_
     given = {"latents": [{"samples": torch.randn(1, 16, 8, 8)}], "rank": 2, "steps": 1}
     for said, told in ((3.5, True), (1.0, False)):
         made = train(host, tmp_path, model=patcher(flux), positive=[text(5, 20, guidance=said)], **given)
-        words = "a guidance of 1, as is usual for Flux; the guidance of the captions (3.5)"
+        words = "a guidance of 1, at which Flux is usually trained; the guidance of the captions (3.5)"
         assert (words in made["report"]) is told
+        assert "losses are at a guidance of 1, at which Flux is usually trained" in made["report"]
 
 
 BATCHES = {

@@ -327,15 +327,16 @@ def masks_in_words(latents: Latents, masks: Sequence[Tensor], name: str) -> list
 
 
 def guidance_in_words(family: Family, captions: Sequence[Any]) -> list[str]:
-    """A note that the guidance of captions is not used; [] where there is none, or it is used."""
+    """The guidance at which a model is trained and measured, if it has one, and that of the captions, which
+    is not used there."""
     said = {settings.get("guidance") for caption in captions for _, settings in caption}
     others = said - {None, family.guidance}
-    if family.guidance is None or not others:
+    if family.guidance is None:
         return []
-    return [
-        f"trained at a guidance of {family.guidance:g}, as is usual for {family.name}; the guidance of the "
-        f"captions ({', '.join(sorted(map(str, others)))}) is for sampling"
-    ]
+    line = f"losses are at a guidance of {family.guidance:g}, at which {family.name} is usually trained"
+    if others:
+        line += f"; the guidance of the captions ({', '.join(sorted(map(str, others)))}) is for sampling"
+    return [line]
 
 
 def _size(sample: Sample) -> str:

@@ -40,7 +40,7 @@ from ..data.samples import described, guidance_in_words, judged, masks_in_words,
 from ..data.texts import TextEncoder
 from ..model.session import Session
 from ..node.experts import expert_in_words, times_of_expert
-from ..node.memory import memory_of_pass
+from ..node.memory import memory_advice, memory_of_pass, within_memory
 from ..node.opening import opened_both
 from ..node.previews import sample
 from ..node.settings import Asked
@@ -81,9 +81,13 @@ def run_judge(asked: Asked, told: Callable[[str, int, int], None]) -> Judged:
         # Check each alone: an adapter that fits nothing would pass beside one that fits.
         Resolution((one,)).check()
     memory = memory_of_pass(asked.model, asked.latents, asked.batch_size, asked.positive)
-    with opened_both(
-        asked.model, asked.clip, memory=memory, recompute=False, precision=AS_FAMILY, seed=asked.seed
-    ) as (session, encoder):
+    advice = memory_advice(checkpointed=True, batch_size=asked.batch_size, vae=asked.vae is not None)
+    with (
+        within_memory(*advice),
+        opened_both(
+            asked.model, asked.clip, memory=memory, recompute=False, precision=AS_FAMILY, seed=asked.seed
+        ) as (session, encoder),
+    ):
         family = family_of(session.model)
         held = samples_of(
             session,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from ....lycoris_ops import LycorisError, TrainError
 from ...host.page import io
 from ...host.sounds import takes_sound
+from ...host.weights import is_out_of_memory
 from ...schema.inputs import AS_FAMILY
 from ..data.latents import parts_of
 from ..model.recompute import blocks
@@ -20,6 +23,40 @@ KEPT, RECOMPUTED = 1.25, 0.1
 """Memory of a training step per block, as multiples of a pass without gradients: first with all activations
 kept, then with those inside blocks recomputed. Measured by tests/bench/train_memory.py: 1.21 and 0.10 for
 Flux 1 with 57 similar blocks, 0.37 and 0.07 for SD1.5 with 38."""
+
+
+class TrainingMemoryError(TrainError, torch.cuda.OutOfMemoryError):
+    """There is no memory for a training. Also an OutOfMemoryError, so that the host unloads all models."""
+
+
+@contextmanager
+def within_memory(*advice: str) -> Generator[None]:
+    """A context that turns an allocator's error into one that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LycorisError) or not is_out_of_memory(error):
+            raise
+        raise TrainingMemoryError(
+            "there is not enough memory",
+            got=str(error).partition("\n")[0],
+            hint=f"In this order: {', '.join(advice)}",
+        ) from error
+
+
+def memory_advice(
+    *, checkpointed: bool, batch_size: int = 1, encoder: bool = False, vae: bool = False, optimiser: str = ""
+) -> list[str]:
+    """What takes less memory, the least costly first."""
+    return [
+        *(["set `checkpointing` to on"] if not checkpointed else []),
+        *(["lower `batch_size`"] if batch_size > 1 else []),
+        "lower the `resolution` in LyCORIS Training Pictures",
+        *(["unlink `clip` and `captions`"] if encoder else []),
+        *(["unlink `vae`"] if vae else []),
+        *(["set `optimiser` to adamw8bit"] if optimiser == "adamw" else []),
+        "load the model in fp8",
+    ]
 
 
 def checkpointing_input() -> Any:

@@ -50,7 +50,7 @@ from ..data.texts import TextEncoder
 from ..model.session import Session
 from .experts import expert_in_words
 from .live import Live, shown
-from .memory import is_checkpointed, memory_for
+from .memory import is_checkpointed, memory_advice, memory_for, within_memory
 from .opening import opened_both
 from .overrides import Sampling, arguments_of, overrides_of, sampled_as
 from .previews import Previews, Prompt
@@ -184,7 +184,14 @@ def train(
 
     arguments = arguments_of(asked.optimiser_args)
     sampled = sampled_as(asked.sample_settings)
-    with _opened(asked, passes) as (session, encoder):
+    advice = memory_advice(
+        checkpointed=is_checkpointed(asked.model, asked.checkpointing),
+        batch_size=asked.batch_size,
+        encoder=asked.clip is not None,
+        vae=asked.vae is not None,
+        optimiser=asked.optimiser,
+    )
+    with within_memory(*advice), _opened(asked, passes) as (session, encoder):
         family = family_of(session.model)
         loss = DiffusionLoss(
             session=session,
