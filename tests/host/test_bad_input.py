@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 import math
 import os
 import pickle
 import shutil
+import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.harness.assets import assets, install
 from tests.harness.base import UNET
 from tests.harness.facts import ROOT, facts
+from tests.harness.hostile import HEADERS
 from tests.harness.launch import PromptRejected, Server, base_directory
 from tests.harness.payloads import marking
 from tests.harness.prompts import Node, Prompt, node
@@ -50,6 +57,81 @@ def loras(server: Server) -> Iterator[Path]:
     yield folder
     for path in set(folder.iterdir()) - before:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+SECONDS, BYTES = 2, 100_000_000
+"""What a request about a stranger's text or file may take of the server: CPU time, and memory."""
+
+
+def memory(server: Server, what: str) -> int:
+    """A number of bytes in the state of the server's process: `VmRSS` now, `VmHWM` at most."""
+    state = Path(f"/proc/{server.pid}/status").read_text()
+    return int(next(line for line in state.splitlines() if line.startswith(f"{what}:")).split()[1]) << 10
+
+
+def processor(server: Server) -> float:
+    """The seconds of the processor that the server's process has taken."""
+    times = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
+
+def picture(kind: str, side: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("1" if kind == "PNG" else "RGB", (side, side)).save(data, kind)
+    return data.getvalue()
+
+
+LAUGHS = "a: &a [x]\n" + "".join(
+    f"{inner}: &{inner} [{', '.join([f'*{outer}'] * 9)}]\n"
+    for outer, inner in itertools.pairwise("abcdefghi")
+)
+QUESTION = {"file": LORA, "model": ["base.safetensors"], "clip": ["base.safetensors"]}
+RULES = [
+    r"/(\w+\.?)+!/ = 1",
+    "\n".join(rf"/(.*)(.*)(.*)(.*)(.*)(.*)\1\2\3[!?]{n}/ = 1" for n in range(99)),
+    "[" * 60_000 + " = 0.5",
+    "\n".join(f"gone.{n} = 0" for n in range(4_000)),
+]
+POSTS: dict[str, tuple[str, str]] = {
+    **{
+        f"rules {n}": ("/lycoris/rules", json.dumps({**QUESTION, "rules": text}))
+        for n, text in enumerate(RULES)
+    },
+    "tags": ("/lycoris/rows", "<lora:gone:0.5>, " * 200_000),
+    "few tags": ("/lycoris/rows", "<lora:gone:0.5>, " * 1_000),
+    "YAML": ("/lycoris/config", json.dumps({"text": LAUGHS})),
+    "a config": ("/lycoris/config", json.dumps({"text": ".py " * 16_000})),
+    "types": ("/lycoris/training", json.dumps({**QUESTION, "node": 1, "page": 1, "linked": 1, "values": 1})),
+    "20 MB": ("/lycoris/curve", "0" * 20_000_000),
+    "a header": ("/lycoris/adapters/facts", json.dumps(["header.safetensors"])),
+}
+PREVIEWS = {"within.safetensors": ("PNG", 13_300), "beside.safetensors": ("WEBP", 2_600)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of another process is in /proc")
+@pytest.mark.parametrize("name", [*POSTS, *PREVIEWS])
+def test_a_stranger_takes_little_of_the_server(server: Server, loras: Path, name: str) -> None:
+    """Each is answered within two seconds and 100 MB, without an HTTP error."""
+    if name == "a header":
+        made = HEADERS["1,600,000 keys"][0]()
+        (loras / "header.safetensors").write_bytes(made)
+    if name in PREVIEWS:
+        data = picture(*PREVIEWS[name])
+        inner = name.startswith("within")
+        text = {"modelspec.thumbnail": f"data:image/png;base64,{base64.b64encode(data).decode()}"}
+        save_file(load_file(assets() / "loras" / LORA), loras / name, text if inner else None)
+        if not inner:
+            (loras / name).with_suffix(".webp").write_bytes(data)
+    path, body = POSTS.get(name, (f"/lycoris/adapters/preview?file={name}", None))
+    request = urllib.request.Request(f"{server.url}{path}", body.encode() if body else None)
+    server.get("/lycoris/adapters")
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+    before, began = memory(server, "VmRSS"), processor(server)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        answered = answer.read()
+    took = processor(server) - began
+    assert answer.status == (204 if name in PREVIEWS else 200)
+    assert took < SECONDS and memory(server, "VmHWM") - before < BYTES, (answered[:200], took)
 
 
 def load_node(file: str, strength: float = 1.0) -> Node:
