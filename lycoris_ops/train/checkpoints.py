@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -21,6 +21,7 @@ from .. import processes
 from ..errors import LycorisError, TrainError, WriteError, number_of
 from ..files.writing import system_errors
 from ..writing.place import has_folder, place_of
+from .claims import claimed
 from .history import History
 from .options import STATE
 from .sketches import Sketch, check_data
@@ -159,20 +160,19 @@ class Checkpoints:
         """When the latest checkpoint was written; before the first one, when the clock started."""
         self._replaced: set[str] = set()
         """The names of the checkpoints of an earlier training."""
-        self._made = False
-        """Whether `begin` has made the folder."""
+        self._claim = ExitStack()
 
     def begin(self, *, resumed: bool, overwrite: bool) -> None:
-        """Make the folder. Raises WriteError if that fails, or if the folder holds another training.
+        """Make the folder and claim it. Raises WriteError if that fails, if a training runs in it, or if it
+        holds another training.
 
         With `overwrite`, `clear` removes the checkpoints of that training, so that none of them is resumed by
         mistake or taken for one of this training.
         """
         if not self.writes:
             return
+        self._claim.enter_context(claimed(self.folder))
         with system_errors(self.folder):
-            self._made = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
             if resumed:
                 return
             states = sorted(self.folder.glob(f"*{STATE}"))
@@ -188,10 +188,8 @@ class Checkpoints:
                 self._replaced = {file.name.removesuffix(STATE) for file in states} | {GOOD}
 
     def end(self) -> None:
-        """Remove the folder that `begin` made, if nothing is in it."""
-        if self._made:
-            with suppress(OSError):
-                self.folder.rmdir()
+        """End the claim of the folder, and remove the folder if `begin` made it and nothing is in it."""
+        self._claim.close()
 
     def returns_of(self, trainer: Trainer) -> int:
         """How often the training has gone back to an earlier state.

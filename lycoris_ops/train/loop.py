@@ -20,6 +20,7 @@ from ..ranks.gradients import Loss
 from ..writing.place import files_of, has_folder
 from .agreed import check_agreed
 from .checkpoints import Checkpoints, state_to_resume
+from .claims import check_unclaimed
 from .curves import draw_curves, draw_race
 from .extras import has
 from .feed import Batches, Feed, steps_of
@@ -127,7 +128,8 @@ def train_network(
     Raises TrainError for settings, batches or a loss that cannot be trained with, and where the processes
     were given different ones, DivergedError for values that are not finite or a loss that rises, MatchError
     for a state of another model or network, FileFormatError for a file that is no state, LayerError before
-    the first step where the dialect cannot hold the layers, and WriteError where a file cannot be written.
+    the first step where the dialect cannot hold the layers, and WriteError where a file cannot be written or
+    another training runs in the folder of the checkpoints.
     """
     began = time.monotonic()
     check_agreed(net, batches, validation, options)
@@ -142,6 +144,8 @@ def train_network(
         found = outs if curves is None else [*outs, curves]
         replaces = resume is not None or options.overwrite
         check_files(found, overwrite=replaces, make_folder=has_folder(options.dialect))
+    if first and options.folder is not None:
+        check_unclaimed(options.folder)
     sharded = processes.check_parts(net, copies)
     if options.folder is not None and (first or sharded):
         net.check_dialect(options.dialect)

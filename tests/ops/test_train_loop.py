@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import math
 import os
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from children import child_environment
 from torch import Tensor, nn
 from train_task import batches
 from train_task import loss as plain
@@ -903,6 +906,41 @@ def test_a_pass_that_leaves_out_every_layer_is_no_error(tmp_path: Path) -> None:
         lyc.train_network(
             net, batches(), lambda *given: plain(*given).detach(), lyc.TrainOptions(steps=9, bar=False)
         )
+
+
+def test_a_folder_is_claimed_while_a_training_runs_in_it(tmp_path: Path) -> None:
+    given = options(tmp_path, steps=2)
+    folder = given.folder
+    assert folder is not None
+    claim = folder / "running.json"
+    code = (
+        "import sys, pathlib, lycoris_ops as lyc\n"
+        "with lyc.claimed(pathlib.Path(sys.argv[1])):\n print('claimed', flush=True)\n sys.stdin.read()"
+    )
+    for kill in (False, True):
+        words = [sys.executable, "-c", code, str(folder)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(words, env=child_environment(), stdin=pipe, stdout=pipe) as other:
+            assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
+            assert lyc.running_in(folder)
+            with pytest.raises(lyc.WriteError, match=rf"runs in this folder now .*process {other.pid} on"):
+                lyc.train_network(network(), batches(), never, given)
+            if kill:
+                other.kill()
+        assert claim.exists() is kill and lyc.running_in(folder) is None
+    # A claim of another machine counts until it gives no sign of life, by the clock of the drive.
+    claim.write_text(json.dumps({"host": "another", "process": os.getpid(), "began": "today"}))
+    with pytest.raises(lyc.WriteError, match="on another, since today"):
+        lyc.train_network(network(), batches(), never, given)
+    now = claim.stat().st_mtime
+    os.utime(claim, (now - 61, now - 61))
+
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        assert lyc.running_in(folder)
+        return plain(module, batch)
+
+    assert lyc.train_network(network(), batches(), loss, given).steps == 2
+    assert not claim.exists()
 
 
 def test_a_folder_that_was_there_before_a_failed_start_stays(tmp_path: Path) -> None:
