@@ -15,7 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import FileFormatError, LayerError, LycorisError, WriteError, located, number_of
+from ..errors import FileFormatError, LayerError, LycorisError, MatchError, WriteError, located, number_of
 from ..files.dtypes import DTYPE_NAMES, DTYPES, FLOAT8, FLOATS, ITEM_BITS
 from ..files.model_file import ModelFile
 from ..files.quantised import Codec, Quantised, found_in, plain_floats, round_to_float8, seed_of, stored_as
@@ -92,7 +92,8 @@ def merge_checkpoint(
     keep their format, whatever the `dtype`. A quantised weight that `codec` does not know cannot be merged
     into.
 
-    Raises MatchError where the stack does not fit (see `Resolution.check`), FileFormatError for a
+    Raises MatchError where the stack does not fit (see `Resolution.check`) and where a layer fits a weight
+    but adds to a bias that is not there, FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
     quantised weight or an expert, or change a complex weight, LycorisError for a dtype that weights cannot
     have, and WriteError where the file cannot be written.
@@ -121,6 +122,7 @@ def merge_checkpoint(
     for slot in (*merge.pairs, *misfit):
         merge.check_known(slot.key)
     resolution.check(strict=strict)
+    _check_whole(resolution)
     tensors = merge.outputs(dtype)
     heads = [
         encode_header(
@@ -408,6 +410,24 @@ class _Merge:
 def _resolved(stack: Stack, shapes: Mapping[str, Shape], views: Mapping[str, FileView]) -> Resolution:
     known = {**shapes, **{name: view.shape for name, view in views.items()}}
     return resolve(stack, known, absent_because="the file does not hold it", oriented=True)
+
+
+def _check_whole(resolution: Resolution) -> None:
+    """Raise MatchError for a layer that would be merged without its change of a bias."""
+    for entry in resolution.entries:
+        merged = {match.layer: match for match in entry.matches if match.strength != 0.0}
+        for left in entry.unmatched:
+            if (match := merged.get(left.layer)) is not None:
+                raise MatchError(
+                    "a layer adds to a bias that the model lacks",
+                    file=entry.entry.adapter.path,
+                    key=left.layer,
+                    weight=match.key,
+                    got="a weight alone",
+                    expected="a bias beside it",
+                    hint="Give the model a bias of zeros there first, apply the adapter beside the model, or "
+                    f"leave the layer out by the block rule `{match.target.name} = 0`",
+                )
 
 
 def _enlarged(shape: Shape, pairs: Pairs) -> Shape:

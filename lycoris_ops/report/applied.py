@@ -10,12 +10,16 @@ from typing import Literal
 
 from ..errors import number_of
 from ..peft import CONFIG_NAME
+from ..reading.adapter import Adapter
 from ..reading.grouping import WORDS
 from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
 from .words import ITEMS, counted, listed, paragraph, ranks
 
 RULES = 200
 """Longer block rules are cut off after this many characters, unless the report is `whole`."""
+HUGE = 1000.0
+"""An alpha of more than so many times the rank is remarked on. Trainers use 1/16 to 2 times the rank; a file
+that has its scale in alpha rarely has more than 100."""
 State = Literal["all", "partly", "nothing"]
 """Whether the request was applied in full, in part, or not at all."""
 
@@ -93,7 +97,7 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
         repeat = number_of(len(resolution.copies), "layer repeats", "layers repeat")
         lines.append(f"  {repeat} others of the file: applied once")
     lines += [f"  {line}" for line in _configured(resolution)]
-    lines += [f"  {line}" for line in _odd_alphas(resolution)]
+    lines += [f"  {line}" for line in odd_alphas(entry.adapter)]
     for part, names in resolution.absent.items():
         why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
         left = number_of(len(names), "layer left out, it belongs", "layers left out, they belong")
@@ -182,19 +186,21 @@ def _kinds(resolution: EntryResolution) -> str:
     return ", ".join(parts) if parts else "no layer that can be read"
 
 
-def _odd_alphas(resolution: EntryResolution) -> list[str]:
+def odd_alphas(adapter: Adapter) -> list[str]:
     """Lines about alphas that a user would not expect.
 
-    An alpha of 0 makes a layer do nothing, and one below 0 reverses its change. An alpha that is not finite
-    cannot be used, neither for a scale nor for the bound of a rotation.
+    An alpha of 0 makes a layer do nothing, and one below 0 reverses its change. One far above the rank makes
+    the change so large that the model is lost. An alpha that is not finite cannot be used, neither for a
+    scale nor for the bound of a rotation.
     """
-    adapter = resolution.entry.adapter
     # Without a rank, as with LoKr's two full factors, alpha has no effect.
     scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
     bound = {name for name, info in adapter.info.items() if info.algorithm.constrained_by_alpha}
     alphas = {name: alpha for name, alpha in adapter.alphas().items() if alpha is not None}
     zero = sum(alphas.get(name) == 0 for name in scaled)
     negative = sum(-math.inf < alphas.get(name, 0.0) < 0 for name in scaled)
+    scales = {name: abs(alphas.get(name, 0.0)) / (adapter.info[name].rank or 1) for name in scaled}
+    huge = [name for name, scale in scales.items() if HUGE < scale < math.inf]
     unusable = sum(not math.isfinite(alphas.get(name, 0.0)) for name in scaled | bound)
     lines: list[str] = []
     if unusable:
@@ -203,6 +209,12 @@ def _odd_alphas(resolution: EntryResolution) -> list[str]:
         lines.append(f"alpha is 0 in {number_of(zero, 'layer')}: no effect")
     if negative:
         lines.append(f"alpha is negative in {number_of(negative, 'layer')}, which reverses the effect")
+    if huge:
+        most = max(scales[name] for name in huge)
+        lines.append(
+            f"alpha is up to {most:g} times the rank in {number_of(len(huge), 'layer')}: "
+            "the file may be damaged"
+        )
     return lines
 
 

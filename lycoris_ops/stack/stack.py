@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, SupportsFloat, cast
 
 from ..changes.place import Mask, Where
 from ..errors import LycorisError
@@ -24,7 +25,7 @@ class Entry:
     encoders run before that, so their strength is constant. `mask` multiplies the strength over the places of
     a picture, and `factors` for each picture of a batch.
 
-    Raises LycorisError for a number that is not finite, and for an `adapter` that is none.
+    Raises LycorisError for a strength that is no finite number, and for a field of another type.
     """
 
     adapter: Adapter
@@ -56,11 +57,19 @@ class Entry:
                 got=type(self.adapter).__name__,
                 expected="what load_adapter returns",
             )
-        for value in (self.strength, self.strength_of("te"), *(self.factors or ())):
-            if not math.isfinite(value):
-                raise LycorisError(
-                    "a strength must be a finite number", file=self.adapter.path, got=str(value)
-                )
+        factors: Any = () if self.factors is None else self.factors
+        if not isinstance(factors, Sequence):
+            raise self._wrong("the factors are not a list of numbers", factors, "such as (1.0, 0.5)")
+        for value in (self.strength, self.strength_of("te"), *cast("Sequence[object]", factors)):
+            if not (isinstance(value, SupportsFloat) and math.isfinite(value)):
+                raise self._wrong("a strength must be a finite number", value, "such as 0.8")
+        for name, kind in (("rules", Rules), ("schedule", Schedule), ("mask", Mask), ("low_noise", Adapter)):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, kind)):
+                raise self._wrong(f"the {name} of an entry is of another type", value, kind.__name__)
+
+    def _wrong(self, problem: str, value: object, expected: str) -> LycorisError:
+        return LycorisError(problem, file=self.adapter.path, got=repr(value), expected=expected)
 
     def strength_of(self, part: Component | None) -> float:
         """The strength for a part of the model. An unknown part gets the diffusion model's."""

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -24,7 +24,10 @@ from .changed import changed_layers, wish_of
 from .member import Member, completed, layer_seed, make_layer
 from .naming import layers_for, usual_prefix
 from .network import LycorisNetwork
-from .settings import LayerSettings
+from .settings import LayerOptions, LayerSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Overrides = Mapping[str, Mapping[str, Any]]
 """Options of `LayerSettings` by patterns of modules' paths."""
@@ -52,7 +55,7 @@ def create_lycoris(
     weights: str | os.PathLike[str] | Adapter | None = None,
     prefix: str | None = None,
     seed: int | None = None,
-    **options: Any,
+    **options: Unpack[LayerOptions],
 ) -> LycorisNetwork:
     """A network for the modules of a model; `apply_to` lets it act.
 

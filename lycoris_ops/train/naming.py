@@ -17,6 +17,7 @@ from ..modules.sites import all_sites
 from ..names.layer_name import LayerName
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
+from ..report.applied import odd_alphas
 from ..stack.resolve import PART_NAMES, EntryResolution, resolve
 from ..stack.stack import Entry, Stack
 
@@ -137,7 +138,7 @@ def layers_for(adapter: Adapter, module: nn.Module, prefix: str) -> tuple[dict[s
         f"{number_of(len(layers), 'layer')} of {adapter.name} left out, for the {PART_NAMES[part]}"
         for part, layers in entry.absent.items()
     ]
-    return found, [*beside, *_unread(adapter), *_unscaled(adapter)]
+    return found, [*beside, *_unread(adapter), *_unscaled(adapter), *odd_alphas(adapter)]
 
 
 def _repeats(adapter: Adapter, layer: str, entry: EntryResolution, module: nn.Module) -> bool:

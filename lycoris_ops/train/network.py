@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -155,8 +155,11 @@ class LycorisNetwork(nn.Module):
 
     def set_multiplier(self, multiplier: float) -> None:
         """Set the strength of all layers. Raises LycorisError unless it is a finite number."""
-        if not math.isfinite(multiplier):
-            raise LycorisError("a strength is not a finite number", got=str(multiplier))
+        number = isinstance(multiplier, SupportsFloat)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (number and math.isfinite(multiplier)):
+            raise LycorisError(
+                "a strength is not a finite number", got=repr(multiplier), expected="such as 0.8"
+            )
         self._multiplier = float(multiplier)
         for member in self.members.values():
             member.multiplier = self._multiplier

@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ..errors import TrainError
+from ..errors import TrainError, unknown_name
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..writing.metadata import check_text
 from ..writing.place import has_folder
@@ -28,6 +29,24 @@ SEARCHES = ("off", "rate", "all")
 """The searches that a race before a training can make."""
 SAVED = ("best", "last")
 """Which weights a finished training keeps."""
+OURS = {
+    "learning_rate": "lr",
+    "max_steps": "steps",
+    "max_train_steps": "steps",
+    "num_train_epochs": "epochs",
+    "max_train_epochs": "epochs",
+    "optimizer": "optimiser",
+    "optimizer_type": "optimiser",
+    "lr_scheduler": "schedule",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warmup",
+    "lr_warmup_steps": "warmup",
+    "gradient_accumulation_steps": "accumulation",
+    "max_grad_norm": "clip_norm",
+    "mixed_precision": "autocast",
+    "save_every_n_steps": "checkpoint_every",
+}
+"""Other trainers' names of options, each with ours."""
 STATE = ".state.safetensors"
 """The ending of the files that a training can be resumed from."""
 
@@ -36,7 +55,7 @@ STATE = ".state.safetensors"
 class TrainOptions:
     """The settings of a training. A step is one update of the weights, whatever the accumulation.
 
-    Raises TrainError for a value out of its range.
+    Raises TrainError for an unknown name, and for a value out of its range.
     """
 
     steps: int | None = None
@@ -230,3 +249,22 @@ class TrainOptions:
     def last_state(self) -> Path | None:
         """The file for the state after the last step of a run, finished or stopped, if there is a folder."""
         return None if self.folder is None else self.folder / f"last{STATE}"
+
+
+def _named(make: Any) -> Any:
+    """The constructor of the options, which raises TrainError for an unknown name."""
+    known = [each.name for each in fields(TrainOptions)]
+
+    @wraps(make)
+    def checked(self: TrainOptions, *args: Any, **given: Any) -> None:
+        for name in given.keys() - set(known):
+            raise unknown_name(
+                "an unknown option of a training", name, known, error=TrainError, meant=OURS.get(name)
+            )
+        make(self, *args, **given)
+
+    return checked
+
+
+# A dataclass writes its constructor itself.
+cast("Any", TrainOptions).__init__ = _named(TrainOptions.__init__)

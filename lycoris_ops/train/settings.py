@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, cast, get_args, get_type_hints
 
 from ..algorithms import declaring
 from ..algorithms.training import Trained
@@ -43,6 +43,26 @@ NOT_HERE: Mapping[str, str] = {
     "enable_conv": 'Choose the modules by preset: "full" has convolutions, "full-lin" has none',
 }
 """LyCORIS' keywords that do not exist here, with what to do instead."""
+
+
+class LayerOptions(TypedDict, total=False):
+    """The fields of `LayerSettings` that `create_lycoris` takes beside its own, with their types."""
+
+    conv_rank: int | None
+    conv_alpha: float | None
+    factor: int | None
+    decompose_both: bool
+    tucker: bool
+    dora: Axis | None
+    rslora: bool
+    constraint: float | None
+    tokens: Sequence[int]
+    bias: bool
+    input_dropout: float
+    rank_dropout: float
+    module_dropout: float
+    lr: float
+    form: MemberForm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from layers import KINDS, factors, lora
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import lycoris_ops as lyc
 
@@ -380,7 +380,11 @@ def test_a_magnitude_of_the_inputs_may_have_its_kernel_folded_into_the_columns(
 
 @pytest.mark.parametrize(
     ("alpha", "line"),
-    [(0.0, "alpha is 0 in 1 layer: no effect"), (-2.0, "alpha is negative in 1 layer,")],
+    [
+        (0.0, "alpha is 0 in 1 layer: no effect"),
+        (-2.0, "alpha is negative in 1 layer,"),
+        (3e30, "alpha is up to 1e+30 times the rank in 1 layer: the file may be damaged"),
+    ],
 )
 def test_a_strange_alpha_is_applied_as_it_stands_and_reported(
     tmp_path: Path, alpha: float, line: str
@@ -388,10 +392,12 @@ def test_a_strange_alpha_is_applied_as_it_stands_and_reported(
     """The reference is the same layer, of rank 3, without alpha: its scale is 1."""
     path = written(tmp_path, factors("lora", "linear", alpha=alpha))
     assert line in report(path)
+    model = nn.ModuleDict({"a": nn.ModuleDict({name: nn.Linear(18, 12) for name in ("b", "c")})})
+    assert line in lyc.create_lycoris(model, weights=path).report
     layer = lyc.load_adapter(path).layers[NAME]
     plain = dataclasses.replace(layer, alpha=None)
     zero = torch.zeros(12, 18)
-    torch.testing.assert_close(layer.delta(zero), alpha / 3 * plain.delta(zero))
+    torch.testing.assert_close(layer.delta(zero), alpha / 3 * plain.delta(zero), rtol=1e-4, atol=1e-5)
 
 
 def test_an_alpha_that_has_no_part_is_not_reported(tmp_path: Path) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -18,6 +23,9 @@ import lycoris_ops as lyc
 from lycoris_ops.bypass.geometry import Geometry
 from lycoris_ops.commands import main
 from lycoris_ops.stack.kept_plans import kept_plan
+from lycoris_ops.train.settings import LayerOptions, LayerSettings
+
+ROOT = Path(lyc.__file__).parents[1]
 
 KEY, NAME = "diffusion_model.a.c.weight", "lora_unet_a_c"
 SAYS = {
@@ -228,6 +236,13 @@ def test_what_is_given_in_place_of_an_adapter_a_layer_or_a_path_is_named(tmp_pat
     wrong: list[tuple[Callable[[], object], str]] = [
         (lambda: lyc.merge_adapters([file], "linear"), "entries alone .found str; expected such as Entry"),  # pyright: ignore[reportArgumentType]
         (lambda: lyc.Entry(file), "no adapter .found str; expected what load_adapter returns"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.Entry(nan, "1"), "finite number .found '1'; expected such as 0.8"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.Entry(nan, factors=1.0), "factors are not a list of numbers .found 1.0"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.Entry(nan, rules="a = 1"), "rules of an entry .* expected Rules"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.create_lycoris(model, multiplier="1"), "finite number .found '1'"),  # pyright: ignore[reportArgumentType]
+        (lambda: lyc.TrainOptions(step=1), r"training .found step; expected steps, .* Is it steps\?"),  # pyright: ignore[reportCallIssue]
+        (lambda: lyc.TrainOptions(steps=1, learning_rate=1), "Here it is called lr"),  # pyright: ignore[reportCallIssue]
+        (lambda: lyc.create_lycoris(model, linear_dim=4), "Here it is called rank"),  # pyright: ignore[reportCallIssue]
         (lambda: lyc.load_adapter(none), f"{none}: the folder holds no adapter of PEFT or diffusers"),
         (lambda: lyc.merge_checkpoint(none / "x", stack, none / "y"), "x: there is no such file"),
         (
@@ -261,3 +276,25 @@ def test_a_network_says_that_its_file_has_no_scale(tmp_path: Path) -> None:
     network = lyc.create_lycoris(torch.nn.ModuleDict({"a": torch.nn.Linear(18, 12)}), weights=found)
     said = "1 layer of source.safetensors at scale 1, such as base_model.model.a: the file has no alpha"
     assert said in network.report
+
+
+def test_type_checkers_know_the_options_of_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("basedpyright")
+    calls = ("dora='output'", "input_droput=0.1", "lora_alpha=4", "dora='sideways'")
+    lines = [f"lyc.create_lycoris(nn.Linear(2, 2), rank=4, {call})" for call in calls]
+    text = "\n".join(
+        ["import lycoris_ops as lyc", "from torch import nn", *lines, "lyc.TrainOptions(step=4)"]
+    )
+    (tmp_path / "script.py").write_text(text, encoding="utf-8")
+    command = (sys.executable, "-m", "basedpyright", "--level", "error", "--outputjson", "script.py")
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+    )
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    assert [one["range"]["start"]["line"] for one in found] == [3, 4, 5, 6], done.stdout
+
+
+def test_the_typed_options_are_the_fields_of_the_settings() -> None:
+    named = {field.name for field in dataclasses.fields(LayerSettings)}
+    assert get_type_hints(LayerOptions).items() <= get_type_hints(LayerSettings).items()
+    assert named - LayerOptions.__annotations__.keys() == {"algorithm", "rank", "alpha"}

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from networks import move
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lycoris_ops as lyc
@@ -106,3 +107,27 @@ def test_what_is_trained_with_its_bias_is_loaded_by_peft(
     network.restore()
     found = peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).eval()(X)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_layer_is_not_merged_without_its_change_of_a_bias(tmp_path: Path) -> None:
+    """`merge_to` refuses the same layers."""
+    made = peft.get_peft_model(Model(), CONFIGS["lora_bias"])
+    for name, value in made.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(value)
+    made.save_pretrained(str(tmp_path))
+    save_file(Model().state_dict(), tmp_path / "base.safetensors")
+    adapter = lyc.load_adapter(tmp_path)
+    for run, error in (
+        (lyc.create_lycoris(Model(), weights=adapter).merge_to, lyc.LycorisError),
+        (lambda: merged(adapter, tmp_path), lyc.MatchError),
+    ):
+        with pytest.raises(error, match=r"first.*adds to a bias that .* lacks"):
+            run()
+    assert not (tmp_path / "out.safetensors").exists()
+    merged(adapter, tmp_path, "first = 0\nlast = 0\nconv = 1")
+
+
+def merged(adapter: lyc.Adapter, folder: Path, rules: str | None = None) -> lyc.MergeResult:
+    entry = lyc.Entry(adapter, rules=lyc.Rules.parse(rules) if rules else None)
+    return lyc.merge_checkpoint(folder / "base.safetensors", lyc.Stack([entry]), folder / "out.safetensors")
