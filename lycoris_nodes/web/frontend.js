@@ -31,6 +31,10 @@ function showNewElements() {
   }
 }
 
+/** Whether the workflow that is loaded is an earlier or later state of the one on the page, by Undo or Redo. */
+export const isRestoring = () =>
+  /** @type {any} */ (app.extensionManager).workflow?.activeWorkflow?.changeTracker?._restoringState === true
+
 /**
  * @typedef {{
  *   ask?: () => void,

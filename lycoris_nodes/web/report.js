@@ -1,11 +1,11 @@
 // Shows the report of a node in a box on the node, while there is something to say.
 
 import { app } from "../../scripts/app.js"
-import { onPrompt } from "./frontend.js"
+import { isRestoring, onPrompt } from "./frontend.js"
 import { t, told } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { queuedPrompts } from "./queue.js"
-import { fill, remove, stateOf } from "./report/box.js"
+import { fill, remove, shownOn, stateOf } from "./report/box.js"
 import { isAsIn, refusal, together } from "./report/words.js"
 import { showReasons } from "./rows/reasons.js"
 
@@ -28,6 +28,9 @@ const rescued = new Map()
  * another node's. A prompt from before a reload of the page is taken to belong to it.
  */
 export const isHere = (prompt = running) => !workflows.has(prompt ?? "") || workflows.get(prompt ?? "") === app.rootGraph.id
+
+/** What Undo would take from the page: it makes all nodes anew. @type {[key: string, shown: import("./report/box.js").Shown][]} */
+let kept = []
 
 /** @type {((node: GraphNode, output: any) => void)[]} */
 const listeners = []
@@ -195,8 +198,22 @@ app.registerExtension({
     })
   },
 
+  beforeConfigureGraph() {
+    kept = []
+    if (!isRestoring()) return
+    for (const [key, node] of ourKeyedNodes()) {
+      const shown = shownOn(node)
+      if (shown) kept.push([key, shown])
+    }
+  },
+
   // After a reload, or on another workflow, the reports come back; during a run, only those of the nodes that are done.
   afterConfigureGraph() {
+    for (const [key, shown] of kept) {
+      const node = nodeOf(key)
+      if (node) fill(node, ...shown)
+    }
+    kept = []
     recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
   },
 })

@@ -167,6 +167,26 @@ def test_a_report_is_of_the_last_run_and_no_part_of_the_workflow(
     page.evaluate(f"{tracker}.checkState?.()")
     assert page.evaluate(f"{tracker}.undoQueue.length") == undo
 
+    # Undo makes the nodes anew, and keeps the report, although the values are no longer those of the run.
+    for weight in (5, 6):
+        page.evaluate(
+            """block => {
+                app.canvas.emitBeforeChange()
+                const strength = app.graph.nodes.find(({type}) => type === "LycorisWeightBlocks")
+                strength.widgets.find(({name}) => name === "rules").value = `mid = ${block}`
+                app.canvas.emitAfterChange()
+            }""",
+            weight,
+        )
+        page.wait_for_timeout(300)
+    ui.command("Comfy.Undo")
+    page.wait_for_function(
+        """app.graph.nodes.find(({type}) => type === "LycorisWeightBlocks")
+            .widgets.find(({name}) => name === "rules").value === "mid = 5" """
+    )
+    page.wait_for_timeout(1200)
+    assert box(ui).startswith("All of it was applied: 380 of 380 layers of 2 files.")
+
     # All that was left out can be unfolded and scrolled by the wheel, which leaves the canvas alone.
     ui.set("LycorisWeightBlocks", "rules", "\n".join(f"nowhere{n} = 0" for n in range(40)))
     assert ui.run()["name"] == "execution_success"

@@ -21,14 +21,18 @@ const DRAWN = 36
  * `height` is the height of the box on the canvas, and `lines` how many lines it may have. `open`: the user has unfolded
  * the details, and the next report shows them too. `fills` counts its changes.
  *
- * @typedef {{widget: DomWidget, fills: number, height: number, lines: number, open: boolean}} Box
+ * @typedef {{widget: DomWidget, fills: number, height: number, lines: number, open: boolean, shown?: Shown}} Box
  */
+
+/** What a box was filled with. @typedef {[state: string, report: string, whole?: string, drawing?: string]} Shown */
 
 /** @type {WeakMap<GraphNode, Box>} */
 const boxes = new WeakMap()
 
 /** What the box of a node shows: `waiting`, `refused`, `error`, or the state of a report; undefined without a box. */
 export const stateOf = (/** @type {GraphNode} */ node) => boxes.get(node)?.widget.element.dataset.state
+
+export const shownOn = (/** @type {GraphNode} */ node) => boxes.get(node)?.shown
 
 /**
  * How high a box can be: down to the next node below, but never less than its first line needs.
@@ -123,6 +127,7 @@ export async function fill(node, state, report, whole, drawing) {
   const { element } = box.widget
   const waits = state === "waiting"
   element.dataset.state = state
+  box.shown = [state, report, whole, drawing]
   const { first, rest, folded } = partsOf(report)
   /** @type {HTMLElement[]} */
   const parts = [make("pre", { class: "first", textContent: told(first) })]
