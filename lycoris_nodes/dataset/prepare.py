@@ -64,7 +64,8 @@ class Encoder:
 class PictureSettings:
     """How a folder is prepared; see the inputs of the node."""
 
-    resolution: int
+    resolutions: tuple[int, ...]
+    """Each picture is prepared in all of them, the largest first."""
     step: int
     """The step between sizes of a side, in pixels."""
     cut_off: float = 1.0
@@ -205,9 +206,10 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A picture or clip, how it will fit, and its caption."""
+    """A picture or clip in one size, and its caption."""
 
     found: Found
+    resolution: int
     fit: PictureFit
     text: str
     held_out: bool
@@ -217,6 +219,8 @@ class _Planned:
     """Of `found.controls`."""
     is_animated: bool = False
     """Whether it is a picture with further frames, which are not read."""
+    times: int = 1
+    """How many resolutions give it this size."""
 
     def texts(self, settings: PictureSettings) -> list[str]:
         """The caption in all its choices and orders; for a held-out picture only the first."""
@@ -323,7 +327,7 @@ def prepared(
                 conditioning = _saying(conditioning, value.given)
                 rest = (value.mask, value.noise_mask, one.fit.size, value.sound)
                 made.append(PreparedPicture(value.latent, text, conditioning, *rest))
-        samples[one.held_out] += made * (1 if one.held_out else one.found.repeats)
+        samples[one.held_out] += made * (1 if one.held_out else one.found.repeats * one.times)
     masked = {one.found for one, views in zip(planned, encoded, strict=True) if views[0].mask is not None}
     made_now = [number_of(pictures_made, "picture")]
     made_now += [number_of(sounds_made, "sound")] if sounds else []
@@ -333,9 +337,12 @@ def prepared(
         f"encoded: {', '.join(made_now)} and {captions_made} of {total + references + sounds}",
         _place(kept, kept.sweep()),
     ]
+    largest = {
+        one.found: (one, views) for one, views in zip(reversed(planned), reversed(encoded), strict=True)
+    }
     first = [
         _row([*pictures.small_references(one), views[0].small])
-        for one, views in zip(planned[:SHOWN], encoded, strict=False)
+        for one, views in [*reversed(largest.values())][:SHOWN]
     ]
     return DataSet(samples[False], samples[True], conditionings[""], _side_by_side(first), report)
 
@@ -387,7 +394,7 @@ def _check_references(planned: Sequence[_Planned], shown: Shown, settings: Pictu
         for path in one.found.still_references:
             kind = shown.references
             if kind and kind.encoded and not (kind.node and kind.scales):
-                _check_cut(path, _fit_of_reference(path, one.fit.size, kind, settings), settings)
+                _check_cut(path, _fit_of_reference(path, one, kind, settings), settings)
         for path, control in zip(one.found.controls, one.controls, strict=True):
             wanted = max(view.cut.start + view.cut.count for view in one.views if view.cut)
             if control.frames < wanted:
@@ -452,8 +459,12 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
             clip = facts_of(one.path, settings.frame_rate) if one.is_clip else None
             controls = tuple(facts_of(path, settings.frame_rate) for path in one.controls)
             facts = clip or picture_facts(one.path)
-            fitted = fit(facts.size, settings.resolution, settings.step, enlarge=settings.enlarge)
-            _check_cut(one.path, fitted, settings)
+            # A small picture may have one size in several resolutions; its references may not.
+            fits: dict[tuple[PictureFit, int], list[int]] = {}
+            for resolution in settings.resolutions:
+                fitted = fit(facts.size, resolution, settings.step, enlarge=settings.enlarge)
+                _check_cut(one.path, fitted, settings)
+                fits.setdefault((fitted, resolution if one.references else 0), []).append(resolution)
         except TrainError as error:
             bad.append(error)
             continue
@@ -473,7 +484,10 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         mirrored = settings.mirror and not held and may_be_mirrored(text)
         views = tuple(_View(flip, cut) for cut in cuts for flip in ((False, True) if mirrored else (False,)))
         is_animated = isinstance(facts, PictureFacts) and facts.is_animated
-        planned.append(_Planned(one, fitted, text, held, views, clip, controls, is_animated))
+        planned += [
+            _Planned(one, same[0], fitted, text, held, views, clip, controls, is_animated, len(same))
+            for (fitted, _), same in fits.items()
+        ]
         update(number, len(found))
     if bad:
         raise _together([*bad, *_unreadable(planned)], folder) from bad[0]
@@ -482,7 +496,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
 
 def _unreadable(planned: Sequence[_Planned]) -> Generator[TrainError]:
     """The errors of pictures that cannot be decoded. Clips are not read."""
-    for one in planned:
+    for one in {one.found: one for one in planned}.values():
         try:
             if one.clip is None:
                 whole_of(one.found.path)
@@ -505,13 +519,13 @@ def _together(errors: Sequence[TrainError], folder: PictureFolder) -> TrainError
     )
 
 
-def _fit_of_reference(path: Path, target: Pixels, kind: References, settings: PictureSettings) -> PictureFit:
+def _fit_of_reference(path: Path, one: _Planned, kind: References, settings: PictureSettings) -> PictureFit:
     """How a reference becomes a latent: in its target's size where both are concatenated, else in its own
     shape."""
     source = size_of(path)
     if kind.fitted:
-        return middle(source, target)
-    return fit(source, settings.resolution, settings.step, enlarge=settings.enlarge)
+        return middle(source, one.fit.size)
+    return fit(source, one.resolution, settings.step, enlarge=settings.enlarge)
 
 
 def _whole_fit(path: Path) -> PictureFit:
@@ -571,7 +585,7 @@ class _Pictures:
                 if given.takes.reference_masks:
                     how += [self._hash_of(path) for pair in one.found.reference_masks for path in pair]
                 # The size that a control clip of another size than the clip's is read in.
-                how += [self.settings.resolution, self.settings.enlarge] if one.found.controls else []
+                how += [one.resolution, self.settings.enlarge] if one.found.controls else []
             key = key_of("picture", self.vae.identity, hashes, *how)
         try:
             value = self.kept.fetch(key, lambda: self._made(one, view, content, mask, given))
@@ -617,9 +631,7 @@ class _Pictures:
             # One of the same size is cut like the clip; another keeps its shape, and the host's node cuts it.
             fitted = one.fit
             if control.size != one.fit.source:
-                fitted = fit(
-                    control.size, self.settings.resolution, self.settings.step, enlarge=self.settings.enlarge
-                )
+                fitted = fit(control.size, one.resolution, self.settings.step, enlarge=self.settings.enlarge)
             controls.append(_mirrored(pixels_of_clip(path, cut, rate, fitted), view.mirrored))
 
         def whole(path: Path) -> Tensor:
@@ -680,7 +692,7 @@ class _Pictures:
         if None not in (self.vae.identity, clip.identity) and "embedding:" not in text:
             hashes = [self._hash_of(path) for path in (one.found.path, *one.found.references)]
             how = [list(one.fit.size), list(one.fit.box), view.mirrored, cut.start, cut.count]
-            how += [settings.frame_rate, settings.background, settings.resolution, settings.enlarge]
+            how += [settings.frame_rate, settings.background, one.resolution, settings.enlarge]
             key = key_of(given.node, given.ends, self.vae.identity, clip.identity, text, hashes, *how)
 
         def made() -> Conditioning:
@@ -704,14 +716,14 @@ class _Pictures:
         """How a node gets a reference that it encodes with the caption."""
         if self.kind.scales:
             return _whole_fit(path)
-        return _fit_of_reference(path, one.fit.size, self.kind, self.settings)
+        return _fit_of_reference(path, one, self.kind, self.settings)
 
     def _reference(self, one: _Planned, path: Path, mirrored: bool) -> Tensor:
         """The latent of a reference, or its pixels."""
         settings, content = self.settings, _content(path)
         if not self.kind.encoded:
             return _mirrored(picture_tensor(self._whole(path, content)), mirrored)
-        fitted = _fit_of_reference(path, one.fit.size, self.kind, settings)
+        fitted = _fit_of_reference(path, one, self.kind, settings)
         key = None
         if self.vae.identity is not None:
             rest = (list(fitted.size), list(fitted.box), mirrored, settings.background)
@@ -826,19 +838,23 @@ def _described(
     """The report: what was found, and how it was prepared."""
 
     def named(what: str, chosen: Callable[[_Planned], object]) -> list[str]:
-        names = [one.found.name for one in planned if chosen(one)]
+        names = list(dict.fromkeys(one.found.name for one in planned if chosen(one)))
         return [f"{what}: {len(names)} ({few(names)})"] if names else []
 
     def smaller(one: _Planned) -> bool:
         # Ignore rounding.
         return one.fit.scale > 1.001
 
-    sizes = Counter("{} x {}".format(*one.fit.size) for one in planned)
+    sizes: Counter[str] = Counter()
+    for one in planned:
+        sizes["{} x {}".format(*one.fit.size)] += one.times
     listed = ", ".join(f"{words} x{count}" for words, count in sizes.most_common())
     groups = Counter(
-        (one.found.name.rpartition("/")[0] or folder.path.name, one.found.repeats) for one in planned
+        (one.name.rpartition("/")[0] or folder.path.name, one.repeats) for one in folder.pictures
     )
-    lines = [f"{number_of(len(planned), 'picture')} in {folder.path.name}"]
+    lines = [f"{number_of(len(folder.pictures), 'picture')} in {folder.path.name}"]
+    if len(settings.resolutions) > 1:
+        lines.append(f"each in the resolutions {', '.join(map(str, settings.resolutions))}")
     if len(groups) > 1:
         lines += [
             f"  {name}: {count}, each {number_of(times, 'time')}"
@@ -852,7 +868,7 @@ def _described(
         lambda one: any(map(clip.cuts, one.texts(settings))),
     )
     if cuts := Counter(view.cut.count for one in planned for view in one.views if view.cut):
-        clips = sum(one.found.is_clip for one in planned)
+        clips = sum(one.is_clip for one in folder.pictures)
         counted = ", ".join(
             f"{number_of(count, 'frame')} x{number}" for count, number in sorted(cuts.items())
         )
@@ -918,7 +934,7 @@ def _described(
 
 def _sounds_in_words(planned: Sequence[_Planned], shown: Shown) -> list[str]:
     """The report's lines on the sound of clips."""
-    clips = [one for one in planned if one.clip]
+    clips = {one.found: one for one in planned if one.clip}.values()
     heard = [one.found.name for one in clips if one.clip and one.clip.sounds]
     silent = [one.found.name for one in clips if one.clip and not one.clip.sounds]
     without = [f"without sound: {len(silent)} ({few(silent)})"] if silent else []

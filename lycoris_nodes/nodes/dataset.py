@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -95,7 +96,12 @@ class LycorisDataset(io.ComfyNode):
                     tooltip="A word of your own that is put in front of each caption, or in the place of "
                     "[trigger] there. It will call up what was learned.",
                 ),
-                usual_input("resolution", "Pictures get about as many pixels as a square of this side has."),
+                usual_input(
+                    "resolution",
+                    "Pictures get about as many pixels as a square of this side has. Several, such as "
+                    "512, 768, 1024: each picture is learned in all of them.",
+                    several=True,
+                ),
                 count_input(
                     "held_out",
                     "How many pictures are not trained on, but come out of `validation_latents`. "
@@ -229,7 +235,7 @@ class LycorisDataset(io.ComfyNode):
         clip: Any,
         vae: Any,
         trigger: str,
-        resolution: int,
+        resolution: Sequence[float],
         transparent: str,
         references: str,
         frames: int,
@@ -249,16 +255,16 @@ class LycorisDataset(io.ComfyNode):
         frame_step, frame_least = OF_CLIPS.get(type(network).__name__, (vae.temporal_compression_decode(), 1))
         own_rate = frame_rate_of(network)
         films = own_rate is not None and frame_step is not None
-        side = resolution or family.resolution
-        if side % 1 or side > LARGEST:
+        sides = sorted({*(resolution or [family.resolution])}, reverse=True)
+        if wrong := [side for side in sides if side % 1 or side > LARGEST]:
             raise TrainError(
                 "the resolution cannot be used",
                 key="resolution",
-                got=str(side),
+                got=str(wrong[0]),
                 expected=f"a whole number of pixels, at most {LARGEST}",
             )
         settings = PictureSettings(
-            resolution=int(side),
+            resolutions=tuple(map(int, sides)),
             step=step,
             background=TRANSPARENT[transparent],
             trigger=" ".join(trigger.split()),
@@ -269,11 +275,11 @@ class LycorisDataset(io.ComfyNode):
             frame_rate=frame_rate or own_rate or 1.0,
             **how,
         )
-        if settings.resolution < step:
+        if settings.resolutions[-1] < step:
             raise TrainError(
                 "the resolution is too low for the model",
                 key="resolution",
-                got=str(settings.resolution),
+                got=str(settings.resolutions[-1]),
                 expected=f"at least {step}",
             )
         cpu = torch.device("cpu")

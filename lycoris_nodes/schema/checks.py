@@ -35,6 +35,11 @@ AS_FAMILY = "auto"
 USUAL_NUMBER = "STRING,FLOAT,INT"
 """The host's type of a number or the text `auto` in its place, see `inputs.usual_input`."""
 
+USUAL_NUMBERS = "STRING,INT,FLOAT"
+"""The same for one or several numbers."""
+SEVERAL = 8
+"""The most numbers in one input."""
+
 
 def _usual_number(value: Any) -> float | None:
     """The typed or linked number; 0 for the usual value of the model, None if it is no number."""
@@ -47,11 +52,24 @@ def _usual_number(value: Any) -> float | None:
     return int(value) if value == int(value) else float(value)
 
 
+def _usual_numbers(value: Any) -> list[float] | None:
+    """The typed or linked numbers; none for the usual value of the model, None if some are no numbers."""
+    parts = value.split(",") if isinstance(value, str) else [value]
+    found = [_usual_number(part) for part in parts]
+    if len(parts) == 1 and found == [0]:
+        return []
+    return None if len(parts) > SEVERAL or not all(found) else cast("list[float]", found)
+
+
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("STRING", "COMBO"), (lambda value: isinstance(value, str), "a text")),
     "FLOAT": (_is_number, "a finite number"),
     "INT": (lambda value: isinstance(value, Integral) and type(value) is not bool, "a whole number"),
     USUAL_NUMBER: (lambda value: _usual_number(value) is not None, f"a number from 0 on, or {AS_FAMILY}"),
+    USUAL_NUMBERS: (
+        lambda value: _usual_numbers(value) is not None,
+        f"a number from 0 on, up to {SEVERAL} with commas between them, or {AS_FAMILY}",
+    ),
     "BOOLEAN": (lambda value: isinstance(value, bool), "true or false"),
     "MODEL": (lambda value: hasattr(value, "model_state_dict"), "a link to a loaded model"),
     "VAE": (lambda value: hasattr(value, "decode"), "a link to a loaded VAE"),
@@ -82,6 +100,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 READ: dict[str, Callable[[Any], Any]] = {
     "LYCORIS_STACK,LORA_STACK": lambda value: value if hasattr(value, "entries") else from_lora_stack(value),
     USUAL_NUMBER: _usual_number,
+    USUAL_NUMBERS: _usual_numbers,
 }
 """How a value is converted for the node, by the host's name of its type."""
 

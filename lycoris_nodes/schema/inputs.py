@@ -131,14 +131,19 @@ def count_input(name: str, tooltip: str, *, most: int, default: int = 0, least: 
     return io.Int.Input(name, default=default, min=least, max=most, tooltip=tooltip)
 
 
-def usual_input(name: str, tooltip: str, usual: str = "as is usual for the model") -> Any:
+def usual_input(
+    name: str, tooltip: str, usual: str = "as is usual for the model", *, several: bool = False
+) -> Any:
     """A number from 0 on, or `auto` for what is usual. The node gets 0 for `auto`.
+
+    With `several` there may be more, with commas between them; the node gets a list, empty for `auto`.
 
     It is a text, so that the page can say what is usual. Numbers and links to numbers are taken as well.
     """
     made: Any = io.MultiType.Input(
         io.String.Input(name, default=AS_FAMILY, tooltip=f"{tooltip} {AS_FAMILY}: {usual}."),
-        types=[io.Float, io.Int],
+        # The order makes it another type, see `checks.USUAL_NUMBERS`.
+        types=[io.Int, io.Float] if several else [io.Float, io.Int],
     )
     made.default = AS_FAMILY
     return made

@@ -9,7 +9,7 @@ import { queuedPrompts } from "./queue.js"
 // Imported first, so that its listeners show a box before those below remove it.
 import { isHere, onOutput } from "./report.js"
 import { fill, remove, stateOf } from "./report/box.js"
-import { loadedBy } from "./rows/graph.js"
+import { loadedBy, sourceOf } from "./rows/graph.js"
 import { foldGroups, foldInputs } from "./training/fold.js"
 import { removeTraining, showTraining, stageOf } from "./training/panel.js"
 import { askForSettings } from "./training/paste.js"
@@ -296,7 +296,14 @@ app.registerExtension({
 
   getNodeMenuItems(/** @type {GraphNode} */ node) {
     if (!isTrain(node)) return []
-    const callback = () => askForSettings(translate, (values) => setValues(node, values))
+    const callback = () => askForSettings(translate, (values, pictures) => {
+      setValues(node, values)
+      const place = [...placed()].find((one) => one.node === node)
+      const slot = (node.inputs ?? []).findIndex(({ name }) => ownName(name) === "latents")
+      /** @type {GraphNode | undefined} */
+      const data = place && slot >= 0 ? /** @type {any} */ (sourceOf(/** @type {any} */ (place), slot)?.node) : undefined
+      if (data?.comfyClass === "LycorisDataset") setValues(data, pictures)
+    })
     return [{ content: t("Paste settings of another trainer…"), callback }]
   },
 

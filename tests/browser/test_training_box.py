@@ -350,9 +350,14 @@ def test_settings_of_another_trainer_are_pasted(ui: Ui, vue: bool, screenshot: C
     box.get_by_text("the text is not a config").wait_for()
     box.get_by_role("textbox").fill(
         "network_dim = 8\nnetwork_alpha = 4\nunet_lr = 2e-4\nmax_grad_norm = 0.5\nkeep_tokens = 1\n"
+        'resolution = "768,768"\n'
     )
     box.get_by_role("button", name="Take over").click()
     box.get_by_text("keep_tokens: set on LyCORIS Training Pictures").wait_for()
+    box.get_by_text("resolution = 768: set on LyCORIS Training Pictures").wait_for()
+    pictures = "app.graph.nodes.find(({type}) => type === 'LycorisDataset')"
+    shown = ui.page.evaluate(f"{pictures}.widgets.find(({{name}}) => name === 'resolution').value")
+    assert shown == "768"
     screenshot(f"training-pasted-{'vue' if vue else 'canvas'}")
     box.get_by_role("button", name="Close").click()
     box.wait_for(state="detached")

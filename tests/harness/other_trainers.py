@@ -121,6 +121,10 @@ def _recorder(kind: Any, rows: dict[str, list[str]], named: Mapping[str, str]) -
                 self._note(key, where)
             super().elsewhere(where, *keys)
 
+        def resolution(self, key: str, sides: Callable[[Any], Any]) -> None:
+            self._note(key, "`resolution` of LyCORIS Training Pictures, one or several")
+            super().resolution(key, sides)
+
         def unused(self, *keys: str) -> None:
             for key in keys:
                 rows.setdefault(f"{self.within}{key}", [])

@@ -270,7 +270,7 @@ WANTED["kohya_ss"] = (
         "noise.noise_offset": 0.05,
         "regularisation.caption_dropout": 0.0,
     },
-    ("resolution, keep_tokens: set on LyCORIS Training Pictures",),
+    ("keep_tokens: set on LyCORIS Training Pictures", "resolution = 512: set on LyCORIS Training Pictures"),
 )
 
 
@@ -314,6 +314,41 @@ def test_a_config_becomes_values_that_the_node_takes(host: Host, trainer: str) -
     literals = host.module("lycoris_nodes.schema.checks").literals
     taken = literals(schema.inputs(), found["values"])
     assert all(taken[name.rpartition(".")[2]] == value for name, value in found["values"].items())
+
+
+KOHYA_SETS = """
+[general]
+resolution = 512
+[[datasets]]
+{0}
+  [[datasets.subsets]]
+  image_dir = "/a"
+[[datasets]]
+resolution = [1152, 896]
+  [[datasets.subsets]]
+  image_dir = "/{1}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "resolution"),
+    [
+        (AI_TOOLKIT, "768, 512"),
+        (AI_TOOLKIT.replace("[512, 768]", "640"), "640"),
+        (AI_TOOLKIT.replace("[512, 768]", "{a: 1}"), None),
+        ('{"training_method": "LORA", "learning_rate": 1, "resolution": "512,1024x768"}', "887, 512"),
+        (json.dumps(FORM), "512"),
+        (KOHYA_SETS.format("", "a"), "1016, 512"),
+        (KOHYA_SETS.format("resolution = 768", "a"), "1016, 768"),
+        (KOHYA_SETS.format("", "b"), "512"),
+    ],
+)
+def test_resolutions_become_those_of_the_pictures(host: Host, text: str, resolution: str | None) -> None:
+    found = host.module("lycoris_nodes.training.configs.config").translated({"text": text})
+    assert found["pictures"] == ({"resolution": resolution} if resolution else {})
+    assert any(
+        "resolution = " in note and "set on LyCORIS Training Pictures" in note for note in found["notes"]
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "a: [", "[1, 2]", "just words", '{"steps": 3}'])

@@ -123,6 +123,50 @@ def test_pictures_go_straight_into_a_training(
         assert "width" not in told
 
 
+def test_pictures_are_learned_in_several_resolutions(
+    host: Host, prepare: Callable[..., Any], photographs: Path, model: Any, vae: Counted, tmp_path: Path
+) -> None:
+    """Each picture and its mask as from a run in each resolution alone, the largest first."""
+    half = Image.new("L", picture(CUP).size)
+    half.paste(255, (0, 0, 300, 400))
+    half.save(photographs / "coffee_mask.png")
+    Image.new("RGB", (64, 64), "red").save(photographs / "small.png")
+    (photographs / "small.txt").write_text("a dot", encoding="utf-8")
+    (photographs / "2_more").mkdir()
+    for ending in (".png", ".txt"):
+        (photographs / f"chelsea{ending}").rename(photographs / "2_more" / f"chelsea{ending}")
+    sides = (192, 128, 64)
+    given: dict[str, Any] = {"held_out": 1, "enlarge": False}
+    alone = [prepare(**given, resolution=side) for side in sides]
+    called = vae.calls
+    # Checked as the host does it.
+    checks = host.module("lycoris_nodes.schema.checks")
+    data = prepare(**given, resolution=" 64, 192,128, 64")
+    assert vae.calls == called, "encoded for one resolution, and again for several"
+    for name in ("latents", "masks", "captions", "validation_latents"):
+        count = len(data[name]) // len(sides)
+        assert count * len(sides) == len(data[name]) > 0
+
+        def key(one: Any) -> Any:
+            one = one["samples"] if isinstance(one, dict) else one
+            return one if isinstance(one, str) else (*one.shape, float(one.double().square().sum()))
+
+        wanted = [key(one) for each in alone for one in each[name]]
+        assert sorted(map(key, data[name])) == sorted(wanted)
+    # A small picture that has one size in all of them is one object that counts as often.
+    assert len({id(one) for one in data["latents"]}) < len(data["latents"])
+    assert "4 pictures in set" in data["report"] and "each in the resolutions 192, 128, 64" in data["report"]
+    # The training goes on with them.
+    linked = {name: data[name] for name in ("latents", "positive", "masks")}
+    common = {"model": model, **linked, "rank": 2, "batch_size": 2, "checkpoint_every": 2}
+    train(host, tmp_path, **common, steps=2)
+    again = prepare(**given, resolution="64,128,192")
+    common |= {name: again[name] for name in ("latents", "positive", "masks")}
+    report = train(host, tmp_path, **common, steps=4, resume=True)["report"]
+    assert "went on from" in report
+    assert checks.READ[checks.USUAL_NUMBERS]("auto: 512") == []
+
+
 def test_all_shapes_of_pictures_keep_them(host: Host) -> None:
     sizes = dataset(host, "sizes")
     for resolution, grid in ((512, 64), (1024, 16), (1000, 96), (100, 64)):
@@ -603,6 +647,12 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "all held out": (lambda folder: None, {"held_out": 3}, r"held_out leaves no picture.*has 3.*found 3"),
     "low resolution": (lambda folder: None, {"resolution": 32}, r"resolution.*too low.*32.*at least 64"),
     "huge resolution": (lambda folder: None, {"resolution": 1 << 20}, r"resolution.*1048576.*at most 16384"),
+    "a resolution of 0 among others": (lambda folder: None, {"resolution": "0, 64"}, r"resolution.*up to 8"),
+    "too many resolutions": (
+        lambda folder: None,
+        {"resolution": ", ".join(str(64 * n) for n in range(1, 10))},
+        r"resolution.*up to 8 with commas",
+    ),
     "part of a pixel": (lambda folder: None, {"resolution": 768.5}, r"resolution.*768\.5.*whole number"),
     "no clip": (lambda folder: None, {"clip": None}, r"`clip` cannot be used.*text encoder"),
     "no vae": (lambda folder: None, {"vae": None}, r"`vae` cannot be used.*loaded VAE"),

@@ -42,6 +42,7 @@ OPTIMISERS = {
 
 Their Adafactor has none here: its steps are as large as the rate, and torch's are shares of each weight."""
 SKIPPED = "put CLIP Set Last Layer before LyCORIS Training Pictures"
+OF_PICTURES = "set on LyCORIS Training Pictures"
 SAMPLED = "link `sample_positive`, and set `output.sample_settings`"
 SAMPLING = "link the model through ModelSamplingDiscrete"
 ALGORITHMS = {
@@ -91,6 +92,8 @@ class Config:
         self._ranges = ranges(inputs())
         self.values: dict[str, Any] = {}
         """Values of the node's inputs, by their own names."""
+        self.pictures: dict[str, Any] = {}
+        """The same for LyCORIS Training Pictures."""
         self.notes: list[str] = []
         """In words, settings that mean something else here or have no counterpart."""
 
@@ -101,6 +104,7 @@ class Config:
     def add(self, inner: Config) -> None:
         """Take over the values and notes of an inner config, and note the settings that it did not take."""
         self.values |= inner.values
+        self.pictures |= inner.pictures
         left = [f"{inner.within}{key}={value}" for key, value in inner.rest().items()]
         self.notes += [*inner.notes, *left]
 
@@ -217,6 +221,20 @@ class Config:
             self.values["shift"] = found
             self.unused(shift)
 
+    def resolution(self, key: str, sides: Callable[[Any], Sequence[int]]) -> None:
+        """Read the sides of the squares whose numbers of pixels the pictures are trained at."""
+        value = self.take(key)
+        if value is None:
+            return
+        try:
+            found = sorted({side for side in sides(value) if side > 0}, reverse=True)
+        except OF_ANOTHER_FORM:
+            found = []
+        shown = ", ".join(map(str, found)) or str(value)
+        if found:
+            self.pictures["resolution"] = shown
+        self.notes.append(f"{self.within}{key} = {shown}: {OF_PICTURES}")
+
     def schedule(self, key: str, cycles_key: str = "", usual: str = "") -> None:
         """Read a schedule by its common name, and the number of its cycles."""
         name, cycles = self.take(key, usual), self.take(cycles_key)
@@ -288,7 +306,8 @@ def _argument(value: Any) -> str:
 def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the config in the `text` of a request for Train LoRA / LyCORIS.
 
-    Returns `trainer`, `values` by the inputs' names in a prompt, and `notes` on what has no counterpart.
+    Returns `trainer`, `values` by the inputs' names in a prompt, `pictures` with values for LyCORIS Training
+    Pictures, and `notes` on what has no counterpart or belongs to another node.
     Raises LycorisError for a text that is no config of a known trainer, and for values that cannot be read.
     """
     # Some editors put a byte order mark in front.
@@ -310,7 +329,12 @@ def translated(asked: Mapping[str, Any]) -> dict[str, Any]:
         left = [f"{key} = {value}" for key, value in config.rest().items()]
         named = places(inputs())
         values = {named[name]: value for name, value in config.values.items()}
-        return {"trainer": trainer.NAME, "values": values, "notes": [*config.notes, *left]}
+        return {
+            "trainer": trainer.NAME,
+            "values": values,
+            "pictures": config.pictures,
+            "notes": [*config.notes, *left],
+        }
     raise LycorisError(
         "no known trainer has such settings",
         got=", ".join(map(str, list(table)[:6])) or "an empty text",

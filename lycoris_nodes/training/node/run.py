@@ -207,7 +207,12 @@ def train(
         samples = data_of(asked, session, encoder, live)
         _check_samples(asked, session, samples[0].latent.shapes)
         knows = {"empty": asked.empty_caption, "weight": asked.prior_weight}
-        prior = _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
+        # At a weight of 0 their steps would learn nothing.
+        prior = (
+            _beside(asked, session, encoder, "regularisation", "regularisation", **knows)
+            if asked.prior_weight
+            else []
+        )
         # A single caption for all latents also serves the held-out ones.
         one = asked.positive if sum(map(len, asked.positive)) == 1 else ()
         usual = (one, asked.captions if len(asked.captions) == 1 else ())
@@ -313,6 +318,11 @@ def train(
             ),
             *masks_in_words(asked.latents, asked.masks, "latents"),
             *masks_in_words(asked.regularisation_latents, (), "regularisation_latents"),
+            *(
+                ["regularisation_latents are left out, because prior_weight is 0"]
+                if asked.regularisation_latents and not asked.prior_weight
+                else []
+            ),
             *masks_in_words(asked.validation_latents, (), "validation_latents"),
             *faults_in_comfy((member.layer for member in network.members.values()), asked.dialect),
             *([f"{previews.rough} samples are rough: the VAE had no room"] if previews.rough else []),

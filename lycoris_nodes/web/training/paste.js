@@ -3,13 +3,13 @@
 import { make } from "../elements.js"
 import { t } from "../language.js"
 
-/** @typedef {{trainer: string, values: Record<string, any>, notes: string[], error?: string}} Translated */
+/** @typedef {{trainer: string, values: Record<string, any>, pictures: Record<string, any>, notes: string[], error?: string}} Translated */
 
 /**
- * Ask for a config, and give its settings to `use`. The box lists what has no counterpart.
+ * Ask for a config, and give its settings to `use`, first those of the training, then those of the pictures. The box lists what has no counterpart.
  *
  * @param {(text: string) => Promise<Translated>} translate
- * @param {(values: Record<string, any>) => void} use
+ * @param {(values: Record<string, any>, pictures: Record<string, any>) => void} use
  */
 export function askForSettings(translate, use) {
   const text = make("textarea", { placeholder: t("A config of kohya (TOML, a command line, or JSON of kohya_ss), ai-toolkit (YAML) or OneTrainer (JSON)") })
@@ -19,8 +19,8 @@ export function askForSettings(translate, use) {
   const dialog = make("dialog", { class: "lycoris-paste" }, text, told, make("div", {}, take, close))
   take.addEventListener("click", async () => {
     const found = await translate(text.value)
-    const { error, notes = [], values = {} } = found
-    if (!error) use(values)
+    const { error, notes = [], values = {}, pictures = {} } = found
+    if (!error) use(values, pictures)
     const count = Object.keys(values).length
     const first = error ?? t("{n} settings of {trainer} taken over.", { n: count, trainer: found.trainer })
     const rest = notes.length ? [make("p", { textContent: t("Without a counterpart, or set elsewhere:") })] : []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ....files.pairs import HIGH, LOW
-from ..config import ALGORITHMS, DTYPES, SAMPLED, WHOLE, Config
+from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, WHOLE, Config
 
 NAME, FORM = "ai-toolkit", "YAML with config.process"
 PARTS = ("network", "train", "save", "sample", "model")
@@ -120,9 +120,11 @@ def read(config: Config) -> None:
     # Only the first data set is read: here all data sets share one dropout.
     first = config.inside("datasets", datasets[0] if datasets else {})
     first.put("caption_dropout_rate", "caption_dropout", float, usual=0)
+    # Each of several is a data set of its own there.
+    first.resolution("resolution", lambda value: [*map(int, value if isinstance(value, list) else [value])])
     first.left.clear()
     config.add(first)
-    config.elsewhere("set on LyCORIS Training Pictures", "datasets", "trigger_word")
+    config.elsewhere(OF_PICTURES, "datasets", "trigger_word")
     config.elsewhere("set on Train LyCORIS Slider", "slider")
     config.elsewhere("link the model", "model.name_or_path", "model.arch", "model.is_flux", "model.is_v3")
     config.without_effect(

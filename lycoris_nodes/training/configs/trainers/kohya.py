@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 from .....lycoris_ops import PRESETS
 from ....files.pairs import HIGH, LOW
 from ...data.losses import LOSSES
-from ..config import ALGORITHMS, DTYPES, SAMPLED, SAMPLING, SKIPPED, Config, flat, pairs
+from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, SAMPLING, SKIPPED, Config, flat, pairs
 
 NAME, FORM = "kohya", "TOML or a command line with network_dim"
 OPTIONS = {
@@ -44,7 +45,7 @@ FILES = {"gemma2": "lumina", "byt5": "hunyuan_image", "qwen3": "anima", "ae": "f
 """The model by a file that its script loads, for networks that are not for one model."""
 MUSUBI = ("sigma", 1.0)
 """The same for musubi-tuner, whose configs name a `dit`."""
-OF_PICTURES = ("resolution", "caption_extension", "shuffle_caption", "keep_tokens", "flip_aug")
+ON_PICTURES = ("caption_extension", "shuffle_caption", "keep_tokens", "flip_aug")
 """Settings of data sets that inputs of LyCORIS Training Pictures are for."""
 BUCKETS = ("enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
 BOUNDARIES = (0.875, 0.9, 875, 900)
@@ -120,7 +121,7 @@ def read(config: Config) -> None:
 
     config.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     config.put("scale_weight_norms", "max_weight_norm", float)
-    config.put("prior_loss_weight", "prior_weight", float)
+    config.put("prior_loss_weight", "prior_weight", float, zero=True)
     config.choose("mixed_precision", "precision", {"bf16": "bf16", "fp16": "fp16", "no": "auto"})
     config.put("gradient_checkpointing", "checkpointing", lambda value: "on")
     config.put("save_every_n_steps", "checkpoint_every", int)
@@ -141,11 +142,8 @@ def read(config: Config) -> None:
     config.elsewhere(SAMPLED, "sample_prompts")
     config.elsewhere(SKIPPED, "clip_skip")
     config.elsewhere(SAMPLING, "v_parameterization", "zero_terminal_snr")
-    config.elsewhere(
-        "set on LyCORIS Training Pictures",
-        "train_data_dir",
-        *OF_PICTURES,
-    )
+    config.elsewhere(OF_PICTURES, "train_data_dir", *ON_PICTURES)
+    config.resolution("resolution", lambda value: [side_of(value)])
     config.elsewhere("link `regularisation_latents`", "reg_data_dir")
     config.without_effect(
         {
@@ -184,6 +182,15 @@ def read(config: Config) -> None:
         *("num_cpu_threads_per_process", "num_processes", "num_machines", "multi_gpu", "gpu_ids"),
         *("dynamo_backend", "main_process_port"),
     )
+
+
+def side_of(value: Any) -> int:
+    """The side of the square with as many pixels as a resolution: a side, or a width and a height."""
+    parts: list[Any] = (
+        value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    )
+    sides = [int(part) for part in parts]
+    return round(math.prod(sides) ** (1 / len(sides)))
 
 
 def _times(config: Config, model: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from ..config import Config
-from .kohya import BUCKETS, OF_PICTURES
+from ..config import OF_PICTURES, Config
+from .kohya import BUCKETS, ON_PICTURES, side_of
 
 NAME, FORM = "kohya's data set", "TOML with datasets"
 INSIDE = ("datasets", "subsets")
@@ -17,6 +17,7 @@ WHERE = {
     "conditioning_data_dir": "name the folder `masks`, beside the folder of the pictures",
 }
 """What is not an input of the node of pictures."""
+PLACES = ("image_dir", "image_directory", "video_directory", "image_jsonl_file", "video_jsonl_file")
 FOLDERS = (
     *("image_dir", "image_directory", "video_directory", "class_tokens", "target_frames"),
     *("frame_extraction", "source_fps", "max_frames"),
@@ -30,6 +31,8 @@ def config_of(table: Mapping[str, Any]) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for name, value in _settings(table):
         found[name] = found.get(name) or value
+    if sides := _resolutions(table):
+        found["resolution"] = sides
     return found
 
 
@@ -38,8 +41,20 @@ def read(config: Config) -> None:
     config.put("caption_dropout_rate", "caption_dropout", float, usual=0)
     for name, where in WHERE.items():
         config.elsewhere(where, name)
-    config.elsewhere("set on LyCORIS Training Pictures", *OF_PICTURES, *FOLDERS)
+    config.elsewhere(OF_PICTURES, *ON_PICTURES, *FOLDERS)
+    config.resolution("resolution", lambda values: [side_of(value) for value in values])
     config.unused(*BUCKETS, "cache_directory")
+
+
+def _resolutions(table: Mapping[str, Any]) -> list[Any]:
+    """The resolutions of data sets that are of the same pictures; of others, that of the first."""
+    general = cast("dict[str, Any]", table.get("general") or {})
+    usual = table.get("resolution", general.get("resolution"))
+    sets = [list(_settings(one)) for one in cast("list[dict[str, Any]]", table["datasets"])]
+    places = [sorted(str(value) for name, value in one if name in PLACES) for one in sets]
+    sides = [dict(one).get("resolution", usual) for one in sets]
+    count = len(sets) if all(one == places[0] for one in places) else 1
+    return [side for side in sides[:count] if side]
 
 
 def _settings(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ..config import ALGORITHMS, DTYPES, SAMPLED, SAMPLING, SKIPPED, Config
+from ..config import ALGORITHMS, DTYPES, OF_PICTURES, SAMPLED, SAMPLING, SKIPPED, Config
 
 NAME, FORM = "OneTrainer", "JSON with training_method"
 WEIGHTINGS = {"constant": "none", "min_snr_gamma": "min-snr", "debiased_estimation": "debiased"}
@@ -121,13 +122,13 @@ def read(config: Config) -> None:
     config.put("seed", "seed", int)
     config.elsewhere("link the model", "base_model_name", "model_type")
     config.elsewhere(
-        "set on LyCORIS Training Pictures",
+        OF_PICTURES,
         "concepts",
         "concept_file_name",
-        "resolution",
         "frames",
         "aspect_ratio_bucketing",
     )
+    config.resolution("resolution", _sides)
     count = next((count for start, count in ENCODED.items() if name.startswith(start)), 1 if name else 4)
     config.unused(*ENCODERS[count:])
     _encoders(config, rate)
@@ -163,6 +164,12 @@ def read(config: Config) -> None:
         *("sample_audio_format", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup_count"),
         *("backup_before_save", "lora_weight_dtype", "lora_decompose_norm_epsilon", "lokr_vec_trick"),
     )
+
+
+def _sides(value: Any) -> list[int]:
+    """The sides of squares. `1024x768` is a size, and has as many pixels as one."""
+    sizes = [[int(side) for side in one.lower().split("x")] for one in str(value).split(",")]
+    return [round(math.prod(size) ** (1 / len(size))) for size in sizes]
 
 
 def _encoders(config: Config, rate: float | None) -> None:
