@@ -292,7 +292,8 @@ def prepared(
             try:
                 value, before = pictures.encoded(one, view), kept.made
             except TrainError as error:
-                raise _together([error, *_unreadable(planned[number + 1 :])], folder) from error
+                rest = [other for other in planned[number + 1 :] if other.found is not one.found]
+                raise _together([error, *_unreadable(rest)], folder) from error
             sound = pictures.sound(one, view)
             sounds_made += kept.made - before
             encoded[-1].append(replace(value, sound=sound))

@@ -647,6 +647,11 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "all held out": (lambda folder: None, {"held_out": 3}, r"held_out leaves no picture.*has 3.*found 3"),
     "low resolution": (lambda folder: None, {"resolution": 32}, r"resolution.*too low.*32.*at least 64"),
     "huge resolution": (lambda folder: None, {"resolution": 1 << 20}, r"resolution.*1048576.*at most 16384"),
+    "cut off, in several resolutions": (
+        lambda folder: broken(folder / CAT),
+        {"resolution": "64, 128"},
+        r"^(?!.*files).*chelsea\.png.*cannot be read",
+    ),
     "a resolution of 0 among others": (lambda folder: None, {"resolution": "0, 64"}, r"resolution.*up to 8"),
     "too many resolutions": (
         lambda folder: None,
