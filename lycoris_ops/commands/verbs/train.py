@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ... import (
     TrainOptions,
     TrainResult,
     check_output,
+    claimed,
     create_lycoris,
     located,
     newest_state,
@@ -72,17 +73,23 @@ def run(options: argparse.Namespace) -> int:
         training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **given)
         resume = _resumed(options.resume, training)
         with _processes():
-            return _trained(options, settings, training, resume)
+            # A large model takes minutes to load, so all that can be checked before is.
+            sizes = network_of(settings)
+            check_plan(settings)
+            load = task_of(settings, Path(options.settings))
+            with _claimed(training):
+                return _trained(options, settings, training, resume, sizes, load)
 
 
 def _trained(
-    options: argparse.Namespace, settings: Mapping[str, Any], training: TrainOptions, resume: str | None
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    training: TrainOptions,
+    resume: str | None,
+    sizes: dict[str, Any],
+    load: Callable[[], tuple[Any, ...]],
 ) -> int:
-    """Train, and show the result."""
-    # A large model takes minutes to load, so all that can be checked before is.
-    sizes = network_of(settings)
-    check_plan(settings)
-    load = task_of(settings, Path(options.settings))
+    """Load the model, train, and show the result."""
     if _first():
         _check_place(training, resume)
     task = load()
@@ -145,6 +152,16 @@ def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
             expected="output or checkpoints, or --resume with a file",
         )
     return str(training.folder)
+
+
+def _claimed(training: TrainOptions) -> AbstractContextManager[None]:
+    """A claim of the folder of checkpoints by the first process, before the plan is written there."""
+    if training.folder is None or not _first():
+        return nullcontext()
+    if training.output is not None:
+        # A missing folder above is an error, and no folder to make.
+        check_output(training.output, training.dialect)
+    return claimed(training.folder)
 
 
 @contextmanager
