@@ -51,6 +51,8 @@ class Choice:
     """The kinds of tokens, by path, of bypassed modules whose strength differs over places."""
     unmasked: list[str] = field(default_factory=list[str])
     """Module paths of layers that act at all places although they have a mask."""
+    masked: list[tuple[Entry, Match]] = field(default_factory=list[tuple[Entry, Match]])
+    """Adapter layers that act at no place, which their masks leave out."""
     why: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """Module paths by ("merged", "bypassed", "left out" or "unmasked", the reason). The reason is "" if the
     user chose the mode."""
@@ -85,7 +87,12 @@ def choose(
             choice.why.setdefault(("unmasked", UNKNOWN), []).append(path)
             choice.unmasked.append(path)
         if kind == "text":
+            asked = [pair for found in met.values() for pair in found]
             met = {key: _at_no_place(found, whole=not tokens) for key, found in met.items()}
+            kept = {(id(entry), match.layer, match.key) for found in met.values() for entry, match in found}
+            choice.masked.extend(
+                (entry, match) for entry, match in asked if (id(entry), match.layer, match.key) not in kept
+            )
             if not any(met.values()):
                 choice.why.setdefault(("left out", AT_NO_PLACE), []).append(path)
                 continue

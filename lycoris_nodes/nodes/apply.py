@@ -115,6 +115,7 @@ class LycorisApplyStack(io.ComfyNode):
             _patched(one, own, choice, left_whole, metadata)
             for (one, own), choice, left_whole in zip(changed, choices, told, strict=True)
         ]
+        resolution = resolution.masked(pair for choice in choices for pair in choice.masked)
         chosen, unmasked = describe_choice(mode, choices, whole_stack), without_mask(choices)
         whole, brief = (
             "\n\n".join(filter(None, (of_pairs, unmasked, describe(resolution, whole=whole), chosen)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from ..errors import number_of
 from ..peft import CONFIG_NAME
 from ..reading.adapter import Adapter
 from ..reading.grouping import WORDS
-from ..stack.resolve import PART_NAMES, EntryResolution, Resolution
+from ..stack.resolve import PART_NAMES, EntryResolution, Resolution, Silence
 from .words import ITEMS, counted, listed, paragraph, ranks
 
 RULES = 200
@@ -20,6 +20,12 @@ RULES = 200
 HUGE = 1000.0
 """An alpha of more than so many times the rank is remarked on. Trainers use 1/16 to 2 times the rank; a file
 that has its scale in alpha rarely has more than 100."""
+SILENT: Mapping[Silence, str] = {
+    "strength": "at strength 0",
+    "rules": "switched off by rules",
+    "mask": "left out by the mask",
+}
+"""Why layers that were matched do nothing, in words."""
 State = Literal["all", "partly", "nothing"]
 """Whether the request was applied in full, in part, or not at all."""
 
@@ -41,10 +47,15 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
     stray = sum(bool(_stray(entry)) for entry in live)
     if not (met or left or idle or stray):
         return "nothing", f"Nothing was changed: no layer of {files} has a strength other than 0{rest}."
+    silent = Counter(why for entry in live for why in entry.silent.values())
+    beside = [f"{silent[why]} {words}" for why, words in SILENT.items() if silent[why]]
+    if copies := sum(len(entry.copies) for entry in live):
+        beside.append(f"{copies} repeated")
     if not (left or idle or stray):
-        kept = sum(len({m.layer for m in e.matches}) + len(e.copies) for e in live) - met
-        beside = f", {kept} more at strength 0 or repeated" if kept else ""
-        return "all", f"All of it was applied: {met} of {layers} layers of {files}{beside}{rest}."
+        if not beside:
+            return "all", f"All of it was applied: {met} of {layers} layers of {files}{rest}."
+        acting = number_of(met, "layer")
+        return "all", f"Applied as asked: {acting} of {files}, {', '.join(beside)}{rest}."
     why = [number_of(left, "layer is", "layers are") + " left out"] if left else []
     if idle:
         why.append(
@@ -55,6 +66,7 @@ def verdict(resolution: Resolution) -> tuple[State, str]:
     what = "Not all of it was applied"
     if met and not (left or stray):
         what = "The layers were applied, but not all of the rules"
+    why += beside
     return "partly", f"{what}: {met} of {layers} layers of {files}; {', '.join(why)}{rest}."
 
 
@@ -89,8 +101,8 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
     lines.append(f"  applied {resolution.count()} of {resolution.layers} layers")
     if resolution.elsewhere:
         lines.append(f"  {resolution.elsewhere}")
-    if silenced := resolution.count(silent=True):
-        lines.append(f"  {silenced} matched at strength 0")
+    silent = Counter(resolution.silent.values())
+    lines += [f"  {silent[why]} {words}" for why, words in SILENT.items() if silent[why]]
     if resolution.front:
         lines.append(f"  names read without their prefix {resolution.front}")
     if resolution.copies:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..algorithms.base import Parameter
 from ..changes.place import Where
@@ -37,6 +37,11 @@ STORED_TRANSPOSED = (
     "it is for weights that are stored transposed, as in GPT-2: apply it with create_lycoris, or merge it "
     "with merge_checkpoint or merge_to"
 )
+
+
+Silence = Literal["strength", "rules", "mask"]
+"""Why a layer that meets a weight does not change it: the strength for its part of the model is 0, block
+rules make it 0, or it has no place in the picture and the mask leaves such layers out."""
 
 
 class Match(NamedTuple):
@@ -113,6 +118,8 @@ class EntryResolution:
     """Patterns of rules that match nothing in the model, each with the nearest names."""
     readings: tuple[str, ...] = ()
     """How vectors of block weights were read, and which rules match no layer of the file."""
+    silent: Mapping[str, Silence] = field(default_factory=dict[str, Silence])
+    """Layers that meet a weight and do not change it, because nobody wants them to, each with the reason."""
     copies: Mapping[str, str] = field(default_factory=dict[str, str])
     """Layers that only repeat the change of another, each with that layer. They are not applied."""
     front: str = ""
@@ -142,10 +149,20 @@ class EntryResolution:
         """How many layers the adapter has, readable or not."""
         return len(self.entry.adapter.info) + len(self.entry.adapter.unreadable)
 
-    def count(self, *, silent: bool = False) -> int:
-        """How many layers meet a weight at a strength other than 0; with `silent`, only at strength 0."""
-        live = {match.layer for match in self.matches if match.strength != 0.0}
-        return len({match.layer for match in self.matches} - live) if silent else len(live)
+    def count(self) -> int:
+        """How many layers change a weight."""
+        return len({match.layer for match in self.matches if match.strength != 0.0})
+
+    def masked(self, left: Collection[Match]) -> EntryResolution:
+        """The same with these matches at strength 0, because a mask leaves them out."""
+        places = {(match.layer, match.key) for match in left}
+        matches = tuple(
+            match._replace(strength=0.0) if (match.layer, match.key) in places else match
+            for match in self.matches
+        )
+        live = {match.layer for match in matches if match.strength != 0.0}
+        silent: dict[str, Silence] = {layer: "mask" for layer, _ in places if layer not in live}
+        return replace(self, matches=matches, silent={**silent, **self.silent})
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,13 @@ class Resolution:
                 if match.strength != 0.0:
                     found.setdefault(match.key, []).append((resolution.entry, match))
         return {key: in_order(pairs) for key, pairs in found.items()}
+
+    def masked(self, left: Iterable[tuple[Entry, Match]]) -> Resolution:
+        """The same without these layers, which a mask leaves out. They are then in `silent`."""
+        found: dict[int, list[Match]] = {}
+        for entry, match in left:
+            found.setdefault(id(entry), []).append(match)
+        return Resolution(tuple(one.masked(found.get(id(one.entry), ())) for one in self.entries))
 
     def check(self, *, strict: bool = False) -> None:
         """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
@@ -218,6 +242,7 @@ def _resolve_entry(
     mismatches: list[Mismatch] = []
     unmatched = [Unmatched(name, reason) for name, reason in entry.adapter.unreadable.items()]
     absent: dict[Component, list[str]] = {}
+    silent: dict[str, Silence] = {}
     asked = 0
     found = targets.find_each(entry.adapter.names, entry.adapter.path)
     weights, timings = _weights(entry, found, blocks)
@@ -260,6 +285,9 @@ def _resolve_entry(
             strength *= entry.mask.at_no_place if entry.mask else 1.0
         else:
             over, held = timings.of.get(name, ()), where
+        if strength == 0.0 and own:
+            off = entry.strength_of(part) == 0.0
+            silent[name] = "strength" if off else "rules" if weights.of.get(name) == 0.0 else "mask"
         matches += [Match(name, use.target, strength, use.parameter, use.window, over, held) for use in own]
         needs_bias = info.bias is not None and not info.algorithm.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
@@ -269,6 +297,7 @@ def _resolve_entry(
     copies = find_copies(entry.adapter, uses)
     if copies:
         matches = [match for match in matches if match.layer not in copies]
+        silent = {name: why for name, why in silent.items() if name not in copies}
     resolution = EntryResolution(
         entry=entry,
         matches=tuple(matches),
@@ -278,6 +307,7 @@ def _resolve_entry(
         absent_because=absent_because,
         idle_rules=(*weights.idle, *timings.idle),
         readings=(*weights.notes, *timings.notes),
+        silent=silent,
         copies=copies,
         front=found.front,
         made_for=made_for,

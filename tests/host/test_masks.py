@@ -7,6 +7,7 @@ alone and the unmasked bypass give for the same input.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -444,6 +445,11 @@ def test_what_is_at_no_place_is_left_out_or_whole(host: Host, unet: Patched) -> 
     whole = host.apply(unet, masked(host, stack, text="whole"), clip=False)
     told = [line for line in off.report.splitlines() if "left out: it acts on the text" in line]
     assert len(told) == 1 and "time_embed" in told[0] and "left out:" not in whole.report
+    # The first line counts the layers that act: the bypassed ones.
+    (acting,) = re.findall(r"Applied as asked: (\d+) layers", off.report)
+    (left,) = re.findall(r"(\d+) left out: it acts on the text", off.report)
+    (bypassed,) = re.findall(r"(\d+) layers bypassed", off.report)
+    assert acting == bypassed and f"{int(left)} left out by the mask" in off.report
     plans = [one.model.get_injections("lycoris_bypass")[0].plans for one in (off, whole)]
     embedded = "diffusion_model.time_embed.0"
     assert embedded not in plans[0] and embedded not in plans[1] and f"{embedded}.weight" in whole.patches

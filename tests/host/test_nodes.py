@@ -247,6 +247,14 @@ def test_the_first_line_says_whether_all_was_applied(
     (ruled,) = host.run("LycorisWeightBlocks", both, "nowhere = 2")
     assert "1 pattern of the rules matches nothing" not in shown(both, clip=plain.clip)[1]
     assert "1 pattern of the rules matches nothing" in shown(ruled, clip=plain.clip)[1]
+    # What was switched off by somebody is said as that, and everything asked for was done.
+    (ruled,) = host.run("LycorisWeightBlocks", host.stack(("lora", 1.0, 1.0)), "mid = 0")
+    asked = ("all", "Applied as asked: 172 layers of 1 file, 18 switched off by rules.")
+    assert shown(ruled, clip=plain.clip)[:2] == asked
+    details = node.execute(plain.model, ruled, clip=plain.clip).args[-1]
+    assert "\n  applied 172 of 190 layers\n  18 switched off by rules" in details
+    asked = ("all", "Applied as asked: 118 layers of 1 file, 72 at strength 0.")
+    assert shown(host.stack(("lora", 1.0, 0.0)), clip=plain.clip)[:2] == asked
     (silent,) = host.run("LycorisWeightBlocks", both, "", "NONE")
     assert shown(silent, clip=plain.clip)[:2] == (
         "nothing",
