@@ -6,7 +6,10 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +222,67 @@ def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
     )
 
 
+def test_a_training_of_another_process_is_left_alone_and_the_next_number_is_taken(
+    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    import comfy.model_management
+
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 3, "warmup": 0}
+    folder = tmp_path / "loras" / "style_00001_-checkpoints"
+    stop_after(1)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(**settings)
+    stop_after(100)
+    state = (folder / "last.state.safetensors").read_bytes()
+    with claiming(folder):
+        beside = train(**settings)
+        with pytest.raises(host.ops.TrainError, match=r"style_00001_.*runs now.*process \d+ on"):
+            train(filename_prefix="loras/style_00001_", resume=True, **settings)
+    assert beside["path"].endswith("style_00002_.safetensors") and "went on" not in beside["report"]
+    assert "began beside style_00001_ (process " in beside["report"]
+    assert {path.name for path in folder.iterdir()} >= {"last.state.safetensors", "running.json"}
+    assert (folder / "last.state.safetensors").read_bytes() == state
+    # The other process was killed: its claim is over.
+    assert train(**settings)["path"].endswith("style_00001_.safetensors")
+    assert not (folder / "running.json").exists()
+    # It begins at the same time, and gets the number a moment earlier.
+    runs = host.module("lycoris_nodes.training.node.runs")
+    other = tmp_path / "loras" / "style_00003_-checkpoints"
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patched:
+        choose = runs.runs_of
+
+        def chosen(*given: Any, **more: Any) -> Any:
+            found = choose(*given, **more)
+            if not other.exists():
+                stack.enter_context(claiming(other))
+            return found
+
+        patched.setattr(host.module("lycoris_nodes.training.node.pair"), "runs_of", chosen)
+        assert train(**settings)["path"].endswith("style_00004_.safetensors")
+
+
+@contextmanager
+def claiming(folder: Path) -> Generator[None]:
+    """Another process that has claimed a folder. It is killed at the end."""
+    code = (
+        "import sys, pathlib, time, lycoris_ops as lyc\n"
+        "with lyc.claimed(pathlib.Path(sys.argv[1])):\n print('claimed', flush=True)\n time.sleep(600)"
+    )
+    words = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "claimed\n"
+            yield
+        finally:
+            other.kill()
+
+
 @pytest.mark.soak
 def test_a_stopped_training_is_found_whatever_ran_after_it(
     host: Host,
     train: Callable[..., Any],
     tmp_path: Path,
     stop_after: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Others, of the same name and of other names, are stopped meanwhile. Each goes on from its own state."""
     import comfy.model_management
@@ -255,9 +312,7 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
     assert not [*tmp_path.iterdir()]
     first = stopped(2)
     # A running training is neither offered nor set aside, whichever page has queued it.
-    live = host.module("lycoris_nodes.training.node.live")
-    with monkeypatch.context() as patched:
-        patched.setitem(live.running, "9", {"page": "another", "folder": "loras/style_00001_-checkpoints"})
+    with host.ops.claimed(tmp_path / "loras" / "style_00001_-checkpoints"):
         anew(first)
     assert not [*tmp_path.rglob("set-aside.json")]
     stopped(1, filename_prefix="loras/other")

@@ -35,9 +35,8 @@ def trained(
     model is loaded.
     """
     key = str(getattr(hidden, "unique_id", ""))
-    jobs, data = jobs_of(asked, hidden)
-    experts = [job.asked.expert for job in jobs] if len(jobs) == 2 else [""]
     made: list[FinishedTraining] = []
+    experts: list[str] = []
 
     def tell(known: dict[str, Any]) -> None:
         known = {**known, "expert": experts[len(made)]}
@@ -48,10 +47,12 @@ def trained(
         tell_page(RESCUED, hidden, text="\n".join([*map(_finished, experts, made), text]))
 
     try:
-        for job in jobs:
-            made.append(train(job, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
-            if len(made) < len(jobs):
-                rescued("Run with the same settings trains the low-noise expert.")
+        with jobs_of(asked, hidden) as (jobs, data):
+            experts += [job.asked.expert for job in jobs] if len(jobs) == 2 else [""]
+            for job in jobs:
+                made.append(train(job, data, workflow_metadata(hidden), tell, rescued, data_of, passes))
+                if len(made) < len(jobs):
+                    rescued("Run with the same settings trains the low-noise expert.")
     finally:
         running.pop(key, None)
     # PEFT's output is a folder with the file in it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from ....lycoris_ops import TrainError
@@ -11,15 +13,17 @@ from ...schema.inputs import AS_FAMILY
 from ..data.families import boundary_of
 from .experts import ALL, named_for, trained_expert
 from .run import Job, sketches_of_data
-from .runs import RunKey, runs_of
+from .runs import RunKey, claimed_runs, runs_of
 from .settings import Asked, settings_of
 
 LINKS: dict[Expert, str] = {HIGH: "model", LOW: "low_noise_model"}
 """The inputs of the two models."""
 
 
-def jobs_of(asked: Asked, hidden: Any) -> tuple[list[Job], dict[str, Any]]:
-    """The trainings that are asked for, and sketches of their data. There are two if both experts are linked.
+@contextmanager
+def jobs_of(asked: Asked, hidden: Any) -> Generator[tuple[list[Job], dict[str, Any]]]:
+    """The trainings that are asked for, with their folders claimed, and sketches of their data. There are two
+    if both experts are linked.
 
     Raises TrainError where the two models are not the experts of one model, and whatever `runs_of` raises.
     """
@@ -36,10 +40,9 @@ def jobs_of(asked: Asked, hidden: Any) -> tuple[list[Job], dict[str, Any]]:
             for expert, link in LINKS.items()
         ]
     data = sketches_of_data(asked)
-    runs = runs_of(
-        [key_of(each) for each, _ in found], data, resume=asked.resume, checkpoint=asked.resume_from
-    )
-    return [Job(each, run, because) for (each, because), run in zip(found, runs, strict=True)], data
+    keys = [key_of(each) for each, _ in found]
+    with claimed_runs(lambda: runs_of(keys, data, resume=asked.resume, checkpoint=asked.resume_from)) as runs:
+        yield [Job(each, run, because) for (each, because), run in zip(found, runs, strict=True)], data
 
 
 def of_expert(asked: Asked, expert: str, **changed: Any) -> Asked:

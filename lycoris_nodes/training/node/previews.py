@@ -139,9 +139,9 @@ class Previews:
             yield
         except BaseException:
             with suppress(OSError):
-                if [*self.folder.iterdir()] == [self._path(0)]:
+                # The claim of the folder is a JSON file. Its end removes the folder.
+                if [one for one in self.folder.iterdir() if one.suffix != ".json"] == [self._path(0)]:
                     self._path(0).unlink()
-                    self.folder.rmdir()
             raise
 
     def _path(self, step: int) -> Path:

@@ -251,7 +251,8 @@ def train(
             checkpoint_every=asked.checkpoint_every or None,
             keep=asked.keep,
             output=output,
-            overwrite=run.is_torn,
+            # The claimed folder of a new training holds no state, but perhaps what a killed one has left.
+            overwrite=run.state is None,
             dialect=asked.dialect,
             dtype=WRITABLE[asked.dtype],
             # A user who wants no workflow in files wants no captions either.
@@ -312,6 +313,7 @@ def train(
             *expert_in_words(asked.expert, loss.times, job.because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
             *([f"began anew: {run.other.in_words}, and its data are other ones"] if run.other else []),
+            *([f"began beside {run.beside}, which trains this name now"] if run.beside else []),
             *guidance_in_words(
                 family,
                 [*asked.positive, *asked.regularisation_positive, *asked.validation_positive],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -20,16 +20,18 @@ from ....lycoris_ops import (
     LycorisNetwork,
     Sketch,
     TrainError,
+    WriteError,
     check_room,
+    claimed,
     new_files,
     newest_state,
     number_of,
+    running_in,
     state_at,
 )
 from ...files.loras import adapter_path, ending_of
 from ...host.files import has_output_folder, output_name, shown_path
 from ...schema.inputs import AS_FAMILY
-from .live import running
 
 STATES = 4
 """How many tensors a checkpoint holds for each trained one: the adapter's, the state's, and AdamW's two
@@ -76,6 +78,8 @@ class Run:
     state: FoundState | None = None
     other: Run | None = None
     """The stopped training that this one leaves as it is, because its data are other ones."""
+    beside: str = ""
+    """The latest training of this name that runs now, and by which process; empty for none."""
 
     @property
     def folder(self) -> Path:
@@ -93,11 +97,6 @@ class Run:
     def is_whole(self) -> bool:
         """Whether all its steps are done and its file is written."""
         return self.state is not None and self.state.finished and self.output.exists()
-
-    @property
-    def is_torn(self) -> bool:
-        """Whether it was killed before it had a state, and left only a folder."""
-        return self.state is None and self.folder.exists() and not self.output.exists()
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,38 @@ def runs_of(
         return [offer.run]
     other = offer_of(keys)
     number = max(_number(one.new, one.dialect) for one in keys)
-    return [Run(_numbered(one, number), other=other and other.run) for one in keys]
+    beside = _running_of(keys)
+    return [Run(_numbered(one, number), other=other and other.run, beside=beside) for one in keys]
+
+
+@contextmanager
+def claimed_runs(choose: Callable[[], list[Run]]) -> Generator[list[Run]]:
+    """The chosen trainings, with their folders claimed. If another process takes one first, or has written
+    a file of that name meanwhile, it is chosen anew.
+    """
+    while True:
+        runs = choose()
+        with ExitStack() as claims:
+            try:
+                for run in runs:
+                    claims.enter_context(claimed(run.folder))
+            except WriteError:
+                if any(running_in(run.folder) for run in runs):
+                    continue
+                raise
+            if any(run.state is None and (run.output.exists() or [*_stamps(run.folder)]) for run in runs):
+                continue
+            yield runs
+            return
+
+
+def _running_of(keys: Sequence[RunKey]) -> str:
+    """The latest training of this name that runs now, and by which process; empty for none."""
+    for one in keys:
+        for folder, output in _folders(one.new, one.dialect):
+            if by := running_in(folder):
+                return f"{output.stem} ({by})"
+    return ""
 
 
 def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:
@@ -171,6 +201,13 @@ def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:
     if checkpoint:
         latest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in latest]
     for run, one in zip(latest, keys, strict=True):
+        if by := running_in(run.folder):
+            raise TrainError(
+                "this training runs now",
+                file=shown_path(run.output),
+                got=by,
+                hint=f"Wait for its end. {ANEW}",
+            )
         if run.state:
             _check_unchanged(run, run.state, one.settings)
             (run.folder / ASIDE).unlink(missing_ok=True)
@@ -190,7 +227,7 @@ def _begun_pair(
     for number in sorted({*known[0], *known[1]}, reverse=True):
         runs = _of_number(keys, known, number)
         fits = (
-            not run.output.exists()
+            not run.output.exists() and not running_in(run.folder)
             if run.state is None
             else _is_free(run, one.settings)
             and not differences(run.state.settings, one.settings, unknown)
@@ -288,9 +325,8 @@ def begin_anew(keys: Sequence[RunKey], unknown: Container[str]) -> None:
 
 def _is_free(run: Run, settings: Mapping[str, Any]) -> bool:
     """Whether a training neither runs now nor was set aside."""
-    busy = {live.get("folder") for live in running.values()}
     aside = (known.items() <= settings.items() for known in _set_aside(run.folder / ASIDE))
-    return output_name(run.folder) not in busy and not any(aside)
+    return not any(aside) and not running_in(run.folder)
 
 
 def _set_aside(path: Path) -> list[dict[str, Any]]:
