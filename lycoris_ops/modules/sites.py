@@ -38,6 +38,14 @@ READ_BY_OTHERS: Mapping[str, tuple[str, ...]] = {
 """Classes of torchvision and transformers that use weights of some submodules without calling them (always,
 or on some devices), with the names of these submodules."""
 
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""The layers that `fuse_qkv_projections` of diffusers makes in an attention, each with those that it is made
+of. The attention keeps both, and computes with one."""
+
 KNOWN = frozenset({"torch", "comfy", "bitsandbytes", "torchao", "transformers", "diffusers"})
 """Packages whose classes multiply like torch's linear layers and convolutions of the same name."""
 CLOSE = 0.05
@@ -334,11 +342,13 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
     found: dict[str, Site] = {}
     others: dict[str, str] = {}
     callers: dict[nn.Module, nn.Module] = {}
+    unused: dict[nn.Module, str] = {}
     # With duplicates: a module under two names may be meant by either.
     for path, inner in named_modules(module):
         names = READ_BY_OTHERS.get(type(inner).__name__, ())
         callers.update((held, inner) for name, held in inner.named_children() if name in names)
-        sites = sites_of(path, inner)
+        unused.update(_unused(inner))
+        sites = sites_of(path, inner) if inner not in unused else unused[inner]
         if isinstance(sites, str):
             others[path] = sites
             continue
@@ -347,6 +357,24 @@ def _sites(module: nn.Module) -> tuple[dict[str, Site], dict[str, str]]:
         found.update((site.path, site) for site in sites)
     # The output layer of torch's attention has no site of its own, but one of the attention.
     return found, {path: why for path, why in others.items() if path not in found}
+
+
+def _unused(module: nn.Module) -> dict[nn.Module, str]:
+    """The projections of an attention of diffusers that its passes do not use, each with the reason."""
+    held = dict(module.named_children())
+    whole = [name for name in FUSED if name in held]
+    if not whole or not hasattr(module, "fused_projections"):
+        return {}
+    fused = bool(module.fused_projections)
+    if type(module).__name__ == "Attention":
+        # In this class the processor decides, and the fused layers stay when its fusion is undone.
+        fused = "Fused" in type(getattr(module, "processor", None)).__name__
+    found: dict[nn.Module, str] = {}
+    for name in whole:
+        parts = [part for part in FUSED[name] if part in held]
+        for left, used in ((part, name) for part in parts) if fused else [(name, ", ".join(parts))]:
+            found[held[left]] = f"its attention computes with {used} in its place (fuse_qkv_projections)"
+    return found
 
 
 def by_weight(sites: Iterable[Site], what: What = "weight") -> list[list[Site]]:

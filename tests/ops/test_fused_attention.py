@@ -5,8 +5,12 @@ What such a name means follows from the usual names in an attention and from the
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import torch
+
+import lycoris_ops as lyc
 from lycoris_ops.names import fused_attention
 from lycoris_ops.names.architectures import Place
 
@@ -99,3 +103,58 @@ def test_the_list_index_of_an_output_may_be_missing() -> None:
     names = fused_attention.fallback({"attn.to_out.0": (4, 4), "attn1.to_out": (4, 4)})
     assert names["attn.to_out"] == (Place("attn.to_out.0"),)
     assert names["attn1.to_out.0"] == (Place("attn1.to_out"),)
+
+
+@pytest.mark.parametrize("name", ["flux", "unet"])
+def test_what_diffusers_fuses_is_adapted_in_place_of_its_parts(name: str) -> None:
+    """After `unfuse_qkv_projections` the parts are adapted again."""
+    import diffusers
+
+    torch.manual_seed(0)
+    if name == "flux":
+        made: Any = diffusers.FluxTransformer2DModel(
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+        )
+        texts = {"pooled_projections": torch.ones(1, 32), "txt_ids": torch.zeros(3, 3)}
+        inputs: Any = {
+            "hidden_states": torch.ones(1, 4, 4),
+            "encoder_hidden_states": torch.ones(1, 3, 32),
+            "timestep": torch.ones(1),
+            "img_ids": torch.zeros(4, 3),
+            "guidance": None,
+            **texts,
+        }
+    else:
+        made = diffusers.UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            norm_num_groups=4,
+        )
+        inputs = {
+            "sample": torch.ones(1, 4, 8, 8),
+            "timestep": 1,
+            "encoder_hidden_states": torch.ones(1, 3, 32),
+        }
+    plain = lyc.create_lycoris(made, preset="attn-only", rank=2).members.keys()
+    made.fuse_qkv_projections()
+    network = lyc.create_lycoris(made, preset="attn-only", rank=2).apply_to()
+    assert any(path.endswith("to_qkv") for path in network.members)
+    made(**inputs)[0].square().sum().backward()
+    idle = [path for path, one in network.members.items() if next(one.parameters()).grad is None]
+    assert not idle and all(one.passed for one in network.members.values())
+    with pytest.raises(lyc.LycorisError, match=r"computes with to_(qkv|kv) in its place"):
+        lyc.create_lycoris(made, include="*attn*.to_k")
+    network.restore()
+    made.unfuse_qkv_projections()
+    assert lyc.create_lycoris(made, preset="attn-only", rank=2).members.keys() == plain
