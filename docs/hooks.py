@@ -6,7 +6,6 @@ tables. Pages link to files of the repository, so that they can be read on a for
 
 from __future__ import annotations
 
-import ast
 import html
 import os
 import posixpath
@@ -21,7 +20,9 @@ from urllib.parse import quote, unquote
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from tests.harness import pages
 from tests.harness.messages import tables
+from tests.harness.pages import GROUPS, names_of, title
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = "lycoris_nodes/web/docs"
@@ -34,18 +35,6 @@ BROUGHT = {
 }
 """Files of the repository, and their pages in the site. Each file becomes its page, except README.md: docs/
 has its own home page."""
-GROUPS = {
-    "Adapters and their files": "reading files algorithms names layers writing",
-    "Stacks, rules and schedules": "stack rules changes",
-    "Patch, bypass and bake": "patch bypass bake",
-    "Merge, resize and extract": "merge resize extract fit",
-    "Inspect and report": "inspect report charts",
-    "Train": "train modules",
-    "Ranks": "ranks",
-    "Errors and the rest": "errors discovery maths version",
-}
-"""The pages of the Python API, each with the modules of `lycoris_ops` whose names it lists."""
-
 NOWHERE = "not-in-the-site"
 
 
@@ -169,10 +158,6 @@ def helps(language: str) -> Iterator[tuple[str, str]]:
         yield (page.parent.name if language else page.stem), page.read_text(encoding="utf-8")
 
 
-def title(text: str) -> str:
-    return text.partition("\n")[0].removeprefix("# ")
-
-
 def chinese_index(pages: dict[str, str]) -> str:
     """The list of the nodes in Chinese, with the first sentence of each page."""
     lines = ["# 节点", "", "| 节点 | 作用 |", "|---|---|"]
@@ -191,7 +176,7 @@ def errors() -> str:
         if found := re.search(r"^## Errors\n\n(.+?)(?=\n## |\Z)", text, re.M | re.S):
             table = found[1].replace("](Lycoris", "](nodes/Lycoris")
             parts += [f"## {title(text)}", f"See [the page of the node](nodes/{name}.md).", table]
-    parts += ["## All messages, by class in Python", tables()]
+    parts += [f"## {pages.ALL}", tables()]
     return "\n\n".join(part.strip() for part in parts)
 
 
@@ -208,31 +193,14 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def offered() -> Iterator[tuple[str, str]]:
-    """The public names, each with the folder or module that it comes from."""
-    for node in ast.parse(read("lycoris_ops/__init__.py")).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for one in node.names:
-                if one.asname and not one.asname.startswith("_"):
-                    yield one.asname, node.module.partition(".")[0]
-
-
 def api_page(group: str) -> str:
     return f"api/{re.sub(r'[^a-z]+', '-', group.lower())}.md"
 
 
-def names_of(group: str) -> list[str]:
-    """The public names on a page of the API."""
-    return [name for name, module in offered() if module in GROUPS[group].split()]
-
-
 def names() -> str:
-    """Links to all public names, by page."""
-    modules = {module for text in GROUPS.values() for module in text.split()}
-    if lost := sorted({module for _, module in offered()} - modules):
-        raise PluginError(f"no page of the API has the names of {', '.join(lost)}")
-    parts: list[str] = []
-    for group in GROUPS:
-        links = [f"[`{name}`]({api_page(group)}#lycoris_ops.{name})" for name in names_of(group)]
-        parts.append(f"**[{html.escape(group)}]({api_page(group)})**: {', '.join(links)}")
-    return "\n\n".join(parts)
+    """Tables of all public names, which lead to the pages of the API."""
+    groups = {name: group for group in GROUPS for name in names_of(group)}
+    return pages.api(
+        lambda name, _: f"{api_page(groups[name])}#lycoris_ops.{name}",
+        lambda group: f"[{html.escape(group)}]({api_page(group)})",
+    )

@@ -16,6 +16,7 @@ Clock = Literal["diffusion", "steps"]
 Ease = Literal["linear", "ease in", "ease out", "ease in-out", "smooth"]
 
 CLOCKS: tuple[Clock, ...] = get_args(Clock)
+"""The clocks that a curve can follow."""
 
 EASES: dict[Ease, Callable[[float], float]] = {
     "linear": lambda x: x,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 Shape = tuple[int, ...]
+"""The size of a tensor along each axis."""
 
 Extent = tuple[int | None, ...]
 """The shape of the weights that a layer is made for; a size of None fits any size."""

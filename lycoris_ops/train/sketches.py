@@ -17,6 +17,8 @@ from torch import Tensor
 from ..errors import TrainError
 
 Sketch = Sequence[float]
+"""Projections of a sample's tensors, which identify it."""
+
 PROJECTIONS = 4
 CLOSE = 0.02
 """How much a projection may differ, as a share of the root mean square of the values. Unrelated samples

@@ -29,7 +29,9 @@ class Message:
 def tables() -> str:
     """All messages in Markdown: a part for each class, and a table with what each says beside."""
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sources()]
-    found = sorted(set(messages(trees)), key=lambda one: one.problem.lstrip("…` ").lower())
+    found = sorted(
+        set(messages(trees)), key=lambda one: (one.problem.lstrip("…` ").lower(), one.problem, one.beside)
+    )
     parts: list[str] = []
     for kind, said in known_kinds(trees).items():
         rows = [f"| {cell(one.problem)} | {cell(one.beside)} |" for one in found if one.kind == kind]

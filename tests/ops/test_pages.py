@@ -10,7 +10,8 @@ from urllib.parse import unquote
 import pytest
 
 from tests.harness.drawings import FOLDER, drawings
-from tests.harness.messages import SIMILAR, Message, messages, tables
+from tests.harness.messages import SIMILAR, Message, messages
+from tests.harness.pages import made
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "lycoris_nodes" / "web" / "docs"
@@ -101,4 +102,10 @@ def test_messages_are_read_from_where_they_are_made() -> None:
         Message("LycorisError", "too many", "Expected: at most …."),
         Message("FileError", "no such file", SIMILAR),
     ]
-    assert "| the disk is full |" in tables()
+
+
+def test_the_pages_of_names_and_of_errors_are_current() -> None:
+    for name, text in made().items():
+        kept = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert kept == text, f"docs/{name}: run `python -m tests.harness.pages --write`"
+    assert "| the disk is full |" in text
