@@ -28,11 +28,11 @@ MOST_COPIES = 10_000
 """The most copies that counted repeats (`a{9}`) may make. Compiling writes each of them out."""
 COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 SECONDS = 0.4
-"""The most seconds of the processor that all look-ups in one field or text may take together."""
+"""The most seconds of the processor that all look-ups in one field or text may take, beside their `USUAL`."""
 QUICK = 0.001
 """Seconds after which a look-up lets other threads run. Nearly all take less."""
-SHARE = 0.2
-"""The most of the last seconds' time that all texts together may take, beyond the `QUICK` of each look-up."""
+USUAL = 0.00002
+"""Seconds that each look-up may take beside `SECONDS`, so that many quick ones are never refused."""
 
 
 class ExpressionError(ValueError):
@@ -142,39 +142,22 @@ class Allowance:
             raise ExpressionError(f"{error}, in {text[:200]!r}") from None
 
     def _timed(self, match: Callable[..., Any], name: str) -> bool:
-        start = time.thread_time()
+        self._seconds += USUAL
+        start, timeout = time.thread_time(), QUICK
         try:
-            if self._seconds <= 0:
-                raise TimeoutError
-            with suppress(TimeoutError):
-                # To let other threads run takes them 5 ms each time.
-                return match(name, timeout=QUICK, concurrent=False) is not None
-            left = min(self._seconds, _all.left())
-            return match(name, timeout=max(left, QUICK), concurrent=True) is not None
-        except (TimeoutError, MemoryError):
-            raise ExpressionError(f"more than {SECONDS} s to match them") from None
+            while (left := self._seconds - (time.thread_time() - start)) > 0:
+                # The limit of a match counts other threads too, so try again while this thread has time left.
+                with suppress(TimeoutError):
+                    # To let other threads run takes them 5 ms each time.
+                    return match(name, timeout=timeout, concurrent=timeout > QUICK) is not None
+                timeout = max(left, 2 * QUICK)
+            raise ExpressionError(f"more than {SECONDS} s to match them")
+        except MemoryError:
+            raise ExpressionError("more memory than there is to match them") from None
         finally:
-            took = time.thread_time() - start
-            self._seconds -= took
-            _all.take(took)
+            self._seconds -= time.thread_time() - start
 
 
-class _All:
-    """The time that the expressions of all texts together may take: `SHARE` of the time, and `SECONDS`."""
-
-    def __init__(self) -> None:
-        self._left, self._at = SECONDS, time.monotonic()
-
-    def left(self) -> float:
-        now = time.monotonic()
-        self._left, self._at = min(SECONDS, self._left + SHARE * (now - self._at)), now
-        return self._left
-
-    def take(self, seconds: float) -> None:
-        self._left -= seconds
-
-
-_all = _All()
 _shared: ContextVar[Allowance | None] = ContextVar("shared", default=None)
 
 

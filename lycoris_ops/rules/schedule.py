@@ -78,8 +78,8 @@ class Schedule:
         for stage in self.stages:
             own: dict[str, Timing] = {}
             for patterns, timing in stage:
-                scene.check_time()
                 for layer, named in scene.layers.items():
+                    scene.check_time()
                     if not patterns or any(pattern.matches(scene, named) for pattern in patterns):
                         own[layer] = timing
             for layer, timing in own.items():

@@ -187,6 +187,15 @@ def test_an_expression_that_takes_too_long_is_named(pattern: str) -> None:
             create_lycoris(model, **options)
 
 
+def test_many_quick_look_ups_are_never_refused() -> None:
+    """Their time does not add up over the runs of a long session, nor does that of other texts count."""
+    fits = search(r"blocks\.\d+\.(attn|mlp)")
+    for slow in range(3):
+        with suppress(RuleError):
+            search(SLOW[1])("a" * 60 + f"{slow}")
+    assert sum(fits(f"double_blocks.{number}.attn.qkv") for number in range(300_000)) == 300_000
+
+
 def test_without_the_package_regex_a_files_expression_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
