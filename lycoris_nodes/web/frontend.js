@@ -21,7 +21,7 @@ function paint() {
 }
 
 /** Show the elements of a node that has the id of an earlier one, as after Undo: Vue keeps those of the earlier one. */
-function showNewElements() {
+export function showNewElements() {
   for (const node of app.canvas.graph?.nodes ?? []) {
     if (!isOurs(/** @type {GraphNode} */ (node).comfyClass)) continue
     for (const { element } of /** @type {DomWidget[]} */ (node.widgets ?? [])) {

@@ -1,7 +1,7 @@
 // Shows the report of a node in a box on the node, while there is something to say.
 
 import { app } from "../../scripts/app.js"
-import { isRestoring, onPrompt } from "./frontend.js"
+import { isRestoring, onPrompt, showNewElements } from "./frontend.js"
 import { t, told } from "./language.js"
 import { after, anyNodeOf, isOurs, nodeOf, ourKeyedNodes, ourNodes } from "./nodes.js"
 import { queuedPrompts } from "./queue.js"
@@ -213,6 +213,7 @@ app.registerExtension({
       const node = nodeOf(key)
       if (node) fill(node, ...shown)
     }
+    if (kept.length) showNewElements()
     kept = []
     recall(running && isHere() ? nodesOf(done) : ourKeyedNodes())
   },
