@@ -88,6 +88,11 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
         f"[{node}.title, ...[...{node}.inputs, ...{node}.outputs, ...{node}.widgets].map(one => one.label)]"
     )
     assert [text for text in said if text and re.search("[a-z]{3}", NAMES.sub("", text))] == []
+    # A choice is shown in words, and stays what it is.
+    mode = f"{node}.widgets.find(widget => widget.name === 'mode')"
+    assert page.evaluate(f"[{mode}.value, {mode}._displayValue]") == ["merge", "合并（merge）"]
+    if vue_nodes:
+        page.get_by_text("合并（merge）").wait_for()
     page.locator(".lycoris-bad", has_text="!").wait_for()
     look(".lycoris-rows")
     screenshot(f"chinese-rows-{kind}")
