@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from ..errors import WriteError
 from ..files.writing import system_errors
@@ -189,7 +190,7 @@ def _read(path: Path) -> dict[str, object]:
             found = json.loads(file.read(FAR))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
 
 
 def _owner(path: Path) -> str:
