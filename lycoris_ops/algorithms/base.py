@@ -142,6 +142,14 @@ class Layer(ABC):
     set_bias: Tensor | None = None
     """The values (O,) that the bias has at strength 1, before `bias_additive` is added to it."""
 
+    field_by_suffix: ClassVar[Mapping[str, str]]
+    """The field of each suffix, alpha included. Made once for each kind, since every save asks for it."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if hasattr(cls, "variants"):
+            cls.field_by_suffix = {suffix: field_of(suffix) for suffix in cls.suffixes()}
+
     # What suffixes and shapes tell.
 
     @classmethod
@@ -319,8 +327,7 @@ class Layer(ABC):
     def dump(self) -> dict[str, Tensor]:
         """The suffix-named tensors; `load` of them gives this layer back, bit for bit."""
         held = self.tensors()
-        named = {suffix: field_of(suffix) for suffix in self.suffixes()}
-        tensors = {suffix: held[field] for suffix, field in named.items() if field in held}
+        tensors = {suffix: held[field] for suffix, field in self.field_by_suffix.items() if field in held}
         if self.alpha is not None:
             alpha = torch.tensor(self.alpha, dtype=torch.float32)
             # float64 only where float32 would round alpha: `load` must give back the very same.
@@ -369,8 +376,7 @@ class Layer(ABC):
         # cannot trace.
         kept = vars(self)
         if "_shapes" not in kept:
-            held = self.tensors()
-            named = {suffix: field_of(suffix) for suffix in self.suffixes()}
+            held, named = self.tensors(), self.field_by_suffix
             found = {suffix: tuple(held[field].shape) for suffix, field in named.items() if field in held}
             kept["_shapes"] = found if self.alpha is None else {**found, ALPHA: ()}
         return kept["_shapes"]

@@ -75,6 +75,9 @@ def _equal(ours: Tensor, theirs: Tensor, by: Sequence[float]) -> bool:
     """
     if ours.numel() != theirs.numel():
         return False
+    if by[0] == by[1] and ours.dtype == theirs.dtype and ours.itemsize > 1:
+        # Without wider copies. torch compares no float8.
+        return torch.equal(ours.flatten(), theirs.flatten())
     one, other = ours.flatten().double() * by[0], theirs.flatten().double() * by[1]
     if by[0] == by[1]:
         return torch.equal(one, other)
