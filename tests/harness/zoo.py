@@ -833,19 +833,24 @@ def make(name: str, seed: int = 0, *, changed: Mapping[str, Any] | None = None, 
     It is first made without storage, so that parts whose size no setting changes can be cut down before they
     take memory. A model that is cut cannot always run. `changed` are further settings.
     """
+    model = bare(name, changed=changed)
+    if cut:
+        _cut(model)
+    model.to_empty(device="cpu")
+    randomise(model, seed)
+    return model
+
+
+def bare(name: str, *, changed: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """The host's model of an architecture, without values."""
     species = SPECIES[name]
     kind = getattr(importlib.import_module("comfy.supported_models"), species.config)
     settings = {**species.settings(), **(changed or {})}
     config = kind({**kind.unet_config, **settings})
     # The class has replaced some settings by those of the real model.
     config.unet_config.update(settings)
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model(_conditioners(species), "", device=torch.device(species.device))
-    if cut:
-        _cut(model)
-    model.to_empty(device="cpu")
-    randomise(model, seed)
-    return model
+    config.set_inference_dtype(dtype, None)
+    return config.get_model(_conditioners(species), "", device=torch.device(species.device))
 
 
 def _conditioners(species: Species) -> dict[str, torch.Tensor]:

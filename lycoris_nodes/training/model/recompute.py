@@ -91,7 +91,9 @@ class _Call:
         self.wanted = [tensor.requires_grad for tensor in self.tensors]
         kinds = {"cpu"} | {tensor.device.type for tensor in self.tensors}
         self.casts = [
-            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in sorted(kinds)
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in sorted(kinds)
+            if torch.amp.is_autocast_available(kind)
         ]
         self.chance = chance.states()
         self.made: Any = None
