@@ -43,22 +43,22 @@ class History:
     skipped: int = 0
     """How many steps were skipped, see `StepReport`."""
     draws: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
-    """The loss of each held-out batch at the first validation, the last, and the lowest after the first."""
+    """The loss of each held-out batch at the first validation, the last and the best."""
     risen: float | None = None
     """The factor by which the loss, relative to the model alone, had risen at the last check for that, if it
     was too much, see `TrainOptions.rise`."""
+    best_step: int | None = None
+    """The step of `best`. States of older versions have none: theirs is the lowest loss."""
 
     @property
     def best(self) -> StepLoss | None:
         """The step with the lowest held-out loss, and that loss.
 
-        It is the first validation, before any step, only if all later ones are worse by more than the noise.
+        It is the first validation, before any step, only as long as all later ones are worse by more than the
+        noise.
         """
-        if not self.validation:
-            return None
-        first, *later = self.validation
-        lowest = min(later, key=lambda one: one[1], default=first)
-        return first if self.is_worse(lowest[0], first[0]) else lowest
+        kept = [one for one in self.validation if one[0] == self.best_step]
+        return min(kept or self.validation, key=lambda one: one[1], default=None)
 
     @property
     def waited(self) -> int:
@@ -67,11 +67,14 @@ class History:
 
     def validated(self, step: int, draws: Sequence[float]) -> float:
         """Note the loss of each held-out batch after a step, and return their mean."""
-        loss = sum(draws) / len(draws)
+        loss, best = sum(draws) / len(draws), self.best
         self.validation.append((step, loss))
         self.draws[step] = list(draws)
-        first, *later = self.validation
-        kept = {first[0], step, min(later or [first], key=lambda one: one[1])[0]}
+        first = self.validation[0][0]
+        # Only the best weights are kept, so the start is never the best again.
+        if best is None or (loss < best[1] if best[0] > first else not self.is_worse(step, first)):
+            self.best_step = step
+        kept = {first, step, self.best_step}
         self.draws = {step: losses for step, losses in self.draws.items() if step in kept}
         return loss
 
@@ -119,6 +122,7 @@ class History:
             "validation": torch.tensor(self.validation, dtype=torch.float64).reshape(-1, 2),
             "skipped": self.skipped,
             "risen": self.risen,
+            "best": self.best_step,
             "draws": {
                 str(step): torch.tensor(draws, dtype=torch.float64) for step, draws in self.draws.items()
             },
@@ -134,6 +138,7 @@ class History:
             state["skipped"],
             {int(step): losses.tolist() for step, losses in draws.items()},
             state.get("risen"),
+            state.get("best"),
         )
 
 

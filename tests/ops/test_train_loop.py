@@ -569,6 +569,13 @@ def test_the_start_is_the_best_only_beyond_the_noise() -> None:
     history.validated(0, [1.0, 1.0])
     history.validated(5, [1.1, 1.11])
     assert history.best == (0, 1.0)
+    # A step took the place of the start. A later one, better but surely worse than the start, takes it next.
+    history = lyc.History()
+    history.validated(0, [1.0, 1.0, 1.0])
+    history.validated(1, [0.9, 1.2, 1.05])
+    history.validated(2, [1.04, 1.05, 1.04])
+    assert history.best == (2, pytest.approx(1.0433, abs=1e-4)) and history.is_worse(2, 0)
+    assert history.waited == 0
 
 
 @pytest.mark.parametrize("package", [True, False], ids=["tqdm", "without tqdm"])
