@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...lycoris_ops import TrainError
+from .animated import animation_of, frames_of, is_animated
 from .picture import PICTURES, UNREADABLE, size_of, whole_of
 from .sizes import PictureFit, Pixels
 
@@ -28,9 +29,11 @@ CLIPS = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".m4v", ".avi")
 FRAMES = ".frames"
 """A folder with this ending is a clip: its pictures are the frames, in natural order (2 before 10)."""
 FILMS = (*CLIPS, FRAMES)
-"""The endings of clips."""
+"""The endings of clips. Animated WebP and APNG are clips too, and have those of pictures."""
 LONGEST = 3600.0
 """The longest clip in seconds."""
+ROUNDED = 0.05
+"""What a clip may lack of its last frame, because files round their times."""
 GIF_END = b";"
 """The last byte of a GIF."""
 GAP = 0.005
@@ -80,6 +83,11 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
     if path.is_dir():
         found = frame_files(path)
         return ClipFacts(size_of(found[0]), len(found))
+    if is_animated(path):
+        with _readable(path):
+            seconds, count = _bounded(path, sum(shown := animation_of(path).seconds)), len(shown)
+        frames = max(1, int(seconds * rate + ROUNDED))
+        return ClipFacts(size_of(path), frames, frames > count)
     with _opened(path) as (container, stream):
         # Keep no packets: they hold the data of the whole file.
         times = [
@@ -90,21 +98,30 @@ def facts_of(path: Path, rate: float) -> ClipFacts:
         count = len(times)
         # Assume that the last frame is shown as long as the others: not all files state its length.
         seconds = (max(times) - min(times)) * count / (count - 1) if count > 1 else 0.0
-        if seconds > LONGEST:
-            raise TrainError(
-                "the clip is too long",
-                file=str(path),
-                got=f"{seconds / 60:.0f} minutes",
-                expected=f"at most {LONGEST / 60:.0f}",
-                hint="Cut out the part to train on",
-            )
-        cut_off = _is_cut_off(path, container, stream, count, seconds)
+        cut_off = _is_cut_off(path, container, stream, count, _bounded(path, seconds))
         sounds = bool(container.streams.audio)
     with closing(_at_times(path, [0.0])) as shown:
         first = next(shown)
-    # Files round their times.
-    frames = max(1, int(seconds * rate + 0.05))
+    frames = max(1, int(seconds * rate + ROUNDED))
     return ClipFacts(first.size, frames, frames > count, cut_off, sounds)
+
+
+def is_film(path: Path) -> bool:
+    """Whether a picture or clip has several frames."""
+    return path.name.lower().endswith(FILMS) or is_animated(path)
+
+
+def _bounded(path: Path, seconds: float) -> float:
+    """The length of a clip. Raises TrainError for more than `LONGEST`."""
+    if seconds > LONGEST:
+        raise TrainError(
+            "the clip is too long",
+            file=str(path),
+            got=f"{seconds / 60:.0f} minutes",
+            expected=f"at most {LONGEST / 60:.0f}",
+            hint="Cut out the part to train on",
+        )
+    return seconds
 
 
 def _is_cut_off(path: Path, container: Any, stream: Any, count: int, seconds: float) -> bool:
@@ -212,8 +229,8 @@ def _at_times(path: Path, times: list[float]) -> Generator[Image.Image]:
     """
     left = list(times)
     shown: Any = None
-    with _opened(path) as (container, stream):
-        for time, frame in _decoded(container, stream):
+    with _frames(path) as frames:
+        for time, frame in frames:
             # Files round their times to a thousandth.
             while left and shown is not None and left[0] < time - 2e-3:
                 yield _picture(shown)
@@ -225,6 +242,17 @@ def _at_times(path: Path, times: list[float]) -> Generator[Image.Image]:
             raise ValueError("no frame of it can be decoded")
         for _ in left:
             yield _picture(shown)
+
+
+@contextmanager
+def _frames(path: Path) -> Generator[Iterator[tuple[float, Any]]]:
+    """Each frame of a film with its time from the first one. An error names the file."""
+    if is_animated(path):
+        with _readable(path), closing(frames_of(path)) as frames:
+            yield frames
+    else:
+        with _opened(path) as (container, stream):
+            yield _decoded(container, stream)
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
@@ -250,6 +278,8 @@ def _in_order(frames: Iterable[Any], ahead: int) -> Iterator[tuple[float, Any]]:
 
 
 def _picture(frame: Any) -> Image.Image:
+    if isinstance(frame, Image.Image):
+        return frame
     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
     # Phones store films on their side, with the angle to turn them by.
     turned = int(getattr(frame, "rotation", 0) or 0)
@@ -259,13 +289,19 @@ def _picture(frame: Any) -> Image.Image:
 @contextmanager
 def _opened(path: Path) -> Generator[tuple[Any, Any]]:
     """A film and its stream of pictures. If it cannot be read, the error names the file."""
+    with _readable(path), cast("Any", av).open(str(path)) as container:
+        streams = container.streams.video
+        if not streams:
+            raise ValueError("it has no pictures")
+        streams[0].thread_type = "AUTO"
+        yield container, streams[0]
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """A context in which an error names the clip that cannot be read."""
     try:
-        with cast("Any", av).open(str(path)) as container:
-            streams = container.streams.video
-            if not streams:
-                raise ValueError("it has no pictures")
-            streams[0].thread_type = "AUTO"
-            yield container, streams[0]
+        yield
     except (*UNREADABLE, cast("Any", av).FFmpegError) as error:
         raise TrainError(
             "the clip cannot be read",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...lycoris_ops import TrainError, few
-from .clip import CLIPS, FILMS, FRAMES
+from .clip import CLIPS, FILMS, FRAMES, is_film
 from .lists import LISTS, Lists, caption_of_json
 from .picture import PICTURES
 from .texts import LONGEST, alike
@@ -79,12 +79,13 @@ class Found:
     @property
     def controls(self) -> tuple[Path, ...]:
         """Its references that are clips."""
-        return tuple(path for path in self.references if path.name.lower().endswith(FILMS))
+        return tuple(filter(is_film, self.references))
 
     @property
     def still_references(self) -> tuple[Path, ...]:
         """Its references that are pictures."""
-        return tuple(path for path in self.references if path not in self.controls)
+        films = self.controls
+        return tuple(path for path in self.references if path not in films)
 
     @property
     def is_alone(self) -> bool:
@@ -246,8 +247,8 @@ def _in_one_folder(folder: Path, names: list[str]) -> tuple[list[Found], list[Pa
             for one in shown
             if (mask := masks.get(alike(one.name).rpartition(".")[0])) and _are_pictures(one, mask)
         )
-        is_clip = not name.endswith(PICTURES)
-        found.append(Found(path, path.name, caption, listed or "", masks.get(stem), shown, of_shown, is_clip))
+        rest = (masks.get(stem), shown, of_shown, is_film(path))
+        found.append(Found(path, path.name, caption, listed or "", *rest))
         used |= {path, *shown, *(mask for _, mask in of_shown)}
         used |= {one for one in (caption, masks.get(stem), of_it if listed else None) if one}
     return found, [path for name in names if (path := folder / name) not in used]
@@ -321,7 +322,7 @@ def _shelf_of(folder: Path) -> _Shelf:
 
 def _are_pictures(*paths: Path) -> bool:
     """Only pictures have masks as references, and only pictures are such masks."""
-    return all(path.name.lower().endswith(PICTURES) for path in paths)
+    return not any(map(is_film, paths))
 
 
 def _with_references(pictures: list[Found], shelves: list[_Shelf]) -> list[Found]:

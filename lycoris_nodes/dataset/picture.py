@@ -18,7 +18,7 @@ from torch import Tensor
 from ...lycoris_ops import TrainError
 from .sizes import PictureFit, Pixels
 
-PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 """The endings of pictures. Browsers on Windows save JPEG as JFIF. Only Pillow 11.3 or newer reads AVIF."""
 ORIENTATION = 274
 """EXIF's orientation tag. Values 5 to 8 swap width and height."""
@@ -73,8 +73,7 @@ def pixels_of(
     with _readable(path):
         picture, alpha = _decoded(path, content)
         if alpha is not None:
-            plain = Image.new("RGB", picture.size, background or "white")
-            picture = Image.composite(picture, plain, alpha)
+            picture = drawn_on(background or "white", picture, alpha)
         picture = picture.resize(fitted.size, Image.Resampling.LANCZOS, box=fitted.box)
         if alpha is None or background is not None:
             return picture, None
@@ -117,27 +116,36 @@ def picture_of(pixels: Tensor) -> Image.Image:
 
 
 def _decoded(path: Path, content: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """The upright picture in RGB, and its opacity; None where all of it is opaque."""
     with Image.open(io.BytesIO(content)) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode == "F":
-            raise TrainError(
-                "the range of the picture's colours is unknown",
-                file=str(path),
-                got="floating-point numbers",
-                hint="Save it with 8 bits a colour",
-            )
-        if picture.mode == "I" or picture.mode.startswith("I;16"):
-            # 16 bits a colour: Pillow would clip the values at 255.
-            values = np.asarray(picture).astype(np.float64) / 257
-            picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-        alpha = None
-        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            alpha = picture.getchannel("A")
-            if alpha.getextrema()[0] == 255:
-                alpha = None
-        return picture.convert("RGB"), alpha
+        return upright(path, opened)
+
+
+def drawn_on(colour: str, picture: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """A picture in RGB with a colour in its transparent parts."""
+    return Image.composite(picture, Image.new("RGB", picture.size, colour), alpha) if alpha else picture
+
+
+def upright(path: Path, opened: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The upright picture in RGB, and its opacity; None where all of it is opaque."""
+    picture = ImageOps.exif_transpose(opened)
+    if picture.mode == "F":
+        raise TrainError(
+            "the range of the picture's colours is unknown",
+            file=str(path),
+            got="floating-point numbers",
+            hint="Save it with 8 bits a colour",
+        )
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # 16 bits a colour: Pillow would clip the values at 255.
+        values = np.asarray(picture).astype(np.float64) / 257
+        picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    alpha = None
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
+        if alpha.getextrema()[0] == 255:
+            alpha = None
+    return picture.convert("RGB"), alpha
 
 
 def _weights(mask: Image.Image, fitted: PictureFit) -> Tensor:

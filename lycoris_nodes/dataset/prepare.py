@@ -24,7 +24,7 @@ from ..host.references import Conditioning, References, encoded_with, with_refer
 from ..host.training import NOISE_MASK
 from ..training.data.captions import sizes_told
 from ..training.data.tags import CAPTION, TRIGGER
-from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, pixels_of_clip, sound_of
+from .clip import ClipFacts, Cut, cuts_of, facts_of, hash_of, is_film, pixels_of_clip, sound_of
 from .folder import ALONE, BESIDE, Found, PictureFolder
 from .kept import Kept, key_of
 from .picture import (
@@ -469,7 +469,7 @@ def _planned(folder: PictureFolder, settings: PictureSettings, update: Progress)
         except TrainError as error:
             bad.append(error)
             continue
-        if one.mask and not one.mask.name.lower().endswith(PICTURES):
+        if one.mask and is_film(one.mask):
             raise TrainError(
                 "a mask is a picture, and holds for all frames of its clip",
                 file=str(one.mask),
@@ -918,7 +918,7 @@ def _described(
         lines += named(f"with references, which are {how}", lambda one: one.found.references)
         lines += named("without a reference", lambda one: not one.found.references)
     lines += named(
-        "animated, learned as a still picture; MP4 and GIF are clips",
+        "with several pages or frames, of which the first is learned",
         lambda one: one.is_animated,
     )
     lines += named("with a mask", lambda one: one.found in masked)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import struct
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -312,6 +315,127 @@ def test_frames_of_a_clip_are_taken_by_their_times(host: Host, tmp_path: Path, e
         assert clip.facts_of(path, RATE).cut_off
 
 
+def animation(path: Path, frames: list[Image.Image], shown: list[int], **how: Any) -> Path:
+    """An animated WebP, APNG or GIF of these frames, each shown for so many milliseconds."""
+    how = {"lossless": True, "minimize_size": False, **how} if path.suffix == ".webp" else how
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=shown, loop=0, **how)
+    return path
+
+
+def moving(count: int, mode: str = "RGB") -> list[Image.Image]:
+    """A bar that moves, on nothing where the mode has transparency."""
+    made = [Image.new(mode, (PIXELS, 32)) for _ in range(count)]
+    for number, one in enumerate(made):
+        one.paste((250, 20 * number, 90, 255)[: len(mode)], (6 * number, 4, 6 * number + 20, 28))
+    return made
+
+
+@pytest.mark.parametrize("ending", [".webp", ".png", ".apng", ".gif"])
+def test_animated_pictures_are_clips_with_their_own_times(host: Host, tmp_path: Path, ending: str) -> None:
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    # Browsers show a frame of 0 for 100 milliseconds, and FFmpeg does so with a GIF.
+    shown, seen = [100, 200, 0, 300, 40, 60], [100, 200, 100, 300, 40, 60]
+    times = np.cumsum([0, *seen]) / 1000
+    for mode in ("RGB", "RGBA"):
+        frames = moving(6, mode)
+        disposal = {"disposal": 2} if (mode, ending) == ("RGBA", ".gif") else {}
+        path = animation(tmp_path / f"{mode}{ending}", frames, shown, **disposal)
+        if (mode, ending) == ("RGBA", ".webp"):
+            # Pillow does not say in the header that there is transparency.
+            content = bytearray(path.read_bytes())
+            content[20] |= 16
+            path.write_bytes(content)
+        assert clip.is_film(path)
+        facts = clip.facts_of(path, RATE)
+        # A GIF does not say how long its last frame is shown.
+        assert facts.size == (PIXELS, 32) and 0 <= facts.frames - 12 <= 2 * (ending == ".gif")
+        assert facts.repeated and not facts.cut_off and not facts.sounds
+        fitted = sizes.middle(facts.size, facts.size)
+        for rate, start, count in ((RATE, 0, 12), (RATE, 5, 5), (50, 0, 40)):
+            found = clip.pixels_of_clip(path, clip.Cut(start, count), rate, fitted)
+            at = [(start + n) / rate + 2e-3 for n in range(count)]
+            numbers = np.searchsorted(times, at, "right") - 1
+            white = Image.new("RGBA", (PIXELS, 32), "white")
+            wanted = [Image.alpha_composite(white, frames[n].convert("RGBA")) for n in numbers]
+            drawn = np.stack([np.asarray(one.convert("RGB"), np.float32) for one in wanted])
+            assert (found * 255 - torch.from_numpy(drawn)).abs().max() < 1, (mode, rate, start)
+    still = tmp_path / f"still{ending}"
+    moving(1)[0].save(still)
+    assert clip.is_film(still) == (ending == ".gif")
+
+
+def test_an_apng_with_another_picture_in_front_begins_with_its_first_frame(
+    host: Host, tmp_path: Path
+) -> None:
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    frames = moving(4)
+    front = Image.new("RGB", frames[0].size, "green")
+    path = tmp_path / "a.png"
+    front.save(path, save_all=True, default_image=True, append_images=frames, duration=125)
+    facts = clip.facts_of(path, 8)
+    assert facts.frames == 4 and not facts.repeated
+    found = clip.pixels_of_clip(path, clip.Cut(0, 4), 8, sizes.middle(facts.size, facts.size))
+    for one, frame in zip(found, frames, strict=True):
+        assert torch.equal((one * 255).round().to(torch.uint8), torch.from_numpy(np.array(frame)))
+
+
+def webp_chunk(kind: bytes, data: bytes) -> bytes:
+    return kind + len(data).to_bytes(4, "little") + data + b"\0" * (len(data) % 2)
+
+
+def hostile_webp(count: int, size: tuple[int, int], milliseconds: int) -> bytes:
+    """A WebP that states frames of one pixel on a canvas, without the pixels."""
+    canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    frame = bytes(12) + milliseconds.to_bytes(3, "little") + b"\0"
+    chunks = webp_chunk(b"VP8X", b"\2\0\0\0" + canvas) + webp_chunk(b"ANIM", bytes(6))
+    chunks += webp_chunk(b"ANMF", frame) * count
+    return b"RIFF" + (4 + len(chunks)).to_bytes(4, "little") + b"WEBP" + chunks
+
+
+def hostile_png(count: int, size: tuple[int, int], stated: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    frame = struct.pack(">IIIIIHHBB", 0, *size, 0, 0, 1, 10, 0, 0)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)) + chunk(
+        b"acTL", struct.pack(">II", stated, 0)
+    )
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"fcTL", frame) * count + chunk(b"IEND", b"")
+
+
+HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "too many frames": (".webp", lambda: hostile_webp(100_000, (1, 1), 20), "more than 36000 frames"),
+    "a huge canvas": (".webp", lambda: hostile_webp(2, (16_000, 16_000), 20), "2 frames of 16000 x 16000"),
+    "much together": (".webp", lambda: hostile_webp(9_000, (1920, 1080), 20), "9000 frames of 1920 x 1080"),
+    "hours": (".webp", lambda: hostile_webp(2, (8, 8), 16_000_000), "533 minutes"),
+    "an end that is missing": (".webp", lambda: hostile_webp(5, (8, 8), 20)[:-3], "its end is missing"),
+    "no pixels": (".webp", lambda: hostile_webp(5, (8, 8), 20), "cannot be read"),
+    "a huge PNG": (".png", lambda: hostile_png(2, (30_000, 30_000), 2), "2 frames of 30000 x 30000"),
+    "wrong numbers": (
+        ".png",
+        lambda: hostile_png(3, (8, 8), 4_000_000_000),
+        "states 4000000000 frames and has 3",
+    ),
+    "a PNG without its end": (".png", lambda: hostile_png(5, (8, 8), 5)[:-13], "its end is missing"),
+    "a PNG without pixels": (".png", lambda: hostile_png(5, (8, 8), 5), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_strangers_animation_is_bounded(host: Host, tmp_path: Path, kind: str) -> None:
+    clip, sizes = (host.module(f"lycoris_nodes.dataset.{name}") for name in ("clip", "sizes"))
+    ending, made, words = HOSTILE[kind]
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(made())
+    assert clip.is_film(path)
+    tracemalloc.start()
+    with pytest.raises(host.ops.TrainError, match=rf"a\{ending}.*{words}"):
+        facts = clip.facts_of(path, RATE)
+        clip.pixels_of_clip(path, clip.Cut(0, 2), RATE, sizes.middle(facts.size, (8, 8)))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
 def test_a_film_without_a_frame_is_named(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = host.module("lycoris_nodes.dataset.clip")
     path = film(tmp_path / "a.mp4", 2, 24)
@@ -368,14 +492,15 @@ def test_clips_are_trained_with_pictures(
     for number in range(6):
         drawing(folder / "walk.frames" / f"{number}.png", "blue")
     drawing(folder / "still.png", "green")
+    animation(folder / "wave.webp", moving(10), [50] * 10)
     (folder / "long.txt").write_text("a light", encoding="utf-8")
     vae, model = Counted(16, video=True), wan(in_dim=16)
     given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 9, "cuts": 2}
     data = prepare(**given)
-    assert data["captions"] == ["qwx, a light", "qwx, a light", "qwx", "qwx", "qwx"]
+    assert data["captions"] == ["qwx, a light", "qwx, a light", "qwx", "qwx", "qwx", "qwx"]
     lengths = [one["samples"].shape[2] for one in data["latents"]]
-    assert lengths == [3, 3, 2, 1, 2]
-    assert "3 clips, at 16 frames a second: 5 frames x2, 9 frames x2" in data["report"]
+    assert lengths == [3, 3, 2, 1, 2, 2]
+    assert "4 clips, at 16 frames a second: 5 frames x3, 9 frames x2" in data["report"]
     missing = "the model gets no first frame: no known node"
     assert missing not in data["report"]
     called = vae.calls
@@ -384,12 +509,12 @@ def test_clips_are_trained_with_pictures(
     for one, other in zip(data["latents"], again["latents"], strict=True):
         assert torch.equal(one["samples"], other["samples"])
     prepare(**given, frame_rate=8)
-    assert vae.calls == called + 5
+    assert vae.calls == called + 7
     report = trained_on(host, tmp_path, model, data)["report"]
-    assert "5 latents (3 x 16 x 16 x2, 2 x 16 x 16 x2, 1 x 16 x 16 x1)" in " ".join(report.split())
+    assert "6 latents (3 x 16 x 16 x2, 2 x 16 x 16 x2, " in " ".join(report.split())
     # Models of pictures leave them out.
     still = prepare(trigger="qwx")
-    left = "clips, which this model does not learn: 3 (long.mp4, short.gif, walk.frames)"
+    left = "clips, which this model does not learn: 4 (long.mp4, short.gif, walk.frames and 1 more)"
     assert len(still["latents"]) == 1 and left in still["report"] and "left out" not in still["report"]
     # One that is gone when its frames are to be read.
     made = host.module("lycoris_nodes.dataset.prepare")

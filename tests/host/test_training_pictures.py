@@ -226,7 +226,9 @@ def test_a_folder_is_read_as_it_is(
     twice = folder / "2_twice"
     twice.mkdir()
     blank = Image.new("RGB", cat.size, "white")
-    cat.save(twice / "again.webp", lossless=True, save_all=True, append_images=[blank])
+    cat.save(twice / "again.tiff", save_all=True, append_images=[blank])
+    for name in ("wave.webp", "wave.png"):
+        cat.save(twice / name, save_all=True, append_images=[blank])
     (folder / "notes.md").write_text("not a caption", encoding="utf-8")
     (folder / "gone.txt").write_text("of no picture", encoding="utf-8")
     (folder / "BOM.PNG").write_bytes(b"of a name that is there in other letters")
@@ -266,14 +268,14 @@ def test_a_folder_is_read_as_it_is(
     for words in (
         "8 pictures in set",
         "4_a_cat: 3, each 4 times",
-        "without a text file: 5 (turned.png, 2_twice/again.webp, 4_a_cat/by_folder.png and 2 more)",
-        "animated, learned as a still picture; MP4 and GIF are clips: 1 (2_twice/again.webp)",
+        "without a text file: 5 (turned.png, 2_twice/again.tiff, 4_a_cat/by_folder.png and 2 more)",
+        "with several pages or frames, of which the first is learned: 1 (2_twice/again.tiff)",
         "with a mask: 3 (4_a_cat/by_folder.png, 4_a_cat/by_name.png, 4_a_cat/clear.png)",
         "left out: 4 (4_a_cat/masks/by_folder.txt, BOM.PNG, gone.txt and 1 more)",
         "left out, because they are named as masks or references and have no caption of their own: "
         "2 (4_a_cat/lost_control.png, lost_mask.png)",
         "left out, because they are for regularisation, which takes a node of its own: 1 (reg)",
-        "clips, which this model does not learn: 1 (film.gif)",
+        "clips, which this model does not learn: 3 (2_twice/wave.png, 2_twice/wave.webp, film.gif)",
         "no captions were taken from: 1 (told.csv)",
         "nothing is kept on disk",
     ):
