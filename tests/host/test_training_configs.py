@@ -41,6 +41,7 @@ xformers = true
 keep_tokens = 1
 clip_skip = 2
 masked_loss = true
+prior_loss_weight = 0
 zero_terminal_snr = true
 sample_prompts = "prompts.txt"
 """
@@ -130,6 +131,7 @@ WANTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "noise.loss_type": "huber",
             # Theirs is none, where a config is silent.
             "regularisation.caption_dropout": 0.0,
+            "regularisation.prior_weight": 0.0,
             "speed.precision": "bf16",
             "speed.checkpointing": "on",
             "output.dtype": "float16",

@@ -76,7 +76,11 @@ def test_what_preserves_comes_as_often_as_what_is_learned(
     given: dict[str, Any] = {"preset": "attn-only", "steps": 2, "warmup": 0, "batch_size": 2}
     given |= {"regularisation_latents": latents, "regularisation_positive": captions}
     full, none = train(**given), train(**given, prior_weight=0.0)
-    assert "preserved: 2 latents" in full["report"]
+    assert "preserved: 2 latents" in full["report"] and "preserved" not in none["report"]
+    assert "regularisation_latents are left out, because prior_weight is 0" in none["report"]
+    # It is the training without them, bit by bit.
+    without = train(**{name: value for name, value in given.items() if "regularisation" not in name})
+    assert all(torch.equal(none["lora"][key], without["lora"][key]) for key in without["lora"])
     assert any(not torch.equal(full["lora"][key], none["lora"][key]) for key in full["lora"])
     for inputs, words in (
         ({"regularisation_positive": captions}, "regularisation captions without latents"),
