@@ -22,7 +22,7 @@ MARKS = (
 """Byte order marks, and the encodings they announce."""
 LONGEST = 100_000
 """The most bytes in a caption."""
-BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+BRACES = re.compile(r"\{([^{}|]*\|[^{}]*)\}")
 """Choices in a caption, as in ComfyUI's prompts."""
 CHOICES = 16
 """The most captions made from one with choices."""
@@ -137,19 +137,19 @@ def choices_of(text: str) -> list[str]:
     found, done = [text], False
     while not done:
         done, opened = True, found
-        found = []
+        parts: list[tuple[str, str, str]] = []
         for one in opened:
             braces = BRACES.search(one)
             if braces is None:
-                found.append(one)
+                parts.append((one, "", ""))
                 continue
             done = False
-            found += [
-                f"{one[: braces.start()]}{choice.strip()}{one[braces.end() :]}"
-                for choice in braces[1].split("|")
-            ]
-        if len(found) > CHOICES:
-            found = [found[number * len(found) // CHOICES] for number in range(CHOICES)]
+            front, back = one[: braces.start()], one[braces.end() :]
+            parts += [(front, choice.strip(), back) for choice in braces[1].split("|")]
+        # Only then are texts made: each may be as long as a caption.
+        if len(parts) > CHOICES:
+            parts = [parts[number * len(parts) // CHOICES] for number in range(CHOICES)]
+        found = ["".join(one) for one in parts]
     return list(dict.fromkeys(" ".join(one.split()) for one in found))
 
 

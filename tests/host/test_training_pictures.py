@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,16 @@ def test_a_folder_is_read_as_it_is(
     # With white behind it, the transparent half is not a mask.
     white = prepare(trigger="qwx", keep=False, transparent="white")
     assert sum(not bool((mask == 1).all()) for mask in white["masks"]) == 8
+
+
+def test_choices_of_a_strangers_caption_take_little(host: Host) -> None:
+    texts = dataset(host, "texts")
+    tracemalloc.start()
+    assert texts.choices_of("{" + "|" * 99_000) == ["{" + "|" * 99_000]
+    found = texts.choices_of("a" * 50_000 + "{b" + "|" * 49_000 + "}")
+    assert found == ["a" * 50_000 + "b", "a" * 50_000]
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
 
 
 def test_repeats_count_by_their_proportion(host: Host, folder: Path) -> None:
