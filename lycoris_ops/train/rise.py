@@ -12,6 +12,8 @@ from .tensors import copies
 
 CHECKS, FEWEST = 20, 25
 """How often a training is checked, and the fewest steps between two checks: each costs a third of a step."""
+MORE = 7
+"""With how many more random numbers a loss that seems too high is computed again."""
 TRIAL = 8
 """A training of fewer steps is only a trial, and not checked."""
 
@@ -42,6 +44,12 @@ class Rise:
 
     def _copied(self) -> list[Tensor]:
         return [] if self.most is None else copies(self._parameters)
+
+    def is_high(self, loss: float, alone: float) -> bool:
+        """Whether `found` would count this ratio as too high."""
+        if self.most is None or self.first is None or not (loss > 0 and alone > 0):
+            return False
+        return loss / alone > self.most * self.first
 
     def found(self, loss: float, alone: float) -> float | None:
         """Note both losses. Returns the factor by which their ratio has risen, if it was too high at two

@@ -31,7 +31,7 @@ from .network import LycorisNetwork
 from .optimisers import family_of, make_optimiser, optimisers
 from .options import AUTOCAST, TrainOptions
 from .rates import usual_rate
-from .rise import Rise
+from .rise import MORE, Rise
 from .schedules import schedule
 from .sketches import check_data
 from .sums import GradientSums
@@ -507,15 +507,16 @@ class Trainer:
         self, report: StepReport, count: int, batches: Sequence[Any], beside: Sequence[Any]
     ) -> None:
         """If the loss has risen for a while, restore the weights from before and raise DivergedError."""
-        total = torch.zeros((), device=self.device)
-        chance = Chance(self.options.seed, "step", report.step, self.copies.index)
-        with torch.no_grad(), self.net.off(), chance.drawn():
-            for index, batch in enumerate((*batches, *beside)):
-                loss = self._loss_of(batch)
-                if index < len(batches):
-                    total += loss.to(total.device, total.dtype) / count
-        self.copies.add_up([total])
-        risen = self._rise.found(report.loss, float(total))
+        own = Chance(self.options.seed, "step", report.step, self.copies.index)
+        loss, alone = report.loss, self._repeated(own, count, batches, beside, off=True)
+        if self._rise.is_high(loss, alone):
+            # At some times a diffusion model's loss is tiny, so its ratio tells little. More noise does.
+            for draw in range(MORE):
+                more = Chance(self.options.seed, "rise", report.step, draw, self.copies.index)
+                loss += self._repeated(more, count, batches, beside, off=False)
+                alone += self._repeated(more, count, batches, beside, off=True)
+            loss, alone = loss / (1 + MORE), alone / (1 + MORE)
+        risen = self._rise.found(loss, alone)
         self.history.risen = self._rise.high
         if risen is None:
             return
@@ -524,10 +525,22 @@ class Trainer:
         raise DivergedError(
             f"the training makes the model worse: relative to the model alone, its loss in step "
             f"{report.step} is {risen:.3g} times as high as at first, and was too high at the check before",
-            got=f"a loss of {report.loss:.3g}, and {float(total):.3g} without what was learned, at a rate of "
-            f"{report.lr:g}",
+            got=f"a loss of {loss:.3g}, and {alone:.3g} without what was learned, at a rate of {report.lr:g}",
             hint="The network has the weights from before the loss rose. Try a tenth of the learning rate",
         )
+
+    def _repeated(
+        self, chance: Chance, count: int, batches: Sequence[Any], beside: Sequence[Any], *, off: bool
+    ) -> float:
+        """The mean loss of a step's batches with other weights or random numbers, without gradients."""
+        total = torch.zeros((), device=self.device)
+        with torch.no_grad(), self.net.off() if off else nullcontext(), chance.drawn():
+            for index, batch in enumerate((*batches, *beside)):
+                loss = self._loss_of(batch)
+                if index < len(batches):
+                    total += loss.to(total.device, total.dtype) / count
+        self.copies.add_up([total])
+        return float(total)
 
     def _new_scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
         half = AUTOCAST.get(self.options.autocast or "") == torch.float16

@@ -1073,6 +1073,21 @@ def test_a_training_too_short_for_two_checks_says_that_its_loss_has_risen(tmp_pa
     assert state and state.history().risen == result.history.risen
 
 
+def test_one_unlucky_noise_is_no_rise(tmp_path: Path) -> None:
+    """At a third of the noises the model alone has nearly no loss, as a diffusion model at some times."""
+
+    def lucky(module: nn.Module, batch: Any) -> Tensor:
+        given, wanted = batch[0][:1], batch[1][:1]
+        easy = bool(torch.rand(()) < 1 / 3)
+        return (module(given) - (base(given) if easy else wanted)).square().mean() + 1e-6
+
+    base = Model().requires_grad_(requires_grad=False)
+    for seed in range(6):
+        settings = options(tmp_path, output=None, steps=150, seed=seed)
+        result = lyc.train_network(network(), batches(), lucky, settings)
+        assert result.history.risen is None, seed
+
+
 def test_checks_for_a_rise_change_nothing(tmp_path: Path) -> None:
     made = [
         lyc.train_network(network(), batches(), noisy, options(tmp_path / str(rise), steps=60, rise=rise))
