@@ -87,12 +87,8 @@ def choose(
             choice.why.setdefault(("unmasked", UNKNOWN), []).append(path)
             choice.unmasked.append(path)
         if kind == "text":
-            asked = [pair for found in met.values() for pair in found]
-            met = {key: _at_no_place(found, whole=not tokens) for key, found in met.items()}
-            kept = {(id(entry), match.layer, match.key) for found in met.values() for entry, match in found}
-            choice.masked.extend(
-                (entry, match) for entry, match in asked if (id(entry), match.layer, match.key) not in kept
-            )
+            met, left = _at_no_place(met, whole=not tokens)
+            choice.masked.extend(left)
             if not any(met.values()):
                 choice.why.setdefault(("left out", AT_NO_PLACE), []).append(path)
                 continue
@@ -141,16 +137,25 @@ def _is_masked(met: Pairs) -> bool:
     return any(where is not None and where.mask is not None for where in wheres)
 
 
-def _at_no_place(pairs: Sequence[tuple[Entry, Match]], *, whole: bool) -> Sequence[tuple[Entry, Match]]:
-    """The adapter layers that change a layer without places: all if `whole`, else those that masks allow."""
-    found: list[tuple[Entry, Match]] = []
-    for entry, match in pairs:
-        mask = match.where.mask if match.where is not None else None
-        if mask is not None and not (whole or mask.at_no_place):
-            continue
-        factors = match.where.factors if match.where is not None else None
-        found.append((entry, match._replace(where=None if factors is None else Where(factors=factors))))
-    return found
+def _at_no_place(
+    met: Pairs, *, whole: bool
+) -> tuple[dict[str, Sequence[tuple[Entry, Match]]], list[tuple[Entry, Match]]]:
+    """The adapter layers that change a layer without places, by key, and those that their masks leave out.
+
+    If `whole`, masks leave out none.
+    """
+    kept: dict[str, list[tuple[Entry, Match]]] = {key: [] for key in met}
+    left: list[tuple[Entry, Match]] = []
+    for key, pairs in met.items():
+        for entry, match in pairs:
+            where = match.where
+            if where is not None and where.mask is not None and not (whole or where.mask.at_no_place):
+                left.append((entry, match))
+                continue
+            factors = None if where is None else where.factors
+            everywhere = None if factors is None else Where(factors=factors)
+            kept[key].append((entry, match._replace(where=everywhere)))
+    return dict(kept), left
 
 
 def without_mask(choices: Sequence[Choice]) -> str:
