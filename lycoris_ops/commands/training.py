@@ -122,11 +122,6 @@ def network_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_plan(settings: Mapping[str, Any]) -> None:
-    """Raise LycorisError for an unknown key or a size in [plan]."""
-    _plan_table(settings)
-
-
 def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     """The plan that [plan] asks for, from the task's first batches; None without such a table.
 
@@ -134,7 +129,7 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     """
     if "plan" not in settings:
         return None
-    given, probing, wanted = _plan_table(settings)
+    given, probing, wanted = plan_table(settings)
     module, batches, loss, *_ = task
     epoch: Any = batches(0) if callable(batches) else batches
     found = probe(
@@ -146,8 +141,11 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     return plan_ranks(found, **wanted)
 
 
-def _plan_table(settings: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], dict[str, Any]]:
-    """[plan] with its defaults, the names among it that `probe` takes, and the arguments of `plan_ranks`."""
+def plan_table(settings: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], dict[str, Any]]:
+    """[plan] with its defaults, the names that `probe` takes, and the arguments of `plan_ranks`.
+
+    Raises LycorisError for an unknown key, and for a size that cannot be understood.
+    """
     given: dict[str, Any] = {**PROBED, **table(settings, "plan")}
     probing = _names(probe) - {"module", "batches", "loss", "progress"}
     planning = _names(plan_ranks) - {"probe"}

@@ -28,7 +28,7 @@ from ... import (
 )
 from .. import interrupted
 from ..shared import add_json, show
-from ..training import check_plan, network_of, options_of, plan_of, read_settings, task_of
+from ..training import network_of, options_of, plan_of, plan_table, read_settings, task_of
 
 PLAN = "plan.json"
 """The plan's file beside the checkpoints. A resumed run takes its layers from it."""
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         with _processes():
             # A large model takes minutes to load, so all that can be checked before is.
             sizes = network_of(settings)
-            check_plan(settings)
+            plan_table(settings)
             load = task_of(settings, Path(options.settings))
             with _claimed(training):
                 return _trained(options, settings, training, resume, sizes, load)
