@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import WriteError
+from ..files.json_text import parse_json
 from ..files.writing import system_errors
 
 CLAIM = "running.json"
@@ -187,7 +188,8 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _read(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(FAR))
+            # It may be anybody's file, however deep its JSON is.
+            found = parse_json(file.read(FAR))
     except (OSError, ValueError):
         return {}
     return cast("dict[str, object]", found) if isinstance(found, dict) else {}
