@@ -39,6 +39,10 @@ class ExpressionError(ValueError):
     """An expression that cannot be used, or takes too long to match."""
 
 
+class PackageError(ExpressionError):
+    """The package `regex` is not installed."""
+
+
 PATH = re.compile(r"(\^?)((?:\\[^a-zA-Z0-9]|[^\\()\[\]{}*+?|^$])+)\$?")
 """Matches nearly all expressions: a layer's path or the end of one, with or without anchors.
 
@@ -125,7 +129,7 @@ class Allowance:
         try:
             import regex
         except ImportError:
-            raise ExpressionError(
+            raise PackageError(
                 "a regular expression, which needs the package regex: pip install regex"
             ) from None
         self._characters -= len(text)
@@ -183,6 +187,12 @@ def search(text: str) -> Callable[[str], bool]:
     def told(act: Callable[[], Any], problem: str, expected: str) -> Any:
         try:
             return act()
+        except PackageError:
+            raise RuleError(
+                "a regular expression needs the package regex",
+                got=f"/{text[:200]}/",
+                hint="Install it with pip install regex, or write a glob such as *attn*",
+            ) from None
         except ExpressionError as error:
             got = f"/{text[:200]}/: {error}"
             raise RuleError(problem, got=got, expected=expected) from None

@@ -203,3 +203,6 @@ def test_without_the_package_regex_a_files_expression_says_what_is_missing(
     assert Expressions([*PATHS, alone("a.b")]).first("x.a.to_q") == PATHS.index("to_q")
     with pytest.raises(ExpressionError, match="pip install regex"):
         Expressions(["to_(q|k)"])
+    for act in (search, lambda text: Rules.parse(f"/{text}/ = 0.5")):
+        with pytest.raises(RuleError, match=r"needs the package regex.*pip install regex, or write a glob"):
+            act("to_(q|k)")
