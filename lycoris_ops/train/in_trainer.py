@@ -42,7 +42,9 @@ def adapter_checkpoints(
 
     Raises TrainError without transformers. When a trainer is created, the callback raises TrainError if the
     trainer's model is not the network's or is no model of transformers, for `load_best_model_at_end`, and for
-    `fp16` in several processes.
+    `fp16` in several processes. When a training begins, it raises TrainError if the optimiser has none of the
+    network's parameters. Without the callback the pass after the first step raises TrainError, unless the
+    trainer's model holds the network or something else clears its gradients.
     """
     transformers: Any = required("transformers", "transformers", "a callback of its Trainer")
 
@@ -73,8 +75,17 @@ def adapter_checkpoints(
                 )
 
         def on_train_begin(
-            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+            self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
         ) -> None:
+            trained = {id(one) for one in network.parameters() if one.requires_grad}
+            steps = [id(one) for group in optimizer.param_groups for one in group["params"]]
+            if trained and trained.isdisjoint(steps):
+                raise TrainError(
+                    "the trainer's optimiser has no parameter of the network",
+                    got=f"an optimiser of {len(steps)} parameters",
+                    expected="an optimiser of network.parameters()",
+                    hint="Give the trainer optimizers=(torch.optim.AdamW(network.parameters()), None)",
+                )
             # A training that failed has not called on_train_end.
             changed.close()
             self.copies = processes.copies_of(network.module)

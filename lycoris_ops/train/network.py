@@ -29,6 +29,7 @@ from ..reading.adapter import TRANSPOSED, Adapter
 from ..reading.load import load_adapter
 from ..writing.save import SaveResult, check_dialect, save_adapter
 from .frozen import Flags, freeze, thaw
+from .guard import guard, unguard
 from .in_peft import all_experts, for_peft, on_modules, path_in_peft
 from .member import Member, read_weight, zeroed
 from .naming import DIFFUSERS, layers_for, model_shapes, named
@@ -105,6 +106,7 @@ class LycorisNetwork(nn.Module):
         if self._flags is None:
             self._tie_rows()
             self._flags = freeze(self.module)
+            guard(self.module, self)
             try:
                 for member in self.members.values():
                     member.attach()
@@ -151,6 +153,7 @@ class LycorisNetwork(nn.Module):
         for member in self.members.values():
             member.detach()
         thaw(self.module, self._flags or {})
+        unguard(self.module, self)
         self._flags = None
 
     def set_multiplier(self, multiplier: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,50 @@ def test_the_trainer_steps_as_a_loop_does_and_a_checkpoint_holds_the_adapter_alo
     settings.load_best_model_at_end, settings.metric_for_best_model = True, "loss"
     with pytest.raises(lyc.TrainError, match="load_best_model_at_end=True"):
         transformers.Trainer(model, settings, callbacks=[callback])
+
+
+def test_a_trainer_that_leaves_the_gradients_of_a_network_is_refused(tmp_path: Path) -> None:
+    """And networks that are taken away in any order leave the model as it was."""
+    model = llama()
+    network, other = (
+        lyc.create_lycoris(model, rank=2, include=one).apply_to() for one in ("*v_proj", "*q_proj")
+    )
+    other.requires_grad_(False)
+    settings = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+    )
+    rows: Any = [{"input_ids": ids, "labels": ids} for ids in IDS]
+    optimiser = torch.optim.SGD(network.parameters(), 0.5)
+
+    class Clearing(transformers.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            optimiser.zero_grad(set_to_none=False)
+
+    def train(optimiser: Any, *callbacks: Any) -> int:
+        trainer: Any = transformers.Trainer(
+            model, settings, train_dataset=rows, optimizers=(optimiser, None), callbacks=[*callbacks]
+        )
+        trainer.train()
+        return trainer.state.global_step
+
+    for given in (optimiser, None):
+        with pytest.raises(lyc.TrainError, match="neither clipped nor cleared"):
+            train(given)
+    with pytest.raises(lyc.TrainError, match="no parameter of the network"):
+        train(None, lyc.adapter_checkpoints(network))
+    # Gradients from before do not matter, and other callbacks may clear them.
+    assert train(optimiser, lyc.adapter_checkpoints(network)) == train(optimiser, Clearing()) == 2
+    other.requires_grad_(True)
+    with pytest.raises(lyc.TrainError, match="neither clipped nor cleared"):
+        train(optimiser, lyc.adapter_checkpoints(network))
+    assert model.train() is model and not model.eval().training
+    copied = copy.deepcopy(model)
+    assert copied.train().training and not model.training
+    network.restore()
+    assert "train" in vars(model)
+    other.restore()
+    assert "train" not in vars(model)
