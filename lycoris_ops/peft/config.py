@@ -136,6 +136,8 @@ MOST_RANK = 1 << 20
 """The largest rank that a configuration may give. No weight of a model has so many rows."""
 KNOWN_RELEASE = (0, 21)
 """The newest release of PEFT whose fields are all known here."""
+FOLLOWED = ".".join(map(str, (*KNOWN_RELEASE, 0)))
+"""The release of PEFT by whose rules a configuration is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +278,7 @@ class Config(ABC, Generic[W]):
         own |= {name for name in ("modules_to_save", TOKENS) if not getattr(self, name)}
         names = [one.name for one in dataclasses.fields(self) if one.name not in own]
         fields = {name: getattr(self, name) for name in names}
-        return {"peft_type": self.peft_type, **INFERENCE, **fields}
+        return {"peft_type": self.peft_type, "peft_version": FOLLOWED, **INFERENCE, **fields}
 
     def saves(self, path: str) -> bool:
         """Whether the file holds the whole values of the module at a path, or of a module around it.

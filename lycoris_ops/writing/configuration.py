@@ -49,8 +49,9 @@ def configuration(
     tables: dict[str, Any] = {}
     for root, own in roots.items():
         table = _table(dialect, own, targets)
-        # In diffusers the caller that loads the file decides whether its layers are trained further.
-        del table["inference_mode"]
+        # In diffusers the caller that loads the file decides whether its layers are trained further. It gives
+        # every field to PEFT, and releases before 0.18 refuse one that names a version.
+        del table["inference_mode"], table["peft_version"]
         tables |= {f"{root}.{key}" if root else key: value for key, value in table.items()}
     return tables
 

@@ -317,6 +317,24 @@ def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) ->
     assert (after.terms, after.constraint, after.last) == (7, 0.5, 2)  # type: ignore[attr-defined]
 
 
+def test_a_configuration_names_the_release_of_peft_that_it_follows(tmp_path: Path) -> None:
+    """OFT names 0.18.0 or none, since that decides what its tensors mean.
+
+    In diffusers' metadata a field that names a version would be an error of PEFT before 0.18.
+    """
+    for kind, follows in (("lora", "0.21.0"), ("loha", "0.21.0"), ("oftv2", "0.18.0")):
+        lyc.save_adapter(written(tmp_path, factors(kind, "linear")), tmp_path / kind, "peft", model=model())
+        config = json.loads((tmp_path / kind / "adapter_config.json").read_text())
+        assert config["peft_version"] == follows
+    tensors = {f"{NAMES['peft']}.oft_R.weight": torch.randn(6, 3)}
+    older = configured(tmp_path / "older", tensors, {"peft_type": "OFT", "r": 0, "oft_block_size": 3})
+    lyc.save_adapter(older, tmp_path / "again", "peft")
+    assert "peft_version" not in (tmp_path / "again" / "adapter_config.json").read_text()
+    found = saved(written(tmp_path, factors("lora", "linear")), tmp_path, "diffusers", model=model())
+    told = json.loads(found.metadata["lora_adapter_metadata"])
+    assert told["unet.r"] and "unet.peft_version" not in told
+
+
 def test_tlora_s_start_is_in_the_metadata(tmp_path: Path) -> None:
     written(tmp_path, factors("tlora", "linear"))
     adapter = lyc.load_adapter(tmp_path / "source.safetensors", sig_type="last")
