@@ -157,6 +157,7 @@ from .train.checkpoints import FoundState as FoundState
 from .train.checkpoints import newest_state as newest_state
 from .train.checkpoints import state_at as state_at
 from .train.claims import claimed as claimed
+from .train.claims import is_vacant as is_vacant
 from .train.claims import running_in as running_in
 from .train.create import check_layer_options as check_layer_options
 from .train.create import create_lycoris as create_lycoris

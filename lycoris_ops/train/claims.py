@@ -46,15 +46,15 @@ _held: dict[Path, int] = {}
 def claimed(folder: Path) -> Generator[None]:
     """A context in which this thread alone may train in a folder. It may be nested.
 
-    Makes the folder, and removes it at the end if it made it and nothing is in it. Raises WriteError where a
-    training runs there.
+    Makes the folder, and removes it at the end if nothing is in it and a training made it: this one, or one
+    that was killed. Raises WriteError where a training runs there.
     """
     place = Path(os.path.realpath(folder))
     if _held.get(place) == threading.get_ident():
         yield
         return
     with system_errors(folder):
-        made = not place.exists()
+        made = not place.exists() or (place / CLAIM).exists()
         place.mkdir(parents=True, exist_ok=True)
     path = place / CLAIM
     with system_errors(path):
@@ -93,6 +93,15 @@ def running_in(folder: str | os.PathLike[str]) -> str | None:
     finally:
         os.close(handle)
     return _owner(path) if alive else None
+
+
+def is_vacant(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds nothing, or nothing but the claim of a training that was killed."""
+    try:
+        held = set(os.listdir(folder))
+    except OSError:
+        return False
+    return held <= {CLAIM} and running_in(folder) is None
 
 
 def _taken(path: Path) -> int | None:

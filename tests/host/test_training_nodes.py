@@ -261,6 +261,20 @@ def test_a_training_of_another_process_is_left_alone_and_the_next_number_is_take
         assert train(**settings)["path"].endswith("style_00004_.safetensors")
 
 
+def test_the_number_of_a_training_that_was_killed_before_it_wrote_anything_is_used_again(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"preset": "attn-only", "steps": 1, "warmup": 0}
+    loras = tmp_path / "loras"
+    for number in (1, 2, 3):
+        with claiming(loras / f"style_{number:05}_-checkpoints"):
+            pass
+    # The first one's number is also in the name of another file.
+    (loras / "style_00001_.txt").touch()
+    for number in (2, 3, 4):
+        assert train(**settings)["path"].endswith(f"style_{number:05}_.safetensors")
+
+
 @contextmanager
 def claiming(folder: Path) -> Generator[None]:
     """Another process that has claimed a folder. It is killed at the end."""

@@ -950,6 +950,19 @@ def test_a_folder_is_claimed_while_a_training_runs_in_it(tmp_path: Path) -> None
     assert not claim.exists()
 
 
+def test_a_folder_that_a_killed_training_made_goes_with_the_next_that_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "out-checkpoints"
+    code = (
+        "import os, pathlib, sys, lycoris_ops as lyc\n"
+        "with lyc.claimed(pathlib.Path(sys.argv[1])):\n os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], env=child_environment(), check=False)
+    assert lyc.is_vacant(folder)
+    with lyc.claimed(folder):
+        assert not lyc.is_vacant(folder)
+    assert not folder.exists() and not lyc.is_vacant(folder)
+
+
 def test_a_folder_that_was_there_before_a_failed_start_stays(tmp_path: Path) -> None:
     given = options(tmp_path)
     assert given.folder is not None

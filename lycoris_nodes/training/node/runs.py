@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Generator, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ....lycoris_ops import (
     WriteError,
     check_room,
     claimed,
+    is_vacant,
     new_files,
     newest_state,
     number_of,
@@ -146,7 +148,7 @@ def runs_of(
     if offer:
         return [offer.run]
     other = offer_of(keys)
-    number = max(_number(one.new, one.dialect) for one in keys)
+    number = max(map(_next_number, keys))
     beside = _running_of(keys)
     return [Run(_numbered(one, number), other=other and other.run, beside=beside) for one in keys]
 
@@ -422,6 +424,18 @@ def _by_number(key: RunKey) -> dict[int, Run]:
 def _of_number(keys: Sequence[RunKey], known: Sequence[Mapping[int, Run]], number: int) -> list[Run]:
     """The two of a pair. One that is not known begins anew."""
     return [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, keys, strict=True)]
+
+
+def _next_number(key: RunKey) -> int:
+    """The number of a new training. One whose training was killed before it wrote anything is used again."""
+    number = _number(key.new, key.dialect)
+    while number > 1:
+        folder = Run(_numbered(key, number - 1)).folder
+        same = folder.parent.glob(f"{escape(folder.name.removesuffix(CHECKPOINTS))}*")
+        if not is_vacant(folder) or [*same] != [folder]:
+            break
+        number -= 1
+    return number
 
 
 def _numbered(key: RunKey, number: int) -> Path:
