@@ -6,6 +6,9 @@ import { make } from "./elements.js"
 import { drawn, isOurs } from "./nodes.js"
 import { isMet } from "./search.js"
 
+/** The class of notes with Markdown. The hook for classes of nodes is called only for those of the host. */
+export const noteClass = () => LiteGraph.registered_node_types.MarkdownNote
+
 /** @type {Record<string, string>} */
 const COLOURS = { LYCORIS_STACK: "#58c7a8", LYCORIS_PLAN: "#c792e0", LORA_STACK: "#a0c75c" }
 // When one of these settings changes, the front end drops the colours of types that its palette lacks.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.facts import ROOT
 from tests.harness.page import building
 from tests.harness.templates import SMALL, TRAIN, ready, template
 
@@ -149,3 +150,40 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
     assert charts == []
     screenshot(f"chinese-inspect-{kind}")
     assert left == {}
+
+
+@pytest.mark.every_front_end
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
+def test_a_note_is_shown_in_chinese_and_saved_as_delivered(ui: Ui, vue_nodes: bool) -> None:
+    page, delivered = ui.page, template(INSPECT)
+    page.evaluate("app.ui.settings.setSettingValueAsync('Comfy.Locale', 'zh')")
+    page.wait_for_timeout(500)
+    ui.reload()
+    ui.render_with_vue(vue_nodes)
+    words = json.loads((ROOT / "lycoris_nodes" / "web" / "words" / "zh.json").read_text(encoding="utf-8"))
+    notes: dict[str, str] = words["notes"]
+    note = "app.graph.nodes.find(node => node.type === 'MarkdownNote')"
+
+    def shown() -> list[str]:
+        return page.evaluate(f"[{note}.title, {note}.widgets[0].value]")
+
+    def saved() -> list[str]:
+        [found] = [node for node in ui.serialized()["nodes"] if node["type"] == "MarkdownNote"]
+        return [found["title"], *found["widgets_values"]]
+
+    [english] = [[node["title"], *node["widgets_values"]] for node in delivered["nodes"] if node["id"] == 1]
+    chinese = [notes[text] for text in english]
+    ui.load_template(delivered)
+    ui.drawn(vue_nodes)
+    assert shown() == chinese
+    # Markdown has taken all marks of bold text.
+    heading = page.locator("h2", has_text="查看 LoRA 改变了什么")
+    assert "**" not in heading.locator("..").inner_text()
+    assert saved() == english
+    # What the user writes is kept.
+    page.evaluate(f"{note}.widgets[0].value += '!'")
+    changed = [chinese[0], chinese[1] + "!"]
+    assert saved() == changed
+    ui.load(ui.serialized())
+    assert shown() == changed
+    assert ui.errors == []

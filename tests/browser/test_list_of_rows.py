@@ -105,6 +105,8 @@ def test_rows_are_edited_with_the_mouse(
     rows.menu(1, "Block weights…")
     page.get_by_label("Block rules of this row").fill("mid = 0.5\nte = 0")
     rows.click(page.get_by_role("button", name="Done"))
+    # The panel closes when the server has read the rules.
+    page.locator(".lycoris-blocks").wait_for(state="detached")
     assert rows.said()[0][1]["rules"] == "mid = 0.5\nte = 0"
     assert ui.errors == []
 

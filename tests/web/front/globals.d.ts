@@ -39,6 +39,7 @@ declare global {
     NODE_WIDGET_HEIGHT: number
     NODE_WIDTH: number
     LGraphNode: { prototype: NodeClass["prototype"] }
+    registered_node_types: Record<string, NodeClass>
     /** Whether Vue draws the nodes, and not the canvas. */
     vueNodesMode: boolean
   }
