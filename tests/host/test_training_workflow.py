@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ from tests.harness.templates import (
     template,
 )
 from tests.harness.workflow import ACTIVE, to_prompt
+from tests.soak.trainings import JUDGED
 
 pytestmark = pytest.mark.host
 
@@ -275,6 +280,66 @@ def test_what_lies_on_the_disk_decides_what_run_does(server: Server) -> None:
     run = server.queue(prompt)
     assert run.error is None, run.error
     assert saved_steps(file) == 17
+
+
+# A second host, and six trainings.
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can be halted there")
+def test_two_servers_with_one_output_folder_train_beside_each_other(server: Server, tmp_path: Path) -> None:
+    """Of two trainings of one name each gets a number and a whole file, and one that is killed goes on."""
+    base = install(base_directory(tmp_path, ROOT), parts())
+    folders = {"--input-directory": "input", "--output-directory": "output"}
+    shared = [word for option, name in folders.items() for word in (option, str(server.base / name))]
+    loras = server.base / "output" / "loras"
+
+    def asked(steps: int, prefix: str = "loras/beside") -> Nodes:
+        """A training without samples, which take longer than all the rest."""
+        changed = {"steps": steps, "filename_prefix": prefix, **own("output", checkpoint_every=2)}
+        whole = json.loads(json.dumps(prompt))
+        whole[train]["inputs"] = {**prompt[train]["inputs"], **changed}
+        del whole[train]["inputs"]["vae"], whole[train]["inputs"]["output.sample_every"]
+        return whole
+
+    def report(one: Server, prompt_id: str) -> str:
+        run = one.wait(prompt_id)
+        assert run.error is None, run.error
+        return run.outputs[train]["text"][0]
+
+    def waited(seen: Callable[[], bool]) -> None:
+        limit = time.monotonic() + 60
+        while not seen():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+    def claim(number: int) -> Path:
+        return loras / f"beside_{number:05}_-checkpoints" / "running.json"
+
+    with Server(facts().comfyui, base, *shared) as other:
+        prompt, train = JUDGED.prompt(server.object_info())
+        # With the pictures encoded, both begin when they are asked to.
+        for one, prompt_id in [(one, one.submit(asked(1, "loras/warm"))) for one in (server, other)]:
+            report(one, prompt_id)
+
+        both = [(one, one.submit(asked(16))) for one in (server, other)]
+        waited(lambda: claim(1).exists() and claim(2).exists())
+        told = [report(*each) for each in both]
+        assert sum("began beside beside_00001_ (process " in each for each in told) == 1
+        made = [load_file(loras / f"beside_{number:05}_.safetensors") for number in (1, 2)]
+        assert all(torch.equal(made[0][name], tensor) for name, tensor in made[1].items())
+        assert not claim(1).exists() and not claim(2).exists()
+
+        other.submit(asked(17))
+        waited(lambda: any(claim(3).parent.glob("step-*.state.safetensors")))
+        os.kill(other.pid, signal.SIGSTOP)
+        later = report(server, server.submit(asked(4)))
+        assert f"began beside beside_00003_ (process {other.pid} on " in later
+        assert "beside_00004_.safetensors" in later and saved_steps(loras / "beside_00004_.safetensors") == 4
+        os.kill(other.pid, signal.SIGKILL)
+        waited(lambda: not other.running())
+        assert claim(3).exists()
+        again = report(server, server.submit(asked(17)))
+        assert "went on from step" in again and "began beside" not in again
+        assert saved_steps(loras / "beside_00003_.safetensors") == 17 and not claim(3).exists()
 
 
 def told(server: Server, inputs: dict[str, Any], linked: Sequence[str] = ()) -> dict[str, Any]:
