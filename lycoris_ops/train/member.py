@@ -34,6 +34,7 @@ from ..maths.tensors import compute_dtype, is_divided, is_plain, whole
 from ..modules.sites import Site
 from ..processes import divided_by
 from .settings import LayerSettings
+from .strengths import Strengths
 
 PASSES = 3
 """How often a bypass computes its products: forward, and backward for the input and for the factors.
@@ -77,8 +78,8 @@ class Member(nn.Module):
         super().__init__()
         self.site = site
         self.settings = settings
-        self.multiplier = 1.0
-        """The strength of the layer."""
+        self.strengths = Strengths()
+        """The strength of the layer, which it shares with the others of its network."""
         self.tied: tuple[Site, ...] = ()
         """Other modules that hold the same weight, which the layer changes too."""
         self._tied: list[Rebuilt] = []
@@ -224,6 +225,15 @@ class Member(nn.Module):
             always=bool(self.settings.module_dropout),
         )
 
+    @property
+    def multiplier(self) -> float:
+        """The strength of the layer. One that is set is for this layer alone."""
+        return self.strengths.get()
+
+    @multiplier.setter
+    def multiplier(self, value: float) -> None:
+        self.strengths = Strengths(value)
+
     def check_part(self, weight: Tensor) -> None:
         """Raise LycorisError where the layer cannot act while each process holds a part of its weight."""
         layer, site = self.whole(), self.site
@@ -314,7 +324,7 @@ class Member(nn.Module):
         # Setting an attribute of a module takes long. A graph would depend on the value if it were read.
         if compiled.traced() or not self.passed:
             self.passed = True
-        strength, training = self.multiplier, self.training
+        strength, training = self.strengths.get(), self.training
         if training and settings.module_dropout:
             strength = self._drawn_strength()
         if training and settings.rank_dropout:

@@ -33,6 +33,7 @@ from .guard import guard, unguard
 from .in_peft import all_experts, for_peft, on_modules, path_in_peft
 from .member import Member, read_weight, zeroed
 from .naming import DIFFUSERS, layers_for, model_shapes, named
+from .strengths import Strengths
 
 NAME = "network"
 """The name of a network's adapter in errors and reports."""
@@ -77,7 +78,8 @@ class LycorisNetwork(nn.Module):
         self.components = False
         """Whether the paths begin with the names of a pipeline's components, as after `join_networks`."""
         self.notes = tuple(notes)
-        self._multiplier = 1.0
+        self._strengths = Strengths()
+        self.set_multiplier(1.0)
         self._flags: Flags | None = None
         """The flags that `freeze` returned in `apply_to`; None while the network is not applied."""
 
@@ -163,19 +165,23 @@ class LycorisNetwork(nn.Module):
             raise LycorisError(
                 "a strength is not a finite number", got=repr(multiplier), expected="such as 0.8"
             )
-        self._multiplier = float(multiplier)
+        self._strengths.set(float(multiplier))
         for member in self.members.values():
-            member.multiplier = self._multiplier
+            if member.strengths is not self._strengths:
+                member.strengths = self._strengths
 
     @property
     def multiplier(self) -> float:
-        """The strength of all layers."""
-        return self._multiplier
+        """The strength of all layers.
+
+        In a part of the model that gradient checkpointing runs again, it is that of the first run.
+        """
+        return self._strengths.get()
 
     @contextmanager
     def at(self, multiplier: float) -> Generator[None]:
         """A context in which all layers have this strength. Raises as `set_multiplier`."""
-        before = self._multiplier
+        before = self.multiplier
         self.set_multiplier(multiplier)
         try:
             yield
@@ -220,7 +226,7 @@ class LycorisNetwork(nn.Module):
                 work.append((plain_values(site, site.bias), None, beside))
         plans = PatchPlan.build_all(
             [
-                (site.shape if site else value.shape, value.device, [(part, self._multiplier)])
+                (site.shape if site else value.shape, value.device, [(part, self.multiplier)])
                 for value, site, part in work
             ]
         )
@@ -286,7 +292,7 @@ class LycorisNetwork(nn.Module):
             for _ in range(TURNS):
                 device = next(iter(layer.tensors().values())).device
                 met = torch.zeros(member.site.shape, device=device) if weight is None else weight
-                found = abs(self._multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
+                found = abs(self.multiplier) * float(norm(layer.delta(met))) if layer.extent else 0.0
                 if found <= limit * (1 + 1e-6):
                     break
                 clipped, first = clipped + first, False
