@@ -196,6 +196,20 @@ def test_many_quick_look_ups_are_never_refused() -> None:
     assert sum(fits(f"double_blocks.{number}.attn.qkv") for number in range(300_000)) == 300_000
 
 
+def test_a_quick_look_up_does_not_read_the_clock_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes longer than the look-up, and rules of a large model take 100,000."""
+    read: list[float] = []
+    clock = time.thread_time
+    monkeypatch.setattr(time, "thread_time", lambda: read.append(clock()) or read[-1])
+    fits, other = search(r"blocks\.\d+\.(attn|mlp)"), Expressions([r"blocks\.\d+\.(attn|mlp)"])
+    for number in range(1000):
+        assert fits(f"double_blocks.{number}.attn.qkv") and other.first(f"blocks.{number}.attn") == 0
+    assert len(read) < 100
+    with pytest.raises(RuleError, match="takes too long"):
+        search(SLOW[1])("a" * 60)
+    assert len(read) > 2
+
+
 def test_without_the_package_regex_a_files_expression_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
