@@ -194,6 +194,7 @@ from .train.search import Searched as Searched
 from .train.search import search_network as search_network
 from .train.settings import trainable as trainable
 from .train.sketches import Sketch as Sketch
+from .train.sketches import data_changes as data_changes
 from .train.sketches import sketches as sketches
 from .train.trainer import Trainer as Trainer
 from .version import __version__ as __version__

@@ -24,7 +24,7 @@ from ..writing.place import has_folder, place_of
 from .claims import claimed
 from .history import History
 from .options import STATE
-from .sketches import Sketch, check_data
+from .sketches import Sketch
 from .trainer import STATE_FORM, Trainer
 
 GOOD = "last-good"
@@ -57,14 +57,6 @@ class FoundState:
     def history(self) -> History:
         """The losses up to this state, read from the file."""
         return History.of(STATE_FORM.peek(self.path, "history")["history"])
-
-    def has_data(self, data: Mapping[str, Sequence[Sketch]]) -> bool:
-        """Whether a training on these data can go on from it."""
-        try:
-            check_data(self.data, data, None)
-        except TrainError:
-            return False
-        return True
 
     def __str__(self) -> str:
         return f"{self.path.name}, {self.why}"

@@ -78,6 +78,10 @@ class History:
         self.draws = {step: losses for step, losses in self.draws.items() if step in kept}
         return loss
 
+    def forget_validation(self) -> None:
+        """Drop the held-out losses, because the held-out data are other ones now."""
+        self.validation, self.draws, self.best_step = [], {}, None
+
     def is_worse(self, step: int, than: int) -> bool:
         """Whether the held-out loss after a step is higher than after another one by more than the noise.
 
@@ -105,13 +109,16 @@ class History:
             return False, "Nothing tells whether the model became better: there were no held-out data"
         (first, before), (last, end) = self.validation[0], self.validation[-1]
         best, lowest = self.best or (last, end)
-        line = f"Held-out loss {before:.4g} before, {end:.4g} at the end, {lowest:.4g} at best (step {best})"
+        # The held-out data may be new since then.
+        start = f"step {first}" if first else "the start"
+        since = f"in {start}" if first else "before"
+        line = f"Held-out loss {before:.4g} {since}, {end:.4g} at the end, {lowest:.4g} at best (step {best})"
         if self.is_worse(last, first):
-            line += ". The end is worse than the start: try a lower learning rate"
+            line += f". The end is worse than {start}: try a lower learning rate"
         elif self.is_worse(last, best):
             line += ". The end is worse than the best"
         if step != last:
-            of = f"step {step}" if step > first else "the start"
+            of = f"step {step}" if step else "the start"
             line += f". The adapter has the weights of {of}"
         return self.is_worse(last, best), line
 

@@ -60,7 +60,8 @@ class TrainResult:
     saved: int = 0
     """The step of the weights that `output` and the network have, see `TrainOptions.saved`."""
     resumed: str | None = None
-    """The step and state of an earlier run that this one continued from, and why that state was chosen."""
+    """The step and state of an earlier run that this one continued from, why that state was chosen, and how
+    the data have changed since then."""
 
     def __str__(self) -> str:
         losses = self.history.losses
@@ -168,6 +169,9 @@ def train_network(
         state, words = state_to_resume(resume)
         trainer.load_state(state)
         source = f"step {trainer.done} of an earlier run: {words}"
+        if trainer.changed:
+            listed = "; ".join(f"{name}: {what}" for name, what in trainer.changed.items())
+            source += f". Since then the data have changed: {listed}"
         if trainer.done > steps:
             raise TrainError(
                 "the state to go on from has more steps than the training is to have",
@@ -247,7 +251,9 @@ def _run(
         # Validations and checkpoints of a step are made just before the next one, so that a resumed run makes
         # those that are missing.
         done = trainer.done
-        if trainer.validation is not None and _due(options.validate_every, done, total):
+        # A run that goes on with new held-out data has no loss to compare with yet.
+        due = _due(options.validate_every, done, total) or not history.validation
+        if trainer.validation is not None and due:
             if not history.validation or history.validation[-1][0] != done:
                 found = trainer.validate()
                 for tell in validated:

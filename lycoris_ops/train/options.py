@@ -107,8 +107,8 @@ class TrainOptions:
     """Whether the loss is scaled, so that small gradients are not lost where the model itself computes in
     fp16. None scales it only with `autocast` fp16."""
     data: Mapping[str, Sequence[Sketch]] = field(default_factory=dict[str, Sequence[Sketch]])
-    """Sketches of the data by name, see `sketches`. The state holds them, and a training is resumed only with
-    the same data."""
+    """Sketches of the data by name, see `sketches`. The state holds them, and a resumed training says how its
+    data changed, see `data_changes`. Names that begin with `validation_` are of held-out data."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Further numbers and texts that affect the trained weights but are not options, such as the batch size.
     The state holds them, see `FoundState`; kept races are compared by them."""

@@ -34,7 +34,7 @@ from .options import AUTOCAST, TrainOptions
 from .race import Entrant, Race, RaceStep, affordable, check_repeatable, judging, race
 from .rates import rate_of, usual_rate
 from .settings import LayerSettings
-from .sketches import Sketch, check_data, sketches
+from .sketches import Sketch, data_changes, sketches
 from .trainer import move_to_train
 
 ENDING = "-race.json"
@@ -510,11 +510,7 @@ def _serves(kept: Race, about: Mapping[str, Any], options: TrainOptions, steps: 
     if theirs.get("share", 0) < options.search_share or not steps / ALIKE <= kept.steps <= steps * ALIKE:
         return False
     known = [row for rows in about["data"].values() for row in rows if row]
-    try:
-        check_data(theirs.get("data", {}), about["data"], None)
-    except TrainError:
-        return False
-    return bool(known)
+    return bool(known) and not data_changes(theirs.get("data", {}), about["data"])
 
 
 def _write(options: TrainOptions, found: Race) -> None:

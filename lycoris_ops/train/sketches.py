@@ -8,18 +8,21 @@ change of the projections. Another sample has quite different projections.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
-
-from ..errors import TrainError
 
 Sketch = Sequence[float]
 """Projections of a sample's tensors, which identify it."""
 
 PROJECTIONS = 4
+HELD_OUT = "validation_"
+"""How names of held-out data begin."""
 CLOSE = 0.02
 """How much a projection may differ, as a share of the root mean square of the values. Unrelated samples
 differ by about 1.4, roundings in float16 by 0.001."""
@@ -32,26 +35,86 @@ def sketches(samples: Iterable[Iterable[Tensor | str]]) -> list[Sketch]:
     return [[value for part in sample for value in _sketch(part, signs)] for sample in samples]
 
 
-def check_data(
-    found: Mapping[str, Sequence[Sketch]], own: Mapping[str, Sequence[Sketch]], file: str | None
-) -> None:
-    """Raise TrainError, with the first difference, if a state is from a training on other data. A state
-    without sketches always passes.
+def data_changes(
+    found: Mapping[str, Sequence[Sketch]], own: Mapping[str, Sequence[Sketch]]
+) -> dict[str, str]:
+    """How data differ from those of a state, in words, by the names of what changed.
+
+    Empty for the same samples in any order, and for a state without sketches. Names with the same beginning,
+    up to their last `_`, describe the same samples, such as `validation_latents` and `validation_captions`:
+    row n of each is for sample n. Where a name has fewer rows than there are samples, they are gone through
+    again, so a single row is for all.
     """
-    if not found:
-        return
-    hint = "Give the same data in the same order, or begin a new training"
-    problem = "the data differ from those that the training began with"
-    for name in dict.fromkeys((*found, *own)):
-        theirs, ours = found.get(name, ()), own.get(name, ())
-        if len(theirs) != len(ours):
-            raise TrainError(
-                problem, file=file, key=name, got=f"{len(ours)}", expected=f"{len(theirs)}", hint=hint
-            )
-        for number, pair in enumerate(zip(theirs, ours, strict=True), 1):
-            if not alike(*pair):
-                where = f"{name}, number {number} of {len(ours)}"
-                raise TrainError(problem, file=file, key=where, got="another sample", hint=hint)
+    names = [*dict.fromkeys((*found, *own))] if found else []
+    changes: dict[str, str] = {}
+    for beginning in dict.fromkeys(name.rpartition("_")[0] for name in names):
+        group = [name for name in names if name.rpartition("_")[0] == beginning]
+        changes |= _changes(group, _joined(group, found), _joined(group, own))
+    return changes
+
+
+_Row = tuple[Sketch, ...]
+"""The sketches of one sample, by their names in order. A name without rows has an empty sketch."""
+
+
+def _joined(names: Sequence[str], data: Mapping[str, Sequence[Sketch]]) -> list[_Row]:
+    rows = [data.get(name) or [()] for name in names]
+    count = max(len(data.get(name, ())) for name in names)
+    return [tuple(each[number % len(each)] for each in rows) for number in range(count)]
+
+
+def _changes(names: Sequence[str], theirs: Sequence[_Row], ours: Sequence[_Row]) -> dict[str, str]:
+    _, gone, new = _paired(theirs, ours, range(len(names)))
+    # With the same picture it is the same sample with another caption or mask.
+    kept, gone, new = _paired(gone, new, (0,))
+    counts = [f"{len(rows)} {what}" for rows, what in ((new, "new"), (gone, "gone")) if rows]
+    words = {names[0]: f"{', '.join(counts)}, {len(ours)} in all"} if counts else {}
+    others = Counter(
+        name
+        for before, now in kept
+        for name, one, other in zip(names, before, now, strict=True)
+        if not alike(one, other)
+    )
+    return words | {name: f"changed for {count} of {len(ours)}" for name, count in others.items()}
+
+
+def _paired(
+    theirs: Sequence[_Row], ours: Sequence[_Row], parts: Sequence[int]
+) -> tuple[list[tuple[_Row, _Row]], list[_Row], list[_Row]]:
+    """Pair the samples that are alike in these parts, of which 0 is one. Also returns the rest of both."""
+    pairs: list[tuple[_Row, _Row]] = []
+    gone: list[_Row] = []
+    left: list[_Row] = []
+    for before, now in zip_longest(theirs, ours):
+        if before and now and _same(before, now, parts):
+            pairs.append((before, now))
+        else:
+            gone += [before] if before else []
+            left += [now] if now else []
+    # Only samples with nearly the same first projection can be alike.
+    gone.sort(key=_rank)
+    ranks = [_rank(row) for row in gone]
+    new: list[_Row] = []
+    for row in left:
+        spread = 2 * CLOSE * row[0][1] if row[0] else 0.0
+        index = bisect_left(ranks, _rank(row) - spread)
+        while index < len(gone) and ranks[index] <= _rank(row) + spread:
+            if _same(gone[index], row, parts):
+                ranks.pop(index)
+                pairs.append((gone.pop(index), row))
+                break
+            index += 1
+        else:
+            new.append(row)
+    return pairs, gone, new
+
+
+def _rank(row: _Row) -> float:
+    return row[0][2] if row[0] else 0.0
+
+
+def _same(first: _Row, second: _Row, parts: Sequence[int]) -> bool:
+    return all(alike(first[part], second[part]) for part in parts)
 
 
 def _sketch(part: Tensor | str, signs: Callable[[int], Iterable[Tensor]]) -> list[float]:

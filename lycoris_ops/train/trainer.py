@@ -33,7 +33,7 @@ from .options import AUTOCAST, TrainOptions
 from .rates import usual_rate
 from .rise import MORE, Rise
 from .schedules import schedule
-from .sketches import check_data
+from .sketches import HELD_OUT, data_changes
 from .sums import GradientSums
 from .tensors import copies, copy_into, gathered, move_towards, norm_of, scale
 
@@ -160,6 +160,8 @@ class Trainer:
         """The weights at the best validation, as they are saved."""
         self._returned: int | None = None
         """The step of the weights to which `return_to_best` went back."""
+        self.changed: dict[str, str] = {}
+        """How the data differ from those of the state that was loaded, see `data_changes`."""
 
     @property
     def saved(self) -> int:
@@ -344,11 +346,13 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], file: str | None = None) -> None:
         """Go on from a state. Rates and weight decay are those of the options, all else is the state's.
 
+        The data may have changed, see `changed`. Where held-out data did, their earlier losses say nothing
+        any more: the history and the best step begin anew.
+
         Raises MatchError where the state is for another model or network, and TrainError for another
-        optimiser or seed, for other data, or where only one of the two has an average.
+        optimiser or seed, or where only one of the two has an average.
         """
         check_same(state["identity"], self.identity, file)
-        check_data(state["data"], self.options.data, file)
         for key, theirs, ours in (
             ("optimiser", state["optimiser"]["name"], self.options.optimiser),
             ("seed", state["seed"], self.options.seed),
@@ -379,6 +383,10 @@ class Trainer:
         self.done, self.place = state["step"], tuple(state["place"])
         self.returns = state["returns"]
         self.history = History.of(state["history"])
+        self.changed = data_changes(state["data"], self.options.data)
+        anew = any(name.startswith(HELD_OUT) for name in self.changed)
+        if anew:
+            self.history.forget_validation()
         self._rise.load_state_dict(state.get("rise", {}))
         self.idle = set(state["idle"])
         self._best = self._returned = None
@@ -386,7 +394,7 @@ class Trainer:
             with self.evaluated():
                 self._keep_best()
         # States of older versions have none. Then only later validations count.
-        elif best := state.get("best"):
+        elif (best := state.get("best")) and not anew:
             self._best = copies(self.parameters, None if self.sharded else "cpu")
             self._put(self._best, best)
 

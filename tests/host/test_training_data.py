@@ -97,25 +97,43 @@ def test_latents_of_which_no_two_have_one_size_are_said(train: Train) -> None:
     assert words in " ".join(made["report"].split())
 
 
-def test_a_resumed_training_notices_other_data(host: Host, train: Train) -> None:
+def test_a_resumed_training_says_how_its_data_changed(train: Train) -> None:
     latents, captions = data(3)
     masks = [torch.ones(1, 64, 64)]
-    settings: dict[str, Any] = {"preset": "attn-only", "latents": latents, "positive": captions}
-    train(**settings, masks=masks, steps=1)
-    other_latents, other_captions = data(3, 7)
+    settings: dict[str, Any] = {"preset": "attn-only", "resume": True}
+    train(**{**settings, "resume": False}, latents=latents, positive=captions, masks=masks, steps=1)
+    more, more_captions = data(4, 7)
     half = torch.ones(1, 64, 64)
     half[:, :, :32] = 0
-    for inputs, words in (
-        ({"latents": [*latents[:2], other_latents[2]]}, "latents, number 3 of 3.*data differ"),
-        ({"positive": [captions[0], other_captions[1], captions[2]]}, "positive, number 2 of 3"),
-        ({"latents": latents[:2], "positive": captions[:2]}, "latents.*found 2; expected 3"),
-        ({"masks": [half]}, "masks, number 1 of 1"),
-        ({"masks": []}, "masks.*found 0; expected 1"),
-        ({"empty_caption": [caption(9)]}, "empty_caption.*found 1; expected 0"),
+    for steps, (inputs, words) in enumerate(
+        (
+            # Each differs from the one before it.
+            ({"latents": latents[::-1], "positive": captions[::-1]}, ""),
+            (
+                {"latents": [*latents, more[3]], "positive": [*captions, more_captions[3]]},
+                "latents: 1 new, 4",
+            ),
+            ({"latents": latents[:2], "positive": captions[:2]}, "latents: 2 gone, 2 in all"),
+            ({"latents": latents[:2], "positive": captions[1::-1]}, "positive: changed for 2 of 2"),
+            ({"latents": latents[:2], "positive": captions[1::-1], "masks": [half]}, "masks: changed for 2"),
+            ({"latents": latents[:2], "positive": captions[1::-1], "masks": []}, "masks: changed for 2 of 2"),
+            (
+                {
+                    "latents": latents[:2],
+                    "positive": captions[1::-1],
+                    "masks": [],
+                    "empty_caption": captions[:1],
+                },
+                "empty_caption: 1 new",
+            ),
+        ),
+        2,
     ):
-        with pytest.raises(host.ops.TrainError, match=words):
-            train(**{**settings, "masks": masks, **inputs}, steps=2, resume=True)
-    assert train(**settings, masks=masks, steps=2, resume=True)["steps_done"] == 2
+        made = train(**{**settings, "masks": masks, **inputs}, steps=steps)
+        report = " ".join(made["report"].split())
+        assert made["path"].endswith("style_00001_.safetensors") and made["steps_done"] == steps
+        assert f"went on from step {steps - 1} of an earlier run" in report
+        assert ("Since then the data have changed: " + words in report) if words else "changed:" not in report
 
 
 @pytest.mark.soak

@@ -196,30 +196,40 @@ def test_an_interrupt_keeps_what_was_learned_and_a_resumed_training_ends_as_an_u
     assert further["steps_done"] == 6 and further["path"] == whole["path"]
 
 
-def test_a_training_that_was_broken_off_with_other_settings_is_asked_about(
-    host: Host, train: Callable[..., Any], tmp_path: Path, stop_after: Callable[[int], None]
+def test_a_stopped_training_is_chosen_by_its_data_and_settings(
+    host: Host, train: Callable[..., Any], stop_after: Callable[[int], None]
 ) -> None:
     import comfy.model_management
 
     settings: dict[str, Any] = {"preset": "attn-only", "steps": 3, "warmup": 0}
+    latents, captions = [latent(seed) for seed in range(4)], [caption(seed) for seed in range(4)]
+    settings |= {"latents": latents, "positive": captions}
     stop_after(1)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(**settings)
     stop_after(100)
-    with pytest.raises(
-        host.ops.TrainError,
-        match=r"output/loras/style_00001_\.safetensors: .*interrupted after 1 step, .*learning_rate was "
-        r"0\.003 and is 0\.001.*turn on `resume`.*another `filename_prefix`",
-    ):
-        train(**{**settings, "learning_rate": 1e-3, "steps": 4})
-    # With other data it is another training, and says so.
-    other = train(**settings, latents=[latent(seed) for seed in range(4, 8)])
-    assert other["path"].endswith("style_00002_.safetensors")
-    assert "began anew: style_00001_ stopped at step 1 of 3, and its data are other ones" in other["report"]
-    # The file's dtype may differ, and so may the recomputing of blocks.
-    assert train(**settings, dtype="bfloat16", checkpointing="on")["path"].endswith(
-        "style_00001_.safetensors"
-    )
+    # What was queued behind it under the same name, with other settings, another seed or other data, runs.
+    others = {
+        "style_00002_": ({"learning_rate": 1e-3, "steps": 4}, "learning_rate was 0.003 and is 0.001"),
+        "style_00003_": ({"seed": 9}, "seed was 5 and is 9"),
+        "style_00004_": ({"latents": latents[:3], "positive": captions[:3]}, "latents: 1 gone, 3 in all"),
+    }
+    for name, (inputs, words) in others.items():
+        other = train(**{**settings, **inputs})
+        report = " ".join(other["report"].split())
+        assert name in other["path"] and "went on" not in report
+        assert "began anew: style_00001_ stopped at step 1 of 3, with other settings or data" in report
+        assert words in report and "turn on `resume`" in report
+    # The latest training is style_00004_. With `resume` the one of these data and settings goes on.
+    longer = train(**{**settings, **others["style_00002_"][0], "steps": 5}, resume=True)
+    assert longer["path"].endswith("style_00002_.safetensors") and longer["steps_done"] == 5
+    fewer = train(**{**settings, **others["style_00004_"][0], "learning_rate": 1e-3, "steps": 4}, resume=True)
+    assert fewer["path"].endswith("style_00004_.safetensors") and fewer["steps_done"] == 4
+    # It is found by Run alone too, in another order of its data. The file's dtype may differ.
+    same = {"latents": latents[::-1], "positive": captions[::-1], "dtype": "bfloat16", "checkpointing": "on"}
+    made = train(**{**settings, **same})
+    assert made["path"].endswith("style_00001_.safetensors") and "went on from step 1" in made["report"]
+    assert "changed" not in made["report"] and "other settings" not in made["report"]
 
 
 def test_a_training_of_another_process_is_left_alone_and_the_next_number_is_taken(
@@ -330,8 +340,6 @@ def test_a_stopped_training_is_found_whatever_ran_after_it(
         anew(first)
     assert not [*tmp_path.rglob("set-aside.json")]
     stopped(1, filename_prefix="loras/other")
-    with pytest.raises(host.ops.TrainError, match=r"interrupted after 2 steps.*seed was 5 and is 9"):
-        train(**given, seed=9)
     anew({**first, "seed": 9})
     assert stopped(1, seed=9) == {**first, "seed": 9}
     assert "style_00003_" in train(**given, **other)["path"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -100,19 +101,66 @@ def test_a_state_knows_its_data_though_they_were_computed_again(tmp_path: Path) 
     again.load_state(path)
     assert again.done == 1
     flipped = [pictures[0], pictures[1].flip(-1), pictures[2]]
-    for other, words in (
-        (data(flipped, texts), r"run\.state\.safetensors.*latents, number 2 of 3.*data differ"),
-        (data(pictures[::-1], texts), r"latents, number 1 of 3"),
-        (data(pictures, ["a cat", "a dog", "a sow"]), r"captions, number 3 of 3"),
-        (data(pictures[:2], texts[:2]), r"latents: .*data differ.*found 2; expected 3"),
-        (data(pictures, []), r"captions: .*found 0; expected 3"),
+    more, fewer = [*pictures, torch.randn(4, 8, 8)], pictures[1:]
+    for other, changed in (
+        (data(pictures[::-1], texts[::-1]), {}),
+        (data(flipped, texts), {"latents": "1 new, 1 gone, 3 in all"}),
+        (data(pictures, ["a cat", "a dog", "a sow"]), {"captions": "changed for 1 of 3"}),
+        (data(pictures, [texts[1], texts[0], texts[2]]), {"captions": "changed for 2 of 3"}),
+        (data(more, [*texts, "a bee"]), {"latents": "1 new, 4 in all"}),
+        (data(fewer, texts[1:]), {"latents": "1 gone, 2 in all"}),
+        (data(pictures, []), {"captions": "changed for 3 of 3"}),
     ):
-        with pytest.raises(lyc.TrainError, match=words):
-            trainer(other).load_state(path)
+        going = trainer(other)
+        going.load_state(path)
+        assert going.done == 1 and going.changed == changed
     # A state of a training that said nothing of its data.
     unmarked = trainer({})
     unmarked.step(torch.ones(1, 3))
-    trainer(data(pictures, texts)).load_state_dict(unmarked.state_dict())
+    going = trainer(data(pictures, texts))
+    going.load_state_dict(unmarked.state_dict())
+    assert not going.changed
+
+
+def test_many_samples_in_another_order_are_compared_quickly() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = [[64.0, 1.0, *torch.randn(4, generator=draw).tolist()] for _ in range(5000)]
+    rows += rows[:50]
+    shuffled = [rows[index] for index in torch.randperm(len(rows), generator=draw).tolist()]
+    began = process_time()
+    assert not lyc.data_changes({"latents": rows}, {"latents": shuffled})
+    changed = lyc.data_changes({"latents": rows}, {"latents": [*shuffled[1:], [64.0, 1.0, 9, 9, 9, 9]]})
+    assert changed == {"latents": "1 new, 1 gone, 5050 in all"}
+    print(process_time() - began)
+
+
+def test_new_held_out_data_begin_a_new_comparison(tmp_path: Path) -> None:
+    """Losses on other held-out data cannot be compared: the best step counts from the resume on."""
+    module = nn.Sequential(nn.Linear(3, 3))
+    net = lyc.create_lycoris(module, rank=1, seed=0)
+    x = torch.ones(1, 3)
+
+    def run(held: float, steps: int, resume: Path | None = None) -> lyc.TrainResult:
+        rows = {"latents": lyc.sketches([[x]]), "validation_latents": lyc.sketches([[x * held]])}
+        options = lyc.TrainOptions(
+            steps=steps, lr=0.1, validate_every=2, data=rows, output=tmp_path / "a.safetensors", bar=False,
+            overwrite=True, rise=None,
+        )  # fmt: skip
+        return lyc.train_network(
+            net, [x], lambda made, batch: made(batch).square().mean(), options,
+            validation=[x * held], resume=resume,
+        )  # fmt: skip
+
+    first = run(0.01, 3)
+    assert [step for step, _ in first.history.validation] == [0, 2, 3]
+    second = run(1.0, 5, first.state and Path(first.state))
+    # All earlier losses are a 10,000th, so each of them would stay the best.
+    assert [step for step, _ in second.history.validation] == [3, 4, 5]
+    assert second.saved > 3 and "in step 3" in str(second)
+    assert "the data have changed: validation_latents: 1 new, 1 gone, 1 in all" in str(second)
+    same = run(1.0, 6, second.state and Path(second.state))
+    assert [step for step, _ in same.history.validation] == [3, 4, 5, 6]
+    assert "have changed" not in str(same)
 
 
 def test_gradients_are_scaled_where_a_model_computes_in_float16_by_itself() -> None:

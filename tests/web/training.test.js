@@ -12,7 +12,7 @@ test("each stage says its count", () => {
   // The first step knows no pace, and the last has nothing left.
   assert.equal(inWords({ ...training, done: 1, pace: null }), "Step 1 of 1500, loss 0.0841")
   const anew = { ...training, done: 1, pace: null, other: "style_00001_" }
-  assert.equal(inWords(anew), "Step 1 of 1500, loss 0.0841, begun anew: the data of style_00001_ are other ones")
+  assert.equal(inWords(anew), "Step 1 of 1500, loss 0.0841, begun anew: settings or data are not those of style_00001_")
   assert.equal(inWords({ ...training, done: 1500 }), "Step 1500 of 1500, 2.1 s a step, loss 0.0841")
   const race = { heat: 3, heats: 9, entrant: "lora as asked", rate: "0.003", steps: 1500 }
   assert.equal(

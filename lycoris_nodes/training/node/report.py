@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ....lycoris_ops import Searched, TrainOptions, TrainResult, dtype_name, number_of
+from ....lycoris_ops import (
+    Searched,
+    Sketch,
+    TrainOptions,
+    TrainResult,
+    data_changes,
+    dtype_name,
+    number_of,
+)
 from ...host.files import shown_path
 from ..data.loss import DiffusionLoss
 from ..model.session import Session
+from .runs import Offer
 
 
 def rate_in_words(options: TrainOptions, text_rate: float | None) -> str:
@@ -43,6 +53,16 @@ def rescue_in_words(path: Path, steps: int, of: int, *, chosen: bool) -> str:
     return (
         f"Stopped after {steps} of {of} steps, and kept in {shown_path(path)}. {first} with the same "
         "settings to train on from there."
+    )
+
+
+def left_in_words(other: Offer, data: Mapping[str, Sequence[Sketch]]) -> str:
+    """Which stopped training a new one leaves as it is, why, and how to go on with it."""
+    changed = data_changes(other.state.data, data)
+    apart = [*other.differences, *(f"{name}: {what}" for name, what in changed.items())]
+    return (
+        f"began anew: {other.run.in_words}, with other settings or data ({'; '.join(apart)}). To go on with "
+        f"it, give its name as `filename_prefix`, and turn on `resume`"
     )
 
 

@@ -56,6 +56,7 @@ from .overrides import Sampling, arguments_of, overrides_of, sampled_as
 from .previews import Previews, Prompt
 from .report import (
     finished_in_words,
+    left_in_words,
     loss_in_words,
     memory_in_words,
     rate_in_words,
@@ -86,7 +87,7 @@ SAMPLED = (
     *("regularisation_latents", "regularisation_positive", "regularisation_captions"),
     *("validation_latents", "validation_positive", "validation_captions"),
 )
-"""The inputs that must be as before when a training is resumed."""
+"""The inputs of data. A stopped training is found by them too."""
 
 PLACES = ("output", "state", "picture")
 """The paths of a result."""
@@ -174,7 +175,7 @@ def train(
     output = run.output
     live = Live(tell, asked.steps)
     live.folder = run.folder
-    live.other = run.other.output.stem if run.other else ""
+    live.other = run.other.run.output.stem if run.other else ""
     if run.state:
         live.resumed, live.history = run.state.step, run.state.history()
     live.stage("loading", 0, 0)
@@ -312,7 +313,7 @@ def train(
         notes = [
             *expert_in_words(asked.expert, loss.times, job.because),
             *([f"went on with other settings: {'; '.join(changed)}"] if changed else []),
-            *([f"began anew: {run.other.in_words}, and its data are other ones"] if run.other else []),
+            *([left_in_words(run.other, data)] if run.other else []),
             *([f"began beside {run.beside}, which trains this name now"] if run.beside else []),
             *guidance_in_words(
                 family,
@@ -381,7 +382,7 @@ def _race_data(
 
 @contextmanager
 def _meant(run: Run, data: Mapping[str, Sequence[Sketch]]) -> Generator[None]:
-    """Add a hint to errors that say that the stopped training had another model, network or data."""
+    """Add a hint to errors that say that the stopped training had another model or network."""
     try:
         yield
     except (MatchError, TrainError) as error:

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from glob import escape
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +23,10 @@ from ....lycoris_ops import (
     WriteError,
     check_room,
     claimed,
+    data_changes,
     is_vacant,
     new_files,
     newest_state,
-    number_of,
     running_in,
     state_at,
 )
@@ -41,7 +40,7 @@ averages."""
 AT_ONCE = 3
 """Checkpoints besides the numbered ones: the last, the best, and the one being written."""
 UNCHANGED = ("seed", "optimiser")
-"""Settings that must stay for a training to go on. Model, layers and data are compared later."""
+"""Settings that must stay for a training to go on. Model and layers are compared later."""
 USUAL = ("learning_rate", "rank", "alpha", "shift", "text_learning_rate")
 """Settings that are 0 where the node says `auto`."""
 ANEW = "To begin a new one, press Start over on the node, or give another `filename_prefix`"
@@ -78,8 +77,8 @@ class Run:
 
     output: Path
     state: FoundState | None = None
-    other: Run | None = None
-    """The stopped training that this one leaves as it is, because its data are other ones."""
+    other: Offer | None = None
+    """The stopped training that this one leaves as it is, because its settings or data are other ones."""
     beside: str = ""
     """The latest training of this name that runs now, and by which process; empty for none."""
 
@@ -103,7 +102,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Offer:
-    """A stopped training that Run would go on with, or ask about if its settings differ."""
+    """A stopped training that Run would go on with, or leave as it is if its settings differ."""
 
     run: Run
     state: FoundState
@@ -123,34 +122,22 @@ def runs_of(
     """Choose the training to run, or the two of a pair: the latest of this name that was stopped with these
     settings and data, else a new one.
 
-    Only the files on disk decide. With `resume` or a checkpoint the latest training of this name is
-    continued, from that checkpoint or the newest one, with the new values of all settings that may change.
-    The two of a pair have one number, and either may be finished already, or not begun.
+    Only the files on disk decide. With `resume` or a checkpoint the nearest training of this name is
+    continued, from that checkpoint or the newest one, with the new values of all that may change. The nearest
+    has this seed and optimiser before these data, and these data before most of these settings; of several
+    it is the latest. The two of a pair have one number, and either may be finished already, or not begun.
 
-    With `resume` or a checkpoint, raises TrainError if there is no such training or checkpoint, and for a
-    changed setting that may not change. Without them, raises it if the latest training was stopped on these
-    data with other settings, and none with these: then the user must choose.
+    With `resume` or a checkpoint, raises TrainError if there is no such training or checkpoint, if it runs
+    now, and for a changed setting that may not change.
     """
     if resume or checkpoint:
-        return _resumed(keys, checkpoint)
-    pair = _begun_pair(keys, data) if len(keys) == 2 else None
-    if pair:
-        return pair
-    offer = offer_of(keys, data)
-    if offer and offer.differences:
-        raise TrainError(
-            f"a training of this name was interrupted after {number_of(offer.state.step, 'step')}, "
-            f"with other settings: {'; '.join(offer.differences)}",
-            file=shown_path(offer.run.output),
-            hint="To go on with it, restore its settings, or turn on `resume` (an advanced input) "
-            f"to use the present ones. {ANEW}",
-        )
-    if offer:
-        return [offer.run]
+        return _resumed(keys, data, checkpoint)
+    if begun := _begun(keys, data):
+        return begun
     other = offer_of(keys)
     number = max(map(_next_number, keys))
     beside = _running_of(keys)
-    return [Run(_numbered(one, number), other=other and other.run, beside=beside) for one in keys]
+    return [Run(_numbered(one, number), other=other, beside=beside) for one in keys]
 
 
 @contextmanager
@@ -183,15 +170,10 @@ def _running_of(keys: Sequence[RunKey]) -> str:
     return ""
 
 
-def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:
-    """The latest training of this name, or the two of a pair. Raises TrainError as `runs_of` does."""
-    if len(keys) == 1:
-        latest = [*islice(_runs(keys[0].new, keys[0].dialect), 1)]
-    else:
-        known = [_by_number(one) for one in keys]
-        number = max({*known[0], *known[1]}, default=0)
-        latest = _of_number(keys, known, number) if number else []
-    if not latest:
+def _resumed(keys: Sequence[RunKey], data: Mapping[str, Sequence[Sketch]], checkpoint: str) -> list[Run]:
+    """The nearest training of this name, or the two of a pair. Raises TrainError as `runs_of` does."""
+    nearest = _nearest(keys, data)
+    if nearest is None:
         first, new = keys[0], keys[0].new
         raise TrainError(
             "there is no training of this name to go on with",
@@ -201,8 +183,8 @@ def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:
             hint="Turn off `resume` to begin one",
         )
     if checkpoint:
-        latest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in latest]
-    for run, one in zip(latest, keys, strict=True):
+        nearest = [replace(run, state=_chosen(run.folder, checkpoint)) for run in nearest]
+    for run, one in zip(nearest, keys, strict=True):
         if by := running_in(run.folder):
             raise TrainError(
                 "this training runs now",
@@ -211,32 +193,71 @@ def _resumed(keys: Sequence[RunKey], checkpoint: str) -> list[Run]:
                 hint=f"Wait for its end. {ANEW}",
             )
         if run.state:
-            _check_unchanged(run, run.state, one.settings)
+            if fixed := _fixed(run.state, one.settings):
+                raise TrainError(
+                    f"a training cannot go on with these settings: {'; '.join(fixed)}",
+                    file=shown_path(run.output),
+                    hint=f"Set them back. {ANEW}",
+                )
             (run.folder / ASIDE).unlink(missing_ok=True)
-    return latest
+    return nearest
 
 
-def _begun_pair(
+def _candidates(keys: Sequence[RunKey]) -> Iterator[list[Run]]:
+    """The trainings of this name that have states, or the pairs of them, the latest first. A training of one
+    expert alone counts as half of a pair, if nothing else has its number."""
+    if len(keys) == 1:
+        yield from ([run] for run in _runs(keys[0].new, keys[0].dialect))
+        return
+    known = [_by_number(one) for one in keys]
+    for number in sorted({*known[0], *known[1]}, reverse=True):
+        yield [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, keys, strict=True)]
+
+
+def _nearest(
     keys: Sequence[RunKey],
     data: Mapping[str, Sequence[Sketch]] | None,
     unknown: Container[str] = (),
 ) -> list[Run] | None:
-    """The latest pair with these settings and data that has begun and is not finished; None for none.
+    """The training of this name, or the pair, that is nearest to these settings and data, see `runs_of`. With
+    none of them changed, one with steps left comes first."""
 
-    A training of one expert alone counts as half of a pair, if nothing else has its number.
-    """
-    known = [_by_number(one) for one in keys]
-    for number in sorted({*known[0], *known[1]}, reverse=True):
-        runs = _of_number(keys, known, number)
-        fits = (
-            not run.output.exists() and not running_in(run.folder)
-            if run.state is None
-            else _is_free(run, one.settings)
-            and not differences(run.state.settings, one.settings, unknown)
-            and (data is None or run.state.has_data(data))
-            for run, one in zip(runs, keys, strict=True)
+    def distance(runs: Sequence[Run]) -> tuple[Any, ...]:
+        pairs = [(run.state, key.settings) for run, key in zip(runs, keys, strict=True) if run.state]
+        changed = sum(len(differences(state.settings, settings, unknown)) for state, settings in pairs)
+        return (
+            any(_fixed(*pair) for pair in pairs),
+            data is not None and any(data_changes(state.data, data) for state, _ in pairs),
+            changed,
+            not changed and all(run.is_whole for run in runs),
         )
-        if all(fits) and not all(run.is_whole for run in runs):
+
+    return min(_candidates(keys), key=distance, default=None)
+
+
+def _begun(
+    keys: Sequence[RunKey],
+    data: Mapping[str, Sequence[Sketch]] | None,
+    unknown: Container[str] = (),
+) -> list[Run] | None:
+    """The latest training, or pair, with these settings and data that has begun and is not finished; None for
+    none. Where all steps are done and only a file is missing, that counts for the latest alone."""
+
+    def fits(run: Run, settings: Mapping[str, Any]) -> bool:
+        if run.state is None:
+            return not run.output.exists()
+        same = not differences(run.state.settings, settings, unknown)
+        return same and (data is None or not data_changes(run.state.data, data))
+
+    free = (
+        runs
+        for runs in _candidates(keys)
+        if all(_is_free(run, key.settings) for run, key in zip(runs, keys, strict=True))
+    )
+    for earlier, runs in enumerate(free):
+        has_steps = any(run.state is None or not run.state.finished for run in runs)
+        is_open = has_steps or (not earlier and not all(run.is_whole for run in runs))
+        if is_open and all(fits(run, key.settings) for run, key in zip(runs, keys, strict=True)):
             return runs
     return None
 
@@ -257,66 +278,53 @@ def _chosen(folder: Path, checkpoint: str) -> FoundState:
     return state_at(known[name])
 
 
-def _check_unchanged(run: Run, state: FoundState, settings: Mapping[str, Any]) -> None:
-    """Raise TrainError for settings that an optimiser's state cannot go on with."""
+def _fixed(state: FoundState, settings: Mapping[str, Any]) -> list[str]:
+    """The changed settings with which an optimiser's state cannot go on, in words."""
     theirs = {name: state.settings[name] for name in UNCHANGED if name in state.settings}
     changed = differences(theirs, {name: settings.get(name) for name in theirs})
     if "ema" in state.settings and bool(state.settings["ema"]) != bool(settings.get("ema")):
         changed += differences({"ema": state.settings["ema"]}, {"ema": settings.get("ema")})
-    if changed:
-        raise TrainError(
-            f"a training cannot go on with these settings: {'; '.join(changed)}",
-            file=shown_path(run.output),
-            hint=f"Set them back. {ANEW}",
-        )
+    return changed
 
 
-def offer_of(
-    keys: Sequence[RunKey],
-    data: Mapping[str, Sequence[Sketch]] | None = None,
-    unknown: Container[str] = (),
-) -> Offer | None:
-    """The stopped training that Run would go on with or ask about; None where it begins a new one. A training
-    that runs now does not count, whoever queued it. Of a pair it is the first that is not finished and has a
-    state, or the one that is finished.
+def offer_of(keys: Sequence[RunKey], unknown: Container[str] = (), *, resume: bool = False) -> Offer | None:
+    """The stopped training that Run would go on with, whatever the data, else the latest one with other
+    settings, which it would leave as it is. With `resume`, the one that it would go on with in any case.
 
-    `unknown` are settings that may have any value. Without `data`, any data will do.
+    None where there is none with steps left. A training that runs now does not count, whoever
+    queued it. Of a pair it is the first that is not finished and has a state, or the one that is finished.
+    `unknown` are settings that may have any value.
     """
     # The page asks while a name is typed, which must make no folders.
     if not all(has_output_folder(one.prefix) for one in keys):
         return None
-    if len(keys) == 1:
-        return _offer_of_one(keys[0], data, unknown)
-    if pair := _begun_pair(keys, data, unknown):
-        offers = [
-            Offer(run, run.state, one.settings, []) for run, one in zip(pair, keys, strict=True) if run.state
+    if resume:
+        pairs = [*zip(_nearest(keys, None, unknown) or (), keys, strict=False)]
+    elif begun := _begun(keys, None, unknown):
+        offers = [_offer(*pair, unknown) for pair in zip(begun, keys, strict=True)]
+        return min(filter(None, offers), key=lambda offer: offer.run.is_whole)
+    else:
+        pairs = [
+            (run, key) for key in keys for run in _runs(key.new, key.dialect) if _is_free(run, key.settings)
         ]
-        return min(offers, key=lambda offer: offer.run.is_whole)
-    asked = (_offer_of_one(one, data, unknown) for one in keys)
-    return next((offer for offer in asked if offer and offer.differences), None)
-
-
-def _offer_of_one(
-    key: RunKey, data: Mapping[str, Sequence[Sketch]] | None, unknown: Container[str]
-) -> Offer | None:
-    offers = [
-        Offer(run, run.state, key.settings, differences(run.state.settings, key.settings, unknown))
-        for run in _runs(key.new, key.dialect)
-        if run.state and _is_free(run, key.settings)
-    ]
-    # If all steps are done and only the file is missing, going on just writes it.
-    missing = [offer for offer in offers[:1] if not offer.run.output.exists()]
-    if data is not None:
-        offers = [offer for offer in offers if offer.state.has_data(data)]
-    for offer in offers:
-        if not offer.differences and (not offer.state.finished or offer in missing):
+    for run, key in pairs:
+        offer = _offer(run, key, unknown)
+        # Where no step was done, there is nothing to go on with.
+        if offer is None or not offer.state.step or offer.state.finished or running_in(run.folder):
+            continue
+        if resume or offer.differences:
             return offer
-    # Where no step was done, there is nothing to ask about.
-    return next((offer for offer in offers[:1] if offer.state.step and not offer.state.finished), None)
+    return None
+
+
+def _offer(run: Run, key: RunKey, unknown: Container[str]) -> Offer | None:
+    if run.state is None:
+        return None
+    return Offer(run, run.state, key.settings, differences(run.state.settings, key.settings, unknown))
 
 
 def begin_anew(keys: Sequence[RunKey], unknown: Container[str]) -> None:
-    """Set aside what Run would go on with or ask about with these settings. All files stay."""
+    """Set aside what `offer_of` finds with these settings. All files stay."""
     while offer := offer_of(keys, unknown=unknown):
         known = {name: value for name, value in offer.wanted.items() if name not in unknown}
         path = offer.run.folder / ASIDE
@@ -419,11 +427,6 @@ def _by_number(key: RunKey) -> dict[int, Run]:
     """The numbered trainings of this name that have states."""
     runs = ((_number(run.output, key.dialect), run) for run in _runs(key.new, key.dialect))
     return {number: run for number, run in runs if number}
-
-
-def _of_number(keys: Sequence[RunKey], known: Sequence[Mapping[int, Run]], number: int) -> list[Run]:
-    """The two of a pair. One that is not known begins anew."""
-    return [runs.get(number) or Run(_numbered(one, number)) for runs, one in zip(known, keys, strict=True)]
 
 
 def _next_number(key: RunKey) -> int:

@@ -144,8 +144,8 @@ def _usual(prefix: str) -> list[Any]:
                 "resume",
                 default=False,
                 tooltip="Off: a stopped training of this name goes on by itself if all settings and data are "
-                "as before, exactly as if it had never stopped. On: the latest one goes on with the present "
-                "settings, even a finished one, for more steps.",
+                "as before, exactly as if it had never stopped. On: the nearest one goes on with the present "
+                "settings and data, even a finished one, for more steps.",
             ),
             seed_input("The seed of all randomness: the same seed and inputs give the same file."),
         ),
@@ -223,7 +223,7 @@ def _rare() -> list[Any]:
         io.String.Input(
             "resume_from",
             default="",
-            tooltip="The checkpoint to go on from, such as step-000500 or best, of the latest training "
+            tooltip="The checkpoint to go on from, such as step-000500 or best, of the nearest training "
             "of this name. It goes on with the present settings, as with `resume`, and replaces the file and "
             "the later checkpoints of that training. Empty: the newest one.",
         ),

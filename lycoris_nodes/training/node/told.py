@@ -50,7 +50,8 @@ def told(asked: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
     keys = [key_of(of_expert(known, expert)) for expert in experts]
     if asked.get("anew"):
         begin_anew(keys, unknown=linked)
-    return {**found, "stopped": _stopped(keys, linked, inputs)}
+    resume = bool(known.resume or known.resume_from)
+    return {**found, "stopped": _stopped(keys, linked, inputs, resume=resume)}
 
 
 def _classes_of(files: Sequence[str]) -> tuple[Sequence[str], str]:
@@ -86,8 +87,8 @@ def _usual(known: Asked, family: Family | None, linked: Sequence[str]) -> dict[s
     return {"family": family.name, **{name: decimal(value) for name, value in usual.items() if value}}
 
 
-def _stopped(keys: Sequence[RunKey], linked: Sequence[str], inputs: Sequence[Any]) -> Any:
-    offer = offer_of(keys, unknown=linked)
+def _stopped(keys: Sequence[RunKey], linked: Sequence[str], inputs: Sequence[Any], *, resume: bool) -> Any:
+    offer = offer_of(keys, unknown=linked, resume=resume)
     if offer is None:
         return None
     drawn = shown(offer.state.history(), offer.run.folder)

@@ -127,7 +127,7 @@ function offer({ shown, acts }) {
   const line = make("div", { class: "buttons" }, ...buttons)
   if (!differences.length) return [line]
   const all = { differences: differences.join("; ") }
-  const told = shown.resume ? t("Goes on with changed settings: {differences}", all) : t("Settings differ: {differences}", all)
+  const told = shown.resume ? t("Goes on with changed settings: {differences}", all) : t("Run begins another training, because settings differ: {differences}", all)
   return [make("div", { class: "differences", textContent: told }), line]
 }
 

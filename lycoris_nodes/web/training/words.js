@@ -65,7 +65,7 @@ function stageInWords(shown) {
     pace ? t("{pace} s a step", { pace: digits(pace, 2) }) : "",
     pace && done < of ? t("{time} left", { time: duration((of - done) * pace) }) : "",
     loss === undefined ? "" : t("loss {loss}", { loss: digits(loss) }),
-    other ? t("begun anew: the data of {name} are other ones", { name: other }) : "",
+    other ? t("begun anew: settings or data are not those of {name}", { name: other }) : "",
   ]
     .filter(Boolean)
     .join(", ")
