@@ -312,6 +312,32 @@ def compare_and_train(
     trained_into_an_exact_file(host, model, folder, pictures, **inputs)
 
 
+@pytest.mark.soak
+def test_a_control_clip_is_learned_in_the_resolutions_of_its_clip(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    """As from a run in each resolution alone, whether the control clip has the clip's size or another."""
+    for name, frames, size in ("a", 12, (128, 128)), ("b", 20, (64, 128)):
+        film(folder / f"{name}.mp4", frames, 16, (128, 128))
+        film(folder / f"{name}_control.mp4", frames, 16, size)
+    row, vae = ROWS["VACE"], Counted(16, video=True)
+    model = patcher(tiny(row.architecture, text_dim=WORD_WIDTH, **row.changed))
+    given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "frames": 5}
+
+    def examples(data: dict[str, Any]) -> list[Any]:
+        pairs = zip(data["latents"], data["positive"], strict=True)
+        return [(one["samples"], told[0][1]["vace_frames"]) for one, told in pairs]
+
+    alone = [one for side in (128, 64) for one in examples(prepare(**given, resolution=side))]
+    called = vae.calls
+    data = prepare(**given, resolution="64, 128")
+    together = examples(data)
+    assert vae.calls == called and len(together) == len(alone) == 4
+    assert all(sum(same(one, other) for other in together) == 1 for one in alone)
+    linked = {name: data[name] for name in ("latents", "positive")}
+    assert train(host, tmp_path, model=model, **linked, steps=4, rank=2, batch_size=2)["steps_done"] == 4
+
+
 def test_what_no_model_can_learn_from_a_folder_is_refused(
     host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
 ) -> None:

@@ -205,6 +205,33 @@ def test_references_are_latents_beside_the_caption_as_the_hosts_nodes_give_them(
     assert trained["steps_done"] == 2
 
 
+def test_references_are_learned_in_the_resolutions_of_their_targets(
+    host: Host, prepare: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    """Each pair is as from a run in each resolution alone, also where the target has one size in all."""
+    drawing(folder / "a.png", "blue", (256, 192))
+    drawing(folder / "control" / "a.png", "green", (192, 256))
+    drawing(folder / "dot.png", "red", (64, 64))
+    drawing(folder / "control" / "dot.png", "yellow", (256, 128))
+    vae, model, sides = Counted(16), flux(), (192, 128, 64)
+    given: dict[str, Any] = {"model": model, "vae": vae.vae, "trigger": "qwx", "enlarge": False}
+
+    def pairs(data: dict[str, Any]) -> list[Any]:
+        latents = [one["samples"] for one in data["latents"]]
+        shown = [reference for one in data["positive"] for reference in one[0][1]["reference_latents"]]
+        return sorted((key(one), key(other)) for one, other in zip(latents, shown, strict=True))
+
+    def key(latent: Tensor) -> tuple[float, ...]:
+        return (*latent.shape, float(latent.double().square().sum()))
+
+    alone = [pairs(prepare(**given, resolution=side)) for side in sides]
+    assert len({other for one in alone for _, other in one}) == 6
+    called = vae.calls
+    data = prepare(**given, resolution="64, 192, 128")
+    assert vae.calls == called and pairs(data) == sorted(pair for one in alone for pair in one)
+    assert trained_on(host, tmp_path, model, data, batch_size=2, steps=6)["steps_done"] == 6
+
+
 def test_what_references_show_is_learned(host: Host, tmp_path: Path) -> None:
     """All latents have one text, and each is its own reference."""
     draw = torch.Generator().manual_seed(1)
