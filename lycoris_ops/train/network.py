@@ -12,6 +12,7 @@ from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .. import processes
 from ..algorithms import Layer
@@ -33,6 +34,7 @@ from .guard import guard, unguard
 from .in_peft import all_experts, for_peft, on_modules, path_in_peft
 from .member import Member, read_weight, zeroed
 from .naming import DIFFUSERS, layers_for, model_shapes, named
+from .passing import watch
 from .strengths import Strengths
 
 NAME = "network"
@@ -82,6 +84,7 @@ class LycorisNetwork(nn.Module):
         self.set_multiplier(1.0)
         self._flags: Flags | None = None
         """The flags that `freeze` returned in `apply_to`; None while the network is not applied."""
+        self._watched: list[RemovableHandle] = []
 
     module: nn.Module
 
@@ -108,6 +111,8 @@ class LycorisNetwork(nn.Module):
         if self._flags is None:
             self._tie_rows()
             self._flags = freeze(self.module)
+            # Before the layers act: their outputs have a graph of their own.
+            self._watched = watch(self.module)
             guard(self.module, self)
             try:
                 for member in self.members.values():
@@ -154,6 +159,9 @@ class LycorisNetwork(nn.Module):
         """
         for member in self.members.values():
             member.detach()
+        for handle in self._watched:
+            handle.remove()
+        self._watched = []
         thaw(self.module, self._flags or {})
         unguard(self.module, self)
         self._flags = None

@@ -13,6 +13,7 @@ from networks import ALL, CASES, Model, loss, made, move
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 import lycoris_ops as lyc
 from lycoris_ops.train.member import read_weight
@@ -504,6 +505,69 @@ def test_a_magnitude_of_a_packed_weight(package: str) -> None:
     wanted = plain + x @ member.layer.delta(weight).T
     # Int8 layers round their inputs as well.
     assert (base(x) - wanted).abs().max() < (0.05 if package == "int8" else 1e-4)
+
+
+class Coded(Tensor):
+    """Values whose product is computed from codes alone, without a graph."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, kwargs or {})
+        plain = tree_map_only(Coded, lambda value: value.as_subclass(Tensor), given)
+        if func is not functional.linear:
+            return super().__torch_function__(func, types, args, kwargs)
+        with torch.no_grad():
+            return func(*plain[0], **plain[1])
+
+    def dequantize(self, dtype: Any = None) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor)
+
+
+def coded(layer: nn.Linear) -> nn.Linear:
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Coded), requires_grad=False)
+    return layer
+
+
+def torchao_coded(layer: nn.Linear) -> nn.Linear:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(layer, Int8DynamicActivationInt8WeightConfig())
+    return layer
+
+
+@pytest.mark.parametrize("coding", [coded, torchao_coded])
+@pytest.mark.parametrize("include", ["*", "0"], ids=["adapted", "beside an adapted one"])
+def test_a_layer_that_lets_no_gradient_through_is_refused_in_the_backward_pass(
+    include: str, coding: Callable[[nn.Linear], nn.Linear]
+) -> None:
+    """With what goes past the layer, the first layer would learn from a gradient that is not the loss's."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(32, 32), coding(nn.Linear(32, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return y + self.second(y)
+
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(5, 32)
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    network = made(model, include=include.replace("0", "first"))
+    # A pass alone is not a training.
+    output = model(x)
+    model(x.requires_grad_())
+    with pytest.raises(lyc.TrainError, match=r"second: this layer lets no gradient through.*Int8WeightOnly"):
+        loss(output).backward()
+    network.restore()
+    assert hooks == [len(module._forward_hooks) for module in model.modules()]
+    # Nothing is missing where nothing before it learns, nor with the weight's own values in its place.
+    for options in ({"include": "second"}, {"form": "rebuilt"}):
+        network = made(model, **options)
+        loss(model(x.detach())).backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+        network.restore()
 
 
 def test_sequences_of_several_lengths_in_torchs_own_encoder() -> None:
