@@ -12,6 +12,7 @@ import pickle
 import shutil
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def loras(server: Server) -> Iterator[Path]:
 
 
 SECONDS, BYTES = 2, 100_000_000
-"""What a request about a stranger's text or file may take of the server: CPU time, and memory."""
+"""What a request about a stranger's text or file may take: CPU time and time in all, and memory."""
 
 
 def memory(server: Server, what: str) -> int:
@@ -73,6 +74,12 @@ def processor(server: Server) -> float:
     """The seconds of the processor that the server's process has taken."""
     times = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
+
+def queued(*processes: int) -> float:
+    """The seconds in which threads of these processes could run and no processor was free."""
+    tasks = [task for one in processes for task in Path(f"/proc/{one}/task").iterdir()]
+    return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
 
 
 def picture(kind: str, side: int) -> bytes:
@@ -111,7 +118,10 @@ PREVIEWS = {"within.safetensors": ("PNG", 13_300), "beside.safetensors": ("WEBP"
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of another process is in /proc")
 @pytest.mark.parametrize("name", [*POSTS, *PREVIEWS])
 def test_a_stranger_takes_little_of_the_server(server: Server, loras: Path, name: str) -> None:
-    """Each is answered within two seconds and 100 MB, without an HTTP error."""
+    """Each is answered within two seconds and 100 MB, without an HTTP error.
+
+    What it waits for a processor is the other processes' load, and does not count.
+    """
     if name == "a header":
         made = HEADERS["1,600,000 keys"][0]()
         (loras / "header.safetensors").write_bytes(made)
@@ -127,9 +137,11 @@ def test_a_stranger_takes_little_of_the_server(server: Server, loras: Path, name
     server.get("/lycoris/adapters")
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")
     before, began = memory(server, "VmRSS"), processor(server)
+    start, others = time.monotonic(), queued(server.pid, os.getpid())
     with urllib.request.urlopen(request, timeout=20) as answer:
         answered = answer.read()
-    took = processor(server) - began
+    whole = time.monotonic() - start - (queued(server.pid, os.getpid()) - others)
+    took = max(processor(server) - began, whole)
     assert answer.status == (204 if name in PREVIEWS else 200)
     assert took < SECONDS and memory(server, "VmHWM") - before < BYTES, (answered[:200], took)
 
