@@ -13,6 +13,8 @@ from ..peft import CONFIG_NAME
 
 PEFT_FILE = "adapter_model.safetensors"
 """The only name under which PEFT looks for an adapter in its folder."""
+CARD = "README.md"
+"""The name of the model card in PEFT's folder."""
 
 
 def has_folder(dialect: str) -> bool:
@@ -33,7 +35,7 @@ def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
 
 
 def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
-    """The files to write for a path that a user gave: the adapter's, and for peft also its configuration's.
+    """The files to write for a path that a user gave: the adapter's, and for peft those beside it.
 
     Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
     folder that is not there, and with `overwrite` off for a name that is taken.
@@ -44,12 +46,16 @@ def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool 
 
 
 def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
-    """The file of `place_of`, and for peft the file of its configuration.
+    """The file of `place_of`, and for peft those of its configuration and, where there is none, of a card.
 
-    The two are replaced together, or not at all: a configuration is wrong for other weights.
+    They are replaced together, or not at all: a configuration is wrong for other weights. A card is never
+    replaced: it may be the user's own.
     """
     out = place_of(path, dialect)
-    return [out, out.with_name(CONFIG_NAME)] if has_folder(dialect) else [out]
+    if not has_folder(dialect):
+        return [out]
+    card = out.with_name(CARD)
+    return [out, out.with_name(CONFIG_NAME), *([] if os.path.lexists(card) else [card])]
 
 
 def _peft_place(path: Path) -> Path:

@@ -22,6 +22,7 @@ from ..names.dialects import KEPT, WRITES, own_dialect, write_of
 from ..names.targets import Targets, known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
+from .card import card_of
 from .configuration import beside_others
 from .metadata import add_hashes, alpha_changed, check_text, metadata_for
 from .parameters import joined
@@ -97,9 +98,10 @@ def save_adapter(
     be written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype;
     alpha is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a
     value of None removes a key. For peft, `path` is a folder or the adapter_model.safetensors in it, and
-    adapter_config.json is written beside that. Its `base_model_name_or_path` and `task_type`, which Auto
-    classes need, come from the metadata or from the source's configuration. Keys that nothing reads are
-    copied if the dialect stays the same. If it changes they are an error, or are left out with `drop_unread`.
+    adapter_config.json is written beside that, with a model card in README.md unless there is one. The
+    configuration's `base_model_name_or_path` and `task_type`, which Auto classes need, come from the metadata
+    or from the source's configuration. Keys that nothing reads are copied if the dialect stays the same. If
+    it changes they are an error, or are left out with `drop_unread`.
 
     The whole file is built in memory. It gets its final name only after it has been read back and compared.
     It may replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with
@@ -142,7 +144,9 @@ def save_adapter(
     spelled, held = write_of(dialect).spelled, joined(together) if folder else together
     keyed = {spelled(one.name, suffix): t for one in held for suffix, t in one.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
-    contents = [configuration.encode()] if configuration and folder else []
+    contents = [configuration, card_of(made, configuration)] if configuration and folder else []
+    # `outs` has no place for a card where there is one already.
+    contents = [text.encode() for text in contents[: len(outs) - 1]]
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)

@@ -294,6 +294,7 @@ def test_peft_s_folder_is_its_own(tmp_path: Path) -> None:
     result = lyc.save_adapter(adapter, tmp_path / "new" / "adapter_model.safetensors", "peft", model=model())
     again = lyc.save_adapter(adapter, tmp_path / "new", "peft", model=model())
     assert result == again and sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -315,6 +316,43 @@ def test_options_that_only_a_configuration_tells_stay_in_peft(tmp_path: Path) ->
         saved(adapter, tmp_path, "kohya", model=model())
     after = saved(adapter, tmp_path, "peft").layers[NAMES["peft"]]
     assert (after.terms, after.constraint, after.last) == (7, 0.5, 2)  # type: ignore[attr-defined]
+
+
+def test_a_peft_folder_has_a_card_that_says_what_it_is(tmp_path: Path) -> None:
+    """The header is YAML for a model hub, whatever the name of the base model holds."""
+    from huggingface_hub import ModelCard
+
+    names = (
+        "org/base",
+        'a: "b" # c\\',
+        "- x\n---\ny: 1",
+        "null",
+        "\x85\u2028\ufeff\x00",
+        "\U0001f600 {}",
+        None,
+    )
+    for number, name in enumerate(names):
+        told = {} if name is None else {"base_model_name_or_path": name}
+        adapter = written(tmp_path, factors("lora", "linear"))
+        lyc.save_adapter(adapter, tmp_path / f"{number}", "peft", metadata=told, model=model())
+        card = ModelCard.load(tmp_path / f"{number}" / "README.md")
+        assert card.data.library_name == "peft" and card.data.base_model == name
+        assert card.data.tags == ([] if name is None else [f"base_model:adapter:{name}"]) + ["lora"]
+    assert "1 layer of lora 3." in card.text and "PeftModel.from_pretrained" in card.text
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_card_that_is_there_is_kept(tmp_path: Path, overwrite: bool) -> None:
+    """It may be the user's own, and takes no name that the adapter needs."""
+    card = tmp_path / "peft" / "README.md"
+    card.parent.mkdir()
+    card.write_bytes(b"my words")
+    saved(written(tmp_path, factors("lora", "linear")), tmp_path, "peft", model=model(), overwrite=overwrite)
+    assert card.read_bytes() == b"my words" and len(list(card.parent.iterdir())) == 3
+    card.unlink()
+    card.symlink_to("nowhere")
+    saved(lyc.load_adapter(card.parent), tmp_path, "peft")
+    assert card.is_symlink()
 
 
 def test_a_configuration_names_the_release_of_peft_that_it_follows(tmp_path: Path) -> None:

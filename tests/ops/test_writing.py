@@ -21,6 +21,8 @@ from lycoris_ops.writing import save as saving
 
 ENDINGS = lyc.SAFETENSORS + lyc.PICKLES
 PAIR = ("adapter_config.json", "adapter_model.safetensors")
+FOLDER = ("README.md", *PAIR)
+"""What is written into an empty folder; a card that is there is kept."""
 WRITERS = ("bake", "kohya", "peft")
 Files = dict[str, bytes]
 
@@ -165,7 +167,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
     assert files_in(out) == {name: b"another's"}
     (out / name).unlink()
     path = Path(write(writer, sources, out / name_of(writer), overwrite=False))
-    assert load_file(path) and set(files_in(out)) == {path.name, *(PAIR if writer == "peft" else ())}
+    assert load_file(path) and set(files_in(out)) == {path.name, *(FOLDER if writer == "peft" else ())}
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -207,7 +209,7 @@ def test_a_linked_folder_is_written_into(sources: Path, out: Path) -> None:
     (out.parent / "link").symlink_to(out)
     write("kohya", sources, out.parent / "link" / "x.safetensors")
     write("peft", sources, out.parent / "link" / "style")
-    assert sorted(files_in(out)) == [*(f"style/{name}" for name in PAIR), "x.safetensors"]
+    assert sorted(files_in(out)) == [*(f"style/{name}" for name in FOLDER), "x.safetensors"]
 
 
 # Two files that belong together.
@@ -222,7 +224,7 @@ def pair(sources: Path, out: Path) -> Files:
     )
     lyc.save_adapter(lyc.load_adapter(sources / "old.safetensors"), out, "peft")
     found = files_in(out)
-    assert tuple(sorted(found)) == PAIR and json.loads(found[PAIR[0]])["r"] == 2
+    assert tuple(sorted(found)) == FOLDER and json.loads(found[PAIR[0]])["r"] == 2
     return found
 
 
@@ -265,14 +267,14 @@ def test_weights_and_configuration_are_replaced_together_or_not_at_all(
         assert "an earlier file of that name is untouched" in str(caught.value)
     assert files_in(out) == pair
     write("peft", sources, out)
-    assert json.loads((out / PAIR[0]).read_bytes())["r"] == 4 and tuple(sorted(files_in(out))) == PAIR
+    assert json.loads((out / PAIR[0]).read_bytes())["r"] == 4 and tuple(sorted(files_in(out))) == FOLDER
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [4, 5, 6])
 def test_where_there_were_no_files_none_is_left(
     sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """The first two renames find no file to move aside."""
+    """The first three renames find no file to move aside. Then card, configuration and weights are named."""
     for folder in (out, out / "new"):
         with monkeypatch.context() as patched:
             failing(patched, range(step, step + 1), Interrupt(), done=True)
@@ -311,7 +313,7 @@ def test_what_cannot_be_put_back_is_whole_and_is_named(
     assert "untouched" not in str(caught.value)
     found = files_in(out)
     assert sorted(found.values()) == sorted(pair.values())
-    assert all(name.startswith(".") and name.endswith(".part") for name in found)
+    assert all(name.startswith(".") and name.endswith(".part") for name in found if name != FOLDER[0])
     earlier = next(name for name in found if PAIR[1] in name)
     for path in (out, out / PAIR[1]):
         with pytest.raises(lyc.FileFormatError, match="was being replaced") as read:
@@ -408,7 +410,7 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_family(
 def test_a_folder_of_peft_s_may_have_a_dot_in_its_name(sources: Path, out: Path, name: str) -> None:
     """Only the endings of adapter files count as endings."""
     assert write("peft", sources, out / name) == str(out / name / PAIR[1])
-    assert sorted(files_in(out)) == [f"{name}/{file}" for file in PAIR]
+    assert sorted(files_in(out)) == [f"{name}/{file}" for file in FOLDER]
     for ending in ENDINGS:
         with pytest.raises(lyc.WriteError, match=r"only under one name.*choose another dialect"):
             write("peft", sources, out / f"{name}{ending}")
@@ -487,6 +489,6 @@ def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end(
     for name in renames:
         monkeypatch.setattr(os, name, named(name))
     path = Path(write(writer, sources, out / name_of(writer), overwrite=overwrite))
-    for file in [path, *([path.with_name(PAIR[0])] if writer == "peft" else [])]:
+    for file in [path, *([path.with_name(name) for name in FOLDER[:2]] if writer == "peft" else [])]:
         assert steps.index(file.stat().st_ino) < steps.index(-file.stat().st_ino)
     assert steps[-1] == out.stat().st_ino

@@ -1,0 +1,57 @@
+"""The model card of a PEFT folder: what a visitor of a model hub reads first."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from ..algorithms.checks import of_rank
+from ..errors import number_of
+from .writer import Made
+
+TEXT = """\
+---
+{header}
+---
+
+# Adapter for PEFT
+
+{held}.
+
+With PEFT, `model` being the base model:
+
+```python
+from peft import PeftModel
+model = PeftModel.from_pretrained(model, "path of this folder")
+```
+
+With lycoris_ops, for any torch module:
+
+```python
+import lycoris_ops as lyc
+network = lyc.create_lycoris(model, weights="path of this folder").apply_to()
+```
+"""
+
+
+def card_of(made: Sequence[Made], configuration: str) -> str:
+    """The card of layers that are written with this PEFT configuration.
+
+    Its header is YAML: PEFT as the library, the kind as a tag, and the base model if the configuration names
+    one. Its text has the kinds, ranks and numbers of layers, and how to load them.
+    """
+    table = json.loads(configuration)
+    tags, lines = [quoted(table["peft_type"].lower())], ["library_name: peft"]
+    if base := table.get("base_model_name_or_path"):
+        lines.insert(0, f"base_model: {quoted(base)}")
+        tags.insert(0, quoted(f"base_model:adapter:{base}"))
+    kinds = Counter(of_rank(one.layer.algorithm, one.layer.rank) for one in made)
+    held = ", ".join(f"{number_of(count, 'layer')} of {kind}" for kind, count in kinds.most_common())
+    return TEXT.format(header="\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags)]), held=held)
+
+
+def quoted(text: str) -> str:
+    """A text as a scalar of YAML in quotes. What a reader would refuse or take for a sign is escaped."""
+    escaped = (one if one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
+    return f'"{"".join(escaped)}"'
