@@ -1,4 +1,4 @@
-"""Patching by plain torch and by products in bfloat16.
+"""Patching by plain torch.
 
 The reference is the sum of deltas in float64. A patched weight is at most one rounding away from it.
 """
@@ -9,16 +9,15 @@ import dataclasses
 
 import pytest
 import torch
-from layers import FEW, KINDS, MIXED, WEIGHTS, factors
+from layers import FEW, MIXED, WEIGHTS
 from layers import load as layer
 from path_cases import PathCases, in_small_parts
 from rounding import assert_one_rounding, exact
-from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.patch import registry
-from lycoris_ops.patch.paths import bfloat16, plain_torch
+from lycoris_ops.patch.paths import plain_torch
 
 
 @pytest.fixture
@@ -121,44 +120,3 @@ def test_a_plan_refuses_another_shape() -> None:
 def test_a_weight_of_integers_is_refused() -> None:
     with pytest.raises(lyc.LayerError, match="int8"):
         lyc.patch_(torch.zeros(12, 18, dtype=torch.int8), [(layer("lora", "linear"), 1.0)])
-
-
-@pytest.fixture
-def bfloat16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the bfloat16 path run here: every processor has products in bfloat16, if slow ones."""
-    monkeypatch.setattr(bfloat16, "able", lambda instructions: True)
-
-
-def chosen(base: Tensor, pairs: list[tuple[lyc.Layer | lyc.Part, float]]) -> str:
-    """The name of the path that the registry takes."""
-    report = lyc.patch_report(base, pairs).splitlines()[-1]
-    return report.partition(";")[0].removeprefix("path ")
-
-
-@pytest.mark.usefixtures("bfloat16_processor")
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kinds", [("lora",), ("lora-tucker", "lora")])
-def test_a_bfloat16_product_is_one_rounding_away(kinds: tuple[str, ...], stored: torch.dtype) -> None:
-    base = torch.randn(WEIGHTS["conv2d"]).to(torch.bfloat16)
-    pairs = []
-    for kind, strength in zip(kinds * 2, (0.7, -0.3, 1.0, 0.1), strict=False):
-        tensors = {key: t if key == "alpha" else t.to(stored) for key, t in factors(kind, "conv2d").items()}
-        pairs.append((ALGORITHMS[KINDS[kind].algorithm].load(tensors), strength))
-    assert chosen(base, pairs) == "bfloat16 product"
-    assert_one_rounding(lyc.patch_(base.clone(), pairs), base, pairs)
-
-
-@pytest.mark.usefixtures("bfloat16_processor")
-def test_a_bfloat16_product_takes_rows_apart_and_refuses_what_overlaps() -> None:
-    base = torch.randn(24, 18).to(torch.bfloat16)
-    one, other = layer("lora", "linear"), layer("lora", "linear")
-    apart = [(lyc.Part(one, (0, 12)), 1.0), (lyc.Part(other, (12, 24)), 0.5)]
-    assert chosen(base, apart) == "bfloat16 product"
-    found = lyc.patch_(base.clone(), apart)
-    for part, (rows, strength) in ((one, (slice(0, 12), 1.0)), (other, (slice(12, 24), 0.5))):
-        assert_one_rounding(found[rows], base[rows], [(part, strength)])
-    overlapping = [(lyc.Part(one, (0, 12)), 1.0), (lyc.Part(other, (6, 18)), 0.5)]
-    report = lyc.patch_report(base, overlapping)
-    assert "not bfloat16 product: layers for a part of the rows overlap" in report
-    for kind in ("lokr-full-low", "loha"):
-        assert "not bfloat16 product: only for" in lyc.patch_report(base[:12], [(layer(kind, "linear"), 1.0)])
