@@ -53,14 +53,18 @@ class SafetensorsFile(DiskFile):
     """Where tensor data begin in the file. The offsets of `tensors` count from there."""
 
     @classmethod
-    @collector_paused()
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
         """Read and check the header of a file.
 
         Raises FileFormatError, with the file, the key and the fault, where the header does not describe a
         valid file.
         """
-        fingerprint = Fingerprint.of(path)
+        return cls.at(Fingerprint.of(path))
+
+    @classmethod
+    @collector_paused()
+    def at(cls, fingerprint: Fingerprint) -> SafetensorsFile:
+        """Read and check the header of the file of a fingerprint. Raises FileFormatError as `open` does."""
         with open_file(fingerprint.path) as file:
             check_no_answer(file, fingerprint.path)
             size, header = _read_header(file, fingerprint)

@@ -76,6 +76,11 @@ class Fingerprint:
             raise FileFormatError("this is not a file", file=str(path), hint=hint)
         return cls(path=str(full), size=found.st_size, mtime_ns=found.st_mtime_ns)
 
+    @classmethod
+    def unstamped(cls, path: Path) -> Fingerprint:
+        """The fingerprint of a file that is still being written: without a time, and so without the wait."""
+        return cls(path=str(path.absolute()), size=path.stat().st_size, mtime_ns=0)
+
     @property
     def stamp(self) -> str:
         """A short text that changes when the content does. The file's path is not part of it."""

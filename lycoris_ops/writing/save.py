@@ -161,7 +161,7 @@ def save_adapter(
         for file in files:
             file.flush()
         wanted = {one.planned.name: one.layer for one in made}
-        check_written([Path(file.name) for file in files], wanted, loose, out)
+        check_written([Path(file.name) for file in files], header, tensors, wanted, loose, out)
         # If the source changed meanwhile, the file mixes tensors of two versions.
         adapter.file.check_unchanged()
     told = dialect if named else adapter.dialect

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
 
 from ..algorithms import Layer
 from ..errors import LayerError, LycorisError, WriteError
 from ..files.cache import TensorCache
-from ..files.safetensors_file import SafetensorsFile
-from ..files.tensor_file import Fingerprint
+from ..files.memory_file import MemoryFile
+from ..files.safetensors_file import SafetensorsFile, raw_bytes
+from ..files.tensor_file import Fingerprint, open_file, read_exactly
 from ..layers.same import difference
 from ..reading.load import read_adapter
 
@@ -18,17 +22,28 @@ NAMED = 3
 
 
 def check_written(
-    paths: Sequence[Path], layers: Mapping[str, Layer], loose: Sequence[str], out: Path
+    paths: Sequence[Path],
+    header: bytes,
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, Layer],
+    loose: Sequence[str],
+    out: Path,
 ) -> None:
     """Raise WriteError unless the file written holds exactly these layers, and the `loose` keys too.
 
-    `paths` are the file and, for PEFT, its configuration. They may still have temporary names: `out` is the
-    file's final name, for the error.
+    The file must be the `header` and the bytes of the `tensors`, and a reader that is given what the file's
+    header says, with the tensors in memory, must find the layers. `paths` are the file and, for PEFT, its
+    configuration. They may still have temporary names: `out` is the file's final name, for the error.
     """
     try:
-        file, config = paths[0], next(map(Fingerprint.of, paths[1:]), None)
-        # Without a cache: each layer is read once.
-        found = read_adapter(SafetensorsFile.open(file), config, TensorCache(0))
+        _check_bytes(paths[0], header, tensors)
+        file = SafetensorsFile.at(Fingerprint.unstamped(paths[0]))
+        config = next(map(Fingerprint.unstamped, paths[1:]), None)
+        held = MemoryFile.of(file.path, {key: tensors[key] for key in file.tensors}, file.metadata)
+        for key, info in held.tensors.items():
+            if info[:2] != file.tensors[key][:2]:
+                raise LayerError("a tensor has another shape or dtype", key=key, got=str(file.tensors[key]))
+        found = read_adapter(held, config, TensorCache(0))
         if set(found.info) != set(layers) or not set(loose) <= set(found.file.tensors):
             strange = sorted(set(found.info).symmetric_difference(layers))
             raise LayerError("it holds other layers", got=", ".join(strange[:NAMED]) or "other keys")
@@ -43,3 +58,18 @@ def check_written(
             got=error.got,
             hint="Nothing was left behind, and an earlier file of that name is untouched",
         ) from error
+
+
+def _check_bytes(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> None:
+    """Raise LayerError unless a file is this header and then the bytes of these tensors, in this order."""
+    with open_file(str(path)) as file:
+        if file.read(len(header)) != header:
+            raise LayerError("it has another header")
+        for key, tensor in tensors.items():
+            found, meant = bytearray(tensor.nbytes), cast("Any", raw_bytes(tensor))
+            read_exactly(file, memoryview(found), str(path))
+            # A bytearray is compared as it lies in memory, a memoryview value by value.
+            if found != meant:
+                raise LayerError("a tensor has other values", key=key)
+        if file.read(1):
+            raise LayerError("it holds more than its tensors")

@@ -553,11 +553,39 @@ def test_a_file_that_does_not_read_back_right_is_not_left(
     def halved(tensor: Tensor) -> memoryview:
         return honest(tensor if tensor.ndim else tensor / 2)
 
-    for damage, what in ((flipped, "other values"), (halved, "scale")):
+    for damage, what in ((flipped, r"hada_\w+"), (halved, "alpha")):
         monkeypatch.setattr(saving, "raw_bytes", damage)
-        with pytest.raises(lyc.WriteError, match=rf"kohya\.safetensors.*differs from its source.*{what}"):
+        with pytest.raises(
+            lyc.WriteError, match=rf"kohya\.safetensors: \S+\.{what}: .*differs from its source.*other values"
+        ):
             lyc.save_adapter(adapter, target)
         assert target.read_bytes() == b"earlier" and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("damage", ["alpha", "shape", "more"])
+def test_a_file_that_means_something_else_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Every byte is as it was to be written, and yet a reader would find other layers."""
+    order, header = saving.in_file_order, saving.header_of
+    added = {f"{NAMES['kohya']}_2.{key}": tensor for key, tensor in lora((4, 4), 2).items()}
+
+    def changed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if damage == "alpha":
+            return order({key: t / 2 if key.endswith("alpha") else t for key, t in found.items()})
+        return order({**found, **added}) if damage == "more" else order(found)
+
+    def flat(tensors: Mapping[str, Tensor], text: Mapping[str, str]) -> bytes:
+        return header(
+            {key: t.flatten() for key, t in tensors.items()} if damage == "shape" else tensors, text
+        )
+
+    monkeypatch.setattr(saving, "in_file_order", changed)
+    monkeypatch.setattr(saving, "header_of", flat)
+    says = {"alpha": "a layer differs", "shape": "another shape", "more": "it holds other layers"}[damage]
+    with pytest.raises(lyc.WriteError, match=rf"differs from its source.*{says}"):
+        lyc.save_adapter(written(tmp_path, factors("lora", "linear")), out(tmp_path, "kohya"))
+    assert not out(tmp_path, "kohya").exists()
 
 
 def test_a_layer_missing_from_the_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
