@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, SupportsFloat
@@ -36,6 +36,7 @@ from .member import Member, read_weight, zeroed
 from .naming import DIFFUSERS, layers_for, model_shapes, named
 from .passing import watch
 from .strengths import Strengths
+from .untied import check_untied, give_own_weights
 
 NAME = "network"
 """The name of a network's adapter in errors and reports."""
@@ -201,26 +202,38 @@ class LycorisNetwork(nn.Module):
         return self.at(0.0)
 
     @torch.no_grad()
-    def merge_to(self) -> None:
+    def merge_to(self, *, untie: bool = False) -> None:
         """Add the changes to the model's weights for good, and take the layers away.
 
-        Each sum is rounded once. Raises LycorisError where a weight or a changed bias is packed or shared
-        with another module, or where a layer adds to a bias that the module lacks; then nothing is changed.
+        Each sum is rounded once. `untie` first gives modules that share a weight with an adapted one, such as
+        a head tied to the embedding, weights of their own, and sets `tie_word_embeddings` in the model's
+        configuration to False, so that `save_pretrained` writes both. The model grows by that weight.
+
+        Raises LycorisError where a weight or a changed bias is packed or shared with another module, or where
+        a layer adds to a bias that the module lacks; with `untie` it is refused for models with an encoder
+        and a decoder, whose passes depend on that setting. Then nothing is changed.
         """
         sites = all_sites(self.module)
-        for path, others in shared_weights(sites.values()).items():
-            if path in self.members and len(self._tied(path, others)) < len(others):
-                raise _shared("weight", path, others[0])
+        shared = {
+            path: others
+            for path, others in shared_weights(sites.values()).items()
+            if path in self.members and len(self._tied(path, others)) < len(others)
+        }
+        for path, others in shared.items():
+            if not untie:
+                raise _shared("weight", path, others[0], "merge_to(untie=True) gives it a weight of its own")
+            check_untied(self.module, path)
         for path, others in shared_weights(sites.values(), "bias").items():
             if path in self.members and self.members[path].whole().forms("bias"):
-                raise _shared("bias", path, others[0])
+                raise _shared("bias", path, others[0], "Save the network and apply it beside the model")
         self.restore()
         processes.give_back(self.module)
-        work: list[tuple[Tensor, Site | None, Part]] = []
+        work: list[tuple[Site, str, Part]] = []
         for path, member in self.members.items():
             layer, site = member.whole(), member.site
             if layer.extent:
-                work.append((plain_values(site, site.weight), site, Part(layer, key=path)))
+                plain_values(site, site.weight)
+                work.append((site, site.weight, Part(layer, key=path)))
             if layer.forms("bias") and (site.has_bias or not layer.bias_may_be_absent):
                 if not site.has_bias:
                     raise LycorisError(
@@ -230,8 +243,19 @@ class LycorisNetwork(nn.Module):
                         expected="a module with a bias",
                         hint="Apply the network beside the model, or give the module a bias of zeros first",
                     )
-                beside = Part(layer, key=path, parameter="bias")
-                work.append((plain_values(site, site.bias), None, beside))
+                plain_values(site, site.bias)
+                work.append((site, site.bias, Part(layer, key=path, parameter="bias")))
+        for path in shared:
+            give_own_weights(self.module, path, sites)
+        self._merge(
+            [
+                (plain_values(site, name), site if name == site.weight else None, part)
+                for site, name, part in work
+            ]
+        )
+
+    def _merge(self, work: Sequence[tuple[Tensor, Site | None, Part]]) -> None:
+        """Add the changes of parts to values in place; a site says how a weight is stored."""
         plans = PatchPlan.build_all(
             [
                 (site.shape if site else value.shape, value.device, [(part, self.multiplier)])
@@ -453,7 +477,7 @@ class LycorisNetwork(nn.Module):
             if path in members and self._tied(path, others):
                 lines.append(f"{path} shares its weight with {others[0]}: its tokens are changed in both")
             elif path in members:
-                lines.append(f"{path} shares its weight with {others[0]}: the layer cannot be merged into it")
+                lines.append(f"{path} shares its weight with {others[0]}: a merge needs untie=True")
             elif members.keys().isdisjoint(others) and sites[path].kind != "embedding":
                 lines.append(
                     f"{path} is left alone unless it is named: it shares its weight with {others[0]}"
@@ -492,13 +516,13 @@ class LycorisNetwork(nn.Module):
         }
 
 
-def _shared(what: What, path: str, other: str) -> LycorisError:
+def _shared(what: What, path: str, other: str, hint: str) -> LycorisError:
     return LycorisError(
         f"two modules share a {what}, and the layer is for one of them",
         weight=path,
         got=f"the {what} of {other} too",
         expected=f"a {what} of one module alone",
-        hint=f"Save the network and apply it beside the model, or train without {path}",
+        hint=f"{hint}; or train without {path}",
     )
 
 
