@@ -221,11 +221,11 @@ class LycorisNetwork(nn.Module):
         }
         for path, others in shared.items():
             if not untie:
-                raise _shared("weight", path, others[0], "merge_to(untie=True) gives it a weight of its own")
+                raise _shared("weight", path, others[0])
             check_untied(self.module, path)
         for path, others in shared_weights(sites.values(), "bias").items():
             if path in self.members and self.members[path].whole().forms("bias"):
-                raise _shared("bias", path, others[0], "Save the network and apply it beside the model")
+                raise _shared("bias", path, others[0])
         self.restore()
         processes.give_back(self.module)
         work: list[tuple[Site, str, Part]] = []
@@ -516,13 +516,14 @@ class LycorisNetwork(nn.Module):
         }
 
 
-def _shared(what: What, path: str, other: str, hint: str) -> LycorisError:
+def _shared(what: What, path: str, other: str) -> LycorisError:
     return LycorisError(
         f"two modules share a {what}, and the layer is for one of them",
         weight=path,
         got=f"the {what} of {other} too",
         expected=f"a {what} of one module alone",
-        hint=f"{hint}; or train without {path}",
+        hint="Give each its own weight by merge_to(untie=True), which does not separate biases; or save the "
+        f"network and apply it beside the model, or train without {path}",
     )
 
 
