@@ -443,7 +443,9 @@ def test_a_signal_while_it_is_imported_is_one_line(file: Path) -> None:
         out, err = running.communicate(timeout=60)
         said = [line for line in err.splitlines() if not line.startswith("import time:")]
         words = "interrupted" if number == signal.SIGINT else "terminated"
-        assert (running.returncode, said, out) == (128 + number, [f"error: {words}"], ""), moment
+        # On a busy machine the process has imported all before the signal reaches it.
+        assert said in ([f"error: {words}"], [f"error: {words}, nothing was written"]), moment
+        assert (running.returncode, out) == (128 + number, ""), moment
 
 
 def test_bad_input_ends_the_process_with_2(
