@@ -28,7 +28,7 @@ from ..patch.plan import patch_
 from ..stack.resolve import Resolution, resolve
 from ..stack.stack import Stack
 from .destination import Destination, destination_of
-from .saved_names import views_of
+from .saved_names import shared_in, views_of
 from .views import FileSlot, FileView, Pairs, placed, slots_of, views_in
 
 COPY_BYTES = 4 << 20
@@ -92,8 +92,9 @@ def merge_checkpoint(
     keep their format, whatever the `dtype`. A quantised weight that `codec` does not know cannot be merged
     into.
 
-    Raises MatchError where the stack does not fit (see `Resolution.check`) and where a layer fits a weight
-    but adds to a bias that is not there, FileFormatError for a
+    Raises MatchError where the stack does not fit (see `Resolution.check`), where a layer fits a weight but
+    adds to a bias that is not there, and where it is for one of two modules that share a weight (see
+    `shared_in`), FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
     quantised weight or an expert, or change a complex weight, LycorisError for a dtype that weights cannot
     have, and WriteError where the file cannot be written.
@@ -123,6 +124,7 @@ def merge_checkpoint(
         merge.check_known(slot.key)
     resolution.check(strict=strict)
     _check_whole(resolution)
+    _check_unshared(base, merge.pairs)
     tensors = merge.outputs(dtype)
     heads = [
         encode_header(
@@ -428,6 +430,26 @@ def _check_whole(resolution: Resolution) -> None:
                     hint="Give the model a bias of zeros there first, apply the adapter beside the model, or "
                     f"leave the layer out by the block rule `{match.target.name} = 0`",
                 )
+
+
+def _check_unshared(base: ModelFile, pairs: Mapping[FileSlot, Pairs]) -> None:
+    """Raise MatchError for a layer of one module whose weight another module of the model has too."""
+    rows = {slot.key: base.tensors[slot.key].shape[0] for slot in pairs if base.tensors[slot.key].shape}
+    for key, other in shared_in(base, rows).items():
+        for entry, match in pairs[FileSlot(key)]:
+            # Trained tokens are for both.
+            if "set_rows" in match.read(entry.adapter, keep=False).layer.tensors():
+                continue
+            raise MatchError(
+                "two modules share a weight, and the layer is for one of them",
+                file=entry.adapter.path,
+                key=match.layer,
+                weight=key,
+                got=f"the weight of {other} too",
+                expected="a weight of one module alone",
+                hint="Load the model and the adapter, merge by merge_to(untie=True), and save the model; or "
+                f"leave the layer out by the block rule `{match.target.name} = 0`",
+            )
 
 
 def _enlarged(shape: Shape, pairs: Pairs) -> Shape:

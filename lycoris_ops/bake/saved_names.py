@@ -13,7 +13,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import FileFormatError
 from ..files.model_file import ModelFile
 from ..maths.shapes import Shape
-from ..modules.sites import Site, all_sites
+from ..modules.sites import Site, all_sites, shared_weights
 from .views import FilePlace, FileSlot, FileView
 
 
@@ -48,6 +48,38 @@ def views_of(base: ModelFile, shapes: Mapping[str, Shape]) -> dict[str, FileView
         elif bias is not None and (places := numbers.places(bias.flatten(), site.shape[:1])):
             found[site.bias_key] = FileView(site.shape[:1], places)
     return found
+
+
+def shared_in(base: ModelFile, rows: Mapping[str, int]) -> dict[str, str]:
+    """The weights in a file that several modules of its model share, each with the path of another module.
+
+    An example is an embedding to which the head is tied. `rows` are weights of the file with their numbers of
+    rows; only those with a row for each token are looked at. Empty where `views_of` is.
+    """
+    path = Path(base.path).with_name("config.json")
+    try:
+        settings: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        settings = None
+    # Another program's file of that name may be anything.
+    if not isinstance(settings, dict):
+        return {}
+    table = cast("dict[str, Any]", settings)
+    parts = [table, *(cast("dict[str, Any]", one) for one in table.values() if isinstance(one, dict))]
+    counts = [one.get("vocab_size") for one in parts]
+    # Making the model takes seconds.
+    keys = [key for key, count in rows.items() if count in counts]
+    model = _model_beside(base) if keys else None
+    if model is None:
+        return {}
+    sites = all_sites(model)
+    return {
+        key: others[0]
+        for one, others in shared_weights(sites.values()).items()
+        for key in keys
+        # Some files lack the name of the outermost module.
+        if f".{sites[one].key}".endswith(f".{key}")
+    }
 
 
 def _model_beside(base: ModelFile) -> Any:

@@ -68,3 +68,33 @@ def test_a_model_whose_passes_depend_on_the_tie_is_left_alone() -> None:
     with pytest.raises(lyc.LycorisError, match="an encoder and a decoder cannot be untied"):
         network.merge_to(untie=True)
     assert network.applied and model.lm_head.weight is model.shared.weight
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_tied_embedding_is_not_merged_in_a_file(make: Any, tmp_path: Path) -> None:
+    """The head would change with it when the file is loaded."""
+    torch.manual_seed(0)
+    model = make().eval()
+    model.save_pretrained(tmp_path / "tied")
+    embedding = model.get_input_embeddings()
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    network = lyc.create_lycoris(model, rank=2, include=path).apply_to()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.3)
+        wanted = model(IDS).logits
+    network.save_weights(tmp_path / "adapter.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"))])
+    with pytest.raises(lyc.MatchError, match=r"share a weight.*lm_head too.*merge_to\(untie=True\)"):
+        lyc.merge_checkpoint(tmp_path / "tied", stack, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    network.restore()
+    # With weights of its own it is merged.
+    model.config.tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.save_pretrained(tmp_path / "own")
+    lyc.merge_checkpoint(tmp_path / "own", stack, tmp_path / "out")
+    with torch.no_grad():
+        found = type(model).from_pretrained(tmp_path / "out").eval()(IDS).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
