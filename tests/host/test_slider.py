@@ -71,6 +71,27 @@ def test_the_loss_of_a_guide_is_that_of_the_paper_on_what_the_network_puts_out(
         assert found.requires_grad
 
 
+def test_a_checkpointed_block_runs_again_at_the_strength_of_its_first_run(host: Host) -> None:
+    training, losses = module(host, ""), module(host, "loss")
+    model, found = tiny("SD1.5"), list[list[torch.Tensor]]()
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        with training.opened(patcher(model), checkpointing=checkpointing) as session:
+            network = session.adapted(rank=2, preset="attn-mlp", seed=0).apply_to()
+            fill(network)
+            loss = losses.DiffusionLoss(session=session, times=training.Times())
+            shown = [training.Latent(values, (values.shape,)) for values in torch.randn(2, 1, 4, 8, 8)]
+            said = training.caption_of(model, caption(1), shown[0])
+            less, more = (
+                training.Sample(one, said, strength=by) for one, by in zip(shown, (-1.0, 2.0), strict=True)
+            )
+            assert (session.blocks > 0) is checkpointing
+            loss(session.network, [replace(less, others=(more,))]).backward()
+            found.append(gradients(network))
+    for plain, again in zip(*found, strict=True):
+        assert (again - plain).norm() <= 1e-4 * plain.norm()
+
+
 @pytest.mark.parametrize(
     ("checkpointing", "strengths", "degree"),
     # A parabola through three strengths is uncertain at 0.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....lycoris_ops import chance
 from .arguments import emptied, filled, package_of
 
-Within = Callable[[], Callable[[], AbstractContextManager[Any]]]
+Within = Callable[[], AbstractContextManager[Any]]
 
 LEAST = 2
 """The fewest layers with weights in a block. A smaller module would run twice and save nothing."""
@@ -38,12 +38,12 @@ def _layers(module: nn.Module) -> int:
 
 
 @contextmanager
-def recomputed(model: nn.Module, within: Within = lambda: nullcontext) -> Generator[int]:
+def recomputed(model: nn.Module, within: Within = nullcontext) -> Generator[int]:
     """A context in which the blocks of a model are checkpointed. Yields how many there are.
 
     The last block is not checkpointed: it comes first in the backward pass, and would run again at once.
-    `within` is called when a block runs. It returns a function that makes the context for the block's second
-    run, because torch turns some modes off in a backward pass.
+    `within` makes the context for the second run of a block, because torch turns some modes off in a backward
+    pass.
 
     The gradients are exactly the same as without checkpointing: a block gets copies of its inputs, so that it
     may write over them, and in the backward pass it draws the same random numbers again and computes in the
@@ -85,7 +85,7 @@ class _Call:
     """One call of a block: its function, its arguments without their tensors, and its random state."""
 
     def __init__(self, forward: Callable[..., Any], given: Any, family: str, within: Within) -> None:
-        self.forward, self.family, self.within = forward, family, within()
+        self.forward, self.family, self.within = forward, family, within
         self.tensors: list[Tensor] = []
         self.given = emptied(given, self.tensors, family)
         self.wanted = [tensor.requires_grad for tensor in self.tensors]

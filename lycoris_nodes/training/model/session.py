@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -164,8 +164,7 @@ def opened(
         )
         kinds = kinds_of(session.network)
         if checkpointing:
-            again = partial(_again, session, kinds)
-            session.blocks = stack.enter_context(recomputed(session.network, again))
+            session.blocks = stack.enter_context(recomputed(session.network, partial(cured, kinds)))
         stack.enter_context(reads_copied(session.network))
         stack.enter_context(cured(kinds))
         try:
@@ -173,23 +172,6 @@ def opened(
         finally:
             for net in reversed(session.networks):
                 net.restore()
-
-
-def _again(session: Session, kinds: Any) -> Callable[[], AbstractContextManager[None]]:
-    """A function that makes the context in which a block runs again, at the adapters' present strengths."""
-    strengths = [(net, net.multiplier) for net in session.networks]
-
-    @contextmanager
-    def as_before() -> Generator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(cured(kinds))
-            for net, strength in strengths:
-                # Setting it takes a while with many layers, and this runs for each block.
-                if net.multiplier != strength:
-                    stack.enter_context(net.at(strength))
-            yield
-
-    return as_before
 
 
 def _dtype(model: Any) -> torch.dtype:
