@@ -57,11 +57,16 @@ BETWEEN = 250
 Measured on a CPU, for layers of width 64 to 1280: the figures are in tests/bench/README.md."""
 
 FEW = 1 << 17
-"""For weights up to this size, rebuilding costs less than operators, if the change depends on the weight.
+"""For weights up to this size, rebuilding costs less than operators, if the change depends on the weight and
+a pass has more tokens than the weight has outputs.
 
 Measured on a CPU with DoRA, OFT and BOFT, for layers of width 64 to 1024 and 1 to 4096 tokens: the figures
-are in tests/bench/README.md. A limit in tokens would be better still: OFT costs less as operators for few
-tokens, DoRA and BOFT cost less rebuilt for many."""
+are in tests/bench/README.md."""
+
+TINY = 1 << 15
+"""For weights up to this size it costs less with any number of tokens. Above it, operators on few tokens keep
+a quarter to a half of the bytes for the backward pass; OFT and BOFT are faster too, DoRA is slower by up to a
+quarter."""
 
 
 class Member(nn.Module):
@@ -518,7 +523,7 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     `input_dropout` is always bypassed. So is a layer whose weight is packed, is loaded by hooks within each
     pass, or has so narrow a dtype that a small change would be lost. A change that depends on the weight
     consists of operators on inputs or outputs; it is bypassed if it only scales outputs, or if the weight has
-    more than FEW values.
+    more than FEW values. If it has more than TINY, it is bypassed for at most as many tokens as outputs.
     """
     if site.geometry is None:
         return 0.0
@@ -532,7 +537,9 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     each, formed = 0, 0
     for form in layer.forms():
         if isinstance(form, Dependent):
-            return math.inf if size > FEW or layer.scales_outputs else 0.0
+            if size > FEW or layer.scales_outputs:
+                return math.inf
+            return float(site.shape[0]) if size > TINY else 0.0
         if isinstance(form, Kronecker):
             each += PASSES * MANY_SMALL * form.work() + BETWEEN * form.between
         else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
+import peft
 import pytest
 import torch
 from bypass_cases import FACTS, LAYERS, MODULES, Case, beside, chained, hook, layer
@@ -519,3 +520,35 @@ def test_a_pass_of_fake_tensors_leaves_none_for_those_behind_it(real: bool) -> N
     assert torch.equal(found, skew_symmetric(triangles.detach(), size))
     with FakeTensorMode() as mode:
         skew_symmetric(mode.from_tensor(triangles), size).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (peft.LoraConfig(r=8, target_modules=["0", "2"], use_dora=True), {"rank": 8, "dora": "output"}),
+        (
+            peft.OFTConfig(oft_block_size=32, target_modules=["0", "2"]),
+            {"algorithm": "oftv2", "rank": 32},
+        ),
+    ],
+    ids=["dora", "oftv2"],
+)
+def test_few_tokens_keep_at_most_the_bytes_of_peft(theirs: peft.PeftConfig, ours: dict[str, Any]) -> None:
+    """For the backward pass of 64 tokens through layers of 256."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
+
+    def kept(module: nn.Module, parameters: nn.Module) -> int:
+        held = {one.untyped_storage().data_ptr() for one in (*module.parameters(), *parameters.parameters())}
+        storages: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one: storages.setdefault(one.untyped_storage().data_ptr(), one), lambda one: one
+        ):
+            module(torch.randn(64, 256, requires_grad=True))
+        return sum(one.untyped_storage().nbytes() for at, one in storages.items() if at not in held)
+
+    adapted = model()
+    network = lyc.create_lycoris(adapted, **ours).apply_to()
+    wrapped = peft.get_peft_model(cast("Any", model()), theirs)
+    assert 64 * 256 * 4 < kept(adapted, network) <= kept(wrapped, wrapped)
