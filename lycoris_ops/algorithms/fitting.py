@@ -31,8 +31,7 @@ from ..maths.decompositions import (
     triples_of,
 )
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import CPU, energy, energy_of
-from ..maths.waits import Asking, alone
+from ..maths.tensors import CPU, energy, energy_of, fetched
 from .base import Layer
 
 ROUNDING = 1e-6
@@ -79,28 +78,10 @@ class Delta:
     @cached_property
     def energy(self) -> float:
         """||D||^2, the sum of all squares."""
-        return alone(self._measured())
-
-    def measure(self) -> Asking[float]:
-        """The `energy`, which is then known without a wait."""
-        if "energy" not in vars(self):
-            self.energy = yield from self._measured()
-        return self.energy
-
-    def decompose(self) -> Asking[None]:
-        """Compute the `triples`, which are then known without a wait."""
-        if "_found" not in vars(self):
-            self._found = yield from self._decomposed()
-
-    def _measured(self) -> Asking[float]:
         if self._kronecker is not None:
-            one, other = yield [*map(energy, self._kronecker)]
+            one, other = fetched(*map(energy, self._kronecker))
             return float(one * other)
-        if self._span is not None:
-            yield from self.decompose()
-            return energy_of(self._found[1])
-        (total,) = yield [energy(self.values)]
-        return float(total)
+        return energy_of(self.values if self._span is None else self._found[1])
 
     @property
     def triples(self) -> Triples:
@@ -183,12 +164,12 @@ class Delta:
             exists = min(self._span.core.shape)
         return self.significant < found or found == exists
 
-    def outers(self, splits: Sequence[tuple[int, int]]) -> Asking[list[tuple[Tensor, Tensor]]]:
+    def outers(self, splits: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         """For each split (rows, columns) the nearest Kronecker product: w1, of norm 1, and w2 (k, j, ...)."""
         own: Any = None if self._kronecker is None else tuple(self._kronecker[0].shape)
         others = [split for split in splits if split != own]
         options: dict[str, Any] = {"seed": self.seed, "settled": self.settled, "pause": self.pause}
-        nearest = (yield from nearest_kroneckers(self.values, others, **options)) if others else []
+        nearest = nearest_kroneckers(self.values, others, **options) if others else []
         found = dict(zip(others, nearest, strict=True))
         if self._kronecker is not None and own is not None:
             w1, w2 = self._kronecker
@@ -227,22 +208,19 @@ class Delta:
     @cached_property
     def _found(self) -> Triples:
         """The `largest` leading singular triples, and further ones where these take no more work."""
-        return alone(self._decomposed())
-
-    def _decomposed(self) -> Asking[Triples]:
         if self._kronecker is not None:
-            return (yield from kronecker_triples(*self._kronecker, self.largest))
+            return kronecker_triples(*self._kronecker, self.largest)
         span = self._span
         if span is None:
-            span = yield from leading_span(
+            span = leading_span(
                 self.values.reshape(flat_shape(self.shape)),
                 self.largest,
                 seed=self.seed,
                 settled=self.settled,
-                total=(yield from self.measure()) if self.settled else None,
+                total=self.energy if self.settled else None,
                 pause=self.pause,
             )
-        return (yield from triples_of(span))[0]
+        return triples_of(span)[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -274,14 +252,13 @@ class Fit:
     """Whether no rank above the last of `ranks` would keep more."""
 
     @classmethod
-    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Asking[Fit]:
+    def whole(cls, algorithm: str, delta: Delta, make: Callable[[Tensor], Layer]) -> Fit:
         """A layer that holds the change itself; `make` gets its values."""
-        found = yield from delta.measure()
-        values = delta.values
+        energy, values = delta.energy, delta.values
         return cls(
             algorithm=algorithm,
             ranks=(None,),
-            kept=(found,),
+            kept=(energy,),
             parameters=(math.prod(delta.shape),),
             # A copy, because training or a caller may write to it.
             make=lambda index: make(values.clone()),
@@ -303,5 +280,5 @@ class Fitted(Layer):
 
     @classmethod
     @abstractmethod
-    def fit(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """The layers of this kind nearest to a change, one for each size; () if none suits."""

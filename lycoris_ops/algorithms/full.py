@@ -13,7 +13,6 @@ from ..changes.forms import Dense, LowRank
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape
-from ..maths.waits import Asking
 from .base import ALPHA, DIFF_B, IGNORED, SET_BIAS, Join, Products
 from .checks import agree, exactly, vector
 from .fitting import Delta, Fit, Fitted
@@ -72,9 +71,9 @@ class Full(Trained, Fitted):
         return cls(diff=torch.zeros(shape))
 
     @classmethod
-    def fit(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """diff: the change itself, at the size of the weight."""
-        return ((yield from Fit.whole(cls.algorithm, delta, lambda values: cls(diff=values))),)
+        return (Fit.whole(cls.algorithm, delta, lambda values: cls(diff=values)),)
 
     def check_values(self) -> None:
         if self.set_rows_at is None:

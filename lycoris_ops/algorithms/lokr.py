@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ..changes.forms import Dense, Kronecker, product
-from ..maths.decompositions import Span, Triples, balanced, leading_span, triples_of
+from ..maths.decompositions import Triples, balanced, leading_span, triples_of
 from ..maths.shapes import Rows, Shape, factorization
-from ..maths.tensors import compute_dtype, energy
-from ..maths.waits import Asking
+from ..maths.tensors import compute_dtype, energy, fetched
 from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
 from .checks import dimensions, folded, matrix, multiplied, scale
 from .factored import Factored, pair_of
@@ -165,7 +164,7 @@ class Lokr(Factored, Planned):
         )
 
     @classmethod
-    def fit(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """The nearest Kronecker product for each factor in FACTORS, with a full w2 and with low-rank ones.
 
         w1 is the leading left singular vector of the rearranged change R(D) and w2 is R(D)^T w1, which keeps
@@ -186,15 +185,16 @@ class Lokr(Factored, Planned):
             for (rows, columns), factor in sorted(splits.items())
             if rows * columns > 1 and shape[0] % rows == 0 and shape[1] % columns == 0
         }
-        outers = yield from delta.outers(list(factors))
+        outers = delta.outers(list(factors))
         flats = [inner.flatten(1) for _, inner in outers]
         # Above these ranks a full w2 is not larger.
         most = [min(delta.largest, (flat.numel() - 1) // sum(flat.shape)) for flat in flats]
-        spans: list[Span] = []
-        for flat, count in zip(flats, most, strict=True):
-            spans.append((yield from leading_span(flat, max(0, count), seed=delta.seed, pause=delta.pause)))
-        energies = yield [energy(inner) for _, inner in outers]
-        triples = yield from triples_of(*spans)
+        spans = [
+            leading_span(flat, max(0, count), seed=delta.seed, pause=delta.pause)
+            for flat, count in zip(flats, most, strict=True)
+        ]
+        energies = fetched(*(energy(inner) for _, inner in outers))
+        triples = triples_of(*spans)
         parts = zip(outers, energies, triples, most, factors.values(), strict=True)
         return tuple(fit for part in parts for fit in cls._fits_of(delta, *part))
 

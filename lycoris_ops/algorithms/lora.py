@@ -14,8 +14,7 @@ from ..changes.forms import Additive, LowRank
 from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import balanced, leading, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
-from ..maths.tensors import compute_dtype, energy, fold_core
-from ..maths.waits import Asking
+from ..maths.tensors import compute_dtype, energy, fetched, fold_core
 from .base import Join, Products, column, kaiming
 from .checks import agree, dimensions, folded, matrix, multiplied, scale
 from .factored import Factored
@@ -190,7 +189,7 @@ class Lora(Factored, Planned):
         return replace(usual, lora_down=first(start["lora_down"], rank, shape[1:], seed=seed))
 
     @classmethod
-    def fit(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """The leading singular triples, sqrt(S) in each factor; with `delta.tucker`, factors with a core.
 
         Without a core, no layer of the same rank is nearer (Eckart and Young, "The Approximation of One
@@ -198,11 +197,10 @@ class Lora(Factored, Planned):
         """
         if len(delta.shape) < 2:
             return ()
-        yield from delta.decompose()
         if not delta.significant:
             return ()
         if delta.tucker and math.prod(delta.shape[2:]) > 1:
-            return (yield from cls._fit_tucker(delta))
+            return cls._fit_tucker(delta)
         # Copy: these are slices, which would keep all of the vectors in memory.
         left, values, right = (one.clone() for one in delta.triples)
         shape, scale = delta.shape, delta.scale
@@ -235,12 +233,12 @@ class Lora(Factored, Planned):
         )
 
     @classmethod
-    def _fit_tucker(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
-        left, core, right = (one.clone() for one in (yield from tucker(*delta.triples, delta.shape)))
+    def _fit_tucker(cls, delta: Delta) -> tuple[Fit, ...]:
+        left, core, right = (one.clone() for one in tucker(*delta.triples, delta.shape))
         outputs, inputs, *kernel = delta.shape
         scale = delta.scale
         ranks = tuple(range(1, len(core) + 1))
-        kept = yield [*(energy(core[:rank, :rank]) for rank in ranks), core[:1, :1].abs().max()]
+        kept = fetched(*(energy(core[:rank, :rank]) for rank in ranks), core[:1, :1].abs().max())
         # Divide the size of the core among all three factors, so that they are about equally large.
         root = float(kept.pop()) ** (1 / 3) or 1.0
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
-from ..maths.waits import Asking
 from .base import ALPHA, Products, axis_of, column
 from .checks import vector
 from .fitting import Delta, Fit, Fitted
@@ -50,11 +49,11 @@ class Norm(Trained, Fitted):
         return cls(w_norm=torch.zeros(shape[:1]))
 
     @classmethod
-    def fit(cls, delta: Delta) -> Asking[tuple[Fit, ...]]:
+    def fit(cls, delta: Delta) -> tuple[Fit, ...]:
         """w_norm (C,): the change of a norm's weight itself."""
         if len(delta.shape) != 1:
             return ()
-        return ((yield from Fit.whole(cls.algorithm, delta, lambda values: cls(w_norm=values))),)
+        return (Fit.whole(cls.algorithm, delta, lambda values: cls(w_norm=values)),)
 
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)

@@ -21,8 +21,7 @@ from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_laye
 from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
-from ..maths.tensors import is_finite, largest, largest_on_device
-from ..maths.waits import Asking, alone
+from ..maths.tensors import is_finite, largest
 from ..ranks.sizes import Size
 from ..reading.adapter import TRANSPOSED, Adapter
 from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
@@ -113,9 +112,9 @@ def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) 
     )
 
 
-def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Asking[Goal]:
+def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Goal:
     with located(file=after.name, key=pair.tuned[0].key):
-        change, size, noise = yield from _difference(
+        change, size, noise = _difference(
             rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause
         )
         pause()
@@ -129,7 +128,7 @@ def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor |
     keys = [[(place.bias, place.rows) for place in side if place.bias] for side in (pair.base, pair.tuned)]
     if not all(keys) or [len(one) for one in keys] != [len(pair.base), len(pair.tuned)]:
         return None
-    change, size, _ = alone(_difference(keys[0], keys[1], before, after, "cpu", pause))
+    change, size, _ = _difference(keys[0], keys[1], before, after, "cpu", pause)
     return change if size else None
 
 
@@ -140,7 +139,7 @@ def _difference(
     after: Weights,
     device: str,
     pause: Pause,
-) -> Asking[tuple[Tensor, float, float | None]]:
+) -> tuple[Tensor, float, float | None]:
     """tuned - base in float32, its largest absolute value, and the RMS of the two models' rounding error.
 
     The last is None if it is unknown.
@@ -157,7 +156,7 @@ def _difference(
         change = (other.double() - one.double()).to(device, torch.float32)
     else:
         change = other.to(device, torch.float32, copy=True).sub_(one.to(device))
-    (size,) = map(float, (yield [largest_on_device(change)]))
+    size = largest(change)
     if not math.isfinite(size):
         # An infinity or a NaN that both models have is no change: hosts do not initialise weights that a
         # checkpoint lacks.

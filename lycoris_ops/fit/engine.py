@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,13 +20,11 @@ from ..files.writing import Progress
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import Shape, flat_shape
-from ..maths.tensors import CPU, largest
-from ..maths.waits import Asking, answered, together
+from ..maths.tensors import CPU, fetched, largest
 from ..ranks.allocate import Candidate
 from ..reading.fitted import UNCHANGED, FitReport, FitRow
 from ..writing.save import Expected
 from .choice import Choice, Measured, by_rank, by_size, in_bytes, is_short
-from .harvest import Harvest, Take
 from .settings import ANY, FITTED, SAME, FitSettings
 from .steps import Steps
 
@@ -74,7 +71,7 @@ class Source:
     """The name of the new layer."""
     shape: Shape
     """The weight's shape; () where only the bias changes."""
-    read: Callable[[Pause], Goal | Asking[Goal]]
+    read: Callable[[Pause], Goal]
     before: str
     """The change in words: `lora 64`, `difference`."""
     dtype: torch.dtype
@@ -87,17 +84,8 @@ class Source:
     """Whether a weight of one dimension belongs to a norm; the file then says so."""
     whole: bool = False
     """Whether it always becomes a full difference, as a bare parameter does: it is no matrix."""
-    changes: int = 1
-    """How many changes of this shape `read` takes together."""
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of these changes as float32 matrices."""
-        return 4 * math.prod(self.shape) * self.changes
 
 
-Made = tuple[Layer, Take]
-"""A layer, and what takes it once it is on the CPU."""
 Prepare = Callable[[Mapping[str, Expected]], object]
 """Called before the work, with the layers that are to be made, by name. It may raise an error."""
 
@@ -161,22 +149,19 @@ class _Engine:
         self.own = 0
         self.lost = 0.0
         self.held = 0
-        self.harvest = Harvest()
         self.steps = Steps(self.progress, len(self.sources) * (1 if self.settings.rank is not None else 2))
 
     def run(self) -> tuple[dict[str, Layer], FitReport]:
         if self.settings.rank is not None:
-            self._add_all(self._by_rank(source, self.settings.rank) for source in self.sources)
+            for source in self.sources:
+                self._make_by_rank(source, self.settings.rank)
         else:
             measured: dict[str, Measured] = {}
             self._measure_all(self.sources, measured)
             self._look_further(measured)
             chosen = by_size(measured, self.settings.size, self._full(), self._beside(measured))
-            self._add_all(
-                self._made(source, measured.pop(source.name), chosen.get(source.name))
-                for source in self.sources
-            )
-        self.harvest.bring()
+            for source in self.sources:
+                self._make(source, measured.pop(source.name), chosen.get(source.name))
         if not self.layers:
             raise PlanError(
                 "nothing is left of the changes",
@@ -194,14 +179,10 @@ class _Engine:
     # Measuring.
 
     def _measure_all(self, sources: Sequence[Source], measured: dict[str, Measured]) -> None:
-        def work() -> Iterator[tuple[int, Asking[Measured]]]:
-            for source in sources:
-                if source.name in measured:
-                    self.held -= _held(measured[source.name].fits)
-                yield source.bytes, self._measure(source)
-
-        for source, found in zip(sources, together(work()), strict=True):
-            measured[source.name] = found
+        for source in sources:
+            if source.name in measured:
+                self.held -= _held(measured[source.name].fits)
+            measured[source.name] = self._measure(source)
             self.steps.step()
 
     def _look_further(self, measured: dict[str, Measured]) -> None:
@@ -220,26 +201,24 @@ class _Engine:
             self.steps.total += len(more)
             self._measure_all(more, measured)
 
-    def _measure(self, source: Source) -> Asking[Measured]:
+    def _measure(self, source: Source) -> Measured:
         with located(key=source.name):
-            change = yield from answered(source.read(self.steps.pause))
+            change = source.read(self.steps.pause)
             check_finite(change)
             if not change.forms:
                 return Measured(0.0, 0.0, 0.0, True, [], bias=change.bias)
             delta = self._delta(source, change, self.largest)
-            if not math.isfinite((yield from delta.measure())):
+            if not math.isfinite(delta.energy):
                 raise _not_finite()
-            if delta.noise != 0.0:
-                yield from delta.decompose()
             kinds = kinds_of(source, self.settings)
             fits: dict[str, tuple[Fit, ...]] = {}
             if delta.energy > 0 and (delta.noise == 0.0 or delta.significant):
                 for kind in kinds:
                     self.steps.pause()
-                    fits[kind] = yield from KINDS[kind].fit(delta)
+                    fits[kind] = KINDS[kind].fit(delta)
                 if not any(fits.values()):
                     # The kind has no layer for this weight.
-                    fits = {"full": (yield from Full.fit(delta))}
+                    fits = {"full": Full.fit(delta)}
             complete = all(fit.complete for each in fits.values() for fit in each)
             # Vectors and bare parameters are small, and become full differences in any case.
             exact = len(source.shape) < 2 or source.whole
@@ -353,57 +332,46 @@ class _Engine:
 
     # Making.
 
-    def _by_rank(self, source: Source, rank: int) -> Asking[Made | None]:
-        measured = yield from self._measure(source)
-        some = by_rank(measured, rank, any_kind=self.settings.algorithm == ANY)
-        return (yield from self._made(source, measured, some))
+    def _make_by_rank(self, source: Source, rank: int) -> None:
+        measured = self._measure(source)
+        self._make(source, measured, by_rank(measured, rank, any_kind=self.settings.algorithm == ANY))
 
-    def _made(self, source: Source, measured: Measured, chosen: Candidate | None) -> Asking[Made | None]:
+    def _make(self, source: Source, measured: Measured, chosen: Candidate | None) -> None:
+        """Take the chosen layer into the result, or say why there is none."""
         choice: Choice | None = None if chosen is None else chosen.meant
-        if choice is None:
-            if measured.bias is not None:
-                return Full(), partial(self._settle, source, measured, None, False)
-            if not source.shape or measured.energy == 0.0:
-                self.left_out[source.name] = UNCHANGED
-            elif not measured.candidates:
-                self.left_out[source.name] = "because it is only rounding of the sources"
-            else:
-                self.left_out[source.name] = "because its energy is not worth its size"
-                self.lost += measured.energy
-            return None
-        if choice.fit < 0:
+        if choice is not None or measured.bias is not None:
             with located(key=source.name):
-                own = measured.own or (yield from answered(source.read(self.steps.pause))).own
+                layer = Full() if choice is None else self._layer(source, measured, choice)
+                self._take(source, measured, choice, layer)
+        elif not source.shape or measured.energy == 0.0:
+            self.left_out[source.name] = UNCHANGED
+        elif not measured.candidates:
+            self.left_out[source.name] = "because it is only rounding of the sources"
+        else:
+            self.left_out[source.name] = "because its energy is not worth its size"
+            self.lost += measured.energy
+        self.steps.step()
+
+    def _layer(self, source: Source, measured: Measured, choice: Choice) -> Layer:
+        """The chosen layer, on the CPU."""
+        if choice.fit < 0:
+            own = measured.own or source.read(self.steps.pause).own
             assert own is not None
-            return own, partial(self._settle, source, measured, choice, True)
-        with located(key=source.name):
-            fits = measured.fits.get(choice.kind)
-            if fits is None:
-                change = yield from answered(source.read(self.steps.pause))
-                fits = yield from KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
-            layer = fits[choice.fit].make(choice.index)
-        # Without the fits, which take much more memory.
-        measured = replace(measured, fits={}, candidates=[])
-        return layer, partial(self._settle, source, measured, choice, False)
+            return on_cpu(own)
+        fits = measured.fits.get(choice.kind)
+        if fits is None:
+            change = source.read(self.steps.pause)
+            fits = KINDS[choice.kind].fit(self._delta(source, change, measured.largest))
+        return on_cpu(fits[choice.fit].make(choice.index))
 
-    def _add_all(self, work: Iterable[Asking[Made | None]]) -> None:
-        for made in together(zip((source.bytes for source in self.sources), work, strict=True)):
-            if made is not None:
-                self.harvest.add(*made)
-            self.steps.step()
-
-    def _settle(
-        self, source: Source, measured: Measured, choice: Choice | None, own: bool, layer: Layer | None
-    ) -> None:
-        """Take a layer that is on the CPU into the result."""
-        assert layer is not None
-        with located(key=source.name):
-            if not own:
-                if measured.bias is not None:
-                    layer = layer.with_bias_change(measured.bias)
-                layer = cast_layer(layer, self._dtype(source))
-            elif self.settings.dtype is not None:
-                layer = cast_layer(layer, self.settings.dtype)
+    def _take(self, source: Source, measured: Measured, choice: Choice | None, layer: Layer) -> None:
+        own = choice is not None and choice.fit < 0
+        if not own:
+            if measured.bias is not None:
+                layer = layer.with_bias_change(measured.bias)
+            layer = cast_layer(layer, self._dtype(source))
+        elif self.settings.dtype is not None:
+            layer = cast_layer(layer, self.settings.dtype)
         self.layers[source.name] = layer
         self.own += own and self.settings.dtype is None
         if own and self.settings.algorithm not in (layer.algorithm, ANY, SAME):
@@ -442,6 +410,12 @@ class _Engine:
                 f"{number_of(len(lower), 'layer has', 'layers have')} a lower rank than {rank}: "
                 "their changes have no higher one"
             )
+
+
+def on_cpu(layer: Layer) -> Layer:
+    """The layer on the CPU, with one wait for the device."""
+    held = layer.tensors()
+    return layer.with_tensors(dict(zip(held, fetched(*held.values()), strict=True)))
 
 
 def _factors_of(layer: Layer) -> list[Tensor]:

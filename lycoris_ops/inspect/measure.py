@@ -18,7 +18,6 @@ from ..files.weights import ModelSource, Weights, weights_of
 from ..files.writing import Progress
 from ..fit.steps import Steps
 from ..maths.tensors import energy_of, fetched, wide
-from ..maths.waits import alone
 from ..merge.deltas import ROWS, Deltas
 from ..merge.matching import ChangedPlace, by_name, by_weight
 from ..names.blocks import Blocks, block_in_path, kind_in_path
@@ -225,7 +224,7 @@ class _Examining:
         strengths = torch.tensor(deltas.strengths, dtype=torch.float64)
         count = len(self.entries)
         gram = self.products.setdefault(block, torch.zeros(count, count, dtype=torch.float64))
-        own = alone(deltas.gram()) * strengths[:, None] * strengths[None]
+        own = deltas.gram() * strengths[:, None] * strengths[None]
         gram[index[:, None], index[None]] += own
         weight = self._weight(place)
         for at, entry in enumerate(here):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .shapes import Shape
-from .tensors import compute_dtype, energy, wide
-from .waits import Asking, alone
+from .tensors import compute_dtype, energy, fetched, wide
 
 # torch ships no types for its `linalg` functions.
 _linalg = cast("Any", torch.linalg)
@@ -54,14 +53,14 @@ class Span(NamedTuple):
     right: Tensor | None
 
 
-def triples_of(*spans: Span) -> Asking[list[Triples]]:
+def triples_of(*spans: Span) -> list[Triples]:
     """The singular value decomposition of each matrix (m, n), with k = the smaller size of its core.
 
     Returns U (m, k), S (k,) in descending order and V^T (k, n). S is in float64 on the CPU, where looking at
     values waits for no device; the others are where `left` and `right` are, or the core. Cores with up to
     SMALL values are decomposed on the CPU: an accelerator would take longer.
     """
-    cores = iter((yield [span.core for span in spans if span.core.numel() <= SMALL]))
+    cores = iter(fetched(*(span.core for span in spans if span.core.numel() <= SMALL)))
     found: list[Triples] = []
     for left, given, right in spans:
         core = next(cores) if given.numel() <= SMALL else given
@@ -71,13 +70,13 @@ def triples_of(*spans: Span) -> Asking[list[Triples]]:
         one = turn.to(given) if left is None else left @ turn.to(left)
         other = back.to(given) if right is None else back.to(right) @ right
         found.append((one, values, other))
-    sizes = yield [values for _, values, _ in found]
+    sizes = fetched(*(values for _, values, _ in found))
     return [(one, size.double(), other) for (one, _, other), size in zip(found, sizes, strict=True)]
 
 
 def singular(matrix: Tensor) -> Triples:
     """`triples_of` one matrix, with S as the matrix is."""
-    left, values, right = alone(triples_of(Span(None, matrix, None)))[0]
+    left, values, right = triples_of(Span(None, matrix, None))[0]
     return left, values.to(matrix), right
 
 
@@ -142,7 +141,7 @@ def leading_span(
     settled: float = 0.0,
     total: float | None = None,
     pause: Pause = no_pause,
-) -> Asking[Span]:
+) -> Span:
     """The span of the `count` leading singular triples of a matrix (m, n), in float32 (float64 for float64).
 
     A matrix whose smaller size is at most EXACT or 3 `count` is kept whole. For others POWERS power
@@ -170,7 +169,7 @@ def leading_span(
     for _ in range(POWERS):
         left, across = _projected(matrix, leading(across), pause)
         if energies:
-            energies = yield [*energies, energy(across)]
+            energies = fetched(*energies, energy(across))
             most, before, captured = map(float, energies)
             if captured - before <= settled * (most - captured):
                 break
@@ -181,10 +180,10 @@ def leading_span(
 
 def leading_triples(
     matrix: Tensor, count: int, *, seed: int = 0, settled: float = 0.0, pause: Pause = no_pause
-) -> Asking[Triples]:
+) -> Triples:
     """The `count` leading triples of a matrix (m, n), or all where it has fewer; see `leading_span`."""
-    span = yield from leading_span(matrix, count, seed=seed, settled=settled, pause=pause)
-    ((left, values, right),) = yield from triples_of(span)
+    span = leading_span(matrix, count, seed=seed, settled=settled, pause=pause)
+    ((left, values, right),) = triples_of(span)
     return left[:, :count], values[:count], right[:count]
 
 
@@ -198,14 +197,14 @@ def _projected(matrix: Tensor, basis: Tensor, pause: Pause) -> tuple[Tensor, Ten
     return left, matrix.T @ left
 
 
-def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> Asking[Triples]:
+def kronecker_triples(w1: Tensor, w2: Tensor, count: int) -> Triples:
     """The `count` leading singular triples of kron(w1, w2), from the decompositions of both factors.
 
     Each singular value is the product of one of w1, (l, i), and one of w2, (k, j); its vectors are the
     Kronecker products of their vectors. Returns U (l * k, n), S (n,) in descending order and V^T (n, i * j).
     Source: Van Loan, "The Ubiquitous Kronecker Product" (2000), section 2.
     """
-    (left1, values1, right1), (left2, values2, right2) = yield from triples_of(span_of(w1), span_of(w2))
+    (left1, values1, right1), (left2, values2, right2) = triples_of(span_of(w1), span_of(w2))
     products = torch.outer(values1, values2).flatten()
     order = products.argsort(descending=True)[:count]
     one, two = (order // len(values2)).to(w1.device), (order % len(values2)).to(w1.device)
@@ -234,7 +233,7 @@ def nearest_kroneckers(
     seed: int = 0,
     settled: float = 0.0,
     pause: Pause = no_pause,
-) -> Asking[list[tuple[Tensor, Tensor]]]:
+) -> list[tuple[Tensor, Tensor]]:
     """For each split (rows, columns) the w1 (rows, columns), of norm 1, and w2 (k, j, *kernel) for the
     kron(w1, w2) nearest to values (O, I, *kernel).
 
@@ -252,23 +251,20 @@ def nearest_kroneckers(
             if len(blocks) <= EXACT:
                 # Few and long blocks take much longer to decompose than their products take to form.
                 products.append(blocks @ blocks.T)
-        if len(group) > 1:
-            # Nor are the last of them held, while other layers begin.
-            blocks = values
-        grams = iter((yield products))
+        grams = iter(fetched(*products))
         for rows, columns in group:
             blocks = blocks if len(group) == 1 else rearranged(values, rows, columns)
             if len(blocks) <= EXACT:
                 left = eigen(wide(next(grams)))[1][:, -1].to(blocks)
             else:
-                triples = yield from leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)
+                triples = leading_triples(blocks, 1, seed=seed, settled=settled, pause=pause)
                 left = triples[0][:, 0]
             inner = (values.shape[0] // rows, values.shape[1] // columns, *values.shape[2:])
             found.append((left.reshape(rows, columns), (left @ blocks).reshape(inner)))
     return found
 
 
-def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> Asking[Triples]:
+def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> Triples:
     """up (O, r), core (r, r, *kernel) and down (r, I) of a convolution (O, I, *kernel).
 
     `left`, `values` and `right` are the leading r singular triples of its matrix (O, K). up and down are
@@ -280,7 +276,7 @@ def tucker(left: Tensor, values: Tensor, right: Tensor, shape: Shape) -> Asking[
     """
     rank, inputs = min(len(values), shape[1]), shape[1]
     inner = (values.to(right)[:, None] * right).reshape(len(values), inputs, -1)
-    ((basis, _, _),) = yield from triples_of(span_of(inner.transpose(0, 1).reshape(inputs, -1)))
+    ((basis, _, _),) = triples_of(span_of(inner.transpose(0, 1).reshape(inputs, -1)))
     basis = basis[:, :rank]
     core = torch.einsum("mik,in->mnk", inner, basis)[:rank]
     return left[:, :rank], core.reshape(rank, rank, *shape[2:]), basis.T

@@ -14,8 +14,7 @@ from ..algorithms.fitting import FACTORED, Delta
 from ..changes.factors import joined
 from ..changes.forms import Additive, LowRank, Spanned, add_up
 from ..maths.decompositions import Pause, Triples, balanced, no_pause, qr, singular
-from ..maths.tensors import CPU, wide
-from ..maths.waits import Asking
+from ..maths.tensors import CPU, fetched, wide
 
 ROWS = 512
 """How many rows of a matrix are converted to float64 at once."""
@@ -70,7 +69,7 @@ class Deltas:
             found.append(factors)
         return tuple(found)
 
-    def inner(self) -> Asking[Deltas]:
+    def inner(self) -> Deltas:
         """The changes as U^T D_i V, (R, R), where U (O, R) and V (K, R) are bases of all outputs and inputs.
 
         For methods to which it does not matter how outputs or inputs are turned: what they merge there is
@@ -82,7 +81,7 @@ class Deltas:
             self.pause()
             left, up = qr(torch.cat([up for up, _ in self.factors], 1))
             right, down = qr(torch.cat([down for _, down in self.factors]).T)
-            up, down = yield [up, down]
+            up, down = fetched(up, down)
             forms: list[list[Additive]] = []
             start = 0
             for _, own in self.factors:
@@ -112,7 +111,7 @@ class Deltas:
         """All w_i D_i."""
         return [self.strengths[index] * self.dense(index) for index in range(self.count)]
 
-    def gram(self) -> Asking[Tensor]:
+    def gram(self) -> Tensor:
         """<D_i, D_j> (T, T) in float64, on the CPU.
 
         The products are `wide`: float32 would give a wrong norm for the difference of two similar changes.
@@ -120,16 +119,14 @@ class Deltas:
         if self.bases is None and self.factors is not None:
             if self.device.type == "cpu":
                 return self._gram_of(self.factors)
-            inner = yield from self.inner()
-            return (yield from inner.gram())
+            return self.inner().gram()
         matrices = [self.dense(index) for index in range(self.count)]
         totals: list[Tensor] = []
         for start in range(0, self.shape[0], ROWS):
             self.pause()
             rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in matrices]))
             totals.append(rows @ rows.T)
-        (found,) = yield [torch.stack(totals)]
-        return found.double().sum(0)
+        return torch.stack(totals).cpu().double().sum(0)
 
     def _gram_of(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """`gram` from products of the factors, which costs less than `inner`."""
@@ -140,9 +137,9 @@ class Deltas:
         own = torch.eye(self.count, dtype=products.dtype).repeat_interleave(sizes, 0)
         return own.T @ products @ own
 
-    def summed(self, coefficients: Sequence[float]) -> Asking[list[Additive]]:
+    def summed(self, coefficients: Sequence[float]) -> list[Additive]:
         """sum of c_i D_i, in the span of all where they have factors."""
-        inner = yield from self.inner()
+        inner = self.inner()
         return inner.lifted(inner.combined(coefficients))
 
     def combined(self, coefficients: Sequence[float]) -> list[Additive]:
@@ -154,27 +151,23 @@ class Deltas:
             for form in forms
         ]
 
-    def triples(self) -> Asking[list[Triples]]:
+    def triples(self) -> list[Triples]:
         """The singular triples of each D_i, without rounding noise."""
-        found: list[Triples] = []
-        for forms in self.forms:
-            found.append((yield from self.triples_of(forms)))
-        return found
+        return [self.triples_of(forms) for forms in self.forms]
 
-    def triples_of(self, forms: Sequence[Additive]) -> Asking[Triples]:
+    def triples_of(self, forms: Sequence[Additive]) -> Triples:
         """All singular triples of a sum of forms, without rounding noise."""
         largest = min(self.shape)
         delta = Delta(forms, self.shape, largest=largest, settled=0.0, device=self.device, pause=self.pause)
-        yield from delta.decompose()
         return delta.triples
 
-    def principal(self) -> Asking[tuple[Tensor, Tensor]]:
+    def principal(self) -> tuple[Tensor, Tensor]:
         """Q_U (O, R) and Q_V (K, R'), bases for the outputs and for the inputs of all changes.
 
         They come from the balanced factors U sqrt(S) and sqrt(S) V^T, so it does not matter how an adapter
         divides the size of its change between its two factors.
         """
-        pairs = [balanced(*triples) for triples in (yield from self.triples())]
+        pairs = [balanced(*triples) for triples in self.triples()]
         ups = torch.cat([up for up, _ in pairs], 1)
         downs = torch.cat([down for _, down in pairs])
         # Singular vectors, which do not depend on the order of the adapters.

@@ -23,15 +23,13 @@ from ..errors import LycorisError, PlanError, located, number_of
 from ..files.quantised import Codec
 from ..files.weights import ModelSource, weights_of
 from ..files.writing import DATA_HASH, Progress, data_hash_of, metadata_of, short_name
-from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_layers
-from ..fit.harvest import Harvest
+from ..fit.engine import Goal, Prepare, Source, check_finite, expected, fit_layers, on_cpu
 from ..fit.settings import SAME, FitSettings
 from ..fit.steps import Steps
 from ..layers.cast import cast_layer
 from ..maths.decompositions import Pause
 from ..maths.shapes import flat_shape
 from ..maths.tensors import CPU
-from ..maths.waits import Asking, answered, together
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter
 from ..reading.fitted import FitReport, FitRow
@@ -204,11 +202,11 @@ class _Merging:
                 expected="such as 1.0",
             )
 
-    def merged(self, place: ChangedPlace, pause: Pause) -> Asking[Goal]:
+    def merged(self, place: ChangedPlace, pause: Pause) -> Goal:
         """Merge all changes of a weight and of its bias by the method."""
         own = self._own(place)
         if own is None:
-            return (yield from self._change(place, self._combined, pause))
+            return self._change(place, self._combined, pause)
         return Goal(own.additive() or (), self._bias(own.bias_additive() or ()), own)
 
     def _own(self, place: ChangedPlace) -> Layer | None:
@@ -229,17 +227,17 @@ class _Merging:
             return None
         return layer if factor == 1.0 else layer.multiplied(factor)
 
-    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Asking[Goal]:
+    def part(self, entry: int, place: ChangedPlace, pause: Pause) -> Goal:
         """One adapter's part of the result."""
         found = self.method.parts
         assert found is not None
 
-        def own(deltas: Deltas, parameter: Parameter) -> Asking[Sequence[Additive]]:
+        def own(deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
             entries = place.entries(parameter)
             if entry not in entries:
                 return ()
             at = entries.index(entry)
-            forms = (yield from found(deltas, self.options))[at]
+            forms = found(deltas, self.options)[at]
             given = self.entries[entry]
             if given.rules is None:
                 return forms
@@ -247,19 +245,19 @@ class _Merging:
             factor = deltas.strengths[at] / given.strength_of(place.target and place.target.part)
             return [form.times(factor) for form in forms]
 
-        return (yield from self._change(place, own, pause))
+        return self._change(place, own, pause)
 
-    def _combined(self, deltas: Deltas, parameter: Parameter) -> Asking[Sequence[Additive]]:
-        found = yield from answered(self.method.merge(deltas, self.options))
-        return found if self.norm_limit is None else (yield from limited(found, deltas, self.norm_limit))
+    def _combined(self, deltas: Deltas, parameter: Parameter) -> Sequence[Additive]:
+        found = self.method.merge(deltas, self.options)
+        return found if self.norm_limit is None else limited(found, deltas, self.norm_limit)
 
     def _change(
-        self, place: ChangedPlace, of: Callable[[Deltas, Parameter], Asking[Sequence[Additive]]], pause: Pause
-    ) -> Asking[Goal]:
+        self, place: ChangedPlace, of: Callable[[Deltas, Parameter], Sequence[Additive]], pause: Pause
+    ) -> Goal:
         found: list[Sequence[Additive]] = []
         for parameter in PARAMETERS:
             deltas = place.deltas(parameter, self.base, self.seed, self.device, pause)
-            found.append(() if deltas is None else (yield from of(deltas, parameter)))
+            found.append(() if deltas is None else of(deltas, parameter))
         forms, bias = found
         return Goal(tuple(forms), self._bias(bias))
 
@@ -274,7 +272,6 @@ class _Merging:
             before=_before(place),
             dtype=self.dtype_of(place),
             norm=len(place.shape) == 1,
-            changes=len(place.entries()),
         )
 
     def dtype_of(self, place: ChangedPlace) -> torch.dtype:
@@ -324,7 +321,7 @@ class _Merging:
 def _exactly(
     merging: _Merging,
     places: Sequence[ChangedPlace],
-    read: Callable[[ChangedPlace, Pause], Asking[Goal]],
+    read: Callable[[ChangedPlace, Pause], Goal],
     settings: FitSettings,
     progress: Progress | None,
 ) -> tuple[dict[str, Layer], FitReport]:
@@ -333,49 +330,46 @@ def _exactly(
     layers: dict[str, Layer] = {}
     rows: list[FitRow] = []
     left_out: dict[str, str] = {}
-    steps, harvest = Steps(progress, len(places)), Harvest()
+    steps = Steps(progress, len(places))
 
-    def take(place: ChangedPlace, bias: Tensor | None, made: Layer | None) -> None:
+    def layer_of(place: ChangedPlace) -> Layer | None:
+        change = read(place, steps.pause)
+        made = _exact(change, place, settings, steps.pause)
+        if made is not None:
+            made = on_cpu(made)
         if isinstance(made, Full | Norm) and not any(bool(one.any()) for one in made.tensors().values()):
             made = None
-        if bias is not None and bool(bias.any()):
-            made = (made or Full()).with_bias_change(bias)
+        if change.own is None and change.bias is not None and bool(change.bias.any()):
+            made = (made or Full()).with_bias_change(change.bias)
+        return None if made is None else cast_layer(made, settings.dtype or merging.dtype_of(place))
+
+    for place in places:
+        with located(key=place.name):
+            made = layer_of(place)
         if made is None:
             left_out[place.name] = "because it changes nothing"
-            return
-        with located(key=place.name):
-            made = cast_layer(made, settings.dtype or merging.dtype_of(place))
-        layers[place.name] = made
-        count = sum(tensor.numel() for tensor in made.tensors().values())
-        rows.append(FitRow(place.name, _before(place), made.algorithm, made.rank, count, 0.0, 0.0))
-
-    def work(place: ChangedPlace) -> Asking[tuple[Goal, Layer | None]]:
-        with located(key=place.name):
-            change = yield from read(place, steps.pause)
-            return change, (yield from _exact(change, place, settings, steps.pause))
-
-    sized = ((merging.source(place).bytes, work(place)) for place in places)
-    for place, (change, made) in zip(places, together(sized), strict=True):
-        harvest.add(made, partial(take, place, None if change.own else change.bias))
+        else:
+            layers[place.name] = made
+            count = sum(tensor.numel() for tensor in made.tensors().values())
+            rows.append(FitRow(place.name, _before(place), made.algorithm, made.rank, count, 0.0, 0.0))
         steps.step()
-    harvest.bring()
     if not layers:
         raise PlanError("nothing is left of the changes", got=f"{len(places)} changes, all of them zero")
     return layers, FitReport(tuple(rows), left_out)
 
 
-def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Asking[Layer | None]:
+def _exact(change: Goal, place: ChangedPlace, settings: FitSettings, pause: Pause) -> Layer | None:
     """A layer with this change of the weight, or the one that makes all of it; None for no change."""
     check_finite(change)
     if change.own is None:
-        return (yield from _nearest(change.forms, place, settings, pause)) if change.forms else None
+        return _nearest(change.forms, place, settings, pause) if change.forms else None
     biased = change.bias is not None and bool(change.bias.any())
     return change.own if biased or any(one.most for one in reaches(change.forms)) else None
 
 
 def _nearest(
     forms: Sequence[Additive], place: ChangedPlace, settings: FitSettings, pause: Pause
-) -> Asking[Layer | None]:
+) -> Layer | None:
     """A norm, a full difference, which may be zero, or a LoRA where that is smaller; None for a zero one."""
     shape, device = place.shape, torch.device(settings.device)
     if len(shape) < 2:
@@ -388,7 +382,7 @@ def _nearest(
         pause()
         return Full(diff=add_up(forms, torch.float32, device).reshape(shape))
     low = forms if len(forms) == 1 and isinstance(forms[0], Spanned) else [LowRank(*factors, 1.0)]
-    fits = yield from Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
+    fits = Lora.fit(Delta(low, shape, largest=min(outputs, inputs), device=device, pause=pause))
     return fits[0].make(len(fits[0].ranks) - 1) if fits else None
 
 

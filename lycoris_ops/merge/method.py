@@ -9,7 +9,6 @@ from typing import Any
 
 from ..changes.forms import Additive
 from ..errors import LycorisError
-from ..maths.waits import Asking
 from .deltas import Deltas
 
 Options = Mapping[str, Any]
@@ -61,8 +60,8 @@ class MergeMethod:
     """A way of merging."""
 
     name: str
-    merge: Callable[[Deltas, Options], Sequence[Additive] | Asking[Sequence[Additive]]]
-    """Computes the merged change of one weight. Values of a device are asked for, see `maths.waits`."""
+    merge: Callable[[Deltas, Options], Sequence[Additive]]
+    """Computes the merged change of one weight."""
     source: str
     """The paper with its equation or algorithm, or another source of the formula."""
     factors: bool
@@ -75,7 +74,7 @@ class MergeMethod:
     alone: Callable[[float, Options], float] | None = None
     """For a weight with one adapter: maps its strength to the factor of its change. None if the result is not
     a multiple of the change."""
-    parts: Callable[[Deltas, Options], Asking[Sequence[Sequence[Additive]]]] | None = None
+    parts: Callable[[Deltas, Options], Sequence[Sequence[Additive]]] | None = None
     """If the result is a sum of parts times strengths: returns each adapter's part at strength 1."""
 
     def checked(self, options: Options) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ..algorithms.fitting import Delta, Fit, Fitted, running
-from ..maths.waits import Asking
+from ..maths.tensors import fetched
 
 
 class Gradient(Delta):
@@ -74,13 +74,13 @@ class Offer:
     """The factors that are not zero at the start, for the highest rank, as `Planned.started` takes them."""
 
 
-def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> Asking[tuple[Offer, ...]]:
+def offers_of(kinds: Iterable[type[Fitted]], gradient: Gradient) -> tuple[Offer, ...]:
     """What layers of these kinds can gain from a gradient, on the CPU; () where none suits the weight."""
     fits: list[Fit] = []
     for kind in kinds:
-        fits += yield from kind.fit(gradient)
+        fits += kind.fit(gradient)
     starts = {id(one): one for fit in fits for one in fit.start.values()}
-    found = yield [*(fit.sums for fit in fits if fit.sums is not None), *starts.values()]
+    found = fetched(*(fit.sums for fit in fits if fit.sums is not None), *starts.values())
     # Several offers may share a start.
     own = {key: one.contiguous() for key, one in zip(starts, found[len(found) - len(starts) :], strict=True)}
     sums = iter(found)

@@ -22,7 +22,6 @@ from ..files.tree_file import TreeForm
 from ..files.writing import Progress, safetensors_path
 from ..maths.shapes import Shape, flat_shape
 from ..maths.tensors import largest_of
-from ..maths.waits import Asking, together
 from ..modules.shares import left_out
 from ..modules.sites import Site, select
 from .gradients import Loss, agreement, check_seen, summed
@@ -233,13 +232,10 @@ def probe(
                 raise PlanError("the gradient of a layer is not finite", key=site.path, got="NaN or infinity")
             if index not in share:
                 del sums.gradients[site.path]
-        work = (
-            (_bytes(site), _probed(site, sums.gradients.pop(site.path), kinds, largest, seed))
-            for site in (group[index] for index in share)
-        )
         own: dict[str, Probed] = {}
-        for index, probed in zip(share, together(work), strict=True):
-            own[group[index].path] = probed
+        for index in share:
+            site = group[index]
+            own[site.path] = _probed(site, sums.gradients.pop(site.path), kinds, largest, seed)
             if progress:
                 progress(len(found) + min(index + processes.count(), len(group)), len(sites))
         parts = processes.of_all(own)
@@ -302,16 +298,13 @@ def _bytes(site: Site) -> int:
     return 4 * math.prod(site.shape)
 
 
-def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Asking[Probed]:
+def _probed(site: Site, values: Tensor, kinds: Sequence[str], largest: int, seed: int) -> Probed:
     planned = declaring(Planned)
     flat = Dense(values.reshape(flat_shape(site.shape)))
     gradient = Gradient((flat,), site.shape, largest=largest, seed=seed, settled=0.0, device=values.device)
-    offers = yield from offers_of((planned[kind] for kind in kinds), gradient)
-    energy = yield from gradient.measure()
-    spectrum = torch.tensor([math.sqrt(energy)])
-    if values.ndim > 1:
-        yield from gradient.decompose()
-        spectrum = gradient.spectrum
+    offers = offers_of((planned[kind] for kind in kinds), gradient)
+    energy = gradient.energy
+    spectrum = gradient.spectrum if values.ndim > 1 else torch.tensor([math.sqrt(energy)])
     return Probed(
         shape=site.shape,
         kind=site.kind,

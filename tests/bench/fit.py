@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.maths.waits import alone
 from tests.bench.side import boot, milliseconds
 from tests.harness.facts import ROOT
 
@@ -61,7 +60,7 @@ def error(made: Tensor, wanted: Tensor) -> float:
 def ours(forms: tuple[Any, ...], shape: tuple[int, int], rank: int) -> Callable[[], Tensor]:
     def run() -> Any:
         delta = Delta(forms, shape, largest=rank)
-        return alone(ALGORITHMS["lora"].fit(delta))[0].make(rank - 1)
+        return ALGORITHMS["lora"].fit(delta)[0].make(rank - 1)
 
     return run
 

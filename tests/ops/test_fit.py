@@ -22,7 +22,6 @@ from lycoris_ops.changes.forms import Dense
 from lycoris_ops.fit.engine import Goal, Source, fit_layers
 from lycoris_ops.fit.settings import FitSettings
 from lycoris_ops.maths.decompositions import Pause
-from lycoris_ops.maths.waits import alone
 
 
 def adapter(**layers: Any) -> Any:
@@ -47,7 +46,7 @@ def dense(shape: tuple[int, ...], decay: float) -> Tensor:
 
 
 def fits(kind: str, values: Tensor, **options: Any) -> tuple[Fit, ...]:
-    return alone(ALGORITHMS[kind].fit(Delta((Dense(values.flatten(1)),), tuple(values.shape), **options)))
+    return ALGORITHMS[kind].fit(Delta((Dense(values.flatten(1)),), tuple(values.shape), **options))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
@@ -82,7 +81,7 @@ def test_what_is_kept_of_a_fit_is_as_large_as_it_says(kind: str, tucker: bool) -
     """Fits of many layers are kept at once: none holds the whole change, or vectors that it leaves out."""
     values = dense((80, 96, 3, 3), 1.0)
     delta = Delta((Dense(values.flatten(1)),), (80, 96, 3, 3), largest=64, noise=2e-3, tucker=tucker)
-    made, change = alone(ALGORITHMS[kind].fit(delta)), weakref.ref(delta)
+    made, change = ALGORITHMS[kind].fit(delta), weakref.ref(delta)
     del delta
     assert change() is None
     for fit in made:

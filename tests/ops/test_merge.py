@@ -23,7 +23,6 @@ from lycoris_ops.__main__ import main
 from lycoris_ops.algorithms import ALGORITHMS
 from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.changes.forms import Additive, Dense, LowRank
-from lycoris_ops.maths.waits import alone, answered
 from lycoris_ops.merge.deltas import Deltas
 from lycoris_ops.merge.registry import METHODS
 
@@ -40,7 +39,7 @@ def dense(forms: Any, shape: tuple[int, int] = SHAPE) -> Tensor:
 
 def merged(method: str, deltas: Deltas, **options: Any) -> Tensor:
     found = METHODS[method]
-    return dense(alone(answered(found.merge(deltas, found.checked(options)))), deltas.shape)
+    return dense(found.merge(deltas, found.checked(options)), deltas.shape)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_factors_give_what_whole_matrices_give_in_any_order() -> None:
         assert (factored.factors is not None) and as_deltas(whole, STRENGTHS).factors is None
         if method.factors and name != "core_space":
             assert error(found, merged(name, as_deltas(whole[:count], strengths))) < 1e-5, name
-            forms_of_it = alone(answered(method.merge(factored, method.checked({}))))
+            forms_of_it = method.merge(factored, method.checked({}))
             assert all(isinstance(form, LowRank) for form in forms_of_it), name
         if not method.ordered:
             turned = Deltas(
@@ -211,7 +210,7 @@ def test_tsv_parts_are_orthogonal_linear_and_keep_their_norms() -> None:
         wanted += strength * (a * s[:r]) @ b.T
     assert error(merged("tsv", deltas), wanted) < 1e-5
     assert METHODS["tsv"].parts is not None
-    parts = [dense(part, deltas.shape) for part in alone(METHODS["tsv"].parts(deltas, {}))]
+    parts = [dense(part, deltas.shape) for part in METHODS["tsv"].parts(deltas, {})]
     for (one, form), (two, _) in itertools.permutations(zip(parts, forms, strict=True), 2):
         assert one.norm().item() == pytest.approx(form.dense(torch.float32, CPU).norm().item(), rel=1e-5)
         assert (one.T @ two).abs().max() < 1e-4 and (one @ two.T).abs().max() < 1e-4
@@ -361,7 +360,7 @@ def test_methods_say_rightly_what_they_make_of_one_change_alone(name: str, stren
     assert method.alone is not None
     forms = low_rank(3)
     deltas = as_deltas(forms, [strength])
-    found = dense(alone(answered(method.merge(deltas, options))), deltas.shape)
+    found = dense(method.merge(deltas, options), deltas.shape)
     wanted = method.alone(strength, options) * forms[0].dense(torch.float32, CPU)
     assert error(found, wanted) < 1e-6
 

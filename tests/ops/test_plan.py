@@ -18,7 +18,6 @@ import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS, declaring
 from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.maths.waits import alone
 from lycoris_ops.ranks.allocate import NOTHING, Candidate, allocate, within
 from lycoris_ops.ranks.offers import Gradient, offers_of
 from lycoris_ops.ranks.probe import Probed
@@ -154,7 +153,7 @@ def measured(gradients: Mapping[str, Tensor]) -> lyc.Probe:
     for path, values in gradients.items():
         shape = tuple(values.shape)
         gradient = Gradient((Dense(values),), shape)
-        offers = alone(offers_of([declaring(Planned)["lora"]], gradient))
+        offers = offers_of([declaring(Planned)["lora"]], gradient)
         layers[path] = Probed(shape, "linear", gradient.energy, gradient.spectrum, offers)
     return lyc.Probe(layers, loss=1.0, batches=8)
 

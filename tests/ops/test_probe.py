@@ -19,7 +19,6 @@ from lycoris_ops.algorithms.fitting import Delta
 from lycoris_ops.algorithms.planning import Planned
 from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Dense
-from lycoris_ops.maths.waits import alone
 from lycoris_ops.modules.sites import Site, select
 from lycoris_ops.ranks import gradients
 from lycoris_ops.ranks.offers import offers_of
@@ -204,7 +203,7 @@ def test_a_start_changes_nothing_and_gains_what_was_offered(algorithm: str, shap
     step is the sum of its absolute values."""
     torch.manual_seed(3)
     values, weight = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    offers = alone(offers_of([declaring(Planned)[algorithm]], gradient(values, largest=5)))
+    offers = offers_of([declaring(Planned)[algorithm]], gradient(values, largest=5))
     assert offers and all(offer.algorithm == algorithm for offer in offers)
     for offer in offers:
         for rank, gain, size, first in zip(
@@ -228,7 +227,7 @@ def test_the_start_of_lokr_is_the_best_first_factor() -> None:
     values = torch.randn(12, 18)
     offer = next(
         o
-        for o in alone(offers_of([declaring(Planned)["lokr"]], gradient(values)))
+        for o in offers_of([declaring(Planned)["lokr"]], gradient(values))
         if o.factor == 2 and o.ranks == (None,)
     )
     for _ in range(200):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from ...changes.forms import Additive, Dense, LowRank
 from ...maths.tensors import compute_dtype
-from ...maths.waits import Asking, answered
 from ..deltas import Deltas
 from ..elements import DENSITY, SCALE
 from ..method import MergeMethod, Option, Options
@@ -17,7 +16,7 @@ RULES = {module.METHOD.name: module.METHOD for module in (ties, magnitude_prune,
 """The methods that can run in the core. Methods that work on factors would give the same result there."""
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = Q_U M Q_V^T, where M is the rule's merge of the cores Q_U^T D_i Q_V, (R, R).
 
     Q_U and Q_V are orthonormal bases of all adapters' outputs and inputs, from balanced factors (see
@@ -26,15 +25,15 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     """
     rule = RULES[options["rule"]]
     inner = {name: options[name] for name in ("density", "scale")}
-    deltas = yield from deltas.inner()
+    deltas = deltas.inner()
     if deltas.bases is None:
-        return (yield from answered(rule.merge(deltas, rule.checked(inner))))
-    left, right = yield from deltas.principal()
+        return rule.merge(deltas, rule.checked(inner))
+    left, right = deltas.principal()
     cores = [[Dense((left.T @ up) @ (down @ right))] for up, down in deltas.factors or ()]
     shape = (left.shape[1], right.shape[1])
     core = replace(deltas, forms=cores, shape=shape, bases=None)
     merged: list[Additive] = []
-    for form in (yield from answered(rule.merge(core, rule.checked(inner)))):
+    for form in rule.merge(core, rule.checked(inner)):
         values = form.dense(compute_dtype(left.dtype), deltas.device)
         merged.append(LowRank(left @ values, right.T, 1.0))
     return deltas.lifted(merged)

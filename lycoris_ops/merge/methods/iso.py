@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from ...changes.forms import Additive
 from ...maths.decompositions import span_of, triples_of
-from ...maths.waits import Asking
 from ..deltas import Deltas, of_triples
 from ..elements import SCALE, added
 from ..method import MergeMethod, Option, Options
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = scale * P S' Q^T, where sum of w_i D_i = P S Q^T and S' = (1 - amount) S + amount * mean(S).
 
     With `directions` "own" the mean is over the r nonzero values of S, where r is the rank of the sum. With
@@ -22,10 +21,10 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     if options["directions"] == "all":
         total = added(deltas.weighted())
         deltas.pause()
-        ((left, values, right),) = yield from triples_of(span_of(total))
+        ((left, values, right),) = triples_of(span_of(total))
     else:
-        deltas = yield from deltas.inner()
-        left, values, right = yield from deltas.triples_of(deltas.combined(deltas.strengths))
+        deltas = deltas.inner()
+        left, values, right = deltas.triples_of(deltas.combined(deltas.strengths))
     if not len(values):
         return []
     values = (1 - options["amount"]) * values + options["amount"] * values.mean()

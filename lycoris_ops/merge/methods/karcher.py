@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...changes.forms import Additive
-from ...maths.waits import Asking
 from ..deltas import Deltas
 from ..method import MergeMethod, Options
 
@@ -22,7 +21,7 @@ OPPOSITE = 1e-6
 """Within this angle of the opposite direction no way round is the shorter one."""
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = m (sum of a_i ||D_i||) u, with a_i = |w_i| / sum of |w_j| and m the mean of |w_i|.
 
     A change of 0 counts in m alone.
@@ -33,7 +32,7 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     does not turn it.
     """
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
-    gram = yield from deltas.gram()
+    gram = deltas.gram()
     norms = gram.diagonal().clamp(min=0).sqrt()
     live = (norms > 0) & (weights != 0)
     if not bool(live.any()):
@@ -63,7 +62,7 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
         u = u * length.cos() + step / length * length.sin()
     mean = float(weights.abs().mean())
     length = float((shares * norms).sum())
-    return (yield from deltas.summed([mean * length * float(coefficient) for coefficient in u]))
+    return deltas.summed([mean * length * float(coefficient) for coefficient in u])
 
 
 METHOD = MergeMethod(

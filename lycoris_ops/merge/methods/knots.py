@@ -9,13 +9,12 @@ import torch
 from ...algorithms.fitting import ROUNDING
 from ...changes.forms import Additive, LowRank
 from ...maths.decompositions import leading, span_of, triples_of
-from ...maths.waits import Asking
 from ..deltas import Deltas
 from ..elements import largest_kept, reduced
 from ..method import MergeMethod, Option, Options
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = U M, where [D_1 ... D_T] = U [Y_1 ... Y_T] and M is the TIES merge of the Y_i.
 
     U (O, R) holds the left singular vectors of [D_1 ... D_T], and Y_i = U^T D_i = S V_i^T. The rank of the
@@ -28,7 +27,7 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
         basis = None
         aligned = [deltas.dense(index) for index in range(deltas.count)]
     # By QR: the Gram matrix would lose singular values below the square root of the rounding error.
-    ((vectors, values, _),) = yield from triples_of(span_of(torch.cat(aligned, 1)))
+    ((vectors, values, _),) = triples_of(span_of(torch.cat(aligned, 1)))
     turn = vectors[:, : int((values > ROUNDING * values[:1]).sum())]
     aligned = [turn.T @ one for one in aligned]
     kept = [largest_kept(one, options["density"], deltas.pause) for one in aligned]

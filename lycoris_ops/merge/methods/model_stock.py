@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from ...changes.forms import Additive
-from ...maths.waits import Asking
 from ..deltas import Deltas
 from ..method import MergeMethod, Options
 
 FLAT = 1e-6
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = t * mean of the w_i D_i, with t = T c / (1 + (T - 1) c).
 
     T is the number of adapters, and c the mean cosine of all pairs of w_i D_i.
@@ -25,13 +24,13 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     if count == 1:
         return deltas.combined(deltas.strengths)
     weights = torch.tensor(deltas.strengths, dtype=torch.float64)
-    gram = (yield from deltas.gram()) * weights[:, None] * weights[None]
+    gram = deltas.gram() * weights[:, None] * weights[None]
     norms = gram.diagonal().clamp(min=0).sqrt()
     cosines = gram / (norms[:, None] * norms[None]).clamp(min=1e-300)
     mean = float(cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     divisor = 1 + (count - 1) * mean
     share = count * mean / divisor if abs(divisor) > FLAT else 0.0
-    return (yield from deltas.summed([share * strength / count for strength in deltas.strengths]))
+    return deltas.summed([share * strength / count for strength in deltas.strengths])
 
 
 METHOD = MergeMethod(

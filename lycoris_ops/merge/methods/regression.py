@@ -10,7 +10,6 @@ import torch
 from ...changes.forms import Additive, Dense
 from ...maths.decompositions import eigen
 from ...maths.tensors import CPU
-from ...maths.waits import Asking
 from ..deltas import Deltas
 from ..elements import added
 from ..method import MergeMethod, Option, Options
@@ -19,7 +18,7 @@ CUT = 1e-7
 """Eigenvalues of the sum of all G_i below this share of the largest one count as 0."""
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = (sum of w_i D_i (G_i + mu / T)) (sum of G_i + mu)^+, with G_i = D_i^T D_i / ||D_i||^2.
 
     With ridge mu = 0, D is the change of least norm that minimises the sum of ||(D - w_i D_i) D_i^T||^2 /
@@ -29,7 +28,7 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     eigenvalue of the sum of G_i.
     """
     # In float64: the squares in G double the loss by rounding.
-    deltas = yield from replace(deltas, device=CPU).inner()
+    deltas = replace(deltas, device=CPU).inner()
     changes = [deltas.dense(index).double() for index in range(deltas.count)]
     grams = [one.T @ one / max(float(one.square().sum()), 1e-300) for one in changes]
     total = added(grams)

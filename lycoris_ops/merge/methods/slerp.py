@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from ...changes.forms import Additive
-from ...maths.waits import Asking
 from ..deltas import Deltas
 from ..method import MergeMethod, Options
 
@@ -14,7 +13,7 @@ STRAIGHT = 0.9995
 """Above this absolute cosine the interpolation is linear."""
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = m (sin((1 - t) theta) a + sin(t theta) b) / sin theta, with t = |w_b| / (|w_a| + |w_b|).
 
     a and b are D_a and D_b with the signs of their strengths, theta is the angle between them, and m is the
@@ -27,7 +26,7 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     if mean == 0:
         return []
     share = sizes[1] / sum(sizes)
-    gram = yield from deltas.gram()
+    gram = deltas.gram()
     norms = [math.sqrt(max(float(gram[i, i]), 0.0)) for i in (0, 1)]
     signs = [math.copysign(1.0, strength) for strength in deltas.strengths]
     scale = norms[0] * norms[1]
@@ -36,7 +35,7 @@ def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
     if abs(cosine) <= STRAIGHT:
         angle = math.acos(cosine)
         first, second = math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle)
-    return (yield from deltas.summed([mean * signs[0] * first, mean * signs[1] * second]))
+    return deltas.summed([mean * signs[0] * first, mean * signs[1] * second])
 
 
 METHOD = MergeMethod(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...changes.forms import Additive
 from ...maths.decompositions import Span, triples_of
-from ...maths.waits import Asking
 from ..deltas import Deltas, of_triples
 from ..method import MergeMethod, Options
 
@@ -17,20 +16,20 @@ SHARED = 1e-6
 """Singular values below this share of the largest count as 0: there, adapters share a direction."""
 
 
-def parts(deltas: Deltas, options: Options) -> Asking[list[list[Additive]]]:
+def parts(deltas: Deltas, options: Options) -> list[list[Additive]]:
     """For each adapter its part of the result at strength 1."""
-    inner = yield from deltas.inner()
-    return [inner.lifted(forms) for forms in (yield from _parts(inner))]
+    inner = deltas.inner()
+    return [inner.lifted(forms) for forms in _parts(inner)]
 
 
-def merge(deltas: Deltas, options: Options) -> Asking[Sequence[Additive]]:
+def merge(deltas: Deltas, options: Options) -> Sequence[Additive]:
     """D = sum of w_i times the `parts`."""
-    inner = yield from deltas.inner()
-    found = zip((yield from _parts(inner)), inner.strengths, strict=True)
+    inner = deltas.inner()
+    found = zip(_parts(inner), inner.strengths, strict=True)
     return inner.lifted([form.times(strength) for forms, strength in found for form in forms])
 
 
-def _parts(deltas: Deltas) -> Asking[list[list[Additive]]]:
+def _parts(deltas: Deltas) -> list[list[Additive]]:
     """For each adapter U'_i S_i V'_i^T.
 
     U = [U_1 ... U_T] and V likewise hold the k_i leading singular vectors of the D_i, with
@@ -40,21 +39,21 @@ def _parts(deltas: Deltas) -> Asking[list[list[Additive]]]:
     place: two equal adapters get half of their change each.
     """
     most = deltas.highest // deltas.count
-    triples = yield from deltas.triples()
+    triples = deltas.triples()
     kept = [(left[:, :most], values[:most], right[:most]) for left, values, right in triples]
     sizes = [len(values) for _, values, _ in kept]
     joined = torch.cat([left for left, _, _ in kept], 1), torch.cat([right.T for _, _, right in kept], 1)
-    lefts, rights = (torch.split(one, sizes, 1) for one in (yield from _polars(*joined)))
+    lefts, rights = (torch.split(one, sizes, 1) for one in _polars(*joined))
     return [
         [of_triples(left, values, right.T)] if len(values) else []
         for left, right, (_, values, _) in zip(lefts, rights, kept, strict=True)
     ]
 
 
-def _polars(*matrices: Tensor) -> Asking[list[Tensor]]:
+def _polars(*matrices: Tensor) -> list[Tensor]:
     """P Q^T of each matrix P S Q^T (m, n), without the directions that are only rounding."""
     found: list[Tensor] = []
-    for left, values, right in (yield from triples_of(*(Span(None, one, None) for one in matrices))):
+    for left, values, right in triples_of(*(Span(None, one, None) for one in matrices)):
         live = values > SHARED * values[:1]
         found.append((left * live.to(left)) @ right)
     return found
