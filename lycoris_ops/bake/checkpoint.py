@@ -50,6 +50,10 @@ class MergeResult:
     strange: tuple[str, ...] = ()
     """The changed weights of the base whose values differ from those that an adapter was trained on, as far
     as its file holds these: see `Adapter.base_weights`."""
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The changed weights that several modules of the model share, each with the path of another module that
+    changes too. A layer that was trained beside one module should change it alone: then use
+    `merge_to(untie=True)`."""
 
     def __str__(self) -> str:
         """What was written, in words. `describe(resolution)` reports on the adapters."""
@@ -60,6 +64,10 @@ class MergeResult:
             + (f"{number_of(left, 'layer')} of the adapters left out, " if left else "")
             + f"{self.size / 1e6:.1f} MB\n{self.path}"
             + "".join(f"\n{key} has other values than the adapter was trained on" for key in self.strange)
+            + "".join(
+                f"\n{key} is the weight of {other} too, which changes with it"
+                for key, other in self.shared.items()
+            )
         )
 
 
@@ -92,9 +100,8 @@ def merge_checkpoint(
     keep their format, whatever the `dtype`. A quantised weight that `codec` does not know cannot be merged
     into.
 
-    Raises MatchError where the stack does not fit (see `Resolution.check`), where a layer fits a weight but
-    adds to a bias that is not there, and where it is for one of two modules that share a weight (see
-    `shared_in`), FileFormatError for a
+    Raises MatchError where the stack does not fit (see `Resolution.check`) and where a layer fits a weight
+    but adds to a bias that is not there, FileFormatError for a
     base that is damaged or quantised in an unknown way, LayerError where an adapter would enlarge a
     quantised weight or an expert, or change a complex weight, LycorisError for a dtype that weights cannot
     have, and WriteError where the file cannot be written.
@@ -124,7 +131,8 @@ def merge_checkpoint(
         merge.check_known(slot.key)
     resolution.check(strict=strict)
     _check_whole(resolution)
-    _check_unshared(base, merge.pairs)
+    changed = {slot.key: base.tensors[slot.key].shape for slot in merge.pairs}
+    shared = shared_in(base, {key: shape[0] for key, shape in changed.items() if shape})
     tensors = merge.outputs(dtype)
     heads = [
         encode_header(
@@ -181,6 +189,7 @@ def merge_checkpoint(
         len(tensors) - len(merge.changed),
         resolution,
         tuple(merge.strange),
+        shared,
     )
 
 
@@ -430,26 +439,6 @@ def _check_whole(resolution: Resolution) -> None:
                     hint="Give the model a bias of zeros there first, apply the adapter beside the model, or "
                     f"leave the layer out by the block rule `{match.target.name} = 0`",
                 )
-
-
-def _check_unshared(base: ModelFile, pairs: Mapping[FileSlot, Pairs]) -> None:
-    """Raise MatchError for a layer of one module whose weight another module of the model has too."""
-    rows = {slot.key: base.tensors[slot.key].shape[0] for slot in pairs if base.tensors[slot.key].shape}
-    for key, other in shared_in(base, rows).items():
-        for entry, match in pairs[FileSlot(key)]:
-            # Trained tokens are for both.
-            if "set_rows" in match.read(entry.adapter, keep=False).layer.tensors():
-                continue
-            raise MatchError(
-                "two modules share a weight, and the layer is for one of them",
-                file=entry.adapter.path,
-                key=match.layer,
-                weight=key,
-                got=f"the weight of {other} too",
-                expected="a weight of one module alone",
-                hint="Load the model and the adapter, merge by merge_to(untie=True), and save the model; or "
-                f"leave the layer out by the block rule `{match.target.name} = 0`",
-            )
 
 
 def _enlarged(shape: Shape, pairs: Pairs) -> Shape:

@@ -71,8 +71,8 @@ def test_a_model_whose_passes_depend_on_the_tie_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_a_tied_embedding_is_not_merged_in_a_file(make: Any, tmp_path: Path) -> None:
-    """The head would change with it when the file is loaded."""
+def test_a_merge_in_a_file_says_which_weights_are_tied(make: Any, tmp_path: Path) -> None:
+    """The head changes with the embedding when the file is loaded."""
     torch.manual_seed(0)
     model = make().eval()
     model.save_pretrained(tmp_path / "tied")
@@ -85,16 +85,15 @@ def test_a_tied_embedding_is_not_merged_in_a_file(make: Any, tmp_path: Path) -> 
         wanted = model(IDS).logits
     network.save_weights(tmp_path / "adapter.safetensors")
     stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"))])
-    with pytest.raises(lyc.MatchError, match=r"share a weight.*lm_head too.*merge_to\(untie=True\)"):
-        lyc.merge_checkpoint(tmp_path / "tied", stack, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    both = lyc.merge_checkpoint(tmp_path / "tied", stack, tmp_path / "both")
+    assert list(both.shared.values()) == ["lm_head"] and "is the weight of lm_head too" in str(both)
     network.restore()
-    # With weights of its own it is merged.
+    # With weights of their own only the embedding changes.
     model.config.tie_word_embeddings = False
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.save_pretrained(tmp_path / "own")
-    lyc.merge_checkpoint(tmp_path / "own", stack, tmp_path / "out")
+    assert not lyc.merge_checkpoint(tmp_path / "own", stack, tmp_path / "out").shared
     with torch.no_grad():
         found = type(model).from_pretrained(tmp_path / "out").eval()(IDS).logits
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
