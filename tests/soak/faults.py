@@ -30,6 +30,7 @@ import lycoris_ops as lyc
 from lycoris_ops.commands import main as command_line
 
 ENDINGS = lyc.SAFETENSORS + lyc.PICKLES
+CARD = "README.md"
 LAYERS, SIZE, RANK = 40, 224, 16
 VARIANTS = 3
 """How many different files each writer can write under one name."""
@@ -185,10 +186,16 @@ def is_rest(name: str) -> bool:
     return name.endswith(".part")
 
 
+def without_card(files: Files) -> dict[str, bytes]:
+    """Files without the model card, which readers of the weights do not need."""
+    return {name: content for name, content in files.items() if Path(name).name != CARD}
+
+
 def state_of(folder: Path, old: Files, new: Files) -> str:
     """Which files are in a folder: `old`, `new`, or `none`. Raises ViolationError for anything else."""
     found = files_in(folder)
-    named = {name: content for name, content in found.items() if not is_rest(name)}
+    old, new = without_card(old), without_card(new)
+    named = without_card({name: content for name, content in found.items() if not is_rest(name)})
     for name in named:
         if name.endswith(ENDINGS):
             # Both read the whole header, and the second one every tensor.
@@ -275,6 +282,9 @@ class Campaign:
             if status not in (OK, INTERRUPTED, TERMINATED, -sent):
                 raise ViolationError(f"exit status {status}: {text}")
             state = state_of(at, old, new)
+            there = files_in(at)
+            if any(there.get(name) != old[name] for name in old.keys() - without_card(old).keys()):
+                raise ViolationError("a model card was replaced")
             if status == OK and state != "new":
                 raise ViolationError(f"success, but the files are {state}")
             if ("nothing was written" in text and state == "new") or (
@@ -283,7 +293,7 @@ class Campaign:
                 raise ViolationError(f"the files are {state}, and it said: {text}")
             self.expect(writer, at, 2, OK)
             after = {name: content for name, content in files_in(at).items() if not is_rest(name)}
-            if after != self.wanted[writer.name, 2]:
+            if without_card(after) != without_card(self.wanted[writer.name, 2]):
                 raise ViolationError(f"after the next write there is {sorted(after)}")
             return state
 

@@ -428,7 +428,7 @@ class _Take:
             if case.same is not None and self.refused == "save":
                 self.refused = None
             return
-        self.kept |= {"saved/adapter_model.safetensors", f"saved/{CONFIG}"}
+        self.kept |= {"saved/adapter_model.safetensors", f"saved/{CONFIG}", "saved/README.md"}
         self._open_plainly(out)
         again = self.call("save", lambda: lyc.load_adapter(out, cache=lyc.TensorCache(0)))
         if again is None:
