@@ -75,7 +75,9 @@ def _places(node: dict[str, Any], definition: dict[str, Any]) -> Iterator[tuple[
     place = 0
     for slot in node["inputs"]:
         if "widget" in slot:
-            yield slot["name"], place
+            # The front end adds widgets of its own to some nodes, such as the upload button of Load Image.
+            if slot["name"].partition(".")[0] in specs:
+                yield slot["name"], place
             # Inputs within a group are not in `specs`, and no group has a seed.
             _, *options = specs.get(slot["name"], (None,))
             place += 2 if options and options[0].get("control_after_generate") else 1
