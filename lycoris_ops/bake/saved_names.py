@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FileFormatError
+from ..files.bounds import MAX_JSON
+from ..files.json_text import parse_json
 from ..files.model_file import ModelFile
 from ..maths.shapes import Shape
 from ..modules.sites import Site, all_sites, shared_weights
@@ -57,10 +59,13 @@ def shared_in(base: ModelFile, rows: Mapping[str, int]) -> dict[str, str]:
     rows; only those with a row for each token are looked at. Empty where `views_of` is.
     """
     path = Path(base.path).with_name("config.json")
+    if not path.is_file():
+        return {}
     try:
-        settings: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        settings = None
+        with path.open("rb") as file:
+            settings: Any = parse_json(file.read(MAX_JSON + 1))
+    except ValueError:
+        return {}
     # Another program's file of that name may be anything.
     if not isinstance(settings, dict):
         return {}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 import lycoris_ops as lyc
 
@@ -97,3 +98,14 @@ def test_a_merge_in_a_file_says_which_weights_are_tied(make: Any, tmp_path: Path
     with torch.no_grad():
         found = type(model).from_pretrained(tmp_path / "out").eval()(IDS).logits
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"vocab_size": ' + "[" * 100_000, "[32]", "no JSON"])
+def test_any_file_may_lie_beside_a_base_as_config_json(text: str, tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.ones(32, 8)}, tmp_path / "base.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    change = {"layer.lora_down.weight": torch.ones(1, 8), "layer.lora_up.weight": torch.ones(32, 1)}
+    save_file(change, tmp_path / "adapter.safetensors")
+    stack = lyc.Stack([lyc.Entry(lyc.load_adapter(tmp_path / "adapter.safetensors"))])
+    result = lyc.merge_checkpoint(tmp_path / "base.safetensors", stack, tmp_path / "out.safetensors")
+    assert result.merged == 1 and not result.shared
