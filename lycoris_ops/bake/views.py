@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..maths.shapes import Rows, Shape
-from ..names.targets import Targets
+from ..names.relation import Placed, Relation
 from ..names.transposed import stored_transposed
 from ..peft.parameters import of_expert
 from ..stack.resolve import Match, in_order
@@ -96,7 +96,7 @@ def _transposed(shapes: Mapping[str, Shape], stack: Stack) -> Iterator[tuple[str
 def _fitting_transposed(shapes: Mapping[str, Shape], stack: Stack) -> set[str]:
     found: set[str] = set()
     for adapter in (entry.adapter for entry in stack if entry.adapter.transposed):
-        for layer, places in Targets(shapes).find_each(adapter.names, adapter.path).places.items():
+        for layer, places in Placed.of(adapter.names, Relation(shapes)).places(adapter.path).items():
             info = adapter.info[layer]
             stored = shapes[places[0].key] if len(places) == 1 and places[0].rows is None else ()
             if info.shape and len(stored) == 2 and info.fits(stored[::-1]):

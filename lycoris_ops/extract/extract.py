@@ -22,9 +22,10 @@ from ..fit.settings import SAME, FitSettings, Making
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows
 from ..maths.tensors import is_finite, largest
+from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import TRANSPOSED, Adapter
-from .pairs import NAMED, Pair, Pairs, pairs_of, rows_of
+from .pairs import NAMED, Pair, Pairs, pairs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -115,7 +116,7 @@ def _source(pair: Pair, before: Weights, after: Weights, settings: FitSettings) 
 def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause) -> Goal:
     with located(file=after.name, key=pair.tuned[0].key):
         change, size, noise = _difference(
-            rows_of(pair.base), rows_of(pair.tuned), before, after, device, pause
+            weight_rows(pair.base), weight_rows(pair.tuned), before, after, device, pause
         )
         pause()
         change = change.T.contiguous() if pair.turned else change
@@ -125,10 +126,10 @@ def _read(pair: Pair, before: Weights, after: Weights, device: str, pause: Pause
 
 def _bias(pair: Pair, before: Weights, after: Weights, pause: Pause) -> Tensor | None:
     """The change of the pair's biases; None if there is none."""
-    keys = [[(place.bias, place.rows) for place in side if place.bias] for side in (pair.base, pair.tuned)]
-    if not all(keys) or [len(one) for one in keys] != [len(pair.base), len(pair.tuned)]:
+    base, tuned = bias_rows(pair.base), bias_rows(pair.tuned)
+    if not base or not tuned:
         return None
-    change, size, _ = _difference(keys[0], keys[1], before, after, "cpu", pause)
+    change, size, _ = _difference(base, tuned, before, after, "cpu", pause)
     return change if size else None
 
 

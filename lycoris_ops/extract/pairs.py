@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import MatchError
 from ..files.weights import Weights
-from ..maths.shapes import Rows, Shape
-from ..names.architectures import recognise
-from ..names.targets import HOST_ENCODERS, Target, Targets
+from ..maths.shapes import Shape
+from ..names.dialects.pipelines import UNET
+from ..names.relation import Relation
+from ..names.targets import HOST_ENCODERS, Target
 from ..names.transposed import stored_transposed
 
 COPIES = ("model_ema.",)
@@ -60,7 +61,8 @@ class _Side:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         shapes = {key: shape for key, shape in weights.shapes.items() if not key.startswith(COPIES)}
-        self.targets = Targets(shapes)
+        self.relation = Relation(shapes)
+        self.targets = self.relation.targets
         self.turned = stored_transposed(shapes)
         parts = self.targets.parts
         # A scalar, such as CLIP's `logit_scale`, is not a layer.
@@ -68,8 +70,8 @@ class _Side:
         # If some keys state their part, the others belong to parts that adapters do not change.
         self.all = [one for one in here if one.part is not None or not parts - {None}]
         self.others = len(here) - len(self.all)
-        paths = {one.path: self.targets.shape_of(one) for one in self.targets.all}
-        self._known = "unet" in parts or recognise(paths) is not None
+        unet = self.targets.layers.get(UNET)
+        self._known = "unet" in parts or (unet is not None and unet.model is not None)
 
     def name(self, target: Target) -> str:
         """The layer's name in an adapter: the host's name, or the path if the part is unknown."""
@@ -79,7 +81,7 @@ class _Side:
 
     def find(self, name: str) -> tuple[Target, ...]:
         """The weights or rows with this name; () for none. Raises MatchError if the name fits several."""
-        found = self.targets.find(name)
+        found = self.relation.find(name)
         if len(found) > 1:
             raise MatchError(
                 "a layer of one model fits more than one weight of the other",
@@ -143,8 +145,3 @@ def pairs_of(base: Weights, tuned: Weights) -> Pairs:
 
 def _left(side: _Side, used: set[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.key for one in side.all if one.key not in used))
-
-
-def rows_of(places: Iterable[Target]) -> list[tuple[str, Rows | None]]:
-    """The keys of weights, each with the rows taken."""
-    return [(place.key, place.rows) for place in places]

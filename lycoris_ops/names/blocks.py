@@ -81,7 +81,10 @@ class Blocks:
 
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
-        self._parts = {key: _Part(members) for key, members in targets.by_part.items()}
+        paths: dict[tuple[str | None, str | None], list[str]] = {}
+        for target in targets.all:
+            paths.setdefault((target.part, target.encoder), []).append(target.path)
+        self._parts = {part: _Part(of_part) for part, of_part in paths.items()}
         self._numbers: dict[str, list[int]] = {}
         for number in range(1, 5):
             encoder = targets.encoder_of(number)

@@ -1,39 +1,64 @@
-"""The paths that a tool has for a model's layers: the model's own, or those of diffusers' model."""
+"""All names of the layers in one part of a model: its own, other tools', and those of usual fusions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
-from ..maths.shapes import Rows, Shape
+from ..maths.shapes import Shape
 from .architectures import Place, Places, recognise
+from .architectures.notation import Model
+from .fused_attention import fallback
+
+LONG = 256
+"""Characters of the longest path that has other names than its own. Real ones have about 100."""
+
+Names = Mapping[str, Places]
+"""Names of layers, each with the places in the model that it means."""
 
 
-def own(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """The paths that the model itself has."""
-    return {path: (Place(path),) for path in shapes}
+class Layers:
+    """The layers of one part of a model, by the shapes of their weights. The model is recognised once."""
 
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = shapes
 
-def diffusers(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """The paths in diffusers' model; empty for a model that diffusers does not have."""
-    model = recognise(shapes)
-    return model.in_diffusers() if model else {}
+    @cached_property
+    def _short(self) -> Mapping[str, Shape]:
+        return {path: shape for path, shape in self.shapes.items() if len(path) <= LONG}
 
+    @cached_property
+    def model(self) -> Model | None:
+        """The model with other tools' names for it; None for an unknown architecture."""
+        return recognise(self._short)
 
-def diffusers_lokr(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """The paths in diffusers' model after it has fused all projections, as it does to read LoKr.
+    @cached_property
+    def _in_diffusers(self) -> Names:
+        return self.model.in_diffusers() if self.model else {}
 
-    Empty for a model for which diffusers reads no LoKr.
-    """
-    model = recognise(shapes)
-    return model.in_diffusers_with_lokr() if model else {}
+    def own(self) -> Names:
+        """The paths that the model itself has."""
+        return {path: (Place(path),) for path in self.shapes}
 
+    def diffusers(self) -> Names:
+        """The paths in diffusers' model; empty for a model that diffusers does not have."""
+        return self._in_diffusers
 
-def diffusers_or_own(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    """The paths in diffusers' model, or the model's own if diffusers does not have it."""
-    return diffusers(shapes) or own(shapes)
+    def diffusers_lokr(self) -> Names:
+        """The paths in diffusers' model after it has fused all projections, as it does to read LoKr.
 
+        Empty for a model for which diffusers reads no LoKr.
+        """
+        return self.model.in_diffusers_with_lokr() if self.model else {}
 
-def rows_of(place: Place, shapes: Mapping[str, Shape]) -> Rows:
-    """The first row of a place, and the row after its last. An unknown shape, (), counts as one row."""
-    shape = shapes[place.path]
-    return place.rows or (0, shape[0] if shape else 1)
+    def diffusers_or_own(self) -> Names:
+        """The paths in diffusers' model, or the model's own if diffusers does not have it."""
+        return self.diffusers() or self.own()
+
+    def elsewhere(self) -> Names:
+        """All other names in files that are not paths of the model."""
+        return self.model.elsewhere() if self.model else {}
+
+    def usual(self) -> Names:
+        """The usual names of fused and split layers, see `fused_attention`."""
+        return fallback(self._short)

@@ -1,29 +1,26 @@
-"""Find the weights of a model or checkpoint by every name that adapter files give them.
+"""The weights of a model or checkpoint that layers can change: in which part each is, and its path there.
 
-`Targets` takes the keys and shapes of a model, or of a checkpoint file. It finds a weight under the model's
-own path, under other tools' names for the layer, and under the usual names of fused and split layers.
+`relation.Relation` finds them by the names in adapter files.
 """
 
 from __future__ import annotations
 
-import difflib
-import heapq
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, pairwise, takewhile
 from typing import NamedTuple, cast
 
-from ..errors import LycorisError, MatchError
+from ..errors import LycorisError
 from ..maths.shapes import Rows, Shape, stacked
 from . import open_clip
-from .architectures import Places, recognise
+from .architectures import recognise
 from .dialects import Component
 from .diffusers_models import diffusers_part
-from .fronts import is_of_encoder, shared_fronts
-from .fused_attention import fallback
+from .fronts import shared_fronts
 from .layer_name import LayerName
+from .layouts import LONG, Layers
 
 WEIGHT, BIAS = ".weight", ".bias"
 IN_PROJ = ".in_proj_weight"
@@ -80,29 +77,9 @@ Llama before CLIP; PixArt has T5 alone.
 """
 WRAPPED = 3
 """The most words in front of the paths in a model file. Known fronts have two at most: `model.model.`."""
-RIVALS = 32
-"""How many meanings of one name are kept. Even two are an error, unless they are in different parts of the
-model, and no model has this many parts."""
-LONG = 256
-"""Characters of the longest name that is looked up among other tools' names. Real names have about 100."""
-SHORTLIST = 64
-"""How many names are compared letter by letter with a missing name: those with the most similar words."""
-COMPARED = 160
-"""Characters of the longest name that is compared letter by letter. The longest real one has about 100."""
-SIMILAR = 0.85
-"""An error suggests names whose similarity, difflib's ratio, is at least this."""
-SEARCHED = 20_000
-"""How many names are searched for a similar one. A model has a few thousand, with those of other tools."""
-NAMED = 3
-"""How many rivals an error names."""
 KNOWN_ENCODERS = frozenset(name for names in ENCODERS.values() for name in names)
 FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 """The order of encoders for a file that does not number them. All others come after these."""
-ENCODER_ROOTS = ("text_model.", "model.", "bert.")
-"""Beginnings of a text encoder's paths that an adapter file may lack.
-
-Not all classes of transformers have them: a CLIP text model of transformers 5 has no `text_model`.
-"""
 
 
 class Target(NamedTuple):
@@ -131,19 +108,25 @@ class Target(NamedTuple):
             return f"diffusion_model.{self.path}"
         return f"{self.encoder}.transformer.{self.path}" if self.encoder else self.path
 
+    @property
+    def within(self) -> str:
+        """The part of the model: `unet`, or a text encoder by the host's name, `te` if it has none."""
+        return self.encoder or self.part or "unet"
 
-class Found(NamedTuple):
-    """The meanings of a file's layer names in a model."""
+    def taking(self, rows: Rows | None) -> Target:
+        """Some rows of the target, counted in the target, which may itself be rows of a weight."""
+        if rows is None:
+            return self
+        offset = self.rows[0] if self.rows else 0
+        return self._replace(rows=(offset + rows[0], offset + rows[1]))
 
-    front: str
-    """The text before the names that is no part of them, see `fronts`; "" for none."""
-    places: Mapping[str, tuple[Target, ...]]
-    """From a layer's name to the one target that it means, or to several whose stacked rows are the layer's;
-    () where the model has none."""
+
+Span = tuple[str, Rows]
+"""The key of a weight, with the first of its rows and the end."""
 
 
 class Targets:
-    """The weights of one model or checkpoint, by every name that an adapter can have for them.
+    """The weights of one model or checkpoint.
 
     shapes: its keys with their shapes; () stands for a shape that is not known.
     """
@@ -156,50 +139,22 @@ class Targets:
         self.all = tuple(
             target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare, clips)
         )
-        self._real: _Index = {}
-        for target in self.all:
-            _enter(self._real, target.path, (target,))
-            if target.encoder:
-                _enter(self._real, f"{target.encoder}.transformer.{target.path}", (target,))
 
     @cached_property
-    def _aliases(self) -> _Index:
-        """Other tools' names. Built on the first look-up of a name that is not the model's own."""
-        index: _Index = {}
+    def by_part(self) -> Mapping[str, Mapping[str, Target]]:
+        """The targets by path, of the diffusion model and each text encoder, see `Target.within`."""
+        found: dict[str, dict[str, Target]] = {}
         for target in self.all:
-            if target.encoder:
-                _enter(index, f"transformer.{target.path}", (target,))
-            if target.path.endswith(IN_PROJ):
-                # PEFT adapts it under the name of the attention.
-                _enter(index, target.path.removesuffix(IN_PROJ), (target,))
-            for root in ENCODER_ROOTS:
-                if target.part == "te" and target.path.startswith(root):
-                    _enter(index, target.path.removeprefix(root), (target,))
-        for (part, _), members in self.by_part.items():
-            if part != "te" and (model := recognise(self._short(members))):
-                _alias(members, model.in_diffusers(), index)
-                _alias(members, model.elsewhere(), index)
-        return index
-
-    @cached_property
-    def _fallbacks(self) -> _Index:
-        """Usual names of fused and split layers. Built on the first look-up of a name that no tool has."""
-        index: _Index = {}
-        for members in self.by_part.values():
-            _alias(members, fallback(self._short(members)), index)
-        return index
-
-    def _short(self, members: Mapping[str, Target]) -> dict[str, Shape]:
-        """The shapes of targets by path, without paths that are too long to have other names."""
-        return {path: self.shape_of(target) for path, target in members.items() if len(path) <= LONG}
-
-    @cached_property
-    def by_part(self) -> Mapping[tuple[Component | None, str | None], Mapping[str, Target]]:
-        """The targets by path, of each part of the model and each text encoder."""
-        found: dict[tuple[Component | None, str | None], dict[str, Target]] = {}
-        for target in self.all:
-            found.setdefault((target.part, target.encoder), {})[target.path] = target
+            found.setdefault(target.within, {})[target.path] = target
         return found
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layers]:
+        """The layers of each of these parts with all their names."""
+        return {
+            part: Layers({path: self.shape_of(target) for path, target in members.items()})
+            for part, members in self.by_part.items()
+        }
 
     @cached_property
     def parts(self) -> frozenset[Component | None]:
@@ -216,131 +171,11 @@ class Targets:
         if name.part is None:
             return True
         if name.encoder is not None and self.encoders:
-            return any(self._rank(name.encoder, encoder) is not None for encoder in self.encoders)
+            return self.encoder_of(name.encoder) is not None
         # Keys that do not state their part belong to a diffusion model's own file.
         return name.part in self.parts or (name.part == "unet" and None in self.parts)
 
-    def find(self, layer: str) -> tuple[tuple[Target, ...], ...]:
-        """What a layer's name in an adapter file means: one candidate, none, or several rivals.
-
-        A candidate is one target, or several whose stacked rows are the layer's. The name is looked up among
-        the model's own paths, then among other tools' names, then among the usual names of fused and split
-        layers. The first of these that has the name decides.
-        """
-        return self._meanings(LayerName.of(layer))
-
-    def find_each(self, names: Iterable[LayerName], file: str) -> Found:
-        """The one candidate for each layer of a file, () where there is none. Raises MatchError for rivals.
-
-        file: the adapter's file, for the error. A name that the model does not have is looked up without the
-        front that the names of the file share, see `_front`.
-        """
-        front, candidates = self.candidates(names)
-        for layer, rivals in candidates.items():
-            if len(rivals) > 1:
-                named = ["+".join(target.key for target in targets) for targets in rivals[:NAMED]]
-                raise MatchError(
-                    "a layer's name fits more than one weight of the model",
-                    file=file,
-                    key=layer,
-                    got=" and ".join(named) + (" and more" if len(rivals) > NAMED else ""),
-                    expected="one weight",
-                    hint="The file does not say which one it means. Apply it only to the part of the model "
-                    "that it is for: the diffusion model or one text encoder",
-                )
-        return Found(front, {layer: found[0] if found else () for layer, found in candidates.items()})
-
-    def candidates(self, names: Iterable[LayerName]) -> tuple[str, dict[str, tuple[tuple[Target, ...], ...]]]:
-        """The front that the names of a file's layers share, see `_front`, and what each name means.
-
-        The meanings are as in `find`: of the whole name, or else of the name without the front.
-        """
-        found = {name: self._meanings(name) for name in names}
-        front = self._front(found)
-        return front, {name.text: places or self._behind(front, name) for name, places in found.items()}
-
-    def _front(self, found: Mapping[LayerName, tuple[tuple[Target, ...], ...]]) -> str:
-        """The front of the names of a file's layers, which is no part of them; "" for none.
-
-        found: what each whole name means, see `find`.
-
-        Tools put anything in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
-        `Hunyuan_video_I2V_lora_`. A front is whole words. Fewer than half of the file's layers have a meaning
-        with it, and more than half have exactly one without it. Where two fronts give a layer two meanings,
-        neither counts. The part of the model that a name states still holds: a text encoder's layer never
-        means a layer of a diffusion model.
-
-        Layers of a part of the model that is not here do not count.
-        """
-        here = [name for name in found if found[name] or (len(name.text) <= LONG and self.has_part(name))]
-        missing = [name for name in here if not found[name]]
-        if 2 * len(missing) <= len(here):
-            return ""
-        best, meanings = "", dict[str, tuple[Target, ...]]()
-        for front in shared_fronts([name.text for name in here]):
-            behind = self._all_behind(front, missing, len(here) // 2)
-            if any(meanings.get(layer, places) != places for layer, places in behind.items()):
-                return ""
-            if behind and not best:
-                best, meanings = front, behind
-        return best
-
-    def _all_behind(
-        self, front: str, names: Sequence[LayerName], more_than: int
-    ) -> dict[str, tuple[Target, ...]]:
-        """The meanings of layers' names without a front, for each name that has exactly one.
-
-        Empty unless there are more than `more_than` of them.
-        """
-        found: dict[str, tuple[Target, ...]] = {}
-        for left, name in zip(range(len(names), 0, -1), names, strict=True):
-            # Too few names are left to find enough. Without this, a file that matches nothing would cost a
-            # search for each layer and front.
-            if len(found) + left <= more_than:
-                return {}
-            candidates = self._behind(front, name)
-            if len(candidates) == 1:
-                found[name.text] = candidates[0]
-        return found if len(found) > more_than else {}
-
-    def _behind(self, front: str, name: LayerName) -> tuple[tuple[Target, ...], ...]:
-        """What a layer's name means without a front, as in `find`; () if it does not begin with the front."""
-        if not front or not name.text.startswith(front):
-            return ()
-        part: Component | None = "te" if is_of_encoder(front) else name.part
-        candidates = self.find(name.text[len(front) :])
-        return tuple(targets for targets in candidates if part in (None, targets[0].part))
-
-    def _meanings(self, name: LayerName) -> tuple[tuple[Target, ...], ...]:
-        """What a layer's name means, see `find`."""
-        found = self._indexed(name)
-        # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
-        return found if found or not name.prefix.text else self._indexed(LayerName.bare(name.text))
-
-    def _indexed(self, name: LayerName) -> tuple[tuple[Target, ...], ...]:
-        path = _normal(name.path)
-        # By attribute names, so that a later index is built only where the earlier ones have nothing.
-        for tier in ("_real", "_aliases", "_fallbacks") if len(path) <= LONG else ("_real",):
-            index: _Index = getattr(self, tier)
-            candidates = index.get(path)
-            if candidates is None:
-                continue
-            found = [
-                targets for targets in candidates if name.part is None or targets[0].part in (name.part, None)
-            ]
-            if name.encoder is not None:
-                found = self._first(name.encoder, found)
-            if found:
-                return tuple(found)
-        return ()
-
-    def _first(self, number: int, candidates: list[tuple[Target, ...]]) -> list[tuple[Target, ...]]:
-        """The candidates in the text encoder that a number means, among all that have the layer."""
-        ranks = [self._rank(number, targets[0].encoder) for targets in candidates]
-        best = min((rank for rank in ranks if rank is not None), default=-1)
-        return [targets for targets, rank in zip(candidates, ranks, strict=True) if rank == best]
-
-    def _rank(self, number: int, encoder: str | None) -> int | None:
+    def rank(self, number: int, encoder: str | None) -> int | None:
         """An encoder's rank among those that a number can mean, from 0; None if the number cannot mean it.
 
         number: as in `Prefix.encoder`. encoder: the host's name. An encoder that the model's keys do not
@@ -360,50 +195,21 @@ class Targets:
 
     def encoder_of(self, number: int) -> str | None:
         """The host's name of the text encoder that a number means, see `ENCODERS`; None for none."""
-        ranks = {encoder: self._rank(number, encoder) for encoder in self.encoders}
+        ranks = {encoder: self.rank(number, encoder) for encoder in self.encoders}
         known = {encoder: rank for encoder, rank in ranks.items() if rank is not None}
         return min(known, key=lambda encoder: known[encoder], default=None)
 
-    def nearest(self, layer: str) -> str | None:
-        """The layer here whose name is most similar to one that was not found; None where none is similar."""
-        name = LayerName.of(layer)
-        path = _normal(name.path)
-        if len(path) > COMPARED:
-            return None
-        words = set(path.split("_"))
-        near = [
-            known
-            for known, (of_name, candidates) in self._words.items()
-            if not words.isdisjoint(of_name)
-            and (name.part is None or any(targets[0].part in (name.part, None) for targets in candidates))
-        ]
-        # The names whose words differ least from those of the missing name.
-        near = heapq.nsmallest(SHORTLIST, near, key=lambda known: len(words ^ self._words[known][0]))
-        same = {known.lower(): known for known in near}
-        close = difflib.get_close_matches(path.lower(), same, n=1, cutoff=SIMILAR)
-        return self._words[same[close[0]]][1][0][0].name if close else None
-
-    @cached_property
-    def _words(self) -> dict[str, tuple[frozenset[str], list[tuple[Target, ...]]]]:
-        """Every name but very long ones, with its words and its meanings."""
-        # The model's own names come last, to replace equal names of other tools.
-        known = {
-            **dict(islice(self._aliases.items(), SEARCHED)),
-            **dict(islice(self._real.items(), SEARCHED)),
-        }
-        return {
-            name: (frozenset(name.split("_")), candidates)
-            for name, candidates in islice(known.items(), SEARCHED)
-            if len(name) <= COMPARED
-        }
+    def spans(self, places: Iterable[Target]) -> tuple[Span, ...]:
+        """The rows of weights that targets are. A weight of unknown shape counts as one row."""
+        shapes = ((place, self.shapes[place.key]) for place in places)
+        return tuple((place.key, place.rows or (0, shape[0] if shape else 1)) for place, shape in shapes)
 
     def windows(self, places: Sequence[Target]) -> list[Rows | None]:
         """The rows of a layer for each of its places, from the first row on; None for a single place."""
         if len(places) == 1:
             return [None]
-        sizes = [(self.shape_of(place) or (0,))[0] for place in places]
-        ends = list(accumulate(sizes))
-        return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        ends = list(accumulate(end - first for _, (first, end) in self.spans(places)))
+        return list(pairwise((0, *ends)))
 
     def shape_of(self, *targets: Target) -> Shape:
         """The shape of one target, or of several stacked: (O, I, *kernel).
@@ -418,32 +224,19 @@ class Targets:
         return stacked(biases)
 
 
+def weight_rows(places: Sequence[Target]) -> list[tuple[str, Rows | None]]:
+    """The keys of the weights of targets, each with the rows taken, see `files.weights.read_rows`."""
+    return [(place.key, place.rows) for place in places]
+
+
+def bias_rows(places: Sequence[Target]) -> list[tuple[str, Rows | None]]:
+    """The same of their biases; empty where one has none."""
+    found = [(place.bias, place.rows) for place in places if place.bias]
+    return found if len(found) == len(places) else []
+
+
 def _shape_of_rows(shape: Shape, rows: tuple[int, int] | None) -> Shape:
     return (rows[1] - rows[0], *shape[1:]) if rows and shape else shape
-
-
-_Index = dict[str, list[tuple[Target, ...]]]
-
-
-def _enter(index: _Index, name: str, targets: tuple[Target, ...]) -> None:
-    """Add one meaning of a name; several tables can give the same one."""
-    known = index.setdefault(_normal(name), [])
-    if len(known) < RIVALS and targets not in known:
-        known.append(targets)
-
-
-def _alias(members: Mapping[str, Target], names: Mapping[str, Places], index: _Index) -> None:
-    """Enter other names for the targets of one part of the model."""
-    for name, places in names.items():
-        _enter(index, name, tuple(_within(members[place.path], place.rows) for place in places))
-
-
-def _within(target: Target, rows: tuple[int, int] | None) -> Target:
-    """Some rows of a target, counted in the target, which may itself be rows of a weight."""
-    if rows is None:
-        return target
-    offset = target.rows[0] if target.rows else 0
-    return target._replace(rows=(offset + rows[0], offset + rows[1]))
 
 
 @dataclass(frozen=True)
@@ -547,15 +340,6 @@ def _bias_of(key: str, shapes: Mapping[str, Shape]) -> str | None:
         return None
     bias = f"{key[: -len('weight')]}bias"
     return bias if bias in shapes else None
-
-
-def _normal(path: str) -> str:
-    """A name in the form in which names are compared.
-
-    Dots become underscores, as in kohya's dialect. Underscores at the end are dropped, because Flux files of
-    TheLastBen's trainer have one more there (ComfyUI issue 4347).
-    """
-    return path.replace(".", "_").rstrip("_")
 
 
 def known_shapes(keys: Collection[str] | Mapping[str, Shape]) -> dict[str, Shape]:

@@ -26,7 +26,8 @@ from ..fit.without_base import no_weight
 from ..maths.decompositions import Pause
 from ..maths.shapes import Rows, Shape
 from ..maths.tensors import CPU, compute_dtype
-from ..names.targets import Targets
+from ..names.relation import Placed, Relation
+from ..names.targets import bias_rows, weight_rows
 from ..ranks.sizes import Size
 from ..reading.adapter import Adapter, LayerInfo
 from ..writing.metadata import DIM, DYNAMIC, NETWORK_ALPHA
@@ -227,20 +228,17 @@ class _Places:
 
     def __init__(self, adapter: Adapter, weights: Weights) -> None:
         self.weights = weights
-        self._targets = Targets(weights.shapes)
-        self._found = self._targets.find_each(adapter.names, adapter.path).places
-
-    def shape(self, name: str) -> Shape:
-        places = self._found.get(name, ())
-        return self._targets.shape_of(*places) if places else ()
+        placed = Placed.of(adapter.names, Relation(weights.shapes))
+        self._found = placed.places(adapter.path)
+        self.shape = placed.shape_of
 
     def read(self, name: str) -> Tensor:
         """The weight of a layer, or rows of several weights concatenated, in float32 or float64."""
-        return self._wide([(place.key, place.rows) for place in self._found[name]])
+        return self._wide(weight_rows(self._found[name]))
 
     def bias(self, name: str) -> Tensor | None:
-        found = [(place.bias, place.rows) for place in self._found[name] if place.bias]
-        return self._wide(found) if found and len(found) == len(self._found[name]) else None
+        found = bias_rows(self._found[name])
+        return self._wide(found) if found else None
 
     def _wide(self, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
         values = read_rows(self.weights, places)

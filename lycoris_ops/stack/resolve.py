@@ -16,7 +16,8 @@ from ..maths.shapes import Rows, Shape, fits, shown
 from ..names.blocks import Blocks
 from ..names.dialects import Component
 from ..names.families import Families, families_of_layers
-from ..names.targets import Found, Target, Targets, known_shapes
+from ..names.relation import Placed, Places, Relation
+from ..names.targets import Target, Targets, known_shapes
 from ..reading.adapter import Adapter
 from ..reading.copies import Use, find_copies, uses_of
 from ..reading.load import title_of
@@ -227,15 +228,15 @@ def resolve(
     more than one weight, or two layers of one adapter change the same rows of one weight differently.
     """
     Stack.check(stack)
-    targets = Targets(known_shapes(keys))
-    blocks = Blocks(targets)
+    relation = Relation(known_shapes(keys))
+    blocks = Blocks(relation.targets)
     return Resolution(
-        tuple(_resolve_entry(entry, targets, blocks, absent_because, oriented=oriented) for entry in stack)
+        tuple(_resolve_entry(entry, relation, blocks, absent_because, oriented=oriented) for entry in stack)
     )
 
 
 def _resolve_entry(
-    entry: Entry, targets: Targets, blocks: Blocks, absent_because: str, *, oriented: bool
+    entry: Entry, relation: Relation, blocks: Blocks, absent_because: str, *, oriented: bool
 ) -> EntryResolution:
     matches: list[Match] = []
     uses: list[Use] = []
@@ -244,19 +245,20 @@ def _resolve_entry(
     absent: dict[Component, list[str]] = {}
     silent: dict[str, Silence] = {}
     asked = 0
-    found = targets.find_each(entry.adapter.names, entry.adapter.path)
+    targets, placed = relation.targets, Placed.of(entry.adapter.names, relation)
+    found = placed.places(entry.adapter.path)
     weights, timings = _weights(entry, found, blocks)
     where = entry.where
     turned = entry.adapter.transposed and not oriented
     for name, info in entry.adapter.info.items():
-        places = found.places[name]
+        places = found[name]
         if not places:
             part = info.named.part
             if part is not None and not targets.has_part(info.named):
                 absent.setdefault(part, []).append(name)
             else:
                 asked += 1
-                near = targets.nearest(name) if asked <= NAMED_AT_MOST else None
+                near = relation.nearest(info.named) if asked <= NAMED_AT_MOST else None
                 why = "no layer of that name" if info.named.expert is None else OF_AN_EXPERT
                 unmatched.append(Unmatched(name, why, near))
             continue
@@ -309,7 +311,7 @@ def _resolve_entry(
         readings=(*weights.notes, *timings.notes),
         silent=silent,
         copies=copies,
-        front=found.front,
+        front=placed.front,
         made_for=made_for,
         target_is=target_is,
     )
@@ -320,13 +322,13 @@ def _resolve_entry(
 
 
 def _weights(
-    entry: Entry, found: Found, blocks: Blocks
+    entry: Entry, found: Mapping[str, Places], blocks: Blocks
 ) -> tuple[Outcome[float], Outcome[tuple[Timing, ...]]]:
     """The factors that the block rules and the schedule of an adapter give its layers."""
     weights, timings = Outcome[float]({}), Outcome[tuple[Timing, ...]]({})
     if not entry.rules and not entry.schedule:
         return weights, timings
-    layers = {name: blocks.of(places[0], name) for name, places in found.places.items() if places}
+    layers = {name: blocks.of(places[0], name) for name, places in found.items() if places}
     if not layers:
         # No remarks on rules: the user must learn that the adapter is for another model.
         return weights, timings

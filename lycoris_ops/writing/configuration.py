@@ -11,9 +11,8 @@ from typing import Any
 from ..errors import number_of
 from ..names.dialects import Encoded, write_of
 from ..names.dialects.peft import PREFIX
-from ..names.layer_name import LayerName
-from ..names.targets import Targets
-from ..names.to_write import LayerToWrite, all_names
+from ..names.relation import Relation
+from ..names.to_write import LayerToWrite
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
 from ..peft.kinds import ln_tuning, trainable_tokens
 from ..peft.parameters import parameter_of
@@ -26,12 +25,12 @@ BY_VALUES = frozenset({ln_tuning.LnTuningConfig, trainable_tokens.TrainableToken
 
 
 def configuration(
-    dialect: str, layers: Encodings, targets: Targets | None, ends: Collection[str] = ()
+    dialect: str, layers: Encodings, relation: Relation | None, ends: Collection[str] = ()
 ) -> dict[str, Any] | None:
     """PEFT's configuration of the layers as a table for JSON; None for a dialect that has none.
 
     A dialect that keeps it in the metadata has one table for all parts of a pipeline, with the part in front
-    of each key (`unet.r`). `targets` are the model's layers, if the model is known. `ends` are those of
+    of each key (`unet.r`). `relation` has the model's names, if the model is known. `ends` are those of
     `Module`, for a configuration beside the file.
     Raises ConflictError where no configuration describes all of the layers.
     """
@@ -40,7 +39,7 @@ def configuration(
         return None
     if where == "beside":
         _check_one_part(layers)
-        return _table(dialect, layers, targets, ends)
+        return _table(dialect, layers, relation, ends)
     roots: dict[str, list[tuple[LayerToWrite, Encoded]]] = {}
     for planned, encoded in layers:
         # A name with PEFT's prefix does not say which part of a pipeline it is in.
@@ -48,7 +47,7 @@ def configuration(
         roots.setdefault(root, []).append((planned, encoded))
     tables: dict[str, Any] = {}
     for root, own in roots.items():
-        table = _table(dialect, own, targets)
+        table = _table(dialect, own, relation)
         # In diffusers the caller that loads the file decides whether its layers are trained further. It gives
         # every field to PEFT, and releases before 0.18 refuse one that names a version.
         del table["inference_mode"], table["peft_version"]
@@ -73,9 +72,9 @@ def beside_others(made: Sequence[Encoded]) -> list[Encoded]:
 
 
 def _table(
-    dialect: str, layers: Encodings, targets: Targets | None, ends: Collection[str] = ()
+    dialect: str, layers: Encodings, relation: Relation | None, ends: Collection[str] = ()
 ) -> dict[str, Any]:
-    module = replace(_module(dialect, layers[0][0].part, targets), ends=frozenset(ends))
+    module = replace(_module(dialect, layers[0][0].part, relation), ends=frozenset(ends))
     return config_for(_members(layers), module).table()
 
 
@@ -84,7 +83,7 @@ def _members(layers: Iterable[tuple[LayerToWrite, Encoded]]) -> list[ConfiguredL
     for planned, encoded in layers:
         # Dialects with a configuration always fill it in.
         assert encoded.configured is not None
-        path, on = LayerName.of(planned.name).path, encoded.on_parameter
+        path, on = planned.named.path, encoded.on_parameter
         path = parameter_of(path) if on else path
         members.append(ConfiguredLayer(planned.name, path, *encoded.configured, on_parameter=on))
     return members
@@ -101,10 +100,10 @@ def _check_one_part(layers: Encodings) -> None:
     raise ConflictError("writes a file for a single part of a model only", _members(others[:1])[0], counted)
 
 
-def _module(dialect: str, part: str | None, targets: Targets | None) -> Module:
+def _module(dialect: str, part: str | None, relation: Relation | None) -> Module:
     """A part of a model with all its layers' paths and kernel sizes, as far as the model is known."""
-    if targets is None or part is None:
+    if relation is None or part is None:
         return Module()
-    names = all_names(targets, dialect, part)
-    kernels = {LayerName.of(name).path: math.prod(shape[2:]) for name, shape in names.items()}
+    names = relation.written(dialect).in_part(part)
+    kernels = {name.path: math.prod(name.shape[2:]) for name in names}
     return Module(tuple(kernels), kernels)

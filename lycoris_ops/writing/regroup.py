@@ -6,9 +6,7 @@ adapter's layers, or joined from several.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from functools import lru_cache
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,8 +15,8 @@ from ..algorithms import Layer
 from ..algorithms.checks import a_layer
 from ..errors import LayerError, WriteError
 from ..layers.fuse import fuse
-from ..maths.shapes import Rows, Shape
-from ..names.targets import Targets
+from ..maths.shapes import Rows
+from ..names.relation import Placed
 from ..names.to_write import LayerToWrite
 from ..reading.adapter import Adapter
 
@@ -34,27 +32,12 @@ follow each other, so few are enough."""
 class Regrouper:
     """Makes the layers that are planned for another dialect out of an adapter's own."""
 
-    def __init__(self, adapter: Adapter, targets: Targets | None) -> None:
+    def __init__(self, adapter: Adapter, placed: Placed) -> None:
         self._adapter = adapter
-        self._shapes: Mapping[str, Shape] = {}
-        self._biased: Collection[str] = ()
-        if targets is not None:
-            _, found = targets.candidates(adapter.names)
-            shapes = {name: targets.shape_of(*places[0]) for name, places in found.items() if places}
-            # Left out: layers without a place in the model, and weights of unknown shape.
-            self._shapes = {name: shape for name, shape in shapes.items() if shape}
-            self._biased = {name for name, places in found.items() if any(p.bias for p in chain(*places))}
+        self._shape_of = placed.shape_of
         # Decorated methods would keep this object, and its layers, alive.
         self._layer = lru_cache(maxsize=HELD)(self._read)
         self._change = lru_cache(maxsize=HELD)(self._change_of)
-
-    def shape_of(self, layer: str) -> Shape:
-        """The shape of the weight that a layer of the adapter changes; () where it is not known."""
-        return self._shapes.get(layer, ())
-
-    def may_have_bias(self, layer: str) -> bool:
-        """Whether the weight that a layer changes may have a bias beside it; True where it is not known."""
-        return layer not in self._shapes or layer in self._biased
 
     def make(self, planned: LayerToWrite) -> Layer:
         """The layer to write. If it is cut or joined, check that it changes the model as its sources do.
@@ -71,7 +54,7 @@ class Regrouper:
 
     def _read(self, name: str) -> Layer:
         # No dialect has a place for AdaLoRA's third factor, and few read a convolution's factors as matrices.
-        return self._adapter.layer(name, keep=False).plain(self.shape_of(name))
+        return self._adapter.layer(name, keep=False).plain(self._shape_of(name))
 
     def _cut(self, planned: LayerToWrite, rows: int) -> Layer | None:
         """A layer made of some rows of one layer.
@@ -97,7 +80,7 @@ class Regrouper:
         """One layer with this number of rows, joined from several or with rows that it leaves unchanged."""
         pieces: list[tuple[Layer, Rows]] = []
         for piece in planned.pieces:
-            source, whole = self._layer(piece.layer), (0, self._shapes[piece.layer][0])
+            source, whole = self._layer(piece.layer), (0, self._shape_of(piece.layer)[0])
             start, stop = piece.rows or whole
             part = source if (start, stop) == whole else source.rows((start, stop))
             pieces.append((part, (piece.at, piece.at + stop - start)))
@@ -135,7 +118,7 @@ class Regrouper:
 
     def _change_of(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """A weight to try a layer on, and the layer's change of that weight and of the bias."""
-        layer, shape = self._layer(name), self._shapes[name]
+        layer, shape = self._layer(name), self._shape_of(name)
         # A weight of zeros needs no memory, but hides a change that depends on the weight.
         if layer.additive() is not None:
             weight = torch.zeros(1).expand(shape)

@@ -19,7 +19,9 @@ from ..files.safetensors_file import raw_bytes
 from ..files.writing import Progress, header_of, in_file_order, new_files
 from ..maths.shapes import Shape
 from ..names.dialects import KEPT, WRITES, own_dialect, write_of
-from ..names.targets import Targets, known_shapes
+from ..names.layer_name import LayerName
+from ..names.relation import Placed, Relation
+from ..names.targets import known_shapes
 from ..names.to_write import plan_names
 from ..reading.adapter import BUNDLED, Adapter
 from .card import card_of
@@ -61,7 +63,7 @@ def adapter_tensors(
     Raises LayerError for a layer that its tensors alone do not define and for unread keys that the dialect
     cannot hold, and MatchError for a layer without a name in the dialect.
     """
-    writer = Writer(adapter, dialect, None, None if model is None else Targets(known_shapes(model)))
+    writer = Writer(adapter, dialect, None, None if model is None else Relation(known_shapes(model)))
     made = [writer.make(planned) for planned in writer.plan()]
     for one in made:
         if one.encoded.options:
@@ -121,7 +123,7 @@ def save_adapter(
     dialect = named or KEPT
     outs = check_output(path, dialect, overwrite=overwrite)
     out = outs[0]
-    writer = Writer(adapter, named, dtype, None if model is None else Targets(known_shapes(model)))
+    writer = Writer(adapter, named, dtype, None if model is None else Relation(known_shapes(model)))
     loose = _loose(adapter, dialect, drop_unread, same=named is None or named == adapter.dialect)
     planned = writer.plan()
     if not planned:
@@ -188,7 +190,7 @@ def faults_in_comfy(layers: Iterable[Layer], dialect: str) -> tuple[str, ...]:
 
 def check_dialect(adapter: Adapter, dialect: str, model: Mapping[str, Shape]) -> None:
     """Raise LayerError or MatchError, as `save_adapter` would, for a layer that a dialect cannot hold."""
-    writer = Writer(adapter, dialect, None, Targets(known_shapes(model)))
+    writer = Writer(adapter, dialect, None, Relation(known_shapes(model)))
     writer.configuration([writer.make(planned) for planned in writer.plan()])
 
 
@@ -219,8 +221,9 @@ def check_expected(
     `name` is the adapter's name in errors, and `model` is as in `save_adapter`. Facts that depend on a
     layer's values, such as whether a norm changes at all, are not known yet.
     """
-    targets = None if model is None else Targets(known_shapes(model))
-    for planned in plan_names(layers, dialect, targets, name):
+    relation = None if model is None else Relation(known_shapes(model))
+    placed = Placed.of(map(LayerName.of, layers), relation)
+    for planned in plan_names(layers, dialect, placed, name):
         for layer in planned.sources:
             with located(file=name, key=layer):
                 if len(layers[layer].shape) > 1:

@@ -15,7 +15,7 @@ from ..algorithms.base import ALPHA
 from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of
-from ..names.targets import Targets
+from ..names.relation import Placed, Relation
 from ..names.to_write import LayerToWrite, plan_names
 from ..peft import PURPOSE, Config, ConflictError, read_peft_config
 from ..reading.adapter import Adapter
@@ -41,31 +41,30 @@ class Writer:
     """Prepares one adapter's layers for one dialect.
 
     With `dialect` None the layers keep their names, see `own_dialect`. With `dtype` None factors keep their
-    dtypes. `targets` are the model's layers, if known.
+    dtypes. `relation` has the model's names, if the model is known.
     """
 
     def __init__(
-        self, adapter: Adapter, dialect: str | None, dtype: torch.dtype | None, targets: Targets | None
+        self, adapter: Adapter, dialect: str | None, dtype: torch.dtype | None, relation: Relation | None
     ) -> None:
         self.adapter = adapter
         self.named = dialect
         self.dialect = dialect or KEPT
         self.dtype = dtype
-        self.targets = targets
-        self._regrouper = Regrouper(adapter, targets)
+        self._placed = Placed.of(adapter.names, relation)
+        self._regrouper = Regrouper(adapter, self._placed)
 
     @cached_property
     def copies(self) -> dict[str, str]:
         """Layers that only repeat others, see `find_copies`. They are not written."""
-        if self.targets is None:
+        if self._placed.relation is None:
             return {}
-        _, found = self.targets.candidates(self.adapter.names)
-        uses: list[Use] = []
-        for name, candidates in found.items():
+        targets, uses = self._placed.relation.targets, list[Use]()
+        for name, candidates in self._placed.meanings.items():
             info = self.adapter.info[name]
             # `plan_names` deals with names that fit several weights and with shapes that do not fit.
-            if len(candidates) == 1 and info.fits(self.targets.shape_of(*candidates[0])):
-                uses += uses_of(info, candidates[0], self.targets)
+            if len(candidates) == 1 and info.fits(targets.shape_of(*candidates[0])):
+                uses += uses_of(info, candidates[0], targets)
         return find_copies(self.adapter, uses)
 
     def plan(self) -> list[LayerToWrite]:
@@ -74,7 +73,7 @@ class Writer:
 
     def _plan(self, dialect: str | None) -> list[LayerToWrite]:
         layers = {name: info for name, info in self.adapter.info.items() if name not in self.copies}
-        return plan_names(layers, dialect, self.targets, self.adapter.path)
+        return plan_names(layers, dialect, self._placed, self.adapter.path)
 
     def make(self, planned: LayerToWrite) -> Made:
         """A planned layer with its tensors.
@@ -121,7 +120,7 @@ class Writer:
         listed = source and same and not self.adapter.unreadable and not source.read_only
         ends = source.target_modules if source and listed else ()
         try:
-            table = configuration(self.dialect, layers, self.targets, ends)
+            table = configuration(self.dialect, layers, self._placed.relation, ends)
         except ConflictError as error:
             planned = next(one.planned for one in made if one.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
@@ -158,15 +157,15 @@ class Writer:
             planned = self._plan(dialect)
             met = [other for other in planned if not set(layers).isdisjoint(other.sources)]
             encoded = [(one, self._encoded(one, self._regrouper.make(one), dialect)) for one in met]
-            configuration(dialect, encoded, self.targets)
+            configuration(dialect, encoded, self._placed.relation)
         except LycorisError:
             return False
         return True
 
     def _encoded(self, planned: LayerToWrite, layer: Layer, dialect: str) -> Encoded:
         info = self.adapter.info[planned.sources[0]]
-        weight = planned.shape or self._regrouper.shape_of(planned.sources[0])
-        biased = any(map(self._regrouper.may_have_bias, planned.sources))
+        weight = planned.shape or self._placed.shape_of(planned.sources[0])
+        biased = any(map(self._placed.may_have_bias, planned.sources))
         asked = Asked(
             planned.name,
             info.options,

@@ -18,7 +18,7 @@ from torch import Tensor
 from lycoris_ops.names import fused_attention
 from lycoris_ops.names.architectures import ARCHITECTURES, Place, Places, recognise
 from lycoris_ops.names.architectures.notation import Layout, Model, recognised
-from lycoris_ops.names.targets import Targets
+from lycoris_ops.names.relation import Relation
 from tests.harness.architecture_names import Rows, Shape, records
 
 Shapes = Mapping[str, Shape]
@@ -422,10 +422,10 @@ def test_hidream_o1_is_below_model_in_training() -> None:
 def test_ideogram_4_has_a_name_of_its_own_for_the_model() -> None:
     """diffusers accepts the prefix `conditional_transformer.` beside `transformer.` and the host's own."""
     layers = RECORDS["Ideogram 4"].layers
-    targets = Targets({f"diffusion_model.{path}.weight": shape for path, shape in layers.items()})
+    relation = Relation({f"diffusion_model.{path}.weight": shape for path, shape in layers.items()})
     width = layers["layers.1.attention.qkv"][0] // 3
     for prefix in ("conditional_transformer.", "diffusion_model.", "transformer."):
-        ((target,),) = targets.find(f"{prefix}layers.1.attention.to_k")
+        ((target,),) = relation.find(f"{prefix}layers.1.attention.to_k")
         assert (target.path, target.rows) == ("layers.1.attention.qkv", (width, 2 * width))
 
 

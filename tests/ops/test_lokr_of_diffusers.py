@@ -24,7 +24,7 @@ from written import adapter as adapter_of
 from written import changes as weight_changes
 
 import lycoris_ops as lyc
-from lycoris_ops.names.layouts import diffusers_lokr
+from lycoris_ops.names.layouts import Layers
 from tests.harness.architecture_names import Rows, Shape, records
 
 Tensors = dict[str, Tensor]
@@ -238,7 +238,7 @@ def test_every_name_of_lokr_is_a_layer_of_the_class(model: Model) -> None:
     if hasattr(transformer, "fuse_qkv_projections"):
         transformer.fuse_qkv_projections()
     layers = dict(transformer.named_modules())
-    names = diffusers_lokr(model.shapes)
+    names = Layers(model.shapes).diffusers_lokr()
     ranges = [
         (place.path, place.rows or (0, model.shapes[place.path][0])) for ps in names.values() for place in ps
     ]

@@ -18,6 +18,7 @@ from torch import Tensor
 from written import changes, read, resolved
 
 import lycoris_ops as lyc
+from lycoris_ops.names.relation import Relation
 from lycoris_ops.names.targets import Targets
 
 Shapes = dict[str, tuple[int, ...]]
@@ -150,11 +151,11 @@ def test_a_base_of_auraflow_has_a_word_in_front_of_its_paths() -> None:
         f"model.{path}.weight": (8, 8)
         for path in ("cond_seq_linear", "double_layers.0.attn.w1q", "double_layers.0.attn.w2q")
     }
-    targets = Targets(keys)
-    assert {target.path for target in targets.all} == {
+    relation = Relation(keys)
+    assert {target.path for target in relation.targets.all} == {
         key.removeprefix("model.").removesuffix(".weight") for key in keys
     }
-    ((target,),) = targets.find("transformer.joint_transformer_blocks.0.attn.to_q")
+    ((target,),) = relation.find("transformer.joint_transformer_blocks.0.attn.to_q")
     assert target.key == "model.double_layers.0.attn.w2q.weight"
     # A module of no known architecture keeps its own paths.
     assert {target.path for target in Targets({"model.0.weight": (8, 8), "model.1.weight": (8, 8)}).all} == {

@@ -6,8 +6,11 @@ the source does.
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -216,6 +219,27 @@ def test_a_fused_layer_is_cut_and_joined_again_bit_by_bit(tmp_path: Path) -> Non
     assert set(straight.info) == {
         flat(f"lora_unet_{name.removeprefix('diffusion_model.')}") for name in layers
     }
+
+
+def test_a_save_looks_each_name_up_once_and_recognises_the_model_once(tmp_path: Path) -> None:
+    """The names of the source, and those that are written, since a reader must find the same rows by them."""
+    layers = {name: lora((rows, 8), 2) for name, rows in ((QKV, 24), (LINEAR1, 56))}
+    source = adapter(tmp_path, layers)
+    looked_up, recognised = Counter[str](), 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal recognised
+        if event == "call" and frame.f_code.co_name == "_indexed":
+            looked_up[frame.f_locals["name"].text] += 1
+        recognised += event == "call" and frame.f_code.co_name == "recognised"
+
+    sys.setprofile(count)
+    try:
+        result = lyc.save_adapter(source, tmp_path / "out.safetensors", "diffusers", model=FLUX)
+    finally:
+        sys.setprofile(None)
+    assert looked_up == dict.fromkeys((*layers, *lyc.load_adapter(result.path).info), 1)
+    assert recognised == 1
 
 
 def test_layers_that_are_apart_become_one_of_their_ranks_together(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from ...algorithms import Layer
 from ...maths.shapes import Rows, Shape
 from ...peft import Config, Wanted
-from .. import layouts
-from ..architectures import Places
+from ..layouts import Layers, Names
 from .pipelines import Parts
 
 MEMBERS = ("weight", "bias")
@@ -110,9 +109,9 @@ class Write:
     Raises LayerError where the dialect cannot hold it. The message follows the dialect's name:
     `holds no loha`.
     """
-    layout: Callable[[Mapping[str, Shape]], Mapping[str, Places]] = layouts.own
+    layout: Callable[[Layers], Names] = Layers.own
     """The dialect's paths in a diffusion model. In text encoders all tools write transformers' paths."""
-    lokr: Callable[[Mapping[str, Shape]], Mapping[str, Places]] | None = None
+    lokr: Callable[[Layers], Names] | None = None
     """The paths to use instead in a file that holds LoKr; empty for a model for which the tool reads no LoKr.
     None where LoKr layers are named like all others."""
     flat: bool = False

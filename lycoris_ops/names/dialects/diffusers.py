@@ -24,7 +24,7 @@ from ...maths.tensors import times
 from ...peft.config import BASE_BIAS
 from ...peft.kinds import lora as peft_lora
 from ...peft.kinds.lokr import LokrConfig
-from .. import layouts
+from ..layouts import Layers
 from . import pipelines
 from .base import Asked, Dialect, Encoded, Prefix, Write
 
@@ -179,8 +179,8 @@ DIALECT = Dialect(
         _prefix,
         place=4,
         tensors=_tensors,
-        layout=layouts.diffusers,
-        lokr=layouts.diffusers_lokr,
+        layout=Layers.diffusers,
+        lokr=Layers.diffusers_lokr,
         holds=_holds,
         spelled=_spelled,
         configuration="within",

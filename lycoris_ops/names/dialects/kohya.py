@@ -12,9 +12,7 @@ from ...algorithms import Layer
 from ...algorithms.base import ALPHA
 from ...algorithms.lora import UP
 from ...algorithms.oft import BLOCKS, Oft
-from ...maths.shapes import Shape
-from .. import layouts
-from ..architectures import Places, recognise
+from ..layouts import Layers, Names
 from ..network_args import args_of
 from . import plain
 from .base import Asked, Dialect, Encoded, Held, Prefix, Write
@@ -69,9 +67,9 @@ def _prefix(part: str, parts: Parts) -> str:
     return f"lora_{prior}te{number}_"
 
 
-def _layout(shapes: Mapping[str, Shape]) -> Mapping[str, Places]:
-    model = recognise(shapes)
-    return model.in_diffusers() if model and model.layout.kohya_has_diffusers else layouts.own(shapes)
+def _layout(layers: Layers) -> Names:
+    known = layers.model is not None and layers.model.layout.kohya_has_diffusers
+    return layers.diffusers() if known else layers.own()
 
 
 def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import layouts
+from ..layouts import Layers
 from .base import Dialect, Prefix, Write
 from .plain import encode
 
@@ -21,7 +21,7 @@ DIALECT = Dialect(
         PREFIX,
         place=5,
         tensors=encode,
-        layout=layouts.diffusers_or_own,
+        layout=Layers.diffusers_or_own,
         flat=True,
         renamed=_renamed,
         embeddings=True,

@@ -17,7 +17,7 @@ from ...maths.shapes import Extent, Shape
 from ...peft import kind_of
 from ...peft.kinds import trainable_tokens as tokens
 from ...peft.parameters import DOWN, UP
-from .. import layouts
+from ..layouts import Layers
 from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
 
 PREFIX = "base_model.model."
@@ -194,7 +194,7 @@ DIALECT = Dialect(
         PREFIX,
         place=3,
         tensors=_tensors,
-        layout=layouts.diffusers_or_own,
+        layout=Layers.diffusers_or_own,
         renamed=_renamed,
         holds=_holds,
         configuration="beside",

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...maths.shapes import Shape
-from ..architectures import recognise
 from ..architectures.notation import Layout
+from ..layouts import Layers
 
 UNET = "unet"
 ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
@@ -19,8 +18,7 @@ ORDER = ("clip_l", "clip_h", "hydit_clip", "clip_g", "t5xxl", "mt5xl", "llama")
 class Parts:
     """The parts of a model: the diffusion model (`unet`) and text encoders by the host's names."""
 
-    shapes: Mapping[str, Mapping[str, Shape]]
-    """The shapes of the weights by part and path."""
+    layers: Mapping[str, Layers]
     in_diffusers: str | None = None
     """Its name in diffusers' pipeline, where the diffusion model is in diffusers' own layout."""
 
@@ -32,12 +30,12 @@ class Parts:
     @cached_property
     def layout(self) -> Layout:
         """The layout of the diffusion model; an empty one where it is unknown or not given."""
-        model = recognise(self.shapes.get(UNET, {}))
+        model = self.layers[UNET].model if UNET in self.layers else None
         return model.layout if model else Layout(())
 
     @property
     def encoders(self) -> set[str]:
-        return set(self.shapes) - {UNET}
+        return set(self.layers) - {UNET}
 
     def number(self, encoder: str) -> int:
         """The number of a text encoder in diffusers' pipeline, counted from 1; 1 where it is not known."""
