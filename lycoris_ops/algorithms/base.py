@@ -454,9 +454,8 @@ class Layer(ABC):
         """Whether `sides` depends on the weight's values."""
         return False
 
-    @property
-    def scales_outputs(self) -> bool:
-        """Whether the change only multiplies each output of the weight by a number of its own."""
+    def of_outputs(self, shape: Sequence[int]) -> bool:
+        """Whether `sides` of a weight of this shape has no operator on inputs."""
         return False
 
     def dependent(self, weight: Tensor) -> Tensor:

@@ -134,6 +134,9 @@ class Factored(Trained):
     def reads_weight(self) -> bool:
         return self.dora_scale is not None
 
+    def of_outputs(self, shape: Sequence[int]) -> bool:
+        return self.dora_scale is None or self.magnitude_axis(shape) == 0
+
     def sides(self, weight: Tensor) -> Sides:
         if self.dora_scale is None:
             return Sides(beside=self.undecomposed(weight))

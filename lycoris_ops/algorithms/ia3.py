@@ -134,8 +134,7 @@ class Ia3(Trained):
         factor = Diagonal(self._factor(weight.dtype).to(weight.device))
         return Sides(inputs=factor) if self.of_inputs else Sides(outputs=factor)
 
-    @property
-    def scales_outputs(self) -> bool:
+    def of_outputs(self, shape: Sequence[int]) -> bool:
         return not self.of_inputs
 
     def bias_additive(self) -> tuple[Additive, ...] | None:

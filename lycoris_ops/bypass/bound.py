@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -18,14 +18,11 @@ from ..maths.scaling import scaled
 from ..maths.shapes import Rows
 from ..maths.tensors import compute_dtype, shaped
 from . import forwards
-from .forwards.forward import Forward, Item, Strengths, buffer, in_own_dtypes, recorded
+from .forwards.forward import Forward, Item, Strengths, in_own_dtypes, recorded
 from .forwards.low_rank import Factors, LowRankForward
 from .geometry import Geometry, working_dtype
 from .plan import Base, BypassPlan, Met
-from .rescaled import Weight, leaner, rescaled, unknown
 
-PIECE = 1 << 17
-"""Values of an output that are blended at once on a CPU: three float32 tensors of this size fit its cache."""
 MakeForward = Callable[[Geometry, Sequence[Item], torch.dtype, torch.device], Forward]
 Run = Callable[[Tensor], Tensor]
 """W x + b for an input x."""
@@ -89,8 +86,6 @@ class BoundPlan:
         self.biases = [(moved(change, device, compute_dtype(dtype)), slot) for change, slot in met.biases]
         self.operates = bool(self.shifts or self.scales or self.others)
         """Whether there are operators on the input or the output."""
-        self.blends = all(isinstance(placed.forward, LowRankForward) for placed in self.forwards)
-        """Whether `blend` can be used: all forms are low-rank."""
         self.shifts_alone = self.takes_shift and not (self.others or self.forwards or self.biases)
         """Whether there is nothing to do but to give the module the changed input."""
         # A plan that torch.compile traces is not kept.
@@ -126,13 +121,11 @@ class BoundPlan:
         x = x if x.dtype == self.dtype else x.to(self.dtype)
         return self._batched(x) if self.geometry.kernel else x
 
-    def finish(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
-    ) -> Tensor:
+    def finish(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> Tensor:
         """The module's output with all layers.
 
         x is the input as the layers see it. y is the module's output for the input that it was given, and may
-        be written over. `run` computes W x + b. `weight` gives W where y is known to be W x + b alone.
+        be written over. `run` computes W x + b.
         """
         total = self._batched(y).to(self.dtype)
         changes: list[_Change] = []
@@ -143,7 +136,7 @@ class BoundPlan:
         before = total
         total = total.contiguous()
         if extra is not None:
-            total = self._scaled(total, extra, x, unknown if self.takes_shift else weight)
+            total = self._scaled(total, extra)
         elif total is before and changes and torch.is_grad_enabled():
             # Autograd may have saved y for an operator on outputs: then y must not be written over. With a
             # bias it has saved y - b instead. The module's own gradients need only its input and weight.
@@ -152,50 +145,6 @@ class BoundPlan:
         for change, rows, strength in changes:
             self.geometry.part(total, rows).add_(change, alpha=strength)
         return self._finished(self._add(x, total, strengths), y, strengths)
-
-    def blend(
-        self, x: Tensor, y: Tensor, total: Tensor, strengths: Strengths, run: Run, factors: Tensor
-    ) -> Tensor:
-        """total + factors * (finish(y) - y). total may be y, and may be written over.
-
-        It takes the steps of `finish`, and multiplies each step's change by the factors before it is added.
-        Where the factors are 1 and total is y, the result equals `finish(y)` in every bit. `factors` are in
-        float32 or float64 and shaped like y with one channel. It records no gradients. Where operators change
-        the input, y must come from the changed input.
-        """
-        base = self._batched(y).to(self.dtype)
-        found = self._batched(total).to(self.dtype).contiguous()
-        narrow = factors.to(self.dtype)
-        changes = self._by_operators(x, base, strengths, run) if self.operates else []
-        extra = self._on_all_outputs(strengths) if self.operates else None
-        if extra is not None:
-            bias = None if self.bias is None else self.bias * extra
-            for part, met, share in self._pieces(found, base, narrow):
-                weighted = torch.mul(met, share, out=buffer("blend", met.shape, met))
-                part.addcmul_(weighted, extra)
-                if bias is not None:
-                    part.addcmul_(share.expand_as(part), bias, value=-1)
-        for change, rows, strength in changes:
-            for part, added, share in self._pieces(self.geometry.part(found, rows), change, narrow):
-                part.add_(added.mul_(share), alpha=strength)
-        within = factors if self.geometry.kernel else factors.reshape(-1, 1)
-        found = self._add(x, found, strengths, lambda _: within)
-        change = self._bias_change(strengths)
-        if change is not None:
-            found = found + self.geometry.per_channel(change.to(self.dtype)) * narrow
-        return shaped(found, total.shape).to(total.dtype)
-
-    def _pieces(self, total: Tensor, change: Tensor, factors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-        """All three in pieces of some tokens, so that a piece stays in a CPU's cache for several steps.
-
-        The pieces of `total` are views.
-        """
-        if self.geometry.kernel or total.device.type != "cpu":
-            return [(total, change, factors)]
-        step, width = max(1, PIECE // total.shape[-1]), total.shape[-1]
-        factors = factors.expand(*total.shape[:-1], 1)
-        split = total.view(-1, width), change.reshape(-1, width), factors.reshape(-1, 1)
-        return zip(*(torch.split(one, step) for one in split), strict=True)
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths, factors: Factors | None = None) -> Tensor:
         """`finish` for a plan without operators: from the module's input x and its output y.
@@ -240,15 +189,12 @@ class BoundPlan:
                 total = one if total is None else total + one
         return None if total is None else self.geometry.per_channel(total)
 
-    def _scaled(self, y: Tensor, extra: Tensor, x: Tensor, weight: Weight) -> Tensor:
-        """y + (y - bias) * extra; y may be written over. `weight` is as for `finish`."""
+    def _scaled(self, y: Tensor, extra: Tensor) -> Tensor:
+        """y + (y - bias) * extra; y may be written over."""
         if not recorded(y, extra):
             found = y.addcmul_(y, extra)
             return found if self.bias is None else found.sub_(self.bias * extra)
-        # `rescaled` saves x. That costs nothing only where the additive layers save the same tensor.
-        kept = self.forwards and not self.dropout and not self.geometry.pads and x.is_contiguous()
-        product = leaner(self.geometry, weight, self.bias, y, extra) if kept else None
-        return scaled(y, extra, self.bias) if product is None else rescaled(y, extra, x, product)
+        return scaled(y, extra, self.bias)
 
     def _bias_change(self, strengths: Strengths) -> Tensor | None:
         """The change (O,) of the bias at these strengths, in float32 or float64; None for none."""

@@ -24,9 +24,6 @@ from .plan import BypassPlan, Met
 from .share import WeightShare
 from .whole import ALONE, WholePass, WholePlan, alone_in
 
-_modules = cast("Any", torch.nn.modules.module)
-"""torch has no public name for the hooks of all modules."""
-
 BeforePass = Callable[[Tensor], None]
 """A function that is called at the start of each pass, with the module's input."""
 
@@ -206,8 +203,6 @@ class Bypass:
         """Held from the first hook of a pass to the second."""
         self._traced: tuple[Tensor, Tensor | None] | None = None
         """Likewise in a pass that torch.compile traces: the input, and what the module is given for it."""
-        self._alone = False
-        """`_is_alone()` at the start of the pass: a hook may remove itself in the pass."""
         self._handles: list[RemovableHandle] = []
         self._number = compiled.numbered(self)
         self._turns: bool | None = None
@@ -332,7 +327,7 @@ class Bypass:
         return y if bound is None else bound.beside(x, y, self._slots)
 
     def _behind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Any:
-        """Change the module's own output by a plan whose operators only scale outputs."""
+        """Change the module's own output by a plan whose operators change outputs alone."""
         x = input_of(args, kwargs)
         if self._stands_apart(args, kwargs, x, y):
             return self._compiled(x, None, y)
@@ -341,8 +336,8 @@ class Bypass:
         if bound is None:
             return None
         if isinstance(bound, WholePass) and not (y.is_nested or self._stands_beside_another()):
-            # It scales y, and needs nothing else.
-            return bound.finish(flat, y, ALONE, bound.seen)
+            # It needs nothing else.
+            return bound.finish(bound.seen(flat), y, ALONE, bound.seen)
         seen = bound.seen(flat)
         return self._finished(module, args, kwargs, y, (bound, seen, seen))
 
@@ -360,7 +355,6 @@ class Bypass:
             return None
         own, given = bound.given(flat, self._slots)
         self._pass = (bound, own, given)
-        self._alone = self._is_alone()
         # Either no layer changes the input, or what others add in `forward` must see it unchanged.
         if given is own or (bound.operates and self._stands_beside_another()):
             return None
@@ -382,7 +376,7 @@ class Bypass:
         bound, seen, given = held
         run, nested, y = partial(self._run, module, args, kwargs), y, _flat(y)
         if not (bound.operates and self._stands_beside_another()):
-            return _like(bound.finish(seen, y, self._slots, run, partial(self._whole, y)), nested)
+            return _like(bound.finish(seen, y, self._slots, run), nested)
         x = _flat(input_of(args, kwargs))
         # y holds what others add: only the difference that the plan makes to W x + b is added to it.
         met = run(given.view(x.shape).to(x.dtype))
@@ -434,32 +428,6 @@ class Bypass:
                     self._pass = (bound, seen, given)
             found = self._after(self.module, (x,), {}, y)
         return y if found is None else found
-
-    def _is_alone(self) -> bool:
-        """Whether nobody else can have changed the module's input or output in this pass."""
-        module: Any = self.module
-        return (
-            len(module._forward_hooks) == len(module._forward_pre_hooks) == 1
-            and not (_modules._global_forward_hooks or _modules._global_forward_pre_hooks)
-            and "forward" not in vars(module)
-        )
-
-    def _whole(self, y: Tensor) -> Tensor | None:
-        """The weight (O, I, *kernel) where y is its product, with the bias, and nothing else; else None.
-
-        None also under a transform of torch, which decides itself what to save.
-        """
-        if transformed():
-            return None
-        # With another reader the module may not multiply by its `weight` as stored.
-        if type(self._reader) is not PlainReader or not (self._alone and self._is_alone()):
-            return None
-        weight: Any = cast("Any", self.module).weight
-        known = is_plain(weight) and weight.device == y.device and not weight.requires_grad
-        # A tensor of the inference mode cannot be kept for a backward pass.
-        if not known or weight.is_inference():
-            return None
-        return weight.T if self.plan.geometry.transposed else weight
 
     def _begun(self, x: Tensor, given: Tensor | None = None) -> BoundPlan | PlacedPlan | WholePass | None:
         """`_bind`, after `before_pass`, which gets `given` where x is only a part of the module's input."""

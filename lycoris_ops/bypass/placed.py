@@ -16,7 +16,6 @@ from ..maths.tensors import compute_dtype
 from .bound import BoundPlan, Run
 from .forwards.forward import Strengths, recorded
 from .plan import BypassPlan, Met
-from .rescaled import Weight, unknown
 
 
 class PlacedPlan:
@@ -59,7 +58,6 @@ class PlacedPlan:
         """Each `Where` with its other layers and their slots. None, for strengths that do not differ, is
         first."""
         self.joined = BoundPlan(plan, Met(tuple(joined), (), ()), x, dropout)
-        self.learns = plan.learns
         self.made_for = (x.dtype, x.device, dropout)
         self.bounds = bounds = [*(bound for _, bound, _ in self.parts), self.joined]
         self.operates = any(bound.operates for bound in bounds)
@@ -96,9 +94,7 @@ class PlacedPlan:
         """As `BoundPlan.seen`."""
         return self.parts[0][1].seen(x)
 
-    def finish(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
-    ) -> Tensor:
+    def finish(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> Tensor:
         """As `BoundPlan.finish`."""
         base, total = y, y
         made: dict[Where, Tensor] = {}
@@ -107,19 +103,12 @@ class PlacedPlan:
             for where, bound, slots in self.parts
             if any(strengths[slot] for slot in slots) and not (self.shares_shift and bound.shifts_alone)
         ]
-        for number, (where, bound) in enumerate(live, start=1):
+        for where, bound in live:
             if not bound.operates and not self.apart:
                 total = self._beside(where, bound, x, total if total is not base else y.clone(), strengths)
                 continue
-            runs_again = bound.takes_shift and not self.shares_shift
-            if not (where is None or self.apart or runs_again or self._records(x, base)) and bound.blends:
-                # Later parts need the module's output unchanged.
-                total = base.clone() if total is base and number < len(live) else total
-                factors = self._factors(where, base, compute_dtype(base.dtype))
-                total = bound.blend(x, base, total, strengths, run, factors)
-                continue
             met = base.clone()
-            if runs_again:
+            if bound.takes_shift and not self.shares_shift:
                 _, given = bound.given(x, strengths)
                 met = run(given.view(x.shape).to(self.made_for[0]))
             found = bound.finish(x, met, strengths, run).view(base.shape)
@@ -132,9 +121,6 @@ class PlacedPlan:
         if not self.apart:
             return self._thinly(x, total, strengths)
         return torch.cat([total, *(_joined(total, base, made.get(where, base)) for where in self.apart)])
-
-    def _records(self, x: Tensor, y: Tensor) -> bool:
-        return recorded(x, y) or (self.learns and torch.is_grad_enabled())
 
     def beside(self, x: Tensor, y: Tensor, strengths: Strengths) -> Tensor:
         """As `BoundPlan.beside`."""
@@ -200,7 +186,11 @@ class PlacedPlan:
 
 def _blended(total: Tensor, base: Tensor, found: Tensor, factors: Tensor) -> Tensor:
     """total + factors * (found - base): `found` in every bit where factors are 1 and `total` is `base`."""
-    return torch.lerp(total, _joined(total, base, found), factors)
+    joined = _joined(total, base, found)
+    if recorded(total, joined, factors):
+        return torch.lerp(total, joined, factors)
+    # `found` is not used again, and fresh memory of its size takes as long as the sum.
+    return torch.lerp(total, joined, factors, out=joined)
 
 
 def _joined(total: Tensor, base: Tensor, found: Tensor) -> Tensor:

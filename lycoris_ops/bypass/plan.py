@@ -40,7 +40,7 @@ class Slot(NamedTuple):
 
 
 Acts = Literal["beside", "behind", "around"]
-"""How a plan acts on a module's pass: it adds to the output, it only scales the output, or it does more."""
+"""How a plan acts on a module's pass: it adds to the output, changes the output alone, or the input too."""
 Slots = tuple[Slot, ...]
 GivenLayer = Slot | tuple[Layer | Part, float]
 """A layer with its strength."""
@@ -221,8 +221,8 @@ class BypassPlan:
     def acts(self) -> Acts:
         if not self.operates:
             return "beside"
-        layers = [slot.part.layer for stage in self.stages for slot in stage.layers]
-        return "behind" if all(layer.scales_outputs for layer in layers) else "around"
+        parts = [slot.part for stage in self.stages for slot in stage.layers]
+        return "behind" if all(part.of_outputs(self.geometry.shape) for part in parts) else "around"
 
     @property
     def learns(self) -> bool:

@@ -16,7 +16,6 @@ from ..maths.tensors import compute_dtype, shaped
 from .bound import BoundPlan, Run
 from .forwards.forward import Strengths
 from .plan import BypassPlan, Met
-from .rescaled import Weight, leaner, rescaled, unknown
 
 ALONE = (1.0,)
 
@@ -142,16 +141,12 @@ class WholePass:
         self.turned = geometry.first(self.inputs.product(geometry.last(x)))
         return x, self.turned
 
-    def finish(
-        self, x: Tensor, y: Tensor, strengths: Strengths, run: Run, weight: Weight = unknown
-    ) -> Tensor:
+    def finish(self, x: Tensor, y: Tensor, strengths: Strengths, run: Run) -> Tensor:
         """As in `BoundPlan`."""
-        total, inside, lean = self.seen(y), self.inside, None
-        if inside is not None:
-            lean = self._leaner(x, total, weight) if self.turned is None else None
-            if lean is None:
-                total = inside.beside(x if self.turned is None else self.turned, total, ALONE)
-        total = self._on_outputs(total) if lean is None else lean
+        total = self.seen(y)
+        if self.inside is not None:
+            total = self.inside.beside(x if self.turned is None else self.turned, total, ALONE)
+        total = self._on_outputs(total)
         if self.beside is not None:
             total = self.beside.beside(x, total, ALONE)
         for change in self.biases:
@@ -170,17 +165,3 @@ class WholePass:
             return scaled(y, extra, bias)
         found = geometry.first(outputs.product(geometry.last(y if bias is None else y - bias)))
         return found if bias is None else found + bias
-
-    def _leaner(self, x: Tensor, y: Tensor, weight: Weight) -> Tensor | None:
-        """outputs @ (y + inside x) for y = W x + b, saving fewer tensors; None where it would save more."""
-        geometry, outputs = self.whole.geometry, self.outputs
-        # `rescaled` saves x. That costs nothing only where the forms save the same tensor.
-        kept = not (self.whole.plain.dropout or geometry.pads) and x.is_contiguous()
-        if not (isinstance(outputs, Diagonal) and isinstance(self.sides.outputs, Diagonal) and kept):
-            return None
-        extra = geometry.per_channel(outputs.extra)
-        product = leaner(geometry, weight, self.bias, y, extra)
-        if product is None:
-            return None
-        forms = tuple(form.scaled(self.sides.outputs.extra + 1, None) for form in self.sides.inside)
-        return self.whole.bound(forms, x).beside(x, rescaled(y, extra, x, product), ALONE)

@@ -40,6 +40,13 @@ class Part:
         """The shape of the rows that the layer changes in a weight of `shape`, before any enlargement."""
         return (self.rows[1] - self.rows[0], *shape[1:]) if self.rows else tuple(shape)
 
+    def of_outputs(self, shape: Sequence[int]) -> bool:
+        """Whether the change of a weight of this shape needs no other inputs than the weight's own."""
+        rows, *rest = self.shape_met(shape)
+        known = self.layer.extent if self.window is not None else ()
+        met = ((known[0] if known else None) or rows, *rest)
+        return self.layer.additive() is not None or self.layer.of_outputs(met)
+
     def enlarged(self) -> Shape | None:
         """The shape to which the weight is first enlarged with zeros; None if it is not."""
         return self.layer.enlarged() if self.parameter == "weight" else None

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ..algorithms import Layer, declaring
 from ..algorithms.base import DIFF_B, Dependent, field_of
+from ..algorithms.boft import Boft
 from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
 from ..algorithms.full import Full
+from ..algorithms.ia3 import Ia3
 from ..algorithms.norm import Norm
 from ..algorithms.training import Trained
 from ..bypass import compiled
@@ -67,6 +69,10 @@ TINY = 1 << 15
 """For weights up to this size it costs less with any number of tokens. Above it, operators on few tokens keep
 a quarter to a half of the bytes for the backward pass; OFT and BOFT are faster too, DoRA is slower by up to a
 quarter."""
+
+LITTLE = 1 << 20
+"""Up to this many values of an output are always kept for the backward pass. Below it, rebuilding a larger
+weight takes longer."""
 
 
 class Member(nn.Module):
@@ -522,8 +528,10 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     Norms, embeddings and the projections of torch's attention are always rebuilt. Otherwise a layer with
     `input_dropout` is always bypassed. So is a layer whose weight is packed, is loaded by hooks within each
     pass, or has so narrow a dtype that a small change would be lost. A change that depends on the weight
-    consists of operators on inputs or outputs; it is bypassed if it only scales outputs, or if the weight has
-    more than FEW values. If it has more than TINY, it is bypassed for at most as many tokens as outputs.
+    consists of operators on inputs or outputs; it is bypassed if it is an (IA)^3, or if the weight has
+    more than FEW values. If it has more than TINY, it is bypassed for at most as many tokens as outputs. DoRA
+    of outputs and BOFT keep outputs of the module for the backward pass: where these have twice as many
+    vectors as the weight has columns, and more than LITTLE values, a rebuilt weight keeps less.
     """
     if site.geometry is None:
         return 0.0
@@ -537,7 +545,11 @@ def bypass_up_to(site: Site, layer: Layer, settings: LayerSettings) -> float:
     each, formed = 0, 0
     for form in layer.forms():
         if isinstance(form, Dependent):
-            if size > FEW or layer.scales_outputs:
+            if size > FEW and (
+                isinstance(layer, Boft) or (isinstance(layer, Factored) and layer.of_outputs(site.shape))
+            ):
+                return float(max(2 * size, LITTLE) // site.shape[0])
+            if size > FEW or isinstance(layer, Ia3):
                 return math.inf
             return float(site.shape[0]) if size > TINY else 0.0
         if isinstance(form, Kronecker):

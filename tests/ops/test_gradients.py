@@ -5,9 +5,7 @@ The reference is torch's gradient through the rebuilt weight, W + strength * del
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import peft
@@ -21,10 +19,8 @@ from torch._subclasses import FakeTensorMode
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
-from lycoris_ops.bypass import rescaled
 from lycoris_ops.bypass.forwards import hadamard, kronecker
 from lycoris_ops.bypass.forwards.forward import Item
-from lycoris_ops.bypass.geometry import Geometry, geometry_of
 from lycoris_ops.changes.forms import Kronecker
 from lycoris_ops.maths import recompute
 from lycoris_ops.maths.dora import changed_lengths, dora_factor, lengths
@@ -232,158 +228,6 @@ def of_any_order_and_mode(run: Callable[..., Tensor], given: tuple[Tensor, ...],
     theirs = torch.autograd.grad(wanted.square().sum(), given, retain_graph=True)
     for mine, other in zip(ours, theirs, strict=True):
         same(mine, other)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4])
-@pytest.mark.parametrize("name", [name for name in MODULES if ("lora-dora-out", name) in FACTS])
-def test_gradients_where_a_part_of_the_output_is_not_kept(
-    name: str, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rescaled, "WEIGHTS", share)
-    monkeypatch.setattr(rescaled, "LITTLE", 0)
-    case = MODULES[name]
-    one = layer("lora-dora-out", case)
-    check(case, [(learning(one), STRENGTH)], [(learning(one), STRENGTH)])
-
-
-class Dora:
-    """A linear layer with a DoRA that changes it, and an input whose output is not kept as a whole."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.base = nn.Linear(16, 24)
-        self.x, self.gradient = torch.randn(4, 50, 16, requires_grad=True), torch.randn(4, 50, 24)
-        options: dict[str, Any] = {"algorithm": "lora", "rank": 2, "dora": "output", "form": "bypass"}
-        self.network = lyc.create_lycoris(nn.Sequential(self.base), **options, seed=0).apply_to()
-        move(self.network)
-
-    def gradients(self, run: Callable[[Tensor], Tensor] | None = None, *, enter: Any = None) -> list[Tensor]:
-        with enter or nullcontext():
-            output = (self.base if run is None else run)(self.x)
-        inputs = [self.x, *self.network.parameters()]
-        return list(torch.autograd.grad(output, inputs, self.gradient.to(output.dtype)))
-
-    def kept(self) -> int:
-        """The most values of a tensor that autograd keeps, beside parameters and the input."""
-        sizes: list[int] = []
-        held = (self.x, *self.network.parameters(), *self.base.parameters())
-        free = {value.data_ptr() for value in held}
-
-        def pack(tensor: Tensor) -> Tensor:
-            sizes.append(0 if tensor.data_ptr() in free else tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.base(self.x)
-        return max(sizes)
-
-
-def twice(module: nn.Module, args: Any, y: Tensor) -> Tensor:
-    return 2 * y
-
-
-def hooked(dora: Dora, register: Callable[[Any], Any]) -> list[Tensor]:
-    handle = register(twice)
-    found = dora.gradients()
-    handle.remove()
-    return found
-
-
-def patched(dora: Dora) -> list[Tensor]:
-    own = dora.base.forward
-    dora.base.forward = lambda x: 2 * own(x)
-    found = dora.gradients()
-    del dora.base.forward
-    return found
-
-
-WAYS: dict[str, Callable[[Dora], list[Tensor]]] = {
-    "plain": lambda dora: dora.gradients(),
-    "checkpointed": lambda dora: dora.gradients(
-        lambda x: torch.utils.checkpoint.checkpoint(dora.base, x, use_reentrant=False)
-    ),
-    "compiled": lambda dora: dora.gradients(torch.compile(dora.base, backend="aot_eager")),
-    "autocast": lambda dora: dora.gradients(enter=torch.autocast("cpu", torch.bfloat16)),
-    "functional": lambda dora: dora.gradients(
-        lambda x: torch.func.functional_call(dora.base, {"weight": torch.ones(24, 16)}, (x,))
-    ),
-    "hooked": lambda dora: hooked(dora, dora.base.register_forward_hook),
-    "hooked before": lambda dora: hooked(
-        dora, lambda hook: dora.base.register_forward_hook(hook, prepend=True)
-    ),
-    "hooked everywhere": lambda dora: hooked(dora, nn.modules.module.register_module_forward_hook),
-    "patched": patched,
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_gradients_do_not_depend_on_what_is_kept_of_an_output(
-    way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = WAYS[way](Dora())
-    assert Dora().kept() == 200 * 24
-    monkeypatch.setattr(rescaled, "LITTLE", 0)
-    dora = Dora()
-    assert dora.kept() <= rescaled.WEIGHTS * 16 * 24 < 200 * 24
-    narrow = 0.02 if way == "autocast" else 1e-5
-    for mine, other in zip(WAYS[way](dora), wanted, strict=True):
-        assert (mine - other).norm() <= narrow * other.norm()
-
-
-def test_what_is_not_kept_of_an_output_is_told_of_a_weight_that_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rescaled, "LITTLE", 0)
-    dora = Dora()
-    wanted = dora.gradients()
-    # A weight that the module gets after a pass does not affect the gradients of the pass.
-    output = dora.base(dora.x)
-    dora.base.weight = nn.Parameter(torch.zeros(24, 16), requires_grad=False)
-    found = torch.autograd.grad(output, [*dora.network.parameters()], dora.gradient)
-    for mine, other in zip(found, wanted[1:], strict=True):
-        torch.testing.assert_close(mine, other)
-    output = dora.base(dora.x)
-    dora.base.weight.data.add_(1)
-    dora.base.weight.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
-    # Nothing but the graph of a pass holds its input.
-    dora = Dora()
-    inner = (dora.x + 1).detach().requires_grad_()
-    gone = weakref.ref(inner)
-    output = torch.utils.checkpoint.checkpoint(lambda x: dora.base(x + 1), inner, use_reentrant=False)
-    del inner, output
-    assert gone() is None
-
-
-def test_weights_of_the_inference_mode_learn_beside_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rescaled, "LITTLE", 0)
-    dora = Dora()
-    x = dora.x.detach()
-    (magnitude,) = (value for name, value in dora.network.named_parameters() if "dora" in name)
-    (wanted,) = torch.autograd.grad(dora.base(x), magnitude, dora.gradient)
-    with torch.inference_mode():
-        dora.base.weight = nn.Parameter(dora.base.weight.clone(), requires_grad=False)
-    assert dora.base.weight.is_inference()
-    (found,) = torch.autograd.grad(dora.base(x), magnitude, dora.gradient)
-    torch.testing.assert_close(found, wanted)
-
-
-def test_derivatives_of_a_scaled_output_of_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = nn.Linear(4, 3).double().requires_grad_(False)
-    x, extra = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((9, 4), (3,)))
-    monkeypatch.setattr(rescaled, "LITTLE", 100)
-    geometry = geometry_of(module)
-    assert isinstance(geometry, Geometry)
-    product = rescaled.PlainOutput(geometry, module.weight, module.bias)
-    assert 0 < product.bytes_kept < 9 * 3 * 8
-
-    def run(x: Tensor, extra: Tensor) -> Tensor:
-        return rescaled.rescaled(module(x), extra, x, product)
-
-    same(run(x, extra), module(x) + (x @ module.weight.T) * extra)
-    assert torch.autograd.gradcheck(run, (x, extra))
-    assert torch.autograd.gradgradcheck(run, (x, extra))
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from networks import ALL, CASES, CONVOLUTIONS, RANK, Model, loss, made, move, state
-from torch import nn
+from torch import Tensor, nn
 from written import patched
 
 import lycoris_ops as lyc
@@ -119,6 +119,27 @@ def test_a_small_lokr_is_rebuilt_for_a_few_hundred_tokens_and_a_large_one_is_not
         for member in made(nn.Sequential(nn.Linear(width, width)), algorithm="lokr", rank=99).members.values()
     ]
     assert 50 < limits[0] < 256 and limits[1] > 2048, limits
+
+
+@pytest.mark.parametrize("options", [{"algorithm": "lora", "dora": "output"}, {"algorithm": "boft"}], ids=str)
+def test_many_tokens_keep_less_by_a_rebuilt_weight(options: dict[str, Any]) -> None:
+    """A bypass would keep an output of the module, or several, for the backward pass."""
+    kept: dict[str, int] = {}
+    for form in ("auto", "bypass"):
+        model = nn.Sequential(nn.Linear(384, 384))
+        network = made(model, rank=8, form=form, **options)
+        if form == "auto":
+            assert [member.form for member in network.members.values()] == [
+                "bypass up to 2730 tokens, else rebuilt"
+            ]
+        held: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one: held.setdefault(one.untyped_storage().data_ptr(), one),  # noqa: B023
+            lambda one: one,
+        ):
+            model(torch.randn(2800, 384, requires_grad=True))
+        kept[form] = sum(one.untyped_storage().nbytes() for one in held.values())
+    assert kept["auto"] < 0.9 * kept["bypass"], kept
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "conv"])
