@@ -44,6 +44,8 @@ Not all classes of transformers have them: a CLIP text model of transformers 5 h
 
 Places = tuple[Target, ...]
 """What a name means: one target, or several whose stacked rows are the layer's; () for nothing."""
+Candidates = tuple[Places, ...]
+"""All that a name may mean: mostly one, none, or several rivals."""
 _Index = dict[str, list[Places]]
 
 
@@ -55,21 +57,15 @@ class Placed:
     """The names by their texts."""
     relation: Relation | None = None
     """The model's names; None where no model is given."""
-    meanings: Mapping[str, tuple[Places, ...]] = field(default_factory=dict[str, tuple[Places, ...]])
-    """The candidates for each name: mostly one, none, or several rivals. Empty without a model."""
+    meanings: Mapping[str, Candidates] = field(default_factory=dict[str, Candidates])
+    """What each name may mean. Empty without a model."""
     front: str = ""
     """The text before the names that is no part of them, see `fronts`; "" for none."""
 
     @classmethod
     def of(cls, names: Iterable[LayerName], relation: Relation | None) -> Placed:
-        """A name that the model does not have is looked up without the front that the names share."""
         named = {name.text: name for name in names}
-        if relation is None:
-            return cls(named)
-        whole = {name: relation.meanings(name) for name in named.values()}
-        front = relation.front(whole)
-        found = {name.text: places or relation.behind(front, name) for name, places in whole.items()}
-        return cls(named, relation, found, front)
+        return cls(named) if relation is None else cls(named, relation, *relation.look_up(named.values()))
 
     def places(self, file: str, layers: Iterable[str] | None = None) -> dict[str, Places]:
         """The one meaning of each name, () where there is none. Raises MatchError for rivals.
@@ -115,7 +111,7 @@ class Relation:
         for target in self.targets.all:
             _enter(self._own, target.path, (target,))
             if target.encoder:
-                _enter(self._own, f"{target.encoder}.transformer.{target.path}", (target,))
+                _enter(self._own, target.name, (target,))
         self._written: dict[tuple[str, bool], Written] = {}
 
     @cached_property
@@ -149,17 +145,17 @@ class Relation:
         for name, places in names.items():
             _enter(index, name, tuple(members[place.path].taking(place.rows) for place in places))
 
-    def find(self, layer: str) -> tuple[Places, ...]:
+    def find(self, layer: str) -> Candidates:
         """What a layer's name in an adapter file means, see `meanings`."""
         return self.meanings(LayerName.of(layer))
 
-    def meanings(self, name: LayerName) -> tuple[Places, ...]:
+    def meanings(self, name: LayerName) -> Candidates:
         """What a layer's name means: one candidate, none, or several rivals."""
         found = self._indexed(name)
         # A model's own path can begin like a prefix: Stable Audio's `transformer.layers`.
         return found if found or not name.prefix.text else self._indexed(LayerName.bare(name.text))
 
-    def _indexed(self, name: LayerName) -> tuple[Places, ...]:
+    def _indexed(self, name: LayerName) -> Candidates:
         path = _normal(name.path)
         # By attribute names, so that a later index is built only where the earlier ones have nothing.
         for tier in ("_own", "_elsewhere", "_usual") if len(path) <= LONG else ("_own",):
@@ -182,10 +178,23 @@ class Relation:
         best = min((rank for rank in ranks if rank is not None), default=-1)
         return [targets for targets, rank in zip(candidates, ranks, strict=True) if rank == best]
 
-    def front(self, found: Mapping[LayerName, tuple[Places, ...]]) -> str:
-        """The front of the names of a file's layers, which is no part of them; "" for none.
+    def look_up(self, names: Iterable[LayerName]) -> tuple[dict[str, Candidates], str]:
+        """What each name of a file's layers means, and the front that the names share, see `_front`.
 
-        found: what each whole name means, see `meanings`.
+        A name that the model does not have is looked up without the front.
+        """
+        found = {name: self.meanings(name) for name in names}
+        front, behind = self._front(found)
+        meant = {
+            name.text: places or (behind[name.text] if name.text in behind else self._behind(front, name))
+            for name, places in found.items()
+        }
+        return meant, front
+
+    def _front(self, found: Mapping[LayerName, Candidates]) -> tuple[str, Mapping[str, Candidates]]:
+        """The front of the names of a file's layers, which is no part of them, and their meanings without it.
+
+        found: what each whole name means, see `meanings`. Without a front, ("", {}).
 
         Tools put anything in front of a path: `pipe.dit.`, `model.`, `module.`, `_orig_mod.`,
         `Hunyuan_video_I2V_lora_`. A front is whole words. Fewer than half of the file's layers have a meaning
@@ -200,33 +209,31 @@ class Relation:
         ]
         missing = [name for name in here if not found[name]]
         if 2 * len(missing) <= len(here):
-            return ""
-        best, meanings = "", dict[str, Places]()
+            return "", {}
+        best, meanings = "", dict[str, Candidates]()
         for front in shared_fronts([name.text for name in here]):
             behind = self._all_behind(front, missing, len(here) // 2)
-            if any(meanings.get(layer, places) != places for layer, places in behind.items()):
-                return ""
+            both = ((places, meanings[layer]) for layer, places in behind.items() if layer in meanings)
+            if any(len(one) == len(other) == 1 and one != other for one, other in both):
+                return "", {}
             if behind and not best:
                 best, meanings = front, behind
-        return best
+        return best, meanings
 
-    def _all_behind(self, front: str, names: Sequence[LayerName], more_than: int) -> dict[str, Places]:
-        """The meanings of layers' names without a front, for each name that has exactly one.
-
-        Empty unless there are more than `more_than` of them.
-        """
-        found: dict[str, Places] = {}
+    def _all_behind(self, front: str, names: Sequence[LayerName], more_than: int) -> dict[str, Candidates]:
+        """The meanings of layers' names without a front; {} unless more than `more_than` have exactly one."""
+        found: dict[str, Candidates] = {}
+        count = 0
         for left, name in zip(range(len(names), 0, -1), names, strict=True):
             # Too few names are left to find enough. Without this, a file that matches nothing would cost a
             # search for each layer and front.
-            if len(found) + left <= more_than:
+            if count + left <= more_than:
                 return {}
-            candidates = self.behind(front, name)
-            if len(candidates) == 1:
-                found[name.text] = candidates[0]
-        return found if len(found) > more_than else {}
+            found[name.text] = self._behind(front, name)
+            count += len(found[name.text]) == 1
+        return found if count > more_than else {}
 
-    def behind(self, front: str, name: LayerName) -> tuple[Places, ...]:
+    def _behind(self, front: str, name: LayerName) -> Candidates:
         """What a layer's name means without a front, see `meanings`; () if it does not begin with that."""
         if not front or not name.text.startswith(front):
             return ()
@@ -306,6 +313,7 @@ class Written:
     """All names that a dialect has for a model's layers, and the rows of the layers that each name means."""
 
     def __init__(self, targets: Targets, dialect: str, *, lokr: bool) -> None:
+        self.dialect = dialect
         self._all: list[Spelled] = []
         # For each weight, the names that mean rows of it. An entry is such a name, a row of the layer of that
         # name, and the rows of the weight that begin at this row.

@@ -24,7 +24,7 @@ from .dialects import KEPT, WRITES, write_of
 from .dialects.pipelines import UNET
 from .layer_name import LayerName
 from .relation import Placed, Places, Relation, Spelled, Written
-from .targets import Span, Targets
+from .targets import Targets
 
 
 class Sized(Protocol):
@@ -127,11 +127,11 @@ def plan_names(
     if relation is not None and names is not None and fused is not None:
         of_lokr = {name: places for name, places in through.items() if name in lokr}
         others = {name: places for name, places in through.items() if name not in lokr}
-        planned += _Regrouped(relation, names, dialect, file).of(others)
+        planned += _Regrouping(relation, names, file).of(others)
         # One layout for all LoKr layers, because diffusers fuses all projections of a model or none.
         spans = [relation.targets.spans(places) for places in of_lokr.values()]
         best = max((names, fused), key=lambda names: sum(map(names.has, spans)))
-        found_lokr = _Regrouped(relation, best, dialect, file).of(of_lokr)
+        found_lokr = _Regrouping(relation, best, file).of(of_lokr)
         planned += [replace(one, takes_lokr=one.part == UNET) for one in found_lokr]
     _check_distinct(planned, file, dialect)
     return planned
@@ -221,15 +221,14 @@ def _says_parts(dialect: str) -> bool:
     return not isinstance(write_of(dialect).prefix, str)
 
 
-class _Regrouped:
-    """The layers of an adapter as a dialect divides the model."""
+@dataclass(frozen=True)
+class _Regrouping:
+    """How the layers of an adapter become those that a dialect has for a model."""
 
-    def __init__(self, relation: Relation, names: Written, dialect: str, file: str) -> None:
-        self._relation = relation
-        self._targets = relation.targets
-        self._names = names
-        self._dialect = dialect
-        self._file = file
+    relation: Relation
+    names: Written
+    file: str
+    """The adapter's file, for errors."""
 
     def of(self, layers: Mapping[str, Places]) -> list[LayerToWrite]:
         """The layers to write for these, given the places of each in the model.
@@ -238,29 +237,20 @@ class _Regrouped:
         """
         pieces: dict[Spelled, list[Piece]] = {}
         totals: dict[str, int] = {}
-        for name, places in layers.items():
+        for layer, places in layers.items():
             first = 0
-            for place, span in zip(places, self._targets.spans(places), strict=True):
-                found = self._overlaps(span, first, name)
-                size = span[1][1] - span[1][0]
-                if sum(piece.size for _, piece in found) < size:
-                    raise self._no_name(name, place.path, span[1])
-                for written, piece in found:
-                    pieces.setdefault(written, []).append(piece)
-                first += size
-            totals[name] = first
+            for place, span in zip(places, self.relation.targets.spans(places), strict=True):
+                begin, end = span[1]
+                named = 0
+                for written, at, (start, stop) in self.names.meeting(span):
+                    rows = (first + start - begin, first + stop - begin)
+                    pieces.setdefault(written, []).append(Piece(layer, rows, at))
+                    named += stop - start
+                if named < end - begin:
+                    raise self._no_name(layer, place.path, span[1])
+                first += end - begin
+            totals[layer] = first
         return [self._planned(written, found, totals) for written, found in pieces.items()]
-
-    def _overlaps(self, span: Span, first: int, layer: str) -> list[tuple[Spelled, Piece]]:
-        """The written names that mean rows of a weight, each with its piece.
-
-        layer: the adapter's layer that changes these rows. first: the row of that layer at which they begin.
-        """
-        begin = first - span[1][0]
-        return [
-            (name, Piece(layer, (begin + start, begin + stop), at))
-            for name, at, (start, stop) in self._names.meeting(span)
-        ]
 
     def _planned(self, written: Spelled, found: list[Piece], totals: Mapping[str, int]) -> LayerToWrite:
         """The layer to write under a name, from the pieces found for it.
@@ -273,12 +263,12 @@ class _Regrouped:
         # All rows of one layer, in its own order: it is written unchanged, whatever its kind.
         if len(joined) == 1 and joined[0].rows == (0, total) and totals[joined[0].layer] == total:
             return LayerToWrite(name, (Piece(joined[0].layer),), written.part)
-        unknown = [place.path for place in written.places if not self._targets.shape_of(place)]
+        unknown = [place.path for place in written.places if not self.relation.targets.shape_of(place)]
         for before, after in pairwise(joined):
             if before.at + before.size > after.at:
                 raise MatchError(
                     "two layers of the adapter are for the same weight",
-                    file=self._file,
+                    file=self.file,
                     key=written.name,
                     got=f"{before.layer} and {after.layer}",
                     expected="one layer",
@@ -286,7 +276,7 @@ class _Regrouped:
         if unknown:
             raise MatchError(
                 "the layer has to be cut or joined, which needs the shapes of the model's weights",
-                file=self._file,
+                file=self.file,
                 key=joined[0].layer,
                 got=f"no shape of {unknown[0]}",
                 expected="the model's keys with their shapes, as `read_shapes` gives them",
@@ -296,27 +286,27 @@ class _Regrouped:
     def _found_again(self, written: Spelled, layer: str) -> LayerName:
         """The written name. Raises MatchError unless a reader finds the same rows of the model under it."""
         name = LayerName.of(written.name)
-        candidates = [self._targets.spans(places) for places in self._relation.meanings(name)]
+        candidates = [self.relation.targets.spans(places) for places in self.relation.meanings(name)]
         # If the dialect does not name the part of the model, layers of other parts may share the name.
-        if written.spans not in candidates or (len(candidates) > 1 and _says_parts(self._dialect)):
+        if written.spans not in candidates or (len(candidates) > 1 and _says_parts(self.names.dialect)):
             raise MatchError(
-                f"the layer's name in {self._dialect} would not be read back as this layer of the model",
-                file=self._file,
+                f"the layer's name in {self.names.dialect} would not be read back as this layer of the model",
+                file=self.file,
                 key=layer,
                 got=written.name,
                 expected=written.places[0].name,
-                hint=_another(self._dialect),
+                hint=_another(self.names.dialect),
             )
         return name
 
     def _no_name(self, layer: str, path: str, rows: Rows) -> MatchError:
         return MatchError(
-            f"the layer has no name in {self._dialect}",
-            file=self._file,
+            f"the layer has no name in {self.names.dialect}",
+            file=self.file,
             key=layer,
             got=f"rows {rows[0]} to {rows[1]} of {path}",
             expected="a layer that diffusers' model has",
-            hint=_another(self._dialect),
+            hint=_another(self.names.dialect),
         )
 
 

@@ -221,9 +221,13 @@ def test_a_fused_layer_is_cut_and_joined_again_bit_by_bit(tmp_path: Path) -> Non
     }
 
 
-def test_a_save_looks_each_name_up_once_and_recognises_the_model_once(tmp_path: Path) -> None:
-    """The names of the source, and those that are written, since a reader must find the same rows by them."""
-    layers = {name: lora((rows, 8), 2) for name, rows in ((QKV, 24), (LINEAR1, 56))}
+@pytest.mark.parametrize("front", ["", "module."])
+def test_a_save_looks_each_name_up_once_and_recognises_the_model_once(tmp_path: Path, front: str) -> None:
+    """The names of the source, and those that are written, since a reader must find the same rows by them.
+
+    A name with a front is looked up with it, and without each front that it can be.
+    """
+    layers = {f"{front}{name}": lora((rows, 8), 2) for name, rows in ((QKV, 24), (LINEAR1, 56))}
     source = adapter(tmp_path, layers)
     looked_up, recognised = Counter[str](), 0
 
@@ -238,7 +242,8 @@ def test_a_save_looks_each_name_up_once_and_recognises_the_model_once(tmp_path: 
         result = lyc.save_adapter(source, tmp_path / "out.safetensors", "diffusers", model=FLUX)
     finally:
         sys.setprofile(None)
-    assert looked_up == dict.fromkeys((*layers, *lyc.load_adapter(result.path).info), 1)
+    assert {*layers, QKV, LINEAR1, *lyc.load_adapter(result.path).info} <= looked_up.keys()
+    assert set(looked_up.values()) == {1}
     assert recognised == 1
 
 
