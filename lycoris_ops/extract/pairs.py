@@ -10,7 +10,7 @@ from ..files.weights import Weights
 from ..maths.shapes import Shape
 from ..names.dialects.pipelines import UNET
 from ..names.relation import Relation
-from ..names.targets import HOST_ENCODERS, Target
+from ..names.targets import HOST_ENCODERS, Target, host_name
 from ..names.transposed import stored_transposed
 
 COPIES = ("model_ema.",)
@@ -67,8 +67,8 @@ class _Side:
         parts = self.targets.parts
         # A scalar, such as CLIP's `logit_scale`, is not a layer.
         here = [one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)]
-        # If some keys state their part, the others belong to parts that adapters do not change.
-        self.all = [one for one in here if one.part is not None or not parts - {None}]
+        adapted = set(self.targets.adaptable)
+        self.all = [one for one in here if one in adapted]
         self.others = len(here) - len(self.all)
         unet = self.targets.layers.get(UNET)
         self._known = "unet" in parts or (unet is not None and unet.model is not None)
@@ -77,7 +77,7 @@ class _Side:
         """The layer's name in an adapter: the host's name, or the path if the part is unknown."""
         if target.part == "te":
             return f"{HOST_ENCODERS}{target.name}" if target.encoder else target.path
-        return f"diffusion_model.{target.path}" if self._known else target.path
+        return host_name(target.path, "unet" if self._known else None)
 
     def find(self, name: str) -> tuple[Target, ...]:
         """The weights or rows with this name; () for none. Raises MatchError if the name fits several."""

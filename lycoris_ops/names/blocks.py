@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..maths.shapes import Shape
 from .architectures import ARCHITECTURES, signals_of
-from .targets import Target, Targets
+from .targets import Target, Targets, host_name
 
 SHORT = {path: short for record in ARCHITECTURES.values() for path, short in record.lists.items()}
 """Short names of lists of blocks, where these cannot be derived from the lists' paths, as in a UNet."""
@@ -168,7 +168,7 @@ class Blocks:
         names.update(_kinds(target, self.targets.shape_of(target)))
         if target.part != "te" and (signal := part.signals.get(target.path)):
             names.add(signal)
-        full = target.name if target.part == "te" else f"diffusion_model.{target.path}"
+        full = host_name(target.path, target.part or "unet", target.encoder)
         paths = (full, target.path) if part.is_clear(place) else (full,)
         lower = (text.lower() for text in dict.fromkeys(paths))
         return Named(block, frozenset(name.lower() for name in names), tuple(lower), family, numbers)
@@ -179,7 +179,7 @@ class Blocks:
         if alone in self.targets.encoders:
             # The host has single parameters beside its text encoders: `clip_l.logit_scale`.
             return ".".join(place.rest)
-        return alone if part.is_clear(place) else f"diffusion_model.{alone}"
+        return alone if part.is_clear(place) else host_name(alone, "unet")
 
 
 class _Part:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..errors import MatchError
 from ..files.model_file import ModelFile
 from ..maths.shapes import Shape
-from .targets import Targets
+from .targets import Targets, host_name
 
 
 def read_shapes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Shape]:
@@ -44,8 +44,5 @@ def _prefix(targets: Targets) -> str:
     if len(targets.parts) > 1:
         return ""
     if None in targets.parts:
-        return "diffusion_model."
-    if "te" in targets.parts and len(targets.encoders) == 1:
-        (encoder,) = targets.encoders
-        return f"{encoder}.transformer."
-    return ""
+        return host_name("", "unet")
+    return host_name("", "te", *targets.encoders) if len(targets.encoders) == 1 else ""

@@ -82,6 +82,13 @@ FIRST_OF_ALL = ("clip_l", "clip_h", "clip_g")
 """The order of encoders for a file that does not number them. All others come after these."""
 
 
+def host_name(path: str, part: Component | None, encoder: str | None = None) -> str:
+    """The host's name of a layer, by its path in a part of the model; the path alone if no part is known."""
+    if part == "unet":
+        return f"diffusion_model.{path}"
+    return f"{encoder}.{HOST_ENCODER}{path}" if encoder else path
+
+
 class Target(NamedTuple):
     """One weight that an adapter layer can be added to."""
 
@@ -104,9 +111,7 @@ class Target(NamedTuple):
 
         Where the keys of a file do not say which part of a model they belong to, it is the path alone.
         """
-        if self.part == "unet":
-            return f"diffusion_model.{self.path}"
-        return f"{self.encoder}.transformer.{self.path}" if self.encoder else self.path
+        return host_name(self.path, self.part, self.encoder)
 
     @property
     def within(self) -> str:
@@ -139,6 +144,15 @@ class Targets:
         self.all = tuple(
             target for key, shape in shapes.items() for target in _targets(key, shapes, shape, bare, clips)
         )
+
+    @cached_property
+    def adaptable(self) -> tuple[Target, ...]:
+        """The targets in the parts of a model that adapters change.
+
+        If some keys state their part, all others belong to other parts: in a file they are the VAE's, in a
+        loaded model they are tables for sampling.
+        """
+        return tuple(target for target in self.all if target.part is not None) or self.all
 
     @cached_property
     def by_part(self) -> Mapping[str, Mapping[str, Target]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import RuleError
 from ..maths.shapes import Shape
 from ..names.blocks import ATTENTION, BESIDE, FEED_FORWARD, Blocks, Named
-from ..names.targets import ENCODERS, HOST_ENCODER, WEIGHT
+from ..names.targets import ENCODERS, WEIGHT, host_name
 from ..reading.adapter import Adapter
 from ..rules.rules import Rules
 from ..rules.scene import Scene
@@ -206,8 +206,5 @@ def _shapes(adapter: Adapter) -> Iterable[tuple[str, Shape]]:
         named = info.named
         # In names in kohya's style the numbers of blocks are between underscores.
         path = named.path if "." in named.path else GLUED.sub(r".\1.", named.path).strip(".")
-        if named.part == "te":
-            path = f"{ENCODERS[named.encoder or 1][0]}.{HOST_ENCODER}{path}"
-        elif named.part == "unet":
-            path = f"diffusion_model.{path}"
-        yield f"{path}{WEIGHT}", tuple(size or 1 for size in info.shape or ())
+        encoder = ENCODERS[named.encoder or 1][0] if named.part == "te" else None
+        yield f"{host_name(path, named.part, encoder)}{WEIGHT}", tuple(size or 1 for size in info.shape or ())

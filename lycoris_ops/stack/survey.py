@@ -92,9 +92,7 @@ def survey(
 def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:
     """The blocks of a model or checkpoint. Keys that belong to no part are left out."""
     targets = Targets(shapes)
-    if targets.parts - {None}:
-        # In a loaded model the other keys are tables for sampling; in a file they are the VAE's.
-        beside = {target.key for target in targets.all if target.part is None}
+    if beside := {target.key for target in targets.all} - {target.key for target in targets.adaptable}:
         targets = Targets({key: shape for key, shape in shapes.items() if key not in beside})
     return Blocks(targets)
 
