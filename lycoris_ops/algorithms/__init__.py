@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..discovery import discover_classes
 from ..maths.shapes import Shape
-from .base import Layer, field_of
+from .base import Layer
 from .checks import a_layer
 
 Contract = TypeVar("Contract", bound=Layer)
 
-__all__ = ["ALGORITHMS", "Layer", "declaring", "detect", "explain"]
+__all__ = ["ALGORITHMS", "Layer", "check", "declaring", "detect", "explain"]
 
 
 def _discover() -> dict[str, type[Layer]]:
@@ -26,33 +26,26 @@ def _discover() -> dict[str, type[Layer]]:
             continue
         if kind.algorithm in found:
             raise TypeError(f"two classes register the algorithm {kind.algorithm!r}")
-        check_products(kind)
+        check(kind)
         found[kind.algorithm] = kind
     return found
 
 
-def check_products(kind: type[Layer]) -> None:
-    """Raise TypeError where strengths could not scale the change of a kind as `Layer.multiplied` scales it.
+def check(kind: type[Layer]) -> None:
+    """Raise TypeError where a kind lacks what every kind states, with all that is missing.
 
-    A kind whose change does not depend on the weight must name the factors of each product in `products`,
-    each field once. A kind with `multiplied` of its own needs none.
+    That is `algorithm`, `table`, `in_comfy`, a field for each tensor of the table, a formula (`additive`, or
+    `sides` where the change depends on the weight), and what its base classes leave open, such as `init`.
     """
-    named = [field for product in kind.products for field in product]
-    if unknown := set(named) - {field.name for field in fields(kind)}:
-        raise TypeError(f"{kind.__name__}.products names no field of the class: {', '.join(sorted(unknown))}")
-    if kind.multiplied is not Layer.multiplied or kind.additive is Layer.additive:
-        return
-    variants = {field_of(suffix) for variant in kind.variants for suffix in variant}
-    if variants.isdisjoint(named):
-        raise TypeError(
-            f"{kind.__name__} has `additive` but no `products`, so strengths would not scale its change: "
-            "name the factors of each product there, or define `multiplied`"
-        )
-    if twice := sorted({field for field in named if named.count(field) > 1}):
-        raise TypeError(
-            f"{kind.__name__}.products names {', '.join(twice)} twice, so a strength would act squared: "
-            "define `multiplied`"
-        )
+    missing = [name for name in ("algorithm", "table", "in_comfy") if not hasattr(kind, name)]
+    missing += sorted(getattr(kind, "__abstractmethods__", ()))
+    if kind.additive is Layer.additive and kind.sides is Layer.sides:
+        missing.append("its formula (additive or sides)")
+    if "table" not in missing:
+        known = {field.name for field in fields(kind)}
+        missing += [f"the field {name}" for name in sorted(set(kind.table.fields.values()) - known)]
+    if missing:
+        raise TypeError(f"{kind.__name__} cannot be registered without {', '.join(missing)}")
 
 
 ALGORITHMS: dict[str, type[Layer]] = _discover()
@@ -79,14 +72,14 @@ def _named(suffixes: frozenset[str]) -> tuple[type[Layer], ...]:
 
     Cached, because the thousands of layers of a file have the same few sets of suffixes.
     """
-    return tuple(kind for kind in ALGORITHMS.values() if kind.has_names(suffixes))
+    return tuple(kind for kind in ALGORITHMS.values() if kind.table.has_names(suffixes))
 
 
 def explain(names: frozenset[str]) -> str:
     """Why no algorithm reads a layer with these suffixes, in words for the report."""
-    variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.variants]
+    variants = [(kind, variant) for kind in ALGORITHMS.values() for variant in kind.table.variants]
     complete = {kind.algorithm: kind for kind, variant in variants if variant <= names}
-    read = frozenset[str]().union(*(kind.suffixes() for kind in complete.values()))
+    read = frozenset[str]().union(*(kind.table.suffixes for kind in complete.values()))
     # A whole layer is there, and beside it suffixes that its algorithm does not read.
     if unknown := sorted(names - read) if complete else []:
         other = sorted(
@@ -97,15 +90,17 @@ def explain(names: frozenset[str]) -> str:
         return f"{a_layer(' or '.join(sorted(complete)))} with unknown tensors: {', '.join(unknown)}"
     # An algorithm has these suffixes, so it refuses the number of dimensions.
     if named := _named(names):
-        known = " or ".join(f"the {kind.dimensions} of {a_layer(kind.algorithm)}" for kind in named)
-        return f"its {_listed(named[0].variants[0])} has a different number of dimensions than {known}"
+        known = " or ".join(f"the {kind.table.dimensions} of {a_layer(kind.algorithm)}" for kind in named)
+        return f"its {_listed(named[0].table.variants[0])} has a different number of dimensions than {known}"
     if len(complete) > 1:
         return f"it holds two kinds at once, {' and '.join(sorted(complete))}"
     # One algorithm reads every suffix, but they belong to several of its variants.
     if complete:
         (kind,) = complete.values()
-        first = max((variant - kind.extras for variant in kind.variants if variant <= names), key=len)
-        rest = names - first - kind.extras
+        first = max(
+            (variant - kind.table.extras for variant in kind.table.variants if variant <= names), key=len
+        )
+        rest = names - first - kind.table.extras
         return f"{a_layer(kind.algorithm)} with both {_listed(first)} and {_listed(rest)}"
     # Nothing is whole: guess the most complete variant.
     near = [(len(variant & names) / len(variant), kind, variant) for kind, variant in variants]

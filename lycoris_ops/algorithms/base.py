@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,6 +16,7 @@ from ..changes.operators import Sides
 from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Rows, Shape, fits, shown
 from ..maths.tensors import compute_dtype, is_finite, shaped, times
+from .axes import ALPHA, Table, Variant, field_of
 from .checks import (
     MOST_DIMENSIONS,
     a_layer,
@@ -30,10 +31,6 @@ from .checks import (
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-ALPHA = "alpha"
-DIFF_B = "diff_b"
-SET_BIAS = "set_bias"
 
 
 def option(default: Any, suits: Callable[[Any], bool], expected: str) -> Any:
@@ -62,78 +59,28 @@ IGNORED = "ignores it"
 """See `Layer.fault_in_comfy`."""
 
 
-Products = tuple[tuple[str, ...], ...]
-"""The fields of the factors of each product."""
-
-
-@dataclass(frozen=True)
-class Join:
-    """How several layers of one kind are joined into one, tensor by tensor."""
-
-    products: tuple[tuple[str, str], ...] = ()
-    """The fields of the left factor (O, r, ...) and of the right one (r, ...) of each product."""
-    rows: tuple[str, ...] = ()
-    """Fields of tensors that have a row for each output."""
-    scaled: tuple[str, ...] = ()
-    """Further fields with a row for each output, which alpha / rank scales like the product."""
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer(ABC):
     """The named tensors of one adapted layer, and the change that they define.
 
     A subclass declares:
 
-    - a field for each tensor, with the name that `field_of` makes of the key suffix;
-    - `variants`, the sets of suffixes that occur together in a file;
-    - `extras`, the suffixes that may accompany any of the variants.
+    - `table`, the axes of each tensor, and a field for each, with the name that `field_of` makes of the key
+      suffix;
+    - its formula: `additive`, or `sides` where the change depends on the weight;
+    - `algorithm` and `in_comfy`.
 
     Fields of other types are options, which no file holds. `alpha` is None where the file has none; the
     scale is then 1.
     """
 
     algorithm: ClassVar[str]
-    variants: ClassVar[tuple[frozenset[str], ...]]
-    extras: ClassVar[frozenset[str]] = frozenset({ALPHA, DIFF_B, SET_BIAS})
-    scaled_by_alpha: ClassVar[bool] = False
-    """Whether the change is scaled by alpha / rank."""
-    constrained_by_alpha: ClassVar[bool] = False
-    """Whether alpha bounds the norm of a rotation instead (OFT and BOFT of LyCORIS)."""
-    bias_may_be_absent: ClassVar[bool] = False
-    """Whether the layer works without a bias, because it only multiplies an existing one."""
-    dimensions: ClassVar[int | None] = None
-    """The number of dimensions of the only tensor of the first variant. It tells apart algorithms that use
-    the same suffix."""
-    may_be_empty: ClassVar[frozenset[str]] = frozenset()
-    """Suffixes of tensors that may be empty."""
-    numbers: ClassVar[frozenset[str]] = frozenset({ALPHA})
-    """Suffixes of tensors that say how others are read: scales, flags, shapes and places, not factors."""
-    downs: ClassVar[tuple[str, ...]] = ()
-    """Fields of the factors that take the inputs. Their first axis counts the rank."""
-    in_comfy: ClassVar[bool] = True
+    table: ClassVar[Table]
+    """The axes of the tensors, and what follows from them: see `axes`."""
+    in_comfy: ClassVar[bool]
     """Whether ComfyUI's own loader reads layers of this kind. `fault_in_comfy` answers for a single layer."""
-    for_norms: ClassVar[bool] = False
-    """Whether the kind is for the weights of norms alone."""
-    products: ClassVar[Products] = ()
-    """The fields of each product's factors. The change is the sum of the products.
-
-    A rotation lists its angles as a factor, because its change is about proportional to them."""
-    around_one: ClassVar[tuple[str, ...]] = ()
-    """Fields of factors that change nothing where they are 1."""
-    cores: ClassVar[tuple[str, ...]] = ()
-    """Fields of Tucker cores, which factor the kernel of a convolution."""
-    join: ClassVar[Join | None] = None
-    """How layers of this kind are joined; None where they cannot be."""
-    absorbing: ClassVar[tuple[str, ...]] = ()
-    """Fields of factors that may absorb the scale, in files that have no alpha."""
     chosen: ClassVar[frozenset[str]] = frozenset()
     """Options that only choose how to compute with the same tensors. The user gives them, no file does."""
-    biases: ClassVar[tuple[str, ...]] = (DIFF_B, SET_BIAS)
-    """The fields that hold the change of the bias, a value for each output. The first is added as it is."""
-    vectors: ClassVar[frozenset[str]] = frozenset({DIFF_B, SET_BIAS})
-    """The fields that hold a value for each output, input or component: biases, magnitudes and scales.
-
-    They are no factors, and training does not draw them towards zero."""
     fresh_rate: ClassVar[float] = 1.0
     """The learning rate that suits layers fresh from `init`, as a multiple of LoRA's."""
 
@@ -142,41 +89,30 @@ class Layer(ABC):
     set_bias: Tensor | None = None
     """The values (O,) that the bias has at strength 1, before `bias_additive` is added to it."""
 
-    field_by_suffix: ClassVar[Mapping[str, str]]
-    """The field of each suffix, alpha included. Made once for each kind, since every save asks for it."""
-
-    def __init_subclass__(cls, **given: Any) -> None:
-        super().__init_subclass__(**given)
-        if hasattr(cls, "variants"):
-            cls.field_by_suffix = {suffix: field_of(suffix) for suffix in cls.suffixes()}
-
     # What suffixes and shapes tell.
 
     @classmethod
     def accepts(cls, tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> bool:
-        """As `has_names`, and whether the number of dimensions is right (see `dimensions`)."""
-        if cls.dimensions is None:
-            return cls.has_names(frozenset(tensors))
-        first = next(iter(cls.variants[0]))
-        return cls.has_names(frozenset(tensors)) and len(shapes_of(tensors)[first]) == cls.dimensions
-
-    @classmethod
-    def has_names(cls, names: frozenset[str]) -> bool:
-        """Whether these suffixes are exactly one variant of this algorithm, with any of its extras."""
-        return any(variant <= names and names - variant <= cls.extras for variant in cls.variants)
+        """Whether these suffixes are one variant of the kind, with any extras, and the number of dimensions
+        is right where it tells the kind from another."""
+        table = cls.table
+        if not table.has_names(tensors.keys()):
+            return False
+        if table.dimensions is None:
+            return True
+        return len(shapes_of(tensors)[next(iter(table.variants[0]))]) == table.dimensions
 
     @classmethod
     def is_told(cls, names: Collection[str]) -> bool:
         """Whether tensors with these suffixes fully describe a layer, without a configuration of PEFT."""
-        return ALPHA in names or not cls.scaled_by_alpha
+        return ALPHA in names or not cls.table.scaled_by_alpha
 
     @classmethod
-    def suffixes(cls) -> frozenset[str]:
-        """Every suffix that this algorithm reads, alpha included."""
-        return cls.extras.union(*cls.variants)
+    def variant_of(cls, shapes: Mapping[str, Shape]) -> Variant:
+        """The variant that tensors of these shapes have."""
+        return cls.table.variant_of(shapes)
 
     @classmethod
-    @abstractmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
         """The shape (O, I, *kernel) or (O, K) of the change, from the tensors' shapes alone.
 
@@ -184,6 +120,7 @@ class Layer(ABC):
         shapes do not tell outputs from inputs, IA3 returns (n,), and its `suits` accepts either.
         Raises LayerError where the tensors contradict each other. The shapes have passed `check_shapes`.
         """
+        return cls.variant_of(shapes).extent(shapes)
 
     @classmethod
     def suits(cls, shapes: Mapping[str, Shape], weight: Sequence[int]) -> bool:
@@ -203,7 +140,7 @@ class Layer(ABC):
 
         `options` are the layer's options by field, where shapes alone do not tell (`feedforward` of IA3).
         """
-        sizes = [(name, vector(shapes, name)) for name in shapes if field_of(name) in cls.biases]
+        sizes = [(name, vector(shapes, name)) for name in shapes if field_of(name) in cls.table.biases]
         for size in sizes[1:]:
             agree("sizes", sizes[0], size)
         return (sizes[0][1],) if sizes else None
@@ -214,15 +151,7 @@ class Layer(ABC):
 
         For a rotation it is the size of a block.
         """
-        return None
-
-    @classmethod
-    def work(cls, shapes: Mapping[str, Shape]) -> int:
-        """The most values that are computed on the way to the change, besides the change itself.
-
-        0 where the factors are used as they are, or their products are no larger than the factors.
-        """
-        return 0
+        return cls.variant_of(shapes).rank(shapes)
 
     @classmethod
     def check_shapes(cls, shapes: Mapping[str, Shape]) -> None:
@@ -230,30 +159,33 @@ class Layer(ABC):
 
         This comes before any other use of a layer's shapes or tensors. Each tensor must have 1 to
         MOST_DIMENSIONS dimensions, none of size 0; a number may have no dimensions; `shape` and `bias_shape`
-        must find no contradiction; and `work` must be in proportion, see `checks.WORK`.
+        must find no contradiction; and the work on the way to the change must be in proportion, see
+        `checks.WORK`.
         """
         for name, found in shapes.items():
-            least = 0 if name in cls.numbers else 1
+            least = 0 if name in cls.table.numbers else 1
             if not least <= len(found) <= MOST_DIMENSIONS:
                 raise LayerError(
                     f"{name} has an unusable shape",
                     got=f"{len(found)} dimensions" if found else "[]",
                     expected=f"from {least} to {MOST_DIMENSIONS} dimensions",
                 )
-            if name not in cls.may_be_empty and 0 in found:
+            if name not in cls.table.may_be_empty and 0 in found:
                 raise LayerError(f"{name} is empty", got=str(list(found)), expected="no size of 0")
         if math.prod(shapes.get(ALPHA, ())) != 1:
             raise LayerError("alpha is not a single number", got=str(list(shapes[ALPHA])), expected="[]")
         extent = cls.shape(shapes)
         cls.bias_shape(shapes)
         held = sum(math.prod(found) for found in shapes.values())
-        check_work(cls.algorithm, cls.work(shapes), math.prod(size or 1 for size in extent), held)
+        check_work(
+            cls.algorithm, cls.variant_of(shapes).work(shapes), math.prod(size or 1 for size in extent), held
+        )
 
     # A layer's own tensors.
 
     def with_bias_change(self, change: Tensor) -> Self:
         """The same layer with `change` (O,) as its change of the bias, in place of one that it has."""
-        return replace(self, **{self.biases[0]: change})
+        return replace(self, **{self.table.biases[0]: change})
 
     def multiplied(self, factor: float) -> Self:
         """The layer whose change is `factor` times as large: one factor of each product is multiplied.
@@ -269,7 +201,9 @@ class Layer(ABC):
                 hint="Resize or convert it first, with the base model, or save it at strength 1",
             )
         held = self.tensors()
-        fields = [factors[0] for factors in self._factors_held()] + [n for n in self.biases if n in held]
+        fields = [factors[0] for factors in self._factors_held()] + [
+            n for n in self.table.biases if n in held
+        ]
         return self.with_tensors({name: times(held[name], factor) for name in fields})
 
     @property
@@ -280,7 +214,8 @@ class Layer(ABC):
     def _factors_held(self) -> list[list[str]]:
         """The fields of each product's factors, as far as the layer has them."""
         held = self.tensors()
-        found = ([name for name in factors if name in held] for factors in self.products)
+        products = (*self.variant.products, *self.table.beside)
+        found = ([name for name in factors if name in held] for factors in products)
         return [factors for factors in found if factors]
 
     @classmethod
@@ -296,11 +231,11 @@ class Layer(ABC):
             raise LayerError(
                 f"not {a_layer(cls.algorithm)}",
                 got=", ".join(sorted(tensors)),
-                expected=" or ".join(", ".join(sorted(variant)) for variant in cls.variants),
+                expected=" or ".join(", ".join(sorted(variant)) for variant in cls.table.variants),
             )
         cls.check_shapes(shapes)
         for name, tensor in tensors.items():
-            (check_number if name in cls.numbers else check_factor)(name, tensor)
+            (check_number if name in cls.table.numbers else check_factor)(name, tensor)
         held: dict[str, Any] = {field_of(name): tensor for name, tensor in tensors.items()}
         if ALPHA in held:
             held[ALPHA] = number(ALPHA, tensors[ALPHA])
@@ -327,18 +262,13 @@ class Layer(ABC):
     def dump(self) -> dict[str, Tensor]:
         """The suffix-named tensors; `load` of them gives this layer back, bit for bit."""
         held = self.tensors()
-        tensors = {suffix: held[field] for suffix, field in self.field_by_suffix.items() if field in held}
+        tensors = {suffix: held[field] for suffix, field in self.table.fields.items() if field in held}
         if self.alpha is not None:
             alpha = torch.tensor(self.alpha, dtype=torch.float32)
             # float64 only where float32 would round alpha: `load` must give back the very same.
             exact = alpha.item() == self.alpha
             tensors[ALPHA] = alpha if exact else torch.tensor(self.alpha, dtype=torch.float64)
         return tensors
-
-    @classmethod
-    def factors(cls) -> frozenset[str]:
-        """The fields of tensors that training changes: all but those of `numbers`."""
-        return frozenset(map(field_of, cls.suffixes() - cls.numbers))
 
     def shrunk(self, ratio: float, weight: Tensor) -> Self:
         """The layer whose change of this float32 or float64 weight is `ratio` (0 to 1) times as large.
@@ -347,7 +277,7 @@ class Layer(ABC):
         multiplied by ratio^(1/n), so that they stay balanced. Raises LayerError for a kind that does not say
         which factors its change has.
         """
-        if not self.products:
+        if not self.table.products:
             raise LayerError(
                 f"the change of {a_layer(self.algorithm)} cannot be made smaller",
                 got="a limit on its norm",
@@ -357,8 +287,8 @@ class Layer(ABC):
         held = self.tensors()
         shares = [(name, ratio ** (1 / len(factors))) for factors in self._factors_held() for name in factors]
         made = {name: held[name] * by for name, by in shares}
-        made |= {name: held[name] * ratio for name in self.biases if name in held}
-        made |= {name: 1 + ratio * (held[name] - 1) for name in self.around_one if name in held}
+        made |= {name: held[name] * ratio for name in self.table.biases if name in held}
+        made |= {name: 1 + ratio * (held[name] - 1) for name in self.table.around_one if name in held}
         return self.with_tensors(made)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -376,10 +306,15 @@ class Layer(ABC):
         # cannot trace.
         kept = vars(self)
         if "_shapes" not in kept:
-            held, named = self.tensors(), self.field_by_suffix
+            held, named = self.tensors(), self.table.fields
             found = {suffix: tuple(held[field].shape) for suffix, field in named.items() if field in held}
             kept["_shapes"] = found if self.alpha is None else {**found, ALPHA: ()}
         return kept["_shapes"]
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that the layer's tensors have."""
+        return self.variant_of(self.shapes)
 
     @property
     def rank(self) -> int | None:
@@ -439,7 +374,8 @@ class Layer(ABC):
         None where the layer multiplies the bias as it multiplies the rows of the weight: then `sides` of
         the bias gives its change.
         """
-        added: Tensor | None = getattr(self, self.biases[0])
+        biases = self.table.biases
+        added: Tensor | None = getattr(self, biases[0]) if biases else None
         return () if added is None else (Dense(column(added)),)
 
     def sides(self, weight: Tensor) -> Sides:
@@ -530,13 +466,37 @@ class Layer(ABC):
             bias=formed(beside, met) if beside else None,
         )
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether no output depends on another, so that rows can be cut out."""
+        return self.additive() is not None
+
+    @property
+    def columns_apart(self) -> bool:
+        """Whether no input depends on another, so that columns can be cut out."""
+        return self.additive() is not None
+
     def row_axes(self) -> Mapping[str, int] | None:
         """The fields that hold a value or a vector for each output, with the axis that counts the outputs.
 
         A tensor that is not named serves every output. The result is None where outputs depend on each
         other, so that no rows can be cut out.
         """
-        return None
+        return self._axes("O") if self.rows_apart else None
+
+    def column_axes(self) -> Mapping[str, int] | None:
+        """As `row_axes`, with the axis that counts the inputs of a weight without a kernel."""
+        return (
+            self._axes("I")
+            if self.columns_apart and self.variant.letters.intersection(self.variant.sides["I"])
+            else None
+        )
+
+    def _axes(self, letter: str) -> dict[str, int]:
+        held, named = self.tensors(), self.variant.axes_of(letter)
+        return {
+            name: axis_of(held[name]) if axis < 0 else axis for name, axis in named.items() if name in held
+        }
 
     def rows(self, *ranges: Rows) -> Layer:
         """The layer that has only these rows of the weight and of the bias, one range after the other.
@@ -547,14 +507,8 @@ class Layer(ABC):
         if axes is None:
             raise self.inseparable(ranges)
         held = self.tensors()
-        return self.with_tensors(
-            {name: cut(held[name], axis, ranges) for name, axis in axes.items() if name in held}
-            | {name: cut(held[name].flatten(), 0, ranges) for name in self.biases if name in held}
-        )
-
-    def column_axes(self) -> Mapping[str, int] | None:
-        """As `row_axes`, with the axis that counts the inputs of a weight without a kernel."""
-        return None
+        biases = {name: cut(held[name].flatten(), 0, ranges) for name in self.table.biases if name in held}
+        return self._cut("O", axes, ranges).with_tensors(biases)
 
     def columns(self, columns: Rows) -> Layer:
         """The layer that has only these columns of a weight without a kernel, and all of the bias.
@@ -568,9 +522,33 @@ class Layer(ABC):
                 got=f"columns {columns[0]} to {columns[1]}",
                 expected="lora, loha, lokr or full, without DoRA",
             )
-        held = self.tensors()
-        found = {name: cut(held[name], axis, [columns]) for name, axis in axes.items() if name in held}
-        return self.with_tensors(found)
+        return self._cut("I", axes, [columns])
+
+    def _cut(self, side: str, axes: Mapping[str, int], ranges: Sequence[Rows]) -> Layer:
+        """The layer with ranges of the axes of a side, O or I. An axis of blocks is cut by whole blocks."""
+        held, letters = self.tensors(), self.variant.sides[side]
+        cuts = {name: cut(held[name], axis, ranges) for name, axis in axes.items()}
+        if len(letters) == 1:
+            return self.with_tensors(cuts)
+        blocks = self.blocks(ranges, self.variant.size(letters[1], self.shapes))
+        if blocks is None:
+            return self.with_tensors(cuts).uneven(self, side, ranges)
+        return self.with_tensors(
+            cuts | {name: cut(held[name], axis, blocks) for name, axis in self._axes(letters[0]).items()}
+        )
+
+    def blocks(self, ranges: Sequence[Rows], size: int) -> list[Rows] | None:
+        """Ranges of rows or columns as ranges of blocks of `size`; None where a range cuts through one."""
+        if any(bound % size for rows in ranges for bound in rows):
+            return None
+        return [(start // size, stop // size) for start, stop in ranges]
+
+    def uneven(self, whole: Layer, side: str, ranges: Sequence[Rows]) -> Layer:
+        """This layer, cut from `whole` except for its blocks, through which the ranges cut.
+
+        Raises LayerError where blocks cannot be cut.
+        """
+        raise self.inseparable(ranges)
 
     def inseparable(self, ranges: Sequence[Rows]) -> LayerError:
         """The error for rows that cannot be cut out, because they depend on others."""
@@ -694,13 +672,6 @@ def cut(tensor: Tensor, axis: int, ranges: Sequence[Rows]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-def in_blocks(ranges: Sequence[Rows], size: int) -> list[Rows] | None:
-    """Ranges of rows as ranges of blocks of `size` rows; None where a range cuts through a block."""
-    if any(bound % size for rows in ranges for bound in rows):
-        return None
-    return [(start // size, stop // size) for start, stop in ranges]
-
-
 def alpha_of(layer: Layer) -> float | None:
     """The alpha to write to a file; None to write none.
 
@@ -708,7 +679,7 @@ def alpha_of(layer: Layer) -> float | None:
     LayerError. A LoKr layer of two full factors has the scale 1 whatever its alpha is, but readers expect an
     alpha: the layer's own if it is finite, else 1.
     """
-    if not layer.scaled_by_alpha:
+    if not layer.table.scaled_by_alpha:
         return layer.alpha
     rank = layer.rank
     if rank is None:
@@ -722,11 +693,6 @@ def shapes_of(tensors: Mapping[str, Tensor] | Mapping[str, Shape]) -> dict[str, 
         name: tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
         for name, value in tensors.items()
     }
-
-
-def field_of(suffix: str) -> str:
-    """The field that holds the tensor of a key suffix: `lora_up` for `lora_up.weight`."""
-    return suffix.removesuffix(".weight").replace(".", "_").lower()
 
 
 def _brief(value: Any) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..changes.operators import BlockDiagonal, Chain, Diagonal, Operator, Permuted, Sides
 from ..errors import LayerError, UnsuitedError
 from ..maths.shapes import Extent, Shape
+from .axes import Table
 from .base import IGNORED
-from .oft import BLOCKS, Oft
+from .oft import BLOCKS, TURNED, Oft
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,14 +29,19 @@ class Boft(Oft):
     """
 
     algorithm: ClassVar[str] = "boft"
-    dimensions: ClassVar[int | None] = 4
+    table: ClassVar[Table] = Table({BLOCKS: "m n r r, exact"}, **TURNED)
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        outputs, inputs = super().shape(shapes)
+        extent = super().shape(shapes)
         stages, count, size, _ = shapes[BLOCKS]
         check_stages(cls.algorithm, stages, count, size, "rows")
-        return (outputs, inputs)
+        return extent
+
+    @property
+    def rows_apart(self) -> bool:
+        """False: later stages mix the blocks."""
+        return False
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Boft:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..changes.operators import BlockDiagonal, Chain, Diagonal, Operator, Permuted, Sides
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import Layer, Products, axis_of, block_of
+from .axes import Table
+from .base import block_of
 from .boft import check_stages
-from .checks import agree, exactly, vector
 from .oft import turned
 from .training import Trained
 
@@ -38,27 +38,19 @@ class BoftPeft(Trained):
 
     algorithm: ClassVar[str] = "boft_peft"
     in_comfy: ClassVar[bool] = False
-    products: ClassVar[Products] = (("boft_r",),)
-    around_one: ClassVar[tuple[str, ...]] = ("boft_s",)
-    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"boft_s"}
-    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R, S}),)
+    table: ClassVar[Table] = Table({R: "m n r r", S: "<O>, around one"}, alpha=None, where={"I": "n r"})
 
     boft_r: Tensor
     boft_s: Tensor
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        stages, count, rows, columns = exactly(shapes, R, 4)
-        agree("sides", (R, rows), (R, columns))
+        extent = super().shape(shapes)
+        stages, count, rows, _ = shapes[R]
         # A single stage permutes nothing.
         if stages > 1:
             check_stages(cls.algorithm, stages, count, rows, "inputs")
-        return (vector(shapes, S), count * rows)
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        """The size of a block."""
-        return shapes[R][-1]
+        return extent
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> BoftPeft:
@@ -89,5 +81,6 @@ class BoftPeft(Trained):
         factor = self.boft_s.to(weight.device, weight.dtype).flatten() - 1
         return Sides(outputs=Diagonal(factor), inputs=Chain(tuple(parts)).transposed())
 
-    def row_axes(self) -> Mapping[str, int]:
-        return {"boft_s": axis_of(self.boft_s)}
+    @property
+    def rows_apart(self) -> bool:
+        return True

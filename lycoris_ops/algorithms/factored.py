@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from ..maths.dora import changed_lengths, dora_factor, learned_extra, lengths, m
 from ..maths.recompute import recomputed
 from ..maths.shapes import Extent, Rows, Shape, fits, flat_shape, shown
 from ..maths.tensors import compute_dtype, fold_core, shaped
-from .base import Layer, Products, axis_of, cut
+from .axes import BIASES
+from .base import Layer, axis_of, cut
 from .checks import agree, vector
 from .training import Trained
 
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 
 DORA = "dora_scale"
 SPARSE = ("bias_indices", "bias_values", "bias_size")
+BESIDE = {
+    **BIASES,
+    DORA: "<d>",
+    SPARSE[0]: "c n, number, may be empty",
+    SPARSE[1]: "n, may be empty",
+    SPARSE[2]: "c, number",
+}
+"""What may accompany the factors."""
 KEPT = 1 << 16
 """The direction V is kept for the backward pass if it has at most this many values. Below this size
 recomputing costs more than keeping."""
@@ -51,13 +60,7 @@ class Factored(Trained):
     Source: Liu et al., "DoRA" (2402.09353), eq. 5; the sparse remainder by the extraction of LyCORIS.
     """
 
-    extras: ClassVar[frozenset[str]] = Layer.extras | {DORA, *SPARSE}
-    may_be_empty: ClassVar[frozenset[str]] = frozenset(SPARSE[:2])
-    numbers: ClassVar[frozenset[str]] = Layer.numbers | {SPARSE[0], SPARSE[2]}
-    scaled_by_alpha: ClassVar[bool] = True
     chosen: ClassVar[frozenset[str]] = frozenset({"dora"})
-    products: ClassVar[Products] = (("bias_values",),)
-    vectors: ClassVar[frozenset[str]] = Layer.vectors | {DORA}
 
     dora_scale: Tensor | None = None
     bias_indices: Tensor | None = None
@@ -66,21 +69,13 @@ class Factored(Trained):
     dora: Literal["paper", "host"] = "paper"
 
     @classmethod
-    @abstractmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
         """The shape of the product as the factors alone tell it, without a DoRA magnitude."""
+        return cast("Shape", super().shape(shapes))
 
     @abstractmethod
     def product(self) -> Additive:
         """The product of the factors, alpha / rank included."""
-
-    @abstractmethod
-    def factor_axes(self) -> Mapping[str, int]:
-        """The entries of `row_axes` for the factors."""
-
-    @abstractmethod
-    def factor_columns(self) -> Mapping[str, int]:
-        """The fields of factors with a vector for each input, and the axis that counts the inputs."""
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
@@ -240,18 +235,19 @@ class Factored(Trained):
         start = lengths(weight, self.magnitude_axis(weight.shape)).reshape(self.dora_scale.shape)
         return replace(layer, dora_scale=start + ratio * (self.dora_scale - start))
 
-    def row_axes(self) -> Mapping[str, int] | None:
-        """None with a DoRA magnitude for inputs, whose norms are over all outputs; else as in `Layer`."""
-        if self.dora_scale is None:
-            return self.factor_axes()
-        if self.magnitude_axis() != 0:
-            return None
-        return {**self.factor_axes(), "dora_scale": axis_of(self.dora_scale)}
+    @property
+    def rows_apart(self) -> bool:
+        """False with a DoRA magnitude for inputs, whose norms are over all outputs."""
+        return self.dora_scale is None or self.magnitude_axis() == 0
 
-    def column_axes(self) -> Mapping[str, int] | None:
-        """None with a DoRA magnitude or a sparse remainder; else the axes of the factors."""
-        plain = self.additive() is not None and self.bias_size is None
-        return self.factor_columns() if plain else None
+    @property
+    def columns_apart(self) -> bool:
+        """False with a DoRA magnitude or a sparse remainder."""
+        return not self.reads_weight and self.bias_size is None
+
+    def row_axes(self) -> Mapping[str, int] | None:
+        axes = super().row_axes()
+        return axes if axes is None or self.dora_scale is None else {**axes, DORA: axis_of(self.dora_scale)}
 
     def rows(self, *ranges: Rows) -> Layer:
         found = super().rows(*ranges)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from ..changes.forms import Dense, LowRank
 from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
-from ..maths.shapes import Extent, Shape
-from .base import ALPHA, DIFF_B, IGNORED, SET_BIAS, Join, Products
-from .checks import agree, exactly, vector
+from ..maths.shapes import Shape
+from .axes import BIASES, DIFF_B, SET_BIAS, Table
+from .base import IGNORED
 from .fitting import Delta, Fit, Fitted
 from .training import Trained
 
@@ -38,32 +38,22 @@ class Full(Trained, Fitted):
     """
 
     algorithm: ClassVar[str] = "full"
-    variants: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({DIFF}),
-        frozenset({SET}),
-        frozenset({SET_ROWS, ROWS_AT}),
-        frozenset({DIFF_B}),
-        frozenset({SET_BIAS}),
+    table: ClassVar[Table] = Table(
+        {DIFF: "O I? k*"},
+        {SET: "O I? k*, value"},
+        {SET_ROWS: "n I, value", ROWS_AT: "<n>, number"},
+        {DIFF_B: BIASES[DIFF_B]},
+        {SET_BIAS: BIASES[SET_BIAS]},
+        alpha=None,
     )
-
-    numbers: ClassVar[frozenset[str]] = frozenset({ALPHA, ROWS_AT})
-    products: ClassVar[Products] = ((DIFF,),)
+    in_comfy: ClassVar[bool] = True
     whole: ClassVar[bool] = True
     fresh_rate: ClassVar[float] = 0.1
-    join: ClassVar[Join | None] = Join(rows=("diff",))
 
     diff: Tensor | None = None
     set_weight: Tensor | None = None
     set_rows: Tensor | None = None
     set_rows_at: Tensor | None = None
-
-    @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        if SET_ROWS in shapes:
-            count, size = exactly(shapes, SET_ROWS, 2)
-            agree("numbers of rows", (SET_ROWS, count), (ROWS_AT, vector(shapes, ROWS_AT)))
-            return (None, size)
-        return shapes.get(DIFF) or shapes.get(SET) or ()
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Full:
@@ -134,11 +124,9 @@ class Full(Trained, Fitted):
         nothing = Diagonal(-torch.ones(weight.shape[0], dtype=weight.dtype, device=weight.device))
         return Sides(outputs=nothing, beside=(Dense(self.set_weight.reshape(len(self.set_weight), -1)),))
 
-    def row_axes(self) -> Mapping[str, int] | None:
-        return None if self.set_rows is not None else {"diff": 0, "set_weight": 0}
-
-    def column_axes(self) -> Mapping[str, int] | None:
-        return None if self.additive() is None else {"diff": 1}
+    @property
+    def rows_apart(self) -> bool:
+        return self.set_rows is None
 
 
 def numbers_of(rows: Tensor) -> list[float]:

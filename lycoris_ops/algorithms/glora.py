@@ -12,10 +12,11 @@ from torch import Tensor
 from ..changes.forms import LowRank
 from ..changes.operators import Product, Sides
 from ..errors import LayerError
-from ..maths.shapes import Extent, Shape, flat_shape
+from ..maths.shapes import Shape
 from ..maths.tensors import fold_core
-from .base import IGNORED, Products, kaiming
-from .checks import agree, dimensions, folded, matrix, multiplied, scale
+from .axes import Table, Variant
+from .base import IGNORED, kaiming
+from .checks import dimensions, scale
 from .training import Trained
 
 A1, A2, B1, B2, BM = (f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm"))
@@ -33,12 +34,13 @@ class Glora(Trained):
     """
 
     algorithm: ClassVar[str] = "glora"
-    variants: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({A1, A2, B1, B2}),
-        frozenset({A1, A2, B1, B2, BM}),
+    table: ClassVar[Table] = Table(
+        ({A1: "I r 1*", A2: "r I 1*"}, {B1: "O s 1*", B2: "s I k*"}),
+        ({A1: "I r 1*", A2: "r I 1*"}, {B1: "O p 1*", BM: "p s k*", B2: "s I 1*"}),
+        ({A2: "I r 1*", A1: "r I 1*"}, {B2: "O s 1*", B1: "s I k*"}),
+        alpha="scales",
     )
-    products: ClassVar[Products] = (("a1", "a2"), ("b1", "b2"))
-    scaled_by_alpha: ClassVar[bool] = True
+    in_comfy: ClassVar[bool] = True
 
     a1: Tensor
     a2: Tensor
@@ -47,35 +49,20 @@ class Glora(Trained):
     bm: Tensor | None = None
 
     @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
+    def variant_of(cls, shapes: Mapping[str, Shape]) -> Variant:
+        newer, core, older = cls.table.each
+        if BM in shapes:
+            return core
         a1, a2, b1, b2 = (dimensions(shapes, name) for name in (A1, A2, B1, B2))
-        # The kernel is in b2, or in b1 in the older layout. All others are matrices.
-        for name in (A1, A2, B1, B2):
-            if BM in shapes or name != (B2 if _is_new(a1, a2, b1, b2) else B1):
-                matrix(shapes, name)
-        if BM in shapes or _is_new(a1, a2, b1, b2):
-            agree("ranks", (A1, a1[1]), (A2, a2[0]))
-            agree("input sizes", (A1, a1[0]), (A2, a2[1]))
-            agree("input sizes", (A1, a1[0]), (B2, b2[1]))
-            return multiplied(shapes, B1, B2, BM)
+        if _is_new(a1, a2, b1, b2):
+            return newer
         if not b2[1] == b1[0] == a1[0] == a2[1]:
             raise LayerError(
                 "the ranks of a GLoRA layer disagree",
                 got=", ".join(str(list(part)) for part in (a1, a2, b1, b2)),
                 expected="a1 (I, r), a2 (r, I), b1 (O, r), b2 (r, I)",
             )
-        agree("input sizes", (A2, a2[0]), (A1, flat_shape(a1)[1]))
-        agree("input sizes", (A2, a2[0]), (B1, b1[1]))
-        return (b2[0], *b1[1:])
-
-    @classmethod
-    def work(cls, shapes: Mapping[str, Shape]) -> int:
-        return folded(shapes, BM, B2)
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        new = BM in shapes or _is_new(*(shapes[name] for name in (A1, A2, B1, B2)))
-        return shapes[A1][1 if new else 0]
+        return older
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Glora:
@@ -102,20 +89,16 @@ class Glora(Trained):
     def proportional(self) -> bool:
         return True
 
-    def row_axes(self) -> Mapping[str, int]:
-        return {"b1" if self._new else "b2": 0}
-
     @property
-    def _new(self) -> bool:
-        """Whether the layout is the newer one."""
-        return self.bm is not None or _is_new(*(self.shapes[name] for name in (A1, A2, B1, B2)))
+    def rows_apart(self) -> bool:
+        return True
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1 (I, r), a2 (r, I), up (O, r), down (r, K) from either layout."""
         a1, a2, b1, b2 = self.a1, self.a2, self.b1, self.b2
         if self.bm is not None:
             return a1, a2, b1, fold_core(self.bm, b2)
-        if self._new:
+        if self.variant is self.table.each[0]:
             return a1, a2, b1, b2
         return a2, a1.flatten(1), b2, b1
 

@@ -16,7 +16,8 @@ from ..changes.operators import Diagonal, Sides
 from ..errors import LayerError
 from ..maths.shapes import Extent, Shape, fits, shown
 from ..maths.tensors import narrowed
-from .base import ALPHA, Layer, Products, axis_of, option
+from .axes import Table
+from .base import Layer, option
 from .checks import dimensions, vector
 from .training import Trained
 
@@ -38,16 +39,12 @@ class Ia3(Trained):
 
     algorithm: ClassVar[str] = "ia3"
     in_comfy: ClassVar[bool] = False
-    products: ClassVar[Products] = ((WEIGHT,),)
-    around_one: ClassVar[tuple[str, ...]] = (IA3_L,)
-    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"weight", "ia3_l"}
-    variants: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({WEIGHT, ON_INPUT}),
-        frozenset({IA3_L}),
+    table: ClassVar[Table] = Table(
+        {WEIGHT: "<n>", ON_INPUT: "(), number"},
+        {IA3_L: "<n>, around one"},
+        alpha=None,
+        extras={},
     )
-    extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
-    numbers: ClassVar[frozenset[str]] = Layer.numbers | {ON_INPUT}
-    bias_may_be_absent: ClassVar[bool] = True
     # Its values are relative to those of the weight.
     fresh_rate: ClassVar[float] = 10.0
 
@@ -160,8 +157,7 @@ class Ia3(Trained):
 
     def row_axes(self) -> Mapping[str, int]:
         """For outputs, the axis whose size is not 1. Empty for inputs: all outputs share their factors."""
-        factors = {name: tensor for name, tensor in self.tensors().items() if name in ("weight", "ia3_l")}
-        return {} if self.of_inputs else {name: axis_of(tensor) for name, tensor in factors.items()}
+        return {} if self.of_inputs else self._axes("n")
 
     def _factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """w (n,), which is l - 1 for PEFT's l.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,16 +10,13 @@ import torch
 from torch import Tensor
 
 from ..changes.forms import Hadamard
-from ..errors import LayerError
-from ..maths.shapes import Shape, flat_shape, shown
-from .base import Join, Products
-from .checks import agree, folded, multiplied, scale
-from .factored import Factored, pair_of
+from ..maths.shapes import Shape, flat_shape
+from .axes import Table
+from .checks import scale
+from .factored import BESIDE, Factored, pair_of
 
 W1_A, W1_B, W2_A, W2_B = "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"
 T1, T2 = "hada_t1", "hada_t2"
-PAIRS = ((W1_A, W1_B, T1), (W2_A, W2_B, T2))
-"""Left factor, right factor and Tucker core of each of the two matrices."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,17 +31,20 @@ class Loha(Factored):
     """
 
     algorithm: ClassVar[str] = "loha"
-    downs: ClassVar[tuple[str, ...]] = ("hada_w1_b", "hada_w2_b")
-    products: ClassVar[Products] = (
-        tuple(name for pair in PAIRS for name in pair),
-        *Factored.products,
+    table: ClassVar[Table] = Table(
+        {W1_A: "O r 1*", W1_B: "r I k*", W2_A: "O s 1*", W2_B: "s I k*"},
+        {
+            W1_A: "p O 1*",
+            T1: "p r k*",
+            W1_B: "r I 1*",
+            W2_A: "q O 1*",
+            T2: "q s k*",
+            W2_B: "s I 1*",
+        },
+        alpha="scales",
+        extras=BESIDE,
     )
-    cores: ClassVar[tuple[str, ...]] = (T1, T2)
-    join: ClassVar[Join | None] = Join(products=(("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")))
-    variants: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({W1_A, W1_B, W2_A, W2_B}),
-        frozenset({W1_A, W1_B, W2_A, W2_B, T1, T2}),
-    )
+    in_comfy: ClassVar[bool] = True
 
     hada_w1_a: Tensor
     hada_w1_b: Tensor
@@ -53,28 +52,6 @@ class Loha(Factored):
     hada_w2_b: Tensor
     hada_t1: Tensor | None = None
     hada_t2: Tensor | None = None
-
-    @classmethod
-    def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        first, second = (multiplied(shapes, *pair, turned=True) for pair in PAIRS)
-        agree("output sizes", (W1_A, first[0]), (W2_A, second[0]))
-        agree("input sizes", (W1_B, flat_shape(first)[1]), (W2_B, flat_shape(second)[1]))
-        if len(first) > 2 and len(second) > 2 and first != second:
-            raise LayerError(
-                f"the kernels of {W1_B} and {W2_B} disagree",
-                got=f"{shown(first)} and {shown(second)}",
-                expected="one shape",
-            )
-        # Either of the two may have its kernel folded into the columns.
-        return max(first, second, key=len)
-
-    @classmethod
-    def work(cls, shapes: Mapping[str, Shape]) -> int:
-        return max(folded(shapes, core, right) for _, right, core in PAIRS)
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        return shapes[W1_B][0]
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Loha:
@@ -112,10 +89,3 @@ class Loha(Factored):
         w2_a, w2_b = pair_of(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
         rank = self.hada_w1_b.shape[0]
         return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, scale=scale(self.alpha, rank))
-
-    def factor_axes(self) -> Mapping[str, int]:
-        # With a core the left factors are stored transposed.
-        return dict.fromkeys(("hada_w1_a", "hada_w2_a"), 0 if self.hada_t1 is None else 1)
-
-    def factor_columns(self) -> Mapping[str, int]:
-        return {"hada_w1_b": 1, "hada_w2_b": 1}

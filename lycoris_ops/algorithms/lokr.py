@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,9 +14,10 @@ from ..changes.forms import Dense, Kronecker, product
 from ..maths.decompositions import Triples, balanced, leading_span, triples_of
 from ..maths.shapes import Rows, Shape, factorization
 from ..maths.tensors import compute_dtype, energy, fetched
-from .base import IGNORED, Layer, Products, cut, in_blocks, kaiming
-from .checks import dimensions, folded, matrix, multiplied, scale
-from .factored import Factored, pair_of
+from .axes import Table
+from .base import IGNORED, Layer, cut, kaiming
+from .checks import scale
+from .factored import BESIDE, Factored, pair_of
 from .fitting import Delta, Fit, running
 from .planning import Planned, first
 
@@ -24,10 +25,6 @@ W1, W1_A, W1_B = "lokr_w1", "lokr_w1_a", "lokr_w1_b"
 W2, W2_A, W2_B, T2 = "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
 FACTORS = (2, 4, 8, 16, 32, 64, -1)
 """The factors that are tried, on a change and on a gradient."""
-OUTER = (W1, W1_A)
-"""The tensors of w1 that have a row for each block of k rows of the product."""
-OUTER_COLUMNS = (W1, W1_B)
-"""The tensors of w1 that have a column for each block of j columns of the product."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,20 +45,21 @@ class Lokr(Factored, Planned):
     """
 
     algorithm: ClassVar[str] = "lokr"
-    downs: ClassVar[tuple[str, ...]] = ("lokr_w1_b", "lokr_w2_b")
-    products: ClassVar[Products] = (
-        (W1, W1_A, W1_B, W2, W2_A, W2_B, T2),
-        *Factored.products,
-    )
-    cores: ClassVar[tuple[str, ...]] = (T2,)
-    absorbing: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w1_a")
     # In PEFT's comparison of methods on FLUX.2 klein, LoKr at this rate equals a LoRA of 50 times its size.
     fresh_rate: ClassVar[float] = 10.0
-    variants: ClassVar[tuple[frozenset[str], ...]] = tuple(
-        frozenset({*first, *second})
-        for first in ((W1,), (W1_A, W1_B))
-        for second in ((W2,), (W2_A, W2_B), (T2, W2_A, W2_B))
+    # O = l * m, I = i * j.
+    table: ClassVar[Table] = Table(
+        {W1: "l i 1*", W2: "m j k*"},
+        {W1: "l i 1*", W2_A: "m r 1*", W2_B: "r j k*"},
+        {W1: "l i 1*", T2: "p r k*", W2_A: "p m 1*", W2_B: "r j 1*"},
+        {W1_A: "l r 1*", W1_B: "r i 1*", W2: "m j k*"},
+        {W1_A: "l q 1*", W1_B: "q i 1*", W2_A: "m r 1*", W2_B: "r j k*"},
+        {W1_A: "l q 1*", W1_B: "q i 1*", T2: "p r k*", W2_A: "p m 1*", W2_B: "r j 1*"},
+        alpha="scales",
+        extras=BESIDE,
+        where={"O": "l m", "I": "i j"},
     )
+    in_comfy: ClassVar[bool] = True
 
     lokr_w1: Tensor | None = None
     lokr_w1_a: Tensor | None = None
@@ -71,25 +69,6 @@ class Lokr(Factored, Planned):
     lokr_w2_b: Tensor | None = None
     lokr_t2: Tensor | None = None
     product_of: Literal["lycoris", "peft"] = "lycoris"
-
-    @classmethod
-    def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        if W1 in shapes:
-            rows, columns = matrix(shapes, W1)
-        else:
-            matrix(shapes, W1_B)
-            rows, columns, *_ = multiplied(shapes, W1_A, W1_B)
-        second = dimensions(shapes, W2) if W2 in shapes else multiplied(shapes, W2_A, W2_B, T2, turned=True)
-        return (rows * second[0], columns * second[1], *second[2:])
-
-    @classmethod
-    def work(cls, shapes: Mapping[str, Shape]) -> int:
-        return folded(shapes, T2, W2_B)
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int | None:
-        factored = next((name for name in (W2_B, W1_B) if name in shapes), None)
-        return shapes[factored][0] if factored else None
 
     @classmethod
     def init(
@@ -278,49 +257,24 @@ class Lokr(Factored, Planned):
             scale=1.0 if rank is None else scale(self.alpha, rank),
         )
 
-    def factor_axes(self) -> Mapping[str, int]:
-        """Empty: no factor has a vector for each output. `rows` cuts w1 by whole blocks of k rows."""
-        return {}
+    def blocks(self, ranges: Sequence[Rows], size: int) -> list[Rows] | None:
+        """As in `Layer`; None for PEFT's own product, which has no such blocks."""
+        return None if self.of_peft else super().blocks(ranges, size)
 
-    def rows(self, *ranges: Rows) -> Layer:
-        """As in `Layer`: w1 is cut where all ranges are whole blocks of k rows.
-
-        Other ranges have no small factors. Then w2 holds the rows as a full matrix, and w1 is a single 1.
-        """
-        # `super` cuts everything except the factors: biases, a DoRA magnitude, a sparse remainder.
-        whole, held = super().rows(*ranges), self.tensors()
-        blocks = None if self.of_peft else in_blocks(ranges, len(self._kronecker().w2[0]))
-        if blocks is not None:
-            return whole.with_tensors({name: cut(held[name], 0, blocks) for name in OUTER if name in held})
-        formed = cut(self._formed(), 0, ranges)
-        shape = (len(formed), *self.plain_shape(self.shapes)[1:])
-        return _of_product(whole, formed.reshape(shape))
-
-    def factor_columns(self) -> Mapping[str, int]:
-        """Empty: no factor has a vector for each input. `columns` cuts w1 by whole blocks of j columns."""
-        return {}
-
-    def columns(self, columns: Rows) -> Layer:
-        """As in `Layer`, and as `rows`: w1 is cut where the range is whole blocks of j columns."""
-        whole, held = super().columns(columns), self.tensors()
-        blocks = None if self.of_peft else in_blocks([columns], self._kronecker().w2[-1].shape[1])
-        if blocks is not None:
-            return whole.with_tensors(
-                {name: cut(held[name], 1, blocks) for name in OUTER_COLUMNS if name in held}
-            )
-        return _of_product(whole, cut(self._formed(), 1, [columns]))
+    def uneven(self, whole: Layer, side: str, ranges: Sequence[Rows]) -> Layer:
+        """The product as a full w2, where w1 is a single 1: ranges within a block have no small factors."""
+        assert isinstance(whole, Lokr)
+        formed = cut(whole._formed(), "OI".index(side), ranges)
+        if side == "O":
+            formed = formed.reshape(len(formed), *self.plain_shape(whole.shapes)[1:])
+        own = dict.fromkeys(field for product in whole.variant.products for field in product)
+        own |= {W1: formed.new_ones(1, 1), W2: formed}
+        return replace(self, **own, product_of="lycoris")
 
     def _formed(self) -> Tensor:
         """The product as a matrix."""
-        one = next(tensor for name, tensor in self.tensors().items() if name in OUTER)
+        one = next(one for one in (self.lokr_w1, self.lokr_w1_a) if one is not None)
         return self.product().dense(compute_dtype(one.dtype), one.device)
-
-
-def _of_product(layer: Layer, formed: Tensor) -> Layer:
-    """The layer with this product in place of its own: as a full w2, where w1 is a single 1."""
-    own = dict.fromkeys(layer.products[0])
-    own |= {W1: formed.new_ones(1, 1), W2: formed}
-    return replace(layer, **own, product_of="lycoris")
 
 
 def _matrix(

@@ -15,9 +15,10 @@ from ..errors import LayerError, UnsupportedError
 from ..maths.decompositions import balanced, leading, singular, tucker
 from ..maths.shapes import Extent, Shape, flat_shape, shown
 from ..maths.tensors import compute_dtype, energy, fetched, fold_core
-from .base import Join, Products, column, kaiming
-from .checks import agree, dimensions, folded, matrix, multiplied, scale
-from .factored import Factored
+from .axes import Table
+from .base import column, kaiming
+from .checks import dimensions, scale
+from .factored import BESIDE, Factored
 from .fitting import Delta, Fit
 from .planning import Planned, first
 
@@ -75,24 +76,15 @@ class Lora(Factored, Planned):
     """
 
     algorithm: ClassVar[str] = "lora"
-    downs: ClassVar[tuple[str, ...]] = ("lora_down",)
-    join: ClassVar[Join | None] = Join(products=(("lora_up", "lora_down"),), scaled=("lora_b_bias",))
-    products: ClassVar[Products] = (
-        ("lora_up", "lora_down", "lora_mid", "lora_embedding_a", "lora_embedding_b"),
-        *Factored.products,
+    table: ClassVar[Table] = Table(
+        {UP: "O r 1*", DOWN: "r I k*"},
+        {UP: "O p 1*", MID: "p r k*", DOWN: "r I 1*"},
+        {EMBEDDING_DOWN: "r O 1*", EMBEDDING_UP: "I r 1*"},
+        {UP: "O r 1*", DOWN: "r I k*", DIAGONAL: "<r>"},
+        alpha="scales",
+        extras={**BESIDE, BIAS: "<O>, bias, scaled", RESHAPE: "c, number"},
     )
-    cores: ClassVar[tuple[str, ...]] = ("lora_mid",)
-    absorbing: ClassVar[tuple[str, ...]] = ("lora_up", "lora_down")
-    biases: ClassVar[tuple[str, ...]] = (*Factored.biases, "lora_b_bias")
-    vectors: ClassVar[frozenset[str]] = Factored.vectors | {"lora_b_bias", "lora_e"}
-    variants: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({UP, DOWN}),
-        frozenset({UP, DOWN, MID}),
-        frozenset({EMBEDDING_UP, EMBEDDING_DOWN}),
-        frozenset({UP, DOWN, DIAGONAL}),
-    )
-    extras: ClassVar[frozenset[str]] = Factored.extras | {BIAS, RESHAPE}
-    numbers: ClassVar[frozenset[str]] = Factored.numbers | {RESHAPE}
+    in_comfy: ClassVar[bool] = True
 
     lora_up: Tensor | None = None
     lora_down: Tensor | None = None
@@ -106,20 +98,15 @@ class Lora(Factored, Planned):
 
     @classmethod
     def plain_shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        if EMBEDDING_UP in shapes:
-            matrix(shapes, EMBEDDING_DOWN)
-            outputs, inputs, *_ = multiplied(shapes, EMBEDDING_UP, EMBEDDING_DOWN)
-            return (inputs, outputs)
-        up, down = dimensions(shapes, UP), dimensions(shapes, DOWN)
-        if MID not in shapes and down[2:] and up[1] != down[0] and down[0] % up[1] == 0:
+        up, down = shapes.get(UP, ()), shapes.get(DOWN, ())
+        rank = up[1] if len(up) > 1 and MID not in shapes else 0
+        if rank and down[2:] and rank != down[0] and down[0] % rank == 0:
             raise UnsupportedError(
                 "the down factor of a grouped convolution sees the inputs of all groups, and no change of "
                 "the weight has the same effect",
                 got=f"down {list(down)}, up {list(up)}",
             )
-        if DIAGONAL in shapes:
-            agree("ranks", (DIAGONAL, math.prod(shapes[DIAGONAL])), (DOWN, down[0]))
-        return multiplied(shapes, UP, DOWN, MID)
+        return super().plain_shape(shapes)
 
     @classmethod
     def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
@@ -129,10 +116,6 @@ class Lora(Factored, Planned):
         if RESHAPE in shapes:
             check_enlargement(extent)
         return extent
-
-    @classmethod
-    def work(cls, shapes: Mapping[str, Shape]) -> int:
-        return folded(shapes, MID, DOWN)
 
     def check_values(self) -> None:
         super().check_values()
@@ -150,10 +133,6 @@ class Lora(Factored, Planned):
             raise LayerError(
                 f"{RESHAPE} is not the shape of the layer", got=shown(larger), expected=shown(self.extent)
             )
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        return shapes[DOWN if DOWN in shapes else EMBEDDING_DOWN][0]
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int, tucker: bool = False) -> Lora:
@@ -318,19 +297,14 @@ class Lora(Factored, Planned):
         forms = super().undecomposed(weight)
         if self.start is None or not self._shifts:
             return forms
-        rank = self.rank_of(self.shapes)
+        rank = self.rank or 1
         taken = STARTS[self.start](weight.flatten(1), rank, scale(self.alpha, rank))
         return (*forms, replace(taken, scale=-taken.scale))
 
-    def row_axes(self) -> Mapping[str, int] | None:
-        """None if there is a start, because that needs all rows; else as in `Factored`."""
-        return None if self._shifts else super().row_axes()
-
-    def factor_axes(self) -> Mapping[str, int]:
-        return {"lora_up": 0, "lora_embedding_a": 1}
-
-    def factor_columns(self) -> Mapping[str, int]:
-        return {"lora_down": 1, "lora_embedding_b": 0}
+    @property
+    def rows_apart(self) -> bool:
+        """False if there is a start, because that needs all rows; else as in `Factored`."""
+        return not self._shifts and super().rows_apart
 
     def bias_additive(self) -> tuple[Additive, ...]:
         added = super().bias_additive() or ()
@@ -338,7 +312,7 @@ class Lora(Factored, Planned):
             return added
         # A low-rank form keeps alpha / r separate, so that it is not rounded to the dtype of the bias.
         one = torch.ones(1, 1, dtype=self.lora_b_bias.dtype, device=self.lora_b_bias.device)
-        factor = scale(self.alpha, self.rank_of(self.shapes))
+        factor = scale(self.alpha, self.rank or 1)
         return (LowRank(column(self.lora_b_bias), one, factor), *added)
 
     def enlarged(self) -> Shape | None:

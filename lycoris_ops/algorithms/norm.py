@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from ..changes.forms import Dense
 from ..maths.shapes import Shape
-from .base import ALPHA, Products, axis_of, column
-from .checks import vector
+from .axes import Table
+from .base import column
 from .fitting import Delta, Fit, Fitted
 from .training import Trained
 
@@ -24,24 +23,19 @@ class Norm(Trained, Fitted):
     """delta = w_norm (C,); b_norm (C,) is added to the bias. Source: LyCORIS' `train_norm`."""
 
     algorithm: ClassVar[str] = "norm"
-    variants: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({WEIGHT}),
-        frozenset({WEIGHT, BIAS}),
-        frozenset({BIAS}),
+    table: ClassVar[Table] = Table(
+        {WEIGHT: "<O>"},
+        {WEIGHT: "<O>", BIAS: "<O>, bias"},
+        {BIAS: "<O>, bias"},
+        alpha=None,
+        extras={},
+        weight="O",
     )
-    extras: ClassVar[frozenset[str]] = frozenset({ALPHA})
-    products: ClassVar[Products] = ((WEIGHT,),)
+    in_comfy: ClassVar[bool] = True
     whole: ClassVar[bool] = True
-    for_norms: ClassVar[bool] = True
-    biases: ClassVar[tuple[str, ...]] = (BIAS,)
-    vectors: ClassVar[frozenset[str]] = frozenset({WEIGHT, BIAS})
 
     w_norm: Tensor | None = None
     b_norm: Tensor | None = None
-
-    @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        return (vector(shapes, WEIGHT),) if WEIGHT in shapes else ()
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Norm:
@@ -57,7 +51,3 @@ class Norm(Trained, Fitted):
 
     def additive(self) -> tuple[Dense, ...]:
         return () if self.w_norm is None else (Dense(column(self.w_norm)),)
-
-    def row_axes(self) -> Mapping[str, int]:
-        # A bias is cut as in `Layer.rows`.
-        return {} if self.w_norm is None else {"w_norm": axis_of(self.w_norm)}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,13 +11,20 @@ from torch import Tensor
 from ..changes.operators import BlockDiagonal, Sides
 from ..errors import LayerError
 from ..maths.decompositions import NoInverseError, cayley
-from ..maths.shapes import Extent, Rows, Shape
+from ..maths.shapes import Shape
 from ..maths.tensors import largest, norm
-from .base import Layer, Products, axis_of, block_of, cut, in_blocks
-from .checks import MOST_SCALE, agree, check_alpha, dimensions, vector
+from .axes import BIASES, Table
+from .base import block_of
+from .checks import MOST_SCALE, check_alpha
 from .training import Trained
 
 BLOCKS, RESCALE = "oft_blocks", "rescale"
+TURNED: dict[str, Any] = {
+    "alpha": "bounds",
+    "extras": {**BIASES, RESCALE: "<O>, around one"},
+    "where": {"O": "n r"},
+}
+"""What the tables of OFT and BOFT have in common."""
 SQUARES = "squares the strength: 0.5 acts as 0.25, and -1 as 1"
 """See `Layer.fault_in_comfy`."""
 
@@ -36,30 +42,11 @@ class Oft(Trained):
     """
 
     algorithm: ClassVar[str] = "oft"
-    products: ClassVar[Products] = ((BLOCKS,),)
-    around_one: ClassVar[tuple[str, ...]] = (RESCALE,)
-    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"rescale"}
-    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({BLOCKS}),)
-    extras: ClassVar[frozenset[str]] = Layer.extras | {RESCALE}
-    dimensions: ClassVar[int | None] = 3
-    constrained_by_alpha: ClassVar[bool] = True
+    in_comfy: ClassVar[bool] = True
+    table: ClassVar[Table] = Table({BLOCKS: "n r r, exact"}, **TURNED)
 
     oft_blocks: Tensor
     rescale: Tensor | None = None
-
-    @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Extent:
-        # The subclass BOFT has an axis of stages in front.
-        *_, count, rows, columns = dimensions(shapes, BLOCKS, cls.dimensions or 0)
-        agree("sides", (BLOCKS, rows), (BLOCKS, columns))
-        if RESCALE in shapes:
-            agree("output sizes", (BLOCKS, count * rows), (RESCALE, vector(shapes, RESCALE)))
-        return (count * rows, None)
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        """The size of a block."""
-        return shapes[BLOCKS][-1]
 
     @classmethod
     def init(cls, shape: Shape, rank: int, alpha: float, *, seed: int) -> Oft:
@@ -79,21 +66,10 @@ class Oft(Trained):
             return f"{SQUARES}, and limits the rotation to alpha, not to alpha times the number of outputs"
         return SQUARES
 
-    def row_axes(self) -> Mapping[str, int] | None:
-        """As in `Layer`, but None where all rows depend on each other: in BOFT, where later stages mix
-        blocks, and under a constraint, whose norm is over all blocks.
-        """
-        constrained = self.alpha is not None and self.alpha > 0
-        if self.oft_blocks.ndim != 3 or constrained:
-            return None
-        return {} if self.rescale is None else {"rescale": axis_of(self.rescale)}
-
-    def rows(self, *ranges: Rows) -> Layer:
-        # Each block mixes all of its rows.
-        blocks = in_blocks(ranges, self.oft_blocks.shape[-1])
-        if blocks is None:
-            raise self.inseparable(ranges)
-        return super().rows(*ranges).with_tensors({"oft_blocks": cut(self.oft_blocks, 0, blocks)})
+    @property
+    def rows_apart(self) -> bool:
+        """Whether the blocks turn apart: not under a constraint, whose norm is over all of them."""
+        return self.alpha is None or self.alpha <= 0
 
     def turned(self, weight: Tensor) -> Tensor:
         """R - I of the rotation R of each block, shaped as `oft_blocks`, in the weight's dtype and device.

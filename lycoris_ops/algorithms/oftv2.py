@@ -14,7 +14,8 @@ from ..changes.operators import BlockDiagonal, Sides
 from ..errors import LayerError
 from ..maths.rotations import series, skew_symmetric
 from ..maths.shapes import Extent, Shape, flat_shape
-from .base import ALPHA, Layer, Products, block_of, option
+from .axes import ALPHA, BIASES, Table
+from .base import block_of, option
 from .checks import MOST_SCALE, check_work, exactly
 from .oft import bounded, turned
 from .training import Trained
@@ -48,10 +49,7 @@ class OftV2(Trained):
 
     algorithm: ClassVar[str] = "oftv2"
     in_comfy: ClassVar[bool] = False
-    products: ClassVar[Products] = (("oft_r",),)
-    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({R}),)
-    extras: ClassVar[frozenset[str]] = Layer.extras | {SCALED}
-    numbers: ClassVar[frozenset[str]] = Layer.numbers | {SCALED}
+    table: ClassVar[Table] = Table({R: "n t"}, alpha=None, extras={**BIASES, SCALED: "(), number"})
 
     oft_r: Tensor
     oft_r_scaled_oft: Tensor | None = None
@@ -116,9 +114,9 @@ class OftV2(Trained):
         count = flat_shape(weight.shape)[1] // size
         return Sides(inputs=BlockDiagonal(self._turned(skew).expand(count, size, size)).transposed())
 
-    def row_axes(self) -> Mapping[str, int]:
-        """Empty, because every output sees the same rotated inputs."""
-        return {}
+    @property
+    def rows_apart(self) -> bool:
+        return True
 
     def _skew(self, weight: Tensor) -> Tensor:
         """Q (n, b, b), scaled and bounded."""

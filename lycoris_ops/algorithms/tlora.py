@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,10 +12,10 @@ from ..changes.forms import LowRank
 from ..changes.operators import Sides
 from ..errors import LayerError
 from ..maths.decompositions import singular
-from ..maths.shapes import Shape
 from ..maths.tensors import is_finite
+from .axes import Table
 from .base import Layer
-from .checks import agree, dimensions, matrix, scale, vector
+from .checks import scale
 
 Q, P, LAMBDA = "q_layer.weight", "p_layer.weight", "lambda_layer"
 
@@ -42,25 +42,15 @@ class Tlora(Layer):
 
     algorithm: ClassVar[str] = "tlora"
     in_comfy: ClassVar[bool] = False
-    vectors: ClassVar[frozenset[str]] = Layer.vectors | {"lambda_layer"}
-    variants: ClassVar[tuple[frozenset[str], ...]] = (frozenset({Q, P, LAMBDA}),)
-    scaled_by_alpha: ClassVar[bool] = True
+    table: ClassVar[Table] = Table(
+        {LAMBDA: "<r>, value", Q: "r I k*, value", P: "O r 1*, value"},
+        alpha="scales",
+    )
 
     q_layer: Tensor
     p_layer: Tensor
     lambda_layer: Tensor
     sig_type: Literal["principal", "last", "middle"] | None = None
-
-    @classmethod
-    def shape(cls, shapes: Mapping[str, Shape]) -> Shape:
-        down, up = dimensions(shapes, Q), matrix(shapes, P)
-        agree("ranks", (P, up[1]), (Q, down[0]))
-        agree("ranks", (LAMBDA, vector(shapes, LAMBDA)), (Q, down[0]))
-        return (up[0], *down[1:])
-
-    @classmethod
-    def rank_of(cls, shapes: Mapping[str, Shape]) -> int:
-        return shapes[Q][0]
 
     @property
     def reads_weight(self) -> bool:

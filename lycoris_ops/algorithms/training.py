@@ -32,4 +32,4 @@ class Trained(Layer):
     @classmethod
     def most_rank(cls, shape: Shape) -> int | None:
         """The highest useful rank for a weight of this shape; None for no bound."""
-        return min(flat_shape(shape)) if cls.scaled_by_alpha else None
+        return min(flat_shape(shape)) if cls.table.scaled_by_alpha else None

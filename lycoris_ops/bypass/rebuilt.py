@@ -207,7 +207,7 @@ class Rebuilt(Hiding):
     def _may_add_bias(self) -> bool:
         """Whether the layer may add a bias: the module lacks one that it could have."""
         could = hasattr(self.module, self.bias) and own_of(self.module, self.bias) is None
-        return could and not self.layer.bias_may_be_absent
+        return could and not self.layer.table.bias_may_be_absent
 
     def _for_sum(self, value: Tensor, x: Tensor) -> Tensor:
         """A weight or bias in the dtype, and on the device, that the sum is to have."""

@@ -68,7 +68,7 @@ class WeightShare:
         if self.axis == 0:
             return layer.rows(self.part)
         count, held = self.mesh.size(self.mesh.ndim - 1), layer.tensors()
-        shared = {name: held[name] / count for name in layer.biases if name in held}
+        shared = {name: held[name] / count for name in layer.table.biases if name in held}
         return layer.columns(self.part).with_tensors(shared)
 
     def beside(self, x: Tensor, y: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -290,7 +290,7 @@ class _Engine:
 
     def _may_stay(self, change: Goal, own: Layer, fits: Mapping[str, Sequence[Fit]]) -> bool:
         """Whether the settings allow the source's own layer."""
-        plain = own.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.cores)
+        plain = own.table.cores and own.rank is not None and own.tensors().keys().isdisjoint(own.table.cores)
         if self.settings.factor is not None or (self.settings.tucker and plain):
             return False
         highest = self.settings.rank or self.settings.largest
@@ -420,7 +420,7 @@ def on_cpu(layer: Layer) -> Layer:
 
 def _factors_of(layer: Layer) -> list[Tensor]:
     """The tensors that count for the size of a layer: all but biases and numbers."""
-    counted = layer.factors() - set(layer.biases)
+    counted = layer.table.factors - set(layer.table.biases)
     return [tensor for name, tensor in layer.tensors().items() if name in counted]
 
 

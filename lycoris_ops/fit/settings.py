@@ -19,7 +19,7 @@ FITTED: tuple[str, ...] = tuple(
     # Without norm, which is no choice: the weights of norms always get it.
     name
     for name, kind in declaring(Fitted).items()
-    if not kind.for_norms
+    if not kind.table.for_norms
 )
 """The kinds that a change can become."""
 LARGEST = 128

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import field_of
+from ..algorithms.axes import field_of
 from ..errors import LayerError, LycorisError
 from ..files.dtypes import dtype_name
 from ..maths.tensors import is_finite
@@ -25,7 +25,7 @@ def cast_layer(
     Raises `error` where a value is too large for it; `key` is the name of the layer.
     """
     held, made = layer.tensors(), dict[str, Tensor]()
-    for suffix in layer.suffixes() - layer.numbers:
+    for suffix in layer.table.suffixes - layer.table.numbers:
         value = held.get(field_of(suffix))
         if value is None or not value.is_floating_point():
             continue

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.base import ALPHA, DIFF_B, Join
+from ..algorithms.axes import ALPHA, DIFF_B, Join
 from ..algorithms.checks import scale
 from ..algorithms.factored import DORA, Factored
 from ..errors import LayerError, either
@@ -25,7 +25,7 @@ Pieces = Sequence[tuple[Layer, Rows]]
 def fuse(pieces: Pieces, rows: int) -> Layer:
     """One layer for a weight of `rows` rows, from layers that each change some of these rows.
 
-    Rows in no range do not change. The kind says in `Layer.join` which tensors are joined. In each product
+    Rows in no range do not change. `Table.join` says which tensors are joined. In each product
     the right factors are stacked and the left factor is block-diagonal, so the ranks add up; layers with
     equal right factors share one. The two left factors of a LoHa have their zeros at the same places, so its
     change is the layers' changes, joined. All other tensors are stacked.
@@ -66,10 +66,10 @@ def fuse(pieces: Pieces, rows: int) -> Layer:
 
 def _join_of(pieces: Pieces) -> Join:
     """How the layers are joined. Raises LayerError where they cannot be, or where something would be lost."""
-    kind, join = type(pieces[0][0]), pieces[0][0].join
+    kind, join = type(pieces[0][0]), pieces[0][0].table.join
     for layer, _ in pieces:
         if join is None or type(layer) is not kind:
-            able = [name for name, one in ALGORITHMS.items() if one.join is not None]
+            able = [name for name, one in ALGORITHMS.items() if one.table.join is not None]
             raise _cannot_fuse(layer, f"layers of one kind, {either(able)}")
         held, factors = layer.tensors().keys(), {name for product in join.products for name in product}
         if lost := sorted(held - factors - {*join.rows, *join.scaled, DIFF_B, DORA}):
@@ -102,7 +102,7 @@ def _stacked(pieces: Pieces, name: str, rows: int) -> Tensor | None:
     if not found:
         return None
     # A value for each output may be stored with further dimensions of size 1.
-    if name in pieces[0][0].vectors:
+    if name in pieces[0][0].table.vectors:
         found = [(part.flatten(), at) for part, at in found]
     total = found[0][0].new_zeros(rows, *found[0][0].shape[1:], dtype=_widest([part for part, _ in found]))
     for part, (start, stop) in found:

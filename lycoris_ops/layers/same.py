@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA
+from ..algorithms.axes import ALPHA
 from ..algorithms.checks import scale
 
 
@@ -23,11 +23,13 @@ def difference(wanted: Layer, found: Layer) -> str | None:
         return f"{found.algorithm}, not {wanted.algorithm}"
     wanted, found = wanted.like(found), found.like(found)
     scales = [1.0, 1.0]
-    if wanted.scaled_by_alpha and wanted.rank is not None:
+    if wanted.table.scaled_by_alpha and wanted.rank is not None:
         scales = [scale(layer.alpha, layer.rank or 1) for layer in (wanted, found)]
     both = (wanted, found)
     factors = [
-        name for name in found.absorbing if all(isinstance(getattr(layer, name), Tensor) for layer in both)
+        name
+        for name in found.variant.absorbing
+        if all(isinstance(getattr(layer, name), Tensor) for layer in both)
     ]
     # Only in kinds with such factors can a saver have multiplied the scale into a tensor.
     folded = bool(factors) and scales[0] != scales[1]
@@ -39,7 +41,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
     if folded:
         # The factor that was scaled is the one that differs. Where none does, alpha was only rounded.
         other = next((name for name in factors if not _alike(wanted, found, name)), None)
-        beside = found.join.scaled if found.join else ()
+        beside = found.table.join.scaled if found.table.join else ()
         scaled = () if close and other is None else (other or factors[0], *beside)
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
@@ -51,7 +53,7 @@ def difference(wanted: Layer, found: Layer) -> str | None:
                 return f"{field.name} has other values"
         elif field.name == ALPHA:
             # In all other kinds alpha has no effect, or it is part of the scale compared above.
-            if wanted.constrained_by_alpha and not _close(ours, theirs):
+            if wanted.table.constrained_by_alpha and not _close(ours, theirs):
                 return f"alpha {theirs}, not {ours}"
         elif field.name not in wanted.chosen and ours != theirs:
             return f"{field.name} {theirs}, not {ours}"

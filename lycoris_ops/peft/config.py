@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA, DIFF_B, SET_BIAS
+from ..algorithms.axes import ALPHA, DIFF_B, SET_BIAS
 from ..algorithms.factored import DORA, SPARSE
 from ..errors import LayerError
 from ..maths.shapes import Shape

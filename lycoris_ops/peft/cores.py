@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import SET_BIAS
+from ..algorithms.axes import SET_BIAS
 from ..errors import LayerError
 from .config import LORA_ONLY, ConfiguredLayer, ConflictError, Module, WantedRank, plain_tensors
 

@@ -311,7 +311,7 @@ def _starred(path: str) -> str:
 
 def count(layer: Layer) -> int:
     """The number of trained values of a layer."""
-    trained = layer.factors()
+    trained = layer.table.factors
     return sum(tensor.numel() for name, tensor in layer.tensors().items() if name in trained)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer, detect
-from ..algorithms.base import ALPHA
+from ..algorithms.axes import ALPHA
 from ..algorithms.checks import number, of_rank
 from ..algorithms.lora import RESHAPE
 from ..errors import LayerError, LycorisError, located
@@ -239,7 +239,7 @@ class Adapter:
             key
             for info in self.info.values()
             for suffix, key in info.keys.items()
-            if suffix not in info.algorithm.numbers
+            if suffix not in info.algorithm.table.numbers
         }
         held = [self.file.tensors[key] for key in keys]
         return sum(math.prod(one.shape) * ITEM_BITS[one.dtype] for one in held) // 8
@@ -305,7 +305,7 @@ class Adapter:
     def dtype_of(self, name: str) -> torch.dtype:
         """The widest dtype of a layer's factors in the file, at most float32; bfloat16 for 8-bit factors."""
         info = self.info[name]
-        numbers = info.algorithm.numbers
+        numbers = info.algorithm.table.numbers
         held = [self.file.tensors[key].dtype for suffix, key in info.keys.items() if suffix not in numbers]
         for found, dtype in (("F64", torch.float32), ("F32", torch.float32), ("BF16", torch.bfloat16)):
             if found in held:
@@ -346,7 +346,7 @@ class Adapter:
         PEFT adds the change of the output layer of torch's attention twice, in training too. So its alpha, or
         its rank if there is no configuration, is doubled.
         """
-        if info.rank is None or not info.algorithm.scaled_by_alpha:
+        if info.rank is None or not info.algorithm.table.scaled_by_alpha:
             return None
         path = parameter_of(info.named.path) if info.on_parameter else info.named.path
         alpha = None if info.peft is None else info.peft.alpha_at(path, info.rank)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA
+from ..algorithms.axes import ALPHA
 from ..files.tensor_file import Fingerprint, TensorFile
 from ..names.dialects import peft
 from ..names.layer_name import LayerName
@@ -48,7 +48,7 @@ class Configs:
         `keys` are the keys of the layer's tensors by suffix.
         Raises FileFormatError for a configuration beside the file that cannot be followed.
         """
-        if ALPHA in keys and algorithm.scaled_by_alpha:
+        if ALPHA in keys and algorithm.table.scaled_by_alpha:
             return None
         if self.beside is None:
             return self.own.get(name.text.partition(".")[0]) or self.own.get("")

@@ -15,8 +15,8 @@ Groups = dict[str, dict[str, str]]
 
 COMPANIONS: frozenset[str] = (
     frozenset[str]()
-    .union(*(kind.extras for kind in ALGORITHMS.values()))
-    .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.variants))
+    .union(*(kind.table.extras for kind in ALGORITHMS.values()))
+    .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.table.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
 PART_OF_BLOCKS = f"{BLOCKS}."

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms import explain
-from ..algorithms.base import SET_BIAS
+from ..algorithms.axes import SET_BIAS
 from ..algorithms.full import SET, SET_ROWS
 from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..algorithms import ALGORITHMS, Layer
-from ..algorithms.base import ALPHA, DIFF_B, SET_BIAS, field_of
+from ..algorithms.axes import ALPHA, DIFF_B, SET_BIAS, field_of
 from ..errors import LycorisError
 
 Check = tuple[Callable[[Any], bool], str]
@@ -18,7 +18,7 @@ Check = tuple[Callable[[Any], bool], str]
 @cache
 def options_of(algorithm: type[Layer]) -> dict[str, Check]:
     """The checks of an algorithm's options by name. Options are the fields that no tensor of a file fills."""
-    tensors = {field_of(suffix) for suffix in algorithm.suffixes()}
+    tensors = {field_of(suffix) for suffix in algorithm.table.suffixes}
     others = tensors | {ALPHA, DIFF_B, SET_BIAS}
     return {
         field.name: _check(algorithm, field)

@@ -206,8 +206,10 @@ def odd_alphas(adapter: Adapter) -> list[str]:
     scale nor for the bound of a rotation.
     """
     # Without a rank, as with LoKr's two full factors, alpha has no effect.
-    scaled = {name for name, info in adapter.info.items() if info.algorithm.scaled_by_alpha and info.rank}
-    bound = {name for name, info in adapter.info.items() if info.algorithm.constrained_by_alpha}
+    scaled = {
+        name for name, info in adapter.info.items() if info.algorithm.table.scaled_by_alpha and info.rank
+    }
+    bound = {name for name, info in adapter.info.items() if info.algorithm.table.constrained_by_alpha}
     alphas = {name: alpha for name, alpha in adapter.alphas().items() if alpha is not None}
     zero = sum(alphas.get(name) == 0 for name in scaled)
     negative = sum(-math.inf < alphas.get(name, 0.0) < 0 for name in scaled)

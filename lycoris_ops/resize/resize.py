@@ -165,7 +165,7 @@ class _Resizing:
             shape = self._shape(info, weights)
             rank, alpha = info.rank, alphas[name]
             with located(file=self.adapter.path, key=name):
-                factor = scale(alpha, rank) if rank and info.algorithm.scaled_by_alpha else 1.0
+                factor = scale(alpha, rank) if rank and info.algorithm.table.scaled_by_alpha else 1.0
             found.append(
                 Source(
                     name=name,

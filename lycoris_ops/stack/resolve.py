@@ -291,7 +291,7 @@ def _resolve_entry(
             off = entry.strength_of(part) == 0.0
             silent[name] = "strength" if off else "rules" if weights.of.get(name) == 0.0 else "mask"
         matches += [Match(name, use.target, strength, use.parameter, use.window, over, held) for use in own]
-        needs_bias = info.bias is not None and not info.algorithm.bias_may_be_absent
+        needs_bias = info.bias is not None and not info.algorithm.table.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
             unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
     told = bool(unmatched or mismatches)

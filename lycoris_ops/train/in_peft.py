@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer
-from ..algorithms.base import DIFF_B, SET_BIAS
+from ..algorithms.axes import DIFF_B, SET_BIAS
 from ..algorithms.boft_peft import BoftPeft
 from ..algorithms.checks import a_layer, scale
 from ..algorithms.full import DIFF, SET, Full

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms import Layer, declaring
-from ..algorithms.base import DIFF_B, Dependent, field_of
+from ..algorithms.axes import DIFF_B, field_of
+from ..algorithms.base import Dependent
 from ..algorithms.boft import Boft
 from ..algorithms.checks import a_layer
 from ..algorithms.factored import Factored
@@ -126,7 +127,7 @@ class Member(nn.Module):
         self.detach()
         for name in [*self._parameters, *self._buffers]:
             delattr(self, name)
-        trained = layer.factors()
+        trained = layer.table.factors
         for name, tensor in layer.tensors().items():
             # Copy: others may use the same layer of a file. The rounding of products depends on the memory
             # layout, so use the layout that a tensor has after saving and loading.
@@ -294,7 +295,7 @@ class Member(nn.Module):
     def vectors(self) -> frozenset[str]:
         """The tensors to be treated as vectors: all of them if the weight itself is a vector."""
         layer = self.layer
-        return layer.vectors if len(self.site.shape) > 1 else frozenset(layer.tensors())
+        return layer.table.vectors if len(self.site.shape) > 1 else frozenset(layer.tensors())
 
     # Each hook prepares itself, because a graph of torch.compile may hold one hook and not the other. Only
     # the one that acts in a pass draws a dropout.
@@ -373,7 +374,7 @@ class Member(nn.Module):
         self._planned = layer
         parts = [Part(layer)] if layer.extent else []
         # A factor of the bias changes nothing where there is no bias.
-        absent = layer.bias_may_be_absent and not self.site.has_bias
+        absent = layer.table.bias_may_be_absent and not self.site.has_bias
         biased = layer.forms("bias") and self.site.may_add_bias and not absent
         beside = [Part(layer, parameter="bias")] if biased else []
         with located(weight=self.site.path):
@@ -387,7 +388,7 @@ class Member(nn.Module):
         if self.site.kind == "norm":
             # A norm's layer has neither a rank nor an input of its own, so neither dropout acts on it.
             return
-        if settings.rank_dropout and not layer.downs:
+        if settings.rank_dropout and not layer.table.downs:
             raise LycorisError(
                 f"{a_layer(layer.algorithm)} has no rank to drop", key=path, got="rank_dropout", expected="0"
             )
@@ -435,15 +436,15 @@ def make_layer(site: Site, settings: LayerSettings, seed: int) -> tuple[Layer, s
         # A factored change of a vector would have more numbers than the vector.
         norm = Norm.init(site.shape, 1, 1.0, seed=seed)
         return norm.with_tensors({"b_norm": torch.zeros(site.shape)} if site.has_bias else {}), None
-    if kind.for_norms:
+    if kind.table.for_norms:
         raise LayerError("the algorithm norm is for norms", key=site.path, got=site.kind, expected="norm")
     kernel = math.prod(site.shape[2:]) > 1
     asked, alpha = settings.size(kernel=kernel)
     most = kind.most_rank(site.shape)
     rank = asked if most is None else min(asked, most)
-    if kind.scaled_by_alpha:
+    if kind.table.scaled_by_alpha:
         alpha = settings.scale(kernel=kernel) * rank
-    elif kind.constrained_by_alpha:
+    elif kind.table.constrained_by_alpha:
         alpha = settings.constraint or 0.0
     with located(key=site.path):
         layer: Layer = kind.init(
@@ -493,8 +494,8 @@ def _options(settings: LayerSettings) -> dict[str, Any]:
     have."""
     kind = settings.kind
     for name, given, meant in (
-        ("constraint", settings.constraint, kind.constrained_by_alpha),
-        ("rslora", settings.rslora, kind.scaled_by_alpha),
+        ("constraint", settings.constraint, kind.table.constrained_by_alpha),
+        ("rslora", settings.rslora, kind.table.scaled_by_alpha),
     ):
         if given and not meant:
             raise LycorisError(f"{a_layer(settings.algorithm)} has no {name}", got=f"{name}={given}")
@@ -571,14 +572,14 @@ def zeroed(algorithm: str, dimensions: int) -> frozenset[str]:
     shape: Shape = (8, 8, *(3,) * (dimensions - 2)) if dimensions > 1 else (8,)
     made = [kind.init(shape, rank, float(rank), seed=0) for rank in (1, 8)]
     tensors = [(name, tensor) for layer in made for name, tensor in layer.tensors().items()]
-    return frozenset(name for name, tensor in tensors if name in kind.factors() and not tensor.any())
+    return frozenset(name for name, tensor in tensors if name in kind.table.factors and not tensor.any())
 
 
 def _without_ranks(layer: Layer, share: float) -> Layer:
     """Drop a random share of the layer's components, and scale up the others to make up for it."""
     held = layer.tensors()
     dropped: dict[str, Tensor] = {}
-    for name in layer.downs:
+    for name in layer.table.downs:
         if name in held:
             down = held[name]
             kept = (torch.rand(len(down), device=down.device) >= share).to(down.dtype) / (1 - share)

@@ -234,7 +234,7 @@ class LycorisNetwork(nn.Module):
             if layer.extent:
                 plain_values(site, site.weight)
                 work.append((site, site.weight, Part(layer, key=path)))
-            if layer.forms("bias") and (site.has_bias or not layer.bias_may_be_absent):
+            if layer.forms("bias") and (site.has_bias or not layer.table.bias_may_be_absent):
                 if not site.has_bias:
                     raise LycorisError(
                         "a layer adds to a bias that its module lacks",

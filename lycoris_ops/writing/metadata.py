@@ -71,7 +71,7 @@ def alpha_changed(made: Made) -> bool:
 
     False for a layer made of several, and where alpha is no scale.
     """
-    if made.source_alpha is None or not made.layer.scaled_by_alpha:
+    if made.source_alpha is None or not made.layer.table.scaled_by_alpha:
         return False
     _, wanted = made.encoded.configured or (None, None)
     written = wanted.alpha if isinstance(wanted, WantedRank) else alpha_of(made.layer) or 0.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA
+from ..algorithms.axes import ALPHA
 from ..errors import LayerError, LycorisError, either, located, number_of
 from ..files.dtypes import DTYPE_NAMES, FLOATS
 from ..files.safetensors_file import raw_bytes

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..algorithms import Layer
-from ..algorithms.base import ALPHA
+from ..algorithms.axes import ALPHA
 from ..errors import LayerError, LycorisError, WriteError, either
 from ..layers.cast import cast_layer
 from ..names.dialects import KEPT, WRITES, Asked, Encoded, write_of

@@ -39,7 +39,7 @@ def distance(layer: lyc.Layer, tensors: dict[str, torch.Tensor], weight: torch.T
 
 def test_the_host_does_with_each_kind_what_is_said_of_it(host: Host) -> None:
     assert {spec.algorithm for spec in layers.KINDS.values()} == {
-        name for name, kind in lyc.ALGORITHMS.items() if kind.variants
+        name for name, kind in lyc.ALGORITHMS.items() if kind.table.variants
     }
     other: dict[tuple[str, str], list[float]] = {}
     for kind, name in layers.CASES:

@@ -11,7 +11,9 @@ import torch
 from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS, check_products, detect
+from lycoris_ops.algorithms import ALGORITHMS, check, detect
+from lycoris_ops.algorithms.axes import Table
+from lycoris_ops.algorithms.training import Trained
 
 OTHER_VARIANTS = {
     frozenset({"lora_embedding_A", "lora_embedding_B"}),
@@ -26,8 +28,8 @@ OTHER_VARIANTS = {
 
 
 def test_every_variant_of_every_algorithm_is_tested() -> None:
-    variants = {variant for kind in ALGORITHMS.values() for variant in kind.variants}
-    extras = frozenset().union(*(kind.extras for kind in ALGORITHMS.values()))
+    variants = {variant for kind in ALGORITHMS.values() for variant in kind.table.variants}
+    extras = frozenset().union(*(kind.table.extras for kind in ALGORITHMS.values()))
     tested = {frozenset(factors(kind, home(kind), alpha=None)) - extras for kind in KINDS}
     assert tested | OTHER_VARIANTS == variants
     # Layers are compared by identity, because == of two tensors gives a tensor.
@@ -45,7 +47,7 @@ def test_exactly_one_algorithm_detects_a_key_set(kind: str) -> None:
 def test_an_unknown_or_a_missing_key_is_detected_by_none(kind: str) -> None:
     tensors = factors(kind, home(kind), alpha=None)
     assert detect({**tensors, "unheard_of": torch.zeros(1)}) is None
-    needed = min((v for v in detect(tensors).variants if v <= tensors.keys()), key=len)  # type: ignore[union-attr]
+    needed = min((v for v in detect(tensors).table.variants if v <= tensors.keys()), key=len)  # type: ignore[union-attr]
     for key in needed:
         rest = {name: tensor for name, tensor in tensors.items() if name != key}
         # A LoKr that loses its core is still a LoKr.
@@ -98,7 +100,7 @@ def test_a_scale_of_alpha_over_rank_is_applied_once(kind: str) -> None:
     plain = factors(kind, weight, rank=4, alpha=None)
     algorithm = ALGORITHMS[spec.algorithm]
     # A LoKr of two full factors is the one layer of its kind that alpha does not scale.
-    assert algorithm.scaled_by_alpha == (spec.scaled or spec.algorithm == "lokr")
+    assert algorithm.table.scaled_by_alpha == (spec.scaled or spec.algorithm == "lokr")
     whole = algorithm.load(plain, spec.options).delta(base(weight))
     # Where alpha bounds a rotation, it is far above any norm, so that it bounds nothing.
     alpha = 1.0 if spec.scaled else 1e6
@@ -126,30 +128,51 @@ def test_multiplied_multiplies_the_change(kind: str) -> None:
             torch.testing.assert_close(change.bias, factor * whole.bias, **close)
 
 
-OWN: dict[str, Any] = {"algorithm": "own", "variants": (frozenset({"outer_u", "outer_v"}),)}
-
-
 @pytest.mark.parametrize(
-    ("declared", "problem"),
+    ("left_out", "problem"),
     [
-        ({}, "has `additive` but no `products`"),
-        ({"products": (("outer_u", "outer_u"),)}, "names outer_u twice"),
-        ({"products": (("outer_u", "outer_w"),)}, "names no field of the class: outer_w"),
-        ({"products": (("outer_u", "outer_v"),)}, None),
-        ({"multiplied": lambda layer, factor: layer}, None),
+        ("algorithm", "without algorithm$"),
+        ("table", "without table$"),
+        ("in_comfy", "without in_comfy$"),
+        ("additive", r"without its formula \(additive or sides\)$"),
+        ("outer_v", "without the field outer_v$"),
+        (None, None),
     ],
 )
-def test_a_kind_whose_strength_would_be_wrong_is_not_registered(
-    declared: dict[str, Any], problem: str | None
-) -> None:
-    members = {**OWN, "additive": lambda layer: (), **declared}
-    members["__annotations__"] = {"outer_u": torch.Tensor, "outer_v": torch.Tensor}
+def test_a_kind_that_lacks_something_is_not_registered(left_out: str | None, problem: str | None) -> None:
+    members: dict[str, Any] = {
+        "algorithm": "own",
+        "table": Table({"outer_u": "O", "outer_v": "I"}, alpha=None),
+        "in_comfy": False,
+        "additive": lambda layer: (),
+    }
+    fields = {name: torch.Tensor for name in ("outer_u", "outer_v") if name != left_out}
+    members = {name: value for name, value in members.items() if name != left_out}
+    members["__annotations__"] = fields
     kind = dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(type("Own", (lyc.Layer,), members))
     if problem is None:
-        check_products(kind)
+        check(kind)
     else:
         with pytest.raises(TypeError, match=problem):
-            check_products(kind)
+            check(kind)
+
+
+def test_a_kind_that_is_to_be_trained_needs_a_start() -> None:
+    members: dict[str, Any] = {
+        "algorithm": "own",
+        "in_comfy": False,
+        "sides": lambda layer, weight: None,
+        "table": Table({"own": "O I"}, alpha=None),
+        "__annotations__": {"own": torch.Tensor},
+    }
+    with pytest.raises(TypeError, match=r"without init$"):
+        check(dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(type("Own", (Trained,), members)))
+
+
+@pytest.mark.parametrize(("axes", "says"), [("O rank", "cannot be read"), ("O r, sacled", "unknown note")])
+def test_a_table_that_cannot_be_read_is_refused(axes: str, says: str) -> None:
+    with pytest.raises(TypeError, match=f"^own.* {says}: "):
+        Table({"own": axes}, alpha=None)
 
 
 STARTS = [
@@ -199,7 +222,7 @@ def test_rows_of_a_layer_change_what_it_changes_there(kind: str, weight: str) ->
     """
     one, met = load(kind, weight, alpha=None), base(weight)
     count, values = WEIGHTS[weight][0], torch.randn(WEIGHTS[weight][0], dtype=torch.float64)
-    if "diff_b" in one.suffixes():
+    if "diff_b" in one.table.suffixes:
         one = dataclasses.replace(one, diff_b=torch.randn(count))
     half = next(n for n in range(count // 2, 0, -1) if count % n == 0)
     # A rotation can be cut only between its blocks, and its rank is their size.

@@ -212,12 +212,12 @@ def test_what_the_page_of_adding_adds_works(tmp_path: Path) -> None:
     assert int(re.findall(r"(\d+) passed", told)[0]) > 20
 
 
-def test_a_kind_of_the_page_without_its_products_is_refused(tmp_path: Path) -> None:
+def test_a_kind_of_the_page_without_its_table_is_refused(tmp_path: Path) -> None:
     home = added(tmp_path)
     kind = home / "lycoris_ops" / "algorithms" / "outer.py"
     text = kind.read_text(encoding="utf-8")
-    kind.write_text(re.sub(r"^    products: .*\n", "", text, flags=re.M), encoding="utf-8")
-    with pytest.raises(AssertionError, match="Outer has `additive` but no `products`"):
+    kind.write_text(re.sub(r"^    table: .*\n", "", text, flags=re.M), encoding="utf-8")
+    with pytest.raises(AssertionError, match="Outer cannot be registered without table"):
         outcome(home, "tests/ops/test_contract.py", "-k", "outer")
 
 

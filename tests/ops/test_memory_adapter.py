@@ -40,7 +40,7 @@ def test_its_layers_are_those_it_was_made_of(kind: str, weight: str) -> None:
     layer = load(kind, weight)
     adapter = lyc.Adapter.of({"a.b": layer}, name="made")
     assert difference(layer, adapter.layers["a.b"]) is None
-    counts = layer.constrained_by_alpha or (layer.scaled_by_alpha and layer.rank is not None)
+    counts = layer.table.constrained_by_alpha or (layer.table.scaled_by_alpha and layer.rank is not None)
     assert (difference(layer, dataclasses.replace(layer, alpha=None)) is not None) == counts
     info = adapter.info["a.b"]
     assert info.algorithm is type(layer) and info.rank == layer.rank and info.fits(WEIGHTS[weight])

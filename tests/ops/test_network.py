@@ -486,7 +486,7 @@ def test_factors_decay_and_vectors_do_not_whatever_their_sizes(rank: int) -> Non
 def test_the_scales_of_other_kinds_are_vectors() -> None:
     shape = (8, 6)
     made = {name: ALGORITHMS[name].init(shape, 2, 2.0, seed=0) for name in ("ia3", "boft_peft")}
-    scales = {name: sorted(kind.vectors & kind.tensors().keys()) for name, kind in made.items()}
+    scales = {name: sorted(kind.table.vectors & kind.tensors().keys()) for name, kind in made.items()}
     assert scales == {"ia3": ["weight"], "boft_peft": ["boft_s"]}
 
 

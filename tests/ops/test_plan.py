@@ -102,7 +102,9 @@ def test_plans_keep_to_their_size_and_start_from_the_base(
     for row in plan:
         layer = row.start(probe)
         held = {
-            suffix: tensor.numel() for suffix, tensor in layer.dump().items() if suffix not in layer.numbers
+            suffix: tensor.numel()
+            for suffix, tensor in layer.dump().items()
+            if suffix not in layer.table.numbers
         }
         assert sum(held.values()) == row.parameters
         assert not layer.delta(sites[row.path].weight.detach()).any()

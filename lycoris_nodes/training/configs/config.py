@@ -293,7 +293,7 @@ def _has(algorithm: str, option: str) -> bool:
     """Whether layers of a kind have this option."""
     kind: Any = KINDS[algorithm]
     if option == "rslora":
-        return kind.scaled_by_alpha
+        return kind.table.scaled_by_alpha
     return option in ("conv_rank", "conv_alpha") or option in kind.init_options()
 
 

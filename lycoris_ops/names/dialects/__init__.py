@@ -90,7 +90,7 @@ Only IA3 has one: its `weight` counts only together with the `on_input` of the s
 
 def _suffixes() -> dict[str, str]:
     """Maps every suffix that a tool writes to the algorithms' own suffix."""
-    merged = {suffix: suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()}
+    merged = {suffix: suffix for kind in ALGORITHMS.values() for suffix in kind.table.suffixes}
     for dialect in DIALECTS.values():
         for written, canonical in dialect.suffixes.items():
             if merged.setdefault(written, canonical) != canonical:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import ALPHA
+from ...algorithms.axes import ALPHA
 from ...algorithms.lora import UP
 from ...algorithms.oft import BLOCKS, Oft
 from ..layouts import Layers, Names

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import ALPHA, SET_BIAS, alpha_of
+from ...algorithms.axes import ALPHA, SET_BIAS
+from ...algorithms.base import alpha_of
 from ...algorithms.factored import DORA, Factored
 from ...algorithms.ia3 import Ia3
 from ...errors import LayerError

@@ -68,7 +68,7 @@ class BoftConfig(BiasedConfig[WantedBoft]):
     @classmethod
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedBoft]:
         assert isinstance(layer, BoftPeft)
-        block, stages = layer.rank_of(layer.shapes), layer.boft_r.shape[0]
+        block, stages = layer.rank or 1, layer.boft_r.shape[0]
         return plain_tensors(layer, *LORA_ONLY), WantedBoft(
             block=block, stages=stages, set_bias=layer.set_bias is not None
         )

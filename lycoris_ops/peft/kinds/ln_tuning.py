@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import SET_BIAS
+from ...algorithms.axes import SET_BIAS
 from ...algorithms.full import SET, Full
 from ...errors import LayerError
 from ..config import Config, ConfiguredLayer, Module, Wanted

@@ -34,7 +34,7 @@ class LohaConfig(RankedConfig[WantedCore]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedCore]:
         assert isinstance(layer, Loha)
         tensors = with_core(layer, layer.hada_t1)
-        rank = layer.rank_of(layer.shapes)
+        rank = layer.rank or 1
         return tensors, WantedCore(r=rank, alpha=alpha_of(layer) or 0.0, tucker=layer.hada_t1 is not None)
 
     @classmethod

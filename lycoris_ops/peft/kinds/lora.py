@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...algorithms.base import DIFF_B, alpha_of
+from ...algorithms.axes import DIFF_B
+from ...algorithms.base import alpha_of
 from ...algorithms.factored import DORA, SPARSE
 from ...algorithms.lora import BIAS, DOWN, EMBEDDING_UP, MID, RESHAPE, STARTS, UP, Lora, Start
 from ...errors import LayerError
@@ -139,7 +140,7 @@ class LoraConfig(BiasedConfig[WantedLora], RankedConfig[WantedLora]):
     def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedLora]:
         tensors = named_tensors(layer)
         assert isinstance(layer, Lora)
-        return tensors, wanted(tensors, layer.rank_of(layer.shapes), alpha_of(layer) or 0.0, layer.start)
+        return tensors, wanted(tensors, layer.rank or 1, alpha_of(layer) or 0.0, layer.start)
 
     @classmethod
     def of(cls, members: Sequence[ConfiguredLayer[WantedLora]], module: Module) -> Self:

@@ -119,7 +119,7 @@ class OftConfig(BiasedConfig[WantedOft]):
         if layer.oft_r_scaled_oft is not None:
             raise LayerError("holds no scaled OFT", got=SCALED)
         rotation = (layer.terms, layer.last, layer.constraint)
-        block, blocks = layer.rank_of(layer.shapes), layer.oft_r.shape[0]
+        block, blocks = layer.rank or 1, layer.oft_r.shape[0]
         return plain_tensors(layer, *LORA_ONLY), WantedOft(
             block=block, blocks=blocks, rotation=rotation, set_bias=layer.set_bias is not None
         )

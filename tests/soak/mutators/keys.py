@@ -17,7 +17,7 @@ from ..seeds import CONTAINERS, Seed
 from .oddities import TEXTS
 
 SUFFIXES = (
-    *sorted({suffix for kind in ALGORITHMS.values() for suffix in kind.suffixes()}),
+    *sorted({suffix for kind in ALGORITHMS.values() for suffix in kind.table.suffixes}),
     *("lora_A.weight", "lora_B.weight", "lora_A.default.weight", "lora_A.other.weight", "lora.up.weight"),
     *("lora_magnitude_vector", "lora_E", "bias", "diff_m", "oft_blocks.0", "oft_blocks.x", "norm.scale"),
 )
