@@ -331,22 +331,15 @@ class Written:
                 total = sum(end - start for _, (start, end) in spans)
                 shape = (total, *layers.shapes[found[0].path][1:])
                 said = path.replace(".", "_") if write.flat else path
-                self._enter(Spelled(part, prefix, said, places, spans, shape))
-
-    def _enter(self, name: Spelled) -> None:
-        self._all.append(name)
-        first = 0
-        for key, (start, end) in name.spans:
-            self._known_by.setdefault(key, []).append((name, first, (start, end)))
-            first += end - start
+                name = Spelled(part, prefix, said, places, spans, shape)
+                self._all.append(name)
+                for (key, rows), window in zip(spans, targets.windows(places), strict=True):
+                    self._known_by.setdefault(key, []).append((name, window[0] if window else 0, rows))
 
     @cached_property
-    def _exactly(self) -> frozenset[tuple[Span, ...]]:
+    def exactly(self) -> frozenset[tuple[Span, ...]]:
+        """The rows for just which there is a name."""
         return frozenset(name.spans for name in self._all)
-
-    def has(self, spans: tuple[Span, ...]) -> bool:
-        """Whether there is a name for just these rows."""
-        return spans in self._exactly
 
     def in_part(self, part: str) -> list[Spelled]:
         """The names in a part of the model."""

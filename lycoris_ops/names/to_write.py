@@ -130,7 +130,7 @@ def plan_names(
         planned += _Regrouping(relation, names, file).of(others)
         # One layout for all LoKr layers, because diffusers fuses all projections of a model or none.
         spans = [relation.targets.spans(places) for places in of_lokr.values()]
-        best = max((names, fused), key=lambda names: sum(map(names.has, spans)))
+        best = max((names, fused), key=lambda names: sum(one in names.exactly for one in spans))
         found_lokr = _Regrouping(relation, best, file).of(of_lokr)
         planned += [replace(one, takes_lokr=one.part == UNET) for one in found_lokr]
     _check_distinct(planned, file, dialect)

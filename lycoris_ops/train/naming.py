@@ -151,12 +151,12 @@ def _repeats(adapter: Adapter, layer: str, entry: EntryResolution, module: nn.Mo
     if layer in adapter.unreadable or adapter.info[layer].algorithm is not Full:
         return False
     own, modules = adapter.layer(layer).tensors(), dict(named_modules(module))
-    held = getattr(modules.get(LayerName.of(layer).path), "bias", None)
+    held = getattr(modules.get(adapter.info[layer].named.path), "bias", None)
     if own.keys() != {"set_bias"} or not isinstance(held, nn.Parameter):
         return False
     for match in entry.matches:
         other = adapter.layer(match.layer).tensors().get("set_bias")
-        there = modules.get(LayerName.of(match.layer).path)
+        there = modules.get(adapter.info[match.layer].named.path)
         if other is not None and getattr(there, "bias", None) is held and torch.equal(other, own["set_bias"]):
             return True
     return False
