@@ -103,10 +103,8 @@ def plan_names(
     if dialect is None:
         return [_as_one(placed.named[name], name, placed) for name in layers]
     relation = placed.relation
-    names = None if relation is None else relation.written(dialect)
     lokr = {name for name, layer in layers.items() if layer.algorithm is Lokr}
-    fused = relation.written(dialect, lokr=True) if relation and lokr else names
-    if fused is names:
+    if lokr and (relation is None or relation.written(dialect, lokr=True) is relation.written(dialect)):
         # LoKr layers are named like all others.
         lokr.clear()
     planned: list[LayerToWrite] = []
@@ -124,7 +122,8 @@ def plan_names(
         if name not in kept and renamed is None:
             raise _needs_model(file, said, dialect, relation)
         planned.append(_as_one(said if renamed is None else LayerName.of(renamed), name, placed))
-    if relation is not None and names is not None and fused is not None:
+    if relation is not None and through:
+        names, fused = relation.written(dialect), relation.written(dialect, lokr=bool(lokr))
         of_lokr = {name: places for name, places in through.items() if name in lokr}
         others = {name: places for name, places in through.items() if name not in lokr}
         planned += _Regrouping(relation, names, file).of(others)
