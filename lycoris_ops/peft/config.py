@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Wanted")
+PREFIX = "base_model.model."
+"""The prefix that PEFT itself writes. A module's path follows; for image models, the path in diffusers'
+model."""
 BASE_BIAS = "base_layer.bias"
 """PEFT's suffix for the trained bias of an adapted layer. The tensor holds the bias itself, not its
 change."""

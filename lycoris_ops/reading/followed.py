@@ -8,11 +8,15 @@ from functools import cached_property
 from typing import Any
 
 from ..algorithms import Layer
-from ..algorithms.axes import ALPHA
+from ..algorithms.axes import ALPHA, SET_BIAS
+from ..algorithms.full import SET
 from ..files.tensor_file import Fingerprint, TensorFile
-from ..names.dialects import peft
+from ..names.dialects import Groups, peft
 from ..names.layer_name import LayerName
 from ..peft import METADATA_KEY, Config, read_lora_metadata, read_peft_config
+
+VALUES = {"weight": SET, "bias": SET_BIAS}
+"""The endings of the keys of a module's own values, and their suffixes in a layer."""
 
 
 @dataclass
@@ -71,6 +75,23 @@ class Configs:
         Raises FileFormatError as `of_layer` does.
         """
         return self.beside is not None and self._is_peft(name) and self._read.saves(name.path)
+
+    def take_values(self, grouped: Groups, unused: list[str], file: TensorFile) -> list[str]:
+        """Make layers of biases and whole modules that PEFT trained without an adapter.
+
+        Returns the other keys. With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. A
+        bias with a weight beside it belongs to a module that is saved whole, such as a new head.
+        """
+        taken: set[str] = set()
+        for key in unused:
+            name, _, end = key.rpartition(".")
+            if not name or end not in VALUES:
+                continue
+            layer, alone = LayerName.of(name), end == "bias" and f"{name}.weight" not in file.tensors
+            if (alone and self.sets_bias(layer)) or self.saves(layer):
+                grouped.setdefault(name, {})[VALUES[end]] = key
+                taken.add(key)
+        return [key for key in unused if key not in taken]
 
     def _is_peft(self, name: LayerName) -> bool:
         """Whether a layer of this name is certainly PEFT's."""

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from ..algorithms import ALGORITHMS
-from ..algorithms.oft import BLOCKS
 from ..errors import LayerError
 from ..files.tensor_file import TensorFile
-from ..names.dialects import Dialect, peft, split_key
-
-Groups = dict[str, dict[str, str]]
-"""The keys of each layer, by the layer's name: for each suffix of the algorithms, the key in the file."""
+from ..names.dialects import DIALECTS, Dialect, Groups, is_aside, split_key
 
 COMPANIONS: frozenset[str] = (
     frozenset[str]()
@@ -19,9 +13,6 @@ COMPANIONS: frozenset[str] = (
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.table.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
-PART_OF_BLOCKS = f"{BLOCKS}."
-NUMBERED = re.compile(rf"{BLOCKS}\.([0-9]+)")
-"""The suffix of one part of kohya's OFT of a fused layer, with the part's number."""
 WORDS = 8
 """The most words of an unknown suffix. No tool writes more than four, but a key of nothing but dots has
 hundreds."""
@@ -34,29 +25,29 @@ def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]
     """
     grouped: Groups = {}
     strangers: list[str] = []
-    rename, numbered = dialect.rename if dialect else None, False
+    rename = dialect.rename if dialect else None
+    met: dict[str, Dialect] = {}
     for key in file.tensors:
         name = rename(key) if rename else key
-        if PART_OF_BLOCKS in name:
-            numbered = True
-            split = _split(name)
-        else:
-            split = split_key(name)
+        split = split_key(name) or _split(name, met)
         if split is None:
             strangers.append(key)
         else:
             _put(grouped, *split, key, file)
     rest = [key for key in strangers if not _adopt(key, grouped)]
     _join_companions(grouped, file)
-    return _by_part(grouped) if numbered else grouped, rest
+    for other in met.values():
+        grouped = other.regrouped(grouped) if other.regrouped else grouped
+    return grouped, rest
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    """As `split_key`, with the numbered parts of an OFT layer among the known suffixes."""
-    head, _, number = key.rpartition(".")
-    if head.endswith(f".{BLOCKS}") and NUMBERED.fullmatch(f"{BLOCKS}.{number}"):
-        return head[: -len(BLOCKS) - 1], f"{BLOCKS}.{number}"
-    return split_key(key)
+def _split(key: str, met: dict[str, Dialect]) -> tuple[str, str] | None:
+    """The layer's name and the suffix in a key that only a dialect can split. It is then among the `met`."""
+    for dialect in DIALECTS.values():
+        if dialect.split and (split := dialect.split(key)):
+            met[dialect.name] = dialect
+            return split
+    return None
 
 
 def _put(grouped: Groups, name: str, suffix: str, key: str, file: TensorFile) -> None:
@@ -79,7 +70,7 @@ def _adopt(key: str, grouped: Groups) -> bool:
     The key makes the layer unreadable. That is intended: nobody knows what the tensor means, and without it
     the layer would be applied wrongly.
     """
-    if peft.TRAINING_ONLY.search(key) or key.endswith(peft.BASE_WEIGHT):
+    if is_aside(key):
         return False
     end = len(key)
     # The longest name first: that layer is nearest to the tensor.
@@ -108,28 +99,6 @@ def _join_companions(grouped: Groups, file: TensorFile) -> None:
         if whole is not None:
             for suffix, key in grouped.pop(name).items():
                 _put(grouped, whole, suffix, key, file)
-
-
-def _by_part(grouped: Groups) -> Groups:
-    """Make each numbered part of a fused layer in kohya-ss' OFT a layer by itself.
-
-    For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
-    rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a single part keeps
-    the layer's name. A layer stays as it is if it also has blocks without a number, or if a part would get
-    another layer's name: no algorithm reads these.
-    Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
-    """
-    parted: Groups = {}
-    for name, keys in grouped.items():
-        numbers = {suffix: match[1] for suffix in keys if (match := NUMBERED.fullmatch(suffix))}
-        parts = {suffix: f"{name}.{n}" if len(numbers) > 1 else name for suffix, n in numbers.items()}
-        shared = {suffix: key for suffix, key in keys.items() if suffix not in numbers}
-        if not numbers or BLOCKS in shared or any(part in grouped for part in {*parts.values()} - {name}):
-            parted[name] = keys
-            continue
-        for suffix, part in parts.items():
-            parted[part] = {**shared, BLOCKS: keys[suffix]}
-    return parted
 
 
 def _plain(name: str) -> str:

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..algorithms import explain
-from ..algorithms.axes import SET_BIAS
-from ..algorithms.full import SET, SET_ROWS
-from ..algorithms.lora import DIAGONAL, DOWN, RESHAPE, UP, Lora, check_enlargement
+from ..algorithms.full import SET_ROWS
+from ..algorithms.lora import RESHAPE, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
@@ -21,24 +20,19 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
 from ..files.writing import set_aside
-from ..maths.shapes import Shape
-from ..names.dialects import Dialect, recognise
+from ..names.dialects import Dialect, check, opened, recognise
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
-from ..peft import CONFIG_NAME, Config, peft_type_of, read_peft_config, targets_parameters
+from ..peft import CONFIG_NAME, Config, peft_type_of
 from ..peft.unread import UNREAD, not_read, told_by
 from .adapter import BUNDLED, Adapter, LayerInfo, Outline, outline_of, spoken_in
 from .followed import Configs
-from .grouping import Groups, group
+from .grouping import group
 from .options import check_options, options_of
-from .parameters import parameters_of
-from .rows import has_rows, with_rows
 
 GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
 """File names that some tools give to all of their adapters: only the folder's name tells them apart."""
-VALUES = {"weight": SET, "bias": SET_BIAS}
-"""The endings of the keys of a module's own values, and their suffixes in a layer."""
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -159,24 +153,17 @@ def _load(
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
-    # Without PEFT's keys the configuration belongs to another file, and may be damaged.
-    of_peft = any(key.startswith(peft_names.PREFIX) for key in file.tensors)
-    on_parameters = frozenset[str]()
-    if config is not None and of_peft and targets_parameters(config.path):
-        file, on_parameters = parameters_of(file, read_peft_config(config.path))
-    if config is not None and of_peft and any(map(has_rows, file.tensors)):
-        file = with_rows(file, read_peft_config(config.path))
+    read = opened(file, config.path if config else None)
+    file, on_parameters = read.file, read.on_parameters
     dialect = recognise(file.tensors)
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
-    unused = _take_values(grouped, unused, configs, file)
+    unused = configs.take_values(grouped, unused, file)
     given = {**network_options(file.metadata), **options}
     info: dict[str, LayerInfo] = {}
     unreadable: dict[str, str] = {}
     for name, keys in grouped.items():
         shapes = tuple([(suffix, file.tensors[key].shape) for suffix, key in keys.items()])
-        if DIAGONAL in keys and _is_pruned(dict(shapes)):
-            continue
         try:
             outline = outline_of(shapes)
             if outline is not None:
@@ -216,29 +203,6 @@ def _why_not(suffixes: frozenset[str]) -> str:
         return f"it sets rows, and PEFT's {CONFIG_NAME} with their numbers is not beside the file"
     kind = told_by(suffixes)
     return not_read(kind) if kind else explain(suffixes)
-
-
-def _take_values(grouped: Groups, unused: list[str], configs: Configs, file: TensorFile) -> list[str]:
-    """Make layers of biases and whole modules that PEFT trained without an adapter; return the other keys.
-
-    With `bias` "all" the file holds every bias of the model, as `<layer>.bias`. A bias with a weight beside
-    it belongs to a module that is saved whole, such as a new head.
-    """
-    taken: set[str] = set()
-    for key in unused:
-        name, _, end = key.rpartition(".")
-        if not name or end not in VALUES:
-            continue
-        layer, alone = LayerName.of(name), end == "bias" and f"{name}.weight" not in file.tensors
-        if (alone and configs.sets_bias(layer)) or configs.saves(layer):
-            grouped.setdefault(name, {})[VALUES[end]] = key
-            taken.add(key)
-    return [key for key in unused if key not in taken]
-
-
-def _is_pruned(shapes: Mapping[str, Shape]) -> bool:
-    """Whether AdaLoRA pruned all singular values of a layer, which then changes nothing."""
-    return Lora.accepts(shapes) and all(0 in shapes[name] for name in (UP, DOWN, DIAGONAL))
 
 
 def _name(path: Path) -> str:
@@ -308,7 +272,7 @@ def _describe(
     given: Mapping[str, Any],
     dialect: Dialect | None,
 ) -> LayerInfo:
-    peft_names.check_magnitude(keys, outline.shapes, outline.shape)
+    check(keys, outline.shapes, outline.shape)
     named = LayerName.of(name)
     config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)

@@ -10,10 +10,10 @@ from typing import Any
 
 from ..errors import number_of
 from ..names.dialects import Encoded, write_of
-from ..names.dialects.peft import PREFIX
 from ..names.relation import Relation
 from ..names.to_write import LayerToWrite
 from ..peft import ConfiguredLayer, ConflictError, Module, config_for
+from ..peft.config import PREFIX
 from ..peft.kinds import ln_tuning, trainable_tokens
 from ..peft.parameters import parameter_of
 

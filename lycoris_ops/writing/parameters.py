@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..names.dialects import Encoded
-from ..names.dialects.peft import PREFIX
 from ..peft import ConfiguredLayer, ConflictError
+from ..peft.config import PREFIX
 from ..peft.parameters import DOWN, UP, declared, expert_of, parameter_of
 
 

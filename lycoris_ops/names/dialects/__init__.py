@@ -12,7 +12,9 @@ from torch import Tensor
 from ...algorithms import ALGORITHMS
 from ...discovery import discover
 from ...errors import LycorisError
-from .base import MEMBERS, Asked, Component, Dialect, Encoded, Held, Prefix, Write
+from ...files.tensor_file import TensorFile
+from ...maths.shapes import Extent, Shape
+from .base import MEMBERS, Asked, Component, Dialect, Encoded, Groups, Held, Opened, Prefix, Write
 
 __all__ = [
     "DIALECTS",
@@ -24,9 +26,14 @@ __all__ = [
     "Component",
     "Dialect",
     "Encoded",
+    "Groups",
     "Held",
+    "Opened",
     "Prefix",
     "Write",
+    "check",
+    "is_aside",
+    "opened",
     "own_dialect",
     "recognise",
     "restated",
@@ -135,6 +142,26 @@ def recognise(keys: Mapping[str, object]) -> Dialect | None:
     """The dialect that a file's keys together show; None where only the prefixes of the keys can show it."""
     known = DIALECTS.values()
     return next((one for one in known if one.recognises and one.recognises(keys)), None)
+
+
+def opened(file: TensorFile, config: str | None) -> Opened:
+    """A file with the tensors that the algorithms define, whichever tool wrote it. See `Dialect.opened`."""
+    read = Opened(file, config)
+    for dialect in DIALECTS.values():
+        read = dialect.opened(read) if dialect.opened else read
+    return read
+
+
+def is_aside(key: str) -> bool:
+    """Whether a key belongs to no layer, though it begins with the name of one."""
+    return any(dialect.aside(key) for dialect in DIALECTS.values() if dialect.aside)
+
+
+def check(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
+    """Raise LayerError for a layer whose tensors a dialect refuses. See `Dialect.check`."""
+    for dialect in DIALECTS.values():
+        if dialect.check:
+            dialect.check(keys, shapes, shape)
 
 
 def restated(held: Held) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...algorithms import Layer
-from ...maths.shapes import Rows, Shape
+from ...files.tensor_file import TensorFile
+from ...maths.shapes import Extent, Rows, Shape
 from ...peft import Config, Wanted
 from ..layouts import Layers, Names
 from .pipelines import Parts
@@ -38,6 +39,21 @@ class Prefix:
 
     None where the rest of the name says which it is, and for a diffusion model.
     """
+
+
+Groups = dict[str, dict[str, str]]
+"""The keys of each layer, by the layer's name: for each suffix of the algorithms, the key in the file."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file before its keys are sorted into layers."""
+
+    file: TensorFile
+    config: str | None
+    """The path of the `adapter_config.json` beside it; None where there is none."""
+    on_parameters: frozenset[str] = frozenset()
+    """The names of layers that are known to be on parameters, see `peft.parameters`."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +158,27 @@ class Dialect:
     prefixes: tuple[Prefix, ...]
     suffixes: Mapping[str, str] = field(default_factory=dict[str, str])
     """Maps the tool's suffixes to the algorithms' own, where the two differ."""
+    opened: Callable[[Opened], Opened] | None = None
+    """The file with the tensors that the algorithms define, where the tool's are others or of other shapes.
+
+    It is called for every file, before anything is judged by shapes. A tensor that stands for one of the file
+    keeps its key. Raises FileFormatError for a file or a configuration that cannot be followed.
+    """
     recognises: Callable[[Mapping[str, object]], bool] | None = None
     """Whether a file with these keys is of this dialect; None where the prefix of each key shows it."""
     rename: Callable[[str], str] | None = None
     """From a key of a recognised file to one that consists of a prefix, a path and a known suffix."""
+    split: Callable[[str], tuple[str, str] | None] | None = None
+    """The layer's name and a suffix in a key whose suffix is none of the algorithms'; None for other keys."""
+    regrouped: Callable[[Groups], Groups] | None = None
+    """The layers that are meant where `split` took a key."""
+    aside: Callable[[str], bool] | None = None
+    """Whether a key belongs to no layer, though it begins with the name of one."""
+    check: Callable[[Mapping[str, str], Mapping[str, Shape], Extent], None] | None = None
+    """Raises LayerError for tensors that the tool defines differently from what their shapes say.
+
+    The arguments are the keys and shapes of a layer's tensors by suffix, and the shape of its change.
+    """
     enlarged: tuple[str, ...] = ()
     """Layers that enlarge their weight with zeros to their own shape, though no tensor says so.
 

@@ -15,7 +15,7 @@ from ...algorithms.oft import BLOCKS, Oft
 from ..layouts import Layers, Names
 from ..network_args import args_of
 from . import plain
-from .base import Asked, Dialect, Encoded, Held, Prefix, Write
+from .base import Asked, Dialect, Encoded, Groups, Held, Prefix, Write
 from .pipelines import UNET, Parts
 
 ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
@@ -23,6 +23,8 @@ ENCODERS = {"clip_l": 1, "clip_h": 1, "clip_g": 2, "t5xxl": 3}
 LDM_PATH = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.")
 
 
+NUMBERED = re.compile(rf"{BLOCKS}\.([0-9]+)")
+"""The suffix of one part of OFT of a fused layer, with the part's number."""
 SPLIT = {"qkv": (1, 1, 1), "linear1": (1, 1, 1, 4)}
 """Ends of the names of Flux' fused layers, with the relative numbers of rows of their parts: q, k and v, and
 in `linear1` the MLP."""
@@ -58,6 +60,35 @@ def _is_block_diagonal(up: Tensor, shares: Sequence[int]) -> bool:
     return not bool(rest.any())
 
 
+def _split(key: str) -> tuple[str, str] | None:
+    head, _, number = key.rpartition(".")
+    if not head.endswith(f".{BLOCKS}") or not NUMBERED.fullmatch(f"{BLOCKS}.{number}"):
+        return None
+    return head[: -len(BLOCKS) - 1], f"{BLOCKS}.{number}"
+
+
+def _by_part(grouped: Groups) -> Groups:
+    """Make each numbered part of a fused layer in kohya-ss' OFT a layer by itself.
+
+    For a fused layer of Flux the file holds `oft_blocks.0`, `oft_blocks.1`, ...; each rotates one part of the
+    rows. All parts share the layer's alpha. They are named `<layer>.0`, `<layer>.1`, ...; a single part keeps
+    the layer's name. A layer stays as it is if it also has blocks without a number, or if a part would get
+    another layer's name: no algorithm reads these.
+    Source: networks/oft_flux.py of kohya-ss sd-scripts (Apache-2.0).
+    """
+    parted: Groups = {}
+    for name, keys in grouped.items():
+        numbers = {suffix: match[1] for suffix in keys if (match := NUMBERED.fullmatch(suffix))}
+        parts = {suffix: f"{name}.{n}" if len(numbers) > 1 else name for suffix, n in numbers.items()}
+        shared = {suffix: key for suffix, key in keys.items() if suffix not in numbers}
+        if not numbers or BLOCKS in shared or any(part in grouped for part in {*parts.values()} - {name}):
+            parted[name] = keys
+            continue
+        for suffix, part in parts.items():
+            parted[part] = {**shared, BLOCKS: keys[suffix]}
+    return parted
+
+
 def _prefix(part: str, parts: Parts) -> str:
     prior = "prior_" if parts.layout.component == "prior" else ""
     if part == UNET:
@@ -84,7 +115,7 @@ def _tensors(layer: Layer, asked: Asked) -> Encoded:
     match = re.fullmatch(r"(.+)\.(\d+)", asked.name)
     if match is None or not isinstance(layer, Oft):
         return found
-    # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `grouping`.
+    # kohya-ss numbers the parts of a fused layer in the suffix, not in the name: see `_by_part`.
     numbered = {f"{BLOCKS}.{match[2]}" if s == BLOCKS else s: tensor for s, tensor in found.tensors.items()}
     return replace(found, name=match[1], tensors=numbered)
 
@@ -108,6 +139,8 @@ DIALECT = Dialect(
         Prefix("oft_te1_", "te", 1),
         Prefix("oft_te2_", "te", 2),
     ),
+    split=_split,
+    regrouped=_by_part,
     restated=_restated,
     write=Write(
         _prefix,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -13,16 +14,16 @@ from ...algorithms.factored import DORA
 from ...algorithms.full import Full
 from ...algorithms.lora import EMBEDDING_UP
 from ...errors import LayerError
+from ...files.tensor_file import DerivedFile, TensorFile
 from ...maths.shapes import Extent, Shape
-from ...peft import kind_of
+from ...peft import kind_of, read_peft_config, targets_parameters
+from ...peft.config import PREFIX
+from ...peft.experts import parameters_of
 from ...peft.kinds import trainable_tokens as tokens
 from ...peft.parameters import DOWN, UP
+from ...peft.rows import has_rows, with_rows
 from ..layouts import Layers
-from .base import MEMBERS, Asked, Dialect, Encoded, Held, Prefix, Write
-
-PREFIX = "base_model.model."
-"""The prefix that PEFT itself writes. A module's path follows; for image models, the path in diffusers'
-model."""
+from .base import MEMBERS, Asked, Dialect, Encoded, Held, Opened, Prefix, Write
 
 PAIR = {
     "lora_A.weight": "lora_down.weight",
@@ -55,6 +56,10 @@ TRAINING_ONLY = re.compile(r"\.lora_(?:velora_embed|monteclora_sampler)(?:\.|$)"
 """Keys of tensors that VeLoRA and MonteCLoRA use in training alone."""
 BASE_WEIGHT = ".base_layer.weight"
 """The end of the key of the model's own weight, which PEFT writes beside an adapted embedding."""
+PRUNED = re.compile(r"\.lora_E(?:\.[^.]+)?$")
+"""The end of the key of AdaLoRA's singular values."""
+FACTOR = re.compile(r"\.lora_[ABE](?:\.[^.]+)*$")
+"""The end of the key of one of AdaLoRA's three factors."""
 BASE_LAYER = ".base_layer."
 """A part of the keys of tensors inside a module that PEFT wrapped."""
 WRAPPED = re.compile(r"\.base_layer\.(?=(?!lora_|base_layer\.)[^.]+\.(?:lora_|base_layer\.))")
@@ -117,7 +122,35 @@ def _restated(held: Held) -> Mapping[str, Tensor]:
     return {DORA: held.tensors[DORA].reshape(shape)}
 
 
-def check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
+def _opened(read: Opened) -> Opened:
+    """The file with a layer for each expert of a parameter, with the numbers of trained rows, and without the
+    layers that AdaLoRA pruned.
+    """
+    file, on_parameters = _without_pruned(read.file), frozenset[str]()
+    # Without PEFT's keys the configuration belongs to another file, and may be damaged.
+    config = read.config if any(key.startswith(PREFIX) for key in file.tensors) else None
+    if config is not None and targets_parameters(config):
+        file, on_parameters = parameters_of(file, read_peft_config(config))
+    if config is not None and any(map(has_rows, file.tensors)):
+        file = with_rows(file, read_peft_config(config))
+    return replace(read, file=file, on_parameters=read.on_parameters | on_parameters)
+
+
+def _without_pruned(file: TensorFile) -> TensorFile:
+    """The file without layers of which AdaLoRA pruned all singular values: they change nothing."""
+    empty = {key for key, info in file.tensors.items() if 0 in info.shape}
+    pruned = {PRUNED.sub("", key) for key in empty if PRUNED.search(key)}
+    gone = {key for key in empty if (match := FACTOR.search(key)) and key[: match.start()] in pruned}
+    if not gone:
+        return file
+    return DerivedFile(file, {key: info for key, info in file.tensors.items() if key not in gone}, {})
+
+
+def _is_aside(key: str) -> bool:
+    return bool(TRAINING_ONLY.search(key)) or key.endswith(BASE_WEIGHT)
+
+
+def _check_magnitude(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
     """Raise LayerError for a DoRA magnitude of PEFT's that is not for the outputs.
 
     `keys` and `shapes` describe the layer's tensors by suffix; `shape` is the shape of its change.
@@ -187,8 +220,11 @@ DIALECT = Dialect(
         # New values of rows. The configuration has the rows' numbers.
         **dict.fromkeys((tokens.DELTA, *tokens.BESIDE.values()), "set_rows"),
     },
+    opened=_opened,
     recognises=_recognises,
     rename=_rename,
+    aside=_is_aside,
+    check=_check_magnitude,
     restated=_restated,
     write=Write(
         PREFIX,

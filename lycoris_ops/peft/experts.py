@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..errors import FileFormatError, LayerError
 from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
-from ..names.dialects.peft import PREFIX
-from ..peft import Config
-from ..peft.kinds.lora import LoraConfig
-from ..peft.parameters import DOWN, UP, WEIGHT, declared, of_expert
+from .config import PREFIX, Config
+from .kinds.lora import LoraConfig
+from .parameters import DOWN, UP, WEIGHT, declared, of_expert
 
 INNER = ".base_layer"
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..algorithms.full import ROWS_AT, SET_ROWS
+from ..algorithms.full import ROWS_AT
 from ..errors import FileFormatError
 from ..files.tensor_file import DerivedFile, TensorFile, TensorInfo
-from ..names.dialects import split_key
-from ..names.layer_name import LayerName
-from ..peft import TOKENS, Config
-from ..peft.kinds.trainable_tokens import DELTA
+from .config import PREFIX, TOKENS, Config
+from .kinds.trainable_tokens import BESIDE, DELTA
+
+VALUES = re.compile(rf"^(.+?)\.(?:{re.escape(BESIDE[DELTA])}|{DELTA})(?:\.default)?\Z", re.DOTALL)
+"""A key of the values of trained tokens. The group is the layer's name."""
 
 
 def has_rows(key: str) -> bool:
@@ -30,10 +32,10 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
     tensors = dict(file.tensors)
     made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
     for key in filter(has_rows, file.tensors):
-        name, suffix = split_key(key) or ("", "")
-        if suffix != SET_ROWS:
+        if (match := VALUES.match(key)) is None:
             continue
-        rows, held = config.rows_at(LayerName.of(name).path) or (), file.tensors[key].shape
+        name, held = match[1], file.tensors[key].shape
+        rows = config.rows_at(name.rpartition(PREFIX)[2]) or ()
         if len(rows) != held[0]:
             raise FileFormatError(
                 "the configuration names more or fewer trained tokens than the file holds",
