@@ -340,6 +340,9 @@ class Table:
         """Whether the layer works without a bias, because it only multiplies an existing one."""
         self.around_one = noted("around one")
         self.twice = frozenset(noted("twice"))
+        """The fields of factors that the formula has twice. Strengths act on alpha in their place."""
+        if self.twice and (alpha != "scales" or noted("scaled")):
+            raise TypeError("a factor that the formula has twice needs an alpha that scales")
         self.vectors = frozenset(line.field for line in lines if line.vector and "number" not in line.notes)
         """The fields that hold a value for each output, input or component: biases, magnitudes and scales.
 

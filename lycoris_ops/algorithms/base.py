@@ -190,7 +190,8 @@ class Layer(ABC):
     def multiplied(self, factor: float) -> Self:
         """The layer whose change is `factor` times as large: one factor of each product is multiplied.
 
-        That factor becomes float32 where its own dtype does not hold the result exactly. Raises LayerError
+        That factor becomes float32 where its own dtype does not hold the result exactly. Where the formula
+        has a factor twice, alpha is multiplied in its place. Raises LayerError
         where the layer has no such factor: its effect is not proportional to any of its tensors.
         """
         if self.set_bias is not None or not self.proportional:
@@ -201,10 +202,13 @@ class Layer(ABC):
                 hint="Resize or convert it first, with the base model, or save it at strength 1",
             )
         held = self.tensors()
-        fields = [factors[0] for factors in self._factors_held()] + [
-            n for n in self.table.biases if n in held
-        ]
-        return self.with_tensors({name: times(held[name], factor) for name in fields})
+        twice, alpha = self.table.twice, self.alpha
+        firsts = [factors[0] for factors in self._factors_held() if twice.isdisjoint(factors)]
+        fields = (*firsts, *(name for name in self.table.biases if name in held))
+        if twice:
+            alpha = factor * (self.rank or 1 if alpha is None else alpha)
+        made = self.with_tensors({name: times(held[name], factor) for name in fields})
+        return replace(made, alpha=alpha) if twice else made
 
     @property
     def proportional(self) -> bool:
@@ -285,8 +289,10 @@ class Layer(ABC):
                 hint="Train it without a limit",
             )
         held = self.tensors()
-        shares = [(name, ratio ** (1 / len(factors))) for factors in self._factors_held() for name in factors]
-        made = {name: held[name] * by for name, by in shares}
+        twice, made = self.table.twice, dict[str, Tensor]()
+        for factors in self._factors_held():
+            share = ratio ** (1 / (len(factors) + len(twice.intersection(factors))))
+            made |= {name: held[name] * share for name in factors}
         made |= {name: held[name] * ratio for name in self.table.biases if name in held}
         made |= {name: 1 + ratio * (held[name] - 1) for name in self.table.around_one if name in held}
         return self.with_tensors(made)

@@ -151,6 +151,10 @@ def tlora(shape: tuple[int, ...], rank: int) -> Factors:
     }
 
 
+def singlora(shape: tuple[int, ...], rank: int) -> Factors:
+    return {"singlora_A": rand(max(shape[0], math.prod(shape[1:])), rank)}
+
+
 @dataclass(frozen=True)
 class Kind:
     """One set of tensors that an algorithm accepts: how to make it, and properties of its change."""
@@ -223,6 +227,7 @@ KINDS: dict[str, Kind] = {
     "oftv2": Kind("oftv2", oftv2, scaled=False, additive=False),
     "boft-peft": Kind("boft_peft", boft_peft, scaled=False, additive=False),
     "tlora": Kind("tlora", tlora, options={"sig_type": "principal"}, additive=False),
+    "singlora": Kind("singlora", singlora, additive=False),
     "full": Kind("full", lambda shape, rank: {"diff": rand(*shape)}, scaled=False),
     "full-set": Kind("full", lambda shape, rank: {"set_weight": rand(*shape)}, scaled=False, additive=False),
     "norm": Kind("norm", lambda shape, rank: {"w_norm": rand(*shape)}, flat=True, scaled=False),

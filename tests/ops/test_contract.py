@@ -11,7 +11,7 @@ import torch
 from layers import CASES, KINDS, MIXED, WEIGHTS, base, factors, home, load
 
 import lycoris_ops as lyc
-from lycoris_ops.algorithms import ALGORITHMS, check, detect
+from lycoris_ops.algorithms import ALGORITHMS, check, declaring, detect
 from lycoris_ops.algorithms.axes import Table
 from lycoris_ops.algorithms.training import Trained
 
@@ -177,12 +177,12 @@ def test_a_table_that_cannot_be_read_is_refused(axes: str, says: str) -> None:
 
 STARTS = [
     (name, weight)
-    for name in sorted(set(ALGORITHMS) - {"tlora"})
+    for name in sorted(declaring(Trained))
     for weight, shape in WEIGHTS.items()
     # Every block of a BOFT has two halves.
     if (name == "norm") == (len(shape) == 1) and not (name == "boft" and shape[0] % 2)
 ]
-"""(algorithm, weight) of all layers that can be made from a shape alone. T-LoRA starts from the weight."""
+"""(algorithm, weight) of all layers that can be made from a shape alone."""
 
 
 @pytest.mark.parametrize(("name", "weight"), STARTS)
@@ -271,6 +271,9 @@ def test_a_wrong_shape_is_an_error_that_shows_both(kind: str, weight: str) -> No
     wrong = torch.zeros(WEIGHTS[weight][0] + 1, *WEIGHTS[weight][1:])
     if kind in ("oftv2", "boft-peft"):
         wrong = torch.zeros(WEIGHTS[weight][0], WEIGHTS[weight][1] + 1, *WEIGHTS[weight][2:])
+    if kind == "singlora":
+        # It knows only the larger of both sides.
+        wrong = torch.zeros(WEIGHTS[weight][0] + 200, *WEIGHTS[weight][1:])
     for attempt in (lambda: layer.delta(wrong), lambda: lyc.patch_(wrong, [(layer, 1.0)])):
         with pytest.raises(lyc.LayerError) as caught:
             attempt()
