@@ -117,35 +117,6 @@ def vector(shapes: Mapping[str, Shape], name: str) -> int:
     return max(found)
 
 
-def multiplied(
-    shapes: Mapping[str, Shape], left: str, right: str, core: str = "", *, turned: bool = False
-) -> Shape:
-    """The shape (O, I, *kernel) of left (O, r) @ right (r, I, *kernel).
-
-    With a Tucker core (r, r, *kernel) right is (r, I), and left is (r, O) in kinds that have it `turned`.
-    """
-    a, b = matrix(shapes, left), dimensions(shapes, right)
-    outputs, rank = a[::-1] if turned and core in shapes else a
-    if core not in shapes:
-        agree("ranks", (left, rank), (right, b[0]))
-        return (outputs, *b[1:])
-    b, t = matrix(shapes, right), dimensions(shapes, core, 3)
-    agree("ranks", (core, t[0]), (left, rank))
-    agree("ranks", (core, t[1]), (right, b[0]))
-    return (outputs, b[1], *t[2:])
-
-
-def folded(shapes: Mapping[str, Shape], core: str, factor: str) -> int:
-    """The number of values of the product of a Tucker core and its input factor; 0 without a core.
-
-    The core is (r, r, *kernel) and the factor (r, I): see `maths.tensors.fold_core`.
-    """
-    if core not in shapes:
-        return 0
-    rank, _, *kernel = shapes[core]
-    return rank * shapes[factor][1] * math.prod(kernel)
-
-
 def check_work(kind: str, work: int, values: int, held: int) -> None:
     """Raise LayerError where a layer asks for too much, see WORK.
 
