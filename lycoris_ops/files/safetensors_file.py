@@ -181,6 +181,9 @@ def _read_header(file: BinaryIO, fingerprint: Fingerprint) -> tuple[int, dict[st
 
 def _metadata(table: Any, fingerprint: Fingerprint) -> dict[str, str]:
     """The metadata of a header. The format allows only texts; other values are converted to text."""
+    if table is None:
+        # MLX writes it so where it has no metadata.
+        return {}
     if not isinstance(table, dict):
         raise _damaged(fingerprint, "its metadata is not a table", METADATA)
     entries = cast("dict[str, Any]", table)

@@ -20,7 +20,7 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
 from ..files.writing import set_aside
-from ..names.dialects import Dialect, check, opened, recognise
+from ..names.dialects import GENERIC_NAMES, Dialect, check, opened, recognise
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
@@ -31,8 +31,6 @@ from .followed import Configs
 from .grouping import group
 from .options import check_options, options_of
 
-GENERIC_NAMES = ("adapter_model", "pytorch_lora_weights")
-"""File names that some tools give to all of their adapters: only the folder's name tells them apart."""
 HEADERS = 64
 """How many opened files are remembered. The header of a large adapter takes about 1 MB."""
 
@@ -41,7 +39,7 @@ def load_adapter(
     path: str | os.PathLike[str], *, cache: TensorCache = DEFAULT_CACHE, **options: Any
 ) -> Adapter:
     """Open an adapter: .safetensors or .sft, or a pickle of plain tensors (.pt, .pth, .ckpt, .bin), or the
-    folder in which PEFT or diffusers wrote one.
+    folder in which PEFT, diffusers or mlx-lm wrote one.
 
     Only the header of a safetensors file is read. A later call with the same options returns the same adapter
     without reading again, as long as the file's size and modification time stay the same. `options` give what

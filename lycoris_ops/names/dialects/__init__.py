@@ -18,6 +18,7 @@ from .base import MEMBERS, Asked, Component, Dialect, Encoded, Groups, Held, Ope
 
 __all__ = [
     "DIALECTS",
+    "GENERIC_NAMES",
     "KEPT",
     "PREFIXES",
     "WRITES",
@@ -69,6 +70,10 @@ WRITTEN_DIALECTS = tuple(WRITES)
 """The names of the dialects that can be written."""
 KEPT = "comfy"
 """The dialect in which tensors are written when names are kept unchanged."""
+
+
+GENERIC_NAMES = tuple(sorted(dialect.file for dialect in DIALECTS.values() if dialect.file))
+"""File names that some tools give to all of their adapters: only the folder's name tells them apart."""
 
 
 def write_of(dialect: str) -> Write:

@@ -195,5 +195,7 @@ class Dialect:
 
     It is called for every layer of every file, since one file can have layers of several tools.
     """
+    file: str | None = None
+    """The name, without its ending, that the tool gives to every file; None if users name the files."""
     write: Write | None = None
     """How files of the dialect are written; None where they are only read."""

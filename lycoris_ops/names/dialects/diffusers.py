@@ -175,6 +175,7 @@ DIALECT = Dialect(
     },
     recognises=_recognises,
     rename=_rename,
+    file="pytorch_lora_weights",
     write=Write(
         _prefix,
         place=4,

@@ -226,6 +226,7 @@ DIALECT = Dialect(
     aside=_is_aside,
     check=_check_magnitude,
     restated=_restated,
+    file="adapter_model",
     write=Write(
         PREFIX,
         place=3,

@@ -1,0 +1,122 @@
+"""mlx-lm's adapters: `<path>.lora_a` (I, r) and `lora_b` (r, O), the scale in `adapter_config.json`.
+
+delta = scale * (lora_a @ lora_b)^T, and for DoRA `m` (O,) is the norm of each output. Both factors are
+transposed to those of LoRA; alpha is scale * r. Other tools' lower-case factors, (r, I) and (O, r), are read
+by their shapes.
+Source: `tuner/lora.py`, `tuner/dora.py` and `load_adapters` of mlx-lm 0.32 (MIT).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...algorithms.axes import ALPHA
+from ...errors import FileFormatError
+from ...files.bounds import MAX_JSON
+from ...files.json_text import parse_json
+from ...files.tensor_file import DerivedFile, TensorFile, TensorInfo
+from .base import Dialect, Opened
+
+A, B = ".lora_a", ".lora_b"
+END = re.compile(r"\.(lora_a|lora_b|m)$")
+SUFFIXES = {"lora_a": "lora_down.weight", "lora_b": "lora_up.weight", "m": "dora_scale"}
+LARGEST = 1e30
+"""The largest scale that is followed. Products with larger ones could overflow float32."""
+
+
+def _recognises(keys: Mapping[str, object]) -> bool:
+    return any(key.endswith(A) for key in keys)
+
+
+def _opened(read: Opened) -> Opened:
+    """The file with transposed factors and, where a configuration gives the scale, with alphas."""
+    file = read.file
+    names = [
+        key[: -len(A)] for key in file.tensors if key.endswith(A) and f"{key[: -len(A)]}{B}" in file.tensors
+    ]
+    if not names:
+        return read
+    scale = _scale(read.config) if read.config else None
+    tensors = dict(file.tensors)
+    made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+    for name in names:
+        if not _transposed(file, name, known=scale is not None):
+            continue
+        for key in (name + A, name + B):
+            whole = file.tensors[key]
+            tensors[key] = TensorInfo(whole.dtype, whole.shape[::-1])
+            made[key] = (key, lambda tensor: tensor.T.contiguous())
+        if scale is not None and (alpha := f"{name}.{ALPHA}") not in tensors:
+            number = torch.tensor(scale * file.tensors[name + A].shape[1], dtype=torch.float64)
+            tensors[alpha] = TensorInfo.of(number)
+            made[alpha] = (name + A, lambda _, number=number: number)
+    return replace(read, file=DerivedFile(file, tensors, made)) if made else read
+
+
+def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
+    """Whether a layer's factors are (I, r) and (r, O), not (r, I) and (O, r) as in other tools.
+
+    With a scale of mlx-lm's they are `known` to be.
+    """
+    a, b = file.tensors[name + A].shape, file.tensors[name + B].shape
+    if len(a) == len(b) == 3:
+        raise FileFormatError(
+            "a LoRA of all experts in one tensor, as mlx-lm writes it, is not read",
+            file=file.path,
+            key=name + A,
+            got=f"{list(a)} and {list(b)}",
+            expected="(I, r) and (r, O)",
+        )
+    if not len(a) == len(b) == 2 or a[1] != b[0]:
+        return False
+    if a[0] == b[1] and not known:
+        raise FileFormatError(
+            "the shapes do not say which axis of these factors is the rank",
+            file=file.path,
+            key=name + A,
+            got=f"{list(a)} and {list(b)}",
+            hint="Put the adapter_config.json that mlx-lm wrote beside the file",
+        )
+    return True
+
+
+def _scale(path: str) -> float | None:
+    """`scale` of mlx-lm's configuration; None where the configuration is another tool's."""
+    try:
+        with open(path, "rb") as opened:
+            table: Any = parse_json(opened.read(MAX_JSON + 1).decode("utf-8-sig", errors="replace"))
+    except OSError as error:
+        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+    except ValueError as error:
+        raise FileFormatError("this configuration is not JSON", file=path, got=str(error)[:80]) from error
+    settings: Any = cast("dict[str, Any]", table).get("lora_parameters") if isinstance(table, dict) else None
+    if not isinstance(settings, dict):
+        return None
+    scale: Any = cast("dict[str, Any]", settings).get("scale")
+    sound = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not sound or not -LARGEST <= scale <= LARGEST or not math.isfinite(scale):
+        raise FileFormatError(
+            "this configuration of mlx-lm cannot be followed",
+            file=path,
+            key="lora_parameters.scale",
+            got=repr(scale)[:80],
+            expected="a finite number",
+        )
+    return float(scale)
+
+
+DIALECT = Dialect(
+    name="mlx",
+    prefixes=(),
+    opened=_opened,
+    recognises=_recognises,
+    rename=lambda key: END.sub(lambda match: f".{SUFFIXES[match[1]]}", key),
+    file="adapters",
+)

@@ -1,0 +1,139 @@
+"""mlx-lm's adapters, by the formulas of its own classes, and other files with lower-case factors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from written import change, read
+
+import lycoris_ops as lyc
+
+PATH = "model.layers.0.self_attn.q_proj"
+CONFIG = {
+    "fine_tune_type": "lora",
+    "num_layers": 4,
+    "lora_parameters": {"rank": 3, "scale": 20.0, "dropout": 0.0},
+}
+
+
+def factors(rows: int, columns: int, rank: int = 3) -> dict[str, Tensor]:
+    return {f"{PATH}.lora_a": torch.randn(columns, rank), f"{PATH}.lora_b": torch.randn(rank, rows)}
+
+
+def folder(path: Path, tensors: dict[str, Tensor], config: Any = CONFIG) -> Path:
+    """A folder as mlx-lm writes it."""
+    path = path / "trained"
+    path.mkdir()
+    held = {key: tensor.contiguous().numpy().tobytes() for key, tensor in tensors.items()}
+    # Not by safetensors, which writes no metadata: MLX writes null.
+    header: dict[str, Any] = {"__metadata__": None}
+    at = 0
+    for key, data in held.items():
+        header[key] = {
+            "dtype": "F32",
+            "shape": list(tensors[key].shape),
+            "data_offsets": [at, at + len(data)],
+        }
+        at += len(data)
+    text = json.dumps(header).encode()
+    (path / "adapters.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + b"".join(held.values())
+    )
+    if config is not None:
+        (path / "adapter_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 18), (18, 18), (5, 3)])
+def test_a_lora_of_mlx(tmp_path: Path, rows: int, columns: int) -> None:
+    tensors = factors(rows, columns)
+    adapter = lyc.load_adapter(folder(tmp_path, tensors))
+    wanted = 20.0 * (tensors[f"{PATH}.lora_a"].double() @ tensors[f"{PATH}.lora_b"].double()).T
+    torch.testing.assert_close(change(adapter.layers[PATH], (rows, columns)), wanted)
+    assert (adapter.dialect, adapter.name) == ("mlx", "trained/adapters.safetensors")
+    assert not adapter.unused_keys and not adapter.without_alpha
+    assert adapter.alphas() == {PATH: 60.0} and adapter.info[PATH].rank == 3
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 18), (18, 18)])
+def test_a_dora_of_mlx(tmp_path: Path, rows: int, columns: int) -> None:
+    magnitude, weight = 1 + torch.rand(rows), torch.randn(rows, columns, dtype=torch.float64)
+    tensors = factors(rows, columns) | {f"{PATH}.m": magnitude}
+    layer = lyc.load_adapter(folder(tmp_path, tensors)).layers[PATH]
+    adapted = weight + 20.0 * (tensors[f"{PATH}.lora_a"].double() @ tensors[f"{PATH}.lora_b"].double()).T
+    wanted = magnitude.double()[:, None] * adapted / adapted.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(weight + layer.delta(weight), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dialect", ["comfy", "kohya", "lycoris"])
+def test_a_lora_of_mlx_in_other_dialects(tmp_path: Path, dialect: str) -> None:
+    """The factors that are written are those of the file, bit by bit."""
+    tensors = factors(12, 18)
+    adapter = lyc.load_adapter(folder(tmp_path, tensors))
+    out = tmp_path / "out.safetensors"
+    lyc.save_adapter(adapter, out, dialect=dialect, model={f"diffusion_model.{PATH}.weight": (12, 18)})
+    (layer,) = lyc.load_adapter(out).layers.values()
+    assert isinstance(layer, type(adapter.layers[PATH])) and layer.alpha == 60.0
+    found = layer.dump()
+    assert torch.equal(found["lora_down.weight"], tensors[f"{PATH}.lora_a"].T)
+    assert torch.equal(found["lora_up.weight"], tensors[f"{PATH}.lora_b"].T)
+
+
+def test_without_a_configuration_the_scale_is_reported_as_missing(tmp_path: Path) -> None:
+    tensors = factors(12, 18)
+    adapter = lyc.load_adapter(folder(tmp_path, tensors, None))
+    wanted = (tensors[f"{PATH}.lora_a"].double() @ tensors[f"{PATH}.lora_b"].double()).T
+    torch.testing.assert_close(change(adapter.layers[PATH], (12, 18)), wanted)
+    assert adapter.without_alpha == (PATH,)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ("{", "not JSON"),
+        ({"lora_parameters": {"rank": 3}}, r"lora_parameters\.scale"),
+        ({"lora_parameters": {"scale": "20"}}, r"lora_parameters\.scale"),
+        ({"lora_parameters": {"scale": 1e300}}, r"lora_parameters\.scale"),
+    ],
+)
+def test_a_damaged_configuration_is_an_error(tmp_path: Path, config: Any, problem: str) -> None:
+    with pytest.raises(
+        lyc.FileFormatError, match=rf"adapter_config\.json.*{problem}|{problem}.*adapter_config"
+    ):
+        lyc.load_adapter(folder(tmp_path, factors(12, 18), config))
+
+
+def test_square_factors_without_a_configuration_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(lyc.FileFormatError, match=rf"{PATH}\.lora_a.*which axis") as caught:
+        read(tmp_path, factors(4, 4, rank=4))
+    assert "adapter_config.json" in str(caught.value)
+
+
+def test_experts_in_one_tensor_are_refused_by_name(tmp_path: Path) -> None:
+    tensors = {f"{PATH}.lora_a": torch.randn(2, 3, 18), f"{PATH}.lora_b": torch.randn(2, 12, 3)}
+    with pytest.raises(lyc.FileFormatError, match="experts"):
+        lyc.load_adapter(folder(tmp_path, tensors))
+
+
+def test_contradicting_shapes_name_the_file_and_the_layer(tmp_path: Path) -> None:
+    tensors = {f"{PATH}.lora_a": torch.randn(18, 3), f"{PATH}.lora_b": torch.randn(4, 12)}
+    with pytest.raises(lyc.LayerError, match=rf"x\.safetensors.*{PATH}"):
+        read(tmp_path, tensors)
+
+
+@pytest.mark.parametrize("end", ["", ".weight"])
+def test_lower_case_factors_in_torchs_shapes(tmp_path: Path, end: str) -> None:
+    down, up = torch.randn(3, 18), torch.randn(12, 3)
+    adapter = read(tmp_path, {f"{PATH}.lora_a{end}": down, f"{PATH}.lora_b{end}": up})
+    torch.testing.assert_close(change(adapter.layers[PATH], (12, 18)), up.double() @ down.double())
+
+
+def test_nunchakus_packed_factors_are_refused_by_name(tmp_path: Path) -> None:
+    path = "transformer_blocks.0.mlp_fc1"
+    with pytest.raises(lyc.FileFormatError, match="Nunchaku"):
+        read(tmp_path, {f"{path}.lora_down": torch.randn(16, 18), f"{path}.lora_up": torch.randn(12, 16)})
