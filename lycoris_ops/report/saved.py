@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import number_of
-from ..writing.place import PEFT_FILE
+from ..names.dialects import GENERIC_NAMES
 from ..writing.save import SaveResult
 from .words import paragraph
 
@@ -13,8 +13,8 @@ from .words import paragraph
 def describe_saved(result: SaveResult) -> str:
     """The report on a saved adapter."""
     name = Path(result.path)
-    # All of PEFT's files have the same name, so show the folder's too.
-    shown = f"{name.parent.name}/{name.name}" if name.name == PEFT_FILE else name.name
+    # Some tools give all files the same name, so show the folder's too.
+    shown = f"{name.parent.name}/{name.name}" if name.stem in GENERIC_NAMES else name.name
     layers = number_of(result.layers, "layer")
     lines = [f"{shown}: {layers} with the names of {result.dialect}, {result.size / 1e6:.2f} MB"]
     lines += [f"  {change}" for change in (*result.changes, *result.in_comfy)]

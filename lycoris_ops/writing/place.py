@@ -8,11 +8,9 @@ from pathlib import Path
 from ..errors import WriteError
 from ..files.tensor_file import PICKLES, SAFETENSORS
 from ..files.writing import check_files, check_name, safetensors_path, system_errors
-from ..names.dialects import write_of
+from ..names.dialects import DIALECTS, write_of
 from ..peft import CONFIG_NAME
 
-PEFT_FILE = "adapter_model.safetensors"
-"""The only name under which PEFT looks for an adapter in its folder."""
 CARD = "README.md"
 """The name of the model card in PEFT's folder."""
 
@@ -31,7 +29,7 @@ def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
         return safetensors_path(path)
     found = check_name(path)
     with system_errors(found):
-        return _peft_place(found)
+        return _in_folder(found, dialect)
 
 
 def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
@@ -55,27 +53,29 @@ def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
     if not has_folder(dialect):
         return [out]
     card = out.with_name(CARD)
-    return [out, out.with_name(CONFIG_NAME), *([] if os.path.lexists(card) else [card])]
+    carded = write_of(dialect).carded and not os.path.lexists(card)
+    return [out, out.with_name(CONFIG_NAME), *([card] if carded else [])]
 
 
-def _peft_place(path: Path) -> Path:
+def _in_folder(path: Path, dialect: str) -> Path:
+    name = f"{DIALECTS[dialect].file}.safetensors"
     # A path without a tensor file's ending, such as `style-v1.5`, means a folder, which may not exist yet.
     if path.suffix.lower() not in SAFETENSORS + PICKLES and not path.is_file():
-        path = path / PEFT_FILE
-    if path.name != PEFT_FILE:
+        path = path / name
+    if path.name != name:
         raise WriteError(
-            "PEFT finds an adapter only under one name, in a folder of its own",
+            f"{dialect} finds an adapter only under one name, in a folder of its own",
             file=str(path),
             got=path.name,
-            expected=f"a folder, or {PEFT_FILE} in one",
+            expected=f"a folder, or {name} in one",
             hint="For a file of another name choose another dialect, such as lycoris",
         )
     others = [file.name for file in path.parent.glob("*") if file.suffix.lower() in SAFETENSORS]
-    if set(others) - {PEFT_FILE}:
+    if set(others) - {name}:
         raise WriteError(
             f"the folder holds other adapters, and {CONFIG_NAME} would be for all of them",
             file=str(path),
-            got=", ".join(sorted(set(others) - {PEFT_FILE})[:3]),
+            got=", ".join(sorted(set(others) - {name})[:3]),
             expected="a folder of its own",
         )
     return path

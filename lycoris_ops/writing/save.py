@@ -93,17 +93,18 @@ def save_adapter(
     overwrite: bool = True,
     progress: Progress | None = None,
 ) -> SaveResult:
-    """Write an adapter in a dialect: with the names and tensors of kohya, comfy, peft, diffusers or lycoris.
+    """Write an adapter in a dialect, one of `WRITTEN_DIALECTS`, with its names and tensors.
 
     With `dialect` None the adapter stays in its own dialect; if that is none of these, its layers keep their
     names. `model` is the model that the adapter is for, as its keys and shapes. Without it a layer can only
     be written where its path is the same in both dialects. With `dtype` None every factor keeps its dtype;
     alpha is always float32. The source's metadata is kept, except for hashes, and `metadata` is added: a
     value of None removes a key. For peft, `path` is a folder or the adapter_model.safetensors in it, and
-    adapter_config.json is written beside that, with a model card in README.md unless there is one. The
-    configuration's `base_model_name_or_path` and `task_type`, which Auto classes need, come from the metadata
-    or from the source's configuration. Keys that nothing reads are copied if the dialect stays the same. If
-    it changes they are an error, or are left out with `drop_unread`.
+    adapter_config.json is written beside that, with a model card in README.md unless there is one. For mlx it
+    is a folder or the adapters.safetensors in it, and mlx-lm's configuration is written beside that. PEFT's
+    `base_model_name_or_path` and `task_type`, which Auto classes need, come from the metadata or from the
+    source's configuration. Keys that nothing reads are copied if the dialect stays the same. If it changes
+    they are an error, or are left out with `drop_unread`.
 
     The whole file is built in memory. It gets its final name only after it has been read back and compared.
     It may replace an earlier file, even its own source, unless `overwrite` is off. `progress` is called with
@@ -146,7 +147,8 @@ def save_adapter(
     spelled, held = write_of(dialect).spelled, joined(together) if folder else together
     keyed = {spelled(one.name, suffix): t for one in held for suffix, t in one.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
-    contents = [configuration, card_of(made, configuration)] if configuration and folder else []
+    contents = [configuration] if configuration and folder else []
+    contents += [card_of(made, text) for text in contents if write_of(dialect).carded]
     # `outs` has no place for a card where there is one already.
     contents = [text.encode() for text in contents[: len(outs) - 1]]
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)

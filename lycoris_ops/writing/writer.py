@@ -124,7 +124,7 @@ class Writer:
         except ConflictError as error:
             planned = next(one.planned for one in made if one.planned.name == error.member.name)
             raise self._not_held(planned, error) from error
-        if table is not None and write_of(self.dialect).configuration == "beside":
+        if table is not None and write_of(self.dialect).carded:
             given = {
                 key: text for key, text in (metadata or {}).items() if key in PURPOSE and text is not None
             }
@@ -135,8 +135,7 @@ class Writer:
     def _source(self) -> Config[Any] | None:
         """The configuration beside the source, where one is to be written too."""
         path = self.adapter.config if self.adapter.dialect == self.dialect else None
-        beside = write_of(self.dialect).configuration == "beside"
-        return read_peft_config(path) if path and beside else None
+        return read_peft_config(path) if path and write_of(self.dialect).carded else None
 
     def _not_held(self, planned: LayerToWrite, error: LayerError, problem: str | None = None) -> LayerError:
         """The error for a layer that the dialect cannot hold, with the dialects that can."""

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from written import change, read
 
 import lycoris_ops as lyc
 
 PATH = "model.layers.0.self_attn.q_proj"
-CONFIG = {
-    "fine_tune_type": "lora",
-    "num_layers": 4,
-    "lora_parameters": {"rank": 3, "scale": 20.0, "dropout": 0.0},
-}
+SETTINGS = {"rank": 3, "scale": 20.0, "dropout": 0.0}
+CONFIG = {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": SETTINGS}
 
 
 def factors(rows: int, columns: int, rank: int = 3) -> dict[str, Tensor]:
@@ -137,3 +135,31 @@ def test_nunchakus_packed_factors_are_refused_by_name(tmp_path: Path) -> None:
     path = "transformer_blocks.0.mlp_fc1"
     with pytest.raises(lyc.FileFormatError, match="Nunchaku"):
         read(tmp_path, {f"{path}.lora_down": torch.randn(16, 18), f"{path}.lora_up": torch.randn(12, 16)})
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_written_back_it_is_the_same_bit_by_bit(tmp_path: Path, kind: str) -> None:
+    tensors = factors(12, 18) | ({f"{PATH}.m": 1 + torch.rand(12)} if kind == "dora" else {})
+    source = lyc.load_adapter(folder(tmp_path, tensors))
+    lyc.save_adapter(source, tmp_path / "written", dialect="mlx")
+    found = load_file(tmp_path / "written" / "adapters.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in found)
+    assert sorted(path.name for path in (tmp_path / "written").iterdir()) == [
+        "adapter_config.json",
+        "adapters.safetensors",
+    ]
+    assert json.loads((tmp_path / "written" / "adapter_config.json").read_text()) == {
+        "fine_tune_type": kind,
+        "num_layers": -1,
+        "lora_parameters": {**SETTINGS, "keys": [PATH]},
+    }
+    again = lyc.load_adapter(tmp_path / "written")
+    assert again.alphas() == source.alphas() and again.dialect == "mlx"
+
+
+def test_layers_of_two_scales_do_not_fit_into_one_configuration(tmp_path: Path) -> None:
+    layers = {f"x.{name}.lora_down.weight": torch.randn(2, 8) for name in "qv"}
+    layers |= {f"x.{name}.lora_up.weight": torch.randn(8, 2) for name in "qv"}
+    source = read(tmp_path, layers | {"x.q.alpha": torch.tensor(2.0), "x.v.alpha": torch.tensor(4.0)})
+    with pytest.raises(lyc.LayerError, match="one scale for all layers"):
+        lyc.save_adapter(source, tmp_path / "written", dialect="mlx")

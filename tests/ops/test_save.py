@@ -35,6 +35,7 @@ NAMES = {
     "peft": f"base_model.model.{PATH}",
     "diffusers": f"unet.{PATH}",
     "lycoris": "lycoris_down_blocks_0_attentions_0_proj_in",
+    "mlx": "input_blocks.1.1.proj_in",
 }
 TLORA = {"ss_network_args": json.dumps({"algo": "tlora", "sig_type": "principal"})}
 """Metadata that say where a T-LoRA started, because its tensors do not."""
@@ -63,7 +64,7 @@ def written(
 
 
 def out(folder: Path, dialect: str) -> Path:
-    return folder / "peft" if dialect == "peft" else folder / f"{dialect}.safetensors"
+    return folder / dialect if lyc.has_folder(dialect) else folder / f"{dialect}.safetensors"
 
 
 def saved(adapter: lyc.Adapter, folder: Path, dialect: str, **options: Any) -> lyc.Adapter:
@@ -75,6 +76,8 @@ def held(kind: str, weight: str, dialect: str) -> bool:
     """Whether a dialect can hold this kind of layer for this weight."""
     if dialect == "diffusers":
         return kind in ONLY_LORA
+    if dialect == "mlx":
+        return kind in ONLY_LORA and weight.startswith("linear")
     if dialect == "peft":
         # PEFT has no core of three dimensions: for such kernels it has flat factors. From a full factor of a
         # Conv1d it computes another product.

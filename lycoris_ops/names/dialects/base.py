@@ -142,6 +142,8 @@ class Write:
     configuration: Literal["beside", "within"] | None = None
     """Where PEFT's configuration of the layers is written: to a file beside the layers' file, or into its
     metadata."""
+    carded: bool = False
+    """Whether its folder has a model card, and its configuration says what the adapter was made for."""
     embeddings: bool = False
     """Whether its readers know embeddings (textual inversions) inside an adapter file."""
     hashes: bool = False

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from ...algorithms import Layer
 from ...algorithms.axes import ALPHA
-from ...errors import FileFormatError
+from ...algorithms.base import alpha_of
+from ...algorithms.factored import DORA
+from ...algorithms.lora import DOWN, UP, Lora
+from ...errors import FileFormatError, LayerError
 from ...files.bounds import MAX_JSON
 from ...files.json_text import parse_json
 from ...files.tensor_file import DerivedFile, TensorFile, TensorInfo
-from .base import Dialect, Opened
+from ...peft.config import ConfiguredLayer, Module, RankedConfig, WantedRank, common
+from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
 
 A, B = ".lora_a", ".lora_b"
 END = re.compile(r"\.(lora_a|lora_b|m)$")
@@ -112,6 +117,68 @@ def _scale(path: str) -> float | None:
     return float(scale)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WantedMlx(WantedRank):
+    dora: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlxConfig(RankedConfig[WantedMlx]):
+    """mlx-lm's configuration, which has one rank and one scale for all layers."""
+
+    peft_type: ClassVar[str] = ""
+    algorithm: ClassVar[type[Layer]] = Lora
+
+    dora: bool = False
+
+    @classmethod
+    def encoded(cls, layer: Layer) -> tuple[dict[str, Tensor], WantedMlx]:
+        tensors = layer.dump()
+        tensors.pop(ALPHA, None)
+        if not isinstance(layer, Lora) or not {DOWN, UP} <= tensors.keys() <= {DOWN, UP, DORA}:
+            refused = sorted(tensors.keys() - {DOWN, UP, DORA})
+            raise LayerError("holds plain LoRA and DoRA only", got=", ".join(refused) or layer.algorithm)
+        if layer.start is not None or tensors[DOWN].ndim != 2 or tensors[UP].ndim != 2:
+            raise LayerError(
+                "holds LoRA of linear layers only", got=layer.start or str(list(tensors[DOWN].shape))
+            )
+        if DORA in tensors and layer.magnitude_axis() != 0:
+            raise LayerError("holds no DoRA magnitude of the inputs", got=str(list(tensors[DORA].shape)))
+        written = {"lora_a": tensors[DOWN].T.contiguous(), "lora_b": tensors[UP].T.contiguous()}
+        if DORA in tensors:
+            written["m"] = tensors[DORA].flatten()
+        rank = len(tensors[DOWN])
+        alpha = alpha_of(layer)
+        return written, WantedMlx(r=rank, alpha=float(rank) if alpha is None else alpha, dora=DORA in tensors)
+
+    @classmethod
+    def of(cls, members: Sequence[ConfiguredLayer[WantedMlx]], module: Module) -> MlxConfig:
+        return cls(
+            r=common(members, "one rank for all layers", lambda wanted: wanted.r),
+            alpha=common(members, "one scale for all layers", lambda wanted: wanted.alpha),
+            dora=common(members, "DoRA in every layer, or in none", lambda wanted: wanted.dora),
+            target_modules=sorted(member.path for member in members),
+        )
+
+    def table(self) -> dict[str, Any]:
+        """The fields that mlx-lm reads: no number of blocks, but the whole paths of the layers."""
+        settings = {"rank": self.r, "scale": self.alpha / self.r, "dropout": 0.0, "keys": self.target_modules}
+        return {
+            "fine_tune_type": "dora" if self.dora else "lora",
+            "num_layers": -1,
+            "lora_parameters": settings,
+        }
+
+
+def _renamed(spoken: str | None, prefix: Prefix, path: str) -> str | None:
+    return path if spoken in (None, "peft") else None
+
+
+def _tensors(layer: Layer, asked: Asked) -> Encoded:
+    tensors, wanted = MlxConfig.encoded(layer)
+    return Encoded(asked.name, tensors, configured=(MlxConfig, wanted))
+
+
 DIALECT = Dialect(
     name="mlx",
     prefixes=(),
@@ -119,4 +186,13 @@ DIALECT = Dialect(
     recognises=_recognises,
     rename=lambda key: END.sub(lambda match: f".{SUFFIXES[match[1]]}", key),
     file="adapters",
+    write=Write(
+        "",
+        place=6,
+        tensors=_tensors,
+        renamed=_renamed,
+        holds=lambda kind, takes_lokr: kind is Lora,
+        configuration="beside",
+        in_comfy="ComfyUI's own loader knows no names of mlx-lm",
+    ),
 )

@@ -138,6 +138,8 @@ def _opened(read: Opened) -> Opened:
 
 def _without_pruned(file: TensorFile) -> TensorFile:
     """The file without layers of which AdaLoRA pruned all singular values: they change nothing."""
+    if not any(".lora_E" in key for key in file.tensors):
+        return file
     empty = {key for key, info in file.tensors.items() if 0 in info.shape}
     pruned = {PRUNED.sub("", key) for key in empty if PRUNED.search(key)}
     gone = {key for key in empty if (match := FACTOR.search(key)) and key[: match.start()] in pruned}
@@ -235,6 +237,7 @@ DIALECT = Dialect(
         renamed=_renamed,
         holds=_holds,
         configuration="beside",
+        carded=True,
         in_comfy="ComfyUI's own loader knows PEFT's names of a few models only, and reads no configuration",
     ),
 )
