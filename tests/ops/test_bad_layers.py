@@ -472,3 +472,13 @@ def test_a_tlora_that_started_from_no_known_triples_is_an_error_naming_those(tmp
     flat = {**tensors, "lambda_layer": tensors["lambda_layer"].flatten()}
     one, same = (lyc.ALGORITHMS["tlora"].load(each, {"sig_type": "last"}) for each in (tensors, flat))
     assert torch.equal(one.delta(base), same.delta(base))
+
+
+def test_adalora_is_pruned_only_where_all_three_factors_are_empty(tmp_path: Path) -> None:
+    name = "base_model.model.a.c"
+    empty = {"lora_A": torch.zeros(0, 18), "lora_B": torch.zeros(12, 0), "lora_E": torch.zeros(0, 1)}
+    adapter = lyc.load_adapter(written(tmp_path, empty, name))
+    assert list(adapter.info) == [GOOD] and not adapter.unused_keys
+    beside = empty | {"lora_A": torch.zeros(2, 18), "lora_B": torch.zeros(12, 2)}
+    with pytest.raises(lyc.LayerError, match=rf"x\.safetensors.*{name}"):
+        lyc.load_adapter(written(tmp_path, beside, name))

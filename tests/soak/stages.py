@@ -23,6 +23,7 @@ from torch import Tensor
 
 import lycoris_ops as lyc
 from lycoris_ops.commands import main
+from lycoris_ops.names.dialects import DIALECTS
 
 from . import containers
 from .case import CANARY, Case
@@ -418,7 +419,7 @@ class _Take:
         )
         folder = self.room / "saved"
         folder.mkdir()
-        out = folder / "adapter_model.safetensors"
+        out = folder / f"{DIALECTS[dialect].file or 'adapter_model'}.safetensors"
         saved = self.call(
             "save", lambda: lyc.save_adapter(adapter, out, dialect, model=self.shapes, drop_unread=True)
         )
@@ -428,7 +429,7 @@ class _Take:
             if case.same is not None and self.refused == "save":
                 self.refused = None
             return
-        self.kept |= {"saved/adapter_model.safetensors", f"saved/{CONFIG}", "saved/README.md"}
+        self.kept |= {f"saved/{out.name}", f"saved/{CONFIG}", "saved/README.md"}
         self._open_plainly(out)
         again = self.call("save", lambda: lyc.load_adapter(out, cache=lyc.TensorCache(0)))
         if again is None:

@@ -140,9 +140,14 @@ def _without_pruned(file: TensorFile) -> TensorFile:
     """The file without layers of which AdaLoRA pruned all singular values: they change nothing."""
     if not any(".lora_E" in key for key in file.tensors):
         return file
-    empty = {key for key, info in file.tensors.items() if 0 in info.shape}
-    pruned = {PRUNED.sub("", key) for key in empty if PRUNED.search(key)}
-    gone = {key for key in empty if (match := FACTOR.search(key)) and key[: match.start()] in pruned}
+    pruned = {PRUNED.sub("", key) for key in file.tensors if PRUNED.search(key)}
+    factors: dict[str, list[str]] = {}
+    for key in file.tensors:
+        if (match := FACTOR.search(key)) and (name := key[: match.start()]) in pruned:
+            factors.setdefault(name, []).append(key)
+    gone = {
+        key for keys in factors.values() if all(0 in file.tensors[key].shape for key in keys) for key in keys
+    }
     if not gone:
         return file
     return DerivedFile(file, {key: info for key, info in file.tensors.items() if key not in gone}, {})
