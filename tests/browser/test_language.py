@@ -93,7 +93,7 @@ def test_all_is_said_in_chinese(ui: Ui, vue_nodes: bool, screenshot: Callable[[s
     mode = f"{node}.widgets.find(widget => widget.name === 'mode')"
     assert page.evaluate(f"[{mode}.value, {mode}._displayValue]") == ["merge", "合并（merge）"]
     if vue_nodes:
-        # The oldest front end uses `getOptionLabel` for files alone, and no other option changes what it shows.
+        # The oldest front end asks `getOptionLabel` for files alone.
         shown = "merge" if ui.front_end == "1.41.21" else "合并（merge）"
         page.locator(".lg-node").get_by_text(shown, exact=True).wait_for()
     page.locator(".lycoris-bad", has_text="!").wait_for()
