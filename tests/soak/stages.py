@@ -309,7 +309,9 @@ class _Take:
             extent = self.call("layer", lambda layer=layer: layer.extent)
             if not extent:
                 continue
-            shape = tuple(12 if size is None else size for size in extent)
+            # Of SingLoRA only the larger side is known.
+            larger = max(size for shape in layer.shapes.values() for size in shape or (1,))
+            shape = tuple(larger if size is None else size for size in extent)
             if math.prod(shape) > LARGE:
                 continue
             for dtype in (torch.float64, torch.float32):
