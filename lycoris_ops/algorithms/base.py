@@ -191,8 +191,8 @@ class Layer(ABC):
         """The layer whose change is `factor` times as large: one factor of each product is multiplied.
 
         That factor becomes float32 where its own dtype does not hold the result exactly. Where the formula
-        has a factor twice, alpha is multiplied in its place. Raises LayerError
-        where the layer has no such factor: its effect is not proportional to any of its tensors.
+        has a factor twice, alpha is multiplied in its place. Raises LayerError where the layer has no such
+        factor: its effect is not proportional to any of its tensors.
         """
         if self.set_bias is not None or not self.proportional:
             raise LayerError(
