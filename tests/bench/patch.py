@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import lycoris_ops as lyc
+from lycoris_ops.patch import registry
 from lycoris_ops.patch.registry import PATHS, path_report
 from tests.bench.cases import CASES, DTYPES, SETS, Case, Stack, base
 from tests.bench.peers import PEERS, Patch, plan_of
@@ -73,7 +74,7 @@ def by_path(path: Any, stack: Stack, weight: Tensor) -> Patch:
 
     @torch.no_grad()
     def patch(target: Tensor) -> Tensor:
-        path.apply(plan, target, plan.tensors, plan.strengths)
+        path.apply([registry.Patch(plan, target, plan.tensors, plan.strengths)])
         return target
 
     return patch
