@@ -120,6 +120,11 @@ _Pass = tuple[BoundPlan | PlacedPlan | WholePass, Tensor, Tensor]
 class Hiding:
     """An owner of hooks that hide a module's weight behind a changed one in each pass."""
 
+    @property
+    def serves_others(self) -> bool:
+        """Whether its hooks add the changes of others too."""
+        return False
+
 
 def check_present(value: Tensor, device: torch.device, path: str | None = None) -> None:
     """Raise LycorisError for a weight on the meta device, unless the pass runs there too."""
@@ -184,6 +189,8 @@ class Bypass:
         self.name = name
         self.before_pass: BeforePass | None = None
         """It may set `strengths` for the pass, and `plan` to one that acts in the same way."""
+        self.instead: Hiding | None = None
+        """What hides the weight in the passes in which this does nothing, and in no other."""
         self.dropout = 0.0
         """The share of the input's values that additive layers see as zero, at random."""
         self.places: Places | None = None
@@ -456,8 +463,10 @@ class Bypass:
         """
         module: Any = self.module
         hooks: Mapping[int, Any] = module._forward_hooks
-        hidden = len(hooks) > 1 and any(
-            isinstance(getattr(hook, "__self__", None), Hiding) for hook in hooks.values()
+        owners = [getattr(hook, "__self__", None) for hook in hooks.values()] if len(hooks) > 1 else []
+        hidden = any(
+            isinstance(owner, Hiding) and (owner is not self.instead or owner.serves_others)
+            for owner in owners
         )
         # A `PlainReader` takes `forward` as it is.
         plain = type(self._reader) is PlainReader

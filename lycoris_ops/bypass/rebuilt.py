@@ -110,6 +110,10 @@ class Rebuilt(Hiding):
             other._first = None
             other.attach()
 
+    @property
+    def serves_others(self) -> bool:
+        return bool(self._others)
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = input_of(args, kwargs)
         self._hidden.append({})

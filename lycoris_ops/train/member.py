@@ -215,6 +215,7 @@ class Member(nn.Module):
         # Attach the bypass first: only it can refuse.
         if self._bypass is not None:
             self._bypass.before_pass = self._before_bypass
+            self._bypass.instead = self._rebuilt
             self._bypass.attach()
         if self._rebuilt is not None:
             self._rebuilt.before_pass = self._before_rebuilt

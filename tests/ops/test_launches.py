@@ -68,6 +68,40 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
+class Linear(nn.Linear):
+    """It counts its passes. By its name it is known to multiply as torch's own layer does."""
+
+    runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Linear.runs += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "limit"),
+    [
+        ({"algorithm": "lora", "dora": "output"}, 192, 192),
+        ({"algorithm": "oft"}, 192, 192),
+        ({"algorithm": "oftv2"}, 192, 192),
+        ({"algorithm": "lora", "dora": "output"}, 384, 2730),
+        ({"algorithm": "boft"}, 384, 2730),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
+)
+def test_a_module_runs_once_where_a_rebuilt_weight_would_take_over(
+    options: dict[str, Any], width: int, limit: int
+) -> None:
+    """The hooks for passes of many tokens are there, and hide nothing in a pass of few."""
+    base = nn.Sequential(Linear(width, width)).requires_grad_(False)
+    network = lyc.create_lycoris(base, **options, rank=8, seed=0).apply_to()
+    assert [one.form for one in network.members.values()] == [f"bypass up to {limit} tokens, else rebuilt"]
+    for tokens in (8, limit + 8, 8):
+        Linear.runs = 0
+        base(torch.randn(tokens, width))
+        assert Linear.runs == 1, tokens
+
+
 @pytest.mark.parametrize("kernel", [(), (3, 2)], ids=["linear", "conv"])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_derivatives_of_the_factor_of_dora(axis: int, kernel: tuple[int, ...]) -> None:
