@@ -397,7 +397,7 @@ class Layer(ABC):
         return False
 
     def of_outputs(self, shape: Sequence[int]) -> bool:
-        """Whether `sides` of a weight of this shape has no operator on inputs."""
+        """Whether `sides` of a weight of this shape is known to have no operator on inputs."""
         return False
 
     def dependent(self, weight: Tensor) -> Tensor:
