@@ -9,7 +9,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
@@ -143,12 +143,14 @@ class TensorFile(Protocol):
 
 @dataclass(frozen=True)
 class DerivedFile:
-    """A file some of whose tensors are made from those of another `file`."""
+    """A file some of whose tensors are made from those of another `file`, or added to them."""
 
     file: TensorFile
     tensors: Mapping[str, TensorInfo]
     made: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]]
     """For each tensor that is made: the name of the tensor in `file`, and how it is made from that."""
+    added: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """The tensors that are not read from `file`."""
 
     @property
     def path(self) -> str:
@@ -169,10 +171,12 @@ class DerivedFile:
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """See `TensorFile`. What tensors are made from is kept in any case: several may need it."""
         made = {name: self.made[name] for name in names if name in self.made}
-        sources = {name: made[name][0] if name in made else name for name in names}
+        own = [name for name in names if name not in self.added]
+        sources = {name: made[name][0] if name in made else name for name in own}
         held = self.file.read(tuple(dict.fromkeys(sources.values())), cache, keep=keep or bool(made))
-        own = {name: held[source] for name, source in sources.items()}
-        return own | {name: make(own[name]) for name, (_, make) in made.items()}
+        added = {name: self.added[name] for name in names if name in self.added}
+        found = added | {name: held[source] for name, source in sources.items()}
+        return found | {name: make(found[name]) for name, (_, make) in made.items()}
 
 
 @dataclass(frozen=True)

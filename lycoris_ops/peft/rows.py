@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +28,7 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
 
     Raises FileFormatError where the configuration gives no numbers for a layer, or too many or too few.
     """
-    tensors = dict(file.tensors)
-    made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+    added: dict[str, Tensor] = {}
     for key in filter(has_rows, file.tensors):
         if (match := VALUES.match(key)) is None:
             continue
@@ -44,7 +42,8 @@ def with_rows(file: TensorFile, config: Config[Any]) -> TensorFile:
                 got=f"{len(rows)} numbers",
                 expected=f"{held[0]}, for {key}",
             )
-        numbers = torch.tensor(rows)
-        tensors[f"{name}.{ROWS_AT}"] = TensorInfo.of(numbers)
-        made[f"{name}.{ROWS_AT}"] = (key, lambda _, numbers=numbers: numbers)
-    return DerivedFile(file, tensors, made) if made else file
+        added[f"{name}.{ROWS_AT}"] = torch.tensor(rows)
+    if not added:
+        return file
+    infos = {key: TensorInfo.of(numbers) for key, numbers in added.items()}
+    return DerivedFile(file, {**file.tensors, **infos}, {}, added)

@@ -13,6 +13,7 @@ from torch import Tensor
 from written import change, read
 
 import lycoris_ops as lyc
+from lycoris_ops.files.cache import TensorCache
 
 PATH = "model.layers.0.self_attn.q_proj"
 SETTINGS = {"rank": 3, "scale": 20.0, "dropout": 0.0}
@@ -56,6 +57,12 @@ def test_a_lora_of_mlx(tmp_path: Path, rows: int, columns: int) -> None:
     assert (adapter.dialect, adapter.name) == ("mlx", "trained/adapters.safetensors")
     assert not adapter.unused_keys and not adapter.without_alpha
     assert adapter.alphas() == {PATH: 60.0} and adapter.info[PATH].rank == 3
+
+
+def test_alphas_are_told_without_reading_a_factor(tmp_path: Path) -> None:
+    cache = TensorCache(1 << 20)
+    assert lyc.load_adapter(folder(tmp_path, factors(12, 18)), cache=cache).alphas() == {PATH: 60.0}
+    assert cache.nbytes == 0
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 18), (18, 18)])

@@ -51,6 +51,7 @@ def _opened(read: Opened) -> Opened:
     scale = _scale(read.config) if read.config else None
     tensors = dict(file.tensors)
     made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+    added: dict[str, Tensor] = {}
     for name in names:
         if not _transposed(file, name, known=scale is not None):
             continue
@@ -59,10 +60,9 @@ def _opened(read: Opened) -> Opened:
             tensors[key] = TensorInfo(whole.dtype, whole.shape[::-1])
             made[key] = (key, lambda tensor: tensor.T.contiguous())
         if scale is not None and (alpha := f"{name}.{ALPHA}") not in tensors:
-            number = torch.tensor(scale * file.tensors[name + A].shape[1], dtype=torch.float64)
-            tensors[alpha] = TensorInfo.of(number)
-            made[alpha] = (name + A, lambda _, number=number: number)
-    return replace(read, file=DerivedFile(file, tensors, made)) if made else read
+            added[alpha] = torch.tensor(scale * file.tensors[name + A].shape[1], dtype=torch.float64)
+            tensors[alpha] = TensorInfo.of(added[alpha])
+    return replace(read, file=DerivedFile(file, tensors, made, added)) if made else read
 
 
 def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
