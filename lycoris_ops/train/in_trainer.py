@@ -12,6 +12,7 @@ import torch
 from .. import processes
 from ..errors import TrainError
 from ..reading.adapter import Adapter
+from ..writing.place import has_folder
 from ..writing.save import save_adapter
 from .extras import required
 from .network import LycorisNetwork
@@ -29,10 +30,10 @@ def adapter_checkpoints(
     reports their norm, and clears them after the step. All processes start with the first one's weights.
 
     While the trainer trains and the network is applied, `save_model` writes the adapter, and a checkpoint
-    holds the adapter beside the states of optimiser and schedule. For "peft" the adapter is a folder that
-    PEFT loads; for the other dialects a file `adapter.safetensors`. `metadata` is as in `save_adapter`. After
-    the training `save_model` writes the whole model again, without the network; `save_weights` writes the
-    network.
+    holds the adapter beside the states of optimiser and schedule. For "peft" and "mlx" the adapter is a
+    folder that the tool loads; for the other dialects a file `adapter.safetensors`. `metadata` is as in
+    `save_adapter`. After the training `save_model` writes the whole model again, without the network;
+    `save_weights` writes the network.
 
     A base and a network that `fully_shard` has divided are saved whole. The trainer must then neither move
     nor wrap the model: see "An engineer's day" in the documentation.
@@ -98,7 +99,7 @@ def adapter_checkpoints(
                 if not network.applied:
                     return whole(folder, *given, **options)
                 if options.get("is_main_process", True):
-                    place = folder if dialect == "peft" else os.path.join(folder, "adapter.safetensors")
+                    place = folder if has_folder(dialect) else os.path.join(folder, "adapter.safetensors")
                     adapter = gathered.pop() if gathered else network.to_adapter(dialect=dialect)
                     save_adapter(adapter, place, dialect, metadata=metadata, model=network.shapes())
                 return None

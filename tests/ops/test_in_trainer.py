@@ -82,6 +82,25 @@ def test_the_trainer_steps_as_a_loop_does_and_a_checkpoint_holds_the_adapter_alo
         transformers.Trainer(model, settings, callbacks=[callback])
 
 
+def test_checkpoints_in_a_dialect_that_is_a_folder(tmp_path: Path) -> None:
+    model = llama()
+    network = lyc.create_lycoris(model, rank=2, include="*v_proj").apply_to()
+    settings = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, save_steps=1, use_cpu=True, report_to="none"
+    )
+    rows: Any = [{"input_ids": ids, "labels": ids} for ids in IDS]
+    optimiser = torch.optim.SGD(network.parameters(), 0.5)
+    transformers.Trainer(
+        model,
+        settings,
+        train_dataset=rows,
+        optimizers=(optimiser, None),
+        callbacks=[lyc.adapter_checkpoints(network, "mlx")],
+    ).train()
+    found = lyc.load_adapter(tmp_path / "checkpoint-1")
+    assert found.dialect == "mlx" and len(found.layers) == len(network.members)
+
+
 def test_a_trainer_that_leaves_the_gradients_of_a_network_is_refused(tmp_path: Path) -> None:
     """And networks that are taken away in any order leave the model as it was."""
     model = llama()
