@@ -21,7 +21,7 @@ from ..files.dtypes import ITEM_BITS
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
 from ..maths.shapes import Extent, Rows, Shape
-from ..names.dialects import Held, restated
+from ..names.dialects import WRITES, Held, restated
 from ..names.dialects import peft as peft_names
 from ..names.families import Families, families_of_layers, families_said
 from ..names.layer_name import LayerName
@@ -338,6 +338,19 @@ class Adapter:
             name
             for name, info in self.info.items()
             if info.peft is None and not info.algorithm.is_told(info.keys)
+        )
+
+    @property
+    def unscaled(self) -> tuple[str, ...]:
+        """Those of `without_alpha` whose tool writes the scale into a configuration, and nowhere else.
+
+        In the other dialects a layer without an alpha is meant to be at scale 1.
+        """
+        return tuple(
+            name
+            for name in self.without_alpha
+            if (write := WRITES.get(self.info[name].named.dialect or self.dialect)) is not None
+            and write.configuration == "beside"
         )
 
     def _peft_alpha(self, info: LayerInfo) -> float | None:

@@ -168,8 +168,7 @@ def _configured(resolution: EntryResolution) -> list[str]:
             "file does not apply: the rank is not the one it says, the name is not PEFT's, or the file "
             "itself holds a configuration"
         )
-    # Only for PEFT's names: in other dialects a layer without an alpha is meant to be at scale 1.
-    elif any(adapter.info[name].named.dialect == "peft" for name in left):
+    elif adapter.unscaled:
         lines.append(f"no {CONFIG_NAME} beside the file: {number_of(len(left), 'layer')} at scale 1")
     starts = Counter(info.options.get("start") for info in adapter.info.values())
     lines += [

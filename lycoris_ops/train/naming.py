@@ -69,8 +69,8 @@ def _unread(adapter: Adapter) -> list[str]:
 
 
 def _unscaled(adapter: Adapter) -> list[str]:
-    """A remark if PEFT's layers lack the configuration that states their scale."""
-    names = [name for name in adapter.without_alpha if adapter.info[name].named.dialect == "peft"]
+    """A remark if layers lack the configuration that states their scale."""
+    names = adapter.unscaled
     if not names:
         return []
     return [

@@ -90,11 +90,14 @@ def test_a_lora_of_mlx_in_other_dialects(tmp_path: Path, dialect: str) -> None:
 
 
 def test_without_a_configuration_the_scale_is_reported_as_missing(tmp_path: Path) -> None:
+    """mlx-lm's usual scale is 20, so that nobody should take such an adapter for a weak one."""
     tensors = factors(12, 18)
     adapter = lyc.load_adapter(folder(tmp_path, tensors, None))
     wanted = (tensors[f"{PATH}.lora_a"].double() @ tensors[f"{PATH}.lora_b"].double()).T
     torch.testing.assert_close(change(adapter.layers[PATH], (12, 18)), wanted)
     assert adapter.without_alpha == (PATH,)
+    said = "no adapter_config.json beside the file: 1 layer at scale 1"
+    assert said in lyc.describe(lyc.resolve(lyc.Stack([lyc.Entry(adapter)]), {f"{PATH}.weight": (12, 18)}))
 
 
 @pytest.mark.parametrize(
