@@ -8,8 +8,10 @@ Families have short names (`double`) where these are unique in the model.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from ..maths.shapes import Shape
@@ -215,12 +217,12 @@ class _Part:
     def short(self) -> Mapping[str, str]:
         """The short name of each family, by its full path. No two short names are equal."""
         wanted = {family: list(_shorter(family)) for family in self.families}
-        found: dict[str, str] = {}
-        for family, names in wanted.items():
-            others = [each for other, each in wanted.items() if other != family]
-            first = {each[0] for each in others} | {each[-1] for each in others}
-            found[family] = next((name for name in names if name not in first), family)
-        return found
+        # How many families want a name first, or have it as their full path.
+        taken = Counter(chain.from_iterable({names[0], names[-1]} for names in wanted.values()))
+        return {
+            family: next((name for name in names if taken[name] == (name in (names[0], names[-1]))), family)
+            for family, names in wanted.items()
+        }
 
     @cached_property
     def _foreign(self) -> frozenset[str]:

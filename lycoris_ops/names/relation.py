@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, product
 
 from ..errors import MatchError
 from ..maths.shapes import Rows, Shape
@@ -143,7 +143,9 @@ class Relation:
     def _enter_all(self, index: _Index, part: str, names: Names) -> None:
         members = self.targets.by_part[part]
         for name, places in names.items():
-            _enter(index, name, tuple(members[place.path].taking(place.rows) for place in places))
+            for targets in islice(product(*(members[place.path] for place in places)), RIVALS):
+                taken = (target.taking(place.rows) for target, place in zip(targets, places, strict=True))
+                _enter(index, name, tuple(taken))
 
     def find(self, layer: str) -> Candidates:
         """What a layer's name in an adapter file means, see `meanings`."""
@@ -326,7 +328,7 @@ class Written:
             members = targets.by_part[part]
             # The host's text encoders have the paths of transformers, which all tools write.
             for path, found in (layout if part == UNET else Layers.own)(layers).items():
-                places = tuple(members[place.path].taking(place.rows) for place in found)
+                places = tuple(members[place.path][0].taking(place.rows) for place in found)
                 spans = targets.spans(places)
                 total = sum(end - start for _, (start, end) in spans)
                 shape = (total, *layers.shapes[found[0].path][1:])

@@ -155,18 +155,21 @@ class Targets:
         return tuple(target for target in self.all if target.part is not None) or self.all
 
     @cached_property
-    def by_part(self) -> Mapping[str, Mapping[str, Target]]:
-        """The targets by path, of the diffusion model and each text encoder, see `Target.within`."""
-        found: dict[str, dict[str, Target]] = {}
+    def by_part(self) -> Mapping[str, Mapping[str, Sequence[Target]]]:
+        """The targets by path, of the diffusion model and each text encoder, see `Target.within`.
+
+        A path has several targets where a file holds weights twice, with and without a wrapper.
+        """
+        found: dict[str, dict[str, list[Target]]] = {}
         for target in self.all:
-            found.setdefault(target.within, {})[target.path] = target
+            found.setdefault(target.within, {}).setdefault(target.path, []).append(target)
         return found
 
     @cached_property
     def layers(self) -> Mapping[str, Layers]:
         """The layers of each of these parts with all their names."""
         return {
-            part: Layers({path: self.shape_of(target) for path, target in members.items()})
+            part: Layers({path: self.shape_of(targets[0]) for path, targets in members.items()})
             for part, members in self.by_part.items()
         }
 
@@ -209,9 +212,18 @@ class Targets:
 
     def encoder_of(self, number: int) -> str | None:
         """The host's name of the text encoder that a number means, see `ENCODERS`; None for none."""
-        ranks = {encoder: self.rank(number, encoder) for encoder in self.encoders}
-        known = {encoder: rank for encoder, rank in ranks.items() if rank is not None}
-        return min(known, key=lambda encoder: known[encoder], default=None)
+        return self._numbered.get(number)
+
+    @cached_property
+    def _numbered(self) -> Mapping[int, str]:
+        """For each number that means a text encoder, the encoder of the lowest rank."""
+        found: dict[int, str] = {}
+        for number in (0, *ENCODERS):
+            ranks = {encoder: self.rank(number, encoder) for encoder in self.encoders}
+            known = {encoder: rank for encoder, rank in ranks.items() if rank is not None}
+            if known:
+                found[number] = min(known, key=known.__getitem__)
+        return found
 
     def spans(self, places: Iterable[Target]) -> tuple[Span, ...]:
         """The rows of weights that targets are. A weight of unknown shape counts as one row."""

@@ -33,7 +33,7 @@ class Parts:
         model = self.layers[UNET].model if UNET in self.layers else None
         return model.layout if model else Layout(())
 
-    @property
+    @cached_property
     def encoders(self) -> set[str]:
         return set(self.layers) - {UNET}
 
