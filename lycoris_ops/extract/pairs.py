@@ -66,9 +66,8 @@ class _Side:
         self.turned = stored_transposed(shapes)
         parts = self.targets.parts
         # A scalar, such as CLIP's `logit_scale`, is not a layer.
-        here = [one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)]
-        adapted = set(self.targets.adaptable)
-        self.all = [one for one in here if one in adapted]
+        here = {one for one in self.targets.all if shapes[one.key] and weights.reads(one.key)}
+        self.all = [one for one in self.targets.adaptable if one in here]
         self.others = len(here) - len(self.all)
         unet = self.targets.layers.get(UNET)
         self._known = "unet" in parts or (unet is not None and unet.model is not None)

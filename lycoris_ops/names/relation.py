@@ -283,7 +283,7 @@ class Relation:
         lokr = lokr and write_of(dialect).lokr is not None and not self.targets.in_diffusers
         if (dialect, lokr) not in self._written:
             made = Written(self.targets, dialect, lokr=lokr)
-            plain = lokr and not any(made.in_part(UNET))
+            plain = lokr and not made.in_part(UNET)
             self._written[dialect, lokr] = self.written(dialect) if plain else made
         return self._written[dialect, lokr]
 
@@ -335,8 +335,10 @@ class Written:
                 said = path.replace(".", "_") if write.flat else path
                 name = Spelled(part, prefix, said, places, spans, shape)
                 self._all.append(name)
-                for (key, rows), window in zip(spans, targets.windows(places), strict=True):
-                    self._known_by.setdefault(key, []).append((name, window[0] if window else 0, rows))
+                at = 0
+                for key, rows in spans:
+                    self._known_by.setdefault(key, []).append((name, at, rows))
+                    at += rows[1] - rows[0]
 
     @cached_property
     def exactly(self) -> frozenset[tuple[Span, ...]]:

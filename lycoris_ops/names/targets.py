@@ -256,7 +256,7 @@ def weight_rows(places: Sequence[Target]) -> list[tuple[str, Rows | None]]:
 
 
 def bias_rows(places: Sequence[Target]) -> list[tuple[str, Rows | None]]:
-    """The same of their biases; empty where one has none."""
+    """The keys of the biases of targets, each with the rows taken; empty unless all have one."""
     found = [(place.bias, place.rows) for place in places if place.bias]
     return found if len(found) == len(places) else []
 

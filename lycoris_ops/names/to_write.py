@@ -113,15 +113,17 @@ def plan_names(
     kept = {name for name in layers if name not in lokr and _is_kept(placed.named[name], dialect)}
     found = placed.places(file, [name for name in layers if name not in kept])
     for name, layer in layers.items():
-        said, places = placed.named[name], found.get(name, ())
-        if places and relation is not None:
+        said = placed.named[name]
+        if name in kept:
+            planned.append(_as_one(said, name, placed))
+        elif (places := found[name]) and relation is not None:
             _check_fit(file, name, layer, places, relation.targets)
             through[name] = places
-            continue
-        renamed = None if name in kept else write_of(dialect).renamed(said.dialect, said.prefix, said.path)
-        if name not in kept and renamed is None:
-            raise _needs_model(file, said, dialect, relation)
-        planned.append(_as_one(said if renamed is None else LayerName.of(renamed), name, placed))
+        else:
+            renamed = write_of(dialect).renamed(said.dialect, said.prefix, said.path)
+            if renamed is None:
+                raise _needs_model(file, said, dialect, relation)
+            planned.append(_as_one(LayerName.of(renamed), name, placed))
     if relation is not None and through:
         names, fused = relation.written(dialect), relation.written(dialect, lokr=bool(lokr))
         of_lokr = {name: places for name, places in through.items() if name in lokr}

@@ -147,10 +147,10 @@ def save_adapter(
     spelled, held = write_of(dialect).spelled, joined(together) if folder else together
     keyed = {spelled(one.name, suffix): t for one in held for suffix, t in one.tensors.items()}
     tensors = in_file_order(keyed | dict(adapter.file.read(loose, adapter.cache, keep=False)))
-    contents = [configuration] if configuration and folder else []
-    contents += [card_of(made, text) for text in contents if write_of(dialect).carded]
-    # `outs` has no place for a card where there is one already.
-    contents = [text.encode() for text in contents[: len(outs) - 1]]
+    contents = [configuration.encode()] if configuration and folder else []
+    # `outs` has a third place only where a card is to be written.
+    if configuration and len(outs) > 2:
+        contents.append(card_of(made, configuration).encode())
     text = metadata_for(adapter, dialect, dtype, made, metadata or {}, None if folder else configuration)
     add_hashes(text, tensors, adapter.metadata, dialect, metadata or {})
     header = header_of(tensors, text)
