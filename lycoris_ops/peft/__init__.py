@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ..algorithms import Layer
-from ..errors import FileFormatError
-from ..files.bounds import MAX_JSON
 from .config import (
     PURPOSE,
     SELECTING,
@@ -22,7 +20,7 @@ from .config import (
     Wanted,
     WantedRank,
 )
-from .fields import MOST_PARTS, Fields, parsed, unreadable
+from .fields import MOST_PARTS, Fields, parsed, table_of, unreadable
 from .kinds import KINDS
 from .kinds.ln_tuning import LnTuningConfig
 from .kinds.lora import LoraConfig
@@ -114,7 +112,7 @@ def _saved(paths: Sequence[str], module: Module) -> list[str]:
 
 def read_peft_config(path: str) -> Config[Any]:
     """Read an adapter_config.json. Raises FileFormatError where it cannot be read or followed."""
-    return _config(_beside(path), path)
+    return _config(table_of(path), path)
 
 
 def peft_type_of(path: str) -> str | None:
@@ -122,7 +120,7 @@ def peft_type_of(path: str) -> str | None:
 
     Raises FileFormatError where the file cannot be read.
     """
-    found = _beside(path).get("peft_type")
+    found = table_of(path).get("peft_type")
     return found if isinstance(found, str) else None
 
 
@@ -131,7 +129,7 @@ def targets_parameters(path: str) -> bool:
 
     Raises FileFormatError where the file cannot be read.
     """
-    return bool(_beside(path).get("target_parameters"))
+    return bool(table_of(path).get("target_parameters"))
 
 
 def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
@@ -156,16 +154,6 @@ def read_lora_metadata(text: str, path: str) -> dict[str, Config[Any]]:
             expected=f"r and lora_alpha of 1 to {MOST_PARTS} parts",
         )
     return {part: _config(table, file, f"{part}." if part else "") for part, table in told.items()}
-
-
-def _beside(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON + 1)
-    except OSError as error:
-        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
-    # Some editors put a byte order mark in front, which utf-8-sig removes.
-    return parsed(data.decode("utf-8-sig", errors="replace"), path)
 
 
 def _config(table: Mapping[str, Any], path: str, prefix: str = "") -> Config[Any]:

@@ -1,4 +1,4 @@
-"""The fields of a PEFT configuration, read from JSON with their types and bounds checked."""
+"""The fields of an adapter's configuration, read from JSON with their types and bounds checked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..errors import FileFormatError
+from ..files.bounds import MAX_JSON
 from ..files.json_text import parse_json
 
 MOST_PARTS = 64
@@ -18,6 +19,17 @@ SHORT = reprlib.Repr()
 """Writes values on one line, without control characters, and cut off where they are long or deeply nested."""
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
 HINT = "Restore it, or remove it to apply the adapter at scale 1"
+
+
+def table_of(path: str) -> dict[str, Any]:
+    """The table in a configuration's file. Raises FileFormatError where it cannot be read, or holds none."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON + 1)
+    except OSError as error:
+        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
+    # Some editors put a byte order mark in front, which utf-8-sig removes.
+    return parsed(data.decode("utf-8-sig", errors="replace"), path)
 
 
 def parsed(text: str, file: str) -> dict[str, Any]:
@@ -42,7 +54,7 @@ def unreadable(
 ) -> FileFormatError:
     """The error for a configuration that cannot be followed."""
     return FileFormatError(
-        f"this PEFT configuration cannot be followed: {why}",
+        f"this configuration cannot be followed: {why}",
         file=file,
         key=key,
         got=got,

@@ -107,6 +107,9 @@ def test_without_a_configuration_the_scale_is_reported_as_missing(tmp_path: Path
         ({"lora_parameters": {"rank": 3}}, r"lora_parameters\.scale"),
         ({"lora_parameters": {"scale": "20"}}, r"lora_parameters\.scale"),
         ({"lora_parameters": {"scale": 1e300}}, r"lora_parameters\.scale"),
+        ('{"lora_parameters": {"scale": NaN}}', r"lora_parameters\.scale"),
+        ({"lora_parameters": {"scale": 10**4000}}, r"lora_parameters\.scale.* 13288 bits"),
+        ({"lora_parameters": {"scale": [[1] * 99]}}, r"lora_parameters\.scale"),
     ],
 )
 def test_a_damaged_configuration_is_an_error(tmp_path: Path, config: Any, problem: str) -> None:
@@ -114,6 +117,8 @@ def test_a_damaged_configuration_is_an_error(tmp_path: Path, config: Any, proble
         lyc.FileFormatError, match=rf"adapter_config\.json.*{problem}|{problem}.*adapter_config"
     ):
         lyc.load_adapter(folder(tmp_path, factors(12, 18), config))
+    with pytest.raises(lyc.FileFormatError, match="Restore it, or remove it to apply the adapter at scale 1"):
+        lyc.load_adapter(tmp_path / "trained")
 
 
 def test_square_factors_without_a_configuration_are_an_error(tmp_path: Path) -> None:
@@ -126,6 +131,13 @@ def test_experts_in_one_tensor_are_refused_by_name(tmp_path: Path) -> None:
     tensors = {f"{PATH}.lora_a": torch.randn(2, 3, 18), f"{PATH}.lora_b": torch.randn(2, 12, 3)}
     with pytest.raises(lyc.FileFormatError, match="experts"):
         lyc.load_adapter(folder(tmp_path, tensors))
+
+
+def test_factors_of_a_conv1d_in_torchs_shapes_are_no_experts(tmp_path: Path) -> None:
+    down, up = torch.randn(3, 18, 5), torch.randn(12, 3, 1)
+    adapter = read(tmp_path, {f"{PATH}.lora_a": down, f"{PATH}.lora_b": up})
+    wanted = torch.einsum("or,rik->oik", up.double()[..., 0], down.double())
+    torch.testing.assert_close(change(adapter.layers[PATH], (12, 18, 5)), wanted)
 
 
 def test_contradicting_shapes_name_the_file_and_the_layer(tmp_path: Path) -> None:

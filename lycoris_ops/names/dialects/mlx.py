@@ -8,7 +8,6 @@ Source: `tuner/lora.py`, `tuner/dora.py` and `load_adapters` of mlx-lm 0.32 (MIT
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,17 +22,14 @@ from ...algorithms.base import alpha_of
 from ...algorithms.factored import DORA
 from ...algorithms.lora import DOWN, UP, Lora
 from ...errors import FileFormatError, LayerError
-from ...files.bounds import MAX_JSON
-from ...files.json_text import parse_json
 from ...files.tensor_file import DerivedFile, TensorFile, TensorInfo
 from ...peft.config import ConfiguredLayer, Module, RankedConfig, WantedRank, common
+from ...peft.fields import Fields, table_of
 from .base import Asked, Dialect, Encoded, Opened, Prefix, Write
 
 A, B = ".lora_a", ".lora_b"
 END = re.compile(r"\.(lora_a|lora_b|m)$")
 SUFFIXES = {"lora_a": "lora_down.weight", "lora_b": "lora_up.weight", "m": "dora_scale"}
-LARGEST = 1e30
-"""The largest scale that is followed. Products with larger ones could overflow float32."""
 
 
 def _recognises(keys: Mapping[str, object]) -> bool:
@@ -71,13 +67,14 @@ def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
     With a scale of mlx-lm's they are `known` to be.
     """
     a, b = file.tensors[name + A].shape, file.tensors[name + B].shape
-    if len(a) == len(b) == 3:
+    if len(a) == len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
         raise FileFormatError(
             "a LoRA of all experts in one tensor, as mlx-lm writes it, is not read",
             file=file.path,
             key=name + A,
             got=f"{list(a)} and {list(b)}",
             expected="(I, r) and (r, O)",
+            hint="mlx_lm.fuse merges it into the model",
         )
     if not len(a) == len(b) == 2 or a[1] != b[0]:
         return False
@@ -94,27 +91,13 @@ def _transposed(file: TensorFile, name: str, *, known: bool) -> bool:
 
 def _scale(path: str) -> float | None:
     """`scale` of mlx-lm's configuration; None where the configuration is another tool's."""
-    try:
-        with open(path, "rb") as opened:
-            table: Any = parse_json(opened.read(MAX_JSON + 1).decode("utf-8-sig", errors="replace"))
-    except OSError as error:
-        raise FileFormatError("the file cannot be read", file=path, got=str(error.strerror)) from error
-    except ValueError as error:
-        raise FileFormatError("this configuration is not JSON", file=path, got=str(error)[:80]) from error
-    settings: Any = cast("dict[str, Any]", table).get("lora_parameters") if isinstance(table, dict) else None
+    settings: Any = table_of(path).get("lora_parameters")
     if not isinstance(settings, dict):
         return None
-    scale: Any = cast("dict[str, Any]", settings).get("scale")
-    sound = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not sound or not -LARGEST <= scale <= LARGEST or not math.isfinite(scale):
-        raise FileFormatError(
-            "this configuration of mlx-lm cannot be followed",
-            file=path,
-            key="lora_parameters.scale",
-            got=repr(scale)[:80],
-            expected="a finite number",
-        )
-    return float(scale)
+    fields = Fields(cast("dict[str, Any]", settings), path, "lora_parameters.")
+    if "scale" not in fields:
+        raise fields.error("scale", "it is missing", None, "a finite number")
+    return fields.number("scale")
 
 
 @dataclass(frozen=True, kw_only=True)
