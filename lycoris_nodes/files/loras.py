@@ -83,12 +83,12 @@ def relative_name(path: str) -> str | None:
 
 
 def adapter_path(prefix: str, dialect: str) -> Path:
-    """The path for a new adapter: the prefix with the next free number. For peft it is a folder."""
+    """The path for a new adapter: the prefix with the next free number. For peft and mlx it is a folder."""
     return output_path(prefix, ending_of(dialect))
 
 
 def ending_of(dialect: str) -> str:
-    """The ending of an adapter's name. It is "" for PEFT, which reads a folder with two files."""
+    """The ending of an adapter's name. It is "" for tools that read a folder with two files."""
     return "" if has_folder(dialect) else SAFETENSORS[0]
 
 

@@ -46,17 +46,17 @@ class LycorisSaveAdapter(io.ComfyNode):
                     options=[AS_IT_IS, *WRITTEN_DIALECTS],
                     default=AS_IT_IS,
                     tooltip="The tool whose layer names and tensors to write: kohya (sd-scripts, most web "
-                    "interfaces), comfy (ComfyUI's own names), peft, diffusers, or lycoris (lycoris-lora, "
-                    "SimpleTuner). 'as in the file' keeps the names that the layers have, and needs no "
-                    "model. ComfyUI's own loaders ignore some kinds (ia3, oftv2, boft_peft) and most files "
-                    "in PEFT's names: the report says so.",
+                    "interfaces), comfy (ComfyUI's own names), peft, diffusers, lycoris (lycoris-lora, "
+                    "SimpleTuner) or mlx (mlx-lm). 'as in the file' keeps the names that the layers have, "
+                    "and needs no model. ComfyUI's own loaders ignore some kinds (ia3, oftv2, boft_peft) and "
+                    "most files in PEFT's names: the report says so.",
                 ),
                 dtype_input("The dtype to save the tensors in. 'as in the file' keeps each tensor's own."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/adapter",
                     tooltip="Name in the output folder; a number is added, and no file is overwritten. "
-                    "For peft it is a folder.",
+                    "For peft and mlx it is a folder.",
                 ),
                 io.Boolean.Input(
                     "drop_unread",

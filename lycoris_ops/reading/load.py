@@ -81,7 +81,7 @@ def adapter_of_tensors(
 
 
 def adapter_stamp(path: str | os.PathLike[str]) -> str:
-    """A short text that changes with the adapter's file or the PEFT configuration beside it.
+    """A short text that changes with the adapter's file or the configuration beside it.
 
     Raises FileFormatError where there is no such file.
     """
@@ -89,7 +89,7 @@ def adapter_stamp(path: str | os.PathLike[str]) -> str:
 
 
 def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprint | None]:
-    """Fingerprints of an adapter's file, and of the PEFT configuration beside it, if there is one."""
+    """Fingerprints of an adapter's file, and of the configuration beside it, if there is one."""
     path = _file_of(path)
     _check_whole(Path(path))
     # The file first: `with_name` fails on a path without a name, which is no file.
@@ -99,7 +99,7 @@ def _fingerprints(path: str | os.PathLike[str]) -> tuple[Fingerprint, Fingerprin
 
 
 def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The adapter's file in a folder that PEFT or diffusers wrote; any other path unchanged."""
+    """The adapter's file in a folder that PEFT, diffusers or mlx-lm wrote; any other path unchanged."""
     if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LycorisError(
             "this is neither a file nor a folder of an adapter",
@@ -116,7 +116,7 @@ def _file_of(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
         for place in places:
             _check_whole(place)
         raise FileFormatError(
-            "the folder holds no adapter of PEFT or diffusers",
+            "the folder holds no adapter of PEFT, diffusers or mlx-lm",
             file=str(path),
             expected=" or ".join(place.name for place in places),
             hint="Name the file itself",
@@ -150,7 +150,7 @@ def _load(
 
 
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
-    """The adapter in an open file; `config` is the PEFT configuration beside it. See `load_adapter`."""
+    """The adapter in an open file; `config` is the configuration beside it. See `load_adapter`."""
     read = opened(file, config.path if config else None)
     file, on_parameters = read.file, read.on_parameters
     dialect = recognise(file.tensors)

@@ -1,4 +1,4 @@
-"""Where an adapter is written: to a file, or with PEFT's configuration to a folder of its own."""
+"""Where an adapter is written: to a file, or with its configuration to a folder of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def has_folder(dialect: str) -> bool:
 
 
 def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
-    """The file to write for a path that a user gave. For peft the path may be a folder.
+    """The file to write for a path that a user gave. For peft and mlx the path may be a folder.
 
     Raises WriteError for a name that readers would not find or not accept.
     """
@@ -33,7 +33,7 @@ def place_of(path: str | os.PathLike[str], dialect: str) -> Path:
 
 
 def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool = True) -> list[Path]:
-    """The files to write for a path that a user gave: the adapter's, and for peft those beside it.
+    """The files to write for a path that a user gave: the adapter's, and for peft and mlx those beside it.
 
     Raises WriteError, before any work is done, for a name that readers would not find or not accept, for a
     folder that is not there, and with `overwrite` off for a name that is taken.
@@ -44,7 +44,8 @@ def check_output(path: str | os.PathLike[str], dialect: str, *, overwrite: bool 
 
 
 def files_of(path: str | os.PathLike[str], dialect: str) -> list[Path]:
-    """The file of `place_of`, and for peft those of its configuration and, where there is none, of a card.
+    """The file of `place_of`, and for peft and mlx that of its configuration; for peft also that of a card,
+    where there is none.
 
     They are replaced together, or not at all: a configuration is wrong for other weights. A card is never
     replaced: it may be the user's own.

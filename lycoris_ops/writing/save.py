@@ -39,7 +39,7 @@ class SaveResult:
 
     path: str
     size: int
-    """Bytes of the file, without PEFT's configuration beside it."""
+    """Bytes of the file, without the configuration beside it."""
     dialect: str
     layers: int
     """How many layers the file holds."""

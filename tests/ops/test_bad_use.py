@@ -243,7 +243,7 @@ def test_what_is_given_in_place_of_an_adapter_a_layer_or_a_path_is_named(tmp_pat
         (lambda: lyc.TrainOptions(step=1), r"training .found step; expected steps, .* Is it steps\?"),  # pyright: ignore[reportCallIssue]
         (lambda: lyc.TrainOptions(steps=1, learning_rate=1), "Here it is called lr"),  # pyright: ignore[reportCallIssue]
         (lambda: lyc.create_lycoris(model, linear_dim=4), "Here it is called rank"),  # pyright: ignore[reportCallIssue]
-        (lambda: lyc.load_adapter(none), f"{none}: the folder holds no adapter of PEFT or diffusers"),
+        (lambda: lyc.load_adapter(none), f"{none}: the folder holds no adapter of PEFT, diffusers or mlx-lm"),
         (lambda: lyc.merge_checkpoint(none / "x", stack, none / "y"), "x: there is no such file"),
         (
             lambda: lyc.create_lycoris(model, weights=file, prefix="lora_unet_"),

@@ -155,6 +155,7 @@ test("a name is shown apart from its folder and without its ending", () => {
   assert.deepEqual(splitName("line\nbreak.pt"), ["", "line\nbreak"])
   assert.deepEqual(splitName("folder.pt/name"), ["folder.pt/", "name"])
   assert.deepEqual(nameInRow("a/ink/adapter_model.safetensors"), ["a/", "ink"])
+  assert.deepEqual(nameInRow("a/ink/adapters.safetensors"), ["a/", "ink"])
   assert.deepEqual(nameInRow("adapter_model.bin"), ["", "adapter_model"])
   assert.deepEqual(nameInRow("a/ink.pt"), ["a/", "ink"])
 })

@@ -466,8 +466,8 @@ def _output() -> list[Any]:
             options=list(WRITTEN_DIALECTS),
             default="comfy",
             tooltip="The tool whose layer names are written: comfy (ComfyUI's own names), kohya (sd-scripts, "
-            "most web interfaces), peft, diffusers or lycoris. ComfyUI's own loaders ignore some kinds "
-            "(ia3, oftv2, boft_peft) and most files in PEFT's names: the report says it.",
+            "most web interfaces), peft, diffusers, lycoris or mlx (mlx-lm). ComfyUI's own loaders ignore "
+            "some kinds (ia3, oftv2, boft_peft) and most files in PEFT's names: the report says it.",
         ),
         io.Combo.Input(
             "dtype",

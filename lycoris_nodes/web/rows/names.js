@@ -12,16 +12,19 @@ export function splitName(file) {
   return [file.slice(0, start), name]
 }
 
+/** The names that PEFT and mlx-lm give to every adapter. */
+const GENERIC = new Set(["adapter_model", "adapters"])
+
 /**
- * As `splitName`, for rows, which have little room for the folder. PEFT calls every file `adapter_model`: the
- * folder's name is shown in its place.
+ * As `splitName`, for rows, which have little room for the folder. Where a tool calls all its files alike, the folder's
+ * name is shown in place of theirs.
  *
  * @param {string} file
  * @returns {[folder: string, name: string]}
  */
 export function nameInRow(file) {
   const [folder, name] = splitName(file)
-  return name === "adapter_model" && folder ? splitName(folder.slice(0, -1)) : [folder, name]
+  return GENERIC.has(name) && folder ? splitName(folder.slice(0, -1)) : [folder, name]
 }
 
 /** How many letters of a name stay where it is cut: versions and steps are at the end. */

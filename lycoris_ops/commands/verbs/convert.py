@@ -21,7 +21,7 @@ from ..shared import (
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="the adapter to read")
-    add_output(command, "the .safetensors file to write, or for peft a folder")
+    add_output(command, "the .safetensors file to write, or for peft and mlx a folder")
     command.add_argument(
         "--dialect", required=True, choices=WRITTEN_DIALECTS, help="the tool whose names and tensors to write"
     )

@@ -12,7 +12,7 @@ from ..shared import MODEL, add_json, add_output, progress_bar
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help=f"the model that the other was tuned from: {MODEL}")
     command.add_argument("tuned", help="the tuned model, likewise")
-    add_output(command, "the .safetensors file to write, or for peft a folder")
+    add_output(command, "the .safetensors file to write, or for peft and mlx a folder")
     add_kind(command, same=False)
     add_result(command, "the dialect of the file; by default the layers have the model's own names", "fp16")
     command.add_argument(

@@ -14,7 +14,7 @@ EXACT = "exact"
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add_adapters(command)
-    add_output(command, "the .safetensors file to write, or for peft a folder")
+    add_output(command, "the .safetensors file to write, or for peft and mlx a folder")
     command.add_argument(
         "--method", default="sum", choices=merge_methods(), metavar="METHOD", help=", ".join(merge_methods())
     )

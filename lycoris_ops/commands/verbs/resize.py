@@ -11,7 +11,7 @@ from ..shared import add_json, add_output, progress_bar
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="the adapter to read")
-    add_output(command, "the .safetensors file to write, or for peft a folder")
+    add_output(command, "the .safetensors file to write, or for peft and mlx a folder")
     add_kind(command, same=True)
     add_base(
         command, "needed for kinds that depend on its weights, and to write the names of another dialect"
