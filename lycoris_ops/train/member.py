@@ -580,9 +580,9 @@ def _without_ranks(layer: Layer, share: float) -> Layer:
     """Drop a random share of the layer's components, and scale up the others to make up for it."""
     held = layer.tensors()
     dropped: dict[str, Tensor] = {}
-    for name in layer.table.downs:
-        if name in held:
-            down = held[name]
-            kept = (torch.rand(len(down), device=down.device) >= share).to(down.dtype) / (1 - share)
-            dropped[name] = down * kept.view(-1, *(1 for _ in down.shape[1:]))
+    # Not those of the table: the older layout of GLoRA has other downs under the same names.
+    for name in layer.variant.downs:
+        down = held[name]
+        kept = (torch.rand(len(down), device=down.device) >= share).to(down.dtype) / (1 - share)
+        dropped[name] = down * kept.view(-1, *(1 for _ in down.shape[1:]))
     return replace(layer, **dropped)

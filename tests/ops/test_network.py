@@ -443,6 +443,32 @@ def test_dropouts_act_in_training_alone(model: Model) -> None:
         network.restore()
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_rank_dropout_of_glora_drops_whole_ranks(older: bool) -> None:
+    """At rank 1 with a share of a half, each of the two products is left out or doubled: no input or output
+    of it alone."""
+    torch.manual_seed(0)
+    linear = nn.Linear(12, 8)
+    a1, a2, b1, b2 = torch.randn(12, 1), torch.randn(1, 12), torch.randn(8, 1), torch.randn(1, 12)
+    multiplied, added = linear.weight.detach() @ a1 @ a2, b1 @ b2
+    factors = (a2, a1, b2, b1) if older else (a1, a2, b1, b2)
+    named = dict(zip(("a1", "a2", "b1", "b2"), factors, strict=True))
+    file = {f"layer.{name}.weight": factor for name, factor in named.items()}
+    adapter = lyc.adapter_of_tensors({**file, "layer.alpha": torch.tensor(1.0)}, name="glora")
+    model = nn.ModuleDict({"layer": linear})
+    network = lyc.create_lycoris(model, weights=adapter, rank_dropout=0.5)
+    x = torch.randn(5, 12)
+    plain = linear(x)
+    network.apply_to()
+    left = [x @ (p * multiplied + q * added).T for p in (0.0, 2.0) for q in (0.0, 2.0)]
+    met: set[int] = set()
+    for _ in range(40):
+        change = linear(x) - plain
+        (found,) = [n for n, one in enumerate(left) if torch.allclose(change, one, atol=1e-3)]
+        met.add(found)
+    assert met == {0, 1, 2, 3}
+
+
 def test_learning_rates_decay_and_alpha(model: Model) -> None:
     network = made(model, include=ALL, overrides={"conv": {"algorithm": "lokr", "lr": 10.0}})
     groups = network.parameter_groups(lr=1e-3, lora_plus=4, weight_decay=0.1)
