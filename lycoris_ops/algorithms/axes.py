@@ -148,14 +148,16 @@ class Variant:
             for line in own
             if line.suffix in self._cores
             for right in own
-            if right.axes[:1] == line.axes[1:2] and right.axes[1:2] != line.axes[:1]
+            if right.axes[:1] == line.axes[1:2]
         ]
         self._extents: dict[tuple[tuple[str, Shape], ...], Extent] = {}
 
     @property
     def absorbing(self) -> tuple[str, ...]:
         """Fields of factors that may absorb the scale, in files that have no alpha."""
-        return self.products[0] if len(self.products) == 1 else ()
+        if len(self.products) != 1 or any("twice" in line.notes for line in self.own):
+            return ()
+        return self.products[0]
 
     def axes_of(self, letter: str) -> dict[str, int]:
         """The fields that have an axis of this letter, and which one; -1 in a vector."""
@@ -250,11 +252,14 @@ class Variant:
         if torch.compiler.is_compiling():
             return self._extent(shapes)
         key = tuple(shapes.items())
-        if key not in self._extents:
+        # Read once: another thread may clear the results.
+        found = self._extents.get(key)
+        if found is None:
+            found = self._extent(shapes)
             if len(self._extents) >= KEPT:
                 self._extents.clear()
-            self._extents[key] = self._extent(shapes)
-        return self._extents[key]
+            self._extents[key] = found
+        return found
 
     def _extent(self, shapes: Mapping[str, Shape]) -> Extent:
         met, kernels = self.sizes(shapes)

@@ -175,6 +175,22 @@ def test_a_table_that_cannot_be_read_is_refused(axes: str, says: str) -> None:
         Table({"own": axes}, alpha=None)
 
 
+def test_a_variant_keeps_few_extents_and_answers_though_another_thread_clears_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Cleared(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            """As if another thread cleared the results right after."""
+
+    (variant,) = Table({"outer_u": "O", "outer_v": "I"}, alpha=None).each
+    monkeypatch.setattr("lycoris_ops.algorithms.axes.KEPT", 4)
+    for size in range(1, 10):
+        assert variant.extent({"outer_u": (size,), "outer_v": (3,)}) == (size, 3)
+    assert len(variant._extents) <= 4
+    variant._extents = Cleared()
+    assert variant.extent({"outer_u": (5,), "outer_v": (3,)}) == (5, 3)
+
+
 STARTS = [
     (name, weight)
     for name in sorted(declaring(Trained))

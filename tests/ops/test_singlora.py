@@ -11,6 +11,7 @@ from torch import nn
 
 import lycoris_ops as lyc
 from lycoris_ops.algorithms import ALGORITHMS
+from lycoris_ops.layers.same import difference
 
 
 @pytest.mark.parametrize("shape", [(12, 18), (18, 12), (15, 15), (6, 4, 3, 3)])
@@ -71,3 +72,12 @@ def test_a_file_is_stacked_baked_and_trained_on(tmp_path: Path) -> None:
     network.save_weights(tmp_path / "trained.safetensors")
     (saved,) = lyc.load_adapter(tmp_path / "trained.safetensors").layers.values()
     assert torch.equal(saved.tensors()["singlora_a"], after)
+
+
+def test_a_scale_within_the_factor_is_another_change() -> None:
+    """The formula has the factor twice: twice the factor is four times the change, not twice."""
+    factor = torch.randn(18, 3)
+    layer = ALGORITHMS["singlora"].load({"singlora_A": factor, "alpha": torch.tensor(6.0)})
+    other = ALGORITHMS["singlora"].load({"singlora_A": 2 * factor, "alpha": torch.tensor(3.0)})
+    assert difference(layer, other) == "scale 1, not 2"
+    assert difference(layer, layer.with_tensors({"singlora_a": factor.clone()})) is None
