@@ -152,6 +152,18 @@ class DerivedFile:
     added: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The tensors that are not read from `file`."""
 
+    def restored(self, keys: Collection[str]) -> DerivedFile:
+        """This file with the tensors of these keys as `file` has them. Those that were added are left out."""
+        own = self.file.tensors
+        back = {key for key in keys if key in own or key in self.added}
+        tensors = {key: info for key, info in self.tensors.items() if key not in back}
+        return DerivedFile(
+            self.file,
+            tensors | {key: own[key] for key in own if key in back},
+            {key: how for key, how in self.made.items() if key not in back},
+            {key: tensor for key, tensor in self.added.items() if key not in back},
+        )
+
     @property
     def path(self) -> str:
         return self.file.path

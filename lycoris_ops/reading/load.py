@@ -18,7 +18,7 @@ from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
 from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
-from ..files.tensor_file import PICKLES, SAFETENSORS, Fingerprint, TensorFile
+from ..files.tensor_file import PICKLES, SAFETENSORS, DerivedFile, Fingerprint, TensorFile
 from ..files.writing import set_aside
 from ..names.dialects import GENERIC_NAMES, Dialect, check, opened, recognise
 from ..names.dialects import peft as peft_names
@@ -177,6 +177,10 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
             raise error.within(file=file.path, key=name) from None
         unreadable[name] = _why_not(frozenset(keys))
         unused.extend(keys.values())
+    if unused and isinstance(file, DerivedFile):
+        # What nothing reads is told and copied as it is in the file.
+        file = file.restored(unused)
+        unused = [key for key in unused if key in file.tensors]
     if not grouped:
         raise _no_layer(file, unused, config.path if config else None)
     return Adapter(

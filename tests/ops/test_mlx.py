@@ -179,6 +179,16 @@ def test_written_back_it_is_the_same_bit_by_bit(tmp_path: Path, kind: str) -> No
     assert again.alphas() == source.alphas() and again.dialect == "mlx"
 
 
+def test_a_layer_that_nothing_reads_is_copied_as_it_is(tmp_path: Path) -> None:
+    unread = {key.replace("q_proj", "k_proj"): tensor for key, tensor in factors(12, 18).items()}
+    unread[f"{PATH.replace('q_proj', 'k_proj')}.lora_z"] = torch.randn(2)
+    source = lyc.load_adapter(folder(tmp_path, factors(12, 18) | unread))
+    assert set(source.unused_keys) == unread.keys()
+    lyc.save_adapter(source, tmp_path / "written", dialect="mlx")
+    found = load_file(tmp_path / "written" / "adapters.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in unread.items())
+
+
 def test_layers_of_two_scales_do_not_fit_into_one_configuration(tmp_path: Path) -> None:
     layers = {f"x.{name}.lora_down.weight": torch.randn(2, 8) for name in "qv"}
     layers |= {f"x.{name}.lora_up.weight": torch.randn(8, 2) for name in "qv"}
