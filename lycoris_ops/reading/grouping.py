@@ -13,6 +13,8 @@ COMPANIONS: frozenset[str] = (
     .difference(*(variant for kind in ALGORITHMS.values() for variant in kind.table.variants))
 )
 """Suffixes of tensors that only accompany others, such as alpha: alone they make no layer."""
+SPLITS = [(dialect, dialect.split) for dialect in DIALECTS.values() if dialect.split]
+"""The dialects that split keys of their own, see `Dialect.split`."""
 WORDS = 8
 """The most words of an unknown suffix. No tool writes more than four, but a key of nothing but dots has
 hundreds."""
@@ -43,10 +45,10 @@ def group(file: TensorFile, dialect: Dialect | None) -> tuple[Groups, list[str]]
 
 def _split(key: str, met: dict[str, Dialect]) -> tuple[str, str] | None:
     """The layer's name and the suffix in a key that only a dialect can split. It is then among the `met`."""
-    for dialect in DIALECTS.values():
-        if dialect.split and (split := dialect.split(key)):
+    for dialect, split in SPLITS:
+        if found := split(key):
             met[dialect.name] = dialect
-            return split
+            return found
     return None
 
 

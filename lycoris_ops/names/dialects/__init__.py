@@ -149,31 +149,36 @@ def recognise(keys: Mapping[str, object]) -> Dialect | None:
     return next((one for one in known if one.recognises and one.recognises(keys)), None)
 
 
+_OPENED = [dialect.opened for dialect in DIALECTS.values() if dialect.opened]
+_ASIDE = [dialect.aside for dialect in DIALECTS.values() if dialect.aside]
+_CHECKS = [dialect.check for dialect in DIALECTS.values() if dialect.check]
+_RESTATED = [dialect.restated for dialect in DIALECTS.values() if dialect.restated]
+
+
 def opened(file: TensorFile, config: str | None) -> Opened:
     """A file with the tensors that the algorithms define, whichever tool wrote it. See `Dialect.opened`."""
     read = Opened(file, config)
-    for dialect in DIALECTS.values():
-        read = dialect.opened(read) if dialect.opened else read
+    for one in _OPENED:
+        read = one(read)
     return read
 
 
 def is_aside(key: str) -> bool:
     """Whether a key belongs to no layer, though it begins with the name of one."""
-    return any(dialect.aside(key) for dialect in DIALECTS.values() if dialect.aside)
+    return any(aside(key) for aside in _ASIDE)
 
 
 def check(keys: Mapping[str, str], shapes: Mapping[str, Shape], shape: Extent) -> None:
     """Raise LayerError for a layer whose tensors a dialect refuses. See `Dialect.check`."""
-    for dialect in DIALECTS.values():
-        if dialect.check:
-            dialect.check(keys, shapes, shape)
+    for one in _CHECKS:
+        one(keys, shapes, shape)
 
 
 def restated(held: Held) -> dict[str, Tensor]:
     """A layer's tensors in the algorithm's form, whichever tool wrote them."""
     found = dict(held.tensors)
-    for dialect in DIALECTS.values():
-        found |= dialect.restated(held) if dialect.restated else {}
+    for one in _RESTATED:
+        found |= one(held)
     return found
 
 
