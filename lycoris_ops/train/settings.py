@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypedDict, cast, get_args, get_type_hints
 
-from ..algorithms import declaring
+from ..algorithms import ALGORITHMS, declaring
 from ..algorithms.training import Trained
 from ..errors import LycorisError, either, unknown_name
 
@@ -129,7 +129,13 @@ class LayerSettings:
         """Raise LycorisError for an impossible value."""
         if self.algorithm not in trainable():
             raise LycorisError(
-                "an unknown algorithm", key=place, got=str(self.algorithm), expected=either(trainable())
+                "an unknown algorithm",
+                key=place,
+                got=str(self.algorithm),
+                expected=either(trainable()),
+                hint="A kind that cannot begin a training can go on from a file of it, given as weights"
+                if self.algorithm in ALGORITHMS
+                else None,
             )
         kinds = get_type_hints(type(self))
         for name, choices in (("form", get_args(MemberForm)), ("dora", (*get_args(Axis), None))):

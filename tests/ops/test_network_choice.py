@@ -127,6 +127,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "preset": ({"preset": "attention"}, "an unknown preset"),
     "algorithm": ({"algorithm": "locon"}, "an unknown algorithm"),
     "tlora": ({"algorithm": "tlora"}, "an unknown algorithm"),
+    "singlora": ({"algorithm": "singlora"}, "can go on from a file of it, given as weights"),
     "lycoris": ({"linear_dim": 4}, "Here it is called rank"),
     "algo": ({"algo": "loha"}, "Here it is called algorithm"),
     "in override": ({"overrides": {"head": {"dim": 4}}}, "Here it is called rank"),
