@@ -13,19 +13,20 @@ Notes follow after commas:
 
 - number: says how other tensors are read. Training does not change it.
 - bias: is added to the bias, or sets it.
-- value: is what the weight or bias becomes, or a start that is not in the file; not a part of the change.
+- value: is what the weight or bias becomes, or a factor whose product is the change only after a start that
+  no file holds is subtracted. The change is not proportional to it.
 - around one: changes nothing where it is 1.
 - scaled: alpha / rank scales it, though it is no factor of the product.
 - twice: the formula has the factor twice.
-- may be empty; exact: tells the kind from others with the same suffix by its number of axes.
+- may be empty: may have a size of 0.
+- exact: its number of axes tells the kind from others with the same suffix.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -43,6 +44,7 @@ NOTES = frozenset({"number", "bias", "value", "around one", "scaled", "twice", "
 KEPT = 4096
 """The most sets of shapes for which a variant keeps the result."""
 WORDS = {"O": "output sizes", "I": "input sizes", **dict.fromkeys("pqrs", "ranks")}
+"""What messages call the sizes of a letter."""
 
 Each = TypeVar("Each")
 
@@ -98,7 +100,7 @@ class AxesOf:
 
 
 class Variant:
-    """One set of tensors that a kind has in files; `products` are those that are multiplied."""
+    """One set of tensors that a kind has in files. The change is the sum of its products."""
 
     def __init__(
         self,
@@ -110,11 +112,13 @@ class Variant:
         parts = [[AxesOf(*line) for line in product.items()] for product in products]
         own = [line for part in parts for line in part]
         self.own = own
+        """The axes of its tensors, without the extras."""
         self.names = frozenset(line.suffix for line in own)
         self.weight = weight
         self.products = tuple(
             fields for part in parts if (fields := tuple(line.field for line in part if line.factor))
         )
+        """The fields of each product's factors."""
         self._lines = [line for line in own if line.axes and "bias" not in line.notes]
         self.letters = {axis for line in self._lines for axis in line.axes}
         self.where = {
@@ -126,6 +130,7 @@ class Variant:
             line for line in extras if line.axes and known.issuperset(line.axes) and "bias" not in line.notes
         ]
         self.sides = {side: self.where.get(side, (side,)) for side in "OI"}
+        """The letters whose product counts the outputs and the inputs, the outer one first."""
         self.rank_at = next(
             ((line.suffix, line.axes.index("r")) for line in own if "r" in line.axes and not line.vector),
             None,
@@ -143,6 +148,7 @@ class Variant:
             if line.tail == "k*" and not {*rows, *columns}.intersection(line.axes)
         )
         self.cores = tuple(line.field for line in own if line.suffix in self._cores)
+        # Each Tucker core with the input factor that it is multiplied by first.
         self._folded = [
             (line.suffix, right.suffix)
             for line in own
@@ -165,7 +171,6 @@ class Variant:
         found = ((line, line.axis(letter)) for line in lines)
         return {line.field: -1 if line.vector else axis for line, axis in found if axis is not None}
 
-    @cached_property
     def join(self) -> Join | None:
         """How layers of this variant are joined; None where they cannot be."""
         factors = [line for line in self._lines if line.factor]
@@ -177,7 +182,7 @@ class Variant:
             for right in factors
             if len(left.axes) == len(right.axes) == 2 and not left.vector
             if left.axes[0] == "O" and left.axes[1] == right.axes[0] and right.axes[1] == "I"
-            if not {"twice"} & (left.notes | right.notes)
+            if "twice" not in left.notes | right.notes
         )
         rows = tuple(line.field for line in factors if line.axes[:2] == ("O", "I"))
         joined = {field for pair in pairs for field in pair}.union(rows)
@@ -216,6 +221,7 @@ class Variant:
         folding = "" if core or line.tail != "k*" else line.axes[-1]
         for number, (letter, size) in enumerate(zip(line.axes, found, strict=False)):
             if letter == folding and letter in kernels:
+                # Compared below, together with its kernel.
                 continue
             first = met.setdefault(letter, (suffix, size))
             if first[1] != size:
@@ -270,6 +276,7 @@ class Variant:
             return (outputs[1],)
         if outputs is None or inputs is None:
             return (outputs and outputs[1], inputs and inputs[1])
+        # The kernel is that after the inputs, else that of a core, else that after the outputs.
         return (outputs[1], inputs[1], *kernels.get(wide, kernels.get("", kernels.get(last, ()))))
 
     def rank(self, shapes: Mapping[str, Shape]) -> int | None:
@@ -361,8 +368,8 @@ class Table:
         self.products = _each(variant.products for variant in self.each) + self.beside
         """The fields of each product's factors. A rotation has its angles as a factor, because its change is
         about proportional to them."""
-        joins = [variant.join for variant in self.each if variant.join is not None]
-        self.join = Join(joins[0].products, joins[0].rows, noted("scaled")) if joins else None
+        join = next((found for variant in self.each if (found := variant.join()) is not None), None)
+        self.join = join and replace(join, scaled=noted("scaled"))
         """How layers of this kind are joined; None where they cannot be."""
         self.for_norms = weight == "O"
         """Whether the kind is for the weights of norms alone."""
