@@ -20,7 +20,7 @@ from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.dtypes import ITEM_BITS
 from ..files.memory_file import MemoryFile
 from ..files.tensor_file import TensorFile
-from ..maths.shapes import Extent, Rows, Shape
+from ..maths.shapes import Extent, Shape
 from ..names.dialects import WRITES, Held, restated
 from ..names.dialects import peft as peft_names
 from ..names.families import Families, families_of_layers, families_said
@@ -72,18 +72,19 @@ class LayerInfo(NamedTuple):
     outline: Outline
     options: Mapping[str, Any]
     """Values of the algorithm's options, which no tensor of the file holds; see `options_of`."""
-    enlarges: bool
-    """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
     peft: Config[Any] | None = None
     """The PEFT configuration that the layer follows, which is in its file or beside it; None without one."""
-    order: tuple[Rows, ...] = ()
-    """Ranges of the layer's rows in the file, in the model's order; () if the file has that order."""
     on_parameter: bool = False
     """Whether the layer is known to be on a single parameter, not on a module, see `peft.parameters`."""
 
     @property
     def name(self) -> str:
         return self.named.text
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether the layer enlarges its weight with zeros to `shape` before it changes it."""
+        return RESHAPE in self.keys
 
     @property
     def algorithm(self) -> type[Layer]:
@@ -191,7 +192,7 @@ class Adapter:
                     expected=layer.algorithm,
                 )
             named, on = LayerName.of(path), path in on_parameters
-            info[path] = LayerInfo(named, keys, outline, options, RESHAPE in held, on_parameter=on)
+            info[path] = LayerInfo(named, keys, outline, options, on_parameter=on)
         # The alphas are right already: leave out kohya's `split_qkv`, which would make a reader correct them.
         said = {**(metadata or {}), **plain_args(metadata or {}, {})}
         return cls(
@@ -295,8 +296,7 @@ class Adapter:
         tensors = self.file.read(tuple(info.keys.values()), self.cache, keep=keep)
         named = {suffix: tensors[key] for suffix, key in info.keys.items()}
         try:
-            layer = info.algorithm.load(self._read(info, named), info.options)
-            return layer.rows(*info.order) if info.order else layer
+            return info.algorithm.load(self._read(info, named), info.options)
         except LayerError as error:
             # The algorithm names a tensor by its suffix, the file by its key.
             error.key = info.keys.get(error.key or "", name)
@@ -373,9 +373,6 @@ class Adapter:
         They change where a dialect shapes a tensor in its own way, or keeps its value elsewhere.
         """
         read = restated(Held(info.name, info.keys, tensors, self.metadata))
-        if info.enlarges and RESHAPE not in read:
-            # The dialect has no tensor for the enlarged shape, but the algorithm reads one.
-            read[RESHAPE] = torch.tensor([size for size in info.shape if size is not None])
         if ALPHA in read:
             return read
         alpha = self._peft_alpha(info)

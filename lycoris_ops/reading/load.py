@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..algorithms import explain
 from ..algorithms.full import SET_ROWS
-from ..algorithms.lora import RESHAPE, check_enlargement
 from ..errors import FileFormatError, LayerError, LycorisError, UnsupportedError
 from ..files.cache import DEFAULT_CACHE, TensorCache
 from ..files.memory_file import MemoryFile
@@ -20,7 +19,7 @@ from ..files.pickle_file import PickleFile
 from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import PICKLES, SAFETENSORS, DerivedFile, Fingerprint, TensorFile
 from ..files.writing import set_aside
-from ..names.dialects import GENERIC_NAMES, Dialect, check, opened, recognise
+from ..names.dialects import GENERIC_NAMES, check, opened
 from ..names.dialects import peft as peft_names
 from ..names.layer_name import LayerName
 from ..names.network_args import network_options
@@ -152,8 +151,7 @@ def _load(
 def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCache, **options: Any) -> Adapter:
     """The adapter in an open file; `config` is the configuration beside it. See `load_adapter`."""
     read = opened(file, config.path if config else None)
-    file, on_parameters = read.file, read.on_parameters
-    dialect = recognise(file.tensors)
+    file, on_parameters, dialect = read.file, read.on_parameters, read.dialect
     grouped, unused = group(file, dialect)
     configs = Configs.of(file, config, all_peft=dialect is peft_names.DIALECT)
     unused = configs.take_values(grouped, unused, file)
@@ -165,7 +163,7 @@ def read_adapter(file: TensorFile, config: Fingerprint | None, cache: TensorCach
         try:
             outline = outline_of(shapes)
             if outline is not None:
-                found = _describe(name, outline, keys, configs, given, dialect)
+                found = _describe(name, outline, keys, configs, given)
                 info[name] = found._replace(on_parameter=name in on_parameters)
                 continue
         except UnsupportedError as error:
@@ -272,18 +270,12 @@ def _describe(
     keys: dict[str, str],
     configs: Configs,
     given: Mapping[str, Any],
-    dialect: Dialect | None,
 ) -> LayerInfo:
     check(keys, outline.shapes, outline.shape)
     named = LayerName.of(name)
     config = configs.of_layer(named, outline.algorithm, keys, outline.rank)
     options = _options(outline, named.path, config, given)
-    enlarges = RESHAPE in keys or (dialect is not None and name in dialect.enlarged)
-    if enlarges:
-        check_enlargement(outline.shape)
-    rows = outline.shape[0] if outline.shape else None
-    order = dialect.order(name, rows) if dialect and dialect.order and rows else ()
-    return LayerInfo(named, keys, outline, options, enlarges, config, order)
+    return LayerInfo(named, keys, outline, options, config)
 
 
 def _sample(keys: list[str]) -> str:

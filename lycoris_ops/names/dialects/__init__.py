@@ -36,7 +36,6 @@ __all__ = [
     "is_aside",
     "opened",
     "own_dialect",
-    "recognise",
     "restated",
     "split_key",
     "write_of",
@@ -143,8 +142,7 @@ PREFIXES = sorted(
 """Every prefix with its dialect, the longest first: `unet.base_model.model.` of PEFT begins like `unet.`."""
 
 
-def recognise(keys: Mapping[str, object]) -> Dialect | None:
-    """The dialect that a file's keys together show; None where only the prefixes of the keys can show it."""
+def _recognised(keys: Mapping[str, object]) -> Dialect | None:
     known = DIALECTS.values()
     return next((one for one in known if one.recognises and one.recognises(keys)), None)
 
@@ -157,7 +155,7 @@ _RESTATED = [dialect.restated for dialect in DIALECTS.values() if dialect.restat
 
 def opened(file: TensorFile, config: str | None) -> Opened:
     """A file with the tensors that the algorithms define, whichever tool wrote it. See `Dialect.opened`."""
-    read = Opened(file, config)
+    read = Opened(file, config, _recognised(file.tensors))
     for one in _OPENED:
         read = one(read)
     return read

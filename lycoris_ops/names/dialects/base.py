@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...algorithms import Layer
 from ...files.tensor_file import TensorFile
-from ...maths.shapes import Extent, Rows, Shape
+from ...maths.shapes import Extent, Shape
 from ...peft import Config, Wanted
 from ..layouts import Layers, Names
 from .pipelines import Parts
@@ -52,6 +52,8 @@ class Opened:
     file: TensorFile
     config: str | None
     """The path of the `adapter_config.json` beside it; None where there is none."""
+    dialect: Dialect | None
+    """The dialect that its keys together show, see `Dialect.recognises`."""
     on_parameters: frozenset[str] = frozenset()
     """The names of layers that are known to be on parameters, see `peft.parameters`."""
 
@@ -180,17 +182,6 @@ class Dialect:
     """Raises LayerError for tensors that the tool defines differently from what their shapes say.
 
     The arguments are the keys and shapes of a layer's tensors by suffix, and the shape of its change.
-    """
-    enlarged: tuple[str, ...] = ()
-    """Layers that enlarge their weight with zeros to their own shape, though no tensor says so.
-
-    For recognised files only.
-    """
-    order: Callable[[str, int], tuple[Rows, ...]] | None = None
-    """The rows of a layer in the model's order, as ranges of the rows in the file; () where that is the same.
-
-    The arguments are the layer's name and its number of rows. For recognised files only. Raises LayerError
-    for a number of rows that it cannot order.
     """
     restated: Callable[[Held], Mapping[str, Tensor]] | None = None
     """The tensors of a layer that the tool defines differently, converted to the algorithm's definition.

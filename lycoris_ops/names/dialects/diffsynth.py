@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
 
 from ...errors import LayerError
-from ...maths.shapes import Rows
-from .base import Dialect
+from ...files.tensor_file import DerivedFile
+from .base import Dialect, Opened
 
 ENDS = (".lora_A.default.weight", ".lora_B.default.weight")
 BLOCK = r"(?:.*\.)?(?:token_refiner\.)?blocks\.\d+\."
@@ -36,17 +39,28 @@ def _recognises(keys: Mapping[str, object]) -> bool:
     return any(map(QKV.match, layers)) and all(map(LAYER.match, layers))
 
 
-def _order(layer: str, rows: int) -> tuple[Rows, ...]:
-    if not QKV.match(layer):
-        return ()
-    if rows % (3 * HEAD):
-        raise LayerError(
-            "the rows of query, key and value are ordered head by head, but are not whole heads",
-            got=f"{rows} rows",
-            expected=f"a multiple of 3 * {HEAD}, as MiniMax-H3 has",
-        )
-    starts = (head * 3 * HEAD + part * HEAD for part in range(3) for head in range(rows // (3 * HEAD)))
-    return tuple((start, start + HEAD) for start in starts)
+def _opened(read: Opened) -> Opened:
+    """The file with the rows of query, key and value in the host's order."""
+    file = read.file
+    if read.dialect is not DIALECT:
+        return read
+    ups = [key for key in file.tensors if key.endswith(ENDS[1]) and QKV.match(key[: -len(ENDS[1])])]
+    for key in ups:
+        shape = file.tensors[key].shape
+        if shape and shape[0] % (3 * HEAD):
+            raise LayerError(
+                "the rows of query, key and value are ordered head by head, but are not whole heads",
+                file=file.path,
+                key=key,
+                got=f"{shape[0]} rows",
+                expected=f"a multiple of 3 * {HEAD}, as MiniMax-H3 has",
+            )
+    return replace(read, file=DerivedFile(file, file.tensors, {key: (key, _by_part) for key in ups}))
 
 
-DIALECT = Dialect(name="diffsynth", prefixes=(), recognises=_recognises, order=_order)
+def _by_part(up: Tensor) -> Tensor:
+    """Rows [head 0: q k v, head 1: q k v, ...] as [all of q; all of k; all of v]."""
+    return up.reshape(-1, 3, HEAD, *up.shape[1:]).transpose(0, 1).reshape(up.shape)
+
+
+DIALECT = Dialect(name="diffsynth", prefixes=(), opened=_opened, recognises=_recognises)

@@ -38,12 +38,12 @@ def _recognises(keys: Mapping[str, object]) -> bool:
 
 def _opened(read: Opened) -> Opened:
     """The file with transposed factors and, where a configuration gives the scale, with alphas."""
+    if read.dialect is not DIALECT:
+        return read
     file = read.file
     names = [
         key[: -len(A)] for key in file.tensors if key.endswith(A) and f"{key[: -len(A)]}{B}" in file.tensors
     ]
-    if not names:
-        return read
     scale = _scale(read.config) if read.config else None
     tensors = dict(file.tensors)
     made: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
