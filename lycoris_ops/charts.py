@@ -152,14 +152,14 @@ class Canvas(Protocol):
         text: str,
         size: int = SMALL,
         anchor: str = "lm",
-        whole: str = "",
+        full: str = "",
         *,
         upright: bool = False,
     ) -> None:
         """Draw a text with its `anchor` at `at`: `l`, `m` or `r` for its left, middle or right, then `a`,
         `m` or `s` for its top, middle or baseline.
 
-        `whole` is the full text where this one is shortened. An upright text reads upwards.
+        `full` is the full text where this one is shortened. An upright text reads upwards.
         """
         ...
 
@@ -192,9 +192,9 @@ class Picture:
     width: int = WIDTH
 
     def image(self) -> Image:
-        parts = [_words(self.verdict, self.width), *self.parts] if self.verdict else self.parts
-        page = _Raster(self.width, _height(parts))
-        _draw(page, parts)
+        panels = [_words(self.verdict, self.width), *self.parts] if self.verdict else self.parts
+        page = _Raster(self.width, _height(panels))
+        _draw(page, panels)
         return page.shown()
 
     def png(self) -> bytes:
@@ -210,15 +210,15 @@ class Picture:
         return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(page.elements)}</svg>'
 
 
-def _height(parts: Sequence[Panel]) -> int:
-    return math.ceil(sum(part.height for part in parts)) + EDGE
+def _height(panels: Sequence[Panel]) -> int:
+    return math.ceil(sum(panel.height for panel in panels)) + EDGE
 
 
-def _draw(page: Canvas, parts: Sequence[Panel]) -> None:
+def _draw(page: Canvas, panels: Sequence[Panel]) -> None:
     top = 0.0
-    for part in parts:
-        part.draw(page, top)
-        top += part.height
+    for panel in panels:
+        panel.draw(page, top)
+        top += panel.height
 
 
 def colour_of(number: int) -> str:
@@ -250,7 +250,7 @@ def in_rows(verdict: str, title: str, rows: Sequence[BarRow], legend: Legend) ->
         def draw(page: Canvas, top: float) -> None:
             middle = top + LINE / 2
             name = fitted(row.name, left - EDGE - 8)
-            page.text((left - 8, middle), name, anchor="rm", whole=row.name)
+            page.text((left - 8, middle), name, anchor="rm", full=row.name)
             for number, (value, colour, words) in enumerate(row.bars):
                 start = left + number * cell
                 end = start + max(1.0, (cell - 4) * max(0.0, value) / most)
@@ -309,8 +309,8 @@ def binned(points: Sequence[Point], most: int) -> Iterator[Point]:
     """The means of successive runs of points, at most `most` of them."""
     width = max(1, -(-len(points) // most))
     for start in range(0, len(points), width):
-        part = points[start : start + width]
-        yield sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)
+        run = points[start : start + width]
+        yield sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)
 
 
 def _pillow(name: str) -> Any:
@@ -342,11 +342,11 @@ class _Raster:
         text: str,
         size: int = SMALL,
         anchor: str = "lm",
-        whole: str = "",
+        full: str = "",
         *,
         upright: bool = False,
     ) -> None:
-        del whole
+        del full
         font = text_font(text, size * LARGER * SHARP)
         shown = _letters(text, font)
         if not upright:
@@ -365,7 +365,7 @@ class _Raster:
         if len(points) > 1:
             wide = max(1, round(width * LARGER * SHARP))
             self._draw.line(
-                [_larger(one) for one in points], fill=_of(colour, share), width=wide, joint="curve"
+                [_larger(point) for point in points], fill=_of(colour, share), width=wide, joint="curve"
             )
 
     def dashes(self, points: Sequence[Point], colour: str, width: float = 1.0) -> None:
@@ -378,8 +378,8 @@ class _Raster:
                 rest = min(4 - done % 4, length - at) or 4.0
                 if int(done / 4 + 1e-9) % 2 == 0:
                     ends = [
-                        (x + (to_x - x) * part / length, y + (to_y - y) * part / length)
-                        for part in (at, at + rest)
+                        (x + (to_x - x) * along / length, y + (to_y - y) * along / length)
+                        for along in (at, at + rest)
                     ]
                     self.line(ends, colour, width)
                 at, done = at + rest, done + rest
@@ -405,22 +405,22 @@ class _Vector:
         text: str,
         size: int = SMALL,
         anchor: str = "lm",
-        whole: str = "",
+        full: str = "",
         *,
         upright: bool = False,
     ) -> None:
         x, y = at
         side, line = anchor
-        place = {"l": "start", "m": "middle", "r": "end"}["r" if upright else side]
+        text_anchor = {"l": "start", "m": "middle", "r": "end"}["r" if upright else side]
         down = {"a": 0.8, "m": 0.36, "s": 0.0}[line] * size
         if upright:
             where = f'transform="translate({x + down:.1f},{y:.1f}) rotate(-90)"'
         else:
             where = f'x="{x:.1f}" y="{y + down:.1f}"'
-        hint = f"<title>{escape(whole)}</title>" if whole not in ("", text) else ""
+        hint = f"<title>{escape(full)}</title>" if full not in ("", text) else ""
         # The page's font may be wider than the one that was measured.
         long = f'textLength="{length_of(text, size):.1f}" lengthAdjust="spacingAndGlyphs"'
-        style = f'font-size="{size}" text-anchor="{place}" fill="currentColor" {long}'
+        style = f'font-size="{size}" text-anchor="{text_anchor}" fill="currentColor" {long}'
         self.elements.append(f"<text {where} {style}>{hint}{escape(text)}</text>")
 
     def line(self, points: Sequence[Point], colour: str, width: float = 1.0, share: float = 1.0) -> None:
@@ -459,8 +459,8 @@ def _larger(point: Point) -> Point:
     return point[0] * LARGER * SHARP, point[1] * LARGER * SHARP
 
 
-def _corners(one: Point, other: Point) -> list[Point]:
-    return [one, (other[0], one[1]), other, (one[0], other[1])]
+def _corners(corner: Point, other: Point) -> list[Point]:
+    return [corner, (other[0], corner[1]), other, (corner[0], other[1])]
 
 
 def text_font(text: str, pixels: float) -> Any:
@@ -476,8 +476,8 @@ def _font(pixels: float) -> Any:
 @lru_cache(maxsize=64)
 def _wide_font(letters: str, pixels: float) -> Any:
     """The first of WIDE_FONTS that has these letters, or the first that this machine has, or Pillow's own."""
-    found = [font for name in WIDE_FONTS if (font := _system_font(name, pixels)) is not None]
-    return next((font for font in found if _has(font, letters)), found[0] if found else _font(pixels))
+    fonts = [font for name in WIDE_FONTS if (font := _system_font(name, pixels)) is not None]
+    return next((font for font in fonts if _has(font, letters)), fonts[0] if fonts else _font(pixels))
 
 
 @lru_cache(maxsize=64)
@@ -535,7 +535,7 @@ def _legend(entries: Legend, width: float) -> Panel:
         for x, line, label, colour in placed:
             y = top + LINE * line + 10
             page.area(_corners((x, y - 4), (x + 9, y + 4)), colour)
-            page.text((x + 14, y), fitted(label, width - 2 * EDGE - 14), whole=label)
+            page.text((x + 14, y), fitted(label, width - 2 * EDGE - 14), full=label)
 
     return Panel(LINE * (line + 1) + 6, draw)
 
@@ -553,8 +553,8 @@ class _Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], *, logarithmic: bool, limits: Point | None = None) -> _Scale:
-        found = [value for value in values if math.isfinite(value) and (value > 0 or not logarithmic)]
-        low, high = limits or (min(found, default=0.0), max(found, default=1.0))
+        finite = [value for value in values if math.isfinite(value) and (value > 0 or not logarithmic)]
+        low, high = limits or (min(finite, default=0.0), max(finite, default=1.0))
         if logarithmic:
             low, high = low if low > 0 else 1e-6, high if high > 0 else 1.0
             if high <= low * 1.0001:
@@ -569,24 +569,24 @@ class _Scale:
             return cls(low, high, logarithmic=True, ticks=inside or [low, high])
         if high <= low:
             low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-        whole = all(value == int(value) for value in found) and limits is None
-        return cls(low, high, logarithmic=False, ticks=_even(low, high, whole=whole))
+        integers = all(value == int(value) for value in finite) and limits is None
+        return cls(low, high, logarithmic=False, ticks=_even(low, high, integers=integers))
 
     def at(self, value: float) -> float:
         if not math.isfinite(value):
             value = self.high
         value = min(max(value, self.low), self.high)
         ends = (self.low, self.high, value)
-        low, high, found = map(math.log10, ends) if self.logarithmic else ends
-        return self.first + (self.last - self.first) * (found - low) / (high - low)
+        low, high, position = map(math.log10, ends) if self.logarithmic else ends
+        return self.first + (self.last - self.first) * (position - low) / (high - low)
 
 
-def _even(low: float, high: float, *, whole: bool) -> list[float]:
-    """About five evenly spaced round numbers; whole ones with `whole`."""
+def _even(low: float, high: float, *, integers: bool) -> list[float]:
+    """About five evenly spaced round numbers; integers alone with `integers`."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= raw * 0.999)
-    step = max(step, 1.0) if whole else step
+    step = max(step, 1.0) if integers else step
     return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
@@ -596,10 +596,10 @@ def _number(value: float, *, percent: bool = False) -> str:
 
 def _axes(chart: Axes) -> Panel:
     # Series that share a label get one entry, in the colour of the first.
-    labels = {one.label: one.colour for one in reversed(chart.series) if one.label}
-    entries = [(label, labels.pop(label)) for one in chart.series if (label := one.label) in labels]
+    labels = {series.label: series.colour for series in reversed(chart.series) if series.label}
+    entries = [(label, labels.pop(label)) for series in chart.series if (label := series.label) in labels]
     head = [_words(chart.title, WIDTH), *_legends(entries, WIDTH)]
-    points = [point for one in chart.series for point in one.points]
+    points = [point for series in chart.series for point in series.points]
     across = [x for x, _ in points] + [x for x, _ in chart.marks]
     span = (-0.5, len(chart.names) - 0.5) if chart.names else chart.span
     x = _Scale.over(across, logarithmic=chart.logarithmic[0], limits=span)
@@ -608,22 +608,22 @@ def _axes(chart: Axes) -> Panel:
     names = [fitted(name, 90) for name in chart.names]
     below = max(map(length_of, names), default=10.0) + 2 * GAP + (15 if chart.across else 0)
     x.first, x.last = EDGE + beside + GAP, WIDTH - EDGE - 6.0
-    over = sum(part.height for part in head) + 8
+    over = sum(panel.height for panel in head) + 8
 
     def draw(page: Canvas, top: float) -> None:
         at = top
-        for part in head:
-            part.draw(page, at)
-            at += part.height
+        for panel in head:
+            panel.draw(page, at)
+            at += panel.height
         y.last, y.first = top + over, top + over + PLOT
         for tick in y.ticks:
             page.line([(x.first, y.at(tick)), (x.last, y.at(tick))], INK, share=FAINT)
             page.text((x.first - GAP, y.at(tick)), _number(tick, percent=chart.percent), anchor="rm")
         if names:
             step = math.ceil(12 * len(names) / (x.last - x.first))
-            for place in range(0, len(names), step):
-                where = (x.at(place), y.first + GAP)
-                page.text(where, names[place], whole=chart.names[place], upright=True)
+            for index in range(0, len(names), step):
+                where = (x.at(index), y.first + GAP)
+                page.text(where, names[index], full=chart.names[index], upright=True)
         else:
             last = -math.inf
             for tick in chart.ticks or x.ticks:
@@ -635,37 +635,37 @@ def _axes(chart: Axes) -> Panel:
                     last = x.at(tick) + half
         if chart.across:
             page.text(((x.first + x.last) / 2, y.first + below), chart.across, anchor="ms")
-        for place, style in chart.marks:
+        for index, style in chart.marks:
             stroke = page.dashes if style.form == "dashes" else page.line
-            stroke([(x.at(place), y.first), (x.at(place), y.last)], style.colour)
-        for one in chart.series:
-            _draw_series(page, one, [(x.at(a), y.at(b)) for a, b in one.points])
+            stroke([(x.at(index), y.first), (x.at(index), y.last)], style.colour)
+        for series in chart.series:
+            _draw_series(page, series, [(x.at(a), y.at(b)) for a, b in series.points])
         page.line([(x.first, y.last), (x.first, y.first), (x.last, y.first)], INK)
 
     return Panel(over + PLOT + below + 6, draw)
 
 
-def _draw_series(page: Canvas, one: Series, placed: Sequence[Point]) -> None:
-    if one.form == "boxes":
+def _draw_series(page: Canvas, series: Series, placed: Sequence[Point]) -> None:
+    if series.form == "boxes":
         for corner, other in zip(placed[::2], placed[1::2], strict=True):
-            page.area(_corners(corner, other), one.colour)
-    elif one.form == "area":
-        page.area(placed, one.colour, 0.2)
-    elif one.form == "dashes":
-        page.dashes(placed, one.colour, 1.5)
-    elif one.form != "dots":
-        page.line(placed, one.colour, 1.5)
-    if "dots" in one.form or (one.form == "line" and len(placed) == 1):
+            page.area(_corners(corner, other), series.colour)
+    elif series.form == "area":
+        page.area(placed, series.colour, 0.2)
+    elif series.form == "dashes":
+        page.dashes(placed, series.colour, 1.5)
+    elif series.form != "dots":
+        page.line(placed, series.colour, 1.5)
+    if "dots" in series.form or (series.form == "line" and len(placed) == 1):
         radius = 2.0 if len(placed) < MANY else 1.0
         for point in placed:
-            page.dot(point, one.colour, radius)
+            page.dot(point, series.colour, radius)
 
 
 def _table(chart: ColourTable) -> Panel:
     title = _words(chart.title, WIDTH)
     longest = max(map(length_of, chart.names), default=0.0)
     # Above the columns, numbers stand for the names.
-    numbers = [] if chart.columns else [str(place + 1) for place in range(len(chart.names))]
+    numbers = [] if chart.columns else [str(index + 1) for index in range(len(chart.names))]
     columns = chart.columns or numbers
     count = max(1, len(columns))
     left = EDGE + min(longest, 0.4 * WIDTH) + (24 if numbers else 8)
@@ -677,11 +677,11 @@ def _table(chart: ColourTable) -> Panel:
         title.draw(page, top)
         for column, name in enumerate(columns):
             where = (left + (column + 0.5) * across, top + over - 4)
-            page.text(where, fitted(name, across), anchor="ms", whole=name)
+            page.text(where, fitted(name, across), anchor="ms", full=name)
         for row, (name, values) in enumerate(zip(chart.names, chart.values, strict=True)):
             middle = top + over + (row + 0.5) * down
             beside = left - (22 if numbers else 6)
-            page.text((beside, middle), fitted(name, beside - EDGE), anchor="rm", whole=name)
+            page.text((beside, middle), fitted(name, beside - EDGE), anchor="rm", full=name)
             for number in numbers[row : row + 1]:
                 page.text((left - 8, middle), number, anchor="rm")
             for column, value in enumerate(values):
@@ -709,11 +709,11 @@ def _planes(chart: Planes, width: int) -> Panel:
     over = EDGE + (LINE if any(chart.titles) else 0)
 
     def draw(page: Canvas, top: float) -> None:
-        for place, (title, layers) in enumerate(zip(chart.titles, chart.shares, strict=True)):
-            left = EDGE + place * (across + GAP) + (across - side * columns) / 2
+        for index, (title, layers) in enumerate(zip(chart.titles, chart.shares, strict=True)):
+            left = EDGE + index * (across + GAP) + (across - side * columns) / 2
             page.text((left, top + EDGE + LINE / 2), fitted(title, across))
             for shares, colour in layers:
-                steps = [tuple(round(STEPS * min(1.0, max(0.0, one))) for one in values) for values in shares]
+                steps = [tuple(round(STEPS * min(1.0, max(0.0, v))) for v in values) for values in shares]
                 for first, last, row in _runs(steps):
                     for start, end, step in _runs(row):
                         corner = (left + start * side, top + over + first * side)
@@ -728,5 +728,5 @@ def _planes(chart: Planes, width: int) -> Panel:
 
 def _runs(values: Sequence[Value]) -> Iterator[tuple[int, int, Value]]:
     """The start, end and value of each run of equal values."""
-    ends = [place for place in range(1, len(values)) if values[place] != values[place - 1]]
+    ends = [index for index in range(1, len(values)) if values[index] != values[index - 1]]
     return ((start, end, values[start]) for start, end in pairwise((0, *ends, len(values))))

@@ -13,7 +13,7 @@ Defined = TypeVar("Defined")
 def discover(package: str) -> list[ModuleType]:
     """Import all modules and packages that lie directly in `package`, and return them sorted by name."""
     folder = importlib.import_module(package).__path__
-    return [importlib.import_module(f"{package}.{found.name}") for found in pkgutil.iter_modules(folder)]
+    return [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(folder)]
 
 
 def discover_classes(package: str, base: type[Defined]) -> list[type[Defined]]:

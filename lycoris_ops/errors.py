@@ -84,14 +84,14 @@ class LycorisError(Exception):
 
     def __str__(self) -> str:
         file, place, key, weight, got, expected, problem, hint = self._printable()
-        layer = " on ".join(part for part in (key, weight) if part)
-        where = ": ".join(part for part in (file, place, layer) if part)
-        found = "; ".join(
-            f"{label} {part}" for label, part in (("found", got), ("expected", expected)) if part
+        layer = " on ".join(words for words in (key, weight) if words)
+        where = ": ".join(words for words in (file, place, layer) if words)
+        received = "; ".join(
+            f"{label} {words}" for label, words in (("found", got), ("expected", expected)) if words
         )
         text = f"{where}: {problem}" if where else problem
-        if found:
-            text += f" ({found})"
+        if received:
+            text += f" ({received})"
         return f"{text}. {hint}" if hint else text
 
     def told(self) -> str:
@@ -100,19 +100,19 @@ class LycorisError(Exception):
         name = PurePath(file).name
         if name and problem.startswith(PurePath(name).stem):
             name = ""
-        lines = [": ".join(part for part in (place, name, problem) if part) + "."]
+        lines = [": ".join(words for words in (place, name, problem) if words) + "."]
         if hint:
             lines.append(hint + ("" if hint.endswith("?") else "."))
         elif expected:
             lines.append(f"Expected: {expected}.")
             expected = ""
         labels = (("file", file), ("at", key), ("weight", weight), ("found", got), ("expected", expected))
-        details = [f"{label}: {part}" for label, part in labels if part]
+        details = [f"{label}: {words}" for label, words in labels if words]
         return "\n".join([*lines, "", *details] if details else lines)
 
     def _printable(self) -> Iterator[str]:
-        parts = (self.file, self.place, self.key, self.weight, self.got, self.expected, self.problem)
-        return (printable(part or "") for part in (*parts, self.hint))
+        texts = (self.file, self.place, self.key, self.weight, self.got, self.expected, self.problem)
+        return (printable(text or "") for text in (*texts, self.hint))
 
 
 Problem = TypeVar("Problem", bound=LycorisError)

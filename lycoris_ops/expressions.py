@@ -67,10 +67,10 @@ class Expressions:
         self._ends: dict[str, int] = {}
         others: dict[int, str] = {}
         for number, text in enumerate(texts):
-            parts = [PATH.fullmatch(part) for part in text.split("|")]
-            if not all(parts):
+            paths = [PATH.fullmatch(alternative) for alternative in text.split("|")]
+            if not all(paths):
                 others[number] = text
-            for match in filter(None, parts if all(parts) else []):
+            for match in filter(None, paths if all(paths) else []):
                 table = self._paths if whole or match[1] else self._ends
                 # Among equal expressions the first counts.
                 table.setdefault(re.sub(r"\\(.)", r"\1", match[2]), number)
@@ -84,10 +84,10 @@ class Expressions:
         Raises ExpressionError where all look-ups together take longer than `SECONDS`.
         """
         if path not in self._found:
-            parts = path.split(".")
-            ends = [self._ends.get(".".join(parts[count:])) for count in range(len(parts))]
-            found = [number for number in (*ends, self._paths.get(path)) if number is not None]
-            best = min(found, default=None)
+            segments = path.split(".")
+            ends = [self._ends.get(".".join(segments[count:])) for count in range(len(segments))]
+            numbers = [number for number in (*ends, self._paths.get(path)) if number is not None]
+            best = min(numbers, default=None)
             for number, fits in self._others:
                 if best is not None and best <= number:
                     break
@@ -111,8 +111,8 @@ class Allowance:
         Raises ExpressionError where the expression cannot be used; the test raises it where the time is over.
         """
         whole_text = text if whole else rf"(?:.*\.)?(?:{text})"
-        found = self._compiled(text, whole_text)
-        return lambda path: self._timed(found.fullmatch, path)
+        compiled = self._compiled(text, whole_text)
+        return lambda path: self._timed(compiled.fullmatch, path)
 
     def search(self, text: str) -> Callable[[str], bool]:
         """A test whether an expression matches anywhere in a name, ignoring case. Raises as `test` does."""
@@ -121,10 +121,10 @@ class Allowance:
 
         def fits(name: str) -> bool:
             # Rules are used again in each run, so each name counts once.
-            found = known.get(name)
-            if found is None:
-                found = known[name] = self._timed(match, name)
-            return found
+            matches = known.get(name)
+            if matches is None:
+                matches = known[name] = self._timed(match, name)
+            return matches
 
         return fits
 
@@ -156,14 +156,14 @@ class Allowance:
         start = time.perf_counter()
         try:
             try:
-                found = match(name, timeout=QUICK, concurrent=False)
+                matched = match(name, timeout=QUICK, concurrent=False)
             except TimeoutError:
-                found = self._slow(match, name)
+                matched = self._slow(match, name)
         except MemoryError:
             raise ExpressionError("more memory than there is to match them") from None
         # Where it took longer, it waited for other processes, or `_slow` has counted it.
         self._seconds += USUAL - min(time.perf_counter() - start, QUICK)
-        return found is not None
+        return matched is not None
 
     def _slow(self, match: Callable[..., Any], name: str) -> Any:
         """A match that lets other threads run, which takes 5 ms each time."""

@@ -79,13 +79,13 @@ def _handled(handler: Any, replaces: Any) -> Generator[dict[int, Any]]:
     try:
         if threading.current_thread() is threading.main_thread():
             for each in SIGNALS:
-                if replaces(found := signal.getsignal(each)):
-                    before[each] = found
+                if replaces(previous := signal.getsignal(each)):
+                    before[each] = previous
                     signal.signal(each, handler)
         yield before
     finally:
-        for number, found in before.items():
-            signal.signal(number, found)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 if sys.argv[:1] == ["-m"] and __package__ in sys.orig_argv:

@@ -102,12 +102,12 @@ def _model(options: argparse.Namespace) -> dict[str, Shape] | None:
     return read_shapes([options.base]) if options.base else None
 
 
-def write(options: argparse.Namespace, made: Adapter) -> int:
+def write(options: argparse.Namespace, adapter: Adapter) -> int:
     """Save an adapter as the arguments ask, in its own dialect unless they name one, and show the report."""
     result = save_adapter(
-        made, options.out, options.dialect, model=_model(options), overwrite=options.overwrite
+        adapter, options.out, options.dialect, model=_model(options), overwrite=options.overwrite
     )
-    assert made.report is not None
-    data = {**dataclasses.asdict(result), "fit": made.report.data()}
-    show(options, data, f"{describe_fit(made)}\n\n{describe_saved(result)}")
+    assert adapter.report is not None
+    data = {**dataclasses.asdict(result), "fit": adapter.report.data()}
+    show(options, data, f"{describe_fit(adapter)}\n\n{describe_saved(result)}")
     return 0

@@ -102,7 +102,7 @@ def check_spares_models(options: argparse.Namespace) -> None:
         return
     for model in filter(None, (*models, *getattr(options, "model", ()))):
         source = ModelFile.open(model)
-        for path in (source.path, *(one.path for one in source.shards)):
+        for path in (source.path, *(shard.path for shard in source.shards)):
             check_other(out, path, "a file of the model")
 
 
@@ -117,10 +117,10 @@ def output_state(options: argparse.Namespace) -> list[tuple[str, int, int, int]]
     try:
         # For PEFT it is a folder.
         files = sorted(out.glob("*")) if out.is_dir() else [out]
-        found = [(file.name, file.lstat()) for file in files if os.path.lexists(file)]
+        states = [(file.name, file.lstat()) for file in files if os.path.lexists(file)]
     except (OSError, ValueError):
         return []
-    return [(name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found]
+    return [(name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in states]
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -54,25 +54,25 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def table(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A table of the settings, empty where there is none."""
-    found = settings.get(name, {})
-    if not isinstance(found, dict):
-        raise LycorisError("this must be a table", key=name, got=repr(found), expected=f"[{name}]")
-    return dict(cast("dict[str, Any]", found))
+    section = settings.get(name, {})
+    if not isinstance(section, dict):
+        raise LycorisError("this must be a table", key=name, got=repr(section), expected=f"[{name}]")
+    return dict(cast("dict[str, Any]", section))
 
 
 def options_of(settings: Mapping[str, Any], *, overwrite: bool) -> TrainOptions:
     """[train] as options. Raises LycorisError for an unknown key or a value out of its range."""
-    given = table(settings, "train")
-    _check(given, [field.name for field in dataclasses.fields(TrainOptions)], "[train]")
-    if "dtype" in given:
-        if given["dtype"] not in DTYPES:
+    values = table(settings, "train")
+    _check(values, [field.name for field in dataclasses.fields(TrainOptions)], "[train]")
+    if "dtype" in values:
+        if values["dtype"] not in DTYPES:
             raise LycorisError(
-                "an unknown dtype", key="[train] dtype", got=str(given["dtype"]), expected=", ".join(DTYPES)
+                "an unknown dtype", key="[train] dtype", got=str(values["dtype"]), expected=", ".join(DTYPES)
             )
-        given["dtype"] = DTYPES[given["dtype"]]
+        values["dtype"] = DTYPES[values["dtype"]]
     if overwrite:
-        given["overwrite"] = True
-    return TrainOptions(**given)
+        values["overwrite"] = True
+    return TrainOptions(**values)
 
 
 def task_of(settings: Mapping[str, Any], file: Path) -> Callable[[], tuple[Any, ...]]:
@@ -100,26 +100,26 @@ def task_of(settings: Mapping[str, Any], file: Path) -> Callable[[], tuple[Any, 
         raise LycorisError(problem, key="[arguments]", got=str(error)) from error
 
     def task() -> tuple[Any, ...]:
-        made = function(**arguments)
-        if not isinstance(made, tuple) or len(cast("tuple[Any, ...]", made)) not in (3, 4):
+        returned = function(**arguments)
+        if not isinstance(returned, tuple) or len(cast("tuple[Any, ...]", returned)) not in (3, 4):
             raise LycorisError(
                 "the task's function returns something else",
                 key=entry,
-                got=type(cast("object", made)).__name__,
+                got=type(cast("object", returned)).__name__,
                 expected="a tuple of the model, the batches and the loss, and maybe batches for validation",
             )
-        return cast("tuple[Any, ...]", made)
+        return cast("tuple[Any, ...]", returned)
 
     return task
 
 
 def network_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """[network] as arguments. Raises LycorisError for an unknown key or a value out of its range."""
-    given = table(settings, "network")
-    if found := given.keys() & {"module", "plan"}:
-        raise LycorisError("[network] has no such key", got=min(found), expected="`entry` or [plan] instead")
-    check_layer_options(given)
-    return given
+    values = table(settings, "network")
+    if bad := values.keys() & {"module", "plan"}:
+        raise LycorisError("[network] has no such key", got=min(bad), expected="`entry` or [plan] instead")
+    check_layer_options(values)
+    return values
 
 
 def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
@@ -129,16 +129,16 @@ def plan_of(settings: Mapping[str, Any], task: tuple[Any, ...]) -> Plan | None:
     """
     if "plan" not in settings:
         return None
-    given, probing, wanted = plan_table(settings)
+    values, probing, wanted = plan_table(settings)
     module, batches, loss, *_ = task
     epoch: Any = batches(0) if callable(batches) else batches
-    found = probe(
+    probed = probe(
         module,
-        list(islice(epoch, given["batches"])),
+        list(islice(epoch, values["batches"])),
         loss,
-        **{name: value for name, value in given.items() if name in probing and value != "auto"},
+        **{name: value for name, value in values.items() if name in probing and value != "auto"},
     )
-    return plan_ranks(found, **wanted)
+    return plan_ranks(probed, **wanted)
 
 
 def plan_table(settings: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], dict[str, Any]]:
@@ -146,13 +146,13 @@ def plan_table(settings: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], d
 
     Raises LycorisError for an unknown key, and for a size that cannot be understood.
     """
-    given: dict[str, Any] = {**PROBED, **table(settings, "plan")}
+    values: dict[str, Any] = {**PROBED, **table(settings, "plan")}
     probing = _names(probe) - {"module", "batches", "loss", "progress"}
     planning = _names(plan_ranks) - {"probe"}
-    _check(given, [*sorted(probing | planning), "batches"], "[plan]")
-    wanted: dict[str, Any] = {name: value for name, value in given.items() if name in planning}
-    wanted["size"] = parse_size(str(given.get("size", "auto")))
-    return given, probing, wanted
+    _check(values, [*sorted(probing | planning), "batches"], "[plan]")
+    wanted: dict[str, Any] = {name: value for name, value in values.items() if name in planning}
+    wanted["size"] = parse_size(str(values.get("size", "auto")))
+    return values, probing, wanted
 
 
 def _function(entry: str, folder: Path) -> Callable[..., Any]:
@@ -178,17 +178,17 @@ def _function(entry: str, folder: Path) -> Callable[..., Any]:
             module = importlib.import_module(source)
         except (ImportError, ValueError) as error:
             raise LycorisError("the task's module cannot be imported", key=entry, got=str(error)) from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         raise LycorisError("the task's module has no such function", key=entry, got=name)
-    return found
+    return function
 
 
-def _check(given: Mapping[str, Any], known: Collection[str], place: str | None = None) -> None:
+def _check(values: Mapping[str, Any], known: Collection[str], table_name: str | None = None) -> None:
     """Raise LycorisError for the first unknown key. It names the known keys and the most similar one."""
-    for key in given:
+    for key in values:
         if key not in known:
-            raise unknown_name("an unknown key", key, known, key=place)
+            raise unknown_name("an unknown key", key, known, key=table_name)
 
 
 def _names(function: Callable[..., Any]) -> set[str]:

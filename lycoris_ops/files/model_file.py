@@ -67,19 +67,19 @@ class ModelFile:
         index, weight_map = _read_index(source)
         home = Path(index.fingerprint.path).parent
         shards = tuple(SafetensorsFile.open(home / name) for name in sorted(set(weight_map.values())))
-        tensors, places = dict[str, TensorInfo](), dict[str, int]()
-        for place, shard in enumerate(shards):
+        tensors, numbers = dict[str, TensorInfo](), dict[str, int]()
+        for number, shard in enumerate(shards):
             for name, info in shard.tensors.items():
                 if name in tensors:
-                    first = Path(shards[places[name]].path).name
+                    first = Path(shards[numbers[name]].path).name
                     raise _disagree(
                         "two files hold the same tensor", index, name, first, Path(shard.path).name
                     )
-                tensors[name], places[name] = info, place
+                tensors[name], numbers[name] = info, number
         for name, file in weight_map.items():
-            if name not in places or Path(shards[places[name]].path).name != file:
+            if name not in numbers or Path(shards[numbers[name]].path).name != file:
                 raise _disagree("a file lacks a tensor that the index lists for it", index, name, file, None)
-        return cls(index.fingerprint.path, shards, tensors, places, index, folder)
+        return cls(index.fingerprint.path, shards, tensors, numbers, index, folder)
 
     @property
     def size(self) -> int:
@@ -101,11 +101,11 @@ class ModelFile:
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> dict[str, Tensor]:
         """The named tensors, in the order of `names`. Raises FileFormatError where a file changed."""
-        found: dict[str, Tensor] = {}
-        for place in sorted({self.places[name] for name in names}):
-            own = [name for name in names if self.places[name] == place]
-            found |= self.shards[place].read(own, cache, keep=keep)
-        return {name: found[name] for name in names}
+        tensors: dict[str, Tensor] = {}
+        for number in sorted({self.places[name] for name in names}):
+            own = [name for name in names if self.places[name] == number]
+            tensors |= self.shards[number].read(own, cache, keep=keep)
+        return {name: tensors[name] for name in names}
 
 
 def _model_in(folder: Path) -> Path:
@@ -116,17 +116,17 @@ def _model_in(folder: Path) -> Path:
         raise FileFormatError(
             "the folder cannot be read", file=str(folder), got=str(error.strerror)
         ) from error
-    found = [name for name in names if INDEX.fullmatch(name)]
-    found = found or [name for name in names if name.lower().endswith(SAFETENSORS)]
-    if len(found) == 1:
-        return folder / found[0]
+    candidates = [name for name in names if INDEX.fullmatch(name)]
+    candidates = candidates or [name for name in names if name.lower().endswith(SAFETENSORS)]
+    if len(candidates) == 1:
+        return folder / candidates[0]
     other = [name for name in names if name.lower().endswith(PICKLES)]
     raise FileFormatError(
         "a folder must hold one model",
         file=str(folder),
-        got=", ".join(found or other) or "neither an index nor a safetensors file",
+        got=", ".join(candidates or other) or "neither an index nor a safetensors file",
         expected="one *.safetensors.index.json, or one .safetensors file",
-        hint="Name the file or the index itself" if found else "Save the model as safetensors first",
+        hint="Name the file or the index itself" if candidates else "Save the model as safetensors first",
     )
 
 
@@ -185,8 +185,8 @@ def shard_names(index: str, count: int) -> list[str]:
 
 def stem_of(name: str) -> str:
     """The name of a model's file or index without the ending."""
-    found = INDEX.fullmatch(name)
-    return found["stem"] + (found["variant"] or "") if found else PurePath(name).stem
+    index = INDEX.fullmatch(name)
+    return index["stem"] + (index["variant"] or "") if index else PurePath(name).stem
 
 
 def _disagree(problem: str, index: Index, key: str, first: str, second: str | None) -> FileFormatError:

@@ -98,8 +98,8 @@ class PickleFile(DiskFile):
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         # All at once: torch parses the whole pickle even for a single tensor.
-        whole = super().read(list(self.tensors), cache, keep=keep)
-        return {name: whole[name] for name in names}
+        tensors = super().read(list(self.tensors), cache, keep=keep)
+        return {name: tensors[name] for name in names}
 
     def _read(self, names: Collection[str]) -> dict[str, Tensor]:
         self.check_unchanged()
@@ -150,11 +150,11 @@ def _list_size(file: BinaryIO, size: int) -> int:
 
 
 def _check_members(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], size: int) -> None:
-    found = archive.infolist()
-    if len(found) > MAX_MEMBERS or len(members) < len(found):
-        raise _NotPlain(f"an archive of {len(found)} members, {len(members)} of them of different names")
+    entries = archive.infolist()
+    if len(entries) > MAX_MEMBERS or len(members) < len(entries):
+        raise _NotPlain(f"an archive of {len(entries)} members, {len(members)} of them of different names")
     total = 0
-    for member in found:
+    for member in entries:
         # torch stores the members as they are. Compressed ones could expand to any size.
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise _NotPlain(f"an archive with a compressed member {member.filename}")
@@ -175,13 +175,13 @@ def _check_pickle(data: bytes) -> None:
     stack: list[list[int]] = []
     marks: list[int] = []
     memo: dict[Any, list[int]] = {}
-    made = 0
+    values_made = 0
     for step, (instruction, argument, _) in enumerate(pickletools.genops(data)):
         name = instruction.name
         if step == MAX_STEPS:
             raise _NotPlain(f"a pickle of more than {MAX_STEPS} instructions")
-        if name == "GLOBAL" and not NAMES.fullmatch(found := str(argument).replace(" ", ".")):
-            raise _NotPlain(f"the name {found}, which is no part of a plain tensor")
+        if name == "GLOBAL" and not NAMES.fullmatch(global_name := str(argument).replace(" ", ".")):
+            raise _NotPlain(f"the name {global_name}, which is no part of a plain tensor")
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -201,10 +201,10 @@ def _check_pickle(data: bytes) -> None:
             depth = 1 + max((held[1] for held in taken), default=0)
             # Lists and tables change in place, and other values may already hold them.
             value = taken[0] if name in GROW and taken else [0, 0]
-            made += size - value[0]
+            values_made += size - value[0]
             value[:] = size, depth
             stack += [value for _ in instruction.stack_after]
-            if made > MAX_MADE or depth > MAX_NESTED:
+            if values_made > MAX_MADE or depth > MAX_NESTED:
                 raise _NotPlain("tables or tuples larger or nested deeper than in a file of tensors")
 
 
@@ -277,17 +277,17 @@ def _check_storages(table: Mapping[str, Tensor], sizes: frozenset[int], fingerpr
         )
 
 
-def _not_plain(path: str, found: str, start: bytes = b"") -> FileFormatError:
+def _not_plain(path: str, content: str, start: bytes = b"") -> FileFormatError:
     # A safetensors file begins with the header's length in 8 bytes, then the header's brace.
     hint = "It is damaged, or it would run code when loaded: ask for a .safetensors file"
     if start[8:] == b"{":
         hint = "It is a safetensors file: rename it so that it ends in .safetensors"
-    elif found == LAYOUT:
+    elif content == LAYOUT:
         hint = "If torch.load(path, weights_only=True) reads it, save it again as .safetensors"
     return FileFormatError(
         "not a pickle of plain tensors",
         file=path,
-        got=found,
+        got=content,
         expected="a table of tensors saved by torch, with nothing else in it",
         hint=hint,
     )

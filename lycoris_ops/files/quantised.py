@@ -67,10 +67,10 @@ def found_in(file: TensorFile, codec: Codec | None) -> tuple[dict[str, Quantised
     The formats are by the keys of the weights, where the file names them. The shapes of these weights in the
     file are those of packed data.
     """
-    found: Mapping[str, Quantised] = codec.find(file) if codec else {}
+    weights: Mapping[str, Quantised] = codec.find(file) if codec else {}
     named = {match[1]: f"bitsandbytes {match[2]}" for match in map(NAMED.fullmatch, file.tensors) if match}
-    unread = {key: one.format for key, one in found.items() if not one.parts}
-    return {key: one for key, one in found.items() if one.parts}, {**named, **unread}
+    unread = {key: weight.format for key, weight in weights.items() if not weight.parts}
+    return {key: weight for key, weight in weights.items() if weight.parts}, {**named, **unread}
 
 
 def stored_as(dtype: str, name: str | None) -> str:
@@ -113,16 +113,16 @@ def plain_floats(tensors: Mapping[str, TensorInfo], quantised: Collection[str] =
 def beginning_with(names: Iterable[str], heads: Iterable[str]) -> set[str]:
     """The names that begin with one of the heads, found without comparing each name with each head."""
     ordered = sorted(names)
-    found: set[str] = set()
+    beginning: set[str] = set()
     at = 0
     # In sorted order the names that begin with one head are neighbours. Among them are the names of any
     # longer head that begins with this one.
     for head in sorted(heads):
         at = max(at, bisect_left(ordered, head))
         while at < len(ordered) and ordered[at].startswith(head):
-            found.add(ordered[at])
+            beginning.add(ordered[at])
             at += 1
-    return found
+    return beginning
 
 
 def _begins(ordered: list[str], head: str) -> bool:

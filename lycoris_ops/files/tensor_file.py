@@ -58,23 +58,23 @@ class Fingerprint:
         hint = "Check the name and the folder"
         try:
             full = Path(path).absolute()
-            found = full.stat()
+            status = full.stat()
             # A second change within the same tick of the system's clock gets the same time stamp, so a stamp
             # identifies the content only after the tick. A stamp may be a little ahead of the clock: newer
             # kernels give finer stamps, and may give another file the same one.
-            changed = found.st_mtime_ns
+            changed = status.st_mtime_ns
             while abs(age := _clock_of_stamps() - changed) < TICK:
                 time.sleep((TICK - age) / 1e9)
-                found = full.stat()
+                status = full.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             # ValueError: the name holds a null, or another character that the disk does not allow.
             raise FileFormatError("there is no such file", file=str(path), hint=hint) from None
         except OSError as error:
             why = str(error.strerror)
             raise FileFormatError("the file cannot be read", file=str(path), got=why, hint=hint) from error
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise FileFormatError("this is not a file", file=str(path), hint=hint)
-        return cls(path=str(full), size=found.st_size, mtime_ns=found.st_mtime_ns)
+        return cls(path=str(full), size=status.st_size, mtime_ns=status.st_mtime_ns)
 
     @classmethod
     def unstamped(cls, path: Path) -> Fingerprint:
@@ -182,13 +182,13 @@ class DerivedFile:
 
     def read(self, names: Collection[str], cache: TensorCache, *, keep: bool = True) -> Mapping[str, Tensor]:
         """See `TensorFile`. What tensors are made from is kept in any case: several may need it."""
-        made = {name: self.made[name] for name in names if name in self.made}
+        makers = {name: self.made[name] for name in names if name in self.made}
         own = [name for name in names if name not in self.added]
-        sources = {name: made[name][0] if name in made else name for name in own}
-        held = self.file.read(tuple(dict.fromkeys(sources.values())), cache, keep=keep or bool(made))
+        sources = {name: makers[name][0] if name in makers else name for name in own}
+        held = self.file.read(tuple(dict.fromkeys(sources.values())), cache, keep=keep or bool(makers))
         added = {name: self.added[name] for name in names if name in self.added}
-        found = added | {name: held[source] for name, source in sources.items()}
-        return found | {name: make(found[name]) for name, (_, make) in made.items()}
+        tensors = added | {name: held[source] for name, source in sources.items()}
+        return tensors | {name: make(tensors[name]) for name, (_, make) in makers.items()}
 
 
 @dataclass(frozen=True)

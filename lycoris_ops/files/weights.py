@@ -88,7 +88,9 @@ class FileWeights:
         self._codec = codec
         self._quantised, self._unread = found_in(self.file, codec)
         shapes = {key: info.shape for key, info in self.file.tensors.items()}
-        self.shapes: Mapping[str, Shape] = shapes | {key: one.shape for key, one in self._quantised.items()}
+        self.shapes: Mapping[str, Shape] = shapes | {
+            key: weight.shape for key, weight in self._quantised.items()
+        }
 
     @property
     def name(self) -> str:
@@ -125,14 +127,14 @@ class FileWeights:
         return key in self._quantised or key in self._plain or key.endswith(".weight")
 
 
-def read_rows(source: Weights, places: Sequence[tuple[str, Rows | None]]) -> Tensor:
+def read_rows(source: Weights, ranges: Sequence[tuple[str, Rows | None]]) -> Tensor:
     """Concatenate tensors, or rows of them. Float8 becomes float32: torch cannot compute with float8."""
-    parts: list[Tensor] = []
-    for key, rows in places:
-        whole = source.read(key)
-        part = whole if rows is None else whole[rows[0] : rows[1]]
-        parts.append(part.float() if part.itemsize == 1 else part)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    tensors: list[Tensor] = []
+    for key, rows in ranges:
+        tensor = source.read(key)
+        piece = tensor if rows is None else tensor[rows[0] : rows[1]]
+        tensors.append(piece.float() if piece.itemsize == 1 else piece)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def rounding_variance(values: Tensor, dtype: torch.dtype) -> float:
@@ -146,6 +148,6 @@ def rounding_variance(values: Tensor, dtype: torch.dtype) -> float:
     # About PIECE values are enough for the mean.
     sample = flat[:: max(1, flat.numel() // PIECE)].float()
     # |x| = f 2^e with f in [0.5, 1), and f = 0 for 0.
-    part, exponent = torch.frexp(sample)
-    step = torch.ldexp(0.5 * part.ne(0), exponent).clamp_(min=info.smallest_normal)
+    fraction, exponent = torch.frexp(sample)
+    step = torch.ldexp(0.5 * fraction.ne(0), exponent).clamp_(min=info.smallest_normal)
     return float((step.double() * info.eps).square().mean()) / 12 if flat.numel() else 0.0

@@ -137,17 +137,17 @@ def new_files(
         try:
             for each in paths:
                 # A random part, so that two writers of one name do not collide.
-                part = home / f".{each.name}.{secrets.token_hex(8)}{UNFINISHED}"
-                files.append(cast("BinaryIO", part.open("xb")))
+                unfinished = home / f".{each.name}.{secrets.token_hex(8)}{UNFINISHED}"
+                files.append(cast("BinaryIO", unfinished.open("xb")))
             yield files
             for file in files:
                 file.flush()
                 # Never give a name to a file that a power cut can still damage.
                 os.fsync(file.fileno())
                 file.close()
-            parts = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
+            unfinished_of = {each: Path(file.name) for each, file in zip(paths, files, strict=True)}
             with _folder_of(path):
-                _place(parts, overwrite=overwrite)
+                _place(unfinished_of, overwrite=overwrite)
         finally:
             for file in files:
                 # On a full disk, closing tries to write the last bytes again, and fails again.
@@ -178,29 +178,29 @@ def _folder_of(path: Path) -> Generator[None]:
         _sync(folder.parent)
 
 
-def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
-    """Give files their names. `parts` maps each new name to the file's present name.
+def _place(unfinished_of: Mapping[Path, Path], *, overwrite: bool) -> None:
+    """Give files their names. `unfinished_of` maps each new name to the file's present name.
 
     Readers look for the first of several files, and read the others along with it. So an earlier first file
     is set aside before anything else, and the new one is placed last: no reader ever finds old and new files
     together. After an error the files are as they were before.
     """
-    aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{ASIDE}") for path in parts}
+    aside = {path: path.with_name(f".{path.name}.{secrets.token_hex(8)}{ASIDE}") for path in unfinished_of}
     try:
-        if overwrite and len(parts) > 1:
-            for path in parts:
+        if overwrite and len(unfinished_of) > 1:
+            for path in unfinished_of:
                 with suppress(FileNotFoundError):
                     os.replace(path, aside[path])
             # Otherwise a power cut could keep the later steps and lose this one.
-            _sync(next(iter(parts)).parent)
-        for path in reversed(list(parts)):
+            _sync(next(iter(unfinished_of)).parent)
+        for path in reversed(list(unfinished_of)):
             if overwrite:
-                os.replace(parts[path], path)
+                os.replace(unfinished_of[path], path)
             else:
-                _claim(parts[path], path)
+                _claim(unfinished_of[path], path)
     except BaseException as error:
-        if len(parts) > 1:
-            _take_back(parts, aside, error)
+        if len(unfinished_of) > 1:
+            _take_back(unfinished_of, aside, error)
         raise
     for earlier in aside.values():
         with suppress(OSError):
@@ -210,17 +210,17 @@ def _place(parts: Mapping[Path, Path], *, overwrite: bool) -> None:
 def set_aside(path: Path) -> Path | None:
     """The file that had this name before a process was killed while it replaced it; None for none."""
     with suppress(OSError, ValueError):
-        found = [one for one in path.parent.iterdir() if one.name.endswith(ASIDE)]
-        return next((one for one in found if one.name.startswith(f".{path.name}.")), None)
+        aside = [file for file in path.parent.iterdir() if file.name.endswith(ASIDE)]
+        return next((file for file in aside if file.name.startswith(f".{path.name}.")), None)
     return None
 
 
-def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:
+def _take_back(unfinished_of: Mapping[Path, Path], aside: Mapping[Path, Path], error: BaseException) -> None:
     """Undo `_place`, however far it got."""
     try:
-        for path, part in parts.items():
+        for path, unfinished in unfinished_of.items():
             # A placed file has lost its old name, unless the interruption came between link and unlink.
-            if not part.exists() or (path.exists() and path.samefile(part)):
+            if not unfinished.exists() or (path.exists() and path.samefile(unfinished)):
                 path.unlink(missing_ok=True)
         for path in reversed(list(aside)):
             with suppress(FileNotFoundError):
@@ -228,34 +228,34 @@ def _take_back(parts: Mapping[Path, Path], aside: Mapping[Path, Path], error: Ba
     except OSError as refused:
         raise WriteError(
             "the files cannot be replaced, and the earlier ones cannot be put back",
-            file=str(next(iter(parts))),
+            file=str(next(iter(unfinished_of))),
             got=f"{error}; {refused}",
             hint="The earlier ones are whole and in the same folder. Put each back by hand: its name there "
             f"begins with a dot and ends in {UNFINISHED}",
         ) from error
 
 
-def _claim(part: Path, path: Path) -> None:
+def _claim(unfinished: Path, path: Path) -> None:
     """Give a file a name that no file has yet. Raises FileExistsError where one has it."""
     if sys.platform == "win32":
         # On Windows this never replaces a file.
-        os.rename(part, path)
+        os.rename(unfinished, path)
         return
     try:
         # A rename would replace a file that appeared after a check; a link fails.
-        os.link(part, path)
+        os.link(unfinished, path)
     except FileExistsError:
         raise
     except OSError:
         # exFAT and some network drives have no links: take the name with an empty file, then replace it.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         try:
-            os.replace(part, path)
+            os.replace(unfinished, path)
         except BaseException:
             path.unlink()
             raise
         return
-    part.unlink()
+    unfinished.unlink()
 
 
 def _sync(folder: Path) -> None:
@@ -276,7 +276,7 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     Raises WriteError for a text that is not a valid name on every system, and on Windows for a device's name.
     """
     text = os.fspath(path)
-    device = next((part for part in Path(text).parts if DEVICE.fullmatch(part)), None)
+    device = next((segment for segment in Path(text).parts if DEVICE.fullmatch(segment)), None)
     if ON_WINDOWS and device is not None:
         raise WriteError(
             "Windows keeps this name for a device", file=text, got=device, hint="Give it another name"
@@ -296,15 +296,15 @@ def check_name(path: str | os.PathLike[str]) -> Path:
 
 def safetensors_path(path: str | os.PathLike[str]) -> Path:
     """The path of a safetensors file to write. Raises WriteError for a name that no reader would accept."""
-    found = check_name(path)
-    if found.suffix.lower() not in SAFETENSORS:
+    target = check_name(path)
+    if target.suffix.lower() not in SAFETENSORS:
         raise WriteError(
             "a file can only be written as safetensors",
-            file=str(found),
-            got=found.suffix or "no ending",
+            file=str(target),
+            got=target.suffix or "no ending",
             expected=either(SAFETENSORS),
         )
-    return found
+    return target
 
 
 def check_other(path: Path, source: str, what: str = "the base model") -> None:

@@ -35,14 +35,14 @@ def mask_picture(stack: Stack) -> Picture | None:
     scale = min(1.0, CELLS / max(height, width))
     grid = (max(1, round(height * scale)), max(1, round(width * scale)))
     count = max(map(_frames, masks))
-    moments = [place / max(1, count - 1) for place in _even(count)]
+    moments = [frame / max(1, count - 1) for frame in _even(count)]
     planes = [[_drawn(mask, moment, count, grid) for moment in moments] for mask in masks]
     colours = [colour_of(number) for number in range(len(masks))]
     shares = [
-        [(_shares(found[at]), colour) for found, colour in zip(planes, colours, strict=True)]
+        [(_shares(mask[at]), colour) for mask, colour in zip(planes, colours, strict=True)]
         for at in range(len(moments))
     ]
-    titles = [f"frame {place}" if count > 1 else "" for place in _even(count)]
+    titles = [f"frame {frame}" if count > 1 else "" for frame in _even(count)]
     names = [
         (few([plain_name(entry.name) for entry in entries]), colour)
         for entries, colour in zip(masks.values(), colours, strict=True)
@@ -55,7 +55,7 @@ def mask_picture(stack: Stack) -> Picture | None:
 def _even(count: int) -> list[int]:
     """The numbers of at most FRAMES of `count` frames, evenly spaced from the first to the last."""
     most = min(count, FRAMES)
-    return [round(place * (count - 1) / max(1, most - 1)) for place in range(most)]
+    return [round(step * (count - 1) / max(1, most - 1)) for step in range(most)]
 
 
 def _frames(mask: Mask) -> int:

@@ -78,7 +78,7 @@ class LayerMeasure:
     def rank_of(self, share: float) -> int:
         """The lowest rank that keeps this share of the energy."""
         kept = self.kept(len(self.spectrum))
-        return next((rank for rank, one in enumerate(kept, 1) if one >= share * (1 - 1e-9)), len(kept))
+        return next((rank for rank, own in enumerate(kept, 1) if own >= share * (1 - 1e-9)), len(kept))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Examination:
 
     def enough(self, entry: int) -> int | None:
         """The lowest rank that is enough for nine in ten layers (see ENOUGH); None if it changes nothing."""
-        ranks = sorted(one.rank_of(ENOUGH) for one in self.layers if one.entry == entry and one.spectrum)
+        own = [layer for layer in self.layers if layer.entry == entry and layer.spectrum]
+        ranks = sorted(layer.rank_of(ENOUGH) for layer in own)
         return ranks[math.ceil(0.9 * len(ranks)) - 1] if ranks else None
 
     def total(self) -> Tensor:
@@ -128,8 +129,8 @@ class Examination:
 
         Unrelated changes give one half. In general expect arccos(cosine) / pi.
         """
-        both = sum((one for one, _ in self.conflicts.values()), torch.zeros_like(self.total()))
-        opposite = sum((one for _, one in self.conflicts.values()), torch.zeros_like(self.total()))
+        both = sum((changed for changed, _ in self.conflicts.values()), torch.zeros_like(self.total()))
+        opposite = sum((opposed for _, opposed in self.conflicts.values()), torch.zeros_like(self.total()))
         return torch.where(both > 0, opposite / both.clamp(min=1), 0.0)
 
     def norms(self, entry: int) -> dict[str, float]:
@@ -168,8 +169,8 @@ def examine(
 
     Raises as `merge_adapters` does.
     """
-    given = adapters if isinstance(adapters, Stack) else Stack(Entry(*pair) for pair in adapters)
-    entries = [entry for entry in given if not entry.off]
+    stack = adapters if isinstance(adapters, Stack) else Stack(Entry(*pair) for pair in adapters)
+    entries = [entry for entry in stack if not entry.off]
     if not entries:
         raise LycorisError("there is nothing to inspect", got="no adapter at a strength other than 0")
     weights = None if base is None else weights_of(base, codec)
@@ -234,7 +235,7 @@ class _Examining:
             )
             values = [float(value) for value in delta.triples[1]]
             largest = values[0] if values else 0.0
-            change = next(one for one in place.changes if one.entry == entry and one.parameter == "weight")
+            change = next(c for c in place.changes if c.entry == entry and c.parameter == "weight")
             info = self.entries[entry].adapter.info[change.layer]
             self.layers.append(
                 LayerMeasure(
@@ -260,14 +261,14 @@ class _Examining:
             block,
             (torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)),
         )
-        changes = [one.sign() for one in deltas.weighted()]
+        changes = [delta.sign() for delta in deltas.weighted()]
         for start in range(0, deltas.shape[0], ROWS):
             deltas.pause()
-            rows = wide(torch.stack([one[start : start + ROWS].flatten() for one in changes]))
+            rows = wide(torch.stack([signs[start : start + ROWS].flatten() for signs in changes]))
             changed = rows.abs()
-            products, places = fetched(rows @ rows.T, changed @ changed.T)
-            both[index[:, None], index[None]] += places
-            opposite[index[:, None], index[None]] += (places - products) / 2
+            products, counts = fetched(rows @ rows.T, changed @ changed.T)
+            both[index[:, None], index[None]] += counts
+            opposite[index[:, None], index[None]] += (counts - products) / 2
 
     def _weight(self, place: ChangedPlace) -> float | None:
         key = place.keys[0]

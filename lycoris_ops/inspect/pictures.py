@@ -79,71 +79,71 @@ def examination_charts(found: Examination) -> list[Axes | ColourTable]:
 
 def blocks_picture(found: Survey) -> Picture:
     """Bars for each block's share of each adapter's change; without adapters, for its number of weights."""
-    legend = [(plain_name(one.entry.name), colour_of(number)) for number, one in enumerate(found.adapters)]
+    legend = [(plain_name(own.entry.name), colour_of(number)) for number, own in enumerate(found.adapters)]
     title = "share of the change in each block" if found.adapters else "weights in each block"
     return in_rows(blocks_verdict(found), title, block_rows(found), legend)
 
 
-def block_rows(found: Survey) -> list[BarRow]:
-    if not found.adapters:
-        return [BarRow(name, [(count, colour_of(0), str(count))]) for name, count in found.blocks.items()]
-    shares = {name: [one.share(name) for one in found.adapters] for name in found.blocks}
+def block_rows(survey: Survey) -> list[BarRow]:
+    if not survey.adapters:
+        return [BarRow(name, [(count, colour_of(0), str(count))]) for name, count in survey.blocks.items()]
+    shares = {name: [adapter.share(name) for adapter in survey.adapters] for name in survey.blocks}
     return [
         BarRow(name, [(share, colour_of(number), f"{share:.1%}") for number, share in enumerate(each)])
         for name, each in shares.items()
     ]
 
 
-def _names(found: Examination) -> list[str]:
-    return [plain_name(name) for name in found.names]
+def _names(examined: Examination) -> list[str]:
+    return [plain_name(name) for name in examined.names]
 
 
-def _groups(found: Examination) -> Iterator[tuple[str, str, list[tuple[int, LayerMeasure]]]]:
+def _groups(examined: Examination) -> Iterator[tuple[str, str, list[tuple[int, LayerMeasure]]]]:
     """Groups (label, colour, layers with their places): by kind for one adapter, else by adapter.
 
     Groups by adapter have no label: the legend of all charts names them.
     """
-    layers = list(enumerate(found.layers))
-    if len(found.entries) > 1:
-        for entry in range(len(found.entries)):
-            yield "", colour_of(entry), [one for one in layers if one[1].entry == entry]
+    layers = list(enumerate(examined.layers))
+    if len(examined.entries) > 1:
+        for entry in range(len(examined.entries)):
+            yield "", colour_of(entry), [numbered for numbered in layers if numbered[1].entry == entry]
         return
     for kind in (*KINDS, "other"):
-        if own := [one for one in layers if one[1].kind == kind]:
+        if own := [numbered for numbered in layers if numbered[1].kind == kind]:
             yield kind, COLOURS[kind], own
 
 
-def _by_block(found: Examination) -> Axes:
+def _by_block(examined: Examination) -> Axes:
     """The norm in each block; for one adapter, the shares of the squared norm, stacked by kind."""
-    places = {block: place for place, block in enumerate(found.blocks)}
-    count = len(found.entries)
+    positions = {block: position for position, block in enumerate(examined.blocks)}
+    count = len(examined.entries)
     series: list[Series] = []
     if count == 1:
-        total = sum(layer.norm**2 for layer in found.layers) or 1.0
+        total = sum(layer.norm**2 for layer in examined.layers) or 1.0
         bottoms: dict[int, float] = defaultdict(float)
-        for label, colour, own in _groups(found):
+        for label, colour, own in _groups(examined):
             squares: dict[int, float] = defaultdict(float)
             for _, layer in own:
-                squares[places[layer.block]] += layer.norm**2 / total
+                squares[positions[layer.block]] += layer.norm**2 / total
             series.append(Series(_boxes(squares, -0.4, 0.8, bottoms), colour, label, "boxes"))
-            for place, value in squares.items():
-                bottoms[place] += value
+            for index, value in squares.items():
+                bottoms[index] += value
         most = max(bottoms.values(), default=0.0) or 1.0
         title = "share of the change in each block, by kind of layer"
-        return Axes(title, series, names=found.blocks, limits=(0.0, most), percent=True)
+        return Axes(title, series, names=examined.blocks, limits=(0.0, most), percent=True)
     width = 0.8 / count
-    thin = THIN * count * len(found.blocks) > WIDTH
+    thin = THIN * count * len(examined.blocks) > WIDTH
     for entry in range(count):
-        norms = {places[block]: norm for block, norm in found.norms(entry).items()}
+        norms = {positions[block]: norm for block, norm in examined.norms(entry).items()}
         if thin:
-            points = sorted((float(place), norm) for place, norm in norms.items())
+            points = sorted((float(position), norm) for position, norm in norms.items())
             series.append(Series(points, colour_of(entry), form="line and dots"))
         else:
             left = -0.4 + entry * width
             series.append(Series(_boxes(norms, left, 0.9 * width, {}), colour_of(entry), form="boxes"))
-    most = max((y for one in series for _, y in one.points), default=0.0) or 1.0
+    most = max((y for each in series for _, y in each.points), default=0.0) or 1.0
     title = "size of the change in each block, at the strengths"
-    return Axes(title, series, names=found.blocks, limits=(0.0, most))
+    return Axes(title, series, names=examined.blocks, limits=(0.0, most))
 
 
 def _boxes(
@@ -151,14 +151,14 @@ def _boxes(
 ) -> list[Point]:
     """Two corners of a box at each place."""
     corners: list[Point] = []
-    for place, height in heights.items():
-        bottom = bottoms.get(place, 0.0)
-        corners += [(place + left, bottom), (place + left + width, bottom + height)]
+    for position, height in heights.items():
+        bottom = bottoms.get(position, 0.0)
+        corners += [(position + left, bottom), (position + left + width, bottom + height)]
     return corners
 
 
-def _relative(found: Examination) -> Axes:
-    related = any(layer.weight for layer in found.layers)
+def _relative(examined: Examination) -> Axes:
+    related = any(layer.weight for layer in examined.layers)
     series = [
         Series(
             [
@@ -169,7 +169,7 @@ def _relative(found: Examination) -> Axes:
             label,
             "dots",
         )
-        for label, colour, own in _groups(found)
+        for label, colour, own in _groups(examined)
     ]
     return Axes(
         "change of each layer, relative to its weight" if related else "size of the change of each layer",
@@ -180,13 +180,13 @@ def _relative(found: Examination) -> Axes:
     )
 
 
-def _kept(found: Examination) -> Axes | None:
+def _kept(examined: Examination) -> Axes | None:
     """What each rank would keep of each adapter's layers; None where no adapter has a rank."""
     series: list[Series] = []
     marks: list[tuple[float, Series]] = []
     most = 1
-    for entry, colour in enumerate(map(colour_of, range(len(found.entries)))):
-        own = [layer for layer in found.layers if layer.entry == entry and len(layer.spectrum) > 1]
+    for entry, colour in enumerate(map(colour_of, range(len(examined.entries)))):
+        own = [layer for layer in examined.layers if layer.entry == entry and len(layer.spectrum) > 1]
         if not own:
             continue
         count = max(len(layer.spectrum) for layer in own)
@@ -197,7 +197,7 @@ def _kept(found: Examination) -> Axes | None:
             for share in (0.1, 0.5, 0.9)
         )
         series += [Series([*low, *reversed(high)], colour, form="area"), Series(middle, colour)]
-        marks.append((float(found.enough(entry) or 1), Series((), colour, form="dashes")))
+        marks.append((float(examined.enough(entry) or 1), Series((), colour, form="dashes")))
     if not series:
         return None
     return Axes(
@@ -212,33 +212,33 @@ def _kept(found: Examination) -> Axes | None:
     )
 
 
-def _pairs(found: Examination) -> Axes:
+def _pairs(examined: Examination) -> Axes:
     """The cosines by block, for the pairs that are most alike or opposed in some block."""
-    by_block = [found.cosines(block) for block in found.blocks]
-    pairs = list(combinations(range(len(found.entries)), 2))
-    strongest = sorted(pairs, key=lambda pair: -max(abs(float(one[pair])) for one in by_block))[:PAIRS]
-    series = [Series([(-0.5, 0.0), (len(found.blocks) - 0.5, 0.0)], INK)]
-    names = _names(found)
+    by_block = [examined.cosines(block) for block in examined.blocks]
+    pairs = list(combinations(range(len(examined.entries)), 2))
+    strongest = sorted(pairs, key=lambda pair: -max(abs(float(like[pair])) for like in by_block))[:PAIRS]
+    series = [Series([(-0.5, 0.0), (len(examined.blocks) - 0.5, 0.0)], INK)]
+    names = _names(examined)
     for number, pair in enumerate(sorted(strongest)):
-        points = [(float(place), float(cosines[pair])) for place, cosines in enumerate(by_block)]
+        points = [(float(position), float(cosines[pair])) for position, cosines in enumerate(by_block)]
         label = " and ".join(names[entry] for entry in pair)
         # Not the colours of the adapters themselves.
         series.append(Series(points, colour_of(len(names) + number), label, "line and dots"))
     more = f", the {PAIRS} strongest pairs" if len(pairs) > PAIRS else ""
-    return Axes(f"how alike in each block{more}", series, names=found.blocks, limits=(-1.0, 1.0))
+    return Axes(f"how alike in each block{more}", series, names=examined.blocks, limits=(-1.0, 1.0))
 
 
-def _lost(found: Examination) -> Axes:
-    several = len(found.entries) > 1
+def _lost(examined: Examination) -> Axes:
+    several = len(examined.entries) > 1
     series = [
         Series(
-            [(float(at), max(LEAST, row.error)) for at, row in enumerate(one.adapter.report.rows)],
+            [(float(at), max(LEAST, row.error)) for at, row in enumerate(each.adapter.report.rows)],
             colour_of(entry),
-            "" if several else plain_name(one.name),
+            "" if several else plain_name(each.name),
             "dots",
         )
-        for entry, one in enumerate(found.entries)
-        if one.adapter.report is not None
+        for entry, each in enumerate(examined.entries)
+        if each.adapter.report is not None
     ]
     return Axes(
         "what each layer lost when the file was made",
@@ -249,12 +249,12 @@ def _lost(found: Examination) -> Axes:
     )
 
 
-def _curves(found: Examination) -> Iterator[Series]:
-    times = [place / TIMES for place in range(TIMES + 1)]
-    for entry, one in enumerate(found.entries):
-        tracks = [track for stage in (one.schedule.stages if one.schedule else ()) for track in stage]
+def _curves(examined: Examination) -> Iterator[Series]:
+    times = [step / TIMES for step in range(TIMES + 1)]
+    for entry, each in enumerate(examined.entries):
+        tracks = [track for stage in (each.schedule.stages if each.schedule else ()) for track in stage]
         for number, track in enumerate(tracks):
             names = " ".join(pattern.text for pattern in track.patterns)
-            points = [(time, one.strength * track.timing.curve.at(time)) for time in times]
-            label = f"{plain_name(one.name)} {names} ({track.timing.clock})"
+            points = [(time, each.strength * track.timing.curve.at(time)) for time in times]
+            label = f"{plain_name(each.name)} {names} ({track.timing.clock})"
             yield Series(points, colour_of(entry), label, "dashes" if number % 2 else "line")

@@ -23,13 +23,13 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 def describe_examination(found: Examination) -> str:
     """The examination as a report: what it shows, each adapter with its blocks, all pairs, and the sum."""
-    parts = [examination_verdict(found), *(_adapter(found, entry) for entry in range(len(found.entries)))]
+    texts = [examination_verdict(found), *(_adapter(found, entry) for entry in range(len(found.entries)))]
     if len(found.entries) > 1:
-        parts.append(_pairs(found))
+        texts.append(_pairs(found))
     if found.left_out:
         left = number_of(len(found.left_out), "layer has", "layers have")
-        parts.append(f"{left} no place in the model, and are not measured")
-    return "\n\n".join(parts)
+        texts.append(f"{left} no place in the model, and are not measured")
+    return "\n\n".join(texts)
 
 
 def examination_verdict(found: Examination) -> str:
@@ -46,44 +46,44 @@ def examination_verdict(found: Examination) -> str:
     )
 
 
-def _meeting(found: Examination) -> str:
-    cosines = found.cosines()
-    pairs = list(combinations(range(len(found.entries)), 2))
+def _meeting(examined: Examination) -> str:
+    cosines = examined.cosines()
+    pairs = list(combinations(range(len(examined.entries)), 2))
     strongest = max(pairs, key=lambda pair: abs(float(cosines[pair])))
     value = float(cosines[strongest])
     if abs(value) < UNRELATED:
-        count = len(found.entries)
+        count = len(examined.entries)
         number = NUMBERS[count - 2] if count - 2 < len(NUMBERS) else str(count)
         return f"These {number} do not disturb each other."
-    names = " and ".join(plain_name(found.names[entry]) for entry in strongest)
-    near = _nearest(found, *strongest)
-    place = f", most in {near}" if near else ""
+    names = " and ".join(plain_name(examined.names[entry]) for entry in strongest)
+    near = _nearest(examined, *strongest)
+    most = f", most in {near}" if near else ""
     if value < 0:
-        return f"{names} work against each other: cosine {value:.2f}{place}."
+        return f"{names} work against each other: cosine {value:.2f}{most}."
     if value < SAME:
-        return f"{names} overlap: cosine {value:.2f}{place}."
+        return f"{names} overlap: cosine {value:.2f}{most}."
     return f"{names} do much the same: cosine {value:.2f}. Together they need lower strengths."
 
 
-def _where(found: Examination) -> str:
-    norms = found.norms(0)
+def _where(examined: Examination) -> str:
+    norms = examined.norms(0)
     total = sum(norm**2 for norm in norms.values())
-    changed = f"{plain_name(found.names[0])} changes {number_of(len(found.layers), 'weight')}"
+    changed = f"{plain_name(examined.names[0])} changes {number_of(len(examined.layers), 'weight')}"
     block = max(norms, key=lambda name: norms[name], default="")
     if len(norms) < 2 or not total:
         return f"{changed}."
     return f"{changed}, most in {block} ({norms[block] ** 2 / total:.0%})."
 
 
-def _adapter(found: Examination, entry: int) -> str:
-    own = [layer for layer in found.layers if layer.entry == entry]
-    norms = found.norms(entry)
+def _adapter(examined: Examination, entry: int) -> str:
+    own = [layer for layer in examined.layers if layer.entry == entry]
+    norms = examined.norms(entry)
     total = sum(norm * norm for norm in norms.values()) ** 0.5
     kinds = Counter(of_rank(layer.algorithm, layer.rank) for layer in own)
     lines = [
-        f"{found.names[entry]}: {number_of(len(own), 'weight')} changed, norm {total:.4g}",
+        f"{examined.names[entry]}: {number_of(len(own), 'weight')} changed, norm {total:.4g}",
         "  " + ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()),
-        *unmeasured(found.entries[entry]),
+        *unmeasured(examined.entries[entry]),
     ]
     if ranked := [layer for layer in own if layer.spectrum]:
         middle = median(layer.effective for layer in ranked)
@@ -93,9 +93,9 @@ def _adapter(found: Examination, entry: int) -> str:
             f"{most:.0f}"
         )
     related = any(layer.weight for layer in own)
-    wide = max(map(len, found.blocks), default=0)
+    wide = max(map(len, examined.blocks), default=0)
     lines.append(f"  {'block':{wide}}  {'norm':>9}  {'share':>6}" + ("  of the weights" if related else ""))
-    for block in found.blocks:
+    for block in examined.blocks:
         norm = norms.get(block, 0.0)
         if norm == 0.0:
             continue
@@ -122,24 +122,26 @@ def _shown(layer: LayerMeasure) -> str:
     return f"{layer.norm:.3g}" if layer.relative is None else f"{layer.relative:.2%} of its weight"
 
 
-def _pairs(found: Examination) -> str:
-    cosines = found.cosines()
+def _pairs(examined: Examination) -> str:
+    cosines = examined.cosines()
     lines = ["Pairs of adapters"]
-    signs = found.disagreement() if found.conflicts else None
-    for one in range(len(found.entries)):
-        for other in range(one + 1, len(found.entries)):
-            line = f"  {found.names[one]} and {found.names[other]}: cosine {float(cosines[one, other]):.4f}"
+    signs = examined.disagreement() if examined.conflicts else None
+    for first in range(len(examined.entries)):
+        for other in range(first + 1, len(examined.entries)):
+            names = f"{examined.names[first]} and {examined.names[other]}"
+            line = f"  {names}: cosine {float(cosines[first, other]):.4f}"
             if signs is not None:
-                line += f", {float(signs[one, other]):.1%} of the values in opposite directions"
-            near = _nearest(found, one, other)
+                line += f", {float(signs[first, other]):.1%} of the values in opposite directions"
+            near = _nearest(examined, first, other)
             lines.append(line + (f"; most in {near}" if near else ""))
-    lines.append(f"  strengths times {found.keeping():.3g}: the sum is as large as the largest change alone")
+    keeping = f"  strengths times {examined.keeping():.3g}"
+    lines.append(f"{keeping}: the sum is as large as the largest change alone")
     return paragraph(lines)
 
 
-def _nearest(found: Examination, one: int, other: int) -> str:
+def _nearest(examined: Examination, first: int, other: int) -> str:
     """The block where two adapters are most alike, or most opposed."""
-    values = {block: float(found.cosines(block)[one, other]) for block in found.blocks}
+    values = {block: float(examined.cosines(block)[first, other]) for block in examined.blocks}
     block = max(values, key=lambda name: abs(values[name]), default=None)
     return f"{block} ({values[block]:.3f})" if block and values[block] else ""
 

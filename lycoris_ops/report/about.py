@@ -89,7 +89,7 @@ def about(adapter: Adapter) -> About:
     text = adapter.metadata
     problems: list[str] = []
     counts = _tables(text, FREQUENCY, problems)
-    stated = [word for key in TRIGGERS for part in text.get(key, "").split(",") if (word := part.strip())]
+    stated = [word for key in TRIGGERS for item in text.get(key, "").split(",") if (word := item.strip())]
     infos = list(adapter.info.values())
     of_family = METADATA if adapter.families else ()
     return About(
@@ -154,13 +154,13 @@ def _tables(text: Mapping[str, str], key: str, problems: list[str]) -> dict[str,
     if key not in text:
         return {}
     try:
-        found = parse_json(text[key])
-        if not isinstance(found, dict):
+        table = parse_json(text[key])
+        if not isinstance(table, dict):
             raise ValueError("it is not a table")
     except ValueError as error:
         problems.append(f"{key} cannot be read: {error}")
         return {}
-    tables = cast("dict[str, Any]", found)
+    tables = cast("dict[str, Any]", table)
     return {
         name: {word: number for word, number in cast("dict[str, Any]", table).items() if type(number) is int}
         for name, table in tables.items()
@@ -175,9 +175,9 @@ def _on_every_picture(
 
     They are in the order of the file, which is the order of the captions.
     """
-    found: list[str] = []
+    common: list[str] = []
     for name, tags in counts.items():
         pictures = folders.get(name, {}).get("img_count", 0)
         every = [tag.strip() for tag, count in tags.items() if pictures and count >= pictures]
-        found += list(tags) if len(tags) == 1 else every
-    return [tag for tag in found if tag][:WORDS]
+        common += list(tags) if len(tags) == 1 else every
+    return [tag for tag in common if tag][:WORDS]

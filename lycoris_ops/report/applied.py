@@ -110,8 +110,8 @@ def _describe_entry(resolution: EntryResolution, whole: bool) -> str:
         lines.append(f"  {repeat} others of the file: applied once")
     lines += [f"  {line}" for line in _configured(resolution)]
     lines += [f"  {line}" for line in odd_alphas(entry.adapter)]
-    for part, names in resolution.absent.items():
-        why = f"the {PART_NAMES[part]}: {resolution.absent_because}"
+    for component, names in resolution.absent.items():
+        why = f"the {PART_NAMES[component]}: {resolution.absent_because}"
         left = number_of(len(names), "layer left out, it belongs", "layers left out, they belong")
         lines.append(f"  {left} to {why}")
         lines += [f"    {name}" for name in names] if whole else []
@@ -188,13 +188,13 @@ def _kinds(resolution: EntryResolution) -> str:
     adapter = resolution.entry.adapter
     alphas = adapter.alphas()
     counts = Counter(info.algorithm.algorithm for info in adapter.info.values())
-    parts: list[str] = []
+    kinds: list[str] = []
     for kind, count in counts.most_common():
         infos = [info for info in adapter.info.values() if info.algorithm.algorithm == kind]
-        found = (alphas[info.name] for info in infos)
-        values = counted("none" if alpha is None else f"{alpha:g}" for alpha in found)
-        parts.append(f"{count} {kind} (rank {ranks(info.rank for info in infos)}; alpha {values})")
-    return ", ".join(parts) if parts else "no layer that can be read"
+        alphas_of_kind = (alphas[info.name] for info in infos)
+        values = counted("none" if alpha is None else f"{alpha:g}" for alpha in alphas_of_kind)
+        kinds.append(f"{count} {kind} (rank {ranks(info.rank for info in infos)}; alpha {values})")
+    return ", ".join(kinds) if kinds else "no layer that can be read"
 
 
 def odd_alphas(adapter: Adapter) -> list[str]:

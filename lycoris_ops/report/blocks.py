@@ -18,16 +18,16 @@ def describe_blocks(survey: Survey) -> str:
 
 def blocks_verdict(survey: Survey) -> str:
     """In which block each adapter changes most, in a sentence; without adapters, the number of blocks."""
-    places: list[str] = []
-    for one in survey.adapters:
-        block = max(survey.blocks, key=one.share, default="")
-        name = plain_name(one.entry.name)
-        places.append(
-            f"{name} in {block} ({one.share(block):.0%})" if block in one.effects else f"{name} nowhere"
+    phrases: list[str] = []
+    for own in survey.adapters:
+        block = max(survey.blocks, key=own.share, default="")
+        name = plain_name(own.entry.name)
+        phrases.append(
+            f"{name} in {block} ({own.share(block):.0%})" if block in own.effects else f"{name} nowhere"
         )
-    if not places:
+    if not phrases:
         return f"{number_of(len(survey.blocks), 'block')}, {number_of(sum(survey.blocks.values()), 'weight')}"
-    return printable(f"Changed most: {few(places)}.")
+    return printable(f"Changed most: {few(phrases)}.")
 
 
 def _table(survey: Survey, adapter: AdapterSurvey, wide: int) -> str:

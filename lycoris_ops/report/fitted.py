@@ -44,15 +44,15 @@ def fit_verdict(*adapters: Adapter) -> tuple[State, str]:
 def _worse(adapter: Adapter) -> list[str]:
     """How the adapter is worse than its sources, in words; [] where it is not."""
     report = _report(adapter)
-    found: list[str] = []
+    faults: list[str] = []
     if report.source_size is not None and adapter.size > report.source_size:
-        found.append(LARGER)
+        faults.append(LARGER)
     if report.loss >= SMALL:
-        found.append(f"loses {percent(report.loss)}")
+        faults.append(f"loses {percent(report.loss)}")
     left = sum(reason != UNCHANGED for reason in report.left_out.values())
     if left:
-        found.append(number_of(left, "layer is", "layers are") + " left out")
-    return [*found, *report.missing]
+        faults.append(number_of(left, "layer is", "layers are") + " left out")
+    return [*faults, *report.missing]
 
 
 def _report(adapter: Adapter) -> FitReport:

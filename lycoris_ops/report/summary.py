@@ -56,7 +56,7 @@ def matched(entry: EntryResolution) -> dict[str, Any]:
         "applied": entry.count(),
         "mismatches": {bad.layer: [bad.made_for, list(bad.expected)] for bad in entry.mismatches},
         "unmatched": {left.layer: left.reason for left in entry.unmatched},
-        "absent": {PART_NAMES[part]: list(names) for part, names in entry.absent.items()},
+        "absent": {PART_NAMES[component]: list(names) for component, names in entry.absent.items()},
     }
 
 

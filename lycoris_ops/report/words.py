@@ -47,14 +47,14 @@ def ranks(values: Iterable[int | None]) -> str:
     return counted("full" if rank is None else str(rank) for rank in values)
 
 
-def listed(one: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
+def listed(singular: str, many: str, items: Sequence[str], most: int | None = ITEMS) -> list[str]:
     """A line with the number of items, then a line for each of the first `most`, or of all for None.
 
-    `one` names a single item, and `many` several. Without items there are no lines.
+    `singular` names a single item, and `many` several. Without items there are no lines.
     """
     if not items:
         return []
-    lines = [f"  {number_of(len(items), one, many)}:", *(f"    {item}" for item in items[:most])]
+    lines = [f"  {number_of(len(items), singular, many)}:", *(f"    {item}" for item in items[:most])]
     left = 0 if most is None else len(items) - most
     return [*lines, f"    and {left} more"] if left > 0 else lines
 
@@ -86,7 +86,7 @@ def short(text: str) -> str:
 def sizes_in_words(before: int | None, after: int) -> str:
     """A size in bytes in words: `13.5 MB`, or `0.55 → 13.5 MB` if it was different before."""
     largest = max(before or 0, after)
-    unit, name = next((one for one in UNITS if largest >= one[0] / 10), UNITS[-1])
+    unit, name = next((each for each in UNITS if largest >= each[0] / 10), UNITS[-1])
     old, new = ("" if size is None else _three_digits(size / unit) for size in (before, after))
     return f"{old} → {new} {name}" if old and old != new else f"{new} {name}"
 

@@ -192,14 +192,14 @@ def assigned(line: str) -> Assigned | None:
         left, equals, right = line.partition("=")
         if not equals:
             return None
-    found: list[Pattern] = []
+    patterns: list[Pattern] = []
     offset = len(left) - len(left.lstrip())
-    for place, atom in atoms(left.strip()):
+    for start, atom in atoms(left.strip()):
         try:
-            found.append(Pattern.of(atom))
+            patterns.append(Pattern.of(atom))
         except RuleError as error:
-            raise error.at(offset + place + 1) from None
-    return Assigned(tuple(found), left, right)
+            raise error.at(offset + start + 1) from None
+    return Assigned(tuple(patterns), left, right)
 
 
 def atoms(text: str) -> Iterator[tuple[int, str]]:
@@ -226,8 +226,8 @@ def _searched(text: str) -> Test | None:
         raise RuleError("a pattern is empty", expected="a block, a layer, a glob or /a regular expression/")
     if len(text) > 1 and text[0] == text[-1] == "/":
         # Search only paths: nobody means the block `in` by `/in/`.
-        found = search(text[1:-1])
-        return lambda named, _: any(map(found, named.paths))
+        matches = search(text[1:-1])
+        return lambda named, _: any(map(matches, named.paths))
     if GLOB.search(text):
         if len(text) > LONGEST:
             raise RuleError(
@@ -255,10 +255,10 @@ def _is(name: str, named: Named) -> bool:
 def _ours(text: str) -> str:
     """A name in our own form."""
     name = text.lower()
-    if found := GLUED.fullmatch(name):
-        if found[1].startswith("m"):
+    if glued := GLUED.fullmatch(name):
+        if glued[1].startswith("m"):
             return "mid"
-        return f"{FAMILIES.get(found[1], found[1])}.{int(found[2])}"
+        return f"{FAMILIES.get(glued[1], glued[1])}.{int(glued[2])}"
     first, dot, rest = name.partition(".")
     return f"{KNOWN_AS.get(first, first)}{dot}{rest}"
 
@@ -278,10 +278,10 @@ def _range(text: str, first: str, last: str) -> Test:
         return _among(family, low, high)
 
     def between(named: Named, scene: Scene | None) -> bool:
-        places: Mapping[str, int] = scene.blocks.places if scene else {}
-        if start not in places or end not in places:
+        positions: Mapping[str, int] = scene.blocks.places if scene else {}
+        if start not in positions or end not in positions:
             return False
-        return places[start] <= places[named.block] <= places[end]
+        return positions[start] <= positions[named.block] <= positions[end]
 
     return between
 

@@ -20,24 +20,24 @@ LISTS = {"double": "-DBL", "single": "-SGL"}
 
 def _thirds(size: Size) -> dict[str, str]:
     """The rules that keep a third of a list of blocks, by name."""
-    found: dict[str, str] = {}
+    rules: dict[str, str] = {}
     for name, count in size.blocks.items() if size.preset else ():
         ends = [round(count * third / 3) for third in range(4)]
         for word, (first, end) in zip(THIRDS, pairwise(ends), strict=True):
             title = f"{size.preset}{LISTS[name] if len(size.blocks) > 1 else ''}-{word}"
-            found[title] = f"{' '.join(size.blocks)} = 0\n{name}.{first}-{end - 1} = 1"
-    return found
+            rules[title] = f"{' '.join(size.blocks)} = 0\n{name}.{first}-{end - 1} = 1"
+    return rules
 
 
 def _named() -> dict[str, str]:
-    found = {"ALL": "* = 1", "NONE": "* = 0", "ALL0.5": "* = 0.5"}
+    rules = {"ALL": "* = 1", "NONE": "* = 0", "ALL0.5": "* = 0.5"}
     for record in ARCHITECTURES.values():
-        found |= record.presets
+        rules |= record.presets
     for record in sorted(ARCHITECTURES.values(), key=lambda record: record.place):
         for family in record.families:
             for size in family.sizes:
-                found |= _thirds(size)
-    return found
+                rules |= _thirds(size)
+    return rules
 
 
 BLOCK_PRESETS: Mapping[str, str] = _named()
@@ -68,7 +68,7 @@ def read_presets(text: str, file: str) -> PresetFile:
     heading, or at a line `NAME:1,0,0,...` that comes after an empty line and whose NAME no tool uses. `file`
     is the name of the file, for the faults.
     """
-    found: dict[str, str] = {}
+    presets: dict[str, str] = {}
     broken: dict[str, str] = {}
     faults: list[str] = []
     name, start, body = "", 0, list[str]()
@@ -77,7 +77,7 @@ def read_presets(text: str, file: str) -> PresetFile:
         faults.append(f"{file}{fault}")
         if name:
             broken[name] = faults[-1]
-            found.pop(name, None)
+            presets.pop(name, None)
 
     def add(name: str, rules: str, known: Mapping[str, str]) -> None:
         """Keep a preset, or its fault. Empty lines before the rules keep the file's line numbers."""
@@ -89,12 +89,12 @@ def read_presets(text: str, file: str) -> PresetFile:
             return
         lines = rules.strip("\n").splitlines()
         # Insert the lines of presets that it names: these may be redefined further down.
-        found[name] = "\n".join(known.get(without_comment(line).strip(), line) for line in lines).strip()
+        presets[name] = "\n".join(known.get(without_comment(line).strip(), line) for line in lines).strip()
         broken.pop(name, None)
 
     def close() -> None:
         if name:
-            add(name, "\n" * start + "\n".join(body), {**BLOCK_PRESETS, **found})
+            add(name, "\n" * start + "\n".join(body), {**BLOCK_PRESETS, **presets})
 
     for number, raw in enumerate(text.lstrip("\ufeff").splitlines(), start=1):
         line = raw.strip()
@@ -118,10 +118,10 @@ def read_presets(text: str, file: str) -> PresetFile:
                 meant = WORD.match(line)
                 fail(f", line {number}: it is neither [name] nor NAME:1,0,0,...", meant and meant[0])
     close()
-    return PresetFile(found, tuple(faults), broken)
+    return PresetFile(presets, tuple(faults), broken)
 
 
 def _is_preset(line: str) -> bool:
     """Whether a line is a vector with a name of its own, not with a tool's."""
-    found = NAMED_VECTOR.fullmatch(line)
-    return found is not None and found[1].strip().lower() not in TOOLS
+    vector = NAMED_VECTOR.fullmatch(line)
+    return vector is not None and vector[1].strip().lower() not in TOOLS

@@ -75,8 +75,8 @@ class Rules:
         and for more than `MOST_TEXT` characters or `MOST_LINES` lines.
         """
         check_length(text, "the block rules are")
-        found = tuple(_lines(text, presets or {}, broken or {}, NESTED))
-        return cls((RuleStage(found, seed),) if found else ())
+        rules = tuple(_lines(text, presets or {}, broken or {}, NESTED))
+        return cls((RuleStage(rules, seed),) if rules else ())
 
     def then(self, other: Rules | None) -> Rules:
         """The stages of both, so that their weights are multiplied."""
@@ -118,7 +118,7 @@ class Rules:
 
 
 def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], depth: int) -> list[Line]:
-    found: list[Line] = []
+    rules: list[Line] = []
     for number, raw in enumerate(text.splitlines(), start=1):
         content = without_comment(raw).rstrip()
         if not content.strip():
@@ -132,8 +132,8 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
         if name in presets:
             if not depth:
                 raise RuleError("presets name each other too deeply, or in a circle", got=name)
-            found += _lines(presets[name], presets, broken, depth - 1)
-            _check_count(found)
+            rules += _lines(presets[name], presets, broken, depth - 1)
+            _check_count(rules)
             continue
         try:
             line = next(filter(None, (read(content) for read in FORMS)), None)
@@ -147,9 +147,9 @@ def _lines(text: str, presets: Mapping[str, str], broken: Mapping[str, str], dep
                 expected=error.expected,
                 hint=error.hint,
             ).at(error.column) from None
-        found.append(line)
-        _check_count(found)
-    return found
+        rules.append(line)
+        _check_count(rules)
+    return rules
 
 
 def _check_count(lines: list[Line]) -> None:
@@ -168,5 +168,5 @@ def check_length(text: str, what: str) -> None:
 def without_comment(line: str) -> str:
     """A line without its comment. A # within a regular expression begins no comment."""
     begun = BEGUN.match(line)
-    place = line.find("#", begun.end() if begun else 0)
-    return line if place < 0 else line[:place]
+    start = line.find("#", begun.end() if begun else 0)
+    return line if start < 0 else line[:start]

@@ -53,12 +53,12 @@ class Scene:
     @cached_property
     def known(self) -> frozenset[str]:
         """Every name of a layer or a module of the model."""
-        found: set[str] = set()
+        names: set[str] = set()
         for named in self.blocks.layers:
-            found |= named.names
+            names |= named.names
             for path in named.paths:
-                found.update(accumulate(path.split("."), "{}.{}".format))
-        return frozenset(found)
+                names.update(accumulate(path.split("."), "{}.{}".format))
+        return frozenset(names)
 
     _begun: list[float] = field(default_factory=lambda: [0.0], init=False, compare=False, repr=False)
 

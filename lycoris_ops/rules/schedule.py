@@ -43,16 +43,16 @@ class Schedule:
             code = without_comment(raw)
             line = code.strip()
             try:
-                found = assigned(line)
+                track = assigned(line)
                 # Lines with patterns become spaces, so that errors in the rest name the right columns.
-                plain.append((code if found is None else "").ljust(len(raw)))
-                if found is None:
+                plain.append((code if track is None else "").ljust(len(raw)))
+                if track is None:
                     continue
-                if not found.patterns:
+                if not track.patterns:
                     raise ScheduleError(
                         "a line has no pattern", got=line, expected="such as out.* = 0:0, 1:1"
                     )
-                tracks.append(Track(found.patterns, Timing(Curve.parse(found.right), clock)))
+                tracks.append(Track(track.patterns, Timing(Curve.parse(track.right), clock)))
             except LycorisError as error:
                 error.problem = f"line {number} of the schedule is not understood: {error.problem}"
                 raise
@@ -74,7 +74,7 @@ class Schedule:
         too long.
         """
         scene.begin()
-        found: dict[str, tuple[Timing, ...]] = dict.fromkeys(scene.layers, ())
+        timings: dict[str, tuple[Timing, ...]] = dict.fromkeys(scene.layers, ())
         for stage in self.stages:
             own: dict[str, Timing] = {}
             for patterns, timing in stage:
@@ -83,9 +83,9 @@ class Schedule:
                     if not patterns or any(pattern.matches(scene, named) for pattern in patterns):
                         own[layer] = timing
             for layer, timing in own.items():
-                found[layer] += (timing,)
+                timings[layer] += (timing,)
         patterns = [p for stage in self.stages for track in stage for p in track.patterns]
-        return Outcome(found, *unmet(dict.fromkeys(patterns), scene))
+        return Outcome(timings, *unmet(dict.fromkeys(patterns), scene))
 
     def __bool__(self) -> bool:
         return bool(self.stages)

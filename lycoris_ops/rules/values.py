@@ -30,18 +30,18 @@ class Amount:
         scales = word.startswith("*")
         body = word.removeprefix("*").strip()
         ramp = RAMP.fullmatch(body)
-        low, high = (number(part) for part in ((ramp[1], ramp[2]) if ramp else (body, body)))
+        low, high = (number(limit) for limit in ((ramp[1], ramp[2]) if ramp else (body, body)))
         return cls(low, high, scales)
 
     @property
     def is_ramp(self) -> bool:
         return self.first != self.last
 
-    def at(self, place: int, count: int) -> float:
-        """The value in block `place`, from 0, of `count`: linear from the first to the last."""
+    def at(self, position: int, count: int) -> float:
+        """The value in block `position`, from 0, of `count`: linear from the first to the last."""
         if count < 2 or not self.is_ramp:
             return self.first
-        return self.first + (self.last - self.first) * place / (count - 1)
+        return self.first + (self.last - self.first) * position / (count - 1)
 
 
 def number(text: str) -> float:

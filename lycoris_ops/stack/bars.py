@@ -89,9 +89,9 @@ class Bars:
         self._known = blocks is not None
         self.blocks = blocks or blocks_of(dict(_shapes(adapter)))
         self._entry = Entry(adapter)
-        (found,) = resolve(Stack([self._entry]), self.blocks.targets.shapes).entries
-        self.matches = found.matches
-        self.mine = {one.layer: self.blocks.of(one.target, one.layer) for one in found.matches}
+        (resolution,) = resolve(Stack([self._entry]), self.blocks.targets.shapes).entries
+        self.matches = resolution.matches
+        self.mine = {match.layer: self.blocks.of(match.target, match.layer) for match in resolution.matches}
         self.groups = tuple(self._blocks()) + self._kinds()
         self.unmeasured = 0
         """How many changes are not measured, because their weights could not be read."""
@@ -108,22 +108,22 @@ class Bars:
         for layer, named in self.mine.items():
             own.setdefault(named.block, []).append(layer)
         adapted = {block.partition(".")[0] for block in own}
-        found: dict[tuple[Sort, str], list[Bar]] = {}
+        groups: dict[tuple[Sort, str], list[Bar]] = {}
         for block, members in self.blocks.members.items():
             bar = Bar(block, tuple(members), tuple(own.get(block, ())))
             sort, name = _group(block, members[0])
             # A list stays whole, but single layers and whole encoders that the file lacks are left out.
             listed = sort == "blocks" or (members[0].family and name in adapted)
             if listed or bar.layers or not self.mine:
-                found.setdefault((sort, name), []).append(bar)
+                groups.setdefault((sort, name), []).append(bar)
         order: tuple[Sort, ...] = ("blocks", "beside", "text")
-        for sort, name in sorted(found, key=lambda key: order.index(key[0])):
-            yield BarGroup(name, sort, tuple(found[sort, name]))
+        for sort, name in sorted(groups, key=lambda key: order.index(key[0])):
+            yield BarGroup(name, sort, tuple(groups[sort, name]))
 
     def _kinds(self) -> tuple[BarGroup, ...]:
         words = dict.fromkeys(name for named in self.blocks.layers for name in sorted(named.names))
         own = [word for word in words if word not in KINDS and "." not in word and _is_kind(word)]
-        found: list[Bar] = []
+        bars: list[Bar] = []
         seen: set[tuple[int, ...]] = set()
         # Without the model, its own words are not known: a file may have other names.
         for name in (*KINDS, *PARTS, *own[:OWN]) if self._known else KINDS:
@@ -133,8 +133,8 @@ class Bars:
             if not members or same in seen or (name not in KINDS and not layers):
                 continue
             seen.add(same)
-            found.append(Bar(name, members, layers))
-        return (BarGroup("kinds", "kinds", tuple(found)),) if found else ()
+            bars.append(Bar(name, members, layers))
+        return (BarGroup("kinds", "kinds", tuple(bars)),) if bars else ()
 
     def measure(self, seconds: float) -> bool:
         """Measure more of the adapter's changes, until `seconds` are over; return whether all are measured.
@@ -165,7 +165,7 @@ class Bars:
         """
         mine = rules.on(Scene(self.blocks, self.mine))
         without = {bar.name: bar.members for bar in self.bars if not bar.layers}
-        others = {f"{name}#{at}": one for name, held in without.items() for at, one in enumerate(held)}
+        others = {f"{name}#{at}": member for name, held in without.items() for at, member in enumerate(held)}
         rest = rules.on(Scene(self.blocks, others)).of
         weights: dict[str, Weight] = {}
         for bar in self.bars:

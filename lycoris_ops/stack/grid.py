@@ -29,7 +29,7 @@ def parse_values(text: str) -> tuple[float, ...]:
 
     Raises LycorisError for text that is no number, for no numbers, and for more than `MOST`.
     """
-    found: list[float] = []
+    values: list[float] = []
     plain = unicodedata.normalize("NFKC", text).translate({0x2212: "-", 0x2013: "-"}).replace("...", "..")
     if ";" in plain and not re.search(r"\d\.\d|\d,\d+,\d", plain):
         plain = re.sub(r"(?<=\d),(?=\d)", ".", plain)
@@ -37,14 +37,14 @@ def parse_values(text: str) -> tuple[float, ...]:
         ramp = re.fullmatch(r"(\S+?)\s*\.\.\s*(\S+)\s+in\s+(\d+)", piece)
         first, last, count = ramp.groups() if ramp else (piece, piece, "1")
         begin, end, steps = _number(first, piece), _number(last, piece), min(int(count), MOST + 1)
-        found += [round(begin + (end - begin) * n / max(1, steps - 1), 6) for n in range(steps)]
-    if not 0 < len(found) <= MOST:
+        values += [round(begin + (end - begin) * n / max(1, steps - 1), 6) for n in range(steps)]
+    if not 0 < len(values) <= MOST:
         raise LycorisError(
-            "there are no strengths" if not found else "there are too many strengths",
+            "there are no strengths" if not values else "there are too many strengths",
             got=text.strip() or "an empty text",
             expected=f"1 to {MOST} {VALUES}",
         )
-    return tuple(found)
+    return tuple(values)
 
 
 def _number(word: str, piece: str) -> float:
@@ -75,10 +75,10 @@ def strength_axis(stack: Stack, row: int, values: Sequence[float]) -> Axis:
     steps = tuple(values)
     title = "all" if row == 0 else _name(_entry(stack, row))
 
-    def split(place: int, entry: Entry) -> Parts:
+    def split(index: int, entry: Entry) -> Parts:
         if row == 0:
             return [(entry, steps)]
-        if place != row - 1:
+        if index != row - 1:
             return [(entry, (1.0,) * len(steps))]
         return [(replace(entry, strength=1.0, strength_clip=entry.strength_of("te")), steps)]
 
@@ -110,8 +110,8 @@ def file_axis(stack: Stack, rows: Sequence[int] = ()) -> Axis:
     chosen = tuple(rows) or tuple(range(1, len(stack) + 1))
     names = tuple(_name(_entry(stack, row)) for row in chosen)
 
-    def split(place: int, entry: Entry) -> Parts:
-        own = place + 1
+    def split(index: int, entry: Entry) -> Parts:
+        own = index + 1
         return [(entry, tuple(float(own == row or own not in chosen) for row in chosen))]
 
     return Axis(names, split)
@@ -154,13 +154,13 @@ def strength_grid(stack: Stack, across: Axis, down: Axis | None = None) -> Grid:
             "the stack has a strength for each picture already",
             hint="Use one LyCORIS Strength Grid: it has a second axis",
         )
-    found: list[Entry] = []
-    for place, entry in enumerate(stack):
-        for one, steps in across.split(place, entry):
-            for other, lines in down.split(place, one) if down is not None else [(one, (1.0,))]:
+    entries: list[Entry] = []
+    for index, entry in enumerate(stack):
+        for stepped, steps in across.split(index, entry):
+            for other, lines in down.split(index, stepped) if down is not None else [(stepped, (1.0,))]:
                 factors = tuple(step * line for line in lines for step in steps)
-                found.append(replace(other, factors=factors))
-    return Grid(Stack(found), across.labels, rows)
+                entries.append(replace(other, factors=factors))
+    return Grid(Stack(entries), across.labels, rows)
 
 
 def _entry(stack: Stack, row: int) -> Entry:

@@ -156,13 +156,13 @@ class EntryResolution:
 
     def masked(self, left: Collection[Match]) -> EntryResolution:
         """The same with these matches at strength 0, because a mask leaves them out."""
-        places = {(match.layer, match.key) for match in left}
+        left_out = {(match.layer, match.key) for match in left}
         matches = tuple(
-            match._replace(strength=0.0) if (match.layer, match.key) in places else match
+            match._replace(strength=0.0) if (match.layer, match.key) in left_out else match
             for match in self.matches
         )
         live = {match.layer for match in matches if match.strength != 0.0}
-        silent: dict[str, Silence] = {layer: "mask" for layer, _ in places if layer not in live}
+        silent: dict[str, Silence] = {layer: "mask" for layer, _ in left_out if layer not in live}
         return replace(self, matches=matches, silent={**silent, **self.silent})
 
 
@@ -178,19 +178,19 @@ class Resolution:
         Their order is independent of the stack's, so a stack in another order gives the same bits. Layers of
         strength 0 are left out, so that they cost nothing and change no bit.
         """
-        found: dict[str, list[tuple[Entry, Match]]] = {}
+        by_key: dict[str, list[tuple[Entry, Match]]] = {}
         for resolution in self.entries:
             for match in resolution.matches:
                 if match.strength != 0.0:
-                    found.setdefault(match.key, []).append((resolution.entry, match))
-        return {key: in_order(pairs) for key, pairs in found.items()}
+                    by_key.setdefault(match.key, []).append((resolution.entry, match))
+        return {key: in_order(pairs) for key, pairs in by_key.items()}
 
     def masked(self, left: Iterable[tuple[Entry, Match]]) -> Resolution:
         """The same without these layers, which a mask leaves out. They are then in `silent`."""
-        found: dict[int, list[Match]] = {}
+        silenced: dict[int, list[Match]] = {}
         for entry, match in left:
-            found.setdefault(id(entry), []).append(match)
-        return Resolution(tuple(one.masked(found.get(id(one.entry), ())) for one in self.entries))
+            silenced.setdefault(id(entry), []).append(match)
+        return Resolution(tuple(each.masked(silenced.get(id(each.entry), ())) for each in self.entries))
 
     def check(self, *, strict: bool = False) -> None:
         """Raise MatchError for a layer that does not fit its weight, and for an adapter that does not match.
@@ -246,16 +246,16 @@ def _resolve_entry(
     silent: dict[str, Silence] = {}
     asked = 0
     targets, placed = relation.targets, Placed.of(entry.adapter.names, relation)
-    found = placed.places(entry.adapter.path)
-    weights, timings = _weights(entry, found, blocks)
+    meanings = placed.places(entry.adapter.path)
+    weights, timings = _weights(entry, meanings, blocks)
     where = entry.where
     turned = entry.adapter.transposed and not oriented
     for name, info in entry.adapter.info.items():
-        places = found[name]
+        places = meanings[name]
         if not places:
-            part = info.named.part
-            if part is not None and not targets.has_part(info.named):
-                absent.setdefault(part, []).append(name)
+            component = info.named.part
+            if component is not None and not targets.has_part(info.named):
+                absent.setdefault(component, []).append(name)
             else:
                 asked += 1
                 near = relation.nearest(info.named) if asked <= NAMED_AT_MOST else None
@@ -265,9 +265,9 @@ def _resolve_entry(
         if turned and len(info.shape) == 2:
             unmatched.append(Unmatched(name, STORED_TRANSPOSED))
             continue
-        # The layer's name takes precedence: bare keys of a model do not show their part.
-        part = info.named.part or places[0].part
-        strength = entry.strength_of(part)
+        # The layer's name takes precedence: bare keys of a model do not show their component.
+        component = info.named.part or places[0].part
+        strength = entry.strength_of(component)
         strength *= weights.of.get(name, 1.0)
         expected = targets.shape_of(*places)
         # An empty shape means unknown, and fits every layer.
@@ -283,19 +283,19 @@ def _resolve_entry(
         uses += own
         # Text encoders run once, before the sampling, and for all places and pictures.
         over, held = (), None
-        if part == "te":
+        if component == "te":
             strength *= entry.mask.at_no_place if entry.mask else 1.0
         else:
             over, held = timings.of.get(name, ()), where
         if strength == 0.0 and own:
-            off = entry.strength_of(part) == 0.0
+            off = entry.strength_of(component) == 0.0
             silent[name] = "strength" if off else "rules" if weights.of.get(name) == 0.0 else "mask"
         matches += [Match(name, use.target, strength, use.parameter, use.window, over, held) for use in own]
         needs_bias = info.bias is not None and not info.algorithm.table.bias_may_be_absent
         if needs_bias and not any(use.parameter == "bias" for use in own):
             unmatched.append(Unmatched(name, "it changes a bias, and the model's layer has none"))
-    told = bool(unmatched or mismatches)
-    made_for, target_is = (entry.adapter.families, families_of_model(targets)) if told else ((), ())
+    failed = bool(unmatched or mismatches)
+    made_for, target_is = (entry.adapter.families, families_of_model(targets)) if failed else ((), ())
     copies = find_copies(entry.adapter, uses)
     if copies:
         matches = [match for match in matches if match.layer not in copies]
@@ -305,7 +305,7 @@ def _resolve_entry(
         matches=tuple(matches),
         mismatches=tuple(mismatches),
         unmatched=tuple(unmatched),
-        absent={part: tuple(names) for part, names in absent.items()},
+        absent={component: tuple(names) for component, names in absent.items()},
         absent_because=absent_because,
         idle_rules=(*weights.idle, *timings.idle),
         readings=(*weights.notes, *timings.notes),
@@ -322,13 +322,13 @@ def _resolve_entry(
 
 
 def _weights(
-    entry: Entry, found: Mapping[str, Places], blocks: Blocks
+    entry: Entry, meanings: Mapping[str, Places], blocks: Blocks
 ) -> tuple[Outcome[float], Outcome[tuple[Timing, ...]]]:
     """The factors that the block rules and the schedule of an adapter give its layers."""
     weights, timings = Outcome[float]({}), Outcome[tuple[Timing, ...]]({})
     if not entry.rules and not entry.schedule:
         return weights, timings
-    layers = {name: blocks.of(places[0], name) for name, places in found.items() if places}
+    layers = {name: blocks.of(places[0], name) for name, places in meanings.items() if places}
     if not layers:
         # No remarks on rules: the user must learn that the adapter is for another model.
         return weights, timings
@@ -402,9 +402,9 @@ def _all_absent(resolution: EntryResolution) -> bool:
 def _nothing_matches(resolution: EntryResolution) -> MatchError:
     file = resolution.entry.adapter.path
     if _all_absent(resolution):
-        parts = " and ".join(PART_NAMES[part] for part in resolution.absent)
+        components = " and ".join(PART_NAMES[component] for component in resolution.absent)
         return MatchError(
-            f"all layers of the adapter belong to the {parts}, and {resolution.absent_because}",
+            f"all layers of the adapter belong to the {components}, and {resolution.absent_because}",
             file=file,
             hint="Provide it, or take the adapter out of the stack",
         )

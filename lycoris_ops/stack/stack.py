@@ -71,9 +71,9 @@ class Entry:
     def _wrong(self, problem: str, value: object, expected: str) -> LycorisError:
         return LycorisError(problem, file=self.adapter.path, got=repr(value), expected=expected)
 
-    def strength_of(self, part: Component | None) -> float:
-        """The strength for a part of the model. An unknown part gets the diffusion model's."""
-        if part == "te" and self.strength_clip is not None:
+    def strength_of(self, component: Component | None) -> float:
+        """The strength for a component of the model. An unknown one gets the diffusion model's."""
+        if component == "te" and self.strength_clip is not None:
             return self.strength_clip
         return self.strength
 
@@ -102,11 +102,11 @@ class Stack:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         # Written by hand to accept any iterable. The class is frozen, so it cannot assign `self.entries`.
         object.__setattr__(self, "entries", tuple(entries))
-        for one in self.entries:
-            if not isinstance(one, Entry):  # pyright: ignore[reportUnnecessaryIsInstance]
+        for entry in self.entries:
+            if not isinstance(entry, Entry):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise LycorisError(
                     "a stack holds entries alone",
-                    got=type(one).__name__,
+                    got=type(entry).__name__,
                     expected="such as Entry(load_adapter(path), 0.8)",
                 )
 

@@ -71,7 +71,7 @@ def survey(
     blocks = blocks_of(known_shapes(keys))
     resolution = resolve(stack, blocks.targets.shapes)
     total, done = sum(len(entry.matches) for entry in resolution.entries), 0
-    found: list[AdapterSurvey] = []
+    surveys: list[AdapterSurvey] = []
     for each in resolution.entries:
         effects: dict[str, Effect] = {}
         unmeasured = 0
@@ -85,8 +85,8 @@ def survey(
             done += 1
             if progress:
                 progress(done, total)
-        found.append(AdapterSurvey(each.entry, each, effects, unmeasured))
-    return Survey({name: len(members) for name, members in blocks.members.items()}, tuple(found))
+        surveys.append(AdapterSurvey(each.entry, each, effects, unmeasured))
+    return Survey({name: len(members) for name, members in blocks.members.items()}, tuple(surveys))
 
 
 def blocks_of(shapes: Mapping[str, Shape]) -> Blocks:

@@ -65,17 +65,17 @@ def weighted(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None =
 def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None) -> dict[str, float]:
     """The strength of each layer, rules included."""
     adapter = entry.adapter
-    found: dict[str, float] = {}
+    strengths: dict[str, float] = {}
     if model is not None:
         (resolution,) = resolve(Stack([entry]), model).entries
-        found = {match.layer: match.strength for match in resolution.matches}
-        found |= dict.fromkeys(resolution.copies, 0.0)
+        strengths = {match.layer: match.strength for match in resolution.matches}
+        strengths |= dict.fromkeys(resolution.copies, 0.0)
     same = entry.strength == entry.strength_of("te")
     for name, info in adapter.info.items():
-        if name in found:
+        if name in strengths:
             continue
-        part = info.named.part
-        if entry.rules is not None or (part is None and not same):
+        component = info.named.part
+        if entry.rules is not None or (component is None and not same):
             raise LycorisError(
                 "the strength of a layer depends on its place in the model"
                 if model is None
@@ -86,5 +86,5 @@ def _strengths(entry: Entry, model: Mapping[str, Shape] | Collection[str] | None
                 expected="the model that the adapter is for, with its text encoder",
                 hint="Give the model, and its text encoder too",
             )
-        found[name] = entry.strength_of(part)
-    return found
+        strengths[name] = entry.strength_of(component)
+    return strengths

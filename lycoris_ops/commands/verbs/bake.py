@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         progress=progress_bar("bytes written"),
     )
-    found = {
+    data = {
         "path": result.path,
         "size": result.size,
         "merged": result.merged,
@@ -43,5 +43,5 @@ def run(options: argparse.Namespace) -> int:
             {"file": entry.entry.adapter.path, **matched(entry)} for entry in result.resolution.entries
         ],
     }
-    show(options, found, f"{describe(result.resolution)}\n\n{result}")
+    show(options, data, f"{describe(result.resolution)}\n\n{result}")
     return 0

@@ -23,7 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_place(options, None)
-    made = extract_adapter(
+    adapter = extract_adapter(
         options.base,
         options.tuned,
         options.algorithm,
@@ -33,4 +33,4 @@ def run(options: argparse.Namespace) -> int:
         prepare=checked_names(options, None),
         progress=progress_bar("steps done, one or two for each layer"),
     )
-    return write(options, made)
+    return write(options, adapter)

@@ -49,22 +49,22 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         check_png(Path(options.plot))
     adapter = load_adapter(options.file)
-    found = summary(adapter)
+    data = summary(adapter)
     shapes = shapes_of_model(options)
-    words = [in_words(found)]
+    words = [in_words(data)]
     if shapes is not None:
         resolution = resolve(Stack([Entry(adapter)]), shapes, absent_because="no file given holds it")
         (entry,) = resolution.entries
-        found["match"] = matched(entry)
+        data["match"] = matched(entry)
         words.append(describe(resolution))
     if options.changes or options.plot or options.beside or options.base:
         measured = examine(
-            [(one, 1.0) for one in (adapter, *map(load_adapter, options.beside))], base=options.base
+            [(each, 1.0) for each in (adapter, *map(load_adapter, options.beside))], base=options.base
         )
-        found["changes"] = examination_data(measured)
+        data["changes"] = examination_data(measured)
         words.append(describe_examination(measured))
         if options.plot:
             draw_examination(measured, options.plot)
             words.append(f"drawn to {options.plot}")
-    show(options, found, "\n\n".join(words))
+    show(options, data, "\n\n".join(words))
     return 0

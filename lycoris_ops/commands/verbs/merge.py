@@ -35,11 +35,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_base(command, "needed where adapters name layers in different ways, and for kinds that depend on it")
     add_result(command, "the dialect of the file; by default the names stay as they are")
     add_json(command)
-    told: dict[str, list[str]] = {}
+    methods: dict[str, list[str]] = {}
     for name, method in merge_methods().items():
         for option in method.options:
-            told.setdefault(str(option), []).append(name)
-    for text, names in told.items():
+            methods.setdefault(str(option), []).append(name)
+    for text, names in methods.items():
         command.add_argument_group(f"--option of {', '.join(names)}", text)
 
 
@@ -48,10 +48,10 @@ def run(options: argparse.Namespace) -> int:
     # With a base, the layers get the model's names.
     own = None if options.base else next((entry.adapter.dialect for entry in stack), None)
     check_place(options, own)
-    settings: dict[str, Any] = dict(_option(text) for text in options.option)
+    method_options: dict[str, Any] = dict(_option(text) for text in options.option)
     # Check here: `merge_adapters` would take an option such as `seed` for its own argument.
-    merge_methods()[options.method].checked(settings)
-    made = merge_adapters(
+    merge_methods()[options.method].checked(method_options)
+    adapter = merge_adapters(
         stack,
         options.method,
         None if options.size == EXACT else parse_size(options.size),
@@ -60,10 +60,10 @@ def run(options: argparse.Namespace) -> int:
         norm_limit=options.norm_limit,
         **kind_of(options),
         prepare=checked_names(options, own),
-        **settings,
+        **method_options,
         progress=progress_bar("layers"),
     )
-    return write(options, made)
+    return write(options, adapter)
 
 
 def _option(text: str) -> tuple[str, float | str]:

@@ -23,7 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     source = load_adapter(options.file)
     check_place(options, source.dialect)
-    made = resize_adapter(
+    adapter = resize_adapter(
         source,
         parse_size(options.size),
         options.algorithm,
@@ -32,4 +32,4 @@ def run(options: argparse.Namespace) -> int:
         prepare=checked_names(options, source.dialect),
         progress=progress_bar("steps done, one or two for each layer"),
     )
-    return write(options, made)
+    return write(options, adapter)

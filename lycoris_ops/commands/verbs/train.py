@@ -68,9 +68,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     with located(file=options.settings):
         settings = read_settings(Path(options.settings))
-        given = {"search": options.search, "search_share": options.search_share}
-        given = {name: value for name, value in given.items() if value is not None}
-        training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **given)
+        overrides = {"search": options.search, "search_share": options.search_share}
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        training = dataclasses.replace(options_of(settings, overwrite=options.overwrite), **overrides)
         resume = _resumed(options.resume, training)
         with _processes():
             # A large model takes minutes to load, so all that can be checked before is.
@@ -141,10 +141,10 @@ def _written_at(file: Path | None) -> int | None:
     return file.stat().st_mtime_ns if file is not None and os.path.exists(file) else None
 
 
-def _resumed(given: str | bool | None, training: TrainOptions) -> str | None:
+def _resumed(option: str | bool | None, training: TrainOptions) -> str | None:
     """The state, or the folder of an earlier run, to go on from; None for a new run."""
-    if given is not True:
-        return given or None
+    if option is not True:
+        return option or None
     if training.folder is None:
         raise LycorisError(
             "there is no folder with a state to go on from",
@@ -196,16 +196,16 @@ def _plan(
     plan, folder = plan_of(settings, task), training.folder
     if plan is not None and folder is not None and resume is None and _first():
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{PLAN}.part"
-        part.write_text(plan.json(), encoding="utf-8")
-        part.replace(folder / PLAN)
+        unfinished = folder / f"{PLAN}.part"
+        unfinished.write_text(plan.json(), encoding="utf-8")
+        unfinished.replace(folder / PLAN)
     return plan
 
 
 def _plain(result: TrainResult) -> dict[str, Any]:
     """The result for JSON."""
     best, searched = result.history.best, result.searched
-    found = {"step": best[0], "loss": best[1]} if best else None
+    best_loss = {"step": best[0], "loss": best[1]} if best else None
     raced = dataclasses.asdict(searched.race) if searched and searched.race else None
     plain = dataclasses.asdict(dataclasses.replace(result, searched=None))
-    return {**plain, "best": found, "searched": raced}
+    return {**plain, "best": best_loss, "searched": raced}

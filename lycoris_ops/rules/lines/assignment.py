@@ -28,9 +28,9 @@ class Assignment(Line):
             for layer, named in scene.layers.items()
             if any(pattern.matches(scene, named) for pattern in self.patterns)
         }
-        places = self._places(scene, met.values()) if self.amount.is_ramp else {}
+        positions = self._places(scene, met.values()) if self.amount.is_ramp else {}
         values = {
-            layer: Value(self.amount.at(places.get(named.block, 0), len(places)), self.amount.scales)
+            layer: Value(self.amount.at(positions.get(named.block, 0), len(positions)), self.amount.scales)
             for layer, named in met.items()
         }
         return Outcome(values, *unmet(self.patterns, scene))
@@ -46,20 +46,20 @@ class Assignment(Line):
             for block, members in scene.blocks.members.items()
             if block in own or any(p.matches(scene, n) for n in members for p in self.patterns)
         )
-        return {block: place for place, block in enumerate(blocks)}
+        return {block: position for position, block in enumerate(blocks)}
 
 
 def read(text: str) -> Assignment | None:
-    found = assigned(text)
-    if found is None:
+    assignment = assigned(text)
+    if assignment is None:
         return None
-    patterns, left, right = found
+    patterns, left, right = assignment
     if not patterns:
         raise RuleError("a rule has no pattern", got=text.strip()).at(text.index("=") + 1)
     try:
         amount = Amount.of(right)
     except RuleError as error:
         # Point to the first letter of the value, or to the place after the = if it has no value.
-        place = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
-        raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(place) from None
+        column = len(left) + 2 + (len(right) - len(right.lstrip()) if right.strip() else 0)
+        raise RuleError(error.problem, got=right.strip() or "nothing", expected=EXPECTED).at(column) from None
     return Assignment(f"{left.strip()} = {right.strip()}", patterns, amount)

@@ -66,28 +66,28 @@ class Elements(Line):
 
 
 def read(text: str) -> Elements | None:
-    found: list[Element] = []
+    elements: list[Element] = []
     end = 0
     while end < len(text):
         match = ENTRY.match(text, end)
         if not match:
             return None
-        found.append(_element(match))
+        elements.append(_element(match))
         end = match.end()
-        if len(found) > MOST_PATTERNS:
+        if len(elements) > MOST_PATTERNS:
             raise RuleError("a line has too many elements", expected=f"at most {MOST_PATTERNS}").at(end)
-    return Elements(text.strip(), tuple(found)) if found else None
+    return Elements(text.strip(), tuple(elements)) if elements else None
 
 
 def _element(match: re.Match[str]) -> Element:
     """One element. Raises RuleError, with the column in the line."""
     patterns: list[Pattern] = []
     other_blocks, named = _inverted(match[1])
-    for place, atom in atoms(named):
+    for offset, atom in atoms(named):
         try:
             patterns.append(Pattern.of(atom))
         except RuleError as error:
-            raise error.at(match.start(1) + match[1].index(named) + place + 1) from None
+            raise error.at(match.start(1) + match[1].index(named) + offset + 1) from None
     other_words, wanted = _inverted(match[2])
     try:
         amount = number(match[3].strip())

@@ -32,17 +32,17 @@ class Positions(Line):
 
     def weigh(self, scene: Scene, _: int, /) -> Outcome[Value]:
         values: dict[str, Value] = {}
-        found = {family: in_family(scene, family) for family in FAMILIES}
-        for family, blocks in found.items():
+        families = {family: in_family(scene, family) for family in FAMILIES}
+        for family, blocks in families.items():
             scene.check_time()
-            for place, layers in enumerate(blocks, start=1):
-                fitting = [v for name, low, high, v in self.items if name == family and low <= place <= high]
+            for at, layers in enumerate(blocks, start=1):
+                fitting = [v for name, low, high, v in self.items if name == family and low <= at <= high]
                 value = Value(fitting[-1] if fitting else self.default)
                 values.update(dict.fromkeys(layers, value))
         idle = tuple(
             f"{name}: the file has no such block"
             for name, low, high, _ in self.items
-            if min(high, len(found[name])) < max(low, 1)
+            if min(high, len(families[name])) < max(low, 1)
         )
         for layer in scene.layers:
             values.setdefault(layer, Value(self.base))
@@ -55,12 +55,12 @@ def read(text: str) -> Positions | None:
         return None
     column = text.index("%") + 2
     default, base, items = 1.0, None, list[tuple[str, int, int, float]]()
-    for part in text.lstrip()[1:].split(","):
-        match = ITEM.fullmatch(part)
+    for item in text.lstrip()[1:].split(","):
+        match = ITEM.fullmatch(item)
         if not match:
             raise RuleError(
                 "a part of a % line is not understood",
-                got=part.strip() or "nothing between two commas",
+                got=item.strip() or "nothing between two commas",
                 expected="default=, base=, in1-4=, mid=, out=, double1=, single=, each with a number",
             ).at(column)
         try:
@@ -75,16 +75,16 @@ def read(text: str) -> Positions | None:
         else:
             low = int(match[2] or 1)
             items.append((name, low, int(match[3] or (match[2] or 2**31)), value))
-        column += len(part) + 1
+        column += len(item) + 1
 
     return Positions(text.strip(), default, default if base is None else base, tuple(items))
 
 
 def in_family(scene: Scene, family: str) -> list[list[str]]:
     """The adapter's layers in each block of a family, by block number."""
-    found: dict[int, list[str]] = {}
+    layers: dict[int, list[str]] = {}
     for layer, named in scene.layers.items():
         count = named.number_in(family) if family in named.names else None
         if count is not None:
-            found.setdefault(count, []).append(layer)
-    return [found[count] for count in sorted(found)]
+            layers.setdefault(count, []).append(layer)
+    return [layers[count] for count in sorted(layers)]

@@ -39,7 +39,7 @@ class VectorLine(Line):
     def weigh(self, scene: Scene, seed: int, /) -> Outcome[Value]:
         layout = PUBLISHED.get(len(self.entries))
         if layout is None or not _fits(layout, scene):
-            known = [f"{size} (LBW, {one.title})" for size, one in PUBLISHED.items() if _fits(one, scene)]
+            known = [f"{size} (LBW, {own.title})" for size, own in PUBLISHED.items() if _fits(own, scene)]
             raise RuleError(
                 f"a vector of {len(self.entries)} numbers does not fit the model",
                 got=self.text,
@@ -47,7 +47,7 @@ class VectorLine(Line):
                 hint=BY_NAME,
             )
         drawn = self._drawn(seed)
-        numbers = {name: drawn[place] for place, names in enumerate(layout.blocks) for name in names}
+        numbers = {name: drawn[index] for index, names in enumerate(layout.blocks) for name in names}
         values: dict[str, Value] = {}
         left: set[str] = set()
         for layer, named in scene.layers.items():
@@ -85,20 +85,20 @@ def _fits(layout: Vector, scene: Scene) -> bool:
 
 def read(text: str) -> VectorLine | None:
     name, colon, numbers = text.rpartition(":")
-    parts = numbers.split(",")
-    if len(parts) < SHORTEST or text.count(":") > 1 or (name and not name.strip()):
+    entries = numbers.split(",")
+    if len(entries) < SHORTEST or text.count(":") > 1 or (name and not name.strip()):
         return None
     if name.strip().lower() in OTHERS:
         raise RuleError(
             "vectors of this tool are not read", got=text.strip(), expected="a vector of LBW", hint=BY_NAME
         ).at(1)
-    place = len(name) + len(colon) + 1
-    for part in parts:
-        word = part.strip()
+    column = len(name) + len(colon) + 1
+    for entry in entries:
+        word = entry.strip()
         if word.lower() not in RANDOM:
-            _checked(word, place + len(part) - len(part.lstrip()))
-        place += len(part) + 1
-    return VectorLine(text.strip(), tuple(part.strip().lower() for part in parts))
+            _checked(word, column + len(entry) - len(entry.lstrip()))
+        column += len(entry) + 1
+    return VectorLine(text.strip(), tuple(entry.strip().lower() for entry in entries))
 
 
 def _checked(word: str, column: int) -> None:
